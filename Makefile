@@ -1,0 +1,25 @@
+# `make demo` learns the bundled episode and colours the next one; `make test` runs every test. Both make .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/python dataset_generator.py --save_path results/demo/dataset --overwrite True
+	$(BIN)/python train.py --data_path results/demo/dataset --save_path results/demo/checkpoints --max_minutes 4 --overwrite True
+	$(BIN)/python test.py --checkpoint results/demo/checkpoints/best.pt --input resources/episode_2.mp4 \
+		--output results/demo/episode_2.mp4 --overwrite True
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache
