@@ -1,20 +1,25 @@
 """What the scripts share: errors and flags, pictures, checkpoints, metrics and logs."""
 
 import argparse
+import math
 import os
 import re
 import sys
 import traceback
-import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
+import av
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from skimage.color import deltaE_ciede2000, rgb2lab
+from skimage.metrics import structural_similarity
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv")
 MAX_PIXELS = 200_000_000  # refuse a picture by its header before its pixels are allocated (600 MB as RGB)
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which MAX_PIXELS replaces
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -85,6 +90,23 @@ def list_files(folder, suffixes):
                   key=lambda path: natural_key(path.name))
 
 
+def image_ids(names):
+    """Image identities: the number at the end of each name's stem (``ep01_5.png`` -> 5), unique within the list.
+
+    A name without a number, with one that an earlier name took, or beyond 63 bits gets the next free number.
+    """
+    numbers = [re.search(r"(\d*)$", Path(name).stem).group() for name in names]
+    numbers = [int(number) if number and int(number) < 2**62 else None for number in numbers]
+    free = max((number for number in numbers if number is not None), default=-1) + 1
+    ids, taken = [], set()
+    for number in numbers:
+        if number is None or number in taken:
+            number, free = free, free + 1
+        ids.append(number)
+        taken.add(number)
+    return ids
+
+
 @contextmanager
 def replace_when_done(path):
     """Yield a temporary path beside ``path``; it takes ``path``'s name only when the block ends without an error.
@@ -110,25 +132,252 @@ def read_image(path):
     Raises UserError, naming the file, for anything that cannot be read whole or is larger than MAX_PIXELS.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS below is our own limit
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise UserError(f"{path} is {image.width}x{image.height}, more than {MAX_PIXELS:,} pixels")
-                image = ImageOps.exif_transpose(image)
-                if image.mode.startswith("I"):  # 16 bits of grey; Pillow would clip them to white
-                    grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-                    return np.repeat(grey[:, :, None], 3, axis=2)
-                if image.has_transparency_data:
-                    image = image.convert("RGBA")
-                    white = Image.new("RGBA", image.size, "white")
-                    image = Image.alpha_composite(white, image)
-                return np.array(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(f"{path} is {image.width}x{image.height}, more than {MAX_PIXELS:,} pixels")
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16 bits of grey; Pillow would clip them to white
+                grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+                return np.repeat(grey[:, :, None], 3, axis=2)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return np.array(image.convert("RGB"))
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise UserError(f"cannot read {path} as a picture: {error}") from error
 
 
 def write_image(path, rgb):
     """Write RGB uint8 of shape (H, W, 3) in the format of ``path``'s suffix; it appears whole or not at all."""
     with replace_when_done(path) as temporary:
-        Image.fromarray(rgb).save(temporary, **({"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg") else {}))
+        Image.fromarray(rgb).save(temporary, **({"quality": 95} if temporary.suffix.lower() in (".jpg", ".jpeg") else {}))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints and devices
+
+CHECKPOINT_FORMAT = 1
+
+
+def save_checkpoint(path, content):
+    """Write a dict of tensors and plain values; the file appears under its name only when it is whole on the disk."""
+    with replace_when_done(path) as temporary, open(temporary, "wb") as file:
+        torch.save({"format": CHECKPOINT_FORMAT, **content}, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load_checkpoint(path):
+    """Read what ``save_checkpoint`` wrote, on the CPU, executing nothing. Raises UserError for anything else."""
+    if not Path(path).is_file():
+        raise UserError(f"there is no checkpoint {path}; train one with train.py or name another by --checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file of any content: zip, pickle and tensor readers each raise their own kinds
+        raise UserError(f"{path} is not a checkpoint of train.py ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise UserError(f"{path} is not a checkpoint of train.py")
+    if content["format"] != CHECKPOINT_FORMAT:
+        raise UserError(f"{path} has checkpoint format {content['format']}, and this version reads "
+                        f"{CHECKPOINT_FORMAT}; train again or use the version that wrote it")
+    return content
+
+
+def select_device(name):
+    """The torch device for auto, cpu or cuda. Raises UserError when CUDA is asked for and not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no CUDA device for --device cuda; use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def autocast(device, precision="auto"):
+    """A context for the networks: bfloat16 where the hardware is fast at it (``auto``), or as told by fp32 or bf16."""
+    if precision == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            cpu = torch.cpu.get_capabilities()
+            fast = cpu.get("avx512_bf16", False) or cpu.get("amx_bf16", False)
+        precision = "bf16" if fast else "fp32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metrics
+
+
+def ciede2000(lab, truth):
+    """Mean CIEDE2000 colour difference of two Lab pictures (H, W, 3). 0 is equal, 1 just visible, 10 another colour."""
+    return float(deltaE_ciede2000(truth, lab, channel_axis=-1).mean())
+
+
+def psnr(mean_squared_error, peak):
+    """Peak signal-to-noise ratio in dB. Of a set: from the mean of its errors, so one exact picture is not infinite."""
+    return 10 * math.log10(peak**2 / mean_squared_error) if mean_squared_error else math.inf
+
+
+def colorfulness(rgb):
+    """Colourfulness of RGB uint8 (H, W, 3) by Hasler and Suesstrunk (2003): 0 grey, 33 moderate, 82 high."""
+    red, green, blue = np.moveaxis(rgb.astype(np.float32), -1, 0)
+    rg, yb = red - green, (red + green) / 2 - blue
+    return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
+
+
+def is_color(rgb):
+    """True when a picture has colour: its channels differ by more than coding noise, somewhere or on average."""
+    spread = rgb.max(-1).astype(np.int16) - rgb.min(-1)
+    return bool(spread.mean() > 1 or (spread > 16).mean() > 0.001)
+
+
+class Scores:
+    """Quality of results against the truth, over a set of pictures."""
+
+    COLUMNS = {"ciede2000": "CIEDE2000", "psnr_rgb": "PSNR RGB", "psnr_ab": "PSNR ab", "ssim": "SSIM",
+               "colorfulness": "colourfulness", "colorfulness_truth": "of the truth"}
+
+    def __init__(self):
+        self.rows = []
+
+    def __len__(self):
+        return len(self.rows)
+
+    def add(self, rgb, truth):
+        """Add one picture: result and truth, RGB uint8 (H, W, 3). Lab, CIEDE2000 and SSIM are scikit-image's."""
+        lab, lab_truth = (rgb2lab(x.astype(np.float32) / 255) for x in (rgb, truth))
+        side = min(7, *(size - (size + 1) % 2 for size in rgb.shape[:2]))  # SSIM's window, odd, for tiny pictures too
+        self.rows.append({
+            "ciede2000": ciede2000(lab, lab_truth),
+            "mse_rgb": float(((rgb.astype(np.float32) - truth) ** 2).mean()),
+            "mse_ab": float(((lab[..., 1:] - lab_truth[..., 1:]) ** 2).mean()),
+            "ssim": float(structural_similarity(rgb, truth, win_size=side, channel_axis=-1)) if side >= 3 else math.nan,
+            "colorfulness": colorfulness(rgb),
+            "colorfulness_truth": colorfulness(truth)})
+
+    def summary(self):
+        """Means over the set as a dict of COLUMNS; PSNR (peak 255 for RGB, 220 for ab) of the set's mean error."""
+        mean = {name: float(np.mean([row[name] for row in self.rows])) for name in self.rows[0]}
+        mean["psnr_rgb"], mean["psnr_ab"] = psnr(mean["mse_rgb"], 255), psnr(mean["mse_ab"], 220)
+        return {name: mean[name] for name in self.COLUMNS}
+
+
+def metrics_table(summaries):
+    """A text table of summaries {row name: Scores.summary()}, one line a row."""
+    lines = [f"{'':10s}" + "".join(f"{title:>15s}" for title in Scores.COLUMNS.values())]
+    for name, row in summaries.items():
+        lines.append(f"{name:10s}" + "".join(f"{row[column]:15.3f}" for column in Scores.COLUMNS))
+    return "\n".join(lines)
+
+
+def picture_grid(rows, gap=4):
+    """Rows of equally large RGB uint8 pictures (H, W, 3) -> one picture with white gaps."""
+    height, width = rows[0][0].shape[:2]
+    grid = np.full((len(rows) * (height + gap) - gap, len(rows[0]) * (width + gap) - gap, 3), 255, np.uint8)
+    for r, row in enumerate(rows):
+        for c, picture in enumerate(row):
+            y, x = r * (height + gap), c * (width + gap)
+            grid[y:y + height, x:x + width] = picture
+    return grid
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Video
+
+
+@contextmanager
+def open_video(path):
+    """Open a film with PyAV and yield (container, its first video stream). Raises UserError when there is none."""
+    try:
+        container = av.open(str(path))
+    except (av.error.FFmpegError, OSError) as error:
+        raise UserError(f"cannot read {path} as a video: {error.strerror or error}") from error
+    with container:
+        if not container.streams.video:
+            raise UserError(f"{path} has no video stream")
+        container.streams.video[0].thread_type = "AUTO"
+        yield container, container.streams.video[0]
+
+
+def video_length(path):
+    """(frames, frames per second) as the file states them; 0 frames when it does not say."""
+    with open_video(path) as (container, stream):
+        rate = float(stream.average_rate or stream.guessed_rate or 25)
+        seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
+        return stream.frames or round(seconds * rate), rate
+
+
+def transcode(source, target, paint, batch_size):
+    """Write ``target`` (H.264) with the frames of ``source`` as ``paint`` returns them, at their own times, with sound.
+
+    ``paint`` takes and returns a list of at most ``batch_size`` RGB uint8 pictures (H, W, 3). Audio packets are copied;
+    an audio track that the container cannot carry is left out with a warning. A film that breaks off is used as far
+    as it decodes, with a warning. The output appears under its name only when it is complete.
+    Raises UserError when nothing decodes or ``target`` cannot be written.
+    """
+    if Path(target).suffix.lower() not in (".mp4", ".mkv", ".mov"):
+        raise UserError(f"cannot write {target}: name a .mp4, .mkv or .mov file by --output")
+    with (open_video(source) as (film, video), replace_when_done(target) as temporary,
+          av.open(str(temporary), "w") as output):
+        stream = output.add_stream("libx264", rate=video.average_rate or 25, options={"crf": "16"})
+        stream.width, stream.height = video.codec_context.width, video.codec_context.height
+        # 4:2:0 stores one colour for 2 x 2 pixels and so needs even sides.
+        stream.pix_fmt = "yuv444p" if stream.width % 2 or stream.height % 2 else "yuv420p"
+        stream.time_base = stream.codec_context.time_base = video.time_base
+        if video.sample_aspect_ratio:
+            stream.codec_context.sample_aspect_ratio = video.sample_aspect_ratio
+        for tag in ("colorspace", "color_primaries", "color_trc"):
+            setattr(stream.codec_context, tag, getattr(video.codec_context, tag))
+        tracks = {}
+        for audio in film.streams.audio:
+            if audio.codec_context.name in output.supported_codecs:
+                tracks[audio.index] = output.add_stream_from_template(audio)
+            else:
+                warn(f"{target} cannot carry the sound track {audio.index} ({audio.codec_context.name}) of {source}"
+                     "; write a .mkv to keep it")
+
+        pending, written = [], 0
+
+        def flush():
+            nonlocal written
+            painted = paint([frame.to_ndarray(format="rgb24") for frame in pending])
+            for frame, picture in zip(pending, painted, strict=True):
+                coloured = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                coloured = coloured.reformat(format=stream.pix_fmt, dst_colorspace=frame.colorspace)
+                coloured.pts, coloured.time_base = frame.pts, frame.time_base
+                output.mux(stream.encode(coloured))
+            written += len(pending)
+            pending.clear()
+
+        for packet in _packets(film, [video, *(film.streams[index] for index in tracks)], source):
+            if packet.stream_index in tracks:
+                packet.stream = tracks[packet.stream_index]
+                output.mux(packet)
+                continue
+            for frame in _decode(packet, source):
+                pending.append(frame)
+                if len(pending) == batch_size:
+                    flush()
+        if pending:
+            flush()
+        if not written:
+            raise UserError(f"no frame of {source} can be decoded")
+        output.mux(stream.encode(None))
+
+
+def _packets(film, streams, path):
+    """The packets of ``streams`` as far as the file can be read."""
+    try:
+        for packet in film.demux(streams):
+            if packet.dts is not None or packet.stream.type == "video":  # the last, empty packet flushes the decoder
+                yield packet
+    except av.error.FFmpegError as error:
+        warn(f"{path} breaks off ({error.strerror}); what could be read is used")
+
+
+def _decode(packet, path):
+    """The frames of a packet; none, with a warning, when it is damaged."""
+    try:
+        return packet.decode()
+    except av.error.FFmpegError as error:
+        warn(f"a damaged packet of {path} at {float((packet.dts or 0) * packet.time_base):.2f} s is skipped "
+             f"({error.strerror})")
+        return []

@@ -1,0 +1,638 @@
+"""How does a film become pictures? Find its shots, give whole shots to train, val or test, save a few frames of each.
+
+A film is decoded once. While a shot is open, FramePool holds the frames that may turn out to be wanted; when the shot
+ends they are at hand. Memory does not grow with the film, apart from one float per frame and a little per shot.
+Frames are BGR uint8 of shape (H, W, 3) throughout, as OpenCV reads and writes them, and are counted from 0.
+"""
+
+import csv
+import itertools
+import math
+import os
+import re
+import tempfile
+import zlib
+from array import array
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from tqdm import tqdm
+
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, ArgumentParser, UserError, boolean, list_files, run_cli, warn
+
+SPLITS = ("train", "val", "test")
+CSV_HEADER = ["file", "video", "frame", "time", "shot", "split"]
+OWN_PICTURE = re.compile(r"(train|val|test)/raw_image_[^/\\]*_\d+\.png")  # what a frames.csv may name for removal
+FIGURES = "figures"
+SIGNATURE = "dataset_generator.py"  # in the metadata of our figures: an overwrite removes no one else's
+COLOURS = {"train": "#2a9d4a", "val": "#2f6fd0", "test": "#d9821a", "dropped": "#8a8a8a"}
+POOL_BYTES = 512 * 2**20  # frames held for the open shot; 430 frames at 854x480, 86 at 1920x1080
+SHEET_COLUMNS, SHEET_ROWS, SHEET_PAGES = 6, 10, 10  # a contact sheet is bounded: at most 600 shots of a film
+CURVE_POINTS = 2000
+
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # of a broken film the user should read our sentence only
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+@dataclass
+class GeneratorConfig:
+    """What one run does. The fields are the flags of the command line."""
+
+    video_path: Path = Path(__file__).resolve().parent / "resources" / "episode_1.mp4"
+    video_names: tuple = ()
+    save_path: Path = Path("dataset")
+    detector: str = "histogram"
+    col_diff_thres: float = 7000.0
+    scene_thres: float | None = None  # None: PySceneDetect's own default
+    shots_len_thres: int = 12
+    frames_per_shot: int = 3
+    split: tuple = (0.7, 0.2, 0.1)
+    seed: int = 0
+    overwrite: bool = False
+
+    def check(self):
+        """Raises UserError for a value out of its range."""
+        for name, least in (("frames_per_shot", 1), ("shots_len_thres", 1), ("seed", 0), ("col_diff_thres", 0)):
+            if not getattr(self, name) >= least:  # so written, NaN is refused too
+                raise UserError(f"--{name} is {getattr(self, name)} but must be at least {least}")
+        if self.scene_thres is not None and not self.scene_thres > 0:
+            raise UserError(f"--scene_thres is {self.scene_thres} but must be above 0")
+        if len(self.split) != 3 or not all(0 <= share <= 1 for share in self.split) or abs(sum(self.split) - 1) > 1e-6:
+            raise UserError(f"--split is {' '.join(map(str, self.split))} but must be three shares from 0 to 1 (train, "
+                            "val, test) that add up to 1, such as 0.7 0.2 0.1")
+
+
+@dataclass
+class Shot:
+    """Frames ``first`` to ``last``, both included."""
+
+    number: int
+    first: int
+    last: int
+    images: dict = field(default_factory=dict)  # frame -> number in the picture's name; empty: a dropped shot
+    thumbnail: bytes | None = None  # JPEG
+    split: str = "dropped"
+
+
+@dataclass
+class Film:
+    path: Path
+    fps: float
+    shots: list = field(default_factory=list)
+    differences: array = field(default_factory=lambda: array("f"))  # [i]: between frames i - 1 and i; [0] is 0
+
+    def picture_name(self, number):
+        return f"raw_image_{self.path.stem}_{number}.png"
+
+    def summary(self):
+        kept = sum(1 for shot in self.shots if shot.images)
+        frames = {split: sum(len(shot.images) for shot in self.shots if shot.split == split) for split in SPLITS}
+        return {"video": self.path.name, "shots": len(self.shots), "kept": kept, "dropped": len(self.shots) - kept,
+                "frames": frames}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where one shot ends and the next begins
+#
+# A detector has a name for its difference, a threshold, and a delay: the frames it must see beyond a cut to know it.
+# process(frame) takes the next frame and returns [(difference, is_cut)] for each frame that it now has judged, in
+# order; flush() judges the last ones. A cut is in front of its frame: the frame that differs opens the next shot.
+
+
+class HistogramDetector:
+    """Distance of the colour distributions of neighbouring frames.
+
+    The sum over B, G and R of the mean over 256 bins of the squared difference of the histograms, which are raw
+    counts: on frames of 256x256 it runs from 0 to about 1e8.
+    """
+
+    label, delay = "colour difference", 0
+
+    def __init__(self, threshold=7000.0):
+        self.threshold = threshold
+        self.previous = None
+
+    def process(self, frame):
+        histograms = np.stack([cv2.calcHist([frame], [channel], None, [256], [0, 256]) for channel in range(3)])
+        if self.previous is None:
+            self.previous = histograms
+        difference = float(np.square(histograms - self.previous).mean(axis=1).sum())
+        self.previous = histograms
+        return [(difference, difference > self.threshold)]
+
+    def flush(self):
+        return []
+
+
+class SceneDetectDetector:
+    """PySceneDetect's AdaptiveDetector or ContentDetector, fed frame by frame. ``threshold`` None takes its default."""
+
+    def __init__(self, kind, threshold=None):
+        from scenedetect import FrameTimecode  # imported here: the default detector need not wait for it
+        from scenedetect.detectors import AdaptiveDetector, ContentDetector
+
+        # min_scene_len=0: each cut is reported; to drop short shots is the generator's task, not the detector's
+        if kind == "adaptive":
+            self.threshold = 3.0 if threshold is None else threshold
+            self.detector = AdaptiveDetector(adaptive_threshold=self.threshold, min_scene_len=0)
+            self.label, self.metric = "change / mean change around", self.detector.get_metrics()[-1]
+        else:
+            self.threshold = 27.0 if threshold is None else threshold
+            self.detector = ContentDetector(threshold=self.threshold, min_scene_len=0)
+            self.label, self.metric = "change in HSV", ContentDetector.FRAME_SCORE_KEY
+        self.delay = self.detector.event_buffer_length
+        self.detector.stats_manager = self  # set_metrics below is all it is used for; the real one keeps every frame
+        self.timecode, self.fed, self.last, self.metrics = FrameTimecode, 0, None, {}
+
+    def set_metrics(self, _timecode, metrics):
+        self.metrics.update(metrics)
+
+    def _feed(self, frame):
+        cuts = self.detector.process_frame(self.timecode(self.fed, fps=24.0), frame)  # only frame numbers matter
+        self.fed += 1
+        return [] if self.fed <= 2 * self.delay else [(self.metrics.get(self.metric, 0.0), bool(cuts))]
+
+    def process(self, frame):
+        # AdaptiveDetector judges no frame within its window of either end, so both ends are padded with copies.
+        copies = 1 if self.fed else 1 + self.delay
+        self.last = frame
+        return [judged for _ in range(copies) for judged in self._feed(frame)]
+
+    def flush(self):
+        return [judged for _ in range(self.delay) for judged in self._feed(self.last)]
+
+
+def make_detector(config):
+    """The detector that ``config`` asks for, with its threshold."""
+    if config.detector == "histogram":
+        return HistogramDetector(config.col_diff_thres)
+    return SceneDetectDetector(config.detector, config.scene_thres)
+
+
+def detect_shots(frames, detector, differences):
+    """Yield (first, last), both included, of each shot as soon as its end is known; the last shot counts.
+
+    ``frames`` is any iterable of BGR frames of any one size; ``differences`` gets one number per frame appended.
+    """
+    def answers():
+        for frame in frames:
+            yield from detector.process(cv2.resize(frame, (256, 256)))
+        yield from detector.flush()
+
+    first = index = 0
+    for index, (difference, is_cut) in enumerate(answers()):
+        differences.append(difference)
+        if is_cut and index > first:
+            yield first, index - 1
+            first = index
+    if differences:
+        yield first, index
+
+
+def frame_positions(first, last, count):
+    """``count`` different frames spread evenly over [first, last], both ends included; 1 is the middle.
+
+    A shot of ``count`` frames or fewer gives each of its frames once.
+    """
+    if count == 1:
+        return [(first + last) // 2]
+    count = min(count, last - first + 1)
+    return [first + i * (last - first) // max(count - 1, 1) for i in range(count)]
+
+
+def split_shots(shots, shares, seed):
+    """Give each shot to a split: a list of "train", "val" or "test" in the order of ``shots``, chosen by ``seed``.
+
+    The counts follow ``shares`` (three, sum 1) by largest remainder, except that every split with a share above 0
+    gets a shot whenever there are as many shots as such splits.
+    """
+    exact = [share * len(shots) for share in shares]
+    counts = [math.floor(value + 1e-9) for value in exact]
+    by_remainder = sorted(range(3), key=lambda i: counts[i] - exact[i])
+    for i in by_remainder[:len(shots) - sum(counts)]:
+        counts[i] += 1
+    active = [i for i in range(3) if shares[i] > 0]
+    if len(shots) >= len(active):
+        for i in active:
+            if counts[i] == 0:
+                counts[counts.index(max(counts))] -= 1
+                counts[i] = 1
+    order = np.random.default_rng(seed).permutation(len(shots))
+    names = [name for name, count in zip(SPLITS, counts, strict=True) for _ in range(count)]
+    return [name for _, name in sorted(zip(order, names, strict=True))]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading a film
+
+
+def find_videos(path, names=()):
+    """The films to read: ``path`` itself, or those in the folder ``path``, all or by name with or without suffix.
+
+    Raises UserError when there is nothing to read or a name is not found.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"--video_path {path} does not exist")
+    videos = list_files(path, VIDEO_SUFFIXES) if path.is_dir() else [path]
+    if not videos:
+        raise UserError(f"no video in {path} (looked for {' '.join(VIDEO_SUFFIXES)})")
+    chosen = []
+    for name in names:
+        found = [video for video in videos if name == video.name] or [video for video in videos if name == video.stem]
+        if not found:
+            there = ", ".join(video.name for video in videos[:20]) + (", ..." if len(videos) > 20 else "")
+            raise UserError(f"--video_names: no '{name}' in {path}; there is {there}")
+        chosen += [video for video in found if video not in chosen]
+    return chosen or videos
+
+
+def open_video(path):
+    """Open a film and decode its first frame: (capture, frame). Raises UserError when either fails."""
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    if not capture.isOpened():
+        raise UserError(f"{path} cannot be opened as a video")
+    ok, frame = capture.read()
+    if not ok:
+        capture.release()
+        raise UserError(f"no frame of {path} can be decoded")
+    return capture, frame
+
+
+def read_frames(capture, frame):
+    """Yield ``frame`` and the frames after it; the next one is decoded while the caller works on this one."""
+    ok = True
+    with ThreadPoolExecutor(1) as reader:
+        while ok:
+            following = reader.submit(capture.read)
+            yield frame
+            ok, frame = following.result()
+
+
+def reread_frames(path, checksums):
+    """Yield (index, frame) for the frames in ``checksums``, a dict index -> checksum, perhaps more than once.
+
+    Seeking is fast, but in some films it lands beside the frame asked for. The checksum tells, and such a film is
+    read from its start instead.
+    """
+    capture, _ = open_video(path)
+    for index, checksum in checksums.items():
+        capture.set(cv2.CAP_PROP_POS_FRAMES, index)
+        ok, frame = capture.read()
+        if not ok or zlib.crc32(frame) != checksum:
+            break
+        yield index, frame
+    else:
+        return
+    for index, frame in enumerate(read_frames(*open_video(path))):
+        if index in checksums:
+            yield index, frame
+
+
+class FramePool:
+    """The frames of the open shot that may turn out to be wanted: its first, and all from the lowest inner position on.
+
+    With three frames a shot that is the second half of what has been seen. When these are more than ``budget`` bytes,
+    frames are held as their checksum alone, by which reread_frames finds them again.
+    """
+
+    def __init__(self, frames_per_shot, delay, budget=POOL_BYTES):
+        self.parts = max(frames_per_shot - 1, 2)  # 2: the contact sheet wants the middle in any case
+        self.delay = delay
+        self.budget = budget
+        self.first = self.bytes = 0
+        self.held = {}  # index -> frame or checksum, in the order of the film
+
+    def collect(self, frames):
+        """Pass ``frames`` on, holding those that may be wanted."""
+        for index, frame in enumerate(frames):
+            self.held[index] = frame
+            self.bytes += frame.nbytes
+            shortest = index - self.delay - 1 - self.first  # the detector may yet end the shot this far from its first
+            self._release(self.first + 1, self.first + shortest // self.parts)
+            # The last of a shot and the first of the next always stay, so it is an older frame that makes room.
+            older = index - self.delay - 2
+            if self.bytes > self.budget and older > self.first and isinstance(self.held.get(older), np.ndarray):
+                self.bytes -= self.held[older].nbytes
+                self.held[older] = zlib.crc32(self.held[older])
+            yield frame
+
+    def start_shot(self, first):
+        """The open shot ended: let go of all in front of ``first``."""
+        self._release(self.first, first)
+        self.first = first
+
+    def _release(self, start, stop):
+        for index in list(itertools.takewhile(lambda index: index < stop, self.held)):
+            if index >= start:
+                self.bytes -= getattr(self.held.pop(index), "nbytes", 0)
+
+
+class PictureWriter:
+    """Writes PNGs beside the decoding. At most ``backlog`` wait, so that a slow disk does not fill the memory."""
+
+    def __init__(self, backlog=8):
+        self.threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+        self.pending = deque()
+        self.backlog = backlog
+
+    def submit(self, path, frame):
+        self.pending.append(self.threads.submit(lambda: path.write_bytes(cv2.imencode(".png", frame)[1])))
+        self.wait(self.backlog)
+
+    def wait(self, left=0):
+        """Wait until at most ``left`` pictures are still to be written; raises OSError when one cannot be."""
+        while len(self.pending) > left:
+            self.pending.popleft().result()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.threads.shutdown(cancel_futures=True)
+
+
+def scan_film(path, opened, config, folder, numbers, writer):
+    """Find the shots of a film and write the frames of those that are long enough to ``folder``.
+
+    ``opened`` is open_video(path) and ``numbers`` the iterator that numbers the pictures of the whole run. Returns
+    (Film, its detector). A film that ends early is warned about.
+    """
+    capture, frame = opened
+    film = Film(path, fps=capture.get(cv2.CAP_PROP_FPS) or 24.0)
+    promised = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+    detector = make_detector(config)
+    pool = FramePool(config.frames_per_shot, detector.delay)
+    later, checksums = {}, {}
+
+    def deliver(shot, index, frame):
+        if index in shot.images:
+            writer.submit(folder / film.picture_name(shot.images[index]), frame)
+        if index == (shot.first + shot.last) // 2 and shot.number < SHEET_COLUMNS * SHEET_ROWS * SHEET_PAGES:
+            scale = min(224 / frame.shape[1], 126 / frame.shape[0])
+            size = [max(1, round(side * scale)) for side in frame.shape[1::-1]]
+            shot.thumbnail = cv2.imencode(".jpg", cv2.resize(frame, size, interpolation=cv2.INTER_AREA))[1].tobytes()
+
+    frames = tqdm(read_frames(capture, frame), desc=path.name, total=promised or None, unit=" frames", leave=False)
+    for first, last in detect_shots(pool.collect(frames), detector, film.differences):
+        shot = Shot(len(film.shots), first, last)
+        if last - first + 1 >= config.shots_len_thres:
+            shot.images = {index: next(numbers) for index in frame_positions(first, last, config.frames_per_shot)}
+        for index in sorted({*shot.images, (first + last) // 2}):
+            if isinstance(pool.held[index], np.ndarray):
+                deliver(shot, index, pool.held[index])
+            else:
+                later[index], checksums[index] = shot, pool.held[index]
+        film.shots.append(shot)
+        pool.start_shot(last + 1)
+    capture.release()
+    for index, frame in reread_frames(path, checksums) if later else ():
+        deliver(later[index], index, frame)
+    decoded = len(film.differences)
+    if promised - decoded > max(5, promised // 100):
+        warn(f"{path} ends early: {decoded} of {promised} frames can be decoded, and these are used")
+    return film, detector
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures to tune the thresholds by
+
+
+def draw_curve(film, detector, path):
+    """Draw the differences against the threshold, over the shots: coloured by split, grey where dropped."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported here: slow to load
+    from matplotlib.figure import Figure
+
+    stride = -(-len(film.differences) // CURVE_POINTS)
+    floor = detector.threshold / 1000 or 1e-3  # the scale is logarithmic: a difference of 0 is drawn at its foot
+    values = np.maximum(np.frombuffer(film.differences, np.float32), floor)
+    values = np.pad(values, (0, -len(values) % stride), constant_values=floor).reshape(-1, stride).max(axis=1)
+    figure = Figure(figsize=(14, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    shots = Counter(shot.split for shot in film.shots)
+    for split, colour in COLOURS.items():
+        spans = [(shot.first, shot.last - shot.first + 1) for shot in film.shots if shot.split == split]
+        if spans:
+            axes.broken_barh(spans, (0, 1), transform=axes.get_xaxis_transform(), facecolor=colour, alpha=0.3,
+                             edgecolor="white", linewidth=0.5, hatch="///" if split == "dropped" else None,
+                             label=f"{split}: {shots[split]} shots")
+    axes.plot(np.arange(len(values)) * stride, values, color="black", linewidth=0.8)
+    axes.axhline(detector.threshold, color="red", linestyle="--", label=f"threshold {detector.threshold:g}")
+    axes.set(yscale="log", xlim=(0, len(film.differences)), ylim=(floor, max(values.max(), detector.threshold) * 2),
+             title=film.path.name, xlabel="frame" + (f" (greatest of each {stride})" if stride > 1 else ""),
+             ylabel=detector.label)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=110, metadata={"Software": SIGNATURE})
+
+
+def draw_contact_sheets(film, folder):
+    """Draw the middle frame of each shot with its number, frames and split, in pages of bounded size and number."""
+    cell_width, cell_height, margin = 240, 176, 28
+    font = ImageFont.load_default(size=13)
+    per_page = SHEET_COLUMNS * SHEET_ROWS
+    shown = film.shots[:per_page * SHEET_PAGES]
+    signature = PngImagePlugin.PngInfo()
+    signature.add_text("Software", SIGNATURE)
+    for page, start in enumerate(range(0, len(shown), per_page)):
+        shots = shown[start:start + per_page]
+        rows = -(-len(shots) // SHEET_COLUMNS)
+        sheet = Image.new("RGB", (cell_width * SHEET_COLUMNS, margin + cell_height * rows), "white")
+        draw = ImageDraw.Draw(sheet)
+        note = f"{film.path.name}: shots {start} to {start + len(shots) - 1} of {len(film.shots)}"
+        if len(shown) < len(film.shots):
+            note += f" (only the first {len(shown)} are drawn)"
+        draw.text((8, 6), note, fill="black", font=font)
+        for place, shot in enumerate(shots):
+            x, y = place % SHEET_COLUMNS * cell_width, margin + place // SHEET_COLUMNS * cell_height
+            picture = cv2.imdecode(np.frombuffer(shot.thumbnail, np.uint8), cv2.IMREAD_COLOR_RGB)
+            draw.rectangle((x + 4, y, x + 235, y + 133), fill=COLOURS[shot.split])
+            sheet.paste(Image.fromarray(picture), (x + 120 - picture.shape[1] // 2, y + 67 - picture.shape[0] // 2))
+            draw.text((x + 6, y + 137), f"{shot.number}: {shot.first}-{shot.last}  {shot.split}", font=font,
+                      fill=COLOURS[shot.split])
+            length = shot.last - shot.first + 1
+            draw.text((x + 6, y + 153), f"{length} frame{'s' * (length > 1)}", font=font, fill="black")
+        sheet.save(folder / f"{film.path.name}_shots_{page}.png", pnginfo=signature, compress_level=1)  # fast
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From the films to the dataset
+
+
+def earlier_files(save_path, overwrite):
+    """Files an earlier run wrote to ``save_path``, which this one may replace.
+
+    Raises UserError when there is a dataset and ``overwrite`` is False, or a frames.csv that is not the generator's.
+    """
+    table = save_path / "frames.csv"
+    folders = [save_path / split for split in SPLITS]
+    for path in (*save_path.parents, save_path, *folders, save_path / FIGURES):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"cannot write to --save_path {save_path}: {path} is a file, not a folder")
+    if not overwrite:
+        full = [folder for folder in folders if folder.is_dir() and list_files(folder, IMAGE_SUFFIXES)]
+        if full or table.exists():
+            raise UserError(f"{save_path} already holds a dataset ({(full or [table])[0].name}); choose another "
+                            "--save_path, or replace it with --overwrite True")
+        return []
+    files = []
+    if table.exists():
+        try:
+            rows = list(csv.reader(table.read_text(encoding="utf-8").splitlines()))
+        except (OSError, ValueError, csv.Error):
+            rows = []
+        if not rows or rows[0] != CSV_HEADER:
+            raise UserError(f"{table} was not written by this program; move it away or choose another --save_path")
+        files = [table] + [save_path / row[0] for row in rows[1:] if row and OWN_PICTURE.fullmatch(row[0])]
+    for path in list_files(save_path / FIGURES, (".png",)) if (save_path / FIGURES).is_dir() else []:
+        with suppress(OSError), Image.open(path) as picture:
+            if picture.info.get("Software") == SIGNATURE:
+                files.append(path)
+    return [path for path in files if path.is_file()]
+
+
+def install(folder, save_path, earlier):
+    """Move the files in ``folder`` to ``save_path`` in place of the files ``earlier``. All is undone on an error."""
+    new = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    for name in new:
+        if (save_path / name).exists() and save_path / name not in earlier:
+            raise UserError(f"{save_path / name} is in the way and was not written by an earlier run; move it away or "
+                            "choose another --save_path")
+    for name in (*SPLITS, FIGURES):
+        (save_path / name).mkdir(parents=True, exist_ok=True)
+    old = folder / "earlier"
+    old.mkdir()
+    moves = [(path, old / str(i)) for i, path in enumerate(earlier)]
+    moves += [(folder / name, save_path / name) for name in new]
+    done = []
+    try:
+        for source, target in moves:
+            done.append((source, target))
+            os.replace(source, target)
+    except BaseException:
+        for source, target in reversed(done):
+            if not source.exists():
+                os.replace(target, source)
+        raise
+
+
+def generate(config):
+    """Make the dataset that ``config`` asks for.
+
+    Returns one dict per film: video, shots, kept, dropped, and frames, a dict split -> number of pictures written.
+    Raises UserError for all that the user can mend; then what was in ``save_path`` is as it was.
+    """
+    config.check()
+    save_path = Path(os.path.abspath(config.save_path))
+    videos = find_videos(config.video_path, config.video_names)
+    earlier = earlier_files(save_path, config.overwrite)
+    # Next to the files it will replace, so that moving them in is a rename.
+    beside = next(path for path in (save_path, *save_path.parents) if path.is_dir())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=beside) as folder:
+            return fill(Path(folder), videos, config, save_path, earlier)
+    except OSError as error:
+        raise UserError(f"cannot write to {config.save_path}: {error.strerror or error}") from error
+
+
+def fill(folder, videos, config, save_path, earlier):
+    """The work of ``generate``, in ``folder`` first and then moved to ``save_path``."""
+    scanned, failures, numbers = [], [], itertools.count()
+    loose = folder / "loose"  # pictures whose split is not known yet
+    loose.mkdir()
+    with PictureWriter() as writer:
+        for path in videos:
+            try:
+                opened = open_video(path)
+            except UserError as error:
+                failures.append(error)
+                if len(videos) > 1:
+                    warn(f"{error}; it is left out")
+                continue
+            scanned.append(scan_film(path, opened, config, loose, numbers, writer))
+        writer.wait()
+    if not scanned:
+        raise failures[0] if len(videos) == 1 else UserError(f"none of the {len(videos)} videos can be read")
+    films = [film for film, _ in scanned]
+    shots = [shot for film in films for shot in film.shots]
+    kept = [shot for shot in shots if shot.images]
+    if not kept:
+        longest = max(shot.last - shot.first + 1 for shot in shots)
+        flag = "--col_diff_thres" if config.detector == "histogram" else "--scene_thres"
+        raise UserError(f"no shot is long enough: of {len(shots)} shots the longest has {longest} frames, fewer than "
+                        f"--shots_len_thres {config.shots_len_thres}; lower that to {longest} or less, or raise {flag} "
+                        f"(now {scanned[0][1].threshold:g}) to find fewer cuts")
+    for shot, split in zip(kept, split_shots(kept, config.split, config.seed), strict=True):
+        shot.split = split
+    for split, share in zip(SPLITS, config.split, strict=True):
+        if share > 0 and all(shot.split != split for shot in kept):
+            warn(f"{len(kept)} shots are too few for every split: {split} stays empty")
+
+    for name in (*SPLITS, FIGURES):
+        (folder / name).mkdir()
+    with open(folder / "frames.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(CSV_HEADER)
+        for film in films:
+            for shot in film.shots:
+                for frame, number in shot.images.items():
+                    name = film.picture_name(number)
+                    os.replace(loose / name, folder / shot.split / name)
+                    table.writerow([f"{shot.split}/{name}", film.path.name, frame, f"{frame / film.fps:.3f}",
+                                    shot.number, shot.split])
+    for film, detector in scanned:
+        draw_curve(film, detector, folder / FIGURES / f"{film.path.name}_curve.png")
+        draw_contact_sheets(film, folder / FIGURES)
+    install(folder, save_path, earlier)
+    return [film.summary() for film in films]
+
+
+def main(argv):
+    defaults = GeneratorConfig()
+    parser = ArgumentParser(description="Cut films into shots and save a few frames of each, whole shots to train, val "
+                                        "or test. Look at the pictures in figures/ to tune the thresholds.")
+    group = parser.add_argument_group("what to read and where to write")
+    group.add_argument("--video_path", type=Path, default=defaults.video_path, help="a folder of videos, or one video")
+    group.add_argument("--video_names", nargs="+", default=[], metavar="NAME",
+                       help="only these videos of the folder, named with or without suffix; none named: all")
+    group.add_argument("--save_path", type=Path, default=defaults.save_path,
+                       help="folder to write train/, val/, test/, frames.csv and figures/ to")
+    group.add_argument("--overwrite", type=boolean, default=defaults.overwrite, metavar="True|False",
+                       help="replace what an earlier run wrote there; other files are never touched")
+    group = parser.add_argument_group("where a shot ends")
+    group.add_argument("--detector", choices=("histogram", "adaptive", "content"), default=defaults.detector,
+                       help="histogram compares colour distributions; adaptive and content are PySceneDetect's, which "
+                            "compare pixels, adaptive against the frames around and so calmer in fast motion")
+    group.add_argument("--col_diff_thres", type=float, default=defaults.col_diff_thres,
+                       help="histogram: a greater difference between neighbouring frames is a cut; lower finds more")
+    group.add_argument("--scene_thres", type=float,
+                       help="adaptive, content: the same for these two; not given: 3 for adaptive, 27 for content")
+    group = parser.add_argument_group("what is kept")
+    group.add_argument("--shots_len_thres", type=int, default=defaults.shots_len_thres,
+                       help="drop shots of fewer frames; 12 is half a second at 24 frames a second")
+    group.add_argument("--frames_per_shot", type=int, default=defaults.frames_per_shot,
+                       help="frames to save of each shot, spread evenly: 1 is the middle, 3 first, middle and last")
+    group.add_argument("--split", type=float, nargs=3, default=defaults.split, metavar=("TRAIN", "VAL", "TEST"),
+                       help="shares of the shots for train, val and test, which add up to 1")
+    group.add_argument("--seed", type=int, default=defaults.seed, help="decides which shot goes where")
+    arguments = vars(parser.parse_args(argv))
+    arguments.pop("debug", None)
+    config = GeneratorConfig(**arguments)
+
+    films = generate(config)
+    total = {"video": "total", "frames": {split: sum(film["frames"][split] for film in films) for split in SPLITS}}
+    total |= {key: sum(film[key] for film in films) for key in ("shots", "kept", "dropped")}
+    for film in [*films, total] if len(films) > 1 else films:
+        frames = ", ".join(f"{split} {count}" for split, count in film["frames"].items())
+        print("{video}: shots {shots}, kept {kept}, dropped {dropped}".format(**film) + f"; frames: {frames}")
+    print(f"written to {config.save_path}; to tune the thresholds look at {config.save_path / FIGURES}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,530 @@
+"""How it is learned: ``python train.py`` learns the pictures of ``dataset/train`` and writes ``checkpoints/``.
+
+Edit the defaults of TrainConfig below or pass them as flags: ``python train.py --use_feat_integrator True``.
+"""
+
+import json
+import math
+import shutil
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from dataset import AB_SCALE, L_SCALE, ColorizationDataset, grey_image, lab_to_rgb
+from networks import SIZE_STEP, BackboneUnavailable, Colorizer, Discriminator, ModelConfig
+from utils import (
+    IMAGE_SUFFIXES, ArgumentParser, UserError, autocast, boolean, ciede2000, list_files, load_checkpoint, picture_grid,
+    psnr, replace_when_done, run_cli, save_checkpoint, select_device, warn, write_image)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Configuration
+
+
+def setting(default, help, choices=None, group=None):
+    """A field of TrainConfig that is also a flag; ``group`` starts a new group of flags in ``--help``."""
+    return field(default=default, metadata={"help": help, "choices": choices, "group": group})
+
+
+@dataclass
+class TrainConfig:
+    data_path: str = setting("dataset", "folder with the pictures in train/ and val/", group="files")
+    save_path: str = setting("checkpoints", "folder for checkpoints, log, curves and samples")
+    save_freq: int = setting(10, "save epoch_NNNN.pt and last.pt every so many epochs")
+    overwrite: bool = setting(False, "start again in a save_path that holds another run, removing that run's files")
+
+    use_memory: bool = setting(True, "read the colours from a memory at test time", group="the way to train")
+    use_feat_integrator: bool = setting(False, "combine the best three slots of the memory by learned weights")
+    gen_norm: str = setting("adain", "norm of the generator; adain takes its style from the colour feature",
+                            ["adain", "batch"])
+    dis_norm: str = setting("adain", "norm of the discriminator; adain also shows it the colour feature",
+                            ["adain", "None"])
+
+    start_epoch: int = setting(0, "go on from epoch_NNNN.pt of this epoch in save_path", group="length")
+    end_epoch: int = setting(100, "train up to this epoch; a set that fills less than EPOCH_STEPS batches is passed "
+                             "over more than once in an epoch")
+    max_minutes: float = setting(0.0, "train for about this many minutes, schedule fitted to it; 0 is no limit")
+    resume: bool = setting(False, "go on from last.pt in save_path")
+
+    img_size: int = setting(128, f"side of the square that the networks see, a multiple of {SIZE_STEP}",
+                            group="networks")
+    gen_width: int = setting(64, "channels of the generator's first layer; inner layers have up to 8 times as many")
+    backbone: str = setting("efficientnet_lite0", "ImageNet network that looks at the grey picture",
+                            ["efficientnet_lite0", "resnet18"])
+    backbone_weights: str = setting("", "file with the backbone's weights; default: its package or download")
+
+    mem_size: int = setting(0, "slots of the memory; 0: 1.2 times the number of training pictures", group="memory")
+    top_k: int = setting(0, "nearest slots among which the triplet loss looks; 0: all, at most 256")
+    color_thres: float = setting(0.5, "delta: colour features closer than this (KL, nats) count as the same colours")
+    alpha: float = setting(0.1, "margin of the triplet loss, in cosine similarity")
+
+    batch_size: int = setting(8, "pictures in a step", group="optimisation")
+    gen_lr: float = setting(2e-4, "learning rate of the generator")
+    dis_lr: float = setting(2e-4, "learning rate of the discriminator")
+    mem_lr: float = setting(1e-4, "learning rate of the memory's query encoder")
+    int_lr: float = setting(1e-3, "learning rate of the feature integrator")
+    lr_decay_start: float = setting(0.5, "share of the training after which the learning rates fall linearly to 0")
+    lambda_l1: float = setting(100.0, "weight of the L1 loss against the adversarial loss")
+    label_smoothing: float = setting(0.9, "what the discriminator is told that real pictures are, at most 1")
+
+    device: str = setting("auto", "where to train", ["auto", "cpu", "cuda"], group="machine")
+    precision: str = setting("auto", "of the networks; auto is bf16 where the hardware is fast at it",
+                             ["auto", "fp32", "bf16"])
+    num_workers: int = setting(0, "processes that prepare batches")
+    seed: int = setting(0, "of everything random")
+
+    def check(self):
+        """Raises UserError when settings are out of range or make no sense together."""
+        for name in ("end_epoch", "save_freq", "batch_size", "img_size", "gen_width"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; set it to at least 1")
+        for name in ("start_epoch", "max_minutes", "mem_size", "top_k", "color_thres", "alpha", "num_workers", "gen_lr",
+                     "dis_lr", "mem_lr", "int_lr", "lambda_l1"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}; set it to 0 or more")
+        for name in ("lr_decay_start", "label_smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}; set it between 0 and 1")
+        if self.img_size % SIZE_STEP:
+            raise UserError(f"img_size is {self.img_size}, and the generator takes multiples of {SIZE_STEP}; set "
+                            f"img_size to {max(SIZE_STEP, round(self.img_size / SIZE_STEP) * SIZE_STEP)}")
+        if self.use_feat_integrator and not self.use_memory:
+            raise UserError("the integrator combines slots of the memory; set use_memory True or "
+                            "use_feat_integrator False")
+        if self.use_memory and self.gen_norm == "batch":
+            raise UserError("gen_norm batch ignores the colours that the memory recalls; set gen_norm adain or "
+                            "use_memory False")
+        if not self.use_memory and self.gen_norm == "adain":
+            raise UserError("gen_norm adain needs a colour feature and there is no memory to recall one from; set "
+                            "gen_norm batch or use_memory True")
+        if self.gen_norm == "batch" and self.dis_norm == "adain":
+            raise UserError("dis_norm adain judges by a colour feature that a generator with gen_norm batch never "
+                            "sees; set dis_norm None or gen_norm adain")
+        if self.resume and self.start_epoch:
+            raise UserError("resume True goes on from last.pt and start_epoch from an older epoch; use one of them")
+        if self.overwrite and (self.resume or self.start_epoch):
+            raise UserError("overwrite True starts again and resume True or start_epoch goes on; use one of them")
+
+
+EPOCH_STEPS = 25  # a set of a few pictures is passed over again until an epoch has this many steps
+VAL_PICTURES = 64  # validation looks at no more than these many, spread evenly over the set
+SAMPLES = 4  # rows of the sample grid
+
+
+def fit_model_config(config, n_pictures):
+    """The ModelConfig for a training set of ``n_pictures``. Raises UserError when top_k exceeds the memory."""
+    shared = {f.name: getattr(config, f.name) for f in fields(ModelConfig)}
+    shared["mem_size"] = config.mem_size or math.ceil(1.2 * n_pictures)
+    if config.use_memory and config.top_k > shared["mem_size"]:
+        raise UserError(f"top_k is {config.top_k} and the memory has {shared['mem_size']} slots; set top_k to at most "
+                        f"{shared['mem_size']} or raise mem_size")
+    shared["top_k"] = config.top_k or min(256, shared["mem_size"])
+    return ModelConfig(**shared)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses
+
+
+def integrator_loss(combined, color_feature, eps=1e-4):
+    """KL(true || combined) of colour features (N, 313), smoothed by eps, mean over the batch."""
+    return F.kl_div((combined + eps).log(), color_feature + eps, reduction="none").sum(1).mean()
+
+
+def generator_loss(logits_fake, ab_fake, ab, lambda_l1):
+    """Adversarial + lambda * L1. Returns the loss and its named parts."""
+    adversarial = F.binary_cross_entropy_with_logits(logits_fake, torch.ones_like(logits_fake))
+    l1 = F.l1_loss(ab_fake, ab)
+    return adversarial + lambda_l1 * l1, {"gen_adv": adversarial.detach(), "gen_l1": l1.detach()}
+
+
+def discriminator_loss(logits_real, logits_fake, label_smoothing):
+    """Mean of the losses on real and fake patches, with one-sided label smoothing."""
+    real = F.binary_cross_entropy_with_logits(logits_real, torch.full_like(logits_real, label_smoothing))
+    fake = F.binary_cross_entropy_with_logits(logits_fake, torch.zeros_like(logits_fake))
+    return (real + fake) / 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One step
+
+
+class Learner:
+    """What training changes: the colorizer, the discriminator and their optimisers."""
+
+    def __init__(self, config, model_config, device, backbone_weights=None):
+        self.config = config
+        self.colorizer = Colorizer(model_config, backbone_weights).to(device)
+        norm = None if config.dis_norm == "None" else config.dis_norm
+        self.discriminator = Discriminator(norm).to(device)
+        # Convolutions over channels-last maps run about twice as fast, on CPUs and GPUs alike.
+        self.colorizer.to(memory_format=torch.channels_last)
+        self.discriminator.to(memory_format=torch.channels_last)
+        parts = {"gen": (self.colorizer.generator, config.gen_lr, (0.5, 0.999)),
+                 "dis": (self.discriminator, config.dis_lr, (0.5, 0.999))}
+        if config.use_memory:
+            parts["mem"] = (self.colorizer.memory, config.mem_lr, (0.9, 0.999))
+        if config.use_feat_integrator:
+            parts["int"] = (self.colorizer.integrator, config.int_lr, (0.9, 0.999))
+        self.rates = {name: rate for name, (_, rate, _) in parts.items()}
+        self.optimizers = {name: torch.optim.Adam(part.parameters(), rate, betas, fused=True)
+                           for name, (part, rate, betas) in parts.items()}
+
+    def set_progress(self, progress):
+        """Set the learning rates for ``progress`` in [0, 1] through the training."""
+        start = self.config.lr_decay_start
+        factor = 1.0 if progress <= start else max(0.0, (1 - progress) / (1 - start))
+        for name, optimizer in self.optimizers.items():
+            optimizer.param_groups[0]["lr"] = self.rates[name] * factor
+
+    def _descend(self, name, loss):
+        self.optimizers[name].zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizers[name].step()
+
+    def step(self, batch, features, cast):
+        """One step on a batch of the dataset (on the device); features (N, D) are those of its backbone.
+
+        In this order: triplet loss on the memory; memory update; integrator; generator; discriminator. ``cast`` makes
+        the autocast context of the networks; losses and memory are float32. Returns named losses (tensors).
+        """
+        config, colorizer = self.config, self.colorizer
+        L, ab, color = batch["L"], batch["ab"], batch["color_feature"]
+        losses = {}
+
+        if config.use_memory:
+            loss = colorizer.memory.triplet_loss(colorizer.memory.query(features), color)
+            self._descend("mem", loss)
+            with torch.no_grad():
+                query = colorizer.memory.query(features)
+            colorizer.memory.update(query, color, batch["image_id"])
+            losses["mem_triplet"] = loss.detach()
+            if config.use_feat_integrator:
+                recall = colorizer.memory.read(query, colorizer.integrator.TOP)
+                loss = integrator_loss(colorizer.integrator(recall.values, recall.scores), color)
+                self._descend("int", loss)
+                losses["int_kl"] = loss.detach()
+
+        # Half of the pictures are mirrored: their colour feature is the same.
+        flip = (torch.rand(len(L)) < 0.5).to(L.device)[:, None, None, None]
+        L, ab = torch.where(flip, L.flip(-1), L), torch.where(flip, ab.flip(-1), ab)
+
+        self.discriminator.requires_grad_(False)
+        with cast():
+            fake = colorizer(L, color)
+            logits = self.discriminator(L, fake, color)
+        loss, parts = generator_loss(logits, fake, ab, config.lambda_l1)
+        self._descend("gen", loss)
+        self.discriminator.requires_grad_(True)
+
+        with cast():  # real and fake in one pass: no norm here looks over the batch
+            both = self.discriminator(L.repeat(2, 1, 1, 1), torch.cat([ab, fake.detach()]), color.repeat(2, 1))
+        loss = discriminator_loss(*both.chunk(2), config.label_smoothing)
+        self._descend("dis", loss)
+        return {**losses, **parts, "dis": loss.detach()}
+
+    def state(self):
+        """Everything of the learner that a checkpoint keeps, beside the colorizer's configuration."""
+        return {"colorizer": self.colorizer.state_dict(), "discriminator": self.discriminator.state_dict(),
+                "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}}
+
+    def load(self, state):
+        """Take over what ``state`` returned. Raises UserError when it is of other networks."""
+        try:
+            self.colorizer.load_state_dict(state["colorizer"])
+            self.discriminator.load_state_dict(state["discriminator"])
+            for name, optimizer in self.optimizers.items():
+                optimizer.load_state_dict(state["optimizers"][name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UserError("the checkpoint was trained with other settings; pass the same ones, or train anew "
+                            f"in another save_path ({str(error).splitlines()[0]})") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data and validation
+
+
+class Pictures(NamedTuple):
+    """A dataset and its backbone features (N, D), which never change and are computed once; None without a memory."""
+
+    data: ColorizationDataset
+    features: torch.Tensor | None
+
+
+def look_at(data, learner, device, cast):
+    """Look at each picture with the backbone, once."""
+    if not learner.config.use_memory:
+        return Pictures(data, None)
+    features = []
+    for lightness in data.lab[:, :1].split(learner.config.batch_size):
+        with cast():
+            features.append(learner.colorizer.backbone(grey_image(lightness.to(device) / 255)))
+    return Pictures(data, torch.cat(features))
+
+
+def load_data(config):
+    """The datasets for training and validation; without pictures in val/, the training pictures serve for both."""
+    folder = Path(config.data_path)
+    data = ColorizationDataset(folder / "train", config.img_size)
+    if (folder / "val").is_dir() and list_files(folder / "val", IMAGE_SUFFIXES):
+        return data, ColorizationDataset(folder / "val", config.img_size)
+    warn(f"no pictures in {folder / 'val'}; validating on the training pictures, which tells little")
+    return data, data
+
+
+@torch.no_grad()
+def validate(learner, pictures, device, cast):
+    """Colour the pictures exactly as at test time: eval mode, colours from the memory (through the integrator).
+
+    Returns the metrics, and SAMPLES rows for the sample grid: (index, predicted Lab (S, S, 3), ids of the top 3).
+    """
+    data, colorizer = pictures.data, learner.colorizer
+    colorizer.eval()
+    chosen = spread(len(data), VAL_PICTURES)
+    shown = {chosen[place] for place in spread(len(chosen), SAMPLES)}
+    errors, squares, overlaps, samples = [], [], [], []
+    for indices in torch.tensor(chosen).split(learner.config.batch_size):
+        batch = [data[index] for index in indices.tolist()]
+        L, ab = (torch.stack([item[name] for item in batch]).to(device) for name in ("L", "ab"))
+        color, ids = None, torch.empty(len(batch), 0)
+        if learner.config.use_memory:
+            recall = colorizer.recall(pictures.features[indices])
+            color, ids = colorizer.choose(recall), recall.ids
+            truth = data.color_features[indices].to(device)
+            overlaps += torch.minimum(color, truth).sum(1).tolist()
+        with cast():
+            fake = colorizer(L, color)
+        squares += ((fake - ab) * AB_SCALE).square().mean((1, 2, 3)).tolist()
+        for index, lab, truth, top in zip(indices.tolist(), to_lab(L, fake), to_lab(L, ab), ids.tolist(), strict=True):
+            errors.append(ciede2000(lab, truth))
+            if index in shown:
+                samples.append((index, lab, top))
+    colorizer.train()
+    metrics = {"val_ciede2000": sum(errors) / len(errors), "val_psnr_ab": psnr(sum(squares) / len(squares), 220)}
+    if overlaps:
+        metrics["val_feature_intersection"] = sum(overlaps) / len(overlaps)
+    return metrics, samples
+
+
+def spread(count, wanted):
+    """At most ``wanted`` indices below ``count``, evenly spread."""
+    return sorted({round(i) for i in torch.linspace(0, count - 1, min(count, wanted)).tolist()})
+
+
+def to_lab(L, ab):
+    """L (N, 1, S, S) and ab (N, 2, S, S) as the networks see them -> Lab float32 array (N, S, S, 3)."""
+    return torch.cat([L * L_SCALE, ab * AB_SCALE], 1).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def sample_grid(samples, val, train):
+    """Rows of grey | result | truth | top-3 frames of the memory, RGB uint8."""
+    place = {image_id: index for index, image_id in enumerate(train.ids)}
+    rows = []
+    for index, lab, top in samples:
+        grey = lab.copy()
+        grey[..., 1:] = 0
+        pictures = [grey, lab, item_lab(val[index])]
+        pictures += [item_lab(train[place[i]]) if i in place else grey * 0 for i in top]
+        rows.append([lab_to_rgb(picture) for picture in pictures])
+    return picture_grid(rows)
+
+
+def item_lab(item):
+    """An item of the dataset -> Lab float32 (S, S, 3)."""
+    return to_lab(item["L"][None], item["ab"][None])[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run
+
+
+class Run:
+    """The files of a run under ``save_path``: checkpoints, log.jsonl, curves.png, samples/ and tensorboard/."""
+
+    OWN = ("epoch_*.pt", "last.pt", "best.pt", "log.jsonl", "curves.png", "samples/epoch_*.png",
+           "tensorboard/events.out.tfevents.*")
+
+    def __init__(self, config):
+        self.path = Path(config.save_path)
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"save_path {self.path} is a file; name a folder")
+        old = [path for pattern in self.OWN for path in self.path.glob(pattern)]
+        if not (config.resume or config.start_epoch):
+            if any(path.suffix == ".pt" for path in old) and not config.overwrite:
+                raise UserError(f"{self.path} holds another run; pass --resume True to go on, --overwrite True to "
+                                "start again, or another --save_path")
+            for path in old:
+                path.unlink()
+        try:
+            (self.path / "samples").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
+        self.log = self.path / "log.jsonl"
+
+    def checkpoint_to_resume(self, config):
+        """The checkpoint that the configuration asks to go on from, or None."""
+        if config.resume:
+            return load_checkpoint(self.path / "last.pt")
+        return load_checkpoint(self.path / f"epoch_{config.start_epoch:04d}.pt") if config.start_epoch else None
+
+    def forget_after(self, epoch):
+        """Drop what a run that went on beyond ``epoch`` logged, so that the log holds each epoch once."""
+        if self.log.exists():
+            lines = [line for line in self.log.read_text().splitlines() if json.loads(line)["epoch"] <= epoch]
+            with replace_when_done(self.log) as temporary:
+                temporary.write_text("".join(line + "\n" for line in lines))
+
+    def add(self, record):
+        """Append one record as a line of JSON."""
+        with open(self.log, "a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def draw_curves(self):
+        """Draw every logged number over the epochs into curves.png, losses above, validation below."""
+        records = [json.loads(line) for line in self.log.read_text().splitlines()]
+        skip = ("epoch", "step", "seconds", "images_per_second")
+        names = sorted((name for name in records[-1] if name not in skip), key=lambda name: name.startswith("val_"))
+        figure = Figure(figsize=(3.2 * math.ceil(len(names) / 2), 5), layout="constrained")
+        for axes, name in zip(figure.subplots(2, math.ceil(len(names) / 2)).flat, names, strict=False):
+            axes.plot([r["epoch"] for r in records], [r[name] for r in records], marker=".")
+            axes.set_title(name)
+            axes.set_xlabel("epoch")
+            axes.grid(alpha=0.3)
+        with replace_when_done(self.path / "curves.png") as temporary:
+            figure.savefig(temporary, dpi=100)
+
+
+def train(config):
+    """Train as configured; returns the path of best.pt. Raises UserError for what the user can mend."""
+    config.check()
+    begin = time.monotonic()
+    torch.manual_seed(config.seed)
+    device = select_device(config.device)
+    run = Run(config)
+    saved = run.checkpoint_to_resume(config)
+
+    def cast():
+        return autocast(device, config.precision)
+
+    data, val_data = load_data(config)
+    model_config = ModelConfig(**saved["model_config"]) if saved else fit_model_config(config, len(data))
+    try:
+        learner = Learner(config, model_config, device, False if saved else config.backbone_weights or None)
+    except BackboneUnavailable as error:
+        raise UserError(str(error)) from error
+    epoch, step, seconds, best = 0, 0, 0.0, math.inf
+    if saved:
+        learner.load(saved)
+        epoch, step, seconds, best = (saved[name] for name in ("epoch", "step", "seconds", "best"))
+        torch.set_rng_state(saved["rng"])
+        run.forget_after(epoch)
+    if epoch >= config.end_epoch:
+        raise UserError(f"the checkpoint is of epoch {epoch} and end_epoch is {config.end_epoch}; raise end_epoch")
+
+    pictures = look_at(data, learner, device, cast)
+    val_pictures = pictures if val_data is data else look_at(val_data, learner, device, cast)
+
+    def save(name, full=True):
+        state = learner.state()
+        if not full:  # best.pt is for colouring, and a third as large without what only training needs
+            state = {"colorizer": state["colorizer"]}
+        save_checkpoint(run.path / name, {
+            **state, "model_config": asdict(model_config), "train_config": asdict(config), "epoch": epoch, "step": step,
+            "seconds": seconds, "best": best, "rng": torch.get_rng_state(),
+            "frames": dict(zip(data.ids, (path.name for path in data.paths), strict=True))})
+
+    passes = math.ceil(EPOCH_STEPS * config.batch_size / len(data))
+    order = torch.Generator()
+    sampler = torch.utils.data.RandomSampler(data, num_samples=passes * len(data), generator=order)
+    loader = DataLoader(data, config.batch_size, sampler=sampler, num_workers=config.num_workers,
+                        pin_memory=device.type == "cuda", persistent_workers=config.num_workers > 0)
+    limit = config.max_minutes * 60
+    first_epoch, val_seconds = epoch, 0.0
+
+    def progress(batches):
+        """How far the training is after so many batches of this epoch, 1 at its end: by epochs or by time."""
+        done = (epoch - 1 + batches / len(loader)) / config.end_epoch
+        return max(done, (time.monotonic() - begin) / (limit - val_seconds)) if limit > val_seconds else done
+
+    out_of_time = False
+    with SummaryWriter(run.path / "tensorboard") as board, tqdm(
+            total=(config.end_epoch - epoch) * len(loader), unit="step", disable=None) as bar:
+        while epoch < config.end_epoch and not out_of_time:
+            epoch += 1
+            order.manual_seed(config.seed * 1_000_003 + epoch)
+            started, sums, images = time.monotonic(), {}, 0
+            for batch_number, batch in enumerate(loader, 1):
+                learner.set_progress(progress(batch_number - 1))
+                features = None if pictures.features is None else pictures.features[batch["index"].to(device)]
+                batch = {name: batch[name].to(device, non_blocking=True)
+                         for name in ("L", "ab", "color_feature", "image_id")}
+                losses = learner.step(batch, features, cast)
+                step += 1
+                images += len(batch["L"])
+                for name, loss in losses.items():
+                    sums[name] = sums.get(name, 0) + loss
+                bar.update()
+                out_of_time = bool(limit) and progress(batch_number) >= 1
+                if out_of_time:
+                    break
+            spent = time.monotonic() - started
+            seconds += spent
+            metrics, samples = validate(learner, val_pictures, device, cast)
+            val_seconds = time.monotonic() - started - spent
+
+            means = {name: float(total) / batch_number for name, total in sums.items()}
+            record = {"epoch": epoch, "step": step, "seconds": round(seconds, 3),
+                      "images_per_second": round(images / spent, 3), **means, **metrics}
+            run.add(record)
+            bar.write(f"epoch {epoch}: " + ", ".join(f"{name} {record[name]:.4g}" for name in [*means, *metrics])
+                      + f", {record['images_per_second']:.1f} images/s")
+            for name, value in {**means, **metrics}.items():
+                board.add_scalar(name, value, epoch)
+            grid = sample_grid(samples, val_data, data)
+            board.add_image("samples", grid, epoch, dataformats="HWC")
+
+            if metrics["val_ciede2000"] < best:
+                best = metrics["val_ciede2000"]
+                save("best.pt", full=False)
+            if epoch % config.save_freq == 0 or epoch == config.end_epoch or out_of_time:
+                write_image(run.path / "samples" / f"epoch_{epoch:04d}.png", grid)
+                save(f"epoch_{epoch:04d}.pt")
+                with replace_when_done(run.path / "last.pt") as temporary:
+                    shutil.copyfile(run.path / f"epoch_{epoch:04d}.pt", temporary)
+    run.draw_curves()
+    print(f"trained epochs {first_epoch + 1} to {epoch} in {(time.monotonic() - begin) / 60:.1f} minutes; best "
+          f"validation CIEDE2000 {best:.3f}; checkpoints in {run.path}")
+    return run.path / "best.pt"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+
+
+def parse(argv):
+    """Flags -> TrainConfig."""
+    parser = ArgumentParser(prog="train.py", description="Learn the colours of the pictures in data_path/train.")
+    group = parser
+    for f in fields(TrainConfig):
+        if f.metadata["group"]:
+            group = parser.add_argument_group(f.metadata["group"])
+        group.add_argument(f"--{f.name}", type=boolean if f.type is bool else f.type, default=f.default,
+                           choices=f.metadata["choices"], help=f.metadata["help"])
+    values = vars(parser.parse_args(argv))
+    values.pop("debug", None)
+    return TrainConfig(**values)
+
+
+def main(argv):
+    train(parse(argv))
+
+
+if __name__ == "__main__":
+    run_cli(main)
