@@ -302,7 +302,7 @@ class FramePool:
     frames are held as their checksum alone, by which reread_frames finds them again.
     """
 
-    def __init__(self, frames_per_shot, delay, budget=POOL_BYTES):
+    def __init__(self, frames_per_shot, delay, budget):
         self.parts = max(frames_per_shot - 1, 2)  # 2: the contact sheet wants the middle in any case
         self.delay = delay
         self.budget = budget
@@ -368,7 +368,7 @@ def scan_film(path, opened, config, folder, numbers, writer):
     film = Film(path, fps=capture.get(cv2.CAP_PROP_FPS) or 24.0)
     promised = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
     detector = make_detector(config)
-    pool = FramePool(config.frames_per_shot, detector.delay)
+    pool = FramePool(config.frames_per_shot, detector.delay, POOL_BYTES)
     later, checksums = {}, {}
 
     def deliver(shot, index, frame):

@@ -150,7 +150,7 @@ def read_image(path):
 def write_image(path, rgb):
     """Write RGB uint8 of shape (H, W, 3) in the format of ``path``'s suffix; it appears whole or not at all."""
     with replace_when_done(path) as temporary:
-        Image.fromarray(rgb).save(temporary, **({"quality": 95} if temporary.suffix.lower() in (".jpg", ".jpeg") else {}))
+        Image.fromarray(rgb).save(temporary, quality=95)  # PNG and BMP take no quality
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,501 @@
+"""Films with known shots in, datasets out. The films are drawn here: flat colours with a square that moves."""
+
+import csv
+import itertools
+import os
+import subprocess
+import sys
+import zlib
+from array import array
+from collections import Counter
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+import dataset_generator as generator
+from dataset_generator import FramePool, GeneratorConfig, HistogramDetector, detect_shots, frame_positions, split_shots
+from utils import UserError
+
+SCRIPT = Path(generator.__file__)
+RED, GREEN, BLUE, WHITE = (20, 20, 220), (20, 70, 20), (220, 40, 30), (255, 255, 255)  # BGR
+LIGHT, LIGHTER = (150, 150, 150), (165, 165, 165)
+
+
+def draw(spec, width=96, height=64):
+    """BGR frames of [(colour, number of frames), ...]. A square steps on, so no two frames of a shot are alike."""
+    for colour, count in spec:
+        for i in range(count):
+            frame = np.full((height, width, 3), colour, np.uint8)
+            x, y = 8 * (i % 10), 8 * (i // 10 % 6)
+            frame[y:y + 8, x:x + 8] = 90
+            yield frame
+
+
+def write_clip(path, spec, codec="ffv1", fps=24, pixels="yuv444p", **options):
+    """Write a film; ffv1 in .mkv is lossless and all key frames, libx264 has long groups and B-frames."""
+    with av.open(str(path), "w") as container:
+        stream = None
+        for frame in draw(spec):
+            if stream is None:
+                stream = container.add_stream(codec, rate=fps, options=options)
+                stream.height, stream.width, stream.pix_fmt = frame.shape[0], frame.shape[1], pixels
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "bgr24")))
+        container.mux(stream.encode())
+    return path
+
+
+def decode(path):
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while True:
+        ok, frame = capture.read()
+        if not ok:
+            return frames
+        frames.append(frame)
+
+
+def run(video_path, save_path, **options):
+    return generator.generate(GeneratorConfig(video_path=video_path, save_path=save_path, **options))
+
+
+def rows(save_path):
+    with open(save_path / "frames.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def pictures(save_path):
+    return sorted(str(path.relative_to(save_path).as_posix()) for path in save_path.glob("*/*.png")
+                  if path.parent.name != "figures")
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    """Ten shots of 12 to 30 frames and one of 5."""
+    colours = itertools.cycle([RED, GREEN, BLUE, WHITE])
+    lengths = [30, 12, 14, 5, 20, 13, 15, 16, 17, 18, 25]
+    return write_clip(tmp_path_factory.mktemp("film") / "film.mkv", list(zip(colours, lengths, strict=False)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shots
+
+
+EVERYWHERE = [
+    ("two colours", [(RED, 20), (GREEN, 15)], [(0, 19), (20, 34)]),
+    ("the last of three counts", [(RED, 20), (GREEN, 15), (BLUE, 13)], [(0, 19), (20, 34), (35, 47)]),
+    ("a flash of one frame", [(RED, 20), (WHITE, 1), (RED, 20)], [(0, 19), (20, 20), (21, 40)]),
+    ("no cut", [(RED, 30)], [(0, 29)]),
+    ("cut after the first frame", [(RED, 1), (GREEN, 20)], [(0, 0), (1, 20)]),
+    ("cut before the last frame", [(RED, 20), (GREEN, 1)], [(0, 19), (20, 20)]),
+    ("one frame", [(RED, 1)], [(0, 0)]),
+]
+TABLE = [(detector, *row) for row in EVERYWHERE for detector in ("histogram", "adaptive", "content")] + [
+    ("histogram", "a little lighter", [(LIGHT, 20), (LIGHTER, 20)], [(0, 19), (20, 39)]),
+    ("adaptive", "a little lighter", [(LIGHT, 20), (LIGHTER, 20)], [(0, 39)]),
+    ("content", "a little lighter", [(LIGHT, 20), (LIGHTER, 20)], [(0, 39)]),
+]
+
+
+@pytest.mark.parametrize("kind,name,spec,expected", TABLE, ids=[f"{row[0]}: {row[1]}" for row in TABLE])
+def test_shots_of_drawn_clips(kind, name, spec, expected):
+    differences = array("f")
+    detector = generator.make_detector(GeneratorConfig(detector=kind))
+    assert list(detect_shots(draw(spec), detector, differences)) == expected
+    assert len(differences) == sum(count for _, count in spec)
+    for first, _ in expected[1:]:
+        assert differences[first] >= detector.threshold
+
+
+def test_flicker_is_calm_for_adaptive_only():
+    flicker = [((40, 40, 40), 1), ((200, 200, 200), 1)] * 15
+    shots = {kind: len(list(detect_shots(draw(flicker), generator.make_detector(GeneratorConfig(detector=kind)),
+                                         array("f")))) for kind in ("adaptive", "content")}
+    assert shots["content"] == 30 and shots["adaptive"] < 5
+
+
+def test_histogram_difference_by_hand():
+    detector = HistogramDetector()
+    grey, other = np.full((256, 256, 3), 10, np.uint8), np.full((256, 256, 3), 10, np.uint8)
+    other[:, :, 1] = 11  # all pixels leave one bin of G for another: 2 * 65536^2 / 256
+    other[:128, :, 2] = 12  # half of them in R: 2 * 32768^2 / 256
+    assert detector.process(grey) == [(0.0, False)]
+    assert detector.process(other) == [(2 * 65536**2 / 256 + 2 * 32768**2 / 256, True)]
+    assert detector.process(other) == [(0.0, False)]
+
+
+def test_histogram_cuts_above_the_threshold_only():
+    grey, other = np.full((256, 256, 3), 10, np.uint8), np.full((256, 256, 3), 10, np.uint8)
+    other[:8, :8, 0] = 11
+    exact = 2 * 64**2 / 256
+    for threshold, is_cut in ((exact, False), (exact - 0.1, True)):
+        detector = HistogramDetector(threshold)
+        detector.process(grey)
+        assert detector.process(other) == [(exact, is_cut)]
+
+
+def test_shots_stream():
+    def frames():
+        for i, frame in enumerate(draw([(RED, 20), (GREEN, 20), (BLUE, 20)])):
+            seen.append(i)
+            yield frame
+    seen = []
+    shots = detect_shots(frames(), HistogramDetector(), array("f"))
+    assert next(shots) == (0, 19) and len(seen) == 21
+    assert next(shots) == (20, 39) and len(seen) == 41
+
+
+@pytest.mark.parametrize("first,last,count,expected", [
+    (10, 20, 3, [10, 15, 20]), (10, 21, 3, [10, 15, 21]), (0, 10, 1, [5]), (0, 9, 2, [0, 9]),
+    (0, 12, 5, [0, 3, 6, 9, 12]),
+    (7, 8, 3, [7, 8]), (7, 7, 3, [7]), (7, 7, 1, [7]), (4, 6, 3, [4, 5, 6]), (0, 3, 9, [0, 1, 2, 3]), (3, 3, 2, [3]),
+])
+def test_frame_positions_by_hand(first, last, count, expected):
+    assert frame_positions(first, last, count) == expected
+
+
+def test_split_gives_every_split_a_shot_and_follows_the_shares():
+    for shares in ((0.7, 0.2, 0.1), (0.98, 0.01, 0.01), (0.5, 0.0, 0.5), (0.0, 1.0, 0.0), (1 / 3, 1 / 3, 1 / 3)):
+        active = {name for name, share in zip(generator.SPLITS, shares, strict=True) if share > 0}
+        for count in range(1, 60):
+            chosen = Counter(split_shots(range(count), shares, seed=1))
+            assert sum(chosen.values()) == count and set(chosen) <= active
+            if count >= len(active):
+                assert set(chosen) == active
+            for name, share in zip(generator.SPLITS, shares, strict=True):
+                lent = max(chosen.values()) == chosen[name]  # may have given shots to splits without one
+                assert abs(chosen[name] - share * count) < 1 or chosen[name] == 1 or lent
+    assert Counter(split_shots(range(100), (0.7, 0.2, 0.1), 0)) == {"train": 70, "val": 20, "test": 10}
+    assert Counter(split_shots(range(10), (0.7, 0.2, 0.1), 0)) == {"train": 7, "val": 2, "test": 1}
+    assert Counter(split_shots(range(14), (0.7, 0.2, 0.1), 0)) == {"train": 10, "val": 3, "test": 1}  # 9.8 2.8 1.4
+    assert Counter(split_shots(range(4), (0.9, 0.05, 0.05), 0)) == {"train": 2, "val": 1, "test": 1}
+
+
+def test_split_depends_on_the_seed_alone():
+    splits = [split_shots(range(30), (0.7, 0.2, 0.1), seed) for seed in (3, 3, 4)]
+    assert splits[0] == splits[1] != splits[2]
+    assert splits[0] != sorted(splits[0], key=generator.SPLITS.index)  # not the first shots to train, the last to test
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Frames
+
+
+@pytest.mark.parametrize("count,delay,budget", itertools.product((1, 2, 3, 5), (0, 2), (10**9, 20 * 300, 0)))
+def test_pool_holds_what_a_shot_of_any_length_wants(count, delay, budget):
+    frames = [np.full((10, 10, 3), i % 251, np.uint8) for i in range(300)]
+    pool = FramePool(count, delay, budget)
+    starts = iter([1, 2, 5, 12, 100, 101, 260, None])  # first frames of the next shots
+    cut, begin, pixels = next(starts), 0, 0
+    for index, _ in enumerate(pool.collect(iter(frames))):
+        assert pool.bytes == sum(held.nbytes for held in pool.held.values() if isinstance(held, np.ndarray))
+        assert pool.bytes <= budget + (delay + 3) * 300
+        if cut is not None and index == cut + delay:
+            for wanted in {*frame_positions(begin, cut - 1, count), (begin + cut - 1) // 2}:
+                held = pool.held[wanted]
+                if isinstance(held, np.ndarray):
+                    pixels += 1
+                    assert np.array_equal(held, frames[wanted])
+                else:
+                    assert held == zlib.crc32(frames[wanted])
+            assert isinstance(pool.held[cut - 1], np.ndarray) and isinstance(pool.held[cut], np.ndarray)
+            pool.start_shot(cut)
+            assert min(pool.held) == cut
+            begin, cut = cut, next(starts)
+    assert pixels > 7 and len(pool.held) <= 40
+
+
+def assert_pictures_are_the_films(save_path, path):
+    frames = decode(path)
+    table = rows(save_path)
+    assert table
+    for row in table:
+        picture = cv2.imread(str(save_path / row["file"]))
+        assert picture.shape == frames[0].shape and np.array_equal(picture, frames[int(row["frame"])]), row
+
+
+def test_dataset_of_a_film(film, tmp_path):
+    [summary] = run(film, tmp_path / "data")
+    table = rows(tmp_path / "data")
+    assert summary == {"video": "film.mkv", "shots": 11, "kept": 10, "dropped": 1,
+                       "frames": {"train": 21, "val": 6, "test": 3}}
+    assert (tmp_path / "data" / "frames.csv").read_text().splitlines()[0] == "file,video,frame,time,shot,split"
+    assert [int(row["frame"]) for row in table[:6]] == [0, 14, 29, 30, 35, 41]
+    assert table[-1]["frame"] == "184" and 3 not in {int(row["shot"]) for row in table}  # the shot of 5 frames
+    assert pictures(tmp_path / "data") == sorted(row["file"] for row in table)
+    assert [row["file"] for row in table] == [f"{row['split']}/raw_image_film_{i}.png" for i, row in enumerate(table)]
+    for row in table:
+        assert float(row["time"]) == pytest.approx(int(row["frame"]) / 24, abs=6e-4)
+    splits = {}
+    for row in table:
+        splits.setdefault(row["shot"], set()).add(row["split"])
+    assert all(len(split) == 1 for split in splits.values())
+    assert_pictures_are_the_films(tmp_path / "data", film)
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {"train", "val", "test", "figures", "frames.csv"}
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("name,budget,lie", [("film.mkv", 0, 0), ("film.mp4", 10**9, 0), ("film.mp4", 0, 0),
+                                             ("film.ts", 0, 0), ("film.mp4", 0, 3)])
+def test_pictures_are_exact_when_frames_are_read_again(tmp_path, monkeypatch, name, budget, lie):
+    """Without room in the pool the middles are sought in the film; also when seeking lands ``lie`` frames beside."""
+    codec = {"codec": "ffv1"} if name == "film.mkv" else {"codec": "libx264", "bf": "3", "g": "250", "crf": "20",
+                                                         "pixels": "yuv420p", "x264-params": "open-gop=1:scenecut=0"}
+    path = write_clip(tmp_path / name, [(RED, 80), (GREEN, 40), (BLUE, 31)], **codec)
+
+    class Liar(cv2.VideoCapture):
+        def set(self, prop, value):
+            return super().set(prop, value + lie)
+    monkeypatch.setattr(generator, "POOL_BYTES", budget)
+    again = []
+    original = generator.reread_frames
+    monkeypatch.setattr(generator, "reread_frames", lambda *a: (again.append(len(a[1])), original(*a))[1])
+    if lie:
+        monkeypatch.setattr(generator.cv2, "VideoCapture", Liar)
+    run(path, tmp_path / "data", frames_per_shot=5, detector="content")
+    monkeypatch.undo()
+    assert bool(again) == (budget == 0)
+    table = rows(tmp_path / "data")
+    assert [int(row["frame"]) for row in table] == [0, 19, 39, 59, 79, 80, 89, 99, 109, 119, 120, 127, 135, 142, 150]
+    assert_pictures_are_the_films(tmp_path / "data", path)
+
+
+def test_adaptive_cuts_late_but_saves_the_right_frames(tmp_path):
+    path = write_clip(tmp_path / "film.mkv", [(RED, 20), (GREEN, 15), (BLUE, 13)])
+    run(path, tmp_path / "data", detector="adaptive")
+    assert [int(row["frame"]) for row in rows(tmp_path / "data")] == [0, 9, 19, 20, 27, 34, 35, 41, 47]
+    assert_pictures_are_the_films(tmp_path / "data", path)
+
+
+def test_videos_of_one_stem_do_not_collide(tmp_path, capsys):
+    spec = [(RED, 12), (GREEN, 12)]
+    for name, count in (("a.mkv", 2), ("a.avi", 1), ("b_7.mkv", 3), ("c.mkv", 1)):
+        write_clip(tmp_path / name, spec * count)
+    generator.main(["--video_path", str(tmp_path), "--video_names", "a", "b_7.mkv", "--save_path", str(tmp_path / "d"),
+                    "--frames_per_shot", "2"])
+    table = rows(tmp_path / "d")
+    assert [(row["video"], row["shot"]) for row in table[::2]] == (
+        [("a.avi", str(i)) for i in range(2)] + [("a.mkv", str(i)) for i in range(4)]
+        + [("b_7.mkv", str(i)) for i in range(6)])
+    assert [int(Path(row["file"]).stem.rsplit("_", 1)[1]) for row in table] == list(range(24))
+    assert pictures(tmp_path / "d") == sorted(row["file"] for row in table)
+    assert {path.name for path in (tmp_path / "d" / "figures").iterdir()} == {
+        f"{name}_{kind}.png" for name in ("a.avi", "a.mkv", "b_7.mkv") for kind in ("curve", "shots_0")}
+    printed = capsys.readouterr().out
+    assert "a.mkv: shots 4, kept 4, dropped 0; frames: " in printed
+    assert "total: shots 12, kept 12, dropped 0; frames: train 16, val 4, test 4" in printed
+
+
+def test_same_seed_same_dataset_other_seed_other_split(film, tmp_path):
+    for name, seed in (("one", 5), ("two", 5), ("three", 6)):
+        run(film, tmp_path / name, seed=seed, frames_per_shot=1)
+    assert tree(tmp_path / "one") == tree(tmp_path / "two")
+    assert pictures(tmp_path / "one") != pictures(tmp_path / "three")
+
+
+def test_figures(film, tmp_path, monkeypatch):
+    monkeypatch.setattr(generator, "SHEET_ROWS", 1)
+    monkeypatch.setattr(generator, "CURVE_POINTS", 20)
+    run(film, tmp_path / "d")
+    sheets = [cv2.imread(str(path)) for path in sorted((tmp_path / "d" / "figures").glob("*_shots_*.png"))]
+    assert len(sheets) == 2  # 11 shots, 6 on a page
+    centres = [sheet[28 + 100, 240 * i + 30].astype(int) for sheet in sheets for i in range(6)][:11]
+    colours = [colour for colour, _ in zip(itertools.cycle([RED, GREEN, BLUE, WHITE]), range(11), strict=False)]
+    assert np.abs(np.array(centres) - np.array(colours)).max() < 12
+    curve = cv2.imread(str(tmp_path / "d" / "figures" / "film.mkv_curve.png"))
+    assert curve.std() > 10
+    monkeypatch.setattr(generator, "SHEET_PAGES", 1)
+    run(film, tmp_path / "e")
+    assert len(list((tmp_path / "e" / "figures").glob("*_shots_*.png"))) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is already there
+
+
+def test_a_dataset_is_not_replaced_unasked(film, tmp_path):
+    run(film, tmp_path / "d")
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match="already holds a dataset.*--overwrite True"):
+        run(film, tmp_path / "d", seed=1)
+    assert tree(tmp_path) == before
+    (tmp_path / "own" / "val").mkdir(parents=True)
+    (tmp_path / "own" / "val" / "photo.JPG").write_bytes(b"mine")
+    with pytest.raises(UserError, match="already holds a dataset"):
+        run(film, tmp_path / "own")
+
+
+def test_overwrite_replaces_its_own_files_and_no_others(film, tmp_path):
+    save = tmp_path / "d"
+    run(film, save, frames_per_shot=6)
+    mine = [save / "train" / "raw_image_9999.png", save / "notes.txt", save / "figures" / "mine.png",
+            save / "train" / "raw_image_film_5000.png", tmp_path / "outside_1.png"]
+    for path in mine:
+        path.write_bytes(b"mine")
+    with open(save / "frames.csv", "a") as file:  # a table someone edited must not lead out of the dataset
+        file.write("../outside_1.png,film.mkv,0,0,0,train\nnotes.txt,film.mkv,0,0,0,train\n")
+    other = write_clip(tmp_path / "other.mkv", [(RED, 20), (BLUE, 20), (GREEN, 20)])
+    run(other, save, overwrite=True)
+    assert all(path.read_bytes() == b"mine" for path in mine)
+    assert set(pictures(save)) == {row["file"] for row in rows(save)} | {
+        "train/raw_image_9999.png", "train/raw_image_film_5000.png"}
+    assert {path.name for path in (save / "figures").iterdir()} == {
+        "mine.png", "other.mkv_curve.png", "other.mkv_shots_0.png"}
+    assert {path.name for path in save.iterdir()} == {"train", "val", "test", "figures", "frames.csv", "notes.txt"}
+
+
+def test_a_picture_of_the_users_in_the_way_is_kept(film, tmp_path):
+    save = tmp_path / "d"
+    for split in generator.SPLITS:
+        (save / split).mkdir(parents=True)
+        (save / split / "raw_image_film_0.png").write_bytes(b"mine")
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match="raw_image_film_0.png is in the way"):
+        run(film, save, overwrite=True)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("place", ["scan_film", "draw_contact_sheets", "move"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
+def test_an_interrupted_run_leaves_the_old_dataset(film, tmp_path, monkeypatch, place, error):
+    save = tmp_path / "d"
+    run(film, save)
+    before = tree(tmp_path)
+    other = write_clip(film.parent / "other.mkv", [(RED, 20), (BLUE, 20), (GREEN, 20)])
+
+    def fail(*_):
+        raise error
+    if place == "move":
+        replace, calls = os.replace, itertools.count()
+        limit = 9 + len(before) + 4  # among the moves in, after 9 sorted to splits and all the old moved out
+
+        def fail_once(source, target):
+            if next(calls) == limit:
+                fail()
+            replace(source, target)
+        monkeypatch.setattr(generator.os, "replace", fail_once)
+    else:
+        monkeypatch.setattr(generator, place, fail)
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else UserError):
+        run(other, save, overwrite=True)
+    monkeypatch.undo()
+    assert tree(tmp_path) == before and not list(save.glob(".*"))
+    run(other, save, overwrite=True)
+    assert tree(tmp_path) != before
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad input
+
+
+@pytest.fixture
+def bad(tmp_path, film):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "one.mkv").write_bytes(film.read_bytes())
+    (tmp_path / "text.mp4").write_text("this is no film\n" * 100)
+    (tmp_path / "broken").mkdir()
+    for name in ("x.mp4", "y.mp4"):
+        (tmp_path / "broken" / name).write_text("this is no film\n" * 100)
+    (tmp_path / "file").write_text("mine")
+    write_clip(tmp_path / "short.mkv", [(RED, 7), (GREEN, 8), (BLUE, 3)])
+    header = write_clip(tmp_path / "long.mp4", [(RED, 300)], codec="libx264", pixels="yuv420p",
+                        movflags="faststart").read_bytes()
+    (tmp_path / "no_frames.mkv").write_bytes(film.read_bytes()[:700])
+    (tmp_path / "no_index.mp4").write_bytes(header[:200])
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "frames.csv").write_text("my,own,table\n1,2,3\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("arguments,message", [
+    (["--video_path", "missing"], r"--video_path .*missing does not exist"),
+    (["--video_path", "empty"], r"no video in .*empty \(looked for \.mp4"),
+    (["--video_path", "films", "--video_names", "two"], r"no 'two' in .*films; there is one\.mkv"),
+    (["--video_path", "text.mp4"], r"text\.mp4 cannot be opened as a video"),
+    (["--video_path", "no_index.mp4"], r"no_index\.mp4 cannot be opened as a video"),
+    (["--video_path", "no_frames.mkv"], r"no frame of .*no_frames\.mkv can be decoded"),
+    (["--video_path", "broken"], r"none of the 2 videos can be read"),
+    (["--video_path", "short.mkv"], r"no shot is long enough: of 3 shots the longest has 8 frames, fewer than --shots_len"
+                                    r"_thres 12; lower .* 8 or less, or raise --col_diff_thres \(now 7"),
+    (["--video_path", "short.mkv", "--detector", "content"], r"raise --scene_thres \(now 27\)"),
+    (["--save_path", "file"], r"file is a file, not a folder"),
+    (["--save_path", "file/below"], r"file is a file, not a folder"),
+    (["--save_path", "own", "--overwrite", "True"], r"frames\.csv was not written by this program"),
+    (["--split", "-0.2", "1.1", "0.1"], r"--split is -0\.2 1\.1 0\.1 but must be three shares"),
+    (["--split", "0", "0", "0"], r"add up to 1"),
+    (["--split", "0.7", "0.2", "0.2"], r"add up to 1"),
+    (["--split", "nan", "0.5", "0.5"], r"add up to 1"),
+    (["--split", "0.7", "0.3"], r"--split"),
+    (["--split", "a", "b", "c"], r"--split: invalid float value: 'a'"),
+    (["--frames_per_shot", "0"], r"--frames_per_shot is 0 but must be at least 1"),
+    (["--shots_len_thres", "0"], r"--shots_len_thres is 0 but must be at least 1"),
+    (["--col_diff_thres", "nan"], r"--col_diff_thres is nan but must be at least 0"),
+    (["--detector", "content", "--scene_thres", "0"], r"--scene_thres is 0\.0 but must be above 0"),
+    (["--seed", "-1"], r"--seed is -1 but must be at least 0"),
+    (["--detector", "other"], r"--detector: invalid choice: 'other'"),
+    (["--overwrite", "yes"], r"expected True or False"),
+    (["--video_pth", "x"], r"unrecognized arguments"),
+])
+def test_bad_input_is_one_sentence(bad, monkeypatch, arguments, message):
+    monkeypatch.chdir(bad)
+    before = tree(bad)
+    if "--video_path" not in arguments:
+        arguments = ["--video_path", "films", *arguments]
+    with pytest.raises(UserError, match=message) as error:
+        generator.main(arguments)
+    assert "\n" not in str(error.value)
+    assert tree(bad) == before and not (bad / "dataset").exists() and not list(bad.rglob(".partial*"))
+
+
+@pytest.mark.parametrize("name", ["text.mp4", "no_frames.mkv"])
+def test_the_script_says_no_more_than_its_sentence(bad, name):
+    done = subprocess.run([sys.executable, str(SCRIPT), "--video_path", name], cwd=bad, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_film_that_cannot_be_read_is_left_out(bad, capfd):
+    (bad / "films" / "two.mp4").write_bytes((bad / "text.mp4").read_bytes())
+    films = run(bad / "films", bad / "d")
+    assert [film["video"] for film in films] == ["one.mkv"]
+    warnings = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning")]
+    assert len(warnings) == 1 and "two.mp4 cannot be opened as a video; it is left out" in warnings[0]
+
+
+@pytest.mark.parametrize("name", ["film.mkv", "film.mp4"])
+def test_a_film_cut_off_is_used_as_far_as_it_goes(tmp_path, capsys, name):
+    options = {} if name == "film.mkv" else {"codec": "libx264", "pixels": "yuv420p", "movflags": "faststart"}
+    whole = write_clip(tmp_path / name, [(RED, 60), (GREEN, 60), (BLUE, 60)], **options)
+    run(whole, tmp_path / "whole", detector="content")
+    assert "warning" not in capsys.readouterr().err
+    data = whole.read_bytes()
+    whole.write_bytes(data[:int(len(data) * 0.75)])
+    [summary] = run(whole, tmp_path / "d", detector="content")
+    decoded = len(decode(whole))
+    assert 60 < decoded < 170
+    assert f"film.{name[-3:]} ends early: {decoded} of 180 frames" in capsys.readouterr().err
+    assert int(rows(tmp_path / "d")[-1]["frame"]) == decoded - 1
+
+
+def test_too_few_shots_for_every_split_is_said(tmp_path, capsys):
+    path = write_clip(tmp_path / "film.mkv", [(RED, 20)])
+    run(path, tmp_path / "d")
+    said = capsys.readouterr().err
+    assert "1 shots are too few for every split: val stays empty" in said and "test stays empty" in said
+    assert {row["split"] for row in rows(tmp_path / "d")} == {"train"}
+
+
+def test_the_script_runs_with_no_flag(tmp_path):
+    if not GeneratorConfig().video_path.is_file():
+        pytest.skip("the bundled film is not there")
+    done = subprocess.run([sys.executable, str(SCRIPT)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "episode_1.mp4: shots" in done.stdout and "written to dataset" in done.stdout
+    assert pictures(tmp_path / "dataset") == sorted(row["file"] for row in rows(tmp_path / "dataset"))
