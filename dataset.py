@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from utils import IMAGE_SUFFIXES, UserError, image_ids, list_files, read_image, warn
 
@@ -194,6 +194,52 @@ class ColorizationDataset(Dataset):
         L, ab = _unpack(self.lab[index])
         return {"L": L, "ab": ab, "color_feature": self.color_features[index], "grey": grey_image(L),
                 "image_id": self.ids[index], "index": index}
+
+
+class TrainingViews(Dataset):
+    """Views of the pictures for the generator: half of them mirrored, zoomed in by up to ``MAX_ZOOM``.
+
+    Indexed by (index, seed), so that a view depends on nothing else, in whatever process it is made. An item holds
+    ``L``, ``ab`` and ``view_feature`` of the view, and ``color_feature``, ``image_id`` and ``index`` of its picture.
+    """
+
+    MAX_ZOOM = 2.0
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index_and_seed):
+        index, seed = index_and_seed
+        rng = np.random.default_rng(seed)
+        packed = self.data.lab[index].numpy().transpose(1, 2, 0)
+        size = len(packed)
+        crop = round(size / rng.uniform(1, self.MAX_ZOOM))
+        top, left = rng.integers(0, size - crop + 1, 2)
+        view = resize(np.ascontiguousarray(packed[top:top + crop, left:left + crop]), size, size)
+        if rng.random() < 0.5:
+            view = view[:, ::-1]
+        L, ab = _unpack(torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1))))
+        feature = color_feature(view[..., 1:].astype(np.float32) - 128)
+        return {"L": L, "ab": ab, "view_feature": torch.from_numpy(feature), "index": index,
+                "color_feature": self.data.color_features[index], "image_id": self.data.ids[index]}
+
+
+class ViewSampler(Sampler):
+    """(index, seed) of every picture in random order, ``passes`` times; the order depends on seed and epoch alone."""
+
+    def __init__(self, data, passes, seed):
+        self.count, self.passes, self.seed, self.epoch = len(data), passes, seed, 0
+
+    def __len__(self):
+        return self.count * self.passes
+
+    def __iter__(self):
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = np.concatenate([rng.permutation(self.count) for _ in range(self.passes)])
+        return iter(zip(order.tolist(), rng.integers(0, 2**62, len(order)).tolist(), strict=True))
 
 
 def _pack(lab):

@@ -214,7 +214,7 @@ def split_shots(shots, shares, seed):
     """
     exact = [share * len(shots) for share in shares]
     counts = [math.floor(value + 1e-9) for value in exact]
-    by_remainder = sorted(range(3), key=lambda i: counts[i] - exact[i])
+    by_remainder = sorted(range(3), key=lambda i: round(counts[i] - exact[i], 9))  # on a tie train, then val
     for i in by_remainder[:len(shots) - sum(counts)]:
         counts[i] += 1
     active = [i for i in range(3) if shares[i] > 0]
@@ -572,7 +572,7 @@ def fill(folder, videos, config, save_path, earlier):
         shot.split = split
     for split, share in zip(SPLITS, config.split, strict=True):
         if share > 0 and all(shot.split != split for shot in kept):
-            warn(f"{len(kept)} shots are too few for every split: {split} stays empty")
+            warn(f"too few shots ({len(kept)}) for every split: {split} stays empty")
 
     for name in (*SPLITS, FIGURES):
         (folder / name).mkdir()

@@ -33,7 +33,7 @@ class ModelConfig:
     top_k: int = 100
     alpha: float = 0.1
     color_thres: float = 0.5
-    gen_width: int = 64
+    width: int = 64
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ class Backbone(nn.Module):
         except Exception as error:  # a download, a file or a state dict can fail in many ways, and all end the same
             raise BackboneUnavailable(
                 f"cannot load the weights of {name} from {weights or 'the download of torchvision'} "
-                f"({str(error).splitlines()[0]}); give a file by --backbone_weights, or use --backbone "
+                f"({str(error).partition(chr(10))[0]}); give a file by --backbone_weights, or use --backbone "
                 "efficientnet_lite0, whose weights come with requirements.txt") from error
 
     def train(self, mode=True):
@@ -396,7 +396,7 @@ class Colorizer(nn.Module):
         """``backbone_weights`` as for Backbone; False when a state dict is loaded next."""
         super().__init__()
         self.config = config
-        self.generator = Generator(config.gen_norm, config.gen_width)
+        self.generator = Generator(config.gen_norm, config.width)
         if config.use_memory:
             self.backbone = Backbone(config.backbone, backbone_weights)
             self.memory = MemoryNetwork(BACKBONE_DIMS[config.backbone], config.mem_size, config.top_k, config.alpha,

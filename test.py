@@ -79,7 +79,8 @@ def load_painter(args):
         colorizer = Colorizer(config)
         colorizer.load_state_dict(content["colorizer"])
     except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{args.checkpoint} does not hold a whole colorizer ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{args.checkpoint} does not hold a whole colorizer "
+                        f"({str(error).partition(chr(10))[0]})") from error
     colorizer.to(device, memory_format=torch.channels_last).eval()
     painter = Painter(colorizer, device, args.precision, rank=args.rank)
 

@@ -3,6 +3,8 @@
 Edit the defaults of TrainConfig below or pass them as flags: ``python train.py --use_feat_integrator True``.
 """
 
+import argparse
+import copy
 import json
 import math
 import shutil
@@ -18,7 +20,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dataset import AB_SCALE, L_SCALE, ColorizationDataset, grey_image, lab_to_rgb
+from dataset import AB_SCALE, L_SCALE, ColorizationDataset, TrainingViews, ViewSampler, grey_image, lab_to_rgb
 from networks import SIZE_STEP, BackboneUnavailable, Colorizer, Discriminator, ModelConfig
 from utils import (
     IMAGE_SUFFIXES, ArgumentParser, UserError, autocast, boolean, ciede2000, list_files, load_checkpoint, picture_grid,
@@ -55,7 +57,7 @@ class TrainConfig:
 
     img_size: int = setting(128, f"side of the square that the networks see, a multiple of {SIZE_STEP}",
                             group="networks")
-    gen_width: int = setting(64, "channels of the generator's first layer; inner layers have up to 8 times as many")
+    width: int = setting(32, "channels of the first layers; inner layers have up to 8 times as many")
     backbone: str = setting("efficientnet_lite0", "ImageNet network that looks at the grey picture",
                             ["efficientnet_lite0", "resnet18"])
     backbone_weights: str = setting("", "file with the backbone's weights; default: its package or download")
@@ -82,7 +84,7 @@ class TrainConfig:
 
     def check(self):
         """Raises UserError when settings are out of range or make no sense together."""
-        for name in ("end_epoch", "save_freq", "batch_size", "img_size", "gen_width"):
+        for name in ("end_epoch", "save_freq", "batch_size", "img_size", "width"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; set it to at least 1")
         for name in ("start_epoch", "max_minutes", "mem_size", "top_k", "color_thres", "alpha", "num_workers", "gen_lr",
@@ -113,6 +115,7 @@ class TrainConfig:
             raise UserError("overwrite True starts again and resume True or start_epoch goes on; use one of them")
 
 
+EMA_DECAY = 0.995  # of the moving average of the generator's weights
 EPOCH_STEPS = 25  # a set of a few pictures is passed over again until an epoch has this many steps
 VAL_PICTURES = 64  # validation looks at no more than these many, spread evenly over the set
 SAMPLES = 4  # rows of the sample grid
@@ -127,6 +130,21 @@ def fit_model_config(config, n_pictures):
                         f"{shared['mem_size']} or raise mem_size")
     shared["top_k"] = config.top_k or min(256, shared["mem_size"])
     return ModelConfig(**shared)
+
+
+FIXED = ("use_memory", "use_feat_integrator", "gen_norm", "dis_norm", "img_size", "width", "backbone", "mem_size")
+
+
+def config_to_go_on(saved, given):
+    """The configuration of a saved run, with the settings that are ``given`` now in their place.
+
+    Raises UserError for a setting that shapes the networks and differs from the saved one.
+    """
+    for name in FIXED:
+        if given.get(name, saved[name]) != saved[name]:
+            raise UserError(f"the run was trained with {name} {saved[name]}, and going on cannot change that; leave "
+                            f"{name} out or train anew in another save_path")
+    return TrainConfig(**{**saved, "resume": False, "start_epoch": 0, "overwrite": False, **given})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -163,11 +181,14 @@ class Learner:
         self.config = config
         self.colorizer = Colorizer(model_config, backbone_weights).to(device)
         norm = None if config.dis_norm == "None" else config.dis_norm
-        self.discriminator = Discriminator(norm).to(device)
+        self.discriminator = Discriminator(norm, config.width).to(device)
+        # The generator that is trained. The colorizer's own is the moving average of it, which colours better.
+        self.generator = copy.deepcopy(self.colorizer.generator)
         # Convolutions over channels-last maps run about twice as fast, on CPUs and GPUs alike.
         self.colorizer.to(memory_format=torch.channels_last)
+        self.generator.to(memory_format=torch.channels_last)
         self.discriminator.to(memory_format=torch.channels_last)
-        parts = {"gen": (self.colorizer.generator, config.gen_lr, (0.5, 0.999)),
+        parts = {"gen": (self.generator, config.gen_lr, (0.5, 0.999)),
                  "dis": (self.discriminator, config.dis_lr, (0.5, 0.999))}
         if config.use_memory:
             parts["mem"] = (self.colorizer.memory, config.mem_lr, (0.9, 0.999))
@@ -176,6 +197,7 @@ class Learner:
         self.rates = {name: rate for name, (_, rate, _) in parts.items()}
         self.optimizers = {name: torch.optim.Adam(part.parameters(), rate, betas, fused=True)
                            for name, (part, rate, betas) in parts.items()}
+        self.steps = 0
 
     def set_progress(self, progress):
         """Set the learning rates for ``progress`` in [0, 1] through the training."""
@@ -189,6 +211,15 @@ class Learner:
         loss.backward()
         self.optimizers[name].step()
 
+    @torch.no_grad()
+    def _average(self):
+        """Move the colorizer's generator towards the trained one, faster in the first steps."""
+        self.steps += 1
+        share = max(1 - EMA_DECAY, 9 / (9 + self.steps))
+        torch._foreach_lerp_(list(self.colorizer.generator.parameters()), list(self.generator.parameters()), share)
+        for average, buffer in zip(self.colorizer.generator.buffers(), self.generator.buffers(), strict=True):
+            average.copy_(buffer)  # statistics of a batch norm, which are averages already
+
     def step(self, batch, features, cast):
         """One step on a batch of the dataset (on the device); features (N, D) are those of its backbone.
 
@@ -196,7 +227,7 @@ class Learner:
         the autocast context of the networks; losses and memory are float32. Returns named losses (tensors).
         """
         config, colorizer = self.config, self.colorizer
-        L, ab, color = batch["L"], batch["ab"], batch["color_feature"]
+        L, ab, color, view = (batch[name] for name in ("L", "ab", "color_feature", "view_feature"))
         losses = {}
 
         if config.use_memory:
@@ -212,39 +243,39 @@ class Learner:
                 self._descend("int", loss)
                 losses["int_kl"] = loss.detach()
 
-        # Half of the pictures are mirrored: their colour feature is the same.
-        flip = (torch.rand(len(L)) < 0.5).to(L.device)[:, None, None, None]
-        L, ab = torch.where(flip, L.flip(-1), L), torch.where(flip, ab.flip(-1), ab)
-
         self.discriminator.requires_grad_(False)
         with cast():
-            fake = colorizer(L, color)
-            logits = self.discriminator(L, fake, color)
+            fake = self.generator(L, view)
+            logits = self.discriminator(L, fake, view)
         loss, parts = generator_loss(logits, fake, ab, config.lambda_l1)
         self._descend("gen", loss)
+        self._average()
         self.discriminator.requires_grad_(True)
 
         with cast():  # real and fake in one pass: no norm here looks over the batch
-            both = self.discriminator(L.repeat(2, 1, 1, 1), torch.cat([ab, fake.detach()]), color.repeat(2, 1))
+            both = self.discriminator(L.repeat(2, 1, 1, 1), torch.cat([ab, fake.detach()]), view.repeat(2, 1))
         loss = discriminator_loss(*both.chunk(2), config.label_smoothing)
         self._descend("dis", loss)
         return {**losses, **parts, "dis": loss.detach()}
 
     def state(self):
         """Everything of the learner that a checkpoint keeps, beside the colorizer's configuration."""
-        return {"colorizer": self.colorizer.state_dict(), "discriminator": self.discriminator.state_dict(),
+        return {"colorizer": self.colorizer.state_dict(), "generator": self.generator.state_dict(),
+                "steps": self.steps, "discriminator": self.discriminator.state_dict(),
                 "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}}
 
     def load(self, state):
-        """Take over what ``state`` returned. Raises UserError when it is of other networks."""
+        """Take over what ``state`` returned. Raises UserError when something is missing or of another shape."""
         try:
             self.colorizer.load_state_dict(state["colorizer"])
+            self.generator.load_state_dict(state["generator"])
             self.discriminator.load_state_dict(state["discriminator"])
+            self.steps = state["steps"]
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][name])
         except (KeyError, RuntimeError, ValueError) as error:
-            raise UserError("the checkpoint was trained with other settings; pass the same ones, or train anew "
-                            f"in another save_path ({str(error).splitlines()[0]})") from error
+            raise UserError("the checkpoint is not whole; go on from another one or train anew "
+                            f"({str(error).partition(chr(10))[0]})") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -368,12 +399,6 @@ class Run:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
         self.log = self.path / "log.jsonl"
 
-    def checkpoint_to_resume(self, config):
-        """The checkpoint that the configuration asks to go on from, or None."""
-        if config.resume:
-            return load_checkpoint(self.path / "last.pt")
-        return load_checkpoint(self.path / f"epoch_{config.start_epoch:04d}.pt") if config.start_epoch else None
-
     def forget_after(self, epoch):
         """Drop what a run that went on beyond ``epoch`` logged, so that the log holds each epoch once."""
         if self.log.exists():
@@ -401,14 +426,16 @@ class Run:
             figure.savefig(temporary, dpi=100)
 
 
-def train(config):
-    """Train as configured; returns the path of best.pt. Raises UserError for what the user can mend."""
+def train(config, saved=None):
+    """Train as configured, from the start or on from the checkpoint ``saved``; returns the path of best.pt.
+
+    Raises UserError for what the user can mend.
+    """
     config.check()
     begin = time.monotonic()
     torch.manual_seed(config.seed)
     device = select_device(config.device)
     run = Run(config)
-    saved = run.checkpoint_to_resume(config)
 
     def cast():
         return autocast(device, config.precision)
@@ -441,9 +468,8 @@ def train(config):
             "frames": dict(zip(data.ids, (path.name for path in data.paths), strict=True))})
 
     passes = math.ceil(EPOCH_STEPS * config.batch_size / len(data))
-    order = torch.Generator()
-    sampler = torch.utils.data.RandomSampler(data, num_samples=passes * len(data), generator=order)
-    loader = DataLoader(data, config.batch_size, sampler=sampler, num_workers=config.num_workers,
+    sampler = ViewSampler(data, passes, config.seed)
+    loader = DataLoader(TrainingViews(data), config.batch_size, sampler=sampler, num_workers=config.num_workers,
                         pin_memory=device.type == "cuda", persistent_workers=config.num_workers > 0)
     limit = config.max_minutes * 60
     first_epoch, val_seconds = epoch, 0.0
@@ -458,13 +484,13 @@ def train(config):
             total=(config.end_epoch - epoch) * len(loader), unit="step", disable=None) as bar:
         while epoch < config.end_epoch and not out_of_time:
             epoch += 1
-            order.manual_seed(config.seed * 1_000_003 + epoch)
+            sampler.epoch = epoch
             started, sums, images = time.monotonic(), {}, 0
             for batch_number, batch in enumerate(loader, 1):
                 learner.set_progress(progress(batch_number - 1))
                 features = None if pictures.features is None else pictures.features[batch["index"].to(device)]
                 batch = {name: batch[name].to(device, non_blocking=True)
-                         for name in ("L", "ab", "color_feature", "image_id")}
+                         for name in ("L", "ab", "color_feature", "view_feature", "image_id")}
                 losses = learner.step(batch, features, cast)
                 step += 1
                 images += len(batch["L"])
@@ -509,21 +535,28 @@ def train(config):
 
 
 def parse(argv):
-    """Flags -> TrainConfig."""
+    """The settings that the command line gives, a dict; TrainConfig has the defaults of the others."""
     parser = ArgumentParser(prog="train.py", description="Learn the colours of the pictures in data_path/train.")
     group = parser
     for f in fields(TrainConfig):
         if f.metadata["group"]:
             group = parser.add_argument_group(f.metadata["group"])
-        group.add_argument(f"--{f.name}", type=boolean if f.type is bool else f.type, default=f.default,
-                           choices=f.metadata["choices"], help=f.metadata["help"])
-    values = vars(parser.parse_args(argv))
-    values.pop("debug", None)
-    return TrainConfig(**values)
+        group.add_argument(f"--{f.name}", type=boolean if f.type is bool else f.type, default=argparse.SUPPRESS,
+                           choices=f.metadata["choices"], help=f"{f.metadata['help']} (default: {f.default!r})")
+    given = vars(parser.parse_args(argv))
+    given.pop("debug", None)
+    return given
 
 
 def main(argv):
-    train(parse(argv))
+    given = parse(argv)
+    config, saved = TrainConfig(**given), None
+    if config.resume or config.start_epoch:
+        config.check()
+        name = "last.pt" if config.resume else f"epoch_{config.start_epoch:04d}.pt"
+        saved = load_checkpoint(Path(config.save_path) / name)
+        config = config_to_go_on(saved["train_config"], given)
+    train(config, saved)
 
 
 if __name__ == "__main__":

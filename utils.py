@@ -49,10 +49,10 @@ def run_cli(main, argv=None):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with our conventions: defaults shown in ``--help``, a wrong flag is a user's error (exit code 1)."""
+    """argparse with our conventions: whole names only, and a wrong flag is a user's error (exit code 1)."""
 
     def __init__(self, **kwargs):
-        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
+        super().__init__(allow_abbrev=False, **kwargs)
         self.add_argument("--debug", action="store_true", default=argparse.SUPPRESS,
                           help="show the traceback of an error")
 
@@ -122,7 +122,8 @@ def replace_when_done(path):
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
 
 
 def read_image(path):
@@ -174,7 +175,7 @@ def load_checkpoint(path):
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file of any content: zip, pickle and tensor readers each raise their own kinds
-        raise UserError(f"{path} is not a checkpoint of train.py ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path} is not a checkpoint of train.py ({str(error).partition(chr(10))[0]})") from error
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{path} is not a checkpoint of train.py")
     if content["format"] != CHECKPOINT_FORMAT:

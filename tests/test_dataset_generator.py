@@ -36,7 +36,8 @@ def draw(spec, width=96, height=64):
 
 def write_clip(path, spec, codec="ffv1", fps=24, pixels="yuv444p", **options):
     """Write a film; ffv1 in .mkv is lossless and all key frames, libx264 has long groups and B-frames."""
-    with av.open(str(path), "w") as container:
+    header_first = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
+    with av.open(str(path), "w", container_options=header_first) as container:
         stream = None
         for frame in draw(spec):
             if stream is None:
@@ -174,6 +175,7 @@ def test_split_gives_every_split_a_shot_and_follows_the_shares():
     assert Counter(split_shots(range(100), (0.7, 0.2, 0.1), 0)) == {"train": 70, "val": 20, "test": 10}
     assert Counter(split_shots(range(10), (0.7, 0.2, 0.1), 0)) == {"train": 7, "val": 2, "test": 1}
     assert Counter(split_shots(range(14), (0.7, 0.2, 0.1), 0)) == {"train": 10, "val": 3, "test": 1}  # 9.8 2.8 1.4
+    assert Counter(split_shots(range(12), (0.7, 0.2, 0.1), 0)) == {"train": 9, "val": 2, "test": 1}  # 8.4 2.4 1.2
     assert Counter(split_shots(range(4), (0.9, 0.05, 0.05), 0)) == {"train": 2, "val": 1, "test": 1}
 
 
@@ -199,7 +201,7 @@ def test_pool_holds_what_a_shot_of_any_length_wants(count, delay, budget):
         if cut is not None and index == cut + delay:
             for wanted in {*frame_positions(begin, cut - 1, count), (begin + cut - 1) // 2}:
                 held = pool.held[wanted]
-                if isinstance(held, np.ndarray):
+                if budget == 10**9 or isinstance(held, np.ndarray):
                     pixels += 1
                     assert np.array_equal(held, frames[wanted])
                 else:
@@ -208,7 +210,7 @@ def test_pool_holds_what_a_shot_of_any_length_wants(count, delay, budget):
             pool.start_shot(cut)
             assert min(pool.held) == cut
             begin, cut = cut, next(starts)
-    assert pixels > 7 and len(pool.held) <= 40
+    assert cut is None and pixels >= (7 if budget else 3) and len(pool.held) <= 40
 
 
 def assert_pictures_are_the_films(save_path, path):
@@ -249,9 +251,16 @@ def test_pictures_are_exact_when_frames_are_read_again(tmp_path, monkeypatch, na
                                                          "pixels": "yuv420p", "x264-params": "open-gop=1:scenecut=0"}
     path = write_clip(tmp_path / name, [(RED, 80), (GREEN, 40), (BLUE, 31)], **codec)
 
-    class Liar(cv2.VideoCapture):
+    class Liar:
+        def __init__(self, *arguments):
+            self.capture = open_capture(*arguments)
+
+        def __getattr__(self, name):
+            return getattr(self.capture, name)
+
         def set(self, prop, value):
-            return super().set(prop, value + lie)
+            return self.capture.set(prop, value + lie)
+    open_capture = cv2.VideoCapture
     monkeypatch.setattr(generator, "POOL_BYTES", budget)
     again = []
     original = generator.reread_frames
@@ -289,7 +298,7 @@ def test_videos_of_one_stem_do_not_collide(tmp_path, capsys):
         f"{name}_{kind}.png" for name in ("a.avi", "a.mkv", "b_7.mkv") for kind in ("curve", "shots_0")}
     printed = capsys.readouterr().out
     assert "a.mkv: shots 4, kept 4, dropped 0; frames: " in printed
-    assert "total: shots 12, kept 12, dropped 0; frames: train 16, val 4, test 4" in printed
+    assert "total: shots 12, kept 12, dropped 0; frames: train 18, val 4, test 2" in printed
 
 
 def test_same_seed_same_dataset_other_seed_other_split(film, tmp_path):
@@ -336,13 +345,14 @@ def test_overwrite_replaces_its_own_files_and_no_others(film, tmp_path):
     run(film, save, frames_per_shot=6)
     mine = [save / "train" / "raw_image_9999.png", save / "notes.txt", save / "figures" / "mine.png",
             save / "train" / "raw_image_film_5000.png", tmp_path / "outside_1.png"]
+    picture = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
     for path in mine:
-        path.write_bytes(b"mine")
+        path.write_bytes(picture)
     with open(save / "frames.csv", "a") as file:  # a table someone edited must not lead out of the dataset
         file.write("../outside_1.png,film.mkv,0,0,0,train\nnotes.txt,film.mkv,0,0,0,train\n")
     other = write_clip(tmp_path / "other.mkv", [(RED, 20), (BLUE, 20), (GREEN, 20)])
     run(other, save, overwrite=True)
-    assert all(path.read_bytes() == b"mine" for path in mine)
+    assert all(path.read_bytes() == picture for path in mine)
     assert set(pictures(save)) == {row["file"] for row in rows(save)} | {
         "train/raw_image_9999.png", "train/raw_image_film_5000.png"}
     assert {path.name for path in (save / "figures").iterdir()} == {
@@ -405,8 +415,7 @@ def bad(tmp_path, film):
         (tmp_path / "broken" / name).write_text("this is no film\n" * 100)
     (tmp_path / "file").write_text("mine")
     write_clip(tmp_path / "short.mkv", [(RED, 7), (GREEN, 8), (BLUE, 3)])
-    header = write_clip(tmp_path / "long.mp4", [(RED, 300)], codec="libx264", pixels="yuv420p",
-                        movflags="faststart").read_bytes()
+    header = write_clip(tmp_path / "long.mp4", [(RED, 300)], codec="libx264", pixels="yuv420p").read_bytes()
     (tmp_path / "no_frames.mkv").write_bytes(film.read_bytes()[:700])
     (tmp_path / "no_index.mp4").write_bytes(header[:200])
     (tmp_path / "own").mkdir()
@@ -422,8 +431,8 @@ def bad(tmp_path, film):
     (["--video_path", "no_index.mp4"], r"no_index\.mp4 cannot be opened as a video"),
     (["--video_path", "no_frames.mkv"], r"no frame of .*no_frames\.mkv can be decoded"),
     (["--video_path", "broken"], r"none of the 2 videos can be read"),
-    (["--video_path", "short.mkv"], r"no shot is long enough: of 3 shots the longest has 8 frames, fewer than --shots_len"
-                                    r"_thres 12; lower .* 8 or less, or raise --col_diff_thres \(now 7"),
+    (["--video_path", "short.mkv"], r"no shot is long enough: of 3 shots the longest has 8 frames, fewer than "
+                                    r"--shots_len_thres 12; lower .* 8 or less, or raise --col_diff_thres \(now 7"),
     (["--video_path", "short.mkv", "--detector", "content"], r"raise --scene_thres \(now 27\)"),
     (["--save_path", "file"], r"file is a file, not a folder"),
     (["--save_path", "file/below"], r"file is a file, not a folder"),
@@ -454,9 +463,9 @@ def test_bad_input_is_one_sentence(bad, monkeypatch, arguments, message):
     assert tree(bad) == before and not (bad / "dataset").exists() and not list(bad.rglob(".partial*"))
 
 
-@pytest.mark.parametrize("name", ["text.mp4", "no_frames.mkv"])
-def test_the_script_says_no_more_than_its_sentence(bad, name):
-    done = subprocess.run([sys.executable, str(SCRIPT), "--video_path", name], cwd=bad, capture_output=True, text=True)
+def test_the_script_says_no_more_than_its_sentence(bad):
+    done = subprocess.run([sys.executable, str(SCRIPT), "--video_path", "no_frames.mkv"], cwd=bad, capture_output=True,
+                          text=True)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1
 
@@ -471,7 +480,7 @@ def test_a_film_that_cannot_be_read_is_left_out(bad, capfd):
 
 @pytest.mark.parametrize("name", ["film.mkv", "film.mp4"])
 def test_a_film_cut_off_is_used_as_far_as_it_goes(tmp_path, capsys, name):
-    options = {} if name == "film.mkv" else {"codec": "libx264", "pixels": "yuv420p", "movflags": "faststart"}
+    options = {} if name == "film.mkv" else {"codec": "libx264", "pixels": "yuv420p"}
     whole = write_clip(tmp_path / name, [(RED, 60), (GREEN, 60), (BLUE, 60)], **options)
     run(whole, tmp_path / "whole", detector="content")
     assert "warning" not in capsys.readouterr().err
@@ -488,7 +497,7 @@ def test_too_few_shots_for_every_split_is_said(tmp_path, capsys):
     path = write_clip(tmp_path / "film.mkv", [(RED, 20)])
     run(path, tmp_path / "d")
     said = capsys.readouterr().err
-    assert "1 shots are too few for every split: val stays empty" in said and "test stays empty" in said
+    assert "too few shots (1) for every split: val stays empty" in said and "test stays empty" in said
     assert {row["split"] for row in rows(tmp_path / "d")} == {"train"}
 
 

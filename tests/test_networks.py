@@ -256,7 +256,7 @@ def test_the_integrator_is_a_convex_combination_and_ignores_empty_slots():
 
 
 def test_the_backbone_is_frozen_and_stays_in_eval_mode():
-    colorizer = Colorizer(ModelConfig(mem_size=4, top_k=4, gen_width=8), backbone_weights=None).train()
+    colorizer = Colorizer(ModelConfig(mem_size=4, top_k=4, width=8), backbone_weights=None).train()
     backbone = colorizer.backbone
     assert not any(module.training for module in backbone.modules())
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
@@ -300,7 +300,7 @@ def test_resnet18_with_a_file_of_weights(tmp_path):
 
 
 def test_choose_by_rank_and_by_integrator():
-    colorizer = Colorizer(ModelConfig(mem_size=4, top_k=4, gen_width=8, use_feat_integrator=True), None)
+    colorizer = Colorizer(ModelConfig(mem_size=4, top_k=4, width=8, use_feat_integrator=True), None)
     fill(colorizer.memory, [unit(0), unit(1)], [feature(0), feature(100)])
     recall = colorizer.memory.read(F.normalize(unit(0) + 0.5 * unit(1), dim=0)[None], 3)
     assert torch.equal(colorizer.choose(recall, 1), feature(0)[None])

@@ -1,0 +1,378 @@
+"""The configuration, one step, the loop, its files, and going on from a checkpoint."""
+
+import json
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from drawn import draw_dataset, draw_picture
+from torch.utils.tensorboard import SummaryWriter
+
+import train
+from dataset import ColorizationDataset, TrainingViews, ViewSampler
+from networks import Colorizer, ModelConfig
+from train import (
+    Learner, TrainConfig, discriminator_loss, fit_model_config, generator_loss, integrator_loss, main, parse)
+from utils import UserError, load_checkpoint, read_image, write_image
+
+WAYS = {  # the three ways to train of the method
+    "gan": {"use_memory": False, "use_feat_integrator": False, "gen_norm": "batch", "dis_norm": "None"},
+    "memory": {"use_memory": True, "use_feat_integrator": False, "gen_norm": "adain", "dis_norm": "adain"},
+    "integrator": {"use_memory": True, "use_feat_integrator": True, "gen_norm": "adain", "dis_norm": "adain"},
+}
+
+
+def flags(**settings):
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def data_path(tmp_path_factory):
+    return draw_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def short_epochs(monkeypatch):
+    monkeypatch.setattr(train, "EPOCH_STEPS", 2)
+
+
+def run(data_path, save_path, **settings):
+    """Train small networks; returns the lines of the log."""
+    main(flags(data_path=data_path, save_path=save_path, **{"width": 4, "batch_size": 3, "end_epoch": 2, **settings}))
+    return [json.loads(line) for line in (save_path / "log.jsonl").read_text().splitlines()]
+
+
+def state_of(path):
+    """Every tensor of a checkpoint by its path in the dict."""
+    tensors = {}
+
+    def walk(name, value):
+        if isinstance(value, torch.Tensor):
+            tensors[name] = value
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{name}/{key}", inner)
+        elif isinstance(value, list):
+            for key, inner in enumerate(value):
+                walk(f"{name}/{key}", inner)
+
+    walk("", load_checkpoint(path))
+    return tensors
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Configuration
+
+
+def test_every_setting_is_a_flag():
+    given = {"use_memory": False, "gen_norm": "batch", "dis_norm": "None", "alpha": 0.3, "max_minutes": 2, "mem_size": 7}
+    config = TrainConfig(**parse(flags(**given)))
+    assert (config.use_memory, config.gen_norm, config.dis_norm, config.alpha, config.max_minutes, config.mem_size) == (
+        False, "batch", "None", 0.3, 2.0, 7)
+    assert parse([]) == {}
+    assert {f.name for f in fields(ModelConfig)} <= {f.name for f in fields(TrainConfig)}
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"use_memory": False}, "set gen_norm batch or use_memory True"),
+    ({"gen_norm": "batch"}, "set gen_norm adain or use_memory False"),
+    ({"use_memory": False, "gen_norm": "batch", "use_feat_integrator": True}, "set use_memory True or use_feat_int"),
+    ({"use_memory": False, "gen_norm": "batch"}, "set dis_norm None or gen_norm adain"),
+    ({"img_size": 100}, "set img_size to 128"),
+    ({"img_size": 300}, "set img_size to 256"),
+    ({"batch_size": 0}, "batch_size is 0"),
+    ({"gen_lr": -1}, "gen_lr is -1"),
+    ({"gen_lr": "nan"}, "gen_lr is nan"),
+    ({"label_smoothing": 1.5}, "label_smoothing is 1.5"),
+    ({"resume": True, "start_epoch": 3}, "use one of them"),
+    ({"resume": True, "overwrite": True}, "use one of them"),
+    ({"top_k": 9, "mem_size": 8}, "top_k is 9 and the memory has 8 slots"),
+])
+def test_settings_that_make_no_sense_say_which_to_change(data_path, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        run(data_path, tmp_path / "run", **settings)
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--use_memory", "yes"], "expected True or False"),
+    (["--gen_norm", "layer"], "invalid choice"),
+    (["--use_mem", "True"], "unrecognized"),
+])
+def test_a_wrong_flag_is_a_users_error(words, message):
+    with pytest.raises(UserError, match=message):
+        parse(words)
+
+
+def test_the_memory_fits_the_set():
+    assert fit_model_config(TrainConfig(), 10).mem_size == 12
+    assert fit_model_config(TrainConfig(), 1000).top_k == 256
+    assert fit_model_config(TrainConfig(mem_size=5, top_k=3), 1000) == ModelConfig(
+        img_size=128, mem_size=5, top_k=3, width=TrainConfig.width)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses and the step
+
+
+def test_losses_by_hand():
+    zero = torch.zeros(2, 1, 3, 3)
+    loss, parts = generator_loss(zero, torch.full((2, 2, 4, 4), 0.3), torch.full((2, 2, 4, 4), 0.1), lambda_l1=100)
+    assert parts["gen_l1"].item() == pytest.approx(0.2) and parts["gen_adv"].item() == pytest.approx(np.log(2))
+    assert loss.item() == pytest.approx(np.log(2) + 20, rel=1e-5)
+    # One-sided smoothing: at the optimum sigmoid(real) = 0.9 the real half costs the entropy of 0.9, not 0.
+    best = torch.full_like(zero, float(np.log(9)))
+    assert discriminator_loss(best, zero - 50, 0.9).item() == pytest.approx(
+        -(0.9 * np.log(0.9) + 0.1 * np.log(0.1)) / 2, rel=1e-4)
+    same = torch.rand(3, 313)
+    same /= same.sum(1, keepdim=True)
+    assert integrator_loss(same, same).item() == pytest.approx(0, abs=1e-6)
+    one, other = torch.eye(313)[:1], torch.eye(313)[1:2]
+    assert 1 < integrator_loss(one, other).item() < 20  # finite with empty bins
+
+
+def make_learner(data, **settings):
+    config = TrainConfig(width=4, batch_size=3, **settings)
+    return Learner(config, fit_model_config(config, len(data)), torch.device("cpu"))
+
+
+def make_batch(data, indices=(0, 1, 2)):
+    items = [TrainingViews(data)[index, index] for index in indices]
+    return {name: torch.stack([torch.as_tensor(item[name]) for item in items]) for name in items[0]}
+
+
+def no_cast():
+    return torch.autocast("cpu", enabled=False)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_step_trains_every_part_and_only_those(data_path, way):
+    data = ColorizationDataset(data_path / "train", 128)
+    learner = make_learner(data, **WAYS[way])
+    parts = {name: [p for group in o.param_groups for p in group["params"]] for name, o in learner.optimizers.items()}
+    assert set(parts) == {"gen", "dis"} | ({"mem"} if way != "gan" else set()) | (
+        {"int"} if way == "integrator" else set())
+    before = {name: [p.detach().clone() for p in part] for name, part in parts.items()}
+    features = torch.rand(3, 1280)
+    losses = {}
+    for _ in range(2):  # the first step fills the memory
+        losses = learner.step(make_batch(data), features, no_cast)
+    for name in ("gen", "dis") + (("int",) if way == "integrator" else ()):
+        moved = [not torch.equal(a, b) for a, b in zip(before[name], parts[name], strict=True)]
+        assert sum(moved) >= len(moved) - (1 if name == "int" else 0), name
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    if way != "gan":
+        assert learner.colorizer.memory.used.sum() == 3  # the second time, each query finds its own slot
+
+
+def test_the_step_goes_in_the_order_of_the_method(data_path, monkeypatch):
+    data = ColorizationDataset(data_path / "train", 128)
+    learner = make_learner(data, **WAYS["integrator"])
+    order = []
+    for name, optimizer in learner.optimizers.items():
+        monkeypatch.setattr(optimizer, "step", lambda name=name: order.append(name))
+    update = learner.colorizer.memory.update
+    monkeypatch.setattr(learner.colorizer.memory, "update", lambda *a: (order.append("update"), update(*a)))
+    learner.step(make_batch(data), torch.rand(3, 1280), no_cast)
+    assert order == ["mem", "update", "int", "gen", "dis"]
+
+
+def test_the_fake_is_detached_in_the_discriminators_step(data_path):
+    """The discriminator's loss leaves no gradient in the generator, nor the generator's in the discriminator."""
+    data = ColorizationDataset(data_path / "train", 128)
+    learner = make_learner(data, **WAYS["gan"])
+    seen = {}
+    for name, other in (("dis", learner.generator), ("gen", learner.discriminator)):
+        def record(name=name, other=other, step=learner.optimizers[name].step):
+            seen[name] = [None if p.grad is None else p.grad.clone() for p in other.parameters()]
+            step()
+        learner.optimizers[name].step = record
+    learner.step(make_batch(data), None, no_cast)
+    assert all(grad is None for grad in seen["gen"])  # before the discriminator's first step
+    after_gen = [p.grad for p in learner.generator.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(seen["dis"], after_gen, strict=True))
+
+
+def test_learning_rates_fall_over_the_last_part():
+    config = TrainConfig(width=4, gen_lr=1e-3, lr_decay_start=0.5)
+    learner = Learner(config, fit_model_config(config, 4), torch.device("cpu"))
+    rates = []
+    for progress in (0, 0.5, 0.75, 1, 1.2):
+        learner.set_progress(progress)
+        rates.append(learner.optimizers["gen"].param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-3, 1e-3, 5e-4, 0, 0])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Views
+
+
+def test_a_view_depends_on_its_picture_and_seed_alone(data_path):
+    data = ColorizationDataset(data_path / "train", 128)
+    views = TrainingViews(data)
+    one, again, other = views[0, 5], views[0, 5], views[0, 6]
+    assert all(torch.equal(torch.as_tensor(one[name]), torch.as_tensor(again[name])) for name in one)
+    assert not torch.equal(one["L"], other["L"])
+    assert one["L"].shape == (1, 128, 128) and one["ab"].shape == (2, 128, 128)
+    assert one["view_feature"].sum().item() == pytest.approx(1, abs=1e-4)
+    assert torch.equal(one["color_feature"], data[0]["color_feature"])
+
+
+def test_the_sampler_visits_every_picture_in_an_order_of_its_epoch(data_path):
+    data = ColorizationDataset(data_path / "train", 128)
+    sampler = ViewSampler(data, passes=2, seed=1)
+    first, again = list(sampler), list(sampler)
+    sampler.epoch = 1
+    second = list(sampler)
+    assert first == again != second and len(first) == len(sampler) == 12
+    assert sorted(index for index, _ in first[:6]) == sorted(index for index, _ in first[6:]) == list(range(6))
+    assert len({seed for _, seed in first}) == 12
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_training_end_to_end(data_path, tmp_path, way, capsys):
+    records = run(data_path, tmp_path, save_freq=1, **WAYS[way])
+    assert [r["epoch"] for r in records] == [1, 2] and records[1]["step"] == 2 * records[0]["step"]
+    names = {"epoch", "step", "seconds", "images_per_second", "gen_adv", "gen_l1", "dis"}
+    names |= {"val_ciede2000", "val_psnr_ab"}
+    if way != "gan":
+        names |= {"mem_triplet", "val_feature_intersection"}
+    if way == "integrator":
+        names.add("int_kl")
+    assert set(records[0]) == names and all(np.isfinite(list(r.values())).all() for r in records)
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"epoch_0001.pt", "epoch_0002.pt", "last.pt", "best.pt", "log.jsonl", "curves.png", "samples",
+                     "tensorboard"}
+    rows, columns = 2, 3 if way == "gan" else 6
+    grid = read_image(tmp_path / "samples" / "epoch_0002.png")
+    assert grid.shape == (rows * 132 - 4, columns * 132 - 4, 3)
+    assert any(path.stat().st_size > 1000 for path in (tmp_path / "tensorboard").iterdir())
+    printed = capsys.readouterr()
+    assert "val_ciede2000" in printed.out + printed.err and "images/s" in printed.out + printed.err
+    content = load_checkpoint(tmp_path / "best.pt")
+    colorizer = Colorizer(ModelConfig(**content["model_config"]))
+    colorizer.load_state_dict(content["colorizer"])  # strict: nothing missing, nothing left over
+    assert content["frames"][0] == "raw_image_drawn_0.png"
+
+
+def test_validation_is_in_eval_mode_and_training_goes_on_in_train_mode(data_path, tmp_path, monkeypatch):
+    modes = []
+    forward = Colorizer.forward
+    monkeypatch.setattr(Colorizer, "forward", lambda self, *a: (modes.append(self.training), forward(self, *a))[1])
+    run(data_path, tmp_path, **WAYS["gan"])
+    assert modes and not any(modes)  # the colorizer colours in validation only; training uses its own generator
+
+
+def test_the_best_checkpoint_has_the_lowest_validation_error(data_path, tmp_path, monkeypatch):
+    errors = iter([5.0, 3.0, 4.0])
+    validate = train.validate
+
+    def scripted(*args):
+        metrics, samples = validate(*args)
+        return {**metrics, "val_ciede2000": next(errors)}, samples
+
+    monkeypatch.setattr(train, "validate", scripted)
+    run(data_path, tmp_path, end_epoch=3)
+    best = load_checkpoint(tmp_path / "best.pt")
+    assert best["epoch"] == 2 and best["best"] == 3.0
+
+
+@pytest.mark.parametrize("way", ["gan", "integrator"])
+def test_going_on_is_as_if_never_stopped(data_path, tmp_path, way):
+    whole = run(data_path, tmp_path / "whole", end_epoch=4, save_freq=1, **WAYS[way])
+    # Stop after epoch 2 of the same schedule, as a kill would: the files of epochs 1 and 2 are all there is.
+    run(data_path, tmp_path / "cut", end_epoch=4, save_freq=1, **WAYS[way])
+    for name in ("epoch_0003.pt", "epoch_0004.pt", "last.pt"):
+        (tmp_path / "cut" / name).unlink()
+    (tmp_path / "cut" / "last.pt").write_bytes((tmp_path / "cut" / "epoch_0002.pt").read_bytes())
+    resumed = run(data_path, tmp_path / "cut", end_epoch=4, save_freq=1, resume=True, **WAYS[way])
+    timeless = [[{k: v for k, v in r.items() if "second" not in k} for r in log] for log in (whole, resumed)]
+    assert timeless[0] == timeless[1]
+    one, other = state_of(tmp_path / "whole" / "last.pt"), state_of(tmp_path / "cut" / "last.pt")
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+    again = run(data_path, tmp_path / "cut", end_epoch=4, save_freq=1, start_epoch=3, **WAYS[way])
+    assert [r["epoch"] for r in again] == [1, 2, 3, 4]  # epoch 4 once, and from epoch 3's state
+    other = state_of(tmp_path / "cut" / "last.pt")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_result_does_not_depend_on_the_number_of_workers(data_path, tmp_path):
+    run(data_path, tmp_path / "none", end_epoch=1)
+    run(data_path, tmp_path / "two", end_epoch=1, num_workers=2)
+    one, other = state_of(tmp_path / "none" / "last.pt"), state_of(tmp_path / "two" / "last.pt")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_max_minutes_ends_the_training(data_path, tmp_path, monkeypatch):
+    records = run(data_path, tmp_path, end_epoch=10_000, max_minutes=0.05)
+    assert 0 < records[-1]["epoch"] < 10_000
+    content = load_checkpoint(tmp_path / "last.pt")
+    assert content["epoch"] == records[-1]["epoch"]
+    rate = content["optimizers"]["gen"]["param_groups"][0]["lr"]
+    assert rate < 0.5 * TrainConfig.gen_lr  # the schedule ended with the time
+
+
+def test_another_run_is_not_overwritten(data_path, tmp_path):
+    run(data_path, tmp_path, end_epoch=1)
+    (tmp_path / "mine.txt").write_text("of the user")
+    before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(UserError, match="holds another run"):
+        run(data_path, tmp_path, end_epoch=1)
+    assert (tmp_path / "last.pt").read_bytes() == before
+    records = run(data_path, tmp_path, end_epoch=1, overwrite=True, seed=1)
+    assert len(records) == 1 and (tmp_path / "mine.txt").exists()
+    assert (tmp_path / "last.pt").read_bytes() != before
+
+
+def test_going_on_asks_for_no_setting_twice(data_path, tmp_path):
+    run(data_path, tmp_path, end_epoch=1, alpha=0.2, **WAYS["integrator"])
+    main(flags(save_path=tmp_path, resume=True, end_epoch=2))
+    content = load_checkpoint(tmp_path / "last.pt")
+    assert content["epoch"] == 2 and content["train_config"]["alpha"] == 0.2
+    assert content["train_config"]["data_path"] == str(data_path) and content["model_config"]["use_feat_integrator"]
+
+
+def test_going_on_with_settings_that_cannot_change_is_refused(data_path, tmp_path):
+    run(data_path, tmp_path, end_epoch=1, **WAYS["memory"])
+    with pytest.raises(UserError, match="trained with use_feat_integrator False"):
+        run(data_path, tmp_path, end_epoch=2, resume=True, **WAYS["integrator"])
+    with pytest.raises(UserError, match="raise end_epoch"):
+        run(data_path, tmp_path, end_epoch=1, resume=True)
+    with pytest.raises(UserError, match="there is no checkpoint .*epoch_0007"):
+        run(data_path, tmp_path, start_epoch=7, end_epoch=9)
+
+
+def test_bad_data(tmp_path):
+    with pytest.raises(UserError, match="no folder .*missing"):
+        run(tmp_path / "missing", tmp_path / "run")
+    (tmp_path / "empty" / "train").mkdir(parents=True)
+    with pytest.raises(UserError, match="no readable picture in .*empty"):
+        run(tmp_path / "empty", tmp_path / "run")
+    assert not (tmp_path / "run" / "last.pt").exists()
+    (tmp_path / "file").write_text("")
+    draw_dataset(tmp_path / "data")
+    with pytest.raises(UserError, match="save_path .*file is a file"):
+        run(tmp_path / "data", tmp_path / "file")
+    with pytest.raises(UserError, match="--backbone_weights"):
+        run(tmp_path / "data", tmp_path / "run", backbone="resnet18", backbone_weights=tmp_path / "missing.pth")
+
+
+def test_a_single_picture_without_validation(tmp_path, capsys):
+    write_image(tmp_path / "data" / "train" / "hero.png", draw_picture(1))
+    records = run(tmp_path / "data", tmp_path / "run", end_epoch=1)
+    assert len(records) == 1
+    assert "validating on the training pictures" in capsys.readouterr().err
+
+
+def test_tensorboard_gets_scalars_and_pictures(data_path, tmp_path, monkeypatch):
+    scalars, images = [], []
+    monkeypatch.setattr(SummaryWriter, "add_scalar", lambda self, name, value, epoch: scalars.append((name, epoch)))
+    monkeypatch.setattr(SummaryWriter, "add_image", lambda self, name, image, epoch, dataformats: images.append(epoch))
+    run(data_path, tmp_path)
+    assert images == [1, 2] and {("gen_l1", 1), ("val_ciede2000", 2)} <= set(scalars)

@@ -1,0 +1,253 @@
+"""Metrics by known values, pictures, checkpoints and video."""
+
+import math
+import os
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+import torch
+
+import utils
+from utils import (
+    Scores, UserError, boolean, ciede2000, colorfulness, is_color, load_checkpoint, metrics_table, picture_grid, psnr,
+    read_image, replace_when_done, run_cli, save_checkpoint, transcode, video_length, write_image)
+
+
+def test_ciede2000_of_published_pairs():
+    # Sharma, Wu and Dalal (2005), test pairs 1, 7 and 25 with their published differences.
+    pairs = [((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425), ((50, 0, 0), (50, -1, 2), 2.3669),
+             ((60.2574, -34.0099, 36.2677), (60.4626, -34.1751, 39.4387), 1.2644)]
+    for one, other, expected in pairs:
+        assert ciede2000(np.array([[one]]), np.array([[other]])) == pytest.approx(expected, abs=1e-4)
+
+
+def test_psnr_by_hand():
+    assert psnr(255**2, 255) == 0
+    assert psnr(1.0, 255) == pytest.approx(48.1308, abs=1e-4)
+    assert psnr(0.0, 255) == math.inf
+
+
+def test_psnr_of_a_set_comes_from_its_mean_squared_error():
+    black = np.zeros((16, 16, 3), np.uint8)
+    off = np.full((16, 16, 3), 10, np.uint8)
+    scores = Scores()
+    scores.add(black, black)  # exact: its own PSNR is infinite
+    scores.add(off, black)
+    assert scores.summary()["psnr_rgb"] == pytest.approx(psnr((0 + 100) / 2, 255))
+
+
+def test_scores_of_the_truth_itself():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    scores = Scores()
+    scores.add(truth, truth)
+    summary = scores.summary()
+    assert summary["ciede2000"] == 0 and summary["ssim"] == pytest.approx(1)
+    assert summary["colorfulness"] == summary["colorfulness_truth"] > 50
+    assert "CIEDE2000" in metrics_table({"result": summary})
+
+
+def test_colorfulness_by_hand():
+    assert colorfulness(np.full((4, 4, 3), 90, np.uint8)) == 0
+    red = np.zeros((2, 2, 3), np.uint8)
+    red[..., 0] = 200  # rg = 200, yb = 100 everywhere: 0.3 * sqrt(200^2 + 100^2)
+    assert colorfulness(red) == pytest.approx(0.3 * math.hypot(200, 100), rel=1e-5)
+
+
+def test_is_color():
+    grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, 2).repeat(8, 0)
+    assert not is_color(grey)
+    noisy = np.clip(grey.astype(int) + np.random.default_rng(0).integers(0, 2, grey.shape), 0, 255).astype(np.uint8)
+    assert not is_color(noisy)
+    hat = np.zeros((100, 100, 3), np.uint8)
+    hat[:10, :10] = (255, 0, 0)
+    assert is_color(hat)
+
+
+def test_picture_grid():
+    grid = picture_grid([[np.zeros((2, 3, 3), np.uint8)] * 2] * 3, gap=1)
+    assert grid.shape == (8, 7, 3)
+    assert (grid[2] == 255).all() and (grid[0, :3] == 0).all()
+
+
+@pytest.mark.parametrize("text, value", [("True", True), ("False", False), ("true", True), ("false", False)])
+def test_flags_that_are_true_or_false(text, value):
+    assert boolean(text) is value
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replace_when_done(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_an_unwritable_place_is_a_users_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        write_image(tmp_path / "file" / "picture.png", np.zeros((4, 4, 3), np.uint8))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp"])
+def test_pictures_come_back(tmp_path, suffix):
+    picture = np.full((20, 30, 3), (10, 200, 90), np.uint8)
+    write_image(tmp_path / f"a{suffix}", picture)
+    assert np.abs(read_image(tmp_path / f"a{suffix}").astype(int) - picture).max() < 5
+
+
+def test_exit_codes(capsys):
+    def user_error(argv):
+        raise UserError("too small; make it larger")
+
+    def interrupt(argv):
+        raise KeyboardInterrupt
+
+    for main, code in ((user_error, 1), (interrupt, 130)):
+        with pytest.raises(SystemExit) as stop:
+            run_cli(main, [])
+        assert stop.value.code == code
+    captured = capsys.readouterr().err
+    assert captured == "error: too small; make it larger\ninterrupted\n"
+    with pytest.raises(SystemExit):
+        run_cli(user_error, ["--debug"])
+    assert "Traceback" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints
+
+
+def test_checkpoints_come_back_whole(tmp_path):
+    content = {"tensor": torch.arange(5.0), "plain": {"a": [1, "two", None, 3.5]}}
+    save_checkpoint(tmp_path / "a.pt", content)
+    loaded = load_checkpoint(tmp_path / "a.pt")
+    assert torch.equal(loaded["tensor"], content["tensor"]) and loaded["plain"] == content["plain"]
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+def test_what_is_no_checkpoint_is_refused_and_nothing_is_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    torch.save([1, 2], tmp_path / "list.pt")
+    torch.save({"format": 1, "evil": Evil()}, tmp_path / "evil.pt")
+    save_checkpoint(tmp_path / "whole.pt", {"tensor": torch.zeros(1000)})
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:2000])
+    for name in ("text", "empty", "list", "evil", "cut"):
+        with pytest.raises(UserError, match=f"{name}.pt is not a checkpoint"):
+            load_checkpoint(tmp_path / f"{name}.pt")
+    assert not (tmp_path / "executed").exists()
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        load_checkpoint(tmp_path / "missing.pt")
+
+
+def test_another_format_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "CHECKPOINT_FORMAT", 99)
+    save_checkpoint(tmp_path / "a.pt", {})
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="format 99"):
+        load_checkpoint(tmp_path / "a.pt")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Video
+
+
+def draw_film(path, sizes=(64, 48), times=range(20), codec="libx264", sound="aac", rate=10):
+    """A film whose frame i is a grey ramp plus i, at ``times`` in units of 1 / rate s, with a beep of its length."""
+    with av.open(str(path), "w") as film:
+        video = film.add_stream(codec, rate=rate)
+        video.width, video.height = sizes
+        video.pix_fmt = "yuv444p" if sizes[0] % 2 or sizes[1] % 2 else "yuv420p"
+        audio = film.add_stream(sound, rate=44100, layout="mono") if sound else None
+        ramp = np.linspace(0, 180, sizes[0], dtype=np.float32)[None, :, None].repeat(sizes[1], 0).repeat(3, 2)
+        for i, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray((ramp + 3 * i).astype(np.uint8), format="rgb24")
+            frame.pts = time
+            film.mux(video.encode(frame))
+        film.mux(video.encode(None))
+        if audio:
+            samples = int(44100 * (max(times) + 1) / rate)
+            wave = (np.sin(np.arange(samples) / 20) * 8000).astype(np.int16)[None]
+            frame = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
+            frame.sample_rate = 44100
+            film.mux(audio.encode(frame))
+            film.mux(audio.encode(None))
+    return path
+
+
+def times_and_sound(path):
+    """(frame times in s, audio packets as bytes, (width, height))."""
+    with av.open(str(path)) as film:
+        times = [round(frame.time, 4) for frame in film.decode(video=0)]
+        size = film.streams.video[0].width, film.streams.video[0].height
+    with av.open(str(path)) as film:
+        sound = [bytes(packet) for packet in film.demux(audio=0) if packet.size] if film.streams.audio else []
+    return times, sound, size
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
+@pytest.mark.parametrize("sizes, times", [((64, 48), range(20)), ((63, 47), range(7)), ((64, 48), (0, 1, 2, 5, 6, 11))])
+def test_a_transcoded_film_keeps_frames_times_size_and_sound(tmp_path, suffix, sizes, times):
+    source = draw_film(tmp_path / f"in{suffix}", sizes, times)
+    batches = []
+
+    def paint(pictures):
+        batches.append(len(pictures))
+        return [255 - picture for picture in pictures]
+
+    transcode(source, tmp_path / f"out{suffix}", paint, batch_size=3)
+    assert times_and_sound(tmp_path / f"out{suffix}") == times_and_sound(source)
+    assert sum(batches) == len(times) == video_length(source)[0] or suffix == ".mkv"
+    assert max(batches) <= 3 and len(times_and_sound(source)[1]) > 3
+    with av.open(str(source)) as a, av.open(str(tmp_path / f"out{suffix}")) as b:
+        for one, other in zip(a.decode(video=0), b.decode(video=0), strict=True):
+            sum_ = one.to_ndarray(format="rgb24").astype(int) + other.to_ndarray(format="rgb24")
+            assert abs(sum_.mean() - 255) < 3  # each frame is the painted one of its own time
+
+
+def test_a_film_without_sound(tmp_path):
+    source = draw_film(tmp_path / "in.mp4", sound=None)
+    transcode(source, tmp_path / "out.mp4", lambda pictures: pictures, 8)
+    assert times_and_sound(tmp_path / "out.mp4") == times_and_sound(source)
+
+
+def test_a_sound_track_that_the_container_cannot_carry_is_named(tmp_path, capsys):
+    source = draw_film(tmp_path / "in.mkv", sound="wavpack")
+    transcode(source, tmp_path / "out.mp4", lambda pictures: pictures, 8)
+    assert "cannot carry the sound track" in capsys.readouterr().err
+    assert times_and_sound(tmp_path / "out.mp4")[0] == times_and_sound(source)[0]
+
+
+def test_a_film_cut_off_in_the_middle_is_used_as_far_as_it_decodes(tmp_path, capsys):
+    source = draw_film(tmp_path / "in.mkv", sizes=(320, 240), times=range(60))
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(source.read_bytes()[:source.stat().st_size * 6 // 10])
+    transcode(cut, tmp_path / "out.mkv", lambda pictures: pictures, 8)
+    times = times_and_sound(tmp_path / "out.mkv")[0]
+    assert 5 < len(times) < 60 and times == times_and_sound(source)[0][:len(times)]
+
+
+def test_what_is_no_film_is_refused_and_leaves_nothing(tmp_path):
+    (tmp_path / "text.mp4").write_text("hello")
+    for target, message in (("out.mp4", "cannot read"), ("out.avi", "name a .mp4")):
+        with pytest.raises(UserError, match=message):
+            transcode(tmp_path / "text.mp4", tmp_path / target, lambda pictures: pictures, 8)
+    assert os.listdir(tmp_path) == ["text.mp4"]
+
+
+def test_import_without_matplotlib_window():
+    """The scripts import without a display and without touching the network."""
+    code = "import utils, dataset, networks, train, test, dataset_generator"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          cwd=os.path.dirname(utils.__file__), env={"PATH": os.environ["PATH"]})
+    assert done.returncode == 0, done.stderr
