@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Sampler
 
 from utils import IMAGE_SUFFIXES, UserError, image_ids, list_files, read_image, warn
 
+GREY_SIZE = 256  # side of the grey picture that the backbone sees, whatever img_size is
 L_SCALE = 100.0  # networks see L / L_SCALE in [0, 1]
 AB_SCALE = 110.0  # and ab / AB_SCALE in about [-1, 1]
 
@@ -141,16 +142,8 @@ _IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
 def grey_image(L):
-    """L tensor (..., 1, S, S) in [0, 1] -> the grey picture for the backbone (..., 3, S, S), ImageNet-normalised."""
+    """L tensor (..., 1, H, W) in [0, 1] -> the grey picture for the backbone (..., 3, H, W), ImageNet-normalised."""
     return (L - _IMAGENET_MEAN.to(L.device)) / _IMAGENET_STD.to(L.device)
-
-
-def load_lab(path, img_size):
-    """Read a picture and return its Lab, float32 (img_size, img_size, 3): the whole frame is resized, nothing cropped.
-
-    Raises UserError for a picture that cannot be read.
-    """
-    return resize(rgb_to_lab(read_image(path)), img_size, img_size)
 
 
 class ColorizationDataset(Dataset):
@@ -158,7 +151,7 @@ class ColorizationDataset(Dataset):
 
     An item is a dict of the five elements of the method, and ``index``, its place in the dataset:
     ``L`` (1, S, S) in [0, 1]; ``ab`` (2, S, S) in about [-1, 1]; ``color_feature`` (313,) of sum 1;
-    ``grey`` (3, S, S) for the backbone; ``image_id``, the number at the end of the file's name.
+    ``grey`` (3, 256, 256) for the backbone; ``image_id``, the number at the end of the file's name.
 
     An unreadable picture is skipped with a warning that names it. Raises UserError when nothing can be read.
     """
@@ -171,19 +164,22 @@ class ColorizationDataset(Dataset):
         else:
             source, paths = "the list of pictures", [Path(path) for path in source]
         self.img_size = img_size
-        self.paths, lab, features = [], [], []
+        self.paths, lab, lightness, features = [], [], [], []
         for path in paths:
             try:
-                picture = load_lab(path, img_size)
+                full = rgb_to_lab(read_image(path))
             except UserError as error:
                 warn(f"{error}; skipped")
                 continue
+            picture = resize(full, img_size, img_size)  # the whole frame: nothing is cropped away
             self.paths.append(path)
             features.append(color_feature(picture[..., 1:]))
             lab.append(_pack(picture))
+            lightness.append(np.rint(resize(full[..., 0], GREY_SIZE, GREY_SIZE) * 2.55).astype(np.uint8))
         if not self.paths:
             raise UserError(f"no readable picture in {source} (expected {', '.join(IMAGE_SUFFIXES)})")
         self.lab = torch.from_numpy(np.stack(lab))  # (N, 3, S, S) uint8
+        self.lightness = torch.from_numpy(np.stack(lightness))[:, None]  # (N, 1, 256, 256) uint8
         self.color_features = torch.from_numpy(np.stack(features))  # (N, 313)
         self.ids = image_ids([path.name for path in self.paths])
 
@@ -191,22 +187,28 @@ class ColorizationDataset(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index):
-        L, ab = _unpack(self.lab[index])
-        return {"L": L, "ab": ab, "color_feature": self.color_features[index], "grey": grey_image(L),
-                "image_id": self.ids[index], "index": index}
+        L, ab = unpack(self.lab[index])
+        return {"L": L, "ab": ab, "color_feature": self.color_features[index], "image_id": self.ids[index],
+                "grey": grey_image(self.lightness[index] / 255), "index": index}
 
 
 class TrainingViews(Dataset):
-    """Views of the pictures for the generator: half of them mirrored, zoomed in by up to ``MAX_ZOOM``.
+    """Views of the pictures for the generator: half mirrored, zoomed in up to ``MAX_ZOOM``, some dimmed as in a fade.
 
     Indexed by (index, seed), so that a view depends on nothing else, in whatever process it is made. An item holds
     ``L``, ``ab`` and ``view_feature`` of the view, and ``color_feature``, ``image_id`` and ``index`` of its picture.
+    A share of ``mislead`` is ``misled``: to be coloured from the colours of other shots. With ``hints`` (N, 2, 3, 32,
+    32) an item has the view's ``hint`` (3, S, S): by the second one of the picture if misled, else by the first, and
+    at times by none.
     """
 
     MAX_ZOOM = 2.0
+    DIMMED = 0.15  # share of the views
+    DARKEST = 0.3  # a dimmed view has a light of DARKEST^3 at least
+    UNHINTED = 0.15  # share of the views without a hint
 
-    def __init__(self, data):
-        self.data = data
+    def __init__(self, data, mislead=0.0, hints=None):
+        self.data, self.mislead, self.hints = data, mislead, hints
 
     def __len__(self):
         return len(self.data)
@@ -214,17 +216,30 @@ class TrainingViews(Dataset):
     def __getitem__(self, index_and_seed):
         index, seed = index_and_seed
         rng = np.random.default_rng(seed)
-        packed = self.data.lab[index].numpy().transpose(1, 2, 0)
-        size = len(packed)
+        misled = rng.random() < self.mislead
+        size = self.data.img_size
         crop = round(size / rng.uniform(1, self.MAX_ZOOM))
         top, left = rng.integers(0, size - crop + 1, 2)
-        view = resize(np.ascontiguousarray(packed[top:top + crop, left:left + crop]), size, size)
-        if rng.random() < 0.5:
-            view = view[:, ::-1]
-        L, ab = _unpack(torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1))))
-        feature = color_feature(view[..., 1:].astype(np.float32) - 128)
-        return {"L": L, "ab": ab, "view_feature": torch.from_numpy(feature), "index": index,
+        mirrored = rng.random() < 0.5
+
+        def view(channels_first):
+            picture = np.ascontiguousarray(channels_first.transpose(1, 2, 0)[top:top + crop, left:left + crop])
+            picture = resize(picture, size, size)
+            return np.ascontiguousarray((picture[:, ::-1] if mirrored else picture).transpose(2, 0, 1))
+
+        L, ab = unpack(torch.from_numpy(view(self.data.lab[index].numpy())))
+        # In CIE Lab, light times s^3 is ab times s and L + 16 times s.
+        s = rng.uniform(self.DARKEST, 1) if rng.random() < self.DIMMED else 1.0
+        L, ab = ((L + 0.16) * s - 0.16).clamp(min=0), ab * s
+        feature = color_feature(ab.permute(1, 2, 0).numpy() * AB_SCALE)
+        item = {"L": L, "ab": ab, "view_feature": torch.from_numpy(feature), "misled": misled, "index": index,
                 "color_feature": self.data.color_features[index], "image_id": self.data.ids[index]}
+        if self.hints is not None:
+            hint = self.hints[index, int(misled)].float().numpy().transpose(1, 2, 0)
+            hint = torch.from_numpy(view(resize(hint, size, size).transpose(2, 0, 1)))
+            hint[:2] *= s
+            item["hint"] = hint * float(rng.random() >= self.UNHINTED)
+        return item
 
 
 class ViewSampler(Sampler):
@@ -248,7 +263,7 @@ def _pack(lab):
     return np.ascontiguousarray(np.rint(packed).clip(0, 255).astype(np.uint8).transpose(2, 0, 1))
 
 
-def _unpack(packed):
-    """The inverse of ``_pack``, as the networks see it: uint8 (3, S, S) -> L (1, S, S) and ab (2, S, S)."""
+def unpack(packed):
+    """8-bit Lab as the networks see it: uint8 (..., 3, S, S) -> L (..., 1, S, S) in [0, 1], ab (..., 2, S, S)."""
     packed = packed.float()
-    return packed[:1] / 255, (packed[1:] - 128) / AB_SCALE
+    return packed[..., :1, :, :] / 255, (packed[..., 1:, :, :] - 128) / AB_SCALE

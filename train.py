@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dataset import AB_SCALE, L_SCALE, ColorizationDataset, TrainingViews, ViewSampler, grey_image, lab_to_rgb
+from dataset import AB_SCALE, L_SCALE, ColorizationDataset, TrainingViews, ViewSampler, grey_image, lab_to_rgb, unpack
+from memory import color_distance
 from networks import SIZE_STEP, BackboneUnavailable, Colorizer, Discriminator, ModelConfig
 from utils import (
     IMAGE_SUFFIXES, ArgumentParser, UserError, autocast, boolean, ciede2000, list_files, load_checkpoint, picture_grid,
@@ -44,6 +45,8 @@ class TrainConfig:
 
     use_memory: bool = setting(True, "read the colours from a memory at test time", group="the way to train")
     use_feat_integrator: bool = setting(False, "combine the best three slots of the memory by learned weights")
+    use_spatial_memory: bool = setting(True, "with a memory: also show the generator where colours belong, by places "
+                                       "of the training pictures that look alike")
     gen_norm: str = setting("adain", "norm of the generator; adain takes its style from the colour feature",
                             ["adain", "batch"])
     dis_norm: str = setting("adain", "norm of the discriminator; adain also shows it the colour feature",
@@ -66,6 +69,9 @@ class TrainConfig:
     top_k: int = setting(0, "nearest slots among which the triplet loss looks; 0: all, at most 256")
     color_thres: float = setting(0.5, "delta: colour features closer than this (KL, nats) count as the same colours")
     alpha: float = setting(0.1, "margin of the triplet loss, in cosine similarity")
+
+    mislead: float = setting(0.5, "share of the pictures that the generator must colour from the memory's best slot of "
+                             "other colours, as happens with shots that the memory has never seen")
 
     batch_size: int = setting(8, "pictures in a step", group="optimisation")
     gen_lr: float = setting(2e-4, "learning rate of the generator")
@@ -91,7 +97,7 @@ class TrainConfig:
                      "dis_lr", "mem_lr", "int_lr", "lambda_l1"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}; set it to 0 or more")
-        for name in ("lr_decay_start", "label_smoothing"):
+        for name in ("lr_decay_start", "label_smoothing", "mislead"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; set it between 0 and 1")
         if self.img_size % SIZE_STEP:
@@ -123,7 +129,9 @@ SAMPLES = 4  # rows of the sample grid
 
 def fit_model_config(config, n_pictures):
     """The ModelConfig for a training set of ``n_pictures``. Raises UserError when top_k exceeds the memory."""
-    shared = {f.name: getattr(config, f.name) for f in fields(ModelConfig)}
+    shared = {f.name: getattr(config, f.name) for f in fields(ModelConfig) if f.name != "spatial_size"}
+    shared["use_spatial_memory"] = config.use_spatial_memory and config.use_memory
+    shared["spatial_size"] = n_pictures if shared["use_spatial_memory"] else 0
     shared["mem_size"] = config.mem_size or math.ceil(1.2 * n_pictures)
     if config.use_memory and config.top_k > shared["mem_size"]:
         raise UserError(f"top_k is {config.top_k} and the memory has {shared['mem_size']} slots; set top_k to at most "
@@ -132,7 +140,8 @@ def fit_model_config(config, n_pictures):
     return ModelConfig(**shared)
 
 
-FIXED = ("use_memory", "use_feat_integrator", "gen_norm", "dis_norm", "img_size", "width", "backbone", "mem_size")
+FIXED = ("use_memory", "use_feat_integrator", "use_spatial_memory", "gen_norm", "dis_norm", "img_size", "width",
+         "backbone", "mem_size")
 
 
 def config_to_go_on(saved, given):
@@ -184,10 +193,6 @@ class Learner:
         self.discriminator = Discriminator(norm, config.width).to(device)
         # The generator that is trained. The colorizer's own is the moving average of it, which colours better.
         self.generator = copy.deepcopy(self.colorizer.generator)
-        # Convolutions over channels-last maps run about twice as fast, on CPUs and GPUs alike.
-        self.colorizer.to(memory_format=torch.channels_last)
-        self.generator.to(memory_format=torch.channels_last)
-        self.discriminator.to(memory_format=torch.channels_last)
         parts = {"gen": (self.generator, config.gen_lr, (0.5, 0.999)),
                  "dis": (self.discriminator, config.dis_lr, (0.5, 0.999))}
         if config.use_memory:
@@ -228,7 +233,7 @@ class Learner:
         """
         config, colorizer = self.config, self.colorizer
         L, ab, color, view = (batch[name] for name in ("L", "ab", "color_feature", "view_feature"))
-        losses = {}
+        losses, palette = {}, view
 
         if config.use_memory:
             loss = colorizer.memory.triplet_loss(colorizer.memory.query(features), color)
@@ -243,9 +248,13 @@ class Learner:
                 self._descend("int", loss)
                 losses["int_kl"] = loss.detach()
 
+            # At test time the memory's colours are often those of another shot, so the generator must learn to take
+            # them as advice: some pictures are coloured from the nearest slot of other colours.
+            palette = torch.where(batch["misled"][:, None], colorizer.memory.mislead(query, color), view)
+
         self.discriminator.requires_grad_(False)
         with cast():
-            fake = self.generator(L, view)
+            fake = self.generator(L, palette, batch.get("hint"))
             logits = self.discriminator(L, fake, view)
         loss, parts = generator_loss(logits, fake, ab, config.lambda_l1)
         self._descend("gen", loss)
@@ -282,22 +291,49 @@ class Learner:
 # Data and validation
 
 
-class Pictures(NamedTuple):
-    """A dataset and its backbone features (N, D), which never change and are computed once; None without a memory."""
+class Seen(NamedTuple):
+    """What the frozen backbone makes of a dataset, which never changes and is computed once; None without a memory."""
 
-    data: ColorizationDataset
-    features: torch.Tensor | None
+    features: torch.Tensor | None = None  # (N, D) of the frames
+    hints: torch.Tensor | None = None  # (N, kinds, 3, 32, 32) of the spatial memory, half precision
 
 
-def look_at(data, learner, device, cast):
-    """Look at each picture with the backbone, once."""
-    if not learner.config.use_memory:
-        return Pictures(data, None)
-    features = []
-    for lightness in data.lab[:, :1].split(learner.config.batch_size):
+def look_at(data, learner, device, cast, remember):
+    """Look at each picture with the backbone, once, and ask the spatial memory about it.
+
+    With ``remember`` the spatial memory is first filled with the pictures, and each gets two hints: without its own
+    frame (as for a frame of a known shot) and without all frames of its colours (as for a shot never seen).
+    """
+    colorizer, config = learner.colorizer, learner.config
+    if not config.use_memory:
+        return Seen()
+
+    def look(indices):
         with cast():
-            features.append(learner.colorizer.backbone(grey_image(lightness.to(device) / 255)))
-    return Pictures(data, torch.cat(features))
+            return colorizer.backbone(grey_image(data.lightness[indices].to(device) / 255))
+
+    spatial = colorizer.spatial if colorizer.config.use_spatial_memory else None
+    if spatial and remember:
+        spatial.fit(torch.cat([look(part)[1] for part in torch.tensor(spread(len(data), 64)).split(8)]))
+    features, hints = [], []
+    ids, colors = torch.tensor(data.ids).to(device), data.color_features.to(device)
+    for writing in (True, False) if spatial and remember else (False,):
+        for indices in torch.arange(len(data)).split(8):
+            frames, places = look(indices)
+            L, ab = (x.to(device) for x in unpack(data.lab[indices]))
+            if writing:
+                spatial.write(int(indices[0]), frames, places, L, ab, ids[indices])
+                continue
+            features.append(frames)
+            if spatial and remember:
+                own = ids[indices][:, None] == spatial.ids
+                alike = color_distance(colors, colors[indices][:, None]) < config.color_thres
+                kinds = [spatial.read(frames, places, L, mask) for mask in (own, own | alike)]
+            elif spatial:
+                kinds = [spatial.read(frames, places, L)]
+            if spatial:
+                hints.append(torch.stack(kinds, 1).half().cpu())
+    return Seen(torch.cat(features), torch.cat(hints) if spatial else None)
 
 
 def load_data(config):
@@ -311,13 +347,12 @@ def load_data(config):
 
 
 @torch.no_grad()
-def validate(learner, pictures, device, cast):
+def validate(learner, data, seen, device, cast):
     """Colour the pictures exactly as at test time: eval mode, colours from the memory (through the integrator).
 
     Returns the metrics, and SAMPLES rows for the sample grid: (index, predicted Lab (S, S, 3), ids of the top 3).
     """
-    data, colorizer = pictures.data, learner.colorizer
-    colorizer.eval()
+    colorizer = learner.colorizer.eval()
     chosen = spread(len(data), VAL_PICTURES)
     shown = {chosen[place] for place in spread(len(chosen), SAMPLES)}
     errors, squares, overlaps, samples = [], [], [], []
@@ -325,13 +360,14 @@ def validate(learner, pictures, device, cast):
         batch = [data[index] for index in indices.tolist()]
         L, ab = (torch.stack([item[name] for item in batch]).to(device) for name in ("L", "ab"))
         color, ids = None, torch.empty(len(batch), 0)
+        hint = None if seen.hints is None else seen.hints[indices, 0].float().to(device)
         if learner.config.use_memory:
-            recall = colorizer.recall(pictures.features[indices])
+            recall = colorizer.recall(seen.features[indices])
             color, ids = colorizer.choose(recall), recall.ids
             truth = data.color_features[indices].to(device)
             overlaps += torch.minimum(color, truth).sum(1).tolist()
         with cast():
-            fake = colorizer(L, color)
+            fake = colorizer(L, color, hint)
         squares += ((fake - ab) * AB_SCALE).square().mean((1, 2, 3)).tolist()
         for index, lab, truth, top in zip(indices.tolist(), to_lab(L, fake), to_lab(L, ab), ids.tolist(), strict=True):
             errors.append(ciede2000(lab, truth))
@@ -455,8 +491,8 @@ def train(config, saved=None):
     if epoch >= config.end_epoch:
         raise UserError(f"the checkpoint is of epoch {epoch} and end_epoch is {config.end_epoch}; raise end_epoch")
 
-    pictures = look_at(data, learner, device, cast)
-    val_pictures = pictures if val_data is data else look_at(val_data, learner, device, cast)
+    seen = look_at(data, learner, device, cast, remember=True)
+    val_seen = look_at(val_data, learner, device, cast, remember=False)
 
     def save(name, full=True):
         state = learner.state()
@@ -469,8 +505,9 @@ def train(config, saved=None):
 
     passes = math.ceil(EPOCH_STEPS * config.batch_size / len(data))
     sampler = ViewSampler(data, passes, config.seed)
-    loader = DataLoader(TrainingViews(data), config.batch_size, sampler=sampler, num_workers=config.num_workers,
-                        pin_memory=device.type == "cuda", persistent_workers=config.num_workers > 0)
+    loader = DataLoader(TrainingViews(data, config.mislead, seen.hints), config.batch_size, sampler=sampler,
+                        num_workers=config.num_workers, pin_memory=device.type == "cuda",
+                        persistent_workers=config.num_workers > 0)
     limit = config.max_minutes * 60
     first_epoch, val_seconds = epoch, 0.0
 
@@ -488,9 +525,8 @@ def train(config, saved=None):
             started, sums, images = time.monotonic(), {}, 0
             for batch_number, batch in enumerate(loader, 1):
                 learner.set_progress(progress(batch_number - 1))
-                features = None if pictures.features is None else pictures.features[batch["index"].to(device)]
-                batch = {name: batch[name].to(device, non_blocking=True)
-                         for name in ("L", "ab", "color_feature", "view_feature", "image_id")}
+                batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+                features = None if seen.features is None else seen.features[batch["index"]]
                 losses = learner.step(batch, features, cast)
                 step += 1
                 images += len(batch["L"])
@@ -502,7 +538,7 @@ def train(config, saved=None):
                     break
             spent = time.monotonic() - started
             seconds += spent
-            metrics, samples = validate(learner, val_pictures, device, cast)
+            metrics, samples = validate(learner, val_data, val_seen, device, cast)
             val_seconds = time.monotonic() - started - spent
 
             means = {name: float(total) / batch_number for name, total in sums.items()}

@@ -49,10 +49,10 @@ def run_cli(main, argv=None):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with our conventions: whole names only, and a wrong flag is a user's error (exit code 1)."""
+    """argparse with our conventions: defaults shown, whole names only, a wrong flag is a user's error (exit code 1)."""
 
     def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, **kwargs)
+        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
         self.add_argument("--debug", action="store_true", default=argparse.SUPPRESS,
                           help="show the traceback of an error")
 

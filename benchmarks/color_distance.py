@@ -11,19 +11,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataset import color_feature, load_lab
-from networks import color_distance
+from dataset import ColorizationDataset
+from memory import color_distance
 
 
 def main(folders):
     for folder in map(Path, folders):
         with open(folder / "frames.csv", newline="") as file:
             rows = list(csv.DictReader(file))
-        features = [color_feature(load_lab(folder / row["split"] / Path(row["file"]).name, 128)[..., 1:]) for row in rows]
-        features = torch.from_numpy(np.stack(features))
+        features = ColorizationDataset([folder / row["file"] for row in rows], 128).color_features
         distance = color_distance(features[:, None], features[None]).numpy()
         shot = np.array([f"{row['video']}/{row['shot']}" for row in rows])
         same = shot[:, None] == shot[None]

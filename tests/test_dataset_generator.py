@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import dataset_generator as generator
-from dataset_generator import FramePool, GeneratorConfig, HistogramDetector, detect_shots, frame_positions, split_shots
+from dataset_generator import GeneratorConfig, split_shots
+from shots import FramePool, HistogramDetector, detect_shots, frame_positions
 from utils import UserError
 
 SCRIPT = Path(generator.__file__)

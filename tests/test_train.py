@@ -66,7 +66,7 @@ def state_of(path):
 
 
 def test_every_setting_is_a_flag():
-    given = {"use_memory": False, "gen_norm": "batch", "dis_norm": "None", "alpha": 0.3, "max_minutes": 2, "mem_size": 7}
+    given = {**WAYS["gan"], "alpha": 0.3, "max_minutes": 2, "mem_size": 7}
     config = TrainConfig(**parse(flags(**given)))
     assert (config.use_memory, config.gen_norm, config.dis_norm, config.alpha, config.max_minutes, config.mem_size) == (
         False, "batch", "None", 0.3, 2.0, 7)

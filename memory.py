@@ -1,0 +1,221 @@
+"""What is remembered: colour features by the looks of a frame, and colours by the looks of a place in it.
+
+Shapes: N batch, k slots read, m slots in all, D and E features of a frame and of a place as the backbone sees them.
+A colour feature has 313 numbers >= 0 of sum 1.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from sklearn.decomposition import PCA
+from torch import nn
+
+FEATURE_DIM = 313  # a colour feature
+KEY_DIM = 512  # a query or a key of the memory
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory
+
+
+def color_distance(value, feature, eps=1e-4):
+    """KL(value || feature) in nats over the last dimension, both smoothed by eps a bin: finite, >= 0, 0 when equal."""
+    value, feature = ((x + eps) / (1 + FEATURE_DIM * eps) for x in (value, feature))
+    return (value * (value.log() - feature.log())).sum(-1)
+
+
+class Recall(NamedTuple):
+    """What the memory answers: the k best slots of each query, best first. An empty slot has score -inf and id -1."""
+
+    values: torch.Tensor  # (N, k, 313)
+    scores: torch.Tensor  # (N, k) cosine similarity
+    ids: torch.Tensor  # (N, k) identity of the frame that the slot came from
+
+
+class MemoryNetwork(nn.Module):
+    """m slots of key (512, unit length), colour feature, age and frame id, and the query encoder q = normalise(Wx + b).
+
+    The slots are buffers: they move with ``.to()`` and are saved in ``state_dict``.
+    """
+
+    def __init__(self, feature_dim, mem_size, top_k, alpha, color_thres):
+        super().__init__()
+        self.top_k, self.alpha, self.color_thres = min(top_k, mem_size), alpha, color_thres
+        self.encoder = nn.Linear(feature_dim, KEY_DIM)
+        self.register_buffer("keys", torch.zeros(mem_size, KEY_DIM))
+        self.register_buffer("values", torch.zeros(mem_size, FEATURE_DIM))
+        self.register_buffer("ages", torch.zeros(mem_size))
+        self.register_buffer("ids", torch.full((mem_size,), -1, dtype=torch.long))
+        self.register_buffer("used", torch.zeros(mem_size, dtype=torch.bool))
+
+    def query(self, features):
+        """Backbone features (N, D) -> queries (N, 512) of unit length, float32."""
+        with torch.autocast(features.device.type, enabled=False):
+            return F.normalize(self.encoder(features.float()), dim=1)
+
+    def _similarity(self, query):
+        return (query @ self.keys.T).masked_fill(~self.used, -torch.inf)  # (N, m); empty slots are never read
+
+    def read(self, query, k):
+        """The k best slots of queries (N, 512). Raises ValueError when no slot is filled."""
+        if not self.used.any():
+            raise ValueError("the memory is empty")
+        scores, slots = self._similarity(query).topk(min(k, len(self.keys)), dim=1)
+        return Recall(self.values[slots], scores, self.ids[slots])
+
+    def triplet_loss(self, query, color_feature):
+        """Threshold triplet loss among the top_k nearest slots: max(0, q.K_neg - q.K_pos + alpha).
+
+        Positive: the most similar slot with colour distance < color_thres; negative: the most similar one of the
+        others. The mean over the queries that have both; 0 (with zero gradient) when none has.
+        """
+        scores, slots = self._similarity(query).topk(self.top_k, dim=1)  # (N, k)
+        close = color_distance(self.values[slots], color_feature[:, None]) < self.color_thres
+        filled = self.used[slots]
+        positive = scores.masked_fill(~(close & filled), -torch.inf).amax(1)
+        negative = scores.masked_fill(~(~close & filled), -torch.inf).amax(1)
+        both = positive.isfinite() & negative.isfinite()
+        if not both.any():
+            return query.sum() * 0
+        return F.relu(negative[both] - positive[both] + self.alpha).mean()
+
+    @torch.no_grad()
+    def mislead(self, query, color_feature):
+        """The colours (N, 313) of a slot of *other* colours (distance >= color_thres), similar ones more often.
+
+        It is what the memory recalls for a shot that it has never seen. The colour feature itself where no such slot.
+        """
+        others = color_distance(self.values, color_feature[:, None]) >= self.color_thres  # (N, m)
+        noise = torch.rand(others.shape).to(query.device)
+        score, slot = (self._similarity(query) + noise).masked_fill(~others, -torch.inf).max(1)
+        return torch.where(score.isfinite()[:, None], self.values[slot], color_feature)
+
+    @torch.no_grad()
+    def update(self, query, color_feature, ids):
+        """Write a batch into the memory. query (N, 512), colour feature (N, 313), ids (N,).
+
+        A query whose nearest slot has colour distance < color_thres is added to that slot's key, age 0. Any other one
+        goes, with its colour, into a slot of its own: empty ones first, then the oldest by age + uniform noise.
+        Every other age grows by 1. Deterministic for a given state of torch's CPU random generator.
+        """
+        nearest = self._similarity(query).argmax(1)
+        match = self.used[nearest] & (color_distance(self.values[nearest], color_feature) < self.color_thres)
+        self.ages += self.used
+
+        slots, added = nearest[match], query[match]
+        # Each slot gets the sum of all its queries; a product with who-shares-my-slot gives the same sum in the same
+        # order on every device, where an atomic scatter would not.
+        added = (slots[:, None] == slots[None]).to(added.dtype) @ added
+        self.keys[slots] = F.normalize(self.keys[slots] + added, dim=1)
+        self.ages[slots] = 0
+
+        noise = torch.rand(len(self.ages)).to(self.ages)
+        rank = torch.where(self.used, self.ages + noise, torch.inf)
+        rank[slots] = -1  # the slots just used go last
+        fresh = (~match).nonzero().squeeze(1)[:len(self.keys)]
+        # A stable sort, so that empty slots are filled from the first on.
+        slots = rank.argsort(descending=True, stable=True)[:len(fresh)]
+        self.keys[slots] = query[fresh]
+        self.values[slots] = color_feature[fresh]
+        self.ids[slots] = ids.to(self.ids)[fresh]
+        self.used[slots] = True
+        self.ages[slots] = 0
+
+
+class FeatureIntegrator(nn.Module):
+    """A convex combination of the top-3 colour features, conditioned on their scores, that starts as the top-1."""
+
+    TOP = 3
+
+    def __init__(self, hidden=32, start=8.0):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(self.TOP, hidden), nn.ReLU(True), nn.Linear(hidden, self.TOP))
+        nn.init.zeros_(self.mlp[-1].weight)
+        self.mlp[-1].bias.data = torch.tensor([start, 0.0, 0.0])  # softmax: 0.9993, 0.0003, 0.0003
+
+    def forward(self, values, scores):
+        """values (N, 3, 313), scores (N, 3), -inf for an empty slot -> combined colour feature (N, 313)."""
+        empty = ~scores.isfinite()
+        weights = self.mlp(scores.masked_fill(empty, 0)).masked_fill(empty, -torch.inf).softmax(1)
+        return (weights[:, :, None] * values).sum(1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Spatial memory
+
+
+class SpatialMemory(nn.Module):
+    """Where a colour belongs: for each place of a grey frame, the colours of the places that look alike.
+
+    Every training frame keeps, on a grid of 32 x 32 places, a key (what the backbone sees there, reduced by PCA, with
+    lightness and position) and its ab. A frame is read by attention over all places of the FRAMES frames that look
+    most like it. Needs no training; the frames are buffers and are saved in ``state_dict``.
+    """
+
+    GRID = 32
+    DIM = 64  # of a place's features after the PCA
+    FRAMES = 8  # frames that are read
+    SHARPNESS = 30.0  # of the attention: weights are softmax(-SHARPNESS * squared distance)
+    LIGHTNESS, POSITION = 2.0, 0.1  # weights of L in [0, 1] and of (y, x) in [-1, 1] in a key
+
+    def __init__(self, frame_dim, place_dim, size):
+        super().__init__()
+        places = self.GRID**2
+        self.register_buffer("mean", torch.zeros(place_dim))
+        self.register_buffer("projection", torch.zeros(place_dim, self.DIM))
+        self.register_buffer("frames", torch.zeros(size, frame_dim, dtype=torch.float16))  # unit length
+        self.register_buffer("keys", torch.zeros(size, places, self.DIM + 3, dtype=torch.float16))
+        self.register_buffer("ab", torch.zeros(size, places, 2, dtype=torch.float16))  # ab / 110
+        self.register_buffer("ids", torch.full((size,), -1, dtype=torch.long))
+
+    @torch.no_grad()
+    def fit(self, places):
+        """Choose the projection from places (N, E, 32, 32) of some frames."""
+        sample = places.flatten(2).transpose(1, 2)[:, ::4].flatten(0, 1).float().cpu().numpy()
+        pca = PCA(self.DIM, svd_solver="covariance_eigh").fit(sample)
+        self.mean.copy_(torch.from_numpy(pca.mean_))
+        self.projection.copy_(torch.from_numpy(pca.components_.T))
+
+    def _keys(self, places, L):
+        """Places (N, E, 32, 32) and L (N, 1, H, W) in [0, 1] -> keys (N, 1024, DIM + 3), float32."""
+        features = (places.flatten(2).transpose(1, 2).float() - self.mean) @ self.projection
+        lightness = F.adaptive_avg_pool2d(L.float(), self.GRID).flatten(2).transpose(1, 2)
+        line = torch.linspace(-1, 1, self.GRID, device=features.device)
+        position = torch.cartesian_prod(line, line).expand(len(features), -1, -1)
+        return torch.cat([features, self.LIGHTNESS * lightness, self.POSITION * position], 2)
+
+    @torch.no_grad()
+    def write(self, first, frames, places, L, ab, ids):
+        """Store a batch from slot ``first`` on: frames (N, D), places (N, E, 32, 32), L (N, 1, H, W), ab (N, 2, H, W)
+        in [-1, 1], ids (N,)."""
+        slots = slice(first, first + len(frames))
+        self.frames[slots] = F.normalize(frames.float(), dim=1).half()
+        self.keys[slots] = self._keys(places, L).half()
+        self.ab[slots] = F.adaptive_avg_pool2d(ab.float(), self.GRID).flatten(2).transpose(1, 2).half()
+        self.ids[slots] = ids
+
+    @torch.no_grad()
+    def read(self, frames, places, L, exclude=None):
+        """The hint (N, 3, 32, 32), float32: ab / 110 in the first two channels, the confidence in [0, 1] in the third.
+
+        Arguments as for ``write``; ``exclude`` (N, size) is True for frames that must not be used. The confidence is
+        exp(-squared distance) of the best match. Where every frame is excluded, all is 0.
+        """
+        similarity = F.normalize(frames.float(), dim=1) @ self.frames.float().T
+        if exclude is not None:
+            similarity = similarity.masked_fill(exclude, -torch.inf)
+        similarity, slots = similarity.topk(min(self.FRAMES, len(self.frames)), dim=1)
+        hints = []
+        for query, score, slot in zip(self._keys(places, L), similarity, slots, strict=True):
+            slot = slot[score.isfinite()]
+            if not len(slot):
+                hints.append(query.new_zeros(3, self.GRID, self.GRID))
+                continue
+            keys, ab = self.keys[slot].flatten(0, 1).float(), self.ab[slot].flatten(0, 1).float()
+            # -|q - k|^2 = 2 q.k - |k|^2 - |q|^2, of which |q|^2 is the same for all keys.
+            closeness = torch.addmm(-keys.square().sum(1), query, keys.T, alpha=2)  # (1024, places)
+            distance = query.square().sum(1) - closeness.amax(1)
+            color = (closeness * self.SHARPNESS).softmax(1) @ ab
+            hint = torch.cat([color, (-distance.clamp(min=0)).exp()[:, None]], 1)
+            hints.append(hint.T.reshape(3, self.GRID, self.GRID))
+        return torch.stack(hints)

@@ -1,0 +1,252 @@
+"""Colouring end to end: all ways to train, all ways to colour, pictures, folders and films, and bad input."""
+
+import json
+import math
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from drawn import draw_dataset, draw_picture
+from skimage.color import rgb2lab
+from test_train import WAYS, flags
+from test_utils import draw_film, times_and_sound
+
+import train
+from dataset import color_feature, resize, rgb_to_lab
+from test import Evaluation, main
+from utils import UserError, load_checkpoint, read_image, save_checkpoint, write_image
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a drawn dataset and, for each way to train, <way>/best.pt of a small network trained on it."""
+    home = draw_dataset(tmp_path_factory.mktemp("home"))
+    before, train.EPOCH_STEPS = train.EPOCH_STEPS, 20
+    for way, settings in WAYS.items():
+        train.main(flags(data_path=home, save_path=home / way, width=4, batch_size=6, end_epoch=1, **settings))
+    train.EPOCH_STEPS = before
+    return home
+
+
+def color(home, way, output, source=None, **settings):
+    """Run test.py with a checkpoint; returns its metrics."""
+    source = source or home / "test"
+    main(flags(checkpoint=home / way / "best.pt", input=source, output=output, **settings))
+    folder = output if output.is_dir() else output.parent
+    return json.loads(next(folder.glob("*metrics.json")).read_text())
+
+
+@pytest.mark.parametrize("way, settings, source", [
+    ("gan", {}, "none"), ("memory", {}, "memory"), ("memory", {"rank": 2}, "memory"), ("memory", {"rank": 3}, "memory"),
+    ("memory", {"color_feature": "truth"}, "truth"), ("integrator", {}, "integrator"),
+    ("integrator", {"color_feature": "memory"}, "memory"), ("integrator", {"color_feature": "truth"}, "truth"),
+])
+def test_all_ways_to_color_a_folder(home, tmp_path, capsys, way, settings, source):
+    metrics = color(home, way, tmp_path, **settings)
+    names = sorted(path.name for path in (home / "test").iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "metrics.json", "comparison.png"])
+    assert metrics["color_feature"] == source and metrics["pictures"] == metrics["measured_pictures"] == 2
+    assert metrics["grey"]["colorfulness"] < 1 and metrics["result"]["ciede2000"] > 0
+    assert metrics["grey"]["colorfulness_truth"] == metrics["result"]["colorfulness_truth"] > 10
+    printed = capsys.readouterr().out
+    assert "CIEDE2000" in printed and f"{metrics['result']['ciede2000']:.3f}" in printed
+    for name in names:
+        truth, result = read_image(home / "test" / name), read_image(tmp_path / name)
+        assert result.shape == truth.shape
+    assert read_image(tmp_path / "comparison.png").shape == (2 * (213 + 4) - 4, 3 * (320 + 4) - 4, 3)
+
+
+def test_the_ways_differ(home, tmp_path):
+    results = {}
+    for name, way, settings in (("best", "memory", {}), ("second", "memory", {"rank": 2}), ("gan", "gan", {}),
+                                ("truth", "memory", {"color_feature": "truth"})):
+        color(home, way, tmp_path / name, **settings)
+        results[name] = read_image(next((tmp_path / name).glob("raw*.png"))).astype(int)
+    names = list(results)
+    for i, one in enumerate(names):
+        for other in names[i + 1:]:
+            assert np.abs(results[one] - results[other]).max() > 0, (one, other)
+
+
+def test_the_truths_colours_are_those_of_a_reference_with_the_same_colours(home, tmp_path):
+    """--color_feature truth and --reference with the picture itself are the same request."""
+    picture = next((home / "test").iterdir())
+    color(home, "memory", tmp_path / "truth.png", picture, color_feature="truth")
+    color(home, "memory", tmp_path / "reference.png", picture, reference=picture)
+    assert np.array_equal(read_image(tmp_path / "truth.png"), read_image(tmp_path / "reference.png"))
+    other = home / "train" / "raw_image_drawn_1.png"
+    color(home, "memory", tmp_path / "other.png", picture, reference=other)
+    assert not np.array_equal(read_image(tmp_path / "truth.png"), read_image(tmp_path / "other.png"))
+
+
+def test_only_the_lightness_of_the_input_is_used(home, tmp_path):
+    """Colour input is turned grey first: a colour picture and its grey version get the same colours."""
+    picture = draw_picture(8)
+    lab = rgb2lab(picture)
+    lab[..., 1:] = 0
+    from skimage.color import lab2rgb
+    grey = np.rint(lab2rgb(lab) * 255).astype(np.uint8)
+    write_image(tmp_path / "colour.png", picture)
+    write_image(tmp_path / "grey.png", grey)
+    results = []
+    for name in ("colour", "grey"):
+        color(home, "memory", tmp_path / name / "out.png", tmp_path / f"{name}.png", precision="fp32")
+        results.append(read_image(tmp_path / name / "out.png").astype(int))
+    assert np.abs(results[0] - results[1]).mean() < 2
+
+
+@pytest.mark.parametrize("size", [(300, 200), (131, 77), (40, 500), (16, 16)])
+def test_grey_input_keeps_its_lightness_at_full_resolution(home, tmp_path, size):
+    rng = np.random.default_rng(0)
+    grey = np.repeat(resize(rng.random((6, 8)).astype(np.float32) * 255, size[1], size[0])[..., None], 3, 2)
+    write_image(tmp_path / "grey.png", grey.astype(np.uint8))
+    for way, settings in (("gan", {}), ("memory", {}), ("integrator", {})):
+        metrics = color(home, way, tmp_path / way / "out.png", tmp_path / "grey.png", **settings)
+        assert "result" not in metrics  # no truth to measure against
+        assert not (tmp_path / way / "out_comparison.png").exists()
+        result = read_image(tmp_path / way / "out.png")
+        assert result.shape == (size[1], size[0], 3)
+        lightness = [rgb2lab(picture)[..., 0] for picture in (result, grey.astype(np.uint8))]
+        assert np.abs(lightness[0] - lightness[1]).mean() <= 1
+
+
+def test_a_film_keeps_frames_times_size_and_sound(home, tmp_path):
+    source = draw_film(tmp_path / "film.mp4", (66, 50), (0, 1, 2, 5, 6, 7, 8, 12, 13, 14, 15))
+    metrics = color(home, "memory", tmp_path / "out", source, batch_size=4)
+    assert metrics["pictures"] == 11 and "result" not in metrics
+    assert times_and_sound(tmp_path / "out" / "film.mp4") == times_and_sound(source)
+
+
+def test_a_film_in_colour_is_measured(home, tmp_path):
+    path = tmp_path / "film.mkv"
+    with av.open(str(path), "w") as film:
+        stream = film.add_stream("libx264", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for i in range(15):
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(draw_picture(i), format="rgb24")))
+        film.mux(stream.encode(None))
+    metrics = color(home, "integrator", tmp_path / "new.mkv", path)
+    assert metrics["pictures"] == 15 and metrics["measured_pictures"] == 3  # one a second
+    assert (tmp_path / "new_comparison.png").exists() and metrics["result"]["ssim"] > 0.5
+
+
+def test_grey_row_is_the_truth_without_its_colours():
+    evaluation = Evaluation()
+    truth = draw_picture(3)
+    evaluation.add(truth, truth)
+    result, grey = evaluation.scores["result"].summary(), evaluation.scores["grey"].summary()
+    assert result["ciede2000"] == 0 and result["psnr_ab"] == math.inf
+    lab = rgb2lab(truth)
+    assert grey["psnr_ab"] == pytest.approx(10 * math.log10(220**2 / (lab[..., 1:] ** 2).mean()), abs=0.1)
+
+
+def test_the_comparison_stays_bounded_and_spread():
+    evaluation = Evaluation()
+    for i in range(100):
+        picture = np.full((8, 8, 3), (i, 200, 0), np.uint8)
+        evaluation.add(picture, picture)
+    shown = [int(row[2][0, 0, 0]) for row in evaluation.rows]
+    assert len(shown) < 2 * evaluation.ROWS and shown == list(range(0, 100, evaluation.stride))
+
+
+def test_nothing_is_overwritten(home, tmp_path):
+    picture = next((home / "test").iterdir())
+    (tmp_path / "out.png").write_bytes(b"of the user")
+    with pytest.raises(UserError, match="exists already; pass --overwrite True"):
+        color(home, "gan", tmp_path / "out.png", picture)
+    assert (tmp_path / "out.png").read_bytes() == b"of the user"
+    color(home, "gan", tmp_path / "out.png", picture, overwrite=True)
+    assert read_image(tmp_path / "out.png").shape == (64, 96, 3)
+    before = picture.read_bytes()
+    with pytest.raises(UserError, match="is the input itself"):
+        color(home, "gan", picture, picture, overwrite=True)
+    with pytest.raises(UserError, match="is the input itself"):
+        color(home, "gan", home / "test", overwrite=True)
+    assert picture.read_bytes() == before
+
+
+def test_an_unreadable_picture_of_a_folder_is_skipped_by_name(home, tmp_path, capsys):
+    write_image(tmp_path / "in" / "good.png", draw_picture(0))
+    (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
+    assert color(home, "gan", tmp_path / "out", tmp_path / "in")["pictures"] == 1
+    assert "bad.png" in capsys.readouterr().err
+    (tmp_path / "in" / "good.png").unlink()
+    with pytest.raises(UserError, match="no picture could be read in .*in"):
+        color(home, "gan", tmp_path / "other", tmp_path / "in")
+
+
+def bad_checkpoint(home, path, change):
+    content = load_checkpoint(home / "memory" / "best.pt")
+    change(content)
+    content.pop("format")
+    save_checkpoint(path, content)
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"input": "missing"}, "there is no missing"),
+    ({"input": "empty"}, "there is no picture in empty"),
+    ({"input": "notes.txt"}, "neither a picture .* nor a video"),
+    ({"input": "text.mp4"}, "cannot read text.mp4 as a video"),
+    ({"input": "bad.png"}, "no picture could be read"),
+    ({"input": "grey.png", "color_feature": "truth"}, "no colours of its own"),
+    ({"input": "grey.png", "reference": "grey.png"}, "reference grey.png is grey"),
+    ({"input": "grey.png", "reference": "bad.png"}, "cannot read bad.png"),
+    ({"input": "grey.png", "reference": "grey.png", "color_feature": "truth"}, "leave --color_feature out"),
+    ({"input": "grey.png", "color_feature": "integrator"}, "trained without an integrator"),
+    ({"input": "grey.png", "checkpoint": "missing.pt"}, "there is no checkpoint missing.pt"),
+    ({"input": "grey.png", "checkpoint": "notes.txt"}, "notes.txt is not a checkpoint"),
+    ({"input": "grey.png", "checkpoint": "part.pt"}, "does not hold a whole colorizer"),
+    ({"input": "grey.png", "checkpoint": "shape.pt"}, "does not hold a whole colorizer"),
+    ({"input": "grey.png", "checkpoint": "config.pt"}, "does not hold a whole colorizer"),
+    ({"input": "grey.png", "checkpoint": "gan.pt", "reference": "colour.png"}, "is a plain GAN"),
+    ({"input": "grey.png", "checkpoint": "gan.pt", "color_feature": "memory"}, "is a plain GAN"),
+    ({"input": "grey.png", "rank": 4}, "invalid choice"),
+    ({"input": "grey.png", "batch_size": 0}, "batch_size is 0"),
+    ({"input": "film.mp4", "output": "out.avi"}, "name a .mp4, .mkv or .mov"),
+])
+def test_bad_input_is_one_sentence(home, tmp_path, monkeypatch, settings, message):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("notes.txt").write_text("notes")
+    Path("text.mp4").write_text("no film")
+    Path("bad.png").write_bytes(b"")
+    write_image(Path("grey.png"), np.full((32, 32, 3), 99, np.uint8))
+    write_image(Path("colour.png"), draw_picture(1))
+    draw_film(Path("film.mp4"), times=range(3))
+    Path("gan.pt").write_bytes((home / "gan" / "best.pt").read_bytes())
+    bad_checkpoint(home, Path("part.pt"), lambda content: content["colorizer"].popitem())
+    bad_checkpoint(home, Path("shape.pt"), lambda content: content["model_config"].update(width=8))
+    bad_checkpoint(home, Path("config.pt"), lambda content: content["model_config"].update(new_setting=1))
+    before = sorted(Path().rglob("*"))
+    with pytest.raises(UserError, match=message) as error:
+        main(flags(**{"checkpoint": home / "memory" / "best.pt", "output": "out", **settings}))
+    assert "\n" not in str(error.value)
+    assert sorted(path for path in Path().rglob("*") if path.name != "out") == before
+
+
+def test_a_checkpoint_gives_identical_output(home):
+    """A colorizer built anew from its file colours exactly as the one that was saved."""
+    from test import Painter
+    content = load_checkpoint(home / "integrator" / "best.pt")
+    colorizers = []
+    for _ in range(2):
+        colorizer = train.Colorizer(train.ModelConfig(**content["model_config"])).eval()
+        colorizer.load_state_dict(content["colorizer"])
+        colorizers.append(colorizer)
+        content = {**content, "colorizer": colorizer.state_dict()}
+    pictures = [draw_picture(i) for i in range(3)]
+    one, other = (Painter(c, torch.device("cpu"), source="integrator").colorize(pictures) for c in colorizers)
+    assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_the_reference_gives_its_color_feature_to_the_generator(home, tmp_path, monkeypatch):
+    import test
+    seen = []
+    forward = test.Colorizer.forward
+    monkeypatch.setattr(test.Colorizer, "forward", lambda self, L, v: (seen.append(v), forward(self, L, v))[1])
+    reference = home / "train" / "raw_image_drawn_1.png"
+    color(home, "memory", tmp_path / "out.png", next((home / "test").iterdir()), reference=reference)
+    small = resize(rgb_to_lab(read_image(reference)), 128, 128)
+    assert torch.allclose(seen[0][0], torch.from_numpy(color_feature(small[..., 1:])))
