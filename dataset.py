@@ -197,18 +197,15 @@ class TrainingViews(Dataset):
 
     Indexed by (index, seed), so that a view depends on nothing else, in whatever process it is made. An item holds
     ``L``, ``ab`` and ``view_feature`` of the view, and ``color_feature``, ``image_id`` and ``index`` of its picture.
-    A share of ``mislead`` is ``misled``: to be coloured from the colours of other shots. With ``hints`` (N, 2, 3, 32,
-    32) an item has the view's ``hint`` (3, S, S): by the second one of the picture if misled, else by the first, and
-    at times by none.
+    A share of ``mislead`` is ``misled``: to be coloured from the colours of other shots.
     """
 
     MAX_ZOOM = 2.0
     DIMMED = 0.15  # share of the views
     DARKEST = 0.3  # a dimmed view has a light of DARKEST^3 at least
-    UNHINTED = 0.15  # share of the views without a hint
 
-    def __init__(self, data, mislead=0.0, hints=None):
-        self.data, self.mislead, self.hints = data, mislead, hints
+    def __init__(self, data, mislead=0.0):
+        self.data, self.mislead = data, mislead
 
     def __len__(self):
         return len(self.data)
@@ -220,26 +217,17 @@ class TrainingViews(Dataset):
         size = self.data.img_size
         crop = round(size / rng.uniform(1, self.MAX_ZOOM))
         top, left = rng.integers(0, size - crop + 1, 2)
-        mirrored = rng.random() < 0.5
-
-        def view(channels_first):
-            picture = np.ascontiguousarray(channels_first.transpose(1, 2, 0)[top:top + crop, left:left + crop])
-            picture = resize(picture, size, size)
-            return np.ascontiguousarray((picture[:, ::-1] if mirrored else picture).transpose(2, 0, 1))
-
-        L, ab = unpack(torch.from_numpy(view(self.data.lab[index].numpy())))
+        picture = self.data.lab[index].numpy().transpose(1, 2, 0)[top:top + crop, left:left + crop]
+        picture = resize(np.ascontiguousarray(picture), size, size)
+        if rng.random() < 0.5:
+            picture = picture[:, ::-1]
+        L, ab = unpack(torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))))
         # In CIE Lab, light times s^3 is ab times s and L + 16 times s.
         s = rng.uniform(self.DARKEST, 1) if rng.random() < self.DIMMED else 1.0
         L, ab = ((L + 0.16) * s - 0.16).clamp(min=0), ab * s
         feature = color_feature(ab.permute(1, 2, 0).numpy() * AB_SCALE)
-        item = {"L": L, "ab": ab, "view_feature": torch.from_numpy(feature), "misled": misled, "index": index,
+        return {"L": L, "ab": ab, "view_feature": torch.from_numpy(feature), "misled": misled, "index": index,
                 "color_feature": self.data.color_features[index], "image_id": self.data.ids[index]}
-        if self.hints is not None:
-            hint = self.hints[index, int(misled)].float().numpy().transpose(1, 2, 0)
-            hint = torch.from_numpy(view(resize(hint, size, size).transpose(2, 0, 1)))
-            hint[:2] *= s
-            item["hint"] = hint * float(rng.random() >= self.UNHINTED)
-        return item
 
 
 class ViewSampler(Sampler):

@@ -144,78 +144,143 @@ class FeatureIntegrator(nn.Module):
 # Spatial memory
 
 
+class Expectation(nn.Module):
+    """The colours of places, expected from what the backbone sees there and around.
+
+    Learned in seconds, since the backbone already knows a bear's ear from a cat's: it tells apart the twins of a show,
+    whose places look alike. Its colours are rough, so they only choose among the remembered ones.
+    """
+
+    STEPS, BATCH, RATE = 200, 16, 3e-3
+
+    def __init__(self, place_dim, hidden=128):
+        super().__init__()
+        self.drop = nn.Dropout2d(0.2)
+        self.enter = nn.Conv2d(place_dim + 1, hidden, 1)
+        self.around = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, padding=1) for _ in range(2))
+        self.leave = nn.Conv2d(hidden, 2, 1)
+
+    def forward(self, places, L):
+        """Places (N, E, 32, 32), L (N, 1, 32, 32) in [0, 1] -> ab (N, 2, 32, 32), about [-1, 1]."""
+        x = F.relu(self.enter(self.drop(torch.cat([10 * places, L], 1))))  # 10: unit vectors have small elements
+        for conv in self.around:
+            x = x + F.relu(conv(x))
+        return self.leave(x).float()
+
+    def learn(self, places, L, ab, cast):
+        """Fit to the places of some frames; arguments as for ``forward``, ``cast`` makes the autocast context."""
+        optimizer = torch.optim.AdamW(self.parameters(), self.RATE, weight_decay=0.05, fused=True)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.RATE, self.STEPS)
+        self.train()
+        for step in range(self.STEPS):
+            chosen = torch.randint(len(places), (self.BATCH,)).to(places.device)
+            batch = [x[chosen].float() for x in (places, L, ab)]
+            if step % 2:
+                batch = [x.flip(-1) for x in batch]
+            with cast():
+                expected = self(*batch[:2])
+            optimizer.zero_grad()
+            F.l1_loss(expected, batch[2]).backward()
+            optimizer.step()
+            schedule.step()
+        self.eval()
+
+
 class SpatialMemory(nn.Module):
     """Where a colour belongs: for each place of a grey frame, the colours of the places that look alike.
 
     Every training frame keeps, on a grid of 32 x 32 places, a key (what the backbone sees there, reduced by PCA, with
-    lightness and position) and its ab. A frame is read by attention over all places of the FRAMES frames that look
-    most like it. Needs no training; the frames are buffers and are saved in ``state_dict``.
+    lightness, position and colour) and its ab. A frame is read by attention over all places of FRAMES frames that look
+    like it; in place of the colour its key has the expected one. The frames are buffers, saved in ``state_dict``.
     """
 
     GRID = 32
     DIM = 64  # of a place's features after the PCA
-    FRAMES = 8  # frames that are read
+    FRAMES, CANDIDATES = 8, 64  # frames that are read, and the nearest ones among which they are chosen
+    VARIETY = 0.5  # how much a frame that looks like one already chosen is set back
     SHARPNESS = 30.0  # of the attention: weights are softmax(-SHARPNESS * squared distance)
-    LIGHTNESS, POSITION = 2.0, 0.1  # weights of L in [0, 1] and of (y, x) in [-1, 1] in a key
+    DISCORD = 0.02  # variance of ab / 110 that divides the confidence by e
+    LIGHTNESS, POSITION, COLOR = 2.0, 0.1, 1.0  # weights of L in [0, 1], (y, x) in [-1, 1] and ab / 110 in a key
 
     def __init__(self, frame_dim, place_dim, size):
         super().__init__()
         places = self.GRID**2
+        self.expectation = Expectation(place_dim)
         self.register_buffer("mean", torch.zeros(place_dim))
         self.register_buffer("projection", torch.zeros(place_dim, self.DIM))
         self.register_buffer("frames", torch.zeros(size, frame_dim, dtype=torch.float16))  # unit length
-        self.register_buffer("keys", torch.zeros(size, places, self.DIM + 3, dtype=torch.float16))
+        self.register_buffer("keys", torch.zeros(size, places, self.DIM + 5, dtype=torch.float16))
         self.register_buffer("ab", torch.zeros(size, places, 2, dtype=torch.float16))  # ab / 110
         self.register_buffer("ids", torch.full((size,), -1, dtype=torch.long))
 
-    @torch.no_grad()
-    def fit(self, places):
-        """Choose the projection from places (N, E, 32, 32) of some frames."""
+    def fit(self, places, L, ab, cast):
+        """Choose the projection and learn the expectation from some frames, given as for ``key`` and ``write``."""
         sample = places.flatten(2).transpose(1, 2)[:, ::4].flatten(0, 1).float().cpu().numpy()
         pca = PCA(self.DIM, svd_solver="covariance_eigh").fit(sample)
         self.mean.copy_(torch.from_numpy(pca.mean_))
         self.projection.copy_(torch.from_numpy(pca.components_.T))
-
-    def _keys(self, places, L):
-        """Places (N, E, 32, 32) and L (N, 1, H, W) in [0, 1] -> keys (N, 1024, DIM + 3), float32."""
-        features = (places.flatten(2).transpose(1, 2).float() - self.mean) @ self.projection
-        lightness = F.adaptive_avg_pool2d(L.float(), self.GRID).flatten(2).transpose(1, 2)
-        line = torch.linspace(-1, 1, self.GRID, device=features.device)
-        position = torch.cartesian_prod(line, line).expand(len(features), -1, -1)
-        return torch.cat([features, self.LIGHTNESS * lightness, self.POSITION * position], 2)
+        self.expectation.learn(places, *(F.adaptive_avg_pool2d(x.float(), self.GRID) for x in (L, ab)), cast)
 
     @torch.no_grad()
-    def write(self, first, frames, places, L, ab, ids):
-        """Store a batch from slot ``first`` on: frames (N, D), places (N, E, 32, 32), L (N, 1, H, W), ab (N, 2, H, W)
-        in [-1, 1], ids (N,)."""
-        slots = slice(first, first + len(frames))
+    def key(self, places, L, ab=None):
+        """Keys (N, 1024, DIM + 5), float32, of places (N, E, 32, 32) of frames with L (N, 1, H, W) in [0, 1].
+
+        Their colours are those of ab (N, 2, H, W) in [-1, 1] where given, else the expected ones.
+        """
+        features = (places.flatten(2).transpose(1, 2).float() - self.mean) @ self.projection
+        lightness = F.adaptive_avg_pool2d(L.float(), self.GRID)
+        if ab is None:
+            color = self.expectation.eval()(places.float(), lightness)
+        else:
+            color = F.adaptive_avg_pool2d(ab.float(), self.GRID)
+        line = torch.linspace(-1, 1, self.GRID, device=features.device)
+        position = torch.cartesian_prod(line, line).expand(len(features), -1, -1)
+        rest = torch.cat([self.LIGHTNESS * lightness, self.COLOR * color], 1).flatten(2).transpose(1, 2)
+        return torch.cat([features, self.POSITION * position, rest], 2)
+
+    @torch.no_grad()
+    def write(self, slots, frames, places, L, ab, ids):
+        """Store frames (N, D) with places, L and ab as for ``key`` and ids (N,) in ``slots`` (N,)."""
         self.frames[slots] = F.normalize(frames.float(), dim=1).half()
-        self.keys[slots] = self._keys(places, L).half()
+        self.keys[slots] = self.key(places, L, ab).half()
         self.ab[slots] = F.adaptive_avg_pool2d(ab.float(), self.GRID).flatten(2).transpose(1, 2).half()
         self.ids[slots] = ids
 
+    def choose(self, frames):
+        """The slots (N, FRAMES) to read for frames (N, D): those that look alike, but not all alike each other.
+
+        One by one the frame of the highest similarity - VARIETY * similarity to the nearest one already chosen
+        (maximal marginal relevance; Carbonell and Goldstein 1998). Neighbouring frames of one shot know the same.
+        """
+        similarity, slots = (F.normalize(frames.float(), dim=1) @ self.frames.float().T).topk(
+            min(self.CANDIDATES, len(self.frames)), dim=1)
+        known = self.frames[slots].float()  # (N, candidates, D)
+        alike = known @ known.transpose(1, 2)
+        chosen, penalty = [], torch.zeros_like(similarity)
+        for _ in range(min(self.FRAMES, len(self.frames))):
+            best = (similarity - self.VARIETY * penalty).argmax(1, keepdim=True)
+            chosen.append(best)
+            penalty = torch.maximum(penalty, alike.gather(1, best[:, :, None].expand(-1, -1, alike.shape[2]))[:, 0])
+            penalty.scatter_(1, best, torch.inf)
+        return slots.gather(1, torch.cat(chosen, 1))
+
     @torch.no_grad()
-    def read(self, frames, places, L, exclude=None):
+    def read(self, frames, keys):
         """The hint (N, 3, 32, 32), float32: ab / 110 in the first two channels, the confidence in [0, 1] in the third.
 
-        Arguments as for ``write``; ``exclude`` (N, size) is True for frames that must not be used. The confidence is
-        exp(-squared distance) of the best match. Where every frame is excluded, all is 0.
+        Frames (N, D) and keys (N, 1024, DIM + 5). The confidence is exp(-d^2 - variance / DISCORD), of the distance d
+        of the best match and of the colours that the attention mixes.
         """
-        similarity = F.normalize(frames.float(), dim=1) @ self.frames.float().T
-        if exclude is not None:
-            similarity = similarity.masked_fill(exclude, -torch.inf)
-        similarity, slots = similarity.topk(min(self.FRAMES, len(self.frames)), dim=1)
+        slots = self.choose(frames)
         hints = []
-        for query, score, slot in zip(self._keys(places, L), similarity, slots, strict=True):
-            slot = slot[score.isfinite()]
-            if not len(slot):
-                hints.append(query.new_zeros(3, self.GRID, self.GRID))
-                continue
-            keys, ab = self.keys[slot].flatten(0, 1).float(), self.ab[slot].flatten(0, 1).float()
+        for query, slot in zip(keys, slots, strict=True):  # one by one: a batch of attention maps would need 260 MB
+            known, ab = self.keys[slot].flatten(0, 1).float(), self.ab[slot].flatten(0, 1).float()
             # -|q - k|^2 = 2 q.k - |k|^2 - |q|^2, of which |q|^2 is the same for all keys.
-            closeness = torch.addmm(-keys.square().sum(1), query, keys.T, alpha=2)  # (1024, places)
+            closeness = torch.addmm(-known.square().sum(1), query, known.T, alpha=2)  # (1024, places)
             distance = query.square().sum(1) - closeness.amax(1)
-            color = (closeness * self.SHARPNESS).softmax(1) @ ab
-            hint = torch.cat([color, (-distance.clamp(min=0)).exp()[:, None]], 1)
+            mixed = (closeness * self.SHARPNESS).softmax(1) @ torch.cat([ab, ab.square()], 1)
+            variance = (mixed[:, 2:] - mixed[:, :2].square()).sum(1)
+            confidence = (-distance.clamp(min=0) - variance.clamp(min=0) / self.DISCORD).exp()
+            hint = torch.cat([mixed[:, :2], confidence[:, None]], 1)
             hints.append(hint.T.reshape(3, self.GRID, self.GRID))
         return torch.stack(hints)

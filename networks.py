@@ -102,15 +102,13 @@ class Generator(nn.Module):
     """U-Net of 4x4 convolutions, 7 downs and 6 ups with skip connections by concatenation, and an output layer.
 
     ``norm`` is adain (styled by the colour feature) or batch (the colour feature is ignored and may be None).
-    ``hinted``: it also sees the hint of the spatial memory and adds to its colours, at first nothing.
     """
 
-    def __init__(self, norm="adain", width=64, hinted=False):
+    def __init__(self, norm="adain", width=64):
         super().__init__()
-        channels = 4 if hinted else 1
         down = [width * factor for factor in (1, 2, 4, 8, 8, 8, 8)]
         up = [width * factor for factor in (8, 8, 8, 4, 2, 1)]
-        self.downs = nn.ModuleList(nn.Conv2d(i, o, 4, 2, 1) for i, o in zip([channels] + down[:-1], down, strict=True))
+        self.downs = nn.ModuleList(nn.Conv2d(i, o, 4, 2, 1) for i, o in zip([1] + down[:-1], down, strict=True))
         skips = [0] + down[-2:0:-1]  # what is concatenated to the input of each up
         self.ups = nn.ModuleList(nn.ConvTranspose2d(i + skip, o, 4, 2, 1)
                                  for i, skip, o in zip([down[-1]] + up[:-1], skips, up, strict=True))
@@ -124,14 +122,9 @@ class Generator(nn.Module):
             self.style = None
             self.norms = nn.ModuleList(Plain(nn.BatchNorm2d(channels)) for channels in normed)
         init_weights(self)
-        if hinted:
-            nn.init.zeros_(self.output.weight)
 
-    def forward(self, L, color_feature=None, hint=None):
-        """L (N, 1, S, S) in [0, 1], colour feature (N, 313), hint (N, 3, S, S) if hinted -> ab (N, 2, S, S) in [-1, 1].
-
-        S is a multiple of 128. The hint's channels are a, b and the confidence.
-        """
+    def forward(self, L, color_feature=None):
+        """L (N, 1, S, S) in [0, 1], colour feature (N, 313) -> ab (N, 2, S, S) in [-1, 1]. S a multiple of 128."""
         styles = self.style(color_feature) if self.style is not None else [(None, None)] * len(self.norms)
         norms = iter([(norm, style) for norm, style in zip(self.norms, styles, strict=True)])
 
@@ -139,8 +132,7 @@ class Generator(nn.Module):
             norm, style = next(norms)
             return norm(x, *style)
 
-        x = 2 * L - 1 if hint is None else torch.cat([2 * L - 1, hint], 1)
-        x = F.leaky_relu(self.downs[0](channels_last(x)), 0.2)
+        x = F.leaky_relu(self.downs[0](channels_last(2 * L - 1)), 0.2)
         skips = [x]
         for down in self.downs[1:-1]:
             x = F.leaky_relu(normed(down(x)), 0.2)
@@ -148,8 +140,7 @@ class Generator(nn.Module):
         x = F.relu(normed(self.ups[0](F.leaky_relu(self.downs[-1](x), 0.2))))
         for up in self.ups[1:]:
             x = F.relu(normed(up(torch.cat([x, skips.pop()], 1))))
-        ab = torch.tanh(self.output(torch.cat([x, skips.pop()], 1)).float())
-        return ab if hint is None else (ab + hint[:, :2]).clamp(-1, 1)
+        return torch.tanh(self.output(torch.cat([x, skips.pop()], 1)).float())
 
 
 class ColorConv(nn.Module):
@@ -311,11 +302,13 @@ def import_torchvision():
 class Colorizer(nn.Module):
     """Backbone, memories, integrator and generator: its ``state_dict`` and ``config`` are all that colouring needs."""
 
+    TRUST = 0.5  # the weight of a hint is its confidence to this power
+
     def __init__(self, config, backbone_weights=False):
         """``backbone_weights`` as for Backbone; False when a state dict is loaded next."""
         super().__init__()
         self.config = config
-        self.generator = Generator(config.gen_norm, config.width, config.use_spatial_memory)
+        self.generator = Generator(config.gen_norm, config.width)
         if config.use_memory:
             self.backbone = Backbone(config.backbone, backbone_weights)
             self.memory = MemoryNetwork(BACKBONE_DIMS[config.backbone], config.mem_size, config.top_k, config.alpha,
@@ -345,11 +338,11 @@ class Colorizer(nn.Module):
     def forward(self, L, color_feature=None, hint=None):
         """L (N, 1, S, S) in [0, 1], colour feature (N, 313) unless gen_norm is batch -> ab (N, 2, S, S) in [-1, 1].
 
-        ``hint`` (N, 3, 32, 32) is what the spatial memory says; with a spatial memory None is a hint of no confidence.
+        With ``hint`` (N, 3, 32, 32) of the spatial memory, its colours are laid over those of the generator, as far as
+        it is confident.
         """
-        if not self.config.use_spatial_memory:
-            return self.generator(L, color_feature)
+        ab = self.generator(L, color_feature)
         if hint is None:
-            hint = L.new_zeros(len(L), 3, 1, 1)
+            return ab
         hint = F.interpolate(hint, L.shape[2:], mode="bilinear", align_corners=False)
-        return self.generator(L, color_feature, hint)
+        return torch.lerp(ab, hint[:, :2], hint[:, 2:] ** self.TRUST)

@@ -54,8 +54,10 @@ class Painter:
         L = torch.from_numpy(grey)[:, None].to(self.device) / L_SCALE
         with autocast(self.device, self.precision):
             frames, places = self.colorizer.backbone(grey_image(L))
-        hint = self.colorizer.spatial.read(frames, places, L) if self.colorizer.config.use_spatial_memory else None
-        recall = self.colorizer.recall(frames)
+        hint, recall = None, self.colorizer.recall(frames)
+        if self.colorizer.config.use_spatial_memory:
+            spatial = self.colorizer.spatial
+            hint = spatial.read(frames, spatial.key(places, L))
         return self.colorizer.choose(recall, self.rank if self.source == "memory" else None), hint
 
     @torch.inference_mode()

@@ -5,7 +5,6 @@ Edit the defaults of TrainConfig below or pass them as flags: ``python train.py 
 
 import argparse
 import copy
-import json
 import math
 import shutil
 import time
@@ -15,17 +14,16 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dataset import AB_SCALE, L_SCALE, ColorizationDataset, TrainingViews, ViewSampler, grey_image, lab_to_rgb, unpack
-from memory import color_distance
+from dataset import AB_SCALE, ColorizationDataset, TrainingViews, ViewSampler, grey_image, unpack
 from networks import SIZE_STEP, BackboneUnavailable, Colorizer, Discriminator, ModelConfig
+from runs import Run, sample_grid, to_lab
 from utils import (
-    IMAGE_SUFFIXES, ArgumentParser, UserError, autocast, boolean, ciede2000, list_files, load_checkpoint, picture_grid,
-    psnr, replace_when_done, run_cli, save_checkpoint, select_device, warn, write_image)
+    IMAGE_SUFFIXES, ArgumentParser, UserError, autocast, boolean, ciede2000, list_files, load_checkpoint, psnr,
+    replace_when_done, run_cli, save_checkpoint, select_device, warn, write_image)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Configuration
@@ -45,8 +43,8 @@ class TrainConfig:
 
     use_memory: bool = setting(True, "read the colours from a memory at test time", group="the way to train")
     use_feat_integrator: bool = setting(False, "combine the best three slots of the memory by learned weights")
-    use_spatial_memory: bool = setting(True, "with a memory: also show the generator where colours belong, by places "
-                                       "of the training pictures that look alike")
+    use_spatial_memory: bool = setting(True, "with a memory: also remember where colours belong, and lay them over "
+                                       "the generator's at places that look alike")
     gen_norm: str = setting("adain", "norm of the generator; adain takes its style from the colour feature",
                             ["adain", "batch"])
     dis_norm: str = setting("adain", "norm of the discriminator; adain also shows it the colour feature",
@@ -74,7 +72,7 @@ class TrainConfig:
                              "other colours, as happens with shots that the memory has never seen")
 
     batch_size: int = setting(8, "pictures in a step", group="optimisation")
-    gen_lr: float = setting(2e-4, "learning rate of the generator")
+    gen_lr: float = setting(1e-3, "learning rate of the generator")
     dis_lr: float = setting(2e-4, "learning rate of the discriminator")
     mem_lr: float = setting(1e-4, "learning rate of the memory's query encoder")
     int_lr: float = setting(1e-3, "learning rate of the feature integrator")
@@ -124,6 +122,7 @@ class TrainConfig:
 EMA_DECAY = 0.995  # of the moving average of the generator's weights
 EPOCH_STEPS = 25  # a set of a few pictures is passed over again until an epoch has this many steps
 VAL_PICTURES = 64  # validation looks at no more than these many, spread evenly over the set
+FITTED = 128  # the spatial memory learns what to expect from no more pictures than these, spread evenly (250 MB)
 SAMPLES = 4  # rows of the sample grid
 
 
@@ -254,7 +253,7 @@ class Learner:
 
         self.discriminator.requires_grad_(False)
         with cast():
-            fake = self.generator(L, palette, batch.get("hint"))
+            fake = self.generator(L, palette)
             logits = self.discriminator(L, fake, view)
         loss, parts = generator_loss(logits, fake, ab, config.lambda_l1)
         self._descend("gen", loss)
@@ -295,45 +294,38 @@ class Seen(NamedTuple):
     """What the frozen backbone makes of a dataset, which never changes and is computed once; None without a memory."""
 
     features: torch.Tensor | None = None  # (N, D) of the frames
-    hints: torch.Tensor | None = None  # (N, kinds, 3, 32, 32) of the spatial memory, half precision
+    hints: torch.Tensor | None = None  # (N, 3, 32, 32) of the spatial memory
 
 
-def look_at(data, learner, device, cast, remember):
-    """Look at each picture with the backbone, once, and ask the spatial memory about it.
+def look(data, indices, learner, device, cast):
+    """What the backbone sees of some pictures, and their L and ab: frames (N, D), places (N, E, 32, 32), L, ab."""
+    with cast():
+        frames, places = learner.colorizer.backbone(grey_image(data.lightness[indices].to(device) / 255))
+    return frames, places, *(x.to(device) for x in unpack(data.lab[indices]))
 
-    With ``remember`` the spatial memory is first filled with the pictures, and each gets two hints: without its own
-    frame (as for a frame of a known shot) and without all frames of its colours (as for a shot never seen).
-    """
-    colorizer, config = learner.colorizer, learner.config
-    if not config.use_memory:
+
+def remember(data, learner, device, cast):
+    """Fill the spatial memory with the pictures."""
+    spatial = learner.colorizer.spatial
+    parts = [look(data, part, learner, device, cast) for part in torch.tensor(spread(len(data), FITTED)).split(8)]
+    spatial.fit(*(torch.cat([part[i] for part in parts]) for i in (1, 2, 3)), cast)
+    ids = torch.tensor(data.ids)
+    for indices in torch.arange(len(data)).split(8):
+        spatial.write(indices.to(device), *look(data, indices, learner, device, cast), ids[indices].to(device))
+
+
+def look_at(data, learner, device, cast, ask):
+    """Look at each picture with the backbone, once; ``ask`` the spatial memory for its hints."""
+    if not learner.config.use_memory:
         return Seen()
-
-    def look(indices):
-        with cast():
-            return colorizer.backbone(grey_image(data.lightness[indices].to(device) / 255))
-
-    spatial = colorizer.spatial if colorizer.config.use_spatial_memory else None
-    if spatial and remember:
-        spatial.fit(torch.cat([look(part)[1] for part in torch.tensor(spread(len(data), 64)).split(8)]))
     features, hints = [], []
-    ids, colors = torch.tensor(data.ids).to(device), data.color_features.to(device)
-    for writing in (True, False) if spatial and remember else (False,):
-        for indices in torch.arange(len(data)).split(8):
-            frames, places = look(indices)
-            L, ab = (x.to(device) for x in unpack(data.lab[indices]))
-            if writing:
-                spatial.write(int(indices[0]), frames, places, L, ab, ids[indices])
-                continue
-            features.append(frames)
-            if spatial and remember:
-                own = ids[indices][:, None] == spatial.ids
-                alike = color_distance(colors, colors[indices][:, None]) < config.color_thres
-                kinds = [spatial.read(frames, places, L, mask) for mask in (own, own | alike)]
-            elif spatial:
-                kinds = [spatial.read(frames, places, L)]
-            if spatial:
-                hints.append(torch.stack(kinds, 1).half().cpu())
-    return Seen(torch.cat(features), torch.cat(hints) if spatial else None)
+    for indices in torch.arange(len(data)).split(8):
+        frames, places, L, _ = look(data, indices, learner, device, cast)
+        features.append(frames)
+        if ask and learner.colorizer.config.use_spatial_memory:
+            spatial = learner.colorizer.spatial
+            hints.append(spatial.read(frames, spatial.key(places, L)))
+    return Seen(torch.cat(features), torch.cat(hints) if hints else None)
 
 
 def load_data(config):
@@ -360,7 +352,7 @@ def validate(learner, data, seen, device, cast):
         batch = [data[index] for index in indices.tolist()]
         L, ab = (torch.stack([item[name] for item in batch]).to(device) for name in ("L", "ab"))
         color, ids = None, torch.empty(len(batch), 0)
-        hint = None if seen.hints is None else seen.hints[indices, 0].float().to(device)
+        hint = None if seen.hints is None else seen.hints[indices]
         if learner.config.use_memory:
             recall = colorizer.recall(seen.features[indices])
             color, ids = colorizer.choose(recall), recall.ids
@@ -385,81 +377,8 @@ def spread(count, wanted):
     return sorted({round(i) for i in torch.linspace(0, count - 1, min(count, wanted)).tolist()})
 
 
-def to_lab(L, ab):
-    """L (N, 1, S, S) and ab (N, 2, S, S) as the networks see them -> Lab float32 array (N, S, S, 3)."""
-    return torch.cat([L * L_SCALE, ab * AB_SCALE], 1).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-
-
-def sample_grid(samples, val, train):
-    """Rows of grey | result | truth | top-3 frames of the memory, RGB uint8."""
-    place = {image_id: index for index, image_id in enumerate(train.ids)}
-    rows = []
-    for index, lab, top in samples:
-        grey = lab.copy()
-        grey[..., 1:] = 0
-        pictures = [grey, lab, item_lab(val[index])]
-        pictures += [item_lab(train[place[i]]) if i in place else grey * 0 for i in top]
-        rows.append([lab_to_rgb(picture) for picture in pictures])
-    return picture_grid(rows)
-
-
-def item_lab(item):
-    """An item of the dataset -> Lab float32 (S, S, 3)."""
-    return to_lab(item["L"][None], item["ab"][None])[0]
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The run
-
-
-class Run:
-    """The files of a run under ``save_path``: checkpoints, log.jsonl, curves.png, samples/ and tensorboard/."""
-
-    OWN = ("epoch_*.pt", "last.pt", "best.pt", "log.jsonl", "curves.png", "samples/epoch_*.png",
-           "tensorboard/events.out.tfevents.*")
-
-    def __init__(self, config):
-        self.path = Path(config.save_path)
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"save_path {self.path} is a file; name a folder")
-        old = [path for pattern in self.OWN for path in self.path.glob(pattern)]
-        if not (config.resume or config.start_epoch):
-            if any(path.suffix == ".pt" for path in old) and not config.overwrite:
-                raise UserError(f"{self.path} holds another run; pass --resume True to go on, --overwrite True to "
-                                "start again, or another --save_path")
-            for path in old:
-                path.unlink()
-        try:
-            (self.path / "samples").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
-        self.log = self.path / "log.jsonl"
-
-    def forget_after(self, epoch):
-        """Drop what a run that went on beyond ``epoch`` logged, so that the log holds each epoch once."""
-        if self.log.exists():
-            lines = [line for line in self.log.read_text().splitlines() if json.loads(line)["epoch"] <= epoch]
-            with replace_when_done(self.log) as temporary:
-                temporary.write_text("".join(line + "\n" for line in lines))
-
-    def add(self, record):
-        """Append one record as a line of JSON."""
-        with open(self.log, "a") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def draw_curves(self):
-        """Draw every logged number over the epochs into curves.png, losses above, validation below."""
-        records = [json.loads(line) for line in self.log.read_text().splitlines()]
-        skip = ("epoch", "step", "seconds", "images_per_second")
-        names = sorted((name for name in records[-1] if name not in skip), key=lambda name: name.startswith("val_"))
-        figure = Figure(figsize=(3.2 * math.ceil(len(names) / 2), 5), layout="constrained")
-        for axes, name in zip(figure.subplots(2, math.ceil(len(names) / 2)).flat, names, strict=False):
-            axes.plot([r["epoch"] for r in records], [r[name] for r in records], marker=".")
-            axes.set_title(name)
-            axes.set_xlabel("epoch")
-            axes.grid(alpha=0.3)
-        with replace_when_done(self.path / "curves.png") as temporary:
-            figure.savefig(temporary, dpi=100)
 
 
 def train(config, saved=None):
@@ -486,13 +405,19 @@ def train(config, saved=None):
     if saved:
         learner.load(saved)
         epoch, step, seconds, best = (saved[name] for name in ("epoch", "step", "seconds", "best"))
-        torch.set_rng_state(saved["rng"])
-        run.forget_after(epoch)
+        if model_config.use_spatial_memory and len(data) != model_config.spatial_size:
+            raise UserError(f"the run was trained on {model_config.spatial_size} pictures, and there are {len(data)}; "
+                            "give it back its pictures or train anew in another save_path")
     if epoch >= config.end_epoch:
         raise UserError(f"the checkpoint is of epoch {epoch} and end_epoch is {config.end_epoch}; raise end_epoch")
 
-    seen = look_at(data, learner, device, cast, remember=True)
-    val_seen = look_at(val_data, learner, device, cast, remember=False)
+    run.begin(epoch)
+    if not saved and model_config.use_spatial_memory:
+        remember(data, learner, device, cast)
+    seen = look_at(data, learner, device, cast, ask=False)
+    val_seen = look_at(val_data, learner, device, cast, ask=True)
+    if saved:
+        torch.set_rng_state(saved["rng"])
 
     def save(name, full=True):
         state = learner.state()
@@ -505,7 +430,7 @@ def train(config, saved=None):
 
     passes = math.ceil(EPOCH_STEPS * config.batch_size / len(data))
     sampler = ViewSampler(data, passes, config.seed)
-    loader = DataLoader(TrainingViews(data, config.mislead, seen.hints), config.batch_size, sampler=sampler,
+    loader = DataLoader(TrainingViews(data, config.mislead), config.batch_size, sampler=sampler,
                         num_workers=config.num_workers, pin_memory=device.type == "cuda",
                         persistent_workers=config.num_workers > 0)
     limit = config.max_minutes * 60

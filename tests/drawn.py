@@ -2,8 +2,33 @@
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from utils import write_image
+
+
+def feature(*bins):
+    """A colour feature with its weight spread evenly over ``bins``."""
+    v = torch.zeros(313)
+    v[list(bins)] = 1 / len(bins)
+    return v
+
+
+def unit(*places):
+    """A key or query of unit length along the given axes."""
+    key = torch.zeros(512)
+    key[list(places)] = 1
+    return F.normalize(key, dim=0)
+
+
+def fill(net, keys, values, ids=None, ages=None):
+    """Put slots into a MemoryNetwork; returns it."""
+    for slot, (key, value) in enumerate(zip(keys, values, strict=True)):
+        net.keys[slot], net.values[slot], net.used[slot] = key, value, True
+        net.ids[slot] = ids[slot] if ids else slot
+        net.ages[slot] = ages[slot] if ages else 0
+    return net
 
 
 def draw_picture(seed, size=(96, 64)):

@@ -110,14 +110,15 @@ def test_items_hold_the_five_elements(tmp_path):
     data = ColorizationDataset(tmp_path, 128)
     item = data[0]
     assert {name: tuple(torch.as_tensor(value).shape) for name, value in item.items()} == {
-        "L": (1, 128, 128), "ab": (2, 128, 128), "color_feature": (313,), "grey": (3, 128, 128), "image_id": (),
+        "L": (1, 128, 128), "ab": (2, 128, 128), "color_feature": (313,), "grey": (3, 256, 256), "image_id": (),
         "index": ()}
     lab = rgb_to_lab(picture)
     assert (item["L"][0] - torch.from_numpy(lab[..., 0]) / 100).abs().max() < 0.5 / 255 + 1e-6
     assert (item["ab"] * AB_SCALE - torch.from_numpy(lab[..., 1:]).permute(2, 0, 1)).abs().max() < 0.5 + 1e-4
     assert torch.equal(item["color_feature"], torch.from_numpy(color_feature(lab[..., 1:])))
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    torch.testing.assert_close(item["grey"], ((item["L"].squeeze(0)[..., None] - mean) / std).permute(2, 0, 1))
+    large = torch.from_numpy(resize(lab[..., 0], 256, 256))[..., None] / 100
+    torch.testing.assert_close(item["grey"], ((large - mean) / std).permute(2, 0, 1), atol=0.01, rtol=0)
     assert item["image_id"] == 5
 
 

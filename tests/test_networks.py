@@ -1,6 +1,5 @@
-"""Layers against direct formulas, the memory by hand-worked examples, the backbone and the torchvision shim."""
+"""Layers against direct formulas, the backbone, the colorizer and the torchvision shim."""
 
-import math
 import subprocess
 import sys
 import textwrap
@@ -9,27 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from drawn import feature, fill, unit
 from torch import nn
 
-from networks import (
-    AdaIN, Backbone, BackboneUnavailable, ColorConv, Colorizer, Discriminator, FeatureIntegrator, Generator,
-    MemoryNetwork, ModelConfig, color_distance)
+from networks import AdaIN, Backbone, BackboneUnavailable, ColorConv, Colorizer, Discriminator, Generator, ModelConfig
 
 torch.manual_seed(0)
-
-
-def feature(*bins):
-    """A colour feature with its weight spread evenly over ``bins``."""
-    v = torch.zeros(313)
-    v[list(bins)] = 1 / len(bins)
-    return v
-
-
-def unit(*places):
-    """A key or query of unit length along the given axes."""
-    key = torch.zeros(512)
-    key[list(places)] = 1
-    return F.normalize(key, dim=0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -102,156 +86,6 @@ def test_generator_has_seven_downs_and_six_ups_of_the_named_widths():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Distance of colour features
-
-
-def test_color_distance_is_finite_with_empty_bins_and_zero_for_equal_ones():
-    one, other = feature(0), feature(1)
-    assert color_distance(one, one) == 0
-    assert torch.isfinite(color_distance(one, other)) and color_distance(one, other) > 1
-
-
-def test_color_distance_by_hand():
-    eps = 1e-4
-    smooth = [[(p + eps) / (1 + 313 * eps) for p in bins] for bins in ((0.5, 0.5, 0.0), (0.25, 0, 0.75))]
-    expected = sum(p * math.log(p / q) for p, q in zip(*smooth, strict=True))
-    value, other = feature(0, 1), torch.zeros(313)
-    other[0], other[2] = 0.25, 0.75
-    assert color_distance(value, other).item() == pytest.approx(expected, rel=1e-4)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Memory
-
-
-def memory(slots=4, top_k=4, alpha=0.1, color_thres=0.5):
-    return MemoryNetwork(8, slots, top_k, alpha, color_thres)
-
-
-def fill(net, keys, values, ids=None, ages=None):
-    for slot, (key, value) in enumerate(zip(keys, values, strict=True)):
-        net.keys[slot], net.values[slot], net.used[slot] = key, value, True
-        net.ids[slot] = ids[slot] if ids else slot
-        net.ages[slot] = ages[slot] if ages else 0
-    return net
-
-
-def test_queries_have_unit_length():
-    torch.testing.assert_close(memory().query(torch.randn(5, 8)).norm(dim=1), torch.ones(5))
-
-
-def test_read_gives_the_best_slots_in_order_and_never_an_empty_one():
-    net = fill(memory(), [unit(0), -unit(0), unit(0, 1)], [feature(0), feature(1), feature(2)], ids=[7, 8, 9])
-    recall = net.read(-unit(0)[None], 4)
-    # The empty slot's cosine of 0 would beat the negative ones of two real slots.
-    assert recall.ids.tolist() == [[8, 9, 7, -1]]
-    torch.testing.assert_close(recall.scores[0, :3], torch.tensor([1, -0.5**0.5, -1.0]))
-    assert recall.scores[0, 3] == -torch.inf
-    assert torch.equal(recall.values[0, 0], feature(1))
-    with pytest.raises(ValueError, match="empty"):
-        memory().read(unit(0)[None], 1)
-
-
-def test_triplet_loss_by_hand():
-    near, far = feature(0), feature(200)
-    net = fill(memory(alpha=0.1), [unit(0), unit(0, 1), unit(2)], [far, near, near])
-    # q = e0: positive is slot 1 (cosine 0.7071), negative is slot 0 (cosine 1).
-    assert net.triplet_loss(unit(0)[None], near[None]).item() == pytest.approx(1 - 0.5**0.5 + 0.1, abs=1e-5)
-    # q = e2: positive slot 2 (1), negative slot 0 (0): 0 - 1 + 0.1 < 0. The mean counts both queries.
-    both = net.triplet_loss(torch.stack([unit(0), unit(2)]), torch.stack([near, near]))
-    assert both.item() == pytest.approx((1 - 0.5**0.5 + 0.1) / 2, abs=1e-5)
-
-
-def test_triplet_loss_with_negative_cosines():
-    net = fill(memory(alpha=0.5), [-unit(0), -unit(0, 1)], [feature(0), feature(200)])
-    # Positive cosine -1, negative -0.7071; a masked score of 0 in their place would give another loss.
-    loss = net.triplet_loss(unit(0)[None], feature(0)[None])
-    assert loss.item() == pytest.approx(-(0.5**0.5) + 1 + 0.5, abs=1e-5)
-
-
-def test_a_query_without_positive_or_negative_does_not_count():
-    net = fill(memory(), [unit(0)], [feature(0)])
-    query = unit(0)[None].clone().requires_grad_()
-    loss = net.triplet_loss(query, feature(0)[None])  # no negative: the empty slots are none
-    assert loss.item() == 0
-    loss.backward()
-    assert (query.grad == 0).all()
-    assert net.triplet_loss(unit(0)[None], feature(200)[None]).item() == 0  # no positive
-
-
-def test_the_triplet_loss_looks_among_the_top_k_only():
-    net = fill(memory(top_k=1), [unit(0), unit(0, 1)], [feature(200), feature(0)])
-    assert net.triplet_loss(unit(0)[None], feature(0)[None]).item() == 0  # its positive is not among the nearest 1
-
-
-def test_update_rule_one_adds_all_queries_of_a_slot():
-    net = fill(memory(), [unit(0), unit(5)], [feature(0), feature(200)], ids=[3, 4], ages=[5, 6])
-    queries = torch.stack([unit(0, 1), unit(0, 2)])
-    net.update(queries, torch.stack([feature(0), feature(0)]), torch.tensor([10, 11]))
-    expected = F.normalize(unit(0) + queries.sum(0), dim=0)
-    torch.testing.assert_close(net.keys[0], expected)
-    assert net.ids.tolist() == [3, 4, -1, -1] and net.ages[:2].tolist() == [0, 7]
-    assert net.used.tolist() == [True, True, False, False]
-    torch.testing.assert_close(net.values[0], feature(0))
-
-
-def test_update_rule_two_fills_empty_slots_then_the_oldest():
-    net = fill(memory(slots=3), [unit(0), unit(1)], [feature(0), feature(1)], ids=[0, 1], ages=[9, 3])
-    queries, colors = torch.stack([unit(7), unit(8)]), torch.stack([feature(200), feature(250)])
-    net.update(queries, colors, torch.tensor([20, 21]))
-    # Slot 2 was empty and comes first; then slot 0 (age 10 + noise < 1) goes before slot 1 (age 4).
-    assert net.ids.tolist() == [21, 1, 20] and net.ages.tolist() == [0, 4, 0]
-    torch.testing.assert_close(net.keys[0], unit(8))
-    torch.testing.assert_close(net.values[2], feature(200))
-
-
-def test_a_batch_writes_into_different_slots_and_spares_those_just_used():
-    net = fill(memory(slots=3), [unit(0)], [feature(0)], ids=[0], ages=[100])
-    queries = torch.stack([unit(0), unit(7), unit(8)])
-    net.update(queries, torch.stack([feature(0), feature(100), feature(200)]), torch.tensor([1, 2, 3]))
-    assert net.ids.tolist() == [0, 2, 3]  # slot 0 was the oldest, and one query had just been added to it
-    net = memory(slots=2)
-    colors = torch.stack([feature(i * 50) for i in range(5)])
-    net.update(torch.stack([unit(i) for i in range(5)]), colors, torch.arange(5))
-    assert net.ids.tolist() == [0, 1]  # more new queries than slots
-
-
-def test_update_is_deterministic():
-    def run():
-        torch.manual_seed(3)
-        net = memory(slots=6)
-        for i in range(10):
-            torch.manual_seed(i)
-            q = F.normalize(torch.randn(4, 512), dim=1)
-            v = torch.rand(4, 313) ** 8
-            net.update(q, v / v.sum(1, keepdim=True), torch.arange(4) + 4 * i)
-        return torch.cat([net.keys.flatten(), net.values.flatten(), net.ages, net.ids.float()])
-
-    assert torch.equal(run(), run())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Integrator
-
-
-def test_the_integrator_starts_as_top_1():
-    values = torch.stack([feature(0), feature(100), feature(200)])[None]
-    combined = FeatureIntegrator()(values, torch.tensor([[0.9, 0.8, 0.7]]))
-    assert (combined - feature(0)).abs().sum() < 2e-3
-
-
-def test_the_integrator_is_a_convex_combination_and_ignores_empty_slots():
-    net = FeatureIntegrator()
-    nn.init.normal_(net.mlp[-1].weight, std=5)
-    values = torch.stack([feature(0), feature(100), feature(200)])[None].repeat(50, 1, 1)
-    scores = torch.rand(50, 3)
-    scores[:25, 2] = -torch.inf
-    combined = net(values, scores)
-    torch.testing.assert_close(combined.sum(1), torch.ones(50))
-    assert (combined >= 0).all() and (combined[:25, 200] == 0).all() and (combined[25:, 200] > 0).any()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Backbone and Colorizer
 
 
@@ -262,10 +96,10 @@ def test_the_backbone_is_frozen_and_stays_in_eval_mode():
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
     grey = torch.randn(2, 3, 128, 128)
     before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
-    features = backbone(grey)
-    assert features.shape == (2, 1280)
+    features, places = backbone(grey)
+    assert features.shape == (2, 1280) and places.shape == (2, 472, 32, 32)
     assert all(torch.equal(buffer, before[name]) for name, buffer in backbone.named_buffers())
-    torch.testing.assert_close(backbone(grey[:1])[0], features[0], rtol=1e-3, atol=1e-4)  # no batch statistics
+    torch.testing.assert_close(backbone(grey[:1])[0][0], features[0], rtol=1e-3, atol=1e-4)  # no batch statistics
 
 
 def test_the_backbone_has_its_imagenet_weights():
@@ -276,7 +110,7 @@ def test_the_backbone_has_its_imagenet_weights():
     grey = torch.randn(1, 3, 224, 224)
     backbone = Backbone()
     with torch.no_grad():
-        torch.testing.assert_close(net._fc(backbone(grey)), net(grey), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(net._fc(backbone(grey)[0]), net(grey), rtol=1e-3, atol=1e-3)
 
 
 def test_weights_that_cannot_be_had_are_an_error_that_names_the_choices(tmp_path):
@@ -294,9 +128,22 @@ def test_resnet18_with_a_file_of_weights(tmp_path):
     torch.save(net.state_dict(), tmp_path / "resnet18.pth")
     grey = torch.randn(1, 3, 128, 128)
     backbone = Backbone("resnet18", tmp_path / "resnet18.pth")
-    features = backbone(grey)
-    assert features.shape == (1, 512)
+    features, places = backbone(grey)
+    assert features.shape == (1, 512) and places.shape == (1, 896, 32, 32)
     torch.testing.assert_close(net.fc(features), net(grey), rtol=1e-4, atol=1e-4)
+
+
+def test_a_hint_is_laid_over_as_far_as_it_is_confident():
+    colorizer = Colorizer(ModelConfig(mem_size=4, top_k=4, width=8, spatial_size=1), None).eval()
+    L, color, hint = torch.rand(1, 1, 128, 128), torch.rand(1, 313), torch.zeros(1, 3, 32, 32)
+    hint[:, 0], hint[:, 1] = 0.9, -0.3
+    hint[:, 2, :, 16:] = 1
+    plain, ab = colorizer(L, color), colorizer(L, color, hint)
+    assert torch.equal(ab[..., :60], plain[..., :60])  # no confidence
+    assert torch.allclose(ab[0, :, :, 68:], torch.tensor([0.9, -0.3])[:, None, None].expand(-1, 128, 60))
+    hint[:, 2] = 0.1
+    expected = plain + 0.1**0.5 * (hint[:, :2, :1, :1] - plain)
+    torch.testing.assert_close(colorizer(L, color, hint), expected)
 
 
 def test_choose_by_rank_and_by_integrator():

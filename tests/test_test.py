@@ -42,6 +42,7 @@ def color(home, way, output, source=None, **settings):
     ("gan", {}, "none"), ("memory", {}, "memory"), ("memory", {"rank": 2}, "memory"), ("memory", {"rank": 3}, "memory"),
     ("memory", {"color_feature": "truth"}, "truth"), ("integrator", {}, "integrator"),
     ("integrator", {"color_feature": "memory"}, "memory"), ("integrator", {"color_feature": "truth"}, "truth"),
+    ("spatial", {}, "memory"), ("spatial", {"color_feature": "truth"}, "truth"),
 ])
 def test_all_ways_to_color_a_folder(home, tmp_path, capsys, way, settings, source):
     metrics = color(home, way, tmp_path, **settings)
@@ -61,7 +62,7 @@ def test_all_ways_to_color_a_folder(home, tmp_path, capsys, way, settings, sourc
 def test_the_ways_differ(home, tmp_path):
     results = {}
     for name, way, settings in (("best", "memory", {}), ("second", "memory", {"rank": 2}), ("gan", "gan", {}),
-                                ("truth", "memory", {"color_feature": "truth"})):
+                                ("truth", "memory", {"color_feature": "truth"}), ("spatial", "spatial", {})):
         color(home, way, tmp_path / name, **settings)
         results[name] = read_image(next((tmp_path / name).glob("raw*.png"))).astype(int)
     names = list(results)
@@ -102,7 +103,7 @@ def test_grey_input_keeps_its_lightness_at_full_resolution(home, tmp_path, size)
     rng = np.random.default_rng(0)
     grey = np.repeat(resize(rng.random((6, 8)).astype(np.float32) * 255, size[1], size[0])[..., None], 3, 2)
     write_image(tmp_path / "grey.png", grey.astype(np.uint8))
-    for way, settings in (("gan", {}), ("memory", {}), ("integrator", {})):
+    for way, settings in (("gan", {}), ("memory", {}), ("integrator", {}), ("spatial", {})):
         metrics = color(home, way, tmp_path / way / "out.png", tmp_path / "grey.png", **settings)
         assert "result" not in metrics  # no truth to measure against
         assert not (tmp_path / way / "out_comparison.png").exists()
@@ -114,7 +115,7 @@ def test_grey_input_keeps_its_lightness_at_full_resolution(home, tmp_path, size)
 
 def test_a_film_keeps_frames_times_size_and_sound(home, tmp_path):
     source = draw_film(tmp_path / "film.mp4", (66, 50), (0, 1, 2, 5, 6, 7, 8, 12, 13, 14, 15))
-    metrics = color(home, "memory", tmp_path / "out", source, batch_size=4)
+    metrics = color(home, "spatial", tmp_path / "out", source, batch_size=4)
     assert metrics["pictures"] == 11 and "result" not in metrics
     assert times_and_sound(tmp_path / "out" / "film.mp4") == times_and_sound(source)
 
@@ -245,7 +246,7 @@ def test_the_reference_gives_its_color_feature_to_the_generator(home, tmp_path, 
     import test
     seen = []
     forward = test.Colorizer.forward
-    monkeypatch.setattr(test.Colorizer, "forward", lambda self, L, v: (seen.append(v), forward(self, L, v))[1])
+    monkeypatch.setattr(test.Colorizer, "forward", lambda self, L, v, h: (seen.append(v), forward(self, L, v, h))[1])
     reference = home / "train" / "raw_image_drawn_1.png"
     color(home, "memory", tmp_path / "out.png", next((home / "test").iterdir()), reference=reference)
     small = resize(rgb_to_lab(read_image(reference)), 128, 128)

@@ -1,0 +1,265 @@
+"""The memories by hand-worked examples, slow references and known answers."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from drawn import feature, fill, unit
+from torch import nn
+
+from memory import FeatureIntegrator, MemoryNetwork, SpatialMemory, color_distance
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Distance of colour features
+
+
+def test_color_distance_is_finite_with_empty_bins_and_zero_for_equal_ones():
+    one, other = feature(0), feature(1)
+    assert color_distance(one, one) == 0
+    assert torch.isfinite(color_distance(one, other)) and color_distance(one, other) > 1
+
+
+def test_color_distance_by_hand():
+    eps = 1e-4
+    smooth = [[(p + eps) / (1 + 313 * eps) for p in bins] for bins in ((0.5, 0.5, 0.0), (0.25, 0, 0.75))]
+    expected = sum(p * math.log(p / q) for p, q in zip(*smooth, strict=True))
+    value, other = feature(0, 1), torch.zeros(313)
+    other[0], other[2] = 0.25, 0.75
+    assert color_distance(value, other).item() == pytest.approx(expected, rel=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Memory
+
+
+def memory(slots=4, top_k=4, alpha=0.1, color_thres=0.5):
+    return MemoryNetwork(8, slots, top_k, alpha, color_thres)
+
+
+def test_queries_have_unit_length():
+    torch.testing.assert_close(memory().query(torch.randn(5, 8)).norm(dim=1), torch.ones(5))
+
+
+def test_read_gives_the_best_slots_in_order_and_never_an_empty_one():
+    net = fill(memory(), [unit(0), -unit(0), unit(0, 1)], [feature(0), feature(1), feature(2)], ids=[7, 8, 9])
+    recall = net.read(-unit(0)[None], 4)
+    # The empty slot's cosine of 0 would beat the negative ones of two real slots.
+    assert recall.ids.tolist() == [[8, 9, 7, -1]]
+    torch.testing.assert_close(recall.scores[0, :3], torch.tensor([1, -0.5**0.5, -1.0]))
+    assert recall.scores[0, 3] == -torch.inf
+    assert torch.equal(recall.values[0, 0], feature(1))
+    with pytest.raises(ValueError, match="empty"):
+        memory().read(unit(0)[None], 1)
+
+
+def test_triplet_loss_by_hand():
+    near, far = feature(0), feature(200)
+    net = fill(memory(alpha=0.1), [unit(0), unit(0, 1), unit(2)], [far, near, near])
+    # q = e0: positive is slot 1 (cosine 0.7071), negative is slot 0 (cosine 1).
+    assert net.triplet_loss(unit(0)[None], near[None]).item() == pytest.approx(1 - 0.5**0.5 + 0.1, abs=1e-5)
+    # q = e2: positive slot 2 (1), negative slot 0 (0): 0 - 1 + 0.1 < 0. The mean counts both queries.
+    both = net.triplet_loss(torch.stack([unit(0), unit(2)]), torch.stack([near, near]))
+    assert both.item() == pytest.approx((1 - 0.5**0.5 + 0.1) / 2, abs=1e-5)
+
+
+def test_triplet_loss_with_negative_cosines():
+    net = fill(memory(alpha=0.5), [-unit(0), -unit(0, 1)], [feature(0), feature(200)])
+    # Positive cosine -1, negative -0.7071; a masked score of 0 in their place would give another loss.
+    loss = net.triplet_loss(unit(0)[None], feature(0)[None])
+    assert loss.item() == pytest.approx(-(0.5**0.5) + 1 + 0.5, abs=1e-5)
+
+
+def test_a_query_without_positive_or_negative_does_not_count():
+    net = fill(memory(), [unit(0)], [feature(0)])
+    query = unit(0)[None].clone().requires_grad_()
+    loss = net.triplet_loss(query, feature(0)[None])  # no negative: the empty slots are none
+    assert loss.item() == 0
+    loss.backward()
+    assert (query.grad == 0).all()
+    assert net.triplet_loss(unit(0)[None], feature(200)[None]).item() == 0  # no positive
+
+
+def test_the_triplet_loss_looks_among_the_top_k_only():
+    net = fill(memory(top_k=1), [unit(0), unit(0, 1)], [feature(200), feature(0)])
+    assert net.triplet_loss(unit(0)[None], feature(0)[None]).item() == 0  # its positive is not among the nearest 1
+
+
+def test_update_rule_one_adds_all_queries_of_a_slot():
+    net = fill(memory(), [unit(0), unit(5)], [feature(0), feature(200)], ids=[3, 4], ages=[5, 6])
+    queries = torch.stack([unit(0, 1), unit(0, 2)])
+    net.update(queries, torch.stack([feature(0), feature(0)]), torch.tensor([10, 11]))
+    expected = F.normalize(unit(0) + queries.sum(0), dim=0)
+    torch.testing.assert_close(net.keys[0], expected)
+    assert net.ids.tolist() == [3, 4, -1, -1] and net.ages[:2].tolist() == [0, 7]
+    assert net.used.tolist() == [True, True, False, False]
+    torch.testing.assert_close(net.values[0], feature(0))
+
+
+def test_update_rule_two_fills_empty_slots_then_the_oldest():
+    net = fill(memory(slots=3), [unit(0), unit(1)], [feature(0), feature(1)], ids=[0, 1], ages=[9, 3])
+    queries, colors = torch.stack([unit(7), unit(8)]), torch.stack([feature(200), feature(250)])
+    net.update(queries, colors, torch.tensor([20, 21]))
+    # Slot 2 was empty and comes first; then slot 0 (age 10 + noise < 1) goes before slot 1 (age 4).
+    assert net.ids.tolist() == [21, 1, 20] and net.ages.tolist() == [0, 4, 0]
+    torch.testing.assert_close(net.keys[0], unit(8))
+    torch.testing.assert_close(net.values[2], feature(200))
+
+
+def test_a_batch_writes_into_different_slots_and_spares_those_just_used():
+    net = fill(memory(slots=3), [unit(0)], [feature(0)], ids=[0], ages=[100])
+    queries = torch.stack([unit(0), unit(7), unit(8)])
+    net.update(queries, torch.stack([feature(0), feature(100), feature(200)]), torch.tensor([1, 2, 3]))
+    assert net.ids.tolist() == [0, 2, 3]  # slot 0 was the oldest, and one query had just been added to it
+    net = memory(slots=2)
+    colors = torch.stack([feature(i * 50) for i in range(5)])
+    net.update(torch.stack([unit(i) for i in range(5)]), colors, torch.arange(5))
+    assert net.ids.tolist() == [0, 1]  # more new queries than slots
+
+
+def test_update_is_deterministic():
+    def run():
+        torch.manual_seed(3)
+        net = memory(slots=6)
+        for i in range(10):
+            torch.manual_seed(i)
+            q = F.normalize(torch.randn(4, 512), dim=1)
+            v = torch.rand(4, 313) ** 8
+            net.update(q, v / v.sum(1, keepdim=True), torch.arange(4) + 4 * i)
+        return torch.cat([net.keys.flatten(), net.values.flatten(), net.ages, net.ids.float()])
+
+    assert torch.equal(run(), run())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Integrator
+
+
+def test_the_integrator_starts_as_top_1():
+    values = torch.stack([feature(0), feature(100), feature(200)])[None]
+    combined = FeatureIntegrator()(values, torch.tensor([[0.9, 0.8, 0.7]]))
+    assert (combined - feature(0)).abs().sum() < 2e-3
+
+
+def test_the_integrator_is_a_convex_combination_and_ignores_empty_slots():
+    net = FeatureIntegrator()
+    nn.init.normal_(net.mlp[-1].weight, std=5)
+    values = torch.stack([feature(0), feature(100), feature(200)])[None].repeat(50, 1, 1)
+    scores = torch.rand(50, 3)
+    scores[:25, 2] = -torch.inf
+    combined = net(values, scores)
+    torch.testing.assert_close(combined.sum(1), torch.ones(50))
+    assert (combined >= 0).all() and (combined[:25, 200] == 0).all() and (combined[25:, 200] > 0).any()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Spatial memory
+
+
+def places_of(*frames):
+    """Features (N, 80, 32, 32) of frames given as (32, 32) arrays of kinds: one axis for each kind."""
+    return torch.stack([F.one_hot(torch.as_tensor(frame).long(), 80).permute(2, 0, 1).float() for frame in frames])
+
+
+def spatial_with(frames, colors):
+    """A spatial memory of frames (kinds) whose places have the colour of their kind; the frames are told apart.
+
+    It expects no colour, so that places are found by their looks alone.
+    """
+    net = SpatialMemory(4, 80, len(frames))
+    net.COLOR = 0.0
+    net.projection.copy_(torch.eye(80)[:, :64])
+    ab = torch.stack([colors[torch.as_tensor(frame).long()].permute(2, 0, 1) for frame in frames])
+    slots = torch.arange(len(frames))
+    net.write(slots, torch.eye(4)[slots], places_of(*frames), torch.full((len(frames), 1, 32, 32), 0.5), ab, slots)
+    return net
+
+
+COLORS = torch.tensor([[0.5, 0.1], [-0.4, -0.1], [0.0, 0.6]])
+
+
+def test_the_hint_follows_the_places_that_look_alike():
+    """A thing that stood on the left is painted on the right in its own colour, with high confidence."""
+    seen, now = torch.zeros(32, 32), torch.zeros(32, 32)
+    seen[8:16, 4:10], now[12:20, 22:28] = 1, 1
+    net = spatial_with([seen], COLORS)
+    hint = net.read(torch.eye(4)[:1], net.key(places_of(now), torch.full((1, 1, 64, 64), 0.5)))
+    assert hint.shape == (1, 3, 32, 32)
+    expected = COLORS[now.long()].permute(2, 0, 1)
+    assert (hint[0, :2] - expected).abs().max() < 0.01
+    assert hint[0, 2].min() > 0.9 and hint[0, 2].max() <= 1
+
+
+def test_what_was_never_seen_has_a_low_confidence():
+    net = spatial_with([torch.zeros(32, 32)], COLORS)
+    now = torch.zeros(32, 32)
+    now[:, 16:] = 2
+    hint = net.read(torch.eye(4)[:1], net.key(places_of(now), torch.full((1, 1, 32, 32), 0.5)))
+    assert hint[0, 2, :, :16].min() > 0.9 and hint[0, 2, :, 16:].max() < 0.2
+
+
+def test_places_that_look_alike_and_differ_in_colour_have_a_low_confidence():
+    """Twins: two things of the same looks, one red and one teal."""
+    net = spatial_with([torch.zeros(32, 32), torch.zeros(32, 32)], COLORS)
+    net.ab[1] = COLORS[1].half()
+    hint = net.read(torch.eye(4)[:1], net.key(places_of(torch.zeros(32, 32)), torch.full((1, 1, 32, 32), 0.5)))
+    assert torch.allclose(hint[0, :2, 9, 9], COLORS[:2].mean(0), atol=0.01) and hint[0, 2].max() < 0.01
+
+
+def test_the_read_is_the_dense_definition():
+    """softmax(-30 d^2) over all places, weighted mean and variance of ab, place by place in float64."""
+    torch.manual_seed(0)
+    net = SpatialMemory(4, 70, 3)
+    net.projection.copy_(torch.eye(70)[:, :64])
+    places = F.normalize(torch.randn(4, 70, 32, 32), dim=1)
+    L, ab = torch.rand(4, 1, 32, 32), torch.rand(4, 2, 32, 32) - 0.5
+    frames = torch.eye(4)
+    net.write(torch.arange(3), frames[:3], places[:3], L[:3], ab[:3], torch.arange(3))
+    hint = net.read(frames[3:], net.key(places[3:], L[3:]))[0]
+    query, keys = net.key(places[3:], L[3:])[0].double(), net.keys.flatten(0, 1).double()
+    for place in (0, 17, 500, 1023):
+        distance = ((query[place] - keys) ** 2).sum(1)
+        weights, colors = (-30 * distance).softmax(0), net.ab.flatten(0, 1).double()
+        mean = weights @ colors
+        variance = (weights[:, None] * (colors - mean) ** 2).sum()
+        expected = torch.cat([mean, (-distance.min() - variance / 0.02).exp()[None]])
+        torch.testing.assert_close(hint[:, place // 32, place % 32].double(), expected, atol=2e-3, rtol=0)
+
+
+def test_frames_are_chosen_alike_but_various():
+    net = SpatialMemory(4, 80, 4)
+    net.FRAMES = 2
+    frames = F.normalize(torch.tensor([[1, 0.1, 0, 0], [1, 0.12, 0, 0], [0.6, -0.8, 0, 0], [0, 0, 0, 1.0]]), dim=1)
+    net.frames.copy_(frames)
+    # By similarity 0 and 1, which are as good as equal; 0.6 - 0.5 * alike(0, 2) = 0.35 beats 0.99 - 0.5 * 1 not.
+    assert net.choose(torch.tensor([[1, 0.1, 0, 0]])).tolist() == [[0, 1]]
+    net.VARIETY = 1.0
+    assert net.choose(torch.tensor([[1, 0.1, 0, 0]])).tolist() == [[0, 2]]
+    net.FRAMES = 9  # no more than there are, and none twice
+    assert sorted(net.choose(torch.tensor([[1, 0.1, 0, 0]]))[0].tolist()) == [0, 1, 2, 3]
+
+
+def test_the_expectation_tells_twins_apart_by_what_is_around():
+    """Two things of the same looks: one under a round ear, one under a pointed one. The expectation learns which."""
+    torch.manual_seed(0)
+
+    def draw(count):
+        kinds, colors = torch.zeros(count, 32, 32), torch.zeros(count, 2, 32, 32)
+        for i in range(count):
+            y, x, twin = int(torch.randint(4, 28, ())), int(torch.randint(1, 31, ())), i % 2
+            kinds[i, y:y + 2, x], kinds[i, y - 1, x] = 1, 2 + twin  # a body, and an ear above it
+            colors[i, :, y:y + 2, x] = COLORS[twin][:, None]
+        return places_of(*kinds), colors, kinds == 1
+
+    L = torch.full((64, 1, 32, 32), 0.5)
+    places, colors, _ = draw(64)
+    net = SpatialMemory(4, 80, 64)
+    net.fit(places, L, colors, lambda: torch.autocast("cpu", enabled=False))
+    net.write(torch.arange(64), F.normalize(torch.randn(64, 4), dim=1), places, L, colors, torch.arange(64))
+    places, colors, bodies = draw(8)
+    hint = net.read(F.normalize(torch.randn(8, 4), dim=1), net.key(places, L[:8]))
+    ours, twin_0, twin_1 = (x.permute(0, 2, 3, 1)[bodies] for x in (
+        hint[:, :2], *(COLORS[i][None, :, None, None].expand(8, 2, 32, 32) for i in (0, 1))))
+    truth = colors.permute(0, 2, 3, 1)[bodies]
+    nearer_0 = (ours - twin_0).norm(dim=1) < (ours - twin_1).norm(dim=1)
+    assert (nearer_0 == (truth == twin_0).all(1)).float().mean() > 0.9
