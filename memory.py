@@ -151,7 +151,7 @@ class Expectation(nn.Module):
     whose places look alike. Its colours are rough, so they only choose among the remembered ones.
     """
 
-    STEPS, BATCH, RATE = 200, 16, 3e-3
+    STEPS, BATCH, RATE = 300, 16, 3e-3
 
     def __init__(self, place_dim, hidden=128):
         super().__init__()
@@ -172,11 +172,9 @@ class Expectation(nn.Module):
         optimizer = torch.optim.AdamW(self.parameters(), self.RATE, weight_decay=0.05, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.RATE, self.STEPS)
         self.train()
-        for step in range(self.STEPS):
+        for _ in range(self.STEPS):
             chosen = torch.randint(len(places), (self.BATCH,)).to(places.device)
             batch = [x[chosen].float() for x in (places, L, ab)]
-            if step % 2:
-                batch = [x.flip(-1) for x in batch]
             with cast():
                 expected = self(*batch[:2])
             optimizer.zero_grad()
@@ -200,7 +198,7 @@ class SpatialMemory(nn.Module):
     VARIETY = 0.5  # how much a frame that looks like one already chosen is set back
     SHARPNESS = 30.0  # of the attention: weights are softmax(-SHARPNESS * squared distance)
     DISCORD = 0.02  # variance of ab / 110 that divides the confidence by e
-    LIGHTNESS, POSITION, COLOR = 2.0, 0.1, 1.0  # weights of L in [0, 1], (y, x) in [-1, 1] and ab / 110 in a key
+    LIGHTNESS, POSITION, COLOR = 2.0, 0.1, 2.0  # weights of L in [0, 1], (y, x) in [-1, 1] and ab / 110 in a key
 
     def __init__(self, frame_dim, place_dim, size):
         super().__init__()
@@ -276,9 +274,10 @@ class SpatialMemory(nn.Module):
         for query, slot in zip(keys, slots, strict=True):  # one by one: a batch of attention maps would need 260 MB
             known, ab = self.keys[slot].flatten(0, 1).float(), self.ab[slot].flatten(0, 1).float()
             # -|q - k|^2 = 2 q.k - |k|^2 - |q|^2, of which |q|^2 is the same for all keys.
-            closeness = torch.addmm(-known.square().sum(1), query, known.T, alpha=2)  # (1024, places)
-            distance = query.square().sum(1) - closeness.amax(1)
-            mixed = (closeness * self.SHARPNESS).softmax(1) @ torch.cat([ab, ab.square()], 1)
+            size = -self.SHARPNESS * known.square().sum(1)
+            closeness = torch.addmm(size, query, known.T, alpha=2 * self.SHARPNESS)  # (1024, places)
+            distance = query.square().sum(1) - closeness.amax(1) / self.SHARPNESS
+            mixed = closeness.softmax(1) @ torch.cat([ab, ab.square()], 1)
             variance = (mixed[:, 2:] - mixed[:, :2].square()).sum(1)
             confidence = (-distance.clamp(min=0) - variance.clamp(min=0) / self.DISCORD).exp()
             hint = torch.cat([mixed[:, :2], confidence[:, None]], 1)

@@ -302,7 +302,7 @@ def import_torchvision():
 class Colorizer(nn.Module):
     """Backbone, memories, integrator and generator: its ``state_dict`` and ``config`` are all that colouring needs."""
 
-    TRUST = 0.5  # the weight of a hint is its confidence to this power
+    TRUST = 0.25  # the weight of a hint is its confidence to this power
 
     def __init__(self, config, backbone_weights=False):
         """``backbone_weights`` as for Backbone; False when a state dict is loaded next."""

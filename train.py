@@ -297,18 +297,22 @@ class Seen(NamedTuple):
     hints: torch.Tensor | None = None  # (N, 3, 32, 32) of the spatial memory
 
 
-def look(data, indices, learner, device, cast):
+def look(data, indices, learner, device, cast, mirrored=False):
     """What the backbone sees of some pictures, and their L and ab: frames (N, D), places (N, E, 32, 32), L, ab."""
+    grey, lab = data.lightness[indices], data.lab[indices]
+    if mirrored:
+        grey, lab = grey.flip(-1), lab.flip(-1)
     with cast():
-        frames, places = learner.colorizer.backbone(grey_image(data.lightness[indices].to(device) / 255))
-    return frames, places, *(x.to(device) for x in unpack(data.lab[indices]))
+        frames, places = learner.colorizer.backbone(grey_image(grey.to(device) / 255))
+    return frames, places, *(x.to(device) for x in unpack(lab))
 
 
 def remember(data, learner, device, cast):
     """Fill the spatial memory with the pictures."""
     spatial = learner.colorizer.spatial
-    parts = [look(data, part, learner, device, cast) for part in torch.tensor(spread(len(data), FITTED)).split(8)]
-    spatial.fit(*(torch.cat([part[i] for part in parts]) for i in (1, 2, 3)), cast)
+    parts = [look(data, part, learner, device, cast, mirrored) for mirrored in (False, True)
+             for part in torch.tensor(spread(len(data), FITTED)).split(8)]
+    spatial.fit(*(torch.cat([part[i].half() for part in parts]) for i in (1, 2, 3)), cast)
     ids = torch.tensor(data.ids)
     for indices in torch.arange(len(data)).split(8):
         spatial.write(indices.to(device), *look(data, indices, learner, device, cast), ids[indices].to(device))

@@ -432,7 +432,8 @@ def bad(tmp_path, film):
     (["--video_path", "no_index.mp4"], r"no_index\.mp4 cannot be opened as a video"),
     (["--video_path", "no_frames.mkv"], r"no frame of .*no_frames\.mkv can be decoded"),
     (["--video_path", "broken"], r"none of the 2 videos can be read"),
-    (["--video_path", "short.mkv"], r"no shot is long enough: of 3 shots the longest has 8 frames, fewer than "
+    (["--video_path", "short.mkv", "--detector", "histogram"],
+     r"no shot is long enough: of 3 shots the longest has 8 frames, fewer than "
                                     r"--shots_len_thres 12; lower .* 8 or less, or raise --col_diff_thres \(now 7"),
     (["--video_path", "short.mkv", "--detector", "content"], r"raise --scene_thres \(now 27\)"),
     (["--save_path", "file"], r"file is a file, not a folder"),

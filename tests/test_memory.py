@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from drawn import feature, fill, unit
 from torch import nn
 
-from memory import FeatureIntegrator, MemoryNetwork, SpatialMemory, color_distance
+from memory import Expectation, FeatureIntegrator, MemoryNetwork, SpatialMemory, color_distance
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Distance of colour features
@@ -229,33 +229,35 @@ def test_the_read_is_the_dense_definition():
 def test_frames_are_chosen_alike_but_various():
     net = SpatialMemory(4, 80, 4)
     net.FRAMES = 2
-    frames = F.normalize(torch.tensor([[1, 0.1, 0, 0], [1, 0.12, 0, 0], [0.6, -0.8, 0, 0], [0, 0, 0, 1.0]]), dim=1)
-    net.frames.copy_(frames)
-    # By similarity 0 and 1, which are as good as equal; 0.6 - 0.5 * alike(0, 2) = 0.35 beats 0.99 - 0.5 * 1 not.
-    assert net.choose(torch.tensor([[1, 0.1, 0, 0]])).tolist() == [[0, 1]]
-    net.VARIETY = 1.0
-    assert net.choose(torch.tensor([[1, 0.1, 0, 0]])).tolist() == [[0, 2]]
+    net.frames.copy_(torch.tensor([[0.95, 0.31, 0, 0], [0.94, 0.34, 0, 0], [0.8, -0.6, 0, 0], [0, 0, 0, 1]]))
+    query = torch.tensor([[1.0, 0, 0, 0]])
+    net.VARIETY = 0.0
+    assert net.choose(query).tolist() == [[0, 1]]  # cosines 0.95, 0.94, 0.8, 0
+    net.VARIETY = 0.5
+    assert net.choose(query).tolist() == [[0, 2]]  # 0.94 - 0.5 * 1.0 is less than 0.8 - 0.5 * 0.574
     net.FRAMES = 9  # no more than there are, and none twice
-    assert sorted(net.choose(torch.tensor([[1, 0.1, 0, 0]]))[0].tolist()) == [0, 1, 2, 3]
+    assert sorted(net.choose(query)[0].tolist()) == [0, 1, 2, 3]
 
 
-def test_the_expectation_tells_twins_apart_by_what_is_around():
+def test_the_expectation_tells_twins_apart_by_what_is_around(monkeypatch):
     """Two things of the same looks: one under a round ear, one under a pointed one. The expectation learns which."""
     torch.manual_seed(0)
+    monkeypatch.setattr(Expectation, "STEPS", 80)
+    monkeypatch.setattr(Expectation, "BATCH", 8)
 
     def draw(count):
         kinds, colors = torch.zeros(count, 32, 32), torch.zeros(count, 2, 32, 32)
         for i in range(count):
-            y, x, twin = int(torch.randint(4, 28, ())), int(torch.randint(1, 31, ())), i % 2
-            kinds[i, y:y + 2, x], kinds[i, y - 1, x] = 1, 2 + twin  # a body, and an ear above it
-            colors[i, :, y:y + 2, x] = COLORS[twin][:, None]
+            y, x, twin = int(torch.randint(2, 28, ())), int(torch.randint(0, 28, ())), i % 2
+            kinds[i, y:y + 3, x:x + 4], kinds[i, y - 2:y, x:x + 4] = 1, 2 + twin  # a body, and ears above it
+            colors[i, :, y:y + 3, x:x + 4] = COLORS[twin][:, None, None]
         return places_of(*kinds), colors, kinds == 1
 
-    L = torch.full((64, 1, 32, 32), 0.5)
-    places, colors, _ = draw(64)
-    net = SpatialMemory(4, 80, 64)
+    L = torch.full((32, 1, 32, 32), 0.5)
+    places, colors, _ = draw(32)
+    net = SpatialMemory(4, 80, 32)
     net.fit(places, L, colors, lambda: torch.autocast("cpu", enabled=False))
-    net.write(torch.arange(64), F.normalize(torch.randn(64, 4), dim=1), places, L, colors, torch.arange(64))
+    net.write(torch.arange(32), F.normalize(torch.randn(32, 4), dim=1), places, L, colors, torch.arange(32))
     places, colors, bodies = draw(8)
     hint = net.read(F.normalize(torch.randn(8, 4), dim=1), net.key(places, L[:8]))
     ours, twin_0, twin_1 = (x.permute(0, 2, 3, 1)[bodies] for x in (

@@ -142,7 +142,7 @@ def test_a_hint_is_laid_over_as_far_as_it_is_confident():
     assert torch.equal(ab[..., :60], plain[..., :60])  # no confidence
     assert torch.allclose(ab[0, :, :, 68:], torch.tensor([0.9, -0.3])[:, None, None].expand(-1, 128, 60))
     hint[:, 2] = 0.1
-    expected = plain + 0.1**0.5 * (hint[:, :2, :1, :1] - plain)
+    expected = plain + 0.1**0.25 * (hint[:, :2, :1, :1] - plain)
     torch.testing.assert_close(colorizer(L, color, hint), expected)
 
 

@@ -15,6 +15,7 @@ from test_utils import draw_film, times_and_sound
 
 import train
 from dataset import color_feature, resize, rgb_to_lab
+from memory import Expectation
 from test import Evaluation, main
 from utils import UserError, load_checkpoint, read_image, save_checkpoint, write_image
 
@@ -23,10 +24,11 @@ from utils import UserError, load_checkpoint, read_image, save_checkpoint, write
 def home(tmp_path_factory):
     """A folder with a drawn dataset and, for each way to train, <way>/best.pt of a small network trained on it."""
     home = draw_dataset(tmp_path_factory.mktemp("home"))
-    before, train.EPOCH_STEPS = train.EPOCH_STEPS, 20
-    for way, settings in WAYS.items():
-        train.main(flags(data_path=home, save_path=home / way, width=4, batch_size=6, end_epoch=1, **settings))
-    train.EPOCH_STEPS = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "EPOCH_STEPS", 10)
+        patch.setattr(Expectation, "STEPS", 2)
+        for way, settings in WAYS.items():
+            train.main(flags(data_path=home, save_path=home / way, width=4, batch_size=6, end_epoch=1, **settings))
     return home
 
 

@@ -11,6 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import train
 from dataset import ColorizationDataset, TrainingViews, ViewSampler, unpack
+from memory import Expectation
 from networks import Colorizer, ModelConfig
 from train import (
     Learner, TrainConfig, discriminator_loss, fit_model_config, generator_loss, integrator_loss, main, parse)
@@ -36,6 +37,7 @@ def data_path(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def short_epochs(monkeypatch):
     monkeypatch.setattr(train, "EPOCH_STEPS", 2)
+    monkeypatch.setattr(Expectation, "STEPS", 2)
 
 
 def run(data_path, save_path, **settings):
