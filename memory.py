@@ -259,7 +259,7 @@ class SpatialMemory(nn.Module):
             best = (similarity - self.VARIETY * penalty).argmax(1, keepdim=True)
             chosen.append(best)
             penalty = torch.maximum(penalty, alike.gather(1, best[:, :, None].expand(-1, -1, alike.shape[2]))[:, 0])
-            penalty.scatter_(1, best, torch.inf)
+            similarity.scatter_(1, best, -torch.inf)
         return slots.gather(1, torch.cat(chosen, 1))
 
     @torch.no_grad()

@@ -36,10 +36,11 @@ def draw_picture(seed, size=(96, 64)):
     rng = np.random.default_rng(seed)
     picture = np.full((size[1], size[0], 3), ((190, 220, 160), (240, 210, 130))[seed % 2], np.uint8)
     x, y = int(rng.integers(20, size[0] - 20)), int(rng.integers(20, size[1] - 20))
+    r = 9 + seed % 7  # no two pictures of a dataset have exactly the same colour feature
     if seed % 2:
-        cv2.circle(picture, (x, y), 14, (210, 40, 50), -1, cv2.LINE_AA)
+        cv2.circle(picture, (x, y), r, (210, 40, 50), -1, cv2.LINE_AA)
     else:
-        cv2.rectangle(picture, (x - 12, y - 12), (x + 12, y + 12), (40, 80, 210), -1, cv2.LINE_AA)
+        cv2.rectangle(picture, (x - r, y - r), (x + r, y + r), (40, 80, 210), -1, cv2.LINE_AA)
     return picture
 
 
