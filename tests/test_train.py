@@ -313,7 +313,7 @@ def test_the_best_checkpoint_has_the_lowest_validation_error(data_path, tmp_path
     assert best["epoch"] == 2 and best["best"] == 3.0
 
 
-@pytest.mark.parametrize("way", ["gan", "integrator"])
+@pytest.mark.parametrize("way", ["gan", "integrator", "spatial"])
 def test_going_on_is_as_if_never_stopped(data_path, tmp_path, way):
     whole = run(data_path, tmp_path / "whole", end_epoch=4, save_freq=1, **WAYS[way])
     # Stop after epoch 2 of the same schedule, as a kill would: the files of epochs 1 and 2 are all there is.
