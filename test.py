@@ -206,7 +206,8 @@ def color_video(painter, source, target, evaluation, batch_size):
 
     def paint(pictures):
         nonlocal count
-        need_color(painter, pictures[0], source) if count == 0 else None
+        if count == 0:
+            need_color(painter, pictures[0], source)
         results = painter.colorize(pictures)
         for picture, result in zip(pictures, results, strict=True):
             if count % every == every // 2:

@@ -22,7 +22,7 @@ from dataset import AB_SCALE, ColorizationDataset, TrainingViews, ViewSampler, g
 from networks import SIZE_STEP, BackboneUnavailable, Colorizer, Discriminator, ModelConfig
 from runs import Run, sample_grid, to_lab
 from utils import (
-    IMAGE_SUFFIXES, ArgumentParser, UserError, autocast, boolean, ciede2000, list_files, load_checkpoint, psnr,
+    AB_PEAK, IMAGE_SUFFIXES, ArgumentParser, UserError, autocast, boolean, ciede2000, list_files, load_checkpoint, psnr,
     replace_when_done, run_cli, save_checkpoint, select_device, warn, write_image)
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -308,14 +308,17 @@ def look(data, indices, learner, device, cast, mirrored=False):
 
 
 def remember(data, learner, device, cast):
-    """Fill the spatial memory with the pictures."""
+    """Fill the spatial memory with the pictures; returns what the backbone made of them."""
     spatial = learner.colorizer.spatial
     parts = [look(data, part, learner, device, cast, mirrored) for mirrored in (False, True)
              for part in torch.tensor(spread(len(data), FITTED)).split(8)]
     spatial.fit(*(torch.cat([part[i].half() for part in parts]) for i in (1, 2, 3)), cast)
-    ids = torch.tensor(data.ids)
+    features, ids = [], torch.tensor(data.ids)
     for indices in torch.arange(len(data)).split(8):
-        spatial.write(indices.to(device), *look(data, indices, learner, device, cast), ids[indices].to(device))
+        seen = look(data, indices, learner, device, cast)
+        spatial.write(indices.to(device), *seen, ids[indices].to(device))
+        features.append(seen[0])
+    return Seen(torch.cat(features))
 
 
 def look_at(data, learner, device, cast, ask):
@@ -370,7 +373,7 @@ def validate(learner, data, seen, device, cast):
             if index in shown:
                 samples.append((index, lab, top))
     colorizer.train()
-    metrics = {"val_ciede2000": sum(errors) / len(errors), "val_psnr_ab": psnr(sum(squares) / len(squares), 220)}
+    metrics = {"val_ciede2000": sum(errors) / len(errors), "val_psnr_ab": psnr(sum(squares) / len(squares), AB_PEAK)}
     if overlaps:
         metrics["val_feature_intersection"] = sum(overlaps) / len(overlaps)
     return metrics, samples
@@ -416,9 +419,10 @@ def train(config, saved=None):
         raise UserError(f"the checkpoint is of epoch {epoch} and end_epoch is {config.end_epoch}; raise end_epoch")
 
     run.begin(epoch)
-    if not saved and model_config.use_spatial_memory:
-        remember(data, learner, device, cast)
-    seen = look_at(data, learner, device, cast, ask=False)
+    if model_config.use_spatial_memory and not saved:
+        seen = remember(data, learner, device, cast)
+    else:
+        seen = look_at(data, learner, device, cast, ask=False)
     val_seen = look_at(val_data, learner, device, cast, ask=True)
     if saved:
         torch.set_rng_state(saved["rng"])

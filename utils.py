@@ -207,6 +207,9 @@ def autocast(device, precision="auto"):
 # Metrics
 
 
+AB_PEAK = 220  # of the PSNR of ab: the width of its range
+
+
 def ciede2000(lab, truth):
     """Mean CIEDE2000 colour difference of two Lab pictures (H, W, 3). 0 is equal, 1 just visible, 10 another colour."""
     return float(deltaE_ciede2000(truth, lab, channel_axis=-1).mean())
@@ -255,9 +258,9 @@ class Scores:
             "colorfulness_truth": colorfulness(truth)})
 
     def summary(self):
-        """Means over the set as a dict of COLUMNS; PSNR (peak 255 for RGB, 220 for ab) of the set's mean error."""
+        """Means over the set as a dict of COLUMNS; PSNR (peak 255 for RGB, AB_PEAK for ab) of the set's mean error."""
         mean = {name: float(np.mean([row[name] for row in self.rows])) for name in self.rows[0]}
-        mean["psnr_rgb"], mean["psnr_ab"] = psnr(mean["mse_rgb"], 255), psnr(mean["mse_ab"], 220)
+        mean["psnr_rgb"], mean["psnr_ab"] = psnr(mean["mse_rgb"], 255), psnr(mean["mse_ab"], AB_PEAK)
         return {name: mean[name] for name in self.COLUMNS}
 
 
