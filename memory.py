@@ -80,15 +80,12 @@ class MemoryNetwork(nn.Module):
         return F.relu(negative[both] - positive[both] + self.alpha).mean()
 
     @torch.no_grad()
-    def mislead(self, query, color_feature):
-        """The colours (N, 313) of a slot of *other* colours (distance >= color_thres), similar ones more often.
-
-        It is what the memory recalls for a shot that it has never seen. The colour feature itself where no such slot.
-        """
-        others = color_distance(self.values, color_feature[:, None]) >= self.color_thres  # (N, m)
-        noise = torch.rand(others.shape).to(query.device)
-        score, slot = (self._similarity(query) + noise).masked_fill(~others, -torch.inf).max(1)
-        return torch.where(score.isfinite()[:, None], self.values[slot], color_feature)
+    def recall_other(self, query, ids):
+        """A slot that comes from another frame than ``ids`` (N,), similar ones more often: its value (N, 313) and score
+        (N,), as the memory answers for a frame that it has never seen. Score -inf where there is no such slot."""
+        similarity = self._similarity(query).masked_fill(self.ids == ids[:, None], -torch.inf)
+        slot = (similarity + torch.rand(similarity.shape).to(similarity)).argmax(1, keepdim=True)
+        return self.values[slot[:, 0]], similarity.gather(1, slot)[:, 0]
 
     @torch.no_grad()
     def update(self, query, color_feature, ids):
@@ -144,52 +141,13 @@ class FeatureIntegrator(nn.Module):
 # Spatial memory
 
 
-class Expectation(nn.Module):
-    """The colours of places, expected from what the backbone sees there and around.
-
-    Learned in seconds, since the backbone already knows a bear's ear from a cat's: it tells apart the twins of a show,
-    whose places look alike. Its colours are rough, so they only choose among the remembered ones.
-    """
-
-    STEPS, BATCH, RATE = 300, 16, 3e-3
-
-    def __init__(self, place_dim, hidden=128):
-        super().__init__()
-        self.drop = nn.Dropout2d(0.2)
-        self.enter = nn.Conv2d(place_dim + 1, hidden, 1)
-        self.around = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, padding=1) for _ in range(2))
-        self.leave = nn.Conv2d(hidden, 2, 1)
-
-    def forward(self, places, L):
-        """Places (N, E, 32, 32), L (N, 1, 32, 32) in [0, 1] -> ab (N, 2, 32, 32), about [-1, 1]."""
-        x = F.relu(self.enter(self.drop(torch.cat([10 * places, L], 1))))  # 10: unit vectors have small elements
-        for conv in self.around:
-            x = x + F.relu(conv(x))
-        return self.leave(x).float()
-
-    def learn(self, places, L, ab, cast):
-        """Fit to the places of some frames; arguments as for ``forward``, ``cast`` makes the autocast context."""
-        optimizer = torch.optim.AdamW(self.parameters(), self.RATE, weight_decay=0.05, fused=True)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.RATE, self.STEPS)
-        self.train()
-        for _ in range(self.STEPS):
-            chosen = torch.randint(len(places), (self.BATCH,)).to(places.device)
-            batch = [x[chosen].float() for x in (places, L, ab)]
-            with cast():
-                expected = self(*batch[:2])
-            optimizer.zero_grad()
-            F.l1_loss(expected, batch[2]).backward()
-            optimizer.step()
-            schedule.step()
-        self.eval()
-
-
 class SpatialMemory(nn.Module):
     """Where a colour belongs: for each place of a grey frame, the colours of the places that look alike.
 
     Every training frame keeps, on a grid of 32 x 32 places, a key (what the backbone sees there, reduced by PCA, with
     lightness, position and colour) and its ab. A frame is read by attention over all places of FRAMES frames that look
-    like it; in place of the colour its key has the expected one. The frames are buffers, saved in ``state_dict``.
+    like it; in place of the colour its key has the generator's, which tells apart characters whose places look alike.
+    The frames are buffers, saved in ``state_dict``.
     """
 
     GRID = 32
@@ -198,39 +156,30 @@ class SpatialMemory(nn.Module):
     VARIETY = 0.5  # how much a frame that looks like one already chosen is set back
     SHARPNESS = 30.0  # of the attention: weights are softmax(-SHARPNESS * squared distance)
     DISCORD = 0.02  # variance of ab / 110 that divides the confidence by e
-    LIGHTNESS, POSITION, COLOR = 2.0, 0.1, 2.0  # weights of L in [0, 1], (y, x) in [-1, 1] and ab / 110 in a key
+    LIGHTNESS, POSITION, COLOR = 2.0, 0.1, 4.0  # weights of L in [0, 1], (y, x) in [-1, 1] and ab / 110 in a key
 
     def __init__(self, frame_dim, place_dim, size):
         super().__init__()
         places = self.GRID**2
-        self.expectation = Expectation(place_dim)
         self.register_buffer("mean", torch.zeros(place_dim))
         self.register_buffer("projection", torch.zeros(place_dim, self.DIM))
         self.register_buffer("frames", torch.zeros(size, frame_dim, dtype=torch.float16))  # unit length
         self.register_buffer("keys", torch.zeros(size, places, self.DIM + 5, dtype=torch.float16))
-        self.register_buffer("ab", torch.zeros(size, places, 2, dtype=torch.float16))  # ab / 110
         self.register_buffer("ids", torch.full((size,), -1, dtype=torch.long))
 
-    def fit(self, places, L, ab, cast):
-        """Choose the projection and learn the expectation from some frames, given as for ``key`` and ``write``."""
+    def fit(self, places):
+        """Choose the projection by the places (N, E, 32, 32) of some frames."""
         sample = places.flatten(2).transpose(1, 2)[:, ::4].flatten(0, 1).float().cpu().numpy()
         pca = PCA(self.DIM, svd_solver="covariance_eigh").fit(sample)
         self.mean.copy_(torch.from_numpy(pca.mean_))
         self.projection.copy_(torch.from_numpy(pca.components_.T))
-        self.expectation.learn(places, *(F.adaptive_avg_pool2d(x.float(), self.GRID) for x in (L, ab)), cast)
 
     @torch.no_grad()
-    def key(self, places, L, ab=None):
-        """Keys (N, 1024, DIM + 5), float32, of places (N, E, 32, 32) of frames with L (N, 1, H, W) in [0, 1].
-
-        Their colours are those of ab (N, 2, H, W) in [-1, 1] where given, else the expected ones.
-        """
+    def key(self, places, L, ab):
+        """Keys (N, 1024, DIM + 5), float32, of frames: places (N, E, 32, 32), L (N, 1, H, W) in [0, 1] and
+        ab (N, 2, H, W) in [-1, 1]."""
         features = (places.flatten(2).transpose(1, 2).float() - self.mean) @ self.projection
-        lightness = F.adaptive_avg_pool2d(L.float(), self.GRID)
-        if ab is None:
-            color = self.expectation.eval()(places.float(), lightness)
-        else:
-            color = F.adaptive_avg_pool2d(ab.float(), self.GRID)
+        lightness, color = (F.adaptive_avg_pool2d(x.float(), self.GRID) for x in (L, ab))
         line = torch.linspace(-1, 1, self.GRID, device=features.device)
         position = torch.cartesian_prod(line, line).expand(len(features), -1, -1)
         rest = torch.cat([self.LIGHTNESS * lightness, self.COLOR * color], 1).flatten(2).transpose(1, 2)
@@ -241,7 +190,6 @@ class SpatialMemory(nn.Module):
         """Store frames (N, D) with places, L and ab as for ``key`` and ids (N,) in ``slots`` (N,)."""
         self.frames[slots] = F.normalize(frames.float(), dim=1).half()
         self.keys[slots] = self.key(places, L, ab).half()
-        self.ab[slots] = F.adaptive_avg_pool2d(ab.float(), self.GRID).flatten(2).transpose(1, 2).half()
         self.ids[slots] = ids
 
     def choose(self, frames):
@@ -266,20 +214,26 @@ class SpatialMemory(nn.Module):
     def read(self, frames, keys):
         """The hint (N, 3, 32, 32), float32: ab / 110 in the first two channels, the confidence in [0, 1] in the third.
 
-        Frames (N, D) and keys (N, 1024, DIM + 5). The confidence is exp(-d^2 - variance / DISCORD), of the distance d
-        of the best match and of the colours that the attention mixes.
+        Frames (N, D) and keys (N, 1024, DIM + 5). The confidence is exp(-d^2 - variance / DISCORD): the mean squared
+        distance of the places that the attention mixes, and the variance of their colours.
         """
-        slots = self.choose(frames)
         hints = []
-        for query, slot in zip(keys, slots, strict=True):  # one by one: a batch of attention maps would need 260 MB
-            known, ab = self.keys[slot].flatten(0, 1).float(), self.ab[slot].flatten(0, 1).float()
-            # -|q - k|^2 = 2 q.k - |k|^2 - |q|^2, of which |q|^2 is the same for all keys.
-            size = -self.SHARPNESS * known.square().sum(1)
-            closeness = torch.addmm(size, query, known.T, alpha=2 * self.SHARPNESS)  # (1024, places)
-            distance = query.square().sum(1) - closeness.amax(1) / self.SHARPNESS
-            mixed = closeness.softmax(1) @ torch.cat([ab, ab.square()], 1)
-            variance = (mixed[:, 2:] - mixed[:, :2].square()).sum(1)
+        for query, slots in zip(keys, self.choose(frames), strict=True):  # one by one: a batch would need 260 MB
+            known = self.keys[slots].flatten(0, 1).float()
+            color = known[:, -2:] / self.COLOR
+            length = known.square().sum(1, keepdim=True)
+            # -|q - k|^2 = 2 q.k - |k|^2 - |q|^2, of which the last is the same for all keys. The keys are among the
+            # values, too, since their mean and their mean length give the mean distance.
+            values = torch.cat([known, length, color.square().sum(1, keepdim=True)], 1)
+            asked = torch.cat([2 * query, -torch.ones_like(query[:, :1])], 1)
+            asked = F.pad(asked, (0, values.shape[1] - asked.shape[1]))
+            mixed = F.scaled_dot_product_attention(asked[None, None], values[None, None], values[None, None],
+                                                   scale=self.SHARPNESS)[0, 0]
+            mean, length, square = mixed.split([known.shape[1], 1, 1], 1)
+            distance = query.square().sum(1) - 2 * (query * mean).sum(1) + length[:, 0]
+            color = mean[:, -2:] / self.COLOR
+            variance = square[:, 0] - color.square().sum(1)
             confidence = (-distance.clamp(min=0) - variance.clamp(min=0) / self.DISCORD).exp()
-            hint = torch.cat([mixed[:, :2], confidence[:, None]], 1)
+            hint = torch.cat([color, confidence[:, None]], 1)
             hints.append(hint.T.reshape(3, self.GRID, self.GRID))
         return torch.stack(hints)

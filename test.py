@@ -39,26 +39,22 @@ class Painter:
     rank: int = 1
     reference: np.ndarray | None = None
 
-    def advice(self, labs, small):
-        """What the memories say of pictures, by their Lab at full and at the network's size (N, S, S, 3).
-
-        Returns the colour features (N, 313) and the hints (N, 3, 32, 32) for the colorizer, None where it takes none.
-        The colours of the truth or of a reference are the user's own choice, which hints would contradict.
-        """
-        if self.source == "none":
-            return None, None
-        if self.source in ("truth", "reference"):
-            features = [self.reference if self.source == "reference" else color_feature(lab[..., 1:]) for lab in small]
-            return torch.from_numpy(np.stack(features)).to(self.device), None
+    def look(self, labs):
+        """What the backbone sees of pictures, by their full-resolution Lab: frames (N, D), places (N, E, 32, 32)."""
         grey = np.stack([resize(lab[..., 0], GREY_SIZE, GREY_SIZE) for lab in labs])
         L = torch.from_numpy(grey)[:, None].to(self.device) / L_SCALE
         with autocast(self.device, self.precision):
-            frames, places = self.colorizer.backbone(grey_image(L))
-        hint, recall = None, self.colorizer.recall(frames)
-        if self.colorizer.config.use_spatial_memory:
-            spatial = self.colorizer.spatial
-            hint = spatial.read(frames, spatial.key(places, L))
-        return self.colorizer.choose(recall, self.rank if self.source == "memory" else None), hint
+            return self.colorizer.backbone(grey_image(L))
+
+    def palette(self, small, seen):
+        """The palette of pictures, by their Lab at the network's size and what the backbone sees: colour features (N,
+        313) and scores (N,), None for a plain GAN."""
+        if self.source == "none":
+            return None
+        if self.source in ("truth", "reference"):
+            features = [self.reference if self.source == "reference" else color_feature(lab[..., 1:]) for lab in small]
+            return torch.from_numpy(np.stack(features)).to(self.device), torch.ones(len(small), device=self.device)
+        return self.colorizer.choose(self.colorizer.recall(seen[0]), self.rank if self.source == "memory" else None)
 
     @torch.inference_mode()
     def colorize(self, pictures):
@@ -69,9 +65,12 @@ class Painter:
         labs = [rgb_to_lab(picture) for picture in pictures]
         small = np.stack([resize(lab, size, size) for lab in labs])
         L = torch.from_numpy(small[:, None, :, :, 0]).to(self.device) / L_SCALE
-        feature, hint = self.advice(labs, small)
+        seen = self.look(labs) if self.colorizer.config.use_memory else None
+        palette = self.palette(small, seen)
+        # Colours of the truth or of a reference are the user's own choice, which remembered ones would contradict.
+        remember = self.source in ("memory", "integrator")
         with autocast(self.device, self.precision):
-            ab = self.colorizer(L, feature, hint)
+            ab, _ = self.colorizer(L, palette, seen, remember)
         results = []
         for lab, colors in zip(labs, (ab * AB_SCALE).permute(0, 2, 3, 1).contiguous().cpu().numpy(), strict=True):
             lab[..., 1:] = resize(colors, *lab.shape[:2])

@@ -8,9 +8,9 @@ import copy
 import math
 import shutil
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -68,8 +68,8 @@ class TrainConfig:
     color_thres: float = setting(0.5, "delta: colour features closer than this (KL, nats) count as the same colours")
     alpha: float = setting(0.1, "margin of the triplet loss, in cosine similarity")
 
-    mislead: float = setting(0.5, "share of the pictures that the generator must colour from the memory's best slot of "
-                             "other colours, as happens with shots that the memory has never seen")
+    mislead: float = setting(0.5, "share of the pictures that the generator must colour from what the memory recalls "
+                             "of other frames, as happens with shots that it has never seen")
 
     batch_size: int = setting(8, "pictures in a step", group="optimisation")
     gen_lr: float = setting(1e-3, "learning rate of the generator")
@@ -78,6 +78,7 @@ class TrainConfig:
     int_lr: float = setting(1e-3, "learning rate of the feature integrator")
     lr_decay_start: float = setting(0.5, "share of the training after which the learning rates fall linearly to 0")
     lambda_l1: float = setting(100.0, "weight of the L1 loss against the adversarial loss")
+    dis_every: int = setting(4, "the discriminator judges and learns in every so many steps")
     label_smoothing: float = setting(0.9, "what the discriminator is told that real pictures are, at most 1")
 
     device: str = setting("auto", "where to train", ["auto", "cpu", "cuda"], group="machine")
@@ -88,7 +89,7 @@ class TrainConfig:
 
     def check(self):
         """Raises UserError when settings are out of range or make no sense together."""
-        for name in ("end_epoch", "save_freq", "batch_size", "img_size", "width"):
+        for name in ("end_epoch", "save_freq", "batch_size", "img_size", "width", "dis_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; set it to at least 1")
         for name in ("start_epoch", "max_minutes", "mem_size", "top_k", "color_thres", "alpha", "num_workers", "gen_lr",
@@ -119,10 +120,11 @@ class TrainConfig:
             raise UserError("overwrite True starts again and resume True or start_epoch goes on; use one of them")
 
 
+VIVID = 2.0  # how much more a pixel of chroma 110 counts than a grey one in the colour loss
 EMA_DECAY = 0.995  # of the moving average of the generator's weights
 EPOCH_STEPS = 25  # a set of a few pictures is passed over again until an epoch has this many steps
 VAL_PICTURES = 64  # validation looks at no more than these many, spread evenly over the set
-FITTED = 128  # the spatial memory learns what to expect from no more pictures than these, spread evenly (250 MB)
+FITTED = 128  # the spatial memory's projection is chosen by no more pictures than these, spread evenly
 SAMPLES = 4  # rows of the sample grid
 
 
@@ -164,10 +166,21 @@ def integrator_loss(combined, color_feature, eps=1e-4):
     return F.kl_div((combined + eps).log(), color_feature + eps, reduction="none").sum(1).mean()
 
 
+def color_loss(ab_fake, ab):
+    """L1 of ab (N, 2, S, S), weighted by 1 + VIVID * chroma and brought back to the mean weight 1.
+
+    Characters are small and vivid, backgrounds large and pale, and it is on characters that a wrong colour is seen.
+    """
+    weight = 1 + VIVID * ab.norm(dim=1, keepdim=True)
+    return ((ab_fake - ab).abs() * weight).mean() / weight.mean()
+
+
 def generator_loss(logits_fake, ab_fake, ab, lambda_l1):
-    """Adversarial + lambda * L1. Returns the loss and its named parts."""
+    """Adversarial (where there are ``logits_fake``) + lambda * color_loss. Returns the loss and its named parts."""
+    l1 = color_loss(ab_fake, ab)
+    if logits_fake is None:
+        return lambda_l1 * l1, {"gen_l1": l1.detach()}
     adversarial = F.binary_cross_entropy_with_logits(logits_fake, torch.ones_like(logits_fake))
-    l1 = F.l1_loss(ab_fake, ab)
     return adversarial + lambda_l1 * l1, {"gen_adv": adversarial.detach(), "gen_l1": l1.detach()}
 
 
@@ -232,7 +245,7 @@ class Learner:
         """
         config, colorizer = self.config, self.colorizer
         L, ab, color, view = (batch[name] for name in ("L", "ab", "color_feature", "view_feature"))
-        losses, palette = {}, view
+        losses, palette = {}, (view, torch.ones_like(view[:, 0]))
 
         if config.use_memory:
             loss = colorizer.memory.triplet_loss(colorizer.memory.query(features), color)
@@ -248,23 +261,30 @@ class Learner:
                 losses["int_kl"] = loss.detach()
 
             # At test time the memory's colours are often those of another shot, so the generator must learn to take
-            # them as advice: some pictures are coloured from the nearest slot of other colours.
-            palette = torch.where(batch["misled"][:, None], colorizer.memory.mislead(query, color), view)
+            # them as advice, the less the lower their score: some pictures are coloured from another frame's slot.
+            value, score = colorizer.memory.recall_other(query, batch["image_id"])
+            other = batch["misled"] & score.isfinite()
+            palette = torch.where(other[:, None], value, view), torch.where(other, score, palette[1])
 
+        judged = self.steps % config.dis_every == 0
         self.discriminator.requires_grad_(False)
         with cast():
-            fake = self.generator(L, palette)
-            logits = self.discriminator(L, fake, view)
+            places = colorizer.backbone(batch["grey"])[1] if colorizer.config.use_spatial_memory else None
+            fake = self.generator(L, palette, places)
+            logits = self.discriminator(L, fake, view) if judged else None
         loss, parts = generator_loss(logits, fake, ab, config.lambda_l1)
         self._descend("gen", loss)
         self._average()
         self.discriminator.requires_grad_(True)
+        losses |= parts
 
-        with cast():  # real and fake in one pass: no norm here looks over the batch
-            both = self.discriminator(L.repeat(2, 1, 1, 1), torch.cat([ab, fake.detach()]), view.repeat(2, 1))
-        loss = discriminator_loss(*both.chunk(2), config.label_smoothing)
-        self._descend("dis", loss)
-        return {**losses, **parts, "dis": loss.detach()}
+        if judged:
+            with cast():  # real and fake in one pass: no norm here looks over the batch
+                both = self.discriminator(L.repeat(2, 1, 1, 1), torch.cat([ab, fake.detach()]), view.repeat(2, 1))
+            loss = discriminator_loss(*both.chunk(2), config.label_smoothing)
+            self._descend("dis", loss)
+            losses["dis"] = loss.detach()
+        return losses
 
     def state(self):
         """Everything of the learner that a checkpoint keeps, beside the colorizer's configuration."""
@@ -290,49 +310,30 @@ class Learner:
 # Data and validation
 
 
-class Seen(NamedTuple):
-    """What the frozen backbone makes of a dataset, which never changes and is computed once; None without a memory."""
+def look(data, indices, learner, device, cast):
+    """What the backbone sees of some pictures, and their L and ab: frames (N, D), places (N, E, 32, 32), L, ab.
 
-    features: torch.Tensor | None = None  # (N, D) of the frames
-    hints: torch.Tensor | None = None  # (N, 3, 32, 32) of the spatial memory
+    The first two are None without a memory, which needs no backbone.
+    """
+    frames = places = None
+    if learner.config.use_memory:
+        with cast():
+            frames, places = learner.colorizer.backbone(grey_image(data.lightness[indices].to(device) / 255))
+    return frames, places, *(x.to(device) for x in unpack(data.lab[indices]))
 
 
-def look(data, indices, learner, device, cast, mirrored=False):
-    """What the backbone sees of some pictures, and their L and ab: frames (N, D), places (N, E, 32, 32), L, ab."""
-    grey, lab = data.lightness[indices], data.lab[indices]
-    if mirrored:
-        grey, lab = grey.flip(-1), lab.flip(-1)
-    with cast():
-        frames, places = learner.colorizer.backbone(grey_image(grey.to(device) / 255))
-    return frames, places, *(x.to(device) for x in unpack(lab))
+def look_at(data, learner, device, cast):
+    """The backbone's features (N, D) of the frames of a dataset, which never change and are computed once."""
+    return torch.cat([look(data, part, learner, device, cast)[0] for part in torch.arange(len(data)).split(8)])
 
 
 def remember(data, learner, device, cast):
-    """Fill the spatial memory with the pictures; returns what the backbone made of them."""
-    spatial = learner.colorizer.spatial
-    parts = [look(data, part, learner, device, cast, mirrored) for mirrored in (False, True)
-             for part in torch.tensor(spread(len(data), FITTED)).split(8)]
-    spatial.fit(*(torch.cat([part[i].half() for part in parts]) for i in (1, 2, 3)), cast)
-    features, ids = [], torch.tensor(data.ids)
-    for indices in torch.arange(len(data)).split(8):
-        seen = look(data, indices, learner, device, cast)
-        spatial.write(indices.to(device), *seen, ids[indices].to(device))
-        features.append(seen[0])
-    return Seen(torch.cat(features))
-
-
-def look_at(data, learner, device, cast, ask):
-    """Look at each picture with the backbone, once; ``ask`` the spatial memory for its hints."""
-    if not learner.config.use_memory:
-        return Seen()
-    features, hints = [], []
-    for indices in torch.arange(len(data)).split(8):
-        frames, places, L, _ = look(data, indices, learner, device, cast)
-        features.append(frames)
-        if ask and learner.colorizer.config.use_spatial_memory:
-            spatial = learner.colorizer.spatial
-            hints.append(spatial.read(frames, spatial.key(places, L)))
-    return Seen(torch.cat(features), torch.cat(hints) if hints else None)
+    """Fill the spatial memory with the pictures."""
+    spatial, ids = learner.colorizer.spatial, torch.tensor(data.ids)
+    sample = torch.tensor(spread(len(data), FITTED)).split(8)
+    spatial.fit(torch.cat([look(data, part, learner, device, cast)[1].half() for part in sample]))
+    for part in torch.arange(len(data)).split(8):
+        spatial.write(part.to(device), *look(data, part, learner, device, cast), ids[part].to(device))
 
 
 def load_data(config):
@@ -346,7 +347,7 @@ def load_data(config):
 
 
 @torch.no_grad()
-def validate(learner, data, seen, device, cast):
+def validate(learner, data, device, cast):
     """Colour the pictures exactly as at test time: eval mode, colours from the memory (through the integrator).
 
     Returns the metrics, and SAMPLES rows for the sample grid: (index, predicted Lab (S, S, 3), ids of the top 3).
@@ -356,17 +357,15 @@ def validate(learner, data, seen, device, cast):
     shown = {chosen[place] for place in spread(len(chosen), SAMPLES)}
     errors, squares, overlaps, samples = [], [], [], []
     for indices in torch.tensor(chosen).split(learner.config.batch_size):
-        batch = [data[index] for index in indices.tolist()]
-        L, ab = (torch.stack([item[name] for item in batch]).to(device) for name in ("L", "ab"))
-        color, ids = None, torch.empty(len(batch), 0)
-        hint = None if seen.hints is None else seen.hints[indices]
+        frames, places, L, ab = look(data, indices, learner, device, cast)
+        palette, ids = None, torch.empty(len(indices), 0)
         if learner.config.use_memory:
-            recall = colorizer.recall(seen.features[indices])
-            color, ids = colorizer.choose(recall), recall.ids
+            recall = colorizer.recall(frames)
+            palette, ids = colorizer.choose(recall), recall.ids
             truth = data.color_features[indices].to(device)
-            overlaps += torch.minimum(color, truth).sum(1).tolist()
+            overlaps += torch.minimum(palette[0], truth).sum(1).tolist()
         with cast():
-            fake = colorizer(L, color, hint)
+            fake, _ = colorizer(L, palette, (frames, places))
         squares += ((fake - ab) * AB_SCALE).square().mean((1, 2, 3)).tolist()
         for index, lab, truth, top in zip(indices.tolist(), to_lab(L, fake), to_lab(L, ab), ids.tolist(), strict=True):
             errors.append(ciede2000(lab, truth))
@@ -420,10 +419,8 @@ def train(config, saved=None):
 
     run.begin(epoch)
     if model_config.use_spatial_memory and not saved:
-        seen = remember(data, learner, device, cast)
-    else:
-        seen = look_at(data, learner, device, cast, ask=False)
-    val_seen = look_at(val_data, learner, device, cast, ask=True)
+        remember(data, learner, device, cast)
+    features = look_at(data, learner, device, cast) if config.use_memory else None
     if saved:
         torch.set_rng_state(saved["rng"])
 
@@ -455,14 +452,14 @@ def train(config, saved=None):
         while epoch < config.end_epoch and not out_of_time:
             epoch += 1
             sampler.epoch = epoch
-            started, sums, images = time.monotonic(), {}, 0
+            started, sums, counts, images = time.monotonic(), {}, Counter(), 0
             for batch_number, batch in enumerate(loader, 1):
                 learner.set_progress(progress(batch_number - 1))
                 batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-                features = None if seen.features is None else seen.features[batch["index"]]
-                losses = learner.step(batch, features, cast)
+                losses = learner.step(batch, None if features is None else features[batch["index"]], cast)
                 step += 1
                 images += len(batch["L"])
+                counts.update(losses.keys())
                 for name, loss in losses.items():
                     sums[name] = sums.get(name, 0) + loss
                 bar.update()
@@ -471,10 +468,10 @@ def train(config, saved=None):
                     break
             spent = time.monotonic() - started
             seconds += spent
-            metrics, samples = validate(learner, val_data, val_seen, device, cast)
+            metrics, samples = validate(learner, val_data, device, cast)
             val_seconds = time.monotonic() - started - spent
 
-            means = {name: float(total) / batch_number for name, total in sums.items()}
+            means = {name: float(total) / counts[name] for name, total in sums.items()}
             record = {"epoch": epoch, "step": step, "seconds": round(seconds, 3),
                       "images_per_second": round(images / spent, 3), **means, **metrics}
             run.add(record)
