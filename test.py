@@ -24,6 +24,15 @@ from utils import (
 # Colouring
 
 
+def look(backbone, labs, device, precision="auto"):
+    """What the backbone sees of pictures of any size, Lab (H, W, 3) each: frames (N, D), places (N, E, 32, 32) and the
+    lightness that it looked at, L (N, 1, 256, 256) in [0, 1]."""
+    grey = np.stack([resize(lab[..., 0], GREY_SIZE, GREY_SIZE) for lab in labs])
+    L = torch.from_numpy(grey)[:, None].to(device) / L_SCALE
+    with autocast(device, precision):
+        return *backbone(grey_image(L)), L
+
+
 @dataclass
 class Painter:
     """A trained colorizer and where it takes its colours from.
@@ -50,10 +59,7 @@ class Painter:
         if self.source in ("truth", "reference"):
             features = [self.reference if self.source == "reference" else color_feature(lab[..., 1:]) for lab in small]
             return torch.from_numpy(np.stack(features)).to(self.device), None
-        grey = np.stack([resize(lab[..., 0], GREY_SIZE, GREY_SIZE) for lab in labs])
-        L = torch.from_numpy(grey)[:, None].to(self.device) / L_SCALE
-        with autocast(self.device, self.precision):
-            frames, places = self.colorizer.backbone(grey_image(L))
+        frames, places, L = look(self.colorizer.backbone, labs, self.device, self.precision)
         hint, recall = None, self.colorizer.recall(frames)
         if self.colorizer.config.use_spatial_memory:
             spatial = self.colorizer.spatial
@@ -61,36 +67,47 @@ class Painter:
         return self.colorizer.choose(recall, self.rank if self.source == "memory" else None), hint
 
     @torch.inference_mode()
-    def colorize(self, pictures):
-        """Colour a list of equally large RGB uint8 pictures (H, W, 3), of which only the lightness is used (and the
-        palette for "truth"). Returns RGB uint8 of the same size: ab is predicted at the network's size, enlarged and
-        joined to the full-resolution L."""
+    def predict(self, labs):
+        """The colours of pictures, Lab (H, W, 3) each, at the network's size: ab float32 (N, S, S, 2) in Lab units.
+
+        Only the lightness is used (and the palette for "truth").
+        """
         size = self.colorizer.config.img_size
-        labs = [rgb_to_lab(picture) for picture in pictures]
         small = np.stack([resize(lab, size, size) for lab in labs])
         L = torch.from_numpy(small[:, None, :, :, 0]).to(self.device) / L_SCALE
         feature, hint = self.advice(labs, small)
         with autocast(self.device, self.precision):
             ab = self.colorizer(L, feature, hint)
+        return (ab * AB_SCALE).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+    def colorize(self, pictures):
+        """Colour a list of equally large RGB uint8 pictures (H, W, 3), of which only the lightness is used (and the
+        palette for "truth"). Returns RGB uint8 of the same size: ab is predicted at the network's size, enlarged and
+        joined to the full-resolution L."""
+        labs = [rgb_to_lab(picture) for picture in pictures]
         results = []
-        for lab, colors in zip(labs, (ab * AB_SCALE).permute(0, 2, 3, 1).contiguous().cpu().numpy(), strict=True):
+        for lab, colors in zip(labs, self.predict(labs), strict=True):
             lab[..., 1:] = resize(colors, *lab.shape[:2])
             results.append(lab_to_rgb(lab))
         return results
 
 
-def load_painter(args):
-    """The Painter that the command line asks for. Raises UserError when the checkpoint cannot do it."""
-    content = load_checkpoint(args.checkpoint)
-    device = select_device(args.device)
+def load_colorizer(path, device):
+    """The Colorizer of a checkpoint and all that the checkpoint holds. Raises UserError when it is not whole."""
+    content = load_checkpoint(path)
     try:
-        config = ModelConfig(**content["model_config"])
-        colorizer = Colorizer(config)
+        colorizer = Colorizer(ModelConfig(**content["model_config"]))
         colorizer.load_state_dict(content["colorizer"])
     except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{args.checkpoint} does not hold a whole colorizer "
-                        f"({str(error).partition(chr(10))[0]})") from error
-    colorizer.to(device).eval()
+        raise UserError(f"{path} does not hold a whole colorizer ({str(error).partition(chr(10))[0]})") from error
+    return colorizer.to(device).eval(), content
+
+
+def load_painter(args):
+    """The Painter that the command line asks for. Raises UserError when the checkpoint cannot do it."""
+    device = select_device(args.device)
+    colorizer, _ = load_colorizer(args.checkpoint, device)
+    config = colorizer.config
     painter = Painter(colorizer, device, args.precision, rank=args.rank)
 
     trained = "integrator" if config.use_feat_integrator else "memory" if config.use_memory else "none"
