@@ -13,6 +13,15 @@ from torch import nn
 
 FEATURE_DIM = 313  # a colour feature
 KEY_DIM = 512  # a query or a key of the memory
+REFERENCE_ID = -2  # the id of a frame that the user added; training frames have their own, from 0 on
+
+
+def grow(module, rows):
+    """Append ``rows``, a dict of tensors (n, ...), to buffers of a module by their names."""
+    for name, new in rows.items():
+        buffer = getattr(module, name)
+        setattr(module, name, torch.cat([buffer, new.to(buffer)]))
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Memory
@@ -35,8 +44,11 @@ class Recall(NamedTuple):
 class MemoryNetwork(nn.Module):
     """m slots of key (512, unit length), colour feature, age and frame id, and the query encoder q = normalise(Wx + b).
 
-    The slots are buffers: they move with ``.to()`` and are saved in ``state_dict``.
+    The slots are buffers: they move with ``.to()`` and are saved in ``state_dict``. A slot that the user added is
+    pinned: never evicted, and preferred to a slot whose cosine similarity is greater by less than PREFERENCE.
     """
+
+    PREFERENCE = 0.05
 
     def __init__(self, feature_dim, mem_size, top_k, alpha, color_thres):
         super().__init__()
@@ -47,6 +59,7 @@ class MemoryNetwork(nn.Module):
         self.register_buffer("ages", torch.zeros(mem_size))
         self.register_buffer("ids", torch.full((mem_size,), -1, dtype=torch.long))
         self.register_buffer("used", torch.zeros(mem_size, dtype=torch.bool))
+        self.register_buffer("pinned", torch.zeros(mem_size, dtype=torch.bool))
 
     def query(self, features):
         """Backbone features (N, D) -> queries (N, 512) of unit length, float32."""
@@ -60,8 +73,16 @@ class MemoryNetwork(nn.Module):
         """The k best slots of queries (N, 512). Raises ValueError when no slot is filled."""
         if not self.used.any():
             raise ValueError("the memory is empty")
-        scores, slots = self._similarity(query).topk(min(k, len(self.keys)), dim=1)
-        return Recall(self.values[slots], scores, self.ids[slots])
+        similarity = self._similarity(query)
+        slots = (similarity + self.PREFERENCE * self.pinned).topk(min(k, len(self.keys)), dim=1).indices
+        return Recall(self.values[slots], similarity.gather(1, slots), self.ids[slots])
+
+    @torch.no_grad()
+    def pin(self, query, color_feature):
+        """Add a pinned slot for each query (N, 512) with its colour feature (N, 313); the memory grows by N slots."""
+        ones = torch.ones(len(query))
+        grow(self, {"keys": query, "values": color_feature, "ages": 0 * ones, "ids": REFERENCE_ID * ones, "used": ones,
+                    "pinned": ones})
 
     def triplet_loss(self, query, color_feature):
         """Threshold triplet loss among the top_k nearest slots: max(0, q.K_neg - q.K_pos + alpha).
@@ -96,7 +117,8 @@ class MemoryNetwork(nn.Module):
 
         A query whose nearest slot has colour distance < color_thres is added to that slot's key, age 0. Any other one
         goes, with its colour, into a slot of its own: empty ones first, then the oldest by age + uniform noise.
-        Every other age grows by 1. Deterministic for a given state of torch's CPU random generator.
+        Every other age grows by 1. A pinned slot is never given away. Deterministic for a given state of torch's CPU
+        random generator.
         """
         nearest = self._similarity(query).argmax(1)
         match = self.used[nearest] & (color_distance(self.values[nearest], color_feature) < self.color_thres)
@@ -112,7 +134,8 @@ class MemoryNetwork(nn.Module):
         noise = torch.rand(len(self.ages)).to(self.ages)
         rank = torch.where(self.used, self.ages + noise, torch.inf)
         rank[slots] = -1  # the slots just used go last
-        fresh = (~match).nonzero().squeeze(1)[:len(self.keys)]
+        rank[self.pinned] = -2  # and these behind the last
+        fresh = (~match).nonzero().squeeze(1)[:int((~self.pinned).sum())]
         # A stable sort, so that empty slots are filled from the first on.
         slots = rank.argsort(descending=True, stable=True)[:len(fresh)]
         self.keys[slots] = query[fresh]
@@ -190,6 +213,11 @@ class SpatialMemory(nn.Module):
     Every training frame keeps, on a grid of 32 x 32 places, a key (what the backbone sees there, reduced by PCA, with
     lightness, position and colour) and its ab. A frame is read by attention over all places of FRAMES frames that look
     like it; in place of the colour its key has the expected one. The frames are buffers, saved in ``state_dict``.
+
+    A frame that the user added is pinned. Its keys have the *expected* colours, like those of a frame that is read: it
+    corrects what is expected of frames like it, which keys of the right colours would not match. Where no frame is more
+    alike by more than PREFERENCE it comes first, and its places are read as if PULL nearer (d^2); elsewhere it is a
+    frame like any other, so that it corrects its shot and leaves the others alone.
     """
 
     GRID = 32
@@ -198,6 +226,7 @@ class SpatialMemory(nn.Module):
     VARIETY = 0.5  # how much a frame that looks like one already chosen is set back
     SHARPNESS = 30.0  # of the attention: weights are softmax(-SHARPNESS * squared distance)
     DISCORD = 0.02  # variance of ab / 110 that divides the confidence by e
+    PREFERENCE, PULL = 0.05, 0.5
     LIGHTNESS, POSITION, COLOR = 2.0, 0.1, 2.0  # weights of L in [0, 1], (y, x) in [-1, 1] and ab / 110 in a key
 
     def __init__(self, frame_dim, place_dim, size):
@@ -210,6 +239,7 @@ class SpatialMemory(nn.Module):
         self.register_buffer("keys", torch.zeros(size, places, self.DIM + 5, dtype=torch.float16))
         self.register_buffer("ab", torch.zeros(size, places, 2, dtype=torch.float16))  # ab / 110
         self.register_buffer("ids", torch.full((size,), -1, dtype=torch.long))
+        self.register_buffer("pinned", torch.zeros(size, dtype=torch.bool))
 
     def fit(self, places, L, ab, cast):
         """Choose the projection and learn the expectation from some frames, given as for ``key`` and ``write``."""
@@ -244,14 +274,28 @@ class SpatialMemory(nn.Module):
         self.ab[slots] = F.adaptive_avg_pool2d(ab.float(), self.GRID).flatten(2).transpose(1, 2).half()
         self.ids[slots] = ids
 
+    @torch.no_grad()
+    def pin(self, frames, places, L, ab):
+        """Add pinned frames, given as for ``write``; the memory grows by N frames."""
+        ones = torch.ones(len(frames))
+        color = F.adaptive_avg_pool2d(ab.float(), self.GRID).flatten(2).transpose(1, 2)
+        grow(self, {"frames": F.normalize(frames.float(), dim=1), "keys": self.key(places, L), "ab": color,
+                    "ids": REFERENCE_ID * ones, "pinned": ones})
+
+    def compare(self, frames):
+        """Cosine similarity (N, m) of frames (N, D) with all in the memory, and which of these are preferred, bool."""
+        similarity = F.normalize(frames.float(), dim=1) @ self.frames.float().T
+        return similarity, self.pinned & (similarity >= similarity.amax(1, keepdim=True) - self.PREFERENCE)
+
     def choose(self, frames):
         """The slots (N, FRAMES) to read for frames (N, D): those that look alike, but not all alike each other.
 
         One by one the frame of the highest similarity - VARIETY * similarity to the nearest one already chosen
         (maximal marginal relevance; Carbonell and Goldstein 1998). Neighbouring frames of one shot know the same.
         """
-        similarity, slots = (F.normalize(frames.float(), dim=1) @ self.frames.float().T).topk(
-            min(self.CANDIDATES, len(self.frames)), dim=1)
+        similarity, preferred = self.compare(frames)
+        similarity = similarity + self.PREFERENCE * preferred
+        similarity, slots = similarity.topk(min(self.CANDIDATES, len(self.frames)), dim=1)
         known = self.frames[slots].float()  # (N, candidates, D)
         alike = known @ known.transpose(1, 2)
         chosen, penalty = [], torch.zeros_like(similarity)
@@ -270,13 +314,17 @@ class SpatialMemory(nn.Module):
         of the best match and of the colours that the attention mixes.
         """
         slots = self.choose(frames)
+        preferred = self.compare(frames)[1].gather(1, slots)
+        pull = (self.SHARPNESS * self.PULL * preferred).repeat_interleave(self.GRID**2, dim=1)  # (N, places)
         hints = []
-        for query, slot in zip(keys, slots, strict=True):  # one by one: a batch of attention maps would need 260 MB
+        # One by one: a batch of attention maps would need 260 MB.
+        for query, slot, nearer in zip(keys, slots, pull, strict=True):
             known, ab = self.keys[slot].flatten(0, 1).float(), self.ab[slot].flatten(0, 1).float()
             # -|q - k|^2 = 2 q.k - |k|^2 - |q|^2, of which |q|^2 is the same for all keys.
             size = -self.SHARPNESS * known.square().sum(1)
             closeness = torch.addmm(size, query, known.T, alpha=2 * self.SHARPNESS)  # (1024, places)
             distance = query.square().sum(1) - closeness.amax(1) / self.SHARPNESS
+            closeness += nearer
             mixed = closeness.softmax(1) @ torch.cat([ab, ab.square()], 1)
             variance = (mixed[:, 2:] - mixed[:, :2].square()).sum(1)
             confidence = (-distance.clamp(min=0) - variance.clamp(min=0) / self.DISCORD).exp()

@@ -6,7 +6,7 @@ Colour input counts as the truth: it is turned grey first, and the result is mea
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,8 @@ from dataset import AB_SCALE, GREY_SIZE, L_SCALE, color_feature, grey_image, lab
 from networks import Colorizer, ModelConfig
 from utils import (
     IMAGE_SUFFIXES, VIDEO_SUFFIXES, ArgumentParser, Scores, UserError, autocast, boolean, is_color, list_files,
-    load_checkpoint, metrics_table, picture_grid, read_image, replace_when_done, run_cli, select_device, transcode,
-    video_length, warn, write_image)
+    load_checkpoint, metrics_table, picture_grid, read_image, replace_when_done, run_cli, save_checkpoint,
+    select_device, transcode, video_length, warn, write_image)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Colouring
@@ -103,10 +103,42 @@ def load_colorizer(path, device):
     return colorizer.to(device).eval(), content
 
 
+@torch.no_grad()
+def add_references(colorizer, folder, device, precision="auto"):
+    """Add the colour pictures of a folder to the memories of a colorizer, pinned; nothing is trained.
+
+    Raises UserError when there is no memory to add to, or a picture cannot be read or is grey.
+    """
+    if not colorizer.config.use_memory:
+        raise UserError("references are kept in the memory, and the checkpoint is a plain GAN; leave --references out "
+                        "or train with use_memory True")
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; name one with colour pictures by --references")
+    paths = list_files(folder, IMAGE_SUFFIXES)
+    if not paths:
+        raise UserError(f"there is no picture in {folder} (expected {', '.join(IMAGE_SUFFIXES)})")
+    size, seen = colorizer.config.img_size, []
+    for path in paths:
+        picture = read_image(path)
+        if not is_color(picture):
+            raise UserError(f"the reference {path} is grey; give a picture in colour")
+        lab = rgb_to_lab(picture)
+        ab = resize(lab, size, size)[..., 1:]
+        feature = torch.from_numpy(color_feature(ab))[None].to(device)
+        ab = torch.from_numpy(ab / AB_SCALE).permute(2, 0, 1)[None].to(device)
+        seen.append((*look(colorizer.backbone, [lab], device, precision), ab, feature))
+    frames, places, L, ab, features = map(torch.cat, zip(*seen, strict=True))
+    colorizer.memory.pin(colorizer.memory.query(frames), features)
+    if colorizer.config.use_spatial_memory:
+        colorizer.spatial.pin(frames, places, L, ab)
+        colorizer.config = replace(colorizer.config, spatial_size=colorizer.config.spatial_size + len(paths))
+    colorizer.config = replace(colorizer.config, mem_size=colorizer.config.mem_size + len(paths))
+
+
 def load_painter(args):
     """The Painter that the command line asks for. Raises UserError when the checkpoint cannot do it."""
     device = select_device(args.device)
-    colorizer, _ = load_colorizer(args.checkpoint, device)
+    colorizer, content = load_colorizer(args.checkpoint, device)
     config = colorizer.config
     painter = Painter(colorizer, device, args.precision, rank=args.rank)
 
@@ -126,6 +158,14 @@ def load_painter(args):
         if not is_color(picture):
             raise UserError(f"the reference {args.reference} is grey; give a picture in colour")
         painter.reference = color_feature(resize(rgb_to_lab(picture), config.img_size, config.img_size)[..., 1:])
+    if args.references:
+        if painter.source in ("truth", "reference"):
+            raise UserError("--references adds to the memory, which --color_feature truth and --reference leave aside; "
+                            "use one of them")
+        add_references(colorizer, args.references, device, args.precision)
+        if args.save_checkpoint:
+            save_checkpoint(args.save_checkpoint, {**content, "colorizer": colorizer.state_dict(),
+                                                   "model_config": asdict(colorizer.config)})
     return painter
 
 
@@ -261,7 +301,10 @@ def run(args):
             raise UserError(f"there is no picture in {source} (expected {', '.join(IMAGE_SUFFIXES)})")
     if any(target.resolve() == path.resolve() for path, target in pairs):
         raise UserError(f"the output {output} is the input itself; name another --output")
-    refuse_existing([target for _, target in pairs], args.overwrite)
+    if args.save_checkpoint and not args.references:
+        raise UserError("--save_checkpoint keeps the references; name their folder by --references")
+    kept = [args.save_checkpoint] if args.save_checkpoint else []
+    refuse_existing([target for _, target in pairs] + kept, args.overwrite)
     painter = load_painter(args)
 
     started = time.monotonic()
@@ -295,6 +338,9 @@ def main(argv):
                        "or the input's own colours; auto is the way that the checkpoint was trained")
     group.add_argument("--rank", type=int, choices=[1, 2, 3], default=1, help="which of the memory's best slots")
     group.add_argument("--reference", type=Path, help="a picture in colour whose palette is used for everything")
+    group.add_argument("--references", type=Path, help="a folder of colour pictures to add to the memory: frames like "
+                       "them take their colours, with no training")
+    group.add_argument("--save_checkpoint", type=Path, help="write the checkpoint with the references to this file")
     group = parser.add_argument_group("machine")
     group.add_argument("--batch_size", type=int, default=8, help="frames of a video in one pass of the network")
     group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to run the networks")
