@@ -161,7 +161,7 @@ def make_methods(rows, paths, folder, minutes, img_size, seed):
         colorizers[way], _ = load_colorizer(folder / way / "last.pt", device)
 
     pasted = Pasted(paths, img_size, device)
-    mean = pasted.ab.mean((0, 1, 2))
+    mean = pasted.ab.mean((0, 1, 2), dtype=np.float64).astype(np.float32)  # float32 would lose digits over a film
     methods = {
         "grey": lambda labs: np.zeros((len(labs), img_size, img_size, 2), np.float32),
         "mean": lambda labs: np.broadcast_to(mean, (len(labs), img_size, img_size, 2)),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from drawn import feature, fill, unit
 from torch import nn
 
-from memory import Expectation, FeatureIntegrator, MemoryNetwork, SpatialMemory, color_distance
+from memory import REFERENCE_ID, Expectation, FeatureIntegrator, MemoryNetwork, SpatialMemory, color_distance
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Distance of colour features
@@ -264,3 +264,53 @@ def test_the_expectation_learns_the_colours_of_places(monkeypatch):
     net.learn(places[:4], L[:4], ab[:4], lambda: torch.autocast("cpu", enabled=False))
     assert not net.training
     assert (net(places[4:], L[4:]) - ab[4:]).abs().mean() < 0.3 * before
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# References: what the user adds
+
+
+def test_a_pinned_slot_is_preferred_to_one_that_is_hardly_more_alike():
+    net = fill(memory(slots=3), [unit(0), unit(1)], [feature(0), feature(1)], ids=[7, 8])
+    near = F.normalize(unit(0) + 0.25 * unit(2), dim=0)  # cosine 0.970 with the first slot
+    net.pin(near[None], feature(200)[None])
+    recall = net.read(unit(0)[None], 2)
+    assert recall.ids.tolist() == [[REFERENCE_ID, 7]] and torch.equal(recall.values[0, 0], feature(200))
+    torch.testing.assert_close(recall.scores[0], torch.tensor([1 / 1.0625**0.5, 1.0]))  # without the preference
+    assert net.read(unit(1)[None], 1).ids.tolist() == [[8]]
+    assert net.read(unit(0)[None], 4).ids.tolist() == [[REFERENCE_ID, 7, 8, -1]]
+
+
+def test_a_pinned_slot_is_never_evicted():
+    net = fill(memory(slots=2), [unit(0), unit(1)], [feature(0), feature(1)])
+    net.pin(unit(2)[None], feature(200)[None])
+    for i in range(5):  # three new colours at once, and two slots to give away
+        net.update(torch.stack([unit(10 + 3 * i + j) for j in range(3)]),
+                   torch.stack([feature(20 + 3 * i + j) for j in range(3)]), torch.arange(3) + 100)
+        assert torch.equal(net.keys[2], unit(2)) and torch.equal(net.values[2], feature(200))
+    assert net.ids.tolist()[2] == REFERENCE_ID and min(net.ids[:2]) >= 100
+
+
+def test_a_correction_of_the_very_same_frame_wins(monkeypatch):
+    """The memory has a frame in one colour and expects that colour of it; the user adds it in another."""
+    net = spatial_with([torch.zeros(32, 32)], COLORS)
+    net.COLOR = SpatialMemory.COLOR
+    L, places = torch.full((1, 1, 32, 32), 0.5), places_of(torch.zeros(32, 32))
+    learned, right = (COLORS[i][None, :, None, None].expand(1, 2, 32, 32) for i in (0, 1))
+    net.write(torch.arange(1), torch.eye(4)[:1], places, L, learned, torch.arange(1))
+    monkeypatch.setattr(net.expectation, "forward", lambda places, L: learned)
+    net.pin(torch.eye(4)[:1], places, L, right)
+    hint = net.read(torch.eye(4)[:1], net.key(places, L))
+    assert (hint[:, :2] - right).abs().max() < 0.01 and hint[:, 2].min() > 0.9
+
+
+@pytest.mark.parametrize("cosine, kind", [(0.96, 1), (0.94, 0)])
+def test_a_reference_corrects_frames_like_it_and_leaves_others_alone(cosine, kind):
+    """Of a frame that is in the memory, the places follow a reference that is as much alike, within 0.05, though its
+    places are a little farther (0.16, by lightness) than the frame's own; they do not follow one less alike."""
+    net = spatial_with([torch.zeros(32, 32)], COLORS)
+    places, right = places_of(torch.zeros(32, 32)), COLORS[1][None, :, None, None].expand(1, 2, 32, 32)
+    reference = torch.tensor([[cosine, (1 - cosine**2) ** 0.5, 0, 0]])
+    net.pin(reference, places, torch.full((1, 1, 32, 32), 0.7), right)
+    hint = net.read(torch.eye(4)[:1], net.key(places, torch.full((1, 1, 32, 32), 0.5)))
+    assert torch.allclose(hint[0, :2, 5, 5], COLORS[kind], atol=0.02)
