@@ -13,6 +13,15 @@ from torch import nn
 
 FEATURE_DIM = 313  # a colour feature
 KEY_DIM = 512  # a query or a key of the memory
+REFERENCE_ID = -2  # the id of a frame that the user added; training frames have their own, from 0 on
+
+
+def grow(module, rows):
+    """Append ``rows``, a dict of tensors (n, ...), to buffers of a module by their names."""
+    for name, new in rows.items():
+        buffer = getattr(module, name)
+        setattr(module, name, torch.cat([buffer, new.to(buffer)]))
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Memory
@@ -35,8 +44,11 @@ class Recall(NamedTuple):
 class MemoryNetwork(nn.Module):
     """m slots of key (512, unit length), colour feature, age and frame id, and the query encoder q = normalise(Wx + b).
 
-    The slots are buffers: they move with ``.to()`` and are saved in ``state_dict``.
+    The slots are buffers: they move with ``.to()`` and are saved in ``state_dict``. A slot that the user added is
+    pinned: never evicted, and preferred to a slot whose cosine similarity is greater by less than PREFERENCE.
     """
+
+    PREFERENCE = 0.05
 
     def __init__(self, feature_dim, mem_size, top_k, alpha, color_thres):
         super().__init__()
@@ -47,6 +59,7 @@ class MemoryNetwork(nn.Module):
         self.register_buffer("ages", torch.zeros(mem_size))
         self.register_buffer("ids", torch.full((mem_size,), -1, dtype=torch.long))
         self.register_buffer("used", torch.zeros(mem_size, dtype=torch.bool))
+        self.register_buffer("pinned", torch.zeros(mem_size, dtype=torch.bool))
 
     def query(self, features):
         """Backbone features (N, D) -> queries (N, 512) of unit length, float32."""
@@ -60,8 +73,16 @@ class MemoryNetwork(nn.Module):
         """The k best slots of queries (N, 512). Raises ValueError when no slot is filled."""
         if not self.used.any():
             raise ValueError("the memory is empty")
-        scores, slots = self._similarity(query).topk(min(k, len(self.keys)), dim=1)
-        return Recall(self.values[slots], scores, self.ids[slots])
+        similarity = self._similarity(query)
+        slots = (similarity + self.PREFERENCE * self.pinned).topk(min(k, len(self.keys)), dim=1).indices
+        return Recall(self.values[slots], similarity.gather(1, slots), self.ids[slots])
+
+    @torch.no_grad()
+    def pin(self, query, color_feature):
+        """Add a pinned slot for each query (N, 512) with its colour feature (N, 313); the memory grows by N slots."""
+        ones = torch.ones(len(query))
+        grow(self, {"keys": query, "values": color_feature, "ages": 0 * ones, "ids": REFERENCE_ID * ones, "used": ones,
+                    "pinned": ones})
 
     def triplet_loss(self, query, color_feature):
         """Threshold triplet loss among the top_k nearest slots: max(0, q.K_neg - q.K_pos + alpha).
@@ -93,7 +114,8 @@ class MemoryNetwork(nn.Module):
 
         A query whose nearest slot has colour distance < color_thres is added to that slot's key, age 0. Any other one
         goes, with its colour, into a slot of its own: empty ones first, then the oldest by age + uniform noise.
-        Every other age grows by 1. Deterministic for a given state of torch's CPU random generator.
+        Every other age grows by 1. A pinned slot is never given away. Deterministic for a given state of torch's CPU
+        random generator.
         """
         nearest = self._similarity(query).argmax(1)
         match = self.used[nearest] & (color_distance(self.values[nearest], color_feature) < self.color_thres)
@@ -109,7 +131,8 @@ class MemoryNetwork(nn.Module):
         noise = torch.rand(len(self.ages)).to(self.ages)
         rank = torch.where(self.used, self.ages + noise, torch.inf)
         rank[slots] = -1  # the slots just used go last
-        fresh = (~match).nonzero().squeeze(1)[:len(self.keys)]
+        rank[self.pinned] = -2  # and these behind the last
+        fresh = (~match).nonzero().squeeze(1)[:int((~self.pinned).sum())]
         # A stable sort, so that empty slots are filled from the first on.
         slots = rank.argsort(descending=True, stable=True)[:len(fresh)]
         self.keys[slots] = query[fresh]
@@ -148,6 +171,11 @@ class SpatialMemory(nn.Module):
     lightness, position and colour) and its ab. A frame is read by attention over all places of FRAMES frames that look
     like it; in place of the colour its key has the generator's, which tells apart characters whose places look alike.
     The frames are buffers, saved in ``state_dict``.
+
+    A frame that the user added is pinned. Its keys have the colours that the generator *guesses*, like those of a frame
+    that is read: it corrects what is guessed of frames like it, which keys of the right colours would not match. Where
+    no frame is more alike by more than PREFERENCE it comes first, and its places are read as if PULL nearer (d^2);
+    elsewhere it is a frame like any other, so that it corrects its shot and leaves the others alone.
     """
 
     GRID = 32
@@ -157,6 +185,7 @@ class SpatialMemory(nn.Module):
     SHARPNESS = 30.0  # of the attention: weights are softmax(-SHARPNESS * squared distance)
     DISCORD = 0.02  # variance of ab / 110 that divides the confidence by e
     LIGHTNESS, POSITION, COLOR = 2.0, 0.1, 4.0  # weights of L in [0, 1], (y, x) in [-1, 1] and ab / 110 in a key
+    PREFERENCE, PULL = 0.05, 0.5
 
     def __init__(self, frame_dim, place_dim, size):
         super().__init__()
@@ -165,7 +194,9 @@ class SpatialMemory(nn.Module):
         self.register_buffer("projection", torch.zeros(place_dim, self.DIM))
         self.register_buffer("frames", torch.zeros(size, frame_dim, dtype=torch.float16))  # unit length
         self.register_buffer("keys", torch.zeros(size, places, self.DIM + 5, dtype=torch.float16))
+        self.register_buffer("ab", torch.zeros(size, places, 2, dtype=torch.float16))  # ab / 110
         self.register_buffer("ids", torch.full((size,), -1, dtype=torch.long))
+        self.register_buffer("pinned", torch.zeros(size, dtype=torch.bool))
 
     def fit(self, places):
         """Choose the projection by the places (N, E, 32, 32) of some frames."""
@@ -190,7 +221,22 @@ class SpatialMemory(nn.Module):
         """Store frames (N, D) with places, L and ab as for ``key`` and ids (N,) in ``slots`` (N,)."""
         self.frames[slots] = F.normalize(frames.float(), dim=1).half()
         self.keys[slots] = self.key(places, L, ab).half()
+        self.ab[slots] = F.adaptive_avg_pool2d(ab.float(), self.GRID).flatten(2).transpose(1, 2).half()
         self.ids[slots] = ids
+
+    @torch.no_grad()
+    def pin(self, frames, places, L, ab, guess):
+        """Add pinned frames, given as for ``write``, of which the generator guesses the ab ``guess`` (N, 2, H, W); the
+        memory grows by N frames."""
+        ones = torch.ones(len(frames))
+        color = F.adaptive_avg_pool2d(ab.float(), self.GRID).flatten(2).transpose(1, 2)
+        grow(self, {"frames": F.normalize(frames.float(), dim=1), "keys": self.key(places, L, guess), "ab": color,
+                    "ids": REFERENCE_ID * ones, "pinned": ones})
+
+    def compare(self, frames):
+        """Cosine similarity (N, m) of frames (N, D) with all in the memory, and which of these are preferred, bool."""
+        similarity = F.normalize(frames.float(), dim=1) @ self.frames.float().T
+        return similarity, self.pinned & (similarity >= similarity.amax(1, keepdim=True) - self.PREFERENCE)
 
     def choose(self, frames):
         """The slots (N, FRAMES) to read for frames (N, D): those that look alike, but not all alike each other.
@@ -198,8 +244,9 @@ class SpatialMemory(nn.Module):
         One by one the frame of the highest similarity - VARIETY * similarity to the nearest one already chosen
         (maximal marginal relevance; Carbonell and Goldstein 1998). Neighbouring frames of one shot know the same.
         """
-        similarity, slots = (F.normalize(frames.float(), dim=1) @ self.frames.float().T).topk(
-            min(self.CANDIDATES, len(self.frames)), dim=1)
+        similarity, preferred = self.compare(frames)
+        similarity = similarity + self.PREFERENCE * preferred
+        similarity, slots = similarity.topk(min(self.CANDIDATES, len(self.frames)), dim=1)
         known = self.frames[slots].float()  # (N, candidates, D)
         alike = known @ known.transpose(1, 2)
         chosen, penalty = [], torch.zeros_like(similarity)
@@ -217,21 +264,22 @@ class SpatialMemory(nn.Module):
         Frames (N, D) and keys (N, 1024, DIM + 5). The confidence is exp(-d^2 - variance / DISCORD): the mean squared
         distance of the places that the attention mixes, and the variance of their colours.
         """
+        slots = self.choose(frames)
+        preferred = self.compare(frames)[1].gather(1, slots)
         hints = []
-        for query, slots in zip(keys, self.choose(frames), strict=True):  # one by one: a batch would need 260 MB
-            known = self.keys[slots].flatten(0, 1).float()
-            color = known[:, -2:] / self.COLOR
-            length = known.square().sum(1, keepdim=True)
-            # -|q - k|^2 = 2 q.k - |k|^2 - |q|^2, of which the last is the same for all keys. The keys are among the
-            # values, too, since their mean and their mean length give the mean distance.
-            values = torch.cat([known, length, color.square().sum(1, keepdim=True)], 1)
-            asked = torch.cat([2 * query, -torch.ones_like(query[:, :1])], 1)
-            asked = F.pad(asked, (0, values.shape[1] - asked.shape[1]))
+        for query, slot, pulled in zip(keys, slots, preferred, strict=True):  # one by one: a batch would need 260 MB
+            known, ab = self.keys[slot].flatten(0, 1).float(), self.ab[slot].flatten(0, 1).float()
+            length, square = (x.square().sum(1, keepdim=True) for x in (known, ab))
+            pulled = pulled.float().repeat_interleave(self.GRID**2)[:, None]
+            # -|q - k|^2 = 2 q.k - |k|^2 - |q|^2, of which the last is the same for all keys. One fused call needs keys
+            # and values of one width, so the keys are among the values; their mean gives the mean distance.
+            values = torch.cat([known, length, pulled, ab, square], 1)
+            one = torch.ones_like(query[:, :1])
+            asked = torch.cat([2 * query, -one, self.PULL * one, 0 * one, 0 * one, 0 * one], 1)
             mixed = F.scaled_dot_product_attention(asked[None, None], values[None, None], values[None, None],
                                                    scale=self.SHARPNESS)[0, 0]
-            mean, length, square = mixed.split([known.shape[1], 1, 1], 1)
-            distance = query.square().sum(1) - 2 * (query * mean).sum(1) + length[:, 0]
-            color = mean[:, -2:] / self.COLOR
+            mean, length, _, color, square = mixed.split([known.shape[1], 1, 1, 2, 1], 1)
+            distance = (query * (query - 2 * mean)).sum(1) + length[:, 0]
             variance = square[:, 0] - color.square().sum(1)
             confidence = (-distance.clamp(min=0) - variance.clamp(min=0) / self.DISCORD).exp()
             hint = torch.cat([color, confidence[:, None]], 1)

@@ -411,9 +411,11 @@ def train(config, saved=None):
     if saved:
         learner.load(saved)
         epoch, step, seconds, best = (saved[name] for name in ("epoch", "step", "seconds", "best"))
-        if model_config.use_spatial_memory and len(data) != model_config.spatial_size:
-            raise UserError(f"the run was trained on {model_config.spatial_size} pictures, and there are {len(data)}; "
-                            "give it back its pictures or train anew in another save_path")
+        if model_config.use_spatial_memory:
+            trained = int((~learner.colorizer.spatial.pinned).sum())  # the others are references that the user added
+            if len(data) != trained:
+                raise UserError(f"the run was trained on {trained} pictures, and there are {len(data)}; give it back "
+                                "its pictures or train anew in another save_path")
     if epoch >= config.end_epoch:
         raise UserError(f"the checkpoint is of epoch {epoch} and end_epoch is {config.end_epoch}; raise end_epoch")
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from drawn import feature, fill, unit
 from torch import nn
 
-from memory import FeatureIntegrator, MemoryNetwork, SpatialMemory, color_distance
+from memory import REFERENCE_ID, FeatureIntegrator, MemoryNetwork, SpatialMemory, color_distance
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Distance of colour features
@@ -216,7 +216,7 @@ def test_what_was_never_seen_has_a_low_confidence():
 def test_places_that_look_alike_and_differ_in_colour_have_a_low_confidence():
     """Twins: two things of the same looks, one red and one teal."""
     net = spatial_with([torch.zeros(32, 32), torch.zeros(32, 32)], COLORS)
-    net.keys[1, :, -2:] = (net.COLOR * COLORS[1]).half()
+    net.ab[1] = COLORS[1].half()
     hint = net.read(torch.eye(4)[:1], net.key(places_of(torch.zeros(32, 32)), torch.full((1, 1, 32, 32), 0.5), GREY))
     assert torch.allclose(hint[0, :2, 9, 9], COLORS[:2].mean(0), atol=0.01) and hint[0, 2].max() < 0.01
 
@@ -265,3 +265,52 @@ def test_a_rough_guess_chooses_between_twins(twin):
     net.write(torch.arange(2), torch.eye(4)[:2], places, L, both, torch.arange(2))
     hint = net.read(torch.eye(4)[2:3], net.key(places[:1], L[:1], 0.6 * both[twin:twin + 1]))
     assert torch.allclose(hint[0, :2, 7, 7], COLORS[twin], atol=0.01)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# References: what the user adds
+
+
+def test_a_pinned_slot_is_preferred_to_one_that_is_hardly_more_alike():
+    net = fill(memory(slots=3), [unit(0), unit(1)], [feature(0), feature(1)], ids=[7, 8])
+    near = F.normalize(unit(0) + 0.25 * unit(2), dim=0)  # cosine 0.970 with the first slot
+    net.pin(near[None], feature(200)[None])
+    recall = net.read(unit(0)[None], 2)
+    assert recall.ids.tolist() == [[REFERENCE_ID, 7]] and torch.equal(recall.values[0, 0], feature(200))
+    torch.testing.assert_close(recall.scores[0], torch.tensor([1 / 1.0625**0.5, 1.0]))  # without the preference
+    assert net.read(unit(1)[None], 1).ids.tolist() == [[8]]
+    assert net.read(unit(0)[None], 4).ids.tolist() == [[REFERENCE_ID, 7, 8, -1]]
+
+
+def test_a_pinned_slot_is_never_evicted():
+    net = fill(memory(slots=2), [unit(0), unit(1)], [feature(0), feature(1)])
+    net.pin(unit(2)[None], feature(200)[None])
+    for i in range(5):  # three new colours at once, and two slots to give away
+        net.update(torch.stack([unit(10 + 3 * i + j) for j in range(3)]),
+                   torch.stack([feature(20 + 3 * i + j) for j in range(3)]), torch.arange(3) + 100)
+        assert torch.equal(net.keys[2], unit(2)) and torch.equal(net.values[2], feature(200))
+    assert net.ids.tolist()[2] == REFERENCE_ID and min(net.ids[:2]) >= 100
+
+
+def test_a_correction_of_the_very_same_frame_wins():
+    """The memory has a frame in one colour and the generator guesses that colour; the user adds it in another."""
+    net = spatial_with([torch.zeros(32, 32)], COLORS)
+    net.COLOR = SpatialMemory.COLOR
+    L, places = torch.full((1, 1, 32, 32), 0.5), places_of(torch.zeros(32, 32))
+    learned, right = (COLORS[i][None, :, None, None].expand(1, 2, 32, 32) for i in (0, 1))
+    net.write(torch.arange(1), torch.eye(4)[:1], places, L, learned, torch.arange(1))
+    net.pin(torch.eye(4)[:1], places, L, right, learned)
+    hint = net.read(torch.eye(4)[:1], net.key(places, L, learned))
+    assert (hint[:, :2] - right).abs().max() < 0.01 and hint[:, 2].min() > 0.9
+
+
+@pytest.mark.parametrize("cosine, kind", [(0.96, 1), (0.94, 0)])
+def test_a_reference_corrects_frames_like_it_and_leaves_others_alone(cosine, kind):
+    """Of a frame that is in the memory, the places follow a reference that is as much alike, within 0.05, though its
+    places are a little farther (0.16, by lightness) than the frame's own; they do not follow one less alike."""
+    net = spatial_with([torch.zeros(32, 32)], COLORS)
+    places, right = places_of(torch.zeros(32, 32)), COLORS[1][None, :, None, None].expand(1, 2, 32, 32)
+    reference = torch.tensor([[cosine, (1 - cosine**2) ** 0.5, 0, 0]])
+    net.pin(reference, places, torch.full((1, 1, 32, 32), 0.7), right, GREY)
+    hint = net.read(torch.eye(4)[:1], net.key(places, torch.full((1, 1, 32, 32), 0.5), GREY))
+    assert torch.allclose(hint[0, :2, 5, 5], COLORS[kind], atol=0.02)
