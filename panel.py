@@ -57,27 +57,24 @@ class Mosaic:
                                 for rows in range(1, len(pictures) + 1))
         columns, cell_width = math.ceil(len(pictures) / rows), cell_height * aspect
         top, left = (height - rows * cell_height) / 2, (width - columns * cell_width) / 2
-        self.gap = 1 if cell_height < 24 else 2  # half of the space between two frames
+        gap = 1 if cell_height < 24 else 4  # pixels between two frames
         self.picture = np.full((height, width, 3), GROUND, np.uint8)
         self.boxes = {}
         for place, (i, picture) in enumerate(pictures.items()):
             row, column = divmod(place, columns)
-            y0, y1 = (round(top + r * cell_height) for r in (row, row + 1))
-            x0, x1 = (round(left + c * cell_width) for c in (column, column + 1))
+            y0, x0 = round(top + row * cell_height), round(left + column * cell_width)
+            y1 = max(y0 + 1, round(top + (row + 1) * cell_height) - gap)
+            x1 = max(x0 + 1, round(left + (column + 1) * cell_width) - gap)
             self.boxes[i] = (y0, y1, x0, x1)
-            y0, y1, x0, x1 = y0 + self.gap, y1 - self.gap, x0 + self.gap, x1 - self.gap
-            if y1 > y0 and x1 > x0:
-                shrink = y1 - y0 <= picture.shape[0] and x1 - x0 <= picture.shape[1]
-                self.picture[y0:y1, x0:x1] = cv2.resize(
-                    picture, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC)
+            self.picture[y0:y1, x0:x1] = resize(picture, y1 - y0, x1 - x0)
 
     def framed(self, chosen):
         """A copy with the frames of the ids ``chosen`` framed in COLORS; one that is chosen again keeps its first."""
         picture = self.picture.copy()
         for i, color in reversed(list(zip(chosen, COLORS, strict=False))):
             if i in self.boxes:
-                y0, y1, x0, x1 = self.boxes[i]
-                frame(picture[max(y0 - 1, 0):y1 + 1, max(x0 - 1, 0):x1 + 1], color, 2 + self.gap // 2)
+                y0, y1, x0, x1 = self.boxes[i]  # the frame is drawn around it, so that small ones can be seen as well
+                frame(picture[max(y0 - 3, 0):y1 + 3, max(x0 - 3, 0):x1 + 3], color, 3)
         return picture
 
 

@@ -100,7 +100,7 @@ def suggest_frames(records, count=10):
 # The page
 
 THUMBNAIL = 320  # width of a picture
-PICTURES = 1200  # of this width; when there are more, they get smaller, and the page stays below about 20 MB
+PICTURES = 1000  # of this width; when there are more, they get smaller: an episode takes 17 MB, a long film 26 MB
 SOURCE_THUMBNAIL = 128  # width of a training frame
 LINKS = 8  # shots that a suggestion names
 
@@ -193,7 +193,9 @@ def _next(suggestions, width, folder):
                      f'<span>{suggestion.gain:.0%} of the doubt{helps}</span><br>'
                      f'<code>{escape(suggestion.file_name)}</code></figcaption></figure>')
     share = sum(suggestion.gain for suggestion in suggestions)
-    where = f" They are in <code>{escape(folder)}</code>; give that folder back by --references." if folder else ""
+    where = ""
+    if folder:
+        where = f" They are in <code>{escape(folder)}</code>; give it back by <code>--references</code> when they are."
     return f"""<section><h2>Colour these next</h2>
 <p>Coloured by hand, these {len(cards)} frames would settle about {share:.0%} of what is doubtful now.{where}</p>
 <div class="next">{"".join(cards)}</div></section>
@@ -226,7 +228,7 @@ def _image(rgb, width, alt):
     width = min(width, rgb.shape[1])
     rgb = resize(rgb, max(1, round(rgb.shape[0] * width / rgb.shape[1])), width)
     data = io.BytesIO()
-    Image.fromarray(rgb).save(data, "JPEG", quality=75, subsampling=0, optimize=True)  # 4:4:4: colours are the matter
+    Image.fromarray(rgb).save(data, "JPEG", quality=75, optimize=True)
     return (f'<img src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}" width="{rgb.shape[1]}" '
             f'height="{rgb.shape[0]}" loading="lazy" decoding="async" alt="{escape(alt)}">')
 
@@ -269,7 +271,7 @@ section > p, .facts { color: var(--soft); margin: .25rem 0 1rem; }
 .facts b { font-weight: 500; color: var(--ink); }
 a { color: var(--accent); text-decoration: none; }
 a:hover { text-decoration: underline; }
-code { font-size: .85em; overflow-wrap: anywhere; }
+code { font-size: .85em; overflow-wrap: anywhere; display: inline-block; }
 small { color: var(--soft); font-size: .8em; font-weight: 400; }
 abbr { cursor: help; text-decoration: none; border: 1px solid var(--line); border-radius: 50%; padding: 0 .35em;
   font-size: .85em; }
