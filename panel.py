@@ -167,49 +167,67 @@ def has_color(path):
         return any(is_color(picture.to_ndarray(format="rgb24")) for picture in film.decode(video))
 
 
-def color_panel(painter, source, target, batch_size):
-    """Write the panel of the film ``source`` as the film ``target``, with its times and sound.
+class Panel:
+    """Makes the frames of the panel of a film, of ``size`` (height, width).
 
     Results are painted at the size that is shown, each from another colour feature, and all with the same hints of the
     spatial memory, where there is one. Raises UserError when the checkpoint has no memory.
     """
-    colorizer, device = painter.colorizer, painter.device
-    if not colorizer.config.use_memory:
-        raise UserError("--panel shows the memory, and this checkpoint has none; train with use_memory True")
-    with open_video(source) as (_, video):
-        size = video.codec_context.height, video.codec_context.width
-    truth = has_color(source)
-    mosaic = Mosaic(memory_pictures(colorizer), *mosaic_size(*size, truth), size[1] / size[0])
 
-    def sample(labs, *shape):
-        """L (N, 1, *shape) of Lab pictures as the networks see it."""
-        L = np.stack([resize(lab[..., 0], *shape) for lab in labs])
-        return torch.from_numpy(L)[:, None].to(device) / L_SCALE
+    def __init__(self, painter, height, width, truth):
+        """For a film of the given size, in colour (``truth``) or not; ``painter`` has colorizer, device, precision."""
+        self.colorizer, self.device, self.precision = painter.colorizer, painter.device, painter.precision
+        if not self.colorizer.config.use_memory:
+            raise UserError("--panel shows the memory, and this checkpoint has none; train with use_memory True")
+        self.truth = truth
+        self.cell, self.size = cell_size(height, width), panel_size(height, width, truth)
+        self.mosaic = Mosaic(memory_pictures(self.colorizer), *mosaic_size(height, width, truth), width / height)
 
     @torch.inference_mode()
-    def paint(pictures):
-        pictures = [fit(picture, *cell_size(*size)) for picture in pictures]
+    def paint(self, pictures, shot=None):
+        """Frames of the panel for frames of the film, RGB uint8 (H, W, 3), one for each.
+
+        ``shot`` (D,) is what the backbone sees of the shot they are from, to read the memory once for all of them;
+        None reads it for each frame.
+        """
+        colorizer = self.colorizer
+        pictures = [fit(picture, *self.cell) for picture in pictures]
         labs = [rgb_to_lab(picture) for picture in pictures]
-        L, hint = sample(labs, GREY_SIZE, GREY_SIZE), None
-        with autocast(device, painter.precision):
+        L, hint = self._lightness(labs, GREY_SIZE), None
+        with autocast(self.device, self.precision):
             frames, places = colorizer.backbone(grey_image(L))
-        recall = colorizer.recall(frames)
         if colorizer.config.use_spatial_memory:
             hint = colorizer.spatial.read(frames, colorizer.spatial.key(places, L))
+        recall = colorizer.recall(frames if shot is None else shot.to(frames).expand(len(frames), -1))
         features = [colorizer.choose(recall, rank) for rank in (1, 2, 3)]
-        if truth:
-            features.append(torch.from_numpy(np.stack([color_feature(lab[..., 1:]) for lab in labs])).to(device))
-        L, results = sample(labs, *[colorizer.config.img_size] * 2), []
-        for feature in features:
-            with autocast(device, painter.precision):
-                ab = colorizer(L, feature, hint) * AB_SCALE
-            results.append([lab_to_rgb(np.dstack([lab[..., 0], resize(colors, *lab.shape[:2])])) for lab, colors in
-                            zip(labs, ab.permute(0, 2, 3, 1).contiguous().cpu().numpy(), strict=True)])
+        if self.truth:
+            true = np.stack([color_feature(lab[..., 1:]) for lab in labs])
+            features.append(torch.from_numpy(true).to(self.device))
+        L = self._lightness(labs, colorizer.config.img_size)
+        results = [self._results(labs, L, feature, hint) for feature in features]
         sheets = []
         for i, (picture, lab, ids) in enumerate(zip(pictures, labs, recall.ids.tolist(), strict=True)):
-            one, two, three, *by_truth = [result[i] for result in results]
-            sheets.append(panel_frame(picture if truth else None, lab_to_rgb(lab * np.float32([1, 0, 0])),
-                                      [one, two, three], *(by_truth or [None]), mosaic, (ids + [-1, -1])[:3]))
+            first, second, third, *by_truth = [result[i] for result in results]
+            sheets.append(panel_frame(picture if self.truth else None, lab_to_rgb(lab * np.float32([1, 0, 0])),
+                                      [first, second, third], *(by_truth or [None]), self.mosaic, (ids + [-1, -1])[:3]))
         return sheets
 
-    transcode(source, target, paint, batch_size, panel_size(*size, truth))
+    def _lightness(self, labs, side):
+        """L (N, 1, side, side) of Lab pictures, as the networks see it."""
+        L = np.stack([resize(lab[..., 0], side, side) for lab in labs])
+        return torch.from_numpy(L)[:, None].to(self.device) / L_SCALE
+
+    def _results(self, labs, L, feature, hint):
+        """What Lab pictures of lightness ``L`` become by colour features (N, 313) and hints, as RGB."""
+        with autocast(self.device, self.precision):
+            ab = self.colorizer(L, feature, hint) * AB_SCALE
+        return [lab_to_rgb(np.dstack([lab[..., 0], resize(colors, *lab.shape[:2])]))
+                for lab, colors in zip(labs, ab.permute(0, 2, 3, 1).contiguous().cpu().numpy(), strict=True)]
+
+
+def color_panel(painter, source, target, batch_size):
+    """Write the panel of the film ``source`` as the film ``target``, with its times and sound."""
+    with open_video(source) as (_, video):
+        size = video.codec_context.height, video.codec_context.width
+    panel = Panel(painter, *size, has_color(source))
+    transcode(source, target, panel.paint, batch_size, panel.size)

@@ -18,7 +18,8 @@ from utils import Scores, replace_when_done
 
 @dataclass
 class ShotRecord:
-    """What is known of one coloured shot. Pictures are those of its middle frame, RGB uint8 (H, W, 3), of any size."""
+    """What is known of one coloured shot. Pictures are those of its middle frame, RGB uint8 (H, W, 3), of any size; a
+    page needs no more than THUMBNAIL in width."""
 
     index: int  # from 0
     start_frame: int
@@ -28,21 +29,22 @@ class ShotRecord:
     grey: np.ndarray
     result: np.ndarray
     truth: np.ndarray | None  # None where there is none
-    slot_ids: list[int]  # the training frames that the colours came from, best first; -1 for an empty slot
+    slot_ids: list[int]  # the training frames that the colours came from, best first
     slot_scores: list[float]  # their cosine similarities
-    confidence: float  # in [0, 1]
-    feature: np.ndarray  # (D,) float32, what the backbone sees
-    cdc: float  # colour distribution consistency; nan where unknown
-    cdc_truth: float
+    confidence: float  # in [0, 1]; nan where unknown
+    feature: np.ndarray  # (D,) float32, what the backbone sees; (0,) without a backbone
+    cdc: float = math.nan  # colour distribution consistency; nan where unknown
+    cdc_truth: float = math.nan
+    kept: bool = False  # in colour already, and left as it was
 
-    @property
-    def frames(self):
-        return self.end_frame - self.start_frame
 
-    @property
-    def doubt(self):
-        """Frames that would be coloured by guesswork: how much there is to gain in this shot."""
-        return self.frames * (1 - self.confidence)
+def _frames(record):
+    return record.end_frame - record.start_frame
+
+
+def _certainty(record):
+    """The confidence, 0 where it is unknown; the colours of a shot that was left as it is are certain."""
+    return 1.0 if record.kept else record.confidence if math.isfinite(record.confidence) else 0.0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -60,7 +62,7 @@ class Suggestion:
 
     shot: ShotRecord
     gain: float  # share of the film's doubt that it removes, beyond the suggestions before it
-    helped: list[ShotRecord]  # the shots that it helps, most helped first, itself included
+    helped: list[int]  # index of the shots that it helps, most helped first, itself included
 
     @property
     def frame(self):
@@ -76,12 +78,14 @@ def suggest_frames(records, count=10):
     """The at most ``count`` frames whose colouring would help the most low-confidence shots, best first.
 
     A greedy cover (facility location; Nemhauser, Wolsey and Fisher 1978): it maximises the sum over shots of doubt
-    times similarity to the most similar chosen frame. So it takes one frame for many shots that look alike.
+    times similarity to the most similar chosen frame. So it takes one frame for many shots that look alike. The doubt
+    of a shot is frames * (1 - confidence).
     """
-    features = np.stack([record.feature for record in records]).astype(np.float32)
+    features, doubt, indices = zip(*((r.feature, _frames(r) * (1 - _certainty(r)), r.index) for r in records),
+                                   strict=True)
+    features, doubt = np.stack(features).astype(np.float32), np.array(doubt)
     features /= np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
     similarity = (features @ features.T).clip(0, 1) ** SHARPNESS  # (shots, candidates)
-    doubt = np.array([record.doubt for record in records])
     covered, suggestions = np.zeros(len(records), np.float32), []
     while len(suggestions) < count:
         growth = (similarity - covered[:, None]).clip(min=0)
@@ -89,7 +93,7 @@ def suggest_frames(records, count=10):
         best = int(gain.argmax())
         if gain[best] <= 1e-6 * doubt.sum():  # nothing is left to gain
             break
-        helped = [records[i] for i in np.argsort(-doubt * growth[:, best], kind="stable")
+        helped = [indices[i] for i in np.argsort(-doubt * growth[:, best], kind="stable")
                   if growth[i, best] >= HELPED and doubt[i] > 0]
         suggestions.append(Suggestion(records[best], float(gain[best] / doubt.sum()), helped))
         covered = np.maximum(covered, similarity[:, best])
@@ -109,34 +113,39 @@ def write_report(path, records, title, suggestions=(), *, names=None, thumbnails
                  folder=""):
     """Write the page of a film.
 
-    ``records``: its ShotRecords. ``suggestions``: of ``suggest_frames``, whose pictures lie in ``folder`` (a name to be
-    shown) as ``Suggestion.file_name``. ``names`` and ``thumbnails``: file name and picture (RGB uint8, any size) of
-    training frames by their id, as far as known. ``summaries``: {row name: Scores.summary()}, where there is a truth.
-    ``facts``: {label: text} to be shown under the title. Raises UserError when ``path`` cannot be written.
+    ``records``: its ShotRecords, a sequence that may make each when it is asked for. ``suggestions``: of
+    ``suggest_frames``, whose pictures lie in ``folder`` (a name to be shown) as ``Suggestion.file_name``. ``names`` and
+    ``thumbnails``: file name and picture (RGB uint8, any size) of training frames by their id, as far as known.
+    ``summaries``: {row name: Scores.summary()}, where there is a truth. ``facts``: {label: text} to be shown under the
+    title. Raises UserError when ``path`` cannot be written.
     """
     pictures = sum(2 + (record.truth is not None) for record in records) + len(suggestions)
     width = round(THUMBNAIL * min(1, math.sqrt(PICTURES / pictures)))
     sources = {i: _image(picture, min(SOURCE_THUMBNAIL, width), "") for i, picture in (thumbnails or {}).items()}
-    page = "".join([
-        _header(records, title, summaries, facts or {}), _timeline(records, suggestions),
-        _next(suggestions, width, folder),
-        '<section><h2>Shots, the doubtful ones first</h2>',
-        *(_shot(record, width, names or {}, sources) for record in sorted(records, key=lambda r: r.confidence)),
-        "</section></main></body></html>\n"])
-    with replace_when_done(path) as temporary:
-        temporary.write_bytes(page.encode("utf-8", "replace"))  # a file name may hold bytes that are no text
+    order = np.argsort([_certainty(record) for record in records], kind="stable")
+    # One by one, and in a coding that takes any file name, also one whose bytes are no text.
+    with replace_when_done(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace") as page:
+        page.write(_header(records, title, summaries, facts or {}))
+        page.write(_timeline(records, suggestions))
+        page.write(_next(suggestions, width, folder))
+        page.write("<section><h2>Shots, the doubtful ones first</h2>")
+        for place in order:
+            page.write(_shot(records[place], width, names or {}, sources))
+        page.write("</section></main></body></html>\n")
 
 
 def _header(records, title, summaries, facts):
-    frames = sum(record.frames for record in records)
-    confidence = sum(record.frames * record.confidence for record in records) / frames
-    tiles = [("frames", f"{frames:,}"), ("shots", f"{len(records):,}"),
-             ("length", _time(max(record.end_time for record in records))), ("mean confidence", f"{confidence:.0%}")]
-    measured = [record for record in records if math.isfinite(record.cdc)]
-    if measured:
-        tiles.append(("CDC " + _hint("colour distribution consistency: 0 is perfectly steady"), _cdc(
-            *(np.average([getattr(record, name) for record in measured], weights=[r.frames for r in measured])
-              for name in ("cdc", "cdc_truth")))))
+    frames, start, end, confidence, cdc, cdc_truth = np.array(
+        [(_frames(r), r.start_time, r.end_time, r.confidence, r.cdc, r.cdc_truth) for r in records]).T
+    tiles = [("frames", f"{frames.sum():,.0f}"), ("shots", f"{len(frames):,}"),
+             ("length", _time(end.max() - start.min()))]
+    known = np.isfinite(confidence)
+    if known.any():
+        tiles.append(("mean confidence", f"{np.average(confidence[known], weights=frames[known]):.0%}"))
+    known = np.isfinite(cdc)
+    if known.any():
+        tiles.append(("CDC " + _hint("colour distribution consistency: 0 is perfectly steady"),
+                      _cdc(*(np.average(values[known], weights=frames[known]) for values in (cdc, cdc_truth)))))
     tiles = "".join(f"<div><dd>{value}</dd><dt>{label}</dt></div>" for label, value in tiles)
     facts = "".join(f"<span>{escape(label)} <b>{escape(str(text))}</b></span>" for label, text in facts.items())
     table = ""
@@ -156,22 +165,24 @@ def _header(records, title, summaries, facts):
 
 def _timeline(records, suggestions):
     """The film from left to right, a bar for each shot: the higher, the more doubtful."""
-    length = max(record.end_time for record in records) or 1
-    bars = []
+    start, end = min(record.start_time for record in records), max(record.end_time for record in records)
+    length, bars = (end - start) or 1, []
     for record in records:
-        left, right = (1000 * time / length for time in (record.start_time, record.end_time))
-        height = 4 + 52 * (1 - record.confidence)
-        tip = f"shot {record.index + 1}, {_time(record.start_time)}, confidence {record.confidence:.0%}"
+        left, right = (1000 * (time - start) / length for time in (record.start_time, record.end_time))
+        certainty = _certainty(record)
+        height = 4 + 52 * (1 - certainty)
+        tip = f"shot {record.index + 1}, {_time(record.start_time)}{_sure(record, ', ')}"
         bars.append(f'<a href="#shot-{record.index + 1}"><title>{tip}</title><rect class="all" x="{left:.2f}" y="0" '
-                    f'width="{right - left:.2f}" height="64"/><rect style="--c:{record.confidence:.3f}" x="{left:.2f}" '
+                    f'width="{right - left:.2f}" height="64"/><rect style="--c:{certainty:.3f}" x="{left:.2f}" '
                     f'y="{64 - height:.1f}" width="{max(right - left - 1, (right - left) * 0.7):.2f}" '
                     f'height="{height:.1f}"/></a>')
-    marks = "".join(f'<i style="left:{100 * (s.shot.start_time + s.shot.end_time) / 2 / length:.2f}%">{i}</i>'
-                    for i, s in enumerate(suggestions, 1))
+    middles = [(s.shot.start_time + s.shot.end_time) / 2 for s in suggestions]
+    marks = "".join(f'<i style="left:{100 * (middle - start) / length:.2f}%">{i}</i>'
+                    for i, middle in enumerate(middles, 1))
     return f"""<section><h2>Where in the film</h2>
 <p>Every bar is a shot, and the higher it is, the less sure its colours are. Numbers mark the frames to colour next.</p>
 <div class="timeline"><svg viewBox="0 0 1000 64" preserveAspectRatio="none">{"".join(bars)}</svg>
-<div class="marks">{marks}</div><div class="ends"><span>{_time(0)}</span><span>{_time(length)}</span></div></div>
+<div class="marks">{marks}</div><div class="ends"><span>{_time(start)}</span><span>{_time(end)}</span></div></div>
 </section>
 """
 
@@ -181,8 +192,8 @@ def _next(suggestions, width, folder):
         return ""
     cards = []
     for i, suggestion in enumerate(suggestions, 1):
-        shot, others = suggestion.shot, [s for s in suggestion.helped if s.index != suggestion.shot.index]
-        helps = ", ".join(f'<a href="#shot-{s.index + 1}">{s.index + 1}</a>' for s in others[:LINKS])
+        shot, others = suggestion.shot, [i + 1 for i in suggestion.helped if i != suggestion.shot.index]
+        helps = ", ".join(f'<a href="#shot-{number}">{number}</a>' for number in others[:LINKS])
         if len(others) > LINKS:
             helps += f" and {len(others) - LINKS} more"
         if helps:
@@ -207,15 +218,15 @@ def _shot(record, width, names, sources):
     pictures = [("grey", record.grey), ("coloured", record.result), ("truth", record.truth)]
     pictures = "".join(f"<figure>{_image(picture, width, f'shot {number}, {label}')}<figcaption>{label}</figcaption>"
                        "</figure>" for label, picture in pictures if picture is not None)
-    slots = [(i, score) for i, score in zip(record.slot_ids, record.slot_scores, strict=True) if i >= 0]
     shape = f"aspect-ratio:{record.grey.shape[1]}/{record.grey.shape[0]}"
     slots = "".join(
         f'<figure><div style="{shape}">{sources.get(i, "")}</div><figcaption><b>{score:.2f}</b> '
-        f'<span>{escape(str(names.get(i, f"frame {i}")))}</span></figcaption></figure>' for i, score in slots)
+        f'<span>{escape(str(names.get(i, f"frame {i}")))}</span></figcaption></figure>'
+        for i, score in zip(record.slot_ids, record.slot_scores, strict=True))
     slots = f'<h4>Its colours come from</h4><div class="slots">{slots}</div>' if slots else ""
     cdc = f"<span>CDC {_cdc(record.cdc, record.cdc_truth)}</span>" if math.isfinite(record.cdc) else ""
-    return f"""<article id="shot-{number}" style="--c:{record.confidence:.3f}">
-<h3>Shot {number}</h3><p><span class="confidence">{record.confidence:.0%} sure</span>
+    return f"""<article id="shot-{number}" style="--c:{_certainty(record):.3f}">
+<h3>Shot {number}</h3><p><span class="confidence">{_sure(record)}</span>
 <span>{_time(record.start_time)} – {_time(record.end_time)}</span>
 <span>frames {record.start_frame:,} – {record.end_frame - 1:,}</span>{cdc}</p>
 <div class="pictures">{pictures}</div>{slots}
@@ -231,6 +242,13 @@ def _image(rgb, width, alt):
     Image.fromarray(rgb).save(data, "JPEG", quality=75, optimize=True)
     return (f'<img src="data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}" width="{rgb.shape[1]}" '
             f'height="{rgb.shape[0]}" loading="lazy" decoding="async" alt="{escape(alt)}">')
+
+
+def _sure(record, before=""):
+    """The confidence in words, with something in front of it; nothing where it is unknown."""
+    if record.kept:
+        return f"{before}in colour already, left as it was"
+    return f"{before}{record.confidence:.0%} sure" if math.isfinite(record.confidence) else ""
 
 
 def _time(seconds):

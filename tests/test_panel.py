@@ -12,7 +12,8 @@ from test_utils import draw_film, times_and_sound
 from dataset import AB_BINS, AB_SCALE, grey_image, resize, rgb_to_lab
 from networks import Colorizer, ModelConfig
 from panel import (
-    COLORS, GROUND, Mosaic, color_panel, has_color, memory_pictures, mosaic_size, palette, panel_frame, panel_size)
+    COLORS, GROUND, Mosaic, Panel, color_panel, has_color, memory_pictures, mosaic_size, palette, panel_frame,
+    panel_size)
 from utils import UserError
 
 CONFIG = ModelConfig(img_size=128, width=4, mem_size=6, spatial_size=5, top_k=4)
@@ -186,8 +187,17 @@ def test_the_panel_of_a_grey_film_keeps_times_and_sound(colorizer, tmp_path):
     assert size == panel_size(48, 64, False)[::-1]
 
 
-def test_a_checkpoint_without_a_memory_has_no_panel(tmp_path):
-    plain = SimpleNamespace(config=SimpleNamespace(use_memory=False))
+def test_a_shot_reads_the_memory_once(colorizer, monkeypatch):
+    """What the backbone sees of the shot chooses the slots, whatever a frame of it looks like."""
+    chosen = []
+    monkeypatch.setattr("panel.panel_frame", lambda *args: chosen.append(args[-1]))
+    panel, pictures = Panel(painter(colorizer), 64, 96, False), [draw_picture(0), draw_picture(1)]
+    encoder = colorizer.memory.encoder
+    for slot in range(3):
+        panel.paint(pictures, encoder.weight[slot].detach())  # its query is nearest to the key along that axis
+    assert [ids[0] for ids in chosen] == [11, 11, 13, 13, 10, 10]
+
+
+def test_a_checkpoint_without_a_memory_has_no_panel():
     with pytest.raises(UserError, match="use_memory True"):
-        color_panel(painter(plain), tmp_path / "film.mp4", tmp_path / "panel.mp4", 4)
-    assert not list(tmp_path.iterdir())
+        Panel(painter(SimpleNamespace(config=SimpleNamespace(use_memory=False))), 48, 64, False)

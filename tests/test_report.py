@@ -31,8 +31,8 @@ def record(index, confidence=0.5, frames=100, feature=(1, 0), truth=True, size=(
     known = {
         "index": index, "start_frame": 100 * index, "end_frame": 100 * index + frames, "start_time": 4.0 * index,
         "end_time": 4.0 * index + frames / 25, "grey": draw((128,) * 3, size), "result": draw((200, 40, 40), size),
-        "truth": draw((220, 30, 30), size) if truth else None, "slot_ids": [7, 3, -1],
-        "slot_scores": [0.91, 0.62, -math.inf], "confidence": confidence, "feature": np.float32(feature),
+        "truth": draw((220, 30, 30), size) if truth else None, "slot_ids": [7, 3], "slot_scores": [0.91, 0.62],
+        "confidence": confidence, "feature": np.float32(feature),
         "cdc": 0.0021, "cdc_truth": 0.0020}
     return ShotRecord(**(known | settings))
 
@@ -97,7 +97,7 @@ def test_one_frame_for_many_shots_comes_before_the_worst_shot():
     first, second, third = suggest_frames(records, 10)  # the sure one has nothing to gain
     assert [first.gain, second.gain, third.gain] == pytest.approx([75 / 130, 50 / 130, 5 / 130])
     assert (first.shot.index, second.shot.index, third.shot.index) == (0, 1, 5)
-    assert [[shot.index for shot in s.helped] for s in (first, second, third)] == [[0, 2, 3], [1], [5]]
+    assert [s.helped for s in (first, second, third)] == [[0, 2, 3], [1], [5]]
     assert second.frame == 150 and second.file_name == "shot_2_frame_150.png"
     assert [s.shot.index for s in suggest_frames(records, 1)] == [0]
 
@@ -105,8 +105,8 @@ def test_one_frame_for_many_shots_comes_before_the_worst_shot():
 def test_only_shots_that_look_truly_alike_count():
     """The cosine of the two features is 1 / sqrt(2), and sharpened 1 / 16."""
     alone, also = suggest_frames([record(0, 0.0, feature=axis(0, 1)), record(1, 0.5, feature=axis(0))], 2)
-    assert alone.gain == pytest.approx((100 + 50 / 16) / 150) and [s.index for s in alone.helped] == [0]
-    assert also.gain == pytest.approx(50 * 15 / 16 / 150) and [s.index for s in also.helped] == [1]
+    assert alone.gain == pytest.approx((100 + 50 / 16) / 150) and alone.helped == [0]
+    assert also.gain == pytest.approx(50 * 15 / 16 / 150) and also.helped == [1]
 
 
 def test_a_cover_is_the_best_of_all_where_that_can_be_tried():
@@ -114,7 +114,7 @@ def test_a_cover_is_the_best_of_all_where_that_can_be_tried():
     rng = np.random.default_rng(0)
     records = [record(i, rng.random(), feature=rng.random(5) ** 3) for i in range(12)]
     features = np.stack([r.feature / np.linalg.norm(r.feature) for r in records])
-    doubt = np.array([r.doubt for r in records])
+    doubt = np.array([100 * (1 - r.confidence) for r in records])
     similarity = (features @ features.T) ** report.SHARPNESS
     pairs = {(i, j): doubt @ similarity[:, [i, j]].max(1) / doubt.sum() for i in range(12) for j in range(12)}
     first, second = suggest_frames(records, 2)
@@ -126,6 +126,8 @@ def test_a_cover_is_the_best_of_all_where_that_can_be_tried():
 def test_nothing_to_suggest():
     assert suggest_frames([record(0, 1.0), record(1, 1.0)]) == []
     assert suggest_frames([record(0, 0.2), record(1, 0.2)], 0) == []
+    assert suggest_frames([record(0, 0.2, kept=True)]) == []
+    assert suggest_frames([record(0, math.nan, feature=()), record(1, math.nan, feature=())]) == []  # no backbone
     assert len(suggest_frames([record(0, 0.2, feature=(0, 0)), record(1, 0.2)])) == 1  # a black frame looks like none
 
 
@@ -153,6 +155,23 @@ def test_doubtful_shots_come_first_with_all_that_is_known(tmp_path):
         for label, expected in (("grey", (128,) * 3), ("coloured", (200, 40, 40)), ("truth", (220, 30, 30))):
             assert pictures[f"shot {shot}, {label}"][45, 80] == pytest.approx(expected, abs=6)
     assert pictures[""].shape == (32, 32, 3) and pictures[""][16, 16] == pytest.approx((40, 40, 220), abs=12)
+
+
+def test_what_is_unknown_is_not_told(tmp_path):
+    """A plain GAN has no confidence and no memory, and a shot in colour may be left as it is."""
+    records = [record(0, math.nan, kept=True, feature=()), record(1, math.nan, feature=(), slot_ids=[], slot_scores=[])]
+    write_report(tmp_path / "report.html", records, "Film", suggest_frames(records))
+    page = Page(tmp_path / "report.html")
+    assert [article["id"] for article in page.all("article")] == ["shot-2", "shot-1"]
+    assert "in colour already" in page.text and "nan" not in page.source and "mean confidence" not in page.text
+    assert page.text.count("Its colours come from") == 1 and "% sure" not in page.text
+
+
+def test_a_part_of_a_film(tmp_path):
+    """With --start and --end the times are those in the film."""
+    write_report(tmp_path / "report.html", [record(0, start_time=70.0, end_time=74.0)], "Film")
+    text = " ".join(Page(tmp_path / "report.html").text.split())
+    assert "0:04.0 length" in text and "1:10.0 1:14.0" in text and "1:10.0 – 1:14.0" in text
 
 
 def test_suggestions_and_metrics(tmp_path):
