@@ -206,7 +206,7 @@ def _next(suggestions, width, folder):
     share = sum(suggestion.gain for suggestion in suggestions)
     where = ""
     if folder:
-        where = f" They are in <code>{escape(folder)}</code>; give it back by <code>--references</code> when they are."
+        where = f" Paint them in <code>{escape(folder)}</code>, and give that folder to <code>--references</code>."
     return f"""<section><h2>Colour these next</h2>
 <p>Coloured by hand, these {len(cards)} frames would settle about {share:.0%} of what is doubtful now.{where}</p>
 <div class="next">{"".join(cards)}</div></section>
