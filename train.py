@@ -72,7 +72,7 @@ class TrainConfig:
                              "of other frames, as happens with shots that it has never seen")
 
     batch_size: int = setting(8, "pictures in a step", group="optimisation")
-    gen_lr: float = setting(1e-3, "learning rate of the generator")
+    gen_lr: float = setting(2e-3, "learning rate of the generator")
     dis_lr: float = setting(2e-4, "learning rate of the discriminator")
     mem_lr: float = setting(1e-4, "learning rate of the memory's query encoder")
     int_lr: float = setting(1e-3, "learning rate of the feature integrator")
@@ -122,7 +122,7 @@ class TrainConfig:
 
 VIVID = 2.0  # how much more a pixel of chroma 110 counts than a grey one in the colour loss
 EMA_DECAY = 0.995  # of the moving average of the generator's weights
-EPOCH_STEPS = 25  # a set of a few pictures is passed over again until an epoch has this many steps
+EPOCH_STEPS = 50  # a set of a few pictures is passed over again until an epoch has this many steps
 VAL_PICTURES = 64  # validation looks at no more than these many, spread evenly over the set
 FITTED = 128  # the spatial memory's projection is chosen by no more pictures than these, spread evenly
 SAMPLES = 4  # rows of the sample grid
