@@ -1,5 +1,6 @@
 """Small things that several test modules draw."""
 
+import av
 import cv2
 import numpy as np
 import torch
@@ -52,3 +53,36 @@ def draw_dataset(folder, train=6, val=2, test=2):
             write_image(folder / split / f"raw_image_drawn_{number}.png", draw_picture(number))
             number += 1
     return folder
+
+
+def draw_film(path, sizes=(64, 48), times=range(20), codec="libx264", sound="aac", rate=10):
+    """A film whose frame i is a grey ramp plus i, at ``times`` in units of 1 / rate s, with a beep of its length."""
+    with av.open(str(path), "w") as film:
+        video = film.add_stream(codec, rate=rate)
+        video.width, video.height = sizes
+        video.pix_fmt = "yuv444p" if sizes[0] % 2 or sizes[1] % 2 else "yuv420p"
+        audio = film.add_stream(sound, rate=44100, layout="mono") if sound else None
+        ramp = np.linspace(0, 180, sizes[0], dtype=np.float32)[None, :, None].repeat(sizes[1], 0).repeat(3, 2)
+        for i, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray((ramp + 3 * i).astype(np.uint8), format="rgb24")
+            frame.pts = time
+            film.mux(video.encode(frame))
+        film.mux(video.encode(None))
+        if audio:
+            samples = int(44100 * (max(times) + 1) / rate)
+            wave = (np.sin(np.arange(samples) / 20) * 8000).astype(np.int16)[None]
+            frame = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
+            frame.sample_rate = 44100
+            film.mux(audio.encode(frame))
+            film.mux(audio.encode(None))
+    return path
+
+
+def times_and_sound(path):
+    """(frame times in s, audio packets as bytes, (width, height))."""
+    with av.open(str(path)) as film:
+        times = [round(frame.time, 4) for frame in film.decode(video=0)]
+        size = film.streams.video[0].width, film.streams.video[0].height
+    with av.open(str(path)) as film:
+        sound = [bytes(packet) for packet in film.demux(audio=0) if packet.size] if film.streams.audio else []
+    return times, sound, size

@@ -8,10 +8,9 @@ import av
 import numpy as np
 import pytest
 import torch
-from drawn import draw_dataset, draw_picture
+from drawn import draw_dataset, draw_film, draw_picture, times_and_sound
 from skimage.color import rgb2lab
 from test_train import WAYS, flags
-from test_utils import draw_film, times_and_sound
 
 import train
 from dataset import color_feature, resize, rgb_to_lab
@@ -212,7 +211,7 @@ def bad_checkpoint(home, path, change):
     ({"input": "grey.png", "checkpoint": "gan.pt", "color_feature": "memory"}, "is a plain GAN"),
     ({"input": "grey.png", "rank": 4}, "invalid choice"),
     ({"input": "grey.png", "batch_size": 0}, "batch_size is 0"),
-    ({"input": "film.mp4", "output": "out.avi"}, "name a .mp4, .mkv or .mov"),
+    ({"input": "film.mp4", "output": "out.avi"}, "name a .mp4, .mkv, .mov or .webm"),
 ])
 def test_bad_input_is_one_sentence(home, tmp_path, monkeypatch, settings, message):
     monkeypatch.chdir(tmp_path)
