@@ -132,7 +132,7 @@ def find_grey_cuts(lumas):
             waiting.append(luma)
             for _, is_cut in detector.process(cv2.merge([luma] * 3)):
                 yield waiting.popleft(), is_cut
-        for _, is_cut in detector.flush():
+        for _, is_cut in detector.flush() if waiting else ():
             yield waiting.popleft(), is_cut
 
     previous, was_black = None, False

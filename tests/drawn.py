@@ -6,6 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from episode import Palette
+from planes import planes_of
 from utils import write_image
 
 
@@ -86,3 +88,55 @@ def times_and_sound(path):
     with av.open(str(path)) as film:
         sound = [bytes(packet) for packet in film.demux(audio=0) if packet.size] if film.streams.audio else []
     return times, sound, size
+
+
+class StubPainter:
+    """Takes the place of test.Painter: colours by the mean lightness of the shot and of the frame, and counts."""
+
+    side, source, identity = 64, "memory", "stub"
+
+    def __init__(self, fail_at=None, action=None):
+        self.shots, self.frames, self.batches = 0, 0, []
+        self.fail_at, self.action = fail_at, action
+
+    def palette(self, labs):
+        self.shots += 1
+        assert all(lab.shape == (64, 64, 3) for lab in labs)
+        mean = float(np.mean([lab[..., 0].mean() for lab in labs]))
+        return Palette(torch.full((1, 313), mean), [self.shots, 7], [0.9, 0.5], torch.full((3,), mean))
+
+    def paint(self, L, palette):
+        self.batches.append(len(L))
+        self.frames += len(L)
+        if self.fail_at is not None and self.frames > self.fail_at:
+            self.action()
+        ab = np.empty((len(L), 8, 8, 2), np.float32)
+        ab[..., 0] = palette.color_feature[0, 0].item() - 50
+        ab[..., 1] = (L.mean((1, 2)) - 50)[:, None, None]
+        return ab, np.full(len(L), 0.25)
+
+
+def draw_shots(path, shots, size=(128, 96), hold=1, options=None, codec="libx264", rate=12, pix_fmt="yuv420p"):
+    """A grey film of shots [(grey 0..255, frames)]: bars that move a pixel every ``hold`` frames, over that grey.
+
+    A grey that is a function takes the number of the frame in its shot. Returns the path.
+    Not smaller: of pictures 64 wide, x264 makes different files of the same frames, now and then.
+    """
+    with av.open(str(path), "w") as film:
+        stream = film.add_stream(codec, rate=rate, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
+        for number, (grey, count) in enumerate(shots):
+            for i in range(count):
+                level = grey(i) if callable(grey) else grey
+                bars = 30 * np.sin((np.arange(size[0]) + i // hold) / (2 + number % 3))
+                luma = np.clip(level + bars * min(1, level / 60), 0, 255).astype(np.uint8)
+                picture = np.repeat(np.repeat(luma[None, :, None], size[1], 0), 3, 2)
+                film.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        film.mux(stream.encode(None))
+    return path
+
+
+def planes_in(path):
+    """The (Y, Cb, Cr) arrays of every frame of a 4:2:0 or 4:4:4 film."""
+    with av.open(str(path)) as film:
+        return [tuple(np.array(plane) for plane in planes_of(frame)[:3]) for frame in film.decode(video=0)]
