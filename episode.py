@@ -252,7 +252,7 @@ class Parts:
         save_checkpoint(self.folder / "plan.pt", {"key": self.key, "plan": plan.state()})
 
     def part(self, index):
-        return self.folder / f"{index:06d}.nut"
+        return self.folder / f"{index:06d}.part"
 
     def record(self, index):
         """The packed ShotRecord of a shot that is finished and whole, else None."""
@@ -367,15 +367,14 @@ def color_shot(number, plan, jobs, part, target, settings, source, bar):
     middle = (shot.start + shot.end) // 2
     with replace_when_done(part) as temporary:
         with open(temporary, "wb") as file:
-            writer = PartWriter(file, target)
-            for job in itertools.islice(jobs, shot.end - shot.start):
-                result = finish(job, target, settings.colour_only)
-                writer.write(result, plan.pts[job.index])
-                confidence.append(job.confidence)
-                if job.index == middle:
-                    shown = job.planes, result
-                bar.update()
-            writer.close()
+            with PartWriter(file, target) as writer:
+                for job in itertools.islice(jobs, shot.end - shot.start):
+                    result = finish(job, target, settings.colour_only)
+                    writer.write(result, plan.pts[job.index])
+                    confidence.append(job.confidence)
+                    if job.index == middle:
+                        shown = job.planes, result
+                    bar.update()
             file.flush()
             os.fsync(file.fileno())
         if len(part_order(temporary)) != shot.end - shot.start:

@@ -18,8 +18,9 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import av
+import numpy as np
 
-from planes import Coding, plane_array, planes_of
+from planes import Coding, Planes, plane_array, planes_of
 from utils import UserError, replace_when_done, warn
 
 OUTPUT_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm")
@@ -184,6 +185,7 @@ class Target(NamedTuple):
     rate: Fraction
     time_base: Fraction
     tags: dict  # of the codec context
+    part_format: str  # muxer of a part; its times need not be exact, only in order
 
 
 _ENCODERS = {  # encoder: (crf, other options)
@@ -237,10 +239,6 @@ def choose_target(path, output, settings):
         usable = [name for name in formats if name.startswith("yuv4") and not name.endswith("16le")]
         raise UserError(f"--codec {codec.name} cannot write --pix_fmt {pix_fmt}; choose from {', '.join(usable)}")
     layout = av.VideoFormat(pix_fmt, width, height)
-    if settings.pix_fmt and codec.name in ("libx264", "libx265") and (
-            (width % 2 and layout.chroma_width() * 2 > width) or (height % 2 and layout.chroma_height() * 2 > height)
-            ) and "444" not in pix_fmt:
-        raise UserError(f"{path} is {width}x{height}, and --pix_fmt {pix_fmt} needs even sides; use yuv444p")
     crf, options = _ENCODERS.get(codec.name, (None, {}))
     if settings.crf is not None and crf is None:
         raise UserError(f"--codec {codec.name} has no --crf; leave it out or use h264, hevc, vp9 or av1")
@@ -256,14 +254,36 @@ def choose_target(path, output, settings):
                 "color_primaries": context.color_primaries, "color_trc": context.color_trc}
         if ratio:
             tags["sample_aspect_ratio"] = ratio
+        rate = frame_rate(stream)
+        if not _carries(_muxer(output), codec.name, rate):
+            raise UserError(f"{output.suffix} cannot carry --codec {name}; name a .mkv file by --output")
+        part_format = "nut" if _carries("nut", codec.name, rate) else "mov"
         target = Target(codec.name, options, pix_fmt, width, height, (layout.chroma_height(), layout.chroma_width()),
-                        coding, frame_rate(stream), stream.time_base, tags)
+                        coding, rate, stream.time_base, tags, part_format)
     try:
-        with av.open(io.BytesIO(), "w", format=_muxer(output)) as probe:
-            probe.add_stream(codec.name, rate=target.rate)
+        with PartWriter(io.BytesIO(), target) as probe:
+            probe.write(_black(target), 0)
     except (ValueError, av.error.FFmpegError) as error:
-        raise UserError(f"{output.suffix} cannot carry --codec {name}; name a .mkv file by --output") from error
+        raise UserError(f"--codec {codec.name} does not take --crf {options.get('crf', 'none')} and --pix_fmt "
+                        f"{pix_fmt} at {width}x{height} ({error}); change one of them") from error
     return target
+
+
+def _black(target):
+    """A frame to try an encoder with."""
+    y = np.full((target.height, target.width), target.coding.luma[0], target.coding.dtype)
+    cb = np.full(target.chroma, target.coding.chroma[0], target.coding.dtype)
+    return Planes(y, cb, cb, target.coding)
+
+
+def _carries(muxer, codec, rate):
+    """Whether a container can hold what an encoder makes."""
+    try:
+        with av.open(io.BytesIO(), "w", format=muxer) as probe:
+            probe.add_stream(codec, rate=rate)
+    except ValueError:
+        return False
+    return True
 
 
 def _muxer(output):
@@ -275,7 +295,7 @@ class PartWriter:
 
     def __init__(self, file, target):
         self.target = target
-        self.container = av.open(file, "w", format="nut")
+        self.container = av.open(file, "w", format=target.part_format)
         stream = self.container.add_stream(target.codec, rate=target.rate, options=target.options)
         stream.width, stream.height, stream.pix_fmt = target.width, target.height, target.pix_fmt
         stream.time_base = stream.codec_context.time_base = target.time_base
@@ -292,9 +312,16 @@ class PartWriter:
         frame.color_range, frame.colorspace = self.target.tags["color_range"], self.target.tags["colorspace"]
         self.container.mux(self.stream.encode(frame))
 
-    def close(self):
-        self.container.mux(self.stream.encode(None))
-        self.container.close()
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            self.container.mux(self.stream.encode(None))
+            self.container.close()
+        else:  # closed in any case: a container that the garbage collector finds open would write to a closed file
+            with suppress(OSError, av.error.FFmpegError):
+                self.container.close()
 
 
 def part_order(path):
@@ -415,6 +442,12 @@ def join(parts, plan, path, output, settings, target):
         for _, packet, stream in heapq.merge(pictures(), rest(), key=lambda item: item[0]):
             packet.stream = stream
             out.mux(packet)
+        out.close()
+        with open_video(temporary) as (_, written):
+            ratio = target.tags.get("sample_aspect_ratio", 1)
+            if (written.sample_aspect_ratio or 1) != ratio:
+                warn(f"{output} cannot carry the shape of the pixels ({ratio}) with {target.codec}: tell the player to "
+                     f"show it {float(target.width * ratio / target.height):.3g} times as wide as high, or write h264")
 
 
 @contextmanager

@@ -63,7 +63,8 @@ def draw_film(path, sizes=(64, 48), times=range(20), codec="libx264", sound="aac
         video = film.add_stream(codec, rate=rate)
         video.width, video.height = sizes
         video.pix_fmt = "yuv444p" if sizes[0] % 2 or sizes[1] % 2 else "yuv420p"
-        audio = film.add_stream(sound, rate=44100, layout="mono") if sound else None
+        audio_rate = 48000 if sound == "libopus" else 44100
+        audio = film.add_stream(sound, rate=audio_rate, layout="mono") if sound else None
         ramp = np.linspace(0, 180, sizes[0], dtype=np.float32)[None, :, None].repeat(sizes[1], 0).repeat(3, 2)
         for i, time in enumerate(times):
             frame = av.VideoFrame.from_ndarray((ramp + 3 * i).astype(np.uint8), format="rgb24")
@@ -71,10 +72,10 @@ def draw_film(path, sizes=(64, 48), times=range(20), codec="libx264", sound="aac
             film.mux(video.encode(frame))
         film.mux(video.encode(None))
         if audio:
-            samples = int(44100 * (max(times) + 1) / rate)
+            samples = int(audio_rate * (max(times) + 1) / rate)
             wave = (np.sin(np.arange(samples) / 20) * 8000).astype(np.int16)[None]
             frame = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
-            frame.sample_rate = 44100
+            frame.sample_rate = audio_rate
             film.mux(audio.encode(frame))
             film.mux(audio.encode(None))
     return path
@@ -116,21 +117,22 @@ class StubPainter:
         return ab, np.full(len(L), 0.25)
 
 
-def draw_shots(path, shots, size=(128, 96), hold=1, options=None, codec="libx264", rate=12, pix_fmt="yuv420p"):
+def draw_shots(path, shots, size=(128, 96), hold=1, options=None, codec="libx264", rate=12, pix_fmt="yuv420p", noise=0):
     """A grey film of shots [(grey 0..255, frames)]: bars that move a pixel every ``hold`` frames, over that grey.
 
-    A grey that is a function takes the number of the frame in its shot. Returns the path.
+    A grey that is a function takes the number of the frame in its shot; ``noise`` is the greatest of coding.
     Not smaller: of pictures 64 wide, x264 makes different files of the same frames, now and then.
     """
     with av.open(str(path), "w") as film:
         stream = film.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
+        rng = np.random.default_rng(0)
         for number, (grey, count) in enumerate(shots):
             for i in range(count):
                 level = grey(i) if callable(grey) else grey
                 bars = 30 * np.sin((np.arange(size[0]) + i // hold) / (2 + number % 3))
-                luma = np.clip(level + bars * min(1, level / 60), 0, 255).astype(np.uint8)
-                picture = np.repeat(np.repeat(luma[None, :, None], size[1], 0), 3, 2)
+                luma = (level + bars * min(1, level / 60)).astype(int) + rng.integers(-noise, noise + 1, size[::-1])
+                picture = np.repeat(luma.clip(0, 255).astype(np.uint8)[:, :, None], 3, 2)
                 film.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         film.mux(stream.encode(None))
     return path
