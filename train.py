@@ -315,9 +315,10 @@ class Learner:
                         if {k: x.shape for k, x in of_p.items()} != {"step": (), "exp_avg": p.shape,
                                                                      "exp_avg_sq": p.shape}:
                             raise ValueError(f"the moments of {name} are of another shape")
-                # What to do comes from the configuration, only the moments from the file.
+                # What to do comes from the configuration, and only the moments and the rate from the file.
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+                optimizer.param_groups[0]["lr"] = float(state["optimizers"][name]["param_groups"][0]["lr"])
+        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise not_whole(error) from error
 
 
@@ -627,10 +628,11 @@ def _train(config, saved, team, run):
             if position.epoch % config.save_freq == 0 or last:
                 write_image(run.path / "samples" / f"epoch_{position.epoch:04d}.png", grid)
                 save(f"epoch_{position.epoch:04d}.pt")
+            if last:
+                run.draw_curves()
             if last or time.monotonic() - saved_at > SAVE_SECONDS:
                 save_last()
     if team.leader:
-        run.draw_curves()
         print(f"trained epochs {first_epoch + 1} to {position.epoch} in {(time.monotonic() - begin) / 60:.1f} minutes; "
               f"best validation CIEDE2000 {position.best:.3f}; checkpoints in {run.path}")
 

@@ -191,8 +191,8 @@ def load_checkpoint(path):
             raise ValueError("it has no format")
         finite = all(_is_sound(tensor) for tensor in _tensors(content))
     except Exception as error:  # a file of any content: zip, pickle and tensor readers each raise their own kinds
-        raise UserError(f"{path} is not a checkpoint of train.py, or not a whole one ({str(error).partition(chr(10))[0]}); use "
-                        "another one") from error
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is not a checkpoint of train.py, or not a whole one; use another: {reason}") from error
     if content["format"] != CHECKPOINT_FORMAT:
         raise UserError(f"{path} has checkpoint format {content['format']}, and this version reads "
                         f"{CHECKPOINT_FORMAT}; train again or use the version that wrote it")

@@ -24,20 +24,22 @@ import train
 from memory import Expectation
 from utils import load_checkpoint, run_cli
 
+EPOCHS = 4
 SIGNALS = {"kill -9": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}
 
 
-def start(data_path, save_path, **settings):
+def start(data_path, save_path, epoch_steps=3, environment=None, **settings):
     """Fork a small training, or its going on; returns its process id, and the end of a pipe that tells its steps."""
     there = {"resume": True} if (save_path / "last.pt").exists() else {}
-    settings = {"data_path": data_path, "width": 4, "batch_size": 3, "end_epoch": 4, "use_feat_integrator": True,
+    settings = {"data_path": data_path, "width": 4, "batch_size": 3, "end_epoch": EPOCHS, "use_feat_integrator": True,
                 "device": "cpu", **settings, "save_path": save_path, **there}
     read, write = os.pipe()
     process = os.fork()
     if process:
         os.close(write)
         return process, read
-    train.EPOCH_STEPS, train.SAVE_SECONDS, Expectation.STEPS = 3, 0, 2  # a checkpoint after every step
+    os.environ.update(environment or {})
+    train.EPOCH_STEPS, train.SAVE_SECONDS, Expectation.STEPS = epoch_steps, 0, 2  # a checkpoint after every step
     step = train.Learner.step
     train.Learner.step = lambda *args: (os.write(write, b"."), step(*args))[1]
     with open(save_path.with_suffix(".txt"), "a") as file:
@@ -94,11 +96,14 @@ def interrupt(folder, counts, seed=0):
     tried, wrong_codes, wrong_runs, round_number = Counter(), Counter(), 0, 0
     while left:
         round_number += 1
-        save_path, lives = folder / f"cut_{round_number}", []
-        while True:
+        save_path, interruptions, steps_taken = folder / f"cut_{round_number}", 0, 0
+        last = save_path / "last.pt"
+        while not last.exists() or load_checkpoint(last)["epoch"] < EPOCHS:
             process, pipe = start(data_path, save_path)
             if not left:
-                lives.append((None, *finish(process, pipe)))
+                code, steps = finish(process, pipe)
+                steps_taken += steps
+                assert code == 0, save_path.with_suffix(".txt").read_text()
                 break
             moment = rng.uniform(0, duration / 4)
             if rng.random() < 0.8:  # the others are hit before the first step
@@ -109,20 +114,19 @@ def interrupt(folder, counts, seed=0):
             time.sleep(moment)  # the moment is part of the fault; nothing is expected of it
             os.kill(process, SIGNALS[left[-1]])
             code, steps = finish(process, pipe)
-            if code == 0 and steps + taken > 0:  # it was done before
-                lives.append((None, code, steps + taken))
+            steps_taken += taken + steps
+            if code == 0:  # it was done before
                 break
             name = left.pop()
+            interruptions += 1
             tried[name] += 1
             # Before the training began there is nothing to finish, and SIGTERM ends a program as ever.
-            expected = {-signal.SIGKILL} if name == "kill -9" else {130, -signal.SIGTERM, -signal.SIGINT}
-            wrong_codes[name] += code not in expected or (steps > 1 and name != "kill -9" and code != 130)
-            lives.append((name, code, steps + taken))
-        if lives[-1][1] != 0 or results(save_path) != whole:
-            wrong_runs += 1
-        extra = sum(steps for _, _, steps in lives) - whole_steps
-        print(f"run {round_number}: {len(lives) - 1} interruptions, {extra} steps of {whole_steps} taken twice, "
-              f"{'the same' if not wrong_runs else 'NOT the same'} in the end", file=sys.stderr)
+            expected = {-signal.SIGKILL} if name == "kill -9" else {130} if steps > 1 else {130, -signal.SIGTERM}
+            wrong_codes[name] += code not in expected
+        same = results(save_path) == whole
+        wrong_runs += not same
+        print(f"run {round_number}: {interruptions} interruptions, {steps_taken - whole_steps} steps of {whole_steps} "
+              f"taken twice, {'the same' if same else 'NOT the same'} in the end", file=sys.stderr)
     lines = [f"| {name} | {tried[name]} | {tried[name] - wrong_codes[name]} |" for name in counts]
     return lines, wrong_runs, sum(wrong_codes.values())
 
