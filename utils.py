@@ -20,6 +20,7 @@ from skimage.metrics import structural_similarity
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv")
 MAX_PIXELS = 200_000_000  # refuse a picture by its header before its pixels are allocated (600 MB as RGB)
+MAX_FRAME_PIXELS = 8192 * 8192  # the same for films, of which a decoder holds many frames
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which MAX_PIXELS replaces
 
 
@@ -328,14 +329,22 @@ def picture_grid(rows, gap=4):
 @contextmanager
 def open_video(path):
     """Open a film with PyAV and yield (container, its first video stream). Raises UserError when there is none."""
+    if not Path(path).is_file():  # a pipe might never end
+        raise UserError(f"{path} is not a file; name a video")
     try:
-        container = av.open(str(path))
+        # A film may name no other address.
+        container = av.open(str(path), options={"protocol_whitelist": "file"})
     except (av.error.FFmpegError, OSError) as error:
         raise UserError(f"cannot read {path} as a video: {error.strerror or error}") from error
     with container:
         if not container.streams.video:
             raise UserError(f"{path} has no video stream")
+        size = container.streams.video[0].codec_context
+        if size is None:
+            raise UserError(f"{path} has a video stream of an unknown kind; convert it, for example to H.264")
         container.streams.video[0].thread_type = "AUTO"
+        if size.width * size.height > MAX_FRAME_PIXELS:
+            raise UserError(f"the frames of {path} have more than {MAX_FRAME_PIXELS:,} pixels; give a smaller video")
         yield container, container.streams.video[0]
 
 

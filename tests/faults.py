@@ -28,8 +28,11 @@ EPOCHS = 4
 SIGNALS = {"kill -9": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}
 
 
-def start(data_path, save_path, epoch_steps=3, environment=None, **settings):
-    """Fork a small training, or its going on; returns its process id, and the end of a pipe that tells its steps."""
+def start(data_path, save_path, epoch_steps=3, save_seconds=0, environment=None, **settings):
+    """Fork a small training, or its going on, that writes last.pt after every step.
+
+    Returns its process id and the end of a pipe that gets a byte at every step.
+    """
     there = {"resume": True} if (save_path / "last.pt").exists() else {}
     settings = {"data_path": data_path, "width": 4, "batch_size": 3, "end_epoch": EPOCHS, "use_feat_integrator": True,
                 "device": "cpu", **settings, "save_path": save_path, **there}
@@ -39,7 +42,7 @@ def start(data_path, save_path, epoch_steps=3, environment=None, **settings):
         os.close(write)
         return process, read
     os.environ.update(environment or {})
-    train.EPOCH_STEPS, train.SAVE_SECONDS, Expectation.STEPS = epoch_steps, 0, 2  # a checkpoint after every step
+    train.EPOCH_STEPS, train.SAVE_SECONDS, Expectation.STEPS = epoch_steps, save_seconds, 2
     step = train.Learner.step
     train.Learner.step = lambda *args: (os.write(write, b"."), step(*args))[1]
     with open(save_path.with_suffix(".txt"), "a") as file:
