@@ -333,7 +333,7 @@ def open_video(path):
         raise UserError(f"{path} is not a file; name a video")
     try:
         # A film may name no other address.
-        container = av.open(str(path), options={"protocol_whitelist": "file"})
+        container = av.open(str(path), options={"protocol_whitelist": "file"}, metadata_errors="replace")
     except (av.error.FFmpegError, OSError) as error:
         raise UserError(f"cannot read {path} as a video: {error.strerror or error}") from error
     with container:
@@ -345,7 +345,10 @@ def open_video(path):
         container.streams.video[0].thread_type = "AUTO"
         if size.width * size.height > MAX_FRAME_PIXELS:
             raise UserError(f"the frames of {path} have more than {MAX_FRAME_PIXELS:,} pixels; give a smaller video")
-        yield container, container.streams.video[0]
+        try:
+            yield container, container.streams.video[0]
+        except av.error.FFmpegError as error:  # for example frames at times that no film can be written with
+            raise UserError(f"{path} is damaged ({error.strerror}); repair or convert it first") from error
 
 
 def video_length(path):
