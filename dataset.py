@@ -193,16 +193,19 @@ class ColorizationDataset(Dataset):
 
 
 class TrainingViews(Dataset):
-    """Views of the pictures for the generator: half mirrored, zoomed in up to ``MAX_ZOOM``, some dimmed as in a fade.
+    """Views of the pictures for the generator: half mirrored, zoomed in up to ``MAX_ZOOM``, some dimmed as in a fade,
+    some with a part of another view pasted in, so that a character is known by its looks and not by where it stands.
 
     Indexed by (index, seed), so that a view depends on nothing else, in whatever process it is made. An item holds
-    ``L``, ``ab`` and ``view_feature`` of the view, and ``color_feature``, ``image_id`` and ``index`` of its picture.
-    A share of ``mislead`` is ``misled``: to be coloured from the colours of other shots.
+    ``L``, ``ab``, ``grey`` and ``view_feature`` of the view, and ``color_feature``, ``image_id`` and ``index`` of its
+    picture. A share of ``mislead`` is ``misled``: to be coloured from the colours of other frames.
     """
 
     MAX_ZOOM = 2.0
     DIMMED = 0.15  # share of the views
     DARKEST = 0.3  # a dimmed view has a light of DARKEST^3 at least
+    PASTED = 0.5  # share of the views that have a part of another one, a quarter to three quarters of each side
+    GRID = 32  # a pasted part begins and ends at a multiple of 1 / GRID of a side
 
     def __init__(self, data, mislead=0.0):
         self.data, self.mislead = data, mislead
@@ -213,21 +216,40 @@ class TrainingViews(Dataset):
     def __getitem__(self, index_and_seed):
         index, seed = index_and_seed
         rng = np.random.default_rng(seed)
-        misled = rng.random() < self.mislead
-        size = self.data.img_size
-        crop = round(size / rng.uniform(1, self.MAX_ZOOM))
-        top, left = rng.integers(0, size - crop + 1, 2)
-        picture = self.data.lab[index].numpy().transpose(1, 2, 0)[top:top + crop, left:left + crop]
-        picture = resize(np.ascontiguousarray(picture), size, size)
-        if rng.random() < 0.5:
-            picture = picture[:, ::-1]
-        L, ab = unpack(torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))))
-        # In CIE Lab, light times s^3 is ab times s and L + 16 times s.
-        s = rng.uniform(self.DARKEST, 1) if rng.random() < self.DIMMED else 1.0
-        L, ab = ((L + 0.16) * s - 0.16).clamp(min=0), ab * s
+        view = self._view(index, rng)
+        if rng.random() < self.PASTED:
+            size = rng.integers(self.GRID // 4, 3 * self.GRID // 4 + 1, 2)
+            start = rng.integers(0, self.GRID - size + 1)
+            for whole, other in zip(view, self._view(int(rng.integers(len(self))), rng), strict=True):
+                (top, left), (bottom, right) = (edge * whole.shape[-1] // self.GRID for edge in (start, start + size))
+                whole[:, top:bottom, left:right] = other[:, top:bottom, left:right]
+        lab, light = view
+        L, ab = unpack(lab)
         feature = color_feature(ab.permute(1, 2, 0).numpy() * AB_SCALE)
-        return {"L": L, "ab": ab, "view_feature": torch.from_numpy(feature), "misled": misled, "index": index,
+        return {"L": L, "ab": ab, "grey": grey_image(light / 255), "view_feature": torch.from_numpy(feature),
+                "misled": rng.random() < self.mislead, "index": index,
                 "color_feature": self.data.color_features[index], "image_id": self.data.ids[index]}
+
+    def _view(self, index, rng):
+        """A part of a picture: its Lab (3, S, S) and, for the backbone, its lightness (1, 256, 256), as in the data."""
+        share, corner, mirrored = 1 / rng.uniform(1, self.MAX_ZOOM), rng.random(2), rng.random() < 0.5
+        # In CIE Lab, light times s^3 is ab times s and L + 16 times s.
+        dim = rng.uniform(self.DARKEST, 1) if rng.random() < self.DIMMED else 1.0
+        view = []
+        for packed in (self.data.lab[index], self.data.lightness[index]):
+            size = packed.shape[-1]
+            crop = round(size * share)
+            top, left = (int(place * (size - crop + 1)) for place in corner)
+            part = packed.numpy().transpose(1, 2, 0)[top:top + crop, left:left + crop]
+            part = resize(np.ascontiguousarray(part), size, size).reshape(size, size, -1)
+            part = torch.from_numpy(np.ascontiguousarray((part[:, ::-1] if mirrored else part).transpose(2, 0, 1)))
+            if dim < 1:
+                part = part.float()
+                part[:1] = (part[:1] + 0.16 * 255) * dim - 0.16 * 255
+                part[1:] = (part[1:] - 128) * dim + 128
+                part = part.round().clamp(0, 255).byte()
+            view.append(part)
+        return view
 
 
 class ViewSampler(Sampler):

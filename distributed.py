@@ -131,3 +131,14 @@ class SharedBatchNorm(nn.BatchNorm2d):
         factor = self.weight * torch.rsqrt(variance + self.eps)
         offset = self.bias - mean * factor
         return torch.addcmul(offset[:, None, None].to(x.dtype), x, factor[:, None, None].to(x.dtype))
+
+
+class SharedDropout2d(nn.Dropout2d):
+    """Dropout of maps whose masks are those of one process with the whole batch, and on a GPU those of the CPU."""
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        size, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+        kept = torch.rand(size * x.shape[0], x.shape[1], 1, 1).chunk(size)[rank].to(x.device) >= self.p
+        return x * (kept / (1 - self.p)).to(x.dtype)

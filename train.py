@@ -11,7 +11,6 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -70,16 +69,17 @@ class TrainConfig:
     color_thres: float = setting(0.5, "delta: colour features closer than this (KL, nats) count as the same colours")
     alpha: float = setting(0.1, "margin of the triplet loss, in cosine similarity")
 
-    mislead: float = setting(0.5, "share of the pictures that the generator must colour from the memory's best slot of "
-                             "other colours, as happens with shots that the memory has never seen")
+    mislead: float = setting(0.5, "share of the pictures that the generator must colour from what the memory recalls "
+                             "of other frames, as happens with shots that it has never seen")
 
     batch_size: int = setting(8, "pictures in a step, shared by the processes of torchrun", group="optimisation")
-    gen_lr: float = setting(1e-3, "learning rate of the generator")
+    gen_lr: float = setting(2e-3, "learning rate of the generator")
     dis_lr: float = setting(2e-4, "learning rate of the discriminator")
     mem_lr: float = setting(1e-4, "learning rate of the memory's query encoder")
     int_lr: float = setting(1e-3, "learning rate of the feature integrator")
     lr_decay_start: float = setting(0.5, "share of the training after which the learning rates fall linearly to 0")
     lambda_l1: float = setting(100.0, "weight of the L1 loss against the adversarial loss")
+    dis_every: int = setting(4, "the discriminator judges and learns in every so many steps")
     label_smoothing: float = setting(0.9, "what the discriminator is told that real pictures are, at most 1")
     clip_grad: float = setting(0.0, "largest norm that the gradient of a network may have; 0: no limit")
 
@@ -92,7 +92,7 @@ class TrainConfig:
 
     def check(self):
         """Raises UserError when settings are out of range or make no sense together."""
-        for name in ("end_epoch", "save_freq", "batch_size", "img_size", "width"):
+        for name in ("end_epoch", "save_freq", "batch_size", "img_size", "width", "dis_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; set it to at least 1")
         for name in ("start_epoch", "max_minutes", "mem_size", "top_k", "color_thres", "alpha", "num_workers", "gen_lr",
@@ -123,12 +123,13 @@ class TrainConfig:
             raise UserError("overwrite True starts again and resume True or start_epoch goes on; use one of them")
 
 
+VIVID = 2.0  # how much more a pixel of chroma 110 counts than a grey one in the colour loss
 EMA_DECAY = 0.995  # of the moving average of the generator's weights
-EPOCH_STEPS = 25  # a set of a few pictures is passed over again until an epoch has this many steps
+EPOCH_STEPS = 50  # a set of a few pictures is passed over again until an epoch has this many steps
 SAVE_SECONDS = 120  # last.pt is never older; writing it takes about a second
 PATIENCE = 10  # steps in a row without a finite loss or gradient that end the training
 VAL_PICTURES = 64  # validation looks at no more than these many, spread evenly over the set
-FITTED = 128  # the spatial memory learns what to expect from no more pictures than these, spread evenly (250 MB)
+FITTED = 128  # the spatial memory's projection is chosen by no more pictures than these, spread evenly
 SAMPLES = 4  # rows of the sample grid
 
 
@@ -176,10 +177,21 @@ def integrator_loss(combined, color_feature, eps=1e-4):
     return F.kl_div((combined + eps).log(), color_feature + eps, reduction="none").sum(1).mean()
 
 
+def color_loss(ab_fake, ab):
+    """L1 of ab (N, 2, S, S), weighted by 1 + VIVID * chroma and brought back to the mean weight 1.
+
+    Characters are small and vivid, backgrounds large and pale, and it is on characters that a wrong colour is seen.
+    """
+    weight = 1 + VIVID * ab.norm(dim=1, keepdim=True)
+    return ((ab_fake - ab).abs() * weight).mean() / weight.mean()
+
+
 def generator_loss(logits_fake, ab_fake, ab, lambda_l1):
-    """Adversarial + lambda * L1. Returns the loss and its named parts."""
+    """Adversarial (where there are ``logits_fake``) + lambda * color_loss. Returns the loss and its named parts."""
+    l1 = color_loss(ab_fake, ab)
+    if logits_fake is None:
+        return lambda_l1 * l1, {"gen_l1": l1.detach()}
     adversarial = F.binary_cross_entropy_with_logits(logits_fake, torch.ones_like(logits_fake))
-    l1 = F.l1_loss(ab_fake, ab)
     return adversarial + lambda_l1 * l1, {"gen_adv": adversarial.detach(), "gen_l1": l1.detach()}
 
 
@@ -257,7 +269,7 @@ class Learner:
         config, colorizer, team = self.config, self.colorizer, self.team
         self.skipped = torch.zeros((), dtype=torch.bool, device=team.device)
         L, ab, color, view = (batch[name] for name in ("L", "ab", "color_feature", "view_feature"))
-        losses, palette = {}, view
+        losses, palette = {}, (view, torch.ones_like(view[:, 0]))
 
         if config.use_memory:
             # There is one memory: every process does the same to its copy, with the whole batch.
@@ -275,24 +287,30 @@ class Learner:
                 losses["int_kl"] = loss.detach()
 
             # At test time the memory's colours are often those of another shot, so the generator must learn to take
-            # them as advice: some pictures are coloured from the nearest slot of other colours.
-            misled = team.mine(colorizer.memory.mislead(query, color))
-            palette = torch.where(batch["misled"][:, None], misled, view)
+            # them as advice, the less the lower their score: some pictures are coloured from another frame's slot.
+            value, score = (team.mine(x) for x in colorizer.memory.recall_other(query, ids))
+            other = batch["misled"] & score.isfinite()
+            palette = torch.where(other[:, None], value, view), torch.where(other, score, palette[1])
 
+        judged = self.steps % config.dis_every == 0
         self.discriminator.requires_grad_(False)
         with cast():
-            fake = self.paint(L, palette)
-            logits = self.discriminator(L, fake, view)
+            places = colorizer.backbone(batch["grey"])[1] if colorizer.config.use_spatial_memory else None
+            fake = self.paint(L, palette, places)
+            logits = self.discriminator(L, fake, view) if judged else None
         loss, parts = generator_loss(logits, fake, ab, config.lambda_l1)
         self._descend("gen", loss)
         self._average()
         self.discriminator.requires_grad_(True)
+        losses |= parts
 
-        with cast():  # real and fake in one pass: no norm here looks over the batch
-            both = self.judge(L.repeat(2, 1, 1, 1), torch.cat([ab, fake.detach()]), view.repeat(2, 1))
-        loss = discriminator_loss(*both.chunk(2), config.label_smoothing)
-        self._descend("dis", loss)
-        return {**losses, **parts, "dis": loss.detach(), "skipped": self.skipped.float()}
+        if judged:
+            with cast():  # real and fake in one pass: no norm here looks over the batch
+                both = self.judge(L.repeat(2, 1, 1, 1), torch.cat([ab, fake.detach()]), view.repeat(2, 1))
+            loss = discriminator_loss(*both.chunk(2), config.label_smoothing)
+            self._descend("dis", loss)
+            losses["dis"] = loss.detach()
+        return {**losses, "skipped": self.skipped.float()}
 
     def state(self):
         """Everything of the learner that a checkpoint keeps, beside the colorizer's configuration."""
@@ -332,49 +350,30 @@ def not_whole(error):
 # Data and validation
 
 
-class Seen(NamedTuple):
-    """What the frozen backbone makes of a dataset, which never changes and is computed once; None without a memory."""
+def look(data, indices, learner, device, cast):
+    """What the backbone sees of some pictures, and their L and ab: frames (N, D), places (N, E, 32, 32), L, ab.
 
-    features: torch.Tensor | None = None  # (N, D) of the frames
-    hints: torch.Tensor | None = None  # (N, 3, 32, 32) of the spatial memory
+    The first two are None without a memory, which needs no backbone.
+    """
+    frames = places = None
+    if learner.config.use_memory:
+        with cast():
+            frames, places = learner.colorizer.backbone(grey_image(data.lightness[indices].to(device) / 255))
+    return frames, places, *(x.to(device) for x in unpack(data.lab[indices]))
 
 
-def look(data, indices, learner, device, cast, mirrored=False):
-    """What the backbone sees of some pictures, and their L and ab: frames (N, D), places (N, E, 32, 32), L, ab."""
-    grey, lab = data.lightness[indices], data.lab[indices]
-    if mirrored:
-        grey, lab = grey.flip(-1), lab.flip(-1)
-    with cast():
-        frames, places = learner.colorizer.backbone(grey_image(grey.to(device) / 255))
-    return frames, places, *(x.to(device) for x in unpack(lab))
+def look_at(data, learner, device, cast):
+    """The backbone's features (N, D) of the frames of a dataset, which never change and are computed once."""
+    return torch.cat([look(data, part, learner, device, cast)[0] for part in torch.arange(len(data)).split(8)])
 
 
 def remember(data, learner, device, cast):
-    """Fill the spatial memory with the pictures; returns what the backbone made of them."""
-    spatial = learner.colorizer.spatial
-    parts = [look(data, part, learner, device, cast, mirrored) for mirrored in (False, True)
-             for part in torch.tensor(spread(len(data), FITTED)).split(8)]
-    spatial.fit(*(torch.cat([part[i].half() for part in parts]) for i in (1, 2, 3)), cast)
-    features, ids = [], torch.tensor(data.ids)
-    for indices in torch.arange(len(data)).split(8):
-        seen = look(data, indices, learner, device, cast)
-        spatial.write(indices.to(device), *seen, ids[indices].to(device))
-        features.append(seen[0])
-    return Seen(torch.cat(features))
-
-
-def look_at(data, learner, device, cast, ask):
-    """Look at each picture with the backbone, once; ``ask`` the spatial memory for its hints."""
-    if not learner.config.use_memory:
-        return Seen()
-    features, hints = [], []
-    for indices in torch.arange(len(data)).split(8):
-        frames, places, L, _ = look(data, indices, learner, device, cast)
-        features.append(frames)
-        if ask and learner.colorizer.config.use_spatial_memory:
-            spatial = learner.colorizer.spatial
-            hints.append(spatial.read(frames, spatial.key(places, L)))
-    return Seen(torch.cat(features), torch.cat(hints) if hints else None)
+    """Fill the spatial memory with the pictures."""
+    spatial, ids = learner.colorizer.spatial, torch.tensor(data.ids)
+    sample = torch.tensor(spread(len(data), FITTED)).split(8)
+    spatial.fit(torch.cat([look(data, part, learner, device, cast)[1].half() for part in sample]))
+    for part in torch.arange(len(data)).split(8):
+        spatial.write(part.to(device), *look(data, part, learner, device, cast), ids[part].to(device))
 
 
 def load_data(config):
@@ -388,7 +387,7 @@ def load_data(config):
 
 
 @torch.no_grad()
-def validate(learner, data, seen, device, cast):
+def validate(learner, data, device, cast):
     """Colour the pictures exactly as at test time: eval mode, colours from the memory (through the integrator).
 
     Returns the metrics, and SAMPLES rows for the sample grid: (index, predicted Lab (S, S, 3), ids of the top 3).
@@ -398,17 +397,15 @@ def validate(learner, data, seen, device, cast):
     shown = {chosen[place] for place in spread(len(chosen), SAMPLES)}
     errors, squares, overlaps, samples = [], [], [], []
     for indices in torch.tensor(chosen).split(learner.config.batch_size):
-        batch = [data[index] for index in indices.tolist()]
-        L, ab = (torch.stack([item[name] for item in batch]).to(device) for name in ("L", "ab"))
-        color, ids = None, torch.empty(len(batch), 0)
-        hint = None if seen.hints is None else seen.hints[indices]
+        frames, places, L, ab = look(data, indices, learner, device, cast)
+        palette, ids = None, torch.empty(len(indices), 0)
         if learner.config.use_memory:
-            recall = colorizer.recall(seen.features[indices])
-            color, ids = colorizer.choose(recall), recall.ids
+            recall = colorizer.recall(frames)
+            palette, ids = colorizer.choose(recall), recall.ids
             truth = data.color_features[indices].to(device)
-            overlaps += torch.minimum(color, truth).sum(1).tolist()
+            overlaps += torch.minimum(palette[0], truth).sum(1).tolist()
         with cast():
-            fake = colorizer(L, color, hint)
+            fake, _ = colorizer(L, palette, (frames, places))
         squares += ((fake - ab) * AB_SCALE).square().mean((1, 2, 3)).tolist()
         for index, lab, truth, top in zip(indices.tolist(), to_lab(L, fake), to_lab(L, ab), ids.tolist(), strict=True):
             errors.append(ciede2000(lab, truth))
@@ -441,7 +438,7 @@ class Position:
     seconds: float = 0.0  # seconds on the steps of the epochs before
     elapsed: float = 0.0  # seconds on everything, in all the times that the run was started
     best: float = math.inf  # val_ciede2000
-    sums: dict = field(default_factory=dict)  # losses of this epoch's steps: name -> tensor of no dimension
+    sums: dict = field(default_factory=dict)  # losses of this epoch: name -> tensor of their sum and number
 
     @classmethod
     def of(cls, saved, device):
@@ -451,7 +448,7 @@ class Position:
             for f in fields(cls)[:-1]:
                 if not (type(getattr(position, f.name)) is f.type and getattr(position, f.name) >= 0):
                     raise ValueError(f"{f.name} is {getattr(position, f.name)}")
-            position.sums = {name: x.to(device).reshape(()) for name, x in position.sums.items()}
+            position.sums = {name: x.to(device).reshape(2) for name, x in position.sums.items()}
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise not_whole(error) from error
         return position
@@ -500,9 +497,11 @@ def _train(config, saved, team, run):
     if saved:
         learner.load(saved)
         position = Position.of(saved, device)
-        if model_config.use_spatial_memory and len(data) != model_config.spatial_size:
-            raise UserError(f"the run was trained on {model_config.spatial_size} pictures, and there are {len(data)}; "
-                            "give it back its pictures or train anew in another save_path")
+        if model_config.use_spatial_memory:
+            trained = int((~learner.colorizer.spatial.pinned).sum())  # the others are references that the user added
+            if len(data) != trained:
+                raise UserError(f"the run was trained on {trained} pictures, and there are {len(data)}; give it back "
+                                "its pictures or train anew in another save_path")
     if position.epoch >= config.end_epoch:
         raise UserError(f"the checkpoint is of epoch {position.epoch} and end_epoch is {config.end_epoch}; raise "
                         "end_epoch")
@@ -513,11 +512,9 @@ def _train(config, saved, team, run):
     begin -= position.elapsed
 
     if model_config.use_spatial_memory and not saved:
-        seen = remember(data, learner, device, cast)
-    else:
-        seen = look_at(data, learner, device, cast, ask=False)
-    team.share(learner.colorizer)  # the spatial memory was learned, and GPUs may differ in the last bits
-    val_seen = look_at(val_data, learner, device, cast, ask=True) if team.leader else None
+        remember(data, learner, device, cast)
+    features = look_at(data, learner, device, cast) if config.use_memory else None
+    team.share(learner.colorizer)  # GPUs may differ in the last bits
     if saved:
         try:
             torch.set_rng_state(saved["rng"])
@@ -571,15 +568,16 @@ def _train(config, saved, team, run):
             for batch in loader:
                 learner.set_progress(done)
                 batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-                features = None if seen.features is None else seen.features[batch["index"]]
-                losses = learner.step(batch, features, cast)
+                losses = learner.step(batch, None if features is None else features[batch["index"]], cast)
                 position.step += 1
                 position.batches += 1
                 position.spent = time.monotonic() - started
                 skipped = losses["skipped"]
                 for name, loss in losses.items():
-                    counts = loss if name == "skipped" else loss.masked_fill(skipped > 0, 0)
-                    position.sums[name] = position.sums.get(name, 0) + counts
+                    counted = torch.stack([loss, torch.ones_like(loss)])
+                    if name != "skipped":
+                        counted = counted.masked_fill(skipped > 0, 0)
+                    position.sums[name] = position.sums.get(name, 0) + counted
                 skipped_in_row = (skipped_in_row + skipped) * skipped
                 if position.step % PATIENCE == 0 and skipped_in_row >= PATIENCE:
                     raise UserError(f"{PATIENCE} steps in a row gave no finite loss or gradient; lower gen_lr or set "
@@ -597,9 +595,9 @@ def _train(config, saved, team, run):
                                         f"{config.save_path}")
             if config.use_memory:
                 team.check_same(learner.colorizer.memory, "memory")
-            sums = {name: team.mean(total).item() for name, total in position.sums.items()}
-            skipped = round(sums.pop("skipped"))
-            means = {name: total / max(1, position.batches - skipped) for name, total in sums.items()}
+            sums = {name: team.mean(total).tolist() for name, total in position.sums.items()}
+            skipped = round(sums.pop("skipped")[0])
+            means = {name: total / count for name, (total, count) in sums.items() if count}
             spent, images = time.monotonic() - started, position.batches * config.batch_size
             position.epoch, position.batches, position.sums = position.epoch + 1, 0, {}
             position.seconds, position.spent = position.seconds + spent, 0.0
@@ -607,7 +605,7 @@ def _train(config, saved, team, run):
                 continue
 
             validation_began = time.monotonic()
-            metrics, samples = validate(learner, val_data, val_seen, device, cast)
+            metrics, samples = validate(learner, val_data, device, cast)
             val_seconds = time.monotonic() - validation_began
             record = {"epoch": position.epoch, "step": position.step, "seconds": round(position.seconds, 3),
                       "images_per_second": round(images / spent, 3), "skipped": skipped, **means, **metrics}

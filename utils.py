@@ -165,7 +165,7 @@ def write_image(path, rgb):
 # ---------------------------------------------------------------------------------------------------------------------
 # Checkpoints and devices
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 
 
 def save_checkpoint(path, content):
@@ -359,10 +359,11 @@ def video_length(path):
         return stream.frames or round(seconds * rate), rate
 
 
-def transcode(source, target, paint, batch_size):
+def transcode(source, target, paint, batch_size, size=None):
     """Write ``target`` (H.264) with the frames of ``source`` as ``paint`` returns them, at their own times, with sound.
 
-    ``paint`` takes and returns a list of at most ``batch_size`` RGB uint8 pictures (H, W, 3). Audio packets are copied;
+    ``paint`` takes and returns a list of at most ``batch_size`` RGB uint8 pictures (H, W, 3); those that it returns are
+    as large as those it takes, or of ``size`` (height, width) with square pixels. Audio packets are copied;
     an audio track that the container cannot carry is left out with a warning. A film that breaks off is used as far
     as it decodes, with a warning. The output appears under its name only when it is complete.
     Raises UserError when nothing decodes or ``target`` cannot be written.
@@ -372,11 +373,11 @@ def transcode(source, target, paint, batch_size):
     with (open_video(source) as (film, video), replace_when_done(target) as temporary,
           av.open(str(temporary), "w") as output):
         stream = output.add_stream("libx264", rate=video.average_rate or 25, options={"crf": "16"})
-        stream.width, stream.height = video.codec_context.width, video.codec_context.height
+        stream.height, stream.width = size or (video.codec_context.height, video.codec_context.width)
         # 4:2:0 stores one colour for 2 x 2 pixels and so needs even sides.
         stream.pix_fmt = "yuv444p" if stream.width % 2 or stream.height % 2 else "yuv420p"
         stream.time_base = stream.codec_context.time_base = video.time_base
-        if video.sample_aspect_ratio:
+        if video.sample_aspect_ratio and not size:
             stream.codec_context.sample_aspect_ratio = video.sample_aspect_ratio
         for tag in ("colorspace", "color_primaries", "color_trc"):
             setattr(stream.codec_context, tag, getattr(video.codec_context, tag))

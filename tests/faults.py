@@ -21,7 +21,6 @@ import torch
 from drawn import draw_dataset
 
 import train
-from memory import Expectation
 from utils import load_checkpoint, run_cli
 
 EPOCHS = 4
@@ -42,7 +41,7 @@ def start(data_path, save_path, epoch_steps=3, save_seconds=0, environment=None,
         os.close(write)
         return process, read
     os.environ.update(environment or {})
-    train.EPOCH_STEPS, train.SAVE_SECONDS, Expectation.STEPS = epoch_steps, save_seconds, 2
+    train.EPOCH_STEPS, train.SAVE_SECONDS = epoch_steps, save_seconds
     step = train.Learner.step
     train.Learner.step = lambda *args: (os.write(write, b"."), step(*args))[1]
     with open(save_path.with_suffix(".txt"), "a") as file:

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from drawn import feature, fill, unit
 from torch import nn
 
-from networks import AdaIN, Backbone, BackboneUnavailable, ColorConv, Colorizer, Discriminator, Generator, ModelConfig
+from networks import (
+    AdaIN, Backbone, BackboneUnavailable, ColorConv, Colorizer, Discriminator, Generator, ModelConfig, fold_norms)
 
 torch.manual_seed(0)
 
@@ -56,7 +57,7 @@ def test_color_conv_is_the_convolution_over_concatenated_maps(height, width):
 @pytest.mark.parametrize("norm", ["adain", "batch"])
 def test_generator_and_discriminator_shapes(size, norm):
     L, color = torch.rand(2, 1, size, size), torch.rand(2, 313)
-    ab = Generator(norm, width=8)(L, color)
+    ab = Generator(norm, width=8)(L, (color, torch.ones(len(color))))
     assert ab.shape == (2, 2, size, size) and ab.abs().max() <= 1
     logits = Discriminator("adain" if norm == "adain" else None, width=8)(L, ab, color)
     assert logits.shape == (2, 1, size // 8 - 2, size // 8 - 2)
@@ -74,7 +75,7 @@ def test_the_color_feature_steers_adain_and_not_batch_norm():
     L = torch.rand(1, 1, 128, 128)
     for norm, steered in (("adain", True), ("batch", False)):
         generator = Generator(norm, width=8).eval()
-        red, blue = generator(L, feature(300)[None]), generator(L, feature(10)[None])
+        red, blue = (generator(L, (feature(place)[None], torch.ones(1))) for place in (300, 10))
         assert torch.equal(red, blue) != steered
 
 
@@ -133,27 +134,57 @@ def test_resnet18_with_a_file_of_weights(tmp_path):
     torch.testing.assert_close(net.fc(features), net(grey), rtol=1e-4, atol=1e-4)
 
 
-def test_a_hint_is_laid_over_as_far_as_it_is_confident():
+def test_folding_the_norms_of_a_backbone_changes_nothing():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+    nn.init.uniform_(network[1].weight, 0.5, 2)
+    network(torch.randn(64, 3, 9, 9) * 3 + 1)  # statistics that are not 0 and 1
+    x = torch.randn(2, 3, 9, 9)
+    expected = network.eval()(x)
+    fold_norms(network)
+    assert isinstance(network[1], nn.Identity)
+    torch.testing.assert_close(network(x), expected)
+
+
+@pytest.mark.parametrize("img_size", [128, 256, 384])
+def test_the_generator_sees_the_places(img_size):
+    torch.manual_seed(0)
+    generator = Generator("adain", 4, 20, img_size).eval()
+    L, places = torch.rand(1, 1, img_size, img_size), torch.rand(1, 20, 32, 32)
+    palette = torch.rand(1, 313), torch.ones(1)
+    plain = generator(L, palette, places)
+    places[..., :8] += 1
+    assert (generator(L, palette, places) - plain).abs().max() > 1e-4
+
+
+def test_a_hint_moves_the_mean_of_a_place_as_far_as_it_is_confident(monkeypatch):
+    """Left without confidence, in the middle of a quarter, right certain: places then have the remembered mean, and the
+    generator's detail around it."""
     colorizer = Colorizer(ModelConfig(mem_size=4, top_k=4, width=8, spatial_size=1), None).eval()
-    L, color, hint = torch.rand(1, 1, 128, 128), torch.rand(1, 313), torch.zeros(1, 3, 32, 32)
-    hint[:, 0], hint[:, 1] = 0.9, -0.3
-    hint[:, 2, :, 16:] = 1
-    plain, ab = colorizer(L, color), colorizer(L, color, hint)
-    assert torch.equal(ab[..., :60], plain[..., :60])  # no confidence
-    assert torch.allclose(ab[0, :, :, 68:], torch.tensor([0.9, -0.3])[:, None, None].expand(-1, 128, 60))
-    hint[:, 2] = 0.1
-    expected = plain + 0.1**0.25 * (hint[:, :2, :1, :1] - plain)
-    torch.testing.assert_close(colorizer(L, color, hint), expected)
+    L, palette = torch.rand(1, 1, 128, 128), (torch.rand(1, 313), torch.ones(1))
+    seen = torch.rand(1, 1280), torch.rand(1, 472, 32, 32)
+    hint = torch.tensor([0.9, -0.3, 0.0]).view(1, 3, 1, 1).repeat(1, 1, 32, 32)
+    hint[:, 2, :, 10:20], hint[:, 2, :, 20:] = 0.25, 1
+    monkeypatch.setattr(colorizer.spatial, "read", lambda frames, keys: hint)
+    plain = colorizer.generator(L, palette, seen[1])
+    ab, confidence = colorizer(L, palette, seen)
+    assert torch.equal(confidence, hint[:, 2])
+    torch.testing.assert_close(ab[..., :36], plain[..., :36])
+    pooled, means = (F.adaptive_avg_pool2d(x, 32) for x in (ab, plain))
+    expected = means + 0.25**colorizer.TRUST * (hint[:, :2] - means)
+    torch.testing.assert_close(pooled[..., 12:18], expected[..., 12:18], atol=0.05, rtol=0)
+    torch.testing.assert_close(pooled[..., 22:], hint[:, :2, :, 22:], atol=0.05, rtol=0)
 
 
 def test_choose_by_rank_and_by_integrator():
     colorizer = Colorizer(ModelConfig(mem_size=4, top_k=4, width=8, use_feat_integrator=True), None)
     fill(colorizer.memory, [unit(0), unit(1)], [feature(0), feature(100)])
     recall = colorizer.memory.read(F.normalize(unit(0) + 0.5 * unit(1), dim=0)[None], 3)
-    assert torch.equal(colorizer.choose(recall, 1), feature(0)[None])
-    assert torch.equal(colorizer.choose(recall, 2), feature(100)[None])
-    assert torch.equal(colorizer.choose(recall, 3), feature(0)[None])  # empty: the best one instead
-    assert (colorizer.choose(recall) - feature(0)).abs().sum() < 2e-3
+    for rank, slot in ((1, 0), (2, 1), (3, 0)):  # the third is empty: the best one instead
+        value, score = colorizer.choose(recall, rank)
+        assert torch.equal(value, recall.values[:, slot]) and torch.equal(score, recall.scores[:, slot])
+    value, score = colorizer.choose(recall)
+    assert (value - feature(0)).abs().sum() < 2e-3 and torch.equal(score, recall.scores[:, 0])
 
 
 SHIM = """

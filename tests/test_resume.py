@@ -15,7 +15,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from faults import results
-from memory import Expectation
 from train import Learner, main
 from utils import UserError, load_checkpoint, save_checkpoint
 
@@ -30,7 +29,6 @@ def data_path(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def short_epochs(monkeypatch):
     monkeypatch.setattr(train, "EPOCH_STEPS", 3)
-    monkeypatch.setattr(Expectation, "STEPS", 2)
 
 
 def flags(data_path, save_path, **settings):

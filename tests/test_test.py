@@ -15,7 +15,8 @@ from test_utils import draw_film, times_and_sound
 
 import train
 from dataset import color_feature, resize, rgb_to_lab
-from memory import Expectation
+from memory import REFERENCE_ID, SpatialMemory
+from resources.draw_episodes import PALETTE, draw_frame
 from test import Evaluation, main
 from utils import UserError, load_checkpoint, read_image, save_checkpoint, write_image
 
@@ -26,7 +27,6 @@ def home(tmp_path_factory):
     home = draw_dataset(tmp_path_factory.mktemp("home"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "EPOCH_STEPS", 4)
-        patch.setattr(Expectation, "STEPS", 2)
         for way, settings in WAYS.items():
             train.main(flags(data_path=home, save_path=home / way, width=4, batch_size=6, end_epoch=1, **settings))
     return home
@@ -66,14 +66,14 @@ def test_the_ways_give_the_generator_different_colours(home, tmp_path, monkeypat
     seen = []
     forward = test.Colorizer.forward
     monkeypatch.setattr(test.Colorizer, "forward",
-                        lambda self, L, v, h: (seen.append((v, h)), forward(self, L, v, h))[1])
+                        lambda self, L, v, *rest: (seen.append(v and v[0]), forward(self, L, v, *rest))[1])
     picture = next((home / "test").iterdir())
     for name, way, settings in (("best", "memory", {}), ("second", "memory", {"rank": 2}), ("gan", "gan", {}),
-                                ("truth", "memory", {"color_feature": "truth"}), ("spatial", "spatial", {})):
+                                ("truth", "memory", {"color_feature": "truth"})):
         color(home, way, tmp_path / name / "out.png", picture, **settings)
-    (best, _), (second, _), (gan, _), (truth, _), (_, hint) = seen
-    assert gan is None and hint.shape == (1, 3, 32, 32) and all(h is None for _, h in seen[:-1])
+    best, second, gan, truth = seen
     features = [best, second, truth]
+    assert gan is None
     assert all(not torch.equal(a, b) for i, a in enumerate(features) for b in features[i + 1:])
     assert all(v.sum().item() == pytest.approx(1, abs=1e-4) for v in features)
 
@@ -253,8 +253,97 @@ def test_the_reference_gives_its_color_feature_to_the_generator(home, tmp_path, 
     import test
     seen = []
     forward = test.Colorizer.forward
-    monkeypatch.setattr(test.Colorizer, "forward", lambda self, L, v, h: (seen.append(v), forward(self, L, v, h))[1])
+    monkeypatch.setattr(test.Colorizer, "forward",
+                        lambda self, L, v, *rest: (seen.append(v[0]), forward(self, L, v, *rest))[1])
     reference = home / "train" / "raw_image_drawn_1.png"
     color(home, "memory", tmp_path / "out.png", next((home / "test").iterdir()), reference=reference)
     small = resize(rgb_to_lab(read_image(reference)), 128, 128)
     assert torch.allclose(seen[0][0], torch.from_numpy(color_feature(small[..., 1:])))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# References
+
+
+RUBY_WALKS, BO_WALKS = 28, 172  # frames of the sample film, of different shots
+GUESSED = 0.1  # SpatialMemory.COLOR for a generator that has learned next to nothing and guesses grey
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    """<folder>/run: a network trained for moments on some frames of the sample film; <folder>/corrected: a folder with
+    one frame in which the red character is repainted in the teal of another one, of the same lightness."""
+    folder = tmp_path_factory.mktemp("sample")
+    for frame in (8, RUBY_WALKS, 48, 160, 190, 290):
+        write_image(folder / "data" / "train" / f"frame_{frame}.png", draw_frame(1, frame))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "EPOCH_STEPS", 2)
+        patch.setattr(SpatialMemory, "COLOR", GUESSED)
+        train.main(flags(data_path=folder / "data", save_path=folder / "run", width=4, end_epoch=1))
+        patch.setitem(PALETTE, "ruby", PALETTE["tilo"])
+        write_image(folder / "corrected" / "ruby_is_teal.png", draw_frame(1, RUBY_WALKS))
+    return folder
+
+
+def share_of_teal(path, frame):
+    """How much of the red character is nearer to teal than to red in a picture of a frame of the sample film."""
+    ab = rgb_to_lab(read_image(path))[draw_frame(1, frame, mask_of="ruby")][:, 1:]
+    red, teal = (np.linalg.norm(ab - rgb_to_lab(np.uint8([[PALETTE[name]]]))[0, 0, 1:], axis=1)
+                 for name in ("ruby", "tilo"))
+    return (teal < red).mean()
+
+
+def test_a_corrected_frame_is_followed_without_training(sample, tmp_path, monkeypatch):
+    """One frame corrected: it and one like it (where she is elsewhere) come out so, another shot stays as it was, and
+    the checkpoint that is saved colours the same."""
+    monkeypatch.setattr(SpatialMemory, "COLOR", GUESSED)
+    for frame in (RUBY_WALKS, RUBY_WALKS + 4, BO_WALKS):
+        write_image(tmp_path / "in" / f"{frame}.png", draw_frame(1, frame))
+    asked = {"input": tmp_path / "in", "precision": "fp32"}
+    main(flags(checkpoint=sample / "run" / "last.pt", output=tmp_path / "before", **asked))
+    main(flags(checkpoint=sample / "run" / "last.pt", output=tmp_path / "after", references=sample / "corrected",
+               save_checkpoint=tmp_path / "kept.pt", **asked))
+    main(flags(checkpoint=tmp_path / "kept.pt", output=tmp_path / "kept", **asked))
+    for frame in (RUBY_WALKS, RUBY_WALKS + 4):
+        assert share_of_teal(tmp_path / "before" / f"{frame}.png", frame) < 0.3  # thin limbs are not all red either
+        assert share_of_teal(tmp_path / "after" / f"{frame}.png", frame) > 0.95
+    before, after = (read_image(tmp_path / name / f"{BO_WALKS}.png").astype(int) for name in ("before", "after"))
+    assert np.abs(before - after).mean() < 1
+    for path in (tmp_path / "in").iterdir():
+        assert np.array_equal(read_image(tmp_path / "after" / path.name), read_image(tmp_path / "kept" / path.name))
+
+
+def test_training_goes_on_with_the_references(sample, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "EPOCH_STEPS", 4)
+    picture = next((sample / "data" / "train").iterdir())
+    main(flags(checkpoint=sample / "run" / "last.pt", input=picture, output=tmp_path / "out.png",
+               references=sample / "corrected", save_checkpoint=tmp_path / "run" / "last.pt"))
+    train.main(flags(save_path=tmp_path / "run", resume=True, end_epoch=2))
+    before, after = (load_checkpoint(path / "run" / "last.pt")["colorizer"] for path in (sample, tmp_path))
+    assert after["memory.ids"].tolist()[len(before["memory.ids"]):] == [REFERENCE_ID]
+    assert after["spatial.ids"].tolist()[len(before["spatial.ids"]):] == [REFERENCE_ID]
+    corrected = resize(rgb_to_lab(read_image(next((sample / "corrected").iterdir()))), 128, 128)
+    assert torch.allclose(after["memory.values"][-1], torch.from_numpy(color_feature(corrected[..., 1:])))
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"references": "missing"}, "there is no folder missing"),
+    ({"references": "empty"}, "there is no picture in empty"),
+    ({"references": "grey"}, "reference grey/grey.png is grey"),
+    ({"references": "bad"}, "cannot read bad/bad.png"),
+    ({"references": "good", "color_feature": "truth"}, "use one of them"),
+    ({"references": "good", "checkpoint": "gan"}, "is a plain GAN; leave --references out"),
+    ({"save_checkpoint": "new.pt"}, "name their folder by --references"),
+    ({"references": "good", "save_checkpoint": "good/good.png"}, "good.png exists already"),
+])
+def test_bad_references_are_one_sentence(home, tmp_path, monkeypatch, settings, message):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    write_image(Path("grey/grey.png"), np.full((32, 32, 3), 99, np.uint8))
+    write_image(Path("good/good.png"), draw_picture(1))
+    Path("bad").mkdir()
+    Path("bad/bad.png").write_bytes(b"")
+    settings = {"checkpoint": "memory", "input": "good/good.png", "output": "out.png", **settings}
+    with pytest.raises(UserError, match=message):
+        main(flags(**{**settings, "checkpoint": home / settings["checkpoint"] / "best.pt"}))
+    assert not Path("out.png").exists() and not Path("new.pt").exists()

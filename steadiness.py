@@ -1,0 +1,125 @@
+"""How steady are the colours of a shot? Colour distribution consistency and the warping error of ab.
+
+Both are measured frame by frame within one shot and never over a cut: a shot gets objects of its own. Neither is good
+when small by itself, since a grey film is perfectly steady; so the truth is measured in the same way, for comparison.
+"""
+
+import math
+from collections import deque
+
+import cv2
+import numpy as np
+
+from dataset import resize, rgb_to_lab
+
+
+def js_divergence(p, q):
+    """Jensen-Shannon divergence in nats over the last dimension: 0 when equal, log 2 when nothing is shared."""
+    middle = (p + q) / 2
+    return (_entropy(middle) - (_entropy(p) + _entropy(q)) / 2).clip(min=0)
+
+
+def _entropy(p):
+    return -(p * np.log(np.where(p > 0, p, 1))).sum(-1)  # 0 log 0 is 0
+
+
+class CDC:
+    """Colour distribution consistency of one shot (Liu et al. 2021, arXiv 2110.04562), of which only the histograms of
+    the last frames are kept.
+
+    The Jensen-Shannon divergence between the 256-bin histograms of frames t apart, averaged over the channels and over
+    the shot, for each t of STEPS; then the mean over these.
+    """
+
+    STEPS = (1, 2, 4)
+
+    def __init__(self):
+        self._last = deque(maxlen=max(self.STEPS))
+        self._sums, self._counts = dict.fromkeys(self.STEPS, 0.0), dict.fromkeys(self.STEPS, 0)
+
+    def add(self, rgb):
+        """Add the next frame of the shot, RGB uint8 (H, W, 3)."""
+        histogram = np.stack([cv2.calcHist([rgb], [channel], None, [256], [0, 256])[:, 0] for channel in range(3)])
+        histogram = histogram.astype(np.float64) / (rgb.shape[0] * rgb.shape[1])
+        for step in self.STEPS:
+            if len(self._last) >= step:
+                self._sums[step] += js_divergence(histogram, self._last[-step]).mean()
+                self._counts[step] += 1
+        self._last.append(histogram)
+
+    def value(self):
+        """The CDC, from 0 (steady) to log 2, of the steps that the shot is long enough for; nan for a single frame."""
+        means = [self._sums[step] / self._counts[step] for step in self.STEPS if self._counts[step]]
+        return float(np.mean(means)) if means else math.nan
+
+
+class WarpError:
+    """Warping error of the colours of one shot: how much ab changes along the motion of the grey picture.
+
+    The mean of (ab of a frame - ab of the frame before, fetched along the optical flow)^2 over both channels and over
+    all pixels of the shot that are visible in both frames. Visible is where the flow there and back returns to its
+    start: |there + back|^2 < 0.01 (|there|^2 + |back|^2) + 0.5 (Sundaram et al. 2010). Flow by DIS (Kroeger et al.
+    2016) on pictures at most WIDTH wide. Several colourings of the same film share the flow.
+    """
+
+    WIDTH = 320
+    SMALLEST = 16  # pixels along a side that DIS needs
+
+    def __init__(self):
+        # The faster presets smear the motion over its edges, where both flows then agree on what is hidden.
+        self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._luma = self._ab = None
+        self._sums, self._visible = None, 0
+
+    def add(self, luma, *pictures):
+        """Add the next frame: its luma uint8 (H, W), and each colouring of it as RGB uint8 (H, W, 3)."""
+        height, width = luma.shape
+        scale = max(min(1, self.WIDTH / width), self.SMALLEST / min(height, width))
+        size = max(self.SMALLEST, round(height * scale)), max(self.SMALLEST, round(width * scale))
+        luma = np.ascontiguousarray(resize(luma, *size))
+        ab = [np.ascontiguousarray(rgb_to_lab(resize(picture, *size))[..., 1:]) for picture in pictures]
+        if self._sums is None:
+            self._sums = np.zeros(len(pictures))
+            self._y, self._x = np.indices(size, dtype=np.float32)
+        else:
+            self._compare(luma, ab)
+        self._luma, self._ab = luma, ab
+
+    def _compare(self, luma, ab):
+        there, back = self._flow.calc(luma, self._luma, None), self._flow.calc(self._luma, luma, None)
+        x, y = self._x + there[..., 0], self._y + there[..., 1]
+        back = cv2.remap(back, x, y, cv2.INTER_LINEAR)
+        length = (there**2).sum(-1) + (back**2).sum(-1)
+        visible = ((there + back)**2).sum(-1) < 0.01 * length + 0.5
+        visible &= (x >= 0) & (x <= luma.shape[1] - 1) & (y >= 0) & (y <= luma.shape[0] - 1)
+        for i, (now, before) in enumerate(zip(ab, self._ab, strict=True)):
+            before = cv2.remap(before, x, y, cv2.INTER_LINEAR)
+            self._sums[i] += ((now - before)[visible]**2).mean(-1).sum(dtype=np.float64)
+        self._visible += int(visible.sum())
+
+    def values(self):
+        """The error of each colouring, in squared units of ab; nan when no pixel is visible in two frames."""
+        if self._sums is None:
+            return []
+        return [float(total) / self._visible if self._visible else math.nan for total in self._sums]
+
+
+class Steadiness:
+    """Both measures of one shot, of the result and, where there is one, of the truth."""
+
+    def __init__(self):
+        self._cdc, self._cdc_truth, self._warp = CDC(), CDC(), WarpError()
+
+    def add(self, source, result, truth=None):
+        """Add the next frame of the shot, each RGB uint8 (H, W, 3): the input, whose luma tells the motion, its
+        colouring and the truth, which all frames of the shot have or none."""
+        self._cdc.add(result)
+        if truth is not None:
+            self._cdc_truth.add(truth)
+        self._warp.add(cv2.cvtColor(source, cv2.COLOR_RGB2GRAY), *([result] if truth is None else [result, truth]))
+
+    def values(self):
+        """A dict of cdc, cdc_truth, warp_error and warp_error_truth; nan where there is nothing to measure."""
+        error, error_truth = (*self._warp.values(), math.nan, math.nan)[:2]
+        return {"cdc": self._cdc.value(), "cdc_truth": self._cdc_truth.value(),
+                "warp_error": error, "warp_error_truth": error_truth}

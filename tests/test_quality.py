@@ -1,0 +1,123 @@
+"""The scoreboard: the protocols, the rows that need no training by hand-worked values, and a run of every row."""
+
+import csv
+import json
+import math
+
+import av
+import numpy as np
+import pytest
+from drawn import draw_picture
+
+from benchmarks.quality import COLUMNS, ROWS, film_frames, main, make_methods, measure, split_frames, summarise, table
+from dataset import rgb_to_lab
+from utils import UserError, ciede2000, read_image, write_image
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    """Three shots of 21 frames: a still of a disc, one of a square, and again a disc."""
+    path = tmp_path_factory.mktemp("film") / "three.mp4"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for shot in range(3):
+            for _ in range(21):
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(draw_picture(shot), format="rgb24")))
+        output.mux(stream.encode(None))
+    return path
+
+
+def test_five_frames_of_each_shot_are_the_places_of_the_protocols(film, tmp_path):
+    shots = film_frames(film, tmp_path / "frames")
+    with open(tmp_path / "frames" / "frames.csv", newline="") as file:
+        frame_of = {row["file"]: int(row["frame"]) for row in csv.DictReader(file)}
+    frames = [[frame_of[str(path.relative_to(tmp_path / "frames"))] for path in shot] for shot in shots]
+    assert frames == [[start, start + 5, start + 10, start + 15, start + 20] for start in (0, 21, 42)]
+
+
+def test_known_shots_train_on_first_middle_and_last():
+    trained, tested = split_frames([[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]], "known", seed=3)
+    assert trained == [0, 2, 4, 5, 7, 9] and tested == [1, 3, 6, 8]
+
+
+def test_unseen_shots_are_held_out_whole_and_drawn_by_the_seed():
+    shots = [list(range(5 * i, 5 * i + 5)) for i in range(10)]
+    held_out = []
+    for seed in range(4):
+        trained, tested = split_frames(shots, "unseen", seed)
+        assert split_frames(shots, "unseen", seed) == (trained, tested)
+        shots_trained, shots_tested = ({frame // 5 for frame in frames} for frames in (trained, tested))
+        assert len(shots_trained) == 7 and len(shots_tested) == 3 and not shots_trained & shots_tested
+        assert {frame % 5 for frame in trained} == {0, 2, 4} and {frame % 5 for frame in tested} == {1, 3}
+        held_out.append(tuple(sorted(shots_tested)))
+    assert len(set(held_out)) > 1
+    with pytest.raises(UserError, match="one shot"):
+        split_frames(shots[:1], "unseen", 0)
+
+
+def test_the_rows_without_training_by_hand(tmp_path):
+    """Two flat pictures to train on; the test picture is the second one."""
+    colors = (200, 60, 40), (60, 90, 210)
+    paths = [tmp_path / f"flat_{i}.png" for i in range(2)]
+    for path, color in zip(paths, colors, strict=True):
+        write_image(path, np.full((48, 64, 3), color, np.uint8))
+    red, blue = (rgb_to_lab(np.uint8([[color]]))[0, 0] for color in colors)
+    methods, seconds = make_methods(["grey", "mean", "nearest"], paths, tmp_path / "work", 1, 128, 0)
+    assert seconds == {"grey": 0, "mean": 0, "nearest": 0}
+
+    labs = [rgb_to_lab(read_image(paths[1]))]
+    grey, mean, nearest = (methods[name](labs)[0, 7, 7] for name in ("grey", "mean", "nearest"))
+    assert grey.tolist() == [0, 0]
+    assert mean == pytest.approx((red[1:] + blue[1:]) / 2, abs=1e-3)
+    assert nearest == pytest.approx(blue[1:], abs=1e-3)
+
+    rows, pictures = measure(methods, paths[1:], 128)
+    assert rows["grey"]["psnr_ab"] == pytest.approx(10 * math.log10(220**2 / (blue[1:] ** 2).mean()), abs=0.2)
+    plain = np.array([[[blue[0], 0, 0]]], np.float32)
+    assert rows["grey"]["ciede2000"] == pytest.approx(ciede2000(plain, blue[None, None]), abs=1e-3)
+    assert rows["grey"]["intersection"] == 0  # no bin is shared between a strong blue and grey
+    assert rows["nearest"]["ciede2000"] == 0 and rows["nearest"]["psnr_ab"] == math.inf
+    assert rows["nearest"]["intersection"] == pytest.approx(1, abs=1e-5) and rows["nearest"]["colorfulness"] == 0
+    assert rows["nearest"]["ssim"] == 1 and rows["grey"]["colorfulness"] > 30
+    assert all(row["lpips"] is None for row in rows.values())  # not given, so not measured
+    assert [picture.shape for picture in pictures[0]] == [(180, 240, 3)] * 4  # three rows and the truth
+    assert np.abs(pictures[0][-1].astype(int) - colors[1]).max() <= 1
+
+
+def test_mean_and_spread_over_the_seeds():
+    seeds = [{"grey": {**dict.fromkeys(COLUMNS, value), "lpips": None}} for value in (1.0, 2.0, 3.0)]
+    summary = summarise(seeds)
+    assert summary["grey"]["ssim"] == {"mean": 2, "spread": 1, "seeds": [1, 2, 3]} and summary["grey"]["lpips"] is None
+    printed = table(summary)
+    assert "2.00 ± 1.00" in printed and "no weights" in printed
+    assert "±" not in table(summarise(seeds[:1]))  # one run has no spread
+
+
+def test_a_run_of_every_row(film, tmp_path, capsys):
+    argv = [str(film), "--minutes", "0.001", "--seeds", "1", "--protocol", "unseen", "--output", str(tmp_path)]
+    main(argv)
+    report = json.loads((tmp_path / "three" / "quality.json").read_text())["protocols"]["unseen"]
+    assert report["training_frames"] == 6 and report["test_frames"] == 2 and list(report["rows"]) == list(ROWS)
+    values = {name: {column: cell and cell["mean"] for column, cell in row.items()}
+              for name, row in report["rows"].items()}
+    for row in values.values():
+        assert all(math.isfinite(value) for column, value in row.items() if column != "lpips")
+    assert values["memory"]["train_seconds"] == values["truth"]["train_seconds"] > 0
+    assert values["grey"]["train_seconds"] == 0 != values["gan"]["train_seconds"] != values["full"]["train_seconds"]
+    picture = read_image(tmp_path / "three" / "unseen.png")
+    assert picture.shape == (22 + 2 * 160 + 4, 10 * (240 + 4) - 4, 3)
+    printed = capsys.readouterr().out
+    assert all(title in printed for title, _ in ROWS.values()) and "unseen shots" in printed
+    assert "epoch" not in printed  # the trainings' own reports are no part of the tables
+    with pytest.raises(UserError, match="exists already"):
+        main(argv)
+
+
+@pytest.mark.parametrize("extra, message", [
+    (["--minutes", "0"], "set them above 0"), (["--img_size", "100"], "multiples of 128"),
+    (["missing.mp4"], "no film missing.mp4"), (["--rows", "best"], "invalid choice"),
+])
+def test_bad_input_is_told_before_any_work(film, tmp_path, extra, message):
+    with pytest.raises(UserError, match=message):
+        main([str(film), *extra, "--output", str(tmp_path)])
