@@ -177,18 +177,19 @@ def integrator_loss(combined, color_feature, eps=1e-4):
     return F.kl_div((combined + eps).log(), color_feature + eps, reduction="none").sum(1).mean()
 
 
-def color_loss(ab_fake, ab):
+def color_loss(ab_fake, ab, over_all=lambda mean: mean):
     """L1 of ab (N, 2, S, S), weighted by 1 + VIVID * chroma and brought back to the mean weight 1.
 
     Characters are small and vivid, backgrounds large and pale, and it is on characters that a wrong colour is seen.
+    ``over_all`` makes the mean weight of this process's pictures that of the whole batch.
     """
     weight = 1 + VIVID * ab.norm(dim=1, keepdim=True)
-    return ((ab_fake - ab).abs() * weight).mean() / weight.mean()
+    return ((ab_fake - ab).abs() * weight).mean() / over_all(weight.mean())
 
 
-def generator_loss(logits_fake, ab_fake, ab, lambda_l1):
+def generator_loss(logits_fake, ab_fake, ab, lambda_l1, over_all=lambda mean: mean):
     """Adversarial (where there are ``logits_fake``) + lambda * color_loss. Returns the loss and its named parts."""
-    l1 = color_loss(ab_fake, ab)
+    l1 = color_loss(ab_fake, ab, over_all)
     if logits_fake is None:
         return lambda_l1 * l1, {"gen_l1": l1.detach()}
     adversarial = F.binary_cross_entropy_with_logits(logits_fake, torch.ones_like(logits_fake))
@@ -298,7 +299,7 @@ class Learner:
             places = colorizer.backbone(batch["grey"])[1] if colorizer.config.use_spatial_memory else None
             fake = self.paint(L, palette, places)
             logits = self.discriminator(L, fake, view) if judged else None
-        loss, parts = generator_loss(logits, fake, ab, config.lambda_l1)
+        loss, parts = generator_loss(logits, fake, ab, config.lambda_l1, team.mean)
         self._descend("gen", loss)
         self._average()
         self.discriminator.requires_grad_(True)
