@@ -254,18 +254,27 @@ class TrainingViews(Dataset):
 
 
 class ViewSampler(Sampler):
-    """(index, seed) of every picture in random order, ``passes`` times; the order depends on seed and epoch alone."""
+    """(index, seed) of every picture in random order, ``passes`` times; the order depends on seed and epoch alone.
 
-    def __init__(self, data, passes, seed):
-        self.count, self.passes, self.seed, self.epoch = len(data), passes, seed, 0
+    An epoch has whole batches: the last one is filled up with pictures of one more pass. Of each batch process ``rank``
+    of ``size`` gets its share. ``skip`` leaves out so many batches that an interrupted epoch has had.
+    """
+
+    def __init__(self, data, passes, seed, batch_size=1, rank=0, size=1):
+        self.count, self.seed, self.batch_size, self.rank, self.size = len(data), seed, batch_size, rank, size
+        self.batches = -(-self.count * passes // batch_size)
+        self.epoch = self.skip = 0
 
     def __len__(self):
-        return self.count * self.passes
+        return max(0, self.batches - self.skip) * self.batch_size // self.size
 
     def __iter__(self):
         rng = np.random.default_rng([self.seed, self.epoch])
-        order = np.concatenate([rng.permutation(self.count) for _ in range(self.passes)])
-        return iter(zip(order.tolist(), rng.integers(0, 2**62, len(order)).tolist(), strict=True))
+        length = self.batches * self.batch_size
+        order = np.concatenate([rng.permutation(self.count) for _ in range(-(-length // self.count))])[:length]
+        views = np.stack([order, rng.integers(0, 2**62, length)], 1)
+        share = views.reshape(self.batches, self.size, -1, 2)[self.skip:, self.rank].reshape(-1, 2)
+        return iter([tuple(view) for view in share.tolist()])
 
 
 def _pack(lab):

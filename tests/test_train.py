@@ -296,7 +296,7 @@ def test_the_sampler_visits_every_picture_in_an_order_of_its_epoch(data_path):
 def test_training_end_to_end(data_path, tmp_path, way, capsys):
     records = run(data_path, tmp_path, save_freq=1, **WAYS[way])
     assert [r["epoch"] for r in records] == [1, 2] and records[1]["step"] == 2 * records[0]["step"]
-    names = {"epoch", "step", "seconds", "images_per_second", "gen_adv", "gen_l1", "dis"}
+    names = {"epoch", "step", "seconds", "images_per_second", "skipped", "gen_adv", "gen_l1", "dis"}
     names |= {"val_ciede2000", "val_psnr_ab"}
     if way != "gan":
         names |= {"mem_triplet", "val_feature_intersection"}
@@ -305,7 +305,7 @@ def test_training_end_to_end(data_path, tmp_path, way, capsys):
     assert set(records[0]) == names and all(np.isfinite(list(r.values())).all() for r in records)
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {"epoch_0001.pt", "epoch_0002.pt", "last.pt", "best.pt", "log.jsonl", "curves.png", "samples",
-                     "tensorboard"}
+                     "tensorboard", ".lock"}
     rows, columns = 2, 3 if way == "gan" else 6
     grid = read_image(tmp_path / "samples" / "epoch_0002.png")
     assert grid.shape == (rows * 132 - 4, columns * 132 - 4, 3)
