@@ -1,17 +1,22 @@
-"""What does the memory recall? ``color_panel`` writes a second film that shows it beside the results.
+"""What does the memory recall? ``write_panel`` writes a second film that shows it beside the results.
 
 A frame of it shows the truth, where there is one, the grey picture, what each of the memory's three best slots and what
 the true colour feature make of it, and a mosaic of all frames in memory with the three chosen ones framed.
 """
 
 import math
+from contextlib import closing
+from dataclasses import replace
 
+import av
 import cv2
 import numpy as np
 import torch
 
-from dataset import AB_BINS, AB_SCALE, GREY_SIZE, L_SCALE, color_feature, grey_image, lab_to_rgb, resize, rgb_to_lab
-from utils import UserError, autocast, is_color, open_video, transcode
+from dataset import AB_BINS, AB_SCALE, L_SCALE, lab_to_rgb, resize, rgb_to_lab
+from planes import planes_of
+from utils import UserError, replace_when_done
+from video import open_video, read_frames
 
 COLORS = ((66, 133, 255), (60, 190, 90), (240, 70, 70))  # blue, green, red: slots 1, 2, 3
 GROUND = (24, 24, 27)
@@ -160,74 +165,93 @@ def frame(picture, color, thickness):
 # The film of the panel
 
 
-def has_color(path):
-    """True when a film has colour in some frame that decodes without others (about one in 250)."""
-    with open_video(path) as (film, video):
-        video.codec_context.skip_frame = "NONKEY"
-        return any(is_color(picture.to_ndarray(format="rgb24")) for picture in film.decode(video))
-
-
 class Panel:
     """Makes the frames of the panel of a film, of ``size`` (height, width).
 
-    Results are painted at the size that is shown, each from another colour feature, and all with the same hints of the
-    spatial memory, where there is one. Raises UserError when the checkpoint has no memory.
+    Results are painted at the size that is shown, each from another colour feature; those of the memory's slots also
+    have the hints of the spatial memory, where there is one, as in the coloured film.
+    Raises UserError when the checkpoint has no memory.
     """
 
     def __init__(self, painter, height, width, truth):
-        """For a film of the given size, in colour (``truth``) or not; ``painter`` has colorizer, device, precision."""
-        self.colorizer, self.device, self.precision = painter.colorizer, painter.device, painter.precision
-        if not self.colorizer.config.use_memory:
+        """For a film of the given size, in colour (``truth``) or not, coloured by the Painter ``painter``."""
+        self.painter = painter
+        if not painter.colorizer.config.use_memory:
             raise UserError("--panel shows the memory, and this checkpoint has none; train with use_memory True")
         self.truth = truth
         self.cell, self.size = cell_size(height, width), panel_size(height, width, truth)
-        self.mosaic = Mosaic(memory_pictures(self.colorizer), *mosaic_size(height, width, truth), width / height)
+        self.mosaic = Mosaic(memory_pictures(painter.colorizer), *mosaic_size(height, width, truth), width / height)
 
     @torch.inference_mode()
-    def paint(self, pictures, shot=None):
-        """Frames of the panel for frames of the film, RGB uint8 (H, W, 3), one for each.
+    def paint(self, pictures, shot):
+        """Frames of the panel for frames of one shot, RGB uint8 (H, W, 3), one for each.
 
-        ``shot`` (D,) is what the backbone sees of the shot they are from, to read the memory once for all of them;
-        None reads it for each frame.
+        ``shot`` (D,) is what the backbone sees of the shot, by which the memory is read once for all of them.
         """
-        colorizer = self.colorizer
         pictures = [fit(picture, *self.cell) for picture in pictures]
         labs = [rgb_to_lab(picture) for picture in pictures]
-        L, hint = self._lightness(labs, GREY_SIZE), None
-        with autocast(self.device, self.precision):
-            frames, places = colorizer.backbone(grey_image(L))
-        if colorizer.config.use_spatial_memory:
-            hint = colorizer.spatial.read(frames, colorizer.spatial.key(places, L))
-        recall = colorizer.recall(frames if shot is None else shot.to(frames).expand(len(frames), -1))
-        features = [colorizer.choose(recall, rank) for rank in (1, 2, 3)]
+        lightness = [lab[..., 0] for lab in labs]
+        seen = self.painter.look(lightness)
+        recall = self.painter.colorizer.recall(torch.as_tensor(shot).to(seen[0]).expand(len(labs), -1))
+        results = [self._results(replace(self.painter, source="memory", rank=rank), lightness, recall, seen)
+                   for rank in (1, 2, 3)]
+        true = [None] * len(labs)
         if self.truth:
-            true = np.stack([color_feature(lab[..., 1:]) for lab in labs])
-            features.append(torch.from_numpy(true).to(self.device))
-        L = self._lightness(labs, colorizer.config.img_size)
-        results = [self._results(labs, L, feature, hint) for feature in features]
-        sheets = []
-        for i, (picture, lab, ids) in enumerate(zip(pictures, labs, recall.ids.tolist(), strict=True)):
-            first, second, third, *by_truth = [result[i] for result in results]
-            sheets.append(panel_frame(picture if self.truth else None, lab_to_rgb(lab * np.float32([1, 0, 0])),
-                                      [first, second, third], *(by_truth or [None]), self.mosaic, (ids + [-1, -1])[:3]))
-        return sheets
+            painter = replace(self.painter, source="truth")
+            true = self._join(lightness, painter.generate(lightness, painter.given(labs), seen)[0])
+        return [panel_frame(picture if self.truth else None, lab_to_rgb(lab * np.float32([1, 0, 0])), list(slots),
+                            by_truth, self.mosaic, (ids + [-1, -1])[:3])
+                for picture, lab, slots, by_truth, ids in zip(
+                    pictures, labs, zip(*results, strict=True), true, recall.ids.tolist(), strict=True)]
 
-    def _lightness(self, labs, side):
-        """L (N, 1, side, side) of Lab pictures, as the networks see it."""
-        L = np.stack([resize(lab[..., 0], side, side) for lab in labs])
-        return torch.from_numpy(L)[:, None].to(self.device) / L_SCALE
+    def _results(self, painter, lightness, recall, seen):
+        return self._join(lightness, painter.generate(lightness, painter.choose(recall), seen)[0])
 
-    def _results(self, labs, L, feature, hint):
-        """What Lab pictures of lightness ``L`` become by colour features (N, 313) and hints, as RGB."""
-        with autocast(self.device, self.precision):
-            ab = self.colorizer(L, feature, hint) * AB_SCALE
-        return [lab_to_rgb(np.dstack([lab[..., 0], resize(colors, *lab.shape[:2])]))
-                for lab, colors in zip(labs, ab.permute(0, 2, 3, 1).contiguous().cpu().numpy(), strict=True)]
+    @staticmethod
+    def _join(lightness, ab):
+        return [lab_to_rgb(np.dstack([L, resize(colors, *L.shape)])) for L, colors in zip(lightness, ab, strict=True)]
 
 
-def color_panel(painter, source, target, batch_size):
-    """Write the panel of the film ``source`` as the film ``target``, with its times and sound."""
+def write_panel(painter, source, target, records, begin=None, batch_size=8):
+    """Write the panel of the film ``source``, coloured as ``records`` say, as the H.264 film ``target`` without sound.
+
+    ``begin`` is where the first record's shot begins, in the film's time base; None is the film's beginning.
+    """
     with open_video(source) as (_, video):
-        size = video.codec_context.height, video.codec_context.width
-    panel = Panel(painter, *size, has_color(source))
-    transcode(source, target, panel.paint, batch_size, panel.size)
+        time_base, rate = video.time_base, video.average_rate
+    shots = iter(records)
+    shot, panel, stream = next(shots), None, None
+    truth = any(record.truth is not None for record in records)
+    with replace_when_done(target) as temporary, av.open(str(temporary), "w") as output, \
+            closing(read_frames(source, begin)) as frames:
+        pending = []
+
+        def flush():
+            if not pending:
+                return
+            sheets = panel.paint([picture for _, picture in pending], shot.feature)
+            for (pts, _), sheet in zip(pending, sheets, strict=True):
+                frame = av.VideoFrame.from_ndarray(sheet, format="rgb24").reformat(
+                    format="yuv420p", dst_colorspace="ITU709")
+                frame.pts, frame.time_base = pts, time_base
+                output.mux(stream.encode(frame))
+            pending.clear()
+
+        for index, (pts, frame) in enumerate(frames):
+            if index == shot.end_frame:
+                flush()
+                shot = next(shots, None)
+                if shot is None:
+                    break
+            picture = planes_of(frame).picture()
+            if panel is None:
+                panel = Panel(painter, *picture.shape[:2], truth)
+                stream = output.add_stream("libx264", rate=rate or 25, options={"crf": "18"})
+                stream.height, stream.width = panel.size
+                stream.pix_fmt, stream.time_base = "yuv420p", time_base
+                stream.codec_context.time_base, stream.codec_context.colorspace = time_base, 1  # BT.709
+            pending.append((pts, picture))
+            if len(pending) == batch_size:
+                flush()
+        flush()
+        output.mux(stream.encode(None))

@@ -8,6 +8,7 @@ film, apart from one float per frame and a little per shot.
 import itertools
 import os
 import zlib
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -56,17 +57,20 @@ class HistogramDetector:
 
 
 class SceneDetectDetector:
-    """PySceneDetect's AdaptiveDetector or ContentDetector, fed frame by frame. ``threshold`` None takes its default."""
+    """PySceneDetect's AdaptiveDetector or ContentDetector, fed frame by frame. ``threshold`` None takes its default.
 
-    def __init__(self, kind, threshold=None):
+    ``luma_only`` leaves hue and saturation out, for grey frames.
+    """
+
+    def __init__(self, kind, threshold=None, luma_only=False):
         # min_scene_len=0: each cut is reported; to drop short shots is the generator's task, not the detector's
         if kind == "adaptive":
             self.threshold = 3.0 if threshold is None else threshold
-            self.detector = AdaptiveDetector(adaptive_threshold=self.threshold, min_scene_len=0)
+            self.detector = AdaptiveDetector(adaptive_threshold=self.threshold, min_scene_len=0, luma_only=luma_only)
             self.label, self.metric = "change / mean change around", self.detector.get_metrics()[-1]
         else:
             self.threshold = 27.0 if threshold is None else threshold
-            self.detector = ContentDetector(threshold=self.threshold, min_scene_len=0)
+            self.detector = ContentDetector(threshold=self.threshold, min_scene_len=0, luma_only=luma_only)
             self.label, self.metric = "change in HSV", ContentDetector.FRAME_SCORE_KEY
         self.delay = self.detector.event_buffer_length
         self.detector.stats_manager = self  # set_metrics below is all it is used for; the real one keeps every frame
@@ -108,6 +112,45 @@ def detect_shots(frames, detector, differences):
             first = index
     if differences:
         yield first, index
+
+
+BLACK = 6  # mean luma, of 255, below which a frame is black
+ALIKE = 15  # mean change of luma, of 255, from which PySceneDetect's AdaptiveDetector may see a cut
+FLASH = 6  # frames that a flash may last
+GREY_LOOK_AHEAD = FLASH + 3  # frames by which find_grey_cuts may be late, with the detector's delay of 2
+
+
+def find_grey_cuts(lumas):
+    """Yield the first frame of every shot but the film's first, from luma uint8 (256, 256) alone.
+
+    PySceneDetect's AdaptiveDetector; and a film that fades in from black begins a new shot. What comes back within
+    FLASH frames was a flash (or a black frame) and no cut. A cut is known at most GREY_LOOK_AHEAD frames after it.
+    """
+    detector = SceneDetectDetector("adaptive", luma_only=True)
+
+    def judged():
+        waiting = deque()
+        for luma in lumas:
+            waiting.append(luma)
+            for _, is_cut in detector.process(cv2.merge([luma] * 3)):
+                yield waiting.popleft(), is_cut
+        for _, is_cut in detector.flush() if waiting else ():
+            yield waiting.popleft(), is_cut
+
+    previous, was_black = None, False
+    pending = []  # (cut, luma in front of it) that may yet turn out to be a flash
+    for index, (luma, is_cut) in enumerate(judged()):
+        black = luma.mean() < BLACK
+        if pending and cv2.absdiff(pending[0][1], luma).mean() < ALIKE:
+            pending.clear()
+        elif was_black and not black and not pending:
+            yield index
+        elif is_cut and previous is not None:
+            pending.append((index, previous))
+        while pending and index - pending[0][0] >= FLASH:
+            yield pending.pop(0)[0]
+        previous, was_black = luma, black
+    yield from (cut for cut, _ in pending)
 
 
 def frame_positions(first, last, count):

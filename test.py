@@ -1,4 +1,4 @@
-"""What it does for you: ``python test.py`` colours a picture, a folder of pictures or a video by a checkpoint.
+"""What it does for you: ``python test.py`` colours a picture, a video or a folder of either by a checkpoint.
 
 Colour input counts as the truth: it is turned grey first, and the result is measured against it.
 """
@@ -6,168 +6,17 @@ Colour input counts as the truth: it is turned grey first, and the result is mea
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
-from dataset import AB_SCALE, GREY_SIZE, L_SCALE, color_feature, grey_image, lab_to_rgb, resize, rgb_to_lab
-from networks import Colorizer, ModelConfig
+from dataset import lab_to_rgb, resize, rgb_to_lab
+from episode import color_video, compare
+from painter import load_painter
 from utils import (
-    IMAGE_SUFFIXES, VIDEO_SUFFIXES, ArgumentParser, Scores, UserError, autocast, boolean, is_color, list_files,
-    load_checkpoint, metrics_table, picture_grid, read_image, replace_when_done, run_cli, save_checkpoint,
-    select_device, transcode, video_length, warn, write_image)
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Colouring
-
-
-def look(backbone, labs, device, precision="auto"):
-    """What the backbone sees of pictures of any size, Lab (H, W, 3) each: frames (N, D), places (N, E, 32, 32)."""
-    grey = np.stack([resize(lab[..., 0], GREY_SIZE, GREY_SIZE) for lab in labs])
-    L = torch.from_numpy(grey)[:, None].to(device) / L_SCALE
-    with autocast(device, precision):
-        return backbone(grey_image(L))
-
-
-@dataclass
-class Painter:
-    """A trained colorizer and where it takes its colours from.
-
-    ``source``: "memory" (the slot of ``rank`` 1, 2 or 3), "integrator", "truth" (style transfer from the input's own
-    colours), "reference" (the colours of the picture whose feature is ``reference``, (313,)) or "none" (plain GAN).
-    """
-
-    colorizer: Colorizer
-    device: torch.device
-    precision: str = "auto"
-    source: str = "memory"
-    rank: int = 1
-    reference: np.ndarray | None = None
-
-    def palette(self, small, seen):
-        """The palette of pictures, by their Lab at the network's size and what the backbone sees: colour features (N,
-        313) and scores (N,), None for a plain GAN."""
-        if self.source == "none":
-            return None
-        if self.source in ("truth", "reference"):
-            features = [self.reference if self.source == "reference" else color_feature(lab[..., 1:]) for lab in small]
-            return torch.from_numpy(np.stack(features)).to(self.device), torch.ones(len(small), device=self.device)
-        return self.colorizer.choose(self.colorizer.recall(seen[0]), self.rank if self.source == "memory" else None)
-
-    @torch.inference_mode()
-    def predict(self, labs):
-        """The colours of pictures, Lab (H, W, 3) each, at the network's size: ab float32 (N, S, S, 2) in Lab units.
-
-        Only the lightness is used (and the palette for "truth").
-        """
-        size = self.colorizer.config.img_size
-        small = np.stack([resize(lab, size, size) for lab in labs])
-        L = torch.from_numpy(small[:, None, :, :, 0]).to(self.device) / L_SCALE
-        seen = None
-        if self.colorizer.config.use_memory:
-            seen = look(self.colorizer.backbone, labs, self.device, self.precision)
-        palette = self.palette(small, seen)
-        # Colours of the truth or of a reference are the user's own choice, which remembered ones would contradict.
-        remember = self.source in ("memory", "integrator")
-        with autocast(self.device, self.precision):
-            ab, _ = self.colorizer(L, palette, seen, remember)
-        return (ab * AB_SCALE).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-
-    def colorize(self, pictures):
-        """Colour a list of equally large RGB uint8 pictures (H, W, 3), of which only the lightness is used (and the
-        palette for "truth"). Returns RGB uint8 of the same size: ab is predicted at the network's size, enlarged and
-        joined to the full-resolution L."""
-        labs = [rgb_to_lab(picture) for picture in pictures]
-        results = []
-        for lab, colors in zip(labs, self.predict(labs), strict=True):
-            lab[..., 1:] = resize(colors, *lab.shape[:2])
-            results.append(lab_to_rgb(lab))
-        return results
-
-
-def load_colorizer(path, device):
-    """The Colorizer of a checkpoint and all that the checkpoint holds. Raises UserError when it is not whole."""
-    content = load_checkpoint(path)
-    try:
-        colorizer = Colorizer(ModelConfig(**content["model_config"]))
-        colorizer.load_state_dict(content["colorizer"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path} does not hold a whole colorizer ({str(error).partition(chr(10))[0]})") from error
-    return colorizer.to(device).eval(), content
-
-
-@torch.no_grad()
-def add_references(colorizer, folder, device, precision="auto"):
-    """Add the colour pictures of a folder to the memories of a colorizer, pinned; nothing is trained.
-
-    Raises UserError when there is no memory to add to, or a picture cannot be read or is grey.
-    """
-    if not colorizer.config.use_memory:
-        raise UserError("references are kept in the memory, and the checkpoint is a plain GAN; leave --references out "
-                        "or train with use_memory True")
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; name one with colour pictures by --references")
-    paths = list_files(folder, IMAGE_SUFFIXES)
-    if not paths:
-        raise UserError(f"there is no picture in {folder} (expected {', '.join(IMAGE_SUFFIXES)})")
-    size, labs = colorizer.config.img_size, []
-    for path in paths:
-        picture = read_image(path)
-        if not is_color(picture):
-            raise UserError(f"the reference {path} is grey; give a picture in colour")
-        labs.append(rgb_to_lab(picture))
-    for lab in labs:
-        frames, places = seen = look(colorizer.backbone, [lab], device, precision)
-        small = resize(lab, size, size)
-        L, ab = torch.from_numpy(small / np.float32([L_SCALE, AB_SCALE, AB_SCALE])).permute(2, 0, 1)[None].to(
-            device).split([1, 2], 1)
-        if colorizer.config.use_spatial_memory:
-            with autocast(device, precision):
-                guess, _ = colorizer(L, colorizer.choose(colorizer.recall(frames)), seen, remember=False)
-            colorizer.spatial.pin(frames, places, L, ab, guess)
-        feature = torch.from_numpy(color_feature(small[..., 1:]))[None].to(device)
-        colorizer.memory.pin(colorizer.memory.query(frames), feature)
-    if colorizer.config.use_spatial_memory:
-        colorizer.config = replace(colorizer.config, spatial_size=colorizer.config.spatial_size + len(paths))
-    colorizer.config = replace(colorizer.config, mem_size=colorizer.config.mem_size + len(paths))
-
-
-def load_painter(args):
-    """The Painter that the command line asks for. Raises UserError when the checkpoint cannot do it."""
-    device = select_device(args.device)
-    colorizer, content = load_colorizer(args.checkpoint, device)
-    config = colorizer.config
-    painter = Painter(colorizer, device, args.precision, rank=args.rank)
-
-    trained = "integrator" if config.use_feat_integrator else "memory" if config.use_memory else "none"
-    asked = "reference" if args.reference else args.color_feature
-    if args.reference and args.color_feature != "auto":
-        raise UserError("--reference brings its own colours; leave --color_feature out")
-    painter.source = trained if asked == "auto" else asked
-    if painter.source != "none" and config.gen_norm == "batch":
-        raise UserError(f"{args.checkpoint} is a plain GAN, which takes no colour feature; leave --color_feature and "
-                        "--reference out or train with use_memory True")
-    if painter.source == "integrator" and not config.use_feat_integrator:
-        raise UserError(f"{args.checkpoint} was trained without an integrator; use --color_feature memory or train "
-                        "with use_feat_integrator True")
-    if painter.source == "reference":
-        picture = read_image(args.reference)
-        if not is_color(picture):
-            raise UserError(f"the reference {args.reference} is grey; give a picture in colour")
-        painter.reference = color_feature(resize(rgb_to_lab(picture), config.img_size, config.img_size)[..., 1:])
-    if args.references:
-        if painter.source in ("truth", "reference"):
-            raise UserError("--references adds to the memory, which --color_feature truth and --reference leave aside; "
-                            "use one of them")
-        add_references(colorizer, args.references, device, args.precision)
-        if args.save_checkpoint:
-            save_checkpoint(args.save_checkpoint, {**content, "colorizer": colorizer.state_dict(),
-                                                   "model_config": asdict(colorizer.config)})
-    return painter
-
+    IMAGE_SUFFIXES, VIDEO_SUFFIXES, ArgumentParser, Scores, UserError, boolean, is_color, list_files, metrics_table,
+    picture_grid, read_image, replace_when_done, run_cli, warn, write_image)
+from video import OUTPUT_SUFFIXES, VideoSettings, parse_time
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Evaluation
@@ -212,7 +61,8 @@ class Evaluation:
             if len(heights) > 1:
                 self.rows = [[resize(p, max(heights), self.WIDTH) for p in row] for row in self.rows]
             comparison = folder / f"{prefix}comparison.png"
-            refuse_existing([comparison], overwrite)
+            if not (folder / f"{prefix}metrics.json").exists():  # else it is our own, of an earlier run
+                refuse_existing([comparison], overwrite)
             write_image(comparison, picture_grid(self.rows[:self.ROWS]))
             print(f"compare grey | result | truth in {comparison}")
         with replace_when_done(folder / f"{prefix}metrics.json") as temporary:
@@ -255,69 +105,97 @@ def color_pictures(painter, pairs, evaluation):
     return done
 
 
-def color_video(painter, source, target, evaluation, batch_size):
-    """Colour a video frame by frame; returns the number of frames. One frame a second, at most 200, is measured."""
-    frames, rate = video_length(source)
+def measure_video(records, source, target, settings, evaluation):
+    """Measure one frame a second, at most 200, of a coloured film as it is in its file; shots left as they were do not
+    count."""
+    kept = [range(record.start_frame, record.end_frame) for record in records if record.kept]
+    frames = records[-1].end_frame
+    rate = frames / (records[-1].end_time - records[0].start_time)
     every = max(1, round(rate), math.ceil(frames / 200))
-    count = 0
+    for index, truth, result in compare(source, target, settings, every):
+        if not any(index in shot for shot in kept):
+            evaluation.add(truth, result)
 
-    def paint(pictures):
-        nonlocal count
-        if count == 0:
-            need_color(painter, pictures[0], source)
-        results = painter.colorize(pictures)
-        for picture, result in zip(pictures, results, strict=True):
-            if count % every == every // 2:
-                evaluation.add(picture, result)
-            count += 1
-        bar.update(len(pictures))
-        return results
 
-    with tqdm(total=frames or None, unit="frame", disable=None) as bar:
-        transcode(source, target, paint, batch_size)
-    return count
+def find_work(source, output):
+    """(pictures, videos), each a list of (input, output), for --input and --output. Raises UserError when there is
+    none, or when two outputs or an input and an output are the same file."""
+    def video_name(path):
+        return path.stem + (path.suffix if path.suffix.lower() in OUTPUT_SUFFIXES else ".mkv")  # .mkv carries all
+
+    if not source.exists():
+        raise UserError(f"there is no {source}; name a picture, a video or a folder of either by --input")
+    if source.is_dir():
+        pictures = [(path, output / path.name) for path in list_files(source, IMAGE_SUFFIXES)]
+        videos = [(path, output / video_name(path)) for path in list_files(source, VIDEO_SUFFIXES)]
+        if not pictures and not videos:
+            raise UserError(f"there is no picture in {source} (expected {', '.join(IMAGE_SUFFIXES)}), and no video "
+                            f"({', '.join(VIDEO_SUFFIXES)})")
+    elif source.suffix.lower() in VIDEO_SUFFIXES:
+        pictures = []
+        videos = [(source, output if output.suffix.lower() in VIDEO_SUFFIXES else output / video_name(source))]
+    elif source.suffix.lower() in IMAGE_SUFFIXES:
+        pictures = [(source, output if output.suffix.lower() in IMAGE_SUFFIXES else output / source.name)]
+        videos = []
+    else:
+        raise UserError(f"{source} is neither a picture ({', '.join(IMAGE_SUFFIXES)}) nor a video "
+                        f"({', '.join(VIDEO_SUFFIXES)})")
+    pairs = pictures + videos
+    if any(target.resolve() == path.resolve() for path, target in pairs):
+        raise UserError(f"the output {output} is the input itself; name another --output")
+    names = {}
+    for path, target in pairs:
+        if target in names:
+            raise UserError(f"{names[target]} and {path} would both be written to {target}; rename one of them")
+        names[target] = path
+    return pictures, videos
 
 
 def run(args):
     """Colour ``args.input`` into ``args.output`` as the command line says."""
     source, output = Path(args.input), Path(args.output)
-    if not source.exists():
-        raise UserError(f"there is no {source}; name a picture, a folder of pictures or a video by --input")
-    evaluation = Evaluation()
-    single = not source.is_dir()
-    if single:
-        is_video = source.suffix.lower() in VIDEO_SUFFIXES
-        if not is_video and source.suffix.lower() not in IMAGE_SUFFIXES:
-            raise UserError(f"{source} is neither a picture ({', '.join(IMAGE_SUFFIXES)}) nor a video "
-                            f"({', '.join(VIDEO_SUFFIXES)})")
-        if output.suffix.lower() not in (VIDEO_SUFFIXES if is_video else IMAGE_SUFFIXES):
-            output = output / (source.stem + ".mp4" if is_video else source.name)
-        pairs, folder, prefix = [(source, output)], output.parent, f"{output.stem}_"
-    else:
-        is_video = False
-        pairs = [(path, output / path.name) for path in list_files(source, IMAGE_SUFFIXES)]
-        folder, prefix = output, ""
-        if not pairs:
-            raise UserError(f"there is no picture in {source} (expected {', '.join(IMAGE_SUFFIXES)})")
-    if any(target.resolve() == path.resolve() for path, target in pairs):
-        raise UserError(f"the output {output} is the input itself; name another --output")
+    pictures, videos = find_work(source, output)
+    if source.is_dir() and not args.overwrite:
+        done = sum(target.exists() for _, target in pictures + videos)
+        pictures, videos = ([pair for pair in pairs if not pair[1].exists()] for pairs in (pictures, videos))
+        if done:
+            print(f"{done} of {source} are in {output} already and skipped (--overwrite True does them again)")
     if args.save_checkpoint and not args.references:
         raise UserError("--save_checkpoint keeps the references; name their folder by --references")
     kept = [args.save_checkpoint] if args.save_checkpoint else []
-    refuse_existing([target for _, target in pairs] + kept, args.overwrite)
+    refuse_existing([target for _, target in pictures + videos] + kept, args.overwrite)
+    if not pictures and not videos:
+        return
     painter = load_painter(args)
+    facts = {"checkpoint": str(args.checkpoint), "color_feature": painter.source}
 
-    started = time.monotonic()
-    if is_video:
-        count = color_video(painter, source, output, evaluation, args.batch_size)
-    else:
-        count = color_pictures(painter, pairs, evaluation)
-    seconds = time.monotonic() - started
-    print(f"coloured {count} {'frames' if is_video else 'pictures'} in {seconds:.1f} s: "
-          f"{pairs[0][1] if single else output}")
-    evaluation.report(folder, prefix, {
-        "input": str(source), "checkpoint": str(args.checkpoint), "color_feature": painter.source,
-        "pictures": count, "seconds": round(seconds, 2)}, args.overwrite)
+    if pictures:
+        evaluation, started = Evaluation(), time.monotonic()
+        count = color_pictures(painter, pictures, evaluation)
+        seconds = time.monotonic() - started
+        place = output if source.is_dir() else pictures[0][1]
+        print(f"coloured {count} pictures in {seconds:.1f} s: {place}")
+        folder, prefix = (output, "") if source.is_dir() else (place.parent, f"{place.stem}_")
+        evaluation.report(folder, prefix, {"input": str(source), **facts, "pictures": count,
+                                           "seconds": round(seconds, 2)}, args.overwrite)
+    settings = VideoSettings(args.codec, args.crf, args.pix_fmt, args.colour_only, args.keep_colour_shots, args.start,
+                             args.end, args.batch_size)
+    for path, target in videos:
+        try:
+            evaluation, started = Evaluation(), time.monotonic()
+            records = color_video(painter, path, target, settings)
+        except UserError as error:
+            if len(videos) == 1:
+                raise
+            warn(f"{error}; left out")
+            continue
+        seconds, count = time.monotonic() - started, records[-1].end_frame
+        print(f"coloured {count} frames of {len(records)} shots in {seconds:.1f} s: {target}")
+        if not args.colour_only and any(record.truth is not None for record in records):
+            measure_video(records, path, target, settings, evaluation)
+        evaluation.report(target.parent, f"{target.stem}_", {
+            "input": str(path), **facts, "pictures": count, "shots": len(records), "seconds": round(seconds, 2)},
+            args.overwrite)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -328,10 +206,11 @@ def main(argv):
     parser = ArgumentParser(prog="test.py", description=__doc__)
     group = parser.add_argument_group("files")
     group.add_argument("--checkpoint", type=Path, default="checkpoints/best.pt", help="what train.py wrote")
-    group.add_argument("--input", type=Path, default="dataset/test", help="a picture, a folder of pictures, or a video")
+    group.add_argument("--input", type=Path, default="dataset/test", help="a picture, a video, or a folder of either")
     group.add_argument("--output", type=Path, default="results",
-                       help="a folder, or for a single input the file to write (.mp4, .mkv or .mov for a video)")
-    group.add_argument("--overwrite", type=boolean, default=False, help="replace results that exist")
+                       help="a folder, or for a single input the file to write (.mp4, .mkv, .mov or .webm for a video)")
+    group.add_argument("--overwrite", type=boolean, default=False,
+                       help="replace results that exist; else those of a folder are skipped")
     group = parser.add_argument_group("colours")
     group.add_argument("--color_feature", choices=["auto", "memory", "integrator", "truth"], default="auto",
                        help="where the palette of each picture comes from: the memory's slot of --rank, the integrator "
@@ -341,6 +220,17 @@ def main(argv):
     group.add_argument("--references", type=Path, help="a folder of colour pictures to add to the memory: frames like "
                        "them take their colours, with no training")
     group.add_argument("--save_checkpoint", type=Path, help="write the checkpoint with the references to this file")
+    group = parser.add_argument_group("video")
+    group.add_argument("--start", type=parse_time, default=0.0, metavar="TIME",
+                       help="colour only from here on, in seconds or hh:mm:ss")
+    group.add_argument("--end", type=parse_time, default=math.inf, metavar="TIME", help="and up to here")
+    group.add_argument("--codec", help="FFmpeg's encoder, such as h264, hevc, vp9 or av1; vp9 for .webm, else h264")
+    group.add_argument("--crf", type=int, help="quality of that encoder, lower is better; 16 for h264")
+    group.add_argument("--pix_fmt", help="FFmpeg's pixel format; 4:2:0 with 10 bits for a source of more than 8")
+    group.add_argument("--colour_only", type=boolean, default=False,
+                       help="write the chroma alone, on neutral lightness, for compositing")
+    group.add_argument("--keep_colour_shots", type=boolean, default=False,
+                       help="leave shots that are already in colour as they are")
     group = parser.add_argument_group("machine")
     group.add_argument("--batch_size", type=int, default=8, help="frames of a video in one pass of the network")
     group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to run the networks")
@@ -349,6 +239,8 @@ def main(argv):
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         raise UserError(f"batch_size is {args.batch_size}; set it to at least 1")
+    if args.end <= args.start:
+        raise UserError(f"--end {args.end:g} s is not after --start {args.start:g} s")
     run(args)
 
 

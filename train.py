@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dataset import AB_SCALE, ColorizationDataset, TrainingViews, ViewSampler, grey_image, unpack
+from dataset import AB_SCALE, ColorizationDataset, TrainingViews, ViewSampler
 from distributed import Team
 from networks import SIZE_STEP, BackboneUnavailable, Colorizer, Discriminator, ModelConfig, model_config_of
 from runs import Run, Signals, sample_grid, to_lab
@@ -356,11 +356,12 @@ def look(data, indices, learner, device, cast):
 
     The first two are None without a memory, which needs no backbone.
     """
+    L, ab, grey = (part.to(device) for part in data.look(indices))
     frames = places = None
     if learner.config.use_memory:
         with cast():
-            frames, places = learner.colorizer.backbone(grey_image(data.lightness[indices].to(device) / 255))
-    return frames, places, *(x.to(device) for x in unpack(data.lab[indices]))
+            frames, places = learner.colorizer.backbone(grey)
+    return frames, places, L, ab
 
 
 def look_at(data, learner, device, cast):

@@ -40,7 +40,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset import AB_SCALE, L_SCALE, color_feature, lab_to_rgb, resize, rgb_to_lab
 from dataset_generator import GeneratorConfig, generate, split_shots
 from networks import Backbone, import_torchvision
-from test import Painter, load_colorizer, look, refuse_existing
+from painter import Painter, load_colorizer, look
+from test import refuse_existing
 from train import TrainConfig, spread, train
 from utils import (
     AB_PEAK, ArgumentParser, Scores, UserError, boolean, ciede2000, picture_grid, psnr, read_image, replace_when_done,
@@ -122,7 +123,7 @@ class Pasted:
         self.ab, self.features = np.stack(ab), torch.cat(features)
 
     def _features(self, labs):
-        return F.normalize(look(self.backbone, labs, self.device)[0], dim=1)
+        return F.normalize(look(self.backbone, [lab[..., 0] for lab in labs], self.device)[0], dim=1)
 
     def __call__(self, labs):
         return self.ab[(self._features(labs) @ self.features.T).argmax(1).cpu().numpy()]
@@ -136,7 +137,7 @@ def spatial_alone(painter):
 
     @torch.inference_mode()
     def colors(labs):
-        frames, places = look(painter.colorizer.backbone, labs, painter.device)
+        frames, places = painter.look([lab[..., 0] for lab in labs])
         L = torch.from_numpy(np.stack([resize(lab[..., 0], size, size) for lab in labs]))[:, None] / L_SCALE
         L = L.to(painter.device)
         hint = spatial.read(frames, spatial.key(places, L, torch.cat([L, L], 1) * 0))[:, :2]

@@ -1,10 +1,13 @@
 """Small things that several test modules draw."""
 
+import av
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from episode import Palette
+from planes import planes_of
 from utils import write_image
 
 
@@ -52,3 +55,90 @@ def draw_dataset(folder, train=6, val=2, test=2):
             write_image(folder / split / f"raw_image_drawn_{number}.png", draw_picture(number))
             number += 1
     return folder
+
+
+def draw_film(path, sizes=(64, 48), times=range(20), codec="libx264", sound="aac", rate=10):
+    """A film whose frame i is a grey ramp plus i, at ``times`` in units of 1 / rate s, with a beep of its length."""
+    with av.open(str(path), "w") as film:
+        video = film.add_stream(codec, rate=rate)
+        video.width, video.height = sizes
+        video.pix_fmt = "yuv444p" if sizes[0] % 2 or sizes[1] % 2 else "yuv420p"
+        audio_rate = 48000 if sound == "libopus" else 44100
+        audio = film.add_stream(sound, rate=audio_rate, layout="mono") if sound else None
+        ramp = np.linspace(0, 180, sizes[0], dtype=np.float32)[None, :, None].repeat(sizes[1], 0).repeat(3, 2)
+        for i, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray((ramp + 3 * i).astype(np.uint8), format="rgb24")
+            frame.pts = time
+            film.mux(video.encode(frame))
+        film.mux(video.encode(None))
+        if audio:
+            samples = int(audio_rate * (max(times) + 1) / rate)
+            wave = (np.sin(np.arange(samples) / 20) * 8000).astype(np.int16)[None]
+            frame = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
+            frame.sample_rate = audio_rate
+            film.mux(audio.encode(frame))
+            film.mux(audio.encode(None))
+    return path
+
+
+def times_and_sound(path):
+    """(frame times in s, audio packets as bytes, (width, height))."""
+    with av.open(str(path)) as film:
+        times = [round(frame.time, 4) for frame in film.decode(video=0)]
+        size = film.streams.video[0].width, film.streams.video[0].height
+    with av.open(str(path)) as film:
+        sound = [bytes(packet) for packet in film.demux(audio=0) if packet.size] if film.streams.audio else []
+    return times, sound, size
+
+
+class StubPainter:
+    """Takes the place of test.Painter: colours by the mean lightness of the shot and of the frame, and counts."""
+
+    side, source, identity = 64, "memory", "stub"
+
+    def __init__(self, fail_at=None, action=None):
+        self.shots, self.frames, self.batches = 0, 0, []
+        self.fail_at, self.action = fail_at, action
+
+    def palette(self, labs):
+        self.shots += 1
+        assert all(lab.shape == (64, 64, 3) for lab in labs)
+        mean = float(np.mean([lab[..., 0].mean() for lab in labs]))
+        return Palette(torch.full((1, 313), mean), [self.shots, 7], [0.9, 0.5], torch.full((3,), mean))
+
+    def paint(self, L, palette):
+        self.batches.append(len(L))
+        self.frames += len(L)
+        if self.fail_at is not None and self.frames > self.fail_at:
+            self.action()
+        ab = np.empty((len(L), 8, 8, 2), np.float32)
+        ab[..., 0] = palette.color_feature[0, 0].item() - 50
+        ab[..., 1] = (L.mean((1, 2)) - 50)[:, None, None]
+        return ab, np.full(len(L), 0.25)
+
+
+def draw_shots(path, shots, size=(128, 96), hold=1, options=None, codec="libx264", rate=12, pix_fmt="yuv420p", noise=0):
+    """A grey film of shots [(grey 0..255, frames)]: bars that move a pixel every ``hold`` frames, over that grey.
+
+    A grey that is a function takes the number of the frame in its shot; ``noise`` is the greatest of coding.
+    Not smaller: of pictures 64 wide, x264 makes different files of the same frames, now and then.
+    """
+    with av.open(str(path), "w") as film:
+        stream = film.add_stream(codec, rate=rate, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
+        rng = np.random.default_rng(0)
+        for number, (grey, count) in enumerate(shots):
+            for i in range(count):
+                level = grey(i) if callable(grey) else grey
+                bars = 30 * np.sin((np.arange(size[0]) + i // hold) / (2 + number % 3))
+                luma = (level + bars * min(1, level / 60)).astype(int) + rng.integers(-noise, noise + 1, size[::-1])
+                picture = np.repeat(luma.clip(0, 255).astype(np.uint8)[:, :, None], 3, 2)
+                film.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        film.mux(stream.encode(None))
+    return path
+
+
+def planes_in(path):
+    """The (Y, Cb, Cr) arrays of every frame of a 4:2:0 or 4:4:4 film."""
+    with av.open(str(path)) as film:
+        return [tuple(np.array(plane) for plane in planes_of(frame)[:3]) for frame in film.decode(video=0)]

@@ -6,14 +6,13 @@ import av
 import numpy as np
 import pytest
 import torch
-from drawn import draw_picture, feature, fill
-from test_utils import draw_film, times_and_sound
+from drawn import draw_film, draw_picture, feature, fill, times_and_sound
 
 from dataset import AB_BINS, AB_SCALE, grey_image, resize, rgb_to_lab
 from networks import Colorizer, ModelConfig
 from panel import (
-    COLORS, GROUND, Mosaic, Panel, color_panel, has_color, memory_pictures, mosaic_size, palette, panel_frame,
-    panel_size)
+    COLORS, GROUND, Mosaic, Panel, memory_pictures, mosaic_size, palette, panel_frame, panel_size, write_panel)
+from painter import Painter
 from utils import UserError
 
 CONFIG = ModelConfig(img_size=128, width=4, mem_size=6, spatial_size=5, top_k=4)
@@ -41,7 +40,12 @@ def colorizer():
 
 
 def painter(colorizer):
-    return SimpleNamespace(colorizer=colorizer, device=torch.device("cpu"), precision="fp32")
+    return Painter(colorizer, torch.device("cpu"), "fp32")
+
+
+def records(*ends, truth=None):
+    """Shots that end in front of these frames, all of which look the same to the backbone."""
+    return [SimpleNamespace(end_frame=end, feature=torch.ones(1280), truth=truth) for end in ends]
 
 
 def flat(*color, size=(72, 128)):
@@ -150,11 +154,6 @@ def draw_color_film(path, count=10, grey=0):
     return path
 
 
-def test_a_film_that_begins_in_black_has_colour(tmp_path):
-    assert has_color(draw_color_film(tmp_path / "film.mp4", grey=4))
-    assert not has_color(draw_film(tmp_path / "grey.mp4"))
-
-
 def decode(path):
     with av.open(str(path)) as film:
         return [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
@@ -162,7 +161,7 @@ def decode(path):
 
 def test_the_panel_of_a_film_in_colour(colorizer, tmp_path):
     source = draw_color_film(tmp_path / "film.mp4")
-    color_panel(painter(colorizer), source, tmp_path / "panel.mp4", 4)
+    write_panel(painter(colorizer), source, tmp_path / "panel.mp4", records(8, 10 ** 6, truth=1), batch_size=4)
     frames = decode(tmp_path / "panel.mp4")
     assert times_and_sound(tmp_path / "panel.mp4")[0] == times_and_sound(source)[0]
     assert frames[0].shape == (*panel_size(64, 96, True), 3)
@@ -176,14 +175,14 @@ def test_the_panel_of_a_film_in_colour(colorizer, tmp_path):
     inside = [result[10:-10, 10:-10].astype(int) for result in results]
     assert all(np.abs(a - b).mean() > 0.05 for i, a in enumerate(inside) for b in inside[i + 1:])
     for result, color in zip(cells[1], COLORS, strict=True):
-        assert np.abs(result[1:3, 20:-20].astype(int) - color).mean() < 12  # framed
+        assert np.abs(result[1:3, 20:-20].astype(int) - color).mean() < 20  # framed
 
 
-def test_the_panel_of_a_grey_film_keeps_times_and_sound(colorizer, tmp_path):
+def test_the_panel_of_a_grey_film_keeps_times(colorizer, tmp_path):
     source = draw_film(tmp_path / "film.mkv", times=(0, 1, 2, 5, 6))
-    color_panel(painter(colorizer), source, tmp_path / "panel.mkv", 4)
-    times, sound, size = times_and_sound(tmp_path / "panel.mkv")
-    assert (times, sound) == times_and_sound(source)[:2] and len(sound) > 5
+    write_panel(painter(colorizer), source, tmp_path / "panel.mkv", records(2, 4))  # the last frame is of no shot
+    times, _, size = times_and_sound(tmp_path / "panel.mkv")
+    assert times == times_and_sound(source)[0][:4]
     assert size == panel_size(48, 64, False)[::-1]
 
 
@@ -200,4 +199,4 @@ def test_a_shot_reads_the_memory_once(colorizer, monkeypatch):
 
 def test_a_checkpoint_without_a_memory_has_no_panel():
     with pytest.raises(UserError, match="use_memory True"):
-        Panel(painter(SimpleNamespace(config=SimpleNamespace(use_memory=False))), 48, 64, False)
+        Panel(SimpleNamespace(colorizer=SimpleNamespace(config=SimpleNamespace(use_memory=False))), 48, 64, False)

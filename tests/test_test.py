@@ -8,10 +8,9 @@ import av
 import numpy as np
 import pytest
 import torch
-from drawn import draw_dataset, draw_picture
+from drawn import draw_dataset, draw_film, draw_picture, times_and_sound
 from skimage.color import rgb2lab
 from test_train import WAYS, flags
-from test_utils import draw_film, times_and_sound
 
 import train
 from dataset import color_feature, resize, rgb_to_lab
@@ -62,10 +61,10 @@ def test_all_ways_to_color_a_folder(home, tmp_path, capsys, way, settings, sourc
 
 
 def test_the_ways_give_the_generator_different_colours(home, tmp_path, monkeypatch):
-    import test
+    import painter
     seen = []
-    forward = test.Colorizer.forward
-    monkeypatch.setattr(test.Colorizer, "forward",
+    forward = painter.Colorizer.forward
+    monkeypatch.setattr(painter.Colorizer, "forward",
                         lambda self, L, v, *rest: (seen.append(v and v[0]), forward(self, L, v, *rest))[1])
     picture = next((home / "test").iterdir())
     for name, way, settings in (("best", "memory", {}), ("second", "memory", {"rank": 2}), ("gan", "gan", {}),
@@ -140,6 +139,63 @@ def test_a_film_in_colour_is_measured(home, tmp_path):
     assert (tmp_path / "new_comparison.png").exists() and metrics["result"]["ssim"] > 0.5
 
 
+def test_a_folder_of_films_and_pictures_skips_what_is_done(home, tmp_path, capsys):
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    draw_film(folder / "a.mp4", times=range(3))
+    draw_film(folder / "b.avi", times=range(3), sound=None)
+    write_image(folder / "c.png", draw_picture(0))
+    (folder / "bad.mkv").write_text("no film")
+    settings = {"checkpoint": home / "spatial" / "best.pt", "input": folder, "output": output}
+    main(flags(**settings))
+    assert "bad.mkv as a video" in capsys.readouterr().err
+    assert {"a.mp4", "b.mkv", "c.png"} <= {path.name for path in output.iterdir()}
+    before = {name: (output / name).stat().st_mtime_ns for name in ("a.mp4", "c.png")}
+    (output / "b.mkv").unlink()
+    main(flags(**settings))
+    assert "3 of" not in (said := capsys.readouterr().out) and "2 of" in said and "skipped" in said
+    assert (output / "b.mkv").exists()
+    assert before == {name: (output / name).stat().st_mtime_ns for name in before}
+
+
+def test_one_palette_a_shot(home):
+    """The memory is read once, with the mean of what the backbone sees; frames then differ by their places alone."""
+    from painter import Painter
+    content = load_checkpoint(home / "spatial" / "best.pt")
+    colorizer = train.Colorizer(train.ModelConfig(**content["model_config"])).eval()
+    colorizer.load_state_dict(content["colorizer"])
+    painter = Painter(colorizer, torch.device("cpu"), "fp32")
+    labs = [resize(rgb_to_lab(draw_picture(i)), painter.side, painter.side) for i in range(3)]
+    palette = painter.palette(labs)
+    alone = [painter.palette([lab]) for lab in labs]
+    assert torch.allclose(palette.feature, torch.stack([p.feature for p in alone]).mean(0), atol=1e-5)
+    with torch.inference_mode():
+        recall = colorizer.recall(palette.feature[None])
+    assert palette.slot_ids == recall.ids[0].tolist() and palette.slot_scores == recall.scores[0].tolist()
+    assert torch.equal(palette.color_feature, colorizer.choose(recall, 1)[0])
+    assert palette.score == palette.slot_scores[0]
+    ab, confidence = painter.paint(np.stack([lab[..., 0] for lab in labs]), palette)
+    assert ab.shape == (3, 128, 128, 2) and ((confidence > 0) & (confidence <= 1)).all()
+    one, _ = painter.paint(labs[1][None, ..., 0], palette)
+    assert np.abs(one[0] - ab[1]).max() < 0.1
+
+
+def test_painters_of_other_colours_have_another_identity(home, tmp_path):
+    from argparse import Namespace
+
+    from painter import load_painter
+
+    def identity(**changes):
+        args = {"checkpoint": home / "memory" / "best.pt", "device": "cpu", "precision": "fp32", "rank": 1,
+                "color_feature": "auto", "reference": None, "references": None}
+        return load_painter(Namespace(**args | changes)).identity
+
+    first = identity()
+    assert first == identity() and len({first, identity(rank=2), identity(color_feature="truth"),
+                                        identity(checkpoint=home / "integrator" / "best.pt"),
+                                        identity(reference=next((home / "train").iterdir()))}) == 5
+
+
 def test_grey_row_is_the_truth_without_its_colours():
     evaluation = Evaluation()
     truth = draw_picture(3)
@@ -212,7 +268,7 @@ def bad_checkpoint(home, path, change):
     ({"input": "grey.png", "checkpoint": "gan.pt", "color_feature": "memory"}, "is a plain GAN"),
     ({"input": "grey.png", "rank": 4}, "invalid choice"),
     ({"input": "grey.png", "batch_size": 0}, "batch_size is 0"),
-    ({"input": "film.mp4", "output": "out.avi"}, "name a .mp4, .mkv or .mov"),
+    ({"input": "film.mp4", "output": "out.avi"}, "name a .mp4, .mkv, .mov or .webm"),
 ])
 def test_bad_input_is_one_sentence(home, tmp_path, monkeypatch, settings, message):
     monkeypatch.chdir(tmp_path)
@@ -236,7 +292,7 @@ def test_bad_input_is_one_sentence(home, tmp_path, monkeypatch, settings, messag
 
 def test_a_checkpoint_gives_identical_output(home):
     """A colorizer built anew from its file colours exactly as the one that was saved."""
-    from test import Painter
+    from painter import Painter
     content = load_checkpoint(home / "integrator" / "best.pt")
     colorizers = []
     for _ in range(2):
@@ -250,10 +306,10 @@ def test_a_checkpoint_gives_identical_output(home):
 
 
 def test_the_reference_gives_its_color_feature_to_the_generator(home, tmp_path, monkeypatch):
-    import test
+    import painter
     seen = []
-    forward = test.Colorizer.forward
-    monkeypatch.setattr(test.Colorizer, "forward",
+    forward = painter.Colorizer.forward
+    monkeypatch.setattr(painter.Colorizer, "forward",
                         lambda self, L, v, *rest: (seen.append(v[0]), forward(self, L, v, *rest))[1])
     reference = home / "train" / "raw_image_drawn_1.png"
     color(home, "memory", tmp_path / "out.png", next((home / "test").iterdir()), reference=reference)

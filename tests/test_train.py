@@ -234,6 +234,8 @@ def test_a_view_keeps_lightness_and_colours_together(data_path, monkeypatch):
     for seed in range(60):
         view = TrainingViews(data)[0, seed]
         left = (view["L"] - view["L"].max()).abs() < 1e-3
+        if left.sum() < 3 * 128:  # a column or two at the border of the two areas are a mixture of both
+            continue
         s = view["ab"][0][left[0]].mean() / ab[0, 0, 0]
         side = 0 if (s - 1).abs() < 1e-3 or s > 0 else 64
         s = view["ab"][0][left[0]].mean() / ab[0, 0, side]
@@ -249,7 +251,7 @@ def test_a_view_may_hold_a_part_of_another_picture(data_path, monkeypatch):
     same for lightness, colours and what the backbone sees."""
     data = ColorizationDataset(data_path / "train", 128)
     for index in range(len(data)):
-        data.lab[index], data.lightness[index] = 40 + 30 * index, 40 + 30 * index
+        data.lab[index] = 40 + 30 * index
     monkeypatch.setattr(TrainingViews, "DIMMED", 0.0)
     pasted = 0
     for seed in range(60):

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -13,7 +12,7 @@ import torch
 import utils
 from utils import (
     Scores, UserError, boolean, ciede2000, colorfulness, is_color, load_checkpoint, metrics_table, picture_grid, psnr,
-    read_image, replace_when_done, run_cli, save_checkpoint, transcode, video_length, write_image)
+    read_image, replace_when_done, run_cli, save_checkpoint, write_image)
 
 
 def test_ciede2000_of_published_pairs():
@@ -156,93 +155,6 @@ def test_another_format_is_named(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(UserError, match="format 99"):
         load_checkpoint(tmp_path / "a.pt")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Video
-
-
-def draw_film(path, sizes=(64, 48), times=range(20), codec="libx264", sound="aac", rate=10):
-    """A film whose frame i is a grey ramp plus i, at ``times`` in units of 1 / rate s, with a beep of its length."""
-    with av.open(str(path), "w") as film:
-        video = film.add_stream(codec, rate=rate)
-        video.width, video.height = sizes
-        video.pix_fmt = "yuv444p" if sizes[0] % 2 or sizes[1] % 2 else "yuv420p"
-        audio = film.add_stream(sound, rate=44100, layout="mono") if sound else None
-        ramp = np.linspace(0, 180, sizes[0], dtype=np.float32)[None, :, None].repeat(sizes[1], 0).repeat(3, 2)
-        for i, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray((ramp + 3 * i).astype(np.uint8), format="rgb24")
-            frame.pts = time
-            film.mux(video.encode(frame))
-        film.mux(video.encode(None))
-        if audio:
-            samples = int(44100 * (max(times) + 1) / rate)
-            wave = (np.sin(np.arange(samples) / 20) * 8000).astype(np.int16)[None]
-            frame = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
-            frame.sample_rate = 44100
-            film.mux(audio.encode(frame))
-            film.mux(audio.encode(None))
-    return path
-
-
-def times_and_sound(path):
-    """(frame times in s, audio packets as bytes, (width, height))."""
-    with av.open(str(path)) as film:
-        times = [round(frame.time, 4) for frame in film.decode(video=0)]
-        size = film.streams.video[0].width, film.streams.video[0].height
-    with av.open(str(path)) as film:
-        sound = [bytes(packet) for packet in film.demux(audio=0) if packet.size] if film.streams.audio else []
-    return times, sound, size
-
-
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
-@pytest.mark.parametrize("sizes, times", [((64, 48), range(20)), ((63, 47), range(7)), ((64, 48), (0, 1, 2, 5, 6, 11))])
-def test_a_transcoded_film_keeps_frames_times_size_and_sound(tmp_path, suffix, sizes, times):
-    source = draw_film(tmp_path / f"in{suffix}", sizes, times)
-    batches = []
-
-    def paint(pictures):
-        batches.append(len(pictures))
-        return [255 - picture for picture in pictures]
-
-    transcode(source, tmp_path / f"out{suffix}", paint, batch_size=3)
-    assert times_and_sound(tmp_path / f"out{suffix}") == times_and_sound(source)
-    assert sum(batches) == len(times) == video_length(source)[0] or suffix == ".mkv"
-    assert max(batches) <= 3 and len(times_and_sound(source)[1]) > 3
-    with av.open(str(source)) as a, av.open(str(tmp_path / f"out{suffix}")) as b:
-        for one, other in zip(a.decode(video=0), b.decode(video=0), strict=True):
-            sum_ = one.to_ndarray(format="rgb24").astype(int) + other.to_ndarray(format="rgb24")
-            assert abs(sum_.mean() - 255) < 3  # each frame is the painted one of its own time
-
-
-def test_a_film_without_sound(tmp_path):
-    source = draw_film(tmp_path / "in.mp4", sound=None)
-    transcode(source, tmp_path / "out.mp4", lambda pictures: pictures, 8)
-    assert times_and_sound(tmp_path / "out.mp4") == times_and_sound(source)
-
-
-def test_a_sound_track_that_the_container_cannot_carry_is_named(tmp_path, capsys):
-    source = draw_film(tmp_path / "in.mkv", sound="wavpack")
-    transcode(source, tmp_path / "out.mp4", lambda pictures: pictures, 8)
-    assert "cannot carry the sound track" in capsys.readouterr().err
-    assert times_and_sound(tmp_path / "out.mp4")[0] == times_and_sound(source)[0]
-
-
-def test_a_film_cut_off_in_the_middle_is_used_as_far_as_it_decodes(tmp_path, capsys):
-    source = draw_film(tmp_path / "in.mkv", sizes=(320, 240), times=range(60))
-    cut = tmp_path / "cut.mkv"
-    cut.write_bytes(source.read_bytes()[:source.stat().st_size * 6 // 10])
-    transcode(cut, tmp_path / "out.mkv", lambda pictures: pictures, 8)
-    times = times_and_sound(tmp_path / "out.mkv")[0]
-    assert 5 < len(times) < 60 and times == times_and_sound(source)[0][:len(times)]
-
-
-def test_what_is_no_film_is_refused_and_leaves_nothing(tmp_path):
-    (tmp_path / "text.mp4").write_text("hello")
-    for target, message in (("out.mp4", "cannot read"), ("out.avi", "name a .mp4")):
-        with pytest.raises(UserError, match=message):
-            transcode(tmp_path / "text.mp4", tmp_path / target, lambda pictures: pictures, 8)
-    assert os.listdir(tmp_path) == ["text.mp4"]
 
 
 def test_import_without_matplotlib_window():

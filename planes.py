@@ -1,0 +1,164 @@
+"""What do the planes of a film's picture hold? Y', Cb and Cr of any coding to RGB and Lab, and colours to Cb and Cr."""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from dataset import resize
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Codes
+
+_LUMA_WEIGHTS = {  # colorspace tag: weights of red and blue (ITU-T H.273, table 4)
+    1: (0.2126, 0.0722), 4: (0.30, 0.11), 5: (0.299, 0.114), 6: (0.299, 0.114), 7: (0.212, 0.087),
+    9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}  # fmt: skip
+BT709, BT601 = 1, 6
+
+
+class Coding(NamedTuple):
+    """What the numbers in the planes of a picture mean."""
+
+    depth: int  # bits
+    full: bool  # full range, 0..255 at 8 bits; limited is 16..235 for luma and 16..240 for chroma
+    colorspace: int  # the matrix, as tagged in files; one of _LUMA_WEIGHTS
+
+    @property
+    def luma(self):
+        """(code of black, codes from black to white)."""
+        return (0, 2**self.depth - 1) if self.full else (16 << self.depth - 8, 219 << self.depth - 8)
+
+    @property
+    def chroma(self):
+        """(code of neutral, codes from -0.5 to 0.5)."""
+        return 1 << self.depth - 1, 2**self.depth - 1 if self.full else 224 << self.depth - 8
+
+    def to_rgb(self, y, cb, cr):
+        """Planes of codes (H, W) -> RGB float32 (H, W, 3) in [0, 1], clipped."""
+        red, blue = _LUMA_WEIGHTS[self.colorspace]
+        (black, span), (neutral, reach) = self.luma, self.chroma
+        y = (y.astype(np.float32) - black) / np.float32(span)
+        r = y + (cr.astype(np.float32) - neutral) * np.float32(2 * (1 - red) / reach)
+        b = y + (cb.astype(np.float32) - neutral) * np.float32(2 * (1 - blue) / reach)
+        g = (y - np.float32(red) * r - np.float32(blue) * b) / np.float32(1 - red - blue)
+        return np.clip(cv2.merge([r, g, b]), 0, 1)
+
+    def luma_of(self, rgb):
+        """RGB float32 (H, W, 3) in [0, 1] -> Y' (H, W) in [0, 1]."""
+        red, blue = _LUMA_WEIGHTS[self.colorspace]
+        return cv2.transform(rgb, np.float32([[red, 1 - red - blue, blue]]))
+
+    def to_chroma(self, rgb):
+        """RGB float32 (H, W, 3) in [0, 1] -> Cb and Cr, planes of codes (H, W): the inverse of ``to_rgb``."""
+        red, blue = _LUMA_WEIGHTS[self.colorspace]
+        neutral, reach = self.chroma
+        y = self.luma_of(rgb)
+        planes = [(rgb[..., 2] - y) * np.float32(reach / (2 * (1 - blue))),
+                  (rgb[..., 0] - y) * np.float32(reach / (2 * (1 - red)))]
+        top = 2**self.depth - 1
+        return [np.clip(np.rint(plane + neutral), 0, top).astype(self.dtype) for plane in planes]
+
+    @property
+    def dtype(self):
+        return np.uint8 if self.depth == 8 else np.uint16
+
+
+class Planes(NamedTuple):
+    """A picture as it is stored: Y (H, W), and Cb and Cr (h, w), smaller or equal, or None for a grey picture."""
+
+    y: np.ndarray
+    cb: np.ndarray | None
+    cr: np.ndarray | None
+    coding: Coding
+
+    def rgb(self, height, width):
+        """RGB float32 (height, width, 3) in [0, 1]."""
+        y = resize(self.y, height, width)
+        if self.cb is None:
+            cb = cr = np.full((height, width), self.coding.chroma[0], self.coding.dtype)
+        else:
+            cb, cr = resize(self.cb, height, width), resize(self.cr, height, width)
+        return self.coding.to_rgb(y, cb, cr)
+
+    def picture(self, height=None, width=None):
+        """RGB uint8 (height, width, 3); None is the size of the picture."""
+        return np.rint(self.rgb(height or self.y.shape[0], width or self.y.shape[1]) * 255).astype(np.uint8)
+
+    def grey(self, height, width):
+        """The luma alone as RGB uint8 (height, width, 3)."""
+        return self._replace(cb=None, cr=None).picture(height, width)
+
+    def lab(self, side):
+        """Lab float32 (side, side, 3)."""
+        return cv2.cvtColor(self.rgb(side, side), cv2.COLOR_RGB2Lab)
+
+    def luma(self, height, width):
+        """Y' uint8 (height, width), full range."""
+        black, span = self.coding.luma
+        return cv2.convertScaleAbs(np.maximum(resize(self.y, height, width), black), None, 255 / span,
+                                   -255 * black / span)
+
+
+def plane_array(frame, index, dtype):
+    """A plane of a decoded frame as an array (h, w) that shares its memory."""
+    plane = frame.planes[index]
+    rows = np.frombuffer(plane, dtype).reshape(plane.height, -1)
+    return rows[:, :plane.width]
+
+
+def planes_of(frame):
+    """Planes of a decoded frame, turned upright. Planar Y'CbCr and grey are taken as they are, anything else becomes
+    4:4:4; an untagged matrix is BT.601 below 720 lines and BT.709 from there on, as players take it."""
+    name, depth = frame.format.name, frame.format.components[0].bits
+    full = frame.color_range == 2 or name.startswith("yuvj") or (name.startswith("gray") and frame.color_range != 1)
+    colorspace = frame.colorspace if frame.colorspace in _LUMA_WEIGHTS else BT709 if frame.height >= 720 else BT601
+    planar = name.startswith(("yuv4", "yuvj4", "yuva4", "gray")) and not name.endswith("be")
+    if not planar:
+        depth = 10 if depth > 8 else 8
+        if frame.format.is_rgb or frame.format.has_palette:
+            given, full, colorspace = {}, False, BT709
+        else:
+            given = {"src_colorspace": colorspace, "src_color_range": 1 + full}
+        frame = frame.reformat(format="yuv444p10le" if depth > 8 else "yuv444p", **given,
+                               dst_colorspace=colorspace, dst_color_range=1 + full)
+    coding = Coding(depth, full, colorspace)
+    grey = frame.format.name.startswith("gray")
+    planes = [plane_array(frame, index, coding.dtype) for index in range(1 if grey else 3)]
+    if frame.rotation % 360:
+        planes = [np.ascontiguousarray(np.rot90(plane, round(frame.rotation / 90))) for plane in planes]
+    return Planes(planes[0], *(planes[1:] if not grey else (None, None)), coding)
+
+
+def change_depth(plane, old, new):
+    """A plane of codes of ``old`` bits as codes of ``new`` bits."""
+    if old == new:
+        return plane
+    if old < new:
+        return plane.astype(np.uint16) << (new - old)
+    shift = old - new
+    rounded = (plane.astype(np.uint32) + (1 << shift - 1)) >> shift
+    return np.minimum(rounded, 2**new - 1).astype(np.uint8 if new == 8 else np.uint16)
+
+
+_GREYS = np.linspace(0, 1, 4096, dtype=np.float32)
+_GREY_L = cv2.cvtColor(np.repeat(_GREYS[None, :, None], 3, 2), cv2.COLOR_RGB2Lab)[0, :, 0].copy()
+
+
+def _grey_lightness(luma):
+    """L of CIE Lab of a grey of Y' in [0, 1]."""
+    return _GREY_L[(luma * 4095 + 0.5).astype(np.uint16)]
+
+
+def paint_chroma(planes, ab, height, width, coding):
+    """Cb and Cr (height, width), codes of ``coding``, that give the picture the colours ab (h, w, 2) at its own luma.
+
+    A colour of ab and the L of a grey of that luma has a luma of its own, darker for blue and red. One step on L
+    brings it to the picture's, so that the colours seen are ab.
+    """
+    black, span = planes.coding.luma
+    luma = np.clip((resize(planes.y, height, width).astype(np.float32) - black) / np.float32(span), 0, 1)
+    wanted = _grey_lightness(luma)
+    lab = cv2.merge([wanted, *cv2.split(resize(ab, height, width))])
+    rgb = np.clip(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), 0, 1)
+    lab[..., 0] += wanted - _grey_lightness(coding.luma_of(rgb))
+    return coding.to_chroma(np.clip(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), 0, 1))

@@ -1,0 +1,73 @@
+"""Y', Cb and Cr against FFmpeg's own conversion, and colours laid over a luma."""
+
+import av
+import cv2
+import numpy as np
+import pytest
+from drawn import draw_picture
+
+from planes import Coding, Planes, change_depth, paint_chroma, planes_of
+
+CODINGS = [Coding(depth, full, space) for depth in (8, 10) for full in (False, True) for space in (1, 6)]
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_rgb_to_codes_and_back(coding):
+    rgb = np.random.default_rng(0).random((12, 10, 3)).astype(np.float32)
+    black, span = coding.luma
+    y = np.rint(coding.luma_of(rgb) * span + black).astype(coding.dtype)
+    assert np.abs(coding.to_rgb(y, *coding.to_chroma(rgb)) - rgb).max() < 0.012 / 4 ** (coding.depth == 10)
+
+
+def test_codes_of_red_by_hand():
+    red = np.float32([[[1, 0, 0]]])
+    cb, cr = Coding(8, False, 6).to_chroma(red)  # BT.601: (81, 90, 240), the textbook's bar
+    assert (round(16 + 219 * float(Coding(8, False, 6).luma_of(red)[0, 0])), cb[0, 0], cr[0, 0]) == (81, 90, 240)
+    cb, cr = Coding(10, True, 1).to_chroma(red)  # BT.709: Cb = -0.2126 / 1.8556 = -0.11457 of 1023 codes, Cr = 0.5
+    assert (cb[0, 0], cr[0, 0]) == (round(512 - 0.11457 * 1023), 1023)
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_decoded_frames_mean_what_ffmpeg_says(coding):
+    picture = draw_picture(0)
+    frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+        format="yuv444p" if coding.depth == 8 else "yuv444p10le", dst_colorspace=coding.colorspace,
+        dst_color_range=1 + coding.full)
+    frame.colorspace, frame.color_range = coding.colorspace, 1 + coding.full
+    planes = planes_of(frame)
+    assert planes.coding == coding
+    assert np.abs(planes.picture().astype(int) - picture).max() <= 3
+
+
+@pytest.mark.parametrize("format_", ["rgb24", "gray", "nv12", "yuyv422", "gbrp", "bgra", "yuvj420p", "gray10le"])
+def test_pictures_of_any_format(format_):
+    picture = np.full((32, 48, 3), 150, np.uint8)
+    planes = planes_of(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=format_))
+    assert planes.y.shape == (32, 48)
+    assert np.abs(planes.picture().astype(int) - 150).max() <= 2
+
+
+@pytest.mark.parametrize("height, colorspace", [(480, 6), (720, 1)])
+def test_an_untagged_matrix_is_that_of_the_size(height, colorspace):
+    frame = av.VideoFrame(16, height, "yuv420p")
+    assert planes_of(frame).coding == Coding(8, False, colorspace)
+
+
+def test_depth():
+    codes = np.array([[0, 1, 2, 6, 1021, 1023]], np.uint16)
+    assert change_depth(codes, 10, 8).tolist() == [[0, 0, 1, 2, 255, 255]]  # rounded, and never beyond white
+    assert change_depth(codes.astype(np.uint8)[:, :4], 8, 10).tolist() == [[0, 4, 8, 24]]
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_painted_chroma_gives_the_colours_at_the_luma_of_the_picture(coding):
+    """The luma and ab of a picture give the picture, also where its colours are strong."""
+    rgb = cv2.GaussianBlur(draw_picture(3), (5, 5), 0).astype(np.float32) / 255
+    black, span = coding.luma
+    y = np.rint(coding.luma_of(rgb) * span + black).astype(coding.dtype)
+    lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab)
+    chroma = paint_chroma(Planes(y, None, None, coding), lab[..., 1:], *y.shape, coding)
+    result = cv2.cvtColor(coding.to_rgb(y, *chroma), cv2.COLOR_RGB2Lab)
+    assert np.abs(result - lab).mean() < 0.7
+    neutral = paint_chroma(Planes(y, None, None, coding), np.zeros((4, 4, 2), np.float32), 6, 8, coding)
+    assert all(np.abs(plane.astype(int) - coding.chroma[0]).max() <= 1 for plane in neutral)
