@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from drawn import draw_dataset, draw_film, draw_picture, times_and_sound
+from drawn import draw_dataset, draw_film, draw_picture, draw_shots, planes_in, times_and_sound
 from skimage.color import rgb2lab
 from test_train import WAYS, flags
 
@@ -137,6 +137,41 @@ def test_a_film_in_colour_is_measured(home, tmp_path):
     metrics = color(home, "integrator", tmp_path / "new.mkv", path)
     assert metrics["pictures"] == 15 and metrics["measured_pictures"] == 3  # one a second
     assert (tmp_path / "new_comparison.png").exists() and metrics["result"]["ssim"] > 0.5
+    page = (tmp_path / "new_report.html").read_text(encoding="utf-8")
+    assert f"{metrics['result']['ciede2000']:.3f}" in page and "CDC" in page
+
+
+def test_what_goes_with_a_film(home, tmp_path):
+    """The report, the frames to colour next and the panel; what a person has painted stays."""
+    source = draw_shots(tmp_path / "film.mkv", [(60, 12), (200, 12)])
+    settings = {"overwrite": True, "batch_size": 4, "panel": True, "start": 0.25}
+    color(home, "spatial", tmp_path / "new.mkv", source, **settings)
+    page, folder = (tmp_path / "new_report.html").read_text(encoding="utf-8"), tmp_path / "new_colour_these"
+    assert "raw_image_drawn_" in page and "film.mkv" in page and folder.name in page
+    assert times_and_sound(tmp_path / "new_panel.mp4")[0] == times_and_sound(source)[0][:21]
+    suggested = sorted(folder.iterdir())
+    lumas = [planes[0] for planes in planes_in(source)[3:]]
+    for path in suggested:
+        assert path.name in page
+        luma = lumas[int(path.stem.rpartition("_")[2])]
+        assert np.abs(read_image(path) - (luma[..., None] - 16.0) * 255 / 219).max() <= 1
+    write_image(suggested[0], draw_picture(0))
+    color(home, "spatial", tmp_path / "new.mkv", source, **settings)
+    assert np.array_equal(read_image(suggested[0]), draw_picture(0))
+    color(home, "spatial", tmp_path / "none.mkv", source, suggest=0)
+    assert not (tmp_path / "none_colour_these").exists() and not (tmp_path / "none_panel.mp4").exists()
+
+
+def test_a_report_that_cannot_be_written_leaves_the_film(home, tmp_path, capsys):
+    source = draw_film(tmp_path / "film.mp4", times=range(3))
+    (tmp_path / "out_report.html").mkdir()
+    with pytest.raises(UserError, match="out_report.html exists already"):
+        color(home, "memory", tmp_path / "out.mp4", source)
+    assert not (tmp_path / "out.mp4").exists()
+    color(home, "memory", tmp_path / "out.mp4", source, overwrite=True)
+    said = capsys.readouterr().err
+    assert said.count("warning") == 1 and "cannot write" in said and "out.mp4 itself is whole" in said
+    assert times_and_sound(tmp_path / "out.mp4") == times_and_sound(source)
 
 
 def test_a_folder_of_films_and_pictures_skips_what_is_done(home, tmp_path, capsys):
@@ -269,6 +304,9 @@ def bad_checkpoint(home, path, change):
     ({"input": "grey.png", "rank": 4}, "invalid choice"),
     ({"input": "grey.png", "batch_size": 0}, "batch_size is 0"),
     ({"input": "film.mp4", "output": "out.avi"}, "name a .mp4, .mkv, .mov or .webm"),
+    ({"input": "film.mp4", "suggest": -1}, "suggest is -1"),
+    ({"input": "film.mp4", "checkpoint": "gan.pt", "panel": True}, "none is read here"),
+    ({"input": "film.mp4", "reference": "colour.png", "panel": True}, "none is read here"),
 ])
 def test_bad_input_is_one_sentence(home, tmp_path, monkeypatch, settings, message):
     monkeypatch.chdir(tmp_path)
@@ -328,7 +366,8 @@ GUESSED = 0.1  # SpatialMemory.COLOR for a generator that has learned next to no
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
     """<folder>/run: a network trained for moments on some frames of the sample film; <folder>/corrected: a folder with
-    one frame in which the red character is repainted in the teal of another one, of the same lightness."""
+    one frame in which the red character is repainted in the teal of another one, of the same lightness, and a grey one.
+    """
     folder = tmp_path_factory.mktemp("sample")
     for frame in (8, RUBY_WALKS, 48, 160, 190, 290):
         write_image(folder / "data" / "train" / f"frame_{frame}.png", draw_frame(1, frame))
@@ -338,6 +377,7 @@ def sample(tmp_path_factory):
         train.main(flags(data_path=folder / "data", save_path=folder / "run", width=4, end_epoch=1))
         patch.setitem(PALETTE, "ruby", PALETTE["tilo"])
         write_image(folder / "corrected" / "ruby_is_teal.png", draw_frame(1, RUBY_WALKS))
+        write_image(folder / "corrected" / "waits.png", np.full((32, 32, 3), 99, np.uint8))
     return folder
 
 
@@ -349,7 +389,7 @@ def share_of_teal(path, frame):
     return (teal < red).mean()
 
 
-def test_a_corrected_frame_is_followed_without_training(sample, tmp_path, monkeypatch):
+def test_a_corrected_frame_is_followed_without_training(sample, tmp_path, monkeypatch, capsys):
     """One frame corrected: it and one like it (where she is elsewhere) come out so, another shot stays as it was, and
     the checkpoint that is saved colours the same."""
     monkeypatch.setattr(SpatialMemory, "COLOR", GUESSED)
@@ -359,6 +399,7 @@ def test_a_corrected_frame_is_followed_without_training(sample, tmp_path, monkey
     main(flags(checkpoint=sample / "run" / "last.pt", output=tmp_path / "before", **asked))
     main(flags(checkpoint=sample / "run" / "last.pt", output=tmp_path / "after", references=sample / "corrected",
                save_checkpoint=tmp_path / "kept.pt", **asked))
+    assert "waits.png is grey, so not painted yet" in capsys.readouterr().err
     main(flags(checkpoint=tmp_path / "kept.pt", output=tmp_path / "kept", **asked))
     for frame in (RUBY_WALKS, RUBY_WALKS + 4):
         assert share_of_teal(tmp_path / "before" / f"{frame}.png", frame) < 0.3  # thin limbs are not all red either
@@ -405,14 +446,14 @@ def test_training_goes_on_with_the_references(sample, tmp_path, monkeypatch):
     before, after = (load_checkpoint(path / "run" / "last.pt")["colorizer"] for path in (sample, tmp_path))
     assert after["memory.ids"].tolist()[len(before["memory.ids"]):] == [REFERENCE_ID]
     assert after["spatial.ids"].tolist()[len(before["spatial.ids"]):] == [REFERENCE_ID]
-    corrected = resize(rgb_to_lab(read_image(next((sample / "corrected").iterdir()))), 128, 128)
+    corrected = resize(rgb_to_lab(read_image(sample / "corrected" / "ruby_is_teal.png")), 128, 128)
     assert torch.allclose(after["memory.values"][-1], torch.from_numpy(color_feature(corrected[..., 1:])))
 
 
 @pytest.mark.parametrize("settings, message", [
     ({"references": "missing"}, "there is no folder missing"),
-    ({"references": "empty"}, "there is no picture in empty"),
-    ({"references": "grey"}, "reference grey/grey.png is grey"),
+    ({"references": "empty"}, "there is no picture in colour in empty"),
+    ({"references": "grey"}, "there is no picture in colour in grey"),
     ({"references": "bad"}, "cannot read bad/bad.png"),
     ({"references": "good", "color_feature": "truth"}, "use one of them"),
     ({"references": "good", "checkpoint": "gan"}, "is a plain GAN; leave --references out"),
