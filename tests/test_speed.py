@@ -1,6 +1,7 @@
 """The reference of the speed benchmark computes the same function as the fast parts, and the benchmark runs."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -96,6 +97,8 @@ def test_the_whole_benchmark(tmp_path, monkeypatch, capsys):
     for name, value in {"WIDTH": 4, "BATCH": 2, "SIZES": (128,), "STYLE_HIDDEN": 32, "PICTURES": 4, "MATRIX": 64,
                         "SET_SIZES": (8, 16), "CLIP_SECONDS": 1, "REFERENCE_FRAMES": 2}.items():
         monkeypatch.setattr(speed, name, value)
+    # Processes would take most of the time, to import.
+    monkeypatch.setattr(speed, "ProcessPoolExecutor", lambda count, context: ThreadPoolExecutor(count))
     film = draw_shots(tmp_path / "film.mp4", [(60, 16), (200, 16)])
     speed.main(["--film", str(film), "--quick", "--output", str(tmp_path / "speed.json")])
     report = json.loads((tmp_path / "speed.json").read_text())
