@@ -199,8 +199,8 @@ class RandomPictures:
 
     def __init__(self, count, img_size):
         rng = np.random.default_rng(0)
-        self.lab = torch.from_numpy(rng.integers(0, 256, (count, 3, img_size, img_size), np.uint8))
-        self.lightness = torch.from_numpy(rng.integers(0, 256, (count, 1, GREY_SIZE, GREY_SIZE), np.uint8))
+        self.img_size, self.side = img_size, GREY_SIZE
+        self.lab = torch.from_numpy(rng.integers(0, 256, (count, 3, self.side, self.side), np.uint8))
         self.color_features = torch.from_numpy(rng.dirichlet(np.ones(313), count).astype(np.float32))
         self.ids = list(range(count))
 
