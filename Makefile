@@ -1,8 +1,9 @@
-# `make demo` learns the bundled episode and colours the next one; `make test` runs every test. Both make .venv first.
+# `make demo` learns the bundled episode and colours the next one; `make test` runs every test and
+# `make bench` measures the speed. All make .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint fuzz clean
+.PHONY: demo test bench lint fuzz clean
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -19,6 +20,9 @@ demo: .venv/installed
 
 test: lint
 	$(BIN)/python -m pytest
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/speed.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ is that of "Coloring With Limited Data: Few-Shot Colorization via Memory-Augment
 1906.11888), with a spatial memory added.
 """
 
+import hashlib
 import math
 import sys
 from dataclasses import dataclass
@@ -287,6 +288,13 @@ class Backbone(nn.Module):
                 f"cannot load the weights of {name} from {weights or 'the download of torchvision'} "
                 f"({str(error).partition(chr(10))[0]}); give a file by --backbone_weights, or use --backbone "
                 "efficientnet_lite0, whose weights come with requirements.txt") from error
+
+    def identity(self):
+        """A text that differs for other weights."""
+        digest = hashlib.sha256()
+        for tensor in self.state_dict().values():
+            digest.update(tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def train(self, mode=True):
         return super().train(False)
