@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint fuzz clean
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -13,15 +13,19 @@ demo: .venv/installed
 	$(BIN)/python dataset_generator.py --save_path results/demo/dataset --frames_per_shot 9 --split 0.85 0.15 0 \
 		--overwrite True
 	$(BIN)/python train.py --data_path results/demo/dataset --save_path results/demo/checkpoints --img_size 128 \
-		--max_minutes 4 --overwrite True
+		--max_minutes 5 --overwrite True
 	$(BIN)/python test.py --checkpoint results/demo/checkpoints/best.pt --input resources/episode_2.mp4 \
 		--output results/demo/episode_2.mp4 --overwrite True
 
-test: .venv/installed
+test: lint
 	$(BIN)/python -m pytest
 
 lint: .venv/installed
 	$(BIN)/ruff check .
+
+# Damaged pictures, videos and checkpoints: 500 cases of each of 11 kinds; `make test` tries 25.
+fuzz: .venv/installed
+	FUZZ_CASES=500 $(BIN)/python -m pytest tests/test_fuzz.py
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache

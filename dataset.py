@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.utils.data import Dataset, Sampler
 
 from utils import IMAGE_SUFFIXES, UserError, image_ids, list_files, read_image, warn
@@ -147,11 +148,12 @@ def grey_image(L):
 
 
 class ColorizationDataset(Dataset):
-    """The pictures of a folder (or a list of paths) at ``img_size``, held in memory as 8-bit Lab.
+    """The pictures of a folder (or a list of paths), held in memory as 8-bit Lab, for networks of ``img_size``.
 
     An item is a dict of the five elements of the method, and ``index``, its place in the dataset:
     ``L`` (1, S, S) in [0, 1]; ``ab`` (2, S, S) in about [-1, 1]; ``color_feature`` (313,) of sum 1;
     ``grey`` (3, 256, 256) for the backbone; ``image_id``, the number at the end of the file's name.
+    They are held at ``side`` x ``side``, at least what the backbone sees, so that views of a part of them are sharp.
 
     An unreadable picture is skipped with a warning that names it. Raises UserError when nothing can be read.
     """
@@ -163,23 +165,20 @@ class ColorizationDataset(Dataset):
             paths = list_files(source, IMAGE_SUFFIXES)
         else:
             source, paths = "the list of pictures", [Path(path) for path in source]
-        self.img_size = img_size
-        self.paths, lab, lightness, features = [], [], [], []
+        self.img_size, self.side = img_size, max(img_size, GREY_SIZE)
+        self.paths, lab, features = [], [], []
         for path in paths:
             try:
                 full = rgb_to_lab(read_image(path))
             except UserError as error:
                 warn(f"{error}; skipped")
                 continue
-            picture = resize(full, img_size, img_size)  # the whole frame: nothing is cropped away
             self.paths.append(path)
-            features.append(color_feature(picture[..., 1:]))
-            lab.append(_pack(picture))
-            lightness.append(np.rint(resize(full[..., 0], GREY_SIZE, GREY_SIZE) * 2.55).astype(np.uint8))
+            features.append(color_feature(resize(full, img_size, img_size)[..., 1:]))
+            lab.append(_pack(resize(full, self.side, self.side)))  # the whole frame: nothing is cropped away
         if not self.paths:
             raise UserError(f"no readable picture in {source} (expected {', '.join(IMAGE_SUFFIXES)})")
-        self.lab = torch.from_numpy(np.stack(lab))  # (N, 3, S, S) uint8
-        self.lightness = torch.from_numpy(np.stack(lightness))[:, None]  # (N, 1, 256, 256) uint8
+        self.lab = torch.from_numpy(np.stack(lab))  # (N, 3, side, side) uint8
         self.color_features = torch.from_numpy(np.stack(features))  # (N, 313)
         self.ids = image_ids([path.name for path in self.paths])
 
@@ -187,9 +186,19 @@ class ColorizationDataset(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index):
-        L, ab = unpack(self.lab[index])
+        L, ab, grey = (part[0] for part in self.look([index]))
         return {"L": L, "ab": ab, "color_feature": self.color_features[index], "image_id": self.ids[index],
-                "grey": grey_image(self.lightness[index] / 255), "index": index}
+                "grey": grey, "index": index}
+
+    def look(self, indices):
+        """L (N, 1, S, S), ab (N, 2, S, S) and the grey pictures (N, 3, 256, 256) of some pictures."""
+        lab = self.lab[indices].float()
+        return *unpack(_shrink(lab, self.img_size)), grey_image(_shrink(lab[:, :1], GREY_SIZE) / 255)
+
+
+def _shrink(maps, side):
+    """Maps (N, C, H, H) to (N, C, side, side) by area."""
+    return maps if maps.shape[-1] == side else F.interpolate(maps, (side, side), mode="area")
 
 
 class TrainingViews(Dataset):
@@ -216,55 +225,56 @@ class TrainingViews(Dataset):
     def __getitem__(self, index_and_seed):
         index, seed = index_and_seed
         rng = np.random.default_rng(seed)
-        view = self._view(index, rng)
+        lab = self._view(index, rng)
         if rng.random() < self.PASTED:
             size = rng.integers(self.GRID // 4, 3 * self.GRID // 4 + 1, 2)
             start = rng.integers(0, self.GRID - size + 1)
-            for whole, other in zip(view, self._view(int(rng.integers(len(self))), rng), strict=True):
-                (top, left), (bottom, right) = (edge * whole.shape[-1] // self.GRID for edge in (start, start + size))
-                whole[:, top:bottom, left:right] = other[:, top:bottom, left:right]
-        lab, light = view
-        L, ab = unpack(lab)
+            (top, left), (bottom, right) = (edge * self.data.side // self.GRID for edge in (start, start + size))
+            lab[:, top:bottom, left:right] = self._view(int(rng.integers(len(self))), rng)[:, top:bottom, left:right]
+        L, ab = (part[0] for part in unpack(_shrink(lab[None], self.data.img_size)))
         feature = color_feature(ab.permute(1, 2, 0).numpy() * AB_SCALE)
-        return {"L": L, "ab": ab, "grey": grey_image(light / 255), "view_feature": torch.from_numpy(feature),
-                "misled": rng.random() < self.mislead, "index": index,
+        return {"L": L, "ab": ab, "grey": grey_image(_shrink(lab[None, :1], GREY_SIZE)[0] / 255),
+                "view_feature": torch.from_numpy(feature), "misled": rng.random() < self.mislead, "index": index,
                 "color_feature": self.data.color_features[index], "image_id": self.data.ids[index]}
 
     def _view(self, index, rng):
-        """A part of a picture: its Lab (3, S, S) and, for the backbone, its lightness (1, 256, 256), as in the data."""
-        share, corner, mirrored = 1 / rng.uniform(1, self.MAX_ZOOM), rng.random(2), rng.random() < 0.5
-        # In CIE Lab, light times s^3 is ab times s and L + 16 times s.
-        dim = rng.uniform(self.DARKEST, 1) if rng.random() < self.DIMMED else 1.0
-        view = []
-        for packed in (self.data.lab[index], self.data.lightness[index]):
-            size = packed.shape[-1]
-            crop = round(size * share)
-            top, left = (int(place * (size - crop + 1)) for place in corner)
-            part = packed.numpy().transpose(1, 2, 0)[top:top + crop, left:left + crop]
-            part = resize(np.ascontiguousarray(part), size, size).reshape(size, size, -1)
-            part = torch.from_numpy(np.ascontiguousarray((part[:, ::-1] if mirrored else part).transpose(2, 0, 1)))
-            if dim < 1:
-                part = part.float()
-                part[:1] = (part[:1] + 0.16 * 255) * dim - 0.16 * 255
-                part[1:] = (part[1:] - 128) * dim + 128
-                part = part.round().clamp(0, 255).byte()
-            view.append(part)
-        return view
+        """A part of a picture as large as the whole, 8-bit Lab in float32 (3, side, side)."""
+        side = self.data.side
+        crop = round(side / rng.uniform(1, self.MAX_ZOOM))
+        top, left = rng.integers(0, side - crop + 1, 2)
+        part = self.data.lab[index].numpy().transpose(1, 2, 0)[top:top + crop, left:left + crop]
+        part = resize(np.ascontiguousarray(part), side, side)
+        if rng.random() < 0.5:
+            part = part[:, ::-1]
+        lab = torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1))).float()
+        if rng.random() < self.DIMMED:  # in CIE Lab, light times s^3 is ab times s and L + 16 times s
+            black = torch.tensor([-0.16 * 255, 128, 128])[:, None, None]
+            lab = torch.lerp(black, lab, float(rng.uniform(self.DARKEST, 1))).clamp(min=0)
+        return lab
 
 
 class ViewSampler(Sampler):
-    """(index, seed) of every picture in random order, ``passes`` times; the order depends on seed and epoch alone."""
+    """(index, seed) of every picture in random order, ``passes`` times; the order depends on seed and epoch alone.
 
-    def __init__(self, data, passes, seed):
-        self.count, self.passes, self.seed, self.epoch = len(data), passes, seed, 0
+    An epoch has whole batches: the last one is filled up with pictures of one more pass. Of each batch process ``rank``
+    of ``size`` gets its share. ``skip`` leaves out so many batches that an interrupted epoch has had.
+    """
+
+    def __init__(self, data, passes, seed, batch_size=1, rank=0, size=1):
+        self.count, self.seed, self.batch_size, self.rank, self.size = len(data), seed, batch_size, rank, size
+        self.batches = -(-self.count * passes // batch_size)
+        self.epoch = self.skip = 0
 
     def __len__(self):
-        return self.count * self.passes
+        return max(0, self.batches - self.skip) * self.batch_size // self.size
 
     def __iter__(self):
         rng = np.random.default_rng([self.seed, self.epoch])
-        order = np.concatenate([rng.permutation(self.count) for _ in range(self.passes)])
-        return iter(zip(order.tolist(), rng.integers(0, 2**62, len(order)).tolist(), strict=True))
+        length = self.batches * self.batch_size
+        order = np.concatenate([rng.permutation(self.count) for _ in range(-(-length // self.count))])[:length]
+        views = np.stack([order, rng.integers(0, 2**62, length)], 1)
+        share = views.reshape(self.batches, self.size, -1, 2)[self.skip:, self.rank].reshape(-1, 2)
+        return iter([tuple(view) for view in share.tolist()])
 
 
 def _pack(lab):
@@ -274,6 +284,6 @@ def _pack(lab):
 
 
 def unpack(packed):
-    """8-bit Lab as the networks see it: uint8 (..., 3, S, S) -> L (..., 1, S, S) in [0, 1], ab (..., 2, S, S)."""
+    """8-bit Lab as the networks see it: (..., 3, S, S) -> L (..., 1, S, S) in [0, 1], ab (..., 2, S, S)."""
     packed = packed.float()
     return packed[..., :1, :, :] / 255, (packed[..., 1:, :, :] - 128) / AB_SCALE

@@ -6,12 +6,13 @@ A film is decoded once, and memory does not grow with it (see shots.py).
 import csv
 import itertools
 import math
+import multiprocessing
 import os
 import re
 import tempfile
 from array import array
 from collections import Counter, deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,10 +53,12 @@ class GeneratorConfig:
     split: tuple = (0.7, 0.2, 0.1)
     seed: int = 0
     overwrite: bool = False
+    workers: int = 1
 
     def check(self):
         """Raises UserError for a value out of its range."""
-        for name, least in (("frames_per_shot", 1), ("shots_len_thres", 1), ("seed", 0), ("col_diff_thres", 0)):
+        for name, least in (("frames_per_shot", 1), ("shots_len_thres", 1), ("seed", 0), ("col_diff_thres", 0),
+                            ("workers", 1)):
             if not getattr(self, name) >= least:  # so written, NaN is refused too
                 raise UserError(f"--{name} is {getattr(self, name)} but must be at least {least}")
         if self.scene_thres is not None and not self.scene_thres > 0:
@@ -81,6 +84,8 @@ class Shot:
 class Film:
     path: Path
     fps: float
+    label: str  # of the detector's difference
+    threshold: float  # and of a cut
     shots: list = field(default_factory=list)
     differences: array = field(default_factory=lambda: array("f"))  # [i]: between frames i - 1 and i; [0] is 0
 
@@ -176,16 +181,40 @@ class PictureWriter:
         self.threads.shutdown(cancel_futures=True)
 
 
-def scan_film(path, opened, config, folder, numbers, writer):
+def scan_films(paths, config, folders):
+    """Scan films, ``config.workers`` at a time; yields for each, in order, its Film or the UserError that it caused."""
+    if config.workers == 1 or len(paths) == 1:
+        yield from map(scan_or_fail, paths, [config] * len(paths), folders)
+        return
+    # Decoders have threads, which a fork would lose.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(config.workers, len(paths)), context) as pool:
+        yield from pool.map(scan_or_fail, paths, [config] * len(paths), folders)
+
+
+def scan_or_fail(path, config, folder):
+    """The Film at ``path``, or the UserError when it cannot be read."""
+    try:
+        opened = open_video(path)
+    except UserError as error:
+        return error
+    folder.mkdir()
+    with PictureWriter() as writer:
+        film = scan_film(path, opened, config, folder, writer)
+        writer.wait()
+    return film
+
+
+def scan_film(path, opened, config, folder, writer):
     """Find the shots of a film and write the frames of those that are long enough to ``folder``.
 
-    ``opened`` is open_video(path) and ``numbers`` the iterator that numbers the pictures of the whole run. Returns
-    (Film, its detector). A film that ends early is warned about.
+    ``opened`` is open_video(path). Pictures are numbered from 0. Returns a Film. One that ends early is warned about.
     """
     capture, frame = opened
-    film = Film(path, fps=capture.get(cv2.CAP_PROP_FPS) or 24.0)
-    promised = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
     detector = make_detector(config)
+    film = Film(path, capture.get(cv2.CAP_PROP_FPS) or 24.0, detector.label, detector.threshold)
+    numbers = itertools.count()
+    promised = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
     pool = FramePool(config.frames_per_shot, detector.delay, POOL_BYTES)
     later, checksums = {}, {}
 
@@ -215,20 +244,20 @@ def scan_film(path, opened, config, folder, numbers, writer):
     decoded = len(film.differences)
     if promised - decoded > max(5, promised // 100):
         warn(f"{path} ends early: {decoded} of {promised} frames can be decoded, and these are used")
-    return film, detector
+    return film
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Pictures to tune the thresholds by
 
 
-def draw_curve(film, detector, path):
+def draw_curve(film, path):
     """Draw the differences against the threshold, over the shots: coloured by split, grey where dropped."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported here: slow to load
     from matplotlib.figure import Figure
 
     stride = -(-len(film.differences) // CURVE_POINTS)
-    floor = detector.threshold / 1000 or 1e-3  # the scale is logarithmic: a difference of 0 is drawn at its foot
+    floor = film.threshold / 1000 or 1e-3  # the scale is logarithmic: a difference of 0 is drawn at its foot
     values = np.maximum(np.frombuffer(film.differences, np.float32), floor)
     values = np.pad(values, (0, -len(values) % stride), constant_values=floor).reshape(-1, stride).max(axis=1)
     figure = Figure(figsize=(14, 4.5), layout="constrained")
@@ -241,10 +270,10 @@ def draw_curve(film, detector, path):
                              edgecolor="white", linewidth=0.5, hatch="///" if split == "dropped" else None,
                              label=f"{split}: {shots[split]} shots")
     axes.plot(np.arange(len(values)) * stride, values, color="black", linewidth=0.8)
-    axes.axhline(detector.threshold, color="red", linestyle="--", label=f"threshold {detector.threshold:g}")
-    axes.set(yscale="log", xlim=(0, len(film.differences)), ylim=(floor, max(values.max(), detector.threshold) * 2),
+    axes.axhline(film.threshold, color="red", linestyle="--", label=f"threshold {film.threshold:g}")
+    axes.set(yscale="log", xlim=(0, len(film.differences)), ylim=(floor, max(values.max(), film.threshold) * 2),
              title=film.path.name, xlabel="frame" + (f" (greatest of each {stride})" if stride > 1 else ""),
-             ylabel=detector.label)
+             ylabel=film.label)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=110, metadata={"Software": SIGNATURE})
@@ -361,23 +390,23 @@ def generate(config):
 
 def fill(folder, videos, config, save_path, earlier):
     """The work of ``generate``, in ``folder`` first and then moved to ``save_path``."""
-    scanned, failures, numbers = [], [], itertools.count()
-    loose = folder / "loose"  # pictures whose split is not known yet
+    films, failures, numbers = [], [], itertools.count()
+    loose = folder / "loose"  # pictures whose split and number are not known yet, a folder for each film
     loose.mkdir()
-    with PictureWriter() as writer:
-        for path in videos:
-            try:
-                opened = open_video(path)
-            except UserError as error:
-                failures.append(error)
-                if len(videos) > 1:
-                    warn(f"{error}; it is left out")
-                continue
-            scanned.append(scan_film(path, opened, config, loose, numbers, writer))
-        writer.wait()
-    if not scanned:
+    folders = [loose / str(i) for i in range(len(videos))]
+    for film, film_folder in zip(scan_films(videos, config, folders), folders, strict=True):
+        if isinstance(film, UserError):
+            failures.append(film)
+            if len(videos) > 1:
+                warn(f"{film}; it is left out")
+            continue
+        for shot in film.shots:
+            for frame, number in shot.images.items():
+                shot.images[frame] = next(numbers)
+                os.replace(film_folder / film.picture_name(number), loose / film.picture_name(shot.images[frame]))
+        films.append(film)
+    if not films:
         raise failures[0] if len(videos) == 1 else UserError(f"none of the {len(videos)} videos can be read")
-    films = [film for film, _ in scanned]
     shots = [shot for film in films for shot in film.shots]
     kept = [shot for shot in shots if shot.images]
     if not kept:
@@ -385,7 +414,7 @@ def fill(folder, videos, config, save_path, earlier):
         flag = "--col_diff_thres" if config.detector == "histogram" else "--scene_thres"
         raise UserError(f"no shot is long enough: of {len(shots)} shots the longest has {longest} frames, fewer than "
                         f"--shots_len_thres {config.shots_len_thres}; lower that to {longest} or less, or raise {flag} "
-                        f"(now {scanned[0][1].threshold:g}) to find fewer cuts")
+                        f"(now {films[0].threshold:g}) to find fewer cuts")
     for shot, split in zip(kept, split_shots(kept, config.split, config.seed), strict=True):
         shot.split = split
     for split, share in zip(SPLITS, config.split, strict=True):
@@ -404,8 +433,8 @@ def fill(folder, videos, config, save_path, earlier):
                     os.replace(loose / name, folder / shot.split / name)
                     table.writerow([f"{shot.split}/{name}", film.path.name, frame, f"{frame / film.fps:.3f}",
                                     shot.number, shot.split])
-    for film, detector in scanned:
-        draw_curve(film, detector, folder / FIGURES / f"{film.path.name}_curve.png")
+    for film in films:
+        draw_curve(film, folder / FIGURES / f"{film.path.name}_curve.png")
         draw_contact_sheets(film, folder / FIGURES)
     install(folder, save_path, earlier)
     return [film.summary() for film in films]
@@ -439,6 +468,8 @@ def main(argv):
     group.add_argument("--split", type=float, nargs=3, default=defaults.split, metavar=("TRAIN", "VAL", "TEST"),
                        help="shares of the shots for train, val and test, which add up to 1")
     group.add_argument("--seed", type=int, default=defaults.seed, help="decides which shot goes where")
+    group = parser.add_argument_group("machine")
+    group.add_argument("--workers", type=int, default=defaults.workers, help="films to read at the same time")
     arguments = vars(parser.parse_args(argv))
     arguments.pop("debug", None)
     config = GeneratorConfig(**arguments)

@@ -16,6 +16,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from distributed import SharedBatchNorm, SharedDropout2d
 from memory import FEATURE_DIM, FeatureIntegrator, MemoryNetwork, SpatialMemory
 
 SIZE_STEP = 128  # the generator halves the picture 7 times
@@ -125,11 +126,11 @@ class Generator(nn.Module):
             self.norms = nn.ModuleList(AdaIN() for _ in normed)
         else:
             self.style = None
-            self.norms = nn.ModuleList(Plain(nn.BatchNorm2d(channels)) for channels in normed)
+            self.norms = nn.ModuleList(Plain(SharedBatchNorm(channels)) for channels in normed)
         init_weights(self)
         self.level = round(math.log2(img_size / SpatialMemory.GRID)) - 1  # the down whose map is of the places' size
         if place_dim:
-            self.places = nn.Sequential(nn.Dropout2d(PLACE_DROP), nn.Conv2d(place_dim, PLACE_WIDTH, 1), nn.ReLU(),
+            self.places = nn.Sequential(SharedDropout2d(PLACE_DROP), nn.Conv2d(place_dim, PLACE_WIDTH, 1), nn.ReLU(),
                                         nn.Conv2d(PLACE_WIDTH, down[self.level], 3, padding=1))
 
     def forward(self, L, palette=None, places=None):
@@ -385,3 +386,23 @@ class Colorizer(nn.Module):
         hint = self.spatial.read(frames, self.spatial.key(places, L, ab))
         change = hint[:, 2:]**self.TRUST * (hint[:, :2] - F.adaptive_avg_pool2d(ab, hint.shape[2:]))
         return ab + F.interpolate(change, ab.shape[2:], mode="bilinear", align_corners=False), hint[:, 2]
+
+
+def model_config_of(content):
+    """The ModelConfig of what load_checkpoint read.
+
+    Raises ValueError when a tensor of the colorizer is missing, left over or of another shape than the networks of
+    this configuration need, before anything of a size that the file merely claims is allocated.
+    """
+    try:
+        config = ModelConfig(**content["model_config"])
+        with torch.device("meta"):
+            needed = Colorizer(config).state_dict()
+        kinds, needed = ({name: (x.shape, x.dtype) for name, x in state.items()}
+                         for state in (content["colorizer"], needed))
+    except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise ValueError(str(error).partition("\n")[0]) from error
+    for name in sorted(kinds.keys() | needed.keys()):
+        if kinds.get(name) != needed.get(name):
+            raise ValueError(f"{name} is missing, left over or of another shape")
+    return config

@@ -9,7 +9,7 @@ import torch
 from dataset import AB_SCALE, GREY_SIZE, L_SCALE, color_feature, grey_image, lab_to_rgb, resize, rgb_to_lab
 from episode import Palette
 from memory import REFERENCE_ID
-from networks import Colorizer, ModelConfig
+from networks import Colorizer, model_config_of
 from utils import (
     IMAGE_SUFFIXES, UserError, autocast, is_color, list_files, load_checkpoint, read_image, save_checkpoint,
     select_device, warn)
@@ -137,10 +137,10 @@ def load_colorizer(path, device):
     """The Colorizer of a checkpoint and all that the checkpoint holds. Raises UserError when it is not whole."""
     content = load_checkpoint(path)
     try:
-        colorizer = Colorizer(ModelConfig(**content["model_config"]))
-        colorizer.load_state_dict(content["colorizer"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path} does not hold a whole colorizer ({str(error).partition(chr(10))[0]})") from error
+        colorizer = Colorizer(model_config_of(content))
+    except ValueError as error:
+        raise UserError(f"{path} does not hold a whole colorizer ({error})") from error
+    colorizer.load_state_dict(content["colorizer"])
     return colorizer.to(device).eval(), content
 
 

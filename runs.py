@@ -1,7 +1,9 @@
-"""What a run of train.py leaves behind: its files, sample grids and curves."""
+"""What a run of train.py leaves behind: its files, sample grids and curves; and how it is told to stop."""
 
+import fcntl
 import json
 import math
+import signal
 from pathlib import Path
 
 import torch
@@ -12,35 +14,56 @@ from utils import UserError, picture_grid, replace_when_done
 
 
 class Run:
-    """The files of a run under ``save_path``: checkpoints, log.jsonl, curves.png, samples/ and tensorboard/."""
+    """The files of a run under ``save_path``: checkpoints, log.jsonl, curves.png, samples/ and tensorboard/.
+
+    A context manager that keeps every other run out of the folder; the kernel ends that with the process, however it
+    dies. Raises UserError where another run is at work, or was and neither going on nor overwriting is asked for.
+    """
 
     OWN = ("epoch_*.pt", "last.pt", "best.pt", "log.jsonl", "curves.png", "samples/epoch_*.png",
            "tensorboard/events.out.tfevents.*")
 
     def __init__(self, config):
         self.path = Path(config.save_path)
+        self.log = self.path / "log.jsonl"
+        self.may_write = config.overwrite or config.resume or config.start_epoch
+
+    def __enter__(self):
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"save_path {self.path} is a file; name a folder")
-        self.log = self.path / "log.jsonl"
-        going_on = config.resume or config.start_epoch
-        if not going_on and not config.overwrite and any(path.suffix == ".pt" for path in self._files()):
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock = open(self.path / ".lock", "w")
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
+        try:
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, not of forked workers
+        except OSError as error:
+            self.lock.close()
+            raise UserError(f"another run is writing to {self.path}; wait for it or choose another --save_path"
+                            ) from error
+        if not self.may_write and any(path.suffix == ".pt" for path in self._files()):
+            self.lock.close()
             raise UserError(f"{self.path} holds another run; pass --resume True to go on, --overwrite True to start "
                             "again, or another --save_path")
+        for path in self.path.glob(".*.partial.*"):  # a run was killed while it wrote
+            path.unlink()
+        return self
+
+    def __exit__(self, *_):
+        self.lock.close()
 
     def _files(self):
         return [path for pattern in self.OWN for path in self.path.glob(pattern)]
 
     def begin(self, epoch):
-        """Make room for the epochs after ``epoch``: remove the files of an earlier run if 0, else what it logged."""
-        try:
-            (self.path / "samples").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
-        if epoch == 0:
+        """Make room: None starts again and removes the files of an earlier run; else what follows ``epoch`` is."""
+        (self.path / "samples").mkdir(exist_ok=True)
+        if epoch is None:
             for path in self._files():
                 path.unlink()
         elif self.log.exists():
-            lines = [line for line in self.log.read_text().splitlines() if json.loads(line)["epoch"] <= epoch]
+            lines = self.log.read_text().splitlines()[:epoch]  # the last one may be cut short by a kill
             with replace_when_done(self.log) as temporary:
                 temporary.write_text("".join(line + "\n" for line in lines))
 
@@ -52,7 +75,7 @@ class Run:
     def draw_curves(self):
         """Draw every logged number over the epochs into curves.png, losses above, validation below."""
         records = [json.loads(line) for line in self.log.read_text().splitlines()]
-        skip = ("epoch", "step", "seconds", "images_per_second")
+        skip = ("epoch", "step", "seconds", "images_per_second", "skipped")
         names = dict.fromkeys(name for record in records for name in record if name not in skip)
         names = sorted(names, key=lambda name: name.startswith("val_"))
         figure = Figure(figsize=(3.2 * math.ceil(len(names) / 2), 5), layout="constrained")
@@ -63,6 +86,29 @@ class Run:
             axes.grid(alpha=0.3)
         with replace_when_done(self.path / "curves.png") as temporary:
             figure.savefig(temporary, dpi=100)
+
+
+class Signals:
+    """Within the block Ctrl-C and SIGTERM are noted in ``caught``, so that the step can be finished and saved."""
+
+    caught = False
+
+    def __enter__(self):
+        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, *_):
+        self.caught = True
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    @staticmethod
+    def ignore(_worker=None):
+        """Leave the stopping to the process that started this one."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -10,15 +10,17 @@ import os
 import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
 import numpy as np
 from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
-from utils import UserError
+from utils import MAX_FRAME_PIXELS, UserError
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # of a broken film the user should read our sentence only
+os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "protocol_whitelist;file")  # a film may name no other address
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -168,9 +170,14 @@ def frame_positions(first, last, count):
 
 def open_video(path):
     """Open a film and decode its first frame: (capture, frame). Raises UserError when either fails."""
+    if not Path(path).is_file():  # a pipe might never end
+        raise UserError(f"{path} is not a file; name a video")
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     if not capture.isOpened():
         raise UserError(f"{path} cannot be opened as a video")
+    if capture.get(cv2.CAP_PROP_FRAME_WIDTH) * capture.get(cv2.CAP_PROP_FRAME_HEIGHT) > MAX_FRAME_PIXELS:
+        capture.release()
+        raise UserError(f"the frames of {path} have more than {MAX_FRAME_PIXELS:,} pixels; give a smaller video")
     ok, frame = capture.read()
     if not ok:
         capture.release()

@@ -6,9 +6,9 @@ Edit the defaults of TrainConfig below or pass them as flags: ``python train.py 
 import argparse
 import copy
 import math
-import shutil
+import os
 import time
-from collections import Counter
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -18,12 +18,13 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dataset import AB_SCALE, ColorizationDataset, TrainingViews, ViewSampler, grey_image, unpack
-from networks import SIZE_STEP, BackboneUnavailable, Colorizer, Discriminator, ModelConfig
-from runs import Run, sample_grid, to_lab
+from dataset import AB_SCALE, ColorizationDataset, TrainingViews, ViewSampler
+from distributed import Team
+from networks import SIZE_STEP, BackboneUnavailable, Colorizer, Discriminator, ModelConfig, model_config_of
+from runs import Run, Signals, sample_grid, to_lab
 from utils import (
     AB_PEAK, IMAGE_SUFFIXES, ArgumentParser, UserError, autocast, boolean, ciede2000, list_files, load_checkpoint, psnr,
-    replace_when_done, run_cli, save_checkpoint, select_device, warn, write_image)
+    run_cli, save_checkpoint, select_device, warn, write_image)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Configuration
@@ -38,7 +39,7 @@ def setting(default, help, choices=None, group=None):
 class TrainConfig:
     data_path: str = setting("dataset", "folder with the pictures in train/ and val/", group="files")
     save_path: str = setting("checkpoints", "folder for checkpoints, log, curves and samples")
-    save_freq: int = setting(10, "save epoch_NNNN.pt and last.pt every so many epochs")
+    save_freq: int = setting(10, "keep an epoch_NNNN.pt every so many epochs; last.pt is never older than 2 minutes")
     overwrite: bool = setting(False, "start again in a save_path that holds another run, removing that run's files")
 
     use_memory: bool = setting(True, "read the colours from a memory at test time", group="the way to train")
@@ -53,7 +54,7 @@ class TrainConfig:
     start_epoch: int = setting(0, "go on from epoch_NNNN.pt of this epoch in save_path", group="length")
     end_epoch: int = setting(100, "train up to this epoch; a set that fills less than EPOCH_STEPS batches is passed "
                              "over more than once in an epoch")
-    max_minutes: float = setting(0.0, "train for about this many minutes, schedule fitted to it; 0 is no limit")
+    max_minutes: float = setting(0.0, "train for about this many minutes in all, schedule fitted to it; 0: no limit")
     resume: bool = setting(False, "go on from last.pt in save_path")
 
     img_size: int = setting(128, f"side of the square that the networks see, a multiple of {SIZE_STEP}",
@@ -71,7 +72,7 @@ class TrainConfig:
     mislead: float = setting(0.5, "share of the pictures that the generator must colour from what the memory recalls "
                              "of other frames, as happens with shots that it has never seen")
 
-    batch_size: int = setting(8, "pictures in a step", group="optimisation")
+    batch_size: int = setting(8, "pictures in a step, shared by the processes of torchrun", group="optimisation")
     gen_lr: float = setting(2e-3, "learning rate of the generator")
     dis_lr: float = setting(2e-4, "learning rate of the discriminator")
     mem_lr: float = setting(1e-4, "learning rate of the memory's query encoder")
@@ -80,12 +81,14 @@ class TrainConfig:
     lambda_l1: float = setting(100.0, "weight of the L1 loss against the adversarial loss")
     dis_every: int = setting(4, "the discriminator judges and learns in every so many steps")
     label_smoothing: float = setting(0.9, "what the discriminator is told that real pictures are, at most 1")
+    clip_grad: float = setting(0.0, "largest norm that the gradient of a network may have; 0: no limit")
 
     device: str = setting("auto", "where to train", ["auto", "cpu", "cuda"], group="machine")
     precision: str = setting("auto", "of the networks; auto is bf16 where the hardware is fast at it",
                              ["auto", "fp32", "bf16"])
     num_workers: int = setting(0, "processes that prepare batches")
     seed: int = setting(0, "of everything random")
+    deterministic: bool = setting(False, "the same result again on a GPU too, more slowly; on a CPU it always is")
 
     def check(self):
         """Raises UserError when settings are out of range or make no sense together."""
@@ -93,7 +96,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; set it to at least 1")
         for name in ("start_epoch", "max_minutes", "mem_size", "top_k", "color_thres", "alpha", "num_workers", "gen_lr",
-                     "dis_lr", "mem_lr", "int_lr", "lambda_l1"):
+                     "dis_lr", "mem_lr", "int_lr", "lambda_l1", "clip_grad", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}; set it to 0 or more")
         for name in ("lr_decay_start", "label_smoothing", "mislead"):
@@ -123,6 +126,8 @@ class TrainConfig:
 VIVID = 2.0  # how much more a pixel of chroma 110 counts than a grey one in the colour loss
 EMA_DECAY = 0.995  # of the moving average of the generator's weights
 EPOCH_STEPS = 50  # a set of a few pictures is passed over again until an epoch has this many steps
+SAVE_SECONDS = 120  # last.pt is never older; writing it takes about a second
+PATIENCE = 10  # steps in a row without a finite loss or gradient that end the training
 VAL_PICTURES = 64  # validation looks at no more than these many, spread evenly over the set
 FITTED = 128  # the spatial memory's projection is chosen by no more pictures than these, spread evenly
 SAMPLES = 4  # rows of the sample grid
@@ -150,11 +155,17 @@ def config_to_go_on(saved, given):
 
     Raises UserError for a setting that shapes the networks and differs from the saved one.
     """
-    for name in FIXED:
-        if given.get(name, saved[name]) != saved[name]:
-            raise UserError(f"the run was trained with {name} {saved[name]}, and going on cannot change that; leave "
-                            f"{name} out or train anew in another save_path")
-    return TrainConfig(**{**saved, "resume": False, "start_epoch": 0, "overwrite": False, **given})
+    try:
+        changed = [name for name in FIXED if given.get(name, saved[name]) != saved[name]]
+        config = TrainConfig(**{**saved, "resume": False, "start_epoch": 0, "overwrite": False,
+                                "save_path": TrainConfig.save_path, **given})
+        config.check()
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"the checkpoint's settings are not those of this version ({error}); train anew") from error
+    for name in changed:
+        raise UserError(f"the run was trained with {name} {saved[name]}, and going on cannot change that; leave "
+                        f"{name} out or train anew in another save_path")
+    return config
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -166,18 +177,19 @@ def integrator_loss(combined, color_feature, eps=1e-4):
     return F.kl_div((combined + eps).log(), color_feature + eps, reduction="none").sum(1).mean()
 
 
-def color_loss(ab_fake, ab):
+def color_loss(ab_fake, ab, over_all=lambda mean: mean):
     """L1 of ab (N, 2, S, S), weighted by 1 + VIVID * chroma and brought back to the mean weight 1.
 
     Characters are small and vivid, backgrounds large and pale, and it is on characters that a wrong colour is seen.
+    ``over_all`` makes the mean weight of this process's pictures that of the whole batch.
     """
     weight = 1 + VIVID * ab.norm(dim=1, keepdim=True)
-    return ((ab_fake - ab).abs() * weight).mean() / weight.mean()
+    return ((ab_fake - ab).abs() * weight).mean() / over_all(weight.mean())
 
 
-def generator_loss(logits_fake, ab_fake, ab, lambda_l1):
+def generator_loss(logits_fake, ab_fake, ab, lambda_l1, over_all=lambda mean: mean):
     """Adversarial (where there are ``logits_fake``) + lambda * color_loss. Returns the loss and its named parts."""
-    l1 = color_loss(ab_fake, ab)
+    l1 = color_loss(ab_fake, ab, over_all)
     if logits_fake is None:
         return lambda_l1 * l1, {"gen_l1": l1.detach()}
     adversarial = F.binary_cross_entropy_with_logits(logits_fake, torch.ones_like(logits_fake))
@@ -196,10 +208,10 @@ def discriminator_loss(logits_real, logits_fake, label_smoothing):
 
 
 class Learner:
-    """What training changes: the colorizer, the discriminator and their optimisers."""
+    """What training changes: the colorizer, the discriminator and their optimisers; one copy in each process."""
 
-    def __init__(self, config, model_config, device, backbone_weights=None):
-        self.config = config
+    def __init__(self, config, model_config, device, backbone_weights=None, team=None):
+        self.config, self.team = config, team or Team(device)
         self.colorizer = Colorizer(model_config, backbone_weights).to(device)
         norm = None if config.dis_norm == "None" else config.dis_norm
         self.discriminator = Discriminator(norm, config.width).to(device)
@@ -214,6 +226,7 @@ class Learner:
         self.rates = {name: rate for name, (_, rate, _) in parts.items()}
         self.optimizers = {name: torch.optim.Adam(part.parameters(), rate, betas, fused=True)
                            for name, (part, rate, betas) in parts.items()}
+        self.paint, self.judge = self.team.wrap(self.generator), self.team.wrap(self.discriminator)
         self.steps = 0
 
     def set_progress(self, progress):
@@ -224,9 +237,17 @@ class Learner:
             optimizer.param_groups[0]["lr"] = self.rates[name] * factor
 
     def _descend(self, name, loss):
-        self.optimizers[name].zero_grad(set_to_none=True)
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.optimizers[name].step()
+        parameters = optimizer.param_groups[0]["params"]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        bad = self.team.any(~(loss.detach().isfinite() & norm.isfinite()))
+        if self.config.clip_grad:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_grad, norm)
+        optimizer.found_inf = bad.float()  # as GradScaler tells a fused optimiser to skip a step: no wait for the GPU
+        optimizer.step()
+        self.skipped = self.skipped | bad
 
     @torch.no_grad()
     def _average(self):
@@ -235,24 +256,30 @@ class Learner:
         share = max(1 - EMA_DECAY, 9 / (9 + self.steps))
         torch._foreach_lerp_(list(self.colorizer.generator.parameters()), list(self.generator.parameters()), share)
         for average, buffer in zip(self.colorizer.generator.buffers(), self.generator.buffers(), strict=True):
-            average.copy_(buffer)  # statistics of a batch norm, which are averages already
+            # Statistics of a batch norm, which are averages already. Of a skipped step they are not to be trusted.
+            buffer.copy_(torch.where(self.skipped, average, buffer))
+            average.copy_(buffer)
 
     def step(self, batch, features, cast):
         """One step on a batch of the dataset (on the device); features (N, D) are those of its backbone.
 
         In this order: triplet loss on the memory; memory update; integrator; generator; discriminator. ``cast`` makes
-        the autocast context of the networks; losses and memory are float32. Returns named losses (tensors).
+        the autocast context of the networks; losses and memory are float32. Returns named losses (tensors), and
+        ``skipped``, 1 when a loss or gradient was not finite, whose optimiser then kept still.
         """
-        config, colorizer = self.config, self.colorizer
+        config, colorizer, team = self.config, self.colorizer, self.team
+        self.skipped = torch.zeros((), dtype=torch.bool, device=team.device)
         L, ab, color, view = (batch[name] for name in ("L", "ab", "color_feature", "view_feature"))
         losses, palette = {}, (view, torch.ones_like(view[:, 0]))
 
         if config.use_memory:
+            # There is one memory: every process does the same to its copy, with the whole batch.
+            features, color, ids = (team.gather(x) for x in (features, color, batch["image_id"]))
             loss = colorizer.memory.triplet_loss(colorizer.memory.query(features), color)
             self._descend("mem", loss)
             with torch.no_grad():
                 query = colorizer.memory.query(features)
-            colorizer.memory.update(query, color, batch["image_id"])
+            colorizer.memory.update(query, color, ids)
             losses["mem_triplet"] = loss.detach()
             if config.use_feat_integrator:
                 recall = colorizer.memory.read(query, colorizer.integrator.TOP)
@@ -262,7 +289,7 @@ class Learner:
 
             # At test time the memory's colours are often those of another shot, so the generator must learn to take
             # them as advice, the less the lower their score: some pictures are coloured from another frame's slot.
-            value, score = colorizer.memory.recall_other(query, batch["image_id"])
+            value, score = (team.mine(x) for x in colorizer.memory.recall_other(query, ids))
             other = batch["misled"] & score.isfinite()
             palette = torch.where(other[:, None], value, view), torch.where(other, score, palette[1])
 
@@ -270,9 +297,9 @@ class Learner:
         self.discriminator.requires_grad_(False)
         with cast():
             places = colorizer.backbone(batch["grey"])[1] if colorizer.config.use_spatial_memory else None
-            fake = self.generator(L, palette, places)
+            fake = self.paint(L, palette, places)
             logits = self.discriminator(L, fake, view) if judged else None
-        loss, parts = generator_loss(logits, fake, ab, config.lambda_l1)
+        loss, parts = generator_loss(logits, fake, ab, config.lambda_l1, team.mean)
         self._descend("gen", loss)
         self._average()
         self.discriminator.requires_grad_(True)
@@ -280,11 +307,11 @@ class Learner:
 
         if judged:
             with cast():  # real and fake in one pass: no norm here looks over the batch
-                both = self.discriminator(L.repeat(2, 1, 1, 1), torch.cat([ab, fake.detach()]), view.repeat(2, 1))
+                both = self.judge(L.repeat(2, 1, 1, 1), torch.cat([ab, fake.detach()]), view.repeat(2, 1))
             loss = discriminator_loss(*both.chunk(2), config.label_smoothing)
             self._descend("dis", loss)
             losses["dis"] = loss.detach()
-        return losses
+        return {**losses, "skipped": self.skipped.float()}
 
     def state(self):
         """Everything of the learner that a checkpoint keeps, beside the colorizer's configuration."""
@@ -293,17 +320,31 @@ class Learner:
                 "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}}
 
     def load(self, state):
-        """Take over what ``state`` returned. Raises UserError when something is missing or of another shape."""
+        """Take over what ``state`` returned. Raises UserError when something is missing, left over or misshapen."""
         try:
             self.colorizer.load_state_dict(state["colorizer"])
             self.generator.load_state_dict(state["generator"])
             self.discriminator.load_state_dict(state["discriminator"])
-            self.steps = state["steps"]
+            self.steps = int(state["steps"])
             for name, optimizer in self.optimizers.items():
-                optimizer.load_state_dict(state["optimizers"][name])
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise UserError("the checkpoint is not whole; go on from another one or train anew "
-                            f"({str(error).partition(chr(10))[0]})") from error
+                moments = state["optimizers"][name]["state"]
+                parameters = optimizer.param_groups[0]["params"]
+                if moments:  # none before the first step
+                    for p, of_p in zip(parameters, moments.values(), strict=True):
+                        if {k: x.shape for k, x in of_p.items()} != {"step": (), "exp_avg": p.shape,
+                                                                     "exp_avg_sq": p.shape}:
+                            raise ValueError(f"the moments of {name} are of another shape")
+                # What to do comes from the configuration, and only the moments and the rate from the file.
+                optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+                optimizer.param_groups[0]["lr"] = float(state["optimizers"][name]["param_groups"][0]["lr"])
+        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise not_whole(error) from error
+
+
+def not_whole(error):
+    """The UserError for a checkpoint in which ``error`` was found."""
+    return UserError("the checkpoint is not whole; go on from another one or train anew "
+                     f"({str(error).partition(chr(10))[0]})")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -315,11 +356,12 @@ def look(data, indices, learner, device, cast):
 
     The first two are None without a memory, which needs no backbone.
     """
+    L, ab, grey = (part.to(device) for part in data.look(indices))
     frames = places = None
     if learner.config.use_memory:
         with cast():
-            frames, places = learner.colorizer.backbone(grey_image(data.lightness[indices].to(device) / 255))
-    return frames, places, *(x.to(device) for x in unpack(data.lab[indices]))
+            frames, places = learner.colorizer.backbone(grey)
+    return frames, places, L, ab
 
 
 def look_at(data, learner, device, cast):
@@ -387,115 +429,212 @@ def spread(count, wanted):
 # The run
 
 
+@dataclass
+class Position:
+    """How far a run is: with the learner's state and torch's random state, all that going on exactly takes."""
+
+    epoch: int = 0  # epochs that are done
+    batches: int = 0  # steps that are done of the next one
+    step: int = 0  # steps in all
+    spent: float = 0.0  # seconds on the steps of this epoch
+    seconds: float = 0.0  # seconds on the steps of the epochs before
+    elapsed: float = 0.0  # seconds on everything, in all the times that the run was started
+    best: float = math.inf  # val_ciede2000
+    sums: dict = field(default_factory=dict)  # losses of this epoch: name -> tensor of their sum and number
+
+    @classmethod
+    def of(cls, saved, device):
+        """The position that a checkpoint was written at. Raises UserError when it makes no sense."""
+        try:
+            position = cls(**{f.name: saved[f.name] for f in fields(cls)})
+            for f in fields(cls)[:-1]:
+                if not (type(getattr(position, f.name)) is f.type and getattr(position, f.name) >= 0):
+                    raise ValueError(f"{f.name} is {getattr(position, f.name)}")
+            position.sums = {name: x.to(device).reshape(2) for name, x in position.sums.items()}
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise not_whole(error) from error
+        return position
+
+
 def train(config, saved=None):
     """Train as configured, from the start or on from the checkpoint ``saved``; returns the path of best.pt.
 
-    Raises UserError for what the user can mend.
+    Under torchrun every process calls it. Raises UserError for what the user can mend, and KeyboardInterrupt after
+    Ctrl-C or SIGTERM, when the step is finished and last.pt written.
     """
     config.check()
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS cannot be
+        torch.use_deterministic_algorithms(True)
+    with Team(select_device(config.device)) as team:
+        if config.batch_size % team.size:
+            raise UserError(f"batch_size {config.batch_size} cannot be shared equally by {team.size} processes; set it "
+                            f"to {-(-config.batch_size // team.size) * team.size}")
+        with Run(config) if team.leader else nullcontext() as run:
+            _train(config, saved, team, run)
+    return Path(config.save_path) / "best.pt"
+
+
+def _train(config, saved, team, run):
     begin = time.monotonic()
     torch.manual_seed(config.seed)
-    device = select_device(config.device)
-    run = Run(config)
+    device = team.device
 
     def cast():
         return autocast(device, config.precision)
 
     data, val_data = load_data(config)
-    model_config = ModelConfig(**saved["model_config"]) if saved else fit_model_config(config, len(data))
+    if saved:
+        try:
+            model_config = model_config_of(saved)
+        except ValueError as error:
+            raise not_whole(error) from error
+    else:
+        model_config = fit_model_config(config, len(data))
     try:
-        learner = Learner(config, model_config, device, False if saved else config.backbone_weights or None)
+        learner = Learner(config, model_config, device, False if saved else config.backbone_weights or None, team)
     except BackboneUnavailable as error:
         raise UserError(str(error)) from error
-    epoch, step, seconds, best = 0, 0, 0.0, math.inf
+    position = Position()
     if saved:
         learner.load(saved)
-        epoch, step, seconds, best = (saved[name] for name in ("epoch", "step", "seconds", "best"))
+        position = Position.of(saved, device)
         if model_config.use_spatial_memory:
             trained = int((~learner.colorizer.spatial.pinned).sum())  # the others are references that the user added
             if len(data) != trained:
                 raise UserError(f"the run was trained on {trained} pictures, and there are {len(data)}; give it back "
                                 "its pictures or train anew in another save_path")
-    if epoch >= config.end_epoch:
-        raise UserError(f"the checkpoint is of epoch {epoch} and end_epoch is {config.end_epoch}; raise end_epoch")
+    if position.epoch >= config.end_epoch:
+        raise UserError(f"the checkpoint is of epoch {position.epoch} and end_epoch is {config.end_epoch}; raise "
+                        "end_epoch")
+    limit = config.max_minutes * 60
+    if limit and position.elapsed >= limit:
+        raise UserError(f"the run has had {position.elapsed / 60:.1f} minutes and max_minutes is {config.max_minutes}, "
+                        "which counts them all; raise max_minutes")
+    begin -= position.elapsed
 
-    run.begin(epoch)
     if model_config.use_spatial_memory and not saved:
         remember(data, learner, device, cast)
     features = look_at(data, learner, device, cast) if config.use_memory else None
+    team.share(learner.colorizer)  # GPUs may differ in the last bits
     if saved:
-        torch.set_rng_state(saved["rng"])
+        try:
+            torch.set_rng_state(saved["rng"])
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise not_whole(error) from error
 
     def save(name, full=True):
+        position.elapsed = time.monotonic() - begin
         state = learner.state()
         if not full:  # best.pt is for colouring, and a third as large without what only training needs
             state = {"colorizer": state["colorizer"]}
         save_checkpoint(run.path / name, {
-            **state, "model_config": asdict(model_config), "train_config": asdict(config), "epoch": epoch, "step": step,
-            "seconds": seconds, "best": best, "rng": torch.get_rng_state(),
+            **state, "model_config": asdict(model_config), "train_config": asdict(config), **vars(position),
+            "rng": torch.get_rng_state(),
             "frames": dict(zip(data.ids, (path.name for path in data.paths), strict=True))})
 
     passes = math.ceil(EPOCH_STEPS * config.batch_size / len(data))
-    sampler = ViewSampler(data, passes, config.seed)
-    loader = DataLoader(TrainingViews(data, config.mislead), config.batch_size, sampler=sampler,
+    sampler = ViewSampler(data, passes, config.seed, config.batch_size, team.rank, team.size)
+    loader = DataLoader(TrainingViews(data, config.mislead), config.batch_size // team.size, sampler=sampler,
                         num_workers=config.num_workers, pin_memory=device.type == "cuda",
-                        persistent_workers=config.num_workers > 0)
-    limit = config.max_minutes * 60
-    first_epoch, val_seconds = epoch, 0.0
+                        persistent_workers=config.num_workers > 0, worker_init_fn=Signals.ignore,
+                        generator=torch.Generator())  # the loader leaves torch's own random state alone
+    saved_at = begin
+    first_epoch, val_seconds, skipped_in_row = position.epoch, 0.0, torch.zeros((), device=device)
 
-    def progress(batches):
-        """How far the training is after so many batches of this epoch, 1 at its end: by epochs or by time."""
-        done = (epoch - 1 + batches / len(loader)) / config.end_epoch
+    def progress():
+        """How far the training is, 1 at its end: by epochs or by time."""
+        done = (position.epoch + position.batches / sampler.batches) / config.end_epoch
         return max(done, (time.monotonic() - begin) / (limit - val_seconds)) if limit > val_seconds else done
 
-    out_of_time = False
-    with SummaryWriter(run.path / "tensorboard") as board, tqdm(
-            total=(config.end_epoch - epoch) * len(loader), unit="step", disable=None) as bar:
-        while epoch < config.end_epoch and not out_of_time:
-            epoch += 1
-            sampler.epoch = epoch
-            started, sums, counts, images = time.monotonic(), {}, Counter(), 0
-            for batch_number, batch in enumerate(loader, 1):
-                learner.set_progress(progress(batch_number - 1))
+    def save_last():
+        nonlocal saved_at
+        if team.leader:
+            board.flush()
+            save("last.pt")
+        saved_at = time.monotonic()
+
+    if team.leader:
+        run.begin(position.epoch if saved else None)
+    with Signals() as signals, (
+            SummaryWriter(run.path / "tensorboard", purge_step=position.epoch + 1 if saved else None)
+            if team.leader else nullcontext()) as board, tqdm(
+            total=(config.end_epoch - position.epoch) * sampler.batches, initial=position.batches, unit="step",
+            disable=None if team.leader else True) as bar:
+        save_last()  # from here on there is something to go on from
+        out_of_time = False
+        while position.epoch < config.end_epoch and not out_of_time:
+            sampler.epoch, sampler.skip = position.epoch + 1, position.batches
+            started = time.monotonic() - position.spent
+            done, stop = team.largest(progress(), signals.caught)
+            for batch in loader:
+                learner.set_progress(done)
                 batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
                 losses = learner.step(batch, None if features is None else features[batch["index"]], cast)
-                step += 1
-                images += len(batch["L"])
-                counts.update(losses.keys())
+                position.step += 1
+                position.batches += 1
+                position.spent = time.monotonic() - started
+                skipped = losses["skipped"]
                 for name, loss in losses.items():
-                    sums[name] = sums.get(name, 0) + loss
+                    counted = torch.stack([loss, torch.ones_like(loss)])
+                    if name != "skipped":
+                        counted = counted.masked_fill(skipped > 0, 0)
+                    position.sums[name] = position.sums.get(name, 0) + counted
+                skipped_in_row = (skipped_in_row + skipped) * skipped
+                if position.step % PATIENCE == 0 and skipped_in_row >= PATIENCE:
+                    raise UserError(f"{PATIENCE} steps in a row gave no finite loss or gradient; lower gen_lr or set "
+                                    f"clip_grad 1, and go on from last.pt with --resume True")
                 bar.update()
-                out_of_time = bool(limit) and progress(batch_number) >= 1
-                if out_of_time:
+                done, stop = team.largest(progress(), signals.caught)
+                out_of_time = bool(limit) and done >= 1
+                if stop or out_of_time:
                     break
-            spent = time.monotonic() - started
-            seconds += spent
+                if time.monotonic() - saved_at > SAVE_SECONDS:
+                    save_last()
+            if stop:
+                save_last()
+                raise KeyboardInterrupt(f"stopped after step {position.step}; --resume True goes on from last.pt in "
+                                        f"{config.save_path}")
+            if config.use_memory:
+                team.check_same(learner.colorizer.memory, "memory")
+            sums = {name: team.mean(total).tolist() for name, total in position.sums.items()}
+            skipped = round(sums.pop("skipped")[0])
+            means = {name: total / count for name, (total, count) in sums.items() if count}
+            spent, images = time.monotonic() - started, position.batches * config.batch_size
+            position.epoch, position.batches, position.sums = position.epoch + 1, 0, {}
+            position.seconds, position.spent = position.seconds + spent, 0.0
+            if not team.leader:
+                continue
+
+            validation_began = time.monotonic()
             metrics, samples = validate(learner, val_data, device, cast)
-            val_seconds = time.monotonic() - started - spent
-
-            means = {name: float(total) / counts[name] for name, total in sums.items()}
-            record = {"epoch": epoch, "step": step, "seconds": round(seconds, 3),
-                      "images_per_second": round(images / spent, 3), **means, **metrics}
+            val_seconds = time.monotonic() - validation_began
+            record = {"epoch": position.epoch, "step": position.step, "seconds": round(position.seconds, 3),
+                      "images_per_second": round(images / spent, 3), "skipped": skipped, **means, **metrics}
             run.add(record)
-            bar.write(f"epoch {epoch}: " + ", ".join(f"{name} {record[name]:.4g}" for name in [*means, *metrics])
-                      + f", {record['images_per_second']:.1f} images/s")
+            bar.write(f"epoch {position.epoch}: "
+                      + ", ".join(f"{name} {record[name]:.4g}" for name in [*means, *metrics])
+                      + f", {record['images_per_second']:.1f} images/s"
+                      + (f"; {skipped} steps skipped, whose loss or gradient was not finite" if skipped else ""))
             for name, value in {**means, **metrics}.items():
-                board.add_scalar(name, value, epoch)
+                board.add_scalar(name, value, position.epoch)
             grid = sample_grid(samples, val_data, data)
-            board.add_image("samples", grid, epoch, dataformats="HWC")
+            board.add_image("samples", grid, position.epoch, dataformats="HWC")
 
-            if metrics["val_ciede2000"] < best:
-                best = metrics["val_ciede2000"]
+            if metrics["val_ciede2000"] < position.best:
+                position.best = metrics["val_ciede2000"]
                 save("best.pt", full=False)
-            if epoch % config.save_freq == 0 or epoch == config.end_epoch or out_of_time:
-                write_image(run.path / "samples" / f"epoch_{epoch:04d}.png", grid)
-                save(f"epoch_{epoch:04d}.pt")
-                with replace_when_done(run.path / "last.pt") as temporary:
-                    shutil.copyfile(run.path / f"epoch_{epoch:04d}.pt", temporary)
-    run.draw_curves()
-    print(f"trained epochs {first_epoch + 1} to {epoch} in {(time.monotonic() - begin) / 60:.1f} minutes; best "
-          f"validation CIEDE2000 {best:.3f}; checkpoints in {run.path}")
-    return run.path / "best.pt"
+            last = position.epoch == config.end_epoch or out_of_time
+            if position.epoch % config.save_freq == 0 or last:
+                write_image(run.path / "samples" / f"epoch_{position.epoch:04d}.png", grid)
+                save(f"epoch_{position.epoch:04d}.pt")
+            if last:
+                run.draw_curves()
+            if last or time.monotonic() - saved_at > SAVE_SECONDS:
+                save_last()
+    if team.leader:
+        print(f"trained epochs {first_epoch + 1} to {position.epoch} in {(time.monotonic() - begin) / 60:.1f} minutes; "
+              f"best validation CIEDE2000 {position.best:.3f}; checkpoints in {run.path}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -523,7 +662,7 @@ def main(argv):
         config.check()
         name = "last.pt" if config.resume else f"epoch_{config.start_epoch:04d}.pt"
         saved = load_checkpoint(Path(config.save_path) / name)
-        config = config_to_go_on(saved["train_config"], given)
+        config = config_to_go_on(saved.get("train_config"), given)
     train(config, saved)
 
 

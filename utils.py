@@ -6,18 +6,20 @@ import os
 import re
 import sys
 import traceback
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import structural_similarity
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv")
 MAX_PIXELS = 200_000_000  # refuse a picture by its header before its pixels are allocated (600 MB as RGB)
+MAX_FRAME_PIXELS = 8192 * 8192  # the same for films, of which a decoder holds many frames
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which MAX_PIXELS replaces
 
 
@@ -32,7 +34,7 @@ class UserError(Exception):
 def run_cli(main, argv=None):
     """Run ``main(argv)`` as a script: exit code 0 done, 1 a user's error in one sentence, 130 interrupted.
 
-    ``--debug`` anywhere on the command line shows the traceback of a user's error.
+    ``--debug`` anywhere on the command line shows the traceback.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -42,8 +44,10 @@ def run_cli(main, argv=None):
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        if "--debug" in argv:
+            traceback.print_exc()
+        print(f"interrupted: {interrupt}" if str(interrupt) else "interrupted", file=sys.stderr)
         sys.exit(130)
 
 
@@ -131,8 +135,10 @@ def read_image(path):
     Grey, palette and 16-bit pictures become 8-bit RGB; transparent places become white, as most viewers show them.
     Raises UserError, naming the file, for anything that cannot be read whole or is larger than MAX_PIXELS.
     """
+    if not Path(path).is_file():  # a pipe or a device might never end
+        raise UserError(f"{path} is not a file; name a picture")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP")) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{path} is {image.width}x{image.height}, more than {MAX_PIXELS:,} pixels")
             image = ImageOps.exif_transpose(image)
@@ -143,7 +149,9 @@ def read_image(path):
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return np.array(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of damaged files the decoders raise whatever their arithmetic does
         raise UserError(f"cannot read {path} as a picture: {error}") from error
 
 
@@ -156,7 +164,7 @@ def write_image(path, rgb):
 # ---------------------------------------------------------------------------------------------------------------------
 # Checkpoints and devices
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 
 
 def save_checkpoint(path, content):
@@ -168,19 +176,50 @@ def save_checkpoint(path, content):
 
 
 def load_checkpoint(path):
-    """Read what ``save_checkpoint`` wrote, on the CPU, executing nothing. Raises UserError for anything else."""
+    """Read what ``save_checkpoint`` wrote, on the CPU, executing nothing and in memory of about the file's size.
+
+    Raises UserError for anything else, and for numbers that are not finite.
+    """
     if not Path(path).is_file():
         raise UserError(f"there is no checkpoint {path}; train one with train.py or name another by --checkpoint")
     try:
+        with zipfile.ZipFile(path) as file:
+            if sum(member.file_size for member in file.infolist()) > os.path.getsize(path):
+                raise ValueError("it is compressed")  # torch.save never does; a few kB could unfold to fill the memory
         content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict) or "format" not in content:
+            raise ValueError("it has no format")
+        finite = all(_is_sound(tensor) for tensor in _tensors(content))
     except Exception as error:  # a file of any content: zip, pickle and tensor readers each raise their own kinds
-        raise UserError(f"{path} is not a checkpoint of train.py ({str(error).partition(chr(10))[0]})") from error
-    if not isinstance(content, dict) or "format" not in content:
-        raise UserError(f"{path} is not a checkpoint of train.py")
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} is not a checkpoint of train.py, or not a whole one; use another: {reason}") from error
     if content["format"] != CHECKPOINT_FORMAT:
         raise UserError(f"{path} has checkpoint format {content['format']}, and this version reads "
                         f"{CHECKPOINT_FORMAT}; train again or use the version that wrote it")
+    if not finite:
+        raise UserError(f"{path} holds numbers that are not finite; use an earlier checkpoint")
     return content
+
+
+def _tensors(content):
+    """All tensors in dicts, lists and tuples within each other, each once."""
+    waiting, known = [content], set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in known:  # a hostile file could nest one list a thousand times in itself
+            continue
+        known.add(id(value))
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (dict, list, tuple)):
+            waiting.extend(value.values() if isinstance(value, dict) else value)
+
+
+def _is_sound(tensor):
+    """True when all numbers of a tensor are finite. Raises ValueError when it claims more than the file stores."""
+    if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
+        raise ValueError("a tensor is larger than what is stored of it")
+    return bool(tensor.isfinite().all())
 
 
 def select_device(name):

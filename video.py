@@ -15,13 +15,14 @@ from array import array
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import NamedTuple
 
 import av
 import numpy as np
 
 from planes import Coding, Planes, plane_array, planes_of
-from utils import UserError, replace_when_done, warn
+from utils import MAX_FRAME_PIXELS, UserError, replace_when_done, warn
 
 OUTPUT_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm")
 SEEK_MARGIN = 10  # seconds that decoding starts early after a seek, so that every frame has all that it refers to
@@ -33,13 +34,21 @@ SEEK_MARGIN = 10  # seconds that decoding starts early after a seek, so that eve
 @contextmanager
 def open_video(path):
     """Open a film with PyAV and yield (container, its first video stream). Raises UserError when there is none."""
+    if not Path(path).is_file():  # a pipe might never end
+        raise UserError(f"{path} is not a file; name a video")
     try:
-        container = av.open(str(path), metadata_errors="replace")
+        # A film may name no other address.
+        container = av.open(str(path), options={"protocol_whitelist": "file"}, metadata_errors="replace")
     except (av.error.FFmpegError, OSError) as error:
         raise UserError(f"cannot read {path} as a video: {error.strerror or error}") from error
     with container:
         if not container.streams.video:
             raise UserError(f"{path} has no video stream")
+        size = container.streams.video[0].codec_context
+        if size is None:
+            raise UserError(f"{path} has a video stream of an unknown kind; convert it, for example to H.264")
+        if size.width * size.height > MAX_FRAME_PIXELS:
+            raise UserError(f"the frames of {path} have more than {MAX_FRAME_PIXELS:,} pixels; give a smaller video")
         container.streams.video[0].thread_type = "AUTO"
         yield container, container.streams.video[0]
 

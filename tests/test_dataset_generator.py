@@ -372,6 +372,17 @@ def test_a_picture_of_the_users_in_the_way_is_kept(film, tmp_path):
     assert tree(tmp_path) == before
 
 
+def test_films_read_at_the_same_time_give_the_same_dataset(film, tmp_path):
+    films = tmp_path / "films"
+    films.mkdir()
+    (films / "a.mkv").write_bytes(film.read_bytes())
+    (films / "b.mkv").write_text("no film")
+    write_clip(films / "c.mkv", [(RED, 20), (BLUE, 20), (GREEN, 20)])
+    one = run(films, tmp_path / "one")
+    assert run(films, tmp_path / "two", workers=2) == one and len(one) == 2
+    assert tree(tmp_path / "two") == tree(tmp_path / "one")
+
+
 @pytest.mark.parametrize("place", ["scan_film", "draw_contact_sheets", "move"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
 def test_an_interrupted_run_leaves_the_old_dataset(film, tmp_path, monkeypatch, place, error):
@@ -384,7 +395,7 @@ def test_an_interrupted_run_leaves_the_old_dataset(film, tmp_path, monkeypatch, 
         raise error
     if place == "move":
         replace, calls = os.replace, itertools.count()
-        limit = 9 + len(before) + 4  # among the moves in, after 9 sorted to splits and all the old moved out
+        limit = 2 * 9 + len(before) + 4  # among the moves in, after 9 numbered and sorted, and all the old moved out
 
         def fail_once(source, target):
             if next(calls) == limit:

@@ -15,7 +15,7 @@ from test_train import WAYS, flags
 import train
 from dataset import color_feature, resize, rgb_to_lab
 from memory import REFERENCE_ID, SpatialMemory
-from resources.draw_episodes import PALETTE, draw_frame
+from resources.draw_episodes import PALETTE, TWINS, draw_frame
 from test import Evaluation, main
 from utils import UserError, load_checkpoint, read_image, save_checkpoint, write_image
 
@@ -359,7 +359,7 @@ def test_the_reference_gives_its_color_feature_to_the_generator(home, tmp_path, 
 # References
 
 
-RUBY_WALKS, BO_WALKS = 28, 172  # frames of the sample film, of different shots
+RUBY_WALKS, BO_WALKS, TWINS_TALK = 28, 172, 216  # frames of the sample film, of different shots
 GUESSED = 0.1  # SpatialMemory.COLOR for a generator that has learned next to nothing and guesses grey
 
 
@@ -408,6 +408,33 @@ def test_a_corrected_frame_is_followed_without_training(sample, tmp_path, monkey
     assert np.abs(before - after).mean() < 1
     for path in (tmp_path / "in").iterdir():
         assert np.array_equal(read_image(tmp_path / "after" / path.name), read_image(tmp_path / "kept" / path.name))
+
+
+def right_hue(path, frame):
+    """The share of the twins' pixels that are nearer to the hue of the right one, in a picture of a frame."""
+    ab, right = rgb_to_lab(read_image(path))[..., 1:], []
+    hues = {name: rgb_to_lab(np.uint8([[PALETTE[name]]]))[0, 0, 1:] for name in TWINS}
+    truth = rgb_to_lab(draw_frame(1, frame))[..., 1:]
+    for name, other in (TWINS, TWINS[::-1]):
+        body = draw_frame(1, frame, mask_of=name) & (np.linalg.norm(truth - hues[name], axis=-1) < 10)
+        right.append(np.linalg.norm(ab[body] - hues[name], axis=1) < np.linalg.norm(ab[body] - hues[other], axis=1))
+    return np.concatenate(right).mean()
+
+
+def test_the_memory_tells_the_twins_apart(sample, tmp_path, monkeypatch):
+    """Two characters of the same lightness stand side by side. With one frame of their shot in the memory each has its
+    hue in another one; the plain GAN, trained as long, does not know."""
+    monkeypatch.setattr(SpatialMemory, "COLOR", GUESSED)
+    monkeypatch.setattr(train, "EPOCH_STEPS", 2)
+    write_image(tmp_path / "known" / "twins.png", draw_frame(1, TWINS_TALK))
+    write_image(tmp_path / "in.png", draw_frame(1, TWINS_TALK + 8))
+    asked = {"input": tmp_path / "in.png", "precision": "fp32"}
+    main(flags(checkpoint=sample / "run" / "last.pt", output=tmp_path / "memory.png", references=tmp_path / "known",
+               **asked))
+    train.main(flags(data_path=sample / "data", save_path=tmp_path / "gan", width=4, end_epoch=1, **WAYS["gan"]))
+    main(flags(checkpoint=tmp_path / "gan" / "last.pt", output=tmp_path / "gan.png", **asked))
+    assert right_hue(tmp_path / "memory.png", TWINS_TALK + 8) > 0.95
+    assert 0.25 < right_hue(tmp_path / "gan.png", TWINS_TALK + 8) < 0.75
 
 
 def test_training_goes_on_with_the_references(sample, tmp_path, monkeypatch):

@@ -234,6 +234,8 @@ def test_a_view_keeps_lightness_and_colours_together(data_path, monkeypatch):
     for seed in range(60):
         view = TrainingViews(data)[0, seed]
         left = (view["L"] - view["L"].max()).abs() < 1e-3
+        if left.sum() < 3 * 128:  # a column or two at the border of the two areas are a mixture of both
+            continue
         s = view["ab"][0][left[0]].mean() / ab[0, 0, 0]
         side = 0 if (s - 1).abs() < 1e-3 or s > 0 else 64
         s = view["ab"][0][left[0]].mean() / ab[0, 0, side]
@@ -249,7 +251,7 @@ def test_a_view_may_hold_a_part_of_another_picture(data_path, monkeypatch):
     same for lightness, colours and what the backbone sees."""
     data = ColorizationDataset(data_path / "train", 128)
     for index in range(len(data)):
-        data.lab[index], data.lightness[index] = 40 + 30 * index, 40 + 30 * index
+        data.lab[index] = 40 + 30 * index
     monkeypatch.setattr(TrainingViews, "DIMMED", 0.0)
     pasted = 0
     for seed in range(60):
@@ -294,7 +296,7 @@ def test_the_sampler_visits_every_picture_in_an_order_of_its_epoch(data_path):
 def test_training_end_to_end(data_path, tmp_path, way, capsys):
     records = run(data_path, tmp_path, save_freq=1, **WAYS[way])
     assert [r["epoch"] for r in records] == [1, 2] and records[1]["step"] == 2 * records[0]["step"]
-    names = {"epoch", "step", "seconds", "images_per_second", "gen_adv", "gen_l1", "dis"}
+    names = {"epoch", "step", "seconds", "images_per_second", "skipped", "gen_adv", "gen_l1", "dis"}
     names |= {"val_ciede2000", "val_psnr_ab"}
     if way != "gan":
         names |= {"mem_triplet", "val_feature_intersection"}
@@ -303,7 +305,7 @@ def test_training_end_to_end(data_path, tmp_path, way, capsys):
     assert set(records[0]) == names and all(np.isfinite(list(r.values())).all() for r in records)
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {"epoch_0001.pt", "epoch_0002.pt", "last.pt", "best.pt", "log.jsonl", "curves.png", "samples",
-                     "tensorboard"}
+                     "tensorboard", ".lock"}
     rows, columns = 2, 3 if way == "gan" else 6
     grid = read_image(tmp_path / "samples" / "epoch_0002.png")
     assert grid.shape == (rows * 132 - 4, columns * 132 - 4, 3)

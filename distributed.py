@@ -1,0 +1,144 @@
+"""One training over several processes, on one machine or many: ``torchrun --nproc_per_node=N train.py ...``.
+
+Every process works on its share of each batch. Generator and discriminator are DistributedDataParallel, the memory is
+one: every process gathers the whole batch and does the same to its own copy. Without torchrun a team is one process.
+"""
+
+import hashlib
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
+
+from utils import UserError
+
+TIMEOUT = timedelta(minutes=30)  # for the slowest thing that one process does while the others wait: to validate
+
+
+class Team:
+    """The processes of one training: ``rank`` of ``size``, of which the ``leader`` alone writes files.
+
+    A context manager: NCCL between GPUs, gloo on CPUs, as torchrun's environment says.
+    """
+
+    def __init__(self, device):
+        self.rank, self.size, self.device = 0, 1, device
+        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+            self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        if self.size > 1 and device.type == "cuda":
+            self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            if self.device.index >= torch.cuda.device_count():
+                raise UserError(f"there are {torch.cuda.device_count()} GPUs for more processes; start as many "
+                                "processes as GPUs")
+
+    def __enter__(self):
+        if self.size > 1:
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=TIMEOUT)
+            self.control = dist.new_group(backend="gloo", timeout=TIMEOUT)  # what is told here waits for no GPU
+        return self
+
+    def __exit__(self, kind, *_):
+        if self.size > 1 and kind is None:  # after an error the others may never come to say goodbye
+            dist.destroy_process_group()
+
+    @property
+    def leader(self):
+        return self.rank == 0
+
+    def gather(self, x):
+        """Shares (n, ...) of all processes, in the order of ranks -> (size * n, ...)."""
+        if self.size == 1:
+            return x
+        shares = [torch.empty_like(x) for _ in range(self.size)]
+        dist.all_gather(shares, x.contiguous())
+        return torch.cat(shares)
+
+    def mine(self, x):
+        """The share of this process in what ``gather`` put together."""
+        return x.chunk(self.size)[self.rank]
+
+    def mean(self, x):
+        """The mean of a tensor over the processes."""
+        if self.size == 1:
+            return x
+        x = x / self.size
+        dist.all_reduce(x)
+        return x
+
+    def any(self, flag):
+        """True where a flag (a bool tensor) is True in any process."""
+        if self.size == 1:
+            return flag
+        flag = flag.float()
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return flag > 0
+
+    def largest(self, *numbers):
+        """The largest of each number over the processes, so that all decide the same."""
+        if self.size == 1:
+            return numbers
+        numbers = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self.control)
+        return numbers.tolist()
+
+    def wrap(self, network):
+        """The network whose gradients are the means over the processes; its parameters are those of ``network``."""
+        if self.size == 1:
+            return network
+        # Buffers are the statistics of SharedBatchNorm, which are equal already.
+        return DistributedDataParallel(network, [self.device] if self.device.type == "cuda" else None,
+                                       broadcast_buffers=False)
+
+    def share(self, module):
+        """Give every process the leader's parameters and buffers."""
+        if self.size > 1:
+            for x in module.state_dict().values():
+                dist.broadcast(x, 0)
+
+    def check_same(self, module, name):
+        """Raises RuntimeError unless every process holds the same module, bit for bit."""
+        if self.size == 1:
+            return
+        digest = hashlib.blake2b()
+        for x in module.state_dict().values():
+            digest.update(x.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digests = [None] * self.size
+        dist.all_gather_object(digests, digest.hexdigest(), group=self.control)
+        if len(set(digests)) > 1:
+            raise RuntimeError(f"the processes hold different copies of the {name}: {digests}")
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the equal shares of all processes; torch's SyncBatchNorm has no CPU version."""
+
+    def forward(self, x):
+        if not (self.training and dist.is_initialized()):
+            return super().forward(x)
+        variance, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
+        mean, square = all_reduce(torch.stack([mean, variance + mean.square()])) / dist.get_world_size()
+        variance = square - mean.square()
+        with torch.no_grad():
+            count = x.numel() // x.shape[1] * dist.get_world_size()
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        factor = self.weight * torch.rsqrt(variance + self.eps)
+        offset = self.bias - mean * factor
+        return torch.addcmul(offset[:, None, None].to(x.dtype), x, factor[:, None, None].to(x.dtype))
+
+
+class SharedDropout2d(nn.Dropout2d):
+    """Dropout of maps whose masks are those of one process with the whole batch, and on a GPU those of the CPU."""
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        size, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+        kept = torch.rand(size * x.shape[0], x.shape[1], 1, 1).chunk(size)[rank].to(x.device) >= self.p
+        return x * (kept / (1 - self.p)).to(x.dtype)

@@ -1,0 +1,153 @@
+"""What happens to training when it is killed: ``python tests/faults.py`` prints a table. test_resume.py runs it too.
+
+A run that is never interrupted is compared with runs that are killed again and again, at random moments of which many
+lie within the writing of a checkpoint. All runs are forked from this process, which has torch already.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from drawn import draw_dataset
+
+import train
+from utils import load_checkpoint, run_cli
+
+EPOCHS = 4
+SIGNALS = {"kill -9": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}
+
+
+def start(data_path, save_path, epoch_steps=3, save_seconds=0, environment=None, **settings):
+    """Fork a small training, or its going on, that writes last.pt after every step.
+
+    Returns its process id and the end of a pipe that gets a byte at every step.
+    """
+    there = {"resume": True} if (save_path / "last.pt").exists() else {}
+    settings = {"data_path": data_path, "width": 4, "batch_size": 3, "end_epoch": EPOCHS, "use_feat_integrator": True,
+                "device": "cpu", **settings, "save_path": save_path, **there}
+    read, write = os.pipe()
+    process = os.fork()
+    if process:
+        os.close(write)
+        return process, read
+    os.environ.update(environment or {})
+    train.EPOCH_STEPS, train.SAVE_SECONDS = epoch_steps, save_seconds
+    step = train.Learner.step
+    train.Learner.step = lambda *args: (os.write(write, b"."), step(*args))[1]
+    with open(save_path.with_suffix(".txt"), "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        run_cli(train.main, [word for name, value in settings.items() for word in (f"--{name}", str(value))])
+        os._exit(0)
+    except SystemExit as stop:
+        os._exit(stop.code)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        os._exit(2)
+
+
+def finish(process, pipe):
+    """Wait for a training; returns how it ended as subprocess does, and how many steps it took."""
+    status, steps = os.waitpid(process, 0)[1], 0
+    while part := os.read(pipe, 4096):
+        steps += len(part)
+    os.close(pipe)
+    return os.waitstatus_to_exitcode(status), steps
+
+
+def results(save_path):
+    """All that a run leaves that does not tell the time: the tensors of its checkpoints, and its log."""
+    kept = {}
+    for name in ("last.pt", "best.pt"):
+        waiting = [(name, load_checkpoint(save_path / name))]
+        while waiting:
+            place, value = waiting.pop()
+            if isinstance(value, dict):
+                waiting += [(f"{place}/{key}", inner) for key, inner in value.items()]
+            elif isinstance(value, torch.Tensor):
+                kept[place] = value.numpy().tobytes()
+            elif not place.endswith(("/seconds", "/spent", "/elapsed", "/save_path", "/resume")):
+                kept[place] = value
+    lines = [json.loads(line) for line in (save_path / "log.jsonl").read_text().splitlines()]
+    return kept, [{name: value for name, value in line.items() if "second" not in name} for line in lines]
+
+
+def interrupt(folder, counts, seed=0):
+    """Interrupt runs ``counts`` times, a dict name of the signal -> times; returns lines of a table."""
+    rng = random.Random(seed)
+    data_path = draw_dataset(folder / "data", train=3, val=1)
+    began = time.monotonic()
+    code, whole_steps = finish(*start(data_path, folder / "whole"))
+    duration = time.monotonic() - began
+    assert code == 0, (folder / "whole.txt").read_text()
+    whole = results(folder / "whole")
+
+    left = [name for name, count in counts.items() for _ in range(count)]
+    rng.shuffle(left)
+    tried, wrong_codes, wrong_runs, round_number = Counter(), Counter(), 0, 0
+    while left:
+        round_number += 1
+        save_path, interruptions, steps_taken = folder / f"cut_{round_number}", 0, 0
+        last = save_path / "last.pt"
+        while not last.exists() or load_checkpoint(last)["epoch"] < EPOCHS:
+            process, pipe = start(data_path, save_path)
+            if not left:
+                code, steps = finish(process, pipe)
+                steps_taken += steps
+                assert code == 0, save_path.with_suffix(".txt").read_text()
+                break
+            moment = rng.uniform(0, duration / 4)
+            if rng.random() < 0.8:  # the others are hit before the first step
+                first = os.read(pipe, 1)
+                taken = len(first)
+            else:
+                moment, taken = rng.uniform(0, duration / 10), 0
+            time.sleep(moment)  # the moment is part of the fault; nothing is expected of it
+            os.kill(process, SIGNALS[left[-1]])
+            code, steps = finish(process, pipe)
+            steps_taken += taken + steps
+            if code == 0:  # it was done before
+                break
+            name = left.pop()
+            interruptions += 1
+            tried[name] += 1
+            # Before the training began there is nothing to finish, and SIGTERM ends a program as ever.
+            expected = {-signal.SIGKILL} if name == "kill -9" else {130} if steps > 1 else {130, -signal.SIGTERM}
+            wrong_codes[name] += code not in expected
+        same = results(save_path) == whole
+        wrong_runs += not same
+        print(f"run {round_number}: {interruptions} interruptions, {steps_taken - whole_steps} steps of {whole_steps} "
+              f"taken twice, {'the same' if same else 'NOT the same'} in the end", file=sys.stderr)
+    lines = [f"| {name} | {tried[name]} | {tried[name] - wrong_codes[name]} |" for name in counts]
+    return lines, wrong_runs, sum(wrong_codes.values())
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--stops", type=int, default=20, help="by Ctrl-C, and as many by SIGTERM")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)  # threads of this process would be missing after a fork
+    counts = {"kill -9": args.kills, "Ctrl-C": args.stops, "SIGTERM": args.stops}
+    memory = Path("/dev/shm")  # a checkpoint after every step would test the patience of the disk
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        lines, wrong_runs, wrong_codes = interrupt(Path(folder), counts, args.seed)
+    print("\n".join(["| fault | tried | survived |", "|---|---|---|", *lines]))
+    print(f"runs that did not end bit for bit like the uninterrupted one: {wrong_runs}")
+    sys.exit(bool(wrong_runs or wrong_codes))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

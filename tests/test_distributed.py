@@ -1,0 +1,158 @@
+"""Two processes train as one does: the same losses, the same memory, and no half of them goes on alone.
+
+Run as a script it makes the runs that the tests compare, all forked from one process that has torch already.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from drawn import draw_dataset
+
+import distributed
+from distributed import SharedBatchNorm, Team
+from train import main
+from utils import UserError, load_checkpoint
+
+STEPS = 20
+WAYS = {"memory": {}, "gan": {"use_memory": False, "use_feat_integrator": False, "gen_norm": "batch",
+                             "dis_norm": "None"}}
+
+
+def make_runs(folder):
+    """The runs of this module, in ``folder``; the exit codes of their processes go to codes.json."""
+    from faults import finish, start
+
+    torch.set_num_threads(1)
+    data_path, codes = draw_dataset(folder / "data", train=4, val=1), {}
+
+    def run(name, processes, to, kill=False, **settings):
+        """Train with epochs of one step, all four pictures, in so many processes."""
+        # At a low rate, since Adam turns a gradient of rounding errors into a step of full length.
+        settings = {"batch_size": 4, "epoch_steps": 1, "save_seconds": 1e9, "gen_lr": 1e-4, "dis_lr": 1e-4,
+                    "lr_decay_start": 1, "precision": "fp32", **settings, "end_epoch": to}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        several = {**address, "WORLD_SIZE": str(processes)} if processes > 1 else {}
+        started = [start(data_path, folder / name, environment=several and {**several, "RANK": str(rank)}, **settings)
+                   for rank in range(processes)]
+        if kill:
+            os.read(started[1][1], 1)
+            os.kill(started[1][0], signal.SIGKILL)
+        codes.setdefault(name, []).append([finish(*process)[0] for process in started])
+
+    for way, settings in WAYS.items():
+        run(f"{way}_one", 1, STEPS, **settings)
+        run(f"{way}_two", 2, STEPS, **settings)
+    run("changed", 2, STEPS // 2, **WAYS["memory"])
+    run("changed", 1, STEPS, **WAYS["memory"])
+    run("killed", 2, 10_000, kill=True, **WAYS["memory"])
+    run("killed", 1, STEPS, **WAYS["memory"])
+    run("uneven", 2, STEPS, **{"batch_size": 3})
+    (folder / "codes.json").write_text(json.dumps(codes))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(distributed.__file__).parent)}
+    done = subprocess.run([sys.executable, __file__, folder], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def codes(runs, name):
+    return json.loads((runs / "codes.json").read_text())[name]
+
+
+def check_equal(one, other):
+    """The losses of every step and the validation, and the memory at the end."""
+    assert len(log(one)) == len(log(other)) == STEPS
+    for expected, record in zip(log(one), log(other), strict=True):
+        for name, value in expected.items():
+            if "second" not in name:
+                assert record[name] == pytest.approx(value, rel=1e-4, abs=1e-4), (record["epoch"], name)
+    one, other = (load_checkpoint(folder / "last.pt")["colorizer"] for folder in (one, other))
+    for name in ("ids", "ages", "used", "values"):
+        assert f"memory.{name}" not in one or torch.equal(one[f"memory.{name}"], other[f"memory.{name}"]), name
+    assert "memory.keys" not in one or torch.allclose(one["memory.keys"], other["memory.keys"], atol=1e-4)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_train_as_one(runs, way):
+    assert codes(runs, f"{way}_one") == [[0]] and codes(runs, f"{way}_two") == [[0, 0]]
+    check_equal(runs / f"{way}_one", runs / f"{way}_two")
+
+
+def test_going_on_with_another_number_of_processes(runs):
+    assert codes(runs, "changed") == [[0, 0], [0]]
+    check_equal(runs / "memory_one", runs / "changed")
+
+
+def test_the_death_of_one_process_ends_all_and_loses_nothing(runs):
+    (survivor, killed), after = codes(runs, "killed")
+    assert killed == -signal.SIGKILL and survivor > 0 and after == [0]
+    check_equal(runs / "memory_one", runs / "killed")
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(runs):
+    assert codes(runs, "uneven") == [[1, 1]]
+    assert "batch_size 3 cannot be shared equally by 2 processes; set it to 4" in (runs / "uneven.txt").read_text()
+
+
+def test_torchrun_ends_with_an_error_when_a_process_is_killed(tmp_path):
+    data_path = draw_dataset(tmp_path / "data", train=4, val=1)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+               Path(distributed.__file__).with_name("train.py"), "--data_path", data_path, "--save_path",
+               tmp_path / "run", "--width", "4", "--batch_size", "4", "--end_epoch", "100000", "--device", "cpu"]
+    with (open(tmp_path / "printed", "w") as printed, subprocess.Popen(
+            command, stdout=printed, stderr=printed, env={**os.environ, "OMP_NUM_THREADS": "1"}) as job):
+        try:
+            while not (tmp_path / "run" / "last.pt").exists():  # the training began
+                with pytest.raises(subprocess.TimeoutExpired):
+                    job.wait(timeout=0.2)
+            children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+            ranks = {rank_of(child): int(child) for child in children}
+            os.kill(ranks["1"], signal.SIGKILL)
+            assert job.wait(timeout=60) == 1
+        finally:
+            job.terminate()
+    main(["--save_path", str(tmp_path / "run"), "--resume", "True", "--end_epoch", "1"])
+
+
+def rank_of(process):
+    """The RANK in the environment of a process of torchrun, None of any other one."""
+    words = dict(word.partition("=")[::2] for word in Path(f"/proc/{process}/environ").read_text().split("\0"))
+    return words.get("RANK")
+
+
+def test_a_team_of_one_changes_nothing():
+    x = torch.rand(4, 3)
+    with Team(torch.device("cpu")) as team:
+        assert team.leader and team.gather(x) is x and torch.equal(team.mine(x), x) and team.mean(x) is x
+        assert team.largest(1.5, True) == (1.5, True)
+    norm, plain = SharedBatchNorm(3), torch.nn.BatchNorm2d(3)
+    assert torch.equal(norm(x[:, :, None, None]), plain(x[:, :, None, None]))
+
+
+def test_more_processes_than_gpus_are_a_users_error(monkeypatch):
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="as many processes as GPUs"):
+        Team(torch.device("cuda"))
+
+
+if __name__ == "__main__":
+    make_runs(Path(sys.argv[1]))

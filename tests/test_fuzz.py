@@ -1,0 +1,284 @@
+"""Files from strangers: whatever is in a file, a reader returns what it should or raises UserError, soon and in bounds.
+
+``make fuzz`` tries 500 cases a test; FUZZ_CASES sets the number.
+"""
+
+import os
+import struct
+import zipfile
+import zlib
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from drawn import StubPainter, draw_picture
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import shots
+import utils
+import video
+from episode import color_video
+from utils import UserError, load_checkpoint, read_image
+from video import VideoSettings
+
+CASES = int(os.environ.get("FUZZ_CASES", 25))
+fuzz = settings(max_examples=CASES, deadline=None, database=None, derandomize=True,
+                suppress_health_check=list(HealthCheck))
+
+
+@st.composite
+def damage(draw, whole):
+    """The bytes of a file, cut off, with flipped bytes, with a part overwritten or repeated, or with a new head."""
+    data = bytearray(whole)
+    for _ in range(draw(st.integers(1, 3))):
+        place = draw(st.integers(0, max(0, len(data) - 1)))
+        kind = draw(st.sampled_from(["cut", "flip", "overwrite", "repeat", "drop"]))
+        length = draw(st.integers(1, 64))
+        if kind == "cut":
+            del data[place:]
+        elif kind == "flip" and data:
+            data[place] ^= draw(st.integers(1, 255))
+        elif kind == "overwrite":
+            data[place:place + length] = draw(st.binary(min_size=length, max_size=length))
+        elif kind == "repeat":
+            data[place:place] = data[place:place + length]
+        else:
+            del data[place:place + length]
+    return bytes(data)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures
+
+
+@lru_cache
+def picture_bytes(kind):
+    file = BytesIO()
+    Image.fromarray(draw_picture(1)).save(file, kind)
+    return file.getvalue()
+
+
+def check_picture(path):
+    try:
+        picture = read_image(path)
+    except UserError as error:
+        assert str(path) in str(error)
+    else:
+        assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_damaged_pictures(folder, kind):
+    path = folder / f"picture.{kind.lower()}"
+
+    @fuzz
+    @given(damage(picture_bytes(kind)))
+    def check(content):
+        path.write_bytes(content)
+        check_picture(path)
+
+    check()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
+def test_pictures_cut_at_every_tenth_are_refused(folder, kind):
+    whole, path = picture_bytes(kind), folder / "cut.png"
+    for tenth in range(10):
+        path.write_bytes(whole[:len(whole) * tenth // 10])
+        with pytest.raises(UserError, match="cut.png"):
+            read_image(path)
+
+
+def png(width, height):
+    """A PNG of a few kB that claims a size."""
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = zlib.compress(bytes(2**20))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def test_an_absurd_size_is_refused_by_the_header(tmp_path):
+    path = tmp_path / "absurd.png"
+    path.write_bytes(png(60_000, 60_000))
+    assert path.stat().st_size < 4000
+    with pytest.raises(UserError, match="60000x60000, more than"):
+        read_image(path)
+
+
+def test_what_is_called_a_picture_and_is_none(tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "zero.png").write_bytes(b"")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    os.mkfifo(tmp_path / "pipe.png")  # nobody ever writes into it
+    (tmp_path / "endless.png").symlink_to("/dev/zero")
+    (tmp_path / "program.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")  # never run by us
+    for name in ("folder", "zero", "loop", "pipe", "endless", "program", "missing"):
+        path = tmp_path / f"{name}.png"
+        for reader in (read_image, load_checkpoint, shots.open_video):
+            with pytest.raises(UserError, match=name):
+                reader(path)
+        if name != "program":  # which FFmpeg takes for a film of pictures, and no frame of it decodes
+            with pytest.raises(UserError, match=name), video.open_video(path):
+                pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_may_not_be_read(tmp_path):
+    path = tmp_path / "secret.png"
+    path.write_bytes(picture_bytes("PNG"))
+    path.chmod(0)
+    for reader in (read_image, load_checkpoint, shots.open_video):
+        with pytest.raises(UserError, match="secret.png"):
+            reader(path)
+
+
+@fuzz
+@given(st.text(st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]), min_size=1, max_size=40))
+def test_names_in_any_script(tmp_path_factory, name):
+    path = tmp_path_factory.getbasetemp() / f"_{name}.png"
+    path.write_bytes(picture_bytes("PNG"))
+    try:
+        assert (read_image(path) == draw_picture(1)).all()
+    finally:
+        path.unlink()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Videos
+
+
+@lru_cache
+def video_bytes(suffix, codec, folder):
+    path = Path(folder) / f"whole{suffix}"
+    with av.open(str(path), "w") as film:
+        stream = film.add_stream(codec, rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(12):
+            frame = av.VideoFrame.from_ndarray(draw_picture(i % 4, (64, 48)), format="rgb24")
+            film.mux(stream.encode(frame))
+        film.mux(stream.encode())
+    return path.read_bytes()
+
+
+def check_video(path):
+    """Read a film by both readers, as far as it goes."""
+    try:
+        for count, frame in enumerate(shots.read_frames(*shots.open_video(path))):
+            assert frame.ndim == 3 and frame.nbytes < 2**28
+            if count > 100:
+                break
+    except UserError as error:
+        assert str(path) in str(error)
+    target = path.with_name("painted.mkv")
+    try:
+        color_video(StubPainter(), path, target, VideoSettings(batch_size=4))
+    except UserError as error:
+        assert str(path) in str(error) or str(target) in str(error)
+
+
+FILMS = [(".mp4", "libx264"), (".mkv", "mpeg4"), (".avi", "mpeg4"), (".webm", "libvpx")]
+
+
+@pytest.mark.parametrize("suffix, codec", FILMS)
+def test_damaged_videos(folder, suffix, codec):
+    path = folder / f"film{suffix}"
+
+    @fuzz
+    @given(damage(video_bytes(suffix, codec, folder)))
+    def check(content):
+        path.write_bytes(content)
+        check_video(path)
+
+    check()
+
+
+@pytest.mark.parametrize("suffix, codec", FILMS)
+def test_videos_cut_at_every_tenth(folder, suffix, codec):
+    whole, path = video_bytes(suffix, codec, folder), folder / f"cut{suffix}"
+    for tenth in range(10):
+        path.write_bytes(whole[:len(whole) * tenth // 10])
+        check_video(path)
+
+
+def test_a_list_of_other_files_is_no_video(tmp_path):
+    """FFmpeg knows formats that name other files and addresses, which are not the stranger's to open."""
+    (tmp_path / "whole.mp4").write_bytes(video_bytes(".mp4", "libx264", str(tmp_path)))
+    (tmp_path / "list.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/{tmp_path}/whole.mp4\n#EXT-X-ENDLIST\n")
+    with pytest.raises(UserError, match="list.mp4"), video.open_video(tmp_path / "list.mp4"):
+        pass
+    with pytest.raises(UserError, match="list.mp4"):
+        shots.open_video(tmp_path / "list.mp4")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints
+
+
+@lru_cache
+def checkpoint_bytes():
+    file = BytesIO()
+    content = {"weights": {"a": torch.arange(60.0).view(6, 10), "b": torch.ones(3, dtype=torch.float16)},
+               "format": utils.CHECKPOINT_FORMAT, "epoch": 3, "names": ["x", None, 2.5]}
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def check_checkpoint(path):
+    try:
+        content = load_checkpoint(path)
+    except UserError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+    else:
+        assert content["format"] == utils.CHECKPOINT_FORMAT
+
+
+@fuzz
+@given(damage(checkpoint_bytes()))
+def test_damaged_checkpoints(content):
+    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"fuzz_{os.getpid()}.pt"
+    path.write_bytes(content)
+    try:
+        check_checkpoint(path)
+    finally:
+        path.unlink()
+
+
+@fuzz
+@given(st.data())
+def test_checkpoints_with_damaged_pickles(tmp_path_factory, data):
+    """The sums of the archive are right and its pickle is not, so that the reader of pickles itself is tried."""
+    path = tmp_path_factory.getbasetemp() / "pickle.pt"
+    with zipfile.ZipFile(BytesIO(checkpoint_bytes())) as whole, zipfile.ZipFile(path, "w") as spoiled:
+        for name in whole.namelist():
+            content = whole.read(name)
+            spoiled.writestr(name, data.draw(damage(content)) if name.endswith("data.pkl") else content)
+    check_checkpoint(path)
+
+
+def test_checkpoints_cut_at_every_tenth_are_refused(tmp_path):
+    whole, path = checkpoint_bytes(), tmp_path / "cut.pt"
+    for tenth in range(10):
+        path.write_bytes(whole[:len(whole) * tenth // 10])
+        with pytest.raises(UserError, match="cut.pt is not a checkpoint"):
+            load_checkpoint(path)
+
+
+def test_a_compressed_checkpoint_is_refused_before_it_unfolds(tmp_path):
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
+        bomb.writestr("archive/data.pkl", bytes(2**24))
+    with pytest.raises(UserError, match="compressed"):
+        load_checkpoint(path)

@@ -1,0 +1,262 @@
+"""Killed, stopped, locked out, given bad files and bad numbers: what a run survives."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from drawn import draw_dataset
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train
+from faults import results
+from train import Learner, main
+from utils import UserError, load_checkpoint, save_checkpoint
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def data_path(tmp_path_factory):
+    return draw_dataset(tmp_path_factory.mktemp("data"), train=3, val=1)
+
+
+@pytest.fixture(autouse=True)
+def short_epochs(monkeypatch):
+    monkeypatch.setattr(train, "EPOCH_STEPS", 3)
+
+
+def flags(data_path, save_path, **settings):
+    settings = {"data_path": data_path, "save_path": save_path, "width": 4, "batch_size": 3, "end_epoch": 2,
+                "use_spatial_memory": False, **settings}
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def trained(data_path, tmp_path_factory):
+    """A run of one epoch, whose folder is not to be changed."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "EPOCH_STEPS", 3)
+        main(flags(data_path, folder, end_epoch=1))
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Killed and stopped
+
+
+def test_twenty_kills_change_nothing():
+    """16 times kill -9, twice each Ctrl-C and SIGTERM; the script compares every bit with an uninterrupted run."""
+    done = subprocess.run([sys.executable, HERE / "faults.py", "--kills", "16", "--stops", "2"], capture_output=True,
+                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| kill -9 | 16 | 16 |" in done.stdout and "uninterrupted one: 0" in done.stdout
+
+
+def stop_at(monkeypatch, step, number):
+    """Send this process a signal within the given step of training."""
+    original, count = Learner.step, 0
+
+    def counting(*args):
+        nonlocal count
+        count += 1
+        if count == step:
+            os.kill(os.getpid(), number)
+        return original(*args)
+
+    monkeypatch.setattr(Learner, "step", counting)
+
+
+@pytest.mark.parametrize("number, step", [(signal.SIGINT, 2), (signal.SIGTERM, 3)])  # within and at the end of an epoch
+def test_a_stopped_run_goes_on_in_the_middle_of_an_epoch(data_path, tmp_path, monkeypatch, number, step):
+    main(flags(data_path, tmp_path / "whole"))
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match=f"after step {step}; --resume True"):
+        stop_at(patch, step, number)
+        main(flags(data_path, tmp_path / "cut"))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    saved = load_checkpoint(tmp_path / "cut" / "last.pt")
+    assert (saved["epoch"], saved["batches"], saved["step"]) == (0, step, step)
+    main(["--save_path", str(tmp_path / "cut"), "--resume", "True"])
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+
+
+def test_nothing_is_logged_twice(data_path, tmp_path, monkeypatch):
+    """The log and TensorBoard have epochs 1 and 2 when last.pt, of epoch 1, is gone on from."""
+    main(flags(data_path, tmp_path, save_freq=1))
+    shutil.copy(tmp_path / "epoch_0001.pt", tmp_path / "last.pt")
+    main(["--save_path", str(tmp_path), "--resume", "True", "--end_epoch", "3"])
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2, 3]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("val_ciede2000")] == [1, 2, 3]
+
+
+def test_time_goes_on_counting(data_path, tmp_path, trained):
+    shutil.copytree(trained, tmp_path / "run")
+    saved = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert saved["elapsed"] >= saved["seconds"] > 0
+    save_checkpoint(tmp_path / "run" / "last.pt", {**saved, "elapsed": 120.0})
+    going_on = ["--save_path", str(tmp_path / "run"), "--resume", "True", "--end_epoch", "9"]
+    with pytest.raises(UserError, match="has had 2.0 minutes and max_minutes is 1.5"):
+        main([*going_on, "--max_minutes", "1.5"])
+    main([*going_on, "--max_minutes", "2.0000001"])  # so the first step is the last one
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == saved["step"] + 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One run at a time
+
+
+def test_a_second_run_is_refused_while_the_first_one_works(data_path, tmp_path):
+    code = ("import sys; from runs import Run; from train import TrainConfig\n"
+            "with Run(TrainConfig(save_path=sys.argv[1])):\n    print('ready', flush=True); sys.stdin.read()")
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "run"], stdin=subprocess.PIPE, text=True,
+                          stdout=subprocess.PIPE, env=environment) as other:
+        assert other.stdout.readline() == "ready\n"
+        for settings in ({}, {"overwrite": True}):
+            with pytest.raises(UserError, match="another run is writing"):
+                main(flags(data_path, tmp_path / "run", **settings))
+        other.kill()
+    main(flags(data_path, tmp_path / "run", end_epoch=1))  # the lock died with its owner, who left no checkpoint
+    assert (tmp_path / "run" / "last.pt").exists()
+
+
+def test_what_a_killed_run_was_writing_is_cleared_away(data_path, tmp_path):
+    (tmp_path / ".last.partial.pt").write_bytes(b"half")
+    main(flags(data_path, tmp_path, end_epoch=1))
+    assert not list(tmp_path.glob(".*partial*"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad checkpoints
+
+
+def spoil(name, content):
+    colorizer, moments = content["colorizer"], content["optimizers"]["gen"]["state"]
+    weight = "generator.output.weight"
+    if name == "a missing tensor":
+        del colorizer[weight]
+    elif name == "an extra tensor":
+        colorizer["extra"] = torch.zeros(1)
+    elif name == "a wrong shape":
+        colorizer[weight] = torch.zeros(1, 2, 3)
+    elif name == "not a number":
+        colorizer[weight][0, 0, 0, 0] = torch.nan
+    elif name == "missing moments":
+        del moments[0]
+    elif name == "moments of a wrong shape":
+        moments[0]["exp_avg"] = torch.zeros(3)
+    elif name == "another format":
+        content["format"] = 99
+    elif name == "absurd sizes":
+        content["model_config"]["mem_size"] = 10**12
+    elif name == "a tensor of more than is stored":
+        colorizer[weight] = torch.zeros(1).expand(10**12)
+    elif name == "no settings":
+        del content["train_config"]
+    elif name == "a wrong random state":
+        content["rng"] = torch.zeros(3, dtype=torch.uint8)
+    elif name == "a negative epoch":
+        content["epoch"] = -1
+    elif name == "a wrong kind":
+        content["discriminator"] = [1, 2]
+
+
+@pytest.mark.parametrize("fault, message", [
+    ("a missing tensor", "generator.output.weight is missing"), ("an extra tensor", "extra is missing, left over"),
+    ("a wrong shape", "generator.output.weight is missing, left over or of another shape"),
+    ("not a number", "not finite"), ("missing moments", "not whole"), ("moments of a wrong shape", "another shape"),
+    ("another format", "format 99"), ("absurd sizes", "not whole.*another shape"),
+    ("a tensor of more than is stored", "larger than what is stored"), ("no settings", "settings are not those"),
+    ("a wrong random state", "not whole"), ("a negative epoch", "epoch is -1"), ("a wrong kind", "not whole")])
+def test_a_spoiled_checkpoint_is_refused_in_one_sentence(trained, tmp_path, fault, message):
+    content = torch.load(trained / "last.pt", weights_only=True)
+    spoil(fault, content)
+    torch.save(content, tmp_path / "last.pt")
+    before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(UserError, match=message) as error:
+        main(["--save_path", str(tmp_path), "--resume", "True", "--end_epoch", "2"])
+    assert "\n" not in str(error.value) and (tmp_path / "last.pt").read_bytes() == before
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad numbers
+
+
+@pytest.fixture
+def bad_steps(monkeypatch):
+    """Make the generator's loss not finite in the steps put into the set that this returns."""
+    bad, count, original = set(), 0, train.generator_loss
+
+    def loss(*args):
+        nonlocal count
+        count += 1
+        total, parts = original(*args)
+        return (total * torch.nan, parts) if count in bad else (total, parts)
+
+    monkeypatch.setattr(train, "generator_loss", loss)
+    return bad
+
+
+def test_a_step_without_a_finite_loss_is_skipped_and_counted(data_path, tmp_path, bad_steps):
+    bad_steps.update({2, 3})
+    main(flags(data_path, tmp_path))
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [record["skipped"] for record in records] == [2, 0]
+    state = load_checkpoint(tmp_path / "last.pt")["optimizers"]  # which refuses what is not finite
+    assert state["gen"]["state"][0]["step"] == 4 and state["dis"]["state"][0]["step"] == 2  # of steps 1 and 5
+
+
+def test_ten_bad_steps_in_a_row_end_the_training(data_path, tmp_path, bad_steps, monkeypatch):
+    bad_steps.update(range(5, 100))
+    with pytest.raises(UserError, match="10 steps in a row.*last.pt"):
+        main(flags(data_path, tmp_path, end_epoch=20))
+    before = load_checkpoint(tmp_path / "last.pt")
+    assert before["step"] <= 4
+    bad_steps.clear()
+    main(["--save_path", str(tmp_path), "--resume", "True", "--end_epoch", "2"])
+
+
+def test_gradients_are_clipped_by_their_norm(data_path, tmp_path, monkeypatch):
+    norms = []
+    step = torch.optim.Adam.step
+
+    def recording(self):
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in self.param_groups[0]["params"]]).item())
+        step(self)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", recording)
+    main(flags(data_path, tmp_path / "free", end_epoch=1))
+    assert max(norms) > 0.1
+    norms.clear()
+    main(flags(data_path, tmp_path / "clipped", end_epoch=1, clip_grad=0.1))
+    assert 0.09 < max(norms) < 0.1001
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same again
+
+
+def test_the_same_seed_gives_the_same_run_with_any_number_of_workers(data_path, tmp_path):
+    for name, settings in (("one", {}), ("again", {}), ("workers", {"num_workers": 2}), ("other", {"seed": 1})):
+        main(flags(data_path, tmp_path / name, **settings))
+    kept = {}
+    for name in ("one", "again", "workers", "other"):
+        checkpoints, log = results(tmp_path / name)
+        kept[name] = {key: value for key, value in checkpoints.items() if not key.endswith("num_workers")}, log
+    assert kept["one"] == kept["again"] == kept["workers"] != kept["other"]
+
+
+def test_deterministic_turns_the_deterministic_algorithms_on(data_path, tmp_path):
+    try:
+        main(flags(data_path, tmp_path, end_epoch=1, deterministic=True))
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
