@@ -143,12 +143,12 @@ def test_a_film_in_colour_is_measured(home, tmp_path):
 
 def test_what_goes_with_a_film(home, tmp_path):
     """The report, the frames to colour next and the panel; what a person has painted stays."""
-    source = draw_shots(tmp_path / "film.mkv", [(60, 12), (200, 12)])
-    settings = {"overwrite": True, "batch_size": 4, "panel": True, "start": 0.25}
-    color(home, "spatial", tmp_path / "new.mkv", source, **settings)
+    source = draw_shots(tmp_path / "film.mkv", [(60, 9), (200, 6)])
+    settings = {"overwrite": True, "start": 0.25}
+    color(home, "spatial", tmp_path / "new.mkv", source, panel=True, **settings)
     page, folder = (tmp_path / "new_report.html").read_text(encoding="utf-8"), tmp_path / "new_colour_these"
     assert "raw_image_drawn_" in page and "film.mkv" in page and folder.name in page
-    assert times_and_sound(tmp_path / "new_panel.mp4")[0] == times_and_sound(source)[0][:21]
+    assert times_and_sound(tmp_path / "new_panel.mp4")[0] == times_and_sound(source)[0][:12]
     suggested = sorted(folder.iterdir())
     lumas = [planes[0] for planes in planes_in(source)[3:]]
     for path in suggested:
