@@ -32,6 +32,7 @@ def _certainty(record):
 # Similarity is cosine^SHARPNESS. The backbone gives frames of one shot cosines of 0.8 to 1 (0.2 to 1 when sharpened),
 # and three in four pairs of frames of different shots less than 0.65 (0.03).
 SHARPNESS = 8
+WORTH = 0.005  # least share of the doubt that a suggested frame settles
 HELPED = 0.25  # a shot counts as helped when its best similarity grows by this much
 
 
@@ -70,7 +71,7 @@ def suggest_frames(records, count=10):
         growth = (similarity - covered[:, None]).clip(min=0)
         gain = doubt @ growth
         best = int(gain.argmax())
-        if gain[best] <= 1e-6 * doubt.sum():  # nothing is left to gain
+        if gain[best] <= WORTH * doubt.sum():  # what is left is not worth the painting
             break
         helped = [indices[i] for i in np.argsort(-doubt * growth[:, best], kind="stable")
                   if growth[i, best] >= HELPED and doubt[i] > 0]
