@@ -1,8 +1,9 @@
-# `make demo` learns the bundled episode and colours the next one; `make test` runs every test. Both make .venv first.
+# `make demo` learns the bundled episode and colours the next one; `make test` runs every test and
+# `make bench` measures the speed. All make .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint fuzz clean
+.PHONY: demo test bench lint fuzz clean
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -10,15 +11,18 @@ BIN := .venv/bin
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/python dataset_generator.py --save_path results/demo/dataset --frames_per_shot 9 --split 0.85 0.15 0 \
+	$(BIN)/python dataset_generator.py --save_path results/demo/dataset --frames_per_shot 9 --split 0.95 0.05 0 \
 		--overwrite True
 	$(BIN)/python train.py --data_path results/demo/dataset --save_path results/demo/checkpoints --img_size 128 \
-		--max_minutes 5 --overwrite True
+		--max_minutes 6 --overwrite True
 	$(BIN)/python test.py --checkpoint results/demo/checkpoints/best.pt --input resources/episode_2.mp4 \
 		--output results/demo/episode_2.mp4 --overwrite True
 
 test: lint
 	$(BIN)/python -m pytest
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/speed.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

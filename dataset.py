@@ -4,6 +4,9 @@ Pictures are RGB uint8 (H, W, 3). Lab is CIE Lab with the D65 white, L in [0, 10
 networks see L / 100 and ab / 110.
 """
 
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,7 +15,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset, Sampler
+from tqdm import tqdm
 
+from cache import cached, key_of
 from utils import IMAGE_SUFFIXES, UserError, image_ids, list_files, read_image, warn
 
 GREY_SIZE = 256  # side of the grey picture that the backbone sees, whatever img_size is
@@ -147,40 +152,75 @@ def grey_image(L):
     return (L - _IMAGENET_MEAN.to(L.device)) / _IMAGENET_STD.to(L.device)
 
 
+PREPARATION = 1  # to be raised with every change of what a picture is prepared to
+
+
 class ColorizationDataset(Dataset):
-    """The pictures of a folder (or a list of paths), held in memory as 8-bit Lab, for networks of ``img_size``.
+    """The pictures of a folder (or a list of paths), prepared as 8-bit Lab, for networks of ``img_size``.
 
     An item is a dict of the five elements of the method, and ``index``, its place in the dataset:
     ``L`` (1, S, S) in [0, 1]; ``ab`` (2, S, S) in about [-1, 1]; ``color_feature`` (313,) of sum 1;
     ``grey`` (3, 256, 256) for the backbone; ``image_id``, the number at the end of the file's name.
     They are held at ``side`` x ``side``, at least what the backbone sees, so that views of a part of them are sharp.
 
+    Those of a folder are prepared once and kept in its subfolder ``.cache``, known by name, size and time of change of
+    each picture. A set of at most ``cache_gb`` GB is held in memory, a larger one is read from there as it is needed.
     An unreadable picture is skipped with a warning that names it. Raises UserError when nothing can be read.
     """
 
-    def __init__(self, source, img_size):
+    def __init__(self, source, img_size, cache_gb=1.0):
+        self.cache = None
         if isinstance(source, (str, Path)):
             if not Path(source).is_dir():
                 raise UserError(f"there is no folder {source}; make it with dataset_generator.py or name another one")
             paths = list_files(source, IMAGE_SUFFIXES)
+            self.cache = Path(source) / ".cache"
         else:
             source, paths = "the list of pictures", [Path(path) for path in source]
         self.img_size, self.side = img_size, max(img_size, GREY_SIZE)
-        self.paths, lab, features = [], [], []
-        for path in paths:
+
+        def prepare(path):
             try:
                 full = rgb_to_lab(read_image(path))
             except UserError as error:
                 warn(f"{error}; skipped")
-                continue
-            self.paths.append(path)
-            features.append(color_feature(resize(full, img_size, img_size)[..., 1:]))
-            lab.append(_pack(resize(full, self.side, self.side)))  # the whole frame: nothing is cropped away
-        if not self.paths:
+                return None
+            feature = color_feature(resize(full, img_size, img_size)[..., 1:])
+            return feature, _pack(resize(full, self.side, self.side))  # the whole frame: nothing is cropped away
+
+        def prepare_all(indices):
+            with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(
+                    total=len(indices), unit=" pictures", desc="preparing", leave=False, disable=None) as bar:
+                for start in range(0, len(indices), 64):  # no more than these wait for a slow disk
+                    for values in pool.map(prepare, [paths[index] for index in indices[start:start + 64]]):
+                        bar.update()
+                        yield values
+
+        keys = [key_of(PREPARATION, path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        fields = [("color_feature", "f4", (N_BINS,)), ("lab", "u1", (3, self.side, self.side))]
+        records, readable = cached(self.cache and self.cache / f"pictures_{img_size}", fields,
+                                   [key_of(key, img_size) for key in keys], prepare_all, cache_gb * 1e9)
+        if not readable:
             raise UserError(f"no readable picture in {source} (expected {', '.join(IMAGE_SUFFIXES)})")
-        self.lab = torch.from_numpy(np.stack(lab))  # (N, 3, side, side) uint8
-        self.color_features = torch.from_numpy(np.stack(features))  # (N, 313)
+        self.paths, self.keys = [paths[index] for index in readable], [keys[index] for index in readable]
+        self.lab = torch.from_numpy(records["lab"])  # (N, 3, side, side) uint8
+        self.color_features = torch.from_numpy(records["color_feature"].copy())  # (N, 313)
         self.ids = image_ids([path.name for path in self.paths])
+
+    def features(self, name, dim, identity, compute):
+        """What a frozen network makes of the pictures, float32 (N, dim) rounded to float16, kept as the pictures are.
+
+        ``compute`` takes the places (n,) of some pictures, a tensor, and returns (n, dim). ``name`` is the file's, and
+        ``identity``, a plain value, differs for all that makes other features, such as other weights.
+        """
+        def compute_all(indices):
+            for start in range(0, len(indices), 8):
+                features = compute(torch.tensor(indices[start:start + 8]))
+                yield from ((feature,) for feature in features.cpu().numpy())
+
+        records, _ = cached(self.cache and self.cache / name, [("feature", "f2", (dim,))],
+                            [key_of(key, identity) for key in self.keys], compute_all, math.inf)
+        return torch.from_numpy(records["feature"].astype(np.float32))
 
     def __len__(self):
         return len(self.paths)

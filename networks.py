@@ -5,6 +5,7 @@ is that of "Coloring With Limited Data: Few-Shot Colorization via Memory-Augment
 1906.11888), with a spatial memory added.
 """
 
+import hashlib
 import math
 import sys
 from dataclasses import dataclass
@@ -103,6 +104,17 @@ def init_weights(network):
 # Generator and discriminator
 
 
+class Around(nn.Module):
+    """A residual 3x3 convolution over places ``reach`` apart: an ear tells the colour of the whole body."""
+
+    def __init__(self, channels, reach):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=reach, dilation=reach)
+
+    def forward(self, x):
+        return x + F.relu(self.conv(x))
+
+
 class Generator(nn.Module):
     """U-Net of 4x4 convolutions, 7 downs and 6 ups with skip connections by concatenation, and an output layer.
 
@@ -131,6 +143,7 @@ class Generator(nn.Module):
         self.level = round(math.log2(img_size / SpatialMemory.GRID)) - 1  # the down whose map is of the places' size
         if place_dim:
             self.places = nn.Sequential(SharedDropout2d(PLACE_DROP), nn.Conv2d(place_dim, PLACE_WIDTH, 1), nn.ReLU(),
+                                        *(Around(PLACE_WIDTH, reach) for reach in (1, 2, 4)),
                                         nn.Conv2d(PLACE_WIDTH, down[self.level], 3, padding=1))
 
     def forward(self, L, palette=None, places=None):
@@ -275,6 +288,13 @@ class Backbone(nn.Module):
                 f"cannot load the weights of {name} from {weights or 'the download of torchvision'} "
                 f"({str(error).partition(chr(10))[0]}); give a file by --backbone_weights, or use --backbone "
                 "efficientnet_lite0, whose weights come with requirements.txt") from error
+
+    def identity(self):
+        """A text that differs for other weights."""
+        digest = hashlib.sha256()
+        for tensor in self.state_dict().values():
+            digest.update(tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def train(self, mode=True):
         return super().train(False)

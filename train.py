@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from dataset import AB_SCALE, ColorizationDataset, TrainingViews, ViewSampler
 from distributed import Team
-from networks import SIZE_STEP, BackboneUnavailable, Colorizer, Discriminator, ModelConfig, model_config_of
+from networks import (
+    BACKBONE_DIMS, SIZE_STEP, BackboneUnavailable, Colorizer, Discriminator, ModelConfig, model_config_of)
 from runs import Run, Signals, sample_grid, to_lab
 from utils import (
     AB_PEAK, IMAGE_SUFFIXES, ArgumentParser, UserError, autocast, boolean, ciede2000, list_files, load_checkpoint, psnr,
@@ -87,6 +88,8 @@ class TrainConfig:
     precision: str = setting("auto", "of the networks; auto is bf16 where the hardware is fast at it",
                              ["auto", "fp32", "bf16"])
     num_workers: int = setting(0, "processes that prepare batches")
+    cache_gb: float = setting(1.0, "GB of prepared pictures to hold in memory; more are read from the folder .cache of "
+                              "train/ or val/, where they are kept, as they are needed")
     seed: int = setting(0, "of everything random")
     deterministic: bool = setting(False, "the same result again on a GPU too, more slowly; on a CPU it always is")
 
@@ -96,7 +99,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; set it to at least 1")
         for name in ("start_epoch", "max_minutes", "mem_size", "top_k", "color_thres", "alpha", "num_workers", "gen_lr",
-                     "dis_lr", "mem_lr", "int_lr", "lambda_l1", "clip_grad", "seed"):
+                     "dis_lr", "mem_lr", "int_lr", "lambda_l1", "clip_grad", "seed", "cache_gb"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}; set it to 0 or more")
         for name in ("lr_decay_start", "label_smoothing", "mislead"):
@@ -364,26 +367,37 @@ def look(data, indices, learner, device, cast):
     return frames, places, L, ab
 
 
-def look_at(data, learner, device, cast):
-    """The backbone's features (N, D) of the frames of a dataset, which never change and are computed once."""
-    return torch.cat([look(data, part, learner, device, cast)[0] for part in torch.arange(len(data)).split(8)])
+def look_at(data, learner, device, cast, frames=None):
+    """The backbone's features (N, D) of the frames of a dataset, which never change: as kept with the dataset, else
+    ``frames`` (N, D) if they are known, else computed."""
+    backbone, name = learner.colorizer.backbone, learner.config.backbone
+    with cast():
+        precision = str(torch.get_autocast_dtype(device.type)) if torch.is_autocast_enabled(device.type) else "float32"
+
+    def compute(part):
+        return look(data, part, learner, device, cast)[0] if frames is None else frames[part.to(device)]
+
+    return data.features(f"features_{name}", BACKBONE_DIMS[name], (backbone.identity(), precision), compute).to(device)
 
 
 def remember(data, learner, device, cast):
-    """Fill the spatial memory with the pictures."""
-    spatial, ids = learner.colorizer.spatial, torch.tensor(data.ids)
+    """Fill the spatial memory with the pictures; returns the backbone's features (N, D) of them."""
+    spatial, ids, seen = learner.colorizer.spatial, torch.tensor(data.ids), []
     sample = torch.tensor(spread(len(data), FITTED)).split(8)
     spatial.fit(torch.cat([look(data, part, learner, device, cast)[1].half() for part in sample]))
     for part in torch.arange(len(data)).split(8):
-        spatial.write(part.to(device), *look(data, part, learner, device, cast), ids[part].to(device))
+        frames, *rest = look(data, part, learner, device, cast)
+        spatial.write(part.to(device), frames, *rest, ids[part].to(device))
+        seen.append(frames)
+    return torch.cat(seen)
 
 
 def load_data(config):
     """The datasets for training and validation; without pictures in val/, the training pictures serve for both."""
     folder = Path(config.data_path)
-    data = ColorizationDataset(folder / "train", config.img_size)
+    data = ColorizationDataset(folder / "train", config.img_size, config.cache_gb)
     if (folder / "val").is_dir() and list_files(folder / "val", IMAGE_SUFFIXES):
-        return data, ColorizationDataset(folder / "val", config.img_size)
+        return data, ColorizationDataset(folder / "val", config.img_size, config.cache_gb)
     warn(f"no pictures in {folder / 'val'}; validating on the training pictures, which tells little")
     return data, data
 
@@ -513,9 +527,8 @@ def _train(config, saved, team, run):
                         "which counts them all; raise max_minutes")
     begin -= position.elapsed
 
-    if model_config.use_spatial_memory and not saved:
-        remember(data, learner, device, cast)
-    features = look_at(data, learner, device, cast) if config.use_memory else None
+    frames = remember(data, learner, device, cast) if model_config.use_spatial_memory and not saved else None
+    features = look_at(data, learner, device, cast, frames) if config.use_memory else None
     team.share(learner.colorizer)  # GPUs may differ in the last bits
     if saved:
         try:

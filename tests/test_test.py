@@ -228,7 +228,7 @@ def test_painters_of_other_colours_have_another_identity(home, tmp_path):
     first = identity()
     assert first == identity() and len({first, identity(rank=2), identity(color_feature="truth"),
                                         identity(checkpoint=home / "integrator" / "best.pt"),
-                                        identity(reference=next((home / "train").iterdir()))}) == 5
+                                        identity(reference=next((home / "train").glob("*.png")))}) == 5
 
 
 def test_grey_row_is_the_truth_without_its_colours():

@@ -1,0 +1,229 @@
+"""What is kept from run to run: used when it is right, made again when it is not, done without when it cannot be."""
+
+import os
+import resource
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from drawn import draw_dataset, draw_picture
+
+import cache
+import dataset
+from cache import cached, key_of
+from dataset import ColorizationDataset, TrainingViews
+from train import Learner, TrainConfig, fit_model_config, look_at, main, remember
+from utils import write_image
+
+FIELDS = [("number", "i8", ()), ("line", "u1", (3,))]
+
+
+class Maker:
+    """Makes records of numbers 10, 20, 30, ... and notes which; there is none for a place in ``without``."""
+
+    def __init__(self, without=()):
+        self.asked, self.without = [], without
+
+    def __call__(self, indices):
+        for index in indices:
+            self.asked.append(index)
+            yield None if index in self.without else (10 * (index + 1), [index, index, 255])
+
+
+def numbers(path, keys, budget=1e9, without=()):
+    """The numbers of the records, those that were made anew, and whether the file is mapped."""
+    maker = Maker(without)
+    records, places = cached(path, FIELDS, keys, maker, budget)
+    assert [row.tolist() for row in records["line"]] == [[(n // 10 - 1) % 256] * 2 + [255] for n in records["number"]]
+    assert len(records) == len(places)
+    return records["number"].tolist(), maker.asked, isinstance(records, np.memmap)
+
+
+@pytest.fixture
+def keys():
+    return [key_of("key", i) for i in range(4)]
+
+
+@pytest.mark.parametrize("budget", [0, 1e9])
+def test_records_are_made_once(tmp_path, keys, budget):
+    path = tmp_path / "new" / "records"
+    assert numbers(path, keys, budget) == ([10, 20, 30, 40], [0, 1, 2, 3], budget == 0)
+    written = path.stat().st_mtime_ns
+    assert numbers(path, keys, budget) == ([10, 20, 30, 40], [], budget == 0)
+    assert path.stat().st_mtime_ns == written and list(path.parent.iterdir()) == [path]
+
+
+def test_what_changed_is_made_anew_and_what_is_gone_is_dropped(tmp_path, keys):
+    path = tmp_path / "records"
+    numbers(path, keys)
+    size = path.stat().st_size
+    assert numbers(path, [keys[0], key_of("another"), keys[2], keys[3]]) == ([10, 20, 30, 40], [1], False)
+    assert numbers(path, keys[2:] + keys[:2])[1] == [3]  # in another order, and the changed one is back
+    assert numbers(path, [keys[2]]) == ([30], [], False)
+    assert path.stat().st_size == size // 4
+
+
+def test_what_cannot_be_made_is_left_out_and_tried_again(tmp_path, keys):
+    path = tmp_path / "records"
+    assert numbers(path, keys, without=[0, 2]) == ([20, 40], [0, 1, 2, 3], False)
+    written = path.stat().st_mtime_ns
+    assert numbers(path, keys, without=[0, 2]) == ([20, 40], [0, 2], False)
+    assert path.stat().st_mtime_ns == written
+    assert numbers(path, keys, without=[0]) == ([20, 30, 40], [0, 2], False)
+    assert numbers(tmp_path / "none", keys, without=range(4))[0] == []
+
+
+@pytest.mark.parametrize("budget", [0, 1e9])
+def test_a_damaged_file_is_mended(tmp_path, keys, budget):
+    path = tmp_path / "records"
+    numbers(path, keys)
+    whole = path.read_bytes()
+    size = len(whole) // 4
+    damages = {"cut": (whole[:-1], [3]), "empty": (b"", [0, 1, 2, 3]),
+               "no cache": (b"something else" * 40, [0, 1, 2, 3])}
+    for place in (0, cache._CHECKSUM, size - 1, 2 * size + cache._CHECKSUM + cache._KEY):  # a bit of one record
+        data = bytearray(whole)
+        data[place] ^= 1
+        damages[f"bit at {place}"] = (bytes(data), [place // size])
+    for name, (data, made) in damages.items():
+        path.write_bytes(data)
+        assert numbers(path, keys, budget) == ([10, 20, 30, 40], made, budget == 0), name
+        assert path.read_bytes() == whole
+
+
+def test_changes_stay_in_the_process(tmp_path, keys):
+    for budget in (0, 1e9):
+        records, _ = cached(tmp_path / "records", FIELDS, keys, Maker(), budget)
+        records["number"][0] = 99
+        assert records["number"][0] == 99
+    assert numbers(tmp_path / "records", keys)[0] == [10, 20, 30, 40]
+
+
+def test_a_folder_that_cannot_be_written_is_done_without(tmp_path, keys, capsys):
+    (tmp_path / "file").write_bytes(b"")
+    for _ in range(2):
+        assert numbers(tmp_path / "file" / "records", keys)[0] == [10, 20, 30, 40]
+        assert "cannot keep what is prepared in" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit on the size of files")
+def test_a_full_disk_is_done_without(tmp_path, keys, capsys):
+    """In place of a full disk: files may not grow beyond some bytes. What was there stays."""
+    path = tmp_path / "records"
+    numbers(path, keys[:2])
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 1, limits[1]))
+    try:
+        assert numbers(path, keys) == ([10, 20, 30, 40], [2, 3, 2, 3], False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot keep what is prepared" in capsys.readouterr().err
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures and features
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return draw_dataset(tmp_path, train=5, val=0, test=0) / "train"
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The names of the pictures that are decoded."""
+    names, read = [], dataset.read_image
+    monkeypatch.setattr(dataset, "read_image", lambda path: (names.append(path.name), read(path))[1])
+    return names
+
+
+def same(one, other):
+    return torch.equal(one.lab, other.lab) and torch.equal(one.color_features, other.color_features) and (
+        one.ids == other.ids)
+
+
+def test_pictures_are_prepared_once(folder, decoded, monkeypatch):
+    kinds = []
+    monkeypatch.setattr(dataset, "cached", lambda *a: (kinds.append(cached(*a)), kinds[-1])[1])
+    first = ColorizationDataset(folder, 128)
+    assert len(decoded) == 5
+    again, mapped = ColorizationDataset(folder, 128), ColorizationDataset(folder, 128, cache_gb=900e3 / 1e9)
+    assert len(decoded) == 5 and same(first, again) and same(first, mapped)
+    assert [isinstance(records, np.memmap) for records, _ in kinds] == [False, False, True]  # 5 * 198 kB are more
+    views = [TrainingViews(data)[2, 7] for data in (first, mapped)]
+    assert all(torch.equal(torch.as_tensor(views[0][name]), torch.as_tensor(views[1][name])) for name in views[0])
+    assert same(first, ColorizationDataset(first.paths, 128)) and len(decoded) == 10  # a list has no folder to keep in
+
+
+def test_a_changed_picture_or_setting_is_prepared_anew(folder, decoded, monkeypatch):
+    first = ColorizationDataset(folder, 128)
+    decoded.clear()
+    changed = first.paths[1]
+    picture = draw_picture(9)
+    write_image(changed, picture)
+    os.utime(changed, ns=(0, 10**18))
+    second = ColorizationDataset(folder, 128)
+    assert decoded == [changed.name] and not same(first, second)
+    assert torch.equal(second.lab[1], ColorizationDataset([changed], 128).lab[0])
+    decoded.clear()
+    changed.rename(changed.with_name("raw_image_drawn_77.png"))
+    assert sorted(ColorizationDataset(folder, 128).ids) == [0, 2, 3, 4, 77] and len(decoded) == 1
+    decoded.clear()
+    assert ColorizationDataset(folder, 256).lab.shape[-1] == 256 and len(decoded) == 5
+    ColorizationDataset(folder, 128)
+    assert len(decoded) == 5  # one size does not drive out the other
+    monkeypatch.setattr(dataset, "PREPARATION", dataset.PREPARATION + 1)
+    ColorizationDataset(folder, 128)
+    assert len(decoded) == 10
+
+
+def test_features_are_computed_once_and_for_one_network(folder):
+    config = TrainConfig(width=4, use_spatial_memory=False)
+    data, device = ColorizationDataset(folder, 128), torch.device("cpu")
+    learner = Learner(config, fit_model_config(config, len(data)), device)
+    calls, backbone = [], learner.colorizer.backbone
+    backbone.register_forward_hook(lambda *_: calls.append(1))
+
+    def casts(enabled):
+        return lambda: torch.autocast("cpu", torch.bfloat16, enabled=enabled)
+
+    features = look_at(data, learner, device, casts(False))
+    assert features.shape == (5, 1280) and len(calls) == 1
+    exact = backbone(data.look(range(5))[2])[0]
+    torch.testing.assert_close(features, exact.half().float())
+    calls.clear()
+    assert torch.equal(look_at(ColorizationDataset(folder, 256), learner, device, casts(False)), features)
+    assert not calls
+    look_at(data, learner, device, casts(True))
+    assert len(calls) == 1  # of another precision
+    next(backbone.parameters()).data *= 1.5
+    assert not torch.equal(look_at(data, learner, device, casts(True)), features) and len(calls) == 2
+
+
+def test_the_backbone_looks_at_each_frame_once_for_the_memories(folder):
+    config = TrainConfig(width=4)
+    data, device = ColorizationDataset(folder, 128), torch.device("cpu")
+    learner = Learner(config, fit_model_config(config, len(data)), device)
+
+    def cast():
+        return torch.autocast("cpu", enabled=False)
+
+    frames, calls = remember(data, learner, device, cast), []
+    learner.colorizer.backbone.register_forward_hook(lambda *_: calls.append(1))
+    features = look_at(data, learner, device, cast, frames)
+    assert not calls and torch.equal(features, frames.half().float())
+
+
+def test_training_from_the_disk_is_the_same(tmp_path):
+    """With every picture read from the cache as it is needed, in processes of their own."""
+    draw_dataset(tmp_path / "data")
+    states = []
+    for name, extra in (("memory", []), ("disk", ["--cache_gb", "0", "--num_workers", "1"])):
+        main(["--data_path", str(tmp_path / "data"), "--save_path", str(tmp_path / name), "--width", "4", "--end_epoch",
+              "1", "--batch_size", "1", "--use_spatial_memory", "False", *extra])
+        states.append(torch.load(tmp_path / name / "last.pt", weights_only=True)["generator"])
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    shutil.rmtree(tmp_path / "data" / "train" / ".cache")  # may go at any time
