@@ -140,6 +140,8 @@ def load_colorizer(path, device):
         colorizer = Colorizer(model_config_of(content))
     except ValueError as error:
         raise UserError(f"{path} does not hold a whole colorizer ({error})") from error
+    if not isinstance(content.get("frames"), dict):
+        raise UserError(f"{path} does not hold the names of its frames; train again")
     colorizer.load_state_dict(content["colorizer"])
     return colorizer.to(device).eval(), content
 

@@ -141,13 +141,14 @@ def save_suggestions(folder, source, times, suggestions):
             write_image(path, planes.grey(*planes.y.shape))
 
 
-def explain_video(painter, records, source, target, summaries, facts, args):
+def explain_video(painter, records, source, target, summaries, args):
     """Write what goes with a coloured film: the report, the frames to colour next, the panel."""
     suggestions, folder = suggest_frames(records, args.suggest), beside(target, "colour_these")
     thumbnails = memory_pictures(painter.colorizer) if painter.remembers else {}
     report = beside(target, "report.html")
     write_report(report, records, source.name, suggestions, names=painter.names, thumbnails=thumbnails,
-                 summaries=summaries, facts=facts, folder=folder.name)
+                 summaries=summaries, facts={"checkpoint": args.checkpoint, "palette from": painter.source},
+                 folder=folder.name)
     print(f"how it went, shot by shot: {report}")
     if suggestions:
         save_suggestions(folder, source, records.pts, suggestions)
@@ -243,7 +244,7 @@ def run(args):
             "input": str(path), **facts, "pictures": count, "shots": len(records), "seconds": round(seconds, 2)},
             args.overwrite)
         try:
-            explain_video(painter, records, path, target, evaluation.summaries(), facts, args)
+            explain_video(painter, records, path, target, evaluation.summaries(), args)
         except UserError as error:
             warn(f"{error}; {target} itself is whole")
 

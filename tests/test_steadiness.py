@@ -5,10 +5,15 @@ import math
 import cv2
 import numpy as np
 import pytest
+from drawn import StubPainter, draw_shots
 from scipy.spatial.distance import jensenshannon
 
+from benchmarks.steadiness import measure, read_shots, table
 from dataset import lab_to_rgb
+from episode import color_video
 from steadiness import CDC, Steadiness, WarpError, js_divergence
+from utils import UserError
+from video import VideoSettings
 
 LN2 = math.log(2)
 BLACK, RED = (np.full((4, 6, 3), color, np.uint8) for color in ((0, 0, 0), (255, 0, 0)))
@@ -136,3 +141,18 @@ def test_result_and_truth_side_by_side():
     assert math.isnan(single["cdc_truth"]) and math.isnan(single["warp_error_truth"])
     assert (single["cdc"], single["warp_error"]) == (values["cdc"], values["warp_error"])
     assert all(math.isnan(value) for value in Steadiness().values().values())
+
+
+def test_the_benchmark_measures_a_coloured_film(tmp_path):
+    source, output = draw_shots(tmp_path / "in.mkv", [(60, 9), (lambda i: 150 + 5 * i, 7)]), tmp_path / "out.mkv"
+    records = color_video(StubPainter(), source, output, VideoSettings(crf=0))
+    rows = measure(StubPainter(), source, output, read_shots(output))
+    assert list(rows) == ["result", "frame by frame"]  # a grey film is no truth
+    expected = np.average([record.cdc for record in records], weights=[9, 7])
+    assert rows["result"]["cdc"] == pytest.approx(expected, rel=1e-6)
+    # The stub takes a from the mean lightness of shot or frame, which only grows in the second shot.
+    assert rows["result"]["warp_error"] < 0.8 * rows["frame by frame"]["warp_error"]
+    assert "result / frame by frame: 0." in table(rows)
+    (tmp_path / "out_shots.jsonl").unlink()
+    with pytest.raises(UserError, match="no .*out_shots.jsonl"):
+        read_shots(output)

@@ -298,6 +298,7 @@ def bad_checkpoint(home, path, change):
     ({"input": "grey.png", "checkpoint": "notes.txt"}, "notes.txt is not a checkpoint"),
     ({"input": "grey.png", "checkpoint": "part.pt"}, "does not hold a whole colorizer"),
     ({"input": "grey.png", "checkpoint": "shape.pt"}, "does not hold a whole colorizer"),
+    ({"input": "grey.png", "checkpoint": "names.pt"}, "names of its frames"),
     ({"input": "grey.png", "checkpoint": "config.pt"}, "does not hold a whole colorizer"),
     ({"input": "grey.png", "checkpoint": "gan.pt", "reference": "colour.png"}, "is a plain GAN"),
     ({"input": "grey.png", "checkpoint": "gan.pt", "color_feature": "memory"}, "is a plain GAN"),
@@ -320,6 +321,7 @@ def test_bad_input_is_one_sentence(home, tmp_path, monkeypatch, settings, messag
     Path("gan.pt").write_bytes((home / "gan" / "best.pt").read_bytes())
     bad_checkpoint(home, Path("part.pt"), lambda content: content["colorizer"].popitem())
     bad_checkpoint(home, Path("shape.pt"), lambda content: content["model_config"].update(width=8))
+    bad_checkpoint(home, Path("names.pt"), lambda content: content.pop("frames"))
     bad_checkpoint(home, Path("config.pt"), lambda content: content["model_config"].update(new_setting=1))
     before = sorted(Path().rglob("*"))
     with pytest.raises(UserError, match=message) as error:
