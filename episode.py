@@ -33,6 +33,7 @@ from tqdm import tqdm
 from dataset import resize
 from planes import Planes, change_depth, paint_chroma, planes_of
 from shots import GREY_LOOK_AHEAD, find_grey_cuts, frame_positions
+from steadiness import CDC
 from utils import UserError, colorfulness, is_color, load_checkpoint, replace_when_done, save_checkpoint
 from video import (
     Damage, PartWriter, ahead, choose_target, frame_rate, join, open_video, part_order, read_frames, write_errors)
@@ -41,8 +42,8 @@ SAMPLES = 8  # frames of a shot that its palette is chosen by
 COLORFUL = 12.0  # mean colourfulness from which a shot is already in colour; grey film with a tint has less
 HELD = 4.0  # greatest change, in 8-bit steps of the mean luma of 4 x 4 pixels, within a drawing that is held
 NEUTRAL = 0.4663  # Y' of the grey of L 50
-THUMBNAIL = 320  # width of the pictures in a ShotRecord
-PARTS_FORMAT = 1  # of what is kept for an interrupted run
+THUMBNAIL = 320  # width of the pictures in a ShotRecord, and of those that its CDC is measured on
+PARTS_FORMAT = 2  # of what is kept for an interrupted run
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The first pass: shots and their palettes
@@ -187,6 +188,8 @@ class ShotRecord:
     confidence: float  # mean of the spatial memory's hints in [0, 1]; nan without
     feature: np.ndarray  # float32 (D,), what the backbone sees, mean over the shot; (0,) without a backbone
     kept: bool = False  # in colour already, and left as it was
+    cdc: float = math.nan  # colour distribution consistency of the result; nan for chroma alone and a single frame
+    cdc_truth: float = math.nan  # nan where there is no truth
     seconds: float = field(default=0.0, compare=False)  # that the shot took
 
     def log_line(self):
@@ -194,17 +197,20 @@ class ShotRecord:
         names = ("index", "start_frame", "end_frame", "slot_ids", "kept")
         line = {name: getattr(self, name) for name in names}
         line["slot_scores"] = [round(score, 4) for score in self.slot_scores]
-        line["confidence"] = None if math.isnan(self.confidence) else round(self.confidence, 4)
+        for name, digits in (("confidence", 4), ("cdc", 6), ("cdc_truth", 6)):
+            value = getattr(self, name)
+            line[name] = None if math.isnan(value) else round(value, digits)
         return line | {name: round(getattr(self, name), 3) for name in ("start_time", "end_time", "seconds")}
 
 
 class Records(Sequence):
-    """ShotRecords, held with their pictures compressed (JPEG) until one is asked for."""
+    """ShotRecords, held with their pictures compressed (JPEG) until one is asked for; and ``pts``, the time of every
+    frame of the film in its time base."""
 
     PICTURES = ("grey", "result", "truth")
 
-    def __init__(self):
-        self.states = []
+    def __init__(self, pts, states):
+        self.pts, self.states = pts, states
 
     def __len__(self):
         return len(self.states)
@@ -278,21 +284,21 @@ class Job:
     confidence: float = math.nan
 
 
-def planned_frames(path, plan, index):
-    """(index, frame) of the planned frames from ``index`` on. Raises UserError when they are not those of the plan."""
-    frames = read_frames(path, plan.pts[index])
+def planned_frames(path, times, index):
+    """(index, frame) of the frames from ``index`` on. Raises UserError when they are not at ``times``, pts of all."""
+    frames = read_frames(path, times[index])
     first = next(frames, None)
-    if first is None or first[0] != plan.pts[index]:  # a film that cannot seek well, or states no times
+    if first is None or first[0] != times[index]:  # a film that cannot seek well, or states no times
         frames.close()
-        frames = itertools.dropwhile(lambda item: item[0] < plan.pts[index], read_frames(path))
+        frames = itertools.dropwhile(lambda item: item[0] < times[index], read_frames(path))
         first = next(frames, None)
-    for (pts, frame), expected in zip(itertools.chain([first], frames), itertools.islice(plan.pts, index, None),
+    for (pts, frame), expected in zip(itertools.chain([first], frames), itertools.islice(times, index, None),
                                       strict=False):
         if pts != expected:
             break
         yield index, frame
         index += 1
-    if index < len(plan.pts):
+    if index < len(times):
         raise UserError(f"{path} cannot be read a second time as it was the first, from frame {index} on; copy it to "
                         "a good disk and run again")
 
@@ -301,7 +307,7 @@ def read_jobs(path, plan, todo, side, keep):
     """Jobs for the frames of the shots in ``todo``; a drawing that is held (see HELD) has no L of its own."""
     bounds = iter([(number, plan.shots[number]) for number in todo])
     number, shot = next(bounds)
-    with closing(planned_frames(path, plan, shot.start)) as frames:
+    with closing(planned_frames(path, plan.pts, shot.start)) as frames:
         held = None
         for index, frame in frames:
             if index < shot.start:
@@ -365,7 +371,9 @@ def finish(job, target, colour_only):
 def color_shot(number, plan, jobs, part, target, settings, source, bar):
     """Write the part of one shot from its jobs; returns its ShotRecord."""
     shot, started, confidence, shown = plan.shots[number], time.monotonic(), [], None
-    middle = (shot.start + shot.end) // 2
+    middle, cdc, cdc_truth = (shot.start + shot.end) // 2, CDC(), CDC()
+    ratio = target.tags.get("sample_aspect_ratio") or 1
+    size = max(1, round(THUMBNAIL * target.height / (target.width * ratio))), THUMBNAIL
     with replace_when_done(part) as temporary:
         with open(temporary, "wb") as file:
             with PartWriter(file, target) as writer:
@@ -375,21 +383,25 @@ def color_shot(number, plan, jobs, part, target, settings, source, bar):
                     confidence.append(job.confidence)
                     if job.index == middle:
                         shown = job.planes, result
+                    if not settings.colour_only:
+                        cdc.add(result.picture(*size))
+                    if plan.has_color:
+                        cdc_truth.add(job.planes.picture(*size))
                     bar.update()
             file.flush()
             os.fsync(file.fileno())
         if len(part_order(temporary)) != shot.end - shot.start:
             raise OSError(errno.EIO, "not all frames were written")
-        ratio = target.tags.get("sample_aspect_ratio") or 1
-        size = max(1, round(THUMBNAIL * target.height / (target.width * ratio))), THUMBNAIL
         truth = shown[0].picture(*size)
+        truth = truth if is_color(truth) else None
         at = [float(plan.pts[i] * target.time_base) for i in (shot.start, shot.end - 1)]
         following = plan.pts[shot.end] if shot.end < len(plan.pts) else plan.pts[-1] + plan.last_duration
         record = ShotRecord(
             number, shot.start, shot.end, at[0], float(following * target.time_base), shown[0].grey(*size),
-            shown[1].picture(*size), truth if is_color(truth) else None, list(shot.palette.slot_ids),
+            shown[1].picture(*size), truth, list(shot.palette.slot_ids),
             list(shot.palette.slot_scores), float(np.mean(confidence)), shot.palette.feature.numpy(),
-            settings.keep_colour_shots and shot.in_color, time.monotonic() - started)
+            settings.keep_colour_shots and shot.in_color, cdc.value(),
+            math.nan if truth is None else cdc_truth.value(), time.monotonic() - started)
         save_checkpoint(part.with_suffix(".pt"), {"record": Records.pack(record)})
     return record
 
@@ -416,7 +428,7 @@ def color_video(painter, source, output, settings):
     if output.exists() and output.samefile(source):
         raise UserError(f"the output {output} is the input itself; name another --output")
     target = choose_target(source, output, settings)
-    parts, records = Parts(output, _key(painter, source, target, settings)), Records()
+    parts = Parts(output, _key(painter, source, target, settings))
     with write_errors(output):
         plan = parts.open()
         if plan is None:
@@ -427,7 +439,7 @@ def color_video(painter, source, output, settings):
                             "--color_feature")
         numbers = range(len(plan.shots))
         done = list(itertools.takewhile(lambda item: item[1], ((n, parts.record(n)) for n in numbers)))
-        records.states = [state for _, state in done]
+        records = Records(plan.pts, [state for _, state in done])
         todo = list(numbers[len(done):])
         with (open(output.with_name(f"{output.stem}_shots.jsonl"), "w", encoding="utf-8") as log,
               tqdm(total=len(plan.pts), initial=len(plan.pts) - sum(

@@ -109,6 +109,17 @@ def init_weights(network):
 # Generator and discriminator
 
 
+class Around(nn.Module):
+    """A residual 3x3 convolution over places ``reach`` apart: an ear tells the colour of the whole body."""
+
+    def __init__(self, channels, reach):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=reach, dilation=reach)
+
+    def forward(self, x):
+        return x + F.relu(self.conv(x))
+
+
 class Generator(nn.Module):
     """U-Net of 4x4 convolutions, 7 downs and 6 ups with skip connections by concatenation, and an output layer.
 
@@ -137,6 +148,7 @@ class Generator(nn.Module):
         self.level = round(math.log2(img_size / SpatialMemory.GRID)) - 1  # the down whose map is of the places' size
         if place_dim:
             self.places = nn.Sequential(SharedDropout2d(PLACE_DROP), nn.Conv2d(place_dim, PLACE_WIDTH, 1), nn.ReLU(),
+                                        *(Around(PLACE_WIDTH, reach) for reach in (1, 2, 4)),
                                         nn.Conv2d(PLACE_WIDTH, down[self.level], 3, padding=1))
 
     def forward(self, L, palette=None, places=None):

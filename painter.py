@@ -1,17 +1,18 @@
 """What colours a picture: a trained colorizer, and where it takes its colours from."""
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
 
 from dataset import AB_SCALE, GREY_SIZE, L_SCALE, color_feature, grey_image, lab_to_rgb, resize, rgb_to_lab
 from episode import Palette
+from memory import REFERENCE_ID
 from networks import Colorizer, model_config_of
 from utils import (
     IMAGE_SUFFIXES, UserError, autocast, is_color, list_files, load_checkpoint, read_image, save_checkpoint,
-    select_device)
+    select_device, warn)
 
 
 def look(backbone, lightness, device, precision="auto"):
@@ -37,6 +38,7 @@ class Painter:
     rank: int = 1
     reference: np.ndarray | None = None
     identity: str = ""  # differs for painters that colour differently
+    names: dict = field(default_factory=dict)  # of the frames in memory, by their id
 
     @property
     def side(self):
@@ -146,17 +148,23 @@ def load_colorizer(path, device):
 def add_references(colorizer, folder, device, precision="auto"):
     """Add the colour pictures of a folder to the memories of a colorizer, pinned; nothing is trained.
 
-    Raises UserError when there is no memory to add to, or a picture cannot be read or is grey.
+    Grey ones are left out, by name: they wait to be painted. Raises UserError when there is no memory to add to, no
+    picture in colour, or one that cannot be read.
     """
     if not colorizer.config.use_memory:
         raise UserError("references are kept in the memory, and the checkpoint is a plain GAN; leave --references out "
                         "or train with use_memory True")
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; name one with colour pictures by --references")
-    paths = list_files(folder, IMAGE_SUFFIXES)
-    if not paths:
-        raise UserError(f"there is no picture in {folder} (expected {', '.join(IMAGE_SUFFIXES)})")
-    labs = [rgb_to_lab(read_colors(path)) for path in paths]
+    labs = []
+    for path in list_files(folder, IMAGE_SUFFIXES):
+        picture = read_image(path)
+        if is_color(picture):
+            labs.append(rgb_to_lab(picture))
+        else:
+            warn(f"{path} is grey, so not painted yet; left out")
+    if not labs:
+        raise UserError(f"there is no picture in colour in {folder} (expected {', '.join(IMAGE_SUFFIXES)})")
     size, config = colorizer.config.img_size, colorizer.config
     for lab in labs:
         frames, places = look(colorizer.backbone, [lab[..., 0]], device, precision)
@@ -186,7 +194,8 @@ def load_painter(args):
     device = select_device(args.device)
     colorizer, content = load_colorizer(args.checkpoint, device)
     config = colorizer.config
-    painter = Painter(colorizer, device, args.precision, rank=args.rank)
+    painter = Painter(colorizer, device, args.precision, rank=args.rank,
+                      names={**content.get("frames", {}), REFERENCE_ID: "a reference"})
 
     trained = "integrator" if config.use_feat_integrator else "memory" if config.use_memory else "none"
     asked = "reference" if args.reference else args.color_feature

@@ -12,10 +12,11 @@ import av
 import cv2
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from dataset import AB_BINS, AB_SCALE, L_SCALE, lab_to_rgb, resize, rgb_to_lab
 from planes import planes_of
-from utils import UserError, replace_when_done
+from utils import replace_when_done
 from video import open_video, read_frames
 
 COLORS = ((66, 133, 255), (60, 190, 90), (240, 70, 70))  # blue, green, red: slots 1, 2, 3
@@ -170,15 +171,12 @@ class Panel:
 
     Results are painted at the size that is shown, each from another colour feature; those of the memory's slots also
     have the hints of the spatial memory, where there is one, as in the coloured film.
-    Raises UserError when the checkpoint has no memory.
+    The checkpoint needs a memory.
     """
 
     def __init__(self, painter, height, width, truth):
         """For a film of the given size, in colour (``truth``) or not, coloured by the Painter ``painter``."""
-        self.painter = painter
-        if not painter.colorizer.config.use_memory:
-            raise UserError("--panel shows the memory, and this checkpoint has none; train with use_memory True")
-        self.truth = truth
+        self.painter, self.truth = painter, truth
         self.cell, self.size = cell_size(height, width), panel_size(height, width, truth)
         self.mosaic = Mosaic(memory_pictures(painter.colorizer), *mosaic_size(height, width, truth), width / height)
 
@@ -215,7 +213,8 @@ class Panel:
 def write_panel(painter, source, target, records, begin=None, batch_size=8):
     """Write the panel of the film ``source``, coloured as ``records`` say, as the H.264 film ``target`` without sound.
 
-    ``begin`` is where the first record's shot begins, in the film's time base; None is the film's beginning.
+    ``begin`` is where the first record's shot begins, in the film's time base, and the panel too; None is the film's
+    beginning.
     """
     with open_video(source) as (_, video):
         time_base, rate = video.time_base, video.average_rate
@@ -223,7 +222,8 @@ def write_panel(painter, source, target, records, begin=None, batch_size=8):
     shot, panel, stream = next(shots), None, None
     truth = any(record.truth is not None for record in records)
     with replace_when_done(target) as temporary, av.open(str(temporary), "w") as output, \
-            closing(read_frames(source, begin)) as frames:
+            closing(read_frames(source, begin)) as frames, \
+            tqdm(total=records[-1].end_frame, unit=" frames", desc=target.name, disable=None) as bar:
         pending = []
 
         def flush():
@@ -233,8 +233,9 @@ def write_panel(painter, source, target, records, begin=None, batch_size=8):
             for (pts, _), sheet in zip(pending, sheets, strict=True):
                 frame = av.VideoFrame.from_ndarray(sheet, format="rgb24").reformat(
                     format="yuv420p", dst_colorspace="ITU709")
-                frame.pts, frame.time_base = pts, time_base
+                frame.pts, frame.time_base = pts - (begin or 0), time_base
                 output.mux(stream.encode(frame))
+                bar.update()
             pending.clear()
 
         for index, (pts, frame) in enumerate(frames):

@@ -13,29 +13,8 @@ import numpy as np
 from PIL import Image
 
 from dataset import resize
+from episode import THUMBNAIL, ShotRecord
 from utils import Scores, replace_when_done
-
-
-@dataclass
-class ShotRecord:
-    """What is known of one coloured shot. Pictures are those of its middle frame, RGB uint8 (H, W, 3), of any size; a
-    page needs no more than THUMBNAIL in width."""
-
-    index: int  # from 0
-    start_frame: int
-    end_frame: int  # exclusive
-    start_time: float  # seconds
-    end_time: float
-    grey: np.ndarray
-    result: np.ndarray
-    truth: np.ndarray | None  # None where there is none
-    slot_ids: list[int]  # the training frames that the colours came from, best first
-    slot_scores: list[float]  # their cosine similarities
-    confidence: float  # in [0, 1]; nan where unknown
-    feature: np.ndarray  # (D,) float32, what the backbone sees; (0,) without a backbone
-    cdc: float = math.nan  # colour distribution consistency; nan where unknown
-    cdc_truth: float = math.nan
-    kept: bool = False  # in colour already, and left as it was
 
 
 def _frames(record):
@@ -103,8 +82,7 @@ def suggest_frames(records, count=10):
 # ---------------------------------------------------------------------------------------------------------------------
 # The page
 
-THUMBNAIL = 320  # width of a picture
-PICTURES = 1000  # of this width; when there are more, they get smaller: an episode takes 17 MB, a long film 26 MB
+PICTURES = 1000  # of the width THUMBNAIL; more of them are smaller: an episode takes 17 MB, a long film 26 MB
 SOURCE_THUMBNAIL = 128  # width of a training frame
 LINKS = 8  # shots that a suggestion names
 

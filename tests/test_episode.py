@@ -1,6 +1,7 @@
 """Shot by shot: palettes, held drawings, cuts, interrupted runs."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,7 +14,9 @@ from drawn import StubPainter, draw_film, draw_shots, planes_in, times_and_sound
 
 import episode
 from episode import ahead, color_video
+from planes import planes_of
 from shots import find_grey_cuts
+from steadiness import CDC
 from utils import UserError
 from video import VideoSettings
 
@@ -123,6 +126,17 @@ def test_a_slow_change_is_no_held_drawing(tmp_path):
     assert 12 <= painter.frames <= 20  # a new colour every 4 steps of lightness
 
 
+def cdc(path, record):
+    """The CDC of a shot in a film of 64 x 48."""
+    import av
+    measure = CDC()
+    with av.open(str(path)) as film:
+        for index, frame in enumerate(film.decode(video=0)):
+            if record.start_frame <= index < record.end_frame:
+                measure.add(planes_of(frame).picture(240, 320))
+    return measure.value()
+
+
 def test_shots_in_colour_can_be_kept(tmp_path):
     import av
     source = tmp_path / "in.mkv"
@@ -140,13 +154,18 @@ def test_shots_in_colour_can_be_kept(tmp_path):
     assert same(before[15:], after[15:]) and not np.array_equal(before[3][1], after[3][1])
     records = color(source, tmp_path / "all.mkv", crf=0)
     assert not any(record.kept for record in records)
+    for record in records:
+        assert record.cdc == pytest.approx(cdc(tmp_path / "all.mkv", record))
+    assert math.isnan(records[0].cdc_truth) and records[1].cdc_truth == pytest.approx(cdc(source, records[1]))
+    assert records[1].cdc_truth > 0 and json.loads((tmp_path / "all_shots.jsonl").open().readline())["cdc"] is not None
     assert not np.array_equal(before[20][1], planes_in(tmp_path / "all.mkv")[20][1])
 
 
 def test_colour_only_is_the_chroma_of_the_result_on_neutral_grey(tmp_path):
     source = draw_shots(tmp_path / "in.mkv", SHOTS)
     color(source, tmp_path / "out.mkv", crf=0)
-    color(source, tmp_path / "chroma.mkv", crf=0, colour_only=True)
+    records = color(source, tmp_path / "chroma.mkv", crf=0, colour_only=True)
+    assert all(math.isnan(record.cdc) for record in records)  # nothing that a truth could be beside
     for result, chroma in zip(planes_in(tmp_path / "out.mkv"), planes_in(tmp_path / "chroma.mkv"), strict=True):
         assert np.array_equal(result[1], chroma[1]) and np.array_equal(result[2], chroma[2])
         assert (chroma[0] == 118).all()  # 16 + 219 * 0.4663, the grey of L 50

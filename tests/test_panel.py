@@ -13,7 +13,6 @@ from networks import Colorizer, ModelConfig
 from panel import (
     COLORS, GROUND, Mosaic, Panel, memory_pictures, mosaic_size, palette, panel_frame, panel_size, write_panel)
 from painter import Painter
-from utils import UserError
 
 CONFIG = ModelConfig(img_size=128, width=4, mem_size=6, spatial_size=5, top_k=4)
 
@@ -195,8 +194,3 @@ def test_a_shot_reads_the_memory_once(colorizer, monkeypatch):
     for slot in range(3):
         panel.paint(pictures, encoder.weight[slot].detach())  # its query is nearest to the key along that axis
     assert [ids[0] for ids in chosen] == [11, 11, 13, 13, 10, 10]
-
-
-def test_a_checkpoint_without_a_memory_has_no_panel():
-    with pytest.raises(UserError, match="use_memory True"):
-        Panel(SimpleNamespace(colorizer=SimpleNamespace(config=SimpleNamespace(use_memory=False))), 48, 64, False)

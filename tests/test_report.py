@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 import report
-from report import ShotRecord, suggest_frames, write_report
+from episode import ShotRecord
+from report import suggest_frames, write_report
 from utils import Scores, UserError
 
 TITLE = """Käpt'n "Blau" & Söhne 🎨 <script>document.title = 'broken'; window.broken = true</script><b>"""

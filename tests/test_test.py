@@ -8,14 +8,14 @@ import av
 import numpy as np
 import pytest
 import torch
-from drawn import draw_dataset, draw_film, draw_picture, times_and_sound
+from drawn import draw_dataset, draw_film, draw_picture, draw_shots, planes_in, times_and_sound
 from skimage.color import rgb2lab
 from test_train import WAYS, flags
 
 import train
 from dataset import color_feature, resize, rgb_to_lab
 from memory import REFERENCE_ID, SpatialMemory
-from resources.draw_episodes import PALETTE, draw_frame
+from resources.draw_episodes import PALETTE, TWINS, draw_frame
 from test import Evaluation, main
 from utils import UserError, load_checkpoint, read_image, save_checkpoint, write_image
 
@@ -137,6 +137,41 @@ def test_a_film_in_colour_is_measured(home, tmp_path):
     metrics = color(home, "integrator", tmp_path / "new.mkv", path)
     assert metrics["pictures"] == 15 and metrics["measured_pictures"] == 3  # one a second
     assert (tmp_path / "new_comparison.png").exists() and metrics["result"]["ssim"] > 0.5
+    page = (tmp_path / "new_report.html").read_text(encoding="utf-8")
+    assert f"{metrics['result']['ciede2000']:.3f}" in page and "CDC" in page
+
+
+def test_what_goes_with_a_film(home, tmp_path):
+    """The report, the frames to colour next and the panel; what a person has painted stays."""
+    source = draw_shots(tmp_path / "film.mkv", [(60, 9), (200, 6)])
+    settings = {"overwrite": True, "start": 0.25}
+    color(home, "spatial", tmp_path / "new.mkv", source, panel=True, **settings)
+    page, folder = (tmp_path / "new_report.html").read_text(encoding="utf-8"), tmp_path / "new_colour_these"
+    assert "raw_image_drawn_" in page and "film.mkv" in page and folder.name in page
+    assert times_and_sound(tmp_path / "new_panel.mp4")[0] == times_and_sound(source)[0][:12]
+    suggested = sorted(folder.iterdir())
+    lumas = [planes[0] for planes in planes_in(source)[3:]]
+    for path in suggested:
+        assert path.name in page
+        luma = lumas[int(path.stem.rpartition("_")[2])]
+        assert np.abs(read_image(path) - (luma[..., None] - 16.0) * 255 / 219).max() <= 1
+    write_image(suggested[0], draw_picture(0))
+    color(home, "spatial", tmp_path / "new.mkv", source, **settings)
+    assert np.array_equal(read_image(suggested[0]), draw_picture(0))
+    color(home, "spatial", tmp_path / "none.mkv", source, suggest=0)
+    assert not (tmp_path / "none_colour_these").exists() and not (tmp_path / "none_panel.mp4").exists()
+
+
+def test_a_report_that_cannot_be_written_leaves_the_film(home, tmp_path, capsys):
+    source = draw_film(tmp_path / "film.mp4", times=range(3))
+    (tmp_path / "out_report.html").mkdir()
+    with pytest.raises(UserError, match="out_report.html exists already"):
+        color(home, "memory", tmp_path / "out.mp4", source)
+    assert not (tmp_path / "out.mp4").exists()
+    color(home, "memory", tmp_path / "out.mp4", source, overwrite=True)
+    said = capsys.readouterr().err
+    assert said.count("warning") == 1 and "cannot write" in said and "out.mp4 itself is whole" in said
+    assert times_and_sound(tmp_path / "out.mp4") == times_and_sound(source)
 
 
 def test_a_folder_of_films_and_pictures_skips_what_is_done(home, tmp_path, capsys):
@@ -193,7 +228,7 @@ def test_painters_of_other_colours_have_another_identity(home, tmp_path):
     first = identity()
     assert first == identity() and len({first, identity(rank=2), identity(color_feature="truth"),
                                         identity(checkpoint=home / "integrator" / "best.pt"),
-                                        identity(reference=next((home / "train").iterdir()))}) == 5
+                                        identity(reference=next((home / "train").glob("*.png")))}) == 5
 
 
 def test_grey_row_is_the_truth_without_its_colours():
@@ -269,6 +304,9 @@ def bad_checkpoint(home, path, change):
     ({"input": "grey.png", "rank": 4}, "invalid choice"),
     ({"input": "grey.png", "batch_size": 0}, "batch_size is 0"),
     ({"input": "film.mp4", "output": "out.avi"}, "name a .mp4, .mkv, .mov or .webm"),
+    ({"input": "film.mp4", "suggest": -1}, "suggest is -1"),
+    ({"input": "film.mp4", "checkpoint": "gan.pt", "panel": True}, "none is read here"),
+    ({"input": "film.mp4", "reference": "colour.png", "panel": True}, "none is read here"),
 ])
 def test_bad_input_is_one_sentence(home, tmp_path, monkeypatch, settings, message):
     monkeypatch.chdir(tmp_path)
@@ -321,14 +359,15 @@ def test_the_reference_gives_its_color_feature_to_the_generator(home, tmp_path, 
 # References
 
 
-RUBY_WALKS, BO_WALKS = 28, 172  # frames of the sample film, of different shots
+RUBY_WALKS, BO_WALKS, TWINS_TALK = 28, 172, 216  # frames of the sample film, of different shots
 GUESSED = 0.1  # SpatialMemory.COLOR for a generator that has learned next to nothing and guesses grey
 
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
     """<folder>/run: a network trained for moments on some frames of the sample film; <folder>/corrected: a folder with
-    one frame in which the red character is repainted in the teal of another one, of the same lightness."""
+    one frame in which the red character is repainted in the teal of another one, of the same lightness, and a grey one.
+    """
     folder = tmp_path_factory.mktemp("sample")
     for frame in (8, RUBY_WALKS, 48, 160, 190, 290):
         write_image(folder / "data" / "train" / f"frame_{frame}.png", draw_frame(1, frame))
@@ -338,6 +377,7 @@ def sample(tmp_path_factory):
         train.main(flags(data_path=folder / "data", save_path=folder / "run", width=4, end_epoch=1))
         patch.setitem(PALETTE, "ruby", PALETTE["tilo"])
         write_image(folder / "corrected" / "ruby_is_teal.png", draw_frame(1, RUBY_WALKS))
+        write_image(folder / "corrected" / "waits.png", np.full((32, 32, 3), 99, np.uint8))
     return folder
 
 
@@ -349,7 +389,7 @@ def share_of_teal(path, frame):
     return (teal < red).mean()
 
 
-def test_a_corrected_frame_is_followed_without_training(sample, tmp_path, monkeypatch):
+def test_a_corrected_frame_is_followed_without_training(sample, tmp_path, monkeypatch, capsys):
     """One frame corrected: it and one like it (where she is elsewhere) come out so, another shot stays as it was, and
     the checkpoint that is saved colours the same."""
     monkeypatch.setattr(SpatialMemory, "COLOR", GUESSED)
@@ -359,6 +399,7 @@ def test_a_corrected_frame_is_followed_without_training(sample, tmp_path, monkey
     main(flags(checkpoint=sample / "run" / "last.pt", output=tmp_path / "before", **asked))
     main(flags(checkpoint=sample / "run" / "last.pt", output=tmp_path / "after", references=sample / "corrected",
                save_checkpoint=tmp_path / "kept.pt", **asked))
+    assert "waits.png is grey, so not painted yet" in capsys.readouterr().err
     main(flags(checkpoint=tmp_path / "kept.pt", output=tmp_path / "kept", **asked))
     for frame in (RUBY_WALKS, RUBY_WALKS + 4):
         assert share_of_teal(tmp_path / "before" / f"{frame}.png", frame) < 0.3  # thin limbs are not all red either
@@ -367,6 +408,33 @@ def test_a_corrected_frame_is_followed_without_training(sample, tmp_path, monkey
     assert np.abs(before - after).mean() < 1
     for path in (tmp_path / "in").iterdir():
         assert np.array_equal(read_image(tmp_path / "after" / path.name), read_image(tmp_path / "kept" / path.name))
+
+
+def right_hue(path, frame):
+    """The share of the twins' pixels that are nearer to the hue of the right one, in a picture of a frame."""
+    ab, right = rgb_to_lab(read_image(path))[..., 1:], []
+    hues = {name: rgb_to_lab(np.uint8([[PALETTE[name]]]))[0, 0, 1:] for name in TWINS}
+    truth = rgb_to_lab(draw_frame(1, frame))[..., 1:]
+    for name, other in (TWINS, TWINS[::-1]):
+        body = draw_frame(1, frame, mask_of=name) & (np.linalg.norm(truth - hues[name], axis=-1) < 10)
+        right.append(np.linalg.norm(ab[body] - hues[name], axis=1) < np.linalg.norm(ab[body] - hues[other], axis=1))
+    return np.concatenate(right).mean()
+
+
+def test_the_memory_tells_the_twins_apart(sample, tmp_path, monkeypatch):
+    """Two characters of the same lightness stand side by side. With one frame of their shot in the memory each has its
+    hue in another one; the plain GAN, trained as long, does not know."""
+    monkeypatch.setattr(SpatialMemory, "COLOR", GUESSED)
+    monkeypatch.setattr(train, "EPOCH_STEPS", 2)
+    write_image(tmp_path / "known" / "twins.png", draw_frame(1, TWINS_TALK))
+    write_image(tmp_path / "in.png", draw_frame(1, TWINS_TALK + 8))
+    asked = {"input": tmp_path / "in.png", "precision": "fp32"}
+    main(flags(checkpoint=sample / "run" / "last.pt", output=tmp_path / "memory.png", references=tmp_path / "known",
+               **asked))
+    train.main(flags(data_path=sample / "data", save_path=tmp_path / "gan", width=4, end_epoch=1, **WAYS["gan"]))
+    main(flags(checkpoint=tmp_path / "gan" / "last.pt", output=tmp_path / "gan.png", **asked))
+    assert right_hue(tmp_path / "memory.png", TWINS_TALK + 8) > 0.95
+    assert 0.25 < right_hue(tmp_path / "gan.png", TWINS_TALK + 8) < 0.75
 
 
 def test_training_goes_on_with_the_references(sample, tmp_path, monkeypatch):
@@ -378,14 +446,14 @@ def test_training_goes_on_with_the_references(sample, tmp_path, monkeypatch):
     before, after = (load_checkpoint(path / "run" / "last.pt")["colorizer"] for path in (sample, tmp_path))
     assert after["memory.ids"].tolist()[len(before["memory.ids"]):] == [REFERENCE_ID]
     assert after["spatial.ids"].tolist()[len(before["spatial.ids"]):] == [REFERENCE_ID]
-    corrected = resize(rgb_to_lab(read_image(next((sample / "corrected").iterdir()))), 128, 128)
+    corrected = resize(rgb_to_lab(read_image(sample / "corrected" / "ruby_is_teal.png")), 128, 128)
     assert torch.allclose(after["memory.values"][-1], torch.from_numpy(color_feature(corrected[..., 1:])))
 
 
 @pytest.mark.parametrize("settings, message", [
     ({"references": "missing"}, "there is no folder missing"),
-    ({"references": "empty"}, "there is no picture in empty"),
-    ({"references": "grey"}, "reference grey/grey.png is grey"),
+    ({"references": "empty"}, "there is no picture in colour in empty"),
+    ({"references": "grey"}, "there is no picture in colour in grey"),
     ({"references": "bad"}, "cannot read bad/bad.png"),
     ({"references": "good", "color_feature": "truth"}, "use one of them"),
     ({"references": "good", "checkpoint": "gan"}, "is a plain GAN; leave --references out"),

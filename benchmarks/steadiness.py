@@ -1,0 +1,116 @@
+"""How steady is a coloured film, beside the truth and beside colouring each frame by itself?
+
+    python benchmarks/steadiness.py FILM COLOURED [--checkpoint checkpoints/best.pt]
+
+COLOURED is what ``test.py --input FILM --output COLOURED`` wrote with that checkpoint; the shots are those of its
+_shots.jsonl, and those that were left as they were do not count. *Frame by frame* is the same checkpoint with a palette
+for each frame: no shot's palette, no drawing that is held, and not encoded.
+
+Prints colour distribution consistency (CDC) and warping error, the means over the shots by their frames, and the mean
+CIEDE2000 of one frame a second, all on pictures WarpError.WIDTH wide; and what is to be reached: the CDC of the result
+over that of the truth, and its warping error over that of frame by frame.
+"""
+
+import json
+import math
+import sys
+from argparse import Namespace
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataset import rgb_to_lab
+from painter import load_painter
+from planes import Planes, paint_chroma, planes_of
+from steadiness import CDC, WarpError
+from utils import ArgumentParser, UserError, ciede2000, is_color, run_cli
+from video import ahead, frame_rate, open_video, read_frames
+
+ROWS = ("result", "frame by frame", "truth")
+
+
+def read_shots(coloured):
+    """The lines of a film's log, one a shot."""
+    log = coloured.with_name(f"{coloured.stem}_shots.jsonl")
+    if not log.is_file():
+        raise UserError(f"there is no {log}; colour the film with test.py, which writes it")
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+
+
+def alone(painter, planes, chroma):
+    """The planes of a frame coloured with a palette of its own; ``chroma`` is the size of Cb and Cr."""
+    lab = planes.lab(painter.side)
+    ab, _ = painter.paint(lab[None, ..., 0], painter.palette([lab]))
+    return Planes(planes.y, *paint_chroma(planes, ab[0], *chroma, planes.coding), planes.coding)
+
+
+def measure(painter, film, coloured, shots):
+    """{row: {"cdc", "warp_error", "ciede2000"}}; without "truth" and "ciede2000" when the film has no colour."""
+    with open_video(film) as (_, stream):
+        begin, every = round(shots[0]["start_time"] / stream.time_base), max(1, round(frame_rate(stream)))
+    values, weights, distances, has_color = [], [], [], False
+    with (closing(ahead(read_frames(film, begin), 8)) as sources, closing(ahead(read_frames(coloured), 8)) as results,
+          tqdm(total=shots[-1]["end_frame"], unit=" frames", disable=None) as bar):
+        for shot in shots:
+            cdcs, warp = [CDC() for _ in ROWS], WarpError()
+            for index in range(shot["start_frame"], shot["end_frame"]):
+                source, result = planes_of(next(sources)[1]), planes_of(next(results)[1])
+                bar.update()
+                if shot["kept"]:
+                    continue
+                height, width = source.y.shape
+                size = max(1, round(WarpError.WIDTH * height / width)), WarpError.WIDTH
+                pictures = [planes.picture(*size) for planes in
+                            (result, alone(painter, source, result.cb.shape), source)]
+                for cdc, picture in zip(cdcs, pictures, strict=True):
+                    cdc.add(picture)
+                warp.add(source.luma(*size), *pictures)
+                if index % every == every // 2 and is_color(pictures[2]):
+                    has_color = True
+                    *labs, truth = map(rgb_to_lab, pictures)
+                    distances.append([ciede2000(lab, truth) for lab in labs])
+            if not shot["kept"]:
+                values.append([[cdc.value() for cdc in cdcs], warp.values()])
+                weights.append(shot["end_frame"] - shot["start_frame"])
+    if not values:
+        raise UserError(f"every shot of {coloured} was left as it was, so that there is nothing to measure")
+    values, weights = np.array(values), np.array(weights)[:, None, None] * np.isfinite(values)
+    cdc, warp = np.nansum(values * weights, 0) / weights.sum(0)
+    rows = {name: {"cdc": c, "warp_error": w} for name, c, w in zip(ROWS, cdc, warp, strict=True)}
+    if not has_color:
+        del rows["truth"]
+    else:
+        for name, distance in zip(ROWS, [*np.mean(distances, 0), 0.0], strict=True):
+            rows[name]["ciede2000"] = distance
+    return rows
+
+
+def table(rows):
+    """The measures as text, with the two ratios."""
+    lines = [f"{'':16s}{'CDC':>10s}{'warping error':>16s}{'CIEDE2000':>12s}"]
+    lines += [f"{name:16s}{row['cdc']:10.5f}{row['warp_error']:16.3f}{row.get('ciede2000', math.nan):12.3f}"
+              for name, row in rows.items()]
+    if "truth" in rows:
+        lines.append(f"CDC, result / truth: {rows['result']['cdc'] / rows['truth']['cdc']:.3f}")
+    ratio = rows["result"]["warp_error"] / rows["frame by frame"]["warp_error"]
+    return "\n".join([*lines, f"warping error, result / frame by frame: {ratio:.3f}"])
+
+
+def main(argv):
+    parser = ArgumentParser(prog="benchmarks/steadiness.py", description=__doc__.partition("\n")[0])
+    parser.add_argument("film", type=Path, help="the source")
+    parser.add_argument("coloured", type=Path, help="what test.py made of it")
+    parser.add_argument("--checkpoint", type=Path, default="checkpoints/best.pt", help="that it was coloured with")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to run the networks")
+    args = parser.parse_args(argv)
+    shots = read_shots(args.coloured)
+    painter = load_painter(Namespace(**vars(args), precision="auto", rank=1, color_feature="auto", reference=None,
+                                     references=None))
+    print(table(measure(painter, args.film, args.coloured, shots)))
+
+
+if __name__ == "__main__":
+    run_cli(main)
