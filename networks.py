@@ -51,12 +51,7 @@ class AdaIN(nn.Module):
     ``x * (1 + scale) + shift``. x (N, C, H, W); scale and shift (N, C)."""
 
     def forward(self, x, scale, shift, eps=1e-5):
-        # torch.var_mean takes ten times as long over maps whose channels lie side by side.
-        pixels = x.permute(0, 2, 3, 1).flatten(1, 2).float()  # (N, HW, C)
-        share = pixels.new_full((len(x), 1, pixels.shape[1]), 1 / pixels.shape[1])
-        with torch.autocast(x.device.type, enabled=False):
-            mean, square = ((share @ y)[:, 0] for y in (pixels, pixels.square()))
-        var = (square - mean.square()).clamp(min=0)
+        var, mean = torch.var_mean(x.float(), (2, 3), correction=0)
         factor = (1 + scale) * torch.rsqrt(var + eps)  # norm and style in one multiplication and one addition
         offset = shift - mean * factor
         return torch.addcmul(offset[:, :, None, None].to(x.dtype), x, factor[:, :, None, None].to(x.dtype))
