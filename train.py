@@ -186,7 +186,7 @@ def color_loss(ab_fake, ab, over_all=lambda mean: mean):
     Characters are small and vivid, backgrounds large and pale, and it is on characters that a wrong colour is seen.
     ``over_all`` makes the mean weight of this process's pictures that of the whole batch.
     """
-    weight = 1 + VIVID * ab.norm(dim=1, keepdim=True)
+    weight = 1 + VIVID * ab.square().sum(1, keepdim=True).sqrt()
     return ((ab_fake - ab).abs() * weight).mean() / over_all(weight.mean())
 
 

@@ -12,7 +12,7 @@ from benchmarks import reference, speed
 from dataset import ColorizationDataset, color_feature, rgb_to_lab
 from networks import Backbone, ColorConv
 from train import Learner, TrainConfig, fit_model_config
-from utils import read_image
+from utils import read_image, write_image
 
 
 @pytest.mark.parametrize("picture", [draw_picture(0), np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)])
@@ -38,8 +38,9 @@ def test_first_layer_forward_and_backward():
 
 
 def test_backbone_and_batch(tmp_path):
-    folder = draw_dataset(tmp_path, val=0, test=0) / "train"
-    data = ColorizationDataset(folder, 128)
+    for number in range(2):
+        write_image(tmp_path / f"frame_{number}.png", draw_picture(number, (768, 512)))
+    data = ColorizationDataset(tmp_path, 128)
     batch = reference.read_batch(data.paths[:2], data.ids[:2], 128)
     for i in range(2):
         item = data[i]
