@@ -40,16 +40,18 @@ def start(data_path, save_path, epoch_steps=3, save_seconds=0, environment=None,
     if process:
         os.close(write)
         return process, read
-    os.environ.update(environment or {})
-    train.EPOCH_STEPS, train.SAVE_SECONDS = epoch_steps, save_seconds
-    step = train.Learner.step
-    train.Learner.step = lambda *args: (os.write(write, b"."), step(*args))[1]
-    with open(save_path.with_suffix(".txt"), "a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    try:
+    try:  # from here on nothing may leave the child: a signal may come at once
+        os.environ.update(environment or {})
+        train.EPOCH_STEPS, train.SAVE_SECONDS = epoch_steps, save_seconds
+        step = train.Learner.step
+        train.Learner.step = lambda *args: (os.write(write, b"."), step(*args))[1]
+        with open(save_path.with_suffix(".txt"), "a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
         run_cli(train.main, [word for name, value in settings.items() for word in (f"--{name}", str(value))])
         os._exit(0)
+    except KeyboardInterrupt:  # before run_cli
+        os._exit(130)
     except SystemExit as stop:
         os._exit(stop.code)
     except BaseException:
