@@ -219,9 +219,8 @@ class SpatialMemory(nn.Module):
     @torch.no_grad()
     def write(self, slots, frames, places, L, ab, ids):
         """Store frames (N, D) with places, L and ab as for ``key`` and ids (N,) in ``slots`` (N,)."""
-        self.frames[slots] = F.normalize(frames.float(), dim=1).half()
-        self.keys[slots] = self.key(places, L, ab).half()
-        self.ab[slots] = F.adaptive_avg_pool2d(ab.float(), self.GRID).flatten(2).transpose(1, 2).half()
+        for name, rows in self._rows(frames, places, L, ab, ab).items():
+            getattr(self, name)[slots] = rows.half()
         self.ids[slots] = ids
 
     @torch.no_grad()
@@ -229,9 +228,12 @@ class SpatialMemory(nn.Module):
         """Add pinned frames, given as for ``write``, of which the generator guesses the ab ``guess`` (N, 2, H, W); the
         memory grows by N frames."""
         ones = torch.ones(len(frames))
+        grow(self, {**self._rows(frames, places, L, ab, guess), "ids": REFERENCE_ID * ones, "pinned": ones})
+
+    def _rows(self, frames, places, L, ab, guess):
+        """What is kept of frames: of each buffer the rows, float32."""
         color = F.adaptive_avg_pool2d(ab.float(), self.GRID).flatten(2).transpose(1, 2)
-        grow(self, {"frames": F.normalize(frames.float(), dim=1), "keys": self.key(places, L, guess), "ab": color,
-                    "ids": REFERENCE_ID * ones, "pinned": ones})
+        return {"frames": F.normalize(frames.float(), dim=1), "keys": self.key(places, L, guess), "ab": color}
 
     def compare(self, frames):
         """Cosine similarity (N, m) of frames (N, D) with all in the memory, and which of these are preferred, bool."""

@@ -197,7 +197,7 @@ def load_painter(args):
     colorizer, content = load_colorizer(args.checkpoint, device)
     config = colorizer.config
     painter = Painter(colorizer, device, args.precision, rank=args.rank,
-                      names={**content.get("frames", {}), REFERENCE_ID: "a reference"})
+                      names={**content["frames"], REFERENCE_ID: "a reference"})
 
     trained = "integrator" if config.use_feat_integrator else "memory" if config.use_memory else "none"
     asked = "reference" if args.reference else args.color_feature

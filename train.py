@@ -480,12 +480,11 @@ def train(config, saved=None):
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS cannot be
         torch.use_deterministic_algorithms(True)
-    # Before the processes meet, where one that leaves would take the others' words away.
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    if config.batch_size % processes:
-        raise UserError(f"batch_size {config.batch_size} cannot be shared equally by {processes} processes; set it to "
-                        f"{-(-config.batch_size // processes) * processes}")
-    with Team(select_device(config.device)) as team, Run(config) if team.leader else nullcontext() as run:
+    team = Team(select_device(config.device))
+    if config.batch_size % team.size:  # before the processes meet, where one that leaves would trouble the others
+        raise UserError(f"batch_size {config.batch_size} cannot be shared equally by {team.size} processes; set it to "
+                        f"{-(-config.batch_size // team.size) * team.size}")
+    with team, Run(config) if team.leader else nullcontext() as run:
         _train(config, saved, team, run)
     return Path(config.save_path) / "best.pt"
 
