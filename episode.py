@@ -31,6 +31,7 @@ import torch
 from tqdm import tqdm
 
 from dataset import resize
+from flow import SteadyColors
 from planes import Planes, change_depth, paint_chroma, planes_of
 from shots import GREY_LOOK_AHEAD, find_grey_cuts, frame_positions
 from steadiness import CDC
@@ -329,12 +330,15 @@ def read_jobs(path, plan, todo, side, keep):
 def paint_jobs(jobs, painter, plan, batch_size, keep):
     """Fill in the jobs' ab, in batches of at most ``batch_size`` new drawings of one shot."""
     def paint(batch):
+        if batch[0].index == plan.shots[batch[0].shot].start:
+            paint.steady = SteadyColors()
         fresh = [job.L for job in batch if job.L is not None]
         if fresh:
             answers = iter(zip(*painter.paint(np.stack(fresh), plan.shots[batch[0].shot].palette), strict=True))
         for job in batch:
             if job.L is not None:
-                paint.last = next(answers)
+                ab, confidence = next(answers)
+                paint.last = paint.steady(job.L, ab), confidence
             if not (keep and plan.shots[job.shot].in_color):
                 job.ab, job.confidence = paint.last
             job.L = None

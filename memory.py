@@ -6,10 +6,14 @@ A colour feature has 313 numbers >= 0 of sum 1.
 
 from typing import NamedTuple
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from torch import nn
+
+from flow import Flow, fetch
 
 FEATURE_DIM = 313  # a colour feature
 KEY_DIM = 512  # a query or a key of the memory
@@ -170,6 +174,11 @@ class SpatialMemory(nn.Module):
     Every training frame keeps, on a grid of 32 x 32 places, a key (what the backbone sees there, reduced by PCA, with
     lightness, position and colour) and its ab. A frame is read by attention over all places of FRAMES frames that look
     like it; in place of the colour its key has the generator's, which tells apart characters whose places look alike.
+
+    Of every frame a small picture is kept too. From the CARRIED nearest frames the colours of its pixels are carried
+    along the optical flow, where the flow finds the same lightness and its places the same looks: the drawing that has
+    moved a little, which is most of a shot of which some frames are known.
+
     The frames are buffers, saved in ``state_dict``.
 
     A frame that the user added is pinned. Its keys have the colours that the generator *guesses*, like those of a frame
@@ -186,6 +195,10 @@ class SpatialMemory(nn.Module):
     DISCORD = 0.02  # variance of ab / 110 that divides the confidence by e
     LIGHTNESS, POSITION, COLOR = 2.0, 0.1, 4.0  # weights of L in [0, 1], (y, x) in [-1, 1] and ab / 110 in a key
     PREFERENCE, PULL = 0.05, 0.5
+    CARRIED = 2  # frames whose colours are carried along the optical flow
+    SIDE = 128  # of their pictures
+    UNLIKE, UNLIT = 0.5, 150.0  # misfit of a squared distance of keys of 1, and of a squared difference in L of 1
+    CHOICE = 20.0  # of the frames carried the weights are softmax(-CHOICE * misfit)
 
     def __init__(self, frame_dim, place_dim, size):
         super().__init__()
@@ -195,6 +208,8 @@ class SpatialMemory(nn.Module):
         self.register_buffer("frames", torch.zeros(size, frame_dim, dtype=torch.float16))  # unit length
         self.register_buffer("keys", torch.zeros(size, places, self.DIM + 5, dtype=torch.float16))
         self.register_buffer("ab", torch.zeros(size, places, 2, dtype=torch.float16))  # ab / 110
+        # Lab as OpenCV codes it in 8 bits: L * 2.55, ab + 128.
+        self.register_buffer("pictures", torch.zeros(size, self.SIDE, self.SIDE, 3, dtype=torch.uint8))
         self.register_buffer("ids", torch.full((size,), -1, dtype=torch.long))
         self.register_buffer("pinned", torch.zeros(size, dtype=torch.bool))
 
@@ -220,7 +235,8 @@ class SpatialMemory(nn.Module):
     def write(self, slots, frames, places, L, ab, ids):
         """Store frames (N, D) with places, L and ab as for ``key`` and ids (N,) in ``slots`` (N,)."""
         for name, rows in self._rows(frames, places, L, ab, ab).items():
-            getattr(self, name)[slots] = rows.half()
+            buffer = getattr(self, name)
+            buffer[slots] = rows.to(buffer)
         self.ids[slots] = ids
 
     @torch.no_grad()
@@ -233,7 +249,13 @@ class SpatialMemory(nn.Module):
     def _rows(self, frames, places, L, ab, guess):
         """What is kept of frames: of each buffer the rows, float32."""
         color = F.adaptive_avg_pool2d(ab.float(), self.GRID).flatten(2).transpose(1, 2)
-        return {"frames": F.normalize(frames.float(), dim=1), "keys": self.key(places, L, guess), "ab": color}
+        return {"frames": F.normalize(frames.float(), dim=1), "keys": self.key(places, L, guess), "ab": color,
+                "pictures": self._picture(L, ab)}
+
+    def _picture(self, L, ab):
+        """L (N, 1, S, S) in [0, 1] and ab (N, 2, S, S) in [-1, 1] as rows of ``pictures``."""
+        lab = torch.cat([255 * L.float(), 110 * ab.float() + 128], 1)
+        return F.adaptive_avg_pool2d(lab, self.SIDE).permute(0, 2, 3, 1).round().clamp(0, 255).byte()
 
     def compare(self, frames):
         """Cosine similarity (N, m) of frames (N, D) with all in the memory, and which of these are preferred, bool."""
@@ -287,3 +309,42 @@ class SpatialMemory(nn.Module):
             hint = torch.cat([color, confidence[:, None]], 1)
             hints.append(hint.T.reshape(3, self.GRID, self.GRID))
         return torch.stack(hints)
+
+    @torch.no_grad()
+    def carry(self, frames, keys, L):
+        """Colours carried along the optical flow (N, 3, SIDE, SIDE), float32: ab / 110, and the confidence in [0, 1].
+
+        Frames (N, D), keys (N, 1024, DIM + 5) and L (N, 1, S, S) in [0, 1]. The confidence is exp(-misfit) of UNLIKE
+        and UNLIT, of what the flow finds for a pixel.
+        """
+        slots = self.choose(frames)[:, :self.CARRIED]
+        preferred = self.compare(frames)[1].gather(1, slots)
+        pictures = self._picture(L, L.expand(-1, 2, -1, -1))[..., 0].cpu().numpy()
+        flow_between, carried = Flow(), []
+        for picture, query, chosen, pulled in zip(pictures, keys.cpu(), slots.tolist(), preferred.tolist(),
+                                                  strict=True):
+            colors, misfits = [], []
+            for slot, pull in zip(chosen, pulled, strict=True):
+                known = self.pictures[slot].cpu().numpy()
+                flow = flow_between(picture, np.ascontiguousarray(known[..., 0]))
+                lab = fetch(np.float32(known), flow)
+                unlit = cv2.blur(np.square((lab[..., 0] - picture) / 255), (5, 5))
+                unlike = self._unlike(query, self.keys[slot].cpu(), flow) - self.PULL * pull
+                colors.append((torch.from_numpy(lab[..., 1:]) - 128) / 110)
+                misfits.append(self.UNLIT * torch.from_numpy(unlit) + self.UNLIKE * unlike)
+            misfit = torch.stack(misfits)
+            weight = (-self.CHOICE * misfit).softmax(0)
+            color = (weight[..., None] * torch.stack(colors)).sum(0)
+            confidence = (-(weight * misfit).sum(0).clamp(min=0)).exp()
+            carried.append(torch.cat([color, confidence[..., None]], 2).permute(2, 0, 1))
+        return torch.stack(carried).to(L.device)
+
+    def _unlike(self, query, known, flow):
+        """Squared distances (SIDE, SIDE) of keys (1024, DIM + 5) to those that a flow (SIDE, SIDE, 2) finds."""
+        flow = cv2.resize(flow, (self.GRID,) * 2, interpolation=cv2.INTER_AREA) * (self.GRID / self.SIDE)
+        y, x = np.indices(flow.shape[:2], dtype=np.float32)
+        grid = (2 * torch.from_numpy(flow + np.stack([x, y], 2)) + 1) / self.GRID - 1  # the whole is [-1, 1]
+        known = known.float().T.reshape(1, -1, self.GRID, self.GRID)
+        found = F.grid_sample(known, grid[None], padding_mode="border", align_corners=False)[0].flatten(1).T
+        distance = (found - query).square().sum(1).view(1, 1, self.GRID, self.GRID)
+        return F.interpolate(distance, (self.SIDE,) * 2, mode="bilinear", align_corners=False)[0, 0]

@@ -395,7 +395,8 @@ class Colorizer(nn.Module):
 
         With a spatial memory ``seen`` is what the backbone sees of the frames: features (N, D) of them and (N, E, 32,
         32) of their places. The mean colour of each place moves from the generator's to the remembered one, as far as
-        the spatial memory is confident; what is finer than a place stays the generator's. Not so without ``remember``.
+        the spatial memory is confident; what is finer than a place stays the generator's. Then every pixel does so to
+        the colour carried to it along the optical flow. Neither happens without ``remember``.
         """
         if not self.config.use_spatial_memory:
             return self.generator(L, palette), None
@@ -403,9 +404,18 @@ class Colorizer(nn.Module):
         ab = self.generator(L, palette, places)
         if not remember:
             return ab, None
-        hint = self.spatial.read(frames, self.spatial.key(places, L, ab))
-        change = hint[:, 2:]**self.TRUST * (hint[:, :2] - F.adaptive_avg_pool2d(ab, hint.shape[2:]))
-        return ab + F.interpolate(change, ab.shape[2:], mode="bilinear", align_corners=False), hint[:, 2]
+        keys = self.spatial.key(places, L, ab)
+        hint, carried = self.spatial.read(frames, keys), self.spatial.carry(frames, keys, L)
+        ab = moved(ab, hint[:, :2], hint[:, 2:]**self.TRUST)
+        ab = moved(ab, carried[:, :2], carried[:, 2:])
+        return ab, torch.maximum(hint[:, 2], F.adaptive_avg_pool2d(carried[:, 2], hint.shape[2:]))
+
+
+def moved(ab, hint, weight):
+    """ab (N, 2, S, S) whose means over the places of a hint (N, 2, h, w) move to it as far as its weight (N, 1, h, w)
+    in [0, 1] says; what is finer than a place stays."""
+    change = weight * (hint - F.adaptive_avg_pool2d(ab, hint.shape[2:]))
+    return ab + F.interpolate(change, ab.shape[2:], mode="bilinear", align_corners=False)
 
 
 def model_config_of(content):

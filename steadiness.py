@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from dataset import resize, rgb_to_lab
+from flow import SMALLEST, Flow, fetch, visible
 
 
 def js_divergence(p, q):
@@ -57,45 +58,36 @@ class WarpError:
     """Warping error of the colours of one shot: how much ab changes along the motion of the grey picture.
 
     The mean of (ab of a frame - ab of the frame before, fetched along the optical flow)^2 over both channels and over
-    all pixels of the shot that are visible in both frames. Visible is where the flow there and back returns to its
-    start: |there + back|^2 < 0.01 (|there|^2 + |back|^2) + 0.5 (Sundaram et al. 2010). Flow by DIS (Kroeger et al.
-    2016) on pictures at most WIDTH wide. Several colourings of the same film share the flow.
+    all pixels of the shot that are visible in both frames. The flow is that of pictures at most WIDTH wide. Several
+    colourings of the same film share it.
     """
 
     WIDTH = 320
-    SMALLEST = 16  # pixels along a side that DIS needs
 
     def __init__(self):
-        # The faster presets smear the motion over its edges, where both flows then agree on what is hidden.
-        self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._flow = Flow()
         self._luma = self._ab = None
         self._sums, self._visible = None, 0
 
     def add(self, luma, *pictures):
         """Add the next frame: its luma uint8 (H, W), and each colouring of it as RGB uint8 (H, W, 3)."""
         height, width = luma.shape
-        scale = max(min(1, self.WIDTH / width), self.SMALLEST / min(height, width))
-        size = max(self.SMALLEST, round(height * scale)), max(self.SMALLEST, round(width * scale))
+        scale = max(min(1, self.WIDTH / width), SMALLEST / min(height, width))
+        size = max(SMALLEST, round(height * scale)), max(SMALLEST, round(width * scale))
         luma = np.ascontiguousarray(resize(luma, *size))
         ab = [np.ascontiguousarray(rgb_to_lab(resize(picture, *size))[..., 1:]) for picture in pictures]
         if self._sums is None:
             self._sums = np.zeros(len(pictures))
-            self._y, self._x = np.indices(size, dtype=np.float32)
         else:
             self._compare(luma, ab)
         self._luma, self._ab = luma, ab
 
     def _compare(self, luma, ab):
-        there, back = self._flow.calc(luma, self._luma, None), self._flow.calc(self._luma, luma, None)
-        x, y = self._x + there[..., 0], self._y + there[..., 1]
-        back = cv2.remap(back, x, y, cv2.INTER_LINEAR)
-        length = (there**2).sum(-1) + (back**2).sum(-1)
-        visible = ((there + back)**2).sum(-1) < 0.01 * length + 0.5
-        visible &= (x >= 0) & (x <= luma.shape[1] - 1) & (y >= 0) & (y <= luma.shape[0] - 1)
+        there, back = self._flow(luma, self._luma), self._flow(self._luma, luma)
+        shown = visible(there, back)
         for i, (now, before) in enumerate(zip(ab, self._ab, strict=True)):
-            before = cv2.remap(before, x, y, cv2.INTER_LINEAR)
-            self._sums[i] += ((now - before)[visible]**2).mean(-1).sum(dtype=np.float64)
-        self._visible += int(visible.sum())
+            self._sums[i] += ((now - fetch(before, there))[shown]**2).mean(-1).sum(dtype=np.float64)
+        self._visible += int(shown.sum())
 
     def values(self):
         """The error of each colouring, in squared units of ab; nan when no pixel is visible in two frames."""

@@ -164,7 +164,7 @@ def write_image(path, rgb):
 # ---------------------------------------------------------------------------------------------------------------------
 # Checkpoints and devices
 
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
 
 
 def save_checkpoint(path, content):

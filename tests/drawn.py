@@ -111,7 +111,7 @@ class StubPainter:
         self.frames += len(L)
         if self.fail_at is not None and self.frames > self.fail_at:
             self.action()
-        ab = np.empty((len(L), 8, 8, 2), np.float32)
+        ab = np.empty((len(L), 16, 16, 2), np.float32)
         ab[..., 0] = palette.color_feature[0, 0].item() - 50
         ab[..., 1] = (L.mean((1, 2)) - 50)[:, None, None]
         return ab, np.full(len(L), 0.25)

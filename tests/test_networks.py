@@ -165,7 +165,9 @@ def test_a_hint_moves_the_mean_of_a_place_as_far_as_it_is_confident(monkeypatch)
     seen = torch.rand(1, 1280), torch.rand(1, 472, 32, 32)
     hint = torch.tensor([0.9, -0.3, 0.0]).view(1, 3, 1, 1).repeat(1, 1, 32, 32)
     hint[:, 2, :, 10:20], hint[:, 2, :, 20:] = 0.25, 1
+    nothing = torch.zeros(1, 3, 128, 128)
     monkeypatch.setattr(colorizer.spatial, "read", lambda frames, keys: hint)
+    monkeypatch.setattr(colorizer.spatial, "carry", lambda frames, keys, L: nothing)
     plain = colorizer.generator(L, palette, seen[1])
     ab, confidence = colorizer(L, palette, seen)
     assert torch.equal(confidence, hint[:, 2])
@@ -174,6 +176,22 @@ def test_a_hint_moves_the_mean_of_a_place_as_far_as_it_is_confident(monkeypatch)
     expected = means + 0.25**colorizer.TRUST * (hint[:, :2] - means)
     torch.testing.assert_close(pooled[..., 12:18], expected[..., 12:18], atol=0.05, rtol=0)
     torch.testing.assert_close(pooled[..., 22:], hint[:, :2, :, 22:], atol=0.05, rtol=0)
+
+
+def test_colours_that_are_carried_are_laid_over_all_others(monkeypatch):
+    """Pixel by pixel, as far as each is certain; the confidence of a place is the best that is known of it."""
+    colorizer = Colorizer(ModelConfig(img_size=128, mem_size=4, top_k=4, width=8, spatial_size=1), None).eval()
+    hint = torch.tensor([0.9, -0.3, 0.5]).view(1, 3, 1, 1).repeat(1, 1, 32, 32)
+    carried = torch.rand(1, 3, 128, 128) - 0.5
+    carried[:, 2] = 0
+    carried[:, 2, :, 64:] = 1
+    monkeypatch.setattr(colorizer.spatial, "read", lambda frames, keys: hint)
+    monkeypatch.setattr(colorizer.spatial, "carry", lambda frames, keys, L: carried)
+    ab, confidence = colorizer(torch.rand(1, 1, 128, 128), (torch.rand(1, 313), torch.ones(1)),
+                               (torch.rand(1, 1280), torch.rand(1, 472, 32, 32)))
+    torch.testing.assert_close(ab[..., 64:], carried[:, :2, :, 64:])
+    assert (ab[..., :64] - carried[:, :2, :, :64]).abs().mean() > 0.1
+    assert confidence[..., :16].unique().tolist() == [0.5] and confidence[..., 16:].unique().tolist() == [1]
 
 
 def test_choose_by_rank_and_by_integrator():

@@ -1,0 +1,71 @@
+"""How does a picture move? Optical flow between grey pictures, and what is carried along it.
+
+Flow by DIS (Kroeger et al. 2016). A flow is float32 (H, W, 2): what is at (x, y) of the first picture is at
+(x, y) + flow of the second.
+"""
+
+import cv2
+import numpy as np
+
+from dataset import resize
+
+SMALLEST = 16  # pixels along a side that DIS needs
+
+
+class Flow:
+    """Optical flow between grey pictures of one size."""
+
+    def __init__(self):
+        # The faster presets smear the motion over its edges, where both flows then agree on what is hidden.
+        self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+
+    def __call__(self, first, second):
+        """The flow from uint8 (H, W) to uint8 (H, W), H and W at least SMALLEST."""
+        return self._dis.calc(first, second, None)
+
+
+def fetch(picture, flow):
+    """What the second picture (H, W, C), or anything laid over it, shows where the first one has its pixels."""
+    y, x = np.indices(flow.shape[:2], dtype=np.float32)
+    return cv2.remap(picture, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def visible(there, back):
+    """Which pixels of the first picture the second one shows too, bool (H, W), by the flows there and back.
+
+    Where the way there and back returns to its start, inside the picture:
+    |there + back|^2 < 0.01 (|there|^2 + |back|^2) + 0.5 (Sundaram et al. 2010).
+    """
+    height, width = there.shape[:2]
+    y, x = np.indices((height, width), dtype=np.float32)
+    x, y = x + there[..., 0], y + there[..., 1]
+    back = fetch(back, there)
+    length = (there**2).sum(-1) + (back**2).sum(-1)
+    returns = ((there + back)**2).sum(-1) < 0.01 * length + 0.5
+    return returns & (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+
+
+class SteadyColors:
+    """The colours of the frames of one shot, each drawn towards those of the frame before it along the motion.
+
+    Where the frame before shows the same lightness, its colours count KEEP, else less: exp(-UNLIT * squared difference
+    in L, in units of the whole range, averaged around the pixel) as much.
+    """
+
+    KEEP, UNLIT = 0.8, 150.0
+
+    def __init__(self):
+        self._flow = Flow()
+        self._picture = self._ab = None
+
+    def __call__(self, lightness, ab):
+        """The steadied ab of the next frame, float32 (S, S, 2) in Lab units, by its own and its L (H, W) in [0, 100].
+        """
+        picture = np.rint(resize(lightness, *ab.shape[:2]) * 2.55).astype(np.uint8)
+        if self._ab is not None:
+            flow = self._flow(picture, self._picture)
+            unlit = cv2.blur(np.square((fetch(np.float32(self._picture), flow) - picture) / 255), (5, 5))
+            weight = self.KEEP * np.exp(-self.UNLIT * unlit)[..., None]
+            ab = ab + weight * (fetch(self._ab, flow) - ab)
+        self._picture, self._ab = picture, ab
+        return ab

@@ -1,0 +1,57 @@
+"""Optical flow: what is carried along it, what both pictures show, and colours that keep steady along it."""
+
+import cv2
+import numpy as np
+import pytest
+
+from flow import Flow, SteadyColors, fetch, visible
+
+
+def drawing(shift, size=96):
+    """Grey noise, smooth, uint8 (size, size), that has moved right by ``shift`` pixels."""
+    noise = cv2.GaussianBlur(np.random.default_rng(0).random((size, size + 40), np.float32), (0, 0), 3)
+    noise = np.uint8(255 * (noise - noise.min()) / np.ptp(noise))
+    return np.ascontiguousarray(noise[:, 20 - shift:20 - shift + size])
+
+
+def test_what_is_fetched_lies_where_the_first_picture_has_it():
+    first, second = drawing(0), drawing(6)
+    flow = Flow()(first, second)
+    assert flow.shape == (96, 96, 2)
+    assert np.abs(flow[16:-16, 16:-16] - [6, 0]).max() < 0.5
+    assert np.abs(fetch(np.float32(second), flow) - first)[16:-16, 16:-16].max() < 12
+
+
+def test_visible_is_what_both_pictures_show():
+    """A square that moves over a background covers what is in front of it."""
+    def scene(x):
+        picture = drawing(0)
+        picture[30:60, x:x + 30] = 255 - drawing(0)[30:60, 20:50]
+        return picture
+
+    flow, first, second = Flow(), scene(20), scene(30)
+    shown = visible(flow(first, second), flow(second, first))
+    assert shown[5:25].mean() > 0.95 and shown[35:55, 24:46].mean() > 0.95  # the background; the square itself
+    assert shown[35:55, 52:58].mean() < 0.5  # background that the square covers in the second picture
+
+
+@pytest.mark.parametrize("moving", [0, 2])
+def test_flicker_is_damped_and_colours_move_along(moving):
+    """Colours that jump by +-10 from frame to frame around those of a drawing that moves."""
+    y, x = np.indices((96, 96))
+    steady, errors, colors = SteadyColors(), [], []
+    for i in range(12):
+        truth = np.where((x - 40 - moving * i < 20)[..., None], [40, 10], [-30, 20]).astype(np.float32)
+        ab = steady(drawing(moving * i - 10) / np.float32(2.55), truth + (-1)**i * np.float32(10))
+        inside = np.abs(ab - truth)[16:-16, 36:-16]
+        errors.append(np.median(inside))
+        colors.append(ab[20, 60])  # above the thing
+    assert errors[0] == 10  # the first frame of a shot is what it is
+    assert np.mean(errors[4:]) < 3
+    assert np.abs(np.diff(colors[4:], axis=0)).mean() < 6  # 20 without
+
+
+def test_nothing_is_dragged_along_where_the_lightness_differs():
+    steady, ab = SteadyColors(), np.zeros((96, 96, 2), np.float32)
+    steady(np.full((96, 96), 20, np.float32), ab + 50)
+    assert np.abs(steady(np.full((96, 96), 80, np.float32), ab)).max() < 1e-3
