@@ -4,7 +4,6 @@ Edit the defaults of TrainConfig below or pass them as flags: ``python train.py 
 """
 
 import argparse
-import copy
 import math
 import os
 import time
@@ -13,15 +12,14 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dataset import AB_SCALE, ColorizationDataset, TrainingViews, ViewSampler
 from distributed import Team
-from networks import (
-    BACKBONE_DIMS, SIZE_STEP, BackboneUnavailable, Colorizer, Discriminator, ModelConfig, model_config_of)
+from learner import Learner, not_whole
+from networks import BACKBONE_DIMS, SIZE_STEP, BackboneUnavailable, ModelConfig, model_config_of
 from runs import Run, Signals, sample_grid, to_lab
 from utils import (
     AB_PEAK, IMAGE_SUFFIXES, ArgumentParser, UserError, autocast, boolean, ciede2000, list_files, load_checkpoint, psnr,
@@ -126,8 +124,6 @@ class TrainConfig:
             raise UserError("overwrite True starts again and resume True or start_epoch goes on; use one of them")
 
 
-VIVID = 2.0  # how much more a pixel of chroma 110 counts than a grey one in the colour loss
-EMA_DECAY = 0.995  # of the moving average of the generator's weights
 EPOCH_STEPS = 50  # a set of a few pictures is passed over again until an epoch has this many steps
 SAVE_SECONDS = 120  # last.pt is never older; writing it takes about a second
 PATIENCE = 10  # steps in a row without a finite loss or gradient that end the training
@@ -169,185 +165,6 @@ def config_to_go_on(saved, given):
         raise UserError(f"the run was trained with {name} {saved[name]}, and going on cannot change that; leave "
                         f"{name} out or train anew in another save_path")
     return config
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Losses
-
-
-def integrator_loss(combined, color_feature, eps=1e-4):
-    """KL(true || combined) of colour features (N, 313), smoothed by eps, mean over the batch."""
-    return F.kl_div((combined + eps).log(), color_feature + eps, reduction="none").sum(1).mean()
-
-
-def color_loss(ab_fake, ab, over_all=lambda mean: mean):
-    """L1 of ab (N, 2, S, S), weighted by 1 + VIVID * chroma and brought back to the mean weight 1.
-
-    Characters are small and vivid, backgrounds large and pale, and it is on characters that a wrong colour is seen.
-    ``over_all`` makes the mean weight of this process's pictures that of the whole batch.
-    """
-    weight = 1 + VIVID * ab.square().sum(1, keepdim=True).sqrt()
-    return ((ab_fake - ab).abs() * weight).mean() / over_all(weight.mean())
-
-
-def generator_loss(logits_fake, ab_fake, ab, lambda_l1, over_all=lambda mean: mean):
-    """Adversarial (where there are ``logits_fake``) + lambda * color_loss. Returns the loss and its named parts."""
-    l1 = color_loss(ab_fake, ab, over_all)
-    if logits_fake is None:
-        return lambda_l1 * l1, {"gen_l1": l1.detach()}
-    adversarial = F.binary_cross_entropy_with_logits(logits_fake, torch.ones_like(logits_fake))
-    return adversarial + lambda_l1 * l1, {"gen_adv": adversarial.detach(), "gen_l1": l1.detach()}
-
-
-def discriminator_loss(logits_real, logits_fake, label_smoothing):
-    """Mean of the losses on real and fake patches, with one-sided label smoothing."""
-    real = F.binary_cross_entropy_with_logits(logits_real, torch.full_like(logits_real, label_smoothing))
-    fake = F.binary_cross_entropy_with_logits(logits_fake, torch.zeros_like(logits_fake))
-    return (real + fake) / 2
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One step
-
-
-class Learner:
-    """What training changes: the colorizer, the discriminator and their optimisers; one copy in each process."""
-
-    def __init__(self, config, model_config, device, backbone_weights=None, team=None):
-        self.config, self.team = config, team or Team(device)
-        self.colorizer = Colorizer(model_config, backbone_weights).to(device)
-        norm = None if config.dis_norm == "None" else config.dis_norm
-        self.discriminator = Discriminator(norm, config.width).to(device)
-        # The generator that is trained. The colorizer's own is the moving average of it, which colours better.
-        self.generator = copy.deepcopy(self.colorizer.generator)
-        parts = {"gen": (self.generator, config.gen_lr, (0.5, 0.999)),
-                 "dis": (self.discriminator, config.dis_lr, (0.5, 0.999))}
-        if config.use_memory:
-            parts["mem"] = (self.colorizer.memory, config.mem_lr, (0.9, 0.999))
-        if config.use_feat_integrator:
-            parts["int"] = (self.colorizer.integrator, config.int_lr, (0.9, 0.999))
-        self.rates = {name: rate for name, (_, rate, _) in parts.items()}
-        self.optimizers = {name: torch.optim.Adam(part.parameters(), rate, betas, fused=True)
-                           for name, (part, rate, betas) in parts.items()}
-        self.paint, self.judge = self.team.wrap(self.generator), self.team.wrap(self.discriminator)
-        self.steps = 0
-
-    def set_progress(self, progress):
-        """Set the learning rates for ``progress`` in [0, 1] through the training."""
-        start = self.config.lr_decay_start
-        factor = 1.0 if progress <= start else max(0.0, (1 - progress) / (1 - start))
-        for name, optimizer in self.optimizers.items():
-            optimizer.param_groups[0]["lr"] = self.rates[name] * factor
-
-    def _descend(self, name, loss):
-        optimizer = self.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = optimizer.param_groups[0]["params"]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        bad = self.team.any(~(loss.detach().isfinite() & norm.isfinite()))
-        if self.config.clip_grad:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_grad, norm)
-        optimizer.found_inf = bad.float()  # as GradScaler tells a fused optimiser to skip a step: no wait for the GPU
-        optimizer.step()
-        self.skipped = self.skipped | bad
-
-    @torch.no_grad()
-    def _average(self):
-        """Move the colorizer's generator towards the trained one, faster in the first steps."""
-        self.steps += 1
-        share = max(1 - EMA_DECAY, 9 / (9 + self.steps))
-        torch._foreach_lerp_(list(self.colorizer.generator.parameters()), list(self.generator.parameters()), share)
-        for average, buffer in zip(self.colorizer.generator.buffers(), self.generator.buffers(), strict=True):
-            # Statistics of a batch norm, which are averages already. Of a skipped step they are not to be trusted.
-            buffer.copy_(torch.where(self.skipped, average, buffer))
-            average.copy_(buffer)
-
-    def step(self, batch, features, cast):
-        """One step on a batch of the dataset (on the device); features (N, D) are those of its backbone.
-
-        In this order: triplet loss on the memory; memory update; integrator; generator; discriminator. ``cast`` makes
-        the autocast context of the networks; losses and memory are float32. Returns named losses (tensors), and
-        ``skipped``, 1 when a loss or gradient was not finite, whose optimiser then kept still.
-        """
-        config, colorizer, team = self.config, self.colorizer, self.team
-        self.skipped = torch.zeros((), dtype=torch.bool, device=team.device)
-        L, ab, color, view = (batch[name] for name in ("L", "ab", "color_feature", "view_feature"))
-        losses, palette = {}, (view, torch.ones_like(view[:, 0]))
-
-        if config.use_memory:
-            # There is one memory: every process does the same to its copy, with the whole batch.
-            features, color, ids = (team.gather(x) for x in (features, color, batch["image_id"]))
-            loss = colorizer.memory.triplet_loss(colorizer.memory.query(features), color)
-            self._descend("mem", loss)
-            with torch.no_grad():
-                query = colorizer.memory.query(features)
-            colorizer.memory.update(query, color, ids)
-            losses["mem_triplet"] = loss.detach()
-            if config.use_feat_integrator:
-                recall = colorizer.memory.read(query, colorizer.integrator.TOP)
-                loss = integrator_loss(colorizer.integrator(recall.values, recall.scores), color)
-                self._descend("int", loss)
-                losses["int_kl"] = loss.detach()
-
-            # At test time the memory's colours are often those of another shot, so the generator must learn to take
-            # them as advice, the less the lower their score: some pictures are coloured from another frame's slot.
-            value, score = (team.mine(x) for x in colorizer.memory.recall_other(query, ids))
-            other = batch["misled"] & score.isfinite()
-            palette = torch.where(other[:, None], value, view), torch.where(other, score, palette[1])
-
-        judged = self.steps % config.dis_every == 0
-        self.discriminator.requires_grad_(False)
-        with cast():
-            places = colorizer.backbone(batch["grey"])[1] if colorizer.config.use_spatial_memory else None
-            fake = self.paint(L, palette, places)
-            logits = self.discriminator(L, fake, view) if judged else None
-        loss, parts = generator_loss(logits, fake, ab, config.lambda_l1, team.mean)
-        self._descend("gen", loss)
-        self._average()
-        self.discriminator.requires_grad_(True)
-        losses |= parts
-
-        if judged:
-            with cast():  # real and fake in one pass: no norm here looks over the batch
-                both = self.judge(L.repeat(2, 1, 1, 1), torch.cat([ab, fake.detach()]), view.repeat(2, 1))
-            loss = discriminator_loss(*both.chunk(2), config.label_smoothing)
-            self._descend("dis", loss)
-            losses["dis"] = loss.detach()
-        return {**losses, "skipped": self.skipped.float()}
-
-    def state(self):
-        """Everything of the learner that a checkpoint keeps, beside the colorizer's configuration."""
-        return {"colorizer": self.colorizer.state_dict(), "generator": self.generator.state_dict(),
-                "steps": self.steps, "discriminator": self.discriminator.state_dict(),
-                "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}}
-
-    def load(self, state):
-        """Take over what ``state`` returned. Raises UserError when something is missing, left over or misshapen."""
-        try:
-            self.colorizer.load_state_dict(state["colorizer"])
-            self.generator.load_state_dict(state["generator"])
-            self.discriminator.load_state_dict(state["discriminator"])
-            self.steps = int(state["steps"])
-            for name, optimizer in self.optimizers.items():
-                moments = state["optimizers"][name]["state"]
-                parameters = optimizer.param_groups[0]["params"]
-                if moments:  # none before the first step
-                    for p, of_p in zip(parameters, moments.values(), strict=True):
-                        if {k: x.shape for k, x in of_p.items()} != {"step": (), "exp_avg": p.shape,
-                                                                     "exp_avg_sq": p.shape}:
-                            raise ValueError(f"the moments of {name} are of another shape")
-                # What to do comes from the configuration, and only the moments and the rate from the file.
-                optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
-                optimizer.param_groups[0]["lr"] = float(state["optimizers"][name]["param_groups"][0]["lr"])
-        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            raise not_whole(error) from error
-
-
-def not_whole(error):
-    """The UserError for a checkpoint in which ``error`` was found."""
-    return UserError("the checkpoint is not whole; go on from another one or train anew "
-                     f"({str(error).partition(chr(10))[0]})")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -403,8 +220,9 @@ def load_data(config):
 
 
 @torch.no_grad()
-def validate(learner, data, device, cast):
-    """Colour the pictures exactly as at test time: eval mode, colours from the memory (through the integrator).
+def validate(learner, data, device, cast, remember=True):
+    """Colour the pictures exactly as at test time: eval mode, colours from the memory (through the integrator). Without
+    ``remember``, the generator alone: what the spatial memory knows of a training picture tells nothing.
 
     Returns the metrics, and SAMPLES rows for the sample grid: (index, predicted Lab (S, S, 3), ids of the top 3).
     """
@@ -421,7 +239,7 @@ def validate(learner, data, device, cast):
             truth = data.color_features[indices].to(device)
             overlaps += torch.minimum(palette[0], truth).sum(1).tolist()
         with cast():
-            fake, _ = colorizer(L, palette, (frames, places))
+            fake, _ = colorizer(L, palette, (frames, places), remember)
         squares += ((fake - ab) * AB_SCALE).square().mean((1, 2, 3)).tolist()
         for index, lab, truth, top in zip(indices.tolist(), to_lab(L, fake), to_lab(L, ab), ids.tolist(), strict=True):
             errors.append(ciede2000(lab, truth))
@@ -620,7 +438,7 @@ def _train(config, saved, team, run):
                 continue
 
             validation_began = time.monotonic()
-            metrics, samples = validate(learner, val_data, device, cast)
+            metrics, samples = validate(learner, val_data, device, cast, val_data is not data)
             val_seconds = time.monotonic() - validation_began
             record = {"epoch": position.epoch, "step": position.step, "seconds": round(position.seconds, 3),
                       "images_per_second": round(images / spent, 3), "skipped": skipped, **means, **metrics}

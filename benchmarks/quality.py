@@ -77,9 +77,9 @@ PLACES, WIDTH = 6, 240  # rows of the picture, and the width of a frame in it
 # Frames and protocols
 
 
-def film_frames(film, folder):
-    """Write FRAMES frames of each shot of a film to ``folder``; returns their paths, a list for each shot."""
-    generate(GeneratorConfig(video_path=film, save_path=folder, frames_per_shot=FRAMES, shots_len_thres=12,
+def film_frames(film, folder, frames=FRAMES):
+    """Write ``frames`` frames of each shot of a film to ``folder``; returns their paths, a list for each shot."""
+    generate(GeneratorConfig(video_path=film, save_path=folder, frames_per_shot=frames, shots_len_thres=12,
                              split=(1.0, 0.0, 0.0)))
     shots = {}
     with open(folder / "frames.csv", newline="", encoding="utf-8") as file:
@@ -89,8 +89,8 @@ def film_frames(film, folder):
 
 
 def split_frames(shots, protocol, seed):
-    """The training and the test frames, two lists, of shots of FRAMES frames each. Raises UserError for unseen shots
-    of a film of one shot."""
+    """The training and the test frames, two lists, of shots of an odd number of evenly spaced frames each: the first,
+    middle and last one, and every second one of all. Raises UserError for unseen shots of a film of one shot."""
     trained = tested = shots
     if protocol == "unseen":
         parts = split_shots(shots, (0.7, 0.0, 0.3), seed)
@@ -98,7 +98,8 @@ def split_frames(shots, protocol, seed):
                            for wanted in ("train", "test"))
         if not tested:
             raise UserError("the film has one shot, and none can be held out; use --protocol known")
-    return [frame for shot in trained for frame in shot[::2]], [frame for shot in tested for frame in shot[1::2]]
+    return ([frame for shot in trained for frame in shot[::len(shot) // 2]],
+            [frame for shot in tested for frame in shot[1::2]])
 
 
 def read_batches(paths):

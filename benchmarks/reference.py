@@ -18,7 +18,7 @@ from torch import nn
 from dataset import AB_BINS, AB_SCALE, GREY_SIZE, L_SCALE, NEIGHBOURS, SIGMA, grey_image, resize, rgb_to_lab
 from memory import FEATURE_DIM, MemoryNetwork
 from networks import BACKBONE_DIMS, Style
-from train import discriminator_loss, generator_loss
+from learner import discriminator_loss, generator_loss
 from utils import read_image
 
 _SEARCH = NearestNeighbors(n_neighbors=NEIGHBOURS, algorithm="brute").fit(AB_BINS)
@@ -134,7 +134,7 @@ class Backbone(nn.Module):
 
 
 class Learner:
-    """train.Learner with a memory and no spatial memory, for ``dis_every`` 1, and no moving average."""
+    """learner.Learner with a memory and no spatial memory, for ``dis_every`` 1, and no moving average."""
 
     def __init__(self, config, mem_size, device, style_hidden):
         self.config = config

@@ -42,9 +42,10 @@ from dataset import (
     GREY_SIZE, ColorizationDataset, TrainingViews, ViewSampler, color_feature, resize, rgb_to_lab)
 from dataset_generator import GeneratorConfig, generate
 from episode import color_video
+from learner import Learner
 from networks import ColorConv
 from painter import Painter
-from train import Learner, TrainConfig, fit_model_config, look_at, remember
+from train import TrainConfig, fit_model_config, look_at, remember
 from utils import ArgumentParser, UserError, autocast, replace_when_done, run_cli, select_device, write_image
 from video import VideoSettings
 

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from drawn import draw_dataset
 
+import learner
 import train
 from utils import load_checkpoint, run_cli
 
@@ -43,8 +44,8 @@ def start(data_path, save_path, epoch_steps=3, save_seconds=0, environment=None,
     try:  # from here on nothing may leave the child: a signal may come at once
         os.environ.update(environment or {})
         train.EPOCH_STEPS, train.SAVE_SECONDS = epoch_steps, save_seconds
-        step = train.Learner.step
-        train.Learner.step = lambda *args: (os.write(write, b"."), step(*args))[1]
+        step = learner.Learner.step
+        learner.Learner.step = lambda *args: (os.write(write, b"."), step(*args))[1]
         with open(save_path.with_suffix(".txt"), "a") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)

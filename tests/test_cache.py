@@ -13,7 +13,8 @@ import cache
 import dataset
 from cache import cached, key_of
 from dataset import ColorizationDataset, TrainingViews
-from train import Learner, TrainConfig, fit_model_config, look_at, main, remember
+from learner import Learner
+from train import TrainConfig, fit_model_config, look_at, main, remember
 from utils import write_image
 
 FIELDS = [("number", "i8", ()), ("line", "u1", (3,))]

@@ -13,9 +13,11 @@ import torch
 from drawn import draw_dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import learner
 import train
 from faults import results
-from train import Learner, main
+from learner import Learner
+from train import main
 from utils import UserError, load_checkpoint, save_checkpoint
 
 HERE = Path(__file__).resolve().parent
@@ -193,7 +195,7 @@ def test_a_spoiled_checkpoint_is_refused_in_one_sentence(trained, tmp_path, faul
 @pytest.fixture
 def bad_steps(monkeypatch):
     """Make the generator's loss not finite in the steps put into the set that this returns."""
-    bad, count, original = set(), 0, train.generator_loss
+    bad, count, original = set(), 0, learner.generator_loss
 
     def loss(*args):
         nonlocal count
@@ -201,7 +203,7 @@ def bad_steps(monkeypatch):
         total, parts = original(*args)
         return (total * torch.nan, parts) if count in bad else (total, parts)
 
-    monkeypatch.setattr(train, "generator_loss", loss)
+    monkeypatch.setattr(learner, "generator_loss", loss)
     return bad
 
 

@@ -10,8 +10,9 @@ from drawn import draw_dataset, draw_picture, draw_shots
 
 from benchmarks import reference, speed
 from dataset import ColorizationDataset, color_feature, rgb_to_lab
+from learner import Learner
 from networks import Backbone, ColorConv
-from train import Learner, TrainConfig, fit_model_config
+from train import TrainConfig, fit_model_config
 from utils import read_image, write_image
 
 

@@ -15,6 +15,7 @@ from test_train import WAYS, flags
 import train
 from dataset import color_feature, resize, rgb_to_lab
 from memory import REFERENCE_ID, SpatialMemory
+from networks import Colorizer, ModelConfig
 from resources.draw_episodes import PALETTE, TWINS, draw_frame
 from test import Evaluation, main
 from utils import UserError, load_checkpoint, read_image, save_checkpoint, write_image
@@ -197,7 +198,7 @@ def test_one_palette_a_shot(home):
     """The memory is read once, with the mean of what the backbone sees; frames then differ by their places alone."""
     from painter import Painter
     content = load_checkpoint(home / "spatial" / "best.pt")
-    colorizer = train.Colorizer(train.ModelConfig(**content["model_config"])).eval()
+    colorizer = Colorizer(ModelConfig(**content["model_config"])).eval()
     colorizer.load_state_dict(content["colorizer"])
     painter = Painter(colorizer, torch.device("cpu"), "fp32")
     labs = [resize(rgb_to_lab(draw_picture(i)), painter.side, painter.side) for i in range(3)]
@@ -336,7 +337,7 @@ def test_a_checkpoint_gives_identical_output(home):
     content = load_checkpoint(home / "integrator" / "best.pt")
     colorizers = []
     for _ in range(2):
-        colorizer = train.Colorizer(train.ModelConfig(**content["model_config"])).eval()
+        colorizer = Colorizer(ModelConfig(**content["model_config"])).eval()
         colorizer.load_state_dict(content["colorizer"])
         colorizers.append(colorizer)
         content = {**content, "colorizer": colorizer.state_dict()}

@@ -12,9 +12,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 import train
 from dataset import ColorizationDataset, TrainingViews, ViewSampler, unpack
+from learner import Learner, discriminator_loss, generator_loss, integrator_loss
 from networks import Colorizer, ModelConfig
-from train import (
-    Learner, TrainConfig, discriminator_loss, fit_model_config, generator_loss, integrator_loss, main, parse)
+from train import TrainConfig, fit_model_config, main, parse
 from utils import UserError, load_checkpoint, read_image, write_image
 
 WAYS = {  # the three ways to train of the original, and with the spatial memory

@@ -1,0 +1,126 @@
+"""The search behind the defaults: one of them changed at a time, on frames that nobody reports.
+
+    python benchmarks/search.py FILM [FILM ...] [--vary NAME=VALUE[,VALUE ...] ...] [--minutes 3]
+
+The protocols are those of quality.py, on other frames: those at 1/8, 3/8, 5/8 and 7/8 of known shots, and of shots that
+another draw (SEED) holds out. NAME is a constant of SpatialMemory or of Colorizer, which are read anew; or a flag or a
+constant of learner.py, with each value of which all is trained again. Without --vary, READING is tried.
+
+Prints the mean CIEDE2000 for each film and protocol, a line as soon as it is known, as a table in Markdown.
+"""
+
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import learner
+from benchmarks.quality import PROTOCOLS, film_frames, measure, split_frames
+from dataset import ColorizationDataset
+from memory import SpatialMemory
+from networks import Colorizer
+from painter import Painter, load_colorizer
+from train import TrainConfig, remember, train
+from utils import ArgumentParser, UserError, autocast, run_cli, select_device
+
+FRAMES, SEED = 9, 3  # of each shot; the shots that quality.py holds out are those of its seeds from 0 on
+READING = ["FRAMES=4,16", "VARIETY=0.25,0.75", "SHARPNESS=15,60", "DISCORD=0.01,0.05", "LIGHTNESS=1,4",
+           "POSITION=0,0.3", "COLOR=2,8", "TRUST=0.25,1", "CARRIED=1,4", "UNLIKE=0.25,1", "UNLIT=50,400", "CHOICE=5,80"]
+
+
+def parse(text):
+    """NAME=VALUE,VALUE as the name and its values, numbers."""
+    name, _, values = text.partition("=")
+    known = [owner for owner in (SpatialMemory, Colorizer, learner) if hasattr(owner, name)]
+    if not known and name not in {f.name for f in fields(TrainConfig)}:
+        raise UserError(f"{name} is no constant of SpatialMemory, Colorizer or learner.py and no flag of train.py; "
+                        f"correct --vary {text}")
+    try:
+        return name, [float(value) if "." in value else int(value) for value in values.split(",")]
+    except ValueError as error:
+        raise UserError(f"the values of --vary {text} are no numbers; write it as NAME=1,2.5") from error
+
+
+class Case:
+    """A film and a protocol: what is trained on, what is tested, and the networks with the defaults."""
+
+    def __init__(self, shots, protocol, folder, args):
+        self.folder, self.args, self.device = folder, args, select_device("auto")
+        trained, self.tested = split_frames(shots, protocol, SEED)
+        (folder / "data" / "train").mkdir(parents=True)
+        for path in trained:
+            (folder / "data" / "train" / path.name).hardlink_to(path)
+        self.colorizer = self.trained("default")
+
+    def trained(self, name, **settings):
+        """A Colorizer trained with ``settings``."""
+        with redirect_stdout(sys.stderr):
+            train(TrainConfig(**{"data_path": str(self.folder / "data"), "save_path": str(self.folder / name),
+                                 "img_size": self.args.img_size, "max_minutes": self.args.minutes,
+                                 "end_epoch": 10**6, "save_freq": 10**6, **settings}))
+        return load_colorizer(self.folder / name / "last.pt", self.device)[0]
+
+    def score(self, colorizer):
+        """Mean CIEDE2000 over the test frames."""
+        painter = Painter(colorizer, self.device)
+        return measure({"full": painter.predict}, self.tested, self.args.img_size)[0]["full"]["ciede2000"]
+
+    def read_with(self, name, value):
+        """The score with another constant of the spatial memory, or of the colorizer, which is filled anew."""
+        owner = self.colorizer.spatial if hasattr(SpatialMemory, name) else self.colorizer
+        setattr(owner, name, value)  # an attribute of its own hides that of the class
+        holder = SimpleNamespace(colorizer=self.colorizer, config=SimpleNamespace(use_memory=True))
+        data = ColorizationDataset(self.folder / "data" / "train", self.args.img_size, TrainConfig.cache_gb)
+        try:
+            remember(data, holder, self.device, lambda: autocast(self.device, "auto"))
+            return self.score(self.colorizer)
+        finally:
+            delattr(owner, name)
+
+    def train_with(self, name, value):
+        """The score after training with another setting or constant."""
+        if name in {f.name for f in fields(TrainConfig)}:
+            return self.score(self.trained(f"{name}_{value}", **{name: value}))
+        default = getattr(learner, name)
+        setattr(learner, name, value)
+        try:
+            return self.score(self.trained(f"{name}_{value}"))
+        finally:
+            setattr(learner, name, default)
+
+    def vary(self, name, value):
+        again = hasattr(SpatialMemory, name) or hasattr(Colorizer, name)
+        return self.read_with(name, value) if again else self.train_with(name, value)
+
+
+def main(argv):
+    parser = ArgumentParser(prog="search.py", description="Score values of the defaults on frames that nobody reports.")
+    parser.add_argument("films", nargs="+", type=Path, metavar="FILM")
+    parser.add_argument("--vary", nargs="+", default=READING, metavar="NAME=VALUES", help="what to try beside default")
+    parser.add_argument("--minutes", type=float, default=3.0, help="of each training")
+    parser.add_argument("--img_size", type=int, default=128, help="side of the square that the networks see")
+    args = parser.parse_args(argv)
+    variants = [(name, value) for text in args.vary for name, values in [parse(text)] for value in values]
+    with tempfile.TemporaryDirectory() as temporary:
+        cases = {}
+        for number, film in enumerate(args.films):
+            with redirect_stdout(sys.stderr):
+                shots = film_frames(film, Path(temporary) / f"{number}_frames", FRAMES)
+            for protocol, title in PROTOCOLS.items():
+                cases[f"{film.stem}, {title}"] = Case(shots, protocol, Path(temporary) / f"{number}_{protocol}", args)
+        print("| | " + " | ".join(cases) + " | mean |\n|---|" + "---|" * (len(cases) + 1))
+        for label, score in [("default", lambda case: case.score(case.colorizer)),
+                             *((f"{name} {value:g}", lambda case, name=name, value=value: case.vary(name, value))
+                               for name, value in variants)]:
+            scores = [score(case) for case in cases.values()]
+            print(f"| {label} | " + " | ".join(f"{value:.2f}" for value in [*scores, np.mean(scores)]) + " |",
+                  flush=True)
+
+
+if __name__ == "__main__":
+    run_cli(main)
