@@ -10,10 +10,11 @@ from scipy.spatial.distance import jensenshannon
 
 from benchmarks.steadiness import measure, read_shots, table
 from dataset import lab_to_rgb
+from encoding import VideoSettings
 from episode import color_video
 from steadiness import CDC, WarpError, js_divergence
 from utils import UserError
-from video import VideoSettings
+from video import Film
 
 LN2 = math.log(2)
 BLACK, RED = (np.full((4, 6, 3), color, np.uint8) for color in ((0, 0, 0), (255, 0, 0)))
@@ -129,7 +130,7 @@ def test_nothing_to_compare():
 
 def test_the_benchmark_measures_a_coloured_film(tmp_path):
     source, output = draw_shots(tmp_path / "in.mkv", [(60, 9), (lambda i: 150 + 5 * i, 7)]), tmp_path / "out.mkv"
-    records = color_video(StubPainter(), source, output, VideoSettings(crf=0))
+    records = color_video(StubPainter(), Film(source), output, VideoSettings(crf=0))
     rows = measure(StubPainter(), source, output, read_shots(output))
     assert list(rows) == ["result", "frame by frame"]  # a grey film is no truth
     expected = np.average([record.cdc for record in records], weights=[9, 7])
