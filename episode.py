@@ -200,22 +200,34 @@ def planned_frames(film, times, index):
                         "to a good disk and run again")
 
 
+class Drawing:
+    """Tells a drawing that is held from a new one."""
+
+    def __init__(self):
+        self.held = None
+
+    def is_new(self, planes, cut):
+        """Whether the next frame is more than HELD away from the drawing's first frame (so that no slow change adds
+        up), or is the first behind a ``cut``."""
+        small = resize(planes.y, *(max(1, side // 4) for side in planes.y.shape))
+        if not cut and cv2.absdiff(small, self.held).max() <= HELD * 2 ** (planes.coding.depth - 8):
+            return False
+        self.held = small
+        return True
+
+
 def read_jobs(film, plan, todo, side, keep):
-    """Jobs for the frames of the shots in ``todo``; a drawing that is held (see HELD) has no L of its own."""
+    """Jobs for the frames of the shots in ``todo``; a drawing that is held has no L of its own."""
     bounds = iter([(number, plan.shots[number]) for number in todo])
     number, shot = next(bounds)
     with closing(planned_frames(film, plan.pts, shot.start)) as frames:
-        held = None
+        drawing = Drawing()
         for index, planes in frames:
             if index < shot.start:
                 continue
             job = Job(number, index, planes)
-            if not (keep and shot.in_color):
-                y = job.planes.y
-                small = resize(y, max(1, y.shape[0] // 4), max(1, y.shape[1] // 4))
-                if index == shot.start or cv2.absdiff(small, held).max() > HELD * 2 ** (job.planes.coding.depth - 8):
-                    held = small  # compared with the drawing's first frame, so that no slow change adds up
-                    job.L = job.planes.lab(side)[..., 0]
+            if not (keep and shot.in_color) and drawing.is_new(planes, index == shot.start):
+                job.L = planes.lab(side)[..., 0]
             yield job
             if index == shot.end - 1:
                 number, shot = next(bounds, (None, None))

@@ -15,8 +15,10 @@ import torch
 from tqdm import tqdm
 
 from dataset import AB_BINS, AB_SCALE, L_SCALE, lab_to_rgb, resize, rgb_to_lab
+from episode import Drawing
 from memory import REFERENCE_ID
 from utils import picture_grid, replace_when_done
+from video import ahead
 
 COLORS = ((66, 133, 255), (60, 190, 90), (240, 70, 70))  # blue, green, red: slots 1, 2, 3
 GROUND = (24, 24, 27)
@@ -222,46 +224,54 @@ class Panel:
 
 def write_panel(painter, film, target, records, begin=None, batch_size=8):
     """Write the panel of ``film``, a video.Film or the like, coloured as ``records`` say, as the H.264 film ``target``
-    without sound.
+    without sound. A drawing that is held is painted once.
 
     ``begin`` is where the first record's shot begins, in the film's time base, and the panel too; None is the film's
     beginning.
     """
-    shots = iter(records)
-    shot, panel, stream = next(shots), None, None
-    truth = any(record.truth is not None for record in records)
     with replace_when_done(target) as temporary, av.open(str(temporary), "w") as output, \
-            closing(film.read(begin)) as frames, \
+            closing(ahead(_sheets(painter, film, records, begin, batch_size), batch_size)) as sheets, \
             tqdm(total=records[-1].end_frame, unit=" frames", desc=target.name, disable=None) as bar:
-        pending = []
+        stream = output.add_stream("libx264", rate=film.rate, options={"crf": "18"})
+        stream.pix_fmt, stream.time_base = "yuv420p", film.time_base
+        stream.codec_context.time_base, stream.codec_context.colorspace = film.time_base, 1  # BT.709
+        for number, (pts, sheet) in enumerate(sheets):
+            if number == 0:
+                stream.height, stream.width = sheet.shape[:2]
+            frame = av.VideoFrame.from_ndarray(sheet, format="rgb24").reformat(
+                format="yuv420p", dst_colorspace="ITU709")
+            frame.pts, frame.time_base = pts - (begin or 0), film.time_base
+            output.mux(stream.encode(frame))
+            bar.update()
+        output.mux(stream.encode(None))
 
-        def flush():
-            if not pending:
-                return
-            sheets = panel.paint([picture for _, picture in pending], shot.feature)
-            for (pts, _), sheet in zip(pending, sheets, strict=True):
-                frame = av.VideoFrame.from_ndarray(sheet, format="rgb24").reformat(
-                    format="yuv420p", dst_colorspace="ITU709")
-                frame.pts, frame.time_base = pts - (begin or 0), film.time_base
-                output.mux(stream.encode(frame))
-                bar.update()
-            pending.clear()
 
+def _sheets(painter, film, records, begin, batch_size):
+    """Yield (pts, frame of the panel, RGB uint8) of a film."""
+    truth = any(record.truth is not None for record in records)
+    panel, drawing, sheet, shots = None, Drawing(), None, iter(records)
+    shot, cut, pending = next(shots), True, []  # (pts, picture), None for a drawing that is held
+
+    def paint():
+        nonlocal sheet
+        new = [picture for _, picture in pending if picture is not None]
+        painted = iter(panel.paint(new, shot.feature) if new else [])
+        for pts, picture in pending:
+            sheet = sheet if picture is None else next(painted)
+            yield pts, sheet
+        pending.clear()
+
+    with closing(ahead(film.read(begin), 2 * batch_size)) as frames:
         for index, (pts, _, planes) in enumerate(frames):
             if index == shot.end_frame:
-                flush()
+                yield from paint()
                 shot = next(shots, None)
                 if shot is None:
-                    break
-            picture = planes.picture()
-            if panel is None:
-                panel = Panel(painter, *picture.shape[:2], truth)
-                stream = output.add_stream("libx264", rate=film.rate, options={"crf": "18"})
-                stream.height, stream.width = panel.size
-                stream.pix_fmt, stream.time_base = "yuv420p", film.time_base
-                stream.codec_context.time_base, stream.codec_context.colorspace = film.time_base, 1  # BT.709
-            pending.append((pts, picture))
-            if len(pending) == batch_size:
-                flush()
-        flush()
-        output.mux(stream.encode(None))
+                    return
+                cut = True
+            panel = panel or Panel(painter, *planes.y.shape, truth)
+            pending.append((pts, planes.picture() if drawing.is_new(planes, cut) else None))
+            cut = False
+            if len(pending) == 2 * batch_size or sum(picture is not None for _, picture in pending) == batch_size:
+                yield from paint()
+    yield from paint()
