@@ -370,8 +370,11 @@ def write_errors(output):
     """Errors of writing beside ``output``, as a UserError that says what is kept."""
     try:
         yield
-    except (OSError, av.error.FFmpegError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    except (OSError, av.error.FFmpegError, UserError) as error:
+        cause = error.__cause__ if isinstance(error, UserError) else error
+        full = getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if cause is not error and not full:
+            raise
         advice = ("make room and run the same command again, it goes on with the first unfinished shot" if full else
                   "see that its folder can be written")
-        raise UserError(f"cannot write {output}: {error.strerror or error}; {advice}") from error
+        raise UserError(f"cannot write {output}: {cause.strerror or cause}; {advice}") from error

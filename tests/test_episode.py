@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -296,6 +297,23 @@ def test_a_second_run_into_the_same_output_is_refused(tmp_path):
         other.kill()
     color(source, tmp_path / "out.mp4")  # the lock died with its owner
     assert sorted(os.listdir(tmp_path)) == ["in.mp4", "out.mp4", "out_shots.jsonl"]
+
+
+def test_few_frames_are_held_at_a_time(tmp_path):
+    """However long the film and its shots are."""
+    class Watched(Film):
+        alive, most = [], 0
+
+        def read(self, *args):
+            for pts, duration, planes in super().read(*args):
+                self.alive.append(weakref.ref(planes.y))
+                self.alive[:] = [frame for frame in self.alive if frame() is not None]
+                self.most = max(self.most, len(self.alive))
+                yield pts, duration, planes
+
+    film = Watched(draw_shots(tmp_path / "in.mkv", [(60, 150), (200, 250)]))
+    color_video(StubPainter(), film, tmp_path / "out.mkv", VideoSettings(batch_size=4))
+    assert 4 <= film.most <= 20 + 6 * 4
 
 
 # ---------------------------------------------------------------------------------------------------------------------

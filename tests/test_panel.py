@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from drawn import draw_film, draw_picture, feature, fill, times_and_sound
+from drawn import draw_film, draw_picture, draw_shots, feature, fill, times_and_sound
 
 from dataset import AB_BINS, AB_SCALE, grey_image, resize, rgb_to_lab
 from memory import REFERENCE_ID
@@ -198,6 +198,18 @@ def test_the_panel_of_a_grey_film_keeps_times(colorizer, tmp_path):
     times, _, size = times_and_sound(tmp_path / "panel.mkv")
     assert times == times_and_sound(source)[0][:4]
     assert size == panel_size(48, 64, False)[::-1]
+
+
+def test_a_held_drawing_is_painted_once(colorizer, tmp_path, monkeypatch):
+    counts, paint = [], Panel.paint
+    monkeypatch.setattr(Panel, "paint", lambda self, pictures, shot: (
+        counts.append(len(pictures)), paint(self, pictures, shot))[1])
+    source = draw_shots(tmp_path / "film.mkv", [(90, 12)], hold=3, options={"crf": "0"})
+    write_panel(painter(colorizer), Film(source), tmp_path / "panel.mp4", records(6, 10 ** 6), batch_size=2)
+    assert counts == [2, 2]
+    frames = decode(tmp_path / "panel.mp4")
+    change = [np.abs(a.astype(int) - b).mean() for a, b in zip(frames, frames[1:], strict=False)]
+    assert len(frames) == 12 and max(change[i] for i in (0, 1, 3, 4)) < min(change[i] for i in (2, 5, 8))
 
 
 def test_a_shot_reads_the_memory_once(colorizer, monkeypatch):
