@@ -64,8 +64,8 @@ class Target(NamedTuple):
     part_format: str  # muxer of a part; its times need not be exact, only in order
 
 
-_ENCODERS = {  # encoder: (crf, other options)
-    "libx264": (16, {}), "libx265": (18, {"x265-params": "log-level=error"}),
+_ENCODERS = {  # encoder: (crf, other options); x264's default preset takes twice the time and saves 5 % of the file
+    "libx264": (16, {"preset": "veryfast"}), "libx265": (18, {"x265-params": "log-level=error"}),
     "libvpx-vp9": (24, {"b": "0", "row-mt": "1", "deadline": "good", "cpu-used": "3"}),
     "libaom-av1": (20, {"b": "0", "row-mt": "1", "cpu-used": "6"}), "libsvtav1": (20, {"svtav1-params": "lookahead=0"}),
 }  # fmt: skip
