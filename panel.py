@@ -15,9 +15,10 @@ import torch
 from tqdm import tqdm
 
 from dataset import AB_BINS, AB_SCALE, L_SCALE, lab_to_rgb, resize, rgb_to_lab
-from planes import planes_of
-from utils import replace_when_done
-from video import open_video, read_frames
+from episode import Drawing
+from memory import REFERENCE_ID
+from utils import picture_grid, replace_when_done
+from video import ahead
 
 COLORS = ((66, 133, 255), (60, 190, 90), (240, 70, 70))  # blue, green, red: slots 1, 2, 3
 GROUND = (24, 24, 27)
@@ -30,7 +31,8 @@ def memory_pictures(colorizer):
     """The frames in a colorizer's memory as small pictures {frame id: RGB uint8 (32, 32, 3)}, in order of the film.
 
     The spatial memory keeps the lightness and colour of 32 x 32 places. Without it, all that is known of a frame is its
-    colour feature, and the picture shows its colours as stripes, each as wide as its share.
+    colour feature, and the picture shows its colours as stripes, each as wide as its share. Frames of one id, which are
+    the user's references, share a larger picture.
     """
     if colorizer.config.use_spatial_memory:
         spatial = colorizer.spatial
@@ -42,7 +44,17 @@ def memory_pictures(colorizer):
         memory = colorizer.memory
         ids = memory.ids[memory.used].tolist()
         pictures = [palette(value) for value in memory.values[memory.used].cpu().numpy()]
-    return {i: picture for i, picture in sorted(zip(ids, pictures, strict=True), key=lambda pair: pair[0]) if i >= 0}
+    frames = {i: [] for i in sorted(set(ids) - {-1})}
+    for i, picture in zip(ids, pictures, strict=True):
+        frames.get(i, []).append(picture)
+    return {i: several[0] if len(several) == 1 else _sheet(several) for i, several in frames.items()}
+
+
+def _sheet(pictures):
+    """As many columns as rows of equally large pictures, RGB uint8, as one."""
+    columns = math.ceil(math.sqrt(len(pictures)))
+    pictures = pictures + [np.full_like(pictures[0], 255)] * (-len(pictures) % columns)
+    return picture_grid([pictures[i:i + columns] for i in range(0, len(pictures), columns)], gap=1)
 
 
 def palette(color_feature, side=32):
@@ -118,8 +130,8 @@ def panel_frame(truth, grey, slot_results, true_feature_result, mosaic, chosen):
     ``mosaic``, a Mosaic of ``mosaic_size``.
     """
     height, width = cell_size(*grey.shape[:2])
-    slots = [(f"slot {i}: frame {chosen_id}" if chosen_id >= 0 else f"slot {i}: empty", result, color)
-             for i, (chosen_id, result, color) in enumerate(zip(chosen, slot_results, COLORS, strict=True), 1)]
+    slots = [(f"slot {i}: " + {-1: "empty", REFERENCE_ID: "a reference"}.get(chosen_id, f"frame {chosen_id}"), result,
+              color) for i, (chosen_id, result, color) in enumerate(zip(chosen, slot_results, COLORS, strict=True), 1)]
     memory = (f"{len(mosaic.boxes)} frames in memory", mosaic.framed(chosen), None)
     if truth is None:
         rows = [[("grey", grey, None), memory], slots]
@@ -210,49 +222,56 @@ class Panel:
         return [lab_to_rgb(np.dstack([L, resize(colors, *L.shape)])) for L, colors in zip(lightness, ab, strict=True)]
 
 
-def write_panel(painter, source, target, records, begin=None, batch_size=8):
-    """Write the panel of the film ``source``, coloured as ``records`` say, as the H.264 film ``target`` without sound.
+def write_panel(painter, film, target, records, begin=None, batch_size=8):
+    """Write the panel of ``film``, a video.Film or the like, coloured as ``records`` say, as the H.264 film ``target``
+    without sound. A drawing that is held is painted once.
 
     ``begin`` is where the first record's shot begins, in the film's time base, and the panel too; None is the film's
     beginning.
     """
-    with open_video(source) as (_, video):
-        time_base, rate = video.time_base, video.average_rate
-    shots = iter(records)
-    shot, panel, stream = next(shots), None, None
-    truth = any(record.truth is not None for record in records)
     with replace_when_done(target) as temporary, av.open(str(temporary), "w") as output, \
-            closing(read_frames(source, begin)) as frames, \
+            closing(ahead(_sheets(painter, film, records, begin, batch_size), batch_size)) as sheets, \
             tqdm(total=records[-1].end_frame, unit=" frames", desc=target.name, disable=None) as bar:
-        pending = []
+        stream = output.add_stream("libx264", rate=film.rate, options={"crf": "18"})
+        stream.pix_fmt, stream.time_base = "yuv420p", film.time_base
+        stream.codec_context.time_base, stream.codec_context.colorspace = film.time_base, 1  # BT.709
+        for number, (pts, sheet) in enumerate(sheets):
+            if number == 0:
+                stream.height, stream.width = sheet.shape[:2]
+            frame = av.VideoFrame.from_ndarray(sheet, format="rgb24").reformat(
+                format="yuv420p", dst_colorspace="ITU709")
+            frame.pts, frame.time_base = pts - (begin or 0), film.time_base
+            output.mux(stream.encode(frame))
+            bar.update()
+        output.mux(stream.encode(None))
 
-        def flush():
-            if not pending:
-                return
-            sheets = panel.paint([picture for _, picture in pending], shot.feature)
-            for (pts, _), sheet in zip(pending, sheets, strict=True):
-                frame = av.VideoFrame.from_ndarray(sheet, format="rgb24").reformat(
-                    format="yuv420p", dst_colorspace="ITU709")
-                frame.pts, frame.time_base = pts - (begin or 0), time_base
-                output.mux(stream.encode(frame))
-                bar.update()
-            pending.clear()
 
-        for index, (pts, frame) in enumerate(frames):
+def _sheets(painter, film, records, begin, batch_size):
+    """Yield (pts, frame of the panel, RGB uint8) of a film."""
+    truth = any(record.truth is not None for record in records)
+    panel, drawing, sheet, shots = None, Drawing(), None, iter(records)
+    shot, cut, pending = next(shots), True, []  # (pts, picture), None for a drawing that is held
+
+    def paint():
+        nonlocal sheet
+        new = [picture for _, picture in pending if picture is not None]
+        painted = iter(panel.paint(new, shot.feature) if new else [])
+        for pts, picture in pending:
+            sheet = sheet if picture is None else next(painted)
+            yield pts, sheet
+        pending.clear()
+
+    with closing(ahead(film.read(begin), 2 * batch_size)) as frames:
+        for index, (pts, _, planes) in enumerate(frames):
             if index == shot.end_frame:
-                flush()
+                yield from paint()
                 shot = next(shots, None)
                 if shot is None:
-                    break
-            picture = planes_of(frame).picture()
-            if panel is None:
-                panel = Panel(painter, *picture.shape[:2], truth)
-                stream = output.add_stream("libx264", rate=rate or 25, options={"crf": "18"})
-                stream.height, stream.width = panel.size
-                stream.pix_fmt, stream.time_base = "yuv420p", time_base
-                stream.codec_context.time_base, stream.codec_context.colorspace = time_base, 1  # BT.709
-            pending.append((pts, picture))
-            if len(pending) == batch_size:
-                flush()
-        flush()
-        output.mux(stream.encode(None))
+                    return
+                cut = True
+            panel = panel or Panel(painter, *planes.y.shape, truth)
+            pending.append((pts, planes.picture() if drawing.is_new(planes, cut) else None))
+            cut = False
+            if len(pending) == 2 * batch_size or sum(picture is not None for _, picture in pending) == batch_size:
+                yield from paint()
+    yield from paint()

@@ -129,6 +129,12 @@ def planes_of(frame):
     return Planes(planes[0], *(planes[1:] if not grey else (None, None)), coding)
 
 
+def planes_of_picture(rgb):
+    """Planes of a picture, RGB uint8 (H, W, 3): 4:4:4 in full range, so that a grey keeps its very number."""
+    coding, rgb = Coding(8, True, BT601), rgb.astype(np.float32) / 255
+    return Planes(np.rint(coding.luma_of(rgb) * 255).astype(np.uint8), *coding.to_chroma(rgb), coding)
+
+
 def change_depth(plane, old, new):
     """A plane of codes of ``old`` bits as codes of ``new`` bits."""
     if old == new:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from dataset import resize
-from episode import THUMBNAIL, ShotRecord
+from parts import THUMBNAIL, ShotRecord
 from utils import Scores, replace_when_done
 
 

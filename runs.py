@@ -1,6 +1,5 @@
 """What a run of train.py leaves behind: its files, sample grids and curves; and how it is told to stop."""
 
-import fcntl
 import json
 import math
 import signal
@@ -10,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from dataset import AB_SCALE, L_SCALE, lab_to_rgb
-from utils import UserError, picture_grid, replace_when_done
+from utils import UserError, only_one, picture_grid, replace_when_done
 
 
 class Run:
@@ -33,25 +32,21 @@ class Run:
             raise UserError(f"save_path {self.path} is a file; name a folder")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.lock = open(self.path / ".lock", "w")
+            self.lock = only_one(self.path / ".lock", f"another run is writing to {self.path}; wait for it or choose "
+                                                      "another --save_path")
+            self.lock.__enter__()
         except OSError as error:
             raise UserError(f"cannot write to {self.path}: {error.strerror}") from error
-        try:
-            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, not of forked workers
-        except OSError as error:
-            self.lock.close()
-            raise UserError(f"another run is writing to {self.path}; wait for it or choose another --save_path"
-                            ) from error
         if not self.may_write and any(path.suffix == ".pt" for path in self._files()):
-            self.lock.close()
+            self.lock.__exit__(None, None, None)
             raise UserError(f"{self.path} holds another run; pass --resume True to go on, --overwrite True to start "
                             "again, or another --save_path")
         for path in self.path.glob(".*.partial.*"):  # a run was killed while it wrote
             path.unlink()
         return self
 
-    def __exit__(self, *_):
-        self.lock.close()
+    def __exit__(self, *error):
+        self.lock.__exit__(*error)
 
     def _files(self):
         return [path for pattern in self.OWN for path in self.path.glob(pattern)]

@@ -94,24 +94,3 @@ class WarpError:
         if self._sums is None:
             return []
         return [float(total) / self._visible if self._visible else math.nan for total in self._sums]
-
-
-class Steadiness:
-    """Both measures of one shot, of the result and, where there is one, of the truth."""
-
-    def __init__(self):
-        self._cdc, self._cdc_truth, self._warp = CDC(), CDC(), WarpError()
-
-    def add(self, source, result, truth=None):
-        """Add the next frame of the shot, each RGB uint8 (H, W, 3): the input, whose luma tells the motion, its
-        colouring and the truth, which all frames of the shot have or none."""
-        self._cdc.add(result)
-        if truth is not None:
-            self._cdc_truth.add(truth)
-        self._warp.add(cv2.cvtColor(source, cv2.COLOR_RGB2GRAY), *([result] if truth is None else [result, truth]))
-
-    def values(self):
-        """A dict of cdc, cdc_truth, warp_error and warp_error_truth; nan where there is nothing to measure."""
-        error, error_truth = (*self._warp.values(), math.nan, math.nan)[:2]
-        return {"cdc": self._cdc.value(), "cdc_truth": self._cdc_truth.value(),
-                "warp_error": error, "warp_error_truth": error_truth}

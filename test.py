@@ -12,15 +12,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dataset import lab_to_rgb, resize, rgb_to_lab
+from encoding import OUTPUT_SUFFIXES, VideoSettings, parse_time
 from episode import color_video, compare, planned_frames
 from painter import load_painter
 from panel import memory_pictures, write_panel
-from planes import planes_of
+from parts import is_joined, parts_folder
 from report import suggest_frames, write_report
+from sequence import NumberedFrames, find_sequences
 from utils import (
     IMAGE_SUFFIXES, VIDEO_SUFFIXES, ArgumentParser, Scores, UserError, boolean, is_color, list_files, metrics_table,
     picture_grid, read_image, replace_when_done, run_cli, warn, write_image)
-from video import OUTPUT_SUFFIXES, VideoSettings, parse_time
+from video import Film
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Evaluation
@@ -113,16 +115,16 @@ def color_pictures(painter, pairs, evaluation):
     return done
 
 
-def measure_video(records, source, target, settings, evaluation):
-    """Measure one frame a second, at most 200, of a coloured film as it is in its file; shots left as they were do not
-    count."""
+def measure_film(records, film, result, settings, evaluation):
+    """Measure one frame a second, at most 200, of a film and of its ``result``, as they are in their files; shots left
+    as they were do not count."""
     kept = [range(record.start_frame, record.end_frame) for record in records if record.kept]
     frames = records[-1].end_frame
     rate = frames / (records[-1].end_time - records[0].start_time)
-    every = max(1, round(rate), math.ceil(frames / 200))
-    for index, truth, result in compare(source, target, settings, every):
+    every = min(frames, max(1, round(rate), math.ceil(frames / 200)))
+    for index, truth, painted in compare(film, result, settings, every):
         if not any(index in shot for shot in kept):
-            evaluation.add(truth, result)
+            evaluation.add(truth, painted)
 
 
 def beside(target, name):
@@ -130,83 +132,120 @@ def beside(target, name):
     return target.with_name(f"{target.stem}_{name}")
 
 
-def save_suggestions(folder, source, times, suggestions):
-    """Write the suggested frames of the film ``source`` as grey pictures of its size, to be painted. ``times`` are the
+def save_suggestions(folder, film, times, suggestions):
+    """Write the suggested frames of ``film`` as grey pictures of its size, to be painted. ``times`` are the
     pts of all frames. What is there already stays, painted or not: it is the same frame."""
     for suggestion in suggestions:
         path = folder / suggestion.file_name
         if not path.exists():
-            with closing(planned_frames(source, times, suggestion.frame)) as frames:
-                planes = planes_of(next(frames)[1])
+            with closing(planned_frames(film, times, suggestion.frame)) as frames:
+                _, planes = next(frames)
             write_image(path, planes.grey(*planes.y.shape))
 
 
-def explain_video(painter, records, source, target, summaries, args):
+def explain_film(painter, records, film, target, summaries, args):
     """Write what goes with a coloured film: the report, the frames to colour next, the panel."""
     suggestions, folder = suggest_frames(records, args.suggest), beside(target, "colour_these")
     thumbnails = memory_pictures(painter.colorizer) if painter.remembers else {}
     report = beside(target, "report.html")
-    write_report(report, records, source.name, suggestions, names=painter.names, thumbnails=thumbnails,
+    write_report(report, records, film.name, suggestions, names=painter.names, thumbnails=thumbnails,
                  summaries=summaries, facts={"checkpoint": args.checkpoint, "palette from": painter.source},
                  folder=folder.name)
     print(f"how it went, shot by shot: {report}")
     if suggestions:
-        save_suggestions(folder, source, records.pts, suggestions)
+        save_suggestions(folder, film, records.pts, suggestions)
         print(f"{len(suggestions)} frames to colour next, for --references: {folder}")
     if args.panel:
         begin = records.pts[0] if args.start else None
-        write_panel(painter, source, beside(target, "panel.mp4"), records, begin, args.batch_size)
+        write_panel(painter, film, beside(target, "panel.mp4"), records, begin, args.batch_size)
         print(f"what the memory recalls: {beside(target, 'panel.mp4')}")
 
 
 def find_work(source, output):
-    """(pictures, videos), each a list of (input, output), for --input and --output. Raises UserError when there is
-    none, or when two outputs or an input and an output are the same file."""
+    """(pictures, films), each a list of (input, output), for --input and --output. The input of a film is its path, or
+    NumberedFrames, whose output is what all that goes with them is named like. Raises UserError when there is none, or
+    when two outputs or an input and an output are the same file."""
     def video_name(path):
         return path.stem + (path.suffix if path.suffix.lower() in OUTPUT_SUFFIXES else ".mkv")  # .mkv carries all
 
     if not source.exists():
         raise UserError(f"there is no {source}; name a picture, a video or a folder of either by --input")
     if source.is_dir():
-        pictures = [(path, output / path.name) for path in list_files(source, IMAGE_SUFFIXES)]
-        videos = [(path, output / video_name(path)) for path in list_files(source, VIDEO_SUFFIXES)]
-        if not pictures and not videos:
+        sequences, paths = find_sequences(list_files(source, IMAGE_SUFFIXES))
+        pictures = [(path, output / path.name) for path in paths]
+        films = [(path, output / video_name(path)) for path in list_files(source, VIDEO_SUFFIXES)]
+        films += [(frames, output / frames.stem) for frames in sequences]
+        if not pictures and not films:
             raise UserError(f"there is no picture in {source} (expected {', '.join(IMAGE_SUFFIXES)}), and no video "
                             f"({', '.join(VIDEO_SUFFIXES)})")
     elif source.suffix.lower() in VIDEO_SUFFIXES:
         pictures = []
-        videos = [(source, output if output.suffix.lower() in VIDEO_SUFFIXES else output / video_name(source))]
+        films = [(source, output if output.suffix.lower() in VIDEO_SUFFIXES else output / video_name(source))]
     elif source.suffix.lower() in IMAGE_SUFFIXES:
         pictures = [(source, output if output.suffix.lower() in IMAGE_SUFFIXES else output / source.name)]
-        videos = []
+        films = []
     else:
         raise UserError(f"{source} is neither a picture ({', '.join(IMAGE_SUFFIXES)}) nor a video "
                         f"({', '.join(VIDEO_SUFFIXES)})")
-    pairs = pictures + videos
-    if any(target.resolve() == path.resolve() for path, target in pairs):
+    if any(source.resolve() == output.resolve() if isinstance(path, NumberedFrames) else
+           path.resolve() == target.resolve() for path, target in pictures + films):
         raise UserError(f"the output {output} is the input itself; name another --output")
     names = {}
-    for path, target in pairs:
+    for path, target in [*pictures, *((path, beside(target, "report.html")) for path, target in films)]:
         if target in names:
             raise UserError(f"{names[target]} and {path} would both be written to {target}; rename one of them")
         names[target] = path
-    return pictures, videos
+    return pictures, films
+
+
+def is_done(path, target):
+    """Whether a film of ``find_work`` is coloured, and all that goes with it was written."""
+    if isinstance(path, NumberedFrames):
+        coloured = path.coloured(target, path.paths)
+        return all(picture.exists() for picture in coloured.paths.values()) and not parts_folder(target).exists()
+    return target.exists() and not is_joined(target)
+
+
+def color_film(painter, path, target, settings, facts, args):
+    """Colour a film of ``find_work`` and write what goes with it."""
+    film = path if isinstance(path, NumberedFrames) else Film(path)
+    ours = args.overwrite or beside(target, "metrics.json").exists() or parts_folder(target).exists()
+    refuse_existing([beside(target, name) for name in ("report.html", "panel.mp4", "comparison.png")], ours)
+    started = time.monotonic()
+
+    def explain(records):
+        seconds, count = time.monotonic() - started, records[-1].end_frame
+        evaluation, result = Evaluation(), film.coloured(target, records.pts)
+        print(f"coloured {count} frames of {len(records)} shots in {seconds:.1f} s: {result.path}")
+        try:
+            if not args.colour_only and any(record.truth is not None for record in records):
+                measure_film(records, film, result, settings, evaluation)
+            evaluation.report(target.parent, f"{target.stem}_", {
+                "input": str(film.path), **facts, "pictures": count, "shots": len(records),
+                "seconds": round(seconds, 2)}, True)
+            explain_film(painter, records, film, target, evaluation.summaries(), args)
+        except UserError as error:
+            raise UserError(f"{error}; the film itself is whole, and the same command makes what is missing") from error
+
+    color_video(painter, film, target, settings, args.overwrite, explain)
 
 
 def run(args):
     """Colour ``args.input`` into ``args.output`` as the command line says."""
     source, output = Path(args.input), Path(args.output)
-    pictures, videos = find_work(source, output)
+    pictures, films = find_work(source, output)
     if source.is_dir() and not args.overwrite:
-        done = sum(target.exists() for _, target in pictures + videos)
-        pictures, videos = ([pair for pair in pairs if not pair[1].exists()] for pairs in (pictures, videos))
-        if done:
+        asked = len(pictures) + len(films)
+        pictures = [pair for pair in pictures if not pair[1].exists()]
+        films = [pair for pair in films if not is_done(*pair)]
+        if done := asked - len(pictures) - len(films):
             print(f"{done} of {source} are in {output} already and skipped (--overwrite True does them again)")
     if args.save_checkpoint and not args.references:
         raise UserError("--save_checkpoint keeps the references; name their folder by --references")
     kept = [args.save_checkpoint] if args.save_checkpoint else []
-    refuse_existing([target for _, target in pictures + videos] + kept, args.overwrite)
-    if not pictures and not videos:
+    refuse_existing([target for _, target in pictures] + [target for path, target in films if is_done(path, target)]
+                    + kept, args.overwrite)
+    if not pictures and not films:
         return
     painter = load_painter(args)
     if args.panel and not painter.remembers:
@@ -225,28 +264,13 @@ def run(args):
                                            "seconds": round(seconds, 2)}, args.overwrite)
     settings = VideoSettings(args.codec, args.crf, args.pix_fmt, args.colour_only, args.keep_colour_shots, args.start,
                              args.end, args.batch_size)
-    for path, target in videos:
+    for path, target in films:
         try:
-            if not beside(target, "metrics.json").exists():  # else they are our own, of an earlier run
-                refuse_existing([beside(target, "report.html"), beside(target, "panel.mp4")], args.overwrite)
-            evaluation, started = Evaluation(), time.monotonic()
-            records = color_video(painter, path, target, settings)
+            color_film(painter, path, target, settings, facts, args)
         except UserError as error:
-            if len(videos) == 1:
+            if len(films) == 1:
                 raise
-            warn(f"{error}; left out")
-            continue
-        seconds, count = time.monotonic() - started, records[-1].end_frame
-        print(f"coloured {count} frames of {len(records)} shots in {seconds:.1f} s: {target}")
-        if not args.colour_only and any(record.truth is not None for record in records):
-            measure_video(records, path, target, settings, evaluation)
-        evaluation.report(target.parent, f"{target.stem}_", {
-            "input": str(path), **facts, "pictures": count, "shots": len(records), "seconds": round(seconds, 2)},
-            args.overwrite)
-        try:
-            explain_video(painter, records, path, target, evaluation.summaries(), args)
-        except UserError as error:
-            warn(f"{error}; {target} itself is whole")
+            warn(f"{error}; the others go on")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What the scripts share: errors and flags, pictures, checkpoints, metrics and logs."""
 
 import argparse
+import fcntl
 import math
 import os
 import re
@@ -127,6 +128,28 @@ def replace_when_done(path):
     finally:
         if temporary.exists():
             temporary.unlink()
+
+
+@contextmanager
+def only_one(path, message):
+    """Run the block in one process at a time: the others raise UserError with ``message``.
+
+    ``path`` is the file that is locked; it is gone afterwards. The kernel ends the lock with the process, however it
+    dies. Raises OSError when the file cannot be written.
+    """
+    while True:
+        with open(path, "w") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, not of forked workers
+            except (BlockingIOError, PermissionError) as error:
+                raise UserError(message) from error
+            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                continue  # the one before removed it between our two steps
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def read_image(path):

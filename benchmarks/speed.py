@@ -41,13 +41,14 @@ from benchmarks import reference
 from dataset import (
     GREY_SIZE, ColorizationDataset, TrainingViews, ViewSampler, color_feature, resize, rgb_to_lab)
 from dataset_generator import GeneratorConfig, generate
+from encoding import VideoSettings
 from episode import color_video
 from learner import Learner
 from networks import ColorConv
 from painter import Painter
 from train import TrainConfig, fit_model_config, look_at, remember
 from utils import ArgumentParser, UserError, autocast, replace_when_done, run_cli, select_device, write_image
-from video import VideoSettings
+from video import Film
 
 FILM = Path(__file__).resolve().parents[1] / "resources" / "episode_2.mp4"
 ROUNDS = 3
@@ -277,7 +278,7 @@ def colouring(film, paths, device, rounds, folder):
 
         def color(painter=ours, records=records):
             (folder / "ours.mp4").unlink(missing_ok=True)
-            records[:] = color_video(painter, film, folder / "ours.mp4", VideoSettings(end=CLIP_SECONDS))
+            records[:] = color_video(painter, Film(film), folder / "ours.mp4", VideoSettings(end=CLIP_SECONDS))
 
         seconds = in_turn(rounds, ours=color, reference=partial(
             reference.color_film, plain, film, folder / "reference.mp4", REFERENCE_FRAMES))

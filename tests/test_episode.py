@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +14,21 @@ import pytest
 from drawn import StubPainter, draw_film, draw_shots, planes_in, times_and_sound
 
 import episode
-from episode import ahead, color_video
+from encoding import VideoSettings
+from episode import color_video
+from parts import is_joined
 from planes import planes_of
 from shots import find_grey_cuts
 from steadiness import CDC
 from utils import UserError
-from video import VideoSettings
+from video import Film, ahead
 
 LOSSLESS = {"crf": "0"}  # of libx264
 SHOTS = [(60, 20), (200, 15), (110, 22)]
 
 
 def color(source, output, painter=None, **settings):
-    return color_video(painter or StubPainter(), source, output, VideoSettings(**settings))
+    return color_video(painter or StubPainter(), Film(source), output, VideoSettings(**settings))
 
 
 def same(one, other):
@@ -241,6 +244,76 @@ def test_stale_and_damaged_parts_are_not_used(tmp_path, change):
         (parts / "plan.pt").write_bytes(b"damaged")
     color(source, output, painter, **settings)
     assert painter.frames == frames and len(planes_in(output)) == 57
+
+
+def test_what_goes_with_a_film_is_made_by_the_next_run(tmp_path):
+    """Killed between the two, the film is whole and the rest is missing; another painter is another film."""
+    source, output, explained = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mp4", []
+    with pytest.raises(Stop):
+        color_video(StubPainter(), Film(source), output, VideoSettings(), explain=lambda _: stop())
+    assert is_joined(output) and not list((tmp_path / ".out.mp4.parts").glob("*.part"))
+    before, painter, other = output.stat().st_mtime_ns, StubPainter(), StubPainter()
+    other.identity = "another"
+    with pytest.raises(UserError, match="out.mp4 exists already"):
+        color_video(other, Film(source), output, VideoSettings(), explain=explained.append)
+    records = color_video(painter, Film(source), output, VideoSettings(), explain=explained.append)
+    assert explained == [records] and len(records) == 3 and painter.frames == painter.shots == 0
+    assert output.stat().st_mtime_ns == before
+    assert sorted(os.listdir(tmp_path)) == ["in.mkv", "out.mp4", "out_shots.jsonl"]
+    with pytest.raises(UserError, match="out.mp4 exists already"):
+        color(source, output)
+    color_video(other, Film(source), output, VideoSettings(), overwrite=True)
+    assert other.frames == 57
+
+
+def test_a_film_that_took_the_place_of_ours_stays(tmp_path):
+    """Also when a record of ours is damaged, so that the film has to be made again."""
+    source, output = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mp4"
+    with pytest.raises(Stop):
+        color_video(StubPainter(), Film(source), output, VideoSettings(), explain=lambda _: stop())
+    (tmp_path / ".out.mp4.parts" / "000001.pt").write_bytes(b"damaged")
+    painter = StubPainter()
+    color_video(painter, Film(source), tmp_path / "out.mp4", VideoSettings())
+    assert painter.frames == 57 and len(planes_in(output)) == 57
+    with pytest.raises(Stop):
+        color_video(StubPainter(), Film(source), output, VideoSettings(), overwrite=True, explain=lambda _: stop())
+    output.unlink()
+    output.write_bytes(b"of the user")
+    with pytest.raises(UserError, match="out.mp4 exists already"):
+        color(source, output)
+    assert output.read_bytes() == b"of the user"
+
+
+def test_a_second_run_into_the_same_output_is_refused(tmp_path):
+    source = draw_film(tmp_path / "in.mp4", times=range(3))
+    code = ("import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); "
+            "print('ready', flush=True); sys.stdin.read()")
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path / ".out.mp4.lock"], stdin=subprocess.PIPE, text=True,
+                          stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == "ready\n"
+        with pytest.raises(UserError, match="another run is writing .*out.mp4; wait for it"):
+            color(source, tmp_path / "out.mp4")
+        assert not (tmp_path / "out.mp4").exists()
+        other.kill()
+    color(source, tmp_path / "out.mp4")  # the lock died with its owner
+    assert sorted(os.listdir(tmp_path)) == ["in.mp4", "out.mp4", "out_shots.jsonl"]
+
+
+def test_few_frames_are_held_at_a_time(tmp_path):
+    """However long the film and its shots are."""
+    class Watched(Film):
+        alive, most = [], 0
+
+        def read(self, *args):
+            for pts, duration, planes in super().read(*args):
+                self.alive.append(weakref.ref(planes.y))
+                self.alive[:] = [frame for frame in self.alive if frame() is not None]
+                self.most = max(self.most, len(self.alive))
+                yield pts, duration, planes
+
+    film = Watched(draw_shots(tmp_path / "in.mkv", [(60, 150), (200, 250)]))
+    color_video(StubPainter(), film, tmp_path / "out.mkv", VideoSettings(batch_size=4))
+    assert 4 <= film.most <= 20 + 6 * 4
 
 
 # ---------------------------------------------------------------------------------------------------------------------

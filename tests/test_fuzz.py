@@ -23,9 +23,10 @@ from PIL import Image
 import shots
 import utils
 import video
+from encoding import VideoSettings
 from episode import color_video
 from utils import UserError, load_checkpoint, read_image
-from video import VideoSettings
+from video import Film
 
 CASES = int(os.environ.get("FUZZ_CASES", 25))
 fuzz = settings(max_examples=CASES, deadline=None, database=None, derandomize=True,
@@ -184,7 +185,7 @@ def check_video(path):
         assert str(path) in str(error)
     target = path.with_name("painted.mkv")
     try:
-        color_video(StubPainter(), path, target, VideoSettings(batch_size=4))
+        color_video(StubPainter(), Film(path), target, VideoSettings(batch_size=4))
     except UserError as error:
         assert str(path) in str(error) or str(target) in str(error)
 

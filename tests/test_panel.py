@@ -6,13 +6,15 @@ import av
 import numpy as np
 import pytest
 import torch
-from drawn import draw_film, draw_picture, feature, fill, times_and_sound
+from drawn import draw_film, draw_picture, draw_shots, feature, fill, times_and_sound
 
 from dataset import AB_BINS, AB_SCALE, grey_image, resize, rgb_to_lab
+from memory import REFERENCE_ID
 from networks import Colorizer, ModelConfig
 from panel import (
     COLORS, GROUND, Mosaic, Panel, memory_pictures, mosaic_size, palette, panel_frame, panel_size, write_panel)
 from painter import Painter
+from video import Film
 
 CONFIG = ModelConfig(img_size=128, width=4, mem_size=6, spatial_size=5, top_k=4)
 
@@ -74,6 +76,19 @@ def test_without_a_spatial_memory_the_slots_show_their_colours(colorizer):
     assert list(pictures) == [10, 11, 13]
     for i, color in zip((11, 13, 10), SLOTS, strict=True):
         assert rgb_to_lab(pictures[i])[..., 1:].mean((0, 1)) == pytest.approx(color, abs=2)
+
+
+@pytest.mark.parametrize("count, size", [(1, 32), (3, 65)])
+def test_references_share_a_picture(count, size):
+    ids, values = torch.tensor([5] + [REFERENCE_ID] * count + [-1]), torch.stack([feature(60)] * (count + 2))
+    values[count] = feature(200)
+    used = torch.ones(count + 2, dtype=torch.bool)
+    plain = SimpleNamespace(config=SimpleNamespace(use_spatial_memory=False),
+                            memory=SimpleNamespace(ids=ids, used=used, values=values))
+    pictures = memory_pictures(plain)
+    assert list(pictures) == [REFERENCE_ID, 5] and pictures[REFERENCE_ID].shape == (size, size, 3)
+    last = pictures[REFERENCE_ID][-32:, :32] if count == 3 else pictures[REFERENCE_ID]  # the third is the lower left
+    assert np.array_equal(last, palette(feature(200).numpy())) and not np.array_equal(last, pictures[5])
 
 
 def test_stripes_of_a_palette_are_as_wide_as_their_shares():
@@ -160,7 +175,7 @@ def decode(path):
 
 def test_the_panel_of_a_film_in_colour(colorizer, tmp_path):
     source = draw_color_film(tmp_path / "film.mp4")
-    write_panel(painter(colorizer), source, tmp_path / "panel.mp4", records(8, 10 ** 6, truth=1), batch_size=4)
+    write_panel(painter(colorizer), Film(source), tmp_path / "panel.mp4", records(8, 10 ** 6, truth=1), batch_size=4)
     frames = decode(tmp_path / "panel.mp4")
     assert times_and_sound(tmp_path / "panel.mp4")[0] == times_and_sound(source)[0]
     assert frames[0].shape == (*panel_size(64, 96, True), 3)
@@ -179,10 +194,22 @@ def test_the_panel_of_a_film_in_colour(colorizer, tmp_path):
 
 def test_the_panel_of_a_grey_film_keeps_times(colorizer, tmp_path):
     source = draw_film(tmp_path / "film.mkv", times=(0, 1, 2, 5, 6))
-    write_panel(painter(colorizer), source, tmp_path / "panel.mkv", records(2, 4))  # the last frame is of no shot
+    write_panel(painter(colorizer), Film(source), tmp_path / "panel.mkv", records(2, 4))  # the last frame is of no shot
     times, _, size = times_and_sound(tmp_path / "panel.mkv")
     assert times == times_and_sound(source)[0][:4]
     assert size == panel_size(48, 64, False)[::-1]
+
+
+def test_a_held_drawing_is_painted_once(colorizer, tmp_path, monkeypatch):
+    counts, paint = [], Panel.paint
+    monkeypatch.setattr(Panel, "paint", lambda self, pictures, shot: (
+        counts.append(len(pictures)), paint(self, pictures, shot))[1])
+    source = draw_shots(tmp_path / "film.mkv", [(90, 12)], hold=3, options={"crf": "0"})
+    write_panel(painter(colorizer), Film(source), tmp_path / "panel.mp4", records(6, 10 ** 6), batch_size=2)
+    assert counts == [2, 2]
+    frames = decode(tmp_path / "panel.mp4")
+    change = [np.abs(a.astype(int) - b).mean() for a, b in zip(frames, frames[1:], strict=False)]
+    assert len(frames) == 12 and max(change[i] for i in (0, 1, 3, 4)) < min(change[i] for i in (2, 5, 8))
 
 
 def test_a_shot_reads_the_memory_once(colorizer, monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import report
-from episode import ShotRecord
+from parts import ShotRecord
 from report import suggest_frames, write_report
 from utils import Scores, UserError
 

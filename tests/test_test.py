@@ -163,16 +163,21 @@ def test_what_goes_with_a_film(home, tmp_path):
     assert not (tmp_path / "none_colour_these").exists() and not (tmp_path / "none_panel.mp4").exists()
 
 
-def test_a_report_that_cannot_be_written_leaves_the_film(home, tmp_path, capsys):
+def test_a_report_that_cannot_be_written_leaves_the_film_and_comes_with_the_next_run(home, tmp_path):
     source = draw_film(tmp_path / "film.mp4", times=range(3))
     (tmp_path / "out_report.html").mkdir()
     with pytest.raises(UserError, match="out_report.html exists already"):
         color(home, "memory", tmp_path / "out.mp4", source)
     assert not (tmp_path / "out.mp4").exists()
-    color(home, "memory", tmp_path / "out.mp4", source, overwrite=True)
-    said = capsys.readouterr().err
-    assert said.count("warning") == 1 and "cannot write" in said and "out.mp4 itself is whole" in said
+    with pytest.raises(UserError, match="cannot write .*out_report.html.* the film itself is whole"):
+        color(home, "memory", tmp_path / "out.mp4", source, overwrite=True)
     assert times_and_sound(tmp_path / "out.mp4") == times_and_sound(source)
+    before = (tmp_path / "out.mp4").stat().st_mtime_ns
+    (tmp_path / "out_report.html").rmdir()
+    color(home, "memory", tmp_path / "out.mp4", source)  # the same command goes on where it ended
+    assert (tmp_path / "out_report.html").is_file() and (tmp_path / "out.mp4").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="out.mp4 exists already"):
+        color(home, "memory", tmp_path / "out.mp4", source)
 
 
 def test_a_folder_of_films_and_pictures_skips_what_is_done(home, tmp_path, capsys):
@@ -191,6 +196,9 @@ def test_a_folder_of_films_and_pictures_skips_what_is_done(home, tmp_path, capsy
     main(flags(**settings))
     assert "3 of" not in (said := capsys.readouterr().out) and "2 of" in said and "skipped" in said
     assert (output / "b.mkv").exists()
+    draw_film(folder / "a.mkv", times=range(3))
+    with pytest.raises(UserError, match="a.mkv and .*a.mp4 would both be written to .*a_report.html; rename"):
+        main(flags(**settings))
     assert before == {name: (output / name).stat().st_mtime_ns for name in before}
 
 

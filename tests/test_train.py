@@ -305,7 +305,7 @@ def test_training_end_to_end(data_path, tmp_path, way, capsys):
     assert set(records[0]) == names and all(np.isfinite(list(r.values())).all() for r in records)
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {"epoch_0001.pt", "epoch_0002.pt", "last.pt", "best.pt", "log.jsonl", "curves.png", "samples",
-                     "tensorboard", ".lock"}
+                     "tensorboard"}
     rows, columns = 2, 3 if way == "gan" else 6
     grid = read_image(tmp_path / "samples" / "epoch_0002.png")
     assert grid.shape == (rows * 132 - 4, columns * 132 - 4, 3)

@@ -1,0 +1,94 @@
+"""How much more memory does a long film take than a short one?
+
+    python benchmarks/long_film.py [--minutes 20]
+
+Draws two small films in colour with sound, of 30 seconds and of ``--minutes``, with a cut every four seconds, and
+colours each in a process of its own with all that goes with a film: report, metrics, frames to colour next. A painter
+of one colour takes the place of the networks, which are fed a batch at a time and do not know how long the film is.
+Prints the peak of the resident memory of both processes, and the growth.
+"""
+
+import math
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from encoding import VideoSettings
+from episode import Palette
+from test import color_film
+from utils import ArgumentParser, UserError, run_cli
+
+SIZE = 96, 64
+RATE = 24
+SHOT = 4 * RATE  # frames
+SOUND = 8000  # samples a second
+
+
+def draw(path, seconds):
+    """A film of bars that move, of another colour in each shot; returns its path."""
+    width, height = SIZE
+    with av.open(str(path), "w") as film:
+        video = film.add_stream("libx264", rate=RATE, options={"preset": "ultrafast"})
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+        audio = film.add_stream("pcm_s16le", rate=SOUND, layout="mono")
+        rng = np.random.default_rng(0)
+        for i in range(seconds * RATE):
+            if i % SHOT == 0:
+                color, period = rng.uniform(60, 190, 3), rng.uniform(4, 16)
+            bars = 40 * np.sin((np.arange(width) + i) / period)[None, :, None].repeat(height, 0)
+            film.mux(video.encode(av.VideoFrame.from_ndarray((color + bars).astype(np.uint8), format="rgb24")))
+            if i % RATE == 0:
+                sound = av.AudioFrame.from_ndarray(rng.integers(-99, 99, (1, SOUND), np.int16), "s16", "mono")
+                sound.sample_rate, sound.pts = SOUND, i // RATE * SOUND
+                film.mux(audio.encode(sound))
+        film.mux(video.encode(None))
+    return path
+
+
+class OneColor:
+    """A painter, see ``episode.color_video``."""
+
+    side, source, identity, remembers, names = 128, "none", "one colour", False, {}
+
+    def palette(self, labs):
+        return Palette(None, [], [], torch.from_numpy(np.resize(labs[0], 1280)))
+
+    def paint(self, L, palette):
+        return np.full((len(L), 32, 32, 2), 20, np.float32), np.full(len(L), 0.5)
+
+
+def peak(path):
+    """Colour a film; returns the most memory that this process ever had, in MB."""
+    args = Namespace(overwrite=False, colour_only=False, suggest=10, panel=False, checkpoint="none")
+    color_film(OneColor(), path, path.with_name(f"{path.stem}_coloured.mkv"), VideoSettings(), {}, args)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
+
+
+def main(argv):
+    parser = ArgumentParser(prog="benchmarks/long_film.py", description=__doc__.partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=20, help="length of the long film")
+    args = parser.parse_args(argv)
+    if not 0.5 < args.minutes < math.inf:
+        raise UserError(f"minutes is {args.minutes:g}; set it to more than half a minute")
+    peaks = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seconds in (30, round(60 * args.minutes)):
+            film, started = draw(Path(folder) / f"{seconds}.mkv", seconds), time.monotonic()
+            with multiprocessing.get_context("spawn").Pool(1) as process:
+                peaks.append(process.apply(peak, (film,)))
+            print(f"{seconds} s, {seconds * RATE} frames: {peaks[-1]:.0f} MB, coloured in "
+                  f"{time.monotonic() - started:.0f} s")
+    print(f"growth: {peaks[1] - peaks[0]:.0f} MB")
+
+
+if __name__ == "__main__":
+    run_cli(main)

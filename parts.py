@@ -1,0 +1,151 @@
+"""What does a coloured film leave behind? A record of each shot, for the log and the report; and, until all are there,
+the finished shots, from which an interrupted run goes on.
+"""
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+import torch
+
+from utils import UserError, load_checkpoint, save_checkpoint
+
+THUMBNAIL = 320  # width of the pictures in a ShotRecord, and of those that its CDC is measured on
+
+
+@dataclass
+class ShotRecord:
+    """What a finished shot was coloured by and looks like."""
+
+    index: int
+    start_frame: int  # of the film, or of the part between --start and --end
+    end_frame: int  # exclusive
+    start_time: float  # seconds in the film
+    end_time: float
+    grey: np.ndarray  # the middle frame, RGB uint8 (H, W, 3), THUMBNAIL wide
+    result: np.ndarray
+    truth: np.ndarray | None  # where the input is in colour
+    slot_ids: list  # frames of the training set, best first
+    slot_scores: list  # their similarities
+    confidence: float  # mean of the spatial memory's hints in [0, 1]; nan without
+    feature: np.ndarray  # float32 (D,), what the backbone sees, mean over the shot; (0,) without a backbone
+    kept: bool = False  # in colour already, and left as it was
+    cdc: float = math.nan  # colour distribution consistency of the result; nan for chroma alone and a single frame
+    cdc_truth: float = math.nan  # nan where there is no truth
+    seconds: float = field(default=0.0, compare=False)  # that the shot took
+
+    def log_line(self):
+        """What the log says of it, a dict of plain values."""
+        names = ("index", "start_frame", "end_frame", "slot_ids", "kept")
+        line = {name: getattr(self, name) for name in names}
+        line["slot_scores"] = [round(score, 4) for score in self.slot_scores]
+        for name, digits in (("confidence", 4), ("cdc", 6), ("cdc_truth", 6)):
+            value = getattr(self, name)
+            line[name] = None if math.isnan(value) else round(value, digits)
+        return line | {name: round(getattr(self, name), 3) for name in ("start_time", "end_time", "seconds")}
+
+
+class Records(Sequence):
+    """ShotRecords, held with their pictures compressed (JPEG) until one is asked for; and ``pts``, the time of every
+    frame of the film in its time base."""
+
+    PICTURES = ("grey", "result", "truth")
+
+    def __init__(self, pts, states):
+        self.pts, self.states = pts, states
+
+    def __len__(self):
+        return len(self.states)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        state = dict(self.states[index])
+        for name in self.PICTURES:
+            if state[name] is not None:
+                state[name] = cv2.imdecode(state[name].numpy(), cv2.IMREAD_COLOR_RGB)
+        return ShotRecord(**{**state, "feature": state["feature"].numpy()})
+
+    @classmethod
+    def pack(cls, record):
+        """A record as plain values and tensors."""
+        state = dict(vars(record))
+        for name in cls.PICTURES:
+            if state[name] is not None:
+                bgr = cv2.cvtColor(state[name], cv2.COLOR_RGB2BGR)
+                state[name] = torch.from_numpy(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 92])[1])
+        return {**state, "feature": torch.from_numpy(record.feature)}
+
+
+class Parts:
+    """The hidden folder beside an output where its plan, its finished shots and their records lie until the last of
+    what goes with the film is written. What is there by another ``key`` does not count."""
+
+    def __init__(self, output, key):
+        self.folder, self.key = parts_folder(output), key
+
+    def plan(self):
+        """The state of the Plan of an interrupted run of the same key, or None."""
+        try:
+            content = load_checkpoint(self.folder / "plan.pt")
+        except UserError:  # there is none, or not a whole one
+            return None
+        return content["plan"] if content["key"] == self.key else None
+
+    def begin(self, plan):
+        """Start again with the state of a Plan and an empty folder."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True)
+        save_checkpoint(self.folder / "plan.pt", {"key": self.key, "plan": plan})
+
+    def part(self, index):
+        return self.folder / f"{index:06d}.part"
+
+    def save_record(self, index, record):
+        """Note that the shot is finished; returns the packed ShotRecord."""
+        state = Records.pack(record)
+        save_checkpoint(self.part(index).with_suffix(".pt"), {"record": state})
+        return state
+
+    def record(self, index):
+        """The packed ShotRecord of a shot that was finished, else None."""
+        try:
+            return load_checkpoint(self.part(index).with_suffix(".pt"))["record"]
+        except UserError:
+            return None
+
+    def note_joined(self, path):
+        """Note that the file at ``path``, about to take the output's name, is the whole film."""
+        save_checkpoint(self.folder / JOINED, {"file": _identity(path)})
+
+    def drop_pictures(self):
+        """Remove the parts of a film that is joined; the records stay."""
+        for path in self.folder.glob("*.part"):
+            path.unlink()
+
+    def remove(self):
+        shutil.rmtree(self.folder)
+
+
+JOINED = "joined.pt"
+
+
+def parts_folder(output):
+    return output.with_name(f".{output.name}.parts")
+
+
+def is_joined(output):
+    """Whether the film ``output`` is whole, and what goes with it is not: its run was interrupted between the two."""
+    try:
+        return load_checkpoint(parts_folder(output) / JOINED)["file"] == _identity(output)
+    except (UserError, OSError):
+        return False
+
+
+def _identity(path):
+    stat = path.stat()
+    return [stat.st_ino, stat.st_size, stat.st_mtime_ns]

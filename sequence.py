@@ -1,0 +1,134 @@
+"""When are numbered pictures a film? ``find_sequences`` tells, and such frames are read and written as one."""
+
+import hashlib
+import re
+from contextlib import contextmanager
+from fractions import Fraction
+
+import cv2
+import numpy as np
+
+from dataset import resize
+from encoding import Target
+from planes import planes_of_picture
+from utils import UserError, read_image, warn, write_image
+
+FEWEST = 12  # pictures of a film, half a second
+PAIRS = 8  # of neighbours that are looked at
+ALIKE = 8  # median change of neighbours in a film, of 255: it is below 1 at 24 frames/s and above 11 at one a second
+RATE = Fraction(24)  # frames a second that numbered frames stand for
+
+
+def find_sequences(paths):
+    """(list of NumberedFrames, other paths) of the pictures of one folder.
+
+    A film is of at least FEWEST pictures whose names differ in the number at their end alone, of which at least every
+    second number is there; they are of one size, and neighbours look alike.
+    """
+    groups, sequences = {}, []
+    for path in paths:
+        prefix, number = re.fullmatch(r"(.*?)(\d*)", path.stem).groups()
+        if number:
+            groups.setdefault((prefix, path.suffix), []).append((int(number), path))
+    for (prefix, _), numbered in groups.items():
+        frames = dict(sorted(numbered))
+        if FEWEST <= len(numbered) == len(frames) > (max(frames) - min(frames)) / 2 and _move(list(frames.values())):
+            sequences.append(NumberedFrames(frames, prefix))
+    taken = {path for sequence in sequences for path in sequence.paths.values()}
+    return sequences, [path for path in paths if path not in taken]
+
+
+def _move(paths):
+    """Whether pictures follow each other like the frames of a film."""
+    changes = []
+    for place in np.linspace(0, len(paths) - 2, PAIRS).astype(int):
+        try:
+            one, other = (read_image(path) for path in paths[place:place + 2])
+        except UserError:  # said when they are coloured
+            continue
+        if one.shape != other.shape:
+            return False
+        changes.append(cv2.absdiff(*(resize(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), 16, 16)
+                                     for picture in (one, other))).mean())
+    return bool(changes) and np.median(changes) < ALIKE
+
+
+class NumberedFrames:
+    """Pictures that are the frames of a film, as ``video.Film``; the number of each is its time, RATE a second."""
+
+    rate, time_base, start = RATE, 1 / RATE, 0.0
+
+    def __init__(self, paths, prefix=""):
+        """``paths``: {number: path}, in order; ``prefix`` is what the names have in common."""
+        first = min(paths)
+        self.paths = {number - first: path for number, path in paths.items()}
+        path = self.paths[0]
+        self.prefix, self.name = prefix, f"{prefix}*{path.suffix}"
+        self.path = path.parent / self.name
+        # Of what goes with the film: a report, a log.
+        self.stem = prefix.strip(" ._-").replace(".", "_") or path.parent.resolve().name.replace(".", "_")
+        self.promised = len(paths)
+
+    def stamp(self):
+        """As of ``video.Film``."""
+        stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths.values()]
+        return [hashlib.sha256(repr(stats).encode()).hexdigest()]
+
+    def coloured(self, output, times):
+        """As of ``video.Film``, those at ``times``."""
+        return NumberedFrames({pts: output.parent / self.paths[pts].name for pts in times}, self.prefix)
+
+    def read(self, begin=None, damage=None):
+        """As of ``video.Film``. What cannot be read is named, where ``damage`` is asked for, and left out. Raises
+        UserError when a frame is not as large as those before it."""
+        size = None
+        for pts, path in self.paths.items():
+            if pts < (begin or 0):
+                continue
+            try:
+                picture = read_image(path)
+            except UserError as error:
+                if damage is not None:
+                    warn(f"{error}; skipped")
+                continue
+            if picture.shape != (size or picture.shape):
+                raise UserError(f"{path} is {picture.shape[1]}x{picture.shape[0]} and the frames before it are "
+                                f"{size[1]}x{size[0]}; make all of one size or take it out")
+            size = picture.shape
+            yield pts, 1, planes_of_picture(picture)
+
+
+class FrameWriter:
+    """Writes coloured NumberedFrames as pictures of the same names into the folder of ``output``. One that is there
+    already stays, unless ``overwrite``."""
+
+    def __init__(self, film, output, overwrite):
+        """Raises UserError when no frame can be read."""
+        planes = next((planes for _, _, planes in film.read()), None)
+        if planes is None:
+            raise UserError(f"no picture of {film.path} can be read")
+        self.film, self.folder, self.overwrite = film, output.parent, overwrite
+        height, width = planes.y.shape
+        self.target = Target("pictures", {}, "", width, height, (height, width), planes.coding, film.rate,
+                             film.time_base, {}, "")
+
+    def replaces(self):
+        """Nothing is replaced at last: each picture looks after itself."""
+        return False
+
+    @contextmanager
+    def shot(self, part, times):
+        """As of ``encoding.FilmWriter``; the pictures appear one by one."""
+        yield self._write
+
+    def _write(self, planes, pts):
+        path = self.folder / self.film.paths[pts].name
+        if self.overwrite or not path.exists():
+            write_image(path, planes.picture())
+
+    def has_shot(self, part, times):
+        """As of ``encoding.FilmWriter``."""
+        return all((self.folder / self.film.paths[pts].name).exists() for pts in times)
+
+    def join(self, parts, numbers, plan):
+        """Nothing is left to be done."""
