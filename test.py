@@ -7,6 +7,7 @@ import json
 import math
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,6 +18,7 @@ from painter import load_painter
 from panel import memory_pictures, write_panel
 from planes import planes_of
 from report import suggest_frames, write_report
+from sharing import Shard, parse_shard, share_out
 from utils import (
     IMAGE_SUFFIXES, VIDEO_SUFFIXES, ArgumentParser, Scores, UserError, boolean, is_color, list_files, metrics_table,
     picture_grid, read_image, replace_when_done, run_cli, warn, write_image)
@@ -197,6 +199,8 @@ def run(args):
     """Colour ``args.input`` into ``args.output`` as the command line says."""
     source, output = Path(args.input), Path(args.output)
     pictures, videos = find_work(source, output)
+    pictures = pictures if args.shard.number == 1 else []  # all together, as they are measured together
+    videos = args.shard.of(videos)
     if source.is_dir() and not args.overwrite:
         done = sum(target.exists() for _, target in pictures + videos)
         pictures, videos = ([pair for pair in pairs if not pair[1].exists()] for pairs in (pictures, videos))
@@ -223,30 +227,53 @@ def run(args):
         folder, prefix = (output, "") if source.is_dir() else (place.parent, f"{place.stem}_")
         evaluation.report(folder, prefix, {"input": str(source), **facts, "pictures": count,
                                            "seconds": round(seconds, 2)}, args.overwrite)
+    if videos:
+        alone = min(args.workers, len(videos)) == 1
+        prepare = partial(partial, color_one, painter, args=args) if alone else partial(prepare_worker, args)
+        color_all(prepare, videos, args.workers)
+
+
+def color_all(prepare, videos, workers):
+    """Colour videos, pairs of (input, output), by ``workers`` processes; see share_out. Raises UserError at the end
+    when some of them could not be coloured."""
+    failures = 0
+    with closing(share_out(prepare, videos, workers)) as answers:
+        for _, error in answers:
+            if error is not None and len(videos) == 1:
+                raise error
+            if error is not None:
+                warn(f"{error}; left out")
+                failures += 1
+    if failures:
+        raise UserError(f"{failures} of {len(videos)} videos are left out; mend or remove them and run again")
+
+
+def prepare_worker(args):
+    """The work of a process of its own: color_one with its own painter."""
+    args.save_checkpoint = None  # it is written already
+    return partial(color_one, load_painter(args), args=args)
+
+
+def color_one(painter, pair, args):
+    """Colour one video, (input, output), and write what goes with it. Raises UserError when it is not coloured."""
+    path, target = pair
     settings = VideoSettings(args.codec, args.crf, args.pix_fmt, args.colour_only, args.keep_colour_shots, args.start,
                              args.end, args.batch_size)
-    for path, target in videos:
-        try:
-            if not beside(target, "metrics.json").exists():  # else they are our own, of an earlier run
-                refuse_existing([beside(target, "report.html"), beside(target, "panel.mp4")], args.overwrite)
-            evaluation, started = Evaluation(), time.monotonic()
-            records = color_video(painter, path, target, settings)
-        except UserError as error:
-            if len(videos) == 1:
-                raise
-            warn(f"{error}; left out")
-            continue
-        seconds, count = time.monotonic() - started, records[-1].end_frame
-        print(f"coloured {count} frames of {len(records)} shots in {seconds:.1f} s: {target}")
-        if not args.colour_only and any(record.truth is not None for record in records):
-            measure_video(records, path, target, settings, evaluation)
-        evaluation.report(target.parent, f"{target.stem}_", {
-            "input": str(path), **facts, "pictures": count, "shots": len(records), "seconds": round(seconds, 2)},
-            args.overwrite)
-        try:
-            explain_video(painter, records, path, target, evaluation.summaries(), args)
-        except UserError as error:
-            warn(f"{error}; {target} itself is whole")
+    if not beside(target, "metrics.json").exists():  # else they are our own, of an earlier run
+        refuse_existing([beside(target, "report.html"), beside(target, "panel.mp4")], args.overwrite)
+    evaluation, started = Evaluation(), time.monotonic()
+    records = color_video(painter, path, target, settings)
+    seconds, count = time.monotonic() - started, records[-1].end_frame
+    print(f"coloured {count} frames of {len(records)} shots in {seconds:.1f} s: {target}")
+    if not args.colour_only and any(record.truth is not None for record in records):
+        measure_video(records, path, target, settings, evaluation)
+    evaluation.report(target.parent, f"{target.stem}_", {
+        "input": str(path), "checkpoint": str(args.checkpoint), "color_feature": painter.source, "pictures": count,
+        "shots": len(records), "seconds": round(seconds, 2)}, args.overwrite)
+    try:
+        explain_video(painter, records, path, target, evaluation.summaries(), args)
+    except UserError as error:
+        warn(f"{error}; {target} itself is whole")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -291,7 +318,13 @@ def main(argv):
     group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to run the networks")
     group.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto",
                        help="of the networks; auto is bf16 where the hardware is fast at it")
+    group.add_argument("--workers", type=int, default=1,
+                       help="videos of a folder to colour at the same time, in processes with networks of their own")
+    group.add_argument("--shard", type=parse_shard, default=Shard(), metavar="i/n",
+                       help="do the i-th of n parts of a folder, from 1 on, as on n machines; part 1 has all pictures")
     args = parser.parse_args(argv)
+    if args.workers < 1:
+        raise UserError(f"workers is {args.workers}; set it to at least 1")
     if args.batch_size < 1:
         raise UserError(f"batch_size is {args.batch_size}; set it to at least 1")
     if args.suggest < 0:
