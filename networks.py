@@ -355,8 +355,6 @@ def import_torchvision():
 class Colorizer(nn.Module):
     """Backbone, memories, integrator and generator: its ``state_dict`` and ``config`` are all that colouring needs."""
 
-    TRUST = 0.5  # the weight of a hint is its confidence to this power
-
     def __init__(self, config, backbone_weights=False):
         """``backbone_weights`` as for Backbone; False when a state dict is loaded next."""
         super().__init__()
@@ -406,8 +404,7 @@ class Colorizer(nn.Module):
             return ab, None
         keys = self.spatial.key(places, L, ab)
         hint, carried = self.spatial.read(frames, keys), self.spatial.carry(frames, keys, L)
-        ab = moved(ab, hint[:, :2], hint[:, 2:]**self.TRUST)
-        ab = moved(ab, carried[:, :2], carried[:, 2:])
+        ab = moved(moved(ab, *hint.split([2, 1], 1)), *carried.split([2, 1], 1))
         return ab, torch.maximum(hint[:, 2], F.adaptive_avg_pool2d(carried[:, 2], hint.shape[2:]))
 
 

@@ -3,8 +3,8 @@
     python benchmarks/search.py FILM [FILM ...] [--vary NAME=VALUE[,VALUE ...] ...] [--minutes 3]
 
 The protocols are those of quality.py, on other frames: those at 1/8, 3/8, 5/8 and 7/8 of known shots, and of shots that
-another draw (SEED) holds out. NAME is a constant of SpatialMemory or of Colorizer, which are read anew; or a flag or a
-constant of learner.py, with each value of which all is trained again. Without --vary, READING is tried.
+another draw (SEED) holds out. NAME is a constant of SpatialMemory, which is filled and read anew; or a flag of train.py
+or a constant of learner.py, with each value of which all is trained again. Without --vary, READING is tried.
 
 Prints the mean CIEDE2000 for each film and protocol, a line as soon as it is known, as a table in Markdown.
 """
@@ -23,22 +23,21 @@ import learner
 from benchmarks.quality import PROTOCOLS, film_frames, measure, split_frames
 from dataset import ColorizationDataset
 from memory import SpatialMemory
-from networks import Colorizer
 from painter import Painter, load_colorizer
 from train import TrainConfig, remember, train
 from utils import ArgumentParser, UserError, autocast, run_cli, select_device
 
 FRAMES, SEED = 9, 3  # of each shot; the shots that quality.py holds out are those of its seeds from 0 on
 READING = ["FRAMES=4,16", "VARIETY=0.25,0.75", "SHARPNESS=15,60", "DISCORD=0.01,0.05", "LIGHTNESS=1,4",
-           "POSITION=0,0.3", "COLOR=2,8", "TRUST=0.25,1", "CARRIED=1,4", "UNLIKE=0.25,1", "UNLIT=50,400", "CHOICE=5,80"]
+           "POSITION=0,0.3", "COLOR=2,8", "CARRIED=1,4", "UNLIKE=0.25,1", "UNLIT=50,400", "CHOICE=5,80"]
 
 
 def parse(text):
     """NAME=VALUE,VALUE as the name and its values, numbers."""
     name, _, values = text.partition("=")
-    known = [owner for owner in (SpatialMemory, Colorizer, learner) if hasattr(owner, name)]
+    known = [owner for owner in (SpatialMemory, learner) if hasattr(owner, name)]
     if not known and name not in {f.name for f in fields(TrainConfig)}:
-        raise UserError(f"{name} is no constant of SpatialMemory, Colorizer or learner.py and no flag of train.py; "
+        raise UserError(f"{name} is no constant of SpatialMemory or learner.py and no flag of train.py; "
                         f"correct --vary {text}")
     try:
         return name, [float(value) if "." in value else int(value) for value in values.split(",")]
@@ -71,16 +70,16 @@ class Case:
         return measure({"full": painter.predict}, self.tested, self.args.img_size)[0]["full"]["ciede2000"]
 
     def read_with(self, name, value):
-        """The score with another constant of the spatial memory, or of the colorizer, which is filled anew."""
-        owner = self.colorizer.spatial if hasattr(SpatialMemory, name) else self.colorizer
-        setattr(owner, name, value)  # an attribute of its own hides that of the class
+        """The score with another constant of the spatial memory, which is filled anew."""
+        spatial = self.colorizer.spatial
+        setattr(spatial, name, value)  # an attribute of its own hides that of the class
         holder = SimpleNamespace(colorizer=self.colorizer, config=SimpleNamespace(use_memory=True))
         data = ColorizationDataset(self.folder / "data" / "train", self.args.img_size, TrainConfig.cache_gb)
         try:
             remember(data, holder, self.device, lambda: autocast(self.device, "auto"))
             return self.score(self.colorizer)
         finally:
-            delattr(owner, name)
+            delattr(spatial, name)
 
     def train_with(self, name, value):
         """The score after training with another setting or constant."""
@@ -94,8 +93,7 @@ class Case:
             setattr(learner, name, default)
 
     def vary(self, name, value):
-        again = hasattr(SpatialMemory, name) or hasattr(Colorizer, name)
-        return self.read_with(name, value) if again else self.train_with(name, value)
+        return self.read_with(name, value) if hasattr(SpatialMemory, name) else self.train_with(name, value)
 
 
 def main(argv):

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from drawn import draw_picture
 
+from benchmarks import search
 from benchmarks.quality import COLUMNS, ROWS, film_frames, main, make_methods, measure, split_frames, summarise, table
 from dataset import rgb_to_lab
+from memory import SpatialMemory
 from utils import UserError, ciede2000, read_image, write_image
 
 
@@ -121,3 +123,30 @@ def test_a_run_of_every_row(film, tmp_path, capsys):
 def test_bad_input_is_told_before_any_work(film, tmp_path, extra, message):
     with pytest.raises(UserError, match=message):
         main([str(film), *extra, "--output", str(tmp_path)])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The search behind the defaults
+
+
+@pytest.mark.parametrize("text, wrong", [
+    ("NONSENSE=1", "no constant"), ("UNLIT=much", "no numbers"), ("UNLIT", "no numbers")])
+def test_what_cannot_be_varied_is_an_error(text, wrong):
+    with pytest.raises(UserError, match=wrong):
+        search.parse(text)
+
+
+def test_the_search_scores_each_value_on_frames_that_nobody_reports(film, capsys, monkeypatch):
+    """A constant of the spatial memory is the default again afterwards, and has an effect while it is varied."""
+    tested = []
+    measure = search.measure
+    monkeypatch.setattr(search, "measure", lambda *args: (tested.append(args[1]), measure(*args))[1])
+    search.main([str(film), "--vary", "UNLIKE=1000", "lambda_l1=1", "--minutes", "0.01"])
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["", "three, known shots", "three, unseen shots", "mean"]
+    assert [row[0] for row in rows[2:]] == ["default", "UNLIKE 1000", "lambda_l1 1"]
+    scores = [[float(cell) for cell in row[1:]] for row in rows[2:]]
+    assert all(math.isclose(sum(row[:2]) / 2, row[2], abs_tol=0.02) for row in scores)
+    assert scores[1][0] > scores[0][0]  # nothing is carried
+    assert SpatialMemory.UNLIKE == 0.5
+    assert len(tested) == 6 and [len(paths) for paths in tested[:2]] == [12, 4]  # four of each shot
