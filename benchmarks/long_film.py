@@ -60,7 +60,7 @@ class OneColor:
     side, source, identity, remembers, names = 128, "none", "one colour", False, {}
 
     def palette(self, labs):
-        return Palette(None, [], [], torch.from_numpy(np.resize(labs[0], 1280)))
+        return Palette(None, [], [], torch.from_numpy(labs[0].ravel()[:1280].copy()))
 
     def paint(self, L, palette):
         return np.full((len(L), 32, 32, 2), 20, np.float32), np.full(len(L), 0.5)

@@ -14,6 +14,7 @@ import pytest
 from drawn import StubPainter, draw_film, draw_shots, planes_in, times_and_sound
 
 import episode
+from benchmarks import long_film
 from encoding import VideoSettings
 from episode import color_video
 from parts import is_joined
@@ -314,6 +315,13 @@ def test_few_frames_are_held_at_a_time(tmp_path):
     film = Watched(draw_shots(tmp_path / "in.mkv", [(60, 150), (200, 250)]))
     color_video(StubPainter(), film, tmp_path / "out.mkv", VideoSettings(batch_size=4))
     assert 4 <= film.most <= 20 + 6 * 4
+
+
+def test_the_benchmark_of_a_long_film(tmp_path):
+    assert 50 < long_film.peak(long_film.draw(tmp_path / "film.mkv", 5)) < 1e6
+    assert len((tmp_path / "film_coloured_shots.jsonl").read_text().splitlines()) == 2  # a shot every four seconds
+    assert times_and_sound(tmp_path / "film_coloured.mkv") == times_and_sound(tmp_path / "film.mkv")
+    assert (tmp_path / "film_coloured_report.html").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
