@@ -6,36 +6,34 @@ A film is decoded once, and memory does not grow with it (see shots.py).
 import csv
 import itertools
 import math
-import multiprocessing
 import os
 import re
+import shutil
 import tempfile
-from array import array
-from collections import Counter, deque
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image
 from tqdm import tqdm
 
+from figures import SHEET_COLUMNS, SHEET_PAGES, SHEET_ROWS, SIGNATURE, draw_contact_sheets, draw_curve
+from films import PARTS, SPLITS, Film, Parts, Shot, link
+from sharing import Shard, parse_shard, share_out
 from shots import (
-    FramePool, HistogramDetector, SceneDetectDetector, detect_shots, frame_positions, open_video, read_frames,
+    ChangeDetector, FramePool, HistogramDetector, detect_shots, frame_positions, open_video, read_frames,
     reread_frames)
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, ArgumentParser, UserError, boolean, list_files, run_cli, warn
 
-SPLITS = ("train", "val", "test")
 CSV_HEADER = ["file", "video", "frame", "time", "shot", "split"]
 OWN_PICTURE = re.compile(r"(train|val|test)/raw_image_[^/\\]*_\d+\.png")  # what a frames.csv may name for removal
 FIGURES = "figures"
-SIGNATURE = "dataset_generator.py"  # in the metadata of our figures: an overwrite removes no one else's
-COLOURS = {"train": "#2a9d4a", "val": "#2f6fd0", "test": "#d9821a", "dropped": "#8a8a8a"}
 POOL_BYTES = 512 * 2**20  # frames held for the open shot; 430 frames at 854x480, 86 at 1920x1080
-SHEET_COLUMNS, SHEET_ROWS, SHEET_PAGES = 6, 10, 10  # a contact sheet is bounded: at most 600 shots of a film
-CURVE_POINTS = 2000
 
 
 @dataclass
@@ -54,6 +52,7 @@ class GeneratorConfig:
     seed: int = 0
     overwrite: bool = False
     workers: int = 1
+    shard: Shard = Shard()
 
     def check(self):
         """Raises UserError for a value out of its range."""
@@ -68,37 +67,6 @@ class GeneratorConfig:
                             "val, test) that add up to 1, such as 0.7 0.2 0.1")
 
 
-@dataclass
-class Shot:
-    """Frames ``first`` to ``last``, both included."""
-
-    number: int
-    first: int
-    last: int
-    images: dict = field(default_factory=dict)  # frame -> number in the picture's name; empty: a dropped shot
-    thumbnail: bytes | None = None  # JPEG
-    split: str = "dropped"
-
-
-@dataclass
-class Film:
-    path: Path
-    fps: float
-    label: str  # of the detector's difference
-    threshold: float  # and of a cut
-    shots: list = field(default_factory=list)
-    differences: array = field(default_factory=lambda: array("f"))  # [i]: between frames i - 1 and i; [0] is 0
-
-    def picture_name(self, number):
-        return f"raw_image_{self.path.stem}_{number}.png"
-
-    def summary(self):
-        kept = sum(1 for shot in self.shots if shot.images)
-        frames = {split: sum(len(shot.images) for shot in self.shots if shot.split == split) for split in SPLITS}
-        return {"video": self.path.name, "shots": len(self.shots), "kept": kept, "dropped": len(self.shots) - kept,
-                "frames": frames}
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Which films, which split
 
@@ -107,7 +75,7 @@ def make_detector(config):
     """The detector that ``config`` asks for, with its threshold."""
     if config.detector == "histogram":
         return HistogramDetector(config.col_diff_thres)
-    return SceneDetectDetector(config.detector, config.scene_thres)
+    return ChangeDetector(config.detector, config.scene_thres)
 
 
 def find_videos(path, names=()):
@@ -181,35 +149,33 @@ class PictureWriter:
         self.threads.shutdown(cancel_futures=True)
 
 
-def scan_films(paths, config, folders):
-    """Scan films, ``config.workers`` at a time; yields for each, in order, its Film or the UserError that it caused."""
-    if config.workers == 1 or len(paths) == 1:
-        yield from map(scan_or_fail, paths, [config] * len(paths), folders)
-        return
-    # Decoders have threads, which a fork would lose.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(config.workers, len(paths)), context) as pool:
-        yield from pool.map(scan_or_fail, paths, [config] * len(paths), folders)
+def scanner(config):
+    """What share_out needs: the function from (film, folder for its pictures) to a Film."""
+    return lambda job: scan_film(*job, config)
 
 
-def scan_or_fail(path, config, folder):
-    """The Film at ``path``, or the UserError when it cannot be read."""
-    try:
-        opened = open_video(path)
-    except UserError as error:
-        return error
+def scan_films(jobs, config):
+    """Scan films, ``config.workers`` at a time, for (film, folder) in ``jobs``; yields (index, Film or the UserError
+    that it caused) as each is done."""
+    return closing(share_out(partial(scanner, config), jobs, config.workers))
+
+
+def scan_film(path, folder, config):
+    """Find the shots of a film and write the frames of those that are long enough to ``folder``.
+
+    Pictures are numbered from 0. Returns a Film. One that ends early is warned about. Raises UserError for one that
+    cannot be read.
+    """
+    opened = open_video(path)
     folder.mkdir()
     with PictureWriter() as writer:
-        film = scan_film(path, opened, config, folder, writer)
+        film = find_shots(path, opened, config, folder, writer)
         writer.wait()
     return film
 
 
-def scan_film(path, opened, config, folder, writer):
-    """Find the shots of a film and write the frames of those that are long enough to ``folder``.
-
-    ``opened`` is open_video(path). Pictures are numbered from 0. Returns a Film. One that ends early is warned about.
-    """
+def find_shots(path, opened, config, folder, writer):
+    """The Film of ``scan_film``; ``opened`` is open_video(path)."""
     capture, frame = opened
     detector = make_detector(config)
     film = Film(path, capture.get(cv2.CAP_PROP_FPS) or 24.0, detector.label, detector.threshold)
@@ -224,9 +190,10 @@ def scan_film(path, opened, config, folder, writer):
         if index == (shot.first + shot.last) // 2 and shot.number < SHEET_COLUMNS * SHEET_ROWS * SHEET_PAGES:
             scale = min(224 / frame.shape[1], 126 / frame.shape[0])
             size = [max(1, round(side * scale)) for side in frame.shape[1::-1]]
-            shot.thumbnail = cv2.imencode(".jpg", cv2.resize(frame, size, interpolation=cv2.INTER_AREA))[1].tobytes()
+            shot.thumbnail = cv2.imencode(".jpg", cv2.resize(frame, size, interpolation=cv2.INTER_AREA))[1]
 
-    frames = tqdm(read_frames(capture, frame), desc=path.name, total=promised or None, unit=" frames", leave=False)
+    frames = tqdm(read_frames(capture, frame), desc=path.name, total=promised or None, unit=" frames", leave=False,
+                  disable=None)
     for first, last in detect_shots(pool.collect(frames), detector, film.differences):
         shot = Shot(len(film.shots), first, last)
         if last - first + 1 >= config.shots_len_thres:
@@ -245,67 +212,6 @@ def scan_film(path, opened, config, folder, writer):
     if promised - decoded > max(5, promised // 100):
         warn(f"{path} ends early: {decoded} of {promised} frames can be decoded, and these are used")
     return film
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Pictures to tune the thresholds by
-
-
-def draw_curve(film, path):
-    """Draw the differences against the threshold, over the shots: coloured by split, grey where dropped."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported here: slow to load
-    from matplotlib.figure import Figure
-
-    stride = -(-len(film.differences) // CURVE_POINTS)
-    floor = film.threshold / 1000 or 1e-3  # the scale is logarithmic: a difference of 0 is drawn at its foot
-    values = np.maximum(np.frombuffer(film.differences, np.float32), floor)
-    values = np.pad(values, (0, -len(values) % stride), constant_values=floor).reshape(-1, stride).max(axis=1)
-    figure = Figure(figsize=(14, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    shots = Counter(shot.split for shot in film.shots)
-    for split, colour in COLOURS.items():
-        spans = [(shot.first, shot.last - shot.first + 1) for shot in film.shots if shot.split == split]
-        if spans:
-            axes.broken_barh(spans, (0, 1), transform=axes.get_xaxis_transform(), facecolor=colour, alpha=0.3,
-                             edgecolor="white", linewidth=0.5, hatch="///" if split == "dropped" else None,
-                             label=f"{split}: {shots[split]} shots")
-    axes.plot(np.arange(len(values)) * stride, values, color="black", linewidth=0.8)
-    axes.axhline(film.threshold, color="red", linestyle="--", label=f"threshold {film.threshold:g}")
-    axes.set(yscale="log", xlim=(0, len(film.differences)), ylim=(floor, max(values.max(), film.threshold) * 2),
-             title=film.path.name, xlabel="frame" + (f" (greatest of each {stride})" if stride > 1 else ""),
-             ylabel=film.label)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110, metadata={"Software": SIGNATURE})
-
-
-def draw_contact_sheets(film, folder):
-    """Draw the middle frame of each shot with its number, frames and split, in pages of bounded size and number."""
-    cell_width, cell_height, margin = 240, 176, 28
-    font = ImageFont.load_default(size=13)
-    per_page = SHEET_COLUMNS * SHEET_ROWS
-    shown = film.shots[:per_page * SHEET_PAGES]
-    signature = PngImagePlugin.PngInfo()
-    signature.add_text("Software", SIGNATURE)
-    for page, start in enumerate(range(0, len(shown), per_page)):
-        shots = shown[start:start + per_page]
-        rows = -(-len(shots) // SHEET_COLUMNS)
-        sheet = Image.new("RGB", (cell_width * SHEET_COLUMNS, margin + cell_height * rows), "white")
-        draw = ImageDraw.Draw(sheet)
-        note = f"{film.path.name}: shots {start} to {start + len(shots) - 1} of {len(film.shots)}"
-        if len(shown) < len(film.shots):
-            note += f" (only the first {len(shown)} are drawn)"
-        draw.text((8, 6), note, fill="black", font=font)
-        for place, shot in enumerate(shots):
-            x, y = place % SHEET_COLUMNS * cell_width, margin + place // SHEET_COLUMNS * cell_height
-            picture = cv2.imdecode(np.frombuffer(shot.thumbnail, np.uint8), cv2.IMREAD_COLOR_RGB)
-            draw.rectangle((x + 4, y, x + 235, y + 133), fill=COLOURS[shot.split])
-            sheet.paste(Image.fromarray(picture), (x + 120 - picture.shape[1] // 2, y + 67 - picture.shape[0] // 2))
-            draw.text((x + 6, y + 137), f"{shot.number}: {shot.first}-{shot.last}  {shot.split}", font=font,
-                      fill=COLOURS[shot.split])
-            length = shot.last - shot.first + 1
-            draw.text((x + 6, y + 153), f"{length} frame{'s' * (length > 1)}", font=font, fill="black")
-        sheet.save(folder / f"{film.path.name}_shots_{page}.png", pnginfo=signature, compress_level=1)  # fast
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -372,49 +278,88 @@ def install(folder, save_path, earlier):
 def generate(config):
     """Make the dataset that ``config`` asks for.
 
-    Returns one dict per film: video, shots, kept, dropped, and frames, a dict split -> number of pictures written.
+    Returns (summaries, how many films are left out because they cannot be read). A summary is a dict per film: video,
+    shots, kept, dropped, and frames, a dict split -> number of pictures written; there is none while other shards have
+    films to read.
     Raises UserError for all that the user can mend; then what was in ``save_path`` is as it was.
     """
     config.check()
     save_path = Path(os.path.abspath(config.save_path))
     videos = find_videos(config.video_path, config.video_names)
     earlier = earlier_files(save_path, config.overwrite)
-    # Next to the files it will replace, so that moving them in is a rename.
-    beside = next(path for path in (save_path, *save_path.parents) if path.is_dir())
     try:
+        if config.shard.count > 1:
+            return generate_shard(config, save_path, videos, earlier)
+        # Next to the files it will replace, so that moving them in is a rename.
+        beside = next(path for path in (save_path, *save_path.parents) if path.is_dir())
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=beside) as folder:
-            return fill(Path(folder), videos, config, save_path, earlier)
+            folder = Path(folder)
+            folders = [folder / str(i) for i in range(len(videos))]
+            found = [None] * len(videos)
+            with scan_films(list(zip(videos, folders, strict=True)), config) as scanned:
+                for index, film in scanned:
+                    found[index] = film
+                    tell_failure(film, videos)
+            (folder / "dataset").mkdir()
+            return fill(folder / "dataset", found, folders, config, save_path, earlier, os.replace)
     except OSError as error:
         raise UserError(f"cannot write to {config.save_path}: {error.strerror or error}") from error
 
 
-def fill(folder, videos, config, save_path, earlier):
-    """The work of ``generate``, in ``folder`` first and then moved to ``save_path``."""
-    films, failures, numbers = [], [], itertools.count()
-    loose = folder / "loose"  # pictures whose split and number are not known yet, a folder for each film
-    loose.mkdir()
-    folders = [loose / str(i) for i in range(len(videos))]
-    for film, film_folder in zip(scan_films(videos, config, folders), folders, strict=True):
-        if isinstance(film, UserError):
-            failures.append(film)
-            if len(videos) > 1:
-                warn(f"{film}; it is left out")
-            continue
-        for shot in film.shots:
-            for frame, number in shot.images.items():
-                shot.images[frame] = next(numbers)
-                os.replace(film_folder / film.picture_name(number), loose / film.picture_name(shot.images[frame]))
-        films.append(film)
+def generate_shard(config, save_path, videos, earlier):
+    """The work of ``generate`` for one shard: read its films, and make the dataset when all films are read."""
+    parts = Parts(save_path / PARTS, videos, config)
+    parts.folder.mkdir(parents=True, exist_ok=True)
+    mine = [video for video in config.shard.of(videos) if not isinstance(parts.get(video), Film)]
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=save_path) as folder:
+        folder = Path(folder)
+        failures = 0
+        with scan_films([(video, folder / str(i)) for i, video in enumerate(mine)], config) as scanned:
+            for index, film in scanned:
+                parts.add(mine[index], film, folder / str(index))
+                failures += tell_failure(film, videos)
+        found, shard = [parts.get(video) for video in videos], config.shard
+        missing = sum(film is None for film in found)
+        if missing:
+            print(f"shard {shard.number} of {shard.count} is done; {missing} of {len(videos)} films are still to be "
+                  "read by the others")
+            return [], failures
+        with parts.claim() as claimed:
+            if not claimed:
+                print(f"shard {shard.number} of {shard.count} is done; another one makes the dataset")
+                return [], failures
+            for video, film in zip(videos, found, strict=True):
+                if video not in mine:
+                    tell_failure(film, videos)
+            (folder / "dataset").mkdir()
+            done = fill(folder / "dataset", found, [parts.pictures(video) for video in videos], config, save_path,
+                        earlier, link)
+            shutil.rmtree(parts.folder)
+            return done
+
+
+def tell_failure(film, videos):
+    """Warn of one of several films that cannot be read; returns True for such a one."""
+    failed = isinstance(film, UserError)
+    if failed and len(videos) > 1:
+        warn(f"{film}; it is left out")
+    return failed
+
+
+def fill(folder, found, folders, config, save_path, earlier, place):
+    """Make the dataset in ``folder``, and then move it to ``save_path``, from a Film or UserError for each film and the
+    folders with their pictures, which ``place(source, target)`` puts there."""
+    films = [(film, pictures) for film, pictures in zip(found, folders, strict=True) if isinstance(film, Film)]
     if not films:
-        raise failures[0] if len(videos) == 1 else UserError(f"none of the {len(videos)} videos can be read")
-    shots = [shot for film in films for shot in film.shots]
+        raise found[0] if len(found) == 1 else UserError(f"none of the {len(found)} videos can be read")
+    shots = [shot for film, _ in films for shot in film.shots]
     kept = [shot for shot in shots if shot.images]
     if not kept:
         longest = max(shot.last - shot.first + 1 for shot in shots)
         flag = "--col_diff_thres" if config.detector == "histogram" else "--scene_thres"
         raise UserError(f"no shot is long enough: of {len(shots)} shots the longest has {longest} frames, fewer than "
                         f"--shots_len_thres {config.shots_len_thres}; lower that to {longest} or less, or raise {flag} "
-                        f"(now {films[0].threshold:g}) to find fewer cuts")
+                        f"(now {films[0][0].threshold:g}) to find fewer cuts")
     for shot, split in zip(kept, split_shots(kept, config.split, config.seed), strict=True):
         shot.split = split
     for split, share in zip(SPLITS, config.split, strict=True):
@@ -423,21 +368,21 @@ def fill(folder, videos, config, save_path, earlier):
 
     for name in (*SPLITS, FIGURES):
         (folder / name).mkdir()
+    numbers = itertools.count()  # over all films
     with open(folder / "frames.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(CSV_HEADER)
-        for film in films:
+        for film, pictures in films:
             for shot in film.shots:
                 for frame, number in shot.images.items():
-                    name = film.picture_name(number)
-                    os.replace(loose / name, folder / shot.split / name)
-                    table.writerow([f"{shot.split}/{name}", film.path.name, frame, f"{frame / film.fps:.3f}",
-                                    shot.number, shot.split])
-    for film in films:
+                    name = f"{shot.split}/{film.picture_name(next(numbers))}"
+                    place(pictures / film.picture_name(number), folder / name)
+                    table.writerow([name, film.path.name, frame, f"{frame / film.fps:.3f}", shot.number, shot.split])
+    for film, _ in films:
         draw_curve(film, folder / FIGURES / f"{film.path.name}_curve.png")
         draw_contact_sheets(film, folder / FIGURES)
     install(folder, save_path, earlier)
-    return [film.summary() for film in films]
+    return [film.summary() for film, _ in films], len(found) - len(films)
 
 
 def main(argv):
@@ -470,11 +415,23 @@ def main(argv):
     group.add_argument("--seed", type=int, default=defaults.seed, help="decides which shot goes where")
     group = parser.add_argument_group("machine")
     group.add_argument("--workers", type=int, default=defaults.workers, help="films to read at the same time")
+    group.add_argument("--shard", type=parse_shard, default=defaults.shard, metavar="i/n",
+                       help="read the i-th of n parts of the films, from 1 on, as on n machines that see the same "
+                            "save_path; the last one to be done makes the dataset")
     arguments = vars(parser.parse_args(argv))
     arguments.pop("debug", None)
     config = GeneratorConfig(**arguments)
 
-    films = generate(config)
+    films, left_out = generate(config)
+    if films:
+        tell(films, config)
+    if left_out:
+        raise UserError(f"{left_out} film{'s' * (left_out > 1)} cannot be read; mend or remove what is left out "
+                        "and run again with --overwrite True")
+
+
+def tell(films, config):
+    """Print the summaries of ``generate``."""
     total = {"video": "total", "frames": {split: sum(film["frames"][split] for film in films) for split in SPLITS}}
     total |= {key: sum(film[key] for film in films) for key in ("shots", "kept", "dropped")}
     for film in [*films, total] if len(films) > 1 else films:

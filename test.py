@@ -7,6 +7,7 @@ import json
 import math
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,6 +20,7 @@ from panel import memory_pictures, write_panel
 from parts import is_joined, parts_folder
 from report import suggest_frames, write_report
 from sequence import NumberedFrames, find_sequences
+from sharing import Shard, parse_shard, share_out
 from utils import (
     IMAGE_SUFFIXES, VIDEO_SUFFIXES, ArgumentParser, Scores, UserError, boolean, is_color, list_files, metrics_table,
     picture_grid, read_image, replace_when_done, run_cli, warn, write_image)
@@ -206,8 +208,11 @@ def is_done(path, target):
     return target.exists() and not is_joined(target)
 
 
-def color_film(painter, path, target, settings, facts, args):
-    """Colour a film of ``find_work`` and write what goes with it."""
+def color_film(painter, args, work):
+    """Colour a film of ``find_work``, a pair of (input, output), and write what goes with it."""
+    path, target = work
+    settings = VideoSettings(args.codec, args.crf, args.pix_fmt, args.colour_only, args.keep_colour_shots, args.start,
+                             args.end, args.batch_size)
     film = path if isinstance(path, NumberedFrames) else Film(path)
     ours = args.overwrite or beside(target, "metrics.json").exists() or parts_folder(target).exists()
     refuse_existing([beside(target, name) for name in ("report.html", "panel.mp4", "comparison.png")], ours)
@@ -221,7 +226,7 @@ def color_film(painter, path, target, settings, facts, args):
             if not args.colour_only and any(record.truth is not None for record in records):
                 measure_film(records, film, result, settings, evaluation)
             evaluation.report(target.parent, f"{target.stem}_", {
-                "input": str(film.path), **facts, "pictures": count, "shots": len(records),
+                "input": str(film.path), **facts_of(painter, args), "pictures": count, "shots": len(records),
                 "seconds": round(seconds, 2)}, True)
             explain_film(painter, records, film, target, evaluation.summaries(), args)
         except UserError as error:
@@ -230,10 +235,17 @@ def color_film(painter, path, target, settings, facts, args):
     color_video(painter, film, target, settings, args.overwrite, explain)
 
 
+def facts_of(painter, args):
+    """What the metrics say of how it was coloured."""
+    return {"checkpoint": str(args.checkpoint), "color_feature": painter.source}
+
+
 def run(args):
     """Colour ``args.input`` into ``args.output`` as the command line says."""
     source, output = Path(args.input), Path(args.output)
     pictures, films = find_work(source, output)
+    pictures = pictures if args.shard.number == 1 else []  # all together, as they are measured together
+    films = args.shard.of(films)
     if source.is_dir() and not args.overwrite:
         asked = len(pictures) + len(films)
         pictures = [pair for pair in pictures if not pair[1].exists()]
@@ -251,8 +263,6 @@ def run(args):
     if args.panel and not painter.remembers:
         raise UserError("--panel shows what the memory recalls, and none is read here; leave --color_feature and "
                         "--reference out, or train with use_memory True")
-    facts = {"checkpoint": str(args.checkpoint), "color_feature": painter.source}
-
     if pictures:
         evaluation, started = Evaluation(), time.monotonic()
         count = color_pictures(painter, pictures, evaluation)
@@ -260,17 +270,33 @@ def run(args):
         place = output if source.is_dir() else pictures[0][1]
         print(f"coloured {count} pictures in {seconds:.1f} s: {place}")
         folder, prefix = (output, "") if source.is_dir() else (place.parent, f"{place.stem}_")
-        evaluation.report(folder, prefix, {"input": str(source), **facts, "pictures": count,
+        evaluation.report(folder, prefix, {"input": str(source), **facts_of(painter, args), "pictures": count,
                                            "seconds": round(seconds, 2)}, args.overwrite)
-    settings = VideoSettings(args.codec, args.crf, args.pix_fmt, args.colour_only, args.keep_colour_shots, args.start,
-                             args.end, args.batch_size)
-    for path, target in films:
-        try:
-            color_film(painter, path, target, settings, facts, args)
-        except UserError as error:
-            if len(films) == 1:
-                raise
-            warn(f"{error}; the others go on")
+    if films:
+        alone = min(args.workers, len(films)) == 1
+        prepare = partial(partial, color_film, painter, args) if alone else partial(prepare_worker, args)
+        color_films(prepare, films, args.workers)
+
+
+def color_films(prepare, films, workers):
+    """Colour films of ``find_work`` by ``workers`` processes; see share_out. Raises UserError at the end when some of
+    them could not be coloured."""
+    failures = 0
+    with closing(share_out(prepare, films, workers)) as answers:
+        for _, error in answers:
+            if error is not None and len(films) == 1:
+                raise error
+            if error is not None:
+                warn(f"{error}; the others go on")
+                failures += 1
+    if failures:
+        raise UserError(f"{failures} of {len(films)} films failed; mend or remove them and run again")
+
+
+def prepare_worker(args):
+    """The work of a process of its own: color_film with its own painter."""
+    args.save_checkpoint = None  # it is written already
+    return partial(color_film, load_painter(args), args)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -315,7 +341,13 @@ def main(argv):
     group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to run the networks")
     group.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto",
                        help="of the networks; auto is bf16 where the hardware is fast at it")
+    group.add_argument("--workers", type=int, default=1,
+                       help="films of a folder to colour at the same time, in processes with networks of their own")
+    group.add_argument("--shard", type=parse_shard, default=Shard(), metavar="i/n",
+                       help="do the i-th of n parts of a folder, from 1 on, as on n machines; part 1 has all pictures")
     args = parser.parse_args(argv)
+    if args.workers < 1:
+        raise UserError(f"workers is {args.workers}; set it to at least 1")
     if args.batch_size < 1:
         raise UserError(f"batch_size is {args.batch_size}; set it to at least 1")
     if args.suggest < 0:

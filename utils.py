@@ -5,6 +5,7 @@ import fcntl
 import math
 import os
 import re
+import signal
 import sys
 import traceback
 import zipfile
@@ -35,9 +36,10 @@ class UserError(Exception):
 def run_cli(main, argv=None):
     """Run ``main(argv)`` as a script: exit code 0 done, 1 a user's error in one sentence, 130 interrupted.
 
-    ``--debug`` anywhere on the command line shows the traceback.
+    SIGTERM is Ctrl-C. ``--debug`` anywhere on the command line shows the traceback.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main(argv)
     except UserError as error:

@@ -8,16 +8,22 @@ import sys
 import zlib
 from array import array
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import pytest
+from PIL import ImageColor
+from scenedetect import FrameTimecode
+from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
 import dataset_generator as generator
+import figures
 from dataset_generator import GeneratorConfig, split_shots
-from shots import FramePool, HistogramDetector, detect_shots, frame_positions
+from sharing import Shard
+from shots import ChangeDetector, FramePool, HistogramDetector, detect_shots, frame_positions
 from utils import UserError
 
 SCRIPT = Path(generator.__file__)
@@ -60,7 +66,8 @@ def decode(path):
 
 
 def run(video_path, save_path, **options):
-    return generator.generate(GeneratorConfig(video_path=video_path, save_path=save_path, **options))
+    """The summaries of the films that could be read."""
+    return generator.generate(GeneratorConfig(video_path=video_path, save_path=save_path, **options))[0]
 
 
 def rows(save_path):
@@ -120,6 +127,33 @@ def test_flicker_is_calm_for_adaptive_only():
     shots = {kind: len(list(detect_shots(draw(flicker), generator.make_detector(GeneratorConfig(detector=kind)),
                                          array("f")))) for kind in ("adaptive", "content")}
     assert shots["content"] == 30 and shots["adaptive"] < 5
+
+
+@pytest.mark.parametrize("kind, grey", [("adaptive", False), ("content", False), ("adaptive", True)])
+def test_change_detector_is_pyscenedetects_number_for_number(kind, grey):
+    rng = np.random.default_rng(0)
+    frames = [cv2.resize(frame, (256, 256)) for frame in draw([(RED, 9), (RED, 1), (GREEN, 12), (LIGHT, 5), (BLUE, 2)])]
+    frames[5:5] = [np.maximum(frames[4], rng.integers(0, 60 + i, frames[4].shape, np.uint8)) for i in range(8)]
+    frames[20:20] = [frames[19]] * 6  # nothing moves
+    if grey:
+        frames = [np.ascontiguousarray(frame[..., 1]) for frame in frames]
+    known = {}
+
+    class Stats:
+        def set_metrics(self, timecode, metrics):
+            known.setdefault(timecode.frame_num, {}).update(metrics)
+
+    its = {"adaptive": AdaptiveDetector, "content": ContentDetector}[kind](min_scene_len=0, luma_only=grey)
+    its.stats_manager, cuts = Stats(), set()
+    for index, frame in enumerate(frames):
+        picture = cv2.merge([frame] * 3) if grey else frame
+        cuts |= {cut.frame_num for cut in its.process_frame(FrameTimecode(index, fps=24.0), picture)}
+    ours = ChangeDetector(kind)
+    judged = [answer for frame in frames for answer in ours.process(frame)] + ours.flush()
+    assert len(judged) == len(frames) and len(cuts) >= 2
+    name = its.get_metrics()[-1] if kind == "adaptive" else ContentDetector.FRAME_SCORE_KEY
+    for index in range(its.event_buffer_length + 1, len(frames) - its.event_buffer_length):
+        assert judged[index] == (known[index][name], index in cuts), index
 
 
 def test_histogram_difference_by_hand():
@@ -310,8 +344,7 @@ def test_same_seed_same_dataset_other_seed_other_split(film, tmp_path):
 
 
 def test_figures(film, tmp_path, monkeypatch):
-    monkeypatch.setattr(generator, "SHEET_ROWS", 1)
-    monkeypatch.setattr(generator, "CURVE_POINTS", 20)
+    monkeypatch.setattr(figures, "SHEET_ROWS", 1)
     run(film, tmp_path / "d")
     sheets = [cv2.imread(str(path)) for path in sorted((tmp_path / "d" / "figures").glob("*_shots_*.png"))]
     assert len(sheets) == 2  # 11 shots, 6 on a page
@@ -319,8 +352,15 @@ def test_figures(film, tmp_path, monkeypatch):
     colours = [colour for colour, _ in zip(itertools.cycle([RED, GREEN, BLUE, WHITE]), range(11), strict=False)]
     assert np.abs(np.array(centres) - np.array(colours)).max() < 12
     curve = cv2.imread(str(tmp_path / "d" / "figures" / "film.mkv_curve.png"))
-    assert curve.std() > 10
-    monkeypatch.setattr(generator, "SHEET_PAGES", 1)
+    left, top, right, bottom = figures.CURVE_BOX
+    starts = [0, 30, 42, 56, 61, 81, 94, 109, 125, 142, 160, 185]
+    for shot, (first, end) in enumerate(zip(starts, starts[1:], strict=False)):  # the ground of each, and the cut
+        split = next((row["split"] for row in rows(tmp_path / "d") if int(row["shot"]) == shot), "dropped")
+        ground = curve[top + 3, left + round((first + end) / 2 * (right - left) / 185)]
+        assert ground[::-1].tolist() == list(ImageColor.getrgb(figures.PALE[split]))
+        cut = curve[top + 3:bottom, left + round((first - 1) * (right - left) / 185):][:, :14]
+        assert shot == 0 or (cut.max(axis=2) < 60).any(axis=1).sum() > (bottom - top) / 2
+    monkeypatch.setattr(figures, "SHEET_PAGES", 1)
     run(film, tmp_path / "e")
     assert len(list((tmp_path / "e" / "figures").glob("*_shots_*.png"))) == 1
 
@@ -383,6 +423,68 @@ def test_films_read_at_the_same_time_give_the_same_dataset(film, tmp_path):
     assert tree(tmp_path / "two") == tree(tmp_path / "one")
 
 
+@pytest.fixture
+def films(film, tmp_path):
+    """A folder of three films, the second of which cannot be read."""
+    folder = tmp_path / "films"
+    folder.mkdir()
+    (folder / "a.mkv").write_bytes(film.read_bytes())
+    (folder / "b.mkv").write_text("no film")
+    write_clip(folder / "c.mkv", [(RED, 20), (BLUE, 20), (GREEN, 20)])
+    return folder
+
+
+def test_shards_give_the_same_dataset_in_any_order(films, tmp_path, capsys):
+    """Split and numbers are those of one process; the last shard to be done makes the dataset, and says all."""
+    arguments = ["--video_path", str(films), "--split", "0.5", "0.3", "0.2"]
+    with pytest.raises(UserError, match="^1 film cannot be read"):
+        generator.main([*arguments, "--save_path", str(tmp_path / "one")])
+    printed = capsys.readouterr().out.replace(str(tmp_path / "one"), "FOLDER")
+    for shards in (("1/2", "2/2"), ("3/3", "1/3", "2/3"), ("2/9", "1/9", "2/9", "3/9")):
+        save = tmp_path / "-".join(shards).replace("/", "of")
+        for shard in shards:
+            assert not (save / "frames.csv").exists()
+            capsys.readouterr()
+            with suppress(UserError):
+                generator.main([*arguments, "--save_path", str(save), "--shard", shard])
+        said = capsys.readouterr()
+        assert tree(save) == tree(tmp_path / "one") and not list(save.glob(".*"))
+        assert said.out.replace(str(save), "FOLDER") == printed and "b.mkv cannot be opened" in said.err
+        with pytest.raises(UserError, match="already holds a dataset"):
+            generator.main([*arguments, "--save_path", str(save), "--shard", shards[0]])
+
+
+def test_a_shard_goes_on_and_believes_no_film_that_changed(films, tmp_path, monkeypatch):
+    (films / "b.mkv").unlink()
+    save, scanned, scan_film = tmp_path / "d", [], generator.scan_film
+    monkeypatch.setattr(generator, "scan_film", lambda path, *rest: (scanned.append(path.name),
+                                                                     scan_film(path, *rest))[1])
+    monkeypatch.setattr(generator, "fill", lambda *_: 1 / 0)  # the making of the dataset breaks off
+    for _ in range(2):
+        assert run(films, save, shard=Shard(1, 2)) == []
+    with pytest.raises(ZeroDivisionError):
+        run(films, save, shard=Shard(2, 2))
+    assert scanned == ["a.mkv", "c.mkv"]
+    write_clip(films / "c.mkv", [(RED, 20), (WHITE, 20)])
+    assert run(films, save, shard=Shard(1, 2)) == [] and scanned == ["a.mkv", "c.mkv"]  # c.mkv is another one's
+    monkeypatch.undo()
+    assert [film["shots"] for film in run(films, save, shard=Shard(2, 2))] == [11, 2]
+    run(films, tmp_path / "one")
+    assert tree(save) == tree(tmp_path / "one")
+
+
+def test_one_shard_at_a_time_makes_the_dataset(films, tmp_path, capsys):
+    (films / "b.mkv").unlink()
+    run(films, tmp_path / "d", shard=Shard(1, 2))
+    held = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", held, str(tmp_path / "d" / ".parts" / ".lock")],
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert run(films, tmp_path / "d", shard=Shard(2, 2)) == []
+        assert "another one makes the dataset" in capsys.readouterr().out
+        other.communicate(b"\n")
+    assert len(run(films, tmp_path / "d", shard=Shard(2, 2))) == 2
+
 @pytest.mark.parametrize("place", ["scan_film", "draw_contact_sheets", "move"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
 def test_an_interrupted_run_leaves_the_old_dataset(film, tmp_path, monkeypatch, place, error):
@@ -395,7 +497,7 @@ def test_an_interrupted_run_leaves_the_old_dataset(film, tmp_path, monkeypatch, 
         raise error
     if place == "move":
         replace, calls = os.replace, itertools.count()
-        limit = 2 * 9 + len(before) + 4  # among the moves in, after 9 numbered and sorted, and all the old moved out
+        limit = 9 + len(before) + 4  # among the moves in, after 9 were sorted, and all the old moved out
 
         def fail_once(source, target):
             if next(calls) == limit:
@@ -463,6 +565,9 @@ def bad(tmp_path, film):
     (["--seed", "-1"], r"--seed is -1 but must be at least 0"),
     (["--detector", "other"], r"--detector: invalid choice: 'other'"),
     (["--overwrite", "yes"], r"expected True or False"),
+    (["--shard", "3/2"], r"--shard: expected i/n with i from 1 to n, such as 2/5, got '3/2'"),
+    (["--shard", "0/2"], r"expected i/n"),
+    (["--workers", "0"], r"--workers is 0 but must be at least 1"),
     (["--video_pth", "x"], r"unrecognized arguments"),
 ])
 def test_bad_input_is_one_sentence(bad, monkeypatch, arguments, message):

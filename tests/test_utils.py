@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import subprocess
 import sys
 
@@ -106,12 +107,15 @@ def test_exit_codes(capsys):
     def interrupt(argv):
         raise KeyboardInterrupt
 
-    for main, code in ((user_error, 1), (interrupt, 130)):
+    def terminate(argv):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    for main, code in ((user_error, 1), (interrupt, 130), (terminate, 130)):
         with pytest.raises(SystemExit) as stop:
             run_cli(main, [])
         assert stop.value.code == code
     captured = capsys.readouterr().err
-    assert captured == "error: too small; make it larger\ninterrupted\n"
+    assert captured == "error: too small; make it larger\ninterrupted\ninterrupted\n"
     with pytest.raises(SystemExit):
         run_cli(user_error, ["--debug"])
     assert "Traceback" in capsys.readouterr().err

@@ -1,0 +1,122 @@
+"""What was found in a film? Its shots and pictures; and what have the shards of a cluster found so far?"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from array import array
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils import UserError, load_checkpoint, save_checkpoint
+
+SPLITS = ("train", "val", "test")
+PARTS = ".parts"  # what the shards have read, until the dataset is made
+PARTS_FORMAT = 1
+
+
+@dataclass
+class Shot:
+    """Frames ``first`` to ``last``, both included."""
+
+    number: int
+    first: int
+    last: int
+    images: dict = field(default_factory=dict)  # frame -> number in the picture's name; empty: a dropped shot
+    thumbnail: np.ndarray | None = None  # JPEG, uint8 (bytes,)
+    split: str = "dropped"
+
+
+@dataclass
+class Film:
+    path: Path
+    fps: float
+    label: str  # of the detector's difference
+    threshold: float  # and of a cut
+    shots: list = field(default_factory=list)
+    differences: array = field(default_factory=lambda: array("f"))  # [i]: between frames i - 1 and i; [0] is 0
+
+    def picture_name(self, number):
+        return f"raw_image_{self.path.stem}_{number}.png"
+
+    def state(self):
+        """All but the path, as plain values and tensors."""
+        shots = [{**vars(shot), "thumbnail": None if shot.thumbnail is None else torch.from_numpy(shot.thumbnail)}
+                 for shot in self.shots]
+        return {"fps": self.fps, "label": self.label, "threshold": self.threshold, "shots": shots,
+                "differences": torch.tensor(self.differences)}
+
+    @classmethod
+    def of(cls, path, state):
+        """The inverse of ``state``."""
+        shots = [Shot(**{**shot, "thumbnail": None if shot["thumbnail"] is None else shot["thumbnail"].numpy()})
+                 for shot in state["shots"]]
+        return cls(path, **{**state, "shots": shots, "differences": array("f", state["differences"].tolist())})
+
+    def summary(self):
+        kept = sum(1 for shot in self.shots if shot.images)
+        frames = {split: sum(len(shot.images) for shot in self.shots if shot.split == split) for split in SPLITS}
+        return {"video": self.path.name, "shots": len(self.shots), "kept": kept, "dropped": len(self.shots) - kept,
+                "frames": frames}
+
+
+class Parts:
+    """What the shards of a cluster have read so far: a folder a film, with its Film and its pictures.
+
+    Any shard that finds all films there makes the dataset, one at a time; the folder is removed when it is made.
+    """
+
+    def __init__(self, folder, videos, config):
+        self.folder = folder
+        self.keys = {video: self._key(video, config) for video in videos}
+
+    @staticmethod
+    def _key(video, config):
+        """What a part depends on, as a hash."""
+        stat = video.stat()
+        content = [PARTS_FORMAT, video.name, stat.st_size, stat.st_mtime_ns, config.detector, config.col_diff_thres,
+                   config.scene_thres, config.shots_len_thres, config.frames_per_shot]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def pictures(self, video):
+        """The folder with the pictures of a film."""
+        return self.folder / self.keys[video]
+
+    def add(self, video, film, folder):
+        """Keep a Film and its pictures in ``folder``, which is moved, or the UserError that the film caused."""
+        folder.mkdir(exist_ok=True)
+        failed = isinstance(film, UserError)
+        save_checkpoint(folder / "film.pt", {"failure": str(film)} if failed else {"film": film.state()})
+        if self.pictures(video).exists():  # an earlier failure
+            shutil.rmtree(self.pictures(video))
+        os.replace(folder, self.pictures(video))
+
+    def get(self, video):
+        """The Film, the UserError that the film caused, or None for one that is not there yet."""
+        if not (self.pictures(video) / "film.pt").exists():
+            return None
+        content = load_checkpoint(self.pictures(video) / "film.pt")
+        return Film.of(video, content["film"]) if "film" in content else UserError(content["failure"])
+
+    @contextmanager
+    def claim(self):
+        """True for the one shard that may make the dataset now; the kernel ends that with the process."""
+        claimed = False
+        with ExitStack() as stack:
+            with suppress(OSError):  # another one has it, or it is gone with the folder
+                fcntl.lockf(stack.enter_context(open(self.folder / ".lock", "w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                claimed = self.folder.exists()
+            yield claimed
+
+
+def link(source, target):
+    """Give a file a second name, or where the disk cannot, a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

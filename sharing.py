@@ -1,0 +1,143 @@
+"""How is the work on many films shared? Over processes of one machine, and by shards over machines."""
+
+import argparse
+import contextlib
+import io
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+from collections import deque
+from multiprocessing.connection import wait
+from typing import NamedTuple
+
+import cv2
+import torch
+from tqdm import tqdm
+
+from utils import UserError
+
+PATIENCE = 10  # seconds that a process which is told to end may take
+
+
+class Shard(NamedTuple):
+    """The ``number``-th of ``count`` equal parts of a list, counted from 1."""
+
+    number: int = 1
+    count: int = 1
+
+    def of(self, items):
+        return items[self.number - 1::self.count]
+
+
+def parse_shard(text):
+    """The value of a flag i/n, such as 2/5: a Shard."""
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"expected i/n with i from 1 to n, such as 2/5, got '{text}'")
+    return Shard(int(found[1]), int(found[2]))
+
+
+def share_out(prepare, items, workers):
+    """Work on ``items``, tuples that begin with the name of a file, in at most ``workers`` processes; yields
+    (index, answer) for each one as it is done.
+
+    ``prepare()`` is called once in each process and returns the function from an item to its answer; all three go
+    through pickle. An answer is the UserError that the work raised, or one that says that its process died, which no
+    other item suffers from. An OSError is raised here. One process is this one.
+    The threads of torch and OpenCV are shared among the processes. What these print appears when an item is done.
+    When the generator is closed or an error ends it, so do all processes; they also end when this one is killed.
+    """
+    workers = min(workers, len(items))
+    if workers <= 1:
+        work = prepare()
+        for index, item in enumerate(items):
+            try:
+                answer = work(item)
+            except UserError as error:
+                answer = error
+            yield index, answer
+        return
+    threads = max(1, torch.get_num_threads() // workers)
+    waiting, running, processes = deque(enumerate(items)), {}, {}
+
+    def hand_out(connection=None):
+        """Give the next item to a process, a new one without a ``connection``."""
+        if waiting:
+            connection = connection or _start(prepare, threads, processes)
+            running[connection], item = waiting.popleft()
+            with contextlib.suppress(BrokenPipeError):  # it died meanwhile, which is found when it is waited for
+                connection.send(item)
+
+    try:
+        with tqdm(total=len(items), unit=" files", leave=False, disable=None) as bar:
+            for _ in range(workers):
+                hand_out()
+            while running:
+                for connection in wait(list(running)):
+                    index = running.pop(connection)
+                    try:
+                        answer, printed = connection.recv()
+                    except (EOFError, ConnectionResetError):
+                        process = processes.pop(connection)
+                        process.join()
+                        answer, printed, connection = UserError(
+                            f"the process that worked on {items[index][0]} ended with exit code {process.exitcode}; "
+                            "run again, with fewer --workers if memory was short"), "", None
+                    if isinstance(answer, OSError):
+                        raise answer
+                    hand_out(connection)
+                    tqdm.write(printed, end="")
+                    bar.update()
+                    yield index, answer
+    finally:
+        for process in processes.values():
+            process.terminate()
+        for process in processes.values():
+            process.join(PATIENCE)
+            process.kill()
+
+
+def _start(prepare, threads, processes):
+    """Start a process and note it in ``processes`` by the connection to it, which is returned."""
+    context = multiprocessing.get_context("spawn")  # decoders and torch have threads, which a fork would lose
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, prepare, threads), daemon=True)
+    # Ctrl-C in a terminal reaches all processes; this one ends the others, which inherit what is blocked here.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    theirs.close()
+    processes[ours] = process
+    return ours
+
+
+def _serve(connection, prepare, threads):
+    """What a process of ``share_out`` does until no more items come."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # which cleans up
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+    sys.stderr.isatty = lambda: False  # no bars: those of several processes would overwrite each other
+    work = None
+    while True:
+        try:
+            item = connection.recv()
+        except EOFError:
+            return
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            try:
+                work = work or prepare()
+                answer = work(item)
+            except (UserError, OSError) as error:
+                answer = error
+        connection.send((answer, printed.getvalue()))
+
+
+def _end_with_parent():
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
