@@ -134,7 +134,9 @@ class PictureWriter:
         self.backlog = backlog
 
     def submit(self, path, frame):
-        self.pending.append(self.threads.submit(lambda: path.write_bytes(cv2.imencode(".png", frame)[1])))
+        # Drawn and filmed pictures alike are smaller by this filter than by OpenCV's default, and sooner done.
+        up = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
+        self.pending.append(self.threads.submit(lambda: path.write_bytes(cv2.imencode(".png", frame, up)[1])))
         self.wait(self.backlog)
 
     def wait(self, left=0):
