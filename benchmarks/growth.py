@@ -31,11 +31,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import speed
 from dataset import ColorizationDataset
 from dataset_generator import GeneratorConfig, generate
+from encoding import VideoSettings
 from episode import color_video
 from memory import MemoryNetwork, SpatialMemory
 from train import TrainConfig
 from utils import ArgumentParser, UserError, replace_when_done, run_cli, select_device
-from video import VideoSettings
+from video import Film
 
 ROUNDS = 3
 IMG_SIZE = 128
@@ -155,7 +156,7 @@ def memory_reading(painter, device, rounds):
 def colouring(film, painter, folder, rounds):
     def color(path, seconds):
         (folder / "coloured.mp4").unlink(missing_ok=True)
-        color_video(painter, path, folder / "coloured.mp4", VideoSettings(end=seconds))
+        color_video(painter, Film(path), folder / "coloured.mp4", VideoSettings(end=seconds))
 
     with av.open(str(film)) as source:
         rate = float(source.streams.video[0].average_rate)
