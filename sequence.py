@@ -69,6 +69,9 @@ class NumberedFrames:
         self.stem = prefix.strip(" ._-").replace(".", "_") or path.parent.resolve().name.replace(".", "_")
         self.promised = len(paths)
 
+    def __str__(self):
+        return str(self.path)
+
     def stamp(self):
         """As of ``video.Film``."""
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths.values()]

@@ -41,8 +41,8 @@ def parse_shard(text):
 
 
 def share_out(prepare, items, workers):
-    """Work on ``items``, tuples that begin with a path, in at most ``workers`` processes; yields (index, answer) for
-    each one as it is done.
+    """Work on ``items``, tuples that begin with the name of a file, in at most ``workers`` processes; yields
+    (index, answer) for each one as it is done.
 
     ``prepare()`` is called once in each process and returns the function from an item to its answer; all three go
     through pickle. An answer is the UserError that the work raised, or one that says that its process died, which no

@@ -208,14 +208,9 @@ def is_done(path, target):
     return target.exists() and not is_joined(target)
 
 
-def facts_of(painter, args):
-    """What the metrics say of the way of colouring."""
-    return {"checkpoint": str(args.checkpoint), "color_feature": painter.source}
-
-
-def color_film(painter, pair, args):
-    """Colour a film of ``find_work`` and write what goes with it. Raises UserError when it cannot be coloured."""
-    path, target = pair
+def color_film(painter, args, work):
+    """Colour a film of ``find_work``, a pair of (input, output), and write what goes with it."""
+    path, target = work
     settings = VideoSettings(args.codec, args.crf, args.pix_fmt, args.colour_only, args.keep_colour_shots, args.start,
                              args.end, args.batch_size)
     film = path if isinstance(path, NumberedFrames) else Film(path)
@@ -238,6 +233,11 @@ def color_film(painter, pair, args):
             raise UserError(f"{error}; the film itself is whole, and the same command makes what is missing") from error
 
     color_video(painter, film, target, settings, args.overwrite, explain)
+
+
+def facts_of(painter, args):
+    """What the metrics say of how it was coloured."""
+    return {"checkpoint": str(args.checkpoint), "color_feature": painter.source}
 
 
 def run(args):
@@ -274,29 +274,29 @@ def run(args):
                                            "seconds": round(seconds, 2)}, args.overwrite)
     if films:
         alone = min(args.workers, len(films)) == 1
-        prepare = partial(partial, color_film, painter, args=args) if alone else partial(prepare_worker, args)
-        color_all(prepare, films, args.workers)
+        prepare = partial(partial, color_film, painter, args) if alone else partial(prepare_worker, args)
+        color_films(prepare, films, args.workers)
 
 
-def color_all(prepare, films, workers):
-    """Colour films, pairs of (input, output), by ``workers`` processes; see share_out. Raises UserError at the end
-    when some of them could not be coloured."""
+def color_films(prepare, films, workers):
+    """Colour films of ``find_work`` by ``workers`` processes; see share_out. Raises UserError at the end when some of
+    them could not be coloured."""
     failures = 0
     with closing(share_out(prepare, films, workers)) as answers:
         for _, error in answers:
             if error is not None and len(films) == 1:
                 raise error
             if error is not None:
-                warn(f"{error}; left out")
+                warn(f"{error}; the others go on")
                 failures += 1
     if failures:
-        raise UserError(f"{failures} of {len(films)} films are left out; mend or remove them and run again")
+        raise UserError(f"{failures} of {len(films)} films failed; mend or remove them and run again")
 
 
 def prepare_worker(args):
     """The work of a process of its own: color_film with its own painter."""
     args.save_checkpoint = None  # it is written already
-    return partial(color_film, load_painter(args), args=args)
+    return partial(color_film, load_painter(args), args)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -342,7 +342,7 @@ def main(argv):
     group.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto",
                        help="of the networks; auto is bf16 where the hardware is fast at it")
     group.add_argument("--workers", type=int, default=1,
-                       help="videos of a folder to colour at the same time, in processes with networks of their own")
+                       help="films of a folder to colour at the same time, in processes with networks of their own")
     group.add_argument("--shard", type=parse_shard, default=Shard(), metavar="i/n",
                        help="do the i-th of n parts of a folder, from 1 on, as on n machines; part 1 has all pictures")
     args = parser.parse_args(argv)

@@ -8,8 +8,8 @@ Every part is timed ROUNDS times, its sizes in turn, after a round that does not
 - A training step at 128 px with the size of the set (width 64, batch 8, as in the paper).
 - Reading the memory for a shot with the number of slots, and their bytes.
 - Choosing the 8 frames of the spatial memory that are read for a batch of 8 frames, with the number of frames that it
-  knows, and the bytes of what is compared; and the attention over the places of those that are chosen. The keys of all
-  places would not fit into this machine's memory: their bytes are those of a frame times the number of frames.
+  knows, and the bytes of what is compared; attention over the places of those that are chosen, and carrying their
+  colours along the optical flow, which do not depend on that number; and the bytes that are kept of a frame.
 - Colouring a film with its length and with its resolution, network at 128 px.
 
 Prints a table and writes results/bench/growth.json. About 5 minutes on 2 CPU cores.
@@ -31,11 +31,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import speed
 from dataset import ColorizationDataset
 from dataset_generator import GeneratorConfig, generate
+from encoding import VideoSettings
 from episode import color_video
 from memory import MemoryNetwork, SpatialMemory
 from train import TrainConfig
 from utils import ArgumentParser, UserError, replace_when_done, run_cli, select_device
-from video import VideoSettings
+from video import Film
 
 ROUNDS = 3
 IMG_SIZE = 128
@@ -142,15 +143,12 @@ def memory_reading(painter, device, rounds):
 
     spatial = painter.colorizer.spatial
     chosen = len(spatial.ids)
-    a_frame = sum(getattr(spatial, name).nbytes for name in ("frames", "keys", "ab", "ids", "pinned")) // chosen
-    keys = spatial.keys[torch.arange(8) % chosen].float()
-
-    def attend():
-        for _ in range(READS):
-            spatial.read(looks, keys)
-
-    yield from one_read(rows("spatial memory, attention of 8 frames", "frames", {chosen: attend}, rounds,
-                             size_in_bytes=lambda frames: frames * a_frame))
+    a_frame = sum(buffer.nbytes for buffer in spatial.buffers() if len(buffer) == chosen) // chosen
+    keys, L = spatial.keys[torch.arange(8) % chosen].float(), torch.rand(8, 1, IMG_SIZE, IMG_SIZE, device=device)
+    for name, function, arguments in (("attention of", spatial.read, (looks, keys)),
+                                      ("carrying to", spatial.carry, (looks, keys, L))):
+        yield from one_read(rows(f"spatial memory, {name} 8 frames", "frames", {chosen: repeated(
+            function, *arguments)}, rounds))
     yield {"figure": "spatial memory, kept of a frame", "size": 1, "unit": "frame", "seconds": None,
            "milliseconds_a_frame": None, "bytes": a_frame}
 
@@ -158,7 +156,7 @@ def memory_reading(painter, device, rounds):
 def colouring(film, painter, folder, rounds):
     def color(path, seconds):
         (folder / "coloured.mp4").unlink(missing_ok=True)
-        color_video(painter, path, folder / "coloured.mp4", VideoSettings(end=seconds))
+        color_video(painter, Film(path), folder / "coloured.mp4", VideoSettings(end=seconds))
 
     with av.open(str(film)) as source:
         rate = float(source.streams.video[0].average_rate)

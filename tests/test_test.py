@@ -189,7 +189,7 @@ def test_a_folder_of_films_and_pictures_skips_what_is_done(home, tmp_path, capsy
     write_image(folder / "c.png", draw_picture(0))
     (folder / "bad.mkv").write_text("no film")
     settings = {"checkpoint": home / "spatial" / "best.pt", "input": folder, "output": output}
-    with pytest.raises(UserError, match="1 of 3 videos are left out"):
+    with pytest.raises(UserError, match="1 of 3 films failed"):
         main(flags(**settings))
     assert "bad.mkv as a video" in capsys.readouterr().err
     assert {"a.mp4", "b.mkv", "c.png"} <= {path.name for path in output.iterdir()}
@@ -221,7 +221,7 @@ def test_films_that_are_shared_out_come_out_the_same(home, tmp_path, capsys):
                 main(flags(checkpoint=checkpoint, input=tmp_path / "in", output=tmp_path / name, **way))
             except UserError as error:
                 said.append(str(error))
-        assert len(said) == 1 and "videos are left out" in said[0]
+        assert len(said) == 1 and "films failed" in said[0]
         captured = capsys.readouterr()
         assert captured.err.count("bad.mp4 as a video") == 1 and captured.out.count("coloured ") == 4
         made.append({path.name: re.sub(rb'("seconds": )[0-9.]+', rb"\1", path.read_bytes())
