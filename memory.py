@@ -325,17 +325,19 @@ class SpatialMemory(nn.Module):
                                                   strict=True):
             colors, misfits = [], []
             for slot, pull in zip(chosen, pulled, strict=True):
+                if any(pulled) and not pull:
+                    continue  # what the user corrects is not carried beside the correction
                 known = self.pictures[slot].cpu().numpy()
                 flow = flow_between(picture, np.ascontiguousarray(known[..., 0]))
                 lab = fetch(np.float32(known), flow)
                 unlit = cv2.blur(np.square((lab[..., 0] - picture) / 255), (5, 5))
-                unlike = self._unlike(query, self.keys[slot].cpu(), flow) - self.PULL * pull
+                unlike = (self._unlike(query, self.keys[slot].cpu(), flow) - self.PULL * pull).clamp(min=0)
                 colors.append((torch.from_numpy(lab[..., 1:]) - 128) / 110)
                 misfits.append(self.UNLIT * torch.from_numpy(unlit) + self.UNLIKE * unlike)
             misfit = torch.stack(misfits)
             weight = (-self.CHOICE * misfit).softmax(0)
             color = (weight[..., None] * torch.stack(colors)).sum(0)
-            confidence = (-(weight * misfit).sum(0).clamp(min=0)).exp()
+            confidence = (-(weight * misfit).sum(0)).exp()
             carried.append(torch.cat([color, confidence[..., None]], 2).permute(2, 0, 1))
         return torch.stack(carried).to(L.device)
 

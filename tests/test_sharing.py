@@ -36,7 +36,7 @@ def prepare():
 def started(folder, item):
     """Say who works, and work on."""
     (folder / item[0]).write_text(str(os.getpid()))
-    time.sleep(PARENT_WAITS)
+    time.sleep(10 * PARENT_WAITS)  # longer than anyone waits for it to end
 
 
 def prepare_started(folder):
