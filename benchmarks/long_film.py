@@ -68,8 +68,8 @@ class OneColor:
 
 def peak(path):
     """Colour a film; returns the most memory that this process ever had, in MB."""
-    args = Namespace(overwrite=False, colour_only=False, suggest=10, panel=False, checkpoint="none")
-    color_film(OneColor(), path, path.with_name(f"{path.stem}_coloured.mkv"), VideoSettings(), {}, args)
+    args = Namespace(**vars(VideoSettings()), overwrite=False, suggest=10, panel=False, checkpoint="none")
+    color_film(OneColor(), args, (path, path.with_name(f"{path.stem}_coloured.mkv")))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
 
 
