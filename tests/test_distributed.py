@@ -35,7 +35,7 @@ def make_runs(folder):
     def run(name, processes, to, kill=False, **settings):
         """Train with epochs of one step, all four pictures, in so many processes."""
         # At a low rate, since Adam turns a gradient of rounding errors into a step of full length.
-        settings = {"batch_size": 4, "epoch_steps": 1, "save_seconds": 1e9, "gen_lr": 1e-4, "dis_lr": 1e-4,
+        settings = {"batch_size": 4, "epoch_steps": 1, "save_seconds": 1e9, "gen_lr": 3e-5, "dis_lr": 3e-5,
                     "lr_decay_start": 1, "precision": "fp32", **settings, "end_epoch": to}
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
