@@ -13,7 +13,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
@@ -42,6 +41,20 @@ def resize(image, height, width):
     """Resize (h, w) or (h, w, C) to (height, width, ...): area average to shrink, bilinear to enlarge."""
     shrink = height <= image.shape[0] and width <= image.shape[1]
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+
+
+@lru_cache(maxsize=8)
+def _shares(old, new):
+    """Which share of each of ``new`` pixels in a row lies in each of ``old`` smaller ones, (new, old)."""
+    edge, pixel = torch.arange(new)[:, None] * old / new, torch.arange(old)
+    return (torch.minimum(pixel + 1, edge + old / new) - torch.maximum(pixel, edge)).clamp(min=0) * new / old
+
+
+def shrink(maps, side):
+    """Square maps (N, C, H, H), float32, to (N, C, side, side) by area, exactly also where H / side is no whole number,
+    as ``resize`` does with arrays and torch's own area mode does not."""
+    shares = _shares(maps.shape[-1], side).to(maps)
+    return maps if maps.shape[-1] == side else shares @ maps @ shares.T
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -226,19 +239,15 @@ class ColorizationDataset(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index):
-        L, ab, grey = (part[0] for part in self.look([index]))
+        L, ab, grey = (part[0] for part in self.look([index], self.img_size))
         return {"L": L, "ab": ab, "color_feature": self.color_features[index], "image_id": self.ids[index],
                 "grey": grey, "index": index}
 
-    def look(self, indices):
-        """L (N, 1, S, S), ab (N, 2, S, S) and the grey pictures (N, 3, 256, 256) of some pictures."""
+    def look(self, indices, size):
+        """L (N, 1, size, size), ab (N, 2, size, size) and the grey pictures (N, 3, 256, 256) of some pictures; size at
+        most ``side``."""
         lab = self.lab[indices].float()
-        return *unpack(_shrink(lab, self.img_size)), grey_image(_shrink(lab[:, :1], GREY_SIZE) / 255)
-
-
-def _shrink(maps, side):
-    """Maps (N, C, H, H) to (N, C, side, side) by area."""
-    return maps if maps.shape[-1] == side else F.interpolate(maps, (side, side), mode="area")
+        return *unpack(shrink(lab, size)), grey_image(shrink(lab[:, :1], GREY_SIZE) / 255)
 
 
 class TrainingViews(Dataset):
@@ -271,9 +280,9 @@ class TrainingViews(Dataset):
             start = rng.integers(0, self.GRID - size + 1)
             (top, left), (bottom, right) = (edge * self.data.side // self.GRID for edge in (start, start + size))
             lab[:, top:bottom, left:right] = self._view(int(rng.integers(len(self))), rng)[:, top:bottom, left:right]
-        L, ab = (part[0] for part in unpack(_shrink(lab[None], self.data.img_size)))
+        L, ab = (part[0] for part in unpack(shrink(lab[None], self.data.img_size)))
         feature = color_feature(ab.permute(1, 2, 0).numpy() * AB_SCALE)
-        return {"L": L, "ab": ab, "grey": grey_image(_shrink(lab[None, :1], GREY_SIZE)[0] / 255),
+        return {"L": L, "ab": ab, "grey": grey_image(shrink(lab[None, :1], GREY_SIZE)[0] / 255),
                 "view_feature": torch.from_numpy(feature), "misled": rng.random() < self.mislead, "index": index,
                 "color_feature": self.data.color_features[index], "image_id": self.data.ids[index]}
 

@@ -42,7 +42,7 @@ SAMPLES = 8  # frames of a shot that its palette is chosen by
 COLORFUL = 12.0  # mean colourfulness from which a shot is already in colour; grey film with a tint has less
 HELD = 4.0  # greatest change, in 8-bit steps of the mean luma of 4 x 4 pixels, within a drawing that is held
 NEUTRAL = 0.4663  # Y' of the grey of L 50
-PARTS_FORMAT = 3  # of what is kept for an interrupted run
+PARTS_FORMAT = 4  # of what is kept for an interrupted run
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The first pass: shots and their palettes

@@ -10,6 +10,8 @@ import numpy as np
 from dataset import resize
 
 SMALLEST = 16  # pixels along a side that DIS needs
+WINDOW = 5  # pixels along a side of what is around a pixel
+EVEN = 1e-3  # variance of L in [0, 1] of which colour is hardly taken to move with lightness
 
 
 class Flow:
@@ -28,6 +30,24 @@ def fetch(picture, flow):
     """What the second picture (H, W, C), or anything laid over it, shows where the first one has its pixels."""
     y, x = np.indices(flow.shape[:2], dtype=np.float32)
     return cv2.remap(picture, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def relit(ab, known, L):
+    """Colours ab (H, W, 2) that were carried to a picture of lightness L (H, W) in [0, 1] together with their own one,
+    ``known`` (H, W): moved by the difference, as colour moves with lightness in the WINDOW around, where it does.
+
+    The local linear model of the guided filter (He et al. 2013), by which a leaf that the flow misses by half a pixel
+    still has its own colour.
+    """
+    mean, mean_ab = blur(known), blur(ab)
+    covariance = blur(known[..., None] * ab) - mean[..., None] * mean_ab
+    variance = blur(known * known) - mean * mean
+    return ab + covariance / (variance + EVEN)[..., None] * (L - known)[..., None]
+
+
+def blur(picture):
+    """Means over WINDOW x WINDOW pixels."""
+    return cv2.blur(picture, (WINDOW, WINDOW))
 
 
 def visible(there, back):

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from torch import nn
 
-from flow import Flow, fetch
+from dataset import shrink
+from flow import Flow, blur, fetch, relit
 
 FEATURE_DIM = 313  # a colour feature
 KEY_DIM = 512  # a query or a key of the memory
@@ -196,9 +197,10 @@ class SpatialMemory(nn.Module):
     LIGHTNESS, POSITION, COLOR = 2.0, 0.1, 4.0  # weights of L in [0, 1], (y, x) in [-1, 1] and ab / 110 in a key
     PREFERENCE, PULL = 0.05, 0.5
     CARRIED = 2  # frames whose colours are carried along the optical flow
-    SIDE = 128  # of their pictures
-    UNLIKE, UNLIT = 0.5, 150.0  # misfit of a squared distance of keys of 1, and of a squared difference in L of 1
-    CHOICE = 20.0  # of the frames carried the weights are softmax(-CHOICE * misfit)
+    SIDE = 192  # of their pictures
+    UNLIKE, UNLIT = 0.25, 25.0  # misfit of a squared distance of keys of 1, and of a squared difference in L of 1
+    CHOICE = 30.0  # of the frames carried the weights are softmax(-CHOICE * misfit)
+    DOUBT = 1.0  # see ``carry``
 
     def __init__(self, frame_dim, place_dim, size):
         super().__init__()
@@ -255,7 +257,7 @@ class SpatialMemory(nn.Module):
     def _picture(self, L, ab):
         """L (N, 1, S, S) in [0, 1] and ab (N, 2, S, S) in [-1, 1] as rows of ``pictures``."""
         lab = torch.cat([255 * L.float(), 110 * ab.float() + 128], 1)
-        return F.adaptive_avg_pool2d(lab, self.SIDE).permute(0, 2, 3, 1).round().clamp(0, 255).byte()
+        return shrink(lab, self.SIDE).permute(0, 2, 3, 1).round().clamp(0, 255).byte()
 
     def compare(self, frames):
         """Cosine similarity (N, m) of frames (N, D) with all in the memory, and which of these are preferred, bool."""
@@ -314,8 +316,10 @@ class SpatialMemory(nn.Module):
     def carry(self, frames, keys, L):
         """Colours carried along the optical flow (N, 3, SIDE, SIDE), float32: ab / 110, and the confidence in [0, 1].
 
-        Frames (N, D), keys (N, 1024, DIM + 5) and L (N, 1, S, S) in [0, 1]. The confidence is exp(-misfit) of UNLIKE
-        and UNLIT, of what the flow finds for a pixel.
+        Frames (N, D), keys (N, 1024, DIM + 5) and L (N, 1, S, S) in [0, 1]. The misfit of a pixel is UNLIKE * squared
+        distance of keys + UNLIT * squared difference in L, of what the flow finds for it. The confidence is
+        1 / (1 + (misfit + mean misfit of the picture)^4), in the mean no more than DOUBT for a pixel: where little of
+        a picture fits, what seems to fit is by chance.
         """
         slots = self.choose(frames)[:, :self.CARRIED]
         preferred = self.compare(frames)[1].gather(1, slots)
@@ -323,23 +327,25 @@ class SpatialMemory(nn.Module):
         flow_between, carried = Flow(), []
         for picture, query, chosen, pulled in zip(pictures, keys.cpu(), slots.tolist(), preferred.tolist(),
                                                   strict=True):
-            colors, misfits = [], []
+            colors, misfits, lightness = [], [], np.float32(picture) / 255
             for slot, pull in zip(chosen, pulled, strict=True):
                 if any(pulled) and not pull:
                     continue  # what the user corrects is not carried beside the correction
                 known = self.pictures[slot].cpu().numpy()
                 flow = flow_between(picture, np.ascontiguousarray(known[..., 0]))
                 lab = fetch(np.float32(known), flow)
-                unlit = cv2.blur(np.square((lab[..., 0] - picture) / 255), (5, 5))
-                unlike = (self._unlike(query, self.keys[slot].cpu(), flow) - self.PULL * pull).clamp(min=0)
-                colors.append((torch.from_numpy(lab[..., 1:]) - 128) / 110)
-                misfits.append(self.UNLIT * torch.from_numpy(unlit) + self.UNLIKE * unlike)
-            misfit = torch.stack(misfits)
-            weight = (-self.CHOICE * misfit).softmax(0)
-            color = (weight[..., None] * torch.stack(colors)).sum(0)
-            confidence = (-(weight * misfit).sum(0)).exp()
-            carried.append(torch.cat([color, confidence[..., None]], 2).permute(2, 0, 1))
-        return torch.stack(carried).to(L.device)
+                found, ab = lab[..., 0] / 255, (lab[..., 1:] - 128) / 110
+                unlike = (self._unlike(query, self.keys[slot].cpu(), flow) - self.PULL * pull).clamp(min=0).numpy()
+                colors.append(relit(ab, found, lightness))
+                misfits.append(self.UNLIT * blur(np.square(found - lightness)) + self.UNLIKE * unlike)
+            misfit = np.stack(misfits)
+            weight = np.exp(self.CHOICE * (misfit.min(0) - misfit))
+            weight /= weight.sum(0)
+            color, misfit = (weight[..., None] * np.stack(colors)).sum(0), (weight * misfit).sum(0)
+            misfit += np.minimum(misfit, self.DOUBT).mean()
+            confidence = 1 / (1 + misfit**4)
+            carried.append(np.concatenate([color, confidence[..., None]], 2).transpose(2, 0, 1))
+        return torch.from_numpy(np.stack(carried)).to(L.device)
 
     def _unlike(self, query, known, flow):
         """Squared distances (SIDE, SIDE) of keys (1024, DIM + 5) to those that a flow (SIDE, SIDE, 2) finds."""

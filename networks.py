@@ -17,6 +17,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from dataset import shrink
 from distributed import SharedBatchNorm, SharedDropout2d
 from memory import FEATURE_DIM, FeatureIntegrator, MemoryNetwork, SpatialMemory
 
@@ -370,6 +371,11 @@ class Colorizer(nn.Module):
         if config.use_spatial_memory:
             self.spatial = SpatialMemory(BACKBONE_DIMS[config.backbone], place_dim, config.spatial_size)
 
+    @property
+    def side(self):
+        """Of the square pictures that ``forward`` takes and gives."""
+        return max(self.config.img_size, SpatialMemory.SIDE * self.config.use_spatial_memory)
+
     def recall(self, features):
         """Backbone features (N, D) -> the 3 best slots (fewer in a memory of fewer slots)."""
         return self.memory.read(self.memory.query(features), FeatureIntegrator.TOP)
@@ -388,8 +394,8 @@ class Colorizer(nn.Module):
                 recall.scores.take_along_dim(slot, 1)[:, 0])
 
     def forward(self, L, palette=None, seen=None, remember=True):
-        """L (N, 1, S, S) in [0, 1], palette as for the generator -> ab (N, 2, S, S) in [-1, 1], and the confidence
-        (N, 32, 32) in [0, 1] of the spatial memory, None without one.
+        """L (N, 1, side, side) in [0, 1], palette as for the generator -> ab (N, 2, side, side) in [-1, 1], and the
+        confidence (N, 32, 32) in [0, 1] of the spatial memory, None without one.
 
         With a spatial memory ``seen`` is what the backbone sees of the frames: features (N, D) of them and (N, E, 32,
         32) of their places. The mean colour of each place moves from the generator's to the remembered one, as far as
@@ -399,10 +405,12 @@ class Colorizer(nn.Module):
         if not self.config.use_spatial_memory:
             return self.generator(L, palette), None
         frames, places = seen
-        ab = self.generator(L, palette, places)
+        size = self.config.img_size
+        guess = self.generator(shrink(L, size), palette, places)
+        ab = F.interpolate(guess, L.shape[2:], mode="bilinear", align_corners=False)
         if not remember:
             return ab, None
-        keys = self.spatial.key(places, L, ab)
+        keys = self.spatial.key(places, L, guess)
         hint, carried = self.spatial.read(frames, keys), self.spatial.carry(frames, keys, L)
         ab = moved(moved(ab, *hint.split([2, 1], 1)), *carried.split([2, 1], 1))
         return ab, torch.maximum(hint[:, 2], F.adaptive_avg_pool2d(carried[:, 2], hint.shape[2:]))

@@ -43,7 +43,7 @@ class Painter:
     @property
     def side(self):
         """Of the pictures that a shot is coloured by: enough for the backbone and for the generator."""
-        return max(GREY_SIZE, self.colorizer.config.img_size)
+        return max(GREY_SIZE, self.colorizer.side)
 
     @property
     def remembers(self):
@@ -69,9 +69,9 @@ class Painter:
         return self.colorizer.choose(recall, self.rank if self.source == "memory" else None)
 
     def generate(self, lightness, palette, seen):
-        """ab float32 (N, S, S, 2) in Lab units at the network's size, for pictures of any size, L (H, W) each, and the
-        mean confidence of the spatial memory (N,), nan where it is not read."""
-        size = self.colorizer.config.img_size
+        """ab float32 (N, S, S, 2) in Lab units, S the colorizer's side, for pictures of any size, L (H, W) each, and
+        the mean confidence of the spatial memory (N,), nan where it is not read."""
+        size = self.colorizer.side
         L = torch.from_numpy(np.stack([resize(plane, size, size) for plane in lightness]))[:, None].to(self.device)
         with autocast(self.device, self.precision):
             ab, confidence = self.colorizer(L / L_SCALE, palette, seen, self.remembers)
@@ -80,7 +80,7 @@ class Painter:
 
     @torch.inference_mode()
     def predict(self, labs):
-        """The colours of pictures, Lab (H, W, 3) each, at the network's size: ab float32 (N, S, S, 2) in Lab units.
+        """The colours of pictures, Lab (H, W, 3) each: ab float32 (N, S, S, 2) in Lab units, S the colorizer's side.
 
         Only the lightness is used (and the palette for "truth"); each picture has a palette of its own.
         """
@@ -94,7 +94,7 @@ class Painter:
 
     def colorize(self, pictures):
         """Colour a list of equally large RGB uint8 pictures (H, W, 3). Returns RGB uint8 of the same size: ab is
-        predicted at the network's size, enlarged and joined to the full-resolution L."""
+        predicted at the colorizer's side, enlarged and joined to the full-resolution L."""
         labs = [rgb_to_lab(picture) for picture in pictures]
         results = []
         for lab, colors in zip(labs, self.predict(labs), strict=True):
@@ -170,14 +170,13 @@ def add_references(colorizer, folder, device, precision="auto"):
     size, config = colorizer.config.img_size, colorizer.config
     for lab in labs:
         frames, places = look(colorizer.backbone, [lab[..., 0]], device, precision)
-        small = resize(lab, size, size)
-        picture = torch.from_numpy(small / np.float32([L_SCALE, AB_SCALE, AB_SCALE])).permute(2, 0, 1)[None].to(device)
-        L, ab = picture.split([1, 2], 1)
+        scaled = resize(lab, colorizer.side, colorizer.side) / np.float32([L_SCALE, AB_SCALE, AB_SCALE])
+        L, ab = torch.from_numpy(scaled).permute(2, 0, 1)[None].to(device).split([1, 2], 1)
         if config.use_spatial_memory:
             with autocast(device, precision):
                 guess, _ = colorizer(L, colorizer.choose(colorizer.recall(frames)), (frames, places), remember=False)
             colorizer.spatial.pin(frames, places, L, ab, guess)
-        feature = torch.from_numpy(color_feature(small[..., 1:]))[None].to(device)
+        feature = torch.from_numpy(color_feature(resize(lab, size, size)[..., 1:]))[None].to(device)
         colorizer.memory.pin(colorizer.memory.query(frames), feature)
     colorizer.config = replace(config, mem_size=config.mem_size + len(labs),
                                spatial_size=config.spatial_size + config.use_spatial_memory * len(labs))

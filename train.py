@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dataset import AB_SCALE, ColorizationDataset, TrainingViews, ViewSampler
+from dataset import AB_SCALE, ColorizationDataset, TrainingViews, ViewSampler, resize
 from distributed import Team
 from learner import Learner, not_whole
 from networks import BACKBONE_DIMS, SIZE_STEP, BackboneUnavailable, ModelConfig, model_config_of
@@ -172,11 +172,9 @@ def config_to_go_on(saved, given):
 
 
 def look(data, indices, learner, device, cast):
-    """What the backbone sees of some pictures, and their L and ab: frames (N, D), places (N, E, 32, 32), L, ab.
-
-    The first two are None without a memory, which needs no backbone.
-    """
-    L, ab, grey = (part.to(device) for part in data.look(indices))
+    """What the backbone sees of some pictures: frames (N, D) and places (N, E, 32, 32), None without a memory, which
+    needs no backbone; and L and ab of the size that the colorizer takes."""
+    L, ab, grey = (part.to(device) for part in data.look(indices, learner.colorizer.side))
     frames = places = None
     if learner.config.use_memory:
         with cast():
@@ -224,7 +222,8 @@ def validate(learner, data, device, cast, remember=True):
     """Colour the pictures exactly as at test time: eval mode, colours from the memory (through the integrator). Without
     ``remember``, the generator alone: what the spatial memory knows of a training picture tells nothing.
 
-    Returns the metrics, and SAMPLES rows for the sample grid: (index, predicted Lab (S, S, 3), ids of the top 3).
+    Returns the metrics, at the size that the colorizer takes, and SAMPLES rows for the sample grid: (index, predicted
+    Lab (S, S, 3), ids of the top 3).
     """
     colorizer = learner.colorizer.eval()
     chosen = spread(len(data), VAL_PICTURES)
@@ -244,7 +243,7 @@ def validate(learner, data, device, cast, remember=True):
         for index, lab, truth, top in zip(indices.tolist(), to_lab(L, fake), to_lab(L, ab), ids.tolist(), strict=True):
             errors.append(ciede2000(lab, truth))
             if index in shown:
-                samples.append((index, lab, top))
+                samples.append((index, resize(lab, data.img_size, data.img_size), top))
     colorizer.train()
     metrics = {"val_ciede2000": sum(errors) / len(errors), "val_psnr_ab": psnr(sum(squares) / len(squares), AB_PEAK)}
     if overlaps:

@@ -189,7 +189,7 @@ def write_image(path, rgb):
 # ---------------------------------------------------------------------------------------------------------------------
 # Checkpoints and devices
 
-CHECKPOINT_FORMAT = 4
+CHECKPOINT_FORMAT = 5
 
 
 def save_checkpoint(path, content):

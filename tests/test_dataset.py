@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from skimage.color import lab2rgb, rgb2lab
 
-from dataset import AB_BINS, AB_SCALE, ColorizationDataset, color_feature, lab_to_rgb, resize, rgb_to_lab, soft_encode
+from dataset import (
+    AB_BINS, AB_SCALE, ColorizationDataset, color_feature, lab_to_rgb, resize, rgb_to_lab, shrink, soft_encode)
 from utils import UserError, image_ids, read_image, write_image
 
 
@@ -102,6 +103,15 @@ def test_whole_frame_is_resized():
     small = resize(picture, 128, 128)
     assert small.shape == (128, 128, 3)
     assert (small[:, :10] == 1).all() and (small[:, -10:] == 2).all()
+
+
+@pytest.mark.parametrize("side", [32, 64, 72, 96, 100])
+def test_maps_shrink_as_arrays_do(side):
+    picture = np.random.default_rng(0).random((96, 96, 3), np.float32)
+    maps = shrink(torch.from_numpy(picture).permute(2, 0, 1)[None], side)
+    if side <= 96:
+        np.testing.assert_allclose(maps[0].permute(1, 2, 0), resize(picture, side, side), atol=1e-5)
+    torch.testing.assert_close(maps.mean((2, 3)), torch.from_numpy(picture.mean((0, 1)))[None])
 
 
 def test_items_hold_the_five_elements(tmp_path):

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from flow import Flow, SteadyColors, fetch, visible
+from flow import Flow, SteadyColors, fetch, relit, visible
 
 
 def drawing(shift, size=96):
@@ -20,6 +20,16 @@ def test_what_is_fetched_lies_where_the_first_picture_has_it():
     assert flow.shape == (96, 96, 2)
     assert np.abs(flow[16:-16, 16:-16] - [6, 0]).max() < 0.5
     assert np.abs(fetch(np.float32(second), flow) - first)[16:-16, 16:-16].max() < 12
+
+
+def test_colours_move_with_lightness_as_they_do_around():
+    """Leaves, bright ones yellow and dark ones blue, half a pixel away from where they were; and an even wall."""
+    L = cv2.GaussianBlur(np.random.default_rng(0).random((64, 65), np.float32), (0, 0), 1)
+    color = np.stack([0 * L, 2 * (L - 0.5)], 2)
+    known, ab, now, right = (L[:, :64] + L[:, 1:]) / 2, (color[:, :64] + color[:, 1:]) / 2, L[:, :64], color[:, :64]
+    assert np.abs(relit(ab, known, now) - right).mean() < 0.3 * np.abs(ab - right).mean()
+    wall = np.full((64, 64, 2), 0.3, np.float32)
+    np.testing.assert_allclose(relit(wall, known, now), wall, atol=1e-5)
 
 
 def test_visible_is_what_both_pictures_show():

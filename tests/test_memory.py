@@ -258,29 +258,31 @@ def test_frames_are_chosen_alike_but_various():
 
 
 def drawing(shift):
-    """A drawn picture that has moved right by ``shift`` of 128 pixels: L (1, 1, 128, 128) and ab (1, 2, 128, 128)."""
-    y, x = np.indices((128, 128), dtype=np.float32)
-    noise = cv2.GaussianBlur(np.random.default_rng(0).random((128, 192), np.float32), (0, 0), 3)
-    noise = noise[:, 32 - shift:160 - shift]
+    """A drawn picture that has moved right by ``shift`` of 192 pixels: L (1, 1, 192, 192) and ab (1, 2, 192, 192)."""
+    y, x = np.indices((192, 192), dtype=np.float32)
+    noise = cv2.GaussianBlur(np.random.default_rng(0).random((192, 256), np.float32), (0, 0), 3)
+    noise = noise[:, 32 - shift:224 - shift]
     L = torch.from_numpy((noise - noise.min()) / np.ptp(noise)).float()
-    thing = torch.from_numpy((y - 64)**2 + (x - 60 - shift)**2 < 24**2)
+    thing = torch.from_numpy((y - 96)**2 + (x - 90 - shift)**2 < 36**2)
     return L[None, None], torch.where(thing[None], COLORS[0][:, None, None], COLORS[1][:, None, None])[None]
 
 
 def test_colours_are_carried_with_what_has_moved():
     """To the pixel, inside what is seen in both; places that look different, and another lightness, are not trusted."""
     net, places = spatial_with([torch.zeros(32, 32)], COLORS), places_of(torch.zeros(32, 32))
-    (L, ab), (L_now, ab_now) = drawing(0), drawing(5)
+    (L, ab), (L_now, ab_now) = drawing(0), drawing(8)
     net.write(torch.arange(1), torch.eye(4)[:1], places, L, ab, torch.arange(1))
     carried = net.carry(torch.eye(4)[:1], net.key(places, L_now, GREY), L_now)
-    assert carried.shape == (1, 3, 128, 128) and carried[:, 2].min() >= 0 and carried[:, 2].max() <= 1
-    inside = carried[..., 16:-16, 16:-16], ab_now[..., 16:-16, 16:-16]
+    assert carried.shape == (1, 3, 192, 192) and carried[:, 2].min() >= 0 and carried[:, 2].max() <= 1
+    inside = carried[..., 24:-24, 24:-24], ab_now[..., 24:-24, 24:-24]
     assert ((inside[0][:, :2] - inside[1]).abs().amax(1) < 0.02).float().mean() > 0.95
     assert inside[0][:, 2].mean() > 0.8
     half = torch.zeros(32, 32)
     half[:, 16:] = 1
-    carried = net.carry(torch.eye(4)[:1], net.key(places_of(half), L_now, GREY), L_now)
-    assert carried[:, 2, 16:-16, 16:56].mean() > 0.8 and carried[:, 2, :, 70:].max() < 0.5
+    keys = net.key(3**0.5 * places_of(half), L_now, GREY)  # a place has three maps of unit length
+    net.write(torch.arange(1), torch.eye(4)[:1], 3**0.5 * places, L, ab, torch.arange(1))
+    carried = net.carry(torch.eye(4)[:1], keys, L_now)
+    assert carried[:, 2, 24:-24, 24:84].mean() > 0.8 and carried[:, 2, :, 105:].max() < 0.5
     dark = 0.5 * L_now
     assert net.carry(torch.eye(4)[:1], net.key(places, dark, GREY), dark)[:, 2].mean() < 0.2
 
@@ -289,9 +291,9 @@ def test_what_is_carried_comes_from_the_frames_that_fit():
     """Two frames of one drawing in two colours, of which one has other looks; the same lookup for each of a batch."""
     there, elsewhere = torch.zeros(32, 32), torch.ones(32, 32)
     net, places = spatial_with([there, elsewhere], COLORS), places_of(there, elsewhere)
-    (L, _), both = drawing(0), COLORS[:2, :, None, None].expand(2, 2, 128, 128)
+    (L, _), both = drawing(0), COLORS[:2, :, None, None].expand(2, 2, 192, 192)
     net.write(torch.arange(2), torch.eye(4)[:2], places, L.repeat(2, 1, 1, 1), both, torch.arange(2))
-    carried = net.carry(torch.eye(4)[[2, 2]], net.key(places, L.repeat(2, 1, 1, 1), torch.zeros(2, 2, 128, 128)),
+    carried = net.carry(torch.eye(4)[[2, 2]], net.key(places, L.repeat(2, 1, 1, 1), torch.zeros(2, 2, 192, 192)),
                         L.repeat(2, 1, 1, 1))
     assert (carried[:, :2] - both).abs().max() < 0.01 and carried[:, 2].min() > 0.9
 

@@ -161,17 +161,17 @@ def test_a_hint_moves_the_mean_of_a_place_as_far_as_it_is_confident(monkeypatch)
     """Left without confidence, in the middle of a quarter, right certain: places then have the remembered mean, and the
     generator's detail around it."""
     colorizer = Colorizer(ModelConfig(mem_size=4, top_k=4, width=8, spatial_size=1), None).eval()
-    L, palette = torch.rand(1, 1, 128, 128), (torch.rand(1, 313), torch.ones(1))
+    L, palette = torch.rand(1, 1, 256, 256), (torch.rand(1, 313), torch.ones(1))
     seen = torch.rand(1, 1280), torch.rand(1, 472, 32, 32)
     hint = torch.tensor([0.9, -0.3, 0.0]).view(1, 3, 1, 1).repeat(1, 1, 32, 32)
     hint[:, 2, :, 10:20], hint[:, 2, :, 20:] = 0.25, 1
-    nothing = torch.zeros(1, 3, 128, 128)
+    nothing = torch.zeros(1, 3, 192, 192)
     monkeypatch.setattr(colorizer.spatial, "read", lambda frames, keys: hint)
     monkeypatch.setattr(colorizer.spatial, "carry", lambda frames, keys, L: nothing)
     plain = colorizer.generator(L, palette, seen[1])
     ab, confidence = colorizer(L, palette, seen)
     assert torch.equal(confidence, hint[:, 2])
-    torch.testing.assert_close(ab[..., :36], plain[..., :36])
+    torch.testing.assert_close(ab[..., :72], plain[..., :72])
     pooled, means = (F.adaptive_avg_pool2d(x, 32) for x in (ab, plain))
     expected = means + 0.25 * (hint[:, :2] - means)
     torch.testing.assert_close(pooled[..., 12:18], expected[..., 12:18], atol=0.05, rtol=0)
@@ -182,15 +182,15 @@ def test_colours_that_are_carried_are_laid_over_all_others(monkeypatch):
     """Pixel by pixel, as far as each is certain; the confidence of a place is the best that is known of it."""
     colorizer = Colorizer(ModelConfig(img_size=128, mem_size=4, top_k=4, width=8, spatial_size=1), None).eval()
     hint = torch.tensor([0.9, -0.3, 0.5]).view(1, 3, 1, 1).repeat(1, 1, 32, 32)
-    carried = torch.rand(1, 3, 128, 128) - 0.5
+    carried = torch.rand(1, 3, 192, 192) - 0.5
     carried[:, 2] = 0
-    carried[:, 2, :, 64:] = 1
+    carried[:, 2, :, 96:] = 1
     monkeypatch.setattr(colorizer.spatial, "read", lambda frames, keys: hint)
     monkeypatch.setattr(colorizer.spatial, "carry", lambda frames, keys, L: carried)
-    ab, confidence = colorizer(torch.rand(1, 1, 128, 128), (torch.rand(1, 313), torch.ones(1)),
+    ab, confidence = colorizer(torch.rand(1, 1, 192, 192), (torch.rand(1, 313), torch.ones(1)),
                                (torch.rand(1, 1280), torch.rand(1, 472, 32, 32)))
-    torch.testing.assert_close(ab[..., 64:], carried[:, :2, :, 64:])
-    assert (ab[..., :64] - carried[:, :2, :, :64]).abs().mean() > 0.1
+    torch.testing.assert_close(ab[..., 96:], carried[:, :2, :, 96:])
+    assert (ab[..., :96] - carried[:, :2, :, :96]).abs().mean() > 0.1
     assert confidence[..., :16].unique().tolist() == [0.5] and confidence[..., 16:].unique().tolist() == [1]
 
 
