@@ -27,9 +27,9 @@ def find_sequences(paths):
     """
     groups, sequences = {}, []
     for path in paths:
-        prefix, number = re.fullmatch(r"(.*?)(\d*)", path.stem).groups()
+        number = re.findall(r"\d*\Z", path.stem)[0]
         if number:
-            groups.setdefault((prefix, path.suffix), []).append((int(number), path))
+            groups.setdefault((path.stem.removesuffix(number), path.suffix), []).append((int(number), path))
     for (prefix, _), numbered in groups.items():
         frames = dict(sorted(numbered))
         if FEWEST <= len(numbered) == len(frames) > (max(frames) - min(frames)) / 2 and _move(list(frames.values())):
