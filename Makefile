@@ -26,10 +26,11 @@ bench: .venv/installed
 
 lint: .venv/installed
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 # Damaged pictures, videos and checkpoints: 500 cases of each of 11 kinds; `make test` tries 25.
 fuzz: .venv/installed
 	FUZZ_CASES=500 $(BIN)/python -m pytest tests/test_fuzz.py
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache

@@ -9,7 +9,9 @@ import heapq
 import itertools
 import sys
 import zlib
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
+from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
@@ -19,12 +21,13 @@ from utils import warn
 _CHECKSUM, _KEY = 4, 32  # bytes at the head of a record
 
 
-def key_of(*facts):
+def key_of(*facts: object) -> bytes:
     """A key, bytes (32,), that differs for different facts (plain values)."""
     return hashlib.blake2b(repr(facts).encode(), digest_size=_KEY // 2).hexdigest().encode()
 
 
-def cached(path, fields, keys, make, budget):
+def cached(path: Path | None, fields: list[tuple], keys: Sequence[bytes],
+           make: Callable[[Sequence[int]], Iterable[tuple | None]], budget: float) -> tuple[np.ndarray, list[int]]:
     """Records of ``fields`` (as for np.dtype) for the distinct ``keys``: from the file ``path`` (a Path) as far as it
     has them, else made and kept there.
 

@@ -11,11 +11,13 @@ import re
 import shutil
 import tempfile
 from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -41,20 +43,20 @@ class GeneratorConfig:
     """What one run does. The fields are the flags of the command line."""
 
     video_path: Path = Path(__file__).resolve().parent / "resources" / "episode_1.mp4"
-    video_names: tuple = ()
+    video_names: Sequence[str] = ()
     save_path: Path = Path("dataset")
     detector: str = "adaptive"
     col_diff_thres: float = 7000.0
     scene_thres: float | None = None  # None: PySceneDetect's own default
     shots_len_thres: int = 12
     frames_per_shot: int = 3
-    split: tuple = (0.7, 0.2, 0.1)
+    split: Sequence[float] = (0.7, 0.2, 0.1)
     seed: int = 0
     overwrite: bool = False
     workers: int = 1
     shard: Shard = Shard()
 
-    def check(self):
+    def check(self) -> None:
         """Raises UserError for a value out of its range."""
         for name, least in (("frames_per_shot", 1), ("shots_len_thres", 1), ("seed", 0), ("col_diff_thres", 0),
                             ("workers", 1)):
@@ -71,14 +73,14 @@ class GeneratorConfig:
 # Which films, which split
 
 
-def make_detector(config):
+def make_detector(config: GeneratorConfig) -> HistogramDetector | ChangeDetector:
     """The detector that ``config`` asks for, with its threshold."""
     if config.detector == "histogram":
         return HistogramDetector(config.col_diff_thres)
     return ChangeDetector(config.detector, config.scene_thres)
 
 
-def find_videos(path, names=()):
+def find_videos(path: str | Path, names: Iterable[str] = ()) -> list[Path]:
     """The films to read: ``path`` itself, or those in the folder ``path``, all or by name with or without suffix.
 
     Raises UserError when there is nothing to read or a name is not found.
@@ -99,7 +101,7 @@ def find_videos(path, names=()):
     return chosen or videos
 
 
-def split_shots(shots, shares, seed):
+def split_shots(shots: Sequence[Shot], shares: Sequence[float], seed: int) -> list[str]:
     """Give each shot to a split: a list of "train", "val" or "test" in the order of ``shots``, chosen by ``seed``.
 
     The counts follow ``shares`` (three, sum 1) by largest remainder, except that every split with a share above 0
@@ -128,41 +130,42 @@ def split_shots(shots, shares, seed):
 class PictureWriter:
     """Writes PNGs beside the decoding. At most ``backlog`` wait, so that a slow disk does not fill the memory."""
 
-    def __init__(self, backlog=8):
+    def __init__(self, backlog: int = 8) -> None:
         self.threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
         self.pending = deque()
         self.backlog = backlog
 
-    def submit(self, path, frame):
+    def submit(self, path: Path, frame: np.ndarray) -> None:
         # Drawn and filmed pictures alike are smaller by this filter than by OpenCV's default, and sooner done.
         up = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
         self.pending.append(self.threads.submit(lambda: path.write_bytes(cv2.imencode(".png", frame, up)[1])))
         self.wait(self.backlog)
 
-    def wait(self, left=0):
+    def wait(self, left: int = 0) -> None:
         """Wait until at most ``left`` pictures are still to be written; raises OSError when one cannot be."""
         while len(self.pending) > left:
             self.pending.popleft().result()
 
-    def __enter__(self):
+    def __enter__(self) -> "PictureWriter":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.threads.shutdown(cancel_futures=True)
 
 
-def scanner(config):
+def scanner(config: GeneratorConfig) -> Callable[[tuple[Path, Path]], Film]:
     """What share_out needs: the function from (film, folder for its pictures) to a Film."""
     return lambda job: scan_film(*job, config)
 
 
-def scan_films(jobs, config):
+def scan_films(jobs: Sequence[tuple[Path, Path]],
+               config: GeneratorConfig) -> AbstractContextManager[Iterable[tuple[int, Film | UserError]]]:
     """Scan films, ``config.workers`` at a time, for (film, folder) in ``jobs``; yields (index, Film or the UserError
     that it caused) as each is done."""
     return closing(share_out(partial(scanner, config), jobs, config.workers))
 
 
-def scan_film(path, folder, config):
+def scan_film(path: Path, folder: Path, config: GeneratorConfig) -> Film:
     """Find the shots of a film and write the frames of those that are long enough to ``folder``.
 
     Pictures are numbered from 0. Returns a Film. One that ends early is warned about. Raises UserError for one that
@@ -176,7 +179,8 @@ def scan_film(path, folder, config):
     return film
 
 
-def find_shots(path, opened, config, folder, writer):
+def find_shots(path: Path, opened: tuple[cv2.VideoCapture, np.ndarray], config: GeneratorConfig, folder: Path,
+               writer: PictureWriter) -> Film:
     """The Film of ``scan_film``; ``opened`` is open_video(path)."""
     capture, frame = opened
     detector = make_detector(config)
@@ -220,7 +224,7 @@ def find_shots(path, opened, config, folder, writer):
 # From the films to the dataset
 
 
-def earlier_files(save_path, overwrite):
+def earlier_files(save_path: Path, overwrite: bool) -> list[Path]:
     """Files an earlier run wrote to ``save_path``, which this one may replace.
 
     Raises UserError when there is a dataset and ``overwrite`` is False, or a frames.csv that is not the generator's.
@@ -252,7 +256,7 @@ def earlier_files(save_path, overwrite):
     return [path for path in files if path.is_file()]
 
 
-def install(folder, save_path, earlier):
+def install(folder: Path, save_path: Path, earlier: Sequence[Path]) -> None:
     """Move the files in ``folder`` to ``save_path`` in place of the files ``earlier``. All is undone on an error."""
     new = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
     for name in new:
@@ -277,7 +281,7 @@ def install(folder, save_path, earlier):
         raise
 
 
-def generate(config):
+def generate(config: GeneratorConfig) -> tuple[list[dict[str, Any]], int]:
     """Make the dataset that ``config`` asks for.
 
     Returns (summaries, how many films are left out because they cannot be read). A summary is a dict per film: video,
@@ -297,18 +301,20 @@ def generate(config):
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=beside) as folder:
             folder = Path(folder)
             folders = [folder / str(i) for i in range(len(videos))]
-            found = [None] * len(videos)
+            found = {}
             with scan_films(list(zip(videos, folders, strict=True)), config) as scanned:
                 for index, film in scanned:
                     found[index] = film
                     tell_failure(film, videos)
             (folder / "dataset").mkdir()
-            return fill(folder / "dataset", found, folders, config, save_path, earlier, os.replace)
+            return fill(folder / "dataset", [found[i] for i in range(len(videos))], folders, config, save_path, earlier,
+                        os.replace)
     except OSError as error:
         raise UserError(f"cannot write to {config.save_path}: {error.strerror or error}") from error
 
 
-def generate_shard(config, save_path, videos, earlier):
+def generate_shard(config: GeneratorConfig, save_path: Path, videos: list[Path],
+                   earlier: Sequence[Path]) -> tuple[list[dict[str, Any]], int]:
     """The work of ``generate`` for one shard: read its films, and make the dataset when all films are read."""
     parts = Parts(save_path / PARTS, videos, config)
     parts.folder.mkdir(parents=True, exist_ok=True)
@@ -320,8 +326,8 @@ def generate_shard(config, save_path, videos, earlier):
             for index, film in scanned:
                 parts.add(mine[index], film, folder / str(index))
                 failures += tell_failure(film, videos)
-        found, shard = [parts.get(video) for video in videos], config.shard
-        missing = sum(film is None for film in found)
+        found, shard = [film for film in map(parts.get, videos) if film is not None], config.shard
+        missing = len(videos) - len(found)
         if missing:
             print(f"shard {shard.number} of {shard.count} is done; {missing} of {len(videos)} films are still to be "
                   "read by the others")
@@ -340,7 +346,7 @@ def generate_shard(config, save_path, videos, earlier):
             return done
 
 
-def tell_failure(film, videos):
+def tell_failure(film: Film | UserError, videos: Sequence[Path]) -> bool:
     """Warn of one of several films that cannot be read; returns True for such a one."""
     failed = isinstance(film, UserError)
     if failed and len(videos) > 1:
@@ -348,12 +354,15 @@ def tell_failure(film, videos):
     return failed
 
 
-def fill(folder, found, folders, config, save_path, earlier, place):
+def fill(folder: Path, found: Sequence[Film | UserError], folders: Sequence[Path], config: GeneratorConfig,
+         save_path: Path, earlier: Sequence[Path],
+         place: Callable[[Path, Path], None]) -> tuple[list[dict[str, Any]], int]:
     """Make the dataset in ``folder``, and then move it to ``save_path``, from a Film or UserError for each film and the
     folders with their pictures, which ``place(source, target)`` puts there."""
     films = [(film, pictures) for film, pictures in zip(found, folders, strict=True) if isinstance(film, Film)]
+    failures = [film for film in found if isinstance(film, UserError)]
     if not films:
-        raise found[0] if len(found) == 1 else UserError(f"none of the {len(found)} videos can be read")
+        raise failures[0] if len(failures) == 1 else UserError(f"none of the {len(found)} videos can be read")
     shots = [shot for film, _ in films for shot in film.shots]
     kept = [shot for shot in shots if shot.images]
     if not kept:
@@ -384,10 +393,10 @@ def fill(folder, found, folders, config, save_path, earlier, place):
         draw_curve(film, folder / FIGURES / f"{film.path.name}_curve.png")
         draw_contact_sheets(film, folder / FIGURES)
     install(folder, save_path, earlier)
-    return [film.summary() for film, _ in films], len(found) - len(films)
+    return [film.summary() for film, _ in films], len(failures)
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     defaults = GeneratorConfig()
     parser = ArgumentParser(description="Cut films into shots and save a few frames of each, whole shots to train, val "
                                         "or test. Look at the pictures in figures/ to tune the thresholds.")
@@ -432,7 +441,7 @@ def main(argv):
                         "and run again with --overwrite True")
 
 
-def tell(films, config):
+def tell(films: Sequence[dict[str, Any]], config: GeneratorConfig) -> None:
     """Print the summaries of ``generate``."""
     total = {"video": "total", "frames": {split: sum(film["frames"][split] for film in films) for split in SPLITS}}
     total |= {key: sum(film[key] for film in films) for key in ("shots", "kept", "dropped")}

@@ -6,6 +6,7 @@ one: every process gathers the whole batch and does the same to its own copy. Wi
 
 import hashlib
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
@@ -25,7 +26,7 @@ class Team:
     A context manager: NCCL between GPUs, gloo on CPUs, as torchrun's environment says.
     """
 
-    def __init__(self, device):
+    def __init__(self, device: torch.device) -> None:
         self.rank, self.size, self.device = 0, 1, device
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
             self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -35,7 +36,7 @@ class Team:
                 raise UserError(f"there are {torch.cuda.device_count()} GPUs for more processes; start as many "
                                 "processes as GPUs")
 
-    def __enter__(self):
+    def __enter__(self) -> "Team":
         if self.size > 1:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
@@ -43,15 +44,15 @@ class Team:
             self.control = dist.new_group(backend="gloo", timeout=TIMEOUT)  # what is told here waits for no GPU
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.size > 1 and kind is None:  # after an error the others may never come to say goodbye
             dist.destroy_process_group()
 
     @property
-    def leader(self):
+    def leader(self) -> bool:
         return self.rank == 0
 
-    def gather(self, x):
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
         """Shares (n, ...) of all processes, in the order of ranks -> (size * n, ...)."""
         if self.size == 1:
             return x
@@ -59,11 +60,11 @@ class Team:
         dist.all_gather(shares, x.contiguous())
         return torch.cat(shares)
 
-    def mine(self, x):
+    def mine(self, x: torch.Tensor) -> torch.Tensor:
         """The share of this process in what ``gather`` put together."""
         return x.chunk(self.size)[self.rank]
 
-    def mean(self, x):
+    def mean(self, x: torch.Tensor) -> torch.Tensor:
         """The mean of a tensor over the processes."""
         if self.size == 1:
             return x
@@ -71,7 +72,7 @@ class Team:
         dist.all_reduce(x)
         return x
 
-    def any(self, flag):
+    def any(self, flag: torch.Tensor) -> torch.Tensor:
         """True where a flag (a bool tensor) is True in any process."""
         if self.size == 1:
             return flag
@@ -79,7 +80,7 @@ class Team:
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return flag > 0
 
-    def largest(self, *numbers):
+    def largest(self, *numbers: float) -> Sequence[float]:
         """The largest of each number over the processes, so that all decide the same."""
         if self.size == 1:
             return numbers
@@ -87,7 +88,7 @@ class Team:
         dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self.control)
         return numbers.tolist()
 
-    def wrap(self, network):
+    def wrap(self, network: nn.Module) -> nn.Module:
         """The network whose gradients are the means over the processes; its parameters are those of ``network``."""
         if self.size == 1:
             return network
@@ -95,13 +96,13 @@ class Team:
         return DistributedDataParallel(network, [self.device] if self.device.type == "cuda" else None,
                                        broadcast_buffers=False)
 
-    def share(self, module):
+    def share(self, module: nn.Module) -> None:
         """Give every process the leader's parameters and buffers."""
         if self.size > 1:
             for x in module.state_dict().values():
                 dist.broadcast(x, 0)
 
-    def check_same(self, module, name):
+    def check_same(self, module: nn.Module, name: str) -> None:
         """Raises RuntimeError unless every process holds the same module, bit for bit."""
         if self.size == 1:
             return
@@ -117,7 +118,7 @@ class Team:
 class SharedBatchNorm(nn.BatchNorm2d):
     """Batch norm over the equal shares of all processes; torch's SyncBatchNorm has no CPU version."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not (self.training and dist.is_initialized()):
             return super().forward(x)
         variance, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
@@ -136,7 +137,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
 class SharedDropout2d(nn.Dropout2d):
     """Dropout of maps whose masks are those of one process with the whole batch, and on a GPU those of the CPU."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return x
         size, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)

@@ -11,17 +11,25 @@ import io
 import math
 import os
 from array import array
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import av
 import numpy as np
+from av.stream import Stream
 
+from parts import Parts
 from planes import Coding, Planes, plane_array, planes_of
 from utils import UserError, replace_when_done, warn
-from video import frame_rate, open_video, packets_of, read_frames
+from video import Film, frame_rate, open_video, packets_of, read_frames
+
+if TYPE_CHECKING:
+    from episode import Plan
+    from sequence import NumberedFrames
 
 OUTPUT_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm")
 
@@ -42,7 +50,7 @@ class VideoSettings:
     end: float = math.inf
     batch_size: int = 8  # frames in one pass of the network
 
-    def window(self, film):
+    def window(self, film: "Film | NumberedFrames") -> tuple[int | None, float]:
         """``start`` and ``end`` as pts of a Film: the first to take, None for all, and the first to leave out."""
         begin = round((film.start + self.start) / film.time_base) if self.start else None
         return begin, (film.start + self.end) / film.time_base
@@ -52,15 +60,15 @@ class Target(NamedTuple):
     """How pictures are encoded."""
 
     codec: str  # FFmpeg's encoder
-    options: dict
+    options: dict[str, str]
     pix_fmt: str
     width: int
     height: int
-    chroma: tuple  # (height, width) of Cb and Cr
+    chroma: tuple[int, int]  # (height, width) of Cb and Cr
     coding: Coding
     rate: Fraction
     time_base: Fraction
-    tags: dict  # of the codec context
+    tags: dict[str, Any]  # of the codec context
     part_format: str  # muxer of a part; its times need not be exact, only in order
 
 
@@ -71,7 +79,7 @@ _ENCODERS = {  # encoder: (crf, other options); x264's default preset takes twic
 }  # fmt: skip
 
 
-def parse_time(text):
+def parse_time(text: str) -> float:
     """Seconds of a time given in seconds, mm:ss or hh:mm:ss."""
     parts = text.split(":")
     try:
@@ -83,7 +91,7 @@ def parse_time(text):
     return seconds
 
 
-def choose_target(path, output, settings):
+def choose_target(path: Path, output: Path, settings: VideoSettings) -> Target:
     """The Target for a film and the file to write. Raises UserError when the settings do not go together."""
     if output.suffix.lower() not in OUTPUT_SUFFIXES:
         raise UserError(f"cannot write {output}: name a {', '.join(OUTPUT_SUFFIXES[:-1])} or {OUTPUT_SUFFIXES[-1]} "
@@ -169,7 +177,7 @@ def _muxer(output):
 class PartWriter:
     """Encodes the frames of one shot into a file that holds nothing else."""
 
-    def __init__(self, file, target):
+    def __init__(self, file: BinaryIO, target: Target) -> None:
         self.target = target
         self.container = av.open(file, "w", format=target.part_format)
         stream = self.container.add_stream(target.codec, rate=target.rate, options=target.options)
@@ -180,7 +188,7 @@ class PartWriter:
             setattr(stream.codec_context, tag, value)
         self.stream = stream
 
-    def write(self, planes, pts):
+    def write(self, planes: Planes, pts: int) -> None:
         frame = av.VideoFrame(self.target.width, self.target.height, self.target.pix_fmt)
         for index, plane in enumerate(planes[:3]):
             plane_array(frame, index, self.target.coding.dtype)[:] = plane
@@ -188,10 +196,10 @@ class PartWriter:
         frame.color_range, frame.colorspace = self.target.tags["color_range"], self.target.tags["colorspace"]
         self.container.mux(self.stream.encode(frame))
 
-    def __enter__(self):
+    def __enter__(self) -> "PartWriter":
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.container.mux(self.stream.encode(None))
             self.container.close()
@@ -200,7 +208,7 @@ class PartWriter:
                 self.container.close()
 
 
-def part_order(path):
+def part_order(path: Path) -> list[int]:
     """The display places of a part's packets, in the order of the packets. [] for what is no whole file."""
     try:
         with av.open(str(path)) as part:
@@ -211,7 +219,7 @@ def part_order(path):
     return [place[pts] for pts in times]
 
 
-def part_packets(parts, pts):
+def part_packets(parts: Sequence[Path], pts: Sequence[int]) -> Iterator[tuple[av.Packet, int]]:
     """The packets of all parts with their times in the film: ``pts`` of its frames in order.
 
     Decoding times are those of ``delay`` frames before, where delay is how far the encoder reorders.
@@ -240,7 +248,7 @@ def _metadata(tags):
     return {key: value for key, value in tags.items() if not key.startswith(_OWN_TAGS)}
 
 
-def carried_streams(film, video, path, output):
+def carried_streams(film: av.container.InputContainer, video: av.VideoStream, path: Path, output: Path) -> list[Stream]:
     """The streams beside ``video`` that the output's container can carry as they are; the others are named."""
     carried = []
     for stream in film.streams:
@@ -262,7 +270,8 @@ def carried_streams(film, video, path, output):
     return carried
 
 
-def join(parts, plan, path, output, settings, target, temporary):
+def join(parts: Sequence[Path], plan: "Plan", path: Path, output: Path, settings: VideoSettings, target: Target,
+         temporary: Path) -> None:
     """Write ``output`` at ``temporary``: the packets of ``parts``, with the other streams, chapters and tags of the
     film at ``path``. Nothing is encoded.
     """
@@ -328,19 +337,19 @@ def join(parts, plan, path, output, settings, target, temporary):
 class FilmWriter:
     """Writes a coloured Film: a part a shot, which are joined at last. ``target`` is how its pictures are encoded."""
 
-    def __init__(self, film, output, settings):
+    def __init__(self, film: Film, output: Path, settings: VideoSettings) -> None:
         """Raises UserError when the settings do not go together, or the output is the film itself."""
         if output.exists() and output.samefile(film.path):
             raise UserError(f"the output {output} is the input itself; name another --output")
         self.film, self.output, self.settings = film, output, settings
         self.target = choose_target(film.path, output, settings)
 
-    def replaces(self):
+    def replaces(self) -> bool:
         """Whether there is a file already that ``join`` would replace."""
         return self.output.exists()
 
     @contextmanager
-    def shot(self, part, times):
+    def shot(self, part: Path, times: Sequence[int]) -> Iterator[Callable[[Planes, int], None]]:
         """Yield the function that writes the planes and pts of each frame of a shot, whose pts are ``times``. The file
         ``part`` appears when all are written, and are on the disk."""
         with replace_when_done(part) as temporary:
@@ -352,11 +361,11 @@ class FilmWriter:
             if not self.has_shot(temporary, times):
                 raise OSError(errno.EIO, "not all frames were written")
 
-    def has_shot(self, part, times):
+    def has_shot(self, part: Path, times: Sequence[int]) -> bool:
         """Whether the shot was written, and is whole."""
         return len(part_order(part)) == len(times)
 
-    def join(self, parts, numbers, plan):
+    def join(self, parts: Parts, numbers: Sequence[int], plan: "Plan") -> None:
         """Write the output from the Parts of all shots; it appears under its name only when it is complete."""
         with replace_when_done(self.output) as temporary:
             join([parts.part(n) for n in numbers], plan, self.film.path, self.output, self.settings, self.target,
@@ -366,7 +375,7 @@ class FilmWriter:
 
 
 @contextmanager
-def write_errors(output):
+def write_errors(output: Path) -> Iterator[None]:
     """Errors of writing beside ``output``, as a UserError that says what is kept."""
     try:
         yield
@@ -377,4 +386,4 @@ def write_errors(output):
             raise
         advice = ("make room and run the same command again, it goes on with the first unfinished shot" if full else
                   "see that its folder can be written")
-        raise UserError(f"cannot write {output}: {cause.strerror or cause}; {advice}") from error
+        raise UserError(f"cannot write {output}: {getattr(cause, 'strerror', None) or cause}; {advice}") from error

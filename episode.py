@@ -16,10 +16,11 @@ import math
 import time
 from array import array
 from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import av
 import cv2
@@ -28,7 +29,7 @@ import torch
 from tqdm import tqdm
 
 from dataset import resize
-from encoding import FilmWriter, write_errors
+from encoding import FilmWriter, Target, VideoSettings, write_errors
 from flow import SteadyColors
 from parts import THUMBNAIL, Parts, Records, ShotRecord, is_joined
 from planes import Planes, change_depth, paint_chroma
@@ -36,7 +37,10 @@ from sequence import FrameWriter, NumberedFrames
 from shots import GREY_LOOK_AHEAD, find_grey_cuts, frame_positions
 from steadiness import CDC
 from utils import UserError, colorfulness, is_color, only_one
-from video import Damage, ahead
+from video import Damage, Film, ahead
+
+if TYPE_CHECKING:
+    from painter import Painter
 
 SAMPLES = 8  # frames of a shot that its palette is chosen by
 COLORFUL = 12.0  # mean colourfulness from which a shot is already in colour; grey film with a tint has less
@@ -52,8 +56,8 @@ class Palette(NamedTuple):
     """The colours of a shot, and where they come from."""
 
     color_feature: torch.Tensor | None  # (1, 313) for the generator
-    slot_ids: list  # the memory's best slots, best first: frames of the training set
-    slot_scores: list  # and their cosine similarities
+    slot_ids: list[int]  # the memory's best slots, best first: frames of the training set
+    slot_scores: list[float]  # and their cosine similarities
     feature: torch.Tensor  # (D,) what the backbone sees, the mean over the samples; (0,) without a backbone
     score: float = 1.0  # of the colour feature, for the generator
 
@@ -74,21 +78,21 @@ class Plan:
 
     pts: array  # of int64
     last_duration: int  # of the last frame
-    shots: list
+    shots: list[Shot]
     has_color: bool  # somewhere, so that there is a truth
 
-    def times(self, shot):
+    def times(self, shot: Shot) -> array:
         """The pts of the frames of a Shot."""
         return self.pts[shot.start:shot.end]
 
-    def state(self):
+    def state(self) -> dict[str, Any]:
         """The plan as plain values and tensors."""
         shots = [{**vars(shot), "palette": tuple(shot.palette)} for shot in self.shots]
         return {"pts": torch.tensor(self.pts, dtype=torch.int64), "last_duration": self.last_duration, "shots": shots,
                 "has_color": self.has_color}
 
     @classmethod
-    def of(cls, state):
+    def of(cls, state: dict[str, Any]) -> "Plan":
         """The inverse of ``state``."""
         shots = [Shot(**{**shot, "palette": Palette(*shot["palette"])}) for shot in state["shots"]]
         return cls(array("q", state["pts"].tolist()), state["last_duration"], shots, state["has_color"])
@@ -97,13 +101,13 @@ class Plan:
 class Samples:
     """Frames spread evenly over the open shot, at least SAMPLES of them if it is so long, as Lab (side, side, 3)."""
 
-    def __init__(self, side):
+    def __init__(self, side: int) -> None:
         self.side, self.stride = side, 1
         self.first, self.seen = 0, 0
         self.recent = deque()  # (index, planes) that may belong to the next shot
         self.kept = {}  # index -> (Lab, RGB uint8 thumbnail)
 
-    def add(self, planes):
+    def add(self, planes: Planes) -> None:
         self.recent.append((self.seen, planes))
         self.seen += 1
         if len(self.recent) > GREY_LOOK_AHEAD:
@@ -117,7 +121,7 @@ class Samples:
                 self.kept = dict(itertools.islice(self.kept.items(), 0, None, 2))
                 self.stride *= 2
 
-    def close(self, end):
+    def close(self, end: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """The open shot ends in front of frame ``end``: its samples, [(Lab, RGB)]; the next shot begins there."""
         while self.recent and self.recent[0][0] < end:
             self._keep(*self.recent.popleft())
@@ -127,7 +131,7 @@ class Samples:
         return chosen
 
 
-def scan(film, painter, settings):
+def scan(film: Film | NumberedFrames, painter: "Painter", settings: VideoSettings) -> Plan:
     """The first pass over a film: its Plan. Raises UserError when no frame between start and end decodes."""
     samples, damage, pts, shots, has_color = Samples(painter.side), Damage(), array("q"), [], False
     begin, beyond = settings.window(film)
@@ -182,7 +186,8 @@ class Job:
     confidence: float = math.nan
 
 
-def planned_frames(film, times, index):
+def planned_frames(film: Film | NumberedFrames, times: Sequence[int],
+                   index: int) -> Generator[tuple[int, Planes], None, None]:
     """(index, Planes) of the frames from ``index`` on. Raises UserError when they are not at ``times``, pts of all."""
     frames = film.read(times[index])
     first = next(frames, None)
@@ -204,10 +209,10 @@ def planned_frames(film, times, index):
 class Drawing:
     """Tells a drawing that is held from a new one."""
 
-    def __init__(self):
-        self.held = None
+    def __init__(self) -> None:
+        self.held: np.ndarray | None = None
 
-    def is_new(self, planes, cut):
+    def is_new(self, planes: Planes, cut: bool) -> bool:
         """Whether the next frame is more than HELD away from the drawing's first frame (so that no slow change adds
         up), or is the first behind a ``cut``."""
         small = resize(planes.y, *(max(1, side // 4) for side in planes.y.shape))
@@ -217,7 +222,8 @@ class Drawing:
         return True
 
 
-def read_jobs(film, plan, todo, side, keep):
+def read_jobs(film: Film | NumberedFrames, plan: Plan, todo: Sequence[int], side: int,
+              keep: bool) -> Generator[Job, None, None]:
     """Jobs for the frames of the shots in ``todo``; a drawing that is held has no L of its own."""
     bounds = iter([(number, plan.shots[number]) for number in todo])
     number, shot = next(bounds)
@@ -231,25 +237,30 @@ def read_jobs(film, plan, todo, side, keep):
                 job.L = planes.lab(side)[..., 0]
             yield job
             if index == shot.end - 1:
-                number, shot = next(bounds, (None, None))
-                if shot is None:
+                following = next(bounds, None)
+                if following is None:
                     return
+                number, shot = following
 
 
-def paint_jobs(jobs, painter, plan, batch_size, keep):
+def paint_jobs(jobs: Generator[Job, None, None], painter: "Painter", plan: Plan, batch_size: int,
+               keep: bool) -> Generator[Job, None, None]:
     """Fill in the jobs' ab, in batches of at most ``batch_size`` new drawings of one shot."""
+    steady, last = SteadyColors(), (None, math.nan)
+
     def paint(batch):
+        nonlocal steady, last
         if batch[0].index == plan.shots[batch[0].shot].start:
-            paint.steady = SteadyColors()
+            steady = SteadyColors()
         fresh = [job.L for job in batch if job.L is not None]
         if fresh:
             answers = iter(zip(*painter.paint(np.stack(fresh), plan.shots[batch[0].shot].palette), strict=True))
         for job in batch:
             if job.L is not None:
                 ab, confidence = next(answers)
-                paint.last = paint.steady(job.L, ab), confidence
+                last = steady(job.L, ab), confidence
             if not (keep and plan.shots[job.shot].in_color):
-                job.ab, job.confidence = paint.last
+                job.ab, job.confidence = last
             job.L = None
         return batch
 
@@ -264,13 +275,13 @@ def paint_jobs(jobs, painter, plan, batch_size, keep):
         yield from paint(batch)
 
 
-def finish(job, target, colour_only):
+def finish(job: Job, target: Target, colour_only: bool) -> Planes:
     """The planes of a result: the luma of the source and new Cb and Cr."""
     planes, coding = job.planes, target.coding
     y = change_depth(planes.y, planes.coding.depth, coding.depth)
     if job.ab is not None:
         cb, cr = paint_chroma(planes, job.ab, *target.chroma, coding)
-    elif planes.cb is None:
+    elif planes.cb is None or planes.cr is None:
         cb = cr = np.full(target.chroma, coding.chroma[0], coding.dtype)
     else:
         cb, cr = (change_depth(resize(plane, *target.chroma), planes.coding.depth, coding.depth)
@@ -281,9 +292,10 @@ def finish(job, target, colour_only):
     return Planes(y, cb, cr, coding)
 
 
-def color_shot(number, plan, jobs, writer, parts, settings, bar):
+def color_shot(number: int, plan: Plan, jobs: Iterator[Job], writer: FilmWriter | FrameWriter, parts: Parts,
+               settings: VideoSettings, bar: tqdm) -> ShotRecord:
     """Write one shot from its jobs; returns its ShotRecord."""
-    shot, target, started, confidence, shown = plan.shots[number], writer.target, time.monotonic(), [], None
+    shot, target, started, confidence = plan.shots[number], writer.target, time.monotonic(), []
     middle, cdc, cdc_truth = (shot.start + shot.end) // 2, CDC(), CDC()
     ratio = target.tags.get("sample_aspect_ratio") or 1
     size = max(1, round(THUMBNAIL * target.height / (target.width * ratio))), THUMBNAIL
@@ -318,7 +330,8 @@ def _key(painter, film, target, settings):
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def color_video(painter, film, output, settings, overwrite=False, explain=None):
+def color_video(painter: "Painter", film: Film | NumberedFrames, output: str | Path, settings: VideoSettings,
+                overwrite: bool = False, explain: Callable[[Records], None] | None = None) -> Records:
     """Colour ``film``, a video.Film or sequence.NumberedFrames, into ``output``; returns the Records of its shots.
 
     ``painter`` has ``side``, the side of the square Lab pictures it wants; ``palette(labs)``, which takes Lab float32
@@ -356,7 +369,7 @@ def _color(painter, film, output, settings, overwrite, explain, writer):
         raise UserError(f"{film.path} has no colours of its own for --color_feature truth; use another "
                         "--color_feature")
     numbers = range(len(plan.shots))
-    done = list(itertools.takewhile(bool, (
+    done: list[Any] = list(itertools.takewhile(bool, (
         (joined or writer.has_shot(parts.part(n), plan.times(plan.shots[n]))) and parts.record(n) for n in numbers)))
     if joined and len(done) < len(numbers):  # a record is damaged, and the parts of the other shots are gone
         joined, done = False, []
@@ -385,7 +398,8 @@ def _color(painter, film, output, settings, overwrite, explain, writer):
     return records
 
 
-def compare(film, result, settings, every):
+def compare(film: Film | NumberedFrames, result: Film | NumberedFrames, settings: VideoSettings,
+            every: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """One of ``every`` frames of a film and of its result: (index, truth, result), RGB uint8 (H, W, 3)."""
     begin, _ = settings.window(film)
     with closing(ahead(film.read(begin), 8)) as truths, closing(ahead(result.read(), 8)) as results:

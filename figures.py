@@ -5,10 +5,13 @@ Drawn with Pillow: matplotlib takes longer to load and to draw than a short film
 
 import math
 from collections import Counter
+from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from films import Film
 
 SIGNATURE = "dataset_generator.py"  # in the metadata: an overwrite removes no one else's pictures
 COLOURS = {"train": "#2a9d4a", "val": "#2f6fd0", "test": "#d9821a", "dropped": "#8a8a8a"}
@@ -18,13 +21,13 @@ CURVE_SIZE = 1540, 495
 CURVE_BOX = 90, 36, 1270, 430  # left, top, right and bottom of the curve itself; the legend is beside it
 
 
-def save(picture, path):
+def save(picture: Image.Image, path: Path) -> None:
     signature = PngImagePlugin.PngInfo()
     signature.add_text("Software", SIGNATURE)
     picture.save(path, pnginfo=signature, compress_level=1)  # fast
 
 
-def draw_curve(film, path):
+def draw_curve(film: Film, path: Path) -> None:
     """Draw the differences against the threshold, over the shots: coloured by split, grey where dropped.
 
     The scale is logarithmic, and a difference of 0 is drawn at its foot. Of frames that share a column the greatest
@@ -79,7 +82,7 @@ def draw_curve(film, path):
     save(picture, path)
 
 
-def draw_contact_sheets(film, folder):
+def draw_contact_sheets(film: Film, folder: Path) -> None:
     """Draw the middle frame of each shot with its number, frames and split, in pages of bounded size and number."""
     cell_width, cell_height, margin = 240, 176, 28
     font = ImageFont.load_default(size=13)

@@ -6,14 +6,19 @@ import json
 import os
 import shutil
 from array import array
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from utils import UserError, load_checkpoint, save_checkpoint
+
+if TYPE_CHECKING:
+    from dataset_generator import GeneratorConfig
 
 SPLITS = ("train", "val", "test")
 PARTS = ".parts"  # what the shards have read, until the dataset is made
@@ -27,7 +32,7 @@ class Shot:
     number: int
     first: int
     last: int
-    images: dict = field(default_factory=dict)  # frame -> number in the picture's name; empty: a dropped shot
+    images: dict[int, int] = field(default_factory=dict)  # frame -> number in the picture's name; empty: a dropped shot
     thumbnail: np.ndarray | None = None  # JPEG, uint8 (bytes,)
     split: str = "dropped"
 
@@ -38,13 +43,13 @@ class Film:
     fps: float
     label: str  # of the detector's difference
     threshold: float  # and of a cut
-    shots: list = field(default_factory=list)
+    shots: list[Shot] = field(default_factory=list)
     differences: array = field(default_factory=lambda: array("f"))  # [i]: between frames i - 1 and i; [0] is 0
 
-    def picture_name(self, number):
+    def picture_name(self, number: int) -> str:
         return f"raw_image_{self.path.stem}_{number}.png"
 
-    def state(self):
+    def state(self) -> dict[str, Any]:
         """All but the path, as plain values and tensors."""
         shots = [{**vars(shot), "thumbnail": None if shot.thumbnail is None else torch.from_numpy(shot.thumbnail)}
                  for shot in self.shots]
@@ -52,13 +57,13 @@ class Film:
                 "differences": torch.tensor(self.differences)}
 
     @classmethod
-    def of(cls, path, state):
+    def of(cls, path: Path, state: dict[str, Any]) -> "Film":
         """The inverse of ``state``."""
         shots = [Shot(**{**shot, "thumbnail": None if shot["thumbnail"] is None else shot["thumbnail"].numpy()})
                  for shot in state["shots"]]
         return cls(path, **{**state, "shots": shots, "differences": array("f", state["differences"].tolist())})
 
-    def summary(self):
+    def summary(self) -> dict[str, Any]:
         kept = sum(1 for shot in self.shots if shot.images)
         frames = {split: sum(len(shot.images) for shot in self.shots if shot.split == split) for split in SPLITS}
         return {"video": self.path.name, "shots": len(self.shots), "kept": kept, "dropped": len(self.shots) - kept,
@@ -71,32 +76,32 @@ class Parts:
     Any shard that finds all films there makes the dataset, one at a time; the folder is removed when it is made.
     """
 
-    def __init__(self, folder, videos, config):
+    def __init__(self, folder: Path, videos: Iterable[Path], config: "GeneratorConfig") -> None:
         self.folder = folder
         self.keys = {video: self._key(video, config) for video in videos}
 
     @staticmethod
-    def _key(video, config):
+    def _key(video: Path, config: "GeneratorConfig") -> str:
         """What a part depends on, as a hash."""
         stat = video.stat()
         content = [PARTS_FORMAT, video.name, stat.st_size, stat.st_mtime_ns, config.detector, config.col_diff_thres,
                    config.scene_thres, config.shots_len_thres, config.frames_per_shot]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
-    def pictures(self, video):
+    def pictures(self, video: Path) -> Path:
         """The folder with the pictures of a film."""
         return self.folder / self.keys[video]
 
-    def add(self, video, film, folder):
+    def add(self, video: Path, film: Film | UserError, folder: Path) -> None:
         """Keep a Film and its pictures in ``folder``, which is moved, or the UserError that the film caused."""
         folder.mkdir(exist_ok=True)
-        failed = isinstance(film, UserError)
-        save_checkpoint(folder / "film.pt", {"failure": str(film)} if failed else {"film": film.state()})
+        content = {"failure": str(film)} if isinstance(film, UserError) else {"film": film.state()}
+        save_checkpoint(folder / "film.pt", content)
         if self.pictures(video).exists():  # an earlier failure
             shutil.rmtree(self.pictures(video))
         os.replace(folder, self.pictures(video))
 
-    def get(self, video):
+    def get(self, video: Path) -> Film | UserError | None:
         """The Film, the UserError that the film caused, or None for one that is not there yet."""
         if not (self.pictures(video) / "film.pt").exists():
             return None
@@ -104,7 +109,7 @@ class Parts:
         return Film.of(video, content["film"]) if "film" in content else UserError(content["failure"])
 
     @contextmanager
-    def claim(self):
+    def claim(self) -> Iterator[bool]:
         """True for the one shard that may make the dataset now; the kernel ends that with the process."""
         claimed = False
         with ExitStack() as stack:
@@ -114,7 +119,7 @@ class Parts:
             yield claimed
 
 
-def link(source, target):
+def link(source: Path, target: Path) -> None:
     """Give a file a second name, or where the disk cannot, a copy."""
     try:
         os.link(source, target)

@@ -17,22 +17,22 @@ EVEN = 1e-3  # variance of L in [0, 1] of which colour is hardly taken to move w
 class Flow:
     """Optical flow between grey pictures of one size."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         # The faster presets smear the motion over its edges, where both flows then agree on what is hidden.
         self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
-    def __call__(self, first, second):
+    def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """The flow from uint8 (H, W) to uint8 (H, W), H and W at least SMALLEST."""
         return self._dis.calc(first, second, None)
 
 
-def fetch(picture, flow):
+def fetch(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:
     """What the second picture (H, W, C), or anything laid over it, shows where the first one has its pixels."""
     y, x = np.indices(flow.shape[:2], dtype=np.float32)
     return cv2.remap(picture, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def relit(ab, known, L):
+def relit(ab: np.ndarray, known: np.ndarray, L: np.ndarray) -> np.ndarray:
     """Colours ab (H, W, 2) that were carried to a picture of lightness L (H, W) in [0, 1] together with their own one,
     ``known`` (H, W): moved by the difference, as colour moves with lightness in the WINDOW around, where it does.
 
@@ -45,12 +45,12 @@ def relit(ab, known, L):
     return ab + covariance / (variance + EVEN)[..., None] * (L - known)[..., None]
 
 
-def blur(picture):
+def blur(picture: np.ndarray) -> np.ndarray:
     """Means over WINDOW x WINDOW pixels."""
     return cv2.blur(picture, (WINDOW, WINDOW))
 
 
-def visible(there, back):
+def visible(there: np.ndarray, back: np.ndarray) -> np.ndarray:
     """Which pixels of the first picture the second one shows too, bool (H, W), by the flows there and back.
 
     Where the way there and back returns to its start, inside the picture:
@@ -74,17 +74,18 @@ class SteadyColors:
 
     KEEP, UNLIT = 0.8, 150.0
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._flow = Flow()
-        self._picture = self._ab = None
+        self._picture: np.ndarray | None = None
+        self._ab: np.ndarray | None = None
 
-    def __call__(self, lightness, ab):
+    def __call__(self, lightness: np.ndarray, ab: np.ndarray) -> np.ndarray:
         """The steadied ab of the next frame, float32 (S, S, 2) in Lab units, by its own and its L (H, W) in [0, 100].
         """
         picture = np.rint(resize(lightness, *ab.shape[:2]) * 2.55).astype(np.uint8)
-        if self._ab is not None:
+        if self._picture is not None and self._ab is not None:
             flow = self._flow(picture, self._picture)
-            unlit = cv2.blur(np.square((fetch(np.float32(self._picture), flow) - picture) / 255), (5, 5))
+            unlit = cv2.blur(np.square((fetch(self._picture.astype(np.float32), flow) - picture) / 255), (5, 5))
             weight = self.KEEP * np.exp(-self.UNLIT * unlit)[..., None]
             ab = ab + weight * (fetch(self._ab, flow) - ab)
         self._picture, self._ab = picture, ab

@@ -1,27 +1,36 @@
 """What one step of training does: the losses, and the learner, which holds all that training changes."""
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 
 from distributed import Team
-from networks import Colorizer, Discriminator
+from networks import Colorizer, Discriminator, ModelConfig
 from utils import UserError
+
+if TYPE_CHECKING:
+    from train import TrainConfig
 
 VIVID = 2.0  # how much more a pixel of chroma 110 counts than a grey one in the colour loss
 EMA_DECAY = 0.995  # of the moving average of the generator's weights
+
+Cast = Callable[[], torch.autocast]  # makes the context of the networks
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Losses
 
 
-def integrator_loss(combined, color_feature, eps=1e-4):
+def integrator_loss(combined: torch.Tensor, color_feature: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
     """KL(true || combined) of colour features (N, 313), smoothed by eps, mean over the batch."""
     return F.kl_div((combined + eps).log(), color_feature + eps, reduction="none").sum(1).mean()
 
 
-def color_loss(ab_fake, ab, over_all=lambda mean: mean):
+def color_loss(ab_fake: torch.Tensor, ab: torch.Tensor,
+               over_all: Callable[[torch.Tensor], torch.Tensor] = lambda mean: mean) -> torch.Tensor:
     """L1 of ab (N, 2, S, S), weighted by 1 + VIVID * chroma and brought back to the mean weight 1.
 
     Characters are small and vivid, backgrounds large and pale, and it is on characters that a wrong colour is seen.
@@ -31,7 +40,9 @@ def color_loss(ab_fake, ab, over_all=lambda mean: mean):
     return ((ab_fake - ab).abs() * weight).mean() / over_all(weight.mean())
 
 
-def generator_loss(logits_fake, ab_fake, ab, lambda_l1, over_all=lambda mean: mean):
+def generator_loss(logits_fake: torch.Tensor | None, ab_fake: torch.Tensor, ab: torch.Tensor, lambda_l1: float,
+                   over_all: Callable[[torch.Tensor], torch.Tensor] = lambda mean: mean
+                   ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Adversarial (where there are ``logits_fake``) + lambda * color_loss. Returns the loss and its named parts."""
     l1 = color_loss(ab_fake, ab, over_all)
     if logits_fake is None:
@@ -40,7 +51,7 @@ def generator_loss(logits_fake, ab_fake, ab, lambda_l1, over_all=lambda mean: me
     return adversarial + lambda_l1 * l1, {"gen_adv": adversarial.detach(), "gen_l1": l1.detach()}
 
 
-def discriminator_loss(logits_real, logits_fake, label_smoothing):
+def discriminator_loss(logits_real: torch.Tensor, logits_fake: torch.Tensor, label_smoothing: float) -> torch.Tensor:
     """Mean of the losses on real and fake patches, with one-sided label smoothing."""
     real = F.binary_cross_entropy_with_logits(logits_real, torch.full_like(logits_real, label_smoothing))
     fake = F.binary_cross_entropy_with_logits(logits_fake, torch.zeros_like(logits_fake))
@@ -54,7 +65,10 @@ def discriminator_loss(logits_real, logits_fake, label_smoothing):
 class Learner:
     """What training changes: the colorizer, the discriminator and their optimisers; one copy in each process."""
 
-    def __init__(self, config, model_config, device, backbone_weights=None, team=None):
+    skipped: torch.Tensor  # bool, whether a part of the step was not finite
+
+    def __init__(self, config: "TrainConfig", model_config: ModelConfig, device: torch.device,
+                 backbone_weights: str | Path | Literal[False] | None = None, team: Team | None = None) -> None:
         self.config, self.team = config, team or Team(device)
         self.colorizer = Colorizer(model_config, backbone_weights).to(device)
         norm = None if config.dis_norm == "None" else config.dis_norm
@@ -73,7 +87,7 @@ class Learner:
         self.paint, self.judge = self.team.wrap(self.generator), self.team.wrap(self.discriminator)
         self.steps = 0
 
-    def set_progress(self, progress):
+    def set_progress(self, progress: float) -> None:
         """Set the learning rates for ``progress`` in [0, 1] through the training."""
         start = self.config.lr_decay_start
         factor = 1.0 if progress <= start else max(0.0, (1 - progress) / (1 - start))
@@ -104,7 +118,8 @@ class Learner:
             buffer.copy_(torch.where(self.skipped, average, buffer))
             average.copy_(buffer)
 
-    def step(self, batch, features, cast):
+    def step(self, batch: dict[str, torch.Tensor], features: torch.Tensor | None,
+             cast: Cast) -> dict[str, torch.Tensor]:
         """One step on a batch of the dataset (on the device); features (N, D) are those of its backbone.
 
         In this order: triplet loss on the memory; memory update; integrator; generator; discriminator. ``cast`` makes
@@ -152,18 +167,19 @@ class Learner:
         if judged:
             with cast():  # real and fake in one pass: no norm here looks over the batch
                 both = self.judge(L.repeat(2, 1, 1, 1), torch.cat([ab, fake.detach()]), view.repeat(2, 1))
-            loss = discriminator_loss(*both.chunk(2), config.label_smoothing)
+            real, painted = both.chunk(2)
+            loss = discriminator_loss(real, painted, config.label_smoothing)
             self._descend("dis", loss)
             losses["dis"] = loss.detach()
         return {**losses, "skipped": self.skipped.float()}
 
-    def state(self):
+    def state(self) -> dict[str, Any]:
         """Everything of the learner that a checkpoint keeps, beside the colorizer's configuration."""
         return {"colorizer": self.colorizer.state_dict(), "generator": self.generator.state_dict(),
                 "steps": self.steps, "discriminator": self.discriminator.state_dict(),
                 "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}}
 
-    def load(self, state):
+    def load(self, state: dict[str, Any]) -> None:
         """Take over what ``state`` returned. Raises UserError when something is missing, left over or misshapen."""
         try:
             self.colorizer.load_state_dict(state["colorizer"])
@@ -185,7 +201,7 @@ class Learner:
             raise not_whole(error) from error
 
 
-def not_whole(error):
+def not_whole(error: Exception) -> UserError:
     """The UserError for a checkpoint in which ``error`` was found."""
     return UserError("the checkpoint is not whole; go on from another one or train anew "
                      f"({str(error).partition(chr(10))[0]})")

@@ -21,7 +21,7 @@ KEY_DIM = 512  # a query or a key of the memory
 REFERENCE_ID = -2  # the id of a frame that the user added; training frames have their own, from 0 on
 
 
-def grow(module, rows):
+def grow(module: nn.Module, rows: dict[str, torch.Tensor]) -> None:
     """Append ``rows``, a dict of tensors (n, ...), to buffers of a module by their names."""
     for name, new in rows.items():
         buffer = getattr(module, name)
@@ -32,7 +32,7 @@ def grow(module, rows):
 # Memory
 
 
-def color_distance(value, feature, eps=1e-4):
+def color_distance(value: torch.Tensor, feature: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
     """KL(value || feature) in nats over the last dimension, both smoothed by eps a bin: finite, >= 0, 0 when equal."""
     value, feature = ((x + eps) / (1 + FEATURE_DIM * eps) for x in (value, feature))
     return (value * (value.log() - feature.log())).sum(-1)
@@ -55,7 +55,7 @@ class MemoryNetwork(nn.Module):
 
     PREFERENCE = 0.05
 
-    def __init__(self, feature_dim, mem_size, top_k, alpha, color_thres):
+    def __init__(self, feature_dim: int, mem_size: int, top_k: int, alpha: float, color_thres: float) -> None:
         super().__init__()
         self.top_k, self.alpha, self.color_thres = min(top_k, mem_size), alpha, color_thres
         self.encoder = nn.Linear(feature_dim, KEY_DIM)
@@ -66,7 +66,7 @@ class MemoryNetwork(nn.Module):
         self.register_buffer("used", torch.zeros(mem_size, dtype=torch.bool))
         self.register_buffer("pinned", torch.zeros(mem_size, dtype=torch.bool))
 
-    def query(self, features):
+    def query(self, features: torch.Tensor) -> torch.Tensor:
         """Backbone features (N, D) -> queries (N, 512) of unit length, float32."""
         with torch.autocast(features.device.type, enabled=False):
             return F.normalize(self.encoder(features.float()), dim=1)
@@ -74,7 +74,7 @@ class MemoryNetwork(nn.Module):
     def _similarity(self, query):
         return (query @ self.keys.T).masked_fill(~self.used, -torch.inf)  # (N, m); empty slots are never read
 
-    def read(self, query, k):
+    def read(self, query: torch.Tensor, k: int) -> Recall:
         """The k best slots of queries (N, 512). Raises ValueError when no slot is filled."""
         if not self.used.any():
             raise ValueError("the memory is empty")
@@ -83,13 +83,13 @@ class MemoryNetwork(nn.Module):
         return Recall(self.values[slots], similarity.gather(1, slots), self.ids[slots])
 
     @torch.no_grad()
-    def pin(self, query, color_feature):
+    def pin(self, query: torch.Tensor, color_feature: torch.Tensor) -> None:
         """Add a pinned slot for each query (N, 512) with its colour feature (N, 313); the memory grows by N slots."""
         ones = torch.ones(len(query))
         grow(self, {"keys": query, "values": color_feature, "ages": 0 * ones, "ids": REFERENCE_ID * ones, "used": ones,
                     "pinned": ones})
 
-    def triplet_loss(self, query, color_feature):
+    def triplet_loss(self, query: torch.Tensor, color_feature: torch.Tensor) -> torch.Tensor:
         """Threshold triplet loss among the top_k nearest slots: max(0, q.K_neg - q.K_pos + alpha).
 
         Positive: the most similar slot with colour distance < color_thres; negative: the most similar one of the
@@ -106,7 +106,7 @@ class MemoryNetwork(nn.Module):
         return F.relu(negative[both] - positive[both] + self.alpha).mean()
 
     @torch.no_grad()
-    def recall_other(self, query, ids):
+    def recall_other(self, query: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A slot that comes from another frame than ``ids`` (N,), similar ones more often: its value (N, 313) and score
         (N,), as the memory answers for a frame that it has never seen. Score -inf where there is no such slot."""
         similarity = self._similarity(query).masked_fill(self.ids == ids[:, None], -torch.inf)
@@ -114,7 +114,7 @@ class MemoryNetwork(nn.Module):
         return self.values[slot[:, 0]], similarity.gather(1, slot)[:, 0]
 
     @torch.no_grad()
-    def update(self, query, color_feature, ids):
+    def update(self, query: torch.Tensor, color_feature: torch.Tensor, ids: torch.Tensor) -> None:
         """Write a batch into the memory. query (N, 512), colour feature (N, 313), ids (N,).
 
         A query whose nearest slot has colour distance < color_thres is added to that slot's key, age 0. Any other one
@@ -152,13 +152,13 @@ class FeatureIntegrator(nn.Module):
 
     TOP = 3
 
-    def __init__(self, hidden=32, start=8.0):
+    def __init__(self, hidden: int = 32, start: float = 8.0) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(self.TOP, hidden), nn.ReLU(True), nn.Linear(hidden, self.TOP))
         nn.init.zeros_(self.mlp[-1].weight)
         self.mlp[-1].bias.data = torch.tensor([start, 0.0, 0.0])  # softmax: 0.9993, 0.0003, 0.0003
 
-    def forward(self, values, scores):
+    def forward(self, values: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """values (N, 3, 313), scores (N, 3), -inf for an empty slot -> combined colour feature (N, 313)."""
         empty = ~scores.isfinite()
         weights = self.mlp(scores.masked_fill(empty, 0)).masked_fill(empty, -torch.inf).softmax(1)
@@ -202,7 +202,7 @@ class SpatialMemory(nn.Module):
     CHOICE = 30.0  # of the frames carried the weights are softmax(-CHOICE * misfit)
     DOUBT = 1.0  # see ``carry``
 
-    def __init__(self, frame_dim, place_dim, size):
+    def __init__(self, frame_dim: int, place_dim: int, size: int) -> None:
         super().__init__()
         places = self.GRID**2
         self.register_buffer("mean", torch.zeros(place_dim))
@@ -215,7 +215,7 @@ class SpatialMemory(nn.Module):
         self.register_buffer("ids", torch.full((size,), -1, dtype=torch.long))
         self.register_buffer("pinned", torch.zeros(size, dtype=torch.bool))
 
-    def fit(self, places):
+    def fit(self, places: torch.Tensor) -> None:
         """Choose the projection by the places (N, E, 32, 32) of some frames."""
         sample = places.flatten(2).transpose(1, 2)[:, ::4].flatten(0, 1).float().cpu().numpy()
         pca = PCA(self.DIM, svd_solver="covariance_eigh").fit(sample)
@@ -223,7 +223,7 @@ class SpatialMemory(nn.Module):
         self.projection.copy_(torch.from_numpy(pca.components_.T))
 
     @torch.no_grad()
-    def key(self, places, L, ab):
+    def key(self, places: torch.Tensor, L: torch.Tensor, ab: torch.Tensor) -> torch.Tensor:
         """Keys (N, 1024, DIM + 5), float32, of frames: places (N, E, 32, 32), L (N, 1, H, W) in [0, 1] and
         ab (N, 2, H, W) in [-1, 1]."""
         features = (places.flatten(2).transpose(1, 2).float() - self.mean) @ self.projection
@@ -234,7 +234,8 @@ class SpatialMemory(nn.Module):
         return torch.cat([features, self.POSITION * position, rest], 2)
 
     @torch.no_grad()
-    def write(self, slots, frames, places, L, ab, ids):
+    def write(self, slots: torch.Tensor, frames: torch.Tensor, places: torch.Tensor, L: torch.Tensor, ab: torch.Tensor,
+              ids: torch.Tensor) -> None:
         """Store frames (N, D) with places, L and ab as for ``key`` and ids (N,) in ``slots`` (N,)."""
         for name, rows in self._rows(frames, places, L, ab, ab).items():
             buffer = getattr(self, name)
@@ -242,7 +243,8 @@ class SpatialMemory(nn.Module):
         self.ids[slots] = ids
 
     @torch.no_grad()
-    def pin(self, frames, places, L, ab, guess):
+    def pin(self, frames: torch.Tensor, places: torch.Tensor, L: torch.Tensor, ab: torch.Tensor,
+            guess: torch.Tensor) -> None:
         """Add pinned frames, given as for ``write``, of which the generator guesses the ab ``guess`` (N, 2, H, W); the
         memory grows by N frames."""
         ones = torch.ones(len(frames))
@@ -259,12 +261,12 @@ class SpatialMemory(nn.Module):
         lab = torch.cat([255 * L.float(), 110 * ab.float() + 128], 1)
         return shrink(lab, self.SIDE).permute(0, 2, 3, 1).round().clamp(0, 255).byte()
 
-    def compare(self, frames):
+    def compare(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine similarity (N, m) of frames (N, D) with all in the memory, and which of these are preferred, bool."""
         similarity = F.normalize(frames.float(), dim=1) @ self.frames.float().T
         return similarity, self.pinned & (similarity >= similarity.amax(1, keepdim=True) - self.PREFERENCE)
 
-    def choose(self, frames):
+    def choose(self, frames: torch.Tensor) -> torch.Tensor:
         """The slots (N, FRAMES) to read for frames (N, D): those that look alike, but not all alike each other.
 
         One by one the frame of the highest similarity - VARIETY * similarity to the nearest one already chosen
@@ -284,7 +286,7 @@ class SpatialMemory(nn.Module):
         return slots.gather(1, torch.cat(chosen, 1))
 
     @torch.no_grad()
-    def read(self, frames, keys):
+    def read(self, frames: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """The hint (N, 3, 32, 32), float32: ab / 110 in the first two channels, the confidence in [0, 1] in the third.
 
         Frames (N, D) and keys (N, 1024, DIM + 5). The confidence is exp(-d^2 - variance / DISCORD): the mean squared
@@ -313,7 +315,7 @@ class SpatialMemory(nn.Module):
         return torch.stack(hints)
 
     @torch.no_grad()
-    def carry(self, frames, keys, L):
+    def carry(self, frames: torch.Tensor, keys: torch.Tensor, L: torch.Tensor) -> torch.Tensor:
         """Colours carried along the optical flow (N, 3, SIDE, SIDE), float32: ab / 110, and the confidence in [0, 1].
 
         Frames (N, D), keys (N, 1024, DIM + 5) and L (N, 1, S, S) in [0, 1]. The misfit of a pixel is UNLIKE * squared
@@ -333,7 +335,7 @@ class SpatialMemory(nn.Module):
                     continue  # what the user corrects is not carried beside the correction
                 known = self.pictures[slot].cpu().numpy()
                 flow = flow_between(picture, np.ascontiguousarray(known[..., 0]))
-                lab = fetch(np.float32(known), flow)
+                lab = fetch(known.astype(np.float32), flow)
                 found, ab = lab[..., 0] / 255, (lab[..., 1:] - 128) / 110
                 unlike = (self._unlike(query, self.keys[slot].cpu(), flow) - self.PULL * pull).clamp(min=0).numpy()
                 colors.append(relit(ab, found, lightness))

@@ -8,7 +8,11 @@ is that of "Coloring With Limited Data: Few-Shot Colorization via Memory-Augment
 import hashlib
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dataset import shrink
 from distributed import SharedBatchNorm, SharedDropout2d
-from memory import FEATURE_DIM, FeatureIntegrator, MemoryNetwork, SpatialMemory
+from memory import FEATURE_DIM, FeatureIntegrator, MemoryNetwork, Recall, SpatialMemory
 
 SIZE_STEP = 128  # the generator halves the picture 7 times
 PLACE_DROP, PLACE_WIDTH = 0.2, 128  # of what the generator sees of the places
@@ -51,7 +55,7 @@ class AdaIN(nn.Module):
     """Adaptive instance norm (Huang and Belongie 2017): each channel of each sample to mean 0 and variance 1, then
     ``x * (1 + scale) + shift``. x (N, C, H, W); scale and shift (N, C)."""
 
-    def forward(self, x, scale, shift, eps=1e-5):
+    def forward(self, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
         var, mean = torch.var_mean(x.float(), (2, 3), correction=0)
         factor = (1 + scale) * torch.rsqrt(var + eps)  # norm and style in one multiplication and one addition
         offset = shift - mean * factor
@@ -62,13 +66,13 @@ class Style(nn.Module):
     """An MLP of 3 layers: colour feature (N, 313) and the score (N,) that it was recalled with -> (scale, shift), each
     (N, C), for every layer of C channels. The score, 1 for a picture's own colours, tells how far to trust them."""
 
-    def __init__(self, channels, hidden=256):
+    def __init__(self, channels: Iterable[int], hidden: int = 256) -> None:
         super().__init__()
         self.channels = list(channels)
         self.mlp = nn.Sequential(nn.Linear(FEATURE_DIM + 1, hidden), nn.ReLU(True), nn.Linear(hidden, hidden),
                                  nn.ReLU(True), nn.Linear(hidden, 2 * sum(self.channels)))
 
-    def forward(self, color_feature, score):
+    def forward(self, color_feature: torch.Tensor, score: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         # The square root keeps rare colours in sight: a hat is 1% of a frame, and 0.1 after the root.
         scales, shifts = self.mlp(torch.cat([color_feature.sqrt(), score[:, None]], 1)).chunk(2, dim=1)
         return list(zip(scales.split(self.channels, 1), shifts.split(self.channels, 1), strict=True))
@@ -77,15 +81,15 @@ class Style(nn.Module):
 class Plain(nn.Module):
     """A norm without style, called like AdaIN."""
 
-    def __init__(self, norm):
+    def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.norm = norm
 
-    def forward(self, x, scale, shift):
+    def forward(self, x: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None) -> torch.Tensor:
         return self.norm(x)
 
 
-def channels_last(x):
+def channels_last(x: torch.Tensor) -> torch.Tensor:
     """Maps with the channels of a pixel side by side, over which convolutions run about three times as fast on a CPU.
 
     Only the maps: of channels-last weights the gradients come in another layout, and every optimiser step copies them.
@@ -93,7 +97,7 @@ def channels_last(x):
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # .contiguous(memory_format) ignores single channels
 
 
-def init_weights(network):
+def init_weights(network: nn.Module) -> None:
     """Convolutions start from N(0, 0.02), as in pix2pix (Isola et al. 2017): colours start near grey."""
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -108,11 +112,11 @@ def init_weights(network):
 class Around(nn.Module):
     """A residual 3x3 convolution over places ``reach`` apart: an ear tells the colour of the whole body."""
 
-    def __init__(self, channels, reach):
+    def __init__(self, channels: int, reach: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=reach, dilation=reach)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + F.relu(self.conv(x))
 
 
@@ -123,7 +127,7 @@ class Generator(nn.Module):
     ``place_dim`` features of a place it also sees the backbone's places, on the way down at the level of their size.
     """
 
-    def __init__(self, norm="adain", width=64, place_dim=0, img_size=256):
+    def __init__(self, norm: str = "adain", width: int = 64, place_dim: int = 0, img_size: int = 256) -> None:
         super().__init__()
         down = [width * factor for factor in (1, 2, 4, 8, 8, 8, 8)]
         up = [width * factor for factor in (8, 8, 8, 4, 2, 1)]
@@ -135,7 +139,7 @@ class Generator(nn.Module):
         # No norm on the first layer, where the lightness itself is, nor at the bottom, where a map may be 1 x 1.
         normed = down[1:-1] + up
         if norm == "adain":
-            self.style = Style(normed)
+            self.style: Style | None = Style(normed)
             self.norms = nn.ModuleList(AdaIN() for _ in normed)
         else:
             self.style = None
@@ -147,12 +151,13 @@ class Generator(nn.Module):
                                         *(Around(PLACE_WIDTH, reach) for reach in (1, 2, 4)),
                                         nn.Conv2d(PLACE_WIDTH, down[self.level], 3, padding=1))
 
-    def forward(self, L, palette=None, places=None):
+    def forward(self, L: torch.Tensor, palette: tuple[torch.Tensor, torch.Tensor] | None = None,
+                places: torch.Tensor | None = None) -> torch.Tensor:
         """L (N, 1, S, S) in [0, 1], palette, places (N, E, 32, 32) -> ab (N, 2, S, S) in [-1, 1].
 
         S is a multiple of 128. A palette is a colour feature (N, 313) and its score (N,).
         """
-        styles = self.style(*palette) if self.style is not None else [(None, None)] * len(self.norms)
+        styles = self.style(*palette) if self.style and palette else [(None, None)] * len(self.norms)
         norms = iter([(norm, style) for norm, style in zip(self.norms, styles, strict=True)])
 
         def normed(x):
@@ -182,14 +187,14 @@ class ColorConv(nn.Module):
     Equal to ``conv(cat(picture, color_feature at each pixel))`` of weights ``cat(picture.weight, color)``.
     """
 
-    def __init__(self, in_channels, out_channels):
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.picture = nn.Conv2d(in_channels, out_channels, 4, 2, 1)
         self.color = nn.Parameter(torch.randn(out_channels, FEATURE_DIM, 4, 4) * 0.02)
         taps = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0]])  # inside the picture: first, middle, last row
         self.register_buffer("taps", taps.float(), persistent=False)
 
-    def forward(self, picture, color_feature):
+    def forward(self, picture: torch.Tensor, color_feature: torch.Tensor) -> torch.Tensor:
         """picture (N, C, H, W) with even H and W of at least 4, colour feature (N, 313) -> (N, O, H/2, W/2)."""
         kernel = torch.einsum("ri,ofij,cj->forc", self.taps, self.color, self.taps)  # (313, O, 3, 3)
         border = (color_feature @ kernel.flatten(1)).view(-1, *kernel.shape[1:])  # (N, O, 3, 3)
@@ -204,7 +209,7 @@ class Discriminator(nn.Module):
     """A patch discriminator (Isola et al. 2017) that sees L and ab; with ``norm`` adain also the colour feature at
     every pixel and in its norms, with ``norm`` None neither feature nor norms. Returns logits (N, 1, h, w)."""
 
-    def __init__(self, norm="adain", width=64):
+    def __init__(self, norm: str | None = "adain", width: int = 64) -> None:
         super().__init__()
         self.first = ColorConv(3, width) if norm == "adain" else nn.Conv2d(3, width, 4, 2, 1)
         self.middle = nn.ModuleList([nn.Conv2d(width, 2 * width, 4, 2, 1), nn.Conv2d(2 * width, 4 * width, 4, 2, 1),
@@ -214,10 +219,10 @@ class Discriminator(nn.Module):
         self.norm = AdaIN()
         init_weights(self)
 
-    def forward(self, L, ab, color_feature=None):
+    def forward(self, L: torch.Tensor, ab: torch.Tensor, color_feature: torch.Tensor | None = None) -> torch.Tensor:
         """L (N, 1, S, S), ab (N, 2, S, S), colour feature (N, 313), which norm None ignores -> logits (N, 1, h, w)."""
         x = channels_last(torch.cat([2 * L - 1, ab], 1))
-        if self.style is None:
+        if self.style is None or color_feature is None:
             x = F.leaky_relu(self.first(x), 0.2)
             for conv in self.middle:
                 x = F.leaky_relu(conv(x), 0.2)
@@ -241,7 +246,7 @@ BACKBONE_DIMS = {"efficientnet_lite0": 1280, "resnet18": 512}  # features of a f
 PLACE_DIMS = {"efficientnet_lite0": 40 + 112 + 320, "resnet18": 128 + 256 + 512}  # and of a place
 
 
-def fold_norms(network):
+def fold_norms(network: nn.Module) -> None:
     """Fold every batch norm of a network in eval mode into the convolution in front of it, which gives the same maps.
 
     Half of a small network's time on a CPU goes into its norms.
@@ -263,7 +268,7 @@ class Backbone(nn.Module):
     is about to be loaded over it. Never random: raises BackboneUnavailable when the weights cannot be had.
     """
 
-    def __init__(self, name="efficientnet_lite0", weights=None):
+    def __init__(self, name: str = "efficientnet_lite0", weights: str | Path | Literal[False] | None = None) -> None:
         super().__init__()
         if name == "efficientnet_lite0":
             self.net = EfficientNet.from_name("efficientnet-lite0", image_size=None)
@@ -290,18 +295,18 @@ class Backbone(nn.Module):
                 f"({str(error).partition(chr(10))[0]}); give a file by --backbone_weights, or use --backbone "
                 "efficientnet_lite0, whose weights come with requirements.txt") from error
 
-    def identity(self):
+    def identity(self) -> str:
         """A text that differs for other weights."""
         digest = hashlib.sha256()
         for tensor in self.state_dict().values():
             digest.update(tensor.cpu().numpy().tobytes())
         return digest.hexdigest()
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> "Backbone":
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, grey):
+    def forward(self, grey: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """grey (N, 3, H, W), ImageNet-normalised -> features of the frames (N, D) and of their places (N, E, 32, 32).
 
         A place's features are the maps at strides 8, 16 and 32, each of unit length over its channels.
@@ -328,7 +333,7 @@ class Backbone(nn.Module):
 _torchvision_schemas = None  # must live as long as torchvision is used
 
 
-def import_torchvision():
+def import_torchvision() -> ModuleType:
     """Import torchvision, also one built for CUDA beside a CPU-only torch, whose compiled operators cannot load.
 
     Such a torchvision fails at import because it registers functions for operators that nobody has defined. It works
@@ -356,7 +361,7 @@ def import_torchvision():
 class Colorizer(nn.Module):
     """Backbone, memories, integrator and generator: its ``state_dict`` and ``config`` are all that colouring needs."""
 
-    def __init__(self, config, backbone_weights=False):
+    def __init__(self, config: ModelConfig, backbone_weights: str | Path | Literal[False] | None = False) -> None:
         """``backbone_weights`` as for Backbone; False when a state dict is loaded next."""
         super().__init__()
         self.config = config
@@ -372,15 +377,15 @@ class Colorizer(nn.Module):
             self.spatial = SpatialMemory(BACKBONE_DIMS[config.backbone], place_dim, config.spatial_size)
 
     @property
-    def side(self):
+    def side(self) -> int:
         """Of the square pictures that ``forward`` takes and gives."""
         return max(self.config.img_size, SpatialMemory.SIDE * self.config.use_spatial_memory)
 
-    def recall(self, features):
+    def recall(self, features: torch.Tensor) -> Recall:
         """Backbone features (N, D) -> the 3 best slots (fewer in a memory of fewer slots)."""
         return self.memory.read(self.memory.query(features), FeatureIntegrator.TOP)
 
-    def choose(self, recall, rank=None):
+    def choose(self, recall: Recall, rank: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The palette for the generator from what the memory recalled: colour feature (N, 313) and its score (N,).
 
         ``rank`` 1, 2 or 3 takes that slot (the best one where it is empty); None takes the integrator's combination
@@ -393,7 +398,9 @@ class Colorizer(nn.Module):
         return (recall.values.take_along_dim(slot[:, :, None], 1)[:, 0],
                 recall.scores.take_along_dim(slot, 1)[:, 0])
 
-    def forward(self, L, palette=None, seen=None, remember=True):
+    def forward(self, L: torch.Tensor, palette: tuple[torch.Tensor, torch.Tensor] | None = None,
+                seen: tuple[torch.Tensor, torch.Tensor] | None = None,
+                remember: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:
         """L (N, 1, side, side) in [0, 1], palette as for the generator -> ab (N, 2, side, side) in [-1, 1], and the
         confidence (N, 32, 32) in [0, 1] of the spatial memory, None without one.
 
@@ -404,7 +411,7 @@ class Colorizer(nn.Module):
         """
         if not self.config.use_spatial_memory:
             return self.generator(L, palette), None
-        frames, places = seen
+        frames, places = seen  # type: ignore[misc]  # given wherever there is a spatial memory
         size = self.config.img_size
         guess = self.generator(shrink(L, size), palette, places)
         ab = F.interpolate(guess, L.shape[2:], mode="bilinear", align_corners=False)
@@ -416,14 +423,14 @@ class Colorizer(nn.Module):
         return ab, torch.maximum(hint[:, 2], F.adaptive_avg_pool2d(carried[:, 2], hint.shape[2:]))
 
 
-def moved(ab, hint, weight):
+def moved(ab: torch.Tensor, hint: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """ab (N, 2, S, S) whose means over the places of a hint (N, 2, h, w) move to it as far as its weight (N, 1, h, w)
     in [0, 1] says; what is finer than a place stays."""
     change = weight * (hint - F.adaptive_avg_pool2d(ab, hint.shape[2:]))
     return ab + F.interpolate(change, ab.shape[2:], mode="bilinear", align_corners=False)
 
 
-def model_config_of(content):
+def model_config_of(content: dict[str, Any]) -> ModelConfig:
     """The ModelConfig of what load_checkpoint read.
 
     Raises ValueError when a tensor of the colorizer is missing, left over or of another shape than the networks of

@@ -1,21 +1,26 @@
 """What colours a picture: a trained colorizer, and where it takes its colours from."""
 
 import hashlib
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from dataset import AB_SCALE, GREY_SIZE, L_SCALE, color_feature, grey_image, lab_to_rgb, resize, rgb_to_lab
 from episode import Palette
-from memory import REFERENCE_ID
-from networks import Colorizer, model_config_of
+from memory import REFERENCE_ID, Recall
+from networks import Backbone, Colorizer, model_config_of
 from utils import (
     IMAGE_SUFFIXES, UserError, autocast, is_color, list_files, load_checkpoint, read_image, save_checkpoint,
     select_device, warn)
 
 
-def look(backbone, lightness, device, precision="auto"):
+def look(backbone: Backbone, lightness: Iterable[np.ndarray], device: torch.device,
+         precision: str = "auto") -> tuple[torch.Tensor, torch.Tensor]:
     """What the backbone sees of pictures of any size, L (H, W) in [0, 100] each: frames (N, D), places (N, E, 32, 32).
     """
     L = np.stack([resize(plane, GREY_SIZE, GREY_SIZE) for plane in lightness])
@@ -38,37 +43,39 @@ class Painter:
     rank: int = 1
     reference: np.ndarray | None = None
     identity: str = ""  # differs for painters that colour differently
-    names: dict = field(default_factory=dict)  # of the frames in memory, by their id
+    names: dict[int, str] = field(default_factory=dict)  # of the frames in memory, by their id
 
     @property
-    def side(self):
+    def side(self) -> int:
         """Of the pictures that a shot is coloured by: enough for the backbone and for the generator."""
         return max(GREY_SIZE, self.colorizer.side)
 
     @property
-    def remembers(self):
+    def remembers(self) -> bool:
         """Whether memories are read. Colours of the truth or of a reference are the user's own choice, which remembered
         ones would contradict."""
         return self.source in ("memory", "integrator")
 
-    def look(self, lightness):
+    def look(self, lightness: Iterable[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor] | None:
         """``look`` with the colorizer's backbone; None for a plain GAN, which has none."""
         if not self.colorizer.config.use_memory:
             return None
         return look(self.colorizer.backbone, lightness, self.device, self.precision)
 
-    def given(self, labs):
+    def given(self, labs: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """The palette, colour features (N, 313) and scores (N,), of pictures (H, W, 3) by the user's own choice."""
         size = self.colorizer.config.img_size
-        features = [self.reference if self.source == "reference" else color_feature(resize(lab, size, size)[..., 1:])
-                    for lab in labs]
+        features: list[Any] = [
+            self.reference if self.source == "reference" else color_feature(resize(lab, size, size)[..., 1:])
+            for lab in labs]
         return torch.from_numpy(np.stack(features)).to(self.device), torch.ones(len(labs), device=self.device)
 
-    def choose(self, recall):
+    def choose(self, recall: Recall) -> tuple[torch.Tensor, torch.Tensor]:
         """The palette by what the memory recalls."""
         return self.colorizer.choose(recall, self.rank if self.source == "memory" else None)
 
-    def generate(self, lightness, palette, seen):
+    def generate(self, lightness: Iterable[np.ndarray], palette: tuple[torch.Tensor, torch.Tensor] | None,
+                 seen: tuple[torch.Tensor, torch.Tensor] | None) -> tuple[np.ndarray, np.ndarray]:
         """ab float32 (N, S, S, 2) in Lab units, S the colorizer's side, for pictures of any size, L (H, W) each, and
         the mean confidence of the spatial memory (N,), nan where it is not read."""
         size = self.colorizer.side
@@ -79,7 +86,7 @@ class Painter:
         return (ab * AB_SCALE).permute(0, 2, 3, 1).contiguous().cpu().numpy(), confidence
 
     @torch.inference_mode()
-    def predict(self, labs):
+    def predict(self, labs: Sequence[np.ndarray]) -> np.ndarray:
         """The colours of pictures, Lab (H, W, 3) each: ab float32 (N, S, S, 2) in Lab units, S the colorizer's side.
 
         Only the lightness is used (and the palette for "truth"); each picture has a palette of its own.
@@ -87,12 +94,12 @@ class Painter:
         lightness = [lab[..., 0] for lab in labs]
         seen, palette = self.look(lightness), None
         if self.remembers:
-            palette = self.choose(self.colorizer.recall(seen[0]))
+            palette = self.choose(self.colorizer.recall(seen[0]))  # type: ignore[index]  # there is a memory
         elif self.source != "none":
             palette = self.given(labs)
         return self.generate(lightness, palette, seen)[0]
 
-    def colorize(self, pictures):
+    def colorize(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Colour a list of equally large RGB uint8 pictures (H, W, 3). Returns RGB uint8 of the same size: ab is
         predicted at the colorizer's side, enlarged and joined to the full-resolution L."""
         labs = [rgb_to_lab(picture) for picture in pictures]
@@ -103,7 +110,7 @@ class Painter:
         return results
 
     @torch.inference_mode()
-    def palette(self, labs):
+    def palette(self, labs: Sequence[np.ndarray]) -> Palette:
         """One Palette for a shot, by the Lab (side, side, 3) of some of its frames: the memory is read once, with the
         mean of what the backbone sees of them."""
         nothing = torch.zeros(0)
@@ -111,7 +118,8 @@ class Painter:
             return Palette(None, [], [], nothing)
         if not self.remembers:
             return Palette(self.given(labs)[0].mean(0, keepdim=True).cpu(), [], [], nothing)
-        frame = self.look([lab[..., 0] for lab in labs])[0].mean(0, keepdim=True)
+        seen = self.look([lab[..., 0] for lab in labs])
+        frame = seen[0].mean(0, keepdim=True)  # type: ignore[index]  # there is a memory
         recall = self.colorizer.recall(frame)
         feature, score = self.choose(recall)
         filled = recall.scores[0].isfinite()
@@ -119,7 +127,7 @@ class Painter:
                        frame[0].cpu(), score.item())
 
     @torch.inference_mode()
-    def paint(self, lightness, palette):
+    def paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, np.ndarray]:
         """Colour frames of one shot by its Palette: L (N, side, side) in [0, 100] -> ab (N, S, S, 2) and the mean
         confidence of the hints (N,), nan without hints."""
         colors = None
@@ -133,7 +141,7 @@ class Painter:
 # From checkpoints and references
 
 
-def load_colorizer(path, device):
+def load_colorizer(path: str | Path, device: torch.device) -> tuple[Colorizer, dict[str, Any]]:
     """The Colorizer of a checkpoint and all that the checkpoint holds. Raises UserError when it is not whole."""
     content = load_checkpoint(path)
     try:
@@ -147,7 +155,7 @@ def load_colorizer(path, device):
 
 
 @torch.no_grad()
-def add_references(colorizer, folder, device, precision="auto"):
+def add_references(colorizer: Colorizer, folder: Path, device: torch.device, precision: str = "auto") -> None:
     """Add the colour pictures of a folder to the memories of a colorizer, pinned; nothing is trained.
 
     Grey ones are left out, by name: they wait to be painted. Raises UserError when there is no memory to add to, no
@@ -170,7 +178,7 @@ def add_references(colorizer, folder, device, precision="auto"):
     size, config = colorizer.config.img_size, colorizer.config
     for lab in labs:
         frames, places = look(colorizer.backbone, [lab[..., 0]], device, precision)
-        scaled = resize(lab, colorizer.side, colorizer.side) / np.float32([L_SCALE, AB_SCALE, AB_SCALE])
+        scaled = resize(lab, colorizer.side, colorizer.side) / np.array([L_SCALE, AB_SCALE, AB_SCALE], np.float32)
         L, ab = torch.from_numpy(scaled).permute(2, 0, 1)[None].to(device).split([1, 2], 1)
         if config.use_spatial_memory:
             with autocast(device, precision):
@@ -182,7 +190,7 @@ def add_references(colorizer, folder, device, precision="auto"):
                                spatial_size=config.spatial_size + config.use_spatial_memory * len(labs))
 
 
-def read_colors(path):
+def read_colors(path: str | Path) -> np.ndarray:
     """Read a picture to take colours from, RGB uint8 (H, W, 3). Raises UserError when it is grey."""
     picture = read_image(path)
     if not is_color(picture):
@@ -190,7 +198,7 @@ def read_colors(path):
     return picture
 
 
-def load_painter(args):
+def load_painter(args: Namespace) -> Painter:
     """The Painter that the command line asks for. Raises UserError when the checkpoint cannot do it."""
     device = select_device(args.device)
     colorizer, content = load_colorizer(args.checkpoint, device)

@@ -5,8 +5,11 @@ the true colour feature make of it, and a mosaic of all frames in memory with th
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -17,8 +20,12 @@ from tqdm import tqdm
 from dataset import AB_BINS, AB_SCALE, L_SCALE, lab_to_rgb, resize, rgb_to_lab
 from episode import Drawing
 from memory import REFERENCE_ID
+from networks import Colorizer
+from painter import Painter
+from parts import ShotRecord
+from sequence import NumberedFrames
 from utils import picture_grid, replace_when_done
-from video import ahead
+from video import Film, ahead
 
 COLORS = ((66, 133, 255), (60, 190, 90), (240, 70, 70))  # blue, green, red: slots 1, 2, 3
 GROUND = (24, 24, 27)
@@ -27,7 +34,7 @@ GROUND = (24, 24, 27)
 # The frames in memory
 
 
-def memory_pictures(colorizer):
+def memory_pictures(colorizer: Colorizer) -> dict[int, np.ndarray]:
     """The frames in a colorizer's memory as small pictures {frame id: RGB uint8 (32, 32, 3)}, in order of the film.
 
     The spatial memory keeps the lightness and colour of 32 x 32 places. Without it, all that is known of a frame is its
@@ -57,7 +64,7 @@ def _sheet(pictures):
     return picture_grid([pictures[i:i + columns] for i in range(0, len(pictures), columns)], gap=1)
 
 
-def palette(color_feature, side=32):
+def palette(color_feature: np.ndarray, side: int = 32) -> np.ndarray:
     """The colours of a colour feature (313,) as stripes of one lightness, RGB uint8 (side, side, 3), sorted by hue."""
     order = np.argsort(np.arctan2(AB_BINS[:, 1], AB_BINS[:, 0]))
     ends = np.cumsum(color_feature[order]) / color_feature.sum()
@@ -69,7 +76,7 @@ def palette(color_feature, side=32):
 class Mosaic:
     """All frames in memory on one picture of the given size, made once; ``framed`` marks some of them."""
 
-    def __init__(self, pictures, height, width, aspect=16 / 9):
+    def __init__(self, pictures: dict[int, np.ndarray], height: int, width: int, aspect: float = 16 / 9) -> None:
         """``pictures``: {frame id: RGB uint8}, all shown at ``aspect`` (width / height), as large as fits."""
         cell_height, rows = max((min(height / rows, width / math.ceil(len(pictures) / rows) / aspect), rows)
                                 for rows in range(1, len(pictures) + 1))
@@ -86,7 +93,7 @@ class Mosaic:
             self.boxes[i] = (y0, y1, x0, x1)
             self.picture[y0:y1, x0:x1] = resize(picture, y1 - y0, x1 - x0)
 
-    def framed(self, chosen):
+    def framed(self, chosen: Sequence[int]) -> np.ndarray:
         """A copy with the frames of the ids ``chosen`` framed in COLORS; one that is chosen again keeps its first."""
         picture = self.picture.copy()
         for i, color in reversed(list(zip(chosen, COLORS, strict=False))):
@@ -103,26 +110,27 @@ CELL = (320, 426)  # the largest height and width of a picture
 GAP, LABEL = 8, 22  # pixels between pictures, and for the label above each
 
 
-def cell_size(height, width):
+def cell_size(height: int, width: int) -> tuple[int, int]:
     """Height and width of a picture of the panel, even, for a film of the given size."""
     return min(CELL[0], 2 * round(CELL[1] * height / width / 2) or 2), CELL[1]
 
 
-def mosaic_size(height, width, truth):
+def mosaic_size(height: int, width: int, truth: bool) -> tuple[int, int]:
     """Height and width of the mosaic for a film of the given size: three pictures wide, two without a truth."""
     height, width = cell_size(height, width)
     cells = 3 if truth else 2
     return height, cells * width + (cells - 1) * GAP
 
 
-def panel_size(height, width, truth):
+def panel_size(height: int, width: int, truth: bool) -> tuple[int, int]:
     """Height and width of a frame of the panel, both even, for a film of the given size."""
     height, width = cell_size(height, width)
     rows = 3 if truth else 2
     return rows * (LABEL + height + GAP) + GAP, 3 * width + 4 * GAP
 
 
-def panel_frame(truth, grey, slot_results, true_feature_result, mosaic, chosen):
+def panel_frame(truth: np.ndarray | None, grey: np.ndarray, slot_results: Sequence[np.ndarray],
+                true_feature_result: np.ndarray | None, mosaic: Mosaic, chosen: Sequence[int]) -> np.ndarray:
     """Compose one frame of the panel, RGB uint8 of ``panel_size``.
 
     Pictures are RGB uint8 (H, W, 3): the truth and the result of its colour feature (both None where there is none),
@@ -134,11 +142,11 @@ def panel_frame(truth, grey, slot_results, true_feature_result, mosaic, chosen):
               color) for i, (chosen_id, result, color) in enumerate(zip(chosen, slot_results, COLORS, strict=True), 1)]
     memory = (f"{len(mosaic.boxes)} frames in memory", mosaic.framed(chosen), None)
     if truth is None:
-        rows = [[("grey", grey, None), memory], slots]
+        rows: list[list[tuple[str, Any, Any]]] = [[("grey", grey, None), memory], slots]
     else:
         rows = [[("truth", truth, None), ("grey", grey, None), ("true colour feature", true_feature_result, None)],
                 slots, [memory]]
-    sheet = np.full((*panel_size(*grey.shape[:2], truth is not None), 3), GROUND, np.uint8)
+    sheet = np.full((*panel_size(grey.shape[0], grey.shape[1], truth is not None), 3), GROUND, np.uint8)
     y = GAP
     for row in rows:
         x = GAP
@@ -156,7 +164,7 @@ def panel_frame(truth, grey, slot_results, true_feature_result, mosaic, chosen):
     return sheet
 
 
-def fit(picture, height, width):
+def fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     """A picture, RGB uint8, as large as fits into (height, width), in the middle of it."""
     scale = min(height / picture.shape[0], width / picture.shape[1])
     inner = [max(1, round(side * scale)) for side in picture.shape[:2]]
@@ -168,7 +176,7 @@ def fit(picture, height, width):
     return cell
 
 
-def frame(picture, color, thickness):
+def frame(picture: np.ndarray, color: tuple[int, int, int], thickness: int) -> None:
     """Draw a frame inside the edges of a picture, in place."""
     picture[:thickness] = picture[-thickness:] = color
     picture[:, :thickness] = picture[:, -thickness:] = color
@@ -186,14 +194,14 @@ class Panel:
     The checkpoint needs a memory.
     """
 
-    def __init__(self, painter, height, width, truth):
+    def __init__(self, painter: Painter, height: int, width: int, truth: bool) -> None:
         """For a film of the given size, in colour (``truth``) or not, coloured by the Painter ``painter``."""
         self.painter, self.truth = painter, truth
         self.cell, self.size = cell_size(height, width), panel_size(height, width, truth)
         self.mosaic = Mosaic(memory_pictures(painter.colorizer), *mosaic_size(height, width, truth), width / height)
 
     @torch.inference_mode()
-    def paint(self, pictures, shot):
+    def paint(self, pictures: Sequence[np.ndarray], shot: np.ndarray) -> list[np.ndarray]:
         """Frames of the panel for frames of one shot, RGB uint8 (H, W, 3), one for each.
 
         ``shot`` (D,) is what the backbone sees of the shot, by which the memory is read once for all of them.
@@ -202,15 +210,16 @@ class Panel:
         labs = [rgb_to_lab(picture) for picture in pictures]
         lightness = [lab[..., 0] for lab in labs]
         seen = self.painter.look(lightness)
-        recall = self.painter.colorizer.recall(torch.as_tensor(shot).to(seen[0]).expand(len(labs), -1))
+        feature = torch.as_tensor(shot).to(seen[0])  # type: ignore[index]  # there is a memory
+        recall = self.painter.colorizer.recall(feature.expand(len(labs), -1))
         results = [self._results(replace(self.painter, source="memory", rank=rank), lightness, recall, seen)
                    for rank in (1, 2, 3)]
         true = [None] * len(labs)
         if self.truth:
             painter = replace(self.painter, source="truth")
             true = self._join(lightness, painter.generate(lightness, painter.given(labs), seen)[0])
-        return [panel_frame(picture if self.truth else None, lab_to_rgb(lab * np.float32([1, 0, 0])), list(slots),
-                            by_truth, self.mosaic, (ids + [-1, -1])[:3])
+        return [panel_frame(picture if self.truth else None, lab_to_rgb(lab * np.array([1, 0, 0], np.float32)),
+                            list(slots), by_truth, self.mosaic, (ids + [-1, -1])[:3])
                 for picture, lab, slots, by_truth, ids in zip(
                     pictures, labs, zip(*results, strict=True), true, recall.ids.tolist(), strict=True)]
 
@@ -218,11 +227,12 @@ class Panel:
         return self._join(lightness, painter.generate(lightness, painter.choose(recall), seen)[0])
 
     @staticmethod
-    def _join(lightness, ab):
+    def _join(lightness: Sequence[np.ndarray], ab: np.ndarray) -> list[np.ndarray]:
         return [lab_to_rgb(np.dstack([L, resize(colors, *L.shape)])) for L, colors in zip(lightness, ab, strict=True)]
 
 
-def write_panel(painter, film, target, records, begin=None, batch_size=8):
+def write_panel(painter: Painter, film: Film | NumberedFrames, target: Path, records: Sequence[ShotRecord],
+                begin: int | None = None, batch_size: int = 8) -> None:
     """Write the panel of ``film``, a video.Film or the like, coloured as ``records`` say, as the H.264 film ``target``
     without sound. A drawing that is held is painted once.
 
@@ -255,7 +265,7 @@ def _sheets(painter, film, records, begin, batch_size):
     def paint():
         nonlocal sheet
         new = [picture for _, picture in pending if picture is not None]
-        painted = iter(panel.paint(new, shot.feature) if new else [])
+        painted = iter(panel.paint(new, shot.feature) if new else [])  # type: ignore[attr-defined]  # made by now
         for pts, picture in pending:
             sheet = sheet if picture is None else next(painted)
             yield pts, sheet
@@ -269,7 +279,7 @@ def _sheets(painter, film, records, begin, batch_size):
                 if shot is None:
                     return
                 cut = True
-            panel = panel or Panel(painter, *planes.y.shape, truth)
+            panel = panel or Panel(painter, planes.y.shape[0], planes.y.shape[1], truth)
             pending.append((pts, planes.picture() if drawing.is_new(planes, cut) else None))
             cut = False
             if len(pending) == 2 * batch_size or sum(picture is not None for _, picture in pending) == batch_size:

@@ -6,6 +6,8 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
 
 import cv2
 import numpy as np
@@ -28,8 +30,8 @@ class ShotRecord:
     grey: np.ndarray  # the middle frame, RGB uint8 (H, W, 3), THUMBNAIL wide
     result: np.ndarray
     truth: np.ndarray | None  # where the input is in colour
-    slot_ids: list  # frames of the training set, best first
-    slot_scores: list  # their similarities
+    slot_ids: list[int]  # frames of the training set, best first
+    slot_scores: list[float]  # their similarities
     confidence: float  # mean of the spatial memory's hints in [0, 1]; nan without
     feature: np.ndarray  # float32 (D,), what the backbone sees, mean over the shot; (0,) without a backbone
     kept: bool = False  # in colour already, and left as it was
@@ -37,7 +39,7 @@ class ShotRecord:
     cdc_truth: float = math.nan  # nan where there is no truth
     seconds: float = field(default=0.0, compare=False)  # that the shot took
 
-    def log_line(self):
+    def log_line(self) -> dict[str, Any]:
         """What the log says of it, a dict of plain values."""
         names = ("index", "start_frame", "end_frame", "slot_ids", "kept")
         line = {name: getattr(self, name) for name in names}
@@ -48,19 +50,25 @@ class ShotRecord:
         return line | {name: round(getattr(self, name), 3) for name in ("start_time", "end_time", "seconds")}
 
 
-class Records(Sequence):
+class Records(Sequence[ShotRecord]):
     """ShotRecords, held with their pictures compressed (JPEG) until one is asked for; and ``pts``, the time of every
     frame of the film in its time base."""
 
     PICTURES = ("grey", "result", "truth")
 
-    def __init__(self, pts, states):
+    def __init__(self, pts: Sequence[int], states: list[dict[str, Any]]) -> None:
         self.pts, self.states = pts, states
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.states)
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> ShotRecord: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[ShotRecord]: ...
+
+    def __getitem__(self, index: int | slice) -> ShotRecord | list[ShotRecord]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         state = dict(self.states[index])
@@ -70,7 +78,7 @@ class Records(Sequence):
         return ShotRecord(**{**state, "feature": state["feature"].numpy()})
 
     @classmethod
-    def pack(cls, record):
+    def pack(cls, record: ShotRecord) -> dict[str, Any]:
         """A record as plain values and tensors."""
         state = dict(vars(record))
         for name in cls.PICTURES:
@@ -84,10 +92,10 @@ class Parts:
     """The hidden folder beside an output where its plan, its finished shots and their records lie until the last of
     what goes with the film is written. What is there by another ``key`` does not count."""
 
-    def __init__(self, output, key):
+    def __init__(self, output: Path, key: str) -> None:
         self.folder, self.key = parts_folder(output), key
 
-    def plan(self):
+    def plan(self) -> dict[str, Any] | None:
         """The state of the Plan of an interrupted run of the same key, or None."""
         try:
             content = load_checkpoint(self.folder / "plan.pt")
@@ -95,50 +103,50 @@ class Parts:
             return None
         return content["plan"] if content["key"] == self.key else None
 
-    def begin(self, plan):
+    def begin(self, plan: dict[str, Any]) -> None:
         """Start again with the state of a Plan and an empty folder."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True)
         save_checkpoint(self.folder / "plan.pt", {"key": self.key, "plan": plan})
 
-    def part(self, index):
+    def part(self, index: int) -> Path:
         return self.folder / f"{index:06d}.part"
 
-    def save_record(self, index, record):
+    def save_record(self, index: int, record: ShotRecord) -> dict[str, Any]:
         """Note that the shot is finished; returns the packed ShotRecord."""
         state = Records.pack(record)
         save_checkpoint(self.part(index).with_suffix(".pt"), {"record": state})
         return state
 
-    def record(self, index):
+    def record(self, index: int) -> dict[str, Any] | None:
         """The packed ShotRecord of a shot that was finished, else None."""
         try:
             return load_checkpoint(self.part(index).with_suffix(".pt"))["record"]
         except UserError:
             return None
 
-    def note_joined(self, path):
+    def note_joined(self, path: Path) -> None:
         """Note that the file at ``path``, about to take the output's name, is the whole film."""
         save_checkpoint(self.folder / JOINED, {"file": _identity(path)})
 
-    def drop_pictures(self):
+    def drop_pictures(self) -> None:
         """Remove the parts of a film that is joined; the records stay."""
         for path in self.folder.glob("*.part"):
             path.unlink()
 
-    def remove(self):
+    def remove(self) -> None:
         shutil.rmtree(self.folder)
 
 
 JOINED = "joined.pt"
 
 
-def parts_folder(output):
+def parts_folder(output: Path) -> Path:
     return output.with_name(f".{output.name}.parts")
 
 
-def is_joined(output):
+def is_joined(output: Path) -> bool:
     """Whether the film ``output`` is whole, and what goes with it is not: its run was interrupted between the two."""
     try:
         return load_checkpoint(parts_folder(output) / JOINED)["file"] == _identity(output)

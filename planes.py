@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import av
 import cv2
 import numpy as np
 
@@ -24,16 +25,16 @@ class Coding(NamedTuple):
     colorspace: int  # the matrix, as tagged in files; one of _LUMA_WEIGHTS
 
     @property
-    def luma(self):
+    def luma(self) -> tuple[int, int]:
         """(code of black, codes from black to white)."""
         return (0, 2**self.depth - 1) if self.full else (16 << self.depth - 8, 219 << self.depth - 8)
 
     @property
-    def chroma(self):
+    def chroma(self) -> tuple[int, int]:
         """(code of neutral, codes from -0.5 to 0.5)."""
         return 1 << self.depth - 1, 2**self.depth - 1 if self.full else 224 << self.depth - 8
 
-    def to_rgb(self, y, cb, cr):
+    def to_rgb(self, y: np.ndarray, cb: np.ndarray, cr: np.ndarray) -> np.ndarray:
         """Planes of codes (H, W) -> RGB float32 (H, W, 3) in [0, 1], clipped."""
         red, blue = _LUMA_WEIGHTS[self.colorspace]
         (black, span), (neutral, reach) = self.luma, self.chroma
@@ -43,12 +44,12 @@ class Coding(NamedTuple):
         g = (y - np.float32(red) * r - np.float32(blue) * b) / np.float32(1 - red - blue)
         return np.clip(cv2.merge([r, g, b]), 0, 1)
 
-    def luma_of(self, rgb):
+    def luma_of(self, rgb: np.ndarray) -> np.ndarray:
         """RGB float32 (H, W, 3) in [0, 1] -> Y' (H, W) in [0, 1]."""
         red, blue = _LUMA_WEIGHTS[self.colorspace]
-        return cv2.transform(rgb, np.float32([[red, 1 - red - blue, blue]]))
+        return cv2.transform(rgb, np.array([[red, 1 - red - blue, blue]], np.float32))
 
-    def to_chroma(self, rgb):
+    def to_chroma(self, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """RGB float32 (H, W, 3) in [0, 1] -> Cb and Cr, planes of codes (H, W): the inverse of ``to_rgb``."""
         red, blue = _LUMA_WEIGHTS[self.colorspace]
         neutral, reach = self.chroma
@@ -56,10 +57,11 @@ class Coding(NamedTuple):
         planes = [(rgb[..., 2] - y) * np.float32(reach / (2 * (1 - blue))),
                   (rgb[..., 0] - y) * np.float32(reach / (2 * (1 - red)))]
         top = 2**self.depth - 1
-        return [np.clip(np.rint(plane + neutral), 0, top).astype(self.dtype) for plane in planes]
+        cb, cr = (np.clip(np.rint(plane + neutral), 0, top).astype(self.dtype) for plane in planes)
+        return cb, cr
 
     @property
-    def dtype(self):
+    def dtype(self) -> type[np.unsignedinteger]:
         return np.uint8 if self.depth == 8 else np.uint16
 
 
@@ -71,42 +73,42 @@ class Planes(NamedTuple):
     cr: np.ndarray | None
     coding: Coding
 
-    def rgb(self, height, width):
+    def rgb(self, height: int, width: int) -> np.ndarray:
         """RGB float32 (height, width, 3) in [0, 1]."""
         y = resize(self.y, height, width)
-        if self.cb is None:
+        if self.cb is None or self.cr is None:
             cb = cr = np.full((height, width), self.coding.chroma[0], self.coding.dtype)
         else:
             cb, cr = resize(self.cb, height, width), resize(self.cr, height, width)
         return self.coding.to_rgb(y, cb, cr)
 
-    def picture(self, height=None, width=None):
+    def picture(self, height: int | None = None, width: int | None = None) -> np.ndarray:
         """RGB uint8 (height, width, 3); None is the size of the picture."""
         return np.rint(self.rgb(height or self.y.shape[0], width or self.y.shape[1]) * 255).astype(np.uint8)
 
-    def grey(self, height, width):
+    def grey(self, height: int, width: int) -> np.ndarray:
         """The luma alone as RGB uint8 (height, width, 3)."""
         return self._replace(cb=None, cr=None).picture(height, width)
 
-    def lab(self, side):
+    def lab(self, side: int) -> np.ndarray:
         """Lab float32 (side, side, 3)."""
         return cv2.cvtColor(self.rgb(side, side), cv2.COLOR_RGB2Lab)
 
-    def luma(self, height, width):
+    def luma(self, height: int, width: int) -> np.ndarray:
         """Y' uint8 (height, width), full range."""
         black, span = self.coding.luma
         return cv2.convertScaleAbs(np.maximum(resize(self.y, height, width), black), None, 255 / span,
                                    -255 * black / span)
 
 
-def plane_array(frame, index, dtype):
+def plane_array(frame: av.VideoFrame, index: int, dtype: type[np.unsignedinteger]) -> np.ndarray:
     """A plane of a decoded frame as an array (h, w) that shares its memory."""
     plane = frame.planes[index]
     rows = np.frombuffer(plane, dtype).reshape(plane.height, -1)
     return rows[:, :plane.width]
 
 
-def planes_of(frame):
+def planes_of(frame: av.VideoFrame) -> Planes:
     """Planes of a decoded frame, turned upright. Planar Y'CbCr and grey are taken as they are, anything else becomes
     4:4:4; an untagged matrix is BT.601 below 720 lines and BT.709 from there on, as players take it."""
     name, depth = frame.format.name, frame.format.components[0].bits
@@ -126,16 +128,17 @@ def planes_of(frame):
     planes = [plane_array(frame, index, coding.dtype) for index in range(1 if grey else 3)]
     if frame.rotation % 360:
         planes = [np.ascontiguousarray(np.rot90(plane, round(frame.rotation / 90))) for plane in planes]
-    return Planes(planes[0], *(planes[1:] if not grey else (None, None)), coding)
+    cb, cr = (None, None) if grey else planes[1:]
+    return Planes(planes[0], cb, cr, coding)
 
 
-def planes_of_picture(rgb):
+def planes_of_picture(rgb: np.ndarray) -> Planes:
     """Planes of a picture, RGB uint8 (H, W, 3): 4:4:4 in full range, so that a grey keeps its very number."""
     coding, rgb = Coding(8, True, BT601), rgb.astype(np.float32) / 255
     return Planes(np.rint(coding.luma_of(rgb) * 255).astype(np.uint8), *coding.to_chroma(rgb), coding)
 
 
-def change_depth(plane, old, new):
+def change_depth(plane: np.ndarray, old: int, new: int) -> np.ndarray:
     """A plane of codes of ``old`` bits as codes of ``new`` bits."""
     if old == new:
         return plane
@@ -155,7 +158,8 @@ def _grey_lightness(luma):
     return _GREY_L[(luma * 4095 + 0.5).astype(np.uint16)]
 
 
-def paint_chroma(planes, ab, height, width, coding):
+def paint_chroma(planes: Planes, ab: np.ndarray, height: int, width: int,
+                 coding: Coding) -> tuple[np.ndarray, np.ndarray]:
     """Cb and Cr (height, width), codes of ``coding``, that give the picture the colours ab (h, w, 2) at its own luma.
 
     A colour of ab and the L of a grey of that luma has a luma of its own, darker for blue and red. One step on L

@@ -6,8 +6,11 @@ The page is a single file that needs nothing else: pictures and styles are insid
 import base64
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -45,16 +48,16 @@ class Suggestion:
     helped: list[int]  # index of the shots that it helps, most helped first, itself included
 
     @property
-    def frame(self):
+    def frame(self) -> int:
         """Index of the frame in the film."""
         return (self.shot.start_frame + self.shot.end_frame) // 2
 
     @property
-    def file_name(self):
+    def file_name(self) -> str:
         return f"shot_{self.shot.index + 1}_frame_{self.frame}.png"
 
 
-def suggest_frames(records, count=10):
+def suggest_frames(records: Sequence[ShotRecord], count: int = 10) -> list[Suggestion]:
     """The at most ``count`` frames whose colouring would help the most low-confidence shots, best first.
 
     A greedy cover (facility location; Nemhauser, Wolsey and Fisher 1978): it maximises the sum over shots of doubt
@@ -88,8 +91,10 @@ SOURCE_THUMBNAIL = 128  # width of a training frame
 LINKS = 8  # shots that a suggestion names
 
 
-def write_report(path, records, title, suggestions=(), *, names=None, thumbnails=None, summaries=None, facts=None,
-                 folder=""):
+def write_report(path: Path, records: Sequence[ShotRecord], title: str, suggestions: Sequence[Suggestion] = (), *,
+                 names: dict[int, str] | None = None, thumbnails: dict[int, np.ndarray] | None = None,
+                 summaries: dict[str, dict[str, float]] | None = None, facts: dict[str, Any] | None = None,
+                 folder: str = "") -> None:
     """Write the page of a film.
 
     ``records``: its ShotRecords, a sequence that may make each when it is asked for. ``suggestions``: of

@@ -3,13 +3,19 @@
 import json
 import math
 import signal
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from dataset import AB_SCALE, L_SCALE, lab_to_rgb
+from dataset import AB_SCALE, L_SCALE, ColorizationDataset, lab_to_rgb
 from utils import UserError, only_one, picture_grid, replace_when_done
+
+if TYPE_CHECKING:
+    from train import TrainConfig
 
 
 class Run:
@@ -22,12 +28,12 @@ class Run:
     OWN = ("epoch_*.pt", "last.pt", "best.pt", "log.jsonl", "curves.png", "samples/epoch_*.png",
            "tensorboard/events.out.tfevents.*")
 
-    def __init__(self, config):
+    def __init__(self, config: "TrainConfig") -> None:
         self.path = Path(config.save_path)
         self.log = self.path / "log.jsonl"
         self.may_write = config.overwrite or config.resume or config.start_epoch
 
-    def __enter__(self):
+    def __enter__(self) -> "Run":
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"save_path {self.path} is a file; name a folder")
         try:
@@ -45,13 +51,13 @@ class Run:
             path.unlink()
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         self.lock.__exit__(*error)
 
     def _files(self):
         return [path for pattern in self.OWN for path in self.path.glob(pattern)]
 
-    def begin(self, epoch):
+    def begin(self, epoch: int | None) -> None:
         """Make room: None starts again and removes the files of an earlier run; else what follows ``epoch`` is."""
         (self.path / "samples").mkdir(exist_ok=True)
         if epoch is None:
@@ -62,12 +68,12 @@ class Run:
             with replace_when_done(self.log) as temporary:
                 temporary.write_text("".join(line + "\n" for line in lines))
 
-    def add(self, record):
+    def add(self, record: dict[str, Any]) -> None:
         """Append one record as a line of JSON."""
         with open(self.log, "a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def draw_curves(self):
+    def draw_curves(self) -> None:
         """Draw every logged number over the epochs into curves.png, losses above, validation below."""
         records = [json.loads(line) for line in self.log.read_text().splitlines()]
         skip = ("epoch", "step", "seconds", "images_per_second", "skipped")
@@ -88,19 +94,19 @@ class Signals:
 
     caught = False
 
-    def __enter__(self):
+    def __enter__(self) -> "Signals":
         self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def _note(self, *_):
         self.caught = True
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
     @staticmethod
-    def ignore(_worker=None):
+    def ignore(_worker: int | None = None) -> None:
         """Leave the stopping to the process that started this one."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
@@ -110,12 +116,13 @@ class Signals:
 # Sample grids
 
 
-def to_lab(L, ab):
+def to_lab(L: torch.Tensor, ab: torch.Tensor) -> np.ndarray:
     """L (N, 1, S, S) and ab (N, 2, S, S) as the networks see them -> Lab float32 array (N, S, S, 3)."""
     return torch.cat([L * L_SCALE, ab * AB_SCALE], 1).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def sample_grid(samples, val, train):
+def sample_grid(samples: Iterable[tuple[int, np.ndarray, list[int]]], val: ColorizationDataset,
+                train: ColorizationDataset) -> np.ndarray:
     """Rows of grey | result | truth | top-3 frames of the memory, RGB uint8."""
     place = {image_id: index for index, image_id in enumerate(train.ids)}
     rows = []
@@ -128,6 +135,6 @@ def sample_grid(samples, val, train):
     return picture_grid(rows)
 
 
-def item_lab(item):
+def item_lab(item: dict[str, Any]) -> np.ndarray:
     """An item of the dataset -> Lab float32 (S, S, 3)."""
     return to_lab(item["L"][None], item["ab"][None])[0]

@@ -2,16 +2,24 @@
 
 import hashlib
 import re
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
 from dataset import resize
 from encoding import Target
-from planes import planes_of_picture
+from parts import Parts
+from planes import Planes, planes_of_picture
 from utils import UserError, read_image, warn, write_image
+from video import Damage
+
+if TYPE_CHECKING:
+    from episode import Plan
 
 FEWEST = 12  # pictures of a film, half a second
 PAIRS = 8  # of neighbours that are looked at
@@ -19,7 +27,7 @@ ALIKE = 8  # median change of neighbours in a film, of 255: it is below 1 at 24 
 RATE = Fraction(24)  # frames a second that numbered frames stand for
 
 
-def find_sequences(paths):
+def find_sequences(paths: Sequence[Path]) -> "tuple[list[NumberedFrames], list[Path]]":
     """(list of NumberedFrames, other paths) of the pictures of one folder.
 
     A film is of at least FEWEST pictures whose names differ in the number at their end alone, of which at least every
@@ -27,9 +35,9 @@ def find_sequences(paths):
     """
     groups, sequences = {}, []
     for path in paths:
-        prefix, number = re.fullmatch(r"(.*?)(\d*)", path.stem).groups()
+        number = re.findall(r"\d*\Z", path.stem)[0]
         if number:
-            groups.setdefault((prefix, path.suffix), []).append((int(number), path))
+            groups.setdefault((path.stem.removesuffix(number), path.suffix), []).append((int(number), path))
     for (prefix, _), numbered in groups.items():
         frames = dict(sorted(numbered))
         if FEWEST <= len(numbered) == len(frames) > (max(frames) - min(frames)) / 2 and _move(list(frames.values())):
@@ -58,7 +66,7 @@ class NumberedFrames:
 
     rate, time_base, start = RATE, 1 / RATE, 0.0
 
-    def __init__(self, paths, prefix=""):
+    def __init__(self, paths: dict[int, Path], prefix: str = "") -> None:
         """``paths``: {number: path}, in order; ``prefix`` is what the names have in common."""
         first = min(paths)
         self.paths = {number - first: path for number, path in paths.items()}
@@ -69,19 +77,20 @@ class NumberedFrames:
         self.stem = prefix.strip(" ._-").replace(".", "_") or path.parent.resolve().name.replace(".", "_")
         self.promised = len(paths)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return str(self.path)
 
-    def stamp(self):
+    def stamp(self) -> list[Any]:
         """As of ``video.Film``."""
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths.values()]
         return [hashlib.sha256(repr(stats).encode()).hexdigest()]
 
-    def coloured(self, output, times):
+    def coloured(self, output: Path, times: Iterable[int]) -> "NumberedFrames":
         """As of ``video.Film``, those at ``times``."""
         return NumberedFrames({pts: output.parent / self.paths[pts].name for pts in times}, self.prefix)
 
-    def read(self, begin=None, damage=None):
+    def read(self, begin: int | None = None,
+             damage: Damage | None = None) -> Generator[tuple[int, int, Planes], None, None]:
         """As of ``video.Film``. What cannot be read is named, where ``damage`` is asked for, and left out. Raises
         UserError when a frame is not as large as those before it."""
         size = None
@@ -94,7 +103,7 @@ class NumberedFrames:
                 if damage is not None:
                     warn(f"{error}; skipped")
                 continue
-            if picture.shape != (size or picture.shape):
+            if size is not None and picture.shape != size:
                 raise UserError(f"{path} is {picture.shape[1]}x{picture.shape[0]} and the frames before it are "
                                 f"{size[1]}x{size[0]}; make all of one size or take it out")
             size = picture.shape
@@ -105,7 +114,7 @@ class FrameWriter:
     """Writes coloured NumberedFrames as pictures of the same names into the folder of ``output``. One that is there
     already stays, unless ``overwrite``."""
 
-    def __init__(self, film, output, overwrite):
+    def __init__(self, film: NumberedFrames, output: Path, overwrite: bool) -> None:
         """Raises UserError when no frame can be read."""
         planes = next((planes for _, _, planes in film.read()), None)
         if planes is None:
@@ -115,12 +124,12 @@ class FrameWriter:
         self.target = Target("pictures", {}, "", width, height, (height, width), planes.coding, film.rate,
                              film.time_base, {}, "")
 
-    def replaces(self):
+    def replaces(self) -> bool:
         """Nothing is replaced at last: each picture looks after itself."""
         return False
 
     @contextmanager
-    def shot(self, part, times):
+    def shot(self, part: Path, times: Sequence[int]) -> Iterator[Callable[[Planes, int], None]]:
         """As of ``encoding.FilmWriter``; the pictures appear one by one."""
         yield self._write
 
@@ -129,9 +138,9 @@ class FrameWriter:
         if self.overwrite or not path.exists():
             write_image(path, planes.picture())
 
-    def has_shot(self, part, times):
+    def has_shot(self, part: Path, times: Sequence[int]) -> bool:
         """As of ``encoding.FilmWriter``."""
         return all((self.folder / self.film.paths[pts].name).exists() for pts in times)
 
-    def join(self, parts, numbers, plan):
+    def join(self, parts: Parts, numbers: Sequence[int], plan: "Plan") -> None:
         """Nothing is left to be done."""

@@ -10,8 +10,10 @@ import signal
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import wait
-from typing import NamedTuple
+from typing import Any, TypeVar
 
 import cv2
 import torch
@@ -20,19 +22,21 @@ from tqdm import tqdm
 from utils import UserError
 
 PATIENCE = 10  # seconds that a process which is told to end may take
+T = TypeVar("T")
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """The ``number``-th of ``count`` equal parts of a list, counted from 1."""
 
     number: int = 1
     count: int = 1
 
-    def of(self, items):
+    def of(self, items: list[T]) -> list[T]:
         return items[self.number - 1::self.count]
 
 
-def parse_shard(text):
+def parse_shard(text: str) -> Shard:
     """The value of a flag i/n, such as 2/5: a Shard."""
     found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
@@ -40,7 +44,8 @@ def parse_shard(text):
     return Shard(int(found[1]), int(found[2]))
 
 
-def share_out(prepare, items, workers):
+def share_out(prepare: Callable[[], Callable[[Any], Any]], items: Sequence[tuple],
+              workers: int) -> Generator[tuple[int, Any], None, None]:
     """Work on ``items``, tuples that begin with the name of a file, in at most ``workers`` processes; yields
     (index, answer) for each one as it is done.
 
@@ -79,7 +84,7 @@ def share_out(prepare, items, workers):
                 for connection in wait(list(running)):
                     index = running.pop(connection)
                     try:
-                        answer, printed = connection.recv()
+                        answer, printed = connection.recv()  # type: ignore[call-arg, union-attr]  # no socket
                     except (EOFError, ConnectionResetError):
                         process = processes.pop(connection)
                         process.join()
@@ -122,7 +127,8 @@ def _serve(connection, prepare, threads):
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
-    sys.stderr.isatty = lambda: False  # no bars: those of several processes would overwrite each other
+    # No bars: those of several processes would overwrite each other.
+    sys.stderr.isatty = lambda: False  # type: ignore[method-assign]
     work = None
     while True:
         try:
@@ -139,5 +145,5 @@ def _serve(connection, prepare, threads):
 
 
 def _end_with_parent():
-    wait([multiprocessing.parent_process().sentinel])
+    wait([multiprocessing.parent_process().sentinel])  # type: ignore[union-attr]  # it is a child
     os._exit(1)

@@ -9,6 +9,7 @@ import itertools
 import os
 import zlib
 from collections import deque
+from collections.abc import Iterable, Iterator, MutableSequence
 from contextlib import closing
 from pathlib import Path
 
@@ -41,11 +42,11 @@ class HistogramDetector:
 
     label, delay = "colour difference", 0
 
-    def __init__(self, threshold=7000.0):
+    def __init__(self, threshold: float = 7000.0) -> None:
         self.threshold = threshold
-        self.previous = None
+        self.previous: np.ndarray | None = None
 
-    def process(self, frame):
+    def process(self, frame: np.ndarray) -> list[tuple[float, bool]]:
         histograms = np.stack([cv2.calcHist([frame], [channel], None, [256], [0, 256]) for channel in range(3)])
         if self.previous is None:
             self.previous = histograms
@@ -53,7 +54,7 @@ class HistogramDetector:
         self.previous = histograms
         return [(difference, difference > self.threshold)]
 
-    def flush(self):
+    def flush(self) -> list[tuple[float, bool]]:
         return []
 
 
@@ -68,15 +69,15 @@ class ChangeDetector:
     WINDOW = 2
     LEAST = 15.0
 
-    def __init__(self, kind, threshold=None):
+    def __init__(self, kind: str, threshold: float | None = None) -> None:
         self.adaptive = kind == "adaptive"
         default, self.label, self.delay = ((3.0, "change / mean change around", self.WINDOW) if self.adaptive else
                                            (27.0, "change in HSV", 0))
         self.threshold = default if threshold is None else threshold
-        self.previous = None
+        self.previous: np.ndarray | None = None
         self.changes = deque(maxlen=2 * self.delay + 1)
 
-    def process(self, frame):
+    def process(self, frame: np.ndarray) -> list[tuple[float, bool]]:
         picture = cv2.cvtColor(frame, cv2.COLOR_BGR2HSV) if frame.ndim == 3 else frame
         if self.previous is None:  # around the film's ends nothing changes
             self.changes.extend([0.0] * self.delay)
@@ -85,13 +86,13 @@ class ChangeDetector:
         self.previous = picture
         return self._judge(change)
 
-    def flush(self):
+    def flush(self) -> list[tuple[float, bool]]:
         return [judged for _ in range(self.delay) for judged in self._judge(0.0)]
 
     def _judge(self, change):
         """[(difference, is_cut)] of the frame ``delay`` before the one that changed so much; [] if there is none."""
         self.changes.append(change)
-        if len(self.changes) < self.changes.maxlen:
+        if len(self.changes) <= 2 * self.delay:
             return []
         *before, change = itertools.islice(self.changes, self.delay + 1)
         if not self.adaptive:
@@ -101,7 +102,8 @@ class ChangeDetector:
         return [(ratio, ratio >= self.threshold and change >= self.LEAST)]
 
 
-def detect_shots(frames, detector, differences):
+def detect_shots(frames: Iterable[np.ndarray], detector: HistogramDetector | ChangeDetector,
+                 differences: MutableSequence[float]) -> Iterator[tuple[int, int]]:
     """Yield (first, last), both included, of each shot as soon as its end is known; the last shot counts.
 
     ``frames`` is any iterable of BGR frames of any one size; ``differences`` gets one number per frame appended.
@@ -127,7 +129,7 @@ FLASH = 6  # frames that a flash may last
 GREY_LOOK_AHEAD = FLASH + 3  # frames by which find_grey_cuts may be late, with the detector's delay of 2
 
 
-def find_grey_cuts(lumas):
+def find_grey_cuts(lumas: Iterable[np.ndarray]) -> Iterator[int]:
     """Yield the first frame of every shot but the film's first, from luma uint8 (256, 256) alone.
 
     ChangeDetector's adaptive way; and a film that fades in from black begins a new shot. What comes back within
@@ -160,7 +162,7 @@ def find_grey_cuts(lumas):
     yield from (cut for cut, _ in pending)
 
 
-def frame_positions(first, last, count):
+def frame_positions(first: int, last: int, count: int) -> list[int]:
     """``count`` different frames spread evenly over [first, last], both ends included; 1 is the middle.
 
     A shot of ``count`` frames or fewer gives each of its frames once.
@@ -175,7 +177,7 @@ def frame_positions(first, last, count):
 # Reading a film
 
 
-def open_video(path):
+def open_video(path: str | Path) -> tuple[cv2.VideoCapture, np.ndarray]:
     """Open a film and decode its first frame: (capture, frame). Raises UserError when either fails."""
     if not Path(path).is_file():  # a pipe might never end
         raise UserError(f"{path} is not a file; name a video")
@@ -192,7 +194,7 @@ def open_video(path):
     return capture, frame
 
 
-def read_frames(capture, frame):
+def read_frames(capture: cv2.VideoCapture, frame: np.ndarray) -> Iterator[np.ndarray]:
     """Yield ``frame`` and the frames after it; the next ones are decoded while the caller works on this one."""
     def frames():
         ok, following = True, frame
@@ -204,7 +206,7 @@ def read_frames(capture, frame):
         yield from decoded
 
 
-def reread_frames(path, checksums):
+def reread_frames(path: str | Path, checksums: dict[int, int]) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (index, frame) for the frames in ``checksums``, a dict index -> checksum, perhaps more than once.
 
     Seeking is fast, but in some films it lands beside the frame asked for. The checksum tells, and such a film is
@@ -231,14 +233,14 @@ class FramePool:
     frames are held as their checksum alone, by which reread_frames finds them again.
     """
 
-    def __init__(self, frames_per_shot, delay, budget):
+    def __init__(self, frames_per_shot: int, delay: int, budget: int) -> None:
         self.parts = max(frames_per_shot - 1, 2)  # 2: the contact sheet wants the middle in any case
         self.delay = delay
         self.budget = budget
         self.first = self.bytes = 0
         self.held = {}  # index -> frame or checksum, in the order of the film
 
-    def collect(self, frames):
+    def collect(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Pass ``frames`` on, holding those that may be wanted."""
         for index, frame in enumerate(frames):
             self.held[index] = frame
@@ -252,7 +254,7 @@ class FramePool:
                 self.held[older] = zlib.crc32(self.held[older])
             yield frame
 
-    def start_shot(self, first):
+    def start_shot(self, first: int) -> None:
         """The open shot ended: let go of all in front of ``first``."""
         self._release(self.first, first)
         self.first = first

@@ -14,7 +14,7 @@ from dataset import resize, rgb_to_lab
 from flow import SMALLEST, Flow, fetch, visible
 
 
-def js_divergence(p, q):
+def js_divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """Jensen-Shannon divergence in nats over the last dimension: 0 when equal, log 2 when nothing is shared."""
     middle = (p + q) / 2
     return (_entropy(middle) - (_entropy(p) + _entropy(q)) / 2).clip(min=0)
@@ -34,11 +34,11 @@ class CDC:
 
     STEPS = (1, 2, 4)
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._last = deque(maxlen=max(self.STEPS))
         self._sums, self._counts = dict.fromkeys(self.STEPS, 0.0), dict.fromkeys(self.STEPS, 0)
 
-    def add(self, rgb):
+    def add(self, rgb: np.ndarray) -> None:
         """Add the next frame of the shot, RGB uint8 (H, W, 3)."""
         histogram = np.stack([cv2.calcHist([rgb], [channel], None, [256], [0, 256])[:, 0] for channel in range(3)])
         histogram = histogram.astype(np.float64) / (rgb.shape[0] * rgb.shape[1])
@@ -48,7 +48,7 @@ class CDC:
                 self._counts[step] += 1
         self._last.append(histogram)
 
-    def value(self):
+    def value(self) -> float:
         """The CDC, from 0 (steady) to log 2, of the steps that the shot is long enough for; nan for a single frame."""
         means = [self._sums[step] / self._counts[step] for step in self.STEPS if self._counts[step]]
         return float(np.mean(means)) if means else math.nan
@@ -64,22 +64,23 @@ class WarpError:
 
     WIDTH = 320
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._flow = Flow()
-        self._luma = self._ab = None
-        self._sums, self._visible = None, 0
+        self._luma: np.ndarray = np.zeros(0)  # of the frame before
+        self._ab = []
+        self._sums, self._visible = np.zeros(0), 0
 
-    def add(self, luma, *pictures):
+    def add(self, luma: np.ndarray, *pictures: np.ndarray) -> None:
         """Add the next frame: its luma uint8 (H, W), and each colouring of it as RGB uint8 (H, W, 3)."""
         height, width = luma.shape
         scale = max(min(1, self.WIDTH / width), SMALLEST / min(height, width))
         size = max(SMALLEST, round(height * scale)), max(SMALLEST, round(width * scale))
         luma = np.ascontiguousarray(resize(luma, *size))
         ab = [np.ascontiguousarray(rgb_to_lab(resize(picture, *size))[..., 1:]) for picture in pictures]
-        if self._sums is None:
-            self._sums = np.zeros(len(pictures))
-        else:
+        if self._luma.size:
             self._compare(luma, ab)
+        else:
+            self._sums = np.zeros(len(pictures))
         self._luma, self._ab = luma, ab
 
     def _compare(self, luma, ab):
@@ -89,8 +90,6 @@ class WarpError:
             self._sums[i] += ((now - fetch(before, there))[shown]**2).mean(-1).sum(dtype=np.float64)
         self._visible += int(shown.sum())
 
-    def values(self):
+    def values(self) -> list[float]:
         """The error of each colouring, in squared units of ab; nan when no pixel is visible in two frames."""
-        if self._sums is None:
-            return []
         return [float(total) / self._visible if self._visible else math.nan for total in self._sums]

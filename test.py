@@ -6,19 +6,23 @@ Colour input counts as the truth: it is turned grey first, and the result is mea
 import json
 import math
 import time
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from dataset import lab_to_rgb, resize, rgb_to_lab
 from encoding import OUTPUT_SUFFIXES, VideoSettings, parse_time
 from episode import color_video, compare, planned_frames
-from painter import load_painter
+from painter import Painter, load_painter
 from panel import memory_pictures, write_panel
-from parts import is_joined, parts_folder
-from report import suggest_frames, write_report
+from parts import Records, ShotRecord, is_joined, parts_folder
+from report import Suggestion, suggest_frames, write_report
 from sequence import NumberedFrames, find_sequences
 from sharing import Shard, parse_shard, share_out
 from utils import (
@@ -36,13 +40,13 @@ class Evaluation:
     ROWS = 6  # of the comparison picture
     WIDTH = 320  # of a picture in it
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.scores = {"grey": Scores(), "result": Scores()}
         self.rows = []
         self.stride = 1  # every so many pictures one is kept for the comparison
         self.seen = 0
 
-    def add(self, truth, result):
+    def add(self, truth: np.ndarray, result: np.ndarray) -> None:
         """Add a picture, RGB uint8; one without colour is no truth and does not count."""
         if not is_color(truth):
             return
@@ -58,11 +62,11 @@ class Evaluation:
                 self.rows, self.stride = self.rows[::2], 2 * self.stride
         self.seen += 1
 
-    def summaries(self):
+    def summaries(self) -> dict[str, dict[str, float]]:
         """{row name: Scores.summary()}; empty without a truth."""
         return {name: scores.summary() for name, scores in self.scores.items()} if self.seen else {}
 
-    def report(self, folder, prefix, facts, overwrite):
+    def report(self, folder: Path, prefix: str, facts: dict[str, Any], overwrite: bool) -> None:
         """Print the table and write <prefix>metrics.json and, with a truth, <prefix>comparison.png into ``folder``."""
         summary = dict(facts)
         if self.seen:
@@ -85,20 +89,20 @@ class Evaluation:
 # Pictures and videos
 
 
-def refuse_existing(paths, overwrite):
+def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
     """Raises UserError when one of the files exists and may not be replaced."""
     existing = [path for path in paths if path.exists()]
     if existing and not overwrite:
         raise UserError(f"{existing[0]} exists already; pass --overwrite True or another --output")
 
 
-def need_color(painter, picture, path):
+def need_color(painter: Painter, picture: np.ndarray, path: Path) -> None:
     """Raises UserError when the colours of the truth are asked for and the input has none."""
     if painter.source == "truth" and not is_color(picture):
         raise UserError(f"{path} has no colours of its own for --color_feature truth; use another --color_feature")
 
 
-def color_pictures(painter, pairs, evaluation):
+def color_pictures(painter: Painter, pairs: Sequence[tuple[Path, Path]], evaluation: Evaluation) -> int:
     """Colour pictures one by one, pairs of (input, output) paths; returns how many. An unreadable one is skipped."""
     done = 0
     for source, target in tqdm(pairs, unit="picture", disable=None):
@@ -117,7 +121,8 @@ def color_pictures(painter, pairs, evaluation):
     return done
 
 
-def measure_film(records, film, result, settings, evaluation):
+def measure_film(records: Sequence[ShotRecord], film: Film | NumberedFrames, result: Film | NumberedFrames,
+                 settings: VideoSettings, evaluation: Evaluation) -> None:
     """Measure one frame a second, at most 200, of a film and of its ``result``, as they are in their files; shots left
     as they were do not count."""
     kept = [range(record.start_frame, record.end_frame) for record in records if record.kept]
@@ -129,12 +134,13 @@ def measure_film(records, film, result, settings, evaluation):
             evaluation.add(truth, painted)
 
 
-def beside(target, name):
+def beside(target: Path, name: str) -> Path:
     """The path of a file beside the coloured film ``target`` that belongs to it."""
     return target.with_name(f"{target.stem}_{name}")
 
 
-def save_suggestions(folder, film, times, suggestions):
+def save_suggestions(folder: Path, film: Film | NumberedFrames, times: Sequence[int],
+                     suggestions: Iterable[Suggestion]) -> None:
     """Write the suggested frames of ``film`` as grey pictures of its size, to be painted. ``times`` are the
     pts of all frames. What is there already stays, painted or not: it is the same frame."""
     for suggestion in suggestions:
@@ -145,7 +151,8 @@ def save_suggestions(folder, film, times, suggestions):
             write_image(path, planes.grey(*planes.y.shape))
 
 
-def explain_film(painter, records, film, target, summaries, args):
+def explain_film(painter: Painter, records: Records, film: Film | NumberedFrames, target: Path,
+                 summaries: dict[str, dict[str, float]], args: Namespace) -> None:
     """Write what goes with a coloured film: the report, the frames to colour next, the panel."""
     suggestions, folder = suggest_frames(records, args.suggest), beside(target, "colour_these")
     thumbnails = memory_pictures(painter.colorizer) if painter.remembers else {}
@@ -163,29 +170,29 @@ def explain_film(painter, records, film, target, summaries, args):
         print(f"what the memory recalls: {beside(target, 'panel.mp4')}")
 
 
-def find_work(source, output):
+def find_work(source: Path, output: Path) -> tuple[list[tuple[Path, Path]], list[tuple[Path | NumberedFrames, Path]]]:
     """(pictures, films), each a list of (input, output), for --input and --output. The input of a film is its path, or
     NumberedFrames, whose output is what all that goes with them is named like. Raises UserError when there is none, or
     when two outputs or an input and an output are the same file."""
     def video_name(path):
         return path.stem + (path.suffix if path.suffix.lower() in OUTPUT_SUFFIXES else ".mkv")  # .mkv carries all
 
+    pictures: list[tuple[Path, Path]] = []
+    films: list[tuple[Path | NumberedFrames, Path]] = []
     if not source.exists():
         raise UserError(f"there is no {source}; name a picture, a video or a folder of either by --input")
     if source.is_dir():
         sequences, paths = find_sequences(list_files(source, IMAGE_SUFFIXES))
         pictures = [(path, output / path.name) for path in paths]
-        films = [(path, output / video_name(path)) for path in list_files(source, VIDEO_SUFFIXES)]
+        films += [(path, output / video_name(path)) for path in list_files(source, VIDEO_SUFFIXES)]
         films += [(frames, output / frames.stem) for frames in sequences]
         if not pictures and not films:
             raise UserError(f"there is no picture in {source} (expected {', '.join(IMAGE_SUFFIXES)}), and no video "
                             f"({', '.join(VIDEO_SUFFIXES)})")
     elif source.suffix.lower() in VIDEO_SUFFIXES:
-        pictures = []
         films = [(source, output if output.suffix.lower() in VIDEO_SUFFIXES else output / video_name(source))]
     elif source.suffix.lower() in IMAGE_SUFFIXES:
         pictures = [(source, output if output.suffix.lower() in IMAGE_SUFFIXES else output / source.name)]
-        films = []
     else:
         raise UserError(f"{source} is neither a picture ({', '.join(IMAGE_SUFFIXES)}) nor a video "
                         f"({', '.join(VIDEO_SUFFIXES)})")
@@ -200,7 +207,7 @@ def find_work(source, output):
     return pictures, films
 
 
-def is_done(path, target):
+def is_done(path: Path | NumberedFrames, target: Path) -> bool:
     """Whether a film of ``find_work`` is coloured, and all that goes with it was written."""
     if isinstance(path, NumberedFrames):
         coloured = path.coloured(target, path.paths)
@@ -208,7 +215,7 @@ def is_done(path, target):
     return target.exists() and not is_joined(target)
 
 
-def color_film(painter, args, work):
+def color_film(painter: Painter, args: Namespace, work: tuple[Path | NumberedFrames, Path]) -> None:
     """Colour a film of ``find_work``, a pair of (input, output), and write what goes with it."""
     path, target = work
     settings = VideoSettings(args.codec, args.crf, args.pix_fmt, args.colour_only, args.keep_colour_shots, args.start,
@@ -235,12 +242,12 @@ def color_film(painter, args, work):
     color_video(painter, film, target, settings, args.overwrite, explain)
 
 
-def facts_of(painter, args):
+def facts_of(painter: Painter, args: Namespace) -> dict[str, str]:
     """What the metrics say of how it was coloured."""
     return {"checkpoint": str(args.checkpoint), "color_feature": painter.source}
 
 
-def run(args):
+def run(args: Namespace) -> None:
     """Colour ``args.input`` into ``args.output`` as the command line says."""
     source, output = Path(args.input), Path(args.output)
     pictures, films = find_work(source, output)
@@ -278,7 +285,8 @@ def run(args):
         color_films(prepare, films, args.workers)
 
 
-def color_films(prepare, films, workers):
+def color_films(prepare: Callable[[], Callable[[Any], None]], films: Sequence[tuple[Path | NumberedFrames, Path]],
+                workers: int) -> None:
     """Colour films of ``find_work`` by ``workers`` processes; see share_out. Raises UserError at the end when some of
     them could not be coloured."""
     failures = 0
@@ -293,7 +301,7 @@ def color_films(prepare, films, workers):
         raise UserError(f"{failures} of {len(films)} films failed; mend or remove them and run again")
 
 
-def prepare_worker(args):
+def prepare_worker(args: Namespace) -> Callable[[tuple[Path | NumberedFrames, Path]], None]:
     """The work of a process of its own: color_film with its own painter."""
     args.save_checkpoint = None  # it is written already
     return partial(color_film, load_painter(args), args)
@@ -303,7 +311,7 @@ def prepare_worker(args):
 # Command line
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     parser = ArgumentParser(prog="test.py", description=__doc__)
     group = parser.add_argument_group("files")
     group.add_argument("--checkpoint", type=Path, default="checkpoints/best.pt", help="what train.py wrote")

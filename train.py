@@ -10,7 +10,9 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -18,7 +20,7 @@ from tqdm import tqdm
 
 from dataset import AB_SCALE, ColorizationDataset, TrainingViews, ViewSampler, resize
 from distributed import Team
-from learner import Learner, not_whole
+from learner import Cast, Learner, not_whole
 from networks import BACKBONE_DIMS, SIZE_STEP, BackboneUnavailable, ModelConfig, model_config_of
 from runs import Run, Signals, sample_grid, to_lab
 from utils import (
@@ -29,7 +31,7 @@ from utils import (
 # Configuration
 
 
-def setting(default, help, choices=None, group=None):
+def setting(default: Any, help: str, choices: list[str] | None = None, group: str | None = None) -> Any:
     """A field of TrainConfig that is also a flag; ``group`` starts a new group of flags in ``--help``."""
     return field(default=default, metadata={"help": help, "choices": choices, "group": group})
 
@@ -91,7 +93,7 @@ class TrainConfig:
     seed: int = setting(0, "of everything random")
     deterministic: bool = setting(False, "the same result again on a GPU too, more slowly; on a CPU it always is")
 
-    def check(self):
+    def check(self) -> None:
         """Raises UserError when settings are out of range or make no sense together."""
         for name in ("end_epoch", "save_freq", "batch_size", "img_size", "width", "dis_every"):
             if getattr(self, name) < 1:
@@ -132,7 +134,7 @@ FITTED = 128  # the spatial memory's projection is chosen by no more pictures th
 SAMPLES = 4  # rows of the sample grid
 
 
-def fit_model_config(config, n_pictures):
+def fit_model_config(config: TrainConfig, n_pictures: int) -> ModelConfig:
     """The ModelConfig for a training set of ``n_pictures``. Raises UserError when top_k exceeds the memory."""
     shared = {f.name: getattr(config, f.name) for f in fields(ModelConfig) if f.name != "spatial_size"}
     shared["use_spatial_memory"] = config.use_spatial_memory and config.use_memory
@@ -149,7 +151,7 @@ FIXED = ("use_memory", "use_feat_integrator", "use_spatial_memory", "gen_norm", 
          "backbone", "mem_size")
 
 
-def config_to_go_on(saved, given):
+def config_to_go_on(saved: Any, given: dict[str, Any]) -> TrainConfig:
     """The configuration of a saved run, with the settings that are ``given`` now in their place.
 
     Raises UserError for a setting that shapes the networks and differs from the saved one.
@@ -171,7 +173,8 @@ def config_to_go_on(saved, given):
 # Data and validation
 
 
-def look(data, indices, learner, device, cast):
+def look(data: ColorizationDataset, indices: torch.Tensor, learner: Learner, device: torch.device,
+         cast: Cast) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """What the backbone sees of some pictures: frames (N, D) and places (N, E, 32, 32), None without a memory, which
     needs no backbone; and L and ab of the size that the colorizer takes."""
     L, ab, grey = (part.to(device) for part in data.look(indices, learner.colorizer.side))
@@ -182,7 +185,8 @@ def look(data, indices, learner, device, cast):
     return frames, places, L, ab
 
 
-def look_at(data, learner, device, cast, frames=None):
+def look_at(data: ColorizationDataset, learner: Learner, device: torch.device, cast: Cast,
+            frames: torch.Tensor | None = None) -> torch.Tensor:
     """The backbone's features (N, D) of the frames of a dataset, which never change: as kept with the dataset, else
     ``frames`` (N, D) if they are known, else computed."""
     backbone, name = learner.colorizer.backbone, learner.config.backbone
@@ -195,11 +199,13 @@ def look_at(data, learner, device, cast, frames=None):
     return data.features(f"features_{name}", BACKBONE_DIMS[name], (backbone.identity(), precision), compute).to(device)
 
 
-def remember(data, learner, device, cast):
+def remember(data: ColorizationDataset, learner: Learner, device: torch.device,
+             cast: Cast) -> torch.Tensor:
     """Fill the spatial memory with the pictures; returns the backbone's features (N, D) of them."""
     spatial, ids, seen = learner.colorizer.spatial, torch.tensor(data.ids), []
     sample = torch.tensor(spread(len(data), FITTED)).split(8)
-    spatial.fit(torch.cat([look(data, part, learner, device, cast)[1].half() for part in sample]))
+    places = (look(data, part, learner, device, cast)[1] for part in sample)
+    spatial.fit(torch.cat([x.half() for x in places if x is not None]))  # none is: there is a memory
     for part in torch.arange(len(data)).split(8):
         frames, *rest = look(data, part, learner, device, cast)
         spatial.write(part.to(device), frames, *rest, ids[part].to(device))
@@ -207,7 +213,7 @@ def remember(data, learner, device, cast):
     return torch.cat(seen)
 
 
-def load_data(config):
+def load_data(config: TrainConfig) -> tuple[ColorizationDataset, ColorizationDataset]:
     """The datasets for training and validation; without pictures in val/, the training pictures serve for both."""
     folder = Path(config.data_path)
     data = ColorizationDataset(folder / "train", config.img_size, config.cache_gb)
@@ -218,7 +224,8 @@ def load_data(config):
 
 
 @torch.no_grad()
-def validate(learner, data, device, cast, remember=True):
+def validate(learner: Learner, data: ColorizationDataset, device: torch.device, cast: Cast,
+             remember: bool = True) -> tuple[dict[str, float], list[tuple[int, np.ndarray, list[int]]]]:
     """Colour the pictures exactly as at test time: eval mode, colours from the memory (through the integrator). Without
     ``remember``, the generator alone: what the spatial memory knows of a training picture tells nothing.
 
@@ -251,7 +258,7 @@ def validate(learner, data, device, cast, remember=True):
     return metrics, samples
 
 
-def spread(count, wanted):
+def spread(count: int, wanted: int) -> list[int]:
     """At most ``wanted`` indices below ``count``, evenly spread."""
     return sorted({round(i) for i in torch.linspace(0, count - 1, min(count, wanted)).tolist()})
 
@@ -274,7 +281,7 @@ class Position:
     sums: dict = field(default_factory=dict)  # losses of this epoch: name -> tensor of their sum and number
 
     @classmethod
-    def of(cls, saved, device):
+    def of(cls, saved: dict[str, Any], device: torch.device) -> "Position":
         """The position that a checkpoint was written at. Raises UserError when it makes no sense."""
         try:
             position = cls(**{f.name: saved[f.name] for f in fields(cls)})
@@ -287,7 +294,7 @@ class Position:
         return position
 
 
-def train(config, saved=None):
+def train(config: TrainConfig, saved: dict[str, Any] | None = None) -> Path:
     """Train as configured, from the start or on from the checkpoint ``saved``; returns the path of best.pt.
 
     Under torchrun every process calls it. Raises UserError for what the user can mend, and KeyboardInterrupt after
@@ -386,6 +393,7 @@ def _train(config, saved, team, run):
 
     if team.leader:
         run.begin(position.epoch if saved else None)
+    board: Any  # None in all but the leader
     with Signals() as signals, (
             SummaryWriter(run.path / "tensorboard", purge_step=position.epoch + 1 if saved else None)
             if team.leader else nullcontext()) as board, tqdm(
@@ -471,7 +479,7 @@ def _train(config, saved, team, run):
 # Command line
 
 
-def parse(argv):
+def parse(argv: list[str]) -> dict[str, Any]:
     """The settings that the command line gives, a dict; TrainConfig has the defaults of the others."""
     parser = ArgumentParser(prog="train.py", description="Learn the colours of the pictures in data_path/train.")
     group = parser
@@ -485,7 +493,7 @@ def parse(argv):
     return given
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     given = parse(argv)
     config, saved = TrainConfig(**given), None
     if config.resume or config.start_epoch:

@@ -9,8 +9,10 @@ import signal
 import sys
 import traceback
 import zipfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -33,7 +35,7 @@ class UserError(Exception):
     """Something the user can mend. The message is one sentence: what is wrong and what to change."""
 
 
-def run_cli(main, argv=None):
+def run_cli(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
     """Run ``main(argv)`` as a script: exit code 0 done, 1 a user's error in one sentence, 130 interrupted.
 
     SIGTERM is Ctrl-C. ``--debug`` anywhere on the command line shows the traceback.
@@ -57,16 +59,16 @@ def run_cli(main, argv=None):
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with our conventions: defaults shown, whole names only, a wrong flag is a user's error (exit code 1)."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
         self.add_argument("--debug", action="store_true", default=argparse.SUPPRESS,
                           help="show the traceback of an error")
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
 
 
-def boolean(text):
+def boolean(text: str) -> bool:
     """The value of a flag that takes True or False. ``type=bool`` would make every non-empty text True."""
     if text in ("True", "true"):
         return True
@@ -75,7 +77,7 @@ def boolean(text):
     raise argparse.ArgumentTypeError(f"expected True or False, got '{text}'")
 
 
-def warn(message):
+def warn(message: str) -> None:
     """Tell the user on stderr, in one line, about something that does not stop the work."""
     print(f"warning: {message}", file=sys.stderr)
 
@@ -84,24 +86,24 @@ def warn(message):
 # Files and pictures
 
 
-def natural_key(name):
+def natural_key(name: str) -> list[int | str]:
     """Sort key that puts ``a_2`` before ``a_10``."""
     return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", str(name))]
 
 
-def list_files(folder, suffixes):
+def list_files(folder: str | Path, suffixes: Collection[str]) -> list[Path]:
     """Files directly in ``folder`` with one of ``suffixes`` (any case), in natural order. Hidden files are left out."""
     return sorted((path for path in Path(folder).iterdir()
                    if path.suffix.lower() in suffixes and path.is_file() and not path.name.startswith(".")),
                   key=lambda path: natural_key(path.name))
 
 
-def image_ids(names):
+def image_ids(names: Iterable[str]) -> list[int]:
     """Image identities: the number at the end of each name's stem (``ep01_5.png`` -> 5), unique within the list.
 
     A name without a number, with one that an earlier name took, or beyond 63 bits gets the next free number.
     """
-    numbers = [re.search(r"(\d*)$", Path(name).stem).group() for name in names]
+    numbers = [re.findall(r"\d*$", Path(name).stem)[0] for name in names]
     numbers = [int(number) if number and int(number) < 2**62 else None for number in numbers]
     free = max((number for number in numbers if number is not None), default=-1) + 1
     ids, taken = [], set()
@@ -114,7 +116,7 @@ def image_ids(names):
 
 
 @contextmanager
-def replace_when_done(path):
+def replace_when_done(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; it takes ``path``'s name only when the block ends without an error.
 
     Raises UserError when the folder cannot be written.
@@ -133,7 +135,7 @@ def replace_when_done(path):
 
 
 @contextmanager
-def only_one(path, message):
+def only_one(path: Path, message: str) -> Iterator[None]:
     """Run the block in one process at a time: the others raise UserError with ``message``.
 
     ``path`` is the file that is locked; it is gone afterwards. The kernel ends the lock with the process, however it
@@ -154,7 +156,7 @@ def only_one(path, message):
             return
 
 
-def read_image(path):
+def read_image(path: str | Path) -> np.ndarray:
     """Read PNG, JPEG, WebP or BMP as RGB uint8 of shape (H, W, 3), turned the way its EXIF tag says.
 
     Grey, palette and 16-bit pictures become 8-bit RGB; transparent places become white, as most viewers show them.
@@ -180,7 +182,7 @@ def read_image(path):
         raise UserError(f"cannot read {path} as a picture: {error}") from error
 
 
-def write_image(path, rgb):
+def write_image(path: str | Path, rgb: np.ndarray) -> None:
     """Write RGB uint8 of shape (H, W, 3) in the format of ``path``'s suffix; it appears whole or not at all."""
     with replace_when_done(path) as temporary:
         Image.fromarray(rgb).save(temporary, quality=95)  # PNG and BMP take no quality
@@ -192,7 +194,7 @@ def write_image(path, rgb):
 CHECKPOINT_FORMAT = 5
 
 
-def save_checkpoint(path, content):
+def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
     """Write a dict of tensors and plain values; the file appears under its name only when it is whole on the disk."""
     with replace_when_done(path) as temporary, open(temporary, "wb") as file:
         torch.save({"format": CHECKPOINT_FORMAT, **content}, file)
@@ -200,7 +202,7 @@ def save_checkpoint(path, content):
         os.fsync(file.fileno())
 
 
-def load_checkpoint(path):
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read what ``save_checkpoint`` wrote, on the CPU, executing nothing and in memory of about the file's size.
 
     Raises UserError for anything else, and for numbers that are not finite.
@@ -247,14 +249,14 @@ def _is_sound(tensor):
     return bool(tensor.isfinite().all())
 
 
-def select_device(name):
+def select_device(name: str) -> torch.device:
     """The torch device for auto, cpu or cuda. Raises UserError when CUDA is asked for and not there."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no CUDA device for --device cuda; use --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def autocast(device, precision="auto"):
+def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
     """A context for the networks: bfloat16 where the hardware is fast at it (``auto``), or as told by fp32 or bf16."""
     if precision == "auto":
         if device.type == "cuda":
@@ -273,24 +275,24 @@ def autocast(device, precision="auto"):
 AB_PEAK = 220  # of the PSNR of ab: the width of its range
 
 
-def ciede2000(lab, truth):
+def ciede2000(lab: np.ndarray, truth: np.ndarray) -> float:
     """Mean CIEDE2000 colour difference of two Lab pictures (H, W, 3). 0 is equal, 1 just visible, 10 another colour."""
     return float(deltaE_ciede2000(truth, lab, channel_axis=-1).mean())
 
 
-def psnr(mean_squared_error, peak):
+def psnr(mean_squared_error: float, peak: float) -> float:
     """Peak signal-to-noise ratio in dB. Of a set: from the mean of its errors, so one exact picture is not infinite."""
     return 10 * math.log10(peak**2 / mean_squared_error) if mean_squared_error else math.inf
 
 
-def colorfulness(rgb):
+def colorfulness(rgb: np.ndarray) -> float:
     """Colourfulness of RGB uint8 (H, W, 3) by Hasler and Suesstrunk (2003): 0 grey, 33 moderate, 82 high."""
     red, green, blue = np.moveaxis(rgb.astype(np.float32), -1, 0)
     rg, yb = red - green, (red + green) / 2 - blue
     return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
 
 
-def is_color(rgb):
+def is_color(rgb: np.ndarray) -> bool:
     """True when a picture has colour: its channels differ by more than coding noise, somewhere or on average."""
     spread = rgb.max(-1).astype(np.int16) - rgb.min(-1)
     return bool(spread.mean() > 1 or (spread > 16).mean() > 0.001)
@@ -302,13 +304,13 @@ class Scores:
     COLUMNS = {"ciede2000": "CIEDE2000", "psnr_rgb": "PSNR RGB", "psnr_ab": "PSNR ab", "ssim": "SSIM",
                "colorfulness": "colourfulness", "colorfulness_truth": "of the truth"}
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.rows = []
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.rows)
 
-    def add(self, rgb, truth):
+    def add(self, rgb: np.ndarray, truth: np.ndarray) -> None:
         """Add one picture: result and truth, RGB uint8 (H, W, 3). Lab, CIEDE2000 and SSIM are scikit-image's."""
         lab, lab_truth = (rgb2lab(x.astype(np.float32) / 255) for x in (rgb, truth))
         side = min(7, *(size - (size + 1) % 2 for size in rgb.shape[:2]))  # SSIM's window, odd, for tiny pictures too
@@ -320,14 +322,14 @@ class Scores:
             "colorfulness": colorfulness(rgb),
             "colorfulness_truth": colorfulness(truth)})
 
-    def summary(self):
+    def summary(self) -> dict[str, float]:
         """Means over the set as a dict of COLUMNS; PSNR (peak 255 for RGB, AB_PEAK for ab) of the set's mean error."""
         mean = {name: float(np.mean([row[name] for row in self.rows])) for name in self.rows[0]}
         mean["psnr_rgb"], mean["psnr_ab"] = psnr(mean["mse_rgb"], 255), psnr(mean["mse_ab"], AB_PEAK)
         return {name: mean[name] for name in self.COLUMNS}
 
 
-def metrics_table(summaries):
+def metrics_table(summaries: dict[str, dict[str, float]]) -> str:
     """A text table of summaries {row name: Scores.summary()}, one line a row."""
     lines = [f"{'':10s}" + "".join(f"{title:>15s}" for title in Scores.COLUMNS.values())]
     for name, row in summaries.items():
@@ -335,7 +337,7 @@ def metrics_table(summaries):
     return "\n".join(lines)
 
 
-def picture_grid(rows, gap=4):
+def picture_grid(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
     """Rows of equally large RGB uint8 pictures (H, W, 3) -> one picture with white gaps."""
     height, width = rows[0][0].shape[:2]
     grid = np.full((len(rows) * (height + gap) - gap, len(rows[0]) * (width + gap) - gap, 3), 255, np.uint8)

@@ -2,20 +2,24 @@
 
 import queue
 import threading
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, TypeVar
 
 import av
+from av.stream import Stream
 
-from planes import planes_of
+from planes import Planes, planes_of
 from utils import MAX_FRAME_PIXELS, UserError, warn
 
 SEEK_MARGIN = 10  # seconds that decoding starts early after a seek, so that every frame has all that it refers to
+T = TypeVar("T")
 
 
 @contextmanager
-def open_video(path):
+def open_video(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """Open a film with PyAV and yield (container, its first video stream). Raises UserError when there is none."""
     if not Path(path).is_file():  # a pipe might never end
         raise UserError(f"{path} is not a file; name a video")
@@ -36,12 +40,13 @@ def open_video(path):
         yield container, container.streams.video[0]
 
 
-def frame_rate(stream):
+def frame_rate(stream: av.VideoStream) -> Fraction:
     """Frames a second as the file states them, as a Fraction."""
     return stream.average_rate or stream.guessed_rate or Fraction(25)
 
 
-def packets_of(film, streams, path):
+def packets_of(film: av.container.InputContainer, streams: Stream | Sequence[Stream],
+               path: str | Path) -> Iterator[av.Packet]:
     """The packets of ``streams`` as far as the file can be read."""
     try:
         for packet in film.demux(streams):
@@ -54,22 +59,23 @@ def packets_of(film, streams, path):
 class Damage:
     """Where packets could not be decoded, for one warning a gap."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.gaps = []  # [first second, last second, packets, reason]
 
-    def add(self, seconds, reason):
+    def add(self, seconds: float, reason: str) -> None:
         if self.gaps and seconds - self.gaps[-1][1] < 1:
             self.gaps[-1][1:3] = seconds, self.gaps[-1][2] + 1
         else:
             self.gaps.append([seconds, seconds, 1, reason])
 
-    def report(self, path):
+    def report(self, path: str | Path) -> None:
         for first, last, count, reason in self.gaps:
             warn(f"{path} is damaged from {first:.2f} to {last:.2f} s ({count} packets, {reason}): frames that do not "
                  "decode are missing there, all others keep their times")
 
 
-def read_frames(path, begin=None, damage=None):
+def read_frames(path: str | Path, begin: int | None = None,
+                damage: Damage | None = None) -> Generator[tuple[int, av.VideoFrame], None, None]:
     """Yield (pts, frame) of a film in order, pts in the stream's time base and strictly increasing.
 
     ``begin`` is the pts to start from: decoding starts some seconds in front of it, and earlier frames are dropped.
@@ -104,7 +110,7 @@ def read_frames(path, begin=None, damage=None):
 class Film:
     """A film in a file, as colouring wants it: its name, times and pictures. ``sequence.NumberedFrames`` is another."""
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path) -> None:
         """Raises UserError when ``path`` is no film."""
         self.path = Path(path)
         with open_video(path) as (film, stream):
@@ -113,26 +119,27 @@ class Film:
             self.promised = stream.frames or round((film.duration or 0) / 1e6 * self.rate)  # frames, as it says
 
     @property
-    def name(self):
+    def name(self) -> str:
         return self.path.name
 
-    def stamp(self):
+    def stamp(self) -> list[Any]:
         """Plain values that another film, or this one changed, does not have."""
         stat = self.path.stat()
         return [str(self.path.resolve()), stat.st_size, stat.st_mtime_ns]
 
-    def coloured(self, output, _times):
+    def coloured(self, output: Path, _times: Sequence[int]) -> "Film":
         """The film that this one was coloured into."""
         return Film(output)
 
-    def read(self, begin=None, damage=None):
+    def read(self, begin: int | None = None,
+             damage: Damage | None = None) -> Generator[tuple[int, int, Planes], None, None]:
         """``read_frames`` as (pts, duration, Planes)."""
         with closing(read_frames(self.path, begin, damage)) as frames:
             for pts, frame in frames:
                 yield pts, frame.duration, planes_of(frame)
 
 
-def ahead(items, size):
+def ahead(items: Generator[T, None, None], size: int) -> Generator[T, None, None]:
     """Iterate ``items`` in a thread of its own, at most ``size`` items ahead; what it raises is raised here.
 
     Closing this generator, or leaving it by an error, stops the thread and closes ``items`` before it returns.

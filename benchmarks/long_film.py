@@ -16,6 +16,7 @@ import tempfile
 import time
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -69,7 +70,8 @@ class OneColor:
 def peak(path):
     """Colour a film; returns the most memory that this process ever had, in MB."""
     args = Namespace(**vars(VideoSettings()), overwrite=False, suggest=10, panel=False, checkpoint="none")
-    color_film(OneColor(), args, (path, path.with_name(f"{path.stem}_coloured.mkv")))
+    painter: Any = OneColor()
+    color_film(painter, args, (path, path.with_name(f"{path.stem}_coloured.mkv")))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
 
 

@@ -30,6 +30,7 @@ import tempfile
 import time
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ from utils import (
     AB_PEAK, ArgumentParser, Scores, UserError, boolean, ciede2000, picture_grid, psnr, read_image, replace_when_done,
     run_cli, select_device, write_image)
 
-WAYS = {  # the trainings, as settings of TrainConfig
+WAYS: dict[str, dict[str, Any]] = {  # the trainings, as settings of TrainConfig
     "gan": {"use_memory": False, "gen_norm": "batch", "dis_norm": "None"},
     "memory": {"use_spatial_memory": False, "use_feat_integrator": True},
     "full": {},
@@ -157,8 +158,9 @@ def make_methods(rows, paths, folder, minutes, img_size, seed):
     (folder / "data" / "train").mkdir(parents=True)
     for path in paths:
         (folder / "data" / "train" / path.name).hardlink_to(path)
-    colorizers, seconds = {None: None}, {None: 0.0}
-    for way in dict.fromkeys(way for _, way in map(ROWS.get, rows) if way):
+    colorizers: dict[str | None, Any] = {}
+    seconds: dict[str | None, float] = {None: 0.0}
+    for way in dict.fromkeys(way for _, way in map(ROWS.__getitem__, rows) if way):
         print(f"training {way}, seed {seed}, on {len(paths)} pictures", file=sys.stderr)
         started = time.monotonic()
         with redirect_stdout(sys.stderr):  # stdout has the tables alone
@@ -261,7 +263,8 @@ def measure(methods, paths, img_size, lpips=None):
 def thumbnail(lab, ab):
     """The lightness of a Lab picture (H, W, 3), with ab of any size, as RGB uint8 WIDTH wide."""
     size = max(1, round(WIDTH * lab.shape[0] / lab.shape[1])), WIDTH
-    return lab_to_rgb(np.concatenate([resize(lab[..., 0], *size)[..., None], resize(np.float32(ab), *size)], 2))
+    ab = resize(np.asarray(ab, np.float32), *size)
+    return lab_to_rgb(np.concatenate([resize(lab[..., 0], *size)[..., None], ab], 2))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

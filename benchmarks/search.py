@@ -15,6 +15,7 @@ from contextlib import redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,7 @@ class Case:
         """The score with another constant of the spatial memory, which is filled anew."""
         spatial = self.colorizer.spatial
         setattr(spatial, name, value)  # an attribute of its own hides that of the class
-        holder = SimpleNamespace(colorizer=self.colorizer, config=SimpleNamespace(use_memory=True))
+        holder: Any = SimpleNamespace(colorizer=self.colorizer, config=SimpleNamespace(use_memory=True))
         data = ColorizationDataset(self.folder / "data" / "train", self.args.img_size, TrainConfig.cache_gb)
         try:
             remember(data, holder, self.device, lambda: autocast(self.device, "auto"))

@@ -196,7 +196,7 @@ def matrix_rate(precision, device):
     return 2 * MATRIX**3 / 1e9 / statistics.median(seconds)
 
 
-class RandomPictures:
+class RandomPictures(ColorizationDataset):
     """A dataset of ``count`` random pictures."""
 
     def __init__(self, count, img_size):

@@ -44,7 +44,8 @@ def alone(painter, planes, chroma):
     """The planes of a frame coloured with a palette of its own; ``chroma`` is the size of Cb and Cr."""
     lab = planes.lab(painter.side)
     ab, _ = painter.paint(lab[None, ..., 0], painter.palette([lab]))
-    return Planes(planes.y, *paint_chroma(planes, ab[0], *chroma, planes.coding), planes.coding)
+    height, width = chroma
+    return Planes(planes.y, *paint_chroma(planes, ab[0], height, width, planes.coding), planes.coding)
 
 
 def measure(painter, film, coloured, shots):
@@ -63,8 +64,8 @@ def measure(painter, film, coloured, shots):
                     continue
                 height, width = source.y.shape
                 size = max(1, round(WarpError.WIDTH * height / width)), WarpError.WIDTH
-                pictures = [planes.picture(*size) for planes in
-                            (result, alone(painter, source, result.cb.shape), source)]
+                chroma = result.cb.shape  # type: ignore[union-attr]  # a coloured film has some
+                pictures = [planes.picture(*size) for planes in (result, alone(painter, source, chroma), source)]
                 for cdc, picture in zip(cdcs, pictures, strict=True):
                     cdc.add(picture)
                 warp.add(source.luma(*size), *pictures)

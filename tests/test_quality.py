@@ -138,7 +138,7 @@ def test_what_cannot_be_varied_is_an_error(text, wrong):
 
 def test_the_search_scores_each_value_on_frames_that_nobody_reports(film, capsys, monkeypatch):
     """A constant of the spatial memory is the default again afterwards, and has an effect while it is varied."""
-    tested = []
+    tested, unlike = [], SpatialMemory.UNLIKE
     measure = search.measure
     monkeypatch.setattr(search, "measure", lambda *args: (tested.append(args[1]), measure(*args))[1])
     search.main([str(film), "--vary", "UNLIKE=1000", "lambda_l1=1", "--minutes", "0.01"])
@@ -148,5 +148,5 @@ def test_the_search_scores_each_value_on_frames_that_nobody_reports(film, capsys
     scores = [[float(cell) for cell in row[1:]] for row in rows[2:]]
     assert all(math.isclose(sum(row[:2]) / 2, row[2], abs_tol=0.02) for row in scores)
     assert scores[1][0] > scores[0][0]  # nothing is carried
-    assert SpatialMemory.UNLIKE == 0.5
+    assert SpatialMemory.UNLIKE == unlike
     assert len(tested) == 6 and [len(paths) for paths in tested[:2]] == [12, 4]  # four of each shot

@@ -67,6 +67,7 @@ MOVING = [bars(i) for i in range(14)]
     ("film_{:03d}.png", MOVING, range(1, 43, 3), ([], 14)),  # too few of a film
     ("film_{:03d}.png", MOVING[:11], None, ([], 11)),
     ("film_{:03d}_x.png", MOVING, None, ([], 14)),  # no number at the end
+    ("a film\n{:03d}.png", MOVING, None, ([14], 0)),  # a name may be of several lines
     ("film_{:03d}.png", [draw_picture(i % 2, (64, 48)) if i % 2 else bars(i) for i in range(14)], None, ([], 14)),
     ("film_{:03d}.png", [bars(i, size=(64 + i, 48)) for i in range(14)], None, ([], 14)),
 ])

@@ -247,7 +247,7 @@ def test_one_palette_a_shot(home):
     assert torch.equal(palette.color_feature, colorizer.choose(recall, 1)[0])
     assert palette.score == palette.slot_scores[0]
     ab, confidence = painter.paint(np.stack([lab[..., 0] for lab in labs]), palette)
-    assert ab.shape == (3, 128, 128, 2) and ((confidence > 0) & (confidence <= 1)).all()
+    assert ab.shape == (3, 192, 192, 2) and ((confidence > 0) & (confidence <= 1)).all()
     one, _ = painter.paint(labs[1][None, ..., 0], palette)
     assert np.abs(one[0] - ab[1]).max() < 0.1
 
