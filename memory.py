@@ -329,7 +329,7 @@ class SpatialMemory(nn.Module):
         flow_between, carried = Flow(), []
         for picture, query, chosen, pulled in zip(pictures, keys.cpu(), slots.tolist(), preferred.tolist(),
                                                   strict=True):
-            colors, misfits, lightness = [], [], np.float32(picture) / 255
+            colors, misfits, lightness = [], [], picture.astype(np.float32) / 255
             for slot, pull in zip(chosen, pulled, strict=True):
                 if any(pulled) and not pull:
                     continue  # what the user corrects is not carried beside the correction

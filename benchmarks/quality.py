@@ -251,7 +251,7 @@ def measure(methods, paths, img_size, lpips=None):
             colors = method(labs)
             measured[name].seconds += time.monotonic() - started
             for i, (lab, ab) in enumerate(zip(labs, colors, strict=True)):
-                truth, ab = resize(lab, img_size, img_size), resize(np.float32(ab), img_size, img_size)
+                truth, ab = resize(lab, img_size, img_size), resize(ab.astype(np.float32), img_size, img_size)
                 measured[name].add(np.concatenate([truth[..., :1], ab], 2), truth)
                 if i in row_of:
                     row_of[i].append(thumbnail(lab, ab))

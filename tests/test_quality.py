@@ -148,5 +148,5 @@ def test_the_search_scores_each_value_on_frames_that_nobody_reports(film, capsys
     scores = [[float(cell) for cell in row[1:]] for row in rows[2:]]
     assert all(math.isclose(sum(row[:2]) / 2, row[2], abs_tol=0.02) for row in scores)
     assert scores[1][0] > scores[0][0]  # nothing is carried
-    assert SpatialMemory.UNLIKE == unlike
+    assert unlike == SpatialMemory.UNLIKE
     assert len(tested) == 6 and [len(paths) for paths in tested[:2]] == [12, 4]  # four of each shot
