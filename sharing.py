@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
@@ -110,6 +111,7 @@ def _start(prepare, threads, processes):
     context = multiprocessing.get_context("spawn")  # decoders and torch have threads, which a fork would lose
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, prepare, threads), daemon=True)
+    resource_tracker.ensure_running()  # which else starts with the first process and unblocks SIGINT
     # Ctrl-C in a terminal reaches all processes; this one ends the others, which inherit what is blocked here.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
