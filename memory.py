@@ -169,6 +169,12 @@ class FeatureIntegrator(nn.Module):
 # Spatial memory
 
 
+def _in_two(x, dtype):
+    """Two tensors of ``dtype`` whose sum is x, float32, twice as exactly as one of them could be."""
+    high = x.to(dtype)
+    return high, (x - high).to(dtype)
+
+
 class SpatialMemory(nn.Module):
     """Where a colour belongs: for each place of a grey frame, the colours of the places that look alike.
 
@@ -294,25 +300,40 @@ class SpatialMemory(nn.Module):
         """
         slots = self.choose(frames)
         preferred = self.compare(frames)[1].gather(1, slots)
-        hints = []
-        for query, slot, pulled in zip(keys, slots, preferred, strict=True):  # one by one: a batch would need 260 MB
-            known, ab = self.keys[slot].flatten(0, 1).float(), self.ab[slot].flatten(0, 1).float()
-            length, square = (x.square().sum(1, keepdim=True) for x in (known, ab))
-            pulled = pulled.float().repeat_interleave(self.GRID**2)[:, None]
-            # -|q - k|^2 = 2 q.k - |k|^2 - |q|^2, of which the last is the same for all keys. One fused call needs keys
-            # and values of one width, so the keys are among the values; their mean gives the mean distance.
-            values = torch.cat([known, length, pulled, ab, square], 1)
-            one = torch.ones_like(query[:, :1])
-            asked = torch.cat([2 * query, -one, self.PULL * one, 0 * one, 0 * one, 0 * one], 1)
-            mixed = F.scaled_dot_product_attention(asked[None, None], values[None, None], values[None, None],
-                                                   scale=self.SHARPNESS)[0, 0]
-            mean, length, _, color, square = mixed.split([known.shape[1], 1, 1, 2, 1], 1)
-            distance = (query * (query - 2 * mean)).sum(1) + length[:, 0]
-            variance = square[:, 0] - color.square().sum(1)
-            confidence = (-distance.clamp(min=0) - variance.clamp(min=0) / self.DISCORD).exp()
-            hint = torch.cat([color, confidence[:, None]], 1)
-            hints.append(hint.T.reshape(3, self.GRID, self.GRID))
+        device = keys.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        with torch.autocast(device, enabled=False):
+            hints = [self._attend(query, self.keys[slot].flatten(0, 1).float(), self.ab[slot].flatten(0, 1).float(),
+                                  pulled.float().repeat_interleave(self.GRID**2)[:, None], dtype)
+                     for query, slot, pulled in zip(keys, slots, preferred, strict=True)]
         return torch.stack(hints)
+
+    def _attend(self, query, known, ab, pulled, dtype):
+        """The hint (3, 32, 32) for keys (1024, DIM + 5) by known ones (M, DIM + 5) with their ab (M, 2), and 1 where
+        these are pulled (M, 1), by a product of ``dtype``."""
+        values = torch.cat([ab, ab.square().sum(1, keepdim=True), pulled], 1).T.contiguous()
+        (known, length), (query, own_length) = self._rounded(known, dtype), self._rounded(query, dtype)
+        # SHARPNESS * (PULL * pulled - |q - k|^2) in one product, from 2 q.k, -|k|^2 and -|q|^2.
+        known = torch.cat([2 * known, *_in_two(self.SHARPNESS * self.PULL * pulled - length, dtype),
+                           torch.ones_like(known[:, :2])], 1).T
+        query = torch.cat([query, torch.ones_like(query[:, :2]), *_in_two(-own_length, dtype)], 1)
+        means, scores = [], []
+        for part in query.split(32 if query.device.type == "cpu" else len(query)):  # on a CPU 32 stay in its cache
+            score = (part @ known).float()
+            weight = score.softmax(1)
+            means.append(values @ weight.T)
+            scores.append(score.mul_(weight).sum(1))
+        *color, square, pulled = torch.cat(means, 1)
+        color, distance = torch.stack(color), self.PULL * pulled - torch.cat(scores) / self.SHARPNESS
+        variance = square - color.square().sum(0)
+        confidence = (-distance.clamp(min=0) - variance.clamp(min=0) / self.DISCORD).exp()
+        return torch.cat([color, confidence[None]]).view(3, self.GRID, self.GRID)
+
+    def _rounded(self, keys, dtype):
+        """Keys (M, DIM + 5) times the root of SHARPNESS, rounded to ``dtype``, and the squared lengths (M, 1) of these:
+        so the distances are exact, of keys that have moved by next to nothing."""
+        keys = (self.SHARPNESS**0.5 * keys).to(dtype)
+        return keys, keys.float().square().sum(1, keepdim=True)
 
     @torch.no_grad()
     def carry(self, frames: torch.Tensor, keys: torch.Tensor, L: torch.Tensor) -> torch.Tensor:

@@ -51,15 +51,36 @@ class ModelConfig:
 # Layers whose style comes from the colour feature
 
 
+class _Restyle(torch.autograd.Function):
+    """AdaIN by few passes over the maps: torch's var_mean is 10 times slower over maps whose channels are side by side,
+    and what autograd derives keeps and passes over more maps than the formula."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float) -> torch.Tensor:
+        mean = x.mean((2, 3), dtype=torch.float32, keepdim=True)
+        rate = torch.rsqrt((x - mean).square().mean((2, 3), keepdim=True) + eps)
+        factor = (1 + scale[:, :, None, None]) * rate  # norm and style in one multiplication and one addition
+        offset = shift[:, :, None, None] - mean * factor
+        ctx.save_for_backward(x, mean, rate, factor)
+        return torch.addcmul(offset.to(x.dtype), x, factor.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, mean, rate, factor = ctx.saved_tensors
+        along = rate * (grad * (x - mean)).sum((2, 3), keepdim=True)  # the normed maps
+        total = grad.sum((2, 3), dtype=torch.float32, keepdim=True)
+        share = -factor * rate * along / x[0, 0].numel()
+        offset = -factor * total / x[0, 0].numel() - share * mean
+        grad_x = torch.addcmul(torch.addcmul(offset, x, share), grad, factor).to(x.dtype)
+        return grad_x, along.flatten(1), total.flatten(1), None
+
+
 class AdaIN(nn.Module):
     """Adaptive instance norm (Huang and Belongie 2017): each channel of each sample to mean 0 and variance 1, then
     ``x * (1 + scale) + shift``. x (N, C, H, W); scale and shift (N, C)."""
 
     def forward(self, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
-        var, mean = torch.var_mean(x.float(), (2, 3), correction=0)
-        factor = (1 + scale) * torch.rsqrt(var + eps)  # norm and style in one multiplication and one addition
-        offset = shift - mean * factor
-        return torch.addcmul(offset[:, :, None, None].to(x.dtype), x, factor[:, :, None, None].to(x.dtype))
+        return _Restyle.apply(x, scale, shift, eps)
 
 
 class Style(nn.Module):

@@ -223,7 +223,8 @@ def test_places_that_look_alike_and_differ_in_colour_have_a_low_confidence():
     assert torch.allclose(hint[0, :2, 9, 9], COLORS[:2].mean(0), atol=0.01) and hint[0, 2].max() < 0.01
 
 
-def test_the_read_is_the_dense_definition():
+@pytest.mark.parametrize("bf16, tolerance", [(False, 1e-5), (True, 2e-2)])
+def test_the_read_is_the_dense_definition(bf16, tolerance):
     """softmax(-30 d^2) over all places, weighted mean of d^2 and mean and variance of ab, place by place in float64."""
     torch.manual_seed(0)
     net = SpatialMemory(4, 70, 3)
@@ -233,15 +234,16 @@ def test_the_read_is_the_dense_definition():
     frames = torch.eye(4)
     net.write(torch.arange(3), frames[:3], places[:3], L[:3], ab[:3], torch.arange(3))
     query = net.key(places[3:], L[3:], ab[3:])
-    hint = net.read(frames[3:], query)[0]
-    keys, colors = net.keys.flatten(0, 1).double(), ab[:3].permute(0, 2, 3, 1).reshape(-1, 2).double()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        hint = net.read(frames[3:], query)[0]
+    keys, colors = net.keys.flatten(0, 1).double(), net.ab.flatten(0, 1).double()
     for place in (0, 17, 500, 1023):
         distance = ((query[0, place].double() - keys) ** 2).sum(1)
         weights = (-30 * distance).softmax(0)
         mean = weights @ colors
         variance = (weights[:, None] * (colors - mean) ** 2).sum()
         expected = torch.cat([mean, (-weights @ distance - variance / net.DISCORD).exp()[None]])
-        torch.testing.assert_close(hint[:, place // 32, place % 32].double(), expected, atol=2e-3, rtol=0)
+        torch.testing.assert_close(hint[:, place // 32, place % 32].double(), expected, atol=tolerance, rtol=0)
 
 
 def test_frames_are_chosen_alike_but_various():

@@ -9,10 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from drawn import feature, fill, unit
+from efficientnet_lite_pytorch.utils import Conv2dDynamicSamePadding
 from torch import nn
 
 from networks import (
-    AdaIN, Backbone, BackboneUnavailable, ColorConv, Colorizer, Discriminator, Generator, ModelConfig, fold_norms)
+    AdaIN, Backbone, BackboneUnavailable, ColorConv, Colorizer, Discriminator, Generator, ModelConfig, fold_norms,
+    make_plain)
 
 torch.manual_seed(0)
 
@@ -21,14 +23,15 @@ torch.manual_seed(0)
 # Layers
 
 
-def test_adain_is_the_direct_formula():
-    x, scale, shift = torch.randn(3, 5, 7, 9) * 4 + 2, torch.randn(3, 5), torch.randn(3, 5)
-    y = AdaIN()(x, scale, shift)
-    for n in range(3):
-        for c in range(5):
-            plane = x[n, c]
-            normed = (plane - plane.mean()) / (plane.var(correction=0) + 1e-5).sqrt()
-            torch.testing.assert_close(y[n, c], normed * (1 + scale[n, c]) + shift[n, c], rtol=1e-4, atol=1e-4)
+def test_adain_is_the_direct_formula_with_its_gradients():
+    x = (torch.randn(3, 5, 7, 9) * 4 + 2).requires_grad_()
+    scale, shift = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5, requires_grad=True)
+    normed = (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+    expected = normed * (1 + scale[..., None, None]) + shift[..., None, None]
+    y, grad = AdaIN()(x, scale, shift), torch.randn_like(x)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    for ours, its in zip(*(torch.autograd.grad(out, [x, scale, shift], grad) for out in (y, expected)), strict=True):
+        torch.testing.assert_close(ours, its, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("height, width", [(4, 4), (6, 10), (16, 16)])
@@ -143,6 +146,16 @@ def test_folding_the_norms_of_a_backbone_changes_nothing():
     expected = network.eval()(x)
     fold_norms(network)
     assert isinstance(network[1], nn.Identity)
+    torch.testing.assert_close(network(x), expected)
+
+
+@pytest.mark.parametrize("kernel, stride", [(1, 1), (3, 1), (3, 2), (5, 1), (5, 2)])
+def test_plain_convolutions_give_the_same_maps(kernel, stride):
+    network = nn.Sequential(Conv2dDynamicSamePadding(4, 8, kernel, stride, groups=2), nn.ReLU6())
+    x = torch.randn(2, 4, 12, 16)
+    expected = network(x)
+    make_plain(network)
+    assert type(network[0]) is nn.Conv2d
     torch.testing.assert_close(network(x), expected)
 
 
