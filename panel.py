@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset import AB_BINS, AB_SCALE, L_SCALE, lab_to_rgb, resize, rgb_to_lab
+from dataset import AB_BINS, lab_to_rgb, resize, rgb_to_lab
 from episode import Drawing
 from memory import REFERENCE_ID
 from networks import Colorizer
@@ -29,24 +29,24 @@ from video import Film, ahead
 
 COLORS = ((66, 133, 255), (60, 190, 90), (240, 70, 70))  # blue, green, red: slots 1, 2, 3
 GROUND = (24, 24, 27)
+REMEMBERED = 96  # side of the picture of a frame in memory
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The frames in memory
 
 
 def memory_pictures(colorizer: Colorizer) -> dict[int, np.ndarray]:
-    """The frames in a colorizer's memory as small pictures {frame id: RGB uint8 (32, 32, 3)}, in order of the film.
+    """The frames in a colorizer's memory as small square pictures {frame id: RGB uint8}, in order of the film.
 
-    The spatial memory keeps the lightness and colour of 32 x 32 places. Without it, all that is known of a frame is its
-    colour feature, and the picture shows its colours as stripes, each as wide as its share. Frames of one id, which are
-    the user's references, share a larger picture.
+    The spatial memory keeps pictures. Without it, all that is known of a frame is its colour feature, and the picture
+    shows its colours as stripes, each as wide as its share. Frames of one id, which are the user's references, share a
+    larger picture.
     """
     if colorizer.config.use_spatial_memory:
         spatial = colorizer.spatial
         ids = spatial.ids.tolist()
-        lightness = spatial.keys[..., -3:-2].float() / spatial.LIGHTNESS * L_SCALE
-        lab = np.concatenate([lightness.cpu().numpy(), spatial.ab.float().cpu().numpy() * AB_SCALE], -1)
-        pictures = [lab_to_rgb(picture) for picture in lab.reshape(-1, spatial.GRID, spatial.GRID, 3)]
+        pictures = [cv2.cvtColor(resize(picture.cpu().numpy(), REMEMBERED, REMEMBERED), cv2.COLOR_Lab2RGB)
+                    for picture in spatial.pictures]
     else:
         memory = colorizer.memory
         ids = memory.ids[memory.used].tolist()

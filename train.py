@@ -130,6 +130,7 @@ EPOCH_STEPS = 50  # a set of a few pictures is passed over again until an epoch 
 SAVE_SECONDS = 120  # last.pt is never older; writing it takes about a second
 PATIENCE = 10  # steps in a row without a finite loss or gradient that end the training
 VAL_PICTURES = 64  # validation looks at no more than these many, spread evenly over the set
+SPATIAL_FRAMES = 4096  # the spatial memory holds no more, spread evenly over a larger set: of 250 kB each
 FITTED = 128  # the spatial memory's projection is chosen by no more pictures than these, spread evenly
 SAMPLES = 4  # rows of the sample grid
 
@@ -138,7 +139,7 @@ def fit_model_config(config: TrainConfig, n_pictures: int) -> ModelConfig:
     """The ModelConfig for a training set of ``n_pictures``. Raises UserError when top_k exceeds the memory."""
     shared = {f.name: getattr(config, f.name) for f in fields(ModelConfig) if f.name != "spatial_size"}
     shared["use_spatial_memory"] = config.use_spatial_memory and config.use_memory
-    shared["spatial_size"] = n_pictures if shared["use_spatial_memory"] else 0
+    shared["spatial_size"] = min(n_pictures, SPATIAL_FRAMES) if shared["use_spatial_memory"] else 0
     shared["mem_size"] = config.mem_size or math.ceil(1.2 * n_pictures)
     if config.use_memory and config.top_k > shared["mem_size"]:
         raise UserError(f"top_k is {config.top_k} and the memory has {shared['mem_size']} slots; set top_k to at most "
@@ -200,17 +201,21 @@ def look_at(data: ColorizationDataset, learner: Learner, device: torch.device, c
 
 
 def remember(data: ColorizationDataset, learner: Learner, device: torch.device,
-             cast: Cast) -> torch.Tensor:
-    """Fill the spatial memory with the pictures; returns the backbone's features (N, D) of them."""
+             cast: Cast) -> torch.Tensor | None:
+    """Fill the spatial memory with the pictures, or with some of them, spread evenly, where it has not room for all.
+
+    Returns the backbone's features (N, D) of the pictures if it has looked at all of them.
+    """
     spatial, ids, seen = learner.colorizer.spatial, torch.tensor(data.ids), []
     sample = torch.tensor(spread(len(data), FITTED)).split(8)
     places = (look(data, part, learner, device, cast)[1] for part in sample)
     spatial.fit(torch.cat([x.half() for x in places if x is not None]))  # none is: there is a memory
-    for part in torch.arange(len(data)).split(8):
-        frames, *rest = look(data, part, learner, device, cast)
-        spatial.write(part.to(device), frames, *rest, ids[part].to(device))
+    chosen = torch.tensor(spread(len(data), len(spatial.ids)))
+    for slots in torch.arange(len(chosen)).split(8):
+        frames, *rest = look(data, chosen[slots], learner, device, cast)
+        spatial.write(slots.to(device), frames, *rest, ids[chosen[slots]].to(device))
         seen.append(frames)
-    return torch.cat(seen)
+    return torch.cat(seen) if len(chosen) == len(data) else None
 
 
 def load_data(config: TrainConfig) -> tuple[ColorizationDataset, ColorizationDataset]:
@@ -338,7 +343,10 @@ def _train(config, saved, team, run):
         learner.load(saved)
         position = Position.of(saved, device)
         if model_config.use_spatial_memory:
-            trained = int((~learner.colorizer.spatial.pinned).sum())  # the others are references that the user added
+            try:
+                trained = len(saved["frames"])
+            except (KeyError, TypeError) as error:
+                raise not_whole(error) from error
             if len(data) != trained:
                 raise UserError(f"the run was trained on {trained} pictures, and there are {len(data)}; give it back "
                                 "its pictures or train anew in another save_path")

@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -216,6 +217,9 @@ def test_the_backbone_looks_at_each_frame_once_for_the_memories(folder):
     learner.colorizer.backbone.register_forward_hook(lambda *_: calls.append(1))
     features = look_at(data, learner, device, cast, frames)
     assert not calls and torch.equal(features, frames.half().float())
+    learner = Learner(config, replace(fit_model_config(config, len(data)), spatial_size=3), device)
+    assert remember(data, learner, device, cast) is None  # it has not looked at all
+    assert learner.colorizer.spatial.ids.tolist() == [data.ids[i] for i in (0, 2, 4)]
 
 
 def test_training_from_the_disk_is_the_same(tmp_path):

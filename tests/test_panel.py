@@ -66,8 +66,8 @@ def test_the_spatial_memory_shows_its_frames(colorizer):
     pictures = memory_pictures(colorizer)
     assert list(pictures) == [10, 11, 12, 13, 14]
     for i, picture in pictures.items():
-        drawn = resize(draw_picture(i - 10), 32, 32)
-        assert np.abs(picture.astype(int) - drawn).mean() < 4
+        drawn = resize(draw_picture(i - 10), *picture.shape[:2])
+        assert picture.shape == (96, 96, 3) and np.abs(picture.astype(int) - drawn).mean() < 4
 
 
 def test_without_a_spatial_memory_the_slots_show_their_colours(colorizer):
