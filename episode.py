@@ -17,7 +17,8 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 SAMPLES = 8  # frames of a shot that its palette is chosen by
 COLORFUL = 12.0  # mean colourfulness from which a shot is already in colour; grey film with a tint has less
 HELD = 4.0  # greatest change, in 8-bit steps of the mean luma of 4 x 4 pixels, within a drawing that is held
+PAINTERS = 2  # batches that are coloured at a time
 NEUTRAL = 0.4663  # Y' of the grey of L 50
 PARTS_FORMAT = 4  # of what is kept for an interrupted run
 
@@ -243,18 +245,49 @@ def read_jobs(film: Film | NumberedFrames, plan: Plan, todo: Sequence[int], side
                 number, shot = following
 
 
+def batches(jobs: Generator[Job, None, None], batch_size: int) -> Generator[list[Job], None, None]:
+    """Lists of jobs of one shot, of at most ``batch_size`` new drawings each."""
+    with closing(jobs):
+        batch = []
+        for job in jobs:
+            if batch and (job.shot != batch[0].shot or sum(other.L is not None for other in batch) == batch_size
+                          or len(batch) == 2 * batch_size):
+                yield batch
+                batch = []
+            batch.append(job)
+        yield batch
+
+
+@contextmanager
+def painters(count: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of so many threads, among which torch's threads are shared; OpenCV has none of its own meanwhile. Threads
+    side by side wait for each other less than those within a small operation."""
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(max(1, threads[0] // count))
+    cv2.setNumThreads(1)
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads[0])
+        cv2.setNumThreads(threads[1])
+
+
 def paint_jobs(jobs: Generator[Job, None, None], painter: "Painter", plan: Plan, batch_size: int,
                keep: bool) -> Generator[Job, None, None]:
-    """Fill in the jobs' ab, in batches of at most ``batch_size`` new drawings of one shot."""
+    """Fill in the jobs' ab, PAINTERS batches at a time."""
     steady, last = SteadyColors(), (None, math.nan)
 
     def paint(batch):
+        fresh = [job.L for job in batch if job.L is not None]
+        if not fresh:
+            return iter(())
+        return zip(*painter.paint(np.stack(fresh), plan.shots[batch[0].shot].palette), strict=True)
+
+    def fill(batch, answers):
         nonlocal steady, last
         if batch[0].index == plan.shots[batch[0].shot].start:
             steady = SteadyColors()
-        fresh = [job.L for job in batch if job.L is not None]
-        if fresh:
-            answers = iter(zip(*painter.paint(np.stack(fresh), plan.shots[batch[0].shot].palette), strict=True))
         for job in batch:
             if job.L is not None:
                 ab, confidence = next(answers)
@@ -264,15 +297,15 @@ def paint_jobs(jobs: Generator[Job, None, None], painter: "Painter", plan: Plan,
             job.L = None
         return batch
 
-    with closing(jobs):
-        batch = []
-        for job in jobs:
-            if batch and (job.shot != batch[0].shot or sum(other.L is not None for other in batch) == batch_size
-                          or len(batch) == 2 * batch_size):
-                yield from paint(batch)
-                batch = []
-            batch.append(job)
-        yield from paint(batch)
+    with closing(batches(jobs, batch_size)) as todo, painters(PAINTERS) as pool:
+        painted = deque()
+        for batch in todo:
+            painted.append((batch, pool.submit(paint, batch)))
+            if len(painted) > PAINTERS:  # one more, for the painter that is done first
+                batch, answers = painted.popleft()
+                yield from fill(batch, answers.result())
+        for batch, answers in painted:
+            yield from fill(batch, answers.result())
 
 
 def finish(job: Job, target: Target, colour_only: bool) -> Planes:
@@ -382,9 +415,9 @@ def _color(painter, film, output, settings, overwrite, explain, writer):
             print(json.dumps(record.log_line()), file=log, flush=True)
         if todo:
             jobs = ahead(read_jobs(film, plan, todo, painter.side, settings.keep_colour_shots),
-                         2 * settings.batch_size)
+                         settings.batch_size)
             painted = ahead(paint_jobs(jobs, painter, plan, settings.batch_size, settings.keep_colour_shots),
-                            2 * settings.batch_size)
+                            settings.batch_size)
             with closing(painted):
                 for number in todo:
                     record = color_shot(number, plan, painted, writer, parts, settings, bar)
