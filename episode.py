@@ -6,7 +6,7 @@ the files are joined. The luma of a result is that of its source, sample by samp
 frames are coloured in the same way, each into a picture of its own.
 
 Memory does not grow with the film but for about 10 bytes a frame and, a shot, its palette (at most 10 kB) and record
-(about 50 kB of compressed pictures). Of frames at most 20 + 6 * batch_size are held at a time.
+(about 50 kB of compressed pictures). Of frames at most 20 + 10 * batch_size are held at a time.
 """
 
 import hashlib
