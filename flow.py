@@ -39,10 +39,9 @@ def relit(ab: np.ndarray, known: np.ndarray, L: np.ndarray) -> np.ndarray:
     The local linear model of the guided filter (He et al. 2013), by which a leaf that the flow misses by half a pixel
     still has its own colour.
     """
-    mean, mean_ab = blur(known), blur(ab)
-    covariance = blur(known[..., None] * ab) - mean[..., None] * mean_ab
-    variance = blur(known * known) - mean * mean
-    return ab + covariance / (variance + EVEN)[..., None] * (L - known)[..., None]
+    mean = blur(known)
+    step = (L - known) / (blur(known * known) - mean * mean + np.float32(EVEN))
+    return cv2.merge([color + step * (blur(known * color) - mean * blur(color)) for color in cv2.split(ab)])
 
 
 def blur(picture: np.ndarray) -> np.ndarray:
@@ -73,6 +72,7 @@ class SteadyColors:
     """
 
     KEEP, UNLIT = 0.8, 150.0
+    SIDE = 128  # of the pictures that the motion is found in, at most
 
     def __init__(self) -> None:
         self._flow = Flow()
@@ -82,9 +82,12 @@ class SteadyColors:
     def __call__(self, lightness: np.ndarray, ab: np.ndarray) -> np.ndarray:
         """The steadied ab of the next frame, float32 (S, S, 2) in Lab units, by its own and its L (H, W) in [0, 100].
         """
-        picture = np.rint(resize(lightness, *ab.shape[:2]) * 2.55).astype(np.uint8)
+        height, width = ab.shape[:2]
+        picture = np.rint(resize(lightness, height, width) * 2.55).astype(np.uint8)
         if self._picture is not None and self._ab is not None:
-            flow = self._flow(picture, self._picture)
+            side = min(self.SIDE, height)
+            flow = self._flow(*(resize(p, side, side) for p in (picture, self._picture)))
+            flow = resize(flow, height, width) * np.float32(height / side)
             unlit = cv2.blur(np.square((fetch(self._picture.astype(np.float32), flow) - picture) / 255), (5, 5))
             weight = self.KEEP * np.exp(-self.UNLIT * unlit)[..., None]
             ab = ab + weight * (fetch(self._ab, flow) - ab)
