@@ -103,13 +103,13 @@ def soft_encode(ab, neighbours=NEIGHBOURS):
 
 @lru_cache(maxsize=1)
 def _cell_table():
-    """For the middle of every 1 x 1 cell of the ab plane: bins (cells, K), weights (cells, K), slopes (cells, K, 2).
+    """For the middle of every 1 x 1 cell of the ab plane: bins (cells, K), weights (cells, K), slopes (cells, 2, K).
 
     K is larger than 10, so that the 10 nearest bins of any point in the cell are among them.
     """
     middle = _TILE_ORIGIN + np.arange(_SIDE, dtype=np.float32) + 0.5
     index, weight = soft_encode(np.stack(np.meshgrid(middle, middle, indexing="ij"), -1).reshape(-1, 2), NEIGHBOURS + 6)
-    return index, weight, AB_BINS[index] / np.float32(SIGMA**2)
+    return index, weight, np.ascontiguousarray(AB_BINS[index].transpose(0, 2, 1)) / np.float32(SIGMA**2)
 
 
 def color_feature(ab):
@@ -120,22 +120,21 @@ def color_feature(ab):
     Gaussian weight of a bin by exp(delta . bin / 5^2), and the sum is brought back to 1.
     Within 1e-3 (L1) of the encoding pixel by pixel.
     """
-    ab = np.asarray(ab, dtype=np.float32).reshape(-1, 2) - _TILE_ORIGIN
+    a, b = (np.asarray(ab[..., c], dtype=np.float32).ravel() - _TILE_ORIGIN for c in range(2))
     side = int(_SIDE * _FINE)
-    column = np.clip(ab * _FINE, 0, side - 1).astype(np.int32)
-    cell = column[:, 0] * side + column[:, 1]
+    row, column = (np.clip(x * _FINE, 0, side - 1).astype(np.int32) for x in (a, b))
+    cell = row * side + column
     count = np.bincount(cell, minlength=side * side)
-    used = np.flatnonzero(count)
-    count = count[used].astype(np.float32)
-    total = np.stack([np.bincount(cell, ab[:, c], side * side)[used] for c in range(2)], 1)
-    mean = np.clip(total / count[:, None], 0, _SIDE - 1)
+    used = np.flatnonzero(count > 0)  # of truths it is three times as fast as of numbers
+    count = count[used]
+    mean = np.stack([np.clip(np.bincount(cell, x, side * side)[used] / count, 0, _SIDE - 1) for x in (a, b)])
     corner = mean.astype(np.int32)
     delta = (mean - corner - 0.5).astype(np.float32)
 
-    index, weight, slope = (table[corner[:, 0] * _SIDE + corner[:, 1]] for table in _cell_table())
-    weight = weight * np.exp(np.einsum("pkc,pc->pk", slope, delta))
+    index, weight, slope = (table[corner[0] * _SIDE + corner[1]] for table in _cell_table())
+    weight *= np.exp(np.einsum("pck,cp->pk", slope, delta))
     weight[weight < np.partition(weight, -NEIGHBOURS, axis=1)[:, -NEIGHBOURS, None]] = 0  # the 10 nearest remain
-    weight *= (count / weight.sum(1))[:, None]
+    weight *= (count / weight.sum(1))[:, None].astype(np.float32)
     feature = np.bincount(index.ravel(), weight.ravel(), N_BINS)
     return (feature / feature.sum()).astype(np.float32)
 
