@@ -58,7 +58,7 @@ class _Restyle(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float) -> torch.Tensor:
         mean = x.mean((2, 3), dtype=torch.float32, keepdim=True)
-        rate = torch.rsqrt((x - mean).square().mean((2, 3), keepdim=True) + eps)
+        rate = torch.rsqrt((x.float() - mean).square_().mean((2, 3), keepdim=True) + eps)
         factor = (1 + scale[:, :, None, None]) * rate  # norm and style in one multiplication and one addition
         offset = shift[:, :, None, None] - mean * factor
         ctx.save_for_backward(x, mean, rate, factor)
@@ -67,12 +67,11 @@ class _Restyle(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, mean, rate, factor = ctx.saved_tensors
-        along = rate * (grad * (x - mean)).sum((2, 3), keepdim=True)  # the normed maps
-        total = grad.sum((2, 3), dtype=torch.float32, keepdim=True)
-        share = -factor * rate * along / x[0, 0].numel()
-        offset = -factor * total / x[0, 0].numel() - share * mean
-        grad_x = torch.addcmul(torch.addcmul(offset, x, share), grad, factor).to(x.dtype)
-        return grad_x, along.flatten(1), total.flatten(1), None
+        grad, centred, pixels = grad.float(), x.float() - mean, x[0, 0].numel()  # mixed operations would be slower
+        along = rate * (grad * centred).sum((2, 3), keepdim=True)  # the normed maps
+        total = grad.sum((2, 3), keepdim=True)
+        grad_x = centred.mul_(-factor * rate * along / pixels).addcmul_(grad, factor).sub_(factor * total / pixels)
+        return grad_x.to(x.dtype), along.flatten(1), total.flatten(1), None
 
 
 class AdaIN(nn.Module):
