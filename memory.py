@@ -207,6 +207,7 @@ class SpatialMemory(nn.Module):
     UNLIKE, UNLIT = 0.25, 25.0  # misfit of a squared distance of keys of 1, and of a squared difference in L of 1
     CHOICE = 30.0  # of the frames carried the weights are softmax(-CHOICE * misfit)
     DOUBT = 1.0  # see ``carry``
+    CERTAIN = 0.95  # mean confidence of what is carried to a place from which on nothing else is looked for
 
     def __init__(self, frame_dim: int, place_dim: int, size: int) -> None:
         super().__init__()
@@ -292,25 +293,30 @@ class SpatialMemory(nn.Module):
         return slots.gather(1, torch.cat(chosen, 1))
 
     @torch.no_grad()
-    def read(self, frames: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    def read(self, frames: torch.Tensor, keys: torch.Tensor, wanted: torch.Tensor | None = None) -> torch.Tensor:
         """The hint (N, 3, 32, 32), float32: ab / 110 in the first two channels, the confidence in [0, 1] in the third.
 
-        Frames (N, D) and keys (N, 1024, DIM + 5). The confidence is exp(-d^2 - variance / DISCORD): the mean squared
-        distance of the places that the attention mixes, and the variance of their colours.
+        Frames (N, D) and keys (N, 1024, DIM + 5); ``wanted``, bool (N, 1024), are the places to read, all without it;
+        the others get 0. The confidence is exp(-d^2 - variance / DISCORD): the mean squared distance of the places that
+        the attention mixes, and the variance of their colours.
         """
         slots = self.choose(frames)
         preferred = self.compare(frames)[1].gather(1, slots)
         device = keys.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        hints = keys.new_zeros(len(keys), 3, self.GRID**2)
+        wanted = torch.ones_like(keys[..., 0], dtype=torch.bool) if wanted is None else wanted
         with torch.autocast(device, enabled=False):
-            hints = [self._attend(query, self.keys[slot].flatten(0, 1).float(), self.ab[slot].flatten(0, 1).float(),
-                                  pulled.float().repeat_interleave(self.GRID**2)[:, None], dtype)
-                     for query, slot, pulled in zip(keys, slots, preferred, strict=True)]
-        return torch.stack(hints)
+            for hint, query, slot, pulled, places in zip(hints, keys, slots, preferred, wanted, strict=True):
+                if places.any():
+                    hint[:, places] = self._attend(
+                        query[places], self.keys[slot].flatten(0, 1).float(), self.ab[slot].flatten(0, 1).float(),
+                        pulled.float().repeat_interleave(self.GRID**2)[:, None], dtype)
+        return hints.view(-1, 3, self.GRID, self.GRID)
 
     def _attend(self, query, known, ab, pulled, dtype):
-        """The hint (3, 32, 32) for keys (1024, DIM + 5) by known ones (M, DIM + 5) with their ab (M, 2), and 1 where
-        these are pulled (M, 1), by a product of ``dtype``."""
+        """The hint (3, P) for keys (P, DIM + 5) by known ones (M, DIM + 5) with their ab (M, 2), and 1 where these are
+        pulled (M, 1), by a product of ``dtype``."""
         values = torch.cat([ab, ab.square().sum(1, keepdim=True), pulled], 1).T.contiguous()
         (known, length), (query, own_length) = self._rounded(known, dtype), self._rounded(query, dtype)
         # SHARPNESS * (PULL * pulled - |q - k|^2) in one product, from 2 q.k, -|k|^2 and -|q|^2.
@@ -327,7 +333,7 @@ class SpatialMemory(nn.Module):
         color, distance = torch.stack(color), self.PULL * pulled - torch.cat(scores) / self.SHARPNESS
         variance = square - color.square().sum(0)
         confidence = (-distance.clamp(min=0) - variance.clamp(min=0) / self.DISCORD).exp()
-        return torch.cat([color, confidence[None]]).view(3, self.GRID, self.GRID)
+        return torch.cat([color, confidence[None]])
 
     def _rounded(self, keys, dtype):
         """Keys (M, DIM + 5) times the root of SHARPNESS, rounded to ``dtype``, and the squared lengths (M, 1) of these:

@@ -458,9 +458,11 @@ class Colorizer(nn.Module):
         if not remember:
             return ab, None
         keys = self.spatial.key(places, L, guess)
-        hint, carried = self.spatial.read(frames, keys), self.spatial.carry(frames, keys, L)
+        carried = self.spatial.carry(frames, keys, L)
+        certain = F.adaptive_avg_pool2d(carried[:, 2], self.spatial.GRID)
+        hint = self.spatial.read(frames, keys, certain.flatten(1) < self.spatial.CERTAIN)
         ab = moved(moved(ab, *hint.split([2, 1], 1)), *carried.split([2, 1], 1))
-        return ab, torch.maximum(hint[:, 2], F.adaptive_avg_pool2d(carried[:, 2], hint.shape[2:]))
+        return ab, torch.maximum(hint[:, 2], certain)
 
 
 def moved(ab: torch.Tensor, hint: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -246,6 +246,16 @@ def test_the_read_is_the_dense_definition(bf16, tolerance):
         torch.testing.assert_close(hint[:, place // 32, place % 32].double(), expected, atol=tolerance, rtol=0)
 
 
+def test_only_the_places_that_are_wanted_are_read():
+    net, kinds = spatial_with([torch.arange(1024).view(32, 32) % 3] * 2, COLORS), torch.arange(1024).view(32, 32) % 3
+    keys = net.key(places_of(kinds, kinds), torch.full((2, 1, 32, 32), 0.5), GREY.expand(2, -1, -1, -1))
+    wanted = torch.zeros(2, 1024, dtype=torch.bool)
+    wanted[0, 100:200] = True
+    hint, whole = (net.read(torch.eye(4)[:2], keys, places).flatten(2) for places in (wanted, None))
+    torch.testing.assert_close(hint[0, :, 100:200], whole[0, :, 100:200])
+    assert (hint[0, :, :100] == 0).all() and (hint[1] == 0).all() and (whole[:, 2] > 0).all()
+
+
 def test_frames_are_chosen_alike_but_various():
     net = SpatialMemory(4, 80, 4)
     net.FRAMES = 2
