@@ -8,7 +8,8 @@ import pytest
 import torch
 from drawn import draw_dataset, draw_picture, draw_shots
 
-from benchmarks import reference, speed
+import train
+from benchmarks import precision, reference, speed
 from dataset import ColorizationDataset, color_feature, rgb_to_lab
 from learner import Learner
 from networks import Backbone, ColorConv
@@ -119,3 +120,13 @@ def test_rows_by_hand():
     calls = []
     seconds = speed.in_turn(2, a=lambda: calls.append("a"), b=lambda: calls.append("b"))
     assert calls == ["a", "b"] * 3 and len(seconds["a"]) == len(seconds["b"]) == 2
+
+
+def test_precisions_side_by_side(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "EPOCH_STEPS", 1)
+    film = draw_shots(tmp_path / "film.mp4", [(60, 30), (200, 30), (120, 30)])
+    precision.main(["--film", str(film), "--epochs", "1", "--seeds", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    fp32, bf16 = (float(line.split(": ")[1]) for line in lines[:2])
+    assert lines[0].startswith("seed 0, fp32") and lines[1].startswith("seed 0, bf16") and fp32 > 0
+    assert float(lines[2].split()[-1]) == pytest.approx(bf16 / fp32, abs=2e-3)
