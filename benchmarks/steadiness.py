@@ -4,7 +4,7 @@
 
 COLOURED is what ``test.py --input FILM --output COLOURED`` wrote with that checkpoint; the shots are those of its
 _shots.jsonl, and those that were left as they were do not count. *Frame by frame* is the same checkpoint with a palette
-for each frame: no shot's palette, no drawing that is held, and not encoded.
+for each frame instead of one for the shot, and colours that are not steadied, encoded as test.py does without flags.
 
 Prints colour distribution consistency (CDC) and warping error, the means over the shots by their frames, and the mean
 CIEDE2000 of one frame a second, all on pictures WarpError.WIDTH wide; and what is to be reached: the CDC of the result
@@ -14,20 +14,25 @@ over that of the truth, and its warping error over that of frame by frame.
 import json
 import math
 import sys
+import tempfile
 from argparse import Namespace
 from contextlib import closing
 from pathlib import Path
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset import rgb_to_lab
+from encoding import VideoSettings
+from episode import color_video
+from flow import SteadyColors
 from painter import load_painter
-from planes import Planes, paint_chroma, planes_of
+from planes import planes_of
 from steadiness import CDC, WarpError
 from utils import ArgumentParser, UserError, ciede2000, is_color, run_cli
-from video import ahead, frame_rate, open_video, read_frames
+from video import Film, ahead, frame_rate, open_video, read_frames
 
 ROWS = ("result", "frame by frame", "truth")
 
@@ -40,32 +45,59 @@ def read_shots(coloured):
     return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
 
 
-def alone(painter, planes, chroma):
-    """The planes of a frame coloured with a palette of its own; ``chroma`` is the size of Cb and Cr."""
-    lab = planes.lab(painter.side)
-    ab, _ = painter.paint(lab[None, ..., 0], painter.palette([lab]))
-    height, width = chroma
-    return Planes(planes.y, *paint_chroma(planes, ab[0], height, width, planes.coding), planes.coding)
+class Alone:
+    """A painter as color_video takes it, which gives each frame a palette of its own."""
+
+    def __init__(self, painter):
+        self._painter = painter
+
+    def __getattr__(self, name):
+        return getattr(self._painter, name)
+
+    def paint(self, lightness, palette):
+        labs = [cv2.merge([L, 0 * L, 0 * L]) for L in lightness]
+        answers = [self._painter.paint(lab[None, ..., 0], self._painter.palette([lab])) for lab in labs]
+        return tuple(np.concatenate(part) for part in zip(*answers, strict=True))
+
+
+def color_alone(painter, film, shots, target):
+    """Colour the part of a film that ``shots`` are of, each frame by itself, and encode it as test.py does."""
+    film, keep = Film(film), SteadyColors.KEEP
+    SteadyColors.KEEP = 0.0  # nothing is left of the frame before
+    try:
+        start, end = (time - float(film.start) for time in (shots[0]["start_time"], shots[-1]["end_time"]))
+        color_video(Alone(painter), film, target,  # type: ignore[arg-type]  # all that it needs of a Painter
+                    VideoSettings(start=start, end=end))
+    finally:
+        SteadyColors.KEEP = keep
 
 
 def measure(painter, film, coloured, shots):
     """{row: {"cdc", "warp_error", "ciede2000"}}; without "truth" and "ciede2000" when the film has no colour."""
+    with tempfile.TemporaryDirectory() as folder:
+        by_itself = Path(folder) / "alone.mkv"
+        color_alone(painter, film, shots, by_itself)
+        return compare(film, coloured, by_itself, shots)
+
+
+def compare(film, coloured, by_itself, shots):
+    """What ``measure`` returns, by the films of the rows."""
     with open_video(film) as (_, stream):
         begin, every = round(shots[0]["start_time"] / stream.time_base), max(1, round(frame_rate(stream)))
     values, weights, distances, has_color = [], [], [], False
     with (closing(ahead(read_frames(film, begin), 8)) as sources, closing(ahead(read_frames(coloured), 8)) as results,
+          closing(ahead(read_frames(by_itself), 8)) as others,
           tqdm(total=shots[-1]["end_frame"], unit=" frames", disable=None) as bar):
         for shot in shots:
             cdcs, warp = [CDC() for _ in ROWS], WarpError()
             for index in range(shot["start_frame"], shot["end_frame"]):
-                source, result = planes_of(next(sources)[1]), planes_of(next(results)[1])
+                source, result, other = (planes_of(next(frames)[1]) for frames in (sources, results, others))
                 bar.update()
                 if shot["kept"]:
                     continue
                 height, width = source.y.shape
                 size = max(1, round(WarpError.WIDTH * height / width)), WarpError.WIDTH
-                chroma = result.cb.shape  # type: ignore[union-attr]  # a coloured film has some
-                pictures = [planes.picture(*size) for planes in (result, alone(painter, source, chroma), source)]
+                pictures = [planes.picture(*size) for planes in (result, other, source)]
                 for cdc, picture in zip(cdcs, pictures, strict=True):
                     cdc.add(picture)
                 warp.add(source.luma(*size), *pictures)
