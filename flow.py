@@ -68,7 +68,8 @@ class SteadyColors:
     """The colours of the frames of one shot, each drawn towards those of the frame before it along the motion.
 
     Where the frame before shows the same lightness, its colours count KEEP, else less: exp(-UNLIT * squared difference
-    in L, in units of the whole range, averaged around the pixel) as much.
+    in L, in units of the whole range, averaged around the pixel) as much. They count as means over 3 x 3 pixels: what
+    is finer stays the frame's own, since what is fetched again and again gets blurred.
     """
 
     KEEP, UNLIT = 0.8, 150.0
@@ -90,6 +91,6 @@ class SteadyColors:
             flow = resize(flow, height, width) * np.float32(height / side)
             unlit = cv2.blur(np.square((fetch(self._picture.astype(np.float32), flow) - picture) / 255), (5, 5))
             weight = self.KEEP * np.exp(-self.UNLIT * unlit)[..., None]
-            ab = ab + weight * (fetch(self._ab, flow) - ab)
+            ab = ab + weight * cv2.blur(fetch(self._ab, flow) - ab, (3, 3))
         self._picture, self._ab = picture, ab
         return ab
