@@ -204,9 +204,9 @@ class SpatialMemory(nn.Module):
     PREFERENCE, PULL = 0.05, 0.5
     CARRIED = 2  # frames whose colours are carried along the optical flow
     SIDE = 192  # of their pictures
-    UNLIKE, UNLIT = 0.25, 25.0  # misfit of a squared distance of keys of 1, and of a squared difference in L of 1
-    CHOICE = 30.0  # of the frames carried the weights are softmax(-CHOICE * misfit)
-    DOUBT = 1.0  # see ``carry``
+    UNLIKE, UNLIT = 0.27, 100.0  # misfit of a squared distance of keys of 1, and of a squared difference in L of 1
+    CHOICE = 15.0  # of the frames carried the weights are softmax(-CHOICE * misfit)
+    DOUBT = 1.3  # see ``carry``
     CERTAIN = 0.95  # mean confidence of what is carried to a place from which on nothing else is looked for
 
     def __init__(self, frame_dim: int, place_dim: int, size: int) -> None:
@@ -347,8 +347,8 @@ class SpatialMemory(nn.Module):
 
         Frames (N, D), keys (N, 1024, DIM + 5) and L (N, 1, S, S) in [0, 1]. The misfit of a pixel is UNLIKE * squared
         distance of keys + UNLIT * squared difference in L, of what the flow finds for it. The confidence is
-        1 / (1 + (misfit + mean misfit of the picture)^4), in the mean no more than DOUBT for a pixel: where little of
-        a picture fits, what seems to fit is by chance.
+        1 / (1 + (misfit + mean misfit of the picture / 2)^6), in the mean no more than DOUBT for a pixel: where little
+        of a picture fits, what seems to fit is by chance.
         """
         slots = self.choose(frames)[:, :self.CARRIED]
         preferred = self.compare(frames)[1].gather(1, slots)
@@ -371,8 +371,8 @@ class SpatialMemory(nn.Module):
             weight = np.exp(self.CHOICE * (misfit.min(0) - misfit))
             weight /= weight.sum(0)
             color, misfit = (weight[..., None] * np.stack(colors)).sum(0), (weight * misfit).sum(0)
-            misfit += np.minimum(misfit, self.DOUBT).mean()
-            confidence = 1 / (1 + misfit**4)
+            misfit += np.minimum(misfit, self.DOUBT).mean() / 2
+            confidence = 1 / (1 + misfit**6)
             carried.append(np.concatenate([color, confidence[..., None]], 2).transpose(2, 0, 1))
         return torch.from_numpy(np.stack(carried)).to(L.device)
 
