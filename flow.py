@@ -89,7 +89,7 @@ class SteadyColors:
             side = min(self.SIDE, height)
             flow = self._flow(*(resize(p, side, side) for p in (picture, self._picture)))
             flow = resize(flow, height, width) * np.float32(height / side)
-            unlit = cv2.blur(np.square((fetch(self._picture.astype(np.float32), flow) - picture) / 255), (5, 5))
+            unlit = blur(np.square((fetch(self._picture.astype(np.float32), flow) - picture) / 255))
             weight = self.KEEP * np.exp(-self.UNLIT * unlit)[..., None]
             ab = ab + weight * cv2.blur(fetch(self._ab, flow) - ab, (3, 3))
         self._picture, self._ab = picture, ab
