@@ -268,18 +268,15 @@ class SpatialMemory(nn.Module):
         lab = torch.cat([255 * L.float(), 110 * ab.float() + 128], 1)
         return shrink(lab, self.SIDE).permute(0, 2, 3, 1).round().clamp(0, 255).byte()
 
-    def compare(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine similarity (N, m) of frames (N, D) with all in the memory, and which of these are preferred, bool."""
-        similarity = F.normalize(frames.float(), dim=1) @ self.frames.float().T
-        return similarity, self.pinned & (similarity >= similarity.amax(1, keepdim=True) - self.PREFERENCE)
-
-    def choose(self, frames: torch.Tensor) -> torch.Tensor:
-        """The slots (N, FRAMES) to read for frames (N, D): those that look alike, but not all alike each other.
+    def choose(self, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The slots (N, FRAMES) to read for frames (N, D): those that look alike, but not all alike each other; and
+        which of them are preferred, bool (N, FRAMES).
 
         One by one the frame of the highest similarity - VARIETY * similarity to the nearest one already chosen
         (maximal marginal relevance; Carbonell and Goldstein 1998). Neighbouring frames of one shot know the same.
         """
-        similarity, preferred = self.compare(frames)
+        similarity = F.normalize(frames.float(), dim=1) @ self.frames.float().T
+        preferred = self.pinned & (similarity >= similarity.amax(1, keepdim=True) - self.PREFERENCE)
         similarity = similarity + self.PREFERENCE * preferred
         similarity, slots = similarity.topk(min(self.CANDIDATES, len(self.frames)), dim=1)
         known = self.frames[slots].float()  # (N, candidates, D)
@@ -290,24 +287,24 @@ class SpatialMemory(nn.Module):
             chosen.append(best)
             penalty = torch.maximum(penalty, alike.gather(1, best[:, :, None].expand(-1, -1, alike.shape[2]))[:, 0])
             similarity.scatter_(1, best, -torch.inf)
-        return slots.gather(1, torch.cat(chosen, 1))
+        slots = slots.gather(1, torch.cat(chosen, 1))
+        return slots, preferred.gather(1, slots)
 
     @torch.no_grad()
-    def read(self, frames: torch.Tensor, keys: torch.Tensor, wanted: torch.Tensor | None = None) -> torch.Tensor:
+    def read(self, chosen: tuple[torch.Tensor, torch.Tensor], keys: torch.Tensor,
+             wanted: torch.Tensor | None = None) -> torch.Tensor:
         """The hint (N, 3, 32, 32), float32: ab / 110 in the first two channels, the confidence in [0, 1] in the third.
 
-        Frames (N, D) and keys (N, 1024, DIM + 5); ``wanted``, bool (N, 1024), are the places to read, all without it;
-        the others get 0. The confidence is exp(-d^2 - variance / DISCORD): the mean squared distance of the places that
-        the attention mixes, and the variance of their colours.
+        ``chosen`` by ``choose`` for frames of keys (N, 1024, DIM + 5); ``wanted``, bool (N, 1024), are the places to
+        read, all without it; the others get 0. The confidence is exp(-d^2 - variance / DISCORD): the mean squared
+        distance of the places that the attention mixes, and the variance of their colours.
         """
-        slots = self.choose(frames)
-        preferred = self.compare(frames)[1].gather(1, slots)
         device = keys.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         hints = keys.new_zeros(len(keys), 3, self.GRID**2)
         wanted = torch.ones_like(keys[..., 0], dtype=torch.bool) if wanted is None else wanted
         with torch.autocast(device, enabled=False):
-            for hint, query, slot, pulled, places in zip(hints, keys, slots, preferred, wanted, strict=True):
+            for hint, query, slot, pulled, places in zip(hints, keys, *chosen, wanted, strict=True):
                 if places.any():
                     hint[:, places] = self._attend(
                         query[places], self.keys[slot].flatten(0, 1).float(), self.ab[slot].flatten(0, 1).float(),
@@ -342,22 +339,20 @@ class SpatialMemory(nn.Module):
         return keys, keys.float().square().sum(1, keepdim=True)
 
     @torch.no_grad()
-    def carry(self, frames: torch.Tensor, keys: torch.Tensor, L: torch.Tensor) -> torch.Tensor:
+    def carry(self, chosen: tuple[torch.Tensor, torch.Tensor], keys: torch.Tensor, L: torch.Tensor) -> torch.Tensor:
         """Colours carried along the optical flow (N, 3, SIDE, SIDE), float32: ab / 110, and the confidence in [0, 1].
 
-        Frames (N, D), keys (N, 1024, DIM + 5) and L (N, 1, S, S) in [0, 1]. The misfit of a pixel is UNLIKE * squared
-        distance of keys + UNLIT * squared difference in L, of what the flow finds for it. The confidence is
-        1 / (1 + (misfit + mean misfit of the picture / 2)^6), in the mean no more than DOUBT for a pixel: where little
-        of a picture fits, what seems to fit is by chance.
+        ``chosen`` by ``choose`` for frames of keys (N, 1024, DIM + 5) and L (N, 1, S, S) in [0, 1]. The misfit of a
+        pixel is UNLIKE * squared distance of keys + UNLIT * squared difference in L, of what the flow finds for it. The
+        confidence is 1 / (1 + (misfit + mean misfit of the picture / 2)^6), in the mean no more than DOUBT for a pixel:
+        where little of a picture fits, what seems to fit is by chance.
         """
-        slots = self.choose(frames)[:, :self.CARRIED]
-        preferred = self.compare(frames)[1].gather(1, slots)
+        slots, preferred = (x[:, :self.CARRIED].tolist() for x in chosen)
         pictures = self._picture(L, L.expand(-1, 2, -1, -1))[..., 0].cpu().numpy()
         flow_between, carried = Flow(), []
-        for picture, query, chosen, pulled in zip(pictures, keys.cpu(), slots.tolist(), preferred.tolist(),
-                                                  strict=True):
+        for picture, query, nearest, pulled in zip(pictures, keys.cpu(), slots, preferred, strict=True):
             colors, misfits, lightness = [], [], picture.astype(np.float32) / 255
-            for slot, pull in zip(chosen, pulled, strict=True):
+            for slot, pull in zip(nearest, pulled, strict=True):
                 if any(pulled) and not pull:
                     continue  # what the user corrects is not carried beside the correction
                 known = self.pictures[slot].cpu().numpy()

@@ -457,10 +457,10 @@ class Colorizer(nn.Module):
         ab = F.interpolate(guess, L.shape[2:], mode="bilinear", align_corners=False)
         if not remember:
             return ab, None
-        keys = self.spatial.key(places, L, guess)
-        carried = self.spatial.carry(frames, keys, L)
+        keys, chosen = self.spatial.key(places, L, guess), self.spatial.choose(frames)
+        carried = self.spatial.carry(chosen, keys, L)
         certain = F.adaptive_avg_pool2d(carried[:, 2], self.spatial.GRID)
-        hint = self.spatial.read(frames, keys, certain.flatten(1) < self.spatial.CERTAIN)
+        hint = self.spatial.read(chosen, keys, certain.flatten(1) < self.spatial.CERTAIN)
         ab = moved(moved(ab, *hint.split([2, 1], 1)), *carried.split([2, 1], 1))
         return ab, torch.maximum(hint[:, 2], certain)
 

@@ -142,12 +142,12 @@ def memory_reading(painter, device, rounds):
     known.clear()
 
     spatial = painter.colorizer.spatial
-    chosen = len(spatial.ids)
-    a_frame = sum(buffer.nbytes for buffer in spatial.buffers() if len(buffer) == chosen) // chosen
-    keys, L = spatial.keys[torch.arange(8) % chosen].float(), torch.rand(8, 1, IMG_SIZE, IMG_SIZE, device=device)
-    for name, function, arguments in (("attention of", spatial.read, (looks, keys)),
-                                      ("carrying to", spatial.carry, (looks, keys, L))):
-        yield from one_read(rows(f"spatial memory, {name} 8 frames", "frames", {chosen: repeated(
+    size, chosen = len(spatial.ids), spatial.choose(looks)
+    a_frame = sum(buffer.nbytes for buffer in spatial.buffers() if len(buffer) == size) // size
+    keys, L = spatial.keys[torch.arange(8) % size].float(), torch.rand(8, 1, IMG_SIZE, IMG_SIZE, device=device)
+    for name, function, arguments in (("attention of", spatial.read, (chosen, keys)),
+                                      ("carrying to", spatial.carry, (chosen, keys, L))):
+        yield from one_read(rows(f"spatial memory, {name} 8 frames", "frames", {size: repeated(
             function, *arguments)}, rounds))
     yield {"figure": "spatial memory, kept of a frame", "size": 1, "unit": "frame", "seconds": None,
            "milliseconds_a_frame": None, "bytes": a_frame}

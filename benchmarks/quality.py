@@ -142,7 +142,7 @@ def spatial_alone(painter):
         frames, places = painter.look([lab[..., 0] for lab in labs])
         L = torch.from_numpy(np.stack([resize(lab[..., 0], size, size) for lab in labs]))[:, None] / L_SCALE
         L = L.to(painter.device)
-        hint = spatial.read(frames, spatial.key(places, L, torch.cat([L, L], 1) * 0))[:, :2]
+        hint = spatial.read(spatial.choose(frames), spatial.key(places, L, torch.cat([L, L], 1) * 0))[:, :2]
         hint = F.interpolate(hint, (size, size), mode="bilinear", align_corners=False)
         return (hint * AB_SCALE).permute(0, 2, 3, 1).cpu().numpy()
 

@@ -2,9 +2,10 @@
 
     python benchmarks/search.py FILM [FILM ...] [--vary NAME=VALUE[,VALUE ...] ...] [--minutes 3]
 
-The protocols are those of quality.py, on other frames: those at 1/8, 3/8, 5/8 and 7/8 of known shots, and of shots that
-another draw (SEED) holds out. NAME is a constant of SpatialMemory, which is filled and read anew; or a flag of train.py
-or a constant of learner.py, with each value of which all is trained again. Without --vary, READING is tried.
+One training on a film serves both protocols of quality.py, on frames that it does not look at: those at 1/8, 3/8, 5/8
+and 7/8 of the shots that are trained on, and of the shots that another draw (SEED) holds out. NAME is a constant of
+SpatialMemory, which is filled and read anew; or a flag of train.py or a constant of learner.py, with each value of
+which all is trained again. Without --vary, READING is tried.
 
 Prints the mean CIEDE2000 for each film and protocol, a line as soon as it is known, as a table in Markdown.
 """
@@ -47,11 +48,13 @@ def parse(text):
 
 
 class Case:
-    """A film and a protocol: what is trained on, what is tested, and the networks with the defaults."""
+    """A film: what is trained on, what is tested for each protocol, and the networks with the defaults."""
 
-    def __init__(self, shots, protocol, folder, args):
+    def __init__(self, shots, folder, args):
         self.folder, self.args, self.device = folder, args, select_device("auto")
-        trained, self.tested = split_frames(shots, protocol, SEED)
+        trained, unseen = split_frames(shots, "unseen", SEED)
+        known = [path for path in split_frames(shots, "known", SEED)[1] if path not in unseen]
+        self.tested = {"known": known, "unseen": unseen}
         (folder / "data" / "train").mkdir(parents=True)
         for path in trained:
             (folder / "data" / "train" / path.name).hardlink_to(path)
@@ -66,12 +69,13 @@ class Case:
         return load_colorizer(self.folder / name / "last.pt", self.device)[0]
 
     def score(self, colorizer):
-        """Mean CIEDE2000 over the test frames."""
-        painter = Painter(colorizer, self.device)
-        return measure({"full": painter.predict}, self.tested, self.args.img_size)[0]["full"]["ciede2000"]
+        """Mean CIEDE2000 over the test frames, one for each of PROTOCOLS."""
+        predict = Painter(colorizer, self.device).predict
+        return [measure({"full": predict}, self.tested[protocol], self.args.img_size)[0]["full"]["ciede2000"]
+                for protocol in PROTOCOLS]
 
     def read_with(self, name, value):
-        """The score with another constant of the spatial memory, which is filled anew."""
+        """The scores with another constant of the spatial memory, which is filled anew."""
         spatial = self.colorizer.spatial
         setattr(spatial, name, value)  # an attribute of its own hides that of the class
         holder: Any = SimpleNamespace(colorizer=self.colorizer, config=SimpleNamespace(use_memory=True))
@@ -83,7 +87,7 @@ class Case:
             delattr(spatial, name)
 
     def train_with(self, name, value):
-        """The score after training with another setting or constant."""
+        """The scores after training with another setting or constant."""
         if name in {f.name for f in fields(TrainConfig)}:
             return self.score(self.trained(f"{name}_{value}", **{name: value}))
         default = getattr(learner, name)
@@ -106,17 +110,17 @@ def main(argv):
     args = parser.parse_args(argv)
     variants = [(name, value) for text in args.vary for name, values in [parse(text)] for value in values]
     with tempfile.TemporaryDirectory() as temporary:
-        cases = {}
+        cases = []
         for number, film in enumerate(args.films):
             with redirect_stdout(sys.stderr):
                 shots = film_frames(film, Path(temporary) / f"{number}_frames", FRAMES)
-            for protocol, title in PROTOCOLS.items():
-                cases[f"{film.stem}, {title}"] = Case(shots, protocol, Path(temporary) / f"{number}_{protocol}", args)
-        print("| | " + " | ".join(cases) + " | mean |\n|---|" + "---|" * (len(cases) + 1))
+            cases.append(Case(shots, Path(temporary) / f"{number}_training", args))
+        titles = [f"{film.stem}, {title}" for film in args.films for title in PROTOCOLS.values()]
+        print("| | " + " | ".join(titles) + " | mean |\n|---|" + "---|" * (len(titles) + 1))
         for label, score in [("default", lambda case: case.score(case.colorizer)),
                              *((f"{name} {value:g}", lambda case, name=name, value=value: case.vary(name, value))
                                for name, value in variants)]:
-            scores = [score(case) for case in cases.values()]
+            scores = [value for case in cases for value in score(case)]
             print(f"| {label} | " + " | ".join(f"{value:.2f}" for value in [*scores, np.mean(scores)]) + " |",
                   flush=True)
 

@@ -179,8 +179,8 @@ def test_a_hint_moves_the_mean_of_a_place_as_far_as_it_is_confident(monkeypatch)
     hint = torch.tensor([0.9, -0.3, 0.0]).view(1, 3, 1, 1).repeat(1, 1, 32, 32)
     hint[:, 2, :, 10:20], hint[:, 2, :, 20:] = 0.25, 1
     nothing = torch.zeros(1, 3, 192, 192)
-    monkeypatch.setattr(colorizer.spatial, "read", lambda frames, keys, wanted: hint)
-    monkeypatch.setattr(colorizer.spatial, "carry", lambda frames, keys, L: nothing)
+    monkeypatch.setattr(colorizer.spatial, "read", lambda chosen, keys, wanted: hint)
+    monkeypatch.setattr(colorizer.spatial, "carry", lambda chosen, keys, L: nothing)
     plain = colorizer.generator(L, palette, seen[1])
     ab, confidence = colorizer(L, palette, seen)
     assert torch.equal(confidence, hint[:, 2])
@@ -198,8 +198,8 @@ def test_colours_that_are_carried_are_laid_over_all_others(monkeypatch):
     carried = torch.rand(1, 3, 192, 192) - 0.5
     carried[:, 2] = 0
     carried[:, 2, :, 96:] = 1
-    monkeypatch.setattr(colorizer.spatial, "read", lambda frames, keys, wanted: hint)
-    monkeypatch.setattr(colorizer.spatial, "carry", lambda frames, keys, L: carried)
+    monkeypatch.setattr(colorizer.spatial, "read", lambda chosen, keys, wanted: hint)
+    monkeypatch.setattr(colorizer.spatial, "carry", lambda chosen, keys, L: carried)
     ab, confidence = colorizer(torch.rand(1, 1, 192, 192), (torch.rand(1, 313), torch.ones(1)),
                                (torch.rand(1, 1280), torch.rand(1, 472, 32, 32)))
     torch.testing.assert_close(ab[..., 96:], carried[:, :2, :, 96:])

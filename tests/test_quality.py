@@ -149,4 +149,4 @@ def test_the_search_scores_each_value_on_frames_that_nobody_reports(film, capsys
     assert all(math.isclose(sum(row[:2]) / 2, row[2], abs_tol=0.02) for row in scores)
     assert scores[1][0] > scores[0][0]  # nothing is carried
     assert unlike == SpatialMemory.UNLIKE
-    assert len(tested) == 6 and [len(paths) for paths in tested[:2]] == [12, 4]  # four of each shot
+    assert len(tested) == 6 and [len(paths) for paths in tested[:2]] == [8, 4]  # four of each shot
