@@ -1,6 +1,8 @@
 """The reference of the speed benchmark computes the same function as the fast parts, and the benchmark runs."""
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 from drawn import draw_dataset, draw_picture, draw_shots
 
 import train
-from benchmarks import precision, reference, speed
+from benchmarks import large_set, precision, reference, speed
 from dataset import ColorizationDataset, color_feature, rgb_to_lab
 from learner import Learner
 from networks import Backbone, ColorConv
@@ -130,3 +132,12 @@ def test_precisions_side_by_side(tmp_path, monkeypatch, capsys):
     fp32, bf16 = (float(line.split(": ")[1]) for line in lines[:2])
     assert lines[0].startswith("seed 0, fp32") and lines[1].startswith("seed 0, bf16") and fp32 > 0
     assert float(lines[2].split()[-1]) == pytest.approx(bf16 / fp32, abs=2e-3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is read from /proc")
+def test_own_memory_is_what_a_process_takes_for_itself():
+    child = "import sys; taken = bytearray(b'1') * 10**8; print('ready', flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", child], **pipes) as process:
+        assert process.stdout.readline() == b"ready\n"
+        assert 1e8 < large_set.own_memory(process) < 2e8
