@@ -10,10 +10,10 @@ The training step is that of the paper (memory, AdaIN, no spatial memory, the di
 WIDTH and BATCH, from pictures on the disk to the last optimiser. Ours also makes random views and a moving average,
 which the reference does not. The reference's styles come from an MLP of another width; its weights are otherwise of the
 same shapes. Beside it is our default way to train. "matrix product" is the step's arithmetic over its time, beside what
-this machine reaches in a large matrix product. A film is coloured by our default way, with its sound, and by the
-reference one frame after another, with a palette for each frame and not for each shot.
+this machine reaches in a large matrix product. A film is coloured with its sound, with and without spatial memory, and by
+the reference one frame after another, with a palette for each frame and not for each shot.
 
-Prints a table and writes results/bench/speed.json. About 7 minutes on 2 CPU cores.
+Prints a table and writes results/bench/speed.json. About 8 minutes on 2 CPU cores.
 """
 
 import itertools
@@ -273,15 +273,17 @@ def make_painter(data, config, device, precision):
     learner = Learner(config, fit_model_config(config, len(data)), device)
     memory = learner.colorizer.memory
     with torch.no_grad():
-        remember(data, learner, device, cast)
+        if config.use_spatial_memory:
+            remember(data, learner, device, cast)
         memory.update(memory.query(look_at(data, learner, device, cast)), data.color_features.to(device),
                       torch.tensor(data.ids))
     return Painter(learner.colorizer.eval(), device, precision)
 
 
 def colouring(film, paths, device, rounds, folder):
-    for size in reversed(SIZES):
-        data, config = ColorizationDataset(paths, size), TrainConfig(img_size=size)
+    for size, spatial in itertools.product(reversed(SIZES), (True, False)):
+        data = ColorizationDataset(paths, size)
+        config = TrainConfig(img_size=size, use_spatial_memory=spatial)
         ours, plain = (make_painter(data, config, device, precision) for precision in ("auto", "fp32"))
         records = []
 
@@ -293,8 +295,8 @@ def colouring(film, paths, device, rounds, folder):
             reference.color_film, plain, film, folder / "reference.mp4", REFERENCE_FRAMES))
         seconds = {"ours": [s / records[-1].end_frame for s in seconds["ours"]],
                    "reference": [s / REFERENCE_FRAMES for s in seconds["reference"]]}
-        yield row(f"film at full resolution, network at {size} px", **seconds, unit="frames/s",
-                  target=f"{({128: 30, 256: 10})[size]} frames/s at 480 lines")
+        yield row(f"film at full resolution, network at {size} px{', without spatial memory' * (not spatial)}",
+                  **seconds, unit="frames/s", target=f"{({128: 30, 256: 10})[size]} frames/s at 480 lines")
 
 
 def dataset_making(film, rounds, folder):

@@ -109,7 +109,7 @@ def test_the_whole_benchmark(tmp_path, monkeypatch, capsys):
     report = json.loads((tmp_path / "speed.json").read_text())
     printed = capsys.readouterr().out
     assert report["film"] == "film.mp4" and report["machine"]["threads"] >= 1
-    assert len(report["rows"]) == 7 + 2 * len(report["machine"]["precisions"])
+    assert len(report["rows"]) == 8 + 2 * len(report["machine"]["precisions"])
     for row in report["rows"]:
         assert row["figure"] in printed and min(row["reference"], row["ours"], row["ratio"]) > 0
 
