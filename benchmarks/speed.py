@@ -10,8 +10,8 @@ The training step is that of the paper (memory, AdaIN, no spatial memory, the di
 WIDTH and BATCH, from pictures on the disk to the last optimiser. Ours also makes random views and a moving average,
 which the reference does not. The reference's styles come from an MLP of another width; its weights are otherwise of the
 same shapes. Beside it is our default way to train. "matrix product" is the step's arithmetic over its time, beside what
-this machine reaches in a large matrix product. A film is coloured with its sound, with and without spatial memory, and by
-the reference one frame after another, with a palette for each frame and not for each shot.
+this machine reaches in a large matrix product. A film is coloured with its sound, with and without spatial memory, and
+by the reference one frame after another, with a palette for each frame and not for each shot.
 
 Prints a table and writes results/bench/speed.json. About 8 minutes on 2 CPU cores.
 """
