@@ -41,6 +41,8 @@ def main(argv):
     args = parser.parse_args(argv)
     if args.pictures < 1:
         raise UserError(f"--pictures is {args.pictures}; set it to at least 1")
+    if not Path("/proc/self/status").is_file():
+        raise UserError("the memory of a process is read from /proc, which is not there; run this on Linux")
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder, "train")
         pictures.mkdir()
