@@ -281,10 +281,10 @@ def make_painter(data, config, device, precision):
 
 
 def colouring(film, paths, device, rounds, folder):
+    data = {size: ColorizationDataset(paths, size) for size in SIZES}
     for size, spatial in itertools.product(reversed(SIZES), (True, False)):
-        data = ColorizationDataset(paths, size)
         config = TrainConfig(img_size=size, use_spatial_memory=spatial)
-        ours, plain = (make_painter(data, config, device, precision) for precision in ("auto", "fp32"))
+        ours, plain = (make_painter(data[size], config, device, precision) for precision in ("auto", "fp32"))
         records = []
 
         def color(painter=ours, records=records):

@@ -248,7 +248,8 @@ def test_the_read_is_the_dense_definition(bf16, tolerance):
 
 
 def test_only_the_places_that_are_wanted_are_read():
-    net, kinds = spatial_with([torch.arange(1024).view(32, 32) % 3] * 2, COLORS), torch.arange(1024).view(32, 32) % 3
+    kinds = torch.arange(1024).view(32, 32) % 3
+    net = spatial_with([kinds, kinds], COLORS)
     keys = net.key(places_of(kinds, kinds), torch.full((2, 1, 32, 32), 0.5), GREY.expand(2, -1, -1, -1))
     wanted = torch.zeros(2, 1024, dtype=torch.bool)
     wanted[0, 100:200] = True
