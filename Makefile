@@ -1,5 +1,5 @@
-# `make demo` learns the bundled episode and colours the next one; `make test` runs every test and
-# `make bench` measures the speed. All make .venv first.
+# `make demo` learns the bundled episode and colors the next one; `make test` runs every test and `make bench` measures
+# the speed. All make .venv first; what only tests, lint and benchmarks need is added to it by these.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -8,6 +8,10 @@ BIN := .venv/bin
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
 demo: .venv/installed
@@ -21,15 +25,16 @@ demo: .venv/installed
 test: lint
 	$(BIN)/python -m pytest
 
-bench: .venv/installed
+bench: .venv/installed-dev
 	$(BIN)/python benchmarks/speed.py
 
-lint: .venv/installed
+lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python .ci/floors.py
 
 # Damaged pictures, videos and checkpoints: 500 cases of each of 11 kinds; `make test` tries 25.
-fuzz: .venv/installed
+fuzz: .venv/installed-dev
 	FUZZ_CASES=500 $(BIN)/python -m pytest tests/test_fuzz.py
 
 clean:

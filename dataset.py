@@ -1,29 +1,36 @@
-"""How a picture becomes tensors: CIE Lab, the 313 colour bins, the soft encoding and the dataset.
+"""How does a picture become tensors? CIE Lab, the 313 color bins, the soft encoding and the dataset.
 
-Pictures are RGB uint8 (H, W, 3). Lab is CIE Lab with the D65 white, L in [0, 100] and ab in about [-110, 110]; the
-networks see L / 100 and ab / 110.
+Pictures are RGB uint8 (H, W, 3). Lab is CIE Lab with the D65 white, L in [0, 100] and ab in about [-110, 110].
 """
 
+import hashlib
+import heapq
+import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sized
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from uuid import uuid4
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from cache import cached, key_of
 from utils import IMAGE_SUFFIXES, UserError, image_ids, list_files, read_image, warn
 
-GREY_SIZE = 256  # side of the grey picture that the backbone sees, whatever img_size is
-L_SCALE = 100.0  # networks see L / L_SCALE in [0, 1]
-AB_SCALE = 110.0  # and ab / AB_SCALE in about [-1, 1]
+GRAY_SIZE = 256  # side of the gray picture that the backbone sees, whatever img_size is
+REFERENCE_ID = -2  # of a picture that the user added to a memory; those of a set have their own, from 0 on
+L_SCALE, AB_SCALE = 100.0, 110.0  # networks see L / L_SCALE in [0, 1] and ab / AB_SCALE in about [-1, 1]
+
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Lab and back
@@ -35,8 +42,36 @@ def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
 
 
 def lab_to_rgb(lab: np.ndarray) -> np.ndarray:
-    """Lab float32 (H, W, 3) -> RGB uint8 (H, W, 3); colours outside sRGB are clipped channel by channel."""
+    """Lab float32 (H, W, 3) -> RGB uint8 (H, W, 3); colors outside sRGB are clipped channel by channel."""
     return cv2.convertScaleAbs(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), alpha=255)
+
+
+def lab_to_tensors(lab: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lab float32 (H, W, 3) -> L (1, 1, H, W) and ab (1, 2, H, W) as the networks see them."""
+    scaled = lab / np.array([L_SCALE, AB_SCALE, AB_SCALE], np.float32)
+    L, ab = torch.from_numpy(scaled).permute(2, 0, 1)[None].split([1, 2], 1)
+    return L, ab
+
+
+def tensors_to_lab(L: torch.Tensor, ab: torch.Tensor) -> np.ndarray:
+    """L (N, 1, H, W) and ab (N, 2, H, W) as the networks see them -> Lab float32 (N, H, W, 3)."""
+    return torch.cat([L * L_SCALE, ab * AB_SCALE], 1).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def encode_lab(L: torch.Tensor, ab: torch.Tensor) -> torch.Tensor:
+    """L (..., 1, H, W) in [0, 1] and ab (..., 2, H, W) in [-1, 1] -> codes (..., 3, H, W) as OpenCV's of 8-bit Lab,
+    L * 2.55 and ab + 128 in Lab units, not yet rounded."""
+    return torch.cat([255 * L, AB_SCALE * ab + 128], -3)
+
+
+def round_codes(codes: torch.Tensor) -> torch.Tensor:
+    """Codes as uint8: finer than the eye sees."""
+    return codes.round().clamp(0, 255).byte()
+
+
+def decode_lab(codes: Array) -> tuple[Array, Array]:
+    """The inverse of ``encode_lab``, for float arrays and tensors."""
+    return codes[..., :1, :, :] / 255, (codes[..., 1:, :, :] - 128) / AB_SCALE
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -60,10 +95,10 @@ def shrink(maps: torch.Tensor, side: int) -> torch.Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The 313 colour bins and the soft encoding (Zhang et al. 2016, arXiv 1603.08511)
+# The 313 color bins and the soft encoding (Zhang et al. 2016, arXiv 1603.08511)
 
 BIN_STEP = 10
-NEIGHBOURS = 10  # a colour is shared among its 10 nearest bins
+NEIGHBORS = 10  # a color is shared among its 10 nearest bins
 SIGMA = 5.0  # with Gaussian weights of this width
 
 _B_RANGES = {  # for each a: the first and last b
@@ -82,17 +117,17 @@ _SLOPES = np.ascontiguousarray(AB_BINS.T / np.float32(SIGMA**2))  # (2, 313), se
 
 
 def _candidate_table():
-    """For each tile of the ab plane, every bin that can be among the NEIGHBOURS nearest of some point in it.
+    """For each tile of the ab plane, every bin that can be among the NEIGHBORS nearest of some point in it.
 
-    A bin is out when even the tile's point nearest to it is farther away than NEIGHBOURS other bins are from their
+    A bin is out when even the tile's point nearest to it is farther away than NEIGHBORS other bins are from their
     farthest point. Returns indices (tiles^2, K), padded with N_BINS.
     """
-    centre = _TILE_ORIGIN + BIN_STEP * (np.arange(_TILES) + 0.5)
-    centres = np.stack(np.meshgrid(centre, centre, indexing="ij"), -1).reshape(-1, 1, 2)
-    offset = np.abs(centres - AB_BINS[None])  # (tiles^2, 313, 2)
+    center = _TILE_ORIGIN + BIN_STEP * (np.arange(_TILES) + 0.5)
+    centers = np.stack(np.meshgrid(center, center, indexing="ij"), -1).reshape(-1, 1, 2)
+    offset = np.abs(centers - AB_BINS[None])  # (tiles^2, 313, 2)
     nearest = (np.maximum(offset - BIN_STEP / 2, 0) ** 2).sum(-1)
     farthest = ((offset + BIN_STEP / 2) ** 2).sum(-1)
-    possible = nearest <= np.sort(farthest, axis=1)[:, NEIGHBOURS - 1:NEIGHBOURS]
+    possible = nearest <= np.sort(farthest, axis=1)[:, NEIGHBORS - 1:NEIGHBORS]
     order = np.argsort(~possible, axis=1, kind="stable")[:, :possible.sum(1).max()]
     return np.where(np.take_along_axis(possible, order, 1), order, N_BINS)
 
@@ -101,8 +136,8 @@ _CANDIDATES = _candidate_table()
 _PADDED_BINS = np.vstack([AB_BINS, [[1e6, 1e6]]]).astype(np.float32)  # the padding is never near
 
 
-def soft_encode(ab: np.ndarray, neighbours: int = NEIGHBOURS) -> tuple[np.ndarray, np.ndarray]:
-    """Soft encoding of colours: ab float (P, 2) -> bin indices int (P, 10) and weights float32 (P, 10) of sum 1.
+def soft_encode(ab: np.ndarray, neighbors: int = NEIGHBORS) -> tuple[np.ndarray, np.ndarray]:
+    """Soft encoding of colors: ab float (P, 2) -> bin indices int (P, 10) and weights float32 (P, 10) of sum 1.
 
     Weights are exp(-d^2 / (2 * 5^2)) over the 10 nearest bins. Exact, without a search over all 313.
     """
@@ -111,7 +146,7 @@ def soft_encode(ab: np.ndarray, neighbours: int = NEIGHBOURS) -> tuple[np.ndarra
     candidates = _CANDIDATES[tile[:, 0] * _TILES + tile[:, 1]]  # (P, K)
     offset = _PADDED_BINS[candidates] - ab[:, None]
     distance = np.einsum("pkc,pkc->pk", offset, offset)
-    chosen = np.argpartition(distance, neighbours - 1, axis=1)[:, :neighbours]
+    chosen = np.argpartition(distance, neighbors - 1, axis=1)[:, :neighbors]
     distance = np.take_along_axis(distance, chosen, 1)
     weight = np.exp((distance.min(1, keepdims=True) - distance) / (2 * SIGMA**2))
     return np.take_along_axis(candidates, chosen, 1), weight / weight.sum(1, keepdims=True)
@@ -124,13 +159,13 @@ def _cell_table():
     K is so large that the 10 nearest bins of any point in the cell are among them.
     """
     middle = _TILE_ORIGIN + np.arange(_SIDE, dtype=np.float32) + 0.5
-    return soft_encode(np.stack(np.meshgrid(middle, middle, indexing="ij"), -1).reshape(-1, 2), NEIGHBOURS + 3)
+    return soft_encode(np.stack(np.meshgrid(middle, middle, indexing="ij"), -1).reshape(-1, 2), NEIGHBORS + 3)
 
 
 def color_feature(ab: np.ndarray) -> np.ndarray:
-    """Colour feature of a picture: ab float (H, W, 2) -> float32 (313,), the mean soft encoding of its pixels.
+    """Color feature of a picture: ab float (H, W, 2) -> float32 (313,), the mean soft encoding of its pixels.
 
-    Pixels are gathered into fine cells of the ab plane and each cell is encoded once, at the mean colour of its
+    Pixels are gathered into fine cells of the ab plane and each cell is encoded once, at the mean color of its
     pixels. The encoding is that of the middle of the nearest 1 x 1 cell, moved: a move by delta multiplies the
     Gaussian weight of a bin by exp(delta . bin / 5^2), and the sum is brought back to 1.
     Within 1e-3 (L1) of the encoding pixel by pixel.
@@ -150,7 +185,7 @@ def color_feature(ab: np.ndarray) -> np.ndarray:
     move = _SLOPES[0][index] * delta[0]
     move += _SLOPES[1][index] * delta[1]
     weight *= np.exp(move, out=move)
-    weight[weight < np.partition(weight, -NEIGHBOURS, axis=1)[:, -NEIGHBOURS, None]] = 0  # the 10 nearest remain
+    weight[weight < np.partition(weight, -NEIGHBORS, axis=1)[:, -NEIGHBORS, None]] = 0  # the 10 nearest remain
     weight *= (count / weight.sum(1)).astype(np.float32)[:, None]
     feature = np.bincount(index.ravel(), weight.ravel(), N_BINS)
     return (feature / feature.sum()).astype(np.float32)
@@ -163,12 +198,12 @@ _IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 _IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
-def grey_image(L: torch.Tensor) -> torch.Tensor:
-    """L tensor (..., 1, H, W) in [0, 1] -> the grey picture for the backbone (..., 3, H, W), ImageNet-normalised."""
+def gray_image(L: torch.Tensor) -> torch.Tensor:
+    """L tensor (..., 1, H, W) in [0, 1] -> the gray picture for the backbone (..., 3, H, W), ImageNet-normalized."""
     return (L - _IMAGENET_MEAN.to(L.device)) / _IMAGENET_STD.to(L.device)
 
 
-PREPARATION = 1  # to be raised with every change of what a picture is prepared to
+PREPARATION = 2  # of what a picture is prepared to; to be raised with every change of it
 
 
 class ColorizationDataset(Dataset):
@@ -176,7 +211,7 @@ class ColorizationDataset(Dataset):
 
     An item is a dict of the five elements of the method, and ``index``, its place in the dataset:
     ``L`` (1, S, S) in [0, 1]; ``ab`` (2, S, S) in about [-1, 1]; ``color_feature`` (313,) of sum 1;
-    ``grey`` (3, 256, 256) for the backbone; ``image_id``, the number at the end of the file's name.
+    ``gray`` (3, 256, 256) for the backbone; ``image_id``, the number at the end of the file's name.
     They are held at ``side`` x ``side``, at least what the backbone sees, so that views of a part of them are sharp.
 
     Those of a folder are prepared once and kept in its subfolder ``.cache``, known by name, size and time of change of
@@ -193,7 +228,7 @@ class ColorizationDataset(Dataset):
             self.cache = Path(source) / ".cache"
         else:
             source, paths = "the list of pictures", [Path(path) for path in source]
-        self.img_size, self.side = img_size, max(img_size, GREY_SIZE)
+        self.img_size, self.side = img_size, max(img_size, GRAY_SIZE)
 
         def prepare(path):
             try:
@@ -202,7 +237,8 @@ class ColorizationDataset(Dataset):
                 warn(f"{error}; skipped")
                 return None
             feature = color_feature(resize(full, img_size, img_size)[..., 1:])
-            return feature, _pack(resize(full, self.side, self.side))  # the whole frame: nothing is cropped away
+            L, ab = lab_to_tensors(resize(full, self.side, self.side))  # the whole frame: nothing is cropped away
+            return feature, round_codes(encode_lab(L, ab))[0].numpy()
 
         def prepare_all(indices):
             with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(
@@ -219,7 +255,7 @@ class ColorizationDataset(Dataset):
         if not readable:
             raise UserError(f"no readable picture in {source} (expected {', '.join(IMAGE_SUFFIXES)})")
         self.paths, self.keys = [paths[index] for index in readable], [keys[index] for index in readable]
-        self.lab = torch.from_numpy(records["lab"])  # (N, 3, side, side) uint8
+        self.codes = torch.from_numpy(records["lab"])  # (N, 3, side, side) uint8, of encode_lab
         self.color_features = torch.from_numpy(records["color_feature"].copy())  # (N, 313)
         self.ids = image_ids([path.name for path in self.paths])
 
@@ -243,101 +279,121 @@ class ColorizationDataset(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        L, ab, grey = (part[0] for part in self.look([index], self.img_size))
+        L, ab, gray = (part[0] for part in self.tensors([index], self.img_size))
         return {"L": L, "ab": ab, "color_feature": self.color_features[index], "image_id": self.ids[index],
-                "grey": grey, "index": index}
+                "gray": gray, "index": index}
 
-    def look(self, indices: torch.Tensor | list[int],
-             size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """L (N, 1, size, size), ab (N, 2, size, size) and the grey pictures (N, 3, 256, 256) of some pictures; size at
+    def tensors(self, indices: torch.Tensor | list[int],
+                size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """L (N, 1, size, size), ab (N, 2, size, size) and the gray pictures (N, 3, 256, 256) of some pictures; size at
         most ``side``."""
-        lab = self.lab[indices].float()
-        return *unpack(shrink(lab, size)), grey_image(shrink(lab[:, :1], GREY_SIZE) / 255)
+        codes = self.codes[indices].float()
+        return *decode_lab(shrink(codes, size)), gray_image(shrink(codes[:, :1], GRAY_SIZE) / 255)
 
 
-class TrainingViews(Dataset):
-    """Views of the pictures for the generator: half mirrored, zoomed in up to ``MAX_ZOOM``, some dimmed as in a fade,
-    some with a part of another view pasted in, so that a character is known by its looks and not by where it stands.
+# ---------------------------------------------------------------------------------------------------------------------
+# What need not be prepared twice
+#
+# Records of one kind, each under a key, in a file that is reused from run to run. A record is believed only when its
+# key is asked for and its checksum is right, so a changed input, another version of the program, a file cut short and
+# a damaged one are all alike: what is missing is made again.
 
-    Indexed by (index, seed), so that a view depends on nothing else, in whatever process it is made. An item holds
-    ``L``, ``ab``, ``grey`` and ``view_feature`` of the view, and ``color_feature``, ``image_id`` and ``index`` of its
-    picture. A share of ``mislead`` is ``misled``: to be coloured from the colours of other frames.
+_CHECKSUM, _KEY = 4, 32  # bytes at the head of a record
+
+
+def key_of(*facts: object) -> bytes:
+    """A key, bytes (32,), that differs for different facts (plain values)."""
+    return hashlib.blake2b(repr(facts).encode(), digest_size=_KEY // 2).hexdigest().encode()
+
+
+def cached(path: Path | None, fields: list[tuple], keys: Sequence[bytes],
+           make: Callable[[Sequence[int]], Iterable[tuple | None]], budget: float) -> tuple[np.ndarray, list[int]]:
+    """Records of ``fields`` (as for np.dtype) for the distinct ``keys``: from the file ``path`` (a Path) as far as it
+    has them, else made and kept there.
+
+    ``make(indices)`` yields, in order, a tuple of values for each of these places in ``keys``, or None where there can
+    be no record. Returns a structured array of the records there are and the list of their places in ``keys``. The
+    array is in memory if it takes at most ``budget`` bytes, else it is mapped from the file; changes to it stay in this
+    process. With ``path`` None, or where it cannot be written, which is warned about, all is in memory.
     """
+    kind = np.dtype([("checksum", "u4"), ("key", f"S{_KEY}"), *fields], align=True)
 
-    MAX_ZOOM = 2.0
-    DIMMED = 0.15  # share of the views
-    DARKEST = 0.3  # a dimmed view has a light of DARKEST^3 at least
-    PASTED = 0.5  # share of the views that have a part of another one, a quarter to three quarters of each side
-    GRID = 32  # a pasted part begins and ends at a multiple of 1 / GRID of a side
+    def made(indices):
+        for index, values in zip(indices, make(indices), strict=True):
+            if values is not None:
+                yield index, _seal(kind, keys[index], values)
 
-    def __init__(self, data: ColorizationDataset, mislead: float = 0.0) -> None:
-        self.data, self.mislead = data, mislead
+    if path is None:
+        return _in_memory(kind, made(range(len(keys))), len(keys))
+    old, places = _open(path, kind, budget)
+    there = [index for index, key in enumerate(keys) if key in places]
+    missing = [index for index, key in enumerate(keys) if key not in places]
+    new = made(missing)
+    first = next(new, None)
+    if first is None and [places[keys[index]] for index in there] == list(range(len(old))):
+        return old, there
 
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index_and_seed: tuple[int, int]) -> dict[str, Any]:
-        index, seed = index_and_seed
-        rng = np.random.default_rng(seed)
-        lab = self._view(index, rng)
-        if rng.random() < self.PASTED:
-            size = rng.integers(self.GRID // 4, 3 * self.GRID // 4 + 1, 2)
-            start = rng.integers(0, self.GRID - size + 1)
-            (top, left), (bottom, right) = (edge * self.data.side // self.GRID for edge in (start, start + size))
-            lab[:, top:bottom, left:right] = self._view(int(rng.integers(len(self))), rng)[:, top:bottom, left:right]
-        L, ab = (part[0] for part in unpack(shrink(lab[None], self.data.img_size)))
-        feature = color_feature(ab.permute(1, 2, 0).numpy() * AB_SCALE)
-        return {"L": L, "ab": ab, "grey": grey_image(shrink(lab[None, :1], GREY_SIZE)[0] / 255),
-                "view_feature": torch.from_numpy(feature), "misled": rng.random() < self.mislead, "index": index,
-                "color_feature": self.data.color_features[index], "image_id": self.data.ids[index]}
-
-    def _view(self, index, rng):
-        """A part of a picture as large as the whole, 8-bit Lab in float32 (3, side, side)."""
-        side = self.data.side
-        crop = round(side / rng.uniform(1, self.MAX_ZOOM))
-        top, left = rng.integers(0, side - crop + 1, 2)
-        part = self.data.lab[index].numpy().transpose(1, 2, 0)[top:top + crop, left:left + crop]
-        part = resize(np.ascontiguousarray(part), side, side)
-        if rng.random() < 0.5:
-            part = part[:, ::-1]
-        lab = torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1))).float()
-        if rng.random() < self.DIMMED:  # in CIE Lab, light times s^3 is ab times s and L + 16 times s
-            black = torch.tensor([-0.16 * 255, 128, 128])[:, None, None]
-            lab = torch.lerp(black, lab, float(rng.uniform(self.DARKEST, 1))).clamp(min=0)
-        return lab
+    kept = ((index, old[places[keys[index]]].tobytes()) for index in there)
+    indices = []
+    try:
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{uuid4().hex}")  # another run may be writing too
+        with open(temporary, "w+b") as file:
+            try:
+                for index, record in heapq.merge(kept, itertools.chain([first] if first else [], new),
+                                                 key=itemgetter(0)):
+                    file.write(record)
+                    indices.append(index)
+                file.flush()
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink()
+                raise
+            return _load(file, kind, len(indices), budget), indices
+    except OSError as error:
+        warn(f"cannot keep what is prepared in {path.parent} ({error.strerror or error}); it is held in memory, and "
+             "prepared again in the next run")
+    rest = heapq.merge(((index, old[places[keys[index]]].tobytes()) for index in there), made(missing),
+                       key=itemgetter(0))
+    return _in_memory(kind, rest, len(keys))
 
 
-class ViewSampler(Sampler):
-    """(index, seed) of every picture in random order, ``passes`` times; the order depends on seed and epoch alone.
-
-    An epoch has whole batches: the last one is filled up with pictures of one more pass. Of each batch process ``rank``
-    of ``size`` gets its share. ``skip`` leaves out so many batches that an interrupted epoch has had.
-    """
-
-    def __init__(self, data: Sized, passes: int, seed: int, batch_size: int = 1, rank: int = 0, size: int = 1) -> None:
-        self.count, self.seed, self.batch_size, self.rank, self.size = len(data), seed, batch_size, rank, size
-        self.batches = -(-self.count * passes // batch_size)
-        self.epoch = self.skip = 0
-
-    def __len__(self) -> int:
-        return max(0, self.batches - self.skip) * self.batch_size // self.size
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        rng = np.random.default_rng([self.seed, self.epoch])
-        length = self.batches * self.batch_size
-        order = np.concatenate([rng.permutation(self.count) for _ in range(-(-length // self.count))])[:length]
-        views = np.stack([order, rng.integers(0, 2**62, length)], 1)
-        share = views.reshape(self.batches, self.size, -1, 2)[self.skip:, self.rank].reshape(-1, 2)
-        return iter([tuple(view) for view in share.tolist()])
+def _seal(kind, key, values):
+    """The bytes of a record."""
+    record = np.zeros((), kind)
+    record["key"] = key
+    for name, value in zip(kind.names[2:], values, strict=True):
+        record[name] = value
+    record["checksum"] = zlib.crc32(record.tobytes()[_CHECKSUM:])
+    return record.tobytes()
 
 
-def _pack(lab):
-    """Lab float32 (S, S, 3) -> uint8 (3, S, S): a quarter of the memory, and finer than the eye sees."""
-    packed = lab * np.array([2.55, 1, 1], np.float32) + np.array([0, 128, 128], np.float32)
-    return np.ascontiguousarray(np.rint(packed).clip(0, 255).astype(np.uint8).transpose(2, 0, 1))
+def _in_memory(kind, sealed, most):
+    """The array and the places of at most ``most`` pairs (place, bytes of a record)."""
+    records, indices = np.zeros(most, kind), []
+    for index, record in sealed:
+        records[len(indices)] = np.frombuffer(record, kind)[0]
+        indices.append(index)
+    return records[:len(indices)], indices
 
 
-def unpack(packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """8-bit Lab as the networks see it: (..., 3, S, S) -> L (..., 1, S, S) in [0, 1], ab (..., 2, S, S)."""
-    packed = packed.float()
-    return packed[..., :1, :, :] / 255, (packed[..., 1:, :, :] - 128) / AB_SCALE
+def _open(path, kind, budget):
+    """The records of a file, and the places of those that are whole by their keys."""
+    places, count = {}, 0
+    try:
+        with open(path, "rb") as file:
+            while len(record := file.read(kind.itemsize)) == kind.itemsize:
+                if int.from_bytes(record[:_CHECKSUM], sys.byteorder) == zlib.crc32(memoryview(record)[_CHECKSUM:]):
+                    places[record[_CHECKSUM:_CHECKSUM + _KEY]] = count
+                count += 1
+            return _load(file, kind, count, budget), places
+    except OSError:  # not there, or not to be read: then writing it will tell
+        return np.zeros(0, kind), {}
+
+
+def _load(file, kind, count, budget):
+    """The first ``count`` records of an open file."""
+    file.seek(0)
+    if not count or count * kind.itemsize <= budget:
+        return np.fromfile(file, kind, count)
+    return np.memmap(file, kind, "c", shape=(count,))

@@ -10,11 +10,11 @@ import os
 import re
 import shutil
 import tempfile
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,56 +24,28 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from figures import SHEET_COLUMNS, SHEET_PAGES, SHEET_ROWS, SIGNATURE, draw_contact_sheets, draw_curve
-from films import PARTS, SPLITS, Film, Parts, Shot, link
-from sharing import Shard, parse_shard, share_out
-from shots import (
-    ChangeDetector, FramePool, HistogramDetector, detect_shots, frame_positions, open_video, read_frames,
-    reread_frames)
-from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, ArgumentParser, UserError, boolean, list_files, run_cli, warn
+from config import GeneratorConfig, read_flags
+from film.figures import SHEET_COLUMNS, SHEET_PAGES, SHEET_ROWS, SIGNATURE, draw_contact_sheets, draw_curve
+from film.found import FINDINGS, SPLITS, Findings, FoundFilm, FoundShot, link
+from film.planes import Planes
+from film.sharing import share_out
+from film.shots import (
+    ChangeDetector, Detector, FramePool, HistogramDetector, detect_shots, frame_positions, reread_frames, small_picture)
+from film.video import Damage, VideoFile, ahead
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, UserError, list_files, run_cli, warn
 
 CSV_HEADER = ["file", "video", "frame", "time", "shot", "split"]
 OWN_PICTURE = re.compile(r"(train|val|test)/raw_image_[^/\\]*_\d+\.png")  # what a frames.csv may name for removal
 FIGURES = "figures"
-POOL_BYTES = 512 * 2**20  # frames held for the open shot; 430 frames at 854x480, 86 at 1920x1080
-
-
-@dataclass
-class GeneratorConfig:
-    """What one run does. The fields are the flags of the command line."""
-
-    video_path: Path = Path(__file__).resolve().parent / "resources" / "episode_1.mp4"
-    video_names: Sequence[str] = ()
-    save_path: Path = Path("dataset")
-    detector: str = "adaptive"
-    col_diff_thres: float = 7000.0
-    scene_thres: float | None = None  # None: PySceneDetect's own default
-    shots_len_thres: int = 12
-    frames_per_shot: int = 3
-    split: Sequence[float] = (0.7, 0.2, 0.1)
-    seed: int = 0
-    overwrite: bool = False
-    workers: int = 1
-    shard: Shard = Shard()
-
-    def check(self) -> None:
-        """Raises UserError for a value out of its range."""
-        for name, least in (("frames_per_shot", 1), ("shots_len_thres", 1), ("seed", 0), ("col_diff_thres", 0),
-                            ("workers", 1)):
-            if not getattr(self, name) >= least:  # so written, NaN is refused too
-                raise UserError(f"--{name} is {getattr(self, name)} but must be at least {least}")
-        if self.scene_thres is not None and not self.scene_thres > 0:
-            raise UserError(f"--scene_thres is {self.scene_thres} but must be above 0")
-        if len(self.split) != 3 or not all(0 <= share <= 1 for share in self.split) or abs(sum(self.split) - 1) > 1e-6:
-            raise UserError(f"--split is {' '.join(map(str, self.split))} but must be three shares from 0 to 1 (train, "
-                            "val, test) that add up to 1, such as 0.7 0.2 0.1")
+POOL_BYTES = 512 * 2**20  # frames held for the open shot; 870 frames at 854x480, 172 at 1920x1080
+AHEAD = 4  # frames that are decoded ahead
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Which films, which split
 
 
-def make_detector(config: GeneratorConfig) -> HistogramDetector | ChangeDetector:
+def make_detector(config: GeneratorConfig) -> Detector:
     """The detector that ``config`` asks for, with its threshold."""
     if config.detector == "histogram":
         return HistogramDetector(config.col_diff_thres)
@@ -101,7 +73,7 @@ def find_videos(path: str | Path, names: Iterable[str] = ()) -> list[Path]:
     return chosen or videos
 
 
-def split_shots(shots: Sequence[Shot], shares: Sequence[float], seed: int) -> list[str]:
+def split_shots(shots: Sequence[Any], shares: Sequence[float], seed: int) -> list[str]:
     """Give each shot to a split: a list of "train", "val" or "test" in the order of ``shots``, chosen by ``seed``.
 
     The counts follow ``shares`` (three, sum 1) by largest remainder, except that every split with a share above 0
@@ -135,11 +107,16 @@ class PictureWriter:
         self.pending = deque()
         self.backlog = backlog
 
-    def submit(self, path: Path, frame: np.ndarray) -> None:
+    def submit(self, path: Path, planes: Planes) -> None:
+        self.pending.append(self.threads.submit(self._write, path, planes))
+        self.wait(self.backlog)
+
+    @staticmethod
+    def _write(path: Path, planes: Planes) -> None:
         # Drawn and filmed pictures alike are smaller by this filter than by OpenCV's default, and sooner done.
         up = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
-        self.pending.append(self.threads.submit(lambda: path.write_bytes(cv2.imencode(".png", frame, up)[1])))
-        self.wait(self.backlog)
+        bgr = cv2.cvtColor(planes.picture(), cv2.COLOR_RGB2BGR)
+        path.write_bytes(cv2.imencode(".png", bgr, up)[1].tobytes())
 
     def wait(self, left: int = 0) -> None:
         """Wait until at most ``left`` pictures are still to be written; raises OSError when one cannot be."""
@@ -153,71 +130,92 @@ class PictureWriter:
         self.threads.shutdown(cancel_futures=True)
 
 
-def scanner(config: GeneratorConfig) -> Callable[[tuple[Path, Path]], Film]:
-    """What share_out needs: the function from (film, folder for its pictures) to a Film."""
+def scanner(config: GeneratorConfig) -> Callable[[tuple[Path, Path]], FoundFilm]:
+    """What share_out needs: the function from (film, folder for its pictures) to a FoundFilm."""
     return lambda job: scan_film(*job, config)
 
 
 def scan_films(jobs: Sequence[tuple[Path, Path]],
-               config: GeneratorConfig) -> AbstractContextManager[Iterable[tuple[int, Film | UserError]]]:
-    """Scan films, ``config.workers`` at a time, for (film, folder) in ``jobs``; yields (index, Film or the UserError
-    that it caused) as each is done."""
+               config: GeneratorConfig) -> AbstractContextManager[Iterable[tuple[int, FoundFilm | UserError]]]:
+    """Scan films, ``config.workers`` at a time, for (film, folder) in ``jobs``; yields (index, FoundFilm or the
+    UserError that it caused) as each is done."""
     return closing(share_out(partial(scanner, config), jobs, config.workers))
 
 
-def scan_film(path: Path, folder: Path, config: GeneratorConfig) -> Film:
+def scan_film(path: Path, folder: Path, config: GeneratorConfig) -> FoundFilm:
     """Find the shots of a film and write the frames of those that are long enough to ``folder``.
 
-    Pictures are numbered from 0. Returns a Film. One that ends early is warned about. Raises UserError for one that
-    cannot be read.
+    Pictures are numbered from 0. One that ends early is warned about. Raises UserError for one that cannot be read.
     """
-    opened = open_video(path)
+    film, detector = VideoFile(path), make_detector(config)
+    found = FoundFilm(path, float(film.rate), detector.label, detector.threshold)
     folder.mkdir()
     with PictureWriter() as writer:
-        film = find_shots(path, opened, config, folder, writer)
+        Scan(film, found, config, folder, writer).run(detector)
         writer.wait()
-    return film
+    return found
 
 
-def find_shots(path: Path, opened: tuple[cv2.VideoCapture, np.ndarray], config: GeneratorConfig, folder: Path,
-               writer: PictureWriter) -> Film:
-    """The Film of ``scan_film``; ``opened`` is open_video(path)."""
-    capture, frame = opened
-    detector = make_detector(config)
-    film = Film(path, capture.get(cv2.CAP_PROP_FPS) or 24.0, detector.label, detector.threshold)
-    numbers = itertools.count()
-    promised = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-    pool = FramePool(config.frames_per_shot, detector.delay, POOL_BYTES)
-    later, checksums = {}, {}
+class Scan:
+    """One film that is read for its shots and pictures."""
 
-    def deliver(shot, index, frame):
-        if index in shot.images:
-            writer.submit(folder / film.picture_name(shot.images[index]), frame)
-        if index == (shot.first + shot.last) // 2 and shot.number < SHEET_COLUMNS * SHEET_ROWS * SHEET_PAGES:
-            scale = min(224 / frame.shape[1], 126 / frame.shape[0])
-            size = [max(1, round(side * scale)) for side in frame.shape[1::-1]]
-            shot.thumbnail = cv2.imencode(".jpg", cv2.resize(frame, size, interpolation=cv2.INTER_AREA))[1]
+    def __init__(self, film: VideoFile, found: FoundFilm, config: GeneratorConfig, folder: Path,
+                 writer: PictureWriter) -> None:
+        self.film, self.found, self.config, self.folder, self.writer = film, found, config, folder, writer
+        self.numbers = itertools.count()
+        self.times = array("q")  # pts of all frames
+        self.later: dict[int, FoundShot] = {}  # frames that are read again, with their shot
+        self.checksums: dict[int, int] = {}  # of these
 
-    frames = tqdm(read_frames(capture, frame), desc=path.name, total=promised or None, unit=" frames", leave=False,
-                  disable=None)
-    for first, last in detect_shots(pool.collect(frames), detector, film.differences):
-        shot = Shot(len(film.shots), first, last)
-        if last - first + 1 >= config.shots_len_thres:
-            shot.images = {index: next(numbers) for index in frame_positions(first, last, config.frames_per_shot)}
+    def run(self, detector: Detector) -> None:
+        """Read the film, fill in what was found and write its pictures."""
+        film, found, damage = self.film, self.found, Damage()
+        pool = FramePool(self.config.frames_per_shot, detector.delay, POOL_BYTES)
+        with closing(ahead(film.read(None, damage), AHEAD)) as frames:
+            smalls = map(small_picture, pool.collect(self._clocked(frames)))
+            for first, last in detect_shots(smalls, detector, found.differences):
+                self._close(FoundShot(len(found.shots), first, last), pool)
+        if not self.times:
+            raise UserError(f"no frame of {film.path} can be decoded")
+        for index, planes in reread_frames(film, self.times, self.checksums) if self.later else ():
+            self._deliver(self.later[index], index, planes)
+        decoded = len(self.times)
+        if film.promised - decoded > max(5, film.promised // 100):
+            warn(f"{film.path} ends early: {decoded} of {film.promised} frames can be decoded, and these are used")
+        else:
+            damage.report(film.path)
+
+    def _clocked(self, frames):
+        """The planes of frames, whose times are noted."""
+        for pts, _, planes in tqdm(frames, desc=self.film.name, total=self.film.promised or None, unit=" frames",
+                                   leave=False, disable=None):
+            self.times.append(pts)
+            yield planes
+
+    def _close(self, shot, pool):
+        """A shot has ended: deliver its pictures, as far as they are held."""
+        first, last = shot.first, shot.last
+        if last - first + 1 >= self.config.shots_len_thres:
+            positions = frame_positions(first, last, self.config.frames_per_shot)
+            shot.images = {index: next(self.numbers) for index in positions}
         for index in sorted({*shot.images, (first + last) // 2}):
-            if isinstance(pool.held[index], np.ndarray):
-                deliver(shot, index, pool.held[index])
+            held = pool.held[index]
+            if isinstance(held, Planes):
+                self._deliver(shot, index, held)
             else:
-                later[index], checksums[index] = shot, pool.held[index]
-        film.shots.append(shot)
+                self.later[index], self.checksums[index] = shot, held
+        self.found.shots.append(shot)
         pool.start_shot(last + 1)
-    capture.release()
-    for index, frame in reread_frames(path, checksums) if later else ():
-        deliver(later[index], index, frame)
-    decoded = len(film.differences)
-    if promised - decoded > max(5, promised // 100):
-        warn(f"{path} ends early: {decoded} of {promised} frames can be decoded, and these are used")
-    return film
+
+    def _deliver(self, shot, index, planes):
+        """Write a wanted frame, and keep a small picture of the middle one of a shot that figures show."""
+        if index in shot.images:
+            self.writer.submit(self.folder / self.found.picture_name(shot.images[index]), planes)
+        if index == (shot.first + shot.last) // 2 and shot.number < SHEET_COLUMNS * SHEET_ROWS * SHEET_PAGES:
+            height, width = planes.y.shape
+            scale = min(224 / width, 126 / height)
+            small = planes.picture(*(max(1, round(side * scale)) for side in (height, width)))
+            shot.thumbnail = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -307,8 +305,9 @@ def generate(config: GeneratorConfig) -> tuple[list[dict[str, Any]], int]:
                     found[index] = film
                     tell_failure(film, videos)
             (folder / "dataset").mkdir()
-            return fill(folder / "dataset", [found[i] for i in range(len(videos))], folders, config, save_path, earlier,
-                        os.replace)
+            done = fill(folder / "dataset", [(found[i], folders[i]) for i in range(len(videos))], config, os.replace)
+            install(folder / "dataset", save_path, earlier)
+            return done
     except OSError as error:
         raise UserError(f"cannot write to {config.save_path}: {error.strerror or error}") from error
 
@@ -316,23 +315,23 @@ def generate(config: GeneratorConfig) -> tuple[list[dict[str, Any]], int]:
 def generate_shard(config: GeneratorConfig, save_path: Path, videos: list[Path],
                    earlier: Sequence[Path]) -> tuple[list[dict[str, Any]], int]:
     """The work of ``generate`` for one shard: read its films, and make the dataset when all films are read."""
-    parts = Parts(save_path / PARTS, videos, config)
-    parts.folder.mkdir(parents=True, exist_ok=True)
-    mine = [video for video in config.shard.of(videos) if not isinstance(parts.get(video), Film)]
+    findings = Findings(save_path / FINDINGS, videos, config)
+    findings.folder.mkdir(parents=True, exist_ok=True)
+    mine = [video for video in config.shard.of(videos) if not isinstance(findings.get(video), FoundFilm)]
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=save_path) as folder:
         folder = Path(folder)
         failures = 0
         with scan_films([(video, folder / str(i)) for i, video in enumerate(mine)], config) as scanned:
             for index, film in scanned:
-                parts.add(mine[index], film, folder / str(index))
+                findings.add(mine[index], film, folder / str(index))
                 failures += tell_failure(film, videos)
-        found, shard = [film for film in map(parts.get, videos) if film is not None], config.shard
+        found, shard = [film for film in map(findings.get, videos) if film is not None], config.shard
         missing = len(videos) - len(found)
         if missing:
             print(f"shard {shard.number} of {shard.count} is done; {missing} of {len(videos)} films are still to be "
                   "read by the others")
             return [], failures
-        with parts.claim() as claimed:
+        with findings.claim() as claimed:
             if not claimed:
                 print(f"shard {shard.number} of {shard.count} is done; another one makes the dataset")
                 return [], failures
@@ -340,13 +339,14 @@ def generate_shard(config: GeneratorConfig, save_path: Path, videos: list[Path],
                 if video not in mine:
                     tell_failure(film, videos)
             (folder / "dataset").mkdir()
-            done = fill(folder / "dataset", found, [parts.pictures(video) for video in videos], config, save_path,
-                        earlier, link)
-            shutil.rmtree(parts.folder)
+            pictures = [findings.pictures(video) for video in videos]
+            done = fill(folder / "dataset", list(zip(found, pictures, strict=True)), config, link)
+            install(folder / "dataset", save_path, earlier)
+            shutil.rmtree(findings.folder)
             return done
 
 
-def tell_failure(film: Film | UserError, videos: Sequence[Path]) -> bool:
+def tell_failure(film: FoundFilm | UserError, videos: Sequence[Path]) -> bool:
     """Warn of one of several films that cannot be read; returns True for such a one."""
     failed = isinstance(film, UserError)
     if failed and len(videos) > 1:
@@ -354,29 +354,42 @@ def tell_failure(film: Film | UserError, videos: Sequence[Path]) -> bool:
     return failed
 
 
-def fill(folder: Path, found: Sequence[Film | UserError], folders: Sequence[Path], config: GeneratorConfig,
-         save_path: Path, earlier: Sequence[Path],
+def fill(folder: Path, found: Sequence[tuple[FoundFilm | UserError, Path]], config: GeneratorConfig,
          place: Callable[[Path, Path], None]) -> tuple[list[dict[str, Any]], int]:
-    """Make the dataset in ``folder``, and then move it to ``save_path``, from a Film or UserError for each film and the
-    folders with their pictures, which ``place(source, target)`` puts there."""
-    films = [(film, pictures) for film, pictures in zip(found, folders, strict=True) if isinstance(film, Film)]
-    failures = [film for film in found if isinstance(film, UserError)]
+    """Make the dataset in ``folder``, from a FoundFilm or UserError for each film and the folder with its pictures,
+    which ``place(source, target)`` puts there. Returns what ``generate`` does."""
+    films = [(film, pictures) for film, pictures in found if isinstance(film, FoundFilm)]
+    failures = [film for film, _ in found if isinstance(film, UserError)]
     if not films:
         raise failures[0] if len(failures) == 1 else UserError(f"none of the {len(found)} videos can be read")
-    shots = [shot for film, _ in films for shot in film.shots]
+    give_shots_away([film for film, _ in films], config)
+    write_pictures(folder, films, place)
+    for film, _ in films:
+        draw_curve(film, folder / FIGURES / f"{film.path.name}_curve.png")
+        draw_contact_sheets(film, folder / FIGURES)
+    return [film.summary() for film, _ in films], len(failures)
+
+
+def give_shots_away(films: Sequence[FoundFilm], config: GeneratorConfig) -> None:
+    """Give each kept shot of all films to a split. Raises UserError when there is none."""
+    shots = [shot for film in films for shot in film.shots]
     kept = [shot for shot in shots if shot.images]
     if not kept:
         longest = max(shot.last - shot.first + 1 for shot in shots)
         flag = "--col_diff_thres" if config.detector == "histogram" else "--scene_thres"
         raise UserError(f"no shot is long enough: of {len(shots)} shots the longest has {longest} frames, fewer than "
                         f"--shots_len_thres {config.shots_len_thres}; lower that to {longest} or less, or raise {flag} "
-                        f"(now {films[0][0].threshold:g}) to find fewer cuts")
+                        f"(now {films[0].threshold:g}) to find fewer cuts")
     for shot, split in zip(kept, split_shots(kept, config.split, config.seed), strict=True):
         shot.split = split
     for split, share in zip(SPLITS, config.split, strict=True):
         if share > 0 and all(shot.split != split for shot in kept):
             warn(f"too few shots ({len(kept)}) for every split: {split} stays empty")
 
+
+def write_pictures(folder: Path, films: Sequence[tuple[FoundFilm, Path]],
+                   place: Callable[[Path, Path], None]) -> None:
+    """Write frames.csv and the folders of the splits, with the pictures of ``films``, each with its folder of them."""
     for name in (*SPLITS, FIGURES):
         (folder / name).mkdir()
     numbers = itertools.count()  # over all films
@@ -389,56 +402,6 @@ def fill(folder: Path, found: Sequence[Film | UserError], folders: Sequence[Path
                     name = f"{shot.split}/{film.picture_name(next(numbers))}"
                     place(pictures / film.picture_name(number), folder / name)
                     table.writerow([name, film.path.name, frame, f"{frame / film.fps:.3f}", shot.number, shot.split])
-    for film, _ in films:
-        draw_curve(film, folder / FIGURES / f"{film.path.name}_curve.png")
-        draw_contact_sheets(film, folder / FIGURES)
-    install(folder, save_path, earlier)
-    return [film.summary() for film, _ in films], len(failures)
-
-
-def main(argv: list[str]) -> None:
-    defaults = GeneratorConfig()
-    parser = ArgumentParser(description="Cut films into shots and save a few frames of each, whole shots to train, val "
-                                        "or test. Look at the pictures in figures/ to tune the thresholds.")
-    group = parser.add_argument_group("what to read and where to write")
-    group.add_argument("--video_path", type=Path, default=defaults.video_path, help="a folder of videos, or one video")
-    group.add_argument("--video_names", nargs="+", default=[], metavar="NAME",
-                       help="only these videos of the folder, named with or without suffix; none named: all")
-    group.add_argument("--save_path", type=Path, default=defaults.save_path,
-                       help="folder to write train/, val/, test/, frames.csv and figures/ to")
-    group.add_argument("--overwrite", type=boolean, default=defaults.overwrite, metavar="True|False",
-                       help="replace what an earlier run wrote there; other files are never touched")
-    group = parser.add_argument_group("where a shot ends")
-    group.add_argument("--detector", choices=("histogram", "adaptive", "content"), default=defaults.detector,
-                       help="histogram compares colour distributions; adaptive and content are PySceneDetect's, which "
-                            "compare pixels, adaptive against the frames around and so calmer in fast motion")
-    group.add_argument("--col_diff_thres", type=float, default=defaults.col_diff_thres,
-                       help="histogram: a greater difference between neighbouring frames is a cut; lower finds more")
-    group.add_argument("--scene_thres", type=float,
-                       help="adaptive, content: the same for these two; not given: 3 for adaptive, 27 for content")
-    group = parser.add_argument_group("what is kept")
-    group.add_argument("--shots_len_thres", type=int, default=defaults.shots_len_thres,
-                       help="drop shots of fewer frames; 12 is half a second at 24 frames a second")
-    group.add_argument("--frames_per_shot", type=int, default=defaults.frames_per_shot,
-                       help="frames to save of each shot, spread evenly: 1 is the middle, 3 first, middle and last")
-    group.add_argument("--split", type=float, nargs=3, default=defaults.split, metavar=("TRAIN", "VAL", "TEST"),
-                       help="shares of the shots for train, val and test, which add up to 1")
-    group.add_argument("--seed", type=int, default=defaults.seed, help="decides which shot goes where")
-    group = parser.add_argument_group("machine")
-    group.add_argument("--workers", type=int, default=defaults.workers, help="films to read at the same time")
-    group.add_argument("--shard", type=parse_shard, default=defaults.shard, metavar="i/n",
-                       help="read the i-th of n parts of the films, from 1 on, as on n machines that see the same "
-                            "save_path; the last one to be done makes the dataset")
-    arguments = vars(parser.parse_args(argv))
-    arguments.pop("debug", None)
-    config = GeneratorConfig(**arguments)
-
-    films, left_out = generate(config)
-    if films:
-        tell(films, config)
-    if left_out:
-        raise UserError(f"{left_out} film{'s' * (left_out > 1)} cannot be read; mend or remove what is left out "
-                        "and run again with --overwrite True")
 
 
 def tell(films: Sequence[dict[str, Any]], config: GeneratorConfig) -> None:
@@ -449,6 +412,18 @@ def tell(films: Sequence[dict[str, Any]], config: GeneratorConfig) -> None:
         frames = ", ".join(f"{split} {count}" for split, count in film["frames"].items())
         print("{video}: shots {shots}, kept {kept}, dropped {dropped}".format(**film) + f"; frames: {frames}")
     print(f"written to {config.save_path}; to tune the thresholds look at {config.save_path / FIGURES}")
+
+
+def main(argv: list[str]) -> None:
+    config = GeneratorConfig(**read_flags(GeneratorConfig, argv, "Cut films into shots and save a few frames of each, "
+                                          "whole shots to train, val or test. Look at the pictures in figures/ to tune "
+                                          "the thresholds."))
+    films, left_out = generate(config)
+    if films:
+        tell(films, config)
+    if left_out:
+        raise UserError(f"{left_out} film{'s' * (left_out > 1)} cannot be read; mend or remove what is left out "
+                        "and run again with --overwrite True")
 
 
 if __name__ == "__main__":

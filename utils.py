@@ -1,7 +1,6 @@
 """What the scripts share: errors and flags, pictures, checkpoints, metrics and logs."""
 
 import argparse
-import fcntl
 import math
 import os
 import re
@@ -16,6 +15,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image, ImageOps
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import structural_similarity
@@ -98,6 +98,11 @@ def list_files(folder: str | Path, suffixes: Collection[str]) -> list[Path]:
                   key=lambda path: natural_key(path.name))
 
 
+def spread(count: int, wanted: int) -> list[int]:
+    """At most ``wanted`` indices below ``count``, evenly spread."""
+    return sorted({round(i) for i in torch.linspace(0, count - 1, min(count, wanted)).tolist()})
+
+
 def image_ids(names: Iterable[str]) -> list[int]:
     """Image identities: the number at the end of each name's stem (``ep01_5.png`` -> 5), unique within the list.
 
@@ -138,28 +143,26 @@ def replace_when_done(path: str | Path) -> Iterator[Path]:
 def only_one(path: Path, message: str) -> Iterator[None]:
     """Run the block in one process at a time: the others raise UserError with ``message``.
 
-    ``path`` is the file that is locked; it is gone afterwards. The kernel ends the lock with the process, however it
+    ``path`` is the file that is locked; it is gone afterwards. The system ends the lock with the process, however it
     dies. Raises OSError when the file cannot be written.
     """
-    while True:
-        with open(path, "w") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, not of forked workers
-            except (BlockingIOError, PermissionError) as error:
-                raise UserError(message) from error
-            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                continue  # the one before removed it between our two steps
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
+    lock = FileLock(path, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(message) from error
+    try:
+        yield
+    finally:
+        if os.name == "posix":  # while it is held: who waits for this file finds it gone and takes a new one
+            path.unlink(missing_ok=True)
+        lock.release()
 
 
 def read_image(path: str | Path) -> np.ndarray:
     """Read PNG, JPEG, WebP or BMP as RGB uint8 of shape (H, W, 3), turned the way its EXIF tag says.
 
-    Grey, palette and 16-bit pictures become 8-bit RGB; transparent places become white, as most viewers show them.
+    Gray, palette and 16-bit pictures become 8-bit RGB; transparent places become white, as most viewers show them.
     Raises UserError, naming the file, for anything that cannot be read whole or is larger than MAX_PIXELS.
     """
     if not Path(path).is_file():  # a pipe or a device might never end
@@ -169,9 +172,9 @@ def read_image(path: str | Path) -> np.ndarray:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{path} is {image.width}x{image.height}, more than {MAX_PIXELS:,} pixels")
             image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits of grey; Pillow would clip them to white
-                grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-                return np.repeat(grey[:, :, None], 3, axis=2)
+            if image.mode.startswith("I"):  # 16 bits of gray; Pillow would clip them to white
+                gray = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+                return np.repeat(gray[:, :, None], 3, axis=2)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -191,7 +194,7 @@ def write_image(path: str | Path, rgb: np.ndarray) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Checkpoints and devices
 
-CHECKPOINT_FORMAT = 5
+CHECKPOINT_FORMAT = 6
 
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
@@ -220,12 +223,22 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # a file of any content: zip, pickle and tensor readers each raise their own kinds
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path} is not a checkpoint of train.py, or not a whole one; use another: {reason}") from error
-    if content["format"] != CHECKPOINT_FORMAT:
+    if content["format"] == 5:
+        _rename_of_format_5(content)
+    elif content["format"] != CHECKPOINT_FORMAT:
         raise UserError(f"{path} has checkpoint format {content['format']}, and this version reads "
                         f"{CHECKPOINT_FORMAT}; train again or use the version that wrote it")
     if not finite:
         raise UserError(f"{path} holds numbers that are not finite; use an earlier checkpoint")
     return content
+
+
+def _rename_of_format_5(content):
+    """Bring a checkpoint of format 5 to the names of format 6."""
+    content["format"] = 6
+    networks = content.get("colorizer")
+    if isinstance(networks, dict) and "spatial.frames" in networks:
+        networks["spatial.features"] = networks.pop("spatial.frames")
 
 
 def _tensors(content):
@@ -276,7 +289,7 @@ AB_PEAK = 220  # of the PSNR of ab: the width of its range
 
 
 def ciede2000(lab: np.ndarray, truth: np.ndarray) -> float:
-    """Mean CIEDE2000 colour difference of two Lab pictures (H, W, 3). 0 is equal, 1 just visible, 10 another colour."""
+    """Mean CIEDE2000 color difference of two Lab pictures (H, W, 3). 0 is equal, 1 just visible, 10 another color."""
     return float(deltaE_ciede2000(truth, lab, channel_axis=-1).mean())
 
 
@@ -286,14 +299,14 @@ def psnr(mean_squared_error: float, peak: float) -> float:
 
 
 def colorfulness(rgb: np.ndarray) -> float:
-    """Colourfulness of RGB uint8 (H, W, 3) by Hasler and Suesstrunk (2003): 0 grey, 33 moderate, 82 high."""
+    """Colorfulness of RGB uint8 (H, W, 3) by Hasler and Suesstrunk (2003): 0 gray, 33 moderate, 82 high."""
     red, green, blue = np.moveaxis(rgb.astype(np.float32), -1, 0)
     rg, yb = red - green, (red + green) / 2 - blue
     return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
 
 
 def is_color(rgb: np.ndarray) -> bool:
-    """True when a picture has colour: its channels differ by more than coding noise, somewhere or on average."""
+    """True when a picture has color: its channels differ by more than coding noise, somewhere or on average."""
     spread = rgb.max(-1).astype(np.int16) - rgb.min(-1)
     return bool(spread.mean() > 1 or (spread > 16).mean() > 0.001)
 
@@ -302,7 +315,7 @@ class Scores:
     """Quality of results against the truth, over a set of pictures."""
 
     COLUMNS = {"ciede2000": "CIEDE2000", "psnr_rgb": "PSNR RGB", "psnr_ab": "PSNR ab", "ssim": "SSIM",
-               "colorfulness": "colourfulness", "colorfulness_truth": "of the truth"}
+               "colorfulness": "colorfulness", "colorfulness_truth": "of the truth"}
 
     def __init__(self) -> None:
         self.rows = []

@@ -1,4 +1,4 @@
-"""How the default of ``--color_thres`` was chosen: colour distances within shots and between shots of a film.
+"""How the default of ``--color_thres`` was chosen: color distances within shots and between shots of a film.
 
     python benchmarks/color_distance.py DATASET [DATASET ...]
 
@@ -14,7 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataset import ColorizationDataset
-from memory import color_distance
+from networks import color_distance
 
 
 def main(folders):

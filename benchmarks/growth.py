@@ -1,4 +1,4 @@
-"""How cost grows: dataset, training step, reading of the memories and colouring, each over a range of sizes.
+"""How cost grows: dataset, training step, reading of the memories and coloring, each over a range of sizes.
 
     python benchmarks/growth.py [--film FILM] [--quick]
 
@@ -9,8 +9,8 @@ Every part is timed ROUNDS times, its sizes in turn, after a round that does not
 - Reading the memory for a shot with the number of slots, and their bytes.
 - Choosing the 8 frames of the spatial memory that are read for a batch of 8 frames, with the number of frames that it
   knows, and the bytes of what is compared; attention over the places of those that are chosen, and carrying their
-  colours along the optical flow, which do not depend on that number; and the bytes that are kept of a frame.
-- Colouring a film with its length and with its resolution, network at 128 px.
+  colors along the optical flow, which do not depend on that number; and the bytes that are kept of a frame.
+- Coloring a film with its length and with its resolution, network at 128 px.
 
 Prints a table and writes results/bench/growth.json. About 5 minutes on 2 CPU cores.
 """
@@ -29,14 +29,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import speed
+from colorizer.spatial import SpatialMemory
+from config import GeneratorConfig
+from config import FilmConfig
+from config import SpatialConfig
 from dataset import ColorizationDataset
-from dataset_generator import GeneratorConfig, generate
-from encoding import VideoSettings
-from episode import color_video
-from memory import MemoryNetwork, SpatialMemory
+from dataset_generator import generate
+from film.episode import color_film
+from film.video import VideoFile
+from networks import MemoryNetwork
 from train import TrainConfig
 from utils import ArgumentParser, UserError, replace_when_done, run_cli, select_device
-from video import Film
 
 ROUNDS = 3
 IMG_SIZE = 128
@@ -44,8 +47,8 @@ LOOPS = 1, 2, 4  # times that the film is joined to itself
 SET_SIZES = 100, 1_000, 10_000  # pictures
 SLOTS = 100, 1_000, 10_000, 100_000
 READS = 10  # of a memory, that are timed together
-CLIP_SECONDS = 2, 4, 8  # lengths of film to colour
-HEIGHTS = 180, 360, 720  # resolutions of film to colour, CLIP_SECONDS[0] long
+CLIP_SECONDS = 2, 4, 8  # lengths of film to color
+HEIGHTS = 180, 360, 720  # resolutions of film to color, CLIP_SECONDS[0] long
 
 
 def rows(figure, unit, functions, rounds, frames=None, size_in_bytes=None):
@@ -133,16 +136,16 @@ def memory_reading(painter, device, rounds):
 
     known, looks = {}, torch.rand(8, frame_dim, device=device)
     for frames in SLOTS:
-        known[frames] = SpatialMemory(frame_dim, 1, 0).to(device)
-        known[frames].frames = torch.rand(frames, frame_dim, device=device).half()
+        known[frames] = SpatialMemory(frame_dim, 1, 0, SpatialConfig()).to(device)
+        known[frames].features = torch.rand(frames, frame_dim, device=device).half()
         known[frames].pinned = torch.zeros(frames, dtype=torch.bool, device=device)
     yield from one_read(rows("spatial memory, choice for 8 frames", "frames", {
-        frames: repeated(memory.choose, looks) for frames, memory in known.items()}, rounds,
-        size_in_bytes=lambda frames: known[frames].frames.nbytes))
+        frames: repeated(memory.nearest, looks) for frames, memory in known.items()}, rounds,
+        size_in_bytes=lambda frames: known[frames].features.nbytes))
     known.clear()
 
     spatial = painter.colorizer.spatial
-    size, chosen = len(spatial.ids), spatial.choose(looks)
+    size, chosen = len(spatial.ids), spatial.nearest(looks)
     a_frame = sum(buffer.nbytes for buffer in spatial.buffers() if len(buffer) == size) // size
     keys, L = spatial.keys[torch.arange(8) % size].float(), torch.rand(8, 1, IMG_SIZE, IMG_SIZE, device=device)
     for name, function, arguments in (("attention of", spatial.read, (chosen, keys)),
@@ -153,19 +156,19 @@ def memory_reading(painter, device, rounds):
            "milliseconds_a_frame": None, "bytes": a_frame}
 
 
-def colouring(film, painter, folder, rounds):
+def coloring(film, painter, folder, rounds):
     def color(path, seconds):
-        (folder / "coloured.mp4").unlink(missing_ok=True)
-        color_video(painter, Film(path), folder / "coloured.mp4", VideoSettings(end=seconds))
+        (folder / "colored.mp4").unlink(missing_ok=True)
+        color_film(painter, VideoFile(path), folder / "colored.mp4", FilmConfig(end=seconds))
 
     with av.open(str(film)) as source:
         rate = float(source.streams.video[0].average_rate)
-    yield from rows("colouring, with length", "s of film", {
+    yield from rows("coloring, with length", "s of film", {
         seconds: partial(color, film, seconds) for seconds in CLIP_SECONDS}, rounds,
         frames=lambda seconds: seconds * rate)
     seconds = CLIP_SECONDS[0]
     films = {height: change_size(film, folder / f"{height}.mp4", height, seconds) for height in HEIGHTS}
-    yield from rows("colouring, with resolution", "lines", {
+    yield from rows("coloring, with resolution", "lines", {
         height: partial(color, path, seconds) for height, path in films.items()}, rounds,
         frames=lambda height: seconds * rate)
 
@@ -204,7 +207,7 @@ def main(argv):
         data, config = ColorizationDataset(paths, IMG_SIZE), TrainConfig(img_size=IMG_SIZE)
         painter = speed.make_painter(data, config, device, "auto")
         for part in (dataset_making(args.film, folder, rounds), training(device, rounds),
-                     memory_reading(painter, device, rounds), colouring(args.film, painter, folder, rounds)):
+                     memory_reading(painter, device, rounds), coloring(args.film, painter, folder, rounds)):
             for line in part:
                 lines.append(line)
                 print(f"{line['figure']}, {line['size']:,} {line['unit']}: {number(line['seconds'], 's')}",

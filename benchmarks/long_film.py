@@ -2,9 +2,9 @@
 
     python benchmarks/long_film.py [--minutes 20]
 
-Draws two small films in colour with sound, of 30 seconds and of ``--minutes``, with a cut every four seconds, and
-colours each in a process of its own with all that goes with a film: report, metrics, frames to colour next. A painter
-of one colour takes the place of the networks, which are fed a batch at a time and do not know how long the film is.
+Draws two small films in color with sound, of 30 seconds and of ``--minutes``, with a cut every four seconds, and
+colors each in a process of its own with all that goes with a film: report, metrics, frames to color next. A painter
+of one color takes the place of the networks, which are fed a batch at a time and do not know how long the film is.
 Prints the peak of the resident memory of both processes, and the growth.
 """
 
@@ -14,7 +14,6 @@ import resource
 import sys
 import tempfile
 import time
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from encoding import VideoSettings
-from episode import Palette
-from test import color_film
+from colorizer.painter import Palette
+from config import ColorConfig
+from film.video import VideoFile
+from test import color_work
 from utils import ArgumentParser, UserError, run_cli
 
 SIZE = 96, 64
@@ -35,7 +35,7 @@ SOUND = 8000  # samples a second
 
 
 def draw(path, seconds):
-    """A film of bars that move, of another colour in each shot; returns its path."""
+    """A film of bars that move, of another color in each shot; returns its path."""
     width, height = SIZE
     with av.open(str(path), "w") as film:
         video = film.add_stream("libx264", rate=RATE, options={"preset": "ultrafast"})
@@ -56,9 +56,9 @@ def draw(path, seconds):
 
 
 class OneColor:
-    """A painter, see ``episode.color_video``."""
+    """A ``plan.FilmPainter``."""
 
-    side, source, identity, remembers, names = 128, "none", "one colour", False, {}
+    side, source, identity, remembers, names = 128, "none", "one color", False, {}
 
     def palette(self, labs):
         return Palette(None, [], [], torch.from_numpy(labs[0].ravel()[:1280].copy()))
@@ -68,10 +68,9 @@ class OneColor:
 
 
 def peak(path):
-    """Colour a film; returns the most memory that this process ever had, in MB."""
-    args = Namespace(**vars(VideoSettings()), overwrite=False, suggest=10, panel=False, checkpoint="none")
+    """Color a film; returns the most memory that this process ever had, in MB."""
     painter: Any = OneColor()
-    color_film(painter, args, (path, path.with_name(f"{path.stem}_coloured.mkv")))
+    color_work(painter, ColorConfig(), (VideoFile(path), path.with_name(f"{path.stem}_colored.mkv")))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
 
 
@@ -87,7 +86,7 @@ def main(argv):
             film, started = draw(Path(folder) / f"{seconds}.mkv", seconds), time.monotonic()
             with multiprocessing.get_context("spawn").Pool(1) as process:
                 peaks.append(process.apply(peak, (film,)))
-            print(f"{seconds} s, {seconds * RATE} frames: {peaks[-1]:.0f} MB, coloured in "
+            print(f"{seconds} s, {seconds * RATE} frames: {peaks[-1]:.0f} MB, colored in "
                   f"{time.monotonic() - started:.0f} s")
     print(f"growth: {peaks[1] - peaks[0]:.0f} MB")
 

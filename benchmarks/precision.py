@@ -16,8 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.speed import FILM
-from dataset_generator import GeneratorConfig, generate
-from train import TrainConfig, train
+from config import GeneratorConfig, TrainConfig
+from dataset_generator import generate
+from train import train
 from utils import ArgumentParser, UserError, run_cli
 
 

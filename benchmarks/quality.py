@@ -1,4 +1,4 @@
-"""The scoreboard: how well each way of colouring does on a film, and what each part of the system is worth.
+"""The scoreboard: how well each way of coloring does on a film, and what each part of the system is worth.
 
     python benchmarks/quality.py FILM [FILM ...] [--minutes 3] [--img_size 128] [--seeds 3]
 
@@ -8,13 +8,13 @@ frame of the others, test on the frames at 1/4 and 3/4 of those held out. No tes
 validation set, and the weights are those at the end of training (last.pt), whatever best.pt may hold.
 
 There are three trainings for each seed and protocol, of equal length: the plain GAN; the GAN with memory and
-integrator, which colours by the memory's best slot, by the integrator and by the true colour feature (the integrator
+integrator, which colors by the memory's best slot, by the integrator and by the true color feature (the integrator
 does not touch the other parts); the full system with the defaults of train.py, whose spatial memory is also read alone.
 So the seconds of training of rows that share one are the same.
 
 All is measured at ``img_size``: the truth's Lab shrunk to img_size x img_size, and its L joined to the predicted ab.
-CIEDE2000 is that of the two Lab pictures; PSNR ab, SSIM and the difference in colourfulness are those of ``Scores``, on
-the same pictures as RGB. The intersection is sum(min(v, v')) of the colour features of result and truth, 1 when they
+CIEDE2000 is that of the two Lab pictures; PSNR ab, SSIM and the difference in colorfulness are those of ``Scores``, on
+the same pictures as RGB. The intersection is sum(min(v, v')) of the color features of result and truth, 1 when they
 are equal. LPIPS (Zhang et al. 2018, AlexNet) is measured when the package lpips and AlexNet's weights are at hand.
 Frames a second are those of predicting ab, from a picture in memory, in batches of BATCH.
 
@@ -38,15 +38,16 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from colorizer.backbone import Backbone, import_torchvision, look
+from colorizer.painter import Painter, load_colorizer
+from config import GeneratorConfig, TrainConfig
 from dataset import AB_SCALE, L_SCALE, color_feature, lab_to_rgb, resize, rgb_to_lab
-from dataset_generator import GeneratorConfig, generate, split_shots
-from networks import Backbone, import_torchvision
-from painter import Painter, load_colorizer, look
+from dataset_generator import generate, split_shots
 from test import refuse_existing
-from train import TrainConfig, spread, train
+from train import train
 from utils import (
     AB_PEAK, ArgumentParser, Scores, UserError, boolean, ciede2000, picture_grid, psnr, read_image, replace_when_done,
-    run_cli, select_device, write_image)
+    run_cli, select_device, spread, write_image)
 
 WAYS: dict[str, dict[str, Any]] = {  # the trainings, as settings of TrainConfig
     "gan": {"use_memory": False, "gen_norm": "batch", "dis_norm": "None"},
@@ -54,19 +55,19 @@ WAYS: dict[str, dict[str, Any]] = {  # the trainings, as settings of TrainConfig
     "full": {},
 }
 ROWS = {  # name: (what it is, the training that it takes)
-    "grey": ("grey", None),
+    "gray": ("gray", None),
     "mean": ("mean ab of the training set", None),
     "nearest": ("nearest frame's ab pasted", None),
     "gan": ("plain GAN", "gan"),
     "memory": ("memory, top-1", "memory"),
     "integrator": ("memory + integrator", "memory"),
-    "truth": ("memory, true colour feature", "memory"),
+    "truth": ("memory, true color feature", "memory"),
     "spatial": ("spatial memory alone", "full"),
     "full": ("full system", "full"),
 }
 COLUMNS = {  # name: (title, decimals)
     "ciede2000": ("CIEDE2000", 2), "psnr_ab": ("PSNR ab", 2), "ssim": ("SSIM", 4), "intersection": ("intersection", 3),
-    "colorfulness": ("|colourfulness|", 2), "lpips": ("LPIPS", 4), "train_seconds": ("training s", 0),
+    "colorfulness": ("|colorfulness|", 2), "lpips": ("LPIPS", 4), "train_seconds": ("training s", 0),
     "frames_per_second": ("frames/s", 0),
 }
 PROTOCOLS = {"known": "known shots", "unseen": "unseen shots"}
@@ -125,7 +126,7 @@ class Pasted:
         self.ab, self.features = np.stack(ab), torch.cat(features)
 
     def _features(self, labs):
-        return F.normalize(look(self.backbone, [lab[..., 0] for lab in labs], self.device)[0], dim=1)
+        return F.normalize(look(self.backbone, [lab[..., 0] for lab in labs], self.device).features, dim=1)
 
     def __call__(self, labs):
         return self.ab[(self._features(labs) @ self.features.T).argmax(1).cpu().numpy()]
@@ -133,16 +134,17 @@ class Pasted:
 
 def spatial_alone(painter):
     """What the spatial memory of a painter's colorizer reads, enlarged and trusted everywhere, without generator: keys
-    hold no colours, since nobody guesses those of a query."""
+    hold no colors, since nobody guesses those of a query."""
     spatial, size = copy.deepcopy(painter.colorizer.spatial), painter.colorizer.config.img_size
     spatial.keys[:, :, -2:] = 0
 
     @torch.inference_mode()
     def colors(labs):
-        frames, places = painter.look([lab[..., 0] for lab in labs])
+        seen = painter.look([lab[..., 0] for lab in labs])
         L = torch.from_numpy(np.stack([resize(lab[..., 0], size, size) for lab in labs]))[:, None] / L_SCALE
         L = L.to(painter.device)
-        hint = spatial.read(spatial.choose(frames), spatial.key(places, L, torch.cat([L, L], 1) * 0))[:, :2]
+        keys = spatial.key(seen.places, L, torch.cat([L, L], 1) * 0)
+        hint = spatial.read(spatial.nearest(seen.features), keys)[:, :2]
         hint = F.interpolate(hint, (size, size), mode="bilinear", align_corners=False)
         return (hint * AB_SCALE).permute(0, 2, 3, 1).cpu().numpy()
 
@@ -172,7 +174,7 @@ def make_methods(rows, paths, folder, minutes, img_size, seed):
     pasted = Pasted(paths, img_size, device)
     mean = pasted.ab.mean((0, 1, 2), dtype=np.float64).astype(np.float32)  # float32 would lose digits over a film
     methods = {
-        "grey": lambda labs: np.zeros((len(labs), img_size, img_size, 2), np.float32),
+        "gray": lambda labs: np.zeros((len(labs), img_size, img_size, 2), np.float32),
         "mean": lambda labs: np.broadcast_to(mean, (len(labs), img_size, img_size, 2)),
         "nearest": pasted}
     for name in set(rows) - set(methods):
@@ -236,7 +238,7 @@ class Measured:
 
 
 def measure(methods, paths, img_size, lpips=None):
-    """Colour the pictures ``paths`` by each of ``methods``.
+    """Color the pictures ``paths`` by each of ``methods``.
 
     Returns a dict row -> columns, and PLACES rows of RGB pictures, WIDTH wide: the result of each method, the truth.
     """
@@ -271,7 +273,7 @@ def thumbnail(lab, ab):
 # The report
 
 
-def summarise(seeds):
+def summarize(seeds):
     """Mean, spread (standard deviation) and single values over the seeds: dicts row -> columns, one for each seed."""
     summary = {}
     for name in seeds[0]:
@@ -285,7 +287,7 @@ def summarise(seeds):
 
 
 def table(summary):
-    """A text table of what ``summarise`` returned, one line a row."""
+    """A text table of what ``summarize`` returned, one line a row."""
     def cell(value, decimals):
         if value is None:
             return "no weights"
@@ -326,7 +328,7 @@ def score_film(film, folder, args, lpips):
                 seeds.append({name: {**row, "train_seconds": seconds[name]} for name, row in rows.items()})
                 if seed == 0:
                     write_image(folder / f"{protocol}.png", draw_pictures(pictures, args.rows))
-            summary = summarise(seeds)
+            summary = summarize(seeds)
             report["protocols"][protocol] = {"shots": len(shots), "training_frames": len(trained),
                                              "test_frames": len(tested), "rows": summary}
             print(f"\n{film.name}, {PROTOCOLS[protocol]}: {len(trained)} training frames, {len(tested)} test frames, "
@@ -337,13 +339,13 @@ def score_film(film, folder, args, lpips):
 
 
 def main(argv):
-    parser = ArgumentParser(prog="quality.py", description="Score every way of colouring on films.")
+    parser = ArgumentParser(prog="quality.py", description="Score every way of coloring on films.")
     parser.add_argument("films", nargs="+", type=Path, metavar="FILM")
     parser.add_argument("--minutes", type=float, default=3.0, help="of each training")
     parser.add_argument("--img_size", type=int, default=128, help="side of the square that the networks see")
     parser.add_argument("--seeds", type=int, default=3, help="runs over which mean and spread are taken")
     parser.add_argument("--protocol", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS), help="what is held out")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="the ways of colouring")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="the ways of coloring")
     parser.add_argument("--output", type=Path, default=Path("results/quality"), help="folder of a folder for each film")
     parser.add_argument("--overwrite", type=boolean, default=False, help="replace results that exist")
     args = parser.parse_args(argv)

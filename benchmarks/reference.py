@@ -1,9 +1,9 @@
 """What speed.py measures against: the method written down plainly, with nothing done to be fast.
 
-The colour feature searches all 313 bins for every pixel; the discriminator's first layer convolves 313 constant maps;
+The color feature searches all 313 bins for every pixel; the discriminator's first layer convolves 313 constant maps;
 the backbone, batch norms and all, looks at every picture in every step; pictures are read and prepared anew in every
-step; everything is float32. Functions and shapes are those of dataset.py, networks.py, train.py and painter.py, and
-tests/test_speed.py compares the results. Losses and the memory, which take little time, are shared with them.
+step; everything is float32. Functions and shapes are those of the program, and tests/test_speed.py compares the
+results. Losses and the memory, which take little time, are shared with them.
 """
 
 import av
@@ -15,23 +15,23 @@ from efficientnet_lite_pytorch import EfficientNet
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
-from dataset import AB_BINS, AB_SCALE, GREY_SIZE, L_SCALE, NEIGHBOURS, SIGMA, grey_image, resize, rgb_to_lab
-from memory import FEATURE_DIM, MemoryNetwork
-from networks import BACKBONE_DIMS, Style
-from learner import discriminator_loss, generator_loss
+from colorizer.backbone import BACKBONE_DIMS
+from dataset import AB_BINS, AB_SCALE, GRAY_SIZE, L_SCALE, N_BINS, NEIGHBORS, SIGMA, gray_image, resize, rgb_to_lab
+from networks import MemoryNetwork, Style
+from training.learner import color_loss, discriminator_loss, generator_loss
 from utils import read_image
 
-_SEARCH = NearestNeighbors(n_neighbors=NEIGHBOURS, algorithm="brute").fit(AB_BINS)
+_SEARCH = NearestNeighbors(n_neighbors=NEIGHBORS, algorithm="brute").fit(AB_BINS)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Pictures
 
 
 def color_feature(ab):
-    """Colour feature (313,) of ab (H, W, 2): every pixel is spread over its 10 nearest bins, then the mean is taken."""
+    """Color feature (313,) of ab (H, W, 2): every pixel is spread over its 10 nearest bins, then the mean is taken."""
     distance, index = _SEARCH.kneighbors(ab.reshape(-1, 2))
     weight = np.exp(-distance**2 / (2 * SIGMA**2))
-    dense = np.zeros((len(index), FEATURE_DIM), np.float32)
+    dense = np.zeros((len(index), N_BINS), np.float32)
     np.put_along_axis(dense, index, (weight / weight.sum(1, keepdims=True)).astype(np.float32), 1)
     return dense.mean(0)
 
@@ -40,11 +40,11 @@ def read_batch(paths, ids, img_size):
     """Pictures as a batch for ``Learner.step``."""
     labs = [rgb_to_lab(read_image(path)) for path in paths]
     small = np.stack([resize(lab, img_size, img_size) for lab in labs])
-    large = np.stack([resize(lab[..., :1], GREY_SIZE, GREY_SIZE) for lab in labs])[:, None]
+    large = np.stack([resize(lab[..., :1], GRAY_SIZE, GRAY_SIZE) for lab in labs])[:, None]
     picture = torch.from_numpy(small).permute(0, 3, 1, 2)
     return {"L": picture[:, :1] / L_SCALE, "ab": picture[:, 1:] / AB_SCALE, "image_id": torch.tensor(ids),
             "color_feature": torch.from_numpy(np.stack([color_feature(lab[..., 1:]) for lab in small])),
-            "grey": grey_image(torch.from_numpy(large) / L_SCALE)}
+            "gray": gray_image(torch.from_numpy(large) / L_SCALE)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -69,8 +69,8 @@ class Generator(nn.Module):
         self.output = nn.ConvTranspose2d(2 * width, 2, 4, 2, 1)
         self.style = Style(down[1:-1] + up, style_hidden)
 
-    def forward(self, L, palette, places=None):
-        styles = iter(self.style(*palette))
+    def forward(self, L, advice, places=None):
+        styles = iter(self.style(*advice))
         x = F.leaky_relu(self.downs[0](2 * L - 1), 0.2)
         skips = [x]
         for down in self.downs[1:-1]:
@@ -84,7 +84,7 @@ class Generator(nn.Module):
 
 
 def lay_out(picture, color_feature):
-    """Picture (N, C, H, W) and colour feature (N, 313) at every pixel: (N, C + 313, H, W)."""
+    """Picture (N, C, H, W) and color feature (N, 313) at every pixel: (N, C + 313, H, W)."""
     maps = color_feature[:, :, None, None].expand(-1, -1, *picture.shape[2:])
     return torch.cat([picture, maps], 1)
 
@@ -94,7 +94,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, width, style_hidden):
         super().__init__()
-        self.first = nn.Conv2d(3 + FEATURE_DIM, width, 4, 2, 1)
+        self.first = nn.Conv2d(3 + N_BINS, width, 4, 2, 1)
         self.middle = nn.ModuleList([nn.Conv2d(width, 2 * width, 4, 2, 1), nn.Conv2d(2 * width, 4 * width, 4, 2, 1),
                                      nn.Conv2d(4 * width, 8 * width, 4, 1, 1)])
         self.last = nn.Conv2d(8 * width, 1, 4, 1, 1)
@@ -109,9 +109,9 @@ class Discriminator(nn.Module):
 
 def first_layer(conv):
     """The plain convolution over picture and 313 maps that a networks.ColorConv is equal to."""
-    plain = nn.Conv2d(conv.picture.in_channels + FEATURE_DIM, conv.picture.out_channels, 4, 2, 1)
+    plain = nn.Conv2d(conv.picture.in_channels + N_BINS, conv.picture.out_channels, 4, 2, 1)
     plain.weight.data = torch.cat([conv.picture.weight, conv.color], 1).detach().clone()
-    plain.bias.data = conv.picture.bias.detach().clone()
+    plain.bias = nn.Parameter(conv.picture.bias.detach().clone())
     return plain
 
 
@@ -125,12 +125,12 @@ class Backbone(nn.Module):
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def forward(self, grey):
-        return self.net.extract_features(grey).mean((2, 3))
+    def forward(self, gray):
+        return self.net.extract_features(gray).mean((2, 3))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Training and colouring
+# Training and coloring
 
 
 class Learner:
@@ -156,13 +156,14 @@ class Learner:
     def step(self, batch):
         """One step on a batch (on the device). Returns named losses."""
         L, ab, color = batch["L"], batch["ab"], batch["color_feature"]
-        features = self.backbone(batch["grey"])
+        features = self.backbone(batch["gray"])
         triplet = self.memory.triplet_loss(self.memory.query(features), color)
         self._descend("mem", triplet)
         self.memory.update(self.memory.query(features).detach(), color, batch["image_id"])
 
         fake = self.generator(L, (color, torch.ones(len(L)).to(L)))
-        loss, parts = generator_loss(self.discriminator(L, fake, color), fake, ab, self.config.lambda_l1)
+        l1 = color_loss(fake, ab, self.config.learning.vivid)
+        loss, parts = generator_loss(self.discriminator(L, fake, color), l1, self.config.lambda_l1)
         self._descend("gen", loss)
         real = self.discriminator(L, ab, color)
         loss = discriminator_loss(real, self.discriminator(L, fake.detach(), color), self.config.label_smoothing)
@@ -171,7 +172,7 @@ class Learner:
 
 
 def color_film(painter, source, output, frames):
-    """Colour the first ``frames`` frames of a film one after another: read, colour at full resolution, write."""
+    """Color the first ``frames`` frames of a film one after another: read, color at full resolution, write."""
     with av.open(str(source)) as film, av.open(str(output), "w") as result:
         stream = result.add_stream("h264", rate=film.streams.video[0].average_rate, options={"crf": "16"})
         for number, frame in enumerate(film.decode(video=0)):

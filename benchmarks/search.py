@@ -4,8 +4,8 @@
 
 One training on a film serves both protocols of quality.py, on frames that it does not look at: those at 1/8, 3/8, 5/8
 and 7/8 of the shots that are trained on, and of the shots that another draw (SEED) holds out. NAME is a constant of
-SpatialMemory, which is filled and read anew; or a flag of train.py or a constant of learner.py, with each value of
-which all is trained again. Without --vary, READING is tried.
+SpatialConfig, with each value of which the spatial memory is filled and read anew; or a flag of train.py or a constant
+of LearningConfig, with each value of which all is trained again. Without --vary, READING is tried.
 
 Prints the mean CIEDE2000 for each film and protocol, a line as soon as it is known, as a table in Markdown.
 """
@@ -13,33 +13,34 @@ Prints the mean CIEDE2000 for each film and protocol, a line as soon as it is kn
 import sys
 import tempfile
 from contextlib import redirect_stdout
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import learner
 from benchmarks.quality import PROTOCOLS, film_frames, measure, split_frames
+from colorizer.painter import Painter, load_colorizer
+from config import LearningConfig, SpatialConfig, TrainConfig
 from dataset import ColorizationDataset
-from memory import SpatialMemory
-from painter import Painter, load_colorizer
-from train import TrainConfig, remember, train
+from train import train
+from training.preparation import remember
 from utils import ArgumentParser, UserError, autocast, run_cli, select_device
 
 FRAMES, SEED = 9, 3  # of each shot; the shots that quality.py holds out are those of its seeds from 0 on
-READING = ["FRAMES=4,16", "VARIETY=0.25,0.75", "SHARPNESS=15,60", "DISCORD=0.01,0.05", "LIGHTNESS=1,4",
-           "POSITION=0,0.3", "COLOR=2,8", "CARRIED=1,4", "UNLIKE=0.25,1", "UNLIT=50,400", "CHOICE=5,80"]
+READING = ["frames=4,16", "variety=0.25,0.75", "sharpness=15.0,60.0", "discord=0.01,0.05", "lightness=1.0,4.0",
+           "position=0.0,0.3", "color=2.0,8.0", "carried=1,4", "unlike=0.25,1.0", "unlit=50.0,400.0",
+           "choice=5.0,80.0"]
+SPATIAL, LEARNING = ({f.name for f in fields(kind)} for kind in (SpatialConfig, LearningConfig))
+FLAGS = {f.name for f in fields(TrainConfig) if "help" in f.metadata}
 
 
 def parse(text):
     """NAME=VALUE,VALUE as the name and its values, numbers."""
     name, _, values = text.partition("=")
-    known = [owner for owner in (SpatialMemory, learner) if hasattr(owner, name)]
-    if not known and name not in {f.name for f in fields(TrainConfig)}:
-        raise UserError(f"{name} is no constant of SpatialMemory or learner.py and no flag of train.py; "
+    if name not in SPATIAL | LEARNING | FLAGS:
+        raise UserError(f"{name} is no constant of SpatialConfig or LearningConfig and no flag of train.py; "
                         f"correct --vary {text}")
     try:
         return name, [float(value) if "." in value else int(value) for value in values.split(",")]
@@ -76,29 +77,22 @@ class Case:
 
     def read_with(self, name, value):
         """The scores with another constant of the spatial memory, which is filled anew."""
-        spatial = self.colorizer.spatial
-        setattr(spatial, name, value)  # an attribute of its own hides that of the class
-        holder: Any = SimpleNamespace(colorizer=self.colorizer, config=SimpleNamespace(use_memory=True))
+        spatial, config = self.colorizer.spatial, self.colorizer.config
+        before = spatial.config
+        spatial.config = config.spatial = replace(before, **{name: value})
         data = ColorizationDataset(self.folder / "data" / "train", self.args.img_size, TrainConfig.cache_gb)
         try:
-            remember(data, holder, self.device, lambda: autocast(self.device, "auto"))
+            remember(data, self.colorizer, partial(autocast, self.device, "auto"))
             return self.score(self.colorizer)
         finally:
-            delattr(spatial, name)
-
-    def train_with(self, name, value):
-        """The scores after training with another setting or constant."""
-        if name in {f.name for f in fields(TrainConfig)}:
-            return self.score(self.trained(f"{name}_{value}", **{name: value}))
-        default = getattr(learner, name)
-        setattr(learner, name, value)
-        try:
-            return self.score(self.trained(f"{name}_{value}"))
-        finally:
-            setattr(learner, name, default)
+            spatial.config = config.spatial = before
 
     def vary(self, name, value):
-        return self.read_with(name, value) if hasattr(SpatialMemory, name) else self.train_with(name, value)
+        """The scores with another value of a constant or setting."""
+        if name in SPATIAL:
+            return self.read_with(name, value)
+        settings = {"learning": LearningConfig(**{name: value})} if name in LEARNING else {name: value}
+        return self.score(self.trained(f"{name}_{value}", **settings))
 
 
 def main(argv):

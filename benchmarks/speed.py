@@ -2,15 +2,15 @@
 
     python benchmarks/speed.py [--film FILM] [--quick]
 
-Colour feature, first layer of the discriminator, training step, film and dataset are timed ROUNDS times in turn, after
+Color feature, first layer of the discriminator, training step, film and dataset are timed ROUNDS times in turn, after
 a round that does not count, and medians are taken. The ratio says how many times better ours is; the reference of the
 dataset generator is decoding alone, and that of the step with 10,000 frames the step with 1,000.
 
 The training step is that of the paper (memory, AdaIN, no spatial memory, the discriminator judges in every step) with
-WIDTH and BATCH, from pictures on the disk to the last optimiser. Ours also makes random views and a moving average,
+WIDTH and BATCH, from pictures on the disk to the last optimizer. Ours also makes random views and a moving average,
 which the reference does not. The reference's styles come from an MLP of another width; its weights are otherwise of the
 same shapes. Beside it is our default way to train. "matrix product" is the step's arithmetic over its time, beside what
-this machine reaches in a large matrix product. A film is coloured with its sound, with and without spatial memory, and
+this machine reaches in a large matrix product. A film is colored with its sound, with and without spatial memory, and
 by the reference one frame after another, with a palette for each frame and not for each shot.
 
 Prints a table and writes results/bench/speed.json. About 8 minutes on 2 CPU cores.
@@ -39,17 +39,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import reference
-from dataset import (
-    GREY_SIZE, ColorizationDataset, TrainingViews, ViewSampler, color_feature, resize, rgb_to_lab)
-from dataset_generator import GeneratorConfig, generate
-from encoding import VideoSettings
-from episode import color_video
-from learner import Learner
+from colorizer.painter import Painter
+from config import FilmConfig, GeneratorConfig, LearningConfig, TrainConfig
+from dataset import GRAY_SIZE, ColorizationDataset, color_feature, resize, rgb_to_lab
+from dataset_generator import generate
+from film.episode import color_film
+from film.video import VideoFile
 from networks import ColorConv
-from painter import Painter
-from train import TrainConfig, fit_model_config, look_at, remember
+from training.learner import Learner
+from training.preparation import fit_model_config, remember, see_all
+from training.views import TrainingViews, ViewSampler
 from utils import ArgumentParser, UserError, autocast, replace_when_done, run_cli, select_device, write_image
-from video import Film
 
 FILM = Path(__file__).resolve().parents[1] / "resources" / "episode_2.mp4"
 ROUNDS = 3
@@ -59,7 +59,7 @@ STYLE_HIDDEN = 6144  # width of the hidden layers from which the reference takes
 PICTURES = 24  # frames of the film to train on
 PAPER = {"use_spatial_memory": False, "dis_every": 1, "mislead": 0.0}
 SET_SIZES = 1_000, 10_000
-CLIP_SECONDS, REFERENCE_FRAMES = 5, 16  # how much of the film is coloured by ours and by the reference
+CLIP_SECONDS, REFERENCE_FRAMES = 5, 16  # how much of the film is colored by ours and by the reference
 MATRIX = 2048  # side of the large matrices
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -98,14 +98,13 @@ def table(rows):
 
 def film_pictures(film, folder, count):
     """Write ``count`` frames of a film, evenly spread, to ``folder``; returns their paths."""
-    capture = cv2.VideoCapture(str(film))
-    frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    frames = sum(1 for _ in VideoFile(film).read())
     if frames < count:
         raise UserError(f"{film} has {frames} frames, and {count} are needed; name a longer film")
     wanted = set(np.linspace(0, frames - 1, count).round().astype(int).tolist())
-    for number in range(frames):
-        if capture.grab() and number in wanted:
-            write_image(folder / f"frame_{number}.png", cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB))
+    for number, (_, _, planes) in enumerate(VideoFile(film).read()):
+        if number in wanted:
+            write_image(folder / f"frame_{number}.png", planes.picture())
     return sorted(folder.glob("*.png"))
 
 
@@ -114,17 +113,17 @@ def film_pictures(film, folder, count):
 
 
 def color_features(paths, rounds):
-    ab = [resize(rgb_to_lab(cv2.imread(str(path))[..., ::-1]), GREY_SIZE, GREY_SIZE)[..., 1:] for path in paths]
+    ab = [resize(rgb_to_lab(cv2.imread(str(path))[..., ::-1]), GRAY_SIZE, GRAY_SIZE)[..., 1:] for path in paths]
     with threadpool_limits(1):  # ours uses one core, and scikit-learn all that it gets
         seconds = in_turn(rounds, reference=lambda: [reference.color_feature(x) for x in ab],
                           ours=lambda: [color_feature(x) for x in ab])
-    yield row("colour feature of a picture, 256 px, one core", **seconds, count=len(ab), target=">= 50, < 5 ms")
+    yield row("color feature of a picture, 256 px, one core", **seconds, count=len(ab), target=">= 50, < 5 ms")
 
 
 def first_layer(rounds):
     ours = ColorConv(3, WIDTH)
     plain = reference.first_layer(ours)
-    picture, color = torch.rand(BATCH, 3, GREY_SIZE, GREY_SIZE, requires_grad=True), torch.rand(BATCH, 313)
+    picture, color = torch.rand(BATCH, 3, GRAY_SIZE, GRAY_SIZE, requires_grad=True), torch.rand(BATCH, 313)
     seconds = in_turn(rounds, reference=lambda: plain(reference.lay_out(picture, color)).sum().backward(),
                       ours=lambda: ours(picture, color).sum().backward())
     yield row(f"first layer, there and back, 256 px, batch {BATCH}", **seconds)
@@ -152,8 +151,8 @@ def our_step(data, config, device):
     """A function that makes one step of ours, as train.py does."""
     learner = Learner(config, fit_model_config(config, len(data)), device)
     cast = partial(autocast, device, config.precision)
-    features = look_at(data, learner, device, cast)
-    batches = iter(DataLoader(TrainingViews(data, config.mislead), config.batch_size,
+    features = see_all(data, learner.colorizer, cast)
+    batches = iter(DataLoader(TrainingViews(data, config.learning, config.mislead), config.batch_size,
                               sampler=ViewSampler(data, 10**5 // len(data), config.seed)))
 
     def step():
@@ -203,8 +202,8 @@ class RandomPictures(ColorizationDataset):
 
     def __init__(self, count, img_size):
         rng = np.random.default_rng(0)
-        self.img_size, self.side = img_size, GREY_SIZE
-        self.lab = torch.from_numpy(rng.integers(0, 256, (count, 3, self.side, self.side), np.uint8))
+        self.img_size, self.side = img_size, GRAY_SIZE
+        self.codes = torch.from_numpy(rng.integers(0, 256, (count, 3, self.side, self.side), np.uint8))
         self.color_features = torch.from_numpy(rng.dirichlet(np.ones(313), count).astype(np.float32))
         self.ids = list(range(count))
 
@@ -218,7 +217,8 @@ def step_with(count, device):
     learner = Learner(config, fit_model_config(config, count), device)
     fill_memory(learner.colorizer.memory)
     features = torch.rand(count, learner.colorizer.memory.encoder.in_features, device=device)
-    batches = iter(DataLoader(TrainingViews(data), BATCH, sampler=ViewSampler(data, 10**5 // count, 0)))
+    views = TrainingViews(data, LearningConfig())
+    batches = iter(DataLoader(views, BATCH, sampler=ViewSampler(data, 10**5 // count, 0)))
 
     def step():
         batch = {name: value.to(device) for name, value in next(batches).items()}
@@ -274,13 +274,13 @@ def make_painter(data, config, device, precision):
     memory = learner.colorizer.memory
     with torch.no_grad():
         if config.use_spatial_memory:
-            remember(data, learner, device, cast)
-        memory.update(memory.query(look_at(data, learner, device, cast)), data.color_features.to(device),
+            remember(data, learner.colorizer, cast)
+        memory.update(memory.query(see_all(data, learner.colorizer, cast)), data.color_features.to(device),
                       torch.tensor(data.ids))
     return Painter(learner.colorizer.eval(), device, precision)
 
 
-def colouring(film, paths, device, rounds, folder):
+def coloring(film, paths, device, rounds, folder):
     data = {size: ColorizationDataset(paths, size) for size in SIZES}
     for size, spatial in itertools.product(reversed(SIZES), (True, False)):
         config = TrainConfig(img_size=size, use_spatial_memory=spatial)
@@ -289,7 +289,7 @@ def colouring(film, paths, device, rounds, folder):
 
         def color(painter=ours, records=records):
             (folder / "ours.mp4").unlink(missing_ok=True)
-            records[:] = color_video(painter, Film(film), folder / "ours.mp4", VideoSettings(end=CLIP_SECONDS))
+            records[:] = color_film(painter, VideoFile(film), folder / "ours.mp4", FilmConfig(end=CLIP_SECONDS))
 
         seconds = in_turn(rounds, ours=color, reference=partial(
             reference.color_film, plain, film, folder / "reference.mp4", REFERENCE_FRAMES))
@@ -329,7 +329,7 @@ def machine(device, precisions):
 
 def main(argv):
     parser = ArgumentParser(prog="speed.py", description="Time every part beside a plain reference.")
-    parser.add_argument("--film", type=Path, default=FILM, help="the film to learn from and to colour")
+    parser.add_argument("--film", type=Path, default=FILM, help="the film to learn from and to color")
     parser.add_argument("--quick", action="store_true", help="one round instead of several")
     parser.add_argument("--output", type=Path, default=Path("results/bench/speed.json"), help="replaced if it exists")
     args = parser.parse_args(argv)
@@ -345,7 +345,7 @@ def main(argv):
         for part in (memory_of_training(paths),  # first: a process takes over the peak of the one that starts it
                      color_features(paths, rounds), first_layer(rounds),
                      training_steps(paths, precisions, device, rounds), set_sizes(device, rounds),
-                     colouring(args.film, paths, device, rounds, folder), dataset_making(args.film, rounds, folder)):
+                     coloring(args.film, paths, device, rounds, folder), dataset_making(args.film, rounds, folder)):
             for line in part:
                 rows.append(line)
                 print(f"{line['figure']}: ratio {line['ratio']:.2f}", file=sys.stderr)

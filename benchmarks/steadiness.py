@@ -1,12 +1,12 @@
-"""How steady is a coloured film, beside the truth and beside colouring each frame by itself?
+"""How steady is a colored film, beside the truth and beside coloring each frame by itself?
 
-    python benchmarks/steadiness.py FILM COLOURED [--checkpoint checkpoints/best.pt]
+    python benchmarks/steadiness.py FILM COLORED [--checkpoint checkpoints/best.pt]
 
-COLOURED is what ``test.py --input FILM --output COLOURED`` wrote with that checkpoint; the shots are those of its
+COLORED is what ``test.py --input FILM --output COLORED`` wrote with that checkpoint; the shots are those of its
 _shots.jsonl, and those that were left as they were do not count. *Frame by frame* is the same checkpoint with a palette
-for each frame instead of one for the shot, and colours that are not steadied, encoded as test.py does without flags.
+for each frame instead of one for the shot, and colors that are not steadied, encoded as test.py does without flags.
 
-Prints colour distribution consistency (CDC) and warping error, the means over the shots by their frames, and the mean
+Prints color distribution consistency (CDC) and warping error, the means over the shots by their frames, and the mean
 CIEDE2000 of one frame a second, all on pictures WarpError.WIDTH wide; and what is to be reached: the CDC of the result
 over that of the truth, and its warping error over that of frame by frame.
 """
@@ -15,7 +15,6 @@ import json
 import math
 import sys
 import tempfile
-from argparse import Namespace
 from contextlib import closing
 from pathlib import Path
 
@@ -24,29 +23,28 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from colorizer.painter import Painter
+from config import FilmConfig, SteadyConfig
 from dataset import rgb_to_lab
-from encoding import VideoSettings
-from episode import color_video
-from flow import SteadyColors
-from painter import load_painter
-from planes import planes_of
-from steadiness import CDC, WarpError
+from film.episode import color_film
+from film.planes import planes_of
+from film.steadiness import CDC, WarpError
+from film.video import VideoFile, ahead, frame_rate, open_video, read_frames
 from utils import ArgumentParser, UserError, ciede2000, is_color, run_cli
-from video import Film, ahead, frame_rate, open_video, read_frames
 
 ROWS = ("result", "frame by frame", "truth")
 
 
-def read_shots(coloured):
+def read_shots(colored):
     """The lines of a film's log, one a shot."""
-    log = coloured.with_name(f"{coloured.stem}_shots.jsonl")
+    log = colored.with_name(f"{colored.stem}_shots.jsonl")
     if not log.is_file():
-        raise UserError(f"there is no {log}; colour the film with test.py, which writes it")
+        raise UserError(f"there is no {log}; color the film with test.py, which writes it")
     return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
 
 
 class Alone:
-    """A painter as color_video takes it, which gives each frame a palette of its own."""
+    """A ``plan.FilmPainter`` that gives each frame a palette of its own."""
 
     def __init__(self, painter):
         self._painter = painter
@@ -61,31 +59,26 @@ class Alone:
 
 
 def color_alone(painter, film, shots, target):
-    """Colour the part of a film that ``shots`` are of, each frame by itself, and encode it as test.py does."""
-    film, keep = Film(film), SteadyColors.KEEP
-    SteadyColors.KEEP = 0.0  # nothing is left of the frame before
-    try:
-        start, end = (time - float(film.start) for time in (shots[0]["start_time"], shots[-1]["end_time"]))
-        color_video(Alone(painter), film, target,  # type: ignore[arg-type]  # all that it needs of a Painter
-                    VideoSettings(start=start, end=end))
-    finally:
-        SteadyColors.KEEP = keep
+    """Color the part of a film that ``shots`` are of, each frame by itself, and encode it as test.py does."""
+    film, alone = VideoFile(film), SteadyConfig(keep=0.0)  # nothing is left of the frame before
+    start, end = (time - float(film.start) for time in (shots[0]["start_time"], shots[-1]["end_time"]))
+    color_film(Alone(painter), film, target, FilmConfig(start=start, end=end, steady=alone))
 
 
-def measure(painter, film, coloured, shots):
-    """{row: {"cdc", "warp_error", "ciede2000"}}; without "truth" and "ciede2000" when the film has no colour."""
+def measure(painter, film, colored, shots):
+    """{row: {"cdc", "warp_error", "ciede2000"}}; without "truth" and "ciede2000" when the film has no color."""
     with tempfile.TemporaryDirectory() as folder:
         by_itself = Path(folder) / "alone.mkv"
         color_alone(painter, film, shots, by_itself)
-        return compare(film, coloured, by_itself, shots)
+        return compare(film, colored, by_itself, shots)
 
 
-def compare(film, coloured, by_itself, shots):
+def compare(film, colored, by_itself, shots):
     """What ``measure`` returns, by the films of the rows."""
     with open_video(film) as (_, stream):
         begin, every = round(shots[0]["start_time"] / stream.time_base), max(1, round(frame_rate(stream)))
     values, weights, distances, has_color = [], [], [], False
-    with (closing(ahead(read_frames(film, begin), 8)) as sources, closing(ahead(read_frames(coloured), 8)) as results,
+    with (closing(ahead(read_frames(film, begin), 8)) as sources, closing(ahead(read_frames(colored), 8)) as results,
           closing(ahead(read_frames(by_itself), 8)) as others,
           tqdm(total=shots[-1]["end_frame"], unit=" frames", disable=None) as bar):
         for shot in shots:
@@ -109,7 +102,7 @@ def compare(film, coloured, by_itself, shots):
                 values.append([[cdc.value() for cdc in cdcs], warp.values()])
                 weights.append(shot["end_frame"] - shot["start_frame"])
     if not values:
-        raise UserError(f"every shot of {coloured} was left as it was, so that there is nothing to measure")
+        raise UserError(f"every shot of {colored} was left as it was, so that there is nothing to measure")
     values, weights = np.array(values), np.array(weights)[:, None, None] * np.isfinite(values)
     cdc, warp = np.nansum(values * weights, 0) / weights.sum(0)
     rows = {name: {"cdc": c, "warp_error": w} for name, c, w in zip(ROWS, cdc, warp, strict=True)}
@@ -135,14 +128,13 @@ def table(rows):
 def main(argv):
     parser = ArgumentParser(prog="benchmarks/steadiness.py", description=__doc__.partition("\n")[0])
     parser.add_argument("film", type=Path, help="the source")
-    parser.add_argument("coloured", type=Path, help="what test.py made of it")
-    parser.add_argument("--checkpoint", type=Path, default="checkpoints/best.pt", help="that it was coloured with")
+    parser.add_argument("colored", type=Path, help="what test.py made of it")
+    parser.add_argument("--checkpoint", type=Path, default="checkpoints/best.pt", help="that it was colored with")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to run the networks")
     args = parser.parse_args(argv)
-    shots = read_shots(args.coloured)
-    painter = load_painter(Namespace(**vars(args), precision="auto", rank=1, color_feature="auto", reference=None,
-                                     references=None))
-    print(table(measure(painter, args.film, args.coloured, shots)))
+    shots = read_shots(args.colored)
+    painter = Painter.load(args.checkpoint, device=args.device)
+    print(table(measure(painter, args.film, args.colored, shots)))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ WORLD = (1200, 540)  # width, height of a background
 FINE = 2  # everything is drawn this many times larger, then averaged down: smoother lines than anti-aliasing alone
 SAMPLE_RATE = 44100
 
-# Ruby and Tilo share one CIE lightness (L = 62.1) at opposite hues: in grey only their drawing tells them apart.
+# Ruby and Tilo share one CIE lightness (L = 62.1) at opposite hues: in gray only their drawing tells them apart.
 PALETTE = {"ruby": (238, 108, 128), "tilo": (18, 168, 156), "pip": (249, 197, 57), "bo": (134, 109, 200),
            "momo": (250, 233, 208)}
 TWINS = ("ruby", "tilo")
@@ -166,9 +166,9 @@ def box(x0, y0, x1, y1):
     return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float)
 
 
-def fill(picture, points, colour):
+def fill(picture, points, color):
     """Fill a polygon (n, 2), in pixels of ``picture`` with their fractions, anti-aliased."""
-    cv2.fillPoly(picture, [np.round(np.asarray(points) * 16).astype(np.int32)], colour, cv2.LINE_AA, shift=4)
+    cv2.fillPoly(picture, [np.round(np.asarray(points) * 16).astype(np.int32)], color, cv2.LINE_AA, shift=4)
 
 
 class Painting:
@@ -184,7 +184,7 @@ class Painting:
             self.grain += strength * (noise[..., 3:] + 0.15 * noise[..., :3])
 
     def wash(self, points, top, bottom=None, rough=7.0, soft=0.0, alpha=1.0):
-        """Paint a polygon from colour ``top`` down to ``bottom``; ``soft`` blurs its edge, in units."""
+        """Paint a polygon from color ``top`` down to ``bottom``; ``soft`` blurs its edge, in units."""
         points = np.asarray(points, float) * FINE
         pad = int(soft * FINE * 3) + 2
         height, width = self.pixels.shape[:2]
@@ -200,9 +200,9 @@ class Painting:
         span = max(points[:, 1].max() - points[:, 1].min(), 1)
         down = np.clip((np.arange(y0, y1) - points[:, 1].min()) / span, 0, 1).astype(np.float32)[:, None, None]
         top, bottom = np.float32(top), np.float32(top if bottom is None else bottom)
-        colour = top + (bottom - top) * down + rough * self.grain[y0:y1, x0:x1]
+        color = top + (bottom - top) * down + rough * self.grain[y0:y1, x0:x1]
         part = self.pixels[y0:y1, x0:x1]
-        part += mask * (colour - part)
+        part += mask * (color - part)
 
     def ridge(self, y, swell, step=260.0):
         """Points of a land that fills everything below a wavy line around ``y``."""
@@ -222,9 +222,9 @@ class Painting:
             angle = 2.4 * tuft + self.rng.uniform(0, 1)  # the golden angle spreads them evenly
             reach = radius * np.sqrt(tuft * 0.618 % 1) * (0.85 - 0.3 * lit)
             lift = 0.22 * radius * lit
-            centre = x + reach * np.cos(angle) - lift, y + 0.7 * reach * np.sin(angle) - lift
-            colour = np.float32(dark) * (1 - lit) + np.float32(light) * lit
-            self.wash(oval(*centre, radius * 0.36, radius * 0.3), colour + 8, colour - 8, soft=1.2)
+            center = x + reach * np.cos(angle) - lift, y + 0.7 * reach * np.sin(angle) - lift
+            color = np.float32(dark) * (1 - lit) + np.float32(light) * lit
+            self.wash(oval(*center, radius * 0.36, radius * 0.3), color + 8, color - 8, soft=1.2)
 
 
 def meadow():
@@ -449,9 +449,9 @@ def background(place):
 
 
 @cache
-def tone(colour, change):
-    """``colour`` (RGB 0..255) with its CIE lightness moved by ``change``, hue and saturation kept."""
-    lab = cv2.cvtColor(np.float32([[colour]]) / 255, cv2.COLOR_RGB2LAB)
+def tone(color, change):
+    """``color`` (RGB 0..255) with its CIE lightness moved by ``change``, hue and saturation kept."""
+    lab = cv2.cvtColor(np.float32([[color]]) / 255, cv2.COLOR_RGB2LAB)
     lab[..., 0] += change
     lab[..., 1:] *= lab[..., :1] / (lab[..., :1] - change)
     return tuple(int(value) for value in np.round(np.clip(cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)[0, 0], 0, 1) * 255))
@@ -461,7 +461,7 @@ class Pen:
     """Draws one character's cel. Points are in units from its feet, x towards where it faces.
 
     ``picture`` is RGB uint8 (720, 1280, 3); ``labels``, if given, is uint8 (720, 1280) and receives ``label`` where a
-    shape of body colour lies and 0 where anything else covers one.
+    shape of body color lies and 0 where anything else covers one.
     """
 
     def __init__(self, picture, labels, label, feet, size, facing):
@@ -471,36 +471,36 @@ class Pen:
     def place(self, points):
         return self.feet + np.asarray(points, float) * (self.facing * self.size, self.size)
 
-    def shape(self, points, colour, body=True, line=2.2):
+    def shape(self, points, color, body=True, line=2.2):
         """A filled outline; ``line`` is the width of its ink, 0 for none."""
         points = self.place(points)
-        fill(self.picture, points, colour)
+        fill(self.picture, points, color)
         if self.labels is not None:
             cv2.fillPoly(self.labels, [np.round(points).astype(np.int32)], self.label if body else 0)
         if line:
             self.polyline(points, INK, line, closed=True)
 
-    def stroke(self, points, colour=INK, width=2.2, body=False):
-        self.polyline(self.place(points), colour, width, self.label if body else 0)
+    def stroke(self, points, color=INK, width=2.2, body=False):
+        self.polyline(self.place(points), color, width, self.label if body else 0)
 
-    def polyline(self, points, colour, width, label=0, closed=False):
+    def polyline(self, points, color, width, label=0, closed=False):
         thick = max(round(width * self.size), 1)
         points = np.round(points * 16).astype(np.int32)
-        cv2.polylines(self.picture, [points], closed, colour, thick, cv2.LINE_AA, shift=4)
+        cv2.polylines(self.picture, [points], closed, color, thick, cv2.LINE_AA, shift=4)
         if self.labels is not None:
             cv2.polylines(self.labels, [points], closed, label, thick, cv2.LINE_8, shift=4)
 
-    def limb(self, start, bend, end, width, colour, body=True):
+    def limb(self, start, bend, end, width, color, body=True):
         """A bent tube with round ends and an inked edge."""
         t = np.linspace(0, 1, 12)[:, None]
         points = (1 - t) ** 2 * np.array(start) + 2 * t * (1 - t) * np.array(bend) + t ** 2 * np.array(end)
         self.stroke(points, INK, width + 4.4)
-        self.stroke(points, colour, width, body)
+        self.stroke(points, color, width, body)
 
-    def ball(self, x, y, rx, ry, colour, tilt=0.0, body=True):
+    def ball(self, x, y, rx, ry, color, tilt=0.0, body=True):
         """An oval in two flat tones, lit from the upper left of the screen."""
-        self.shape(oval(x, y, rx, ry, tilt), tone(colour, -9), body, line=0)
-        self.shape(oval(x - 0.09 * rx * self.facing, y - 0.08 * ry, rx * 0.9, ry * 0.9, tilt), colour, body, line=0)
+        self.shape(oval(x, y, rx, ry, tilt), tone(color, -9), body, line=0)
+        self.shape(oval(x - 0.09 * rx * self.facing, y - 0.08 * ry, rx * 0.9, ry * 0.9, tilt), color, body, line=0)
         self.polyline(self.place(oval(x, y, rx, ry, tilt)), INK, 2.2, closed=True)
 
 
@@ -542,15 +542,15 @@ def draw_actor(pen, name, act, t):
     (wide, tall), (head_y, head_x, head_r) = build["belly"], build["head"]
     legs, middle = build["legs"], -build["legs"] - tall * 0.86
     limb = {"bo": 18, "pip": 3}.get(name, 11)
-    foot_colour = {"pip": (238, 140, 62), "momo": base}.get(name, tone(base, -14))
+    foot_color = {"pip": (238, 140, 62), "momo": base}.get(name, tone(base, -14))
 
     for side in (-1, 1):  # legs, the far one first
         swing, raise_foot = (0.0, 0.0) if step is None else (np.sin(step + side * np.pi / 2) * wide * 0.55,
                                                              max(0.0, np.cos(step + side * np.pi / 2)) * 9)
         foot = (side * wide * 0.42 + swing, -4 - raise_foot - lift * (step is None))
         pen.limb((side * wide * 0.42, -legs - 8 - lift), (side * wide * 0.46 + swing * 0.6, -legs * 0.6 - lift),
-                 foot, limb, foot_colour if name == "pip" else base, name != "pip")
-        pen.shape(oval(foot[0] + 3, foot[1], limb * 0.55 + 6, 5.5), foot_colour, name == "momo")
+                 foot, limb, foot_color if name == "pip" else base, name != "pip")
+        pen.shape(oval(foot[0] + 3, foot[1], limb * 0.55 + 6, 5.5), foot_color, name == "momo")
 
     def up(y):  # squash and stretch about the hips
         return (y + legs) * squash - legs - lift
@@ -581,12 +581,12 @@ def draw_actor(pen, name, act, t):
     draw_head(pen, name, np.array((2.0, up(-head_y))), head_x, head_r, mouth, blink=(t + 7 * len(name)) % 58 < 4)
 
 
-def draw_head(pen, name, centre, rx, ry, mouth, blink):
-    """Ears, head and face around ``centre``; ``mouth`` is how far it is open, 0..1."""
+def draw_head(pen, name, center, rx, ry, mouth, blink):
+    """Ears, head and face around ``center``; ``mouth`` is how far it is open, 0..1."""
     base, patch = PALETTE[name], BUILD[name]["patch"]
 
     def at(points):
-        return np.asarray(points, float) * (rx, ry) + centre
+        return np.asarray(points, float) * (rx, ry) + center
 
     for side in (-1, 1):
         if name == "ruby":
@@ -603,7 +603,7 @@ def draw_head(pen, name, centre, rx, ry, mouth, blink):
     if name == "pip":
         for x, y in ((-0.3, -1.5), (0.05, -1.65), (0.35, -1.45)):
             pen.limb(at((0, -0.8)), at((x * 0.6, -1.2)), at((x, y)), 3.5, base)
-    pen.ball(*centre, rx, ry, base)
+    pen.ball(*center, rx, ry, base)
 
     look = 0.16  # the face sits a little towards where the character looks: a three-quarter view
     if name in ("ruby", "tilo", "bo"):
@@ -614,9 +614,9 @@ def draw_head(pen, name, centre, rx, ry, mouth, blink):
         if blink:
             pen.stroke(oval(*eye, rx * 0.14, ry * 0.1, turns=(0.0, 0.5)), width=2.4)
             continue
-        for x, y, wide, tall, colour in ((0, 0, 0.17, 0.27, WHITE), (0.04, 0.03, 0.105, 0.18, INK),
+        for x, y, wide, tall, color in ((0, 0, 0.17, 0.27, WHITE), (0.04, 0.03, 0.105, 0.18, INK),
                                          (-0.01, -0.07, 0.04, 0.055, WHITE)):
-            pen.shape(oval(*eye + (rx * x, ry * y), rx * wide, ry * tall), colour, False, 1.6 if wide == 0.17 else 0)
+            pen.shape(oval(*eye + (rx * x, ry * y), rx * wide, ry * tall), color, False, 1.6 if wide == 0.17 else 0)
     if name == "pip":
         drop = 0.1 + 0.35 * mouth
         pen.shape(at([(0.1, 0.3), (0.45, 0.36 + drop), (0.3, 0.5 + drop), (0.05, 0.4)]), (206, 108, 52), False, 1.6)
@@ -641,7 +641,7 @@ def draw_head(pen, name, centre, rx, ry, mouth, blink):
 def lighting():
     """Added to every finished frame, int16 (360, 640, 1): light from the upper left and a slow paper grain.
 
-    It spreads each flat fill over some neighbouring values, as a scan of a cel does; without it the codec's rounding
+    It spreads each flat fill over some neighboring values, as a scan of a cel does; without it the codec's rounding
     would move thousands of pixels at once from one value to the next.
     """
     rng = np.random.default_rng(5)
@@ -654,7 +654,7 @@ def lighting():
 def draw_frame(episode, index, mask_of=None):
     """Frame ``index`` of an episode: RGB uint8 (360, 640, 3).
 
-    With ``mask_of``, a name in PALETTE, returns instead where that character's body colour (lit or in its own shade)
+    With ``mask_of``, a name in PALETTE, returns instead where that character's body color (lit or in its own shade)
     is seen: bool (360, 640), without outlines, face and clothes, and nowhere while the frame is white or black.
     """
     starts = [0, *shot_starts(episode)]

@@ -6,13 +6,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from episode import Palette
-from planes import planes_of
+from colorizer.painter import Palette
+from film.planes import planes_of
 from utils import write_image
 
 
+# A program that holds the lock on a file until it reads a line.
+HOLD_LOCK = """
+import sys
+from filelock import FileLock
+with FileLock(sys.argv[1]):
+    print(flush=True)
+    input()
+"""
+
+
 def feature(*bins):
-    """A colour feature with its weight spread evenly over ``bins``."""
+    """A color feature with its weight spread evenly over ``bins``."""
     v = torch.zeros(313)
     v[list(bins)] = 1 / len(bins)
     return v
@@ -35,11 +45,11 @@ def fill(net, keys, values, ids=None, ages=None):
 
 
 def draw_picture(seed, size=(96, 64)):
-    """A coloured drawing, RGB uint8: a red disc or a blue square on a ground of one of two colours."""
+    """A colored drawing, RGB uint8: a red disc or a blue square on a ground of one of two colors."""
     rng = np.random.default_rng(seed)
     picture = np.full((size[1], size[0], 3), ((190, 220, 160), (240, 210, 130))[seed % 2], np.uint8)
     x, y = int(rng.integers(20, size[0] - 20)), int(rng.integers(20, size[1] - 20))
-    r = 9 + seed % 7  # no two pictures of a dataset have exactly the same colour feature
+    r = 9 + seed % 7  # no two pictures of a dataset have exactly the same color feature
     if seed % 2:
         cv2.circle(picture, (x, y), r, (210, 40, 50), -1, cv2.LINE_AA)
     else:
@@ -58,7 +68,7 @@ def draw_dataset(folder, train=6, val=2, test=2):
 
 
 def draw_film(path, sizes=(64, 48), times=range(20), codec="libx264", sound="aac", rate=10):
-    """A film whose frame i is a grey ramp plus i, at ``times`` in units of 1 / rate s, with a beep of its length."""
+    """A film whose frame i is a gray ramp plus i, at ``times`` in units of 1 / rate s, with a beep of its length."""
     with av.open(str(path), "w") as film:
         video = film.add_stream(codec, rate=rate)
         video.width, video.height = sizes
@@ -92,7 +102,7 @@ def times_and_sound(path):
 
 
 class StubPainter:
-    """Takes the place of test.Painter: colours by the mean lightness of the shot and of the frame, and counts."""
+    """Takes the place of test.Painter: colors by the mean lightness of the shot and of the frame, and counts."""
 
     side, source, identity = 64, "memory", "stub"
 
@@ -118,18 +128,18 @@ class StubPainter:
 
 
 def draw_shots(path, shots, size=(128, 96), hold=1, options=None, codec="libx264", rate=12, pix_fmt="yuv420p", noise=0):
-    """A grey film of shots [(grey 0..255, frames)]: bars that move a pixel every ``hold`` frames, over that grey.
+    """A gray film of shots [(gray 0..255, frames)]: bars that move a pixel every ``hold`` frames, over that gray.
 
-    A grey that is a function takes the number of the frame in its shot; ``noise`` is the greatest of coding.
+    A gray that is a function takes the number of the frame in its shot; ``noise`` is the greatest of coding.
     Not smaller: of pictures 64 wide, x264 makes different files of the same frames, now and then.
     """
     with av.open(str(path), "w") as film:
         stream = film.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         rng = np.random.default_rng(0)
-        for number, (grey, count) in enumerate(shots):
+        for number, (gray, count) in enumerate(shots):
             for i in range(count):
-                level = grey(i) if callable(grey) else grey
+                level = gray(i) if callable(gray) else gray
                 bars = 30 * np.sin((np.arange(size[0]) + i // hold) / (2 + number % 3))
                 luma = (level + bars * min(1, level / 60)).astype(int) + rng.integers(-noise, noise + 1, size[::-1])
                 picture = np.repeat(luma.clip(0, 255).astype(np.uint8)[:, :, None], 3, 2)

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from drawn import draw_dataset
 
-import learner
 import train
+from training import learner
 from utils import load_checkpoint, run_cli
 
 EPOCHS = 4

@@ -10,12 +10,13 @@ import pytest
 import torch
 from drawn import draw_dataset, draw_picture
 
-import cache
 import dataset
-from cache import cached, key_of
-from dataset import ColorizationDataset, TrainingViews
-from learner import Learner
-from train import TrainConfig, fit_model_config, look_at, main, remember
+from config import LearningConfig, TrainConfig
+from dataset import ColorizationDataset, cached, key_of
+from train import main
+from training.learner import Learner
+from training.preparation import fit_model_config, remember, see_all
+from training.views import TrainingViews
 from utils import write_image
 
 FIELDS = [("number", "i8", ()), ("line", "u1", (3,))]
@@ -84,7 +85,7 @@ def test_a_damaged_file_is_mended(tmp_path, keys, budget):
     size = len(whole) // 4
     damages = {"cut": (whole[:-1], [3]), "empty": (b"", [0, 1, 2, 3]),
                "no cache": (b"something else" * 40, [0, 1, 2, 3])}
-    for place in (0, cache._CHECKSUM, size - 1, 2 * size + cache._CHECKSUM + cache._KEY):  # a bit of one record
+    for place in (0, dataset._CHECKSUM, size - 1, 2 * size + dataset._CHECKSUM + dataset._KEY):  # a bit of one record
         data = bytearray(whole)
         data[place] ^= 1
         damages[f"bit at {place}"] = (bytes(data), [place // size])
@@ -143,7 +144,7 @@ def decoded(monkeypatch):
 
 
 def same(one, other):
-    return torch.equal(one.lab, other.lab) and torch.equal(one.color_features, other.color_features) and (
+    return torch.equal(one.codes, other.codes) and torch.equal(one.color_features, other.color_features) and (
         one.ids == other.ids)
 
 
@@ -155,7 +156,7 @@ def test_pictures_are_prepared_once(folder, decoded, monkeypatch):
     again, mapped = ColorizationDataset(folder, 128), ColorizationDataset(folder, 128, cache_gb=900e3 / 1e9)
     assert len(decoded) == 5 and same(first, again) and same(first, mapped)
     assert [isinstance(records, np.memmap) for records, _ in kinds] == [False, False, True]  # 5 * 198 kB are more
-    views = [TrainingViews(data)[2, 7] for data in (first, mapped)]
+    views = [TrainingViews(data, LearningConfig())[2, 7] for data in (first, mapped)]
     assert all(torch.equal(torch.as_tensor(views[0][name]), torch.as_tensor(views[1][name])) for name in views[0])
     assert same(first, ColorizationDataset(first.paths, 128)) and len(decoded) == 10  # a list has no folder to keep in
 
@@ -169,12 +170,12 @@ def test_a_changed_picture_or_setting_is_prepared_anew(folder, decoded, monkeypa
     os.utime(changed, ns=(0, 10**18))
     second = ColorizationDataset(folder, 128)
     assert decoded == [changed.name] and not same(first, second)
-    assert torch.equal(second.lab[1], ColorizationDataset([changed], 128).lab[0])
+    assert torch.equal(second.codes[1], ColorizationDataset([changed], 128).codes[0])
     decoded.clear()
     changed.rename(changed.with_name("raw_image_drawn_77.png"))
     assert sorted(ColorizationDataset(folder, 128).ids) == [0, 2, 3, 4, 77] and len(decoded) == 1
     decoded.clear()
-    assert ColorizationDataset(folder, 256).lab.shape[-1] == 256 and len(decoded) == 5
+    assert ColorizationDataset(folder, 256).codes.shape[-1] == 256 and len(decoded) == 5
     ColorizationDataset(folder, 128)
     assert len(decoded) == 5  # one size does not drive out the other
     monkeypatch.setattr(dataset, "PREPARATION", dataset.PREPARATION + 1)
@@ -192,17 +193,17 @@ def test_features_are_computed_once_and_for_one_network(folder):
     def casts(enabled):
         return lambda: torch.autocast("cpu", torch.bfloat16, enabled=enabled)
 
-    features = look_at(data, learner, device, casts(False))
+    features = see_all(data, learner.colorizer, casts(False))
     assert features.shape == (5, 1280) and len(calls) == 1
-    exact = backbone(data.look(range(5), 128)[2])[0]
+    exact = backbone(data.tensors(range(5), 128)[2])[0]
     torch.testing.assert_close(features, exact.half().float())
     calls.clear()
-    assert torch.equal(look_at(ColorizationDataset(folder, 256), learner, device, casts(False)), features)
+    assert torch.equal(see_all(ColorizationDataset(folder, 256), learner.colorizer, casts(False)), features)
     assert not calls
-    look_at(data, learner, device, casts(True))
+    see_all(data, learner.colorizer, casts(True))
     assert len(calls) == 1  # of another precision
     next(backbone.parameters()).data *= 1.5
-    assert not torch.equal(look_at(data, learner, device, casts(True)), features) and len(calls) == 2
+    assert not torch.equal(see_all(data, learner.colorizer, casts(True)), features) and len(calls) == 2
 
 
 def test_the_backbone_looks_at_each_frame_once_for_the_memories(folder):
@@ -213,12 +214,12 @@ def test_the_backbone_looks_at_each_frame_once_for_the_memories(folder):
     def cast():
         return torch.autocast("cpu", enabled=False)
 
-    frames, calls = remember(data, learner, device, cast), []
+    known, calls = remember(data, learner.colorizer, cast), []
     learner.colorizer.backbone.register_forward_hook(lambda *_: calls.append(1))
-    features = look_at(data, learner, device, cast, frames)
-    assert not calls and torch.equal(features, frames.half().float())
+    features = see_all(data, learner.colorizer, cast, known)
+    assert not calls and torch.equal(features, known.half().float())
     learner = Learner(config, replace(fit_model_config(config, len(data)), spatial_size=3), device)
-    assert remember(data, learner, device, cast) is None  # it has not looked at all
+    assert remember(data, learner.colorizer, cast) is None  # it has not looked at all
     assert learner.colorizer.spatial.ids.tolist() == [data.ids[i] for i in (0, 2, 4)]
 
 

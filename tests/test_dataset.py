@@ -1,4 +1,4 @@
-"""Colour space, colour bins, soft encoding and the dataset, against slow references and known values."""
+"""Color space, color bins, soft encoding and the dataset, against slow references and known values."""
 
 import io
 import struct
@@ -32,7 +32,7 @@ def has_tie(ab):
 
 
 def drawn_pictures():
-    """Pictures of every kind of colour content, RGB uint8."""
+    """Pictures of every kind of color content, RGB uint8."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)
     ramp = np.stack(np.meshgrid(np.arange(0, 256, 2), np.arange(0, 256, 2)), -1)
@@ -90,7 +90,7 @@ def test_color_feature_is_the_mean_of_the_dense_encoding(name):
 
 
 def test_color_feature_of_one_centre_by_hand():
-    # At the centre (20, 30): itself at distance 0, 4 at 10, 4 at 14.14, and one of the 4 at 20.
+    # At the center (20, 30): itself at distance 0, 4 at 10, 4 at 14.14, and one of the 4 at 20.
     feature = np.sort(color_feature(np.full((2, 2, 2), (20, 30), np.float32)))[::-1]
     weights = np.exp(-np.array([0] + [100] * 4 + [200] * 4 + [400]) / 50)
     assert feature[0] == pytest.approx(1 / weights.sum(), rel=1e-2)
@@ -120,7 +120,7 @@ def test_items_hold_the_five_elements(tmp_path):
     data = ColorizationDataset(tmp_path, 128)
     item = data[0]
     assert {name: tuple(torch.as_tensor(value).shape) for name, value in item.items()} == {
-        "L": (1, 128, 128), "ab": (2, 128, 128), "color_feature": (313,), "grey": (3, 256, 256), "image_id": (),
+        "L": (1, 128, 128), "ab": (2, 128, 128), "color_feature": (313,), "gray": (3, 256, 256), "image_id": (),
         "index": ()}
     lab = rgb_to_lab(picture)
     assert (item["L"][0] - torch.from_numpy(lab[..., 0]) / 100).abs().max() < 0.5 / 255 + 1e-6
@@ -128,7 +128,7 @@ def test_items_hold_the_five_elements(tmp_path):
     assert torch.equal(item["color_feature"], torch.from_numpy(color_feature(lab[..., 1:])))
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     large = torch.from_numpy(resize(lab[..., 0], 256, 256))[..., None] / 100
-    torch.testing.assert_close(item["grey"], ((large - mean) / std).permute(2, 0, 1), atol=0.01, rtol=0)
+    torch.testing.assert_close(item["gray"], ((large - mean) / std).permute(2, 0, 1), atol=0.01, rtol=0)
     assert item["image_id"] == 5
 
 
@@ -154,22 +154,22 @@ def test_every_kind_of_picture_is_read_right(tmp_path):
     ramp = np.arange(0, 256, 4, dtype=np.uint8)
     rgb = np.stack(np.meshgrid(ramp, ramp), -1)
     rgb = np.concatenate([rgb, np.full((64, 64, 1), 50, np.uint8)], -1)
-    grey = np.repeat(rgb[:, :, :1], 3, 2)
+    gray = np.repeat(rgb[:, :, :1], 3, 2)
 
     def read(data, suffix):
         path = tmp_path / f"picture{suffix}"
         path.write_bytes(data)
         return read_image(path).astype(int)
 
-    colour = Image.fromarray(rgb)
+    color = Image.fromarray(rgb)
     for format, suffix, options, tolerance in (
             ("PNG", ".png", {}, 0), ("BMP", ".bmp", {}, 0), ("WEBP", ".webp", {"lossless": True}, 0),
             ("JPEG", ".jpg", {"quality": 100, "subsampling": 0}, 3), ("JPEG", ".jpeg", {"quality": 95}, 12)):
-        assert np.abs(read(encode(colour, format, **options), suffix) - rgb).max() <= tolerance, suffix
+        assert np.abs(read(encode(color, format, **options), suffix) - rgb).max() <= tolerance, suffix
 
-    assert (read(encode(Image.fromarray(grey[..., 0]), "PNG"), ".png") == grey).all()
-    sixteen = Image.fromarray(grey[..., 0].astype(np.uint16) * 257)
-    assert (read(encode(sixteen, "PNG"), ".png") == grey).all()
+    assert (read(encode(Image.fromarray(gray[..., 0]), "PNG"), ".png") == gray).all()
+    sixteen = Image.fromarray(gray[..., 0].astype(np.uint16) * 257)
+    assert (read(encode(sixteen, "PNG"), ".png") == gray).all()
     palette = Image.fromarray(np.repeat(rgb[:1, :, :], 64, 0)).quantize(64)
     assert np.abs(read(encode(palette, "PNG"), ".png") - np.array(palette.convert("RGB"))).max() == 0
     transparent = np.dstack([rgb, np.zeros((64, 64), np.uint8)])
@@ -178,7 +178,7 @@ def test_every_kind_of_picture_is_read_right(tmp_path):
     assert (flat[:, :32] == 255).all() and (flat[:, 32:] == rgb[:, 32:]).all()
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned by 90 degrees clockwise
-    turned = read(encode(colour, "PNG", exif=exif), ".png")
+    turned = read(encode(color, "PNG", exif=exif), ".png")
     assert (turned == np.rot90(rgb, -1)).all()
 
 

@@ -1,11 +1,10 @@
-"""Films with known shots in, datasets out. The films are drawn here: flat colours with a square that moves."""
+"""Films with known shots in, datasets out. The films are drawn here: flat colors with a square that moves."""
 
 import csv
 import itertools
 import os
 import subprocess
 import sys
-import zlib
 from array import array
 from collections import Counter
 from contextlib import suppress
@@ -15,16 +14,20 @@ import av
 import cv2
 import numpy as np
 import pytest
+from drawn import HOLD_LOCK
 from PIL import ImageColor
 from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
 import dataset_generator as generator
-import figures
-from dataset_generator import GeneratorConfig, split_shots
-from sharing import Shard
-from shots import ChangeDetector, FramePool, HistogramDetector, detect_shots, frame_positions
-from utils import UserError
+from config import GeneratorConfig
+from config import Shard
+from dataset_generator import split_shots
+from film import figures
+from film.planes import Coding, Planes, plane_array
+from film.shots import ChangeDetector, FramePool, HistogramDetector, checksum, detect_shots, frame_positions
+from film.video import VideoFile
+from utils import UserError, read_image
 
 SCRIPT = Path(generator.__file__)
 RED, GREEN, BLUE, WHITE = (20, 20, 220), (20, 70, 20), (220, 40, 30), (255, 255, 255)  # BGR
@@ -32,10 +35,10 @@ LIGHT, LIGHTER = (150, 150, 150), (165, 165, 165)
 
 
 def draw(spec, width=96, height=64):
-    """BGR frames of [(colour, number of frames), ...]. A square steps on, so no two frames of a shot are alike."""
-    for colour, count in spec:
+    """BGR frames of [(color, number of frames), ...]. A square steps on, so no two frames of a shot are alike."""
+    for color, count in spec:
         for i in range(count):
-            frame = np.full((height, width, 3), colour, np.uint8)
+            frame = np.full((height, width, 3), color, np.uint8)
             x, y = 8 * (i % 10), 8 * (i // 10 % 6)
             frame[y:y + 8, x:x + 8] = 90
             yield frame
@@ -56,13 +59,8 @@ def write_clip(path, spec, codec="ffv1", fps=24, pixels="yuv444p", **options):
 
 
 def decode(path):
-    capture = cv2.VideoCapture(str(path))
-    frames = []
-    while True:
-        ok, frame = capture.read()
-        if not ok:
-            return frames
-        frames.append(frame)
+    """The pictures of a film, RGB, as test.py sees them."""
+    return [planes.picture() for _, _, planes in VideoFile(path).read()]
 
 
 def run(video_path, save_path, **options):
@@ -87,9 +85,9 @@ def tree(folder):
 @pytest.fixture(scope="module")
 def film(tmp_path_factory):
     """Ten shots of 12 to 30 frames and one of 5."""
-    colours = itertools.cycle([RED, GREEN, BLUE, WHITE])
+    colors = itertools.cycle([RED, GREEN, BLUE, WHITE])
     lengths = [30, 12, 14, 5, 20, 13, 15, 16, 17, 18, 25]
-    return write_clip(tmp_path_factory.mktemp("film") / "film.mkv", list(zip(colours, lengths, strict=False)))
+    return write_clip(tmp_path_factory.mktemp("film") / "film.mkv", list(zip(colors, lengths, strict=False)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -97,7 +95,7 @@ def film(tmp_path_factory):
 
 
 EVERYWHERE = [
-    ("two colours", [(RED, 20), (GREEN, 15)], [(0, 19), (20, 34)]),
+    ("two colors", [(RED, 20), (GREEN, 15)], [(0, 19), (20, 34)]),
     ("the last of three counts", [(RED, 20), (GREEN, 15), (BLUE, 13)], [(0, 19), (20, 34), (35, 47)]),
     ("a flash of one frame", [(RED, 20), (WHITE, 1), (RED, 20)], [(0, 19), (20, 20), (21, 40)]),
     ("no cut", [(RED, 30)], [(0, 29)]),
@@ -129,13 +127,13 @@ def test_flicker_is_calm_for_adaptive_only():
     assert shots["content"] == 30 and shots["adaptive"] < 5
 
 
-@pytest.mark.parametrize("kind, grey", [("adaptive", False), ("content", False), ("adaptive", True)])
-def test_change_detector_is_pyscenedetects_number_for_number(kind, grey):
+@pytest.mark.parametrize("kind, gray", [("adaptive", False), ("content", False), ("adaptive", True)])
+def test_change_detector_is_pyscenedetects_number_for_number(kind, gray):
     rng = np.random.default_rng(0)
     frames = [cv2.resize(frame, (256, 256)) for frame in draw([(RED, 9), (RED, 1), (GREEN, 12), (LIGHT, 5), (BLUE, 2)])]
     frames[5:5] = [np.maximum(frames[4], rng.integers(0, 60 + i, frames[4].shape, np.uint8)) for i in range(8)]
     frames[20:20] = [frames[19]] * 6  # nothing moves
-    if grey:
+    if gray:
         frames = [np.ascontiguousarray(frame[..., 1]) for frame in frames]
     known = {}
 
@@ -143,13 +141,14 @@ def test_change_detector_is_pyscenedetects_number_for_number(kind, grey):
         def set_metrics(self, timecode, metrics):
             known.setdefault(timecode.frame_num, {}).update(metrics)
 
-    its = {"adaptive": AdaptiveDetector, "content": ContentDetector}[kind](min_scene_len=0, luma_only=grey)
+    its = {"adaptive": AdaptiveDetector, "content": ContentDetector}[kind](min_scene_len=0, luma_only=gray)
     its.stats_manager, cuts = Stats(), set()
     for index, frame in enumerate(frames):
-        picture = cv2.merge([frame] * 3) if grey else frame
+        picture = cv2.merge([frame] * 3) if gray else frame
         cuts |= {cut.frame_num for cut in its.process_frame(FrameTimecode(index, fps=24.0), picture)}
     ours = ChangeDetector(kind)
-    judged = [answer for frame in frames for answer in ours.process(frame)] + ours.flush()
+    judged = [answer for frame in frames
+              for answer in ours.process(frame if gray else np.ascontiguousarray(frame[..., ::-1]))] + ours.flush()
     assert len(judged) == len(frames) and len(cuts) >= 2
     name = its.get_metrics()[-1] if kind == "adaptive" else ContentDetector.FRAME_SCORE_KEY
     for index in range(its.event_buffer_length + 1, len(frames) - its.event_buffer_length):
@@ -158,21 +157,21 @@ def test_change_detector_is_pyscenedetects_number_for_number(kind, grey):
 
 def test_histogram_difference_by_hand():
     detector = HistogramDetector()
-    grey, other = np.full((256, 256, 3), 10, np.uint8), np.full((256, 256, 3), 10, np.uint8)
+    gray, other = np.full((256, 256, 3), 10, np.uint8), np.full((256, 256, 3), 10, np.uint8)
     other[:, :, 1] = 11  # all pixels leave one bin of G for another: 2 * 65536^2 / 256
     other[:128, :, 2] = 12  # half of them in R: 2 * 32768^2 / 256
-    assert detector.process(grey) == [(0.0, False)]
+    assert detector.process(gray) == [(0.0, False)]
     assert detector.process(other) == [(2 * 65536**2 / 256 + 2 * 32768**2 / 256, True)]
     assert detector.process(other) == [(0.0, False)]
 
 
 def test_histogram_cuts_above_the_threshold_only():
-    grey, other = np.full((256, 256, 3), 10, np.uint8), np.full((256, 256, 3), 10, np.uint8)
+    gray, other = np.full((256, 256, 3), 10, np.uint8), np.full((256, 256, 3), 10, np.uint8)
     other[:8, :8, 0] = 11
     exact = 2 * 64**2 / 256
     for threshold, is_cut in ((exact, False), (exact - 0.1, True)):
         detector = HistogramDetector(threshold)
-        detector.process(grey)
+        detector.process(gray)
         assert detector.process(other) == [(exact, is_cut)]
 
 
@@ -226,22 +225,23 @@ def test_split_depends_on_the_seed_alone():
 
 @pytest.mark.parametrize("count,delay,budget", itertools.product((1, 2, 3, 5), (0, 2), (10**9, 20 * 300, 0)))
 def test_pool_holds_what_a_shot_of_any_length_wants(count, delay, budget):
-    frames = [np.full((10, 10, 3), i % 251, np.uint8) for i in range(300)]
+    coding = Coding(8, True, 6)
+    frames = [Planes(*np.full((3, 10, 10), i % 251, np.uint8), coding) for i in range(300)]
     pool = FramePool(count, delay, budget)
     starts = iter([1, 2, 5, 12, 100, 101, 260, None])  # first frames of the next shots
     cut, begin, pixels = next(starts), 0, 0
     for index, _ in enumerate(pool.collect(iter(frames))):
-        assert pool.bytes == sum(held.nbytes for held in pool.held.values() if isinstance(held, np.ndarray))
+        assert pool.bytes == 300 * sum(isinstance(held, Planes) for held in pool.held.values())
         assert pool.bytes <= budget + (delay + 3) * 300
         if cut is not None and index == cut + delay:
             for wanted in {*frame_positions(begin, cut - 1, count), (begin + cut - 1) // 2}:
                 held = pool.held[wanted]
-                if budget == 10**9 or isinstance(held, np.ndarray):
+                if budget == 10**9 or isinstance(held, Planes):
                     pixels += 1
-                    assert np.array_equal(held, frames[wanted])
+                    assert held is frames[wanted]
                 else:
-                    assert held == zlib.crc32(frames[wanted])
-            assert isinstance(pool.held[cut - 1], np.ndarray) and isinstance(pool.held[cut], np.ndarray)
+                    assert held == checksum(frames[wanted])
+            assert isinstance(pool.held[cut - 1], Planes) and isinstance(pool.held[cut], Planes)
             pool.start_shot(cut)
             assert min(pool.held) == cut
             begin, cut = cut, next(starts)
@@ -253,7 +253,7 @@ def assert_pictures_are_the_films(save_path, path):
     table = rows(save_path)
     assert table
     for row in table:
-        picture = cv2.imread(str(save_path / row["file"]))
+        picture = read_image(save_path / row["file"])
         assert picture.shape == frames[0].shape and np.array_equal(picture, frames[int(row["frame"])]), row
 
 
@@ -286,28 +286,67 @@ def test_pictures_are_exact_when_frames_are_read_again(tmp_path, monkeypatch, na
                                                          "pixels": "yuv420p", "x264-params": "open-gop=1:scenecut=0"}
     path = write_clip(tmp_path / name, [(RED, 80), (GREEN, 40), (BLUE, 31)], **codec)
 
-    class Liar:
-        def __init__(self, *arguments):
-            self.capture = open_capture(*arguments)
-
-        def __getattr__(self, name):
-            return getattr(self.capture, name)
-
-        def set(self, prop, value):
-            return self.capture.set(prop, value + lie)
-    open_capture = cv2.VideoCapture
+    def lying(self, begin=None, damage=None):
+        frames = list(read(self, begin, damage))
+        behind = 0 if begin is None else lie
+        for (pts, duration, _), (_, _, planes) in zip(frames, frames[behind:], strict=False):
+            yield pts, duration, planes
+    read = VideoFile.read
     monkeypatch.setattr(generator, "POOL_BYTES", budget)
     again = []
     original = generator.reread_frames
-    monkeypatch.setattr(generator, "reread_frames", lambda *a: (again.append(len(a[1])), original(*a))[1])
-    if lie:
-        monkeypatch.setattr(generator.cv2, "VideoCapture", Liar)
+    monkeypatch.setattr(generator, "reread_frames", lambda *a: (again.append(len(a[2])), original(*a))[1])
+    monkeypatch.setattr(VideoFile, "read", lying)
     run(path, tmp_path / "data", frames_per_shot=5, detector="content")
     monkeypatch.undo()
     assert bool(again) == (budget == 0)
     table = rows(tmp_path / "data")
     assert [int(row["frame"]) for row in table] == [0, 19, 39, 59, 79, 80, 89, 99, 109, 119, 120, 127, 135, 142, 150]
     assert_pictures_are_the_films(tmp_path / "data", path)
+
+
+PATCHES = np.array([(200, 40, 60), (30, 120, 200), (240, 220, 90), (60, 160, 80), (128, 128, 128), (250, 250, 250)])
+MATRICES = {1: (0.2126, 0.0722), 6: (0.299, 0.114)}  # tag: weights of red and blue, of BT.709 and BT.601
+
+
+def encode_patches(matrix, full, depth):
+    """Y', Cb and Cr of PATCHES, by the definition of ITU-T H.273."""
+    red, blue = MATRICES[matrix]
+    r, g, b = (PATCHES / 255).T
+    y = red * r + (1 - red - blue) * g + blue * b
+    cb, cr = (b - y) / (2 * (1 - blue)), (r - y) / (2 * (1 - red))
+    top, step = 2**depth - 1, 2 ** (depth - 8)
+    if full:
+        return y * top, cb * top + 128 * step, cr * top + 128 * step
+    return (16 + 219 * y) * step, (128 + 224 * cb) * step, (128 + 224 * cr) * step
+
+
+@pytest.mark.parametrize("depth", [8, 10])
+@pytest.mark.parametrize("matrix, full, tagged, height", [
+    (6, False, True, 48), (1, False, True, 48), (6, True, True, 48), (1, True, True, 720), (6, False, True, 720),
+    (6, False, False, 48), (1, False, False, 720)])
+def test_what_is_learned_is_what_is_painted(tmp_path, depth, matrix, full, tagged, height):
+    """A picture of the dataset is the frame as test.py reads it, in the colors that were drawn; an untagged film is
+    BT.601, and BT.709 from 720 lines on."""
+    path = tmp_path / "film.mp4"
+    with av.open(str(path), "w") as film:
+        stream = film.add_stream("libx264", rate=24, options={"qp": "0"})
+        stream.width, stream.height, stream.pix_fmt = 16 * len(PATCHES), height, f"yuv444p{'10le' * (depth == 10)}"
+        if tagged:
+            stream.codec_context.colorspace, stream.codec_context.color_range = matrix, 1 + full
+        for _ in range(14):
+            frame = av.VideoFrame(stream.width, height, stream.pix_fmt)
+            for index, codes in enumerate(encode_patches(matrix, full, depth)):
+                kind = np.uint8 if depth == 8 else np.uint16
+                plane_array(frame, index, kind)[:] = np.rint(np.repeat(codes, 16)).astype(kind)
+            if tagged:
+                frame.colorspace, frame.color_range = matrix, 1 + full
+            film.mux(stream.encode(frame))
+        film.mux(stream.encode(None))
+    run(path, tmp_path / "data", split=(1.0, 0.0, 0.0))
+    assert_pictures_are_the_films(tmp_path / "data", path)
+    picture = read_image(tmp_path / "data" / pictures(tmp_path / "data")[0])
+    assert np.abs(picture[height // 2, 8::16].astype(int) - PATCHES).max() <= 2
 
 
 def test_adaptive_cuts_late_but_saves_the_right_frames(tmp_path):
@@ -348,9 +387,9 @@ def test_figures(film, tmp_path, monkeypatch):
     run(film, tmp_path / "d")
     sheets = [cv2.imread(str(path)) for path in sorted((tmp_path / "d" / "figures").glob("*_shots_*.png"))]
     assert len(sheets) == 2  # 11 shots, 6 on a page
-    centres = [sheet[28 + 100, 240 * i + 30].astype(int) for sheet in sheets for i in range(6)][:11]
-    colours = [colour for colour, _ in zip(itertools.cycle([RED, GREEN, BLUE, WHITE]), range(11), strict=False)]
-    assert np.abs(np.array(centres) - np.array(colours)).max() < 12
+    centers = [sheet[28 + 100, 240 * i + 30].astype(int) for sheet in sheets for i in range(6)][:11]
+    colors = [color for color, _ in zip(itertools.cycle([RED, GREEN, BLUE, WHITE]), range(11), strict=False)]
+    assert np.abs(np.array(centers) - np.array(colors)).max() < 12
     curve = cv2.imread(str(tmp_path / "d" / "figures" / "film.mkv_curve.png"))
     left, top, right, bottom = figures.CURVE_BOX
     starts = [0, 30, 42, 56, 61, 81, 94, 109, 125, 142, 160, 185]
@@ -449,7 +488,7 @@ def test_shards_give_the_same_dataset_in_any_order(films, tmp_path, capsys):
                 generator.main([*arguments, "--save_path", str(save), "--shard", shard])
         said = capsys.readouterr()
         assert tree(save) == tree(tmp_path / "one") and not list(save.glob(".*"))
-        assert said.out.replace(str(save), "FOLDER") == printed and "b.mkv cannot be opened" in said.err
+        assert said.out.replace(str(save), "FOLDER") == printed and "b.mkv as a video" in said.err
         with pytest.raises(UserError, match="already holds a dataset"):
             generator.main([*arguments, "--save_path", str(save), "--shard", shards[0]])
 
@@ -476,8 +515,7 @@ def test_a_shard_goes_on_and_believes_no_film_that_changed(films, tmp_path, monk
 def test_one_shard_at_a_time_makes_the_dataset(films, tmp_path, capsys):
     (films / "b.mkv").unlink()
     run(films, tmp_path / "d", shard=Shard(1, 2))
-    held = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", held, str(tmp_path / "d" / ".parts" / ".lock")],
+    with subprocess.Popen([sys.executable, "-c", HOLD_LOCK, str(tmp_path / "d" / ".parts" / ".lock")],
                           stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         assert run(films, tmp_path / "d", shard=Shard(2, 2)) == []
@@ -541,8 +579,8 @@ def bad(tmp_path, film):
     (["--video_path", "missing"], r"--video_path .*missing does not exist"),
     (["--video_path", "empty"], r"no video in .*empty \(looked for \.mp4"),
     (["--video_path", "films", "--video_names", "two"], r"no 'two' in .*films; there is one\.mkv"),
-    (["--video_path", "text.mp4"], r"text\.mp4 cannot be opened as a video"),
-    (["--video_path", "no_index.mp4"], r"no_index\.mp4 cannot be opened as a video"),
+    (["--video_path", "text.mp4"], r"cannot read text\.mp4 as a video"),
+    (["--video_path", "no_index.mp4"], r"no_index\.mp4 has no video stream"),
     (["--video_path", "no_frames.mkv"], r"no frame of .*no_frames\.mkv can be decoded"),
     (["--video_path", "broken"], r"none of the 2 videos can be read"),
     (["--video_path", "short.mkv", "--detector", "histogram"],
@@ -558,16 +596,16 @@ def bad(tmp_path, film):
     (["--split", "nan", "0.5", "0.5"], r"add up to 1"),
     (["--split", "0.7", "0.3"], r"--split"),
     (["--split", "a", "b", "c"], r"--split: invalid float value: 'a'"),
-    (["--frames_per_shot", "0"], r"--frames_per_shot is 0 but must be at least 1"),
-    (["--shots_len_thres", "0"], r"--shots_len_thres is 0 but must be at least 1"),
-    (["--col_diff_thres", "nan"], r"--col_diff_thres is nan but must be at least 0"),
+    (["--frames_per_shot", "0"], r"--frames_per_shot is 0; set it to at least 1"),
+    (["--shots_len_thres", "0"], r"--shots_len_thres is 0; set it to at least 1"),
+    (["--col_diff_thres", "nan"], r"--col_diff_thres is nan; set it to at least 0"),
     (["--detector", "content", "--scene_thres", "0"], r"--scene_thres is 0\.0 but must be above 0"),
-    (["--seed", "-1"], r"--seed is -1 but must be at least 0"),
+    (["--seed", "-1"], r"--seed is -1; set it to at least 0"),
     (["--detector", "other"], r"--detector: invalid choice: 'other'"),
     (["--overwrite", "yes"], r"expected True or False"),
     (["--shard", "3/2"], r"--shard: expected i/n with i from 1 to n, such as 2/5, got '3/2'"),
     (["--shard", "0/2"], r"expected i/n"),
-    (["--workers", "0"], r"--workers is 0 but must be at least 1"),
+    (["--workers", "0"], r"--workers is 0; set it to at least 1"),
     (["--video_pth", "x"], r"unrecognized arguments"),
 ])
 def test_bad_input_is_one_sentence(bad, monkeypatch, arguments, message):
@@ -593,7 +631,7 @@ def test_a_film_that_cannot_be_read_is_left_out(bad, capfd):
     films = run(bad / "films", bad / "d")
     assert [film["video"] for film in films] == ["one.mkv"]
     warnings = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning")]
-    assert len(warnings) == 1 and "two.mp4 cannot be opened as a video; it is left out" in warnings[0]
+    assert len(warnings) == 1 and "two.mp4 as a video: " in warnings[0] and "it is left out" in warnings[0]
 
 
 @pytest.mark.parametrize("name", ["film.mkv", "film.mp4"])

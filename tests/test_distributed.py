@@ -15,9 +15,10 @@ import pytest
 import torch
 from drawn import draw_dataset
 
-import distributed
-from distributed import SharedBatchNorm, Team
+from networks import SharedBatchNorm
 from train import main
+from training import distributed
+from training.distributed import Team
 from utils import UserError, load_checkpoint
 
 STEPS = 20
@@ -62,7 +63,7 @@ def make_runs(folder):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(distributed.__file__).parent)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(distributed.__file__).parents[1])}
     done = subprocess.run([sys.executable, __file__, folder], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return folder

@@ -113,7 +113,7 @@ def test_second_episode_shows_what_the_first_taught():
     assert len(set(views)) == len(views)
 
 
-def test_masks_cover_the_body_colour():
+def test_masks_cover_the_body_color():
     start, shot = find_shot(1, lambda shot: len(shot.actors) == len(PALETTE))
     frame, lab = draw_frame(1, start + 5), rgb2lab(draw_frame(1, start + 5))
     masks = {name: draw_frame(1, start + 5, mask_of=name) for name in PALETTE}

@@ -11,25 +11,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn import StubPainter, draw_film, draw_shots, planes_in, times_and_sound
+from drawn import HOLD_LOCK, StubPainter, draw_film, draw_shots, planes_in, times_and_sound
 
-import episode
 from benchmarks import long_film
-from encoding import VideoSettings
-from episode import color_video
-from parts import is_joined
-from planes import planes_of
-from shots import find_grey_cuts
-from steadiness import CDC
+from config import FilmConfig
+from film import episode
+from film.episode import color_film
+from film.parts import is_joined
+from film.planes import planes_of
+from film.shots import find_gray_cuts
+from film.steadiness import CDC
+from film.video import VideoFile, ahead
 from utils import UserError
-from video import Film, ahead
 
 LOSSLESS = {"crf": "0"}  # of libx264
 SHOTS = [(60, 20), (200, 15), (110, 22)]
 
 
 def color(source, output, painter=None, **settings):
-    return color_video(painter or StubPainter(), Film(source), output, VideoSettings(**settings))
+    return color_film(painter or StubPainter(), VideoFile(source), output, FilmConfig(**settings))
 
 
 def same(one, other):
@@ -65,8 +65,8 @@ FADE_OUT, FADE_IN = list(range(120, 0, -6)), list(range(0, 180, 6))
     ([90] * 20 + [160] * 2, [20]),  # in the film's last frames
     ([90], []), ([90, 200], [1]), ([], []),
 ])
-def test_cuts_of_grey_films(levels, cuts):
-    assert list(find_grey_cuts(iter(still(*levels)))) == cuts
+def test_cuts_of_gray_films(levels, cuts):
+    assert list(find_gray_cuts(iter(still(*levels)))) == cuts
 
 
 def test_shots_palettes_and_records(tmp_path):
@@ -76,11 +76,11 @@ def test_shots_palettes_and_records(tmp_path):
     assert [(r.start_frame, r.end_frame) for r in records] == [(0, 20), (20, 35), (35, 57)]
     assert painter.shots == 3 and max(painter.batches) == 4
     assert [round(r.start_time * 12) for r in records] == [0, 20, 35] and round(records[-1].end_time * 12) == 57
-    for number, (record, (grey, _)) in enumerate(zip(records, SHOTS, strict=True)):
+    for number, (record, (gray, _)) in enumerate(zip(records, SHOTS, strict=True)):
         assert (record.index, record.slot_ids, record.slot_scores) == (number, [number + 1, 7], [0.9, 0.5])
         assert record.confidence == 0.25 and record.truth is None and not record.kept
-        assert record.grey.shape == record.result.shape == (240, 320, 3) and record.grey.dtype == np.uint8
-        assert abs(record.grey.mean() - grey) < 4 and np.ptp(record.grey, 2).max() < 12  # JPEG's noise
+        assert record.gray.shape == record.result.shape == (240, 320, 3) and record.gray.dtype == np.uint8
+        assert abs(record.gray.mean() - gray) < 4 and np.ptp(record.gray, 2).max() < 12  # JPEG's noise
         assert record.feature.dtype == np.float32 and record.feature.shape == (3,)
     lines = [json.loads(line) for line in (tmp_path / "out_shots.jsonl").read_text().splitlines()]
     assert [line["slot_ids"] for line in lines] == [[1, 7], [2, 7], [3, 7]]
@@ -112,7 +112,7 @@ def test_no_state_crosses_a_cut(tmp_path):
         assert same(planes_in(part), result[record.start_frame:record.end_frame])
 
 
-def test_a_drawing_that_is_held_gets_the_very_same_colour(tmp_path):
+def test_a_drawing_that_is_held_gets_the_very_same_color(tmp_path):
     source = draw_shots(tmp_path / "in.mp4", [(90, 40)], hold=2, options=LOSSLESS, noise=2)
     painter = StubPainter()
     color(source, tmp_path / "out.mp4", painter, crf=0)
@@ -127,7 +127,7 @@ def test_a_slow_change_is_no_held_drawing(tmp_path):
     source = draw_shots(tmp_path / "in.mkv", [(lambda i: 60 + i, 60)], hold=100, options=LOSSLESS)
     painter = StubPainter()
     color(source, tmp_path / "out.mkv", painter)
-    assert 12 <= painter.frames <= 20  # a new colour every 4 steps of lightness
+    assert 12 <= painter.frames <= 20  # a new color every 4 steps of lightness
 
 
 def cdc(path, record):
@@ -141,7 +141,7 @@ def cdc(path, record):
     return measure.value()
 
 
-def test_shots_in_colour_can_be_kept(tmp_path):
+def test_shots_in_color_can_be_kept(tmp_path):
     import av
     source = tmp_path / "in.mkv"
     with av.open(str(source), "w") as film:
@@ -151,7 +151,7 @@ def test_shots_in_colour_can_be_kept(tmp_path):
             picture = np.full((48, 64, 3), (90, 90, 90) if i < 15 else (220, 60 + i, 40), np.uint8)
             film.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         film.mux(stream.encode(None))
-    records = color(source, tmp_path / "out.mkv", crf=0, keep_colour_shots=True)
+    records = color(source, tmp_path / "out.mkv", crf=0, keep_color_shots=True)
     assert [record.kept for record in records] == [False, True]
     assert records[0].truth is None and records[1].truth is not None
     before, after = planes_in(source), planes_in(tmp_path / "out.mkv")
@@ -165,14 +165,14 @@ def test_shots_in_colour_can_be_kept(tmp_path):
     assert not np.array_equal(before[20][1], planes_in(tmp_path / "all.mkv")[20][1])
 
 
-def test_colour_only_is_the_chroma_of_the_result_on_neutral_grey(tmp_path):
+def test_color_only_is_the_chroma_of_the_result_on_neutral_gray(tmp_path):
     source = draw_shots(tmp_path / "in.mkv", SHOTS)
     color(source, tmp_path / "out.mkv", crf=0)
-    records = color(source, tmp_path / "chroma.mkv", crf=0, colour_only=True)
+    records = color(source, tmp_path / "chroma.mkv", crf=0, color_only=True)
     assert all(math.isnan(record.cdc) for record in records)  # nothing that a truth could be beside
     for result, chroma in zip(planes_in(tmp_path / "out.mkv"), planes_in(tmp_path / "chroma.mkv"), strict=True):
         assert np.array_equal(result[1], chroma[1]) and np.array_equal(result[2], chroma[2])
-        assert (chroma[0] == 118).all()  # 16 + 219 * 0.4663, the grey of L 50
+        assert (chroma[0] == 118).all()  # 16 + 219 * 0.4663, the gray of L 50
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -251,19 +251,19 @@ def test_what_goes_with_a_film_is_made_by_the_next_run(tmp_path):
     """Killed between the two, the film is whole and the rest is missing; another painter is another film."""
     source, output, explained = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mp4", []
     with pytest.raises(Stop):
-        color_video(StubPainter(), Film(source), output, VideoSettings(), explain=lambda _: stop())
+        color_film(StubPainter(), VideoFile(source), output, FilmConfig(), explain=lambda _: stop())
     assert is_joined(output) and not list((tmp_path / ".out.mp4.parts").glob("*.part"))
     before, painter, other = output.stat().st_mtime_ns, StubPainter(), StubPainter()
     other.identity = "another"
     with pytest.raises(UserError, match="out.mp4 exists already"):
-        color_video(other, Film(source), output, VideoSettings(), explain=explained.append)
-    records = color_video(painter, Film(source), output, VideoSettings(), explain=explained.append)
+        color_film(other, VideoFile(source), output, FilmConfig(), explain=explained.append)
+    records = color_film(painter, VideoFile(source), output, FilmConfig(), explain=explained.append)
     assert explained == [records] and len(records) == 3 and painter.frames == painter.shots == 0
     assert output.stat().st_mtime_ns == before
     assert sorted(os.listdir(tmp_path)) == ["in.mkv", "out.mp4", "out_shots.jsonl"]
     with pytest.raises(UserError, match="out.mp4 exists already"):
         color(source, output)
-    color_video(other, Film(source), output, VideoSettings(), overwrite=True)
+    color_film(other, VideoFile(source), output, FilmConfig(), overwrite=True)
     assert other.frames == 57
 
 
@@ -271,13 +271,13 @@ def test_a_film_that_took_the_place_of_ours_stays(tmp_path):
     """Also when a record of ours is damaged, so that the film has to be made again."""
     source, output = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mp4"
     with pytest.raises(Stop):
-        color_video(StubPainter(), Film(source), output, VideoSettings(), explain=lambda _: stop())
+        color_film(StubPainter(), VideoFile(source), output, FilmConfig(), explain=lambda _: stop())
     (tmp_path / ".out.mp4.parts" / "000001.pt").write_bytes(b"damaged")
     painter = StubPainter()
-    color_video(painter, Film(source), tmp_path / "out.mp4", VideoSettings())
+    color_film(painter, VideoFile(source), tmp_path / "out.mp4", FilmConfig())
     assert painter.frames == 57 and len(planes_in(output)) == 57
     with pytest.raises(Stop):
-        color_video(StubPainter(), Film(source), output, VideoSettings(), overwrite=True, explain=lambda _: stop())
+        color_film(StubPainter(), VideoFile(source), output, FilmConfig(), overwrite=True, explain=lambda _: stop())
     output.unlink()
     output.write_bytes(b"of the user")
     with pytest.raises(UserError, match="out.mp4 exists already"):
@@ -287,11 +287,9 @@ def test_a_film_that_took_the_place_of_ours_stays(tmp_path):
 
 def test_a_second_run_into_the_same_output_is_refused(tmp_path):
     source = draw_film(tmp_path / "in.mp4", times=range(3))
-    code = ("import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); "
-            "print('ready', flush=True); sys.stdin.read()")
-    with subprocess.Popen([sys.executable, "-c", code, tmp_path / ".out.mp4.lock"], stdin=subprocess.PIPE, text=True,
-                          stdout=subprocess.PIPE) as other:
-        assert other.stdout.readline() == "ready\n"
+    with subprocess.Popen([sys.executable, "-c", HOLD_LOCK, tmp_path / ".out.mp4.lock"], stdin=subprocess.PIPE,
+                          text=True, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == "\n"
         with pytest.raises(UserError, match="another run is writing .*out.mp4; wait for it"):
             color(source, tmp_path / "out.mp4")
         assert not (tmp_path / "out.mp4").exists()
@@ -302,7 +300,7 @@ def test_a_second_run_into_the_same_output_is_refused(tmp_path):
 
 def test_few_frames_are_held_at_a_time(tmp_path):
     """However long the film and its shots are."""
-    class Watched(Film):
+    class Watched(VideoFile):
         alive, most = [], 0
 
         def read(self, *args):
@@ -313,15 +311,15 @@ def test_few_frames_are_held_at_a_time(tmp_path):
                 yield pts, duration, planes
 
     film = Watched(draw_shots(tmp_path / "in.mkv", [(60, 150), (200, 250)]))
-    color_video(StubPainter(), film, tmp_path / "out.mkv", VideoSettings(batch_size=4))
+    color_film(StubPainter(), film, tmp_path / "out.mkv", FilmConfig(batch_size=4))
     assert 4 <= film.most <= 20 + 6 * 4
 
 
 def test_the_benchmark_of_a_long_film(tmp_path):
     assert 50 < long_film.peak(long_film.draw(tmp_path / "film.mkv", 5)) < 1e6
-    assert len((tmp_path / "film_coloured_shots.jsonl").read_text().splitlines()) == 2  # a shot every four seconds
-    assert times_and_sound(tmp_path / "film_coloured.mkv") == times_and_sound(tmp_path / "film.mkv")
-    assert (tmp_path / "film_coloured_report.html").exists()
+    assert len((tmp_path / "film_colored_shots.jsonl").read_text().splitlines()) == 2  # a shot every four seconds
+    assert times_and_sound(tmp_path / "film_colored.mkv") == times_and_sound(tmp_path / "film.mkv")
+    assert (tmp_path / "film_colored_report.html").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,14 +1,14 @@
-"""Optical flow: what is carried along it, what both pictures show, and colours that keep steady along it."""
+"""Optical flow: what is carried along it, what both pictures show, and colors that keep steady along it."""
 
 import cv2
 import numpy as np
 import pytest
 
-from flow import Flow, SteadyColors, fetch, relit, visible
+from colorizer.flow import Flow, SteadyColors, fetch, relit, visible
 
 
 def drawing(shift, size=96):
-    """Grey noise, smooth, uint8 (size, size), that has moved right by ``shift`` pixels."""
+    """Gray noise, smooth, uint8 (size, size), that has moved right by ``shift`` pixels."""
     noise = cv2.GaussianBlur(np.random.default_rng(0).random((size, size + 40), np.float32), (0, 0), 3)
     noise = np.uint8(255 * (noise - noise.min()) / np.ptp(noise))
     return np.ascontiguousarray(noise[:, 20 - shift:20 - shift + size])
@@ -22,7 +22,7 @@ def test_what_is_fetched_lies_where_the_first_picture_has_it():
     assert np.abs(fetch(np.float32(second), flow) - first)[16:-16, 16:-16].max() < 12
 
 
-def test_colours_move_with_lightness_as_they_do_around():
+def test_colors_move_with_lightness_as_they_do_around():
     """Leaves, bright ones yellow and dark ones blue, half a pixel away from where they were; and an even wall."""
     L = cv2.GaussianBlur(np.random.default_rng(0).random((64, 65), np.float32), (0, 0), 1)
     color = np.stack([0 * L, 2 * (L - 0.5)], 2)
@@ -46,8 +46,8 @@ def test_visible_is_what_both_pictures_show():
 
 
 @pytest.mark.parametrize("moving", [0, 2])
-def test_flicker_is_damped_and_colours_move_along(moving):
-    """Colours that jump by +-10 from frame to frame around those of a drawing that moves."""
+def test_flicker_is_damped_and_colors_move_along(moving):
+    """Colors that jump by +-10 from frame to frame around those of a drawing that moves."""
     y, x = np.indices((96, 96))
     steady, errors, colors = SteadyColors(), [], []
     for i in range(12):

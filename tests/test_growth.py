@@ -6,7 +6,8 @@ import pytest
 from drawn import draw_shots
 
 from benchmarks import growth, speed
-from dataset_generator import GeneratorConfig, generate
+from config import GeneratorConfig
+from dataset_generator import generate
 
 
 def test_the_whole_benchmark(tmp_path, monkeypatch, capsys):
@@ -27,7 +28,7 @@ def test_the_whole_benchmark(tmp_path, monkeypatch, capsys):
     assert list(sizes.values())[:4] == [[frames, 2 * frames], [4, 8], [10, 200], [10, 200]]
     assert list(sizes.values())[-2:] == [[1], [32, 64]]
     few, many = (row["bytes"] for row in report["rows"] if row["figure"] == "memory, a shot")
-    assert many - few > 190 * 4 * (512 + 313)  # keys and colour features
+    assert many - few > 190 * 4 * (512 + 313)  # keys and color features
     assert 250_000 < next(row for row in report["rows"] if "kept of a frame" in row["figure"])["bytes"] < 270_000
 
 

@@ -10,10 +10,14 @@ import torch.nn.functional as F
 from drawn import feature, fill, unit
 from torch import nn
 
-from memory import REFERENCE_ID, FeatureIntegrator, MemoryNetwork, SpatialMemory, color_distance
+from colorizer.backbone import Seen
+from colorizer.spatial import SpatialMemory
+from config import SpatialConfig
+from dataset import REFERENCE_ID
+from networks import FeatureIntegrator, MemoryNetwork, color_distance
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Distance of colour features
+# Distance of color features
 
 
 def test_color_distance_is_finite_with_empty_bins_and_zero_for_equal_ones():
@@ -178,29 +182,29 @@ def places_of(*frames):
 
 
 def spatial_with(frames, colors):
-    """A spatial memory of frames (kinds) whose places have the colour of their kind; the frames are told apart.
+    """A spatial memory of frames (kinds) whose places have the color of their kind; the frames are told apart.
 
-    What colour is guessed hardly counts, so that places are found by their looks alone.
+    What color is guessed hardly counts, so that places are found by their looks alone.
     """
-    net = SpatialMemory(4, 80, len(frames))
-    net.COLOR = 0.01
+    net = SpatialMemory(4, 80, len(frames), SpatialConfig(color=0.01))
     net.projection.copy_(torch.eye(80)[:, :64])
     ab = torch.stack([colors[torch.as_tensor(frame).long()].permute(2, 0, 1) for frame in frames])
     slots = torch.arange(len(frames))
-    net.write(slots, torch.eye(4)[slots], places_of(*frames), torch.full((len(frames), 1, 32, 32), 0.5), ab, slots)
+    seen, L = Seen(torch.eye(4)[slots], places_of(*frames)), torch.full((len(frames), 1, 32, 32), 0.5)
+    net.write(slots, seen, L, ab, slots)
     return net
 
 
 COLORS = torch.tensor([[0.5, 0.1], [-0.4, -0.1], [0.0, 0.6]])
-GREY = torch.zeros(1, 2, 32, 32)
+GRAY = torch.zeros(1, 2, 32, 32)
 
 
 def test_the_hint_follows_the_places_that_look_alike():
-    """A thing that stood on the left is painted on the right in its own colour, with high confidence."""
+    """A thing that stood on the left is painted on the right in its own color, with high confidence."""
     seen, now = torch.zeros(32, 32), torch.zeros(32, 32)
     seen[8:16, 4:10], now[12:20, 22:28] = 1, 1
     net = spatial_with([seen], COLORS)
-    hint = net.read(net.choose(torch.eye(4)[:1]), net.key(places_of(now), torch.full((1, 1, 64, 64), 0.5), GREY))
+    hint = net.read(net.nearest(torch.eye(4)[:1]), net.key(places_of(now), torch.full((1, 1, 64, 64), 0.5), GRAY))
     assert hint.shape == (1, 3, 32, 32)
     expected = COLORS[now.long()].permute(2, 0, 1)
     assert (hint[0, :2] - expected).abs().max() < 0.01
@@ -211,16 +215,16 @@ def test_what_was_never_seen_has_a_low_confidence():
     net = spatial_with([torch.zeros(32, 32)], COLORS)
     now = torch.zeros(32, 32)
     now[:, 16:] = 2
-    hint = net.read(net.choose(torch.eye(4)[:1]), net.key(places_of(now), torch.full((1, 1, 32, 32), 0.5), GREY))
+    hint = net.read(net.nearest(torch.eye(4)[:1]), net.key(places_of(now), torch.full((1, 1, 32, 32), 0.5), GRAY))
     assert hint[0, 2, :, :16].min() > 0.9 and hint[0, 2, :, 16:].max() < 0.2
 
 
-def test_places_that_look_alike_and_differ_in_colour_have_a_low_confidence():
+def test_places_that_look_alike_and_differ_in_color_have_a_low_confidence():
     """Twins: two things of the same looks, one red and one teal."""
     net = spatial_with([torch.zeros(32, 32), torch.zeros(32, 32)], COLORS)
     net.ab[1] = COLORS[1].half()
-    keys = net.key(places_of(torch.zeros(32, 32)), torch.full((1, 1, 32, 32), 0.5), GREY)
-    hint = net.read(net.choose(torch.eye(4)[:1]), keys)
+    keys = net.key(places_of(torch.zeros(32, 32)), torch.full((1, 1, 32, 32), 0.5), GRAY)
+    hint = net.read(net.nearest(torch.eye(4)[:1]), keys)
     assert torch.allclose(hint[0, :2, 9, 9], COLORS[:2].mean(0), atol=0.01) and hint[0, 2].max() < 0.01
 
 
@@ -228,47 +232,46 @@ def test_places_that_look_alike_and_differ_in_colour_have_a_low_confidence():
 def test_the_read_is_the_dense_definition(bf16, tolerance):
     """softmax(-30 d^2) over all places, weighted mean of d^2 and mean and variance of ab, place by place in float64."""
     torch.manual_seed(0)
-    net = SpatialMemory(4, 70, 3)
+    net = SpatialMemory(4, 70, 3, SpatialConfig())
     net.projection.copy_(torch.eye(70)[:, :64])
     places = F.normalize(torch.randn(4, 70, 32, 32), dim=1)
     L, ab = torch.rand(4, 1, 32, 32), torch.rand(4, 2, 32, 32) - 0.5
     frames = torch.eye(4)
-    net.write(torch.arange(3), frames[:3], places[:3], L[:3], ab[:3], torch.arange(3))
+    net.write(torch.arange(3), Seen(frames[:3], places[:3]), L[:3], ab[:3], torch.arange(3))
     query = net.key(places[3:], L[3:], ab[3:])
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        hint = net.read(net.choose(frames[3:]), query)[0]
+        hint = net.read(net.nearest(frames[3:]), query)[0]
     keys, colors = net.keys.flatten(0, 1).double(), net.ab.flatten(0, 1).double()
     for place in (0, 17, 500, 1023):
         distance = ((query[0, place].double() - keys) ** 2).sum(1)
         weights = (-30 * distance).softmax(0)
         mean = weights @ colors
         variance = (weights[:, None] * (colors - mean) ** 2).sum()
-        expected = torch.cat([mean, (-weights @ distance - variance / net.DISCORD).exp()[None]])
+        expected = torch.cat([mean, (-weights @ distance - variance / net.config.discord).exp()[None]])
         torch.testing.assert_close(hint[:, place // 32, place % 32].double(), expected, atol=tolerance, rtol=0)
 
 
 def test_only_the_places_that_are_wanted_are_read():
     kinds = torch.arange(1024).view(32, 32) % 3
     net = spatial_with([kinds, kinds], COLORS)
-    keys = net.key(places_of(kinds, kinds), torch.full((2, 1, 32, 32), 0.5), GREY.expand(2, -1, -1, -1))
+    keys = net.key(places_of(kinds, kinds), torch.full((2, 1, 32, 32), 0.5), GRAY.expand(2, -1, -1, -1))
     wanted = torch.zeros(2, 1024, dtype=torch.bool)
     wanted[0, 100:200] = True
-    hint, whole = (net.read(net.choose(torch.eye(4)[:2]), keys, places).flatten(2) for places in (wanted, None))
+    hint, whole = (net.read(net.nearest(torch.eye(4)[:2]), keys, places).flatten(2) for places in (wanted, None))
     torch.testing.assert_close(hint[0, :, 100:200], whole[0, :, 100:200])
     assert (hint[0, :, :100] == 0).all() and (hint[1] == 0).all() and (whole[:, 2] > 0).all()
 
 
 def test_frames_are_chosen_alike_but_various():
-    net = SpatialMemory(4, 80, 4)
-    net.FRAMES = 2
-    net.frames.copy_(torch.tensor([[0.95, 0.31, 0, 0], [0.94, 0.34, 0, 0], [0.8, -0.6, 0, 0], [0, 0, 0, 1]]))
+    net = SpatialMemory(4, 80, 4, SpatialConfig(frames=2))
+    net.features.copy_(torch.tensor([[0.95, 0.31, 0, 0], [0.94, 0.34, 0, 0], [0.8, -0.6, 0, 0], [0, 0, 0, 1]]))
     query = torch.tensor([[1.0, 0, 0, 0]])
-    net.VARIETY = 0.0
-    assert net.choose(query)[0].tolist() == [[0, 1]]  # cosines 0.95, 0.94, 0.8, 0
-    net.VARIETY = 0.5
-    assert net.choose(query)[0].tolist() == [[0, 2]]  # 0.94 - 0.5 * 1.0 is less than 0.8 - 0.5 * 0.574
-    net.FRAMES = 9  # no more than there are, and none twice
-    assert sorted(net.choose(query)[0][0].tolist()) == [0, 1, 2, 3]
+    net.config.variety = 0.0
+    assert net.nearest(query)[0].tolist() == [[0, 1]]  # cosines 0.95, 0.94, 0.8, 0
+    net.config.variety = 0.5
+    assert net.nearest(query)[0].tolist() == [[0, 2]]  # 0.94 - 0.5 * 1.0 is less than 0.8 - 0.5 * 0.574
+    net.config.frames = 9  # no more than there are, and none twice
+    assert sorted(net.nearest(query)[0][0].tolist()) == [0, 1, 2, 3]
 
 
 def drawing(shift):
@@ -281,35 +284,35 @@ def drawing(shift):
     return L[None, None], torch.where(thing[None], COLORS[0][:, None, None], COLORS[1][:, None, None])[None]
 
 
-def test_colours_are_carried_with_what_has_moved():
+def test_colors_are_carried_with_what_has_moved():
     """To the pixel, inside what is seen in both; places that look different, and another lightness, are not trusted."""
     net, places = spatial_with([torch.zeros(32, 32)], COLORS), places_of(torch.zeros(32, 32))
     (L, ab), (L_now, ab_now) = drawing(0), drawing(8)
-    net.write(torch.arange(1), torch.eye(4)[:1], places, L, ab, torch.arange(1))
-    carried = net.carry(net.choose(torch.eye(4)[:1]), net.key(places, L_now, GREY), L_now)
+    net.write(torch.arange(1), Seen(torch.eye(4)[:1], places), L, ab, torch.arange(1))
+    carried = net.carry(net.nearest(torch.eye(4)[:1]), net.key(places, L_now, GRAY), L_now)
     assert carried.shape == (1, 3, 192, 192) and carried[:, 2].min() >= 0 and carried[:, 2].max() <= 1
     inside = carried[..., 24:-24, 24:-24], ab_now[..., 24:-24, 24:-24]
     assert ((inside[0][:, :2] - inside[1]).abs().amax(1) < 0.02).float().mean() > 0.95
     assert inside[0][:, 2].mean() > 0.8
     half = torch.zeros(32, 32)
     half[:, 16:] = 1
-    keys = net.key(3**0.5 * places_of(half), L_now, GREY)  # a place has three maps of unit length
-    net.write(torch.arange(1), torch.eye(4)[:1], 3**0.5 * places, L, ab, torch.arange(1))
-    carried = net.carry(net.choose(torch.eye(4)[:1]), keys, L_now)
+    keys = net.key(3**0.5 * places_of(half), L_now, GRAY)  # a place has three maps of unit length
+    net.write(torch.arange(1), Seen(torch.eye(4)[:1], 3**0.5 * places), L, ab, torch.arange(1))
+    carried = net.carry(net.nearest(torch.eye(4)[:1]), keys, L_now)
     assert carried[:, 2, 24:-24, 24:84].mean() > 0.8 and carried[:, 2, :, 105:].max() < 0.5
     dark = 0.5 * L_now
-    assert net.carry(net.choose(torch.eye(4)[:1]), net.key(places, dark, GREY), dark)[:, 2].mean() < 0.2
+    assert net.carry(net.nearest(torch.eye(4)[:1]), net.key(places, dark, GRAY), dark)[:, 2].mean() < 0.2
 
 
 def test_what_is_carried_comes_from_the_frames_that_fit():
-    """Two frames of one drawing in two colours, of which one has other looks; the same lookup for each of a batch."""
+    """Two frames of one drawing in two colors, of which one has other looks; the same lookup for each of a batch."""
     there, elsewhere = torch.zeros(32, 32), torch.ones(32, 32)
     net, places = spatial_with([there, elsewhere], COLORS), places_of(there, elsewhere)
     (L, _), both = drawing(0), COLORS[:2, :, None, None].expand(2, 2, 192, 192)
     L = L.repeat(2, 1, 1, 1)
-    net.write(torch.arange(2), torch.eye(4)[:2], places, L, both, torch.arange(2))
+    net.write(torch.arange(2), Seen(torch.eye(4)[:2], places), L, both, torch.arange(2))
     keys = net.key(places, L, torch.zeros(2, 2, 192, 192))
-    carried = net.carry(net.choose(torch.eye(4)[[2, 2]]), keys, L)
+    carried = net.carry(net.nearest(torch.eye(4)[[2, 2]]), keys, L)
     assert (carried[:, :2] - both).abs().max() < 0.01 and carried[:, 2].min() > 0.9
 
 
@@ -317,11 +320,11 @@ def test_what_is_carried_comes_from_the_frames_that_fit():
 def test_a_rough_guess_chooses_between_twins(twin):
     """Places of the same looks, red in one frame and teal in the other: the generator's guess settles which."""
     net = spatial_with([torch.zeros(32, 32), torch.zeros(32, 32)], COLORS)
-    net.COLOR = SpatialMemory.COLOR
+    net.config.color = SpatialConfig.color
     both = COLORS[:2, :, None, None].expand(2, 2, 32, 32)
     L, places = torch.full((2, 1, 32, 32), 0.5), places_of(*[torch.zeros(32, 32)] * 2)
-    net.write(torch.arange(2), torch.eye(4)[:2], places, L, both, torch.arange(2))
-    hint = net.read(net.choose(torch.eye(4)[2:3]), net.key(places[:1], L[:1], 0.6 * both[twin:twin + 1]))
+    net.write(torch.arange(2), Seen(torch.eye(4)[:2], places), L, both, torch.arange(2))
+    hint = net.read(net.nearest(torch.eye(4)[2:3]), net.key(places[:1], L[:1], 0.6 * both[twin:twin + 1]))
     assert torch.allclose(hint[0, :2, 7, 7], COLORS[twin], atol=0.01)
 
 
@@ -343,7 +346,7 @@ def test_a_pinned_slot_is_preferred_to_one_that_is_hardly_more_alike():
 def test_a_pinned_slot_is_never_evicted():
     net = fill(memory(slots=2), [unit(0), unit(1)], [feature(0), feature(1)])
     net.pin(unit(2)[None], feature(200)[None])
-    for i in range(5):  # three new colours at once, and two slots to give away
+    for i in range(5):  # three new colors at once, and two slots to give away
         net.update(torch.stack([unit(10 + 3 * i + j) for j in range(3)]),
                    torch.stack([feature(20 + 3 * i + j) for j in range(3)]), torch.arange(3) + 100)
         assert torch.equal(net.keys[2], unit(2)) and torch.equal(net.values[2], feature(200))
@@ -351,16 +354,16 @@ def test_a_pinned_slot_is_never_evicted():
 
 
 def test_a_correction_of_the_very_same_frame_wins():
-    """The memory has a frame in one colour and the generator guesses that colour; the user adds it in another."""
+    """The memory has a frame in one color and the generator guesses that color; the user adds it in another."""
     net = spatial_with([torch.zeros(32, 32)], COLORS)
-    net.COLOR = SpatialMemory.COLOR
+    net.config.color = SpatialConfig.color
     L, places = torch.full((1, 1, 32, 32), 0.5), places_of(torch.zeros(32, 32))
     learned, right = (COLORS[i][None, :, None, None].expand(1, 2, 32, 32) for i in (0, 1))
-    net.write(torch.arange(1), torch.eye(4)[:1], places, L, learned, torch.arange(1))
-    net.pin(torch.eye(4)[:1], places, L, right, learned)
-    hint = net.read(net.choose(torch.eye(4)[:1]), net.key(places, L, learned))
+    net.write(torch.arange(1), Seen(torch.eye(4)[:1], places), L, learned, torch.arange(1))
+    net.pin(Seen(torch.eye(4)[:1], places), L, right, learned)
+    hint = net.read(net.nearest(torch.eye(4)[:1]), net.key(places, L, learned))
     assert (hint[:, :2] - right).abs().max() < 0.01 and hint[:, 2].min() > 0.9
-    carried = net.carry(net.choose(torch.eye(4)[:1]), net.key(places, L, learned), L)
+    carried = net.carry(net.nearest(torch.eye(4)[:1]), net.key(places, L, learned), L)
     assert (carried[:, :2] - COLORS[1][:, None, None]).abs().max() < 0.01 and carried[:, 2].min() > 0.9
 
 
@@ -371,6 +374,6 @@ def test_a_reference_corrects_frames_like_it_and_leaves_others_alone(cosine, kin
     net = spatial_with([torch.zeros(32, 32)], COLORS)
     places, right = places_of(torch.zeros(32, 32)), COLORS[1][None, :, None, None].expand(1, 2, 32, 32)
     reference = torch.tensor([[cosine, (1 - cosine**2) ** 0.5, 0, 0]])
-    net.pin(reference, places, torch.full((1, 1, 32, 32), 0.7), right, GREY)
-    hint = net.read(net.choose(torch.eye(4)[:1]), net.key(places, torch.full((1, 1, 32, 32), 0.5), GREY))
+    net.pin(Seen(reference, places), torch.full((1, 1, 32, 32), 0.7), right, GRAY)
+    hint = net.read(net.nearest(torch.eye(4)[:1]), net.key(places, torch.full((1, 1, 32, 32), 0.5), GRAY))
     assert torch.allclose(hint[0, :2, 5, 5], COLORS[kind], atol=0.02)

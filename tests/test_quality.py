@@ -10,9 +10,9 @@ import pytest
 from drawn import draw_picture
 
 from benchmarks import search
-from benchmarks.quality import COLUMNS, ROWS, film_frames, main, make_methods, measure, split_frames, summarise, table
+from benchmarks.quality import COLUMNS, ROWS, film_frames, main, make_methods, measure, split_frames, summarize, table
+from config import SpatialConfig
 from dataset import rgb_to_lab
-from memory import SpatialMemory
 from utils import UserError, ciede2000, read_image, write_image
 
 
@@ -65,35 +65,35 @@ def test_the_rows_without_training_by_hand(tmp_path):
     for path, color in zip(paths, colors, strict=True):
         write_image(path, np.full((48, 64, 3), color, np.uint8))
     red, blue = (rgb_to_lab(np.uint8([[color]]))[0, 0] for color in colors)
-    methods, seconds = make_methods(["grey", "mean", "nearest"], paths, tmp_path / "work", 1, 128, 0)
-    assert seconds == {"grey": 0, "mean": 0, "nearest": 0}
+    methods, seconds = make_methods(["gray", "mean", "nearest"], paths, tmp_path / "work", 1, 128, 0)
+    assert seconds == {"gray": 0, "mean": 0, "nearest": 0}
 
     labs = [rgb_to_lab(read_image(paths[1]))]
-    grey, mean, nearest = (methods[name](labs)[0, 7, 7] for name in ("grey", "mean", "nearest"))
-    assert grey.tolist() == [0, 0]
+    gray, mean, nearest = (methods[name](labs)[0, 7, 7] for name in ("gray", "mean", "nearest"))
+    assert gray.tolist() == [0, 0]
     assert mean == pytest.approx((red[1:] + blue[1:]) / 2, abs=1e-3)
     assert nearest == pytest.approx(blue[1:], abs=1e-3)
 
     rows, pictures = measure(methods, paths[1:], 128)
-    assert rows["grey"]["psnr_ab"] == pytest.approx(10 * math.log10(220**2 / (blue[1:] ** 2).mean()), abs=0.2)
+    assert rows["gray"]["psnr_ab"] == pytest.approx(10 * math.log10(220**2 / (blue[1:] ** 2).mean()), abs=0.2)
     plain = np.array([[[blue[0], 0, 0]]], np.float32)
-    assert rows["grey"]["ciede2000"] == pytest.approx(ciede2000(plain, blue[None, None]), abs=1e-3)
-    assert rows["grey"]["intersection"] == 0  # no bin is shared between a strong blue and grey
+    assert rows["gray"]["ciede2000"] == pytest.approx(ciede2000(plain, blue[None, None]), abs=1e-3)
+    assert rows["gray"]["intersection"] == 0  # no bin is shared between a strong blue and gray
     assert rows["nearest"]["ciede2000"] == 0 and rows["nearest"]["psnr_ab"] == math.inf
     assert rows["nearest"]["intersection"] == pytest.approx(1, abs=1e-5) and rows["nearest"]["colorfulness"] == 0
-    assert rows["nearest"]["ssim"] == 1 and rows["grey"]["colorfulness"] > 30
+    assert rows["nearest"]["ssim"] == 1 and rows["gray"]["colorfulness"] > 30
     assert all(row["lpips"] is None for row in rows.values())  # not given, so not measured
     assert [picture.shape for picture in pictures[0]] == [(180, 240, 3)] * 4  # three rows and the truth
     assert np.abs(pictures[0][-1].astype(int) - colors[1]).max() <= 1
 
 
 def test_mean_and_spread_over_the_seeds():
-    seeds = [{"grey": {**dict.fromkeys(COLUMNS, value), "lpips": None}} for value in (1.0, 2.0, 3.0)]
-    summary = summarise(seeds)
-    assert summary["grey"]["ssim"] == {"mean": 2, "spread": 1, "seeds": [1, 2, 3]} and summary["grey"]["lpips"] is None
+    seeds = [{"gray": {**dict.fromkeys(COLUMNS, value), "lpips": None}} for value in (1.0, 2.0, 3.0)]
+    summary = summarize(seeds)
+    assert summary["gray"]["ssim"] == {"mean": 2, "spread": 1, "seeds": [1, 2, 3]} and summary["gray"]["lpips"] is None
     printed = table(summary)
     assert "2.00 ± 1.00" in printed and "no weights" in printed
-    assert "±" not in table(summarise(seeds[:1]))  # one run has no spread
+    assert "±" not in table(summarize(seeds[:1]))  # one run has no spread
 
 
 def test_a_run_of_every_row(film, tmp_path, capsys):
@@ -106,7 +106,7 @@ def test_a_run_of_every_row(film, tmp_path, capsys):
     for row in values.values():
         assert all(math.isfinite(value) for column, value in row.items() if column != "lpips")
     assert values["memory"]["train_seconds"] == values["truth"]["train_seconds"] > 0
-    assert values["grey"]["train_seconds"] == 0 != values["gan"]["train_seconds"] != values["full"]["train_seconds"]
+    assert values["gray"]["train_seconds"] == 0 != values["gan"]["train_seconds"] != values["full"]["train_seconds"]
     picture = read_image(tmp_path / "three" / "unseen.png")
     assert picture.shape == (22 + 2 * 160 + 4, 10 * (240 + 4) - 4, 3)
     printed = capsys.readouterr().out
@@ -130,7 +130,7 @@ def test_bad_input_is_told_before_any_work(film, tmp_path, extra, message):
 
 
 @pytest.mark.parametrize("text, wrong", [
-    ("NONSENSE=1", "no constant"), ("UNLIT=much", "no numbers"), ("UNLIT", "no numbers")])
+    ("nonsense=1", "no constant"), ("unlit=much", "no numbers"), ("unlit", "no numbers")])
 def test_what_cannot_be_varied_is_an_error(text, wrong):
     with pytest.raises(UserError, match=wrong):
         search.parse(text)
@@ -138,15 +138,15 @@ def test_what_cannot_be_varied_is_an_error(text, wrong):
 
 def test_the_search_scores_each_value_on_frames_that_nobody_reports(film, capsys, monkeypatch):
     """A constant of the spatial memory is the default again afterwards, and has an effect while it is varied."""
-    tested, unlike = [], SpatialMemory.UNLIKE
+    tested, unlike = [], SpatialConfig().unlike
     measure = search.measure
     monkeypatch.setattr(search, "measure", lambda *args: (tested.append(args[1]), measure(*args))[1])
-    search.main([str(film), "--vary", "UNLIKE=1000", "lambda_l1=1", "--minutes", "0.01"])
+    search.main([str(film), "--vary", "unlike=1000.0", "lambda_l1=1", "--minutes", "0.01"])
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
     assert rows[0] == ["", "three, known shots", "three, unseen shots", "mean"]
-    assert [row[0] for row in rows[2:]] == ["default", "UNLIKE 1000", "lambda_l1 1"]
+    assert [row[0] for row in rows[2:]] == ["default", "unlike 1000", "lambda_l1 1"]
     scores = [[float(cell) for cell in row[1:]] for row in rows[2:]]
     assert all(math.isclose(sum(row[:2]) / 2, row[2], abs_tol=0.02) for row in scores)
     assert scores[1][0] > scores[0][0]  # nothing is carried
-    assert unlike == SpatialMemory.UNLIKE
+    assert unlike == SpatialConfig().unlike
     assert len(tested) == 6 and [len(paths) for paths in tested[:2]] == [8, 4]  # four of each shot

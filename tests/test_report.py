@@ -1,4 +1,4 @@
-"""The page of a coloured film and what to colour next: covers worked out by hand, and the page as a browser sees it."""
+"""The page of a colored film and what to color next: covers worked out by hand, and the page as a browser sees it."""
 
 import base64
 import io
@@ -6,6 +6,9 @@ import math
 import re
 import shutil
 import subprocess
+import tracemalloc
+import weakref
+from collections.abc import Sequence
 from html.parser import HTMLParser
 
 import cv2
@@ -13,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import report
-from parts import ShotRecord
-from report import suggest_frames, write_report
+from film import report
+from film.parts import ShotRecord
+from film.report import Report, suggest_frames, write_report
 from utils import Scores, UserError
 
 TITLE = """Käpt'n "Blau" & Söhne 🎨 <script>document.title = 'broken'; window.broken = true</script><b>"""
@@ -31,7 +34,7 @@ def record(index, confidence=0.5, frames=100, feature=(1, 0), truth=True, size=(
     """A shot of 100 frames at 25 per second, as one of equally long ones."""
     known = {
         "index": index, "start_frame": 100 * index, "end_frame": 100 * index + frames, "start_time": 4.0 * index,
-        "end_time": 4.0 * index + frames / 25, "grey": draw((128,) * 3, size), "result": draw((200, 40, 40), size),
+        "end_time": 4.0 * index + frames / 25, "gray": draw((128,) * 3, size), "result": draw((200, 40, 40), size),
         "truth": draw((220, 30, 30), size) if truth else None, "slot_ids": [7, 3], "slot_scores": [0.91, 0.62],
         "confidence": confidence, "feature": np.float32(feature),
         "cdc": 0.0021, "cdc_truth": 0.0020}
@@ -43,6 +46,24 @@ def axis(*places, size=5):
     feature = np.zeros(size, np.float32)
     feature[list(places)] = 1
     return feature
+
+
+class Made(Sequence):
+    """Shots that are made when they are asked for, and the most that were there at a time."""
+
+    def __init__(self, count, make):
+        self.count, self.make, self.alive, self.most = count, make, [], 0
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        made = self.make(index)
+        self.alive = [known for known in self.alive if known() is not None] + [weakref.ref(made)]
+        self.most = max(self.most, len(self.alive))
+        return made
 
 
 class Page(HTMLParser):
@@ -89,7 +110,7 @@ class Page(HTMLParser):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Colour these next
+# Color these next
 
 
 def test_one_frame_for_many_shots_comes_before_the_worst_shot():
@@ -138,8 +159,9 @@ def test_nothing_to_suggest():
 
 def test_doubtful_shots_come_first_with_all_that_is_known(tmp_path):
     records = [record(0, 0.9), record(1, 0.31, cdc_truth=math.nan), record(2, 0.6, cdc=math.nan, cdc_truth=math.nan)]
-    write_report(tmp_path / "report.html", records, "The film", names={7: "ep_7.png"}, facts={"checkpoint": "best.pt"},
-                 thumbnails={7: draw((40, 40, 220), (32, 32))})
+    write_report(tmp_path / "report.html", Report(
+        "The film", records, names={7: "ep_7.png"}, facts={"checkpoint": "best.pt"},
+        thumbnails={7: draw((40, 40, 220), (32, 32))}))
     page = Page(tmp_path / "report.html")
     assert [article["id"] for article in page.all("article")] == ["shot-2", "shot-3", "shot-1"]
     text = " ".join(page.text.split())
@@ -147,30 +169,30 @@ def test_doubtful_shots_come_first_with_all_that_is_known(tmp_path):
                   "31% sure 0:04.0 – 0:08.0 frames 100 – 199 CDC 0.0021", "0.91 ep_7.png 0.62 frame 3 ",
                   "CDC 0.0021 truth 0.0020, × 1.05", "90% sure"):
         assert known in text
-    assert "Colour these next" not in text and "CIEDE2000" not in text and "-1" not in text and "nan" not in text
+    assert "Color these next" not in text and "CIEDE2000" not in text and "-1" not in text and "nan" not in text
     assert text.count("CDC 0.0021") == 2
 
     pictures = page.pictures()
     assert len(page.all("img")) == 3 * 3 + 3 and len(pictures) == 3 * 3 + 1
     for shot in (1, 2, 3):
-        for label, expected in (("grey", (128,) * 3), ("coloured", (200, 40, 40)), ("truth", (220, 30, 30))):
+        for label, expected in (("gray", (128,) * 3), ("colored", (200, 40, 40)), ("truth", (220, 30, 30))):
             assert pictures[f"shot {shot}, {label}"][45, 80] == pytest.approx(expected, abs=6)
     assert pictures[""].shape == (32, 32, 3) and pictures[""][16, 16] == pytest.approx((40, 40, 220), abs=12)
 
 
 def test_what_is_unknown_is_not_told(tmp_path):
-    """A plain GAN has no confidence and no memory, and a shot in colour may be left as it is."""
+    """A plain GAN has no confidence and no memory, and a shot in color may be left as it is."""
     records = [record(0, math.nan, kept=True, feature=()), record(1, math.nan, feature=(), slot_ids=[], slot_scores=[])]
-    write_report(tmp_path / "report.html", records, "Film", suggest_frames(records))
+    write_report(tmp_path / "report.html", Report("Film", records, suggest_frames(records)))
     page = Page(tmp_path / "report.html")
     assert [article["id"] for article in page.all("article")] == ["shot-2", "shot-1"]
-    assert "in colour already" in page.text and "nan" not in page.source and "mean confidence" not in page.text
-    assert page.text.count("Its colours come from") == 1 and "% sure" not in page.text
+    assert "in color already" in page.text and "nan" not in page.source and "mean confidence" not in page.text
+    assert page.text.count("Its colors come from") == 1 and "% sure" not in page.text
 
 
 def test_a_part_of_a_film(tmp_path):
     """With --start and --end the times are those in the film."""
-    write_report(tmp_path / "report.html", [record(0, start_time=70.0, end_time=74.0)], "Film")
+    write_report(tmp_path / "report.html", Report("Film", [record(0, start_time=70.0, end_time=74.0)]))
     text = " ".join(Page(tmp_path / "report.html").text.split())
     assert "0:04.0 length" in text and "1:10.0 1:14.0" in text and "1:10.0 – 1:14.0" in text
 
@@ -180,11 +202,11 @@ def test_suggestions_and_metrics(tmp_path):
     suggestions = suggest_frames(records)
     scores = Scores()
     scores.add(draw((200, 40, 40)), draw((220, 30, 30)))
-    write_report(tmp_path / "report.html", records, "Film", suggestions, folder="film_colour_these",
-                 summaries={"result": scores.summary()})
+    write_report(tmp_path / "report.html", Report(
+        "Film", records, suggestions, folder="film_color_these", summaries={"result": scores.summary()}))
     page = Page(tmp_path / "report.html")
     text = " ".join(page.text.split())
-    assert "these 2 frames would settle about 100%" in text and "film_colour_these" in text
+    assert "these 2 frames would settle about 100%" in text and "film_color_these" in text
     assert "1 Shot 1 , 0:02.0 50% of the doubt, also in shot 2 shot_1_frame_50.png" in text
     assert "CIEDE2000" in text and f"{scores.summary()['ciede2000']:.3f}" in text
     assert len(page.all("img")) == 4 * 2 + 2  # no truth, and no picture of a training frame is known
@@ -194,7 +216,7 @@ def test_suggestions_and_metrics(tmp_path):
 
 def test_pictures_are_shrunk_and_the_page_stays_small(tmp_path, monkeypatch):
     def widths(records):
-        write_report(tmp_path / "report.html", records, "Film")
+        write_report(tmp_path / "report.html", Report("Film", records))
         return {picture.shape for picture in Page(tmp_path / "report.html").pictures().values()}
 
     assert widths([record(0, size=(540, 960))]) == {(180, 320, 3)}
@@ -207,18 +229,52 @@ def test_pictures_are_shrunk_and_the_page_stays_small(tmp_path, monkeypatch):
 def test_file_names_cannot_break_the_page(tmp_path):
     """Not even one that is no text, as the operating system gives it."""
     records = [record(0)]
-    write_report(tmp_path / "report.html", records, TITLE, suggest_frames(records), names={7: TITLE, 3: "\udce9.png"},
-                 summaries={TITLE: dict.fromkeys(Scores.COLUMNS, 1.0)}, facts={TITLE: TITLE}, folder=TITLE)
+    write_report(tmp_path / "report.html", Report(
+        TITLE, records, suggest_frames(records), names={7: TITLE, 3: "\udce9.png"},
+        summaries={TITLE: dict.fromkeys(Scores.COLUMNS, 1.0)}, facts={TITLE: TITLE}, folder=TITLE))
     page = Page(tmp_path / "report.html")
     assert not page.all("script") and page.text.count(TITLE) == 7
     assert "?.png" in page.text
     assert any("default-src 'none'" in meta.get("content", "") for meta in page.all("meta"))
 
 
+def test_whatever_the_texts_are_the_page_is_built_of_the_same_elements(tmp_path, monkeypatch):
+    def elements(text):
+        monkeypatch.setattr(Scores, "COLUMNS", {"ssim": text})
+        records = [record(0)]
+        write_report(tmp_path / "report.html", Report(
+            text, records, suggest_frames(records), folder=text, names={7: text, 3: text},
+            thumbnails={7: draw((40, 40, 220))}, summaries={text: {"ssim": 0.5}}, facts={text: text}))
+        page = Page(tmp_path / "report.html")
+        assert page.text.count(text) == 9  # the title twice, a fact twice, 2 names, a row, a column and the folder
+        return page.tags
+
+    plain = elements("harmless")
+    for text in (TITLE, '"><script>1</script>', "' onload='1", "</style></title><img src=x>", "&lt;b&gt; &amp;",
+                 "{{ report }} {% raw %} {# #}", "-->"):
+        assert elements(text) == plain
+
+
+def test_few_pictures_are_in_memory_at_a_time(tmp_path):
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (180, 320, 3), np.uint8)
+    records = Made(100, lambda index: record(index, gray=noise.copy(), result=noise.copy()))
+    write_report(tmp_path / "report.html", Report("Film", [record(0)]))  # to have loaded all that is needed
+    tracemalloc.start()
+    try:
+        write_report(tmp_path / "report.html", Report("Film", records))
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    size = (tmp_path / "report.html").stat().st_size
+    assert records.most <= 2
+    assert len(Page(tmp_path / "report.html").all("img")) == 300 and most < size / 4
+
+
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UserError, match="cannot write .*report.html"):
-        write_report(tmp_path / "file" / "report.html", [record(0)], "Film")
+        write_report(tmp_path / "file" / "report.html", Report("Film", [record(0)]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -235,8 +291,8 @@ def test_a_browser_shows_every_picture_without_an_error(tmp_path):
 
     records = [record(i, i / 9) for i in range(9)]
     path = tmp_path / 'the "film" ä 🎨 <b>.html'
-    write_report(path, records, TITLE, suggest_frames(records, 3), names={7: TITLE}, facts={"input": TITLE},
-                 thumbnails={7: draw((40, 40, 220))})
+    write_report(path, Report(TITLE, records, suggest_frames(records, 3), names={7: TITLE}, facts={"input": TITLE},
+                              thumbnails={7: draw((40, 40, 220))}))
     shown = browse(path, "--enable-logging=stderr")
     assert 'id="shot-9"' in shown.stdout and "CONSOLE" not in shown.stderr
 

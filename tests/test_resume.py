@@ -13,11 +13,11 @@ import torch
 from drawn import draw_dataset
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import learner
 import train
 from faults import results
-from learner import Learner
 from train import main
+from training import learner
+from training.learner import Learner
 from utils import UserError, load_checkpoint, save_checkpoint
 
 HERE = Path(__file__).resolve().parent
@@ -116,7 +116,7 @@ def test_time_goes_on_counting(data_path, tmp_path, trained):
 
 
 def test_a_second_run_is_refused_while_the_first_one_works(data_path, tmp_path):
-    code = ("import sys; from runs import Run; from train import TrainConfig\n"
+    code = ("import sys; from training.runs import Run; from train import TrainConfig\n"
             "with Run(TrainConfig(save_path=sys.argv[1])):\n    print('ready', flush=True); sys.stdin.read()")
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     with subprocess.Popen([sys.executable, "-c", code, tmp_path / "run"], stdin=subprocess.PIPE, text=True,

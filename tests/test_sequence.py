@@ -1,4 +1,4 @@
-"""Numbered frames as a film: which pictures are one, and that it is coloured like one."""
+"""Numbered frames as a film: which pictures are one, and that it is colored like one."""
 
 import json
 import os
@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from drawn import StubPainter, draw_film, draw_picture, draw_shots, planes_in
 
-from encoding import VideoSettings
-from episode import color_video
-from sequence import find_sequences
-from test import find_work, is_done
+from config import FilmConfig
+from film.episode import color_film
+from film.sequence import find_sequences
+from film.video import VideoFile, read_frames
+from test import find_work
 from utils import UserError, list_files, read_image, write_image
-from video import Film, read_frames
 
 SHOTS = [(60, 16), (200, 12)]
 
@@ -45,8 +45,8 @@ def shots(tmp_path):
 
 def color(folder, output, painter=None, overwrite=False, explain=None, **settings):
     (sequence,), _ = find_sequences(list_files(folder, (".png",)))
-    return color_video(painter or StubPainter(), sequence, output / sequence.stem, VideoSettings(**settings), overwrite,
-                       explain)
+    return color_film(painter or StubPainter(), sequence, output / sequence.stem, FilmConfig(**settings),
+                      overwrite=overwrite, explain=explain)
 
 
 def pictures(folder):
@@ -86,13 +86,13 @@ def test_films_and_other_pictures_of_one_folder(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Coloured
+# Colored
 
 
-def test_numbered_frames_are_coloured_shot_by_shot(tmp_path, shots):
+def test_numbered_frames_are_colored_shot_by_shot(tmp_path, shots):
     """As the same film in a file: its shots, palettes and held drawings; the luma and the names are the source's."""
     film, painter = StubPainter(), StubPainter()
-    expected = color_video(film, Film(tmp_path / "film.mkv"), tmp_path / "out.mkv", VideoSettings(crf=0))
+    expected = color_film(film, VideoFile(tmp_path / "film.mkv"), tmp_path / "out.mkv", FilmConfig(crf=0))
     records = color(shots, tmp_path / "out", painter)
     assert [(r.start_frame, r.end_frame, r.slot_ids) for r in records] == [
         (r.start_frame, r.end_frame, r.slot_ids) for r in expected] and len(records) == 2
@@ -103,7 +103,7 @@ def test_numbered_frames_are_coloured_shot_by_shot(tmp_path, shots):
     luma = np.float32([0.299, 0.587, 0.114])
     for (name, picture), result in zip(before.items(), planes_in(tmp_path / "out.mkv"), strict=True):
         assert after[name].shape == picture.shape
-        assert np.ptp(after[name].astype(int), -1).mean() > 5  # in colour
+        assert np.ptp(after[name].astype(int), -1).mean() > 5  # in color
         clipped = (after[name] == 0) | (after[name] == 255)
         assert np.abs(after[name] @ luma - picture[..., 0])[~clipped.any(-1)].max() <= 1.5
         assert result[0].shape == picture.shape[:2]
@@ -132,9 +132,9 @@ def test_an_interrupted_run_goes_on_with_the_frames_of_the_first_unfinished_shot
 def test_what_is_there_stays(tmp_path, shots):
     (work, target), = find_work(shots, tmp_path / "out")[1]
     write_image(tmp_path / "out" / "shot.v2_0003.png", draw_picture(0))
-    assert not is_done(work, target)
+    assert not work.is_done(target)
     color(shots, tmp_path / "out")
-    assert is_done(work, target)
+    assert work.is_done(target)
     assert np.array_equal(read_image(tmp_path / "out" / "shot.v2_0003.png"), draw_picture(0))
     color(shots, tmp_path / "out", overwrite=True)
     assert not np.array_equal(read_image(tmp_path / "out" / "shot.v2_0003.png"), draw_picture(0))
@@ -144,7 +144,7 @@ def test_what_is_there_stays(tmp_path, shots):
 
     with pytest.raises(UserError, match="the report"):
         color(shots, tmp_path / "out", explain=fail)
-    assert not is_done(work, target)
+    assert not work.is_done(target)
 
 
 def test_a_part_of_it_and_frames_that_cannot_be_read(tmp_path, shots, capsys):

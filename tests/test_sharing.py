@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sharing import Shard, parse_shard, share_out
+from config import Shard, parse_shard
+from film.sharing import share_out
 from utils import UserError, run_cli
 
 PARENT_WAITS = 60  # seconds, for what takes moments

@@ -12,10 +12,12 @@ from drawn import draw_dataset, draw_picture, draw_shots
 
 import train
 from benchmarks import large_set, precision, reference, speed
+from colorizer.backbone import Backbone
+from config import TrainConfig
 from dataset import ColorizationDataset, color_feature, rgb_to_lab
-from learner import Learner
-from networks import Backbone, ColorConv
-from train import TrainConfig, fit_model_config
+from networks import ColorConv
+from training.learner import Learner
+from training.preparation import fit_model_config
 from utils import read_image, write_image
 
 
@@ -49,11 +51,11 @@ def test_backbone_and_batch(tmp_path):
     for i in range(2):
         item = data[i]
         assert set(item) == {*batch, "index"} and item["image_id"] == batch["image_id"][i]
-        for name, tolerance in (("L", 0.003), ("ab", 0.005), ("grey", 0.02)):  # ours are of 8 bits
+        for name, tolerance in (("L", 0.003), ("ab", 0.005), ("gray", 0.02)):  # ours are of 8 bits
             torch.testing.assert_close(item[name], batch[name][i], atol=tolerance, rtol=0)
         assert (item["color_feature"] - batch["color_feature"][i]).abs().sum() < 1e-3
-    ours = Backbone()(batch["grey"])[0]
-    torch.testing.assert_close(reference.Backbone()(batch["grey"]), ours, atol=1e-4, rtol=1e-3)
+    ours = Backbone()(batch["gray"])[0]
+    torch.testing.assert_close(reference.Backbone()(batch["gray"]), ours, atol=1e-4, rtol=1e-3)
 
 
 def test_training_steps(tmp_path):
@@ -72,7 +74,7 @@ def test_training_steps(tmp_path):
     paths = sorted(folder.iterdir())
     for chosen in ([0, 1, 2], [3, 4, 1]):  # only a filled memory has a triplet
         batch = reference.read_batch([paths[i] for i in chosen], chosen, 128)
-        features = ours.colorizer.backbone(batch["grey"])[0]
+        features = ours.colorizer.backbone(batch["gray"])[0]
         its = plain.step(batch)
         mine = ours.step({**batch, "view_feature": batch["color_feature"], "misled": torch.zeros(3, dtype=torch.bool)},
                          features, lambda: torch.autocast("cpu", enabled=False))
@@ -85,12 +87,12 @@ def test_training_steps(tmp_path):
 
 
 def test_a_film_of_one_drawing(tmp_path):
-    """Its frames and its one shot have the same palette, so both ways of colouring give the same colours."""
+    """Its frames and its one shot have the same palette, so both ways of coloring give the same colors."""
     film = draw_shots(tmp_path / "film.mp4", [(120, 8)], hold=8)
     folder = draw_dataset(tmp_path / "data", val=0, test=0) / "train"
     painter = speed.make_painter(ColorizationDataset(folder, 128), TrainConfig(width=4), torch.device("cpu"), "fp32")
     reference.color_film(painter, film, tmp_path / "reference.mp4", 4)
-    speed.color_video(painter, speed.Film(film), tmp_path / "ours.mp4", speed.VideoSettings())
+    speed.color_film(painter, speed.VideoFile(film), tmp_path / "ours.mp4", speed.FilmConfig())
     pictures = []
     for name in ("reference", "ours"):
         found = speed.film_pictures(tmp_path / f"{name}.mp4", tmp_path / name, 4)

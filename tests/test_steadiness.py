@@ -9,12 +9,12 @@ from drawn import StubPainter, draw_shots
 from scipy.spatial.distance import jensenshannon
 
 from benchmarks.steadiness import measure, read_shots, table
+from config import FilmConfig
 from dataset import lab_to_rgb
-from encoding import VideoSettings
-from episode import color_video
-from steadiness import CDC, WarpError, js_divergence
+from film.episode import color_film
+from film.steadiness import CDC, WarpError, js_divergence
+from film.video import VideoFile
 from utils import UserError
-from video import Film
 
 LN2 = math.log(2)
 BLACK, RED = (np.full((4, 6, 3), color, np.uint8) for color in ((0, 0, 0), (255, 0, 0)))
@@ -28,7 +28,7 @@ def cdc(frames):
 
 
 def texture(height, width, seed=0):
-    """A smooth grey picture, uint8, that a flow can follow."""
+    """A smooth gray picture, uint8, that a flow can follow."""
     noise = np.random.default_rng(seed).uniform(0, 255, (height // 12 + 2, width // 12 + 2)).astype(np.float32)
     return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 255).astype(np.uint8)
 
@@ -39,9 +39,9 @@ def paint(luma, a, b):
     return lab_to_rgb(np.stack([40 + luma.astype(np.float32) / 10, *colors], 2))
 
 
-def warp_error(lumas, *colourings):
+def warp_error(lumas, *colorings):
     measure = WarpError()
-    for luma, *pictures in zip(lumas, *colourings, strict=True):
+    for luma, *pictures in zip(lumas, *colorings, strict=True):
         measure.add(luma, *pictures)
     return measure.values()
 
@@ -82,7 +82,7 @@ def test_cdc_equals_a_slow_reference():
 # Warping error
 
 
-def test_colours_that_move_with_the_picture_are_steady_and_those_that_stay_are_not():
+def test_colors_that_move_with_the_picture_are_steady_and_those_that_stay_are_not():
     wide = texture(96, 180)
     waves = 40 * np.sin(np.arange(180) / 6)[None].repeat(96, 0)
     lumas = [wide[:, x:x + 140] for x in (0, 3, 6, 9)]
@@ -104,7 +104,7 @@ def test_flicker_of_known_size(size):
 
 
 def test_what_was_hidden_does_not_count():
-    """A square moves 10 pixels to the right; the strip that it uncovers is new, and its colour is no flicker."""
+    """A square moves 10 pixels to the right; the strip that it uncovers is new, and its color is no flicker."""
     ground, square = texture(120, 160), texture(60, 60, seed=1)
     lumas = []
     for x in (40, 50):
@@ -125,14 +125,14 @@ def test_nothing_to_compare():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Of a coloured film
+# Of a colored film
 
 
-def test_the_benchmark_measures_a_coloured_film(tmp_path):
+def test_the_benchmark_measures_a_colored_film(tmp_path):
     source, output = draw_shots(tmp_path / "in.mkv", [(60, 9), (lambda i: 150 + 5 * i, 7)]), tmp_path / "out.mkv"
-    records = color_video(StubPainter(), Film(source), output, VideoSettings(crf=0))
+    records = color_film(StubPainter(), VideoFile(source), output, FilmConfig(crf=0))
     rows = measure(StubPainter(), source, output, read_shots(output))
-    assert list(rows) == ["result", "frame by frame"]  # a grey film is no truth
+    assert list(rows) == ["result", "frame by frame"]  # a gray film is no truth
     expected = np.average([record.cdc for record in records], weights=[9, 7])
     assert rows["result"]["cdc"] == pytest.approx(expected, rel=1e-6)
     # The stub takes a from the mean lightness of shot or frame, which only grows in the second shot.

@@ -1,4 +1,4 @@
-"""Colouring end to end: all ways to train, all ways to colour, pictures, folders and films, and bad input."""
+"""Coloring end to end: all ways to train, all ways to color, pictures, folders and films, and bad input."""
 
 import json
 import math
@@ -14,9 +14,10 @@ from skimage.color import rgb2lab
 from test_train import WAYS, flags
 
 import train
-from dataset import color_feature, resize, rgb_to_lab
-from memory import REFERENCE_ID, SpatialMemory
-from networks import Colorizer, ModelConfig
+from colorizer.colorizer import Colorizer
+from colorizer.painter import Painter
+from config import ModelConfig, SpatialConfig, TrainConfig, restore
+from dataset import REFERENCE_ID, color_feature, resize, rgb_to_lab
 from resources.draw_episodes import PALETTE, TWINS, draw_frame
 from test import Evaluation, main
 from utils import UserError, load_checkpoint, read_image, save_checkpoint, write_image
@@ -52,8 +53,8 @@ def test_all_ways_to_color_a_folder(home, tmp_path, capsys, way, settings, sourc
     names = sorted(path.name for path in (home / "test").iterdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "metrics.json", "comparison.png"])
     assert metrics["color_feature"] == source and metrics["pictures"] == metrics["measured_pictures"] == 2
-    assert metrics["grey"]["colorfulness"] < 1 and metrics["result"]["ciede2000"] > 0
-    assert metrics["grey"]["colorfulness_truth"] == metrics["result"]["colorfulness_truth"] > 10
+    assert metrics["gray"]["colorfulness"] < 1 and metrics["result"]["ciede2000"] > 0
+    assert metrics["gray"]["colorfulness_truth"] == metrics["result"]["colorfulness_truth"] > 10
     printed = capsys.readouterr().out
     assert "CIEDE2000" in printed and f"{metrics['result']['ciede2000']:.3f}" in printed
     for name in names:
@@ -62,11 +63,10 @@ def test_all_ways_to_color_a_folder(home, tmp_path, capsys, way, settings, sourc
     assert read_image(tmp_path / "comparison.png").shape == (2 * (213 + 4) - 4, 3 * (320 + 4) - 4, 3)
 
 
-def test_the_ways_give_the_generator_different_colours(home, tmp_path, monkeypatch):
-    import painter
+def test_the_ways_give_the_generator_different_colors(home, tmp_path, monkeypatch):
     seen = []
-    forward = painter.Colorizer.forward
-    monkeypatch.setattr(painter.Colorizer, "forward",
+    forward = Colorizer.forward
+    monkeypatch.setattr(Colorizer, "forward",
                         lambda self, L, v, *rest: (seen.append(v and v[0]), forward(self, L, v, *rest))[1])
     picture = next((home / "test").iterdir())
     for name, way, settings in (("best", "memory", {}), ("second", "memory", {"rank": 2}), ("gan", "gan", {}),
@@ -79,7 +79,7 @@ def test_the_ways_give_the_generator_different_colours(home, tmp_path, monkeypat
     assert all(v.sum().item() == pytest.approx(1, abs=1e-4) for v in features)
 
 
-def test_the_truths_colours_are_those_of_a_reference_with_the_same_colours(home, tmp_path):
+def test_the_truths_colors_are_those_of_a_reference_with_the_same_colors(home, tmp_path):
     """--color_feature truth and --reference with the picture itself are the same request."""
     picture = next((home / "test").iterdir())
     color(home, "memory", tmp_path / "truth.png", picture, color_feature="truth")
@@ -91,33 +91,33 @@ def test_the_truths_colours_are_those_of_a_reference_with_the_same_colours(home,
 
 
 def test_only_the_lightness_of_the_input_is_used(home, tmp_path):
-    """Colour input is turned grey first: a colour picture and its grey version get the same colours."""
+    """Color input is turned gray first: a color picture and its gray version get the same colors."""
     picture = draw_picture(8)
     lab = rgb2lab(picture)
     lab[..., 1:] = 0
     from skimage.color import lab2rgb
-    grey = np.rint(lab2rgb(lab) * 255).astype(np.uint8)
-    write_image(tmp_path / "colour.png", picture)
-    write_image(tmp_path / "grey.png", grey)
+    gray = np.rint(lab2rgb(lab) * 255).astype(np.uint8)
+    write_image(tmp_path / "color.png", picture)
+    write_image(tmp_path / "gray.png", gray)
     results = []
-    for name in ("colour", "grey"):
+    for name in ("color", "gray"):
         color(home, "memory", tmp_path / name / "out.png", tmp_path / f"{name}.png", precision="fp32")
         results.append(read_image(tmp_path / name / "out.png").astype(int))
     assert np.abs(results[0] - results[1]).mean() < 2
 
 
 @pytest.mark.parametrize("size", [(300, 200), (131, 77), (40, 500), (16, 16)])
-def test_grey_input_keeps_its_lightness_at_full_resolution(home, tmp_path, size):
+def test_gray_input_keeps_its_lightness_at_full_resolution(home, tmp_path, size):
     rng = np.random.default_rng(0)
-    grey = np.repeat(resize(rng.random((6, 8)).astype(np.float32) * 255, size[1], size[0])[..., None], 3, 2)
-    write_image(tmp_path / "grey.png", grey.astype(np.uint8))
+    gray = np.repeat(resize(rng.random((6, 8)).astype(np.float32) * 255, size[1], size[0])[..., None], 3, 2)
+    write_image(tmp_path / "gray.png", gray.astype(np.uint8))
     for way, settings in (("gan", {}), ("memory", {}), ("integrator", {}), ("spatial", {})):
-        metrics = color(home, way, tmp_path / way / "out.png", tmp_path / "grey.png", **settings)
+        metrics = color(home, way, tmp_path / way / "out.png", tmp_path / "gray.png", **settings)
         assert "result" not in metrics  # no truth to measure against
         assert not (tmp_path / way / "out_comparison.png").exists()
         result = read_image(tmp_path / way / "out.png")
         assert result.shape == (size[1], size[0], 3)
-        lightness = [rgb2lab(picture)[..., 0] for picture in (result, grey.astype(np.uint8))]
+        lightness = [rgb2lab(picture)[..., 0] for picture in (result, gray.astype(np.uint8))]
         assert np.abs(lightness[0] - lightness[1]).mean() <= 1
 
 
@@ -128,7 +128,7 @@ def test_a_film_keeps_frames_times_size_and_sound(home, tmp_path):
     assert times_and_sound(tmp_path / "out" / "film.mp4") == times_and_sound(source)
 
 
-def test_a_film_in_colour_is_measured(home, tmp_path):
+def test_a_film_in_color_is_measured(home, tmp_path):
     path = tmp_path / "film.mkv"
     with av.open(str(path), "w") as film:
         stream = film.add_stream("libx264", rate=5)
@@ -144,11 +144,11 @@ def test_a_film_in_colour_is_measured(home, tmp_path):
 
 
 def test_what_goes_with_a_film(home, tmp_path):
-    """The report, the frames to colour next and the panel; what a person has painted stays."""
+    """The report, the frames to color next and the panel; what a person has painted stays."""
     source = draw_shots(tmp_path / "film.mkv", [(60, 9), (200, 6)])
     settings = {"overwrite": True, "start": 0.25}
     color(home, "spatial", tmp_path / "new.mkv", source, panel=True, **settings)
-    page, folder = (tmp_path / "new_report.html").read_text(encoding="utf-8"), tmp_path / "new_colour_these"
+    page, folder = (tmp_path / "new_report.html").read_text(encoding="utf-8"), tmp_path / "new_color_these"
     assert "raw_image_drawn_" in page and "film.mkv" in page and folder.name in page
     assert times_and_sound(tmp_path / "new_panel.mp4")[0] == times_and_sound(source)[0][:12]
     suggested = sorted(folder.iterdir())
@@ -161,7 +161,7 @@ def test_what_goes_with_a_film(home, tmp_path):
     color(home, "spatial", tmp_path / "new.mkv", source, **settings)
     assert np.array_equal(read_image(suggested[0]), draw_picture(0))
     color(home, "spatial", tmp_path / "none.mkv", source, suggest=0)
-    assert not (tmp_path / "none_colour_these").exists() and not (tmp_path / "none_panel.mp4").exists()
+    assert not (tmp_path / "none_color_these").exists() and not (tmp_path / "none_panel.mp4").exists()
 
 
 def test_a_report_that_cannot_be_written_leaves_the_film_and_comes_with_the_next_run(home, tmp_path):
@@ -223,7 +223,7 @@ def test_films_that_are_shared_out_come_out_the_same(home, tmp_path, capsys):
                 said.append(str(error))
         assert len(said) == 1 and "films failed" in said[0]
         captured = capsys.readouterr()
-        assert captured.err.count("bad.mp4 as a video") == 1 and captured.out.count("coloured ") == 4
+        assert captured.err.count("bad.mp4 as a video") == 1 and captured.out.count("colored ") == 4
         made.append({path.name: re.sub(rb'("seconds": )[0-9.]+', rb"\1", path.read_bytes())
                      for path in (tmp_path / name).rglob("*") if path.is_file()})
         assert len([name for name in made[0] if name.endswith(".mp4")]) == 3
@@ -232,9 +232,8 @@ def test_films_that_are_shared_out_come_out_the_same(home, tmp_path, capsys):
 
 def test_one_palette_a_shot(home):
     """The memory is read once, with the mean of what the backbone sees; frames then differ by their places alone."""
-    from painter import Painter
     content = load_checkpoint(home / "spatial" / "best.pt")
-    colorizer = Colorizer(ModelConfig(**content["model_config"])).eval()
+    colorizer = Colorizer(restore(ModelConfig, content["model_config"])).eval()
     colorizer.load_state_dict(content["colorizer"])
     painter = Painter(colorizer, torch.device("cpu"), "fp32")
     labs = [resize(rgb_to_lab(draw_picture(i)), painter.side, painter.side) for i in range(3)]
@@ -244,7 +243,7 @@ def test_one_palette_a_shot(home):
     with torch.inference_mode():
         recall = colorizer.recall(palette.feature[None])
     assert palette.slot_ids == recall.ids[0].tolist() and palette.slot_scores == recall.scores[0].tolist()
-    assert torch.equal(palette.color_feature, colorizer.choose(recall, 1)[0])
+    assert torch.equal(palette.color_feature, colorizer.advise(recall, 1).color_feature)
     assert palette.score == palette.slot_scores[0]
     ab, confidence = painter.paint(np.stack([lab[..., 0] for lab in labs]), palette)
     assert ab.shape == (3, 192, 192, 2) and ((confidence > 0) & (confidence <= 1)).all()
@@ -252,30 +251,24 @@ def test_one_palette_a_shot(home):
     assert np.abs(one[0] - ab[1]).max() < 0.1
 
 
-def test_painters_of_other_colours_have_another_identity(home, tmp_path):
-    from argparse import Namespace
-
-    from painter import load_painter
-
-    def identity(**changes):
-        args = {"checkpoint": home / "memory" / "best.pt", "device": "cpu", "precision": "fp32", "rank": 1,
-                "color_feature": "auto", "reference": None, "references": None}
-        return load_painter(Namespace(**args | changes)).identity
+def test_painters_of_other_colors_have_another_identity(home, tmp_path):
+    def identity(way="memory", **settings):
+        return Painter.load(home / way / "best.pt", device="cpu", precision="fp32", **settings).identity
 
     first = identity()
     assert first == identity() and len({first, identity(rank=2), identity(color_feature="truth"),
-                                        identity(checkpoint=home / "integrator" / "best.pt"),
+                                        identity("integrator"),
                                         identity(reference=next((home / "train").glob("*.png")))}) == 5
 
 
-def test_grey_row_is_the_truth_without_its_colours():
+def test_gray_row_is_the_truth_without_its_colors():
     evaluation = Evaluation()
     truth = draw_picture(3)
     evaluation.add(truth, truth)
-    result, grey = evaluation.scores["result"].summary(), evaluation.scores["grey"].summary()
+    result, gray = evaluation.scores["result"].summary(), evaluation.scores["gray"].summary()
     assert result["ciede2000"] == 0 and result["psnr_ab"] == math.inf
     lab = rgb2lab(truth)
-    assert grey["psnr_ab"] == pytest.approx(10 * math.log10(220**2 / (lab[..., 1:] ** 2).mean()), abs=0.1)
+    assert gray["psnr_ab"] == pytest.approx(10 * math.log10(220**2 / (lab[..., 1:] ** 2).mean()), abs=0.1)
 
 
 def test_the_comparison_stays_bounded_and_spread():
@@ -326,27 +319,27 @@ def bad_checkpoint(home, path, change):
     ({"input": "notes.txt"}, "neither a picture .* nor a video"),
     ({"input": "text.mp4"}, "cannot read text.mp4 as a video"),
     ({"input": "bad.png"}, "no picture could be read"),
-    ({"input": "grey.png", "color_feature": "truth"}, "no colours of its own"),
-    ({"input": "grey.png", "reference": "grey.png"}, "reference grey.png is grey"),
-    ({"input": "grey.png", "reference": "bad.png"}, "cannot read bad.png"),
-    ({"input": "grey.png", "reference": "grey.png", "color_feature": "truth"}, "leave --color_feature out"),
-    ({"input": "grey.png", "color_feature": "integrator"}, "trained without an integrator"),
-    ({"input": "grey.png", "checkpoint": "missing.pt"}, "there is no checkpoint missing.pt"),
-    ({"input": "grey.png", "checkpoint": "notes.txt"}, "notes.txt is not a checkpoint"),
-    ({"input": "grey.png", "checkpoint": "part.pt"}, "does not hold a whole colorizer"),
-    ({"input": "grey.png", "checkpoint": "shape.pt"}, "does not hold a whole colorizer"),
-    ({"input": "grey.png", "checkpoint": "names.pt"}, "names of its frames"),
-    ({"input": "grey.png", "checkpoint": "config.pt"}, "does not hold a whole colorizer"),
-    ({"input": "grey.png", "checkpoint": "gan.pt", "reference": "colour.png"}, "is a plain GAN"),
-    ({"input": "grey.png", "checkpoint": "gan.pt", "color_feature": "memory"}, "is a plain GAN"),
-    ({"input": "grey.png", "rank": 4}, "invalid choice"),
-    ({"input": "grey.png", "batch_size": 0}, "batch_size is 0"),
+    ({"input": "gray.png", "color_feature": "truth"}, "no colors of its own"),
+    ({"input": "gray.png", "reference": "gray.png"}, "reference gray.png is gray"),
+    ({"input": "gray.png", "reference": "bad.png"}, "cannot read bad.png"),
+    ({"input": "gray.png", "reference": "gray.png", "color_feature": "truth"}, "leave --color_feature out"),
+    ({"input": "gray.png", "color_feature": "integrator"}, "trained without an integrator"),
+    ({"input": "gray.png", "checkpoint": "missing.pt"}, "there is no checkpoint missing.pt"),
+    ({"input": "gray.png", "checkpoint": "notes.txt"}, "notes.txt is not a checkpoint"),
+    ({"input": "gray.png", "checkpoint": "part.pt"}, "does not hold a whole colorizer"),
+    ({"input": "gray.png", "checkpoint": "shape.pt"}, "does not hold a whole colorizer"),
+    ({"input": "gray.png", "checkpoint": "names.pt"}, "names of its frames"),
+    ({"input": "gray.png", "checkpoint": "config.pt"}, "does not hold a whole colorizer"),
+    ({"input": "gray.png", "checkpoint": "gan.pt", "reference": "color.png"}, "is a plain GAN"),
+    ({"input": "gray.png", "checkpoint": "gan.pt", "color_feature": "memory"}, "is a plain GAN"),
+    ({"input": "gray.png", "rank": 4}, "invalid choice"),
+    ({"input": "gray.png", "batch_size": 0}, "batch_size is 0"),
     ({"input": "film.mp4", "output": "out.avi"}, "name a .mp4, .mkv, .mov or .webm"),
     ({"input": "film.mp4", "workers": 0}, "workers is 0"),
     ({"input": "film.mp4", "shard": "3/2"}, "expected i/n with i from 1 to n"),
     ({"input": "film.mp4", "suggest": -1}, "suggest is -1"),
     ({"input": "film.mp4", "checkpoint": "gan.pt", "panel": True}, "none is read here"),
-    ({"input": "film.mp4", "reference": "colour.png", "panel": True}, "none is read here"),
+    ({"input": "film.mp4", "reference": "color.png", "panel": True}, "none is read here"),
 ])
 def test_bad_input_is_one_sentence(home, tmp_path, monkeypatch, settings, message):
     monkeypatch.chdir(tmp_path)
@@ -354,8 +347,8 @@ def test_bad_input_is_one_sentence(home, tmp_path, monkeypatch, settings, messag
     Path("notes.txt").write_text("notes")
     Path("text.mp4").write_text("no film")
     Path("bad.png").write_bytes(b"")
-    write_image(Path("grey.png"), np.full((32, 32, 3), 99, np.uint8))
-    write_image(Path("colour.png"), draw_picture(1))
+    write_image(Path("gray.png"), np.full((32, 32, 3), 99, np.uint8))
+    write_image(Path("color.png"), draw_picture(1))
     draw_film(Path("film.mp4"), times=range(3))
     Path("gan.pt").write_bytes((home / "gan" / "best.pt").read_bytes())
     bad_checkpoint(home, Path("part.pt"), lambda content: content["colorizer"].popitem())
@@ -370,12 +363,11 @@ def test_bad_input_is_one_sentence(home, tmp_path, monkeypatch, settings, messag
 
 
 def test_a_checkpoint_gives_identical_output(home):
-    """A colorizer built anew from its file colours exactly as the one that was saved."""
-    from painter import Painter
+    """A colorizer built anew from its file colors exactly as the one that was saved."""
     content = load_checkpoint(home / "integrator" / "best.pt")
     colorizers = []
     for _ in range(2):
-        colorizer = Colorizer(ModelConfig(**content["model_config"])).eval()
+        colorizer = Colorizer(restore(ModelConfig, content["model_config"])).eval()
         colorizer.load_state_dict(content["colorizer"])
         colorizers.append(colorizer)
         content = {**content, "colorizer": colorizer.state_dict()}
@@ -385,10 +377,9 @@ def test_a_checkpoint_gives_identical_output(home):
 
 
 def test_the_reference_gives_its_color_feature_to_the_generator(home, tmp_path, monkeypatch):
-    import painter
     seen = []
-    forward = painter.Colorizer.forward
-    monkeypatch.setattr(painter.Colorizer, "forward",
+    forward = Colorizer.forward
+    monkeypatch.setattr(Colorizer, "forward",
                         lambda self, L, v, *rest: (seen.append(v[0]), forward(self, L, v, *rest))[1])
     reference = home / "train" / "raw_image_drawn_1.png"
     color(home, "memory", tmp_path / "out.png", next((home / "test").iterdir()), reference=reference)
@@ -401,21 +392,21 @@ def test_the_reference_gives_its_color_feature_to_the_generator(home, tmp_path, 
 
 
 RUBY_WALKS, BO_WALKS, TWINS_TALK = 28, 172, 216  # frames of the sample film, of different shots
-GUESSED = 0.1  # SpatialMemory.COLOR for a generator that has learned next to nothing and guesses grey
+GUESSED = SpatialConfig(color=0.1)  # for a generator that has learned next to nothing and guesses gray
 
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
     """<folder>/run: a network trained for moments on some frames of the sample film; <folder>/corrected: a folder with
-    one frame in which the red character is repainted in the teal of another one, of the same lightness, and a grey one.
+    one frame in which the red character is repainted in the teal of another one, of the same lightness, and a gray one.
     """
     folder = tmp_path_factory.mktemp("sample")
     for frame in (8, RUBY_WALKS, 48, 160, 190, 290):
         write_image(folder / "data" / "train" / f"frame_{frame}.png", draw_frame(1, frame))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "EPOCH_STEPS", 2)
-        patch.setattr(SpatialMemory, "COLOR", GUESSED)
-        train.main(flags(data_path=folder / "data", save_path=folder / "run", width=4, end_epoch=1))
+        train.train(TrainConfig(data_path=str(folder / "data"), save_path=str(folder / "run"), width=4, end_epoch=1,
+                                spatial=GUESSED))
         patch.setitem(PALETTE, "ruby", PALETTE["tilo"])
         write_image(folder / "corrected" / "ruby_is_teal.png", draw_frame(1, RUBY_WALKS))
         write_image(folder / "corrected" / "waits.png", np.full((32, 32, 3), 99, np.uint8))
@@ -430,17 +421,16 @@ def share_of_teal(path, frame):
     return (teal < red).mean()
 
 
-def test_a_corrected_frame_is_followed_without_training(sample, tmp_path, monkeypatch, capsys):
+def test_a_corrected_frame_is_followed_without_training(sample, tmp_path, capsys):
     """One frame corrected: it and one like it (where she is elsewhere) come out so, another shot stays as it was, and
-    the checkpoint that is saved colours the same."""
-    monkeypatch.setattr(SpatialMemory, "COLOR", GUESSED)
+    the checkpoint that is saved colors the same."""
     for frame in (RUBY_WALKS, RUBY_WALKS + 4, BO_WALKS):
         write_image(tmp_path / "in" / f"{frame}.png", draw_frame(1, frame))
     asked = {"input": tmp_path / "in", "precision": "fp32"}
     main(flags(checkpoint=sample / "run" / "last.pt", output=tmp_path / "before", **asked))
     main(flags(checkpoint=sample / "run" / "last.pt", output=tmp_path / "after", references=sample / "corrected",
                save_checkpoint=tmp_path / "kept.pt", **asked))
-    assert "waits.png is grey, so not painted yet" in capsys.readouterr().err
+    assert "waits.png is gray, so not painted yet" in capsys.readouterr().err
     main(flags(checkpoint=tmp_path / "kept.pt", output=tmp_path / "kept", **asked))
     for frame in (RUBY_WALKS, RUBY_WALKS + 4):
         assert share_of_teal(tmp_path / "before" / f"{frame}.png", frame) < 0.3  # thin limbs are not all red either
@@ -465,7 +455,6 @@ def right_hue(path, frame):
 def test_the_memory_tells_the_twins_apart(sample, tmp_path, monkeypatch):
     """Two characters of the same lightness stand side by side. With one frame of their shot in the memory each has its
     hue in another one; the plain GAN, trained as long, does not know."""
-    monkeypatch.setattr(SpatialMemory, "COLOR", GUESSED)
     monkeypatch.setattr(train, "EPOCH_STEPS", 2)
     write_image(tmp_path / "known" / "twins.png", draw_frame(1, TWINS_TALK))
     write_image(tmp_path / "in.png", draw_frame(1, TWINS_TALK + 8))
@@ -493,8 +482,8 @@ def test_training_goes_on_with_the_references(sample, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("settings, message", [
     ({"references": "missing"}, "there is no folder missing"),
-    ({"references": "empty"}, "there is no picture in colour in empty"),
-    ({"references": "grey"}, "there is no picture in colour in grey"),
+    ({"references": "empty"}, "there is no picture in color in empty"),
+    ({"references": "gray"}, "there is no picture in color in gray"),
     ({"references": "bad"}, "cannot read bad/bad.png"),
     ({"references": "good", "color_feature": "truth"}, "use one of them"),
     ({"references": "good", "checkpoint": "gan"}, "is a plain GAN; leave --references out"),
@@ -504,7 +493,7 @@ def test_training_goes_on_with_the_references(sample, tmp_path, monkeypatch):
 def test_bad_references_are_one_sentence(home, tmp_path, monkeypatch, settings, message):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
-    write_image(Path("grey/grey.png"), np.full((32, 32, 3), 99, np.uint8))
+    write_image(Path("gray/gray.png"), np.full((32, 32, 3), 99, np.uint8))
     write_image(Path("good/good.png"), draw_picture(1))
     Path("bad").mkdir()
     Path("bad/bad.png").write_bytes(b"")

@@ -11,10 +11,13 @@ from drawn import draw_dataset, draw_picture
 from torch.utils.tensorboard import SummaryWriter
 
 import train
-from dataset import ColorizationDataset, TrainingViews, ViewSampler, unpack
-from learner import Learner, discriminator_loss, generator_loss, integrator_loss
-from networks import Colorizer, ModelConfig
-from train import TrainConfig, fit_model_config, main, parse
+from colorizer.colorizer import Colorizer
+from config import LearningConfig, ModelConfig, TrainConfig, read_flags, restore
+from dataset import ColorizationDataset, decode_lab
+from train import main
+from training.learner import Learner, color_loss, discriminator_loss, generator_loss, integrator_loss
+from training.preparation import fit_model_config
+from training.views import TrainingViews, ViewSampler
 from utils import UserError, load_checkpoint, read_image, write_image
 
 WAYS = {  # the three ways to train of the original, and with the spatial memory
@@ -69,10 +72,10 @@ def state_of(path):
 
 def test_every_setting_is_a_flag():
     given = {**WAYS["gan"], "alpha": 0.3, "max_minutes": 2, "mem_size": 7}
-    config = TrainConfig(**parse(flags(**given)))
+    config = TrainConfig(**read_flags(TrainConfig, flags(**given), "train"))
     assert (config.use_memory, config.gen_norm, config.dis_norm, config.alpha, config.max_minutes, config.mem_size) == (
         False, "batch", "None", 0.3, 2.0, 7)
-    assert parse([]) == {}
+    assert read_flags(TrainConfig, [], "train") == {}
     assert {f.name for f in fields(ModelConfig)} - {"spatial_size"} <= {f.name for f in fields(TrainConfig)}
 
 
@@ -104,7 +107,7 @@ def test_settings_that_make_no_sense_say_which_to_change(data_path, tmp_path, se
 ])
 def test_a_wrong_flag_is_a_users_error(words, message):
     with pytest.raises(UserError, match=message):
-        parse(words)
+        read_flags(TrainConfig, words, "train")
 
 
 def test_the_memory_fits_the_set():
@@ -122,7 +125,8 @@ def test_the_memory_fits_the_set():
 
 def test_losses_by_hand():
     zero = torch.zeros(2, 1, 3, 3)
-    loss, parts = generator_loss(zero, torch.full((2, 2, 4, 4), 0.3), torch.full((2, 2, 4, 4), 0.1), lambda_l1=100)
+    l1 = color_loss(torch.full((2, 2, 4, 4), 0.3), torch.full((2, 2, 4, 4), 0.1), vivid=2.0)
+    loss, parts = generator_loss(zero, l1, lambda_l1=100)
     assert parts["gen_l1"].item() == pytest.approx(0.2) and parts["gen_adv"].item() == pytest.approx(np.log(2))
     assert loss.item() == pytest.approx(np.log(2) + 20, rel=1e-5)
     # One-sided smoothing: at the optimum sigmoid(real) = 0.9 the real half costs the entropy of 0.9, not 0.
@@ -142,7 +146,7 @@ def make_learner(data, **settings):
 
 
 def make_batch(data, indices=(0, 1, 2)):
-    views = TrainingViews(data, 0.5)
+    views = TrainingViews(data, LearningConfig(), 0.5)
     items = [views[index, index] for index in indices]
     return {name: torch.stack([torch.as_tensor(item[name]) for item in items]) for name in items[0]}
 
@@ -215,7 +219,7 @@ def test_learning_rates_fall_over_the_last_part():
 
 def test_a_view_depends_on_its_picture_and_seed_alone(data_path):
     data = ColorizationDataset(data_path / "train", 128)
-    views = TrainingViews(data, 0.5)
+    views = TrainingViews(data, LearningConfig(), 0.5)
     one, again, other = views[0, 5], views[0, 5], views[0, 6]
     assert all(torch.equal(torch.as_tensor(one[name]), torch.as_tensor(again[name])) for name in one)
     assert not torch.equal(one["L"], other["L"])
@@ -224,16 +228,15 @@ def test_a_view_depends_on_its_picture_and_seed_alone(data_path):
     assert torch.equal(one["color_feature"], data[0]["color_feature"])
 
 
-def test_a_view_keeps_lightness_and_colours_together(data_path, monkeypatch):
+def test_a_view_keeps_lightness_and_colors_together(data_path):
     """A view of a picture of two flat areas: every pixel is of one of the two, dimmed by one factor."""
-    monkeypatch.setattr(TrainingViews, "PASTED", 0.0)
     data = ColorizationDataset(data_path / "train", 128)
-    data.lab[0] = torch.tensor([200, 160, 90], dtype=torch.uint8)[:, None, None]
-    data.lab[0, :, :, 64:] = torch.tensor([100, 110, 140], dtype=torch.uint8)[:, None, None]
-    L, ab = unpack(data.lab[0])
+    data.codes[0] = torch.tensor([200, 160, 90], dtype=torch.uint8)[:, None, None]
+    data.codes[0, :, :, 64:] = torch.tensor([100, 110, 140], dtype=torch.uint8)[:, None, None]
+    L, ab = decode_lab(data.codes[0].float())
     sides, dimmed = set(), 0
     for seed in range(60):
-        view = TrainingViews(data)[0, seed]
+        view = TrainingViews(data, LearningConfig(pasted=0.0))[0, seed]
         left = (view["L"] - view["L"].max()).abs() < 1e-3
         if left.sum() < 3 * 128:  # a column or two at the border of the two areas are a mixture of both
             continue
@@ -247,16 +250,15 @@ def test_a_view_keeps_lightness_and_colours_together(data_path, monkeypatch):
     assert len(sides) > 1 and 2 < dimmed < 20
 
 
-def test_a_view_may_hold_a_part_of_another_picture(data_path, monkeypatch):
-    """Flat pictures of their own lightness and colour: the pasted part is a rectangle on the grid of the places, the
-    same for lightness, colours and what the backbone sees."""
+def test_a_view_may_hold_a_part_of_another_picture(data_path):
+    """Flat pictures of their own lightness and color: the pasted part is a rectangle on the grid of the places, the
+    same for lightness, colors and what the backbone sees."""
     data = ColorizationDataset(data_path / "train", 128)
     for index in range(len(data)):
-        data.lab[index] = 40 + 30 * index
-    monkeypatch.setattr(TrainingViews, "DIMMED", 0.0)
+        data.codes[index] = 40 + 30 * index
     pasted = 0
     for seed in range(60):
-        view = TrainingViews(data)[0, seed]
+        view = TrainingViews(data, LearningConfig(dimmed=0.0))[0, seed]
         other = (view["L"][0] * 255).round() != 40
         if not other.any():
             continue
@@ -268,14 +270,14 @@ def test_a_view_may_hold_a_part_of_another_picture(data_path, monkeypatch):
         assert 32 <= bottom - top <= 96 and 32 <= right - left <= 96
         assert torch.equal(other, (view["ab"][0] * 110 + 128).round() != 40)
         big = F.interpolate(other[None, None].float(), scale_factor=2)[0, 0].bool()
-        assert torch.equal(big, view["grey"][0] != view["grey"][0, 0, 0] if not other[0, 0] else big)
+        assert torch.equal(big, view["gray"][0] != view["gray"][0, 0, 0] if not other[0, 0] else big)
     assert 15 < pasted < 45
 
 
 def test_a_share_of_the_views_is_misled(data_path):
     data = ColorizationDataset(data_path / "train", 128)
-    assert 5 < sum(TrainingViews(data, 0.5)[0, seed]["misled"] for seed in range(40)) < 35
-    assert not any(TrainingViews(data, 0.0)[0, seed]["misled"] for seed in range(10))
+    assert 5 < sum(TrainingViews(data, LearningConfig(), 0.5)[0, seed]["misled"] for seed in range(40)) < 35
+    assert not any(TrainingViews(data, LearningConfig(), 0.0)[0, seed]["misled"] for seed in range(10))
 
 
 def test_the_sampler_visits_every_picture_in_an_order_of_its_epoch(data_path):
@@ -314,7 +316,7 @@ def test_training_end_to_end(data_path, tmp_path, way, capsys):
     printed = capsys.readouterr()
     assert "val_ciede2000" in printed.out + printed.err and "images/s" in printed.out + printed.err
     content = load_checkpoint(tmp_path / "best.pt")
-    colorizer = Colorizer(ModelConfig(**content["model_config"]))
+    colorizer = Colorizer(restore(ModelConfig, content["model_config"]))
     colorizer.load_state_dict(content["colorizer"])  # strict: nothing missing, nothing left over
     assert content["frames"][0] == "raw_image_drawn_0.png"
 
@@ -324,7 +326,7 @@ def test_validation_is_in_eval_mode_and_training_goes_on_in_train_mode(data_path
     forward = Colorizer.forward
     monkeypatch.setattr(Colorizer, "forward", lambda self, *a: (modes.append(self.training), forward(self, *a))[1])
     run(data_path, tmp_path, **WAYS["gan"])
-    assert modes and not any(modes)  # the colorizer colours in validation only; training uses its own generator
+    assert modes and not any(modes)  # the colorizer colors in validation only; training uses its own generator
 
 
 def test_the_best_checkpoint_has_the_lowest_validation_error(data_path, tmp_path, monkeypatch):

@@ -58,9 +58,9 @@ def test_colorfulness_by_hand():
 
 
 def test_is_color():
-    grey = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, 2).repeat(8, 0)
-    assert not is_color(grey)
-    noisy = np.clip(grey.astype(int) + np.random.default_rng(0).integers(0, 2, grey.shape), 0, 255).astype(np.uint8)
+    gray = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, 2).repeat(8, 0)
+    assert not is_color(gray)
+    noisy = np.clip(gray.astype(int) + np.random.default_rng(0).integers(0, 2, gray.shape), 0, 255).astype(np.uint8)
     assert not is_color(noisy)
     hat = np.zeros((100, 100, 3), np.uint8)
     hat[:10, :10] = (255, 0, 0)

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from drawn import StubPainter, draw_film, draw_picture, draw_shots, planes_in, times_and_sound
 
-from encoding import VideoSettings, parse_time
-from episode import color_video
-from planes import planes_of
+from config import FilmConfig, parse_time
+from film.episode import color_film
+from film.planes import planes_of
+from film.video import VideoFile, read_frames
 from utils import UserError
-from video import Film, read_frames
 
 
 def color(source, output, painter=None, **settings):
-    color_video(painter or StubPainter(), Film(source), output, VideoSettings(**settings))
+    color_film(painter or StubPainter(), VideoFile(source), output, FilmConfig(**settings))
     return output
 
 

@@ -1,22 +1,18 @@
-"""What one step of training does: the losses, and the learner, which holds all that training changes."""
+"""What does one step of training do? The losses, and the learner, which holds all that training changes."""
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from distributed import Team
-from networks import Colorizer, Discriminator, ModelConfig
+from colorizer.backbone import Weights
+from colorizer.colorizer import Colorizer
+from config import ModelConfig, TrainConfig
+from networks import Advice, Discriminator
+from training.distributed import Team
 from utils import UserError
-
-if TYPE_CHECKING:
-    from train import TrainConfig
-
-VIVID = 2.0  # how much more a pixel of chroma 110 counts than a grey one in the colour loss
-EMA_DECAY = 0.995  # of the moving average of the generator's weights
 
 Cast = Callable[[], torch.autocast]  # makes the context of the networks
 
@@ -25,26 +21,24 @@ Cast = Callable[[], torch.autocast]  # makes the context of the networks
 
 
 def integrator_loss(combined: torch.Tensor, color_feature: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
-    """KL(true || combined) of colour features (N, 313), smoothed by eps, mean over the batch."""
+    """KL(true || combined) of color features (N, 313), smoothed by eps, mean over the batch."""
     return F.kl_div((combined + eps).log(), color_feature + eps, reduction="none").sum(1).mean()
 
 
-def color_loss(ab_fake: torch.Tensor, ab: torch.Tensor,
+def color_loss(ab_fake: torch.Tensor, ab: torch.Tensor, vivid: float,
                over_all: Callable[[torch.Tensor], torch.Tensor] = lambda mean: mean) -> torch.Tensor:
-    """L1 of ab (N, 2, S, S), weighted by 1 + VIVID * chroma and brought back to the mean weight 1.
+    """L1 of ab (N, 2, S, S), weighted by 1 + vivid * chroma / 110 and brought back to the mean weight 1.
 
-    Characters are small and vivid, backgrounds large and pale, and it is on characters that a wrong colour is seen.
+    Characters are small and vivid, backgrounds large and pale, and it is on characters that a wrong color is seen.
     ``over_all`` makes the mean weight of this process's pictures that of the whole batch.
     """
-    weight = 1 + VIVID * ab.square().sum(1, keepdim=True).sqrt()
+    weight = 1 + vivid * ab.square().sum(1, keepdim=True).sqrt()
     return ((ab_fake - ab).abs() * weight).mean() / over_all(weight.mean())
 
 
-def generator_loss(logits_fake: torch.Tensor | None, ab_fake: torch.Tensor, ab: torch.Tensor, lambda_l1: float,
-                   over_all: Callable[[torch.Tensor], torch.Tensor] = lambda mean: mean
-                   ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def generator_loss(logits_fake: torch.Tensor | None, l1: torch.Tensor,
+                   lambda_l1: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Adversarial (where there are ``logits_fake``) + lambda * color_loss. Returns the loss and its named parts."""
-    l1 = color_loss(ab_fake, ab, over_all)
     if logits_fake is None:
         return lambda_l1 * l1, {"gen_l1": l1.detach()}
     adversarial = F.binary_cross_entropy_with_logits(logits_fake, torch.ones_like(logits_fake))
@@ -63,17 +57,17 @@ def discriminator_loss(logits_real: torch.Tensor, logits_fake: torch.Tensor, lab
 
 
 class Learner:
-    """What training changes: the colorizer, the discriminator and their optimisers; one copy in each process."""
+    """What training changes: the colorizer, the discriminator and their optimizers; one copy in each process."""
 
     skipped: torch.Tensor  # bool, whether a part of the step was not finite
 
-    def __init__(self, config: "TrainConfig", model_config: ModelConfig, device: torch.device,
-                 backbone_weights: str | Path | Literal[False] | None = None, team: Team | None = None) -> None:
+    def __init__(self, config: TrainConfig, model_config: ModelConfig, device: torch.device,
+                 backbone_weights: Weights = None, team: Team | None = None) -> None:
         self.config, self.team = config, team or Team(device)
         self.colorizer = Colorizer(model_config, backbone_weights).to(device)
         norm = None if config.dis_norm == "None" else config.dis_norm
         self.discriminator = Discriminator(norm, config.width).to(device)
-        # The generator that is trained. The colorizer's own is the moving average of it, which colours better.
+        # The generator that is trained. The colorizer's own is the moving average of it, which colors better.
         self.generator = copy.deepcopy(self.colorizer.generator)
         parts = {"gen": (self.generator, config.gen_lr, (0.5, 0.999)),
                  "dis": (self.discriminator, config.dis_lr, (0.5, 0.999))}
@@ -103,7 +97,8 @@ class Learner:
         bad = self.team.any(~(loss.detach().isfinite() & norm.isfinite()))
         if self.config.clip_grad:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_grad, norm)
-        optimizer.found_inf = bad.float()  # as GradScaler tells a fused optimiser to skip a step: no wait for the GPU
+        # As GradScaler tells a fused optimizer to skip a step: no wait for the GPU.
+        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
         optimizer.step()
         self.skipped = self.skipped | bad
 
@@ -111,7 +106,7 @@ class Learner:
     def _average(self):
         """Move the colorizer's generator towards the trained one, faster in the first steps."""
         self.steps += 1
-        share = max(1 - EMA_DECAY, 9 / (9 + self.steps))
+        share = max(1 - self.config.learning.ema_decay, 9 / (9 + self.steps))
         torch._foreach_lerp_(list(self.colorizer.generator.parameters()), list(self.generator.parameters()), share)
         for average, buffer in zip(self.colorizer.generator.buffers(), self.generator.buffers(), strict=True):
             # Statistics of a batch norm, which are averages already. Of a skipped step they are not to be trusted.
@@ -124,54 +119,70 @@ class Learner:
 
         In this order: triplet loss on the memory; memory update; integrator; generator; discriminator. ``cast`` makes
         the autocast context of the networks; losses and memory are float32. Returns named losses (tensors), and
-        ``skipped``, 1 when a loss or gradient was not finite, whose optimiser then kept still.
+        ``skipped``, 1 when a loss or gradient was not finite, whose optimizer then kept still.
         """
-        config, colorizer, team = self.config, self.colorizer, self.team
-        self.skipped = torch.zeros((), dtype=torch.bool, device=team.device)
-        L, ab, color, view = (batch[name] for name in ("L", "ab", "color_feature", "view_feature"))
-        losses, palette = {}, (view, torch.ones_like(view[:, 0]))
+        self.skipped = torch.zeros((), dtype=torch.bool, device=self.team.device)
+        view = batch["view_feature"]
+        losses, advice = {}, Advice(view, torch.ones_like(view[:, 0]))
+        if self.config.use_memory:
+            losses, advice = self._step_memory(batch, features, advice)
+        judged = self.steps % self.config.dis_every == 0
+        fake, generated = self._step_generator(batch, advice, judged, cast)
+        losses |= generated
+        if judged:
+            losses["dis"] = self._step_discriminator(batch, fake, cast)
+        return {**losses, "skipped": self.skipped.float()}
 
-        if config.use_memory:
-            # There is one memory: every process does the same to its copy, with the whole batch.
-            features, color, ids = (team.gather(x) for x in (features, color, batch["image_id"]))
-            loss = colorizer.memory.triplet_loss(colorizer.memory.query(features), color)
-            self._descend("mem", loss)
-            with torch.no_grad():
-                query = colorizer.memory.query(features)
-            colorizer.memory.update(query, color, ids)
-            losses["mem_triplet"] = loss.detach()
-            if config.use_feat_integrator:
-                recall = colorizer.memory.read(query, colorizer.integrator.TOP)
-                loss = integrator_loss(colorizer.integrator(recall.values, recall.scores), color)
-                self._descend("int", loss)
-                losses["int_kl"] = loss.detach()
+    def _step_memory(self, batch, features, own):
+        """Memory and integrator learn; returns their losses, and the advice for the generator: a picture's ``own``
+        colors, or those that another frame's slot recalls.
 
-            # At test time the memory's colours are often those of another shot, so the generator must learn to take
-            # them as advice, the less the lower their score: some pictures are coloured from another frame's slot.
-            value, score = (team.mine(x) for x in colorizer.memory.recall_other(query, ids))
-            other = batch["misled"] & score.isfinite()
-            palette = torch.where(other[:, None], value, view), torch.where(other, score, palette[1])
+        At test time the memory's colors are often those of another shot, so the generator must learn to take them as
+        advice, the less the lower their score.
+        """
+        colorizer, team = self.colorizer, self.team
+        # There is one memory: every process does the same to its copy, with the whole batch.
+        features, color, ids = (team.gather(x) for x in (features, batch["color_feature"], batch["image_id"]))
+        loss = colorizer.memory.triplet_loss(colorizer.memory.query(features), color)
+        self._descend("mem", loss)
+        with torch.no_grad():
+            query = colorizer.memory.query(features)
+        colorizer.memory.update(query, color, ids)
+        losses = {"mem_triplet": loss.detach()}
+        if self.config.use_feat_integrator:
+            recall = colorizer.memory.read(query, colorizer.integrator.TOP)
+            loss = integrator_loss(colorizer.integrator(recall.values, recall.scores), color)
+            self._descend("int", loss)
+            losses["int_kl"] = loss.detach()
+        value, score = (team.mine(x) for x in colorizer.memory.recall_other(query, ids))
+        other = batch["misled"] & score.isfinite()
+        return losses, Advice(torch.where(other[:, None], value, own.color_feature),
+                              torch.where(other, score, own.score))
 
-        judged = self.steps % config.dis_every == 0
+    def _step_generator(self, batch, advice, judged, cast):
+        """The generator learns, from the discriminator too where it is ``judged``; returns its ab and its losses."""
+        L, ab = batch["L"], batch["ab"]
         self.discriminator.requires_grad_(False)
         with cast():
-            places = colorizer.backbone(batch["grey"])[1] if colorizer.config.use_spatial_memory else None
-            fake = self.paint(L, palette, places)
-            logits = self.discriminator(L, fake, view) if judged else None
-        loss, parts = generator_loss(logits, fake, ab, config.lambda_l1, team.mean)
+            seen = self.colorizer.backbone(batch["gray"]) if self.colorizer.config.use_spatial_memory else None
+            fake = self.paint(L, advice, None if seen is None else seen.places)
+            logits = self.discriminator(L, fake, batch["view_feature"]) if judged else None
+        l1 = color_loss(fake, ab, self.config.learning.vivid, self.team.mean)
+        loss, losses = generator_loss(logits, l1, self.config.lambda_l1)
         self._descend("gen", loss)
         self._average()
         self.discriminator.requires_grad_(True)
-        losses |= parts
+        return fake.detach(), losses
 
-        if judged:
-            with cast():  # real and fake in one pass: no norm here looks over the batch
-                both = self.judge(L.repeat(2, 1, 1, 1), torch.cat([ab, fake.detach()]), view.repeat(2, 1))
-            real, painted = both.chunk(2)
-            loss = discriminator_loss(real, painted, config.label_smoothing)
-            self._descend("dis", loss)
-            losses["dis"] = loss.detach()
-        return {**losses, "skipped": self.skipped.float()}
+    def _step_discriminator(self, batch, fake, cast):
+        """The discriminator learns, from real and fake in one pass: no norm of it looks over the batch."""
+        with cast():
+            both = self.judge(batch["L"].repeat(2, 1, 1, 1), torch.cat([batch["ab"], fake]),
+                              batch["view_feature"].repeat(2, 1))
+        real, painted = both.chunk(2)
+        loss = discriminator_loss(real, painted, self.config.label_smoothing)
+        self._descend("dis", loss)
+        return loss.detach()
 
     def state(self) -> dict[str, Any]:
         """Everything of the learner that a checkpoint keeps, beside the colorizer's configuration."""

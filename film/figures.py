@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from films import Film
+from film.found import FoundFilm
 
 SIGNATURE = "dataset_generator.py"  # in the metadata: an overwrite removes no one else's pictures
-COLOURS = {"train": "#2a9d4a", "val": "#2f6fd0", "test": "#d9821a", "dropped": "#8a8a8a"}
+COLORS = {"train": "#2a9d4a", "val": "#2f6fd0", "test": "#d9821a", "dropped": "#8a8a8a"}
 PALE = {"train": "#bfe2c9", "val": "#c1d4f1", "test": "#f4dabb", "dropped": "#dcdcdc"}
 SHEET_COLUMNS, SHEET_ROWS, SHEET_PAGES = 6, 10, 10  # a contact sheet is bounded: at most 600 shots of a film
 CURVE_SIZE = 1540, 495
@@ -27,8 +27,8 @@ def save(picture: Image.Image, path: Path) -> None:
     picture.save(path, pnginfo=signature, compress_level=1)  # fast
 
 
-def draw_curve(film: Film, path: Path) -> None:
-    """Draw the differences against the threshold, over the shots: coloured by split, grey where dropped.
+def draw_curve(film: FoundFilm, path: Path) -> None:
+    """Draw the differences against the threshold, over the shots: colored by split, gray where dropped.
 
     The scale is logarithmic, and a difference of 0 is drawn at its foot. Of frames that share a column the greatest
     difference is drawn.
@@ -72,9 +72,9 @@ def draw_curve(film: Film, path: Path) -> None:
     draw.text((left, 12), film.label, fill="black", font=font, anchor="lt")
     shots = Counter(shot.split for shot in film.shots)
     y = top
-    for split in COLOURS:
+    for split in COLORS:
         if shots[split]:
-            draw.rectangle((right + 20, y, right + 44, y + 14), fill=PALE[split], outline=COLOURS[split])
+            draw.rectangle((right + 20, y, right + 44, y + 14), fill=PALE[split], outline=COLORS[split])
             draw.text((right + 54, y + 7), f"{split}: {shots[split]} shots", fill="black", font=font, anchor="lm")
             y += 26
     draw.line((right + 20, y + 7, right + 44, y + 7), fill="red", width=2)
@@ -82,7 +82,7 @@ def draw_curve(film: Film, path: Path) -> None:
     save(picture, path)
 
 
-def draw_contact_sheets(film: Film, folder: Path) -> None:
+def draw_contact_sheets(film: FoundFilm, folder: Path) -> None:
     """Draw the middle frame of each shot with its number, frames and split, in pages of bounded size and number."""
     cell_width, cell_height, margin = 240, 176, 28
     font = ImageFont.load_default(size=13)
@@ -100,10 +100,10 @@ def draw_contact_sheets(film: Film, folder: Path) -> None:
         for place, shot in enumerate(shots):
             x, y = place % SHEET_COLUMNS * cell_width, margin + place // SHEET_COLUMNS * cell_height
             picture = cv2.imdecode(shot.thumbnail, cv2.IMREAD_COLOR_RGB)
-            draw.rectangle((x + 4, y, x + 235, y + 133), fill=COLOURS[shot.split])
+            draw.rectangle((x + 4, y, x + 235, y + 133), fill=COLORS[shot.split])
             sheet.paste(Image.fromarray(picture), (x + 120 - picture.shape[1] // 2, y + 67 - picture.shape[0] // 2))
             draw.text((x + 6, y + 137), f"{shot.number}: {shot.first}-{shot.last}  {shot.split}", font=font,
-                      fill=COLOURS[shot.split])
+                      fill=COLORS[shot.split])
             length = shot.last - shot.first + 1
             draw.text((x + 6, y + 153), f"{length} frame{'s' * (length > 1)}", font=font, fill="black")
         save(sheet, folder / f"{film.path.name}_shots_{page}.png")

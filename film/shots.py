@@ -1,46 +1,53 @@
-"""Where one shot of a film ends and the next begins, in one decoding pass.
+"""Where does one shot of a film end and the next begin? Found in one decoding pass.
 
-Frames are BGR uint8 of shape (H, W, 3), as OpenCV reads them, and are counted from 0. While a shot is open, FramePool
-holds the frames that may turn out to be wanted; when the shot ends they are at hand. Memory does not grow with the
-film, apart from one float per frame and a little per shot.
+Frames are counted from 0. Detectors look at small pictures of them, RGB uint8 (256, 256, 3). While a shot is open,
+FramePool holds the frames that may turn out to be wanted; when the shot ends they are at hand. Memory does not grow
+with the film, apart from 12 bytes a frame and a little a shot.
 """
 
 import itertools
-import os
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, MutableSequence
+from collections.abc import Iterable, Iterator, MutableSequence, Sequence
 from contextlib import closing
-from pathlib import Path
+from functools import lru_cache
+from typing import Protocol
 
 import cv2
 import numpy as np
 
-from utils import MAX_FRAME_PIXELS, UserError
-from video import ahead
+from film.planes import Planes
+from film.video import Film, planned_frames
+from utils import UserError
 
-AHEAD = 4  # frames that are decoded ahead
-
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # of a broken film the user should read our sentence only
-os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "protocol_whitelist;file")  # a film may name no other address
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+SIDE = 256  # of the pictures that detectors look at
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Where one shot ends and the next begins
-#
-# A detector has a name for its difference, a threshold, and a delay: the frames it must see beyond a cut to know it.
-# process(frame) takes the next frame and returns [(difference, is_cut)] for each frame that it now has judged, in
-# order; flush() judges the last ones. A cut is in front of its frame: the frame that differs opens the next shot.
+
+
+class Detector(Protocol):
+    """What finds cuts. A cut is in front of its frame: the frame that differs opens the next shot."""
+
+    label: str  # name of its difference
+    threshold: float  # of that, for a cut
+    delay: int  # frames beyond a cut that it must see to know it
+
+    def process(self, frame: np.ndarray) -> list[tuple[float, bool]]:
+        """Take the next frame, RGB uint8 (H, W, 3); [(difference, is a cut)] of each one judged by now, in order."""
+
+    def flush(self) -> list[tuple[float, bool]]:
+        """Judge the last ones."""
 
 
 class HistogramDetector:
-    """Distance of the colour distributions of neighbouring frames.
+    """Distance of the color distributions of neighboring frames.
 
-    The sum over B, G and R of the mean over 256 bins of the squared difference of the histograms, which are raw
+    The sum over R, G and B of the mean over 256 bins of the squared difference of the histograms, which are raw
     counts: on frames of 256x256 it runs from 0 to about 1e8.
     """
 
-    label, delay = "colour difference", 0
+    label, delay = "color difference", 0
 
     def __init__(self, threshold: float = 7000.0) -> None:
         self.threshold = threshold
@@ -63,7 +70,7 @@ class ChangeDetector:
 
     The change of a frame is the mean absolute difference of its H, S and V from the frame before. "content" compares it
     with ``threshold`` (27); "adaptive" compares its ratio to the mean change of two frames before and two after with
-    ``threshold`` (3), where the change is at least LEAST. Grey frames (H, W) are compared as they are.
+    ``threshold`` (3), where the change is at least LEAST. Gray frames (H, W) are compared as they are.
     """
 
     WINDOW = 2
@@ -78,7 +85,7 @@ class ChangeDetector:
         self.changes = deque(maxlen=2 * self.delay + 1)
 
     def process(self, frame: np.ndarray) -> list[tuple[float, bool]]:
-        picture = cv2.cvtColor(frame, cv2.COLOR_BGR2HSV) if frame.ndim == 3 else frame
+        picture = cv2.cvtColor(frame, cv2.COLOR_RGB2HSV) if frame.ndim == 3 else frame
         if self.previous is None:  # around the film's ends nothing changes
             self.changes.extend([0.0] * self.delay)
             self.previous = picture
@@ -102,15 +109,33 @@ class ChangeDetector:
         return [(ratio, ratio >= self.threshold and change >= self.LEAST)]
 
 
-def detect_shots(frames: Iterable[np.ndarray], detector: HistogramDetector | ChangeDetector,
+@lru_cache
+def _stretch(origin, black, reach):
+    """A table that takes 8-bit codes to 0..255: ``black`` stays ``origin``, and ``reach`` codes become 255."""
+    return np.clip(np.rint((np.arange(256) - black) * (255 / reach) + origin), 0, 255).astype(np.uint8)
+
+
+def small_picture(planes: Planes) -> np.ndarray:
+    """A frame as detectors look at it, RGB uint8 (256, 256, 3): by the matrix of BT.601 whatever the film's, and by
+    single pixels, not means of them, which is enough to tell how much changes and takes a fifth of the time."""
+    gray = planes.cb is None or planes.cr is None
+    small = [cv2.resize(plane, (SIDE, SIDE)) for plane in (planes.y, planes.cr, planes.cb) if plane is not None]
+    if planes.coding.depth > 8:
+        small = [(plane >> (planes.coding.depth - 8)).astype(np.uint8) for plane in small]
+    if not planes.coding.full:
+        small = [cv2.LUT(small[0], _stretch(0, 16, 219)), *(cv2.LUT(p, _stretch(128, 128, 224)) for p in small[1:])]
+    return cv2.merge(small[:1] * 3) if gray else cv2.cvtColor(cv2.merge(small), cv2.COLOR_YCrCb2RGB)
+
+
+def detect_shots(frames: Iterable[np.ndarray], detector: Detector,
                  differences: MutableSequence[float]) -> Iterator[tuple[int, int]]:
     """Yield (first, last), both included, of each shot as soon as its end is known; the last shot counts.
 
-    ``frames`` is any iterable of BGR frames of any one size; ``differences`` gets one number per frame appended.
+    ``frames`` is any iterable of RGB frames of any one size; ``differences`` gets one number per frame appended.
     """
     def answers():
         for frame in frames:
-            yield from detector.process(cv2.resize(frame, (256, 256)))
+            yield from detector.process(cv2.resize(frame, (SIDE, SIDE)))
         yield from detector.flush()
 
     first = index = 0
@@ -126,14 +151,14 @@ def detect_shots(frames: Iterable[np.ndarray], detector: HistogramDetector | Cha
 BLACK = 6  # mean luma, of 255, below which a frame is black
 ALIKE = 15  # mean change of luma, of 255, from which ChangeDetector may see a cut
 FLASH = 6  # frames that a flash may last
-GREY_LOOK_AHEAD = FLASH + 3  # frames by which find_grey_cuts may be late, with the detector's delay of 2
+GRAY_LOOK_AHEAD = FLASH + 3  # frames by which find_gray_cuts may be late, with the detector's delay of 2
 
 
-def find_grey_cuts(lumas: Iterable[np.ndarray]) -> Iterator[int]:
+def find_gray_cuts(lumas: Iterable[np.ndarray]) -> Iterator[int]:
     """Yield the first frame of every shot but the film's first, from luma uint8 (256, 256) alone.
 
     ChangeDetector's adaptive way; and a film that fades in from black begins a new shot. What comes back within
-    FLASH frames was a flash (or a black frame) and no cut. A cut is known at most GREY_LOOK_AHEAD frames after it.
+    FLASH frames was a flash (or a black frame) and no cut. A cut is known at most GRAY_LOOK_AHEAD frames after it.
     """
     detector = ChangeDetector("adaptive")
 
@@ -174,56 +199,39 @@ def frame_positions(first: int, last: int, count: int) -> list[int]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Reading a film
+# The frames that are wanted
 
 
-def open_video(path: str | Path) -> tuple[cv2.VideoCapture, np.ndarray]:
-    """Open a film and decode its first frame: (capture, frame). Raises UserError when either fails."""
-    if not Path(path).is_file():  # a pipe might never end
-        raise UserError(f"{path} is not a file; name a video")
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-    if not capture.isOpened():
-        raise UserError(f"{path} cannot be opened as a video")
-    if capture.get(cv2.CAP_PROP_FRAME_WIDTH) * capture.get(cv2.CAP_PROP_FRAME_HEIGHT) > MAX_FRAME_PIXELS:
-        capture.release()
-        raise UserError(f"the frames of {path} have more than {MAX_FRAME_PIXELS:,} pixels; give a smaller video")
-    ok, frame = capture.read()
-    if not ok:
-        capture.release()
-        raise UserError(f"no frame of {path} can be decoded")
-    return capture, frame
+def checksum(planes: Planes) -> int:
+    """A number that differs for another picture."""
+    number = 0
+    for plane in planes[:3]:
+        if plane is not None:
+            number = zlib.crc32(plane.tobytes(), number)
+    return number
 
 
-def read_frames(capture: cv2.VideoCapture, frame: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield ``frame`` and the frames after it; the next ones are decoded while the caller works on this one."""
-    def frames():
-        ok, following = True, frame
-        while ok:
-            yield following
-            ok, following = capture.read()
-
-    with closing(ahead(frames(), AHEAD)) as decoded:
-        yield from decoded
-
-
-def reread_frames(path: str | Path, checksums: dict[int, int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (index, frame) for the frames in ``checksums``, a dict index -> checksum, perhaps more than once.
+def reread_frames(film: Film, times: Sequence[int], checksums: dict[int, int]) -> Iterator[tuple[int, Planes]]:
+    """Yield (index, planes) for the frames in ``checksums``, a dict index -> checksum, perhaps more than once.
+    ``times`` are the pts of all frames.
 
     Seeking is fast, but in some films it lands beside the frame asked for. The checksum tells, and such a film is
     read from its start instead.
     """
-    capture, _ = open_video(path)
-    for index, checksum in checksums.items():
-        capture.set(cv2.CAP_PROP_POS_FRAMES, index)
-        ok, frame = capture.read()
-        if not ok or zlib.crc32(frame) != checksum:
+    for index, expected in checksums.items():
+        try:
+            with closing(planned_frames(film, times, index)) as frames:
+                _, planes = next(frames)
+        except UserError:  # no frame of that time is found again
             break
-        yield index, frame
+        if checksum(planes) != expected:
+            break
+        yield index, planes
     else:
         return
-    for index, frame in enumerate(read_frames(*open_video(path))):
+    for index, (_, _, planes) in enumerate(film.read()):
         if index in checksums:
-            yield index, frame
+            yield index, planes
 
 
 class FramePool:
@@ -238,21 +246,21 @@ class FramePool:
         self.delay = delay
         self.budget = budget
         self.first = self.bytes = 0
-        self.held = {}  # index -> frame or checksum, in the order of the film
+        self.held: dict[int, Planes | int] = {}  # index -> planes or checksum, in the order of the film
 
-    def collect(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def collect(self, frames: Iterable[Planes]) -> Iterator[Planes]:
         """Pass ``frames`` on, holding those that may be wanted."""
-        for index, frame in enumerate(frames):
-            self.held[index] = frame
-            self.bytes += frame.nbytes
+        for index, planes in enumerate(frames):
+            self.held[index] = planes
+            self.bytes += _size(planes)
             shortest = index - self.delay - 1 - self.first  # the detector may yet end the shot this far from its first
             self._release(self.first + 1, self.first + shortest // self.parts)
             # The last of a shot and the first of the next always stay, so it is an older frame that makes room.
             older = index - self.delay - 2
-            if self.bytes > self.budget and older > self.first and isinstance(self.held.get(older), np.ndarray):
-                self.bytes -= self.held[older].nbytes
-                self.held[older] = zlib.crc32(self.held[older])
-            yield frame
+            if self.bytes > self.budget and older > self.first and isinstance(held := self.held.get(older), Planes):
+                self.bytes -= _size(held)
+                self.held[older] = checksum(held)
+            yield planes
 
     def start_shot(self, first: int) -> None:
         """The open shot ended: let go of all in front of ``first``."""
@@ -262,4 +270,10 @@ class FramePool:
     def _release(self, start, stop):
         for index in list(itertools.takewhile(lambda index: index < stop, self.held)):
             if index >= start:
-                self.bytes -= getattr(self.held.pop(index), "nbytes", 0)
+                held = self.held.pop(index)
+                self.bytes -= _size(held) if isinstance(held, Planes) else 0
+
+
+def _size(planes):
+    """Bytes of a picture."""
+    return sum(plane.nbytes for plane in planes[:3] if plane is not None)

@@ -1,17 +1,14 @@
-"""How is the work on many films shared? Over processes of one machine, and by shards over machines."""
+"""How is the work on many films shared? Over processes of one machine."""
 
-import argparse
 import contextlib
 import io
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
@@ -24,25 +21,6 @@ from utils import UserError
 
 PATIENCE = 10  # seconds that a process which is told to end may take
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The ``number``-th of ``count`` equal parts of a list, counted from 1."""
-
-    number: int = 1
-    count: int = 1
-
-    def of(self, items: list[T]) -> list[T]:
-        return items[self.number - 1::self.count]
-
-
-def parse_shard(text: str) -> Shard:
-    """The value of a flag i/n, such as 2/5: a Shard."""
-    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise argparse.ArgumentTypeError(f"expected i/n with i from 1 to n, such as 2/5, got '{text}'")
-    return Shard(int(found[1]), int(found[2]))
 
 
 def share_out(prepare: Callable[[], Callable[[Any], Any]], items: Sequence[tuple],

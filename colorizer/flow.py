@@ -1,4 +1,4 @@
-"""How does a picture move? Optical flow between grey pictures, and what is carried along it.
+"""How does a picture move? Optical flow between gray pictures, and what is carried along it.
 
 Flow by DIS (Kroeger et al. 2016). A flow is float32 (H, W, 2): what is at (x, y) of the first picture is at
 (x, y) + flow of the second.
@@ -7,15 +7,16 @@ Flow by DIS (Kroeger et al. 2016). A flow is float32 (H, W, 2): what is at (x, y
 import cv2
 import numpy as np
 
+from config import SteadyConfig
 from dataset import resize
 
 SMALLEST = 16  # pixels along a side that DIS needs
 WINDOW = 5  # pixels along a side of what is around a pixel
-EVEN = 1e-3  # variance of L in [0, 1] of which colour is hardly taken to move with lightness
+EVEN = 1e-3  # variance of L in [0, 1] of which color is hardly taken to move with lightness
 
 
 class Flow:
-    """Optical flow between grey pictures of one size."""
+    """Optical flow between gray pictures of one size."""
 
     def __init__(self) -> None:
         # The faster presets smear the motion over its edges, where both flows then agree on what is hidden.
@@ -33,11 +34,11 @@ def fetch(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:
 
 
 def relit(ab: np.ndarray, known: np.ndarray, L: np.ndarray) -> np.ndarray:
-    """Colours ab (H, W, 2) that were carried to a picture of lightness L (H, W) in [0, 1] together with their own one,
-    ``known`` (H, W): moved by the difference, as colour moves with lightness in the WINDOW around, where it does.
+    """Colors ab (H, W, 2) that were carried to a picture of lightness L (H, W) in [0, 1] together with their own one,
+    ``known`` (H, W): moved by the difference, as color moves with lightness in the WINDOW around, where it does.
 
     The local linear model of the guided filter (He et al. 2013), by which a leaf that the flow misses by half a pixel
-    still has its own colour.
+    still has its own color.
     """
     mean = blur(known)
     step = (L - known) / (blur(known * known) - mean * mean + np.float32(EVEN))
@@ -65,17 +66,15 @@ def visible(there: np.ndarray, back: np.ndarray) -> np.ndarray:
 
 
 class SteadyColors:
-    """The colours of the frames of one shot, each drawn towards those of the frame before it along the motion.
+    """The colors of the frames of one shot, each drawn towards those of the frame before it along the motion.
 
-    Where the frame before shows the same lightness, its colours count KEEP, else less: exp(-UNLIT * squared difference
-    in L, in units of the whole range, averaged around the pixel) as much. They count as means over 3 x 3 pixels: what
+    The weight of the frame before is ``keep`` where it shows the same lightness, and exp(-unlit * d^2) times as much
+    where lightness differs by d, averaged around the pixel. Only the means of its colors over 3 x 3 pixels count: what
     is finer stays the frame's own, since what is fetched again and again gets blurred.
     """
 
-    KEEP, UNLIT = 0.8, 150.0
-    SIDE = 128  # of the pictures that the motion is found in, at most
-
-    def __init__(self) -> None:
+    def __init__(self, config: SteadyConfig) -> None:
+        self.config = config
         self._flow = Flow()
         self._picture: np.ndarray | None = None
         self._ab: np.ndarray | None = None
@@ -86,11 +85,11 @@ class SteadyColors:
         height, width = ab.shape[:2]
         picture = np.rint(resize(lightness, height, width) * 2.55).astype(np.uint8)
         if self._picture is not None and self._ab is not None:
-            side = min(self.SIDE, height)
+            side = min(self.config.side, height)
             flow = self._flow(*(resize(p, side, side) for p in (picture, self._picture)))
             flow = resize(flow, height, width) * np.float32(height / side)
             unlit = blur(np.square((fetch(self._picture.astype(np.float32), flow) - picture) / 255))
-            weight = self.KEEP * np.exp(-self.UNLIT * unlit)[..., None]
+            weight = self.config.keep * np.exp(-self.config.unlit * unlit)[..., None]
             ab = ab + weight * cv2.blur(fetch(self._ab, flow) - ab, (3, 3))
         self._picture, self._ab = picture, ab
         return ab

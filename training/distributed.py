@@ -12,7 +12,6 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 from utils import UserError
@@ -113,33 +112,3 @@ class Team:
         dist.all_gather_object(digests, digest.hexdigest(), group=self.control)
         if len(set(digests)) > 1:
             raise RuntimeError(f"the processes hold different copies of the {name}: {digests}")
-
-
-class SharedBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the equal shares of all processes; torch's SyncBatchNorm has no CPU version."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not (self.training and dist.is_initialized()):
-            return super().forward(x)
-        variance, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
-        mean, square = all_reduce(torch.stack([mean, variance + mean.square()])) / dist.get_world_size()
-        variance = square - mean.square()
-        with torch.no_grad():
-            count = x.numel() // x.shape[1] * dist.get_world_size()
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-            self.num_batches_tracked += 1
-        factor = self.weight * torch.rsqrt(variance + self.eps)
-        offset = self.bias - mean * factor
-        return torch.addcmul(offset[:, None, None].to(x.dtype), x, factor[:, None, None].to(x.dtype))
-
-
-class SharedDropout2d(nn.Dropout2d):
-    """Dropout of maps whose masks are those of one process with the whole batch, and on a GPU those of the CPU."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training:
-            return x
-        size, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-        kept = torch.rand(size * x.shape[0], x.shape[1], 1, 1).chunk(size)[rank].to(x.device) >= self.p
-        return x * (kept / (1 - self.p)).to(x.dtype)

@@ -1,75 +1,34 @@
-"""How is a coloured film written? Encoded parts, and all the rest.
+"""How is a colored film written? Encoded parts, and all the rest.
 
 A film is written in parts, one a shot. At last their packets are joined, with sound, subtitles, chapters and tags of
 the source, which are copied as they are.
 """
 
-import argparse
 import errno
 import heapq
 import io
-import math
 import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import av
 import numpy as np
 from av.stream import Stream
 
-from parts import Parts
-from planes import Coding, Planes, plane_array, planes_of
+from config import FilmConfig
+from film.parts import Parts
+from film.plan import Plan, Target
+from film.planes import Coding, Planes, plane_array, planes_of
+from film.video import frame_rate, open_video, packets_of, read_frames
 from utils import UserError, replace_when_done, warn
-from video import Film, frame_rate, open_video, packets_of, read_frames
-
-if TYPE_CHECKING:
-    from episode import Plan
-    from sequence import NumberedFrames
 
 OUTPUT_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What to write
-
-
-@dataclass
-class VideoSettings:
-    """How a film is written. ``codec``, ``crf`` and ``pix_fmt`` are FFmpeg's; None takes what suits the output."""
-
-    codec: str | None = None
-    crf: int | None = None
-    pix_fmt: str | None = None
-    colour_only: bool = False  # chroma alone, on neutral lightness
-    keep_colour_shots: bool = False  # shots that are already in colour stay as they are
-    start: float = 0.0  # seconds, of the film as it plays
-    end: float = math.inf
-    batch_size: int = 8  # frames in one pass of the network
-
-    def window(self, film: "Film | NumberedFrames") -> tuple[int | None, float]:
-        """``start`` and ``end`` as pts of a Film: the first to take, None for all, and the first to leave out."""
-        begin = round((film.start + self.start) / film.time_base) if self.start else None
-        return begin, (film.start + self.end) / film.time_base
-
-
-class Target(NamedTuple):
-    """How pictures are encoded."""
-
-    codec: str  # FFmpeg's encoder
-    options: dict[str, str]
-    pix_fmt: str
-    width: int
-    height: int
-    chroma: tuple[int, int]  # (height, width) of Cb and Cr
-    coding: Coding
-    rate: Fraction
-    time_base: Fraction
-    tags: dict[str, Any]  # of the codec context
-    part_format: str  # muxer of a part; its times need not be exact, only in order
 
 
 _ENCODERS = {  # encoder: (crf, other options); x264's default preset takes twice the time and saves 5 % of the file
@@ -79,71 +38,29 @@ _ENCODERS = {  # encoder: (crf, other options); x264's default preset takes twic
 }  # fmt: skip
 
 
-def parse_time(text: str) -> float:
-    """Seconds of a time given in seconds, mm:ss or hh:mm:ss."""
-    parts = text.split(":")
-    try:
-        seconds = sum(float(part) * 60**place for place, part in enumerate(reversed(parts)))
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf or len(parts) > 3:
-        raise argparse.ArgumentTypeError(f"expected seconds, mm:ss or hh:mm:ss, got '{text}'")
-    return seconds
-
-
-def choose_target(path: Path, output: Path, settings: VideoSettings) -> Target:
+def choose_target(path: Path, output: Path, config: FilmConfig) -> Target:
     """The Target for a film and the file to write. Raises UserError when the settings do not go together."""
     if output.suffix.lower() not in OUTPUT_SUFFIXES:
         raise UserError(f"cannot write {output}: name a {', '.join(OUTPUT_SUFFIXES[:-1])} or {OUTPUT_SUFFIXES[-1]} "
                         "file by --output")
-    name = settings.codec or ("libvpx-vp9" if output.suffix.lower() == ".webm" else "libx264")
-    try:
-        codec = av.Codec(name, "w")
-    except (av.error.FFmpegError, ValueError) as error:
-        raise UserError(f"there is no encoder {name} for --codec; try h264, hevc, vp9 or av1") from error
-    if codec.type != "video":
-        raise UserError(f"--codec {name} encodes no video; try h264, hevc, vp9 or av1")
+    codec = _choose_codec(output, config)
     frame = next((frame for _, frame in read_frames(path)), None)
     if frame is None:
         raise UserError(f"no frame of {path} can be decoded")
     planes = planes_of(frame)
     height, width = planes.y.shape
-    formats = [format_.name for format_ in codec.video_formats or []]
-    pix_fmt = settings.pix_fmt
-    if pix_fmt is None:
-        # 4:2:0 stores one colour for 2 x 2 pixels; these encoders want even sides for it.
-        odd = codec.name in ("libx264", "libx265") and (width % 2 or height % 2)
-        wanted = ["yuv444p" if odd else "yuv420p", "yuv422p", "yuv444p"]
-        deep = [name + "10le" for name in wanted]
-        found = [name for name in (deep + wanted if planes.coding.depth > 8 else wanted + deep) if name in formats]
-        if not found:
-            raise UserError(f"--codec {name} takes no pictures of Y'CbCr; try h264, hevc, vp9 or av1")
-        pix_fmt = found[0]
-    elif not pix_fmt.startswith("yuv4") or pix_fmt not in formats:
-        usable = [name for name in formats if name.startswith("yuv4") and not name.endswith("16le")]
-        raise UserError(f"--codec {codec.name} cannot write --pix_fmt {pix_fmt}; choose from {', '.join(usable)}")
+    pix_fmt = _choose_pix_fmt(codec, planes, config)
     layout = av.VideoFormat(pix_fmt, width, height)
-    crf, options = _ENCODERS.get(codec.name, (None, {}))
-    if settings.crf is not None and crf is None:
-        raise UserError(f"--codec {codec.name} has no --crf; leave it out or use h264, hevc, vp9 or av1")
-    if crf is not None:
-        options = {**options, "crf": str(settings.crf if settings.crf is not None else crf)}
     coding = Coding(layout.components[0].bits, planes.coding.full, planes.coding.colorspace)
+    options = _choose_options(codec, config)
     with open_video(path) as (_, stream):
-        ratio = stream.sample_aspect_ratio
-        if ratio and frame.rotation % 180:
-            ratio = 1 / ratio
-        context = stream.codec_context
-        tags = {"color_range": 2 if coding.full else 1, "colorspace": coding.colorspace,
-                "color_primaries": context.color_primaries, "color_trc": context.color_trc}
-        if ratio:
-            tags["sample_aspect_ratio"] = ratio
         rate = frame_rate(stream)
         if not _carries(_muxer(output), codec.name, rate):
-            raise UserError(f"{output.suffix} cannot carry --codec {name}; name a .mkv file by --output")
+            raise UserError(f"{output.suffix} cannot carry --codec {config.codec or codec.name}; name a .mkv file by "
+                            "--output")
         part_format = "nut" if _carries("nut", codec.name, rate) else "mov"
         target = Target(codec.name, options, pix_fmt, width, height, (layout.chroma_height(), layout.chroma_width()),
-                        coding, rate, stream.time_base, tags, part_format)
+                        coding, rate, stream.time_base, _tags(stream, coding, frame.rotation), part_format)
     try:
         with PartWriter(io.BytesIO(), target) as probe:
             probe.write(_black(target), 0)
@@ -151,6 +68,56 @@ def choose_target(path: Path, output: Path, settings: VideoSettings) -> Target:
         raise UserError(f"--codec {codec.name} does not take --crf {options.get('crf', 'none')} and --pix_fmt "
                         f"{pix_fmt} at {width}x{height} ({error}); change one of them") from error
     return target
+
+
+def _choose_codec(output, config):
+    name = config.codec or ("libvpx-vp9" if output.suffix.lower() == ".webm" else "libx264")
+    try:
+        codec = av.Codec(name, "w")
+    except (av.error.FFmpegError, ValueError) as error:
+        raise UserError(f"there is no encoder {name} for --codec; try h264, hevc, vp9 or av1") from error
+    if codec.type != "video":
+        raise UserError(f"--codec {name} encodes no video; try h264, hevc, vp9 or av1")
+    return codec
+
+
+def _choose_pix_fmt(codec, planes, config):
+    """FFmpeg's pixel format for pictures like ``planes``: the one that is asked for, or the smallest that loses least.
+    """
+    formats = [format_.name for format_ in codec.video_formats or []]
+    if config.pix_fmt is not None:
+        if not config.pix_fmt.startswith("yuv4") or config.pix_fmt not in formats:
+            usable = [name for name in formats if name.startswith("yuv4") and not name.endswith("16le")]
+            raise UserError(f"--codec {codec.name} cannot write --pix_fmt {config.pix_fmt}; choose from "
+                            f"{', '.join(usable)}")
+        return config.pix_fmt
+    # 4:2:0 stores one color for 2 x 2 pixels; these encoders want even sides for it.
+    odd = codec.name in ("libx264", "libx265") and any(side % 2 for side in planes.y.shape)
+    wanted = ["yuv444p" if odd else "yuv420p", "yuv422p", "yuv444p"]
+    deep = [name + "10le" for name in wanted]
+    found = [name for name in (deep + wanted if planes.coding.depth > 8 else wanted + deep) if name in formats]
+    if not found:
+        raise UserError(f"--codec {config.codec or codec.name} takes no pictures of Y'CbCr; try h264, hevc, vp9 or av1")
+    return found[0]
+
+
+def _choose_options(codec, config):
+    crf, options = _ENCODERS.get(codec.name, (None, {}))
+    if crf is None:
+        if config.crf is not None:
+            raise UserError(f"--codec {codec.name} has no --crf; leave it out or use h264, hevc, vp9 or av1")
+        return options
+    return {**options, "crf": str(config.crf if config.crf is not None else crf)}
+
+
+def _tags(stream, coding, rotation):
+    """What the codec context says of the pictures, as that of the source does."""
+    context, ratio = stream.codec_context, stream.sample_aspect_ratio
+    tags = {"color_range": 2 if coding.full else 1, "colorspace": coding.colorspace,
+            "color_primaries": context.color_primaries, "color_trc": context.color_trc}
+    if ratio:
+        tags["sample_aspect_ratio"] = 1 / ratio if rotation % 180 else ratio
+    return tags
 
 
 def _black(target):
@@ -270,88 +237,21 @@ def carried_streams(film: av.container.InputContainer, video: av.VideoStream, pa
     return carried
 
 
-def join(parts: Sequence[Path], plan: "Plan", path: Path, output: Path, settings: VideoSettings, target: Target,
-         temporary: Path) -> None:
-    """Write ``output`` at ``temporary``: the packets of ``parts``, with the other streams, chapters and tags of the
-    film at ``path``. Nothing is encoded.
-    """
-    with (open_video(path) as (film, video), av.open(str(parts[0])) as first, write_errors(output),
-          av.open(str(temporary), "w", format=_muxer(output)) as out):
-        origin = (film.start_time or 0) / 1e6 + settings.start
-        shift = origin if settings.start else 0.0
-        others = carried_streams(film, video, path, output)
-        streams = {}
-        for stream in sorted([video, *others], key=lambda stream: stream.index):
-            new = out.add_stream_from_template(first.streams.video[0] if stream is video else stream, opaque=True)
-            new.metadata.update(_metadata(stream.metadata))
-            new.disposition = stream.disposition.value
-            if stream.time_base:
-                new.time_base = stream.time_base
-            streams[stream.index] = new
-        for tag, value in target.tags.items():
-            setattr(streams[video.index].codec_context, tag, value)
-        out.metadata.update(_metadata(film.metadata))
-        chapters = []
-        for chapter in film.chapters():
-            begin, end = (float(chapter[side] * chapter["time_base"]) - settings.start for side in ("start", "end"))
-            length = settings.end - settings.start
-            if end > 0 and begin < length:
-                begin, end = (round(min(max(t, 0), length) / chapter["time_base"]) for t in (begin, end))
-                chapters.append({**chapter, "start": begin, "end": end})
-        out.set_chapters(chapters)
-
-        offset = round(shift / target.time_base)
-        pts = array("q", (time_ - offset for time_ in plan.pts)) if offset else plan.pts
-
-        def pictures():
-            for packet, index in part_packets(parts, pts):
-                packet.time_base = target.time_base
-                packet.duration = pts[index + 1] - pts[index] if index + 1 < len(pts) else plan.last_duration
-                yield float(packet.dts * target.time_base), packet, streams[video.index]
-
-        def rest():
-            for packet in packets_of(film, others, path) if others else ():
-                at = packet.dts if packet.dts is not None else packet.pts
-                if at is None or not packet.size:
-                    continue
-                at = float(at * packet.time_base)
-                if settings.start and at < origin or at >= origin - settings.start + settings.end:
-                    continue
-                if shift:
-                    moved = round(shift / packet.time_base)
-                    packet.dts = packet.dts - moved if packet.dts is not None else None
-                    packet.pts = packet.pts - moved if packet.pts is not None else None
-                yield at - shift, packet, streams[packet.stream_index]
-
-        for _, packet, stream in heapq.merge(pictures(), rest(), key=lambda item: item[0]):
-            packet.stream = stream
-            out.mux(packet)
-        out.close()
-        with open_video(temporary) as (_, written):
-            ratio = target.tags.get("sample_aspect_ratio", 1)
-            if (written.sample_aspect_ratio or 1) != ratio:
-                warn(f"{output} cannot carry the shape of the pixels ({ratio}) with {target.codec}: tell the player to "
-                     f"show it {float(target.width * ratio / target.height):.3g} times as wide as high, or write h264")
-
-
 class FilmWriter:
-    """Writes a coloured Film: a part a shot, which are joined at last. ``target`` is how its pictures are encoded."""
+    """Writes the colored film of the file ``path``, as ``parts.Writer`` says: a part a shot, joined at last."""
 
-    def __init__(self, film: Film, output: Path, settings: VideoSettings) -> None:
+    def __init__(self, path: Path, output: Path, config: FilmConfig) -> None:
         """Raises UserError when the settings do not go together, or the output is the film itself."""
-        if output.exists() and output.samefile(film.path):
+        if output.exists() and output.samefile(path):
             raise UserError(f"the output {output} is the input itself; name another --output")
-        self.film, self.output, self.settings = film, output, settings
-        self.target = choose_target(film.path, output, settings)
+        self.path, self.output, self.config = path, output, config
+        self.target = choose_target(path, output, config)
 
     def replaces(self) -> bool:
-        """Whether there is a file already that ``join`` would replace."""
         return self.output.exists()
 
     @contextmanager
     def shot(self, part: Path, times: Sequence[int]) -> Iterator[Callable[[Planes, int], None]]:
-        """Yield the function that writes the planes and pts of each frame of a shot, whose pts are ``times``. The file
-        ``part`` appears when all are written, and are on the disk."""
         with replace_when_done(part) as temporary:
             with open(temporary, "wb") as file:
                 with PartWriter(file, self.target) as writer:
@@ -362,16 +262,86 @@ class FilmWriter:
                 raise OSError(errno.EIO, "not all frames were written")
 
     def has_shot(self, part: Path, times: Sequence[int]) -> bool:
-        """Whether the shot was written, and is whole."""
         return len(part_order(part)) == len(times)
 
-    def join(self, parts: Parts, numbers: Sequence[int], plan: "Plan") -> None:
-        """Write the output from the Parts of all shots; it appears under its name only when it is complete."""
+    def join(self, parts: Parts, numbers: Sequence[int], plan: Plan) -> None:
         with replace_when_done(self.output) as temporary:
-            join([parts.part(n) for n in numbers], plan, self.film.path, self.output, self.settings, self.target,
-                 temporary)
+            self._join([parts.part(n) for n in numbers], plan, temporary)
             parts.note_joined(temporary)
         parts.drop_pictures()
+
+    def _join(self, parts, plan, temporary):
+        """Write the film at ``temporary``: the packets of ``parts``, with the other streams, chapters and tags of the
+        source. Nothing is encoded."""
+        target = self.target
+        with (open_video(self.path) as (film, video), av.open(str(parts[0])) as first, write_errors(self.output),
+              av.open(str(temporary), "w", format=_muxer(self.output)) as out):
+            others = carried_streams(film, video, self.path, self.output)
+            streams = {}
+            for stream in sorted([video, *others], key=lambda stream: stream.index):
+                new = out.add_stream_from_template(first.streams.video[0] if stream is video else stream, opaque=True)
+                new.metadata.update(_metadata(stream.metadata))
+                new.disposition = stream.disposition.value
+                if stream.time_base:
+                    new.time_base = stream.time_base
+                streams[stream.index] = new
+            for tag, value in target.tags.items():
+                setattr(streams[video.index].codec_context, tag, value)
+            out.metadata.update(_metadata(film.metadata))
+            out.set_chapters(self._chapters(film))
+            origin = (film.start_time or 0) / 1e6 + self.config.start
+            packets = [self._pictures(parts, plan, origin), self._rest(film, others, origin) if others else ()]
+            for _, packet, index in heapq.merge(*packets, key=lambda item: item[0]):
+                packet.stream = streams[video.index if index is None else index]
+                out.mux(packet)
+            out.close()
+            self._check_shape(temporary)
+
+    def _chapters(self, film):
+        """The chapters of the source, moved and cut to the part that is colored."""
+        chapters, length = [], self.config.end - self.config.start
+        for chapter in film.chapters():
+            begin, end = (float(chapter[side] * chapter["time_base"]) - self.config.start for side in ("start", "end"))
+            if end > 0 and begin < length:
+                begin, end = (round(min(max(t, 0), length) / chapter["time_base"]) for t in (begin, end))
+                chapters.append({**chapter, "start": begin, "end": end})
+        return chapters
+
+    def _pictures(self, parts, plan, origin):
+        """Yield (seconds, packet, None) of the pictures; with --start, ``origin`` becomes 0."""
+        base = self.target.time_base
+        offset = round(origin / base) if self.config.start else 0
+        pts = array("q", (time_ - offset for time_ in plan.pts)) if offset else plan.pts
+        for packet, index in part_packets(parts, pts):
+            packet.time_base = base
+            packet.duration = pts[index + 1] - pts[index] if index + 1 < len(pts) else plan.last_duration
+            yield float(packet.dts * base), packet, None
+
+    def _rest(self, film, others, origin):
+        """Yield (seconds, packet, index of its stream) of the ``others`` streams of the source, cut and moved alike."""
+        config, shift = self.config, origin if self.config.start else 0.0
+        for packet in packets_of(film, others, self.path):
+            at = packet.dts if packet.dts is not None else packet.pts
+            if at is None or not packet.size:
+                continue
+            at = float(at * packet.time_base)
+            if config.start and at < origin or at >= origin - config.start + config.end:
+                continue
+            if shift:
+                moved = round(shift / packet.time_base)
+                packet.dts = packet.dts - moved if packet.dts is not None else None
+                packet.pts = packet.pts - moved if packet.pts is not None else None
+            yield at - shift, packet, packet.stream_index
+
+    def _check_shape(self, path):
+        """Warn when the container has lost the shape of the pixels."""
+        target = self.target
+        ratio = target.tags.get("sample_aspect_ratio", 1)
+        with open_video(path) as (_, written):
+            if (written.sample_aspect_ratio or 1) != ratio:
+                warn(f"{self.output} cannot carry the shape of the pixels ({ratio}) with {target.codec}: tell the "
+                     f"player to show it {float(target.width * ratio / target.height):.3g} times as wide as high, or "
+                     "write h264")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""How steady are the colours of a shot? Colour distribution consistency and the warping error of ab.
+"""How steady are the colors of a shot? Color distribution consistency and the warping error of ab.
 
 Both are measured frame by frame within one shot and never over a cut: a shot gets objects of its own. Neither is good
-when small by itself, since a grey film is perfectly steady; so the truth is measured in the same way, for comparison.
+when small by itself, since a gray film is perfectly steady; so the truth is measured in the same way, for comparison.
 """
 
 import math
@@ -10,8 +10,8 @@ from collections import deque
 import cv2
 import numpy as np
 
+from colorizer.flow import SMALLEST, Flow, fetch, visible
 from dataset import resize, rgb_to_lab
-from flow import SMALLEST, Flow, fetch, visible
 
 
 def js_divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -25,7 +25,7 @@ def _entropy(p):
 
 
 class CDC:
-    """Colour distribution consistency of one shot (Liu et al. 2021, arXiv 2110.04562), of which only the histograms of
+    """Color distribution consistency of one shot (Liu et al. 2021, arXiv 2110.04562), of which only the histograms of
     the last frames are kept.
 
     The Jensen-Shannon divergence between the 256-bin histograms of frames t apart, averaged over the channels and over
@@ -55,11 +55,11 @@ class CDC:
 
 
 class WarpError:
-    """Warping error of the colours of one shot: how much ab changes along the motion of the grey picture.
+    """Warping error of the colors of one shot: how much ab changes along the motion of the gray picture.
 
     The mean of (ab of a frame - ab of the frame before, fetched along the optical flow)^2 over both channels and over
     all pixels of the shot that are visible in both frames. The flow is that of pictures at most WIDTH wide. Several
-    colourings of the same film share it.
+    colorings of the same film share it.
     """
 
     WIDTH = 320
@@ -71,7 +71,7 @@ class WarpError:
         self._sums, self._visible = np.zeros(0), 0
 
     def add(self, luma: np.ndarray, *pictures: np.ndarray) -> None:
-        """Add the next frame: its luma uint8 (H, W), and each colouring of it as RGB uint8 (H, W, 3)."""
+        """Add the next frame: its luma uint8 (H, W), and each coloring of it as RGB uint8 (H, W, 3)."""
         height, width = luma.shape
         scale = max(min(1, self.WIDTH / width), SMALLEST / min(height, width))
         size = max(SMALLEST, round(height * scale)), max(SMALLEST, round(width * scale))
@@ -91,5 +91,5 @@ class WarpError:
         self._visible += int(shown.sum())
 
     def values(self) -> list[float]:
-        """The error of each colouring, in squared units of ab; nan when no pixel is visible in two frames."""
+        """The error of each coloring, in squared units of ab; nan when no pixel is visible in two frames."""
         return [float(total) / self._visible if self._visible else math.nan for total in self._sums]

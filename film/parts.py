@@ -1,18 +1,21 @@
-"""What does a coloured film leave behind? A record of each shot, for the log and the report; and, until all are there,
+"""What does a colored film leave behind? A record of each shot, for the log and the report; and, until all are there,
 the finished shots, from which an interrupted run goes on.
 """
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
 import cv2
 import numpy as np
 import torch
 
+from film.plan import Plan, Target
+from film.planes import Planes
 from utils import UserError, load_checkpoint, save_checkpoint
 
 THUMBNAIL = 320  # width of the pictures in a ShotRecord, and of those that its CDC is measured on
@@ -20,22 +23,22 @@ THUMBNAIL = 320  # width of the pictures in a ShotRecord, and of those that its 
 
 @dataclass
 class ShotRecord:
-    """What a finished shot was coloured by and looks like."""
+    """What a finished shot was colored by and looks like."""
 
     index: int
     start_frame: int  # of the film, or of the part between --start and --end
     end_frame: int  # exclusive
     start_time: float  # seconds in the film
     end_time: float
-    grey: np.ndarray  # the middle frame, RGB uint8 (H, W, 3), THUMBNAIL wide
+    gray: np.ndarray  # the middle frame, RGB uint8 (H, W, 3), THUMBNAIL wide
     result: np.ndarray
-    truth: np.ndarray | None  # where the input is in colour
+    truth: np.ndarray | None  # where the input is in color
     slot_ids: list[int]  # frames of the training set, best first
     slot_scores: list[float]  # their similarities
     confidence: float  # mean of the spatial memory's hints in [0, 1]; nan without
     feature: np.ndarray  # float32 (D,), what the backbone sees, mean over the shot; (0,) without a backbone
-    kept: bool = False  # in colour already, and left as it was
-    cdc: float = math.nan  # colour distribution consistency of the result; nan for chroma alone and a single frame
+    kept: bool = False  # in color already, and left as it was
+    cdc: float = math.nan  # color distribution consistency of the result; nan for chroma alone and a single frame
     cdc_truth: float = math.nan  # nan where there is no truth
     seconds: float = field(default=0.0, compare=False)  # that the shot took
 
@@ -54,7 +57,7 @@ class Records(Sequence[ShotRecord]):
     """ShotRecords, held with their pictures compressed (JPEG) until one is asked for; and ``pts``, the time of every
     frame of the film in its time base."""
 
-    PICTURES = ("grey", "result", "truth")
+    PICTURES = ("gray", "result", "truth")
 
     def __init__(self, pts: Sequence[int], states: list[dict[str, Any]]) -> None:
         self.pts, self.states = pts, states
@@ -95,20 +98,20 @@ class Parts:
     def __init__(self, output: Path, key: str) -> None:
         self.folder, self.key = parts_folder(output), key
 
-    def plan(self) -> dict[str, Any] | None:
-        """The state of the Plan of an interrupted run of the same key, or None."""
+    def plan(self) -> Plan | None:
+        """The Plan of an interrupted run of the same key, or None."""
         try:
             content = load_checkpoint(self.folder / "plan.pt")
         except UserError:  # there is none, or not a whole one
             return None
-        return content["plan"] if content["key"] == self.key else None
+        return Plan.of(content["plan"]) if content["key"] == self.key else None
 
-    def begin(self, plan: dict[str, Any]) -> None:
-        """Start again with the state of a Plan and an empty folder."""
+    def begin(self, plan: Plan) -> None:
+        """Start again with a Plan and an empty folder."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True)
-        save_checkpoint(self.folder / "plan.pt", {"key": self.key, "plan": plan})
+        save_checkpoint(self.folder / "plan.pt", {"key": self.key, "plan": plan.state()})
 
     def part(self, index: int) -> Path:
         return self.folder / f"{index:06d}.part"
@@ -157,3 +160,22 @@ def is_joined(output: Path) -> bool:
 def _identity(path):
     stat = path.stat()
     return [stat.st_ino, stat.st_size, stat.st_mtime_ns]
+
+
+class Writer(Protocol):
+    """What writes a colored film: into a file (``encoding.py``), or picture by picture (``sequence.py``)."""
+
+    target: Target
+
+    def replaces(self) -> bool:
+        """Whether there is a file already that ``join`` would replace."""
+
+    def shot(self, part: Path, times: Sequence[int]) -> AbstractContextManager[Callable[[Planes, int], None]]:
+        """Yield the function that writes the planes and pts of each frame of a shot, whose pts are ``times``. The file
+        ``part``, where one is needed, appears when all are written, and are on the disk."""
+
+    def has_shot(self, part: Path, times: Sequence[int]) -> bool:
+        """Whether the shot was written, and is whole."""
+
+    def join(self, parts: Parts, numbers: Sequence[int], plan: Plan) -> None:
+        """Write the output from the Parts of all shots; it appears under its name only when it is complete."""

@@ -1,7 +1,7 @@
 """What does the memory recall? ``write_panel`` writes a second film that shows it beside the results.
 
-A frame of it shows the truth, where there is one, the grey picture, what each of the memory's three best slots and what
-the true colour feature make of it, and a mosaic of all frames in memory with the three chosen ones framed.
+A frame of it shows the truth, where there is one, the gray picture, what each of the memory's three best slots and what
+the true color feature make of it, and a mosaic of all frames in memory with the three chosen ones framed.
 """
 
 import math
@@ -17,15 +17,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset import AB_BINS, lab_to_rgb, resize, rgb_to_lab
-from episode import Drawing
-from memory import REFERENCE_ID
-from networks import Colorizer
-from painter import Painter
-from parts import ShotRecord
-from sequence import NumberedFrames
+from colorizer.colorizer import Colorizer
+from colorizer.painter import Painter
+from dataset import AB_BINS, REFERENCE_ID, lab_to_rgb, resize, rgb_to_lab
+from film.episode import Drawing
+from film.parts import ShotRecord
+from film.video import Film, ahead
 from utils import picture_grid, replace_when_done
-from video import Film, ahead
 
 COLORS = ((66, 133, 255), (60, 190, 90), (240, 70, 70))  # blue, green, red: slots 1, 2, 3
 GROUND = (24, 24, 27)
@@ -38,8 +36,8 @@ REMEMBERED = 96  # side of the picture of a frame in memory
 def memory_pictures(colorizer: Colorizer) -> dict[int, np.ndarray]:
     """The frames in a colorizer's memory as small square pictures {frame id: RGB uint8}, in order of the film.
 
-    The spatial memory keeps pictures. Without it, all that is known of a frame is its colour feature, and the picture
-    shows its colours as stripes, each as wide as its share. Frames of one id, which are the user's references, share a
+    The spatial memory keeps pictures. Without it, all that is known of a frame is its color feature, and the picture
+    shows its colors as stripes, each as wide as its share. Frames of one id, which are the user's references, share a
     larger picture.
     """
     if colorizer.config.use_spatial_memory:
@@ -50,7 +48,7 @@ def memory_pictures(colorizer: Colorizer) -> dict[int, np.ndarray]:
     else:
         memory = colorizer.memory
         ids = memory.ids[memory.used].tolist()
-        pictures = [palette(value) for value in memory.values[memory.used].cpu().numpy()]
+        pictures = [color_stripes(value) for value in memory.values[memory.used].cpu().numpy()]
     frames = {i: [] for i in sorted(set(ids) - {-1})}
     for i, picture in zip(ids, pictures, strict=True):
         frames.get(i, []).append(picture)
@@ -64,8 +62,8 @@ def _sheet(pictures):
     return picture_grid([pictures[i:i + columns] for i in range(0, len(pictures), columns)], gap=1)
 
 
-def palette(color_feature: np.ndarray, side: int = 32) -> np.ndarray:
-    """The colours of a colour feature (313,) as stripes of one lightness, RGB uint8 (side, side, 3), sorted by hue."""
+def color_stripes(color_feature: np.ndarray, side: int = 32) -> np.ndarray:
+    """The colors of a color feature (313,) as stripes of one lightness, RGB uint8 (side, side, 3), sorted by hue."""
     order = np.argsort(np.arctan2(AB_BINS[:, 1], AB_BINS[:, 0]))
     ends = np.cumsum(color_feature[order]) / color_feature.sum()
     ab = AB_BINS[order][np.searchsorted(ends, (np.arange(side) + 0.5) / side)]
@@ -129,24 +127,24 @@ def panel_size(height: int, width: int, truth: bool) -> tuple[int, int]:
     return rows * (LABEL + height + GAP) + GAP, 3 * width + 4 * GAP
 
 
-def panel_frame(truth: np.ndarray | None, grey: np.ndarray, slot_results: Sequence[np.ndarray],
+def panel_frame(truth: np.ndarray | None, gray: np.ndarray, slot_results: Sequence[np.ndarray],
                 true_feature_result: np.ndarray | None, mosaic: Mosaic, chosen: Sequence[int]) -> np.ndarray:
     """Compose one frame of the panel, RGB uint8 of ``panel_size``.
 
-    Pictures are RGB uint8 (H, W, 3): the truth and the result of its colour feature (both None where there is none),
-    the grey picture and the results of the three slots, of the frames ``chosen`` (ids, -1 for an empty slot) in
+    Pictures are RGB uint8 (H, W, 3): the truth and the result of its color feature (both None where there is none),
+    the gray picture and the results of the three slots, of the frames ``chosen`` (ids, -1 for an empty slot) in
     ``mosaic``, a Mosaic of ``mosaic_size``.
     """
-    height, width = cell_size(*grey.shape[:2])
+    height, width = cell_size(*gray.shape[:2])
     slots = [(f"slot {i}: " + {-1: "empty", REFERENCE_ID: "a reference"}.get(chosen_id, f"frame {chosen_id}"), result,
               color) for i, (chosen_id, result, color) in enumerate(zip(chosen, slot_results, COLORS, strict=True), 1)]
     memory = (f"{len(mosaic.boxes)} frames in memory", mosaic.framed(chosen), None)
     if truth is None:
-        rows: list[list[tuple[str, Any, Any]]] = [[("grey", grey, None), memory], slots]
+        rows: list[list[tuple[str, Any, Any]]] = [[("gray", gray, None), memory], slots]
     else:
-        rows = [[("truth", truth, None), ("grey", grey, None), ("true colour feature", true_feature_result, None)],
+        rows = [[("truth", truth, None), ("gray", gray, None), ("true color feature", true_feature_result, None)],
                 slots, [memory]]
-    sheet = np.full((*panel_size(grey.shape[0], grey.shape[1], truth is not None), 3), GROUND, np.uint8)
+    sheet = np.full((*panel_size(gray.shape[0], gray.shape[1], truth is not None), 3), GROUND, np.uint8)
     y = GAP
     for row in rows:
         x = GAP
@@ -189,13 +187,13 @@ def frame(picture: np.ndarray, color: tuple[int, int, int], thickness: int) -> N
 class Panel:
     """Makes the frames of the panel of a film, of ``size`` (height, width).
 
-    Results are painted at the size that is shown, each from another colour feature; those of the memory's slots also
-    have the hints of the spatial memory, where there is one, as in the coloured film.
+    Results are painted at the size that is shown, each from another color feature; those of the memory's slots also
+    have the hints of the spatial memory, where there is one, as in the colored film.
     The checkpoint needs a memory.
     """
 
     def __init__(self, painter: Painter, height: int, width: int, truth: bool) -> None:
-        """For a film of the given size, in colour (``truth``) or not, coloured by the Painter ``painter``."""
+        """For a film of the given size, in color (``truth``) or not, colored by the Painter ``painter``."""
         self.painter, self.truth = painter, truth
         self.cell, self.size = cell_size(height, width), panel_size(height, width, truth)
         self.mosaic = Mosaic(memory_pictures(painter.colorizer), *mosaic_size(height, width, truth), width / height)
@@ -210,7 +208,7 @@ class Panel:
         labs = [rgb_to_lab(picture) for picture in pictures]
         lightness = [lab[..., 0] for lab in labs]
         seen = self.painter.look(lightness)
-        feature = torch.as_tensor(shot).to(seen[0])  # type: ignore[index]  # there is a memory
+        feature = torch.as_tensor(shot).to(seen.features)  # type: ignore[union-attr]  # there is a memory
         recall = self.painter.colorizer.recall(feature.expand(len(labs), -1))
         results = [self._results(replace(self.painter, source="memory", rank=rank), lightness, recall, seen)
                    for rank in (1, 2, 3)]
@@ -224,16 +222,16 @@ class Panel:
                     pictures, labs, zip(*results, strict=True), true, recall.ids.tolist(), strict=True)]
 
     def _results(self, painter, lightness, recall, seen):
-        return self._join(lightness, painter.generate(lightness, painter.choose(recall), seen)[0])
+        return self._join(lightness, painter.generate(lightness, painter.recalled(recall), seen)[0])
 
     @staticmethod
     def _join(lightness: Sequence[np.ndarray], ab: np.ndarray) -> list[np.ndarray]:
         return [lab_to_rgb(np.dstack([L, resize(colors, *L.shape)])) for L, colors in zip(lightness, ab, strict=True)]
 
 
-def write_panel(painter: Painter, film: Film | NumberedFrames, target: Path, records: Sequence[ShotRecord],
+def write_panel(painter: Painter, film: Film, target: Path, records: Sequence[ShotRecord],
                 begin: int | None = None, batch_size: int = 8) -> None:
-    """Write the panel of ``film``, a video.Film or the like, coloured as ``records`` say, as the H.264 film ``target``
+    """Write the panel of ``film``, colored as ``records`` say, as the H.264 film ``target``
     without sound. A drawing that is held is painted once.
 
     ``begin`` is where the first record's shot begins, in the film's time base, and the panel too; None is the film's

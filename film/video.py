@@ -1,17 +1,21 @@
-"""How is a film read? Frames with their times, as far as they decode."""
+"""How is a film read? Frames with their times, as far as they decode; and what a film is to all who read one."""
 
+import itertools
 import queue
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import av
 from av.stream import Stream
 
-from planes import Planes, planes_of
+from config import FilmConfig
+from film.parts import is_joined
+from film.planes import Planes, planes_of
 from utils import MAX_FRAME_PIXELS, UserError, warn
 
 SEEK_MARGIN = 10  # seconds that decoding starts early after a seek, so that every frame has all that it refers to
@@ -107,29 +111,90 @@ def read_frames(path: str | Path, begin: int | None = None,
                     yield last, frame
 
 
-class Film:
-    """A film in a file, as colouring wants it: its name, times and pictures. ``sequence.NumberedFrames`` is another."""
+class Film(Protocol):
+    """What can be played: a video file, or numbered frames (``sequence.py``)."""
+
+    path: Path  # of the file, or of the frames with a star for their number
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def rate(self) -> Fraction:
+        """Frames a second, as stated."""
+
+    @property
+    def time_base(self) -> Fraction:
+        """Seconds of a unit of time (pts)."""
+
+    @property
+    def start(self) -> float:
+        """Seconds at which the earliest track begins."""
+
+    @property
+    def promised(self) -> int:
+        """How many frames there are, as stated; 0 where nothing is."""
+
+    def stamp(self) -> list[Any]:
+        """Plain values that another film, or this one changed, does not have."""
+
+    def read(self, begin: int | None = None,
+             damage: Damage | None = None) -> Generator[tuple[int, int, Planes], None, None]:
+        """Yield (pts, duration, Planes) of the frames from the pts ``begin`` on, pts strictly increasing. What does not
+        decode is left out and, where ``damage`` is asked for, noted or named."""
+
+    def colored(self, output: Path, times: Iterable[int]) -> "Film":
+        """What the frames at ``times`` (pts) of this film are colored into, when that is there."""
+
+    def is_done(self, output: Path) -> bool:
+        """Whether the film is colored into ``output``, and all that goes with it was written."""
+
+    def is_output(self, output: Path) -> bool:
+        """Whether to color the film into ``output`` would write over the film itself."""
+
+
+class VideoFile:
+    """A film in a file, as ``Film`` says. It is opened when something is first asked of it, which raises UserError
+    when it is no film."""
 
     def __init__(self, path: str | Path) -> None:
-        """Raises UserError when ``path`` is no film."""
         self.path = Path(path)
-        with open_video(path) as (film, stream):
-            self.rate, self.time_base = frame_rate(stream), stream.time_base
-            self.start = (film.start_time or 0) / 1e6  # seconds, of the earliest track
-            self.promised = stream.frames or round((film.duration or 0) / 1e6 * self.rate)  # frames, as it says
+
+    @cached_property
+    def _stated(self):
+        """(frames a second, time base, start, number of frames) as the file states them."""
+        with open_video(self.path) as (film, stream):
+            rate = frame_rate(stream)
+            count = stream.frames or round((film.duration or 0) / 1e6 * rate)
+            return rate, stream.time_base, (film.start_time or 0) / 1e6, count
 
     @property
     def name(self) -> str:
         return self.path.name
 
+    @property
+    def rate(self) -> Fraction:
+        return self._stated[0]
+
+    @property
+    def time_base(self) -> Fraction:
+        return self._stated[1]
+
+    @property
+    def start(self) -> float:
+        return self._stated[2]
+
+    @property
+    def promised(self) -> int:
+        return self._stated[3]
+
+    def __str__(self) -> str:
+        return str(self.path)
+
     def stamp(self) -> list[Any]:
-        """Plain values that another film, or this one changed, does not have."""
         stat = self.path.stat()
         return [str(self.path.resolve()), stat.st_size, stat.st_mtime_ns]
-
-    def coloured(self, output: Path, _times: Sequence[int]) -> "Film":
-        """The film that this one was coloured into."""
-        return Film(output)
 
     def read(self, begin: int | None = None,
              damage: Damage | None = None) -> Generator[tuple[int, int, Planes], None, None]:
@@ -137,6 +202,40 @@ class Film:
         with closing(read_frames(self.path, begin, damage)) as frames:
             for pts, frame in frames:
                 yield pts, frame.duration, planes_of(frame)
+
+    def colored(self, output: Path, times: Iterable[int]) -> "VideoFile":
+        return VideoFile(output)
+
+    def is_done(self, output: Path) -> bool:
+        return output.exists() and not is_joined(output)
+
+    def is_output(self, output: Path) -> bool:
+        return self.path.resolve() == output.resolve()
+
+
+def window(film: Film, config: FilmConfig) -> tuple[int | None, float]:
+    """``start`` and ``end`` as pts of a film: the first to take, None for all, and the first to leave out."""
+    begin = round((film.start + config.start) / film.time_base) if config.start else None
+    return begin, (film.start + config.end) / film.time_base
+
+
+def planned_frames(film: Film, times: Sequence[int], index: int) -> Generator[tuple[int, Planes], None, None]:
+    """(index, Planes) of the frames from ``index`` on. Raises UserError when they are not at ``times``, pts of all."""
+    frames: Any = film.read(times[index])
+    first = next(frames, None)
+    if first is None or first[0] != times[index]:  # a film that cannot seek well, or states no times
+        frames.close()
+        frames = itertools.dropwhile(lambda item: item[0] < times[index], film.read())
+        first = next(frames, None)
+    frames = itertools.chain([first] if first else [], frames)
+    for (pts, _, planes), expected in zip(frames, itertools.islice(times, index, None), strict=False):
+        if pts != expected:
+            break
+        yield index, planes
+        index += 1
+    if index < len(times):
+        raise UserError(f"{film.path} cannot be read a second time as it was the first, from frame {index} on; copy it "
+                        "to a good disk and run again")
 
 
 def ahead(items: Generator[T, None, None], size: int) -> Generator[T, None, None]:

@@ -1,21 +1,21 @@
-"""What a run of train.py leaves behind: its files, sample grids and curves; and how it is told to stop."""
+"""What does a run of train.py leave behind? Its files, sample grids and curves; and how it is told to stop."""
 
 import json
 import math
 import signal
 from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from dataset import AB_SCALE, L_SCALE, ColorizationDataset, lab_to_rgb
+from config import TrainConfig
+from dataset import ColorizationDataset, lab_to_rgb, tensors_to_lab
+from training.learner import not_whole
 from utils import UserError, only_one, picture_grid, replace_when_done
-
-if TYPE_CHECKING:
-    from train import TrainConfig
 
 
 class Run:
@@ -28,7 +28,7 @@ class Run:
     OWN = ("epoch_*.pt", "last.pt", "best.pt", "log.jsonl", "curves.png", "samples/epoch_*.png",
            "tensorboard/events.out.tfevents.*")
 
-    def __init__(self, config: "TrainConfig") -> None:
+    def __init__(self, config: TrainConfig) -> None:
         self.path = Path(config.save_path)
         self.log = self.path / "log.jsonl"
         self.may_write = config.overwrite or config.resume or config.start_epoch
@@ -89,6 +89,33 @@ class Run:
             figure.savefig(temporary, dpi=100)
 
 
+@dataclass
+class Position:
+    """How far a run is: with the learner's state and torch's random state, all that going on exactly takes."""
+
+    epoch: int = 0  # epochs that are done
+    batches: int = 0  # steps that are done of the next one
+    step: int = 0  # steps in all
+    spent: float = 0.0  # seconds on the steps of this epoch
+    seconds: float = 0.0  # seconds on the steps of the epochs before
+    elapsed: float = 0.0  # seconds on everything, in all the times that the run was started
+    best: float = math.inf  # val_ciede2000
+    sums: dict = field(default_factory=dict)  # losses of this epoch: name -> tensor of their sum and number
+
+    @classmethod
+    def of(cls, saved: dict[str, Any], device: torch.device) -> "Position":
+        """The position that a checkpoint was written at. Raises UserError when it makes no sense."""
+        try:
+            position = cls(**{f.name: saved[f.name] for f in fields(cls)})
+            for f in fields(cls)[:-1]:
+                if not (type(getattr(position, f.name)) is f.type and getattr(position, f.name) >= 0):
+                    raise ValueError(f"{f.name} is {getattr(position, f.name)}")
+            position.sums = {name: x.to(device).reshape(2) for name, x in position.sums.items()}
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise not_whole(error) from error
+        return position
+
+
 class Signals:
     """Within the block Ctrl-C and SIGTERM are noted in ``caught``, so that the step can be finished and saved."""
 
@@ -116,25 +143,20 @@ class Signals:
 # Sample grids
 
 
-def to_lab(L: torch.Tensor, ab: torch.Tensor) -> np.ndarray:
-    """L (N, 1, S, S) and ab (N, 2, S, S) as the networks see them -> Lab float32 array (N, S, S, 3)."""
-    return torch.cat([L * L_SCALE, ab * AB_SCALE], 1).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-
-
 def sample_grid(samples: Iterable[tuple[int, np.ndarray, list[int]]], val: ColorizationDataset,
                 train: ColorizationDataset) -> np.ndarray:
-    """Rows of grey | result | truth | top-3 frames of the memory, RGB uint8."""
+    """Rows of gray | result | truth | top-3 frames of the memory, RGB uint8."""
     place = {image_id: index for index, image_id in enumerate(train.ids)}
     rows = []
     for index, lab, top in samples:
-        grey = lab.copy()
-        grey[..., 1:] = 0
-        pictures = [grey, lab, item_lab(val[index])]
-        pictures += [item_lab(train[place[i]]) if i in place else grey * 0 for i in top]
+        gray = lab.copy()
+        gray[..., 1:] = 0
+        pictures = [gray, lab, item_lab(val[index])]
+        pictures += [item_lab(train[place[i]]) if i in place else gray * 0 for i in top]
         rows.append([lab_to_rgb(picture) for picture in pictures])
     return picture_grid(rows)
 
 
 def item_lab(item: dict[str, Any]) -> np.ndarray:
     """An item of the dataset -> Lab float32 (S, S, 3)."""
-    return to_lab(item["L"][None], item["ab"][None])[0]
+    return tensors_to_lab(item["L"][None], item["ab"][None])[0]

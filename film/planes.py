@@ -1,4 +1,4 @@
-"""What do the planes of a film's picture hold? Y', Cb and Cr of any coding to RGB and Lab, and colours to Cb and Cr."""
+"""What do the planes of a film's picture hold? Y', Cb and Cr of any coding to RGB and Lab, and colors to Cb and Cr."""
 
 from typing import NamedTuple
 
@@ -66,7 +66,7 @@ class Coding(NamedTuple):
 
 
 class Planes(NamedTuple):
-    """A picture as it is stored: Y (H, W), and Cb and Cr (h, w), smaller or equal, or None for a grey picture."""
+    """A picture as it is stored: Y (H, W), and Cb and Cr (h, w), smaller or equal, or None for a gray picture."""
 
     y: np.ndarray
     cb: np.ndarray | None
@@ -86,7 +86,7 @@ class Planes(NamedTuple):
         """RGB uint8 (height, width, 3); None is the size of the picture."""
         return np.rint(self.rgb(height or self.y.shape[0], width or self.y.shape[1]) * 255).astype(np.uint8)
 
-    def grey(self, height: int, width: int) -> np.ndarray:
+    def gray(self, height: int, width: int) -> np.ndarray:
         """The luma alone as RGB uint8 (height, width, 3)."""
         return self._replace(cb=None, cr=None).picture(height, width)
 
@@ -109,7 +109,7 @@ def plane_array(frame: av.VideoFrame, index: int, dtype: type[np.unsignedinteger
 
 
 def planes_of(frame: av.VideoFrame) -> Planes:
-    """Planes of a decoded frame, turned upright. Planar Y'CbCr and grey are taken as they are, anything else becomes
+    """Planes of a decoded frame, turned upright. Planar Y'CbCr and gray are taken as they are, anything else becomes
     4:4:4; an untagged matrix is BT.601 below 720 lines and BT.709 from there on, as players take it."""
     name, depth = frame.format.name, frame.format.components[0].bits
     full = frame.color_range == 2 or name.startswith("yuvj") or (name.startswith("gray") and frame.color_range != 1)
@@ -124,16 +124,16 @@ def planes_of(frame: av.VideoFrame) -> Planes:
         frame = frame.reformat(format="yuv444p10le" if depth > 8 else "yuv444p", **given,
                                dst_colorspace=colorspace, dst_color_range=1 + full)
     coding = Coding(depth, full, colorspace)
-    grey = frame.format.name.startswith("gray")
-    planes = [plane_array(frame, index, coding.dtype) for index in range(1 if grey else 3)]
+    gray = frame.format.name.startswith("gray")
+    planes = [plane_array(frame, index, coding.dtype) for index in range(1 if gray else 3)]
     if frame.rotation % 360:
         planes = [np.ascontiguousarray(np.rot90(plane, round(frame.rotation / 90))) for plane in planes]
-    cb, cr = (None, None) if grey else planes[1:]
+    cb, cr = (None, None) if gray else planes[1:]
     return Planes(planes[0], cb, cr, coding)
 
 
 def planes_of_picture(rgb: np.ndarray) -> Planes:
-    """Planes of a picture, RGB uint8 (H, W, 3): 4:4:4 in full range, so that a grey keeps its very number."""
+    """Planes of a picture, RGB uint8 (H, W, 3): 4:4:4 in full range, so that a gray keeps its very number."""
     coding, rgb = Coding(8, True, BT601), rgb.astype(np.float32) / 255
     return Planes(np.rint(coding.luma_of(rgb) * 255).astype(np.uint8), *coding.to_chroma(rgb), coding)
 
@@ -149,26 +149,26 @@ def change_depth(plane: np.ndarray, old: int, new: int) -> np.ndarray:
     return np.minimum(rounded, 2**new - 1).astype(np.uint8 if new == 8 else np.uint16)
 
 
-_GREYS = np.linspace(0, 1, 4096, dtype=np.float32)
-_GREY_L = cv2.cvtColor(np.repeat(_GREYS[None, :, None], 3, 2), cv2.COLOR_RGB2Lab)[0, :, 0].copy()
+_GRAYS = np.linspace(0, 1, 4096, dtype=np.float32)
+_GRAY_L = cv2.cvtColor(np.repeat(_GRAYS[None, :, None], 3, 2), cv2.COLOR_RGB2Lab)[0, :, 0].copy()
 
 
-def _grey_lightness(luma):
-    """L of CIE Lab of a grey of Y' in [0, 1]."""
-    return _GREY_L[(luma * 4095 + 0.5).astype(np.uint16)]
+def _gray_lightness(luma):
+    """L of CIE Lab of a gray of Y' in [0, 1]."""
+    return _GRAY_L[(luma * 4095 + 0.5).astype(np.uint16)]
 
 
 def paint_chroma(planes: Planes, ab: np.ndarray, height: int, width: int,
                  coding: Coding) -> tuple[np.ndarray, np.ndarray]:
-    """Cb and Cr (height, width), codes of ``coding``, that give the picture the colours ab (h, w, 2) at its own luma.
+    """Cb and Cr (height, width), codes of ``coding``, that give the picture the colors ab (h, w, 2) at its own luma.
 
-    A colour of ab and the L of a grey of that luma has a luma of its own, darker for blue and red. One step on L
-    brings it to the picture's, so that the colours seen are ab.
+    A color of ab and the L of a gray of that luma has a luma of its own, darker for blue and red. One step on L
+    brings it to the picture's, so that the colors seen are ab.
     """
     black, span = planes.coding.luma
     luma = np.clip((resize(planes.y, height, width).astype(np.float32) - black) / np.float32(span), 0, 1)
-    wanted = _grey_lightness(luma)
+    wanted = _gray_lightness(luma)
     lab = cv2.merge([wanted, *cv2.split(resize(ab, height, width))])
     rgb = np.clip(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), 0, 1)
-    lab[..., 0] += wanted - _grey_lightness(coding.luma_of(rgb))
+    lab[..., 0] += wanted - _gray_lightness(coding.luma_of(rgb))
     return coding.to_chroma(np.clip(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), 0, 1))

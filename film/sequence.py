@@ -6,32 +6,29 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 
 from dataset import resize
-from encoding import Target
-from parts import Parts
-from planes import Planes, planes_of_picture
+from film.parts import Parts, parts_folder
+from film.plan import Plan, Target
+from film.planes import Planes, planes_of_picture
+from film.video import Damage
 from utils import UserError, read_image, warn, write_image
-from video import Damage
-
-if TYPE_CHECKING:
-    from episode import Plan
 
 FEWEST = 12  # pictures of a film, half a second
-PAIRS = 8  # of neighbours that are looked at
-ALIKE = 8  # median change of neighbours in a film, of 255: it is below 1 at 24 frames/s and above 11 at one a second
+PAIRS = 8  # of neighbors that are looked at
+ALIKE = 8  # median change of neighbors in a film, of 255: it is below 1 at 24 frames/s and above 11 at one a second
 RATE = Fraction(24)  # frames a second that numbered frames stand for
 
 
-def find_sequences(paths: Sequence[Path]) -> "tuple[list[NumberedFrames], list[Path]]":
+def find_sequences(paths: Sequence[Path]) -> tuple[list["NumberedFrames"], list[Path]]:
     """(list of NumberedFrames, other paths) of the pictures of one folder.
 
     A film is of at least FEWEST pictures whose names differ in the number at their end alone, of which at least every
-    second number is there; they are of one size, and neighbours look alike.
+    second number is there; they are of one size, and neighbors look alike.
     """
     groups, sequences = {}, []
     for path in paths:
@@ -52,7 +49,7 @@ def _move(paths):
     for place in np.linspace(0, len(paths) - 2, PAIRS).astype(int):
         try:
             one, other = (read_image(path) for path in paths[place:place + 2])
-        except UserError:  # said when they are coloured
+        except UserError:  # said when they are colored
             continue
         if one.shape != other.shape:
             return False
@@ -62,7 +59,7 @@ def _move(paths):
 
 
 class NumberedFrames:
-    """Pictures that are the frames of a film, as ``video.Film``; the number of each is its time, RATE a second."""
+    """Pictures that are the frames of a film, as ``video.Film`` says; the number of each is its time, RATE a second."""
 
     rate, time_base, start = RATE, 1 / RATE, 0.0
 
@@ -81,18 +78,22 @@ class NumberedFrames:
         return str(self.path)
 
     def stamp(self) -> list[Any]:
-        """As of ``video.Film``."""
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths.values()]
         return [hashlib.sha256(repr(stats).encode()).hexdigest()]
 
-    def coloured(self, output: Path, times: Iterable[int]) -> "NumberedFrames":
-        """As of ``video.Film``, those at ``times``."""
+    def colored(self, output: Path, times: Iterable[int]) -> "NumberedFrames":
         return NumberedFrames({pts: output.parent / self.paths[pts].name for pts in times}, self.prefix)
+
+    def is_done(self, output: Path) -> bool:
+        there = all(path.exists() for path in self.colored(output, self.paths).paths.values())
+        return there and not parts_folder(output).exists()
+
+    def is_output(self, output: Path) -> bool:
+        return self.path.parent.resolve() == output.parent.resolve()
 
     def read(self, begin: int | None = None,
              damage: Damage | None = None) -> Generator[tuple[int, int, Planes], None, None]:
-        """As of ``video.Film``. What cannot be read is named, where ``damage`` is asked for, and left out. Raises
-        UserError when a frame is not as large as those before it."""
+        """As ``video.Film`` says. Raises UserError when a frame is not as large as those before it."""
         size = None
         for pts, path in self.paths.items():
             if pts < (begin or 0):
@@ -111,8 +112,8 @@ class NumberedFrames:
 
 
 class FrameWriter:
-    """Writes coloured NumberedFrames as pictures of the same names into the folder of ``output``. One that is there
-    already stays, unless ``overwrite``."""
+    """Writes colored NumberedFrames, as ``parts.Writer`` says, as pictures of the same names into the folder of
+    ``output``. One that is there already stays, unless ``overwrite``."""
 
     def __init__(self, film: NumberedFrames, output: Path, overwrite: bool) -> None:
         """Raises UserError when no frame can be read."""
@@ -130,7 +131,7 @@ class FrameWriter:
 
     @contextmanager
     def shot(self, part: Path, times: Sequence[int]) -> Iterator[Callable[[Planes, int], None]]:
-        """As of ``encoding.FilmWriter``; the pictures appear one by one."""
+        """As ``parts.Writer`` says; the pictures appear one by one, and ``part`` is not needed."""
         yield self._write
 
     def _write(self, planes, pts):
@@ -139,8 +140,7 @@ class FrameWriter:
             write_image(path, planes.picture())
 
     def has_shot(self, part: Path, times: Sequence[int]) -> bool:
-        """As of ``encoding.FilmWriter``."""
         return all((self.folder / self.film.paths[pts].name).exists() for pts in times)
 
-    def join(self, parts: Parts, numbers: Sequence[int], plan: "Plan") -> None:
+    def join(self, parts: Parts, numbers: Sequence[int], plan: Plan) -> None:
         """Nothing is left to be done."""

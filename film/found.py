@@ -1,6 +1,5 @@
 """What was found in a film? Its shots and pictures; and what have the shards of a cluster found so far?"""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -10,23 +9,21 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from utils import UserError, load_checkpoint, save_checkpoint
-
-if TYPE_CHECKING:
-    from dataset_generator import GeneratorConfig
+from config import GeneratorConfig
+from utils import UserError, load_checkpoint, only_one, save_checkpoint
 
 SPLITS = ("train", "val", "test")
-PARTS = ".parts"  # what the shards have read, until the dataset is made
-PARTS_FORMAT = 1
+FINDINGS = ".parts"  # folder of what the shards have read, until the dataset is made
+FINDINGS_FORMAT = 2
 
 
 @dataclass
-class Shot:
+class FoundShot:
     """Frames ``first`` to ``last``, both included."""
 
     number: int
@@ -38,12 +35,14 @@ class Shot:
 
 
 @dataclass
-class Film:
+class FoundFilm:
+    """The shots of a film, and how much its frames differ."""
+
     path: Path
     fps: float
     label: str  # of the detector's difference
     threshold: float  # and of a cut
-    shots: list[Shot] = field(default_factory=list)
+    shots: list[FoundShot] = field(default_factory=list)
     differences: array = field(default_factory=lambda: array("f"))  # [i]: between frames i - 1 and i; [0] is 0
 
     def picture_name(self, number: int) -> str:
@@ -57,9 +56,9 @@ class Film:
                 "differences": torch.tensor(self.differences)}
 
     @classmethod
-    def of(cls, path: Path, state: dict[str, Any]) -> "Film":
+    def of(cls, path: Path, state: dict[str, Any]) -> "FoundFilm":
         """The inverse of ``state``."""
-        shots = [Shot(**{**shot, "thumbnail": None if shot["thumbnail"] is None else shot["thumbnail"].numpy()})
+        shots = [FoundShot(**{**shot, "thumbnail": None if shot["thumbnail"] is None else shot["thumbnail"].numpy()})
                  for shot in state["shots"]]
         return cls(path, **{**state, "shots": shots, "differences": array("f", state["differences"].tolist())})
 
@@ -70,21 +69,21 @@ class Film:
                 "frames": frames}
 
 
-class Parts:
-    """What the shards of a cluster have read so far: a folder a film, with its Film and its pictures.
+class Findings:
+    """What the shards of a cluster have read so far: a folder a film, with its FoundFilm and its pictures.
 
     Any shard that finds all films there makes the dataset, one at a time; the folder is removed when it is made.
     """
 
-    def __init__(self, folder: Path, videos: Iterable[Path], config: "GeneratorConfig") -> None:
+    def __init__(self, folder: Path, videos: Iterable[Path], config: GeneratorConfig) -> None:
         self.folder = folder
         self.keys = {video: self._key(video, config) for video in videos}
 
     @staticmethod
-    def _key(video: Path, config: "GeneratorConfig") -> str:
+    def _key(video: Path, config: GeneratorConfig) -> str:
         """What a part depends on, as a hash."""
         stat = video.stat()
-        content = [PARTS_FORMAT, video.name, stat.st_size, stat.st_mtime_ns, config.detector, config.col_diff_thres,
+        content = [FINDINGS_FORMAT, video.name, stat.st_size, stat.st_mtime_ns, config.detector, config.col_diff_thres,
                    config.scene_thres, config.shots_len_thres, config.frames_per_shot]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -92,8 +91,8 @@ class Parts:
         """The folder with the pictures of a film."""
         return self.folder / self.keys[video]
 
-    def add(self, video: Path, film: Film | UserError, folder: Path) -> None:
-        """Keep a Film and its pictures in ``folder``, which is moved, or the UserError that the film caused."""
+    def add(self, video: Path, film: FoundFilm | UserError, folder: Path) -> None:
+        """Keep a FoundFilm and its pictures in ``folder``, which is moved, or the UserError that the film caused."""
         folder.mkdir(exist_ok=True)
         content = {"failure": str(film)} if isinstance(film, UserError) else {"film": film.state()}
         save_checkpoint(folder / "film.pt", content)
@@ -101,20 +100,20 @@ class Parts:
             shutil.rmtree(self.pictures(video))
         os.replace(folder, self.pictures(video))
 
-    def get(self, video: Path) -> Film | UserError | None:
-        """The Film, the UserError that the film caused, or None for one that is not there yet."""
+    def get(self, video: Path) -> FoundFilm | UserError | None:
+        """The FoundFilm, the UserError that the film caused, or None for one that is not there yet."""
         if not (self.pictures(video) / "film.pt").exists():
             return None
         content = load_checkpoint(self.pictures(video) / "film.pt")
-        return Film.of(video, content["film"]) if "film" in content else UserError(content["failure"])
+        return FoundFilm.of(video, content["film"]) if "film" in content else UserError(content["failure"])
 
     @contextmanager
     def claim(self) -> Iterator[bool]:
-        """True for the one shard that may make the dataset now; the kernel ends that with the process."""
-        claimed = False
+        """True for the one shard that may make the dataset now; the system ends that with the process."""
         with ExitStack() as stack:
-            with suppress(OSError):  # another one has it, or it is gone with the folder
-                fcntl.lockf(stack.enter_context(open(self.folder / ".lock", "w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            claimed = False
+            with suppress(UserError, OSError):  # another one has it, or it is gone with the folder
+                stack.enter_context(only_one(self.folder / ".lock", "another shard makes the dataset"))
                 claimed = self.folder.exists()
             yield claimed
 

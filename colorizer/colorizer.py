@@ -1,0 +1,102 @@
+"""What holds the networks together? The Colorizer: backbone, memories, integrator and generator as one module."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from colorizer.backbone import BACKBONE_DIMS, PLACE_DIMS, Backbone, Seen, Weights
+from colorizer.spatial import SpatialMemory
+from config import ModelConfig, restore
+from dataset import shrink
+from networks import Advice, FeatureIntegrator, Generator, MemoryNetwork, Recall
+
+
+class Colorizer(nn.Module):
+    """Backbone, memories, integrator and generator: its ``state_dict`` and ``config`` are all that coloring needs."""
+
+    def __init__(self, config: ModelConfig, backbone_weights: Weights = False) -> None:
+        """``backbone_weights`` as for Backbone; False when a state dict is loaded next."""
+        super().__init__()
+        self.config = config
+        place_dim = PLACE_DIMS[config.backbone] if config.use_spatial_memory else 0
+        self.generator = Generator(config.gen_norm, config.width, place_dim, config.img_size, config.spatial.grid)
+        if config.use_memory:
+            self.backbone = Backbone(config.backbone, backbone_weights, config.spatial.grid)
+            self.memory = MemoryNetwork(BACKBONE_DIMS[config.backbone], config.mem_size, config.top_k, config.alpha,
+                                        config.color_thres)
+        if config.use_feat_integrator:
+            self.integrator = FeatureIntegrator()
+        if config.use_spatial_memory:
+            self.spatial = SpatialMemory(BACKBONE_DIMS[config.backbone], place_dim, config.spatial_size,
+                                         config.spatial)
+
+    def recall(self, features: torch.Tensor) -> Recall:
+        """Backbone features (N, D) -> the 3 best slots (fewer in a memory of fewer slots)."""
+        return self.memory.read(self.memory.query(features), FeatureIntegrator.TOP)
+
+    def advise(self, recall: Recall, rank: int | None = None) -> Advice:
+        """What the generator is told of the colors, by what the memory recalled.
+
+        ``rank`` 1, 2 or 3 takes that slot (the best one where it is empty); None takes the integrator's combination
+        where there is an integrator (with the score of the best slot), else the best slot.
+        """
+        if rank is None and self.config.use_feat_integrator:
+            return Advice(self.integrator(recall.values, recall.scores), recall.scores[:, 0])
+        place = min(rank or 1, recall.values.shape[1]) - 1
+        slot = torch.where(recall.scores[:, place].isfinite(), place, 0)[:, None]
+        return Advice(recall.values.take_along_dim(slot[:, :, None], 1)[:, 0],
+                      recall.scores.take_along_dim(slot, 1)[:, 0])
+
+    def forward(self, L: torch.Tensor, advice: Advice | None = None, seen: Seen | None = None,
+                remember: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """L (N, 1, S, S) in [0, 1], S = ``config.side`` -> ab (N, 2, S, S) in [-1, 1], and the confidence (N, G, G) in
+        [0, 1] of the spatial memory, None where it is not read.
+
+        A spatial memory needs what the backbone has ``seen`` of the pictures. The mean color of each place moves from
+        the generator's to the remembered one, as far as the spatial memory is confident; what is finer than a place
+        stays the generator's. Then every pixel does so to the color carried to it along the optical flow. Neither
+        happens without ``remember``.
+        """
+        if not self.config.use_spatial_memory:
+            return self.generator(L, advice), None
+        if seen is None:
+            raise ValueError("a spatial memory needs what the backbone has seen")
+        guess = self.generator(shrink(L, self.config.img_size), advice, seen.places)
+        ab = F.interpolate(guess, L.shape[2:], mode="bilinear", align_corners=False)
+        if not remember:
+            return ab, None
+        keys, nearest = self.spatial.key(seen.places, L, guess), self.spatial.nearest(seen.features)
+        carried = self.spatial.carry(nearest, keys, L)
+        certain = F.adaptive_avg_pool2d(carried[:, 2], self.config.spatial.grid)
+        hint = self.spatial.read(nearest, keys, certain.flatten(1) < self.config.spatial.certain)
+        ab = moved(moved(ab, *hint.split([2, 1], 1)), *carried.split([2, 1], 1))
+        return ab, torch.maximum(hint[:, 2], certain)
+
+
+def moved(ab: torch.Tensor, hint: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """ab (N, 2, S, S) whose means over the places of a hint (N, 2, h, w) move to it as far as its weight (N, 1, h, w)
+    in [0, 1] says; what is finer than a place stays."""
+    change = weight * (hint - F.adaptive_avg_pool2d(ab, (hint.shape[2], hint.shape[3])))
+    return ab + F.interpolate(change, ab.shape[2:], mode="bilinear", align_corners=False)
+
+
+def model_config_of(content: dict[str, Any]) -> ModelConfig:
+    """The ModelConfig of what load_checkpoint read.
+
+    Raises ValueError when a tensor of the colorizer is missing, left over or of another shape than the networks of
+    this configuration need, before anything of a size that the file merely claims is allocated.
+    """
+    try:
+        config = restore(ModelConfig, content["model_config"])
+        with torch.device("meta"):
+            needed = Colorizer(config).state_dict()
+        kinds, needed = ({name: (x.shape, x.dtype) for name, x in state.items()}
+                         for state in (content["colorizer"], needed))
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ValueError(str(error).partition("\n")[0]) from error
+    for name in sorted(kinds.keys() | needed.keys()):
+        if kinds.get(name) != needed.get(name):
+            raise ValueError(f"{name} is missing, left over or of another shape")
+    return config

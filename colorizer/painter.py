@@ -1,0 +1,277 @@
+"""What colors a picture? A trained colorizer, and where it takes its colors from."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from colorizer.backbone import Seen, look
+from colorizer.colorizer import Colorizer, model_config_of
+from config import ModelConfig, PainterConfig
+from dataset import (
+    AB_SCALE, GRAY_SIZE, L_SCALE, REFERENCE_ID, color_feature, lab_to_rgb, lab_to_tensors, resize, rgb_to_lab)
+from networks import Advice, Recall
+from utils import (
+    IMAGE_SUFFIXES, UserError, autocast, is_color, list_files, load_checkpoint, read_image, save_checkpoint,
+    select_device, warn)
+
+
+class Palette(NamedTuple):
+    """The colors of a shot, and where they come from."""
+
+    color_feature: torch.Tensor | None  # (1, 313) for the generator; None for a plain GAN
+    slot_ids: list[int]  # the memory's best slots, best first: frames of the training set
+    slot_scores: list[float]  # and their cosine similarities
+    feature: torch.Tensor  # (D,) what the backbone sees, the mean over some frames; (0,) without a backbone
+    score: float = 1.0  # of the color feature, for the generator
+
+
+@dataclass
+class Painter:
+    """A trained colorizer and where it takes its colors from. ``Painter.load("best.pt")`` makes one.
+
+    ``source``: "memory" (the slot of ``rank`` 1, 2 or 3), "integrator", "truth" (style transfer from the input's own
+    colors), "reference" (the colors of the picture whose feature is ``reference``, (313,)) or "none" (plain GAN).
+    """
+
+    colorizer: Colorizer
+    device: torch.device
+    precision: str = "auto"
+    source: str = "memory"
+    rank: int = 1
+    reference: np.ndarray | None = None
+    identity: str = ""  # differs for painters that color differently
+    names: dict[int, str] = field(default_factory=dict)  # of the frames in memory, by their id
+    checkpoint: Path | None = None  # that it was loaded from
+
+    @classmethod
+    def load(cls, checkpoint: str | Path, **settings: Any) -> "Painter":
+        """The Painter of a checkpoint of train.py; ``settings`` are those of PainterConfig, such as ``rank=2``.
+
+        Raises UserError when the checkpoint cannot be read, or cannot do what the settings ask for.
+        """
+        return load_painter(PainterConfig(checkpoint=Path(checkpoint), **settings))
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.colorizer.config
+
+    @property
+    def side(self) -> int:
+        """Of the pictures that a shot is colored by: enough for the backbone and for the generator."""
+        return max(GRAY_SIZE, self.config.side)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether memories are read. Colors of the truth or of a reference are the user's own choice, which remembered
+        ones would contradict."""
+        return self.source in ("memory", "integrator")
+
+    def look(self, lightness: Iterable[np.ndarray]) -> Seen | None:
+        """What the backbone sees of pictures of any size, L (H, W) in [0, 100] each; None for a plain GAN, which has
+        none."""
+        if not self.config.use_memory:
+            return None
+        return look(self.colorizer.backbone, lightness, self.device, self.precision)
+
+    def given(self, labs: Sequence[np.ndarray]) -> Advice:
+        """The advice for pictures, Lab (H, W, 3), by the user's own choice."""
+        features: list[Any] = [self.reference if self.source == "reference" else self._feature(lab) for lab in labs]
+        return Advice(torch.from_numpy(np.stack(features)).to(self.device), torch.ones(len(labs), device=self.device))
+
+    def _feature(self, lab):
+        """The color feature of a picture, Lab (H, W, 3), at the size that the networks see."""
+        size = self.config.img_size
+        return color_feature(resize(lab, size, size)[..., 1:])
+
+    def recalled(self, recall: Recall) -> Advice:
+        """The advice by what the memory recalls."""
+        return self.colorizer.advise(recall, self.rank if self.source == "memory" else None)
+
+    def generate(self, lightness: Iterable[np.ndarray], advice: Advice | None,
+                 seen: Seen | None) -> tuple[np.ndarray, np.ndarray]:
+        """ab float32 (N, S, S, 2) in Lab units, S the colorizer's side, for pictures of any size, L (H, W) each, and
+        the mean confidence of the spatial memory (N,), nan where it is not read."""
+        size = self.config.side
+        L = torch.from_numpy(np.stack([resize(plane, size, size) for plane in lightness]))[:, None].to(self.device)
+        with autocast(self.device, self.precision):
+            ab, confidence = self.colorizer(L / L_SCALE, advice, seen, self.remembers)
+        confidence = np.full(len(ab), np.nan) if confidence is None else confidence.mean((1, 2)).cpu().numpy()
+        return (ab * AB_SCALE).permute(0, 2, 3, 1).contiguous().cpu().numpy(), confidence
+
+    @torch.inference_mode()
+    def predict(self, labs: Sequence[np.ndarray]) -> np.ndarray:
+        """The colors of pictures, Lab (H, W, 3) each: ab float32 (N, S, S, 2) in Lab units, S the colorizer's side.
+
+        Only the lightness is used (and the colors for "truth"); each picture has advice of its own.
+        """
+        lightness = [lab[..., 0] for lab in labs]
+        seen, advice = self.look(lightness), None
+        if self.remembers:
+            advice = self.recalled(self.colorizer.recall(seen.features))  # type: ignore[union-attr]  # has a memory
+        elif self.source != "none":
+            advice = self.given(labs)
+        return self.generate(lightness, advice, seen)[0]
+
+    def colorize(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Color pictures, RGB uint8 (H, W, 3) of any sizes. Returns RGB uint8 of the same sizes: ab is predicted at
+        the colorizer's side, enlarged and joined to the full-resolution L."""
+        labs = [rgb_to_lab(picture) for picture in pictures]
+        results = []
+        for lab, colors in zip(labs, self.predict(labs), strict=True):
+            lab[..., 1:] = resize(colors, *lab.shape[:2])
+            results.append(lab_to_rgb(lab))
+        return results
+
+    @torch.inference_mode()
+    def palette(self, labs: Sequence[np.ndarray]) -> Palette:
+        """One Palette for a shot, by the Lab (side, side, 3) of some of its frames: the memory is read once, with the
+        mean of what the backbone sees of them."""
+        nothing = torch.zeros(0)
+        if self.source == "none":
+            return Palette(None, [], [], nothing)
+        if not self.remembers:
+            return Palette(self.given(labs).color_feature.mean(0, keepdim=True).cpu(), [], [], nothing)
+        seen = self.look([lab[..., 0] for lab in labs])
+        feature = seen.features.mean(0, keepdim=True)  # type: ignore[union-attr]  # there is a memory
+        recall = self.colorizer.recall(feature)
+        advice, filled = self.recalled(recall), recall.scores[0].isfinite()
+        return Palette(advice.color_feature.cpu(), recall.ids[0][filled].tolist(), recall.scores[0][filled].tolist(),
+                       feature[0].cpu(), advice.score.item())
+
+    @torch.inference_mode()
+    def paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, np.ndarray]:
+        """Color frames of one shot by its Palette: L (N, side, side) in [0, 100] -> ab (N, S, S, 2) and the mean
+        confidence of the hints (N,), nan without hints."""
+        advice = None
+        if palette.color_feature is not None:
+            feature = palette.color_feature.to(self.device).expand(len(lightness), -1)
+            advice = Advice(feature, torch.full((len(lightness),), palette.score, device=self.device))
+        return self.generate(lightness, advice, self.look(lightness))
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # References
+
+    @torch.no_grad()
+    def add_references(self, pictures: Sequence[np.ndarray]) -> None:
+        """Add pictures in color, RGB uint8 (H, W, 3) of any sizes, to the memories, pinned; nothing is trained.
+
+        Raises UserError when there is no memory to add to, or when it is not read.
+        """
+        colorizer, config = self.colorizer, self.config
+        if not config.use_memory:
+            raise UserError("references are kept in the memory, and the checkpoint is a plain GAN; leave --references "
+                            "out or train with use_memory True")
+        if not self.remembers:
+            raise UserError("--references adds to the memory, which --color_feature truth and --reference leave aside; "
+                            "use one of them")
+        for lab in map(rgb_to_lab, pictures):
+            seen = look(colorizer.backbone, [lab[..., 0]], self.device, self.precision)
+            if config.use_spatial_memory:
+                L, ab = (x.to(self.device) for x in lab_to_tensors(resize(lab, config.side, config.side)))
+                with autocast(self.device, self.precision):
+                    advice = colorizer.advise(colorizer.recall(seen.features))
+                    guess, _ = colorizer(L, advice, seen, remember=False)
+                colorizer.spatial.pin(seen, L, ab, guess)
+            feature = torch.from_numpy(self._feature(lab))[None].to(self.device)
+            colorizer.memory.pin(colorizer.memory.query(seen.features), feature)
+        colorizer.config = replace(config, mem_size=config.mem_size + len(pictures),
+                                   spatial_size=config.spatial_size + config.use_spatial_memory * len(pictures))
+        self.identity = _digest(self.identity.encode(), *(picture.tobytes() for picture in pictures))
+
+    def save(self, path: str | Path) -> None:
+        """Write the checkpoint that it was loaded from, with the references that were added since, to ``path``."""
+        if self.checkpoint is None:
+            raise ValueError("this Painter was not loaded from a checkpoint")
+        save_checkpoint(path, {**load_checkpoint(self.checkpoint), "colorizer": self.colorizer.state_dict(),
+                               "model_config": asdict(self.config)})
+
+
+def _digest(*parts):
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From checkpoints and references
+
+
+def load_colorizer(path: str | Path, device: torch.device) -> tuple[Colorizer, dict[str, Any]]:
+    """The Colorizer of a checkpoint and all that the checkpoint holds. Raises UserError when it is not whole."""
+    content = load_checkpoint(path)
+    try:
+        colorizer = Colorizer(model_config_of(content))
+    except ValueError as error:
+        raise UserError(f"{path} does not hold a whole colorizer ({error})") from error
+    if not isinstance(content.get("frames"), dict):
+        raise UserError(f"{path} does not hold the names of its frames; train again")
+    colorizer.load_state_dict(content["colorizer"])
+    return colorizer.to(device).eval(), content
+
+
+def read_references(folder: Path) -> list[np.ndarray]:
+    """The pictures in color of a folder, RGB uint8 (H, W, 3).
+
+    Gray ones are left out, by name: they wait to be painted. Raises UserError when there is no picture in color, or one
+    that cannot be read.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; name one with color pictures by --references")
+    pictures = []
+    for path in list_files(folder, IMAGE_SUFFIXES):
+        picture = read_image(path)
+        if is_color(picture):
+            pictures.append(picture)
+        else:
+            warn(f"{path} is gray, so not painted yet; left out")
+    if not pictures:
+        raise UserError(f"there is no picture in color in {folder} (expected {', '.join(IMAGE_SUFFIXES)})")
+    return pictures
+
+
+def _read_reference(path):
+    """A picture to take colors from, RGB uint8 (H, W, 3). Raises UserError when it is gray."""
+    picture = read_image(path)
+    if not is_color(picture):
+        raise UserError(f"the reference {path} is gray; give a picture in color")
+    return picture
+
+
+def _source(config, model_config):
+    """Where the colors come from, as ``Painter.source``. Raises UserError when the checkpoint cannot do it."""
+    trained = "integrator" if model_config.use_feat_integrator else "memory" if model_config.use_memory else "none"
+    if config.reference and config.color_feature != "auto":
+        raise UserError("--reference brings its own colors; leave --color_feature out")
+    asked = "reference" if config.reference else config.color_feature
+    source = trained if asked == "auto" else asked
+    if source != "none" and model_config.gen_norm == "batch":
+        raise UserError(f"{config.checkpoint} is a plain GAN, which takes no color feature; leave --color_feature and "
+                        "--reference out or train with use_memory True")
+    if source == "integrator" and not model_config.use_feat_integrator:
+        raise UserError(f"{config.checkpoint} was trained without an integrator; use --color_feature memory or train "
+                        "with use_feat_integrator True")
+    return source
+
+
+def load_painter(config: PainterConfig) -> Painter:
+    """The Painter that ``config`` asks for. Raises UserError when the checkpoint cannot do it."""
+    device = select_device(config.device)
+    colorizer, content = load_colorizer(config.checkpoint, device)
+    painter = Painter(colorizer, device, config.precision, _source(config, colorizer.config), config.rank,
+                      names={**content["frames"], REFERENCE_ID: "a reference"}, checkpoint=config.checkpoint)
+    if config.reference:
+        painter.reference = painter._feature(rgb_to_lab(_read_reference(config.reference)))
+    colors = b"" if painter.reference is None else painter.reference.tobytes()
+    settings = repr((painter.source, painter.rank, config.precision, device.type)).encode()
+    painter.identity = _digest(config.checkpoint.read_bytes(), settings, colors)
+    if config.references:
+        painter.add_references(read_references(config.references))
+        if config.save_checkpoint:
+            painter.save(config.save_checkpoint)
+    return painter

@@ -1,0 +1,241 @@
+"""Where does a color belong? The spatial memory: for each place of a gray frame, the colors of places that look alike.
+
+Shapes: N batch, M frames in memory, k of them read; G x G places a frame (``grid``), P = G^2; D and E features of a
+frame and of a place as the backbone sees them; K = ``dim`` + 5 numbers of a key; S = ``side`` of a kept picture.
+"""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.decomposition import PCA
+from torch import nn
+
+from colorizer.backbone import Seen
+from colorizer.flow import Flow, blur, fetch, relit
+from config import SpatialConfig
+from dataset import REFERENCE_ID, decode_lab, encode_lab, round_codes, shrink
+from networks import grow
+
+
+class Nearest(NamedTuple):
+    """Which frames in memory are read for each picture."""
+
+    slots: torch.Tensor  # (N, k) int64, their places in memory, most alike first
+    preferred: torch.Tensor  # (N, k) bool, whether it is the user's and comes before others
+
+
+class SpatialMemory(nn.Module):
+    """Where a color belongs: for each place of a gray frame, the colors of the places that look alike.
+
+    Every training frame keeps, on a grid of places, a key (what the backbone sees there, reduced by PCA, with
+    lightness, position and color) and its ab. A picture is read by attention over all places of the ``frames`` that
+    look like it. Its own colors are not known, so its keys have those that the generator guesses; they tell apart
+    characters whose places look alike.
+
+    Of every frame a small picture is kept, too. From the ``carried`` nearest frames the colors of its pixels are
+    carried along the optical flow, where the flow finds the same lightness and its places the same looks: the drawing
+    that has moved a little, which is most of a shot of which some frames are known.
+
+    A frame that the user added is pinned. Its keys hold the colors that the generator *guesses* of it, not its true
+    ones: pictures like it are guessed just as wrongly, so their keys match, and they find the true colors there. Where
+    no frame is more alike by more than ``preference`` it comes first, and its places are read as if ``pull`` nearer;
+    elsewhere it is a frame like any other. So it corrects its own shot and leaves the others alone.
+
+    All that is kept are buffers, saved in ``state_dict``. The constants are those of SpatialConfig.
+    """
+
+    mean: torch.Tensor  # (E,)
+    projection: torch.Tensor  # (E, dim)
+    features: torch.Tensor  # (M, D) float16, of unit length
+    keys: torch.Tensor  # (M, P, K) float16
+    ab: torch.Tensor  # (M, P, 2) float16, ab / 110
+    pictures: torch.Tensor  # (M, S, S, 3) uint8, codes of encode_lab
+    ids: torch.Tensor  # (M,) int64
+    pinned: torch.Tensor  # (M,) bool
+
+    def __init__(self, frame_dim: int, place_dim: int, size: int, config: SpatialConfig) -> None:
+        super().__init__()
+        self.config = config
+        places, side = config.grid**2, config.side
+        self.register_buffer("mean", torch.zeros(place_dim))
+        self.register_buffer("projection", torch.zeros(place_dim, config.dim))
+        self.register_buffer("features", torch.zeros(size, frame_dim, dtype=torch.float16))
+        self.register_buffer("keys", torch.zeros(size, places, config.dim + 5, dtype=torch.float16))
+        self.register_buffer("ab", torch.zeros(size, places, 2, dtype=torch.float16))
+        self.register_buffer("pictures", torch.zeros(size, side, side, 3, dtype=torch.uint8))
+        self.register_buffer("ids", torch.full((size,), -1, dtype=torch.long))
+        self.register_buffer("pinned", torch.zeros(size, dtype=torch.bool))
+
+    def fit(self, places: torch.Tensor) -> None:
+        """Choose the projection by the places (N, E, G, G) of some frames."""
+        sample = places.flatten(2).transpose(1, 2)[:, ::4].flatten(0, 1).float().cpu().numpy()
+        pca = PCA(self.config.dim, svd_solver="covariance_eigh").fit(sample)
+        self.mean.copy_(torch.from_numpy(pca.mean_))
+        self.projection.copy_(torch.from_numpy(pca.components_.T))
+
+    @torch.no_grad()
+    def key(self, places: torch.Tensor, L: torch.Tensor, ab: torch.Tensor) -> torch.Tensor:
+        """Keys (N, P, K), float32, of pictures: places (N, E, G, G), L (N, 1, H, W) in [0, 1], ab (N, 2, H, W) in
+        [-1, 1]."""
+        config = self.config
+        features = (places.flatten(2).transpose(1, 2).float() - self.mean) @ self.projection
+        lightness, color = (F.adaptive_avg_pool2d(x.float(), config.grid) for x in (L, ab))
+        line = torch.linspace(-1, 1, config.grid, device=features.device)
+        position = torch.cartesian_prod(line, line).expand(len(features), -1, -1)
+        rest = torch.cat([config.lightness * lightness, config.color * color], 1).flatten(2).transpose(1, 2)
+        return torch.cat([features, config.position * position, rest], 2)
+
+    @torch.no_grad()
+    def write(self, slots: torch.Tensor, seen: Seen, L: torch.Tensor, ab: torch.Tensor, ids: torch.Tensor) -> None:
+        """Store N frames with L, ab as for ``key`` and ids (N,) in ``slots`` (N,)."""
+        for name, rows in self._rows(seen, L, ab, ab).items():
+            buffer = getattr(self, name)
+            buffer[slots] = rows.to(buffer)
+        self.ids[slots] = ids
+
+    @torch.no_grad()
+    def pin(self, seen: Seen, L: torch.Tensor, ab: torch.Tensor, guess: torch.Tensor) -> None:
+        """Add N pinned frames, given as for ``write``, of which the generator guesses the ab ``guess`` (N, 2, H, W);
+        the memory grows by N frames."""
+        ones = torch.ones(len(L))
+        grow(self, {**self._rows(seen, L, ab, guess), "ids": REFERENCE_ID * ones, "pinned": ones})
+
+    def _rows(self, seen, L, ab, guess):
+        """What is kept of frames: of each buffer the rows, float32; the keys have the colors ``guess``."""
+        color = F.adaptive_avg_pool2d(ab.float(), self.config.grid).flatten(2).transpose(1, 2)
+        return {"features": F.normalize(seen.features.float(), dim=1), "keys": self.key(seen.places, L, guess),
+                "ab": color, "pictures": self._picture(L, ab)}
+
+    def _picture(self, L, ab):
+        """L (N, 1, H, H) in [0, 1] and ab (N, 2, H, H) in [-1, 1] as rows of ``pictures``."""
+        return round_codes(shrink(encode_lab(L.float(), ab.float()), self.config.side)).permute(0, 2, 3, 1)
+
+    def nearest(self, features: torch.Tensor) -> Nearest:
+        """The frames to read for pictures of backbone features (N, D): those that look alike, but not all alike each
+        other, for neighboring frames of one shot know the same.
+
+        One by one the frame of the highest similarity - variety * similarity to the nearest one already chosen
+        (maximal marginal relevance; Carbonell and Goldstein 1998).
+        """
+        config = self.config
+        similarity = F.normalize(features.float(), dim=1) @ self.features.float().T
+        preferred = self.pinned & (similarity >= similarity.amax(1, keepdim=True) - config.preference)
+        similarity = similarity + config.preference * preferred
+        similarity, slots = similarity.topk(min(config.candidates, len(self.features)), dim=1)
+        known = self.features[slots].float()  # (N, candidates, D)
+        alike = known @ known.transpose(1, 2)
+        chosen, penalty = [], torch.zeros_like(similarity)
+        for _ in range(min(config.frames, len(self.features))):
+            best = (similarity - config.variety * penalty).argmax(1, keepdim=True)
+            chosen.append(best)
+            penalty = torch.maximum(penalty, alike.gather(1, best[:, :, None].expand(-1, -1, alike.shape[2]))[:, 0])
+            similarity.scatter_(1, best, -torch.inf)
+        slots = slots.gather(1, torch.cat(chosen, 1))
+        return Nearest(slots, preferred.gather(1, slots))
+
+    @torch.no_grad()
+    def read(self, nearest: Nearest, keys: torch.Tensor, wanted: torch.Tensor | None = None) -> torch.Tensor:
+        """The hint (N, 3, G, G), float32: ab / 110 in the first two channels, the confidence in [0, 1] in the third.
+
+        ``nearest`` and keys (N, P, K) are those of the pictures; ``wanted``, bool (N, P), are the places to read, all
+        without it; the others get 0. The confidence is exp(-d^2 - variance / discord): the mean squared distance of
+        the places that the attention mixes, and the variance of their colors.
+        """
+        device, grid = keys.device.type, self.config.grid
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        hints = keys.new_zeros(len(keys), 3, grid**2)
+        wanted = torch.ones_like(keys[..., 0], dtype=torch.bool) if wanted is None else wanted
+        with torch.autocast(device, enabled=False):
+            for hint, query, slots, pulled, places in zip(hints, keys, *nearest, wanted, strict=True):
+                if places.any():
+                    hint[:, places] = self._attend(
+                        query[places], self.keys[slots].flatten(0, 1).float(), self.ab[slots].flatten(0, 1).float(),
+                        pulled.float().repeat_interleave(grid**2)[:, None], dtype)
+        return hints.view(-1, 3, grid, grid)
+
+    def _attend(self, query, known, ab, pulled, dtype):
+        """The hint (3, Q) of places of keys ``query`` (Q, K), by attention over R known places: their keys (R, K), ab
+        (R, 2), and 1 where they are pulled nearer (R, 1). The product is taken in ``dtype``."""
+        config = self.config
+        values = torch.cat([ab, ab.square().sum(1, keepdim=True), pulled], 1).T.contiguous()
+        (known, length), (query, own_length) = self._rounded(known, dtype), self._rounded(query, dtype)
+        # sharpness * (pull * pulled - |q - k|^2) in one product, from 2 q.k, -|k|^2 and -|q|^2.
+        known = torch.cat([2 * known, *_in_two(config.sharpness * config.pull * pulled - length, dtype),
+                           torch.ones_like(known[:, :2])], 1).T
+        query = torch.cat([query, torch.ones_like(query[:, :2]), *_in_two(-own_length, dtype)], 1)
+        means, scores = [], []
+        for part in query.split(32 if query.device.type == "cpu" else len(query)):  # 32 stay in the cache of a CPU
+            score = (part @ known).float()
+            weight = score.softmax(1)
+            means.append(values @ weight.T)
+            scores.append(score.mul_(weight).sum(1))
+        *color, square, pulled = torch.cat(means, 1)
+        color, distance = torch.stack(color), config.pull * pulled - torch.cat(scores) / config.sharpness
+        variance = square - color.square().sum(0)
+        confidence = (-distance.clamp(min=0) - variance.clamp(min=0) / config.discord).exp()
+        return torch.cat([color, confidence[None]])
+
+    def _rounded(self, keys, dtype):
+        """Keys (R, K) times the root of the sharpness, rounded to ``dtype``, and the squared lengths (R, 1) of what
+        they are then. So the distances are exact distances, of keys that rounding has moved a little."""
+        keys = (self.config.sharpness**0.5 * keys).to(dtype)
+        return keys, keys.float().square().sum(1, keepdim=True)
+
+    @torch.no_grad()
+    def carry(self, nearest: Nearest, keys: torch.Tensor, L: torch.Tensor) -> torch.Tensor:
+        """Colors carried along the optical flow (N, 3, S, S), float32: ab / 110, and the confidence in [0, 1].
+
+        ``nearest`` and keys (N, P, K) are those of the pictures, L (N, 1, H, H) in [0, 1] their lightness. The misfit
+        of a pixel is unlike * squared distance of keys + unlit * squared difference in L, of what the flow finds for
+        it. The confidence is 1 / (1 + (misfit + m / 2)^6), where m is the mean misfit of the picture, of which a pixel
+        adds no more than ``doubt``: where little of a picture fits, what seems to fit is by chance.
+        """
+        pictures = self._picture(L, L.expand(-1, 2, -1, -1))[..., 0].cpu().numpy()
+        slots, preferred = (x[:, :self.config.carried].tolist() for x in nearest)
+        flow, carried = Flow(), []
+        for picture, query, near, pulled in zip(pictures, keys.cpu(), slots, preferred, strict=True):
+            # What the user corrects is not carried beside the correction.
+            near = [(slot, pull) for slot, pull in zip(near, pulled, strict=True) if pull or not any(pulled)]
+            found = [self._carry_from(slot, pull, picture, query, flow) for slot, pull in near]
+            carried.append(self._mix(*(np.stack(part) for part in zip(*found, strict=True))))
+        return torch.from_numpy(np.stack(carried)).to(L.device)
+
+    def _carry_from(self, slot, pull, picture, query, flow):
+        """The ab / 110 (S, S, 2) that the frame in ``slot`` has for a picture, 8-bit L (S, S), of keys ``query`` (P,
+        K), and the misfit (S, S)."""
+        lightness, known = picture.astype(np.float32) / 255, self.pictures[slot].cpu().numpy()
+        motion = flow(picture, np.ascontiguousarray(known[..., 0]))
+        found, ab = decode_lab(fetch(known.astype(np.float32), motion).transpose(2, 0, 1))
+        found, ab = found[0], ab.transpose(1, 2, 0)
+        unlike = (self._unlike(query, self.keys[slot].cpu(), motion) - self.config.pull * pull).clamp(min=0).numpy()
+        misfit = self.config.unlit * blur(np.square(found - lightness)) + self.config.unlike * unlike
+        return relit(ab, found, lightness), misfit
+
+    def _mix(self, colors, misfits):
+        """Colors (k, S, S, 2) by their misfits (k, S, S) -> ab / 110 and confidence (3, S, S)."""
+        weight = np.exp(self.config.choice * (misfits.min(0) - misfits))
+        weight /= weight.sum(0)
+        color, misfit = (weight[..., None] * colors).sum(0), (weight * misfits).sum(0)
+        misfit += np.minimum(misfit, self.config.doubt).mean() / 2
+        confidence = 1 / (1 + misfit**6)
+        return np.concatenate([color, confidence[..., None]], 2).transpose(2, 0, 1)
+
+    def _unlike(self, query, known, motion):
+        """Squared distances (S, S) of keys (P, K) to those that an optical flow ``motion`` (S, S, 2) finds."""
+        size, side = self.config.grid, self.config.side
+        motion = cv2.resize(motion, (size, size), interpolation=cv2.INTER_AREA) * (size / side)
+        y, x = np.indices(motion.shape[:2], dtype=np.float32)
+        target = (2 * torch.from_numpy(motion + np.stack([x, y], 2)) + 1) / size - 1  # the whole is [-1, 1]
+        known = known.float().T.reshape(1, -1, size, size)
+        found = F.grid_sample(known, target[None], padding_mode="border", align_corners=False)[0].flatten(1).T
+        distance = (found - query).square().sum(1).view(1, 1, size, size)
+        return F.interpolate(distance, (side, side), mode="bilinear", align_corners=False)[0, 0]
+
+
+def _in_two(x, dtype):
+    """Two tensors of ``dtype`` whose sum is x, float32, twice as exactly as one of them could be."""
+    high = x.to(dtype)
+    return high, (x - high).to(dtype)

@@ -1,0 +1,413 @@
+"""What can be set? Every setting of the program, as dataclasses, from which the command lines are made.
+
+A field with a ``help`` text is a flag of its script. Fields without one are constants of the method: they were chosen
+once (``benchmarks/trials.md`` has the trials, ``benchmarks/search.py`` varies them) and are saved with a checkpoint.
+"""
+
+import argparse
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from utils import ArgumentParser, UserError, boolean
+
+SIZE_STEP = 128  # pixels; the generator halves the picture 7 times
+BACKBONES = ["efficientnet_lite0", "resnet18"]
+SAMPLE_FILM = Path(__file__).resolve().parent / "resources" / "episode_1.mp4"
+
+T = TypeVar("T")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From fields to flags
+
+
+def setting(default: Any, help: str, *, group: str | None = None, **flag: Any) -> Any:
+    """A field of a dataclass that is also a flag.
+
+    ``group`` names the group of ``--help`` that it opens or goes on with; without one it belongs to that of the field
+    before it. ``flag`` is handed to ``add_argument``: choices, metavar, nargs, or a ``type`` that reads the text.
+    """
+    return field(default=default, metadata={"help": help, "group": group, "flag": flag})
+
+
+def read_flags(settings: type, argv: Sequence[str], description: str) -> dict[str, Any]:
+    """The settings that a command line gives: {name: value}, without those that it leaves at their defaults.
+
+    Raises UserError for a flag that there is not, or a value that cannot be read.
+    """
+    parser = ArgumentParser(description=description)
+    groups: dict[str, Any] = {}
+    place: Any = parser
+    for f in fields(settings):
+        if "help" not in f.metadata:
+            continue
+        if title := f.metadata["group"]:
+            place = groups[title] = groups.get(title) or parser.add_argument_group(title)
+        shown = "" if f.default in (None, math.inf, ()) else f" (default: {_shown(f.default)})"
+        flag = {"type": _reader(f.type), **f.metadata["flag"]}
+        if flag["type"] is boolean:
+            flag["metavar"] = "True|False"
+        place.add_argument(f"--{f.name}", default=argparse.SUPPRESS, help=f"{f.metadata['help']}{shown}", **flag)
+    given = vars(parser.parse_args(argv))
+    given.pop("debug", None)
+    return given
+
+
+def _shown(value):
+    """A default as one would type it."""
+    if value == SAMPLE_FILM:
+        return "the bundled episode"
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _reader(kind):
+    """The function that makes a value of a field's type from text."""
+    if isinstance(kind, types.UnionType):
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    return boolean if kind is bool else kind
+
+
+def restore(settings: type[T], plain: dict[str, Any]) -> T:
+    """The inverse of ``dataclasses.asdict``. Raises TypeError for a name that there is not, ValueError for a constant
+    of the method of another type than its default."""
+    values = dict(plain)
+    for f in fields(settings):  # type: ignore[arg-type]  # a dataclass
+        if f.name not in values:
+            continue
+        if is_dataclass(f.type):
+            values[f.name] = restore(typing.cast(type, f.type), values[f.name])
+        elif settings in (SpatialConfig, LearningConfig):
+            _check_constant(f, values[f.name])
+    return settings(**values)
+
+
+def _check_constant(f, value):
+    if type(value) is not f.type or not 0 <= value < math.inf:
+        raise ValueError(f"{f.name} is {value!r}")
+
+
+def _at_least(config: Any, least: float, *names: str, flag: str = "") -> None:
+    """Raises UserError for a setting below ``least``; NaN is below everything."""
+    for name in names:
+        if not least <= getattr(config, name) < math.inf:
+            raise UserError(f"{flag}{name} is {getattr(config, name)}; set it to at least {least}")
+
+
+def parse_time(text: str) -> float:
+    """Seconds of a time given in seconds, mm:ss or hh:mm:ss."""
+    parts = text.split(":")
+    try:
+        seconds = sum(float(part) * 60**place for place, part in enumerate(reversed(parts)))
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf or len(parts) > 3:
+        raise argparse.ArgumentTypeError(f"expected seconds, mm:ss or hh:mm:ss, got '{text}'")
+    return seconds
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The ``number``-th of ``count`` equal parts of a list, counted from 1."""
+
+    number: int = 1
+    count: int = 1
+
+    def of(self, items: list[T]) -> list[T]:
+        return items[self.number - 1::self.count]
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
+def parse_shard(text: str) -> Shard:
+    """The value of a flag i/n, such as 2/5: a Shard."""
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"expected i/n with i from 1 to n, such as 2/5, got '{text}'")
+    return Shard(int(found[1]), int(found[2]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The method
+
+
+@dataclass
+class SpatialConfig:
+    """Constants of the spatial memory (``colorizer/spatial.py``), saved with the checkpoint.
+
+    Unless another place is named, each was chosen by ``benchmarks/search.py`` on held-out frames of two films.
+    """
+
+    grid: int = 32  # places along a side of the picture; 32 is the finest map of the backbone
+    dim: int = 64  # numbers of a place's features after the PCA
+    frames: int = 8  # frames that are read for a picture
+    candidates: int = 64  # nearest frames among which these are chosen
+    variety: float = 0.5  # how much a frame that looks like one already chosen is set back, in cosine similarity
+    sharpness: float = 30.0  # of the attention: weights are softmax(-sharpness * squared distance of keys)
+    discord: float = 0.02  # variance of ab / 110 that divides the confidence by e
+    lightness: float = 2.0  # weight of L in [0, 1] in a key
+    position: float = 0.1  # weight of (y, x) in [-1, 1] in a key
+    color: float = 4.0  # weight of ab / 110 in a key
+    preference: float = 0.05  # cosine similarity by which a user's frame may lie behind and still come first
+    pull: float = 0.5  # squared distance of keys by which a preferred frame's places are nearer
+    carried: int = 2  # frames whose colors are carried along the optical flow
+    side: int = 192  # pixels along a side of their pictures; trials of carrying, trials.md
+    unlike: float = 0.27  # misfit of a squared distance of keys of 1; 50 random settings, trials.md
+    unlit: float = 100.0  # misfit of a squared difference in L in [0, 1] of 1; as unlike
+    choice: float = 15.0  # of the frames carried the weights are softmax(-choice * misfit); as unlike
+    doubt: float = 1.3  # greatest misfit of a pixel that counts in the mean misfit of its picture; as unlike
+    certain: float = 0.95  # mean confidence of what is carried to a place from which on nothing else is looked for
+
+
+@dataclass
+class ModelConfig:
+    """What a checkpoint must know to build its networks again. TrainConfig explains each setting."""
+
+    img_size: int = 256  # pixels, a multiple of SIZE_STEP
+    gen_norm: str = "adain"  # adain | batch
+    use_memory: bool = True
+    use_feat_integrator: bool = False
+    use_spatial_memory: bool = True
+    backbone: str = "efficientnet_lite0"  # one of BACKBONES
+    mem_size: int = 100  # slots
+    spatial_size: int = 80  # frames
+    top_k: int = 100  # slots
+    alpha: float = 0.1  # cosine similarity
+    color_thres: float = 0.5  # nats
+    width: int = 64  # channels
+    spatial: SpatialConfig = field(default_factory=SpatialConfig)
+
+    @property
+    def side(self) -> int:
+        """Pixels along a side of the square pictures that a Colorizer takes and gives."""
+        return max(self.img_size, self.spatial.side) if self.use_spatial_memory else self.img_size
+
+
+@dataclass
+class LearningConfig:
+    """Constants of training, saved with the checkpoint. Chosen on the drawn episodes (``benchmarks/trials.md``)."""
+
+    vivid: float = 2.0  # how much more a pixel of chroma 110 counts than a gray one in the color loss
+    ema_decay: float = 0.995  # of the moving average of the generator's weights, a step
+    max_zoom: float = 2.0  # greatest zoom of a view
+    dimmed: float = 0.15  # share of the views that are dimmed as in a fade
+    darkest: float = 0.3  # a dimmed view has at least darkest^3 of its light
+    pasted: float = 0.5  # share of the views that have a part of another one, a quarter to three quarters of each side
+
+
+@dataclass
+class SteadyConfig:
+    """Constants that keep the colors of a film steady (``colorizer/flow.py``; chosen in ``benchmarks/trials.md``)."""
+
+    keep: float = 0.8  # weight of the colors of the frame before, where it shows the same lightness
+    unlit: float = 150.0  # exp(-unlit * squared difference in L in [0, 1]) of it is left where lightness differs
+    side: int = 128  # pixels along a side of the pictures in which the motion is found, at most
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The scripts
+
+
+@dataclass
+class GeneratorConfig:
+    """One run of dataset_generator.py."""
+
+    video_path: Path = setting(SAMPLE_FILM, "a folder of videos, or one video", group="what to read and where to write")
+    video_names: Sequence[str] = setting((), "only these videos of the folder, named with or without suffix; none "
+                                         "named: all", nargs="+", metavar="NAME", type=str)
+    save_path: Path = setting(Path("dataset"), "folder to write train/, val/, test/, frames.csv and figures/ to")
+    overwrite: bool = setting(False, "replace what an earlier run wrote there; other files are never touched")
+
+    detector: str = setting("adaptive", "histogram compares color distributions; adaptive and content are "
+                            "PySceneDetect's, which compare pixels, adaptive against the frames around and so calmer "
+                            "in fast motion", choices=["histogram", "adaptive", "content"],
+                            group="where a shot ends")
+    col_diff_thres: float = setting(7000.0, "histogram: a greater difference between neighboring frames is a cut; "
+                                    "lower finds more")
+    scene_thres: float | None = setting(None, "adaptive, content: the same for these two; not given: 3 for adaptive, "
+                                        "27 for content")
+
+    shots_len_thres: int = setting(12, "drop shots of fewer frames; 12 is half a second at 24 frames a second",
+                                   group="what is kept")
+    frames_per_shot: int = setting(3, "frames to save of each shot, spread evenly: 1 is the middle, 3 first, middle "
+                                   "and last")
+    split: Sequence[float] = setting((0.7, 0.2, 0.1), "shares of the shots for train, val and test, which add up to 1",
+                                     nargs=3, metavar=("TRAIN", "VAL", "TEST"), type=float)
+    seed: int = setting(0, "decides which shot goes where")
+
+    workers: int = setting(1, "films to read at the same time", group="machine")
+    shard: Shard = setting(Shard(), "read the i-th of n parts of the films, from 1 on, as on n machines that see the "
+                           "same save_path; the last one to be done makes the dataset", type=parse_shard, metavar="i/n")
+
+    def check(self) -> None:
+        """Raises UserError for a value out of its range."""
+        _at_least(self, 1, "frames_per_shot", "shots_len_thres", "workers", flag="--")
+        _at_least(self, 0, "seed", "col_diff_thres", flag="--")
+        if self.scene_thres is not None and not self.scene_thres > 0:
+            raise UserError(f"--scene_thres is {self.scene_thres} but must be above 0")
+        if len(self.split) != 3 or not all(0 <= share <= 1 for share in self.split) or abs(sum(self.split) - 1) > 1e-6:
+            raise UserError(f"--split is {' '.join(map(str, self.split))} but must be three shares from 0 to 1 (train, "
+                            "val, test) that add up to 1, such as 0.7 0.2 0.1")
+
+
+@dataclass
+class TrainConfig:
+    """One run of train.py."""
+
+    data_path: str = setting("dataset", "folder with the pictures in train/ and val/", group="files")
+    save_path: str = setting("checkpoints", "folder for checkpoints, log, curves and samples")
+    save_freq: int = setting(10, "keep an epoch_NNNN.pt every so many epochs; last.pt is never older than 2 minutes")
+    overwrite: bool = setting(False, "start again in a save_path that holds another run, removing that run's files")
+
+    use_memory: bool = setting(True, "read the colors from a memory at test time", group="the way to train")
+    use_feat_integrator: bool = setting(False, "combine the best three slots of the memory by learned weights")
+    use_spatial_memory: bool = setting(True, "with a memory: also remember where colors belong, and lay them over "
+                                       "the generator's at places that look alike")
+    gen_norm: str = setting("adain", "norm of the generator; adain takes its style from the color feature",
+                            choices=["adain", "batch"])
+    dis_norm: str = setting("adain", "norm of the discriminator; adain also shows it the color feature",
+                            choices=["adain", "None"])
+
+    start_epoch: int = setting(0, "go on from epoch_NNNN.pt of this epoch in save_path", group="length")
+    end_epoch: int = setting(100, "train up to this epoch; a set that fills less than EPOCH_STEPS batches is passed "
+                             "over more than once in an epoch")
+    max_minutes: float = setting(0.0, "train for about this many minutes in all, schedule fitted to it; 0: no limit")
+    resume: bool = setting(False, "go on from last.pt in save_path")
+
+    img_size: int = setting(128, f"side of the square that the networks see, a multiple of {SIZE_STEP}",
+                            group="networks")
+    width: int = setting(32, "channels of the first layers; inner layers have up to 8 times as many")
+    backbone: str = setting("efficientnet_lite0", "ImageNet network that looks at the gray picture", choices=BACKBONES)
+    backbone_weights: str = setting("", "file with the backbone's weights; none named: its package or download")
+
+    mem_size: int = setting(0, "slots of the memory; 0: 1.2 times the number of training pictures", group="memory")
+    top_k: int = setting(0, "nearest slots among which the triplet loss looks; 0: all, at most 256")
+    color_thres: float = setting(0.5, "delta: color features closer than this (KL, nats) count as the same colors")
+    alpha: float = setting(0.1, "margin of the triplet loss, in cosine similarity")
+    mislead: float = setting(0.5, "share of the pictures that the generator must color from what the memory recalls "
+                             "of other frames, as happens with shots that it has never seen")
+
+    batch_size: int = setting(8, "pictures in a step, shared by the processes of torchrun", group="optimization")
+    gen_lr: float = setting(2e-3, "learning rate of the generator")
+    dis_lr: float = setting(2e-4, "learning rate of the discriminator")
+    mem_lr: float = setting(1e-4, "learning rate of the memory's query encoder")
+    int_lr: float = setting(1e-3, "learning rate of the feature integrator")
+    lr_decay_start: float = setting(0.5, "share of the training after which the learning rates fall linearly to 0")
+    lambda_l1: float = setting(100.0, "weight of the L1 loss against the adversarial loss")
+    dis_every: int = setting(4, "the discriminator judges and learns in every so many steps")
+    label_smoothing: float = setting(0.9, "what the discriminator is told that real pictures are, at most 1")
+    clip_grad: float = setting(0.0, "largest norm that the gradient of a network may have; 0: no limit")
+
+    device: str = setting("auto", "where to train", choices=["auto", "cpu", "cuda"], group="machine")
+    precision: str = setting("auto", "of the networks; auto is bf16 where the hardware is fast at it",
+                             choices=["auto", "fp32", "bf16"])
+    num_workers: int = setting(0, "processes that prepare batches")
+    cache_gb: float = setting(1.0, "GB of prepared pictures to hold in memory; more are read from the folder .cache of "
+                              "train/ or val/, where they are kept, as they are needed")
+    seed: int = setting(0, "of everything random")
+    deterministic: bool = setting(False, "the same result again on a GPU too, more slowly; on a CPU it always is")
+
+    spatial: SpatialConfig = field(default_factory=SpatialConfig)
+    learning: LearningConfig = field(default_factory=LearningConfig)
+
+    def check(self) -> None:
+        """Raises UserError when settings are out of range or make no sense together."""
+        _at_least(self, 1, "end_epoch", "save_freq", "batch_size", "img_size", "width", "dis_every")
+        _at_least(self, 0, "start_epoch", "max_minutes", "mem_size", "top_k", "color_thres", "alpha", "num_workers",
+                  "gen_lr", "dis_lr", "mem_lr", "int_lr", "lambda_l1", "clip_grad", "seed", "cache_gb")
+        for name in ("lr_decay_start", "label_smoothing", "mislead"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}; set it between 0 and 1")
+        if self.img_size % SIZE_STEP:
+            raise UserError(f"img_size is {self.img_size}, and the generator takes multiples of {SIZE_STEP}; set "
+                            f"img_size to {max(SIZE_STEP, round(self.img_size / SIZE_STEP) * SIZE_STEP)}")
+        self._check_way()
+        if self.resume and self.start_epoch:
+            raise UserError("resume True goes on from last.pt and start_epoch from an older epoch; use one of them")
+        if self.overwrite and (self.resume or self.start_epoch):
+            raise UserError("overwrite True starts again and resume True or start_epoch goes on; use one of them")
+
+    def _check_way(self):
+        """Memory, integrator and norms must go together."""
+        if self.use_feat_integrator and not self.use_memory:
+            raise UserError("the integrator combines slots of the memory; set use_memory True or "
+                            "use_feat_integrator False")
+        if self.use_memory and self.gen_norm == "batch":
+            raise UserError("gen_norm batch ignores the colors that the memory recalls; set gen_norm adain or "
+                            "use_memory False")
+        if not self.use_memory and self.gen_norm == "adain":
+            raise UserError("gen_norm adain needs a color feature and there is no memory to recall one from; set "
+                            "gen_norm batch or use_memory True")
+        if self.gen_norm == "batch" and self.dis_norm == "adain":
+            raise UserError("dis_norm adain judges by a color feature that a generator with gen_norm batch never "
+                            "sees; set dis_norm None or gen_norm adain")
+
+
+@dataclass
+class PainterConfig:
+    """What colors, and where it takes its colors from."""
+
+    checkpoint: Path = setting(Path("checkpoints/best.pt"), "what train.py wrote", group="files")
+    color_feature: str = setting("auto", "where the palette of each picture comes from: the memory's slot of --rank, "
+                                 "the integrator or the input's own colors; auto is the way that the checkpoint was "
+                                 "trained", choices=["auto", "memory", "integrator", "truth"], group="colors")
+    rank: int = setting(1, "which of the memory's best slots", choices=[1, 2, 3])
+    reference: Path | None = setting(None, "a picture in color whose palette is used for everything")
+    references: Path | None = setting(None, "a folder of color pictures to add to the memory: frames like them take "
+                                      "their colors, with no training")
+    save_checkpoint: Path | None = setting(None, "write the checkpoint with the references to this file")
+    device: str = setting("auto", "where to run the networks", choices=["auto", "cpu", "cuda"], group="machine")
+    precision: str = setting("auto", "of the networks; auto is bf16 where the hardware is fast at it",
+                             choices=["auto", "fp32", "bf16"])
+
+
+@dataclass
+class FilmConfig:
+    """How a film is colored and written. ``codec``, ``crf`` and ``pix_fmt`` None take what suits the output."""
+
+    start: float = setting(0.0, "color only from here on, in seconds or hh:mm:ss", type=parse_time, metavar="TIME",
+                           group="video")
+    end: float = setting(math.inf, "and up to here", type=parse_time, metavar="TIME")
+    codec: str | None = setting(None, "FFmpeg's encoder, such as h264, hevc, vp9 or av1; vp9 for .webm, else h264")
+    crf: int | None = setting(None, "quality of that encoder, lower is better; 16 for h264")
+    pix_fmt: str | None = setting(None, "FFmpeg's pixel format; 4:2:0 with 10 bits for a source of more than 8")
+    color_only: bool = setting(False, "write the chroma alone, on neutral lightness, for compositing")
+    keep_color_shots: bool = setting(False, "leave shots that are already in color as they are")
+    batch_size: int = setting(8, "frames of a video in one pass of the network", group="machine")
+    steady: SteadyConfig = field(default_factory=SteadyConfig)
+
+
+@dataclass
+class ColorConfig(FilmConfig, PainterConfig):
+    """One run of test.py."""
+
+    input: Path = setting(Path("dataset/test"), "a picture, a video, or a folder of either", group="files")
+    output: Path = setting(Path("results"), "a folder, or for a single input the file to write (.mp4, .mkv, .mov or "
+                           ".webm for a video)")
+    overwrite: bool = setting(False, "replace results that exist; else those of a folder are skipped")
+    suggest: int = setting(10, "how many frames to write as gray pictures whose coloring would help most; 0 for none",
+                           group="video")
+    panel: bool = setting(False, "write a second film that shows what the memory recalls")
+    workers: int = setting(1, "films of a folder to color at the same time, in processes with networks of their own",
+                           group="machine")
+    shard: Shard = setting(Shard(), "do the i-th of n parts of a folder, from 1 on, as on n machines; part 1 has all "
+                           "pictures", type=parse_shard, metavar="i/n")
+
+    def check(self) -> None:
+        """Raises UserError for a value out of its range."""
+        _at_least(self, 1, "workers", "batch_size")
+        _at_least(self, 0, "suggest")
+        if self.end <= self.start:
+            raise UserError(f"--end {self.end:g} s is not after --start {self.start:g} s")
+        if self.save_checkpoint and not self.references:
+            raise UserError("--save_checkpoint keeps the references; name their folder by --references")
+
+
+def part_of(settings: Any, kind: Callable[..., T]) -> T:
+    """Those of ``settings`` that belong to ``kind``, a dataclass that it extends."""
+    return kind(**{f.name: getattr(settings, f.name) for f in fields(kind)})  # type: ignore[arg-type]

@@ -1,0 +1,386 @@
+"""How is a whole film colored? Shot by shot, each with one palette, and so that an interrupted run goes on.
+
+A film is decoded twice. The first pass finds the shots on the luma and chooses one palette for each; the second colors
+them, each into a file of its own in a hidden folder beside the output, from which an interrupted run goes on. At last
+the files are joined. The luma of a result is that of its source, sample by sample; only Cb and Cr are new. Numbered
+frames are colored in the same way, each into a picture of its own.
+
+Memory does not grow with the film but for about 10 bytes a frame and, a shot, its palette (at most 10 kB) and record
+(about 50 kB of compressed pictures). Of frames at most 20 + 10 * batch_size are held at a time.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from colorizer.flow import SteadyColors
+from config import FilmConfig, part_of
+from dataset import resize
+from film.encoding import FilmWriter, write_errors
+from film.parts import THUMBNAIL, Parts, Records, ShotRecord, Writer, is_joined
+from film.plan import FilmPainter, Plan, Shot, Target
+from film.planes import Planes, change_depth, paint_chroma
+from film.sequence import FrameWriter, NumberedFrames
+from film.shots import GRAY_LOOK_AHEAD, find_gray_cuts, frame_positions
+from film.steadiness import CDC
+from film.video import Damage, Film, ahead, planned_frames, window
+from utils import UserError, colorfulness, is_color, only_one
+
+SAMPLES = 8  # frames of a shot that its palette is chosen by
+COLORFUL = 12.0  # mean colorfulness from which a shot is already in color; gray film with a tint has less
+HELD = 4.0  # greatest change, in 8-bit steps of the mean luma of 4 x 4 pixels, within a drawing that is held
+PAINTERS = 2  # batches that are colored at a time
+NEUTRAL = 0.4663  # Y' of the gray of L 50
+PARTS_FORMAT = 5  # of what is kept for an interrupted run
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The first pass: shots and their palettes
+
+
+class Samples:
+    """Frames spread evenly over the open shot, at least SAMPLES of them if it is so long, as Lab (side, side, 3)."""
+
+    def __init__(self, side: int) -> None:
+        self.side, self.stride = side, 1
+        self.first, self.seen = 0, 0
+        self.recent = deque()  # (index, planes) that may belong to the next shot
+        self.kept = {}  # index -> (Lab, RGB uint8 thumbnail)
+
+    def add(self, planes: Planes) -> None:
+        self.recent.append((self.seen, planes))
+        self.seen += 1
+        if len(self.recent) > GRAY_LOOK_AHEAD:
+            self._keep(*self.recent.popleft())
+
+    def _keep(self, index, planes):
+        if (index - self.first) % self.stride == 0:
+            rgb = planes.rgb(self.side, self.side)
+            self.kept[index] = cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab), np.rint(rgb * 255).astype(np.uint8)
+            if len(self.kept) == 2 * SAMPLES:
+                self.kept = dict(itertools.islice(self.kept.items(), 0, None, 2))
+                self.stride *= 2
+
+    def close(self, end: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The open shot ends in front of frame ``end``: its samples, [(Lab, RGB)]; the next shot begins there."""
+        while self.recent and self.recent[0][0] < end:
+            self._keep(*self.recent.popleft())
+        kept = list(self.kept.values())
+        chosen = [kept[i] for i in frame_positions(0, len(kept) - 1, SAMPLES)]
+        self.kept, self.stride, self.first = {}, 1, end
+        return chosen
+
+
+def scan(film: Film, painter: FilmPainter, config: FilmConfig) -> Plan:
+    """The first pass over a film: its Plan. Raises UserError when no frame between start and end decodes."""
+    samples, damage, pts, shots, has_color = Samples(painter.side), Damage(), array("q"), [], False
+    begin, beyond = window(film, config)
+    duration = 0
+
+    def lumas():
+        nonlocal duration
+        frames = ahead(film.read(begin, damage), 8)
+        with closing(frames), tqdm(total=film.promised or None, unit=" frames", desc="finding shots", leave=False,
+                                   disable=None) as bar:
+            for time_, length, planes in frames:
+                if time_ >= beyond:
+                    return
+                pts.append(time_)
+                duration = length
+                samples.add(planes)
+                bar.update()
+                yield planes.luma(256, 256)
+
+    def close(end):
+        nonlocal has_color
+        labs, pictures = zip(*samples.close(end), strict=True)
+        in_color = float(np.mean([colorfulness(picture) for picture in pictures])) > COLORFUL
+        has_color = has_color or any(is_color(picture) for picture in pictures)
+        shots.append(Shot(shots[-1].end if shots else 0, end, painter.palette(labs), in_color))
+
+    for cut in find_gray_cuts(lumas()):
+        close(cut)
+    if not pts:
+        part = "" if (config.start, config.end) == (0, math.inf) else " between --start and --end"
+        raise UserError(f"no frame of {film.path}{part} can be decoded")
+    close(len(pts))
+    damage.report(film.path)
+    if not duration:
+        duration = pts[-1] - pts[-2] if len(pts) > 1 else max(1, round(1 / (film.rate * film.time_base)))
+    return Plan(pts, duration, shots, has_color)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shot by shot
+
+
+@dataclass
+class Job:
+    """A frame on its way through the threads."""
+
+    shot: int
+    index: int
+    planes: Planes
+    L: np.ndarray | None = None  # (side, side) for the network; None for a drawing that is held, and one that is kept
+    ab: np.ndarray | None = None  # (S, S, 2), the network's answer; None for a frame that stays as it is
+    confidence: float = math.nan
+
+
+class Drawing:
+    """Tells a drawing that is held from a new one."""
+
+    def __init__(self) -> None:
+        self.held: np.ndarray | None = None
+
+    def is_new(self, planes: Planes, cut: bool) -> bool:
+        """Whether the next frame is more than HELD away from the drawing's first frame (so that no slow change adds
+        up), or is the first behind a ``cut``."""
+        small = resize(planes.y, *(max(1, side // 4) for side in planes.y.shape))
+        if not cut and cv2.absdiff(small, self.held).max() <= HELD * 2 ** (planes.coding.depth - 8):
+            return False
+        self.held = small
+        return True
+
+
+def read_jobs(film: Film, plan: Plan, todo: Sequence[int], side: int,
+              keep: bool) -> Generator[Job, None, None]:
+    """Jobs for the frames of the shots in ``todo``; a drawing that is held has no L of its own."""
+    bounds = iter([(number, plan.shots[number]) for number in todo])
+    number, shot = next(bounds)
+    with closing(planned_frames(film, plan.pts, shot.start)) as frames:
+        drawing = Drawing()
+        for index, planes in frames:
+            if index < shot.start:
+                continue
+            job = Job(number, index, planes)
+            if not (keep and shot.in_color) and drawing.is_new(planes, index == shot.start):
+                job.L = planes.lab(side)[..., 0]
+            yield job
+            if index == shot.end - 1:
+                following = next(bounds, None)
+                if following is None:
+                    return
+                number, shot = following
+
+
+def batches(jobs: Generator[Job, None, None], batch_size: int) -> Generator[list[Job], None, None]:
+    """Lists of jobs of one shot, of at most ``batch_size`` new drawings each."""
+    with closing(jobs):
+        batch = []
+        for job in jobs:
+            if batch and (job.shot != batch[0].shot or sum(other.L is not None for other in batch) == batch_size
+                          or len(batch) == 2 * batch_size):
+                yield batch
+                batch = []
+            batch.append(job)
+        yield batch
+
+
+@contextmanager
+def painters(count: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of so many threads, among which torch's threads are shared; OpenCV has none of its own meanwhile. Threads
+    side by side wait for each other less than those within a small operation."""
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(max(1, threads[0] // count))
+    cv2.setNumThreads(1)
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads[0])
+        cv2.setNumThreads(threads[1])
+
+
+def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Plan,
+               config: FilmConfig) -> Generator[Job, None, None]:
+    """Fill in the jobs' ab, PAINTERS batches at a time."""
+    steady, last = SteadyColors(config.steady), (None, math.nan)
+
+    def paint(batch):
+        fresh = [job.L for job in batch if job.L is not None]
+        if not fresh:
+            return iter(())
+        return zip(*painter.paint(np.stack(fresh), plan.shots[batch[0].shot].palette), strict=True)
+
+    def fill(batch, answers):
+        nonlocal steady, last
+        if batch[0].index == plan.shots[batch[0].shot].start:
+            steady = SteadyColors(config.steady)
+        for job in batch:
+            if job.L is not None:
+                ab, confidence = next(answers)
+                last = steady(job.L, ab), confidence
+            if not (config.keep_color_shots and plan.shots[job.shot].in_color):
+                job.ab, job.confidence = last
+            job.L = None
+        return batch
+
+    with closing(batches(jobs, config.batch_size)) as todo, painters(PAINTERS) as pool:
+        painted = deque()
+        for batch in todo:
+            painted.append((batch, pool.submit(paint, batch)))
+            if len(painted) > PAINTERS:  # one more, for the painter that is done first
+                batch, answers = painted.popleft()
+                yield from fill(batch, answers.result())
+        for batch, answers in painted:
+            yield from fill(batch, answers.result())
+
+
+def finish(job: Job, target: Target, color_only: bool) -> Planes:
+    """The planes of a result: the luma of the source and new Cb and Cr."""
+    planes, coding = job.planes, target.coding
+    y = change_depth(planes.y, planes.coding.depth, coding.depth)
+    if job.ab is not None:
+        cb, cr = paint_chroma(planes, job.ab, *target.chroma, coding)
+    elif planes.cb is None or planes.cr is None:
+        cb = cr = np.full(target.chroma, coding.chroma[0], coding.dtype)
+    else:
+        cb, cr = (change_depth(resize(plane, *target.chroma), planes.coding.depth, coding.depth)
+                  for plane in (planes.cb, planes.cr))
+    if color_only:
+        black, span = coding.luma
+        y = np.full_like(y, round(black + span * NEUTRAL))
+    return Planes(y, cb, cr, coding)
+
+
+@dataclass
+class Coloring:
+    """A film that is being colored: what is worked on, and what is finished."""
+
+    film: Film
+    painter: FilmPainter
+    config: FilmConfig
+    output: Path
+    writer: Writer
+    parts: Parts
+    plan: Plan
+    joined: bool  # whether the output is whole already, and only what goes with it is not
+    records: Records = field(init=False)
+
+    def __post_init__(self) -> None:
+        done: list[Any] = list(itertools.takewhile(bool, map(self._finished, range(len(self.plan.shots)))))
+        if self.joined and len(done) < len(self.plan.shots):  # a record is damaged, and the other parts are gone
+            self.joined, done = False, []
+        self.records = Records(self.plan.pts, done)
+
+    def _finished(self, number):
+        """The packed record of a shot that an earlier run has finished, else None or False."""
+        part, times = self.parts.part(number), self.plan.times(self.plan.shots[number])
+        return (self.joined or self.writer.has_shot(part, times)) and self.parts.record(number)
+
+    def color(self) -> None:
+        """Color the shots that are not finished, and join all."""
+        plan, config, painter = self.plan, self.config, self.painter
+        todo = range(len(self.records), len(plan.shots))
+        finished = plan.shots[todo.start].start if todo else len(plan.pts)
+        log = self.output.with_name(f"{self.output.stem}_shots.jsonl")
+        with (open(log, "w", encoding="utf-8") as lines,
+              tqdm(total=len(plan.pts), initial=finished, unit=" frames", desc=self.output.name, disable=None) as bar):
+            for record in self.records:
+                print(json.dumps(record.log_line()), file=lines, flush=True)
+            if todo:
+                jobs = ahead(read_jobs(self.film, plan, todo, painter.side, config.keep_color_shots),
+                             config.batch_size)
+                with closing(ahead(paint_jobs(jobs, painter, plan, config), config.batch_size)) as painted:
+                    for number in todo:
+                        record = self._color_shot(number, painted, bar)
+                        self.records.states.append(self.parts.save_record(number, record))
+                        print(json.dumps(record.log_line()), file=lines, flush=True)
+        if not self.joined:
+            self.writer.join(self.parts, range(len(plan.shots)), plan)
+
+    def _color_shot(self, number, jobs, bar):
+        """Write one shot from its jobs; returns its ShotRecord."""
+        plan, config, target = self.plan, self.config, self.writer.target
+        shot, started, confidence = plan.shots[number], time.monotonic(), []
+        middle, cdc, cdc_truth = (shot.start + shot.end) // 2, CDC(), CDC()
+        ratio = target.tags.get("sample_aspect_ratio") or 1
+        size = max(1, round(THUMBNAIL * target.height / (target.width * ratio))), THUMBNAIL
+        with self.writer.shot(self.parts.part(number), plan.times(shot)) as write:
+            for job in itertools.islice(jobs, shot.end - shot.start):
+                result = finish(job, target, config.color_only)
+                write(result, plan.pts[job.index])
+                confidence.append(job.confidence)
+                if job.index == middle:
+                    shown = job.planes, result
+                if not config.color_only:
+                    cdc.add(result.picture(*size))
+                if plan.has_color:
+                    cdc_truth.add(job.planes.picture(*size))
+                bar.update()
+        truth = shown[0].picture(*size)
+        truth = truth if is_color(truth) else None
+        at = [float(plan.pts[i] * target.time_base) for i in (shot.start, shot.end - 1)]
+        following = plan.pts[shot.end] if shot.end < len(plan.pts) else plan.pts[-1] + plan.last_duration
+        return ShotRecord(
+            number, shot.start, shot.end, at[0], float(following * target.time_base), shown[0].gray(*size),
+            shown[1].picture(*size), truth, list(shot.palette.slot_ids),
+            list(shot.palette.slot_scores), float(np.mean(confidence)), shot.palette.feature.numpy(),
+            config.keep_color_shots and shot.in_color, cdc.value(),
+            math.nan if truth is None else cdc_truth.value(), time.monotonic() - started)
+
+
+def _key(painter, film, target, config):
+    """What a part depends on, as a hash: with another one it is not used again."""
+    content = [PARTS_FORMAT, painter.identity, *film.stamp(), repr(target), repr(asdict(config)),
+               sorted(av.library_versions.items())]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def color_film(painter: FilmPainter, film: Film, output: str | Path, config: FilmConfig | None = None, *,
+               overwrite: bool = False, explain: Callable[[Records], None] | None = None) -> Records:
+    """Color ``film``, such as VideoFile("episode.mkv"), into ``output``; returns the Records of its shots.
+
+    ``explain(records)`` writes what goes with the film, when that is whole. Numbered frames are written into the folder
+    of ``output``, and all that goes with them is named like it. An interrupted run goes on with its first unfinished
+    shot, or with ``explain``. <output stem>_shots.jsonl gets a line a finished shot. Raises UserError for all that the
+    user can mend; finished shots are kept then.
+    """
+    output, config = Path(output), part_of(config or FilmConfig(), FilmConfig)
+    busy = f"another run is writing {output}; wait for it or choose another --output"
+    with write_errors(output):
+        writer: Writer = (FrameWriter(film, output, overwrite) if isinstance(film, NumberedFrames)
+                          else FilmWriter(film.path, output, config))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with only_one(output.with_name(f".{output.name}.lock"), busy):
+            parts = Parts(output, _key(painter, film, writer.target, config))
+            plan = parts.plan()
+            joined = plan is not None and is_joined(output)
+            if writer.replaces() and not overwrite and not joined:
+                raise UserError(f"{output} exists already; pass --overwrite True or another --output")
+            if plan is None:
+                plan = scan(film, painter, config)
+                parts.begin(plan)
+            if painter.source == "truth" and not plan.has_color:
+                raise UserError(f"{film.path} has no colors of its own for --color_feature truth; use another "
+                                "--color_feature")
+            work = Coloring(film, painter, config, output, writer, parts, plan, joined)
+            work.color()
+            if explain:
+                explain(work.records)
+            parts.remove()
+            return work.records
+
+
+def compare(film: Film, result: Film, config: FilmConfig, every: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """One of ``every`` frames of a film and of its result: (index, truth, result), RGB uint8 (H, W, 3)."""
+    begin, _ = window(film, config)
+    with closing(ahead(film.read(begin), 8)) as truths, closing(ahead(result.read(), 8)) as results:
+        for index, ((_, _, truth), (_, _, painted)) in enumerate(zip(truths, results, strict=False)):
+            if index % every == every // 2:
+                yield index, truth.picture(), painted.picture()

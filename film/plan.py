@@ -1,0 +1,81 @@
+"""What is known of a film before it is colored? Its shots with their palettes, how it is encoded, what paints it."""
+
+from array import array
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from colorizer.painter import Palette
+from film.planes import Coding
+
+
+class FilmPainter(Protocol):
+    """What paints a film; ``colorizer.painter.Painter`` does."""
+
+    source: str  # where its colors come from: "memory", "integrator", "truth", "reference" or "none"
+    identity: str  # differs for every painter that colors differently
+
+    @property
+    def side(self) -> int:
+        """Pixels along a side of the square pictures that it wants."""
+
+    def palette(self, labs: list[np.ndarray]) -> Palette:
+        """The colors of a shot, by the Lab float32 (side, side, 3) of some of its frames."""
+
+    def paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, np.ndarray]:
+        """L float32 (n, side, side) in [0, 100] of frames of a shot -> ab float32 (n, S, S, 2), confidence (n,)."""
+
+
+class Target(NamedTuple):
+    """How pictures are encoded."""
+
+    codec: str  # FFmpeg's encoder
+    options: dict[str, str]
+    pix_fmt: str
+    width: int
+    height: int
+    chroma: tuple[int, int]  # (height, width) of Cb and Cr
+    coding: Coding
+    rate: Fraction  # frames a second
+    time_base: Fraction  # seconds
+    tags: dict[str, Any]  # of the codec context
+    part_format: str  # muxer of a part; its times need not be exact, only in order
+
+
+@dataclass
+class Shot:
+    """Frames [start, end) of the film and what they are colored by."""
+
+    start: int
+    end: int
+    palette: Palette
+    in_color: bool  # to be left as it is, if the user wants
+
+
+@dataclass
+class Plan:
+    """What the first pass over a film found: the time of every frame, and the shots."""
+
+    pts: array  # of int64, in the film's time base
+    last_duration: int  # of the last frame
+    shots: list[Shot]
+    has_color: bool  # somewhere, so that there is a truth
+
+    def times(self, shot: Shot) -> array:
+        """The pts of the frames of a Shot."""
+        return self.pts[shot.start:shot.end]
+
+    def state(self) -> dict[str, Any]:
+        """The plan as plain values and tensors."""
+        shots = [{**vars(shot), "palette": tuple(shot.palette)} for shot in self.shots]
+        return {"pts": torch.tensor(self.pts, dtype=torch.int64), "last_duration": self.last_duration, "shots": shots,
+                "has_color": self.has_color}
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> "Plan":
+        """The inverse of ``state``."""
+        shots = [Shot(**{**shot, "palette": Palette(*shot["palette"])}) for shot in state["shots"]]
+        return cls(array("q", state["pts"].tolist()), state["last_duration"], shots, state["has_color"])
