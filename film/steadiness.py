@@ -9,19 +9,10 @@ from collections import deque
 
 import cv2
 import numpy as np
+from scipy.spatial.distance import jensenshannon
 
 from colorizer.flow import SMALLEST, Flow, fetch, visible
 from dataset import resize, rgb_to_lab
-
-
-def js_divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Jensen-Shannon divergence in nats over the last dimension: 0 when equal, log 2 when nothing is shared."""
-    middle = (p + q) / 2
-    return (_entropy(middle) - (_entropy(p) + _entropy(q)) / 2).clip(min=0)
-
-
-def _entropy(p):
-    return -(p * np.log(np.where(p > 0, p, 1))).sum(-1)  # 0 log 0 is 0
 
 
 class CDC:
@@ -44,7 +35,8 @@ class CDC:
         histogram = histogram.astype(np.float64) / (rgb.shape[0] * rgb.shape[1])
         for step in self.STEPS:
             if len(self._last) >= step:
-                self._sums[step] += js_divergence(histogram, self._last[-step]).mean()
+                distance = jensenshannon(histogram, self._last[-step], axis=1)  # the root of the divergence
+                self._sums[step] += float(np.square(distance).mean())
                 self._counts[step] += 1
         self._last.append(histogram)
 
