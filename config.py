@@ -74,7 +74,7 @@ def _reader(kind):
 
 def restore(settings: type[T], plain: dict[str, Any]) -> T:
     """The inverse of ``dataclasses.asdict``. Raises TypeError for a name that there is not, ValueError for a constant
-    of the method of another type than its default."""
+    of the method that is of another type than its default, below 0, or not finite."""
     values = dict(plain)
     for f in fields(settings):  # type: ignore[arg-type]  # a dataclass
         if f.name not in values:
@@ -87,7 +87,7 @@ def restore(settings: type[T], plain: dict[str, Any]) -> T:
 
 
 def _check_constant(f, value):
-    if type(value) is not f.type or not 0 <= value < math.inf:
+    if type(value) is not f.type or not (f.type is int) <= value < math.inf:  # whole numbers are counts, from 1 on
         raise ValueError(f"{f.name} is {value!r}")
 
 

@@ -21,7 +21,7 @@ from training import distributed
 from training.distributed import Team
 from utils import UserError, load_checkpoint
 
-STEPS = 20
+STEPS = 12
 WAYS = {"memory": {}, "gan": {"use_memory": False, "use_feat_integrator": False, "gen_norm": "batch",
                              "dis_norm": "None"}}
 

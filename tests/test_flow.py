@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from colorizer.flow import Flow, SteadyColors, fetch, relit, visible
+from config import SteadyConfig
 
 
 def drawing(shift, size=96):
@@ -49,7 +50,7 @@ def test_visible_is_what_both_pictures_show():
 def test_flicker_is_damped_and_colors_move_along(moving):
     """Colors that jump by +-10 from frame to frame around those of a drawing that moves."""
     y, x = np.indices((96, 96))
-    steady, errors, colors = SteadyColors(), [], []
+    steady, errors, colors = SteadyColors(SteadyConfig()), [], []
     for i in range(12):
         truth = np.where((x - 40 - moving * i < 20)[..., None], [40, 10], [-30, 20]).astype(np.float32)
         ab = steady(drawing(moving * i - 10) / np.float32(2.55), truth + (-1)**i * np.float32(10))
@@ -62,6 +63,6 @@ def test_flicker_is_damped_and_colors_move_along(moving):
 
 
 def test_nothing_is_dragged_along_where_the_lightness_differs():
-    steady, ab = SteadyColors(), np.zeros((96, 96, 2), np.float32)
+    steady, ab = SteadyColors(SteadyConfig()), np.zeros((96, 96, 2), np.float32)
     steady(np.full((96, 96), 20, np.float32), ab + 50)
     assert np.abs(steady(np.full((96, 96), 80, np.float32), ab)).max() < 1e-3

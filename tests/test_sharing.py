@@ -93,7 +93,7 @@ def test_all_processes_end_together(tmp_path):
         send, number = ways[way]
         send(process.pid, number)
     for way, process in runs.items():
-        said = process.communicate()[1]
+        said = process.communicate(timeout=PARENT_WAITS)[1]
         workers = [int((tmp_path / way / name).read_text()) for name in "ab"]
         wait_until(lambda workers=workers: not any(map(alive, workers)))
         if way == "kill -9":
@@ -112,4 +112,5 @@ def test_shards_are_all_and_each_once():
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it starts in the background
     run_cli(lambda argv: list(share_out(partial(prepare_started, Path(argv[0])), [("a",), ("b",), ("c",)], 2)))

@@ -16,10 +16,11 @@ from test_train import WAYS, flags
 import train
 from colorizer.colorizer import Colorizer
 from colorizer.painter import Painter
-from config import ModelConfig, SpatialConfig, TrainConfig, restore
+from config import LearningConfig, ModelConfig, SpatialConfig, TrainConfig, restore
 from dataset import REFERENCE_ID, color_feature, resize, rgb_to_lab
 from resources.draw_episodes import PALETTE, TWINS, draw_frame
 from test import Evaluation, main
+from train import config_to_go_on
 from utils import UserError, load_checkpoint, read_image, save_checkpoint, write_image
 
 
@@ -374,6 +375,33 @@ def test_a_checkpoint_gives_identical_output(home):
     pictures = [draw_picture(i) for i in range(3)]
     one, other = (Painter(c, torch.device("cpu"), source="integrator").colorize(pictures) for c in colorizers)
     assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_checkpoint_of_format_5_colors_the_same(home, tmp_path):
+    """Before format 6 the features of frames were called frames, and constants of the method were not saved."""
+    content = torch.load(home / "spatial" / "best.pt", weights_only=True)
+    content["format"] = 5
+    content["colorizer"]["spatial.frames"] = content["colorizer"].pop("spatial.features")
+    del content["model_config"]["spatial"], content["train_config"]["spatial"], content["train_config"]["learning"]
+    torch.save(content, tmp_path / "old.pt")
+    pictures = [draw_picture(i) for i in range(3)]
+    one, other = (Painter.load(path).colorize(pictures) for path in (home / "spatial" / "best.pt", tmp_path / "old.pt"))
+    assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    assert config_to_go_on(load_checkpoint(tmp_path / "old.pt")["train_config"], {}).learning == LearningConfig()
+
+
+def test_constants_are_those_of_the_checkpoint(home, tmp_path):
+    """Also hostile ones: a constant of another type, or one that is not finite, is refused."""
+    content = torch.load(home / "spatial" / "best.pt", weights_only=True)
+    content["model_config"]["spatial"]["certain"] = 0.5
+    torch.save(content, tmp_path / "other.pt")
+    assert Painter.load(tmp_path / "other.pt").config.spatial == SpatialConfig(certain=0.5)
+    for name, value in (("sharpness", math.nan), ("frames", 2.5), ("carried", 0), ("pull", -0.5), ("pull", "much"),
+                        ("new", 1.0), ("side", 64)):
+        content["model_config"]["spatial"] = {name: value}
+        torch.save(content, tmp_path / "bad.pt")
+        with pytest.raises(UserError, match="bad.pt does not hold a whole colorizer"):
+            Painter.load(tmp_path / "bad.pt")
 
 
 def test_the_reference_gives_its_color_feature_to_the_generator(home, tmp_path, monkeypatch):
