@@ -38,11 +38,19 @@ class Coding(NamedTuple):
         """Planes of codes (H, W) -> RGB float32 (H, W, 3) in [0, 1], clipped."""
         red, blue = _LUMA_WEIGHTS[self.colorspace]
         (black, span), (neutral, reach) = self.luma, self.chroma
-        y = (y.astype(np.float32) - black) / np.float32(span)
-        r = y + (cr.astype(np.float32) - neutral) * np.float32(2 * (1 - red) / reach)
-        b = y + (cb.astype(np.float32) - neutral) * np.float32(2 * (1 - blue) / reach)
-        g = (y - np.float32(red) * r - np.float32(blue) * b) / np.float32(1 - red - blue)
-        return np.clip(cv2.merge([r, g, b]), 0, 1)
+        # In place: a new map of a whole picture costs more than the arithmetic.
+        y = np.subtract(y, black, dtype=np.float32)
+        y /= np.float32(span)
+        r, b = (np.subtract(plane, neutral, dtype=np.float32) for plane in (cr, cb))
+        r *= np.float32(2 * (1 - red) / reach)
+        r += y
+        b *= np.float32(2 * (1 - blue) / reach)
+        b += y
+        y -= np.float32(red) * r
+        y -= np.float32(blue) * b
+        y /= np.float32(1 - red - blue)  # green
+        rgb = cv2.merge([r, y, b])
+        return np.clip(rgb, 0, 1, out=rgb)
 
     def luma_of(self, rgb: np.ndarray) -> np.ndarray:
         """RGB float32 (H, W, 3) in [0, 1] -> Y' (H, W) in [0, 1]."""
@@ -84,7 +92,9 @@ class Planes(NamedTuple):
 
     def picture(self, height: int | None = None, width: int | None = None) -> np.ndarray:
         """RGB uint8 (height, width, 3); None is the size of the picture."""
-        return np.rint(self.rgb(height or self.y.shape[0], width or self.y.shape[1]) * 255).astype(np.uint8)
+        rgb = self.rgb(height or self.y.shape[0], width or self.y.shape[1])
+        rgb *= 255
+        return np.rint(rgb, out=rgb).astype(np.uint8)
 
     def gray(self, height: int, width: int) -> np.ndarray:
         """The luma alone as RGB uint8 (height, width, 3)."""

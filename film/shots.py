@@ -10,7 +10,6 @@ import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, MutableSequence, Sequence
 from contextlib import closing
-from functools import lru_cache
 from typing import Protocol
 
 import cv2
@@ -109,12 +108,6 @@ class ChangeDetector:
         return [(ratio, ratio >= self.threshold and change >= self.LEAST)]
 
 
-@lru_cache
-def _stretch(origin, black, reach):
-    """A table that takes 8-bit codes to 0..255: ``black`` stays ``origin``, and ``reach`` codes become 255."""
-    return np.clip(np.rint((np.arange(256) - black) * (255 / reach) + origin), 0, 255).astype(np.uint8)
-
-
 def small_picture(planes: Planes) -> np.ndarray:
     """A frame as detectors look at it, RGB uint8 (256, 256, 3): by the matrix of BT.601 whatever the film's, and by
     single pixels, not means of them, which is enough to tell how much changes and takes a fifth of the time."""
@@ -122,8 +115,9 @@ def small_picture(planes: Planes) -> np.ndarray:
     small = [cv2.resize(plane, (SIDE, SIDE)) for plane in (planes.y, planes.cr, planes.cb) if plane is not None]
     if planes.coding.depth > 8:
         small = [(plane >> (planes.coding.depth - 8)).astype(np.uint8) for plane in small]
-    if not planes.coding.full:
-        small = [cv2.LUT(small[0], _stretch(0, 16, 219)), *(cv2.LUT(p, _stretch(128, 128, 224)) for p in small[1:])]
+    if not planes.coding.full:  # luma 16..235 and chroma 16..240 to 0..255
+        steps = [(255 / 219, -16 * 255 / 219)] + 2 * [(255 / 224, 128 - 128 * 255 / 224)]
+        small = [cv2.convertScaleAbs(plane, None, *step) for plane, step in zip(small, steps, strict=False)]
     return cv2.merge(small[:1] * 3) if gray else cv2.cvtColor(cv2.merge(small), cv2.COLOR_YCrCb2RGB)
 
 
