@@ -1,7 +1,8 @@
 """What can be set? Every setting of the program, as dataclasses, from which the command lines are made.
 
-A field with a ``help`` text is a flag of its script. Fields without one are constants of the method: they were chosen
-once (``benchmarks/trials.md`` has the trials, ``benchmarks/search.py`` varies them) and are saved with a checkpoint.
+A field with a ``help`` text is a flag of its script. The fields of SpatialConfig, LearningConfig and SteadyConfig are
+constants of the method, chosen in trials (``benchmarks/trials.md``; ``benchmarks/search.py`` varies them). The first
+two are saved with a checkpoint.
 """
 
 import argparse
@@ -29,16 +30,16 @@ T = TypeVar("T")
 def setting(default: Any, help: str, *, group: str | None = None, **flag: Any) -> Any:
     """A field of a dataclass that is also a flag.
 
-    ``group`` names the group of ``--help`` that it opens or goes on with; without one it belongs to that of the field
-    before it. ``flag`` is handed to ``add_argument``: choices, metavar, nargs, or a ``type`` that reads the text.
+    ``group`` is the heading of ``--help`` under which this flag and those after it stand; None keeps the heading of the
+    field before. ``flag`` is handed to ``add_argument``: choices, metavar, nargs, or a ``type`` that reads the text.
     """
     return field(default=default, metadata={"help": help, "group": group, "flag": flag})
 
 
 def read_flags(settings: type, argv: Sequence[str], description: str) -> dict[str, Any]:
-    """The settings that a command line gives: {name: value}, without those that it leaves at their defaults.
+    """The settings that a command line gives: {name: value}; flags that it does not give are left out.
 
-    Raises UserError for a flag that there is not, or a value that cannot be read.
+    Raises UserError for an unknown flag or a value that cannot be read.
     """
     parser = ArgumentParser(description=description)
     groups: dict[str, Any] = {}
@@ -59,22 +60,22 @@ def read_flags(settings: type, argv: Sequence[str], description: str) -> dict[st
 
 
 def _shown(value):
-    """A default as one would type it."""
+    """A default as the text that ``--help`` shows."""
     if value == SAMPLE_FILM:
         return "the bundled episode"
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _reader(kind):
-    """The function that makes a value of a field's type from text."""
+    """The function that turns text into a value of a field's type; for ``X | None``, into X."""
     if isinstance(kind, types.UnionType):
         kind = next(part for part in typing.get_args(kind) if part is not type(None))
     return boolean if kind is bool else kind
 
 
 def restore(settings: type[T], plain: dict[str, Any]) -> T:
-    """The inverse of ``dataclasses.asdict``. Raises TypeError for a name that there is not, ValueError for a constant
-    of the method that is of another type than its default, below 0, or not finite."""
+    """The inverse of ``dataclasses.asdict``. Raises TypeError for an unknown name, and ValueError for a constant of the
+    method that is of another type than its default, negative, not finite, or a whole number of 0."""
     values = dict(plain)
     for f in fields(settings):  # type: ignore[arg-type]  # a dataclass
         if f.name not in values:
@@ -87,12 +88,12 @@ def restore(settings: type[T], plain: dict[str, Any]) -> T:
 
 
 def _check_constant(f, value):
-    if type(value) is not f.type or not (f.type is int) <= value < math.inf:  # whole numbers are counts, from 1 on
+    if type(value) is not f.type or not (f.type is int) <= value < math.inf:  # an int is a count, at least 1
         raise ValueError(f"{f.name} is {value!r}")
 
 
 def _at_least(config: Any, least: float, *names: str, flag: str = "") -> None:
-    """Raises UserError for a setting below ``least``; NaN is below everything."""
+    """Raises UserError for a setting that is below ``least``, NaN or infinite; ``flag`` is a prefix of its name."""
     for name in names:
         if not least <= getattr(config, name) < math.inf:
             raise UserError(f"{flag}{name} is {getattr(config, name)}; set it to at least {least}")
@@ -112,7 +113,7 @@ def parse_time(text: str) -> float:
 
 @dataclass(frozen=True)
 class Shard:
-    """The ``number``-th of ``count`` equal parts of a list, counted from 1."""
+    """Every ``count``-th item of a list, beginning with the ``number``-th, counted from 1."""
 
     number: int = 1
     count: int = 1
@@ -145,23 +146,23 @@ class SpatialConfig:
 
     grid: int = 32  # places along a side of the picture; 32 is the finest map of the backbone
     dim: int = 64  # numbers of a place's features after the PCA
-    frames: int = 8  # frames that are read for a picture
-    candidates: int = 64  # nearest frames among which these are chosen
-    variety: float = 0.5  # how much a frame that looks like one already chosen is set back, in cosine similarity
+    frames: int = 8  # frames in memory that the attention reads for a picture
+    candidates: int = 64  # most similar frames, among which these are chosen
+    variety: float = 0.5  # a frame's score is its similarity minus this times that to the nearest frame already chosen
     sharpness: float = 30.0  # of the attention: weights are softmax(-sharpness * squared distance of keys)
     discord: float = 0.02  # variance of ab / 110 that divides the confidence by e
     lightness: float = 2.0  # weight of L in [0, 1] in a key
     position: float = 0.1  # weight of (y, x) in [-1, 1] in a key
     color: float = 4.0  # weight of ab / 110 in a key
-    preference: float = 0.05  # cosine similarity by which a user's frame may lie behind and still come first
-    pull: float = 0.5  # squared distance of keys by which a preferred frame's places are nearer
+    preference: float = 0.05  # a user's frame comes first if its cosine similarity is at most this below the best
+    pull: float = 0.5  # taken off the squared distances of keys to places of a user's frame that comes first
     carried: int = 2  # frames whose colors are carried along the optical flow
-    side: int = 192  # pixels along a side of their pictures; trials of carrying, trials.md
-    unlike: float = 0.27  # misfit of a squared distance of keys of 1; 50 random settings, trials.md
-    unlit: float = 100.0  # misfit of a squared difference in L in [0, 1] of 1; as unlike
-    choice: float = 15.0  # of the frames carried the weights are softmax(-choice * misfit); as unlike
-    doubt: float = 1.3  # greatest misfit of a pixel that counts in the mean misfit of its picture; as unlike
-    certain: float = 0.95  # mean confidence of what is carried to a place from which on nothing else is looked for
+    side: int = 192  # pixels along a side of the picture kept of each frame; trials of carrying, trials.md
+    unlike: float = 0.27  # weight of the squared distance of keys in the misfit; 50 random settings, trials.md
+    unlit: float = 100.0  # weight of the squared difference in L in [0, 1] in the misfit; chosen as unlike
+    choice: float = 15.0  # carried frames are mixed with weights softmax(-choice * misfit); chosen as unlike
+    doubt: float = 1.3  # a pixel adds at most this to the mean misfit of its picture; chosen as unlike
+    certain: float = 0.95  # a place whose carried colors have at least this mean confidence is not looked up
 
 
 @dataclass
@@ -193,11 +194,11 @@ class LearningConfig:
     """Constants of training, saved with the checkpoint. Chosen on the drawn episodes (``benchmarks/trials.md``)."""
 
     vivid: float = 2.0  # how much more a pixel of chroma 110 counts than a gray one in the color loss
-    ema_decay: float = 0.995  # of the moving average of the generator's weights, a step
+    ema_decay: float = 0.995  # decay per step of the moving average of the generator's weights
     max_zoom: float = 2.0  # greatest zoom of a view
     dimmed: float = 0.15  # share of the views that are dimmed as in a fade
     darkest: float = 0.3  # a dimmed view has at least darkest^3 of its light
-    pasted: float = 0.5  # share of the views that have a part of another one, a quarter to three quarters of each side
+    pasted: float = 0.5  # share of the views with a part of another view pasted in, 1/4 to 3/4 of each side
 
 
 @dataclass
@@ -205,8 +206,8 @@ class SteadyConfig:
     """Constants that keep the colors of a film steady (``colorizer/flow.py``; chosen in ``benchmarks/trials.md``)."""
 
     keep: float = 0.8  # weight of the colors of the frame before, where it shows the same lightness
-    unlit: float = 150.0  # exp(-unlit * squared difference in L in [0, 1]) of it is left where lightness differs
-    side: int = 128  # pixels along a side of the pictures in which the motion is found, at most
+    unlit: float = 150.0  # elsewhere that weight is multiplied by exp(-unlit * squared difference in L in [0, 1])
+    side: int = 128  # greatest side, in pixels, of the pictures in which the motion is found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -409,5 +410,5 @@ class ColorConfig(FilmConfig, PainterConfig):
 
 
 def part_of(settings: Any, kind: Callable[..., T]) -> T:
-    """Those of ``settings`` that belong to ``kind``, a dataclass that it extends."""
+    """A ``kind``, a dataclass, with the values of ``settings``, whose class extends it."""
     return kind(**{f.name: getattr(settings, f.name) for f in fields(kind)})  # type: ignore[arg-type]

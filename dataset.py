@@ -27,7 +27,7 @@ from tqdm import tqdm
 from utils import IMAGE_SUFFIXES, UserError, image_ids, list_files, read_image, warn
 
 GRAY_SIZE = 256  # side of the gray picture that the backbone sees, whatever img_size is
-REFERENCE_ID = -2  # of a picture that the user added to a memory; those of a set have their own, from 0 on
+REFERENCE_ID = -2  # image id of all pictures that the user adds to a memory; those of a set have ids from 0 on
 L_SCALE, AB_SCALE = 100.0, 110.0  # networks see L / L_SCALE in [0, 1] and ab / AB_SCALE in about [-1, 1]
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
@@ -59,18 +59,18 @@ def tensors_to_lab(L: torch.Tensor, ab: torch.Tensor) -> np.ndarray:
 
 
 def encode_lab(L: torch.Tensor, ab: torch.Tensor) -> torch.Tensor:
-    """L (..., 1, H, W) in [0, 1] and ab (..., 2, H, W) in [-1, 1] -> codes (..., 3, H, W) as OpenCV's of 8-bit Lab,
-    L * 2.55 and ab + 128 in Lab units, not yet rounded."""
+    """L (..., 1, H, W) in [0, 1] and ab (..., 2, H, W) in [-1, 1] -> codes (..., 3, H, W) of OpenCV's 8-bit Lab, not
+    yet rounded: L of CIE Lab * 2.55, and its ab + 128."""
     return torch.cat([255 * L, AB_SCALE * ab + 128], -3)
 
 
 def round_codes(codes: torch.Tensor) -> torch.Tensor:
-    """Codes as uint8: finer than the eye sees."""
+    """Codes rounded to uint8, in steps finer than the eye sees."""
     return codes.round().clamp(0, 255).byte()
 
 
 def decode_lab(codes: Array) -> tuple[Array, Array]:
-    """The inverse of ``encode_lab``, for float arrays and tensors."""
+    """The inverse of ``encode_lab``: float codes (..., 3, H, W), array or tensor -> L in [0, 1] and ab in [-1, 1]."""
     return codes[..., :1, :, :] / 255, (codes[..., 1:, :, :] - 128) / AB_SCALE
 
 
@@ -82,14 +82,14 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _shares(old, new):
-    """Which share of each of ``new`` pixels in a row lies in each of ``old`` smaller ones, (new, old)."""
+    """Weights (new, old) that average a row of ``old`` pixels to ``new`` larger ones, by the area that each covers."""
     edge, pixel = torch.arange(new)[:, None] * old / new, torch.arange(old)
     return (torch.minimum(pixel + 1, edge + old / new) - torch.maximum(pixel, edge)).clamp(min=0) * new / old
 
 
 def shrink(maps: torch.Tensor, side: int) -> torch.Tensor:
-    """Square maps (N, C, H, H), float32, to (N, C, side, side) by area, exactly also where H / side is no whole number,
-    as ``resize`` does with arrays and torch's own area mode does not."""
+    """Square maps (N, C, H, H), float32, averaged by area to (N, C, side, side), side <= H. Exact also where H / side
+    is not whole, as ``resize`` is for arrays and torch's own area mode is not."""
     shares = _shares(maps.shape[-1], side).to(maps)
     return maps if maps.shape[-1] == side else shares @ maps @ shares.T
 
@@ -109,18 +109,18 @@ AB_BINS = np.array([(a, b) for a, (first, last) in _B_RANGES.items() for b in ra
                    dtype=np.float32)  # (313, 2), ordered by a, then b
 N_BINS = len(AB_BINS)
 
-_TILE_ORIGIN = -130  # the plane of ab is cut into square tiles of BIN_STEP, from here
+_TILE_ORIGIN = -130  # least a and b of the square tiles, BIN_STEP wide, that divide the ab plane
 _TILES = 26
 _SIDE = _TILES * BIN_STEP  # 1 x 1 cells along a side of the plane
-_FINE = 1.5  # fine cells along a side of a 1 x 1 cell: 1 is too coarse for 1e-3, 2 is slower
+_FINE = 1.5  # fine cells a unit of a or b: with 1, color_feature misses its 1e-3; 2 is slower
 _SLOPES = np.ascontiguousarray(AB_BINS.T / np.float32(SIGMA**2))  # (2, 313), see color_feature
 
 
 def _candidate_table():
     """For each tile of the ab plane, every bin that can be among the NEIGHBORS nearest of some point in it.
 
-    A bin is out when even the tile's point nearest to it is farther away than NEIGHBORS other bins are from their
-    farthest point. Returns indices (tiles^2, K), padded with N_BINS.
+    A bin is left out when even the nearest point of the tile is farther from it than the farthest points of the tile
+    are from NEIGHBORS other bins. Returns indices (tiles^2, K), padded with N_BINS.
     """
     center = _TILE_ORIGIN + BIN_STEP * (np.arange(_TILES) + 0.5)
     centers = np.stack(np.meshgrid(center, center, indexing="ij"), -1).reshape(-1, 1, 2)
@@ -137,9 +137,10 @@ _PADDED_BINS = np.vstack([AB_BINS, [[1e6, 1e6]]]).astype(np.float32)  # the padd
 
 
 def soft_encode(ab: np.ndarray, neighbors: int = NEIGHBORS) -> tuple[np.ndarray, np.ndarray]:
-    """Soft encoding of colors: ab float (P, 2) -> bin indices int (P, 10) and weights float32 (P, 10) of sum 1.
+    """Soft encoding of colors: ab float (P, 2) in Lab units -> the nearest ``neighbors`` bins, int (P, neighbors), and
+    their weights, float32 (P, neighbors) of sum 1.
 
-    Weights are exp(-d^2 / (2 * 5^2)) over the 10 nearest bins. Exact, without a search over all 313.
+    Weights are proportional to exp(-d^2 / (2 * 5^2)). Exact for 10 neighbors, without a search over all 313 bins.
     """
     ab = np.asarray(ab, dtype=np.float32)
     tile = np.clip((ab - _TILE_ORIGIN) // BIN_STEP, 0, _TILES - 1).astype(np.int64)
@@ -163,11 +164,11 @@ def _cell_table():
 
 
 def color_feature(ab: np.ndarray) -> np.ndarray:
-    """Color feature of a picture: ab float (H, W, 2) -> float32 (313,), the mean soft encoding of its pixels.
+    """Color feature of a picture: ab float (H, W, 2) in Lab units -> float32 (313,), the mean soft encoding of it.
 
     Pixels are gathered into fine cells of the ab plane and each cell is encoded once, at the mean color of its
-    pixels. The encoding is that of the middle of the nearest 1 x 1 cell, moved: a move by delta multiplies the
-    Gaussian weight of a bin by exp(delta . bin / 5^2), and the sum is brought back to 1.
+    pixels. The encoding is that of the middle of the 1 x 1 cell around this color, moved: a move by delta multiplies
+    the Gaussian weight of a bin by exp(delta . bin / 5^2), and then the weights are scaled to the sum 1.
     Within 1e-3 (L1) of the encoding pixel by pixel.
     """
     side = int(_SIDE * _FINE)
@@ -175,7 +176,7 @@ def color_feature(ab: np.ndarray) -> np.ndarray:
     column, row = ((plane * np.float32(_FINE)).astype(np.int32) for plane in planes)
     cell = column * side + row
     count = np.bincount(cell, minlength=side * side)
-    used = np.flatnonzero(count > 0)  # of truths it is three times as fast as of numbers
+    used = np.flatnonzero(count > 0)  # flatnonzero is three times as fast on bools as on numbers
     count = count[used]
     mean = np.stack([np.bincount(cell, plane, side * side)[used] / count for plane in planes]).astype(np.float32)
     corner = mean.astype(np.int32)
@@ -203,20 +204,21 @@ def gray_image(L: torch.Tensor) -> torch.Tensor:
     return (L - _IMAGENET_MEAN.to(L.device)) / _IMAGENET_STD.to(L.device)
 
 
-PREPARATION = 2  # of what a picture is prepared to; to be raised with every change of it
+PREPARATION = 2  # version of what ``prepare`` makes of a picture; raise it when that changes, so that caches are remade
 
 
 class ColorizationDataset(Dataset):
     """The pictures of a folder (or a list of paths), prepared as 8-bit Lab, for networks of ``img_size``.
 
-    An item is a dict of the five elements of the method, and ``index``, its place in the dataset:
+    An item is a dict of the five elements of the method, and ``index``, its number in the dataset:
     ``L`` (1, S, S) in [0, 1]; ``ab`` (2, S, S) in about [-1, 1]; ``color_feature`` (313,) of sum 1;
-    ``gray`` (3, 256, 256) for the backbone; ``image_id``, the number at the end of the file's name.
-    They are held at ``side`` x ``side``, at least what the backbone sees, so that views of a part of them are sharp.
+    ``gray`` (3, 256, 256) for the backbone; ``image_id``, the number at the end of the file's name (see image_ids).
+    Pictures are held at ``side`` x ``side``, the greater of img_size and 256, so that zoomed views of them are sharp.
 
-    Those of a folder are prepared once and kept in its subfolder ``.cache``, known by name, size and time of change of
-    each picture. A set of at most ``cache_gb`` GB is held in memory, a larger one is read from there as it is needed.
-    An unreadable picture is skipped with a warning that names it. Raises UserError when nothing can be read.
+    The pictures of a folder are prepared once and kept in its subfolder ``.cache``, by name, size and time of change of
+    each file. A set of at most ``cache_gb`` GB is held in memory, a larger one is read from there as it is needed; a
+    list of paths is always held in memory. An unreadable picture is skipped with a warning that names it. Raises
+    UserError when there is no such folder or nothing can be read.
     """
 
     def __init__(self, source: str | Path | Iterable[str | Path], img_size: int, cache_gb: float = 1.0) -> None:
@@ -243,7 +245,7 @@ class ColorizationDataset(Dataset):
         def prepare_all(indices):
             with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(
                     total=len(indices), unit=" pictures", desc="preparing", leave=False, disable=None) as bar:
-                for start in range(0, len(indices), 64):  # no more than these wait for a slow disk
+                for start in range(0, len(indices), 64):  # at most 64 prepared pictures wait to be written
                     for values in pool.map(prepare, [paths[index] for index in indices[start:start + 64]]):
                         bar.update()
                         yield values
@@ -261,10 +263,10 @@ class ColorizationDataset(Dataset):
 
     def features(self, name: str, dim: int, identity: object,
                  compute: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """What a frozen network makes of the pictures, float32 (N, dim) rounded to float16, kept as the pictures are.
+        """Features of the pictures by a frozen network, float32 (N, dim) rounded to float16, cached like the pictures.
 
-        ``compute`` takes the places (n,) of some pictures, a tensor, and returns (n, dim). ``name`` is the file's, and
-        ``identity``, a plain value, differs for all that makes other features, such as other weights.
+        ``compute`` takes the indices (n,) of some pictures, a tensor, and returns (n, dim). ``name`` is that of the
+        cache file; ``identity`` is a plain value that differs wherever features would, such as for other weights.
         """
         def compute_all(indices):
             for start in range(0, len(indices), 8):
@@ -285,8 +287,8 @@ class ColorizationDataset(Dataset):
 
     def tensors(self, indices: torch.Tensor | list[int],
                 size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """L (N, 1, size, size), ab (N, 2, size, size) and the gray pictures (N, 3, 256, 256) of some pictures; size at
-        most ``side``."""
+        """L (N, 1, size, size), ab (N, 2, size, size) and the backbone's gray pictures (N, 3, 256, 256) of the pictures
+        at ``indices``; ``size`` is at most ``side``."""
         codes = self.codes[indices].float()
         return *decode_lab(shrink(codes, size)), gray_image(shrink(codes[:, :1], GRAY_SIZE) / 255)
 
@@ -294,9 +296,9 @@ class ColorizationDataset(Dataset):
 # ---------------------------------------------------------------------------------------------------------------------
 # What need not be prepared twice
 #
-# Records of one kind, each under a key, in a file that is reused from run to run. A record is believed only when its
-# key is asked for and its checksum is right, so a changed input, another version of the program, a file cut short and
-# a damaged one are all alike: what is missing is made again.
+# A cache file holds records of one kind, each with a key and a checksum, and is reused from run to run. A record counts
+# only when its key is asked for and its checksum is right. So a changed picture, another version of the program, and a
+# file that is cut short or damaged are all handled alike: the records that are missing are made again.
 
 _CHECKSUM, _KEY = 4, 32  # bytes at the head of a record
 
@@ -308,13 +310,13 @@ def key_of(*facts: object) -> bytes:
 
 def cached(path: Path | None, fields: list[tuple], keys: Sequence[bytes],
            make: Callable[[Sequence[int]], Iterable[tuple | None]], budget: float) -> tuple[np.ndarray, list[int]]:
-    """Records of ``fields`` (as for np.dtype) for the distinct ``keys``: from the file ``path`` (a Path) as far as it
-    has them, else made and kept there.
+    """Records of ``fields`` (as for np.dtype), one for each of the distinct ``keys``: read from the file ``path`` if
+    they are there, else made and added to it. Records of other keys are dropped from the file.
 
-    ``make(indices)`` yields, in order, a tuple of values for each of these places in ``keys``, or None where there can
-    be no record. Returns a structured array of the records there are and the list of their places in ``keys``. The
-    array is in memory if it takes at most ``budget`` bytes, else it is mapped from the file; changes to it stay in this
-    process. With ``path`` None, or where it cannot be written, which is warned about, all is in memory.
+    ``make(indices)`` yields, in order, a tuple of values for each of these indices into ``keys``, or None where no
+    record can be made. Returns a structured array of the records, and the list of the indices they belong to. The array
+    is in memory if it takes at most ``budget`` bytes, else mapped from the file; changes to it stay in this process.
+    With ``path`` None, or one that cannot be written (which is warned about), it is always in memory.
     """
     kind = np.dtype([("checksum", "u4"), ("key", f"S{_KEY}"), *fields], align=True)
 
@@ -359,7 +361,7 @@ def cached(path: Path | None, fields: list[tuple], keys: Sequence[bytes],
 
 
 def _seal(kind, key, values):
-    """The bytes of a record."""
+    """The bytes of a record of dtype ``kind``: checksum, key and ``values``."""
     record = np.zeros((), kind)
     record["key"] = key
     for name, value in zip(kind.names[2:], values, strict=True):
@@ -369,7 +371,7 @@ def _seal(kind, key, values):
 
 
 def _in_memory(kind, sealed, most):
-    """The array and the places of at most ``most`` pairs (place, bytes of a record)."""
+    """(array of records, their indices) from an iterable of at most ``most`` pairs (index, bytes of a record)."""
     records, indices = np.zeros(most, kind), []
     for index, record in sealed:
         records[len(indices)] = np.frombuffer(record, kind)[0]
@@ -378,7 +380,7 @@ def _in_memory(kind, sealed, most):
 
 
 def _open(path, kind, budget):
-    """The records of a file, and the places of those that are whole by their keys."""
+    """(records of a file, {key: position} of those whose checksum is right)."""
     places, count = {}, 0
     try:
         with open(path, "rb") as file:
@@ -387,12 +389,12 @@ def _open(path, kind, budget):
                     places[record[_CHECKSUM:_CHECKSUM + _KEY]] = count
                 count += 1
             return _load(file, kind, count, budget), places
-    except OSError:  # not there, or not to be read: then writing it will tell
+    except OSError:  # missing or unreadable: if something is wrong, writing will report it
         return np.zeros(0, kind), {}
 
 
 def _load(file, kind, count, budget):
-    """The first ``count`` records of an open file."""
+    """The first ``count`` records of an open file: in memory up to ``budget`` bytes, else mapped."""
     file.seek(0)
     if not count or count * kind.itemsize <= budget:
         return np.fromfile(file, kind, count)

@@ -1,6 +1,6 @@
 """How does a film become pictures? Find its shots, give whole shots to train, val or test, save a few frames of each.
 
-A film is decoded once, and memory does not grow with it (see shots.py).
+A film is decoded once, and memory hardly grows with it (see film/shots.py).
 """
 
 import csv
@@ -35,9 +35,9 @@ from film.video import Damage, VideoFile, ahead
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, UserError, list_files, run_cli, warn
 
 CSV_HEADER = ["file", "video", "frame", "time", "shot", "split"]
-OWN_PICTURE = re.compile(r"(train|val|test)/raw_image_[^/\\]*_\d+\.png")  # what a frames.csv may name for removal
+OWN_PICTURE = re.compile(r"(train|val|test)/raw_image_[^/\\]*_\d+\.png")  # files that --overwrite may remove
 FIGURES = "figures"
-POOL_BYTES = 512 * 2**20  # frames held for the open shot; 870 frames at 854x480, 172 at 1920x1080
+POOL_BYTES = 512 * 2**20  # of frames held for the open shot: 870 frames of 854x480, 172 of 1920x1080
 AHEAD = 4  # frames that are decoded ahead
 
 
@@ -113,7 +113,7 @@ class PictureWriter:
 
     @staticmethod
     def _write(path: Path, planes: Planes) -> None:
-        # Drawn and filmed pictures alike are smaller by this filter than by OpenCV's default, and sooner done.
+        # This filter is faster and gives smaller files than OpenCV's default, for drawn and filmed pictures alike.
         up = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
         bgr = cv2.cvtColor(planes.picture(), cv2.COLOR_RGB2BGR)
         path.write_bytes(cv2.imencode(".png", bgr, up)[1].tobytes())
@@ -131,7 +131,7 @@ class PictureWriter:
 
 
 def scanner(config: GeneratorConfig) -> Callable[[tuple[Path, Path]], FoundFilm]:
-    """What share_out needs: the function from (film, folder for its pictures) to a FoundFilm."""
+    """Called by share_out once in each process: the function from (film, folder for its pictures) to a FoundFilm."""
     return lambda job: scan_film(*job, config)
 
 
@@ -145,7 +145,7 @@ def scan_films(jobs: Sequence[tuple[Path, Path]],
 def scan_film(path: Path, folder: Path, config: GeneratorConfig) -> FoundFilm:
     """Find the shots of a film and write the frames of those that are long enough to ``folder``.
 
-    Pictures are numbered from 0. One that ends early is warned about. Raises UserError for one that cannot be read.
+    Pictures are numbered from 0. Warns of a film that ends early. Raises UserError for a film that cannot be read.
     """
     film, detector = VideoFile(path), make_detector(config)
     found = FoundFilm(path, float(film.rate), detector.label, detector.threshold)
@@ -164,8 +164,8 @@ class Scan:
         self.film, self.found, self.config, self.folder, self.writer = film, found, config, folder, writer
         self.numbers = itertools.count()
         self.times = array("q")  # pts of all frames
-        self.later: dict[int, FoundShot] = {}  # frames that are read again, with their shot
-        self.checksums: dict[int, int] = {}  # of these
+        self.later: dict[int, FoundShot] = {}  # index of a frame that must be read again -> its shot
+        self.checksums: dict[int, int] = {}  # index of the same frames -> checksum
 
     def run(self, detector: Detector) -> None:
         """Read the film, fill in what was found and write its pictures."""
@@ -186,14 +186,14 @@ class Scan:
             damage.report(film.path)
 
     def _clocked(self, frames):
-        """The planes of frames, whose times are noted."""
+        """Yield the planes of ``frames`` (pts, duration, planes), and note their pts."""
         for pts, _, planes in tqdm(frames, desc=self.film.name, total=self.film.promised or None, unit=" frames",
                                    leave=False, disable=None):
             self.times.append(pts)
             yield planes
 
     def _close(self, shot, pool):
-        """A shot has ended: deliver its pictures, as far as they are held."""
+        """A shot has ended: write the wanted frames that are held, and note the others to be read again."""
         first, last = shot.first, shot.last
         if last - first + 1 >= self.config.shots_len_thres:
             positions = frame_positions(first, last, self.config.frames_per_shot)
@@ -208,7 +208,7 @@ class Scan:
         pool.start_shot(last + 1)
 
     def _deliver(self, shot, index, planes):
-        """Write a wanted frame, and keep a small picture of the middle one of a shot that figures show."""
+        """Write a wanted frame; of a shot's middle frame also keep a thumbnail, if the contact sheets show the shot."""
         if index in shot.images:
             self.writer.submit(self.folder / self.found.picture_name(shot.images[index]), planes)
         if index == (shot.first + shot.last) // 2 and shot.number < SHEET_COLUMNS * SHEET_ROWS * SHEET_PAGES:
@@ -255,7 +255,7 @@ def earlier_files(save_path: Path, overwrite: bool) -> list[Path]:
 
 
 def install(folder: Path, save_path: Path, earlier: Sequence[Path]) -> None:
-    """Move the files in ``folder`` to ``save_path`` in place of the files ``earlier``. All is undone on an error."""
+    """Move the files in ``folder`` to ``save_path`` in place of the files ``earlier``. An error undoes all moves."""
     new = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
     for name in new:
         if (save_path / name).exists() and save_path / name not in earlier:
@@ -283,8 +283,8 @@ def generate(config: GeneratorConfig) -> tuple[list[dict[str, Any]], int]:
     """Make the dataset that ``config`` asks for.
 
     Returns (summaries, how many films are left out because they cannot be read). A summary is a dict per film: video,
-    shots, kept, dropped, and frames, a dict split -> number of pictures written; there is none while other shards have
-    films to read.
+    shots, kept, dropped, and frames, a dict split -> number of pictures written. The list is empty while other shards
+    still have films to read.
     Raises UserError for all that the user can mend; then what was in ``save_path`` is as it was.
     """
     config.check()
@@ -347,7 +347,7 @@ def generate_shard(config: GeneratorConfig, save_path: Path, videos: list[Path],
 
 
 def tell_failure(film: FoundFilm | UserError, videos: Sequence[Path]) -> bool:
-    """Warn of one of several films that cannot be read; returns True for such a one."""
+    """Whether ``film`` is the error of a film that cannot be read; warns of it when there are several ``videos``."""
     failed = isinstance(film, UserError)
     if failed and len(videos) > 1:
         warn(f"{film}; it is left out")
@@ -356,8 +356,8 @@ def tell_failure(film: FoundFilm | UserError, videos: Sequence[Path]) -> bool:
 
 def fill(folder: Path, found: Sequence[tuple[FoundFilm | UserError, Path]], config: GeneratorConfig,
          place: Callable[[Path, Path], None]) -> tuple[list[dict[str, Any]], int]:
-    """Make the dataset in ``folder``, from a FoundFilm or UserError for each film and the folder with its pictures,
-    which ``place(source, target)`` puts there. Returns what ``generate`` does."""
+    """Make the dataset in ``folder`` from ``found``: for each film a FoundFilm or UserError, and the folder with its
+    pictures. ``place(source, target)`` moves or links a picture into the dataset. Returns what ``generate`` does."""
     films = [(film, pictures) for film, pictures in found if isinstance(film, FoundFilm)]
     failures = [film for film, _ in found if isinstance(film, UserError)]
     if not films:
@@ -389,7 +389,7 @@ def give_shots_away(films: Sequence[FoundFilm], config: GeneratorConfig) -> None
 
 def write_pictures(folder: Path, films: Sequence[tuple[FoundFilm, Path]],
                    place: Callable[[Path, Path], None]) -> None:
-    """Write frames.csv and the folders of the splits, with the pictures of ``films``, each with its folder of them."""
+    """Write frames.csv and the folders of the splits; ``films`` are pairs (FoundFilm, folder with its pictures)."""
     for name in (*SPLITS, FIGURES):
         (folder / name).mkdir()
     numbers = itertools.count()  # over all films

@@ -1,8 +1,9 @@
-"""What is learned: the generator, the discriminator, the memory and the feature integrator.
+"""What is learned? The generator, the discriminator, the memory and the feature integrator.
 
-Shapes: N batch, S = img_size, k slots read of m in all, D and E features of a frame and of a place as the backbone sees
-them. L is in [0, 1], ab in [-1, 1], a color feature has 313 numbers >= 0 of sum 1. The method is that of "Coloring With
-Limited Data: Few-Shot Colorization via Memory-Augmented Networks" (CVPR 2019, arXiv 1906.11888).
+Shapes: N pictures in a batch, S = img_size, k of the m slots are read, D and E numbers of the backbone's features of a
+frame and of one of its G x G places. L is in [0, 1], ab in [-1, 1]; a color feature has 313 numbers >= 0 of sum 1. The
+method is that of "Coloring With Limited Data: Few-Shot Colorization via Memory-Augmented Networks" (CVPR 2019, arXiv
+1906.11888).
 """
 
 import math
@@ -18,7 +19,7 @@ from torch.distributed.nn.functional import all_reduce
 from dataset import N_BINS, REFERENCE_ID
 
 KEY_DIM = 512  # numbers of a query or a key of the memory
-PLACE_DROP, PLACE_WIDTH = 0.2, 128  # share of the places' features that is dropped, and channels made of them
+PLACE_DROP, PLACE_WIDTH = 0.2, 128  # dropout of the places' features in training, and channels made of them
 
 
 class Advice(NamedTuple):
@@ -33,8 +34,8 @@ class Advice(NamedTuple):
 
 
 class _Restyle(torch.autograd.Function):
-    """AdaIN by few passes over the maps: torch's var_mean is 10 times slower over maps whose channels are side by side,
-    and what autograd derives keeps and passes over more maps than the formula."""
+    """AdaIN in few passes over the maps: torch's var_mean is 10 times slower on maps whose channels are side by side,
+    and the backward pass that autograd derives would store and read more maps than this one."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float) -> torch.Tensor:
@@ -48,8 +49,8 @@ class _Restyle(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, mean, rate, factor = ctx.saved_tensors
-        grad, centered, pixels = grad.float(), x.float() - mean, x[0, 0].numel()  # mixed operations would be slower
-        along = rate * (grad * centered).sum((2, 3), keepdim=True)  # the normed maps
+        grad, centered, pixels = grad.float(), x.float() - mean, x[0, 0].numel()  # float32: mixed dtypes are slower
+        along = rate * (grad * centered).sum((2, 3), keepdim=True)  # sum of grad * normed map: gradient of the scale
         total = grad.sum((2, 3), keepdim=True)
         grad_x = centered.mul_(-factor * rate * along / pixels).addcmul_(grad, factor).sub_(factor * total / pixels)
         return grad_x.to(x.dtype), along.flatten(1), total.flatten(1), None
@@ -93,7 +94,7 @@ class Plain(nn.Module):
 def channels_last(x: torch.Tensor) -> torch.Tensor:
     """Maps with the channels of a pixel side by side, over which convolutions run about three times as fast on a CPU.
 
-    Only the maps: of channels-last weights the gradients come in another layout, and every optimizer step copies them.
+    Weights stay as they are: gradients of channels-last weights would come in another layout and be copied every step.
     """
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # .contiguous(memory_format) ignores single channels
 
@@ -112,7 +113,8 @@ def init_weights(network: nn.Module) -> None:
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the equal shares of all processes; torch's SyncBatchNorm has no CPU version."""
+    """Batch norm over the whole batch, of which each process has an equal share; torch's SyncBatchNorm has no CPU
+    version."""
 
     running_mean: torch.Tensor
     running_var: torch.Tensor
@@ -136,7 +138,8 @@ class SharedBatchNorm(nn.BatchNorm2d):
 
 
 class SharedDropout2d(nn.Dropout2d):
-    """Dropout of maps whose masks are those of one process with the whole batch, and on a GPU those of the CPU."""
+    """Dropout of whole channels. The masks do not depend on the number of processes or the device: each process draws
+    those of the whole batch on the CPU and uses its share."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
@@ -188,7 +191,7 @@ class Generator(nn.Module):
             self.style = None
             self.norms = nn.ModuleList(Plain(SharedBatchNorm(channels)) for channels in normed)
         init_weights(self)
-        self.level = round(math.log2(img_size / grid)) - 1  # the down whose map is of the places' size
+        self.level = round(math.log2(img_size / grid)) - 1  # index of the down whose map has the size of the grid
         if place_dim:
             self.places = nn.Sequential(SharedDropout2d(PLACE_DROP), nn.Conv2d(place_dim, PLACE_WIDTH, 1), nn.ReLU(),
                                         *(Around(PLACE_WIDTH, reach) for reach in (1, 2, 4)),
@@ -196,7 +199,8 @@ class Generator(nn.Module):
 
     def forward(self, L: torch.Tensor, advice: Advice | None = None,
                 places: torch.Tensor | None = None) -> torch.Tensor:
-        """L (N, 1, S, S) in [0, 1], places (N, E, G, G) -> ab (N, 2, S, S) in [-1, 1]. S is a multiple of 128."""
+        """L (N, 1, S, S) in [0, 1], places (N, E, G, G) -> ab (N, 2, S, S) in [-1, 1]. S is a multiple of 128. Norm
+        adain needs ``advice``; norm batch ignores it."""
         styles = self.style(*advice) if self.style and advice else [(None, None)] * len(self.norms)
         norms = iter([(norm, style) for norm, style in zip(self.norms, styles, strict=True)])
 
@@ -209,7 +213,7 @@ class Generator(nn.Module):
         for level, down in enumerate(self.downs[1:-1], 1):
             x = normed(down(x))
             if places is not None and level == self.level:
-                seen = self.places(10 * channels_last(places))  # 10: unit vectors have small elements
+                seen = self.places(10 * channels_last(places))  # times 10, since elements of unit vectors are small
                 x = x + F.interpolate(seen, x.shape[2:], mode="bilinear", align_corners=False)
             x = F.leaky_relu(x, 0.2)
             skips.append(x)
@@ -220,7 +224,7 @@ class Generator(nn.Module):
 
 
 class ColorConv(nn.Module):
-    """A 4x4 convolution of stride 2 over a picture and the color feature at every pixel, which is never laid out.
+    """A 4x4 convolution of stride 2 over a picture and 313 constant maps, the color feature, which are never built.
 
     Over a constant map every output pixel is the sum of the kernel's taps, except along the zero-padded border, where
     a row or a column of taps falls outside. So there are 3 x 3 different sums, which a small matrix product gives.
@@ -231,7 +235,7 @@ class ColorConv(nn.Module):
         super().__init__()
         self.picture = nn.Conv2d(in_channels, out_channels, 4, 2, 1)
         self.color = nn.Parameter(torch.randn(out_channels, N_BINS, 4, 4) * 0.02)
-        taps = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0]])  # inside the picture: first, middle, last row
+        taps = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0]])  # 1 = in the picture; first, middle, last row
         self.register_buffer("taps", taps.float(), persistent=False)
 
     def forward(self, picture: torch.Tensor, color_feature: torch.Tensor) -> torch.Tensor:
@@ -367,8 +371,8 @@ class MemoryNetwork(nn.Module):
 
     @torch.no_grad()
     def recall_other(self, query: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A slot that comes from another frame than ``ids`` (N,), similar ones more often: its value (N, 313) and score
-        (N,), as the memory answers for a frame that it has never seen. Score -inf where there is no such slot."""
+        """For each query, the value (N, 313) and score (N,) of a random slot, similar ones more often, that does not
+        come from the frame ``ids`` (N,): what the memory would answer had it never seen the frame. Score -inf: none."""
         similarity = self._similarity(query).masked_fill(self.ids == ids[:, None], -torch.inf)
         slot = (similarity + torch.rand(similarity.shape).to(similarity)).argmax(1, keepdim=True)
         return self.values[slot[:, 0]], similarity.gather(1, slot)[:, 0]
@@ -379,16 +383,16 @@ class MemoryNetwork(nn.Module):
 
         A query whose nearest slot has color distance < color_thres is added to that slot's key, age 0. Any other one
         goes, with its color, into a slot of its own: empty ones first, then the oldest by age + uniform noise.
-        Every other age grows by 1. A pinned slot is never given away. Deterministic for a given state of torch's CPU
-        random generator.
+        Every other age grows by 1. A pinned slot is never given away; if a batch needs more slots than the others are,
+        its last queries are dropped. Deterministic for a given state of torch's CPU random generator.
         """
         nearest = self._similarity(query).argmax(1)
         match = self.used[nearest] & (color_distance(self.values[nearest], color_feature) < self.color_thres)
         self.ages += self.used
 
         slots, added = nearest[match], query[match]
-        # Each slot gets the sum of all its queries; a product with who-shares-my-slot gives the same sum in the same
-        # order on every device, where an atomic scatter would not.
+        # Each slot gets the sum of all queries that match it. A product with the matrix of which queries share a slot
+        # adds them in the same order on every device; an atomic scatter would not.
         added = (slots[:, None] == slots[None]).to(added.dtype) @ added
         self.keys[slots] = F.normalize(self.keys[slots] + added, dim=1)
         self.ages[slots] = 0
@@ -396,7 +400,7 @@ class MemoryNetwork(nn.Module):
         noise = torch.rand(len(self.ages)).to(self.ages)
         rank = torch.where(self.used, self.ages + noise, torch.inf)
         rank[slots] = -1  # the slots just used go last
-        rank[self.pinned] = -2  # and these behind the last
+        rank[self.pinned] = -2  # and pinned ones behind all; ``fresh`` is cut so that they are never reached
         fresh = (~match).nonzero().squeeze(1)[:int((~self.pinned).sum())]
         # A stable sort, so that empty slots are filled from the first on.
         slots = rank.argsort(descending=True, stable=True)[:len(fresh)]
@@ -408,7 +412,8 @@ class MemoryNetwork(nn.Module):
 
 
 class FeatureIntegrator(nn.Module):
-    """A convex combination of the top-3 color features, conditioned on their scores, that starts as the top-1."""
+    """A convex combination of the color features of the best 3 slots, by weights learned from their scores. It starts
+    as the best one alone."""
 
     TOP = 3
 

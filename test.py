@@ -44,11 +44,11 @@ class Evaluation:
     def __init__(self) -> None:
         self.scores = {"gray": Scores(), "result": Scores()}
         self.rows = []
-        self.stride = 1  # every so many pictures one is kept for the comparison
+        self.stride = 1  # one picture in so many is kept for the comparison
         self.seen = 0
 
     def add(self, truth: np.ndarray, result: np.ndarray) -> None:
-        """Add a picture, RGB uint8; one without color is no truth and does not count."""
+        """Add a truth and its result, RGB uint8 (H, W, 3) of one size; a truth without color does not count."""
         if not is_color(truth):
             return
         lab = rgb_to_lab(truth)
@@ -78,7 +78,7 @@ class Evaluation:
             if len(heights) > 1:
                 self.rows = [[resize(p, max(heights), self.WIDTH) for p in row] for row in self.rows]
             comparison = folder / f"{prefix}comparison.png"
-            if not (folder / f"{prefix}metrics.json").exists():  # else it is our own, of an earlier run
+            if not (folder / f"{prefix}metrics.json").exists():  # else an earlier run wrote the comparison
                 refuse_existing([comparison], overwrite)
             write_image(comparison, picture_grid(self.rows[:self.ROWS]))
             print(f"compare gray | result | truth in {comparison}")
@@ -98,7 +98,7 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
 
 
 def need_color(painter: Painter, picture: np.ndarray, path: Path) -> None:
-    """Raises UserError when the colors of the truth are asked for and the input has none."""
+    """Raises UserError when the input's own colors are asked for (--color_feature truth) and it has none."""
     if painter.source == "truth" and not is_color(picture):
         raise UserError(f"{path} has no colors of its own for --color_feature truth; use another --color_feature")
 
@@ -123,8 +123,8 @@ def color_pictures(painter: Painter, pairs: Sequence[tuple[Path, Path]], evaluat
 
 
 def measure_film(records: Records, film: Film, result: Film, config: ColorConfig, evaluation: Evaluation) -> None:
-    """Measure one frame a second, at most 200, of a film and of its ``result``, as they are in their files; shots left
-    as they were do not count."""
+    """Compare one frame a second, at most 200, of a film with its ``result``, both read from their files. Shots that
+    were left as they were do not count."""
     kept = [range(record.start_frame, record.end_frame) for record in records if record.kept]
     frames = records[-1].end_frame
     rate = frames / (records[-1].end_time - records[0].start_time)
@@ -141,8 +141,8 @@ def beside(target: Path, name: str) -> Path:
 
 def save_suggestions(folder: Path, film: Film, times: Sequence[int],
                      suggestions: Iterable[Suggestion]) -> None:
-    """Write the suggested frames of ``film`` as gray pictures of its size, to be painted. ``times`` are the
-    pts of all frames. What is there already stays, painted or not: it is the same frame."""
+    """Write the suggested frames of ``film`` as gray pictures of its size, to be painted. ``times`` are the pts of all
+    colored frames. A file that exists is kept, as it may be painted; it shows the same frame if --start is the same."""
     for suggestion in suggestions:
         path = folder / suggestion.file_name
         if not path.exists():
@@ -170,9 +170,9 @@ def explain_film(painter: Painter, records: Records, film: Film, target: Path, s
 
 
 def find_work(source: Path, output: Path) -> tuple[list[tuple[Path, Path]], list[tuple[Film, Path]]]:
-    """(pictures, films) for --input and --output, each a list of (input, output). The output of numbered frames is what
-    all that goes with them is named like. Raises UserError when there is none, or when two outputs or an input and an
-    output are the same file."""
+    """(pictures, films) for --input and --output, each a list of (input, output). For numbered frames, output is the
+    path that report, metrics and log are named after. Raises UserError when there is no input, or when two outputs, or
+    an input and an output, are the same file."""
     def video_name(path):
         return path.stem + (path.suffix if path.suffix.lower() in OUTPUT_SUFFIXES else ".mkv")  # .mkv carries all
 
@@ -237,7 +237,7 @@ def color_work(painter: Painter, config: ColorConfig, work: tuple[Film, Path]) -
 
 
 def facts_of(painter: Painter, config: ColorConfig) -> dict[str, str]:
-    """What the metrics say of how it was colored."""
+    """The entries of metrics.json that tell how the input was colored."""
     return {"checkpoint": str(config.checkpoint), "color_feature": painter.source}
 
 
@@ -245,7 +245,7 @@ def color(config: ColorConfig) -> None:
     """Color ``config.input`` into ``config.output``. Raises UserError for all that the user can mend."""
     config.check()
     pictures, films = find_work(config.input, config.output)
-    pictures = pictures if config.shard.number == 1 else []  # all together, as they are measured together
+    pictures = pictures if config.shard.number == 1 else []  # in one shard, since they are measured together
     films = config.shard.of(films)
     if config.input.is_dir() and not config.overwrite:
         asked = len(pictures) + len(films)
@@ -302,7 +302,7 @@ def color_films(painter: Painter, config: ColorConfig, films: Sequence[tuple[Fil
 
 def prepare_worker(config: ColorConfig) -> Callable[[tuple[Film, Path]], None]:
     """The work of a process of its own: color_work with its own painter."""
-    return partial(color_work, load_painter(replace(config, save_checkpoint=None)), config)  # it is written already
+    return partial(color_work, load_painter(replace(config, save_checkpoint=None)), config)  # written already
 
 
 def main(argv: list[str]) -> None:

@@ -32,9 +32,9 @@ from utils import (
     AB_PEAK, UserError, autocast, ciede2000, load_checkpoint, psnr, run_cli, save_checkpoint, select_device, spread,
     write_image)
 
-EPOCH_STEPS = 50  # a set of a few pictures is passed over again until an epoch has this many steps
+EPOCH_STEPS = 50  # at least, in an epoch: a small set is passed over several times
 SAVE_SECONDS = 120  # last.pt is never older; writing it takes about a second
-PATIENCE = 10  # steps in a row without a finite loss or gradient that end the training
+PATIENCE = 10  # after so many steps in a row without a finite loss or gradient the training ends
 VAL_PICTURES = 64  # validation looks at no more than these many, spread evenly over the set
 SAMPLES = 4  # rows of the sample grid
 
@@ -45,11 +45,11 @@ SAMPLES = 4  # rows of the sample grid
 @torch.no_grad()
 def validate(learner: Learner, data: ColorizationDataset, cast: Cast,
              remember: bool = True) -> tuple[dict[str, float], list[tuple[int, np.ndarray, list[int]]]]:
-    """Color the pictures exactly as at test time: eval mode, colors from the memory (through the integrator). Without
-    ``remember``, the generator alone: what the spatial memory knows of a training picture tells nothing.
+    """Color at most VAL_PICTURES pictures as at test time: eval mode, palette from the memory (and the integrator).
+    With ``remember`` False the spatial memory is not read: on the training pictures, which it knows, it proves nothing.
 
-    Returns the metrics, at the size that the colorizer takes, and SAMPLES rows for the sample grid: (index, predicted
-    Lab (S, S, 3), ids of the top 3).
+    Returns {name: metric}, measured at the side that the colorizer takes, and at most SAMPLES rows for the sample grid:
+    (index, predicted Lab (S, S, 3), ids of the best 3 slots).
     """
     colorizer = learner.colorizer.eval()
     chosen = spread(len(data), VAL_PICTURES)
@@ -90,10 +90,10 @@ def train(config: TrainConfig, saved: dict[str, Any] | None = None) -> Path:
     """
     config.check()
     if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS cannot be
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
         torch.use_deterministic_algorithms(True)
     team = Team(select_device(config.device))
-    if config.batch_size % team.size:  # before the processes meet, where one that leaves would trouble the others
+    if config.batch_size % team.size:  # checked before the processes connect, as one that fails later blocks the others
         raise UserError(f"batch_size {config.batch_size} cannot be shared equally by {team.size} processes; set it to "
                         f"{-(-config.batch_size // team.size) * team.size}")
     with team, Run(config) if team.leader else nullcontext() as run:
@@ -103,9 +103,9 @@ def train(config: TrainConfig, saved: dict[str, Any] | None = None) -> Path:
 
 
 class Training:
-    """A training: prepared when it is made, then epochs of steps, each of which is validated, logged and saved.
+    """A training. Making it prepares data and networks; ``run_epochs`` trains; it validates, logs and saves each epoch.
 
-    Every process of a team has one; the leader alone has a Run and writes files.
+    Every process of a team has one. The leader alone has a Run, validates and writes files; elsewhere ``run`` is None.
     """
 
     def __init__(self, config: TrainConfig, saved: dict[str, Any] | None, team: Team, run: Any) -> None:
@@ -189,7 +189,7 @@ class Training:
         return sampler, DataLoader(
             views, config.batch_size // team.size, sampler=sampler, num_workers=config.num_workers,
             pin_memory=self.device.type == "cuda", persistent_workers=config.num_workers > 0,
-            worker_init_fn=Signals.ignore, generator=torch.Generator())  # leaves torch's own random state alone
+            worker_init_fn=Signals.ignore, generator=torch.Generator())  # so that torch's own random state stays
 
     # -----------------------------------------------------------------------------------------------------------------
     # Loop
@@ -201,7 +201,7 @@ class Training:
             self.run.begin(position.epoch if self.resumed else None)
         self.board: Any = (SummaryWriter(self.run.path / "tensorboard",
                                          purge_step=position.epoch + 1 if self.resumed else None)
-                           if leader else nullcontext())  # none in all but the leader
+                           if leader else nullcontext())  # the leader alone logs
         self.bar = tqdm(total=(config.end_epoch - position.epoch) * self.sampler.batches, initial=position.batches,
                         unit="step", disable=None if leader else True)
         with Signals() as self.signals, self.board, self.bar:
@@ -248,7 +248,7 @@ class Training:
                                     f"{self.config.save_path}")
 
     def _progress(self):
-        """How far the training is, 1 at its end: by epochs or by time."""
+        """Progress of the training, 1 at its end: by epochs or by time, whichever is further."""
         done = (self.position.epoch + self.position.batches / self.sampler.batches) / self.config.end_epoch
         limit = self.config.max_minutes * 60
         if limit > self.val_seconds:
@@ -256,7 +256,7 @@ class Training:
         return done
 
     def _count(self, losses):
-        """Enter the losses of a step. Raises UserError when there was nothing finite for PATIENCE steps."""
+        """Add up a step's losses. Raises UserError after PATIENCE or more steps in a row that were not finite."""
         position, skipped = self.position, losses["skipped"]
         position.step += 1
         position.batches += 1
@@ -300,7 +300,7 @@ class Training:
         self.board.add_image("samples", grid, position.epoch, dataformats="HWC")
 
     def _save_epoch(self, metrics, grid):
-        """What an epoch leaves behind: best.pt if it is, and now and then a checkpoint and samples."""
+        """Write best.pt after the best epoch yet; every save_freq epochs and at the end, a checkpoint and samples."""
         position, config = self.position, self.config
         if metrics["val_ciede2000"] < position.best:
             position.best = metrics["val_ciede2000"]

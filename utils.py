@@ -1,4 +1,4 @@
-"""What the scripts share: errors and flags, pictures, checkpoints, metrics and logs."""
+"""What do the scripts share? Errors, flags, pictures, checkpoints, locks and metrics."""
 
 import argparse
 import math
@@ -22,7 +22,7 @@ from skimage.metrics import structural_similarity
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv")
-MAX_PIXELS = 200_000_000  # refuse a picture by its header before its pixels are allocated (600 MB as RGB)
+MAX_PIXELS = 200_000_000  # a larger picture is refused by its header, before 600 MB of RGB are allocated
 MAX_FRAME_PIXELS = 8192 * 8192  # the same for films, of which a decoder holds many frames
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which MAX_PIXELS replaces
 
@@ -38,7 +38,7 @@ class UserError(Exception):
 def run_cli(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
     """Run ``main(argv)`` as a script: exit code 0 done, 1 a user's error in one sentence, 130 interrupted.
 
-    SIGTERM is Ctrl-C. ``--debug`` anywhere on the command line shows the traceback.
+    SIGTERM counts as Ctrl-C. ``--debug`` anywhere on the command line shows the traceback.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -104,9 +104,9 @@ def spread(count: int, wanted: int) -> list[int]:
 
 
 def image_ids(names: Iterable[str]) -> list[int]:
-    """Image identities: the number at the end of each name's stem (``ep01_5.png`` -> 5), unique within the list.
+    """Image ids: the number at the end of each name's stem (``ep01_5.png`` -> 5), unique within the list.
 
-    A name without a number, with one that an earlier name took, or beyond 63 bits gets the next free number.
+    A name without a number, with that of an earlier name, or with one of 2^62 or more gets the next number above all.
     """
     numbers = [re.findall(r"\d*$", Path(name).stem)[0] for name in names]
     numbers = [int(number) if number and int(number) < 2**62 else None for number in numbers]
@@ -124,7 +124,7 @@ def image_ids(names: Iterable[str]) -> list[int]:
 def replace_when_done(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; it takes ``path``'s name only when the block ends without an error.
 
-    Raises UserError when the folder cannot be written.
+    Raises UserError for any OSError, also one that is raised in the block.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
@@ -143,8 +143,8 @@ def replace_when_done(path: str | Path) -> Iterator[Path]:
 def only_one(path: Path, message: str) -> Iterator[None]:
     """Run the block in one process at a time: the others raise UserError with ``message``.
 
-    ``path`` is the file that is locked; it is gone afterwards. The system ends the lock with the process, however it
-    dies. Raises OSError when the file cannot be written.
+    ``path`` is the lock file, which is removed at the end. The system releases the lock when the process dies, however
+    it does. Raises OSError when the file cannot be written.
     """
     lock = FileLock(path, blocking=False)
     try:
@@ -154,7 +154,7 @@ def only_one(path: Path, message: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if os.name == "posix":  # while it is held: who waits for this file finds it gone and takes a new one
+        if os.name == "posix":  # while locked: who has opened it then sees that it has no name any more
             path.unlink(missing_ok=True)
         lock.release()
 
@@ -181,7 +181,7 @@ def read_image(path: str | Path) -> np.ndarray:
             return np.array(image.convert("RGB"))
     except UserError:
         raise
-    except Exception as error:  # of damaged files the decoders raise whatever their arithmetic does
+    except Exception as error:  # decoders raise exceptions of many kinds for damaged files
         raise UserError(f"cannot read {path} as a picture: {error}") from error
 
 
@@ -208,14 +208,14 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read what ``save_checkpoint`` wrote, on the CPU, executing nothing and in memory of about the file's size.
 
-    Raises UserError for anything else, and for numbers that are not finite.
+    Format 5 is converted. Raises UserError for any other file, and for tensors with numbers that are not finite.
     """
     if not Path(path).is_file():
         raise UserError(f"there is no checkpoint {path}; train one with train.py or name another by --checkpoint")
     try:
         with zipfile.ZipFile(path) as file:
             if sum(member.file_size for member in file.infolist()) > os.path.getsize(path):
-                raise ValueError("it is compressed")  # torch.save never does; a few kB could unfold to fill the memory
+                raise ValueError("it is compressed")  # torch.save never compresses; a few kB could unpack into GBs
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or "format" not in content:
             raise ValueError("it has no format")
@@ -242,7 +242,7 @@ def _rename_of_format_5(content):
 
 
 def _tensors(content):
-    """All tensors in dicts, lists and tuples within each other, each once."""
+    """All tensors in nested dicts, lists and tuples, each once."""
     waiting, known = [content], set()
     while waiting:
         value = waiting.pop()
@@ -285,7 +285,7 @@ def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
 # Metrics
 
 
-AB_PEAK = 220  # of the PSNR of ab: the width of its range
+AB_PEAK = 220  # peak for the PSNR of ab: the width of its range
 
 
 def ciede2000(lab: np.ndarray, truth: np.ndarray) -> float:
@@ -294,7 +294,8 @@ def ciede2000(lab: np.ndarray, truth: np.ndarray) -> float:
 
 
 def psnr(mean_squared_error: float, peak: float) -> float:
-    """Peak signal-to-noise ratio in dB. Of a set: from the mean of its errors, so one exact picture is not infinite."""
+    """Peak signal-to-noise ratio in dB, inf for an error of 0. For a set, pass the mean of its squared errors: the mean
+    of its PSNRs would be infinite as soon as one picture is exact."""
     return 10 * math.log10(peak**2 / mean_squared_error) if mean_squared_error else math.inf
 
 
@@ -306,7 +307,8 @@ def colorfulness(rgb: np.ndarray) -> float:
 
 
 def is_color(rgb: np.ndarray) -> bool:
-    """True when a picture has color: its channels differ by more than coding noise, somewhere or on average."""
+    """True when RGB uint8 (H, W, 3) has color: its channels differ by more than coding noise, which is by more than 1
+    on average, or by more than 16 in more than 0.1% of the pixels."""
     spread = rgb.max(-1).astype(np.int16) - rgb.min(-1)
     return bool(spread.mean() > 1 or (spread > 16).mean() > 0.001)
 
@@ -324,7 +326,7 @@ class Scores:
         return len(self.rows)
 
     def add(self, rgb: np.ndarray, truth: np.ndarray) -> None:
-        """Add one picture: result and truth, RGB uint8 (H, W, 3). Lab, CIEDE2000 and SSIM are scikit-image's."""
+        """Add a result and its truth, RGB uint8 (H, W, 3) of one size. Lab, CIEDE2000, SSIM are scikit-image's."""
         lab, lab_truth = (rgb2lab(x.astype(np.float32) / 255) for x in (rgb, truth))
         side = min(7, *(size - (size + 1) % 2 for size in rgb.shape[:2]))  # SSIM's window, odd, for tiny pictures too
         self.rows.append({
@@ -336,7 +338,8 @@ class Scores:
             "colorfulness_truth": colorfulness(truth)})
 
     def summary(self) -> dict[str, float]:
-        """Means over the set as a dict of COLUMNS; PSNR (peak 255 for RGB, AB_PEAK for ab) of the set's mean error."""
+        """{name in COLUMNS: mean over the set, which must not be empty}; PSNR (peak 255 for RGB, AB_PEAK for ab) is
+        that of the mean squared error."""
         mean = {name: float(np.mean([row[name] for row in self.rows])) for name in self.rows[0]}
         mean["psnr_rgb"], mean["psnr_ab"] = psnr(mean["mse_rgb"], 255), psnr(mean["mse_ab"], AB_PEAK)
         return {name: mean[name] for name in self.COLUMNS}

@@ -22,7 +22,7 @@ from utils import autocast
 BACKBONE_DIMS = {"efficientnet_lite0": 1280, "resnet18": 512}  # features of a frame
 PLACE_DIMS = {"efficientnet_lite0": 40 + 112 + 320, "resnet18": 128 + 256 + 512}  # and of a place
 
-Weights = str | Path | Literal[False] | None  # of a backbone; see there
+Weights = str | Path | Literal[False] | None  # where the weights of a Backbone come from; see there
 
 
 class BackboneUnavailable(RuntimeError):
@@ -51,10 +51,11 @@ def fold_norms(network: nn.Module) -> None:
 
 
 def make_plain(network: nn.Module) -> None:
-    """Make the convolutions of an efficientnet, of TensorFlow's padding "same", plain ones that pad as they go, and its
-    activations work in place: the same maps, where every map has even sides, in two thirds of the time on a CPU.
+    """Replace the convolutions of an efficientnet, padded as TensorFlow's "same", by plain ones that pad by themselves,
+    and let its activations work in place: equal maps, as long as all sides are even, in 2/3 of the time on a CPU.
 
-    With stride 2 one more is padded behind than in front; a row and a column of zeros in front of the kernel do so.
+    At stride 2, "same" pads one pixel more behind than in front. A row and a column of zeros in front of the kernel do
+    the same.
     """
     for module in network.modules():
         for name, child in module.named_children():
@@ -72,8 +73,8 @@ class Backbone(nn.Module):
     """A frozen ImageNet network that looks at the gray picture. It stays in eval mode whatever its owner does.
 
     ``weights`` is None for the pretrained ones (efficientnet_lite0 from its package, resnet18 from torchvision's
-    download), a path to a state dict of torchvision's resnet18 or of efficientnet-lite0, or False when a checkpoint
-    is about to be loaded over it. Never random: raises BackboneUnavailable when the weights cannot be had.
+    download), a path to a state dict of torchvision's resnet18 or of efficientnet-lite0, or False: random ones, which a
+    checkpoint must replace at once. Otherwise never random: raises BackboneUnavailable when there are no weights.
     """
 
     def __init__(self, name: str = "efficientnet_lite0", weights: Weights = None, grid: int = 32) -> None:
@@ -107,7 +108,7 @@ class Backbone(nn.Module):
                 "efficientnet_lite0, whose weights come with requirements.txt") from error
 
     def identity(self) -> str:
-        """A text that differs for other weights."""
+        """A hash of the weights, hexadecimal."""
         digest = hashlib.sha256()
         for tensor in self.state_dict().values():
             digest.update(tensor.cpu().numpy().tobytes())

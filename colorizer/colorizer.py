@@ -56,8 +56,8 @@ class Colorizer(nn.Module):
 
         A spatial memory needs what the backbone has ``seen`` of the pictures. The mean color of each place moves from
         the generator's to the remembered one, as far as the spatial memory is confident; what is finer than a place
-        stays the generator's. Then every pixel does so to the color carried to it along the optical flow. Neither
-        happens without ``remember``.
+        stays the generator's. Then every pixel moves to the color that the optical flow carries to it, as far as that
+        is certain. With ``remember`` False, neither happens. Raises ValueError when ``seen`` is needed and missing.
         """
         if not self.config.use_spatial_memory:
             return self.generator(L, advice), None
@@ -76,8 +76,8 @@ class Colorizer(nn.Module):
 
 
 def moved(ab: torch.Tensor, hint: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """ab (N, 2, S, S) whose means over the places of a hint (N, 2, h, w) move to it as far as its weight (N, 1, h, w)
-    in [0, 1] says; what is finer than a place stays."""
+    """ab (N, 2, S, S) with its mean over each of h x w places moved towards ``hint`` (N, 2, h, w): not at all where
+    ``weight`` (N, 1, h, w) is 0, all the way where it is 1. Detail finer than a place stays."""
     change = weight * (hint - F.adaptive_avg_pool2d(ab, (hint.shape[2], hint.shape[3])))
     return ab + F.interpolate(change, ab.shape[2:], mode="bilinear", align_corners=False)
 

@@ -10,16 +10,16 @@ import numpy as np
 from config import SteadyConfig
 from dataset import resize
 
-SMALLEST = 16  # pixels along a side that DIS needs
-WINDOW = 5  # pixels along a side of what is around a pixel
-EVEN = 1e-3  # variance of L in [0, 1] of which color is hardly taken to move with lightness
+SMALLEST = 16  # least height and width, in pixels, of pictures for DIS
+WINDOW = 5  # pixels along a side of the neighborhood of a pixel
+EVEN = 1e-3  # variance of L in [0, 1]: where L varies less, color hardly follows lightness (relit)
 
 
 class Flow:
     """Optical flow between gray pictures of one size."""
 
     def __init__(self) -> None:
-        # The faster presets smear the motion over its edges, where both flows then agree on what is hidden.
+        # The faster presets blur motion across its edges; the flows there and back then agree even on hidden pixels.
         self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
     def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -28,17 +28,19 @@ class Flow:
 
 
 def fetch(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """What the second picture (H, W, C), or anything laid over it, shows where the first one has its pixels."""
+    """For each pixel of the first picture, the value of ``picture`` (H, W, C), the second one or any map of its pixels,
+    at the position to which ``flow`` leads. Positions outside get the value at the border."""
     y, x = np.indices(flow.shape[:2], dtype=np.float32)
     return cv2.remap(picture, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def relit(ab: np.ndarray, known: np.ndarray, L: np.ndarray) -> np.ndarray:
-    """Colors ab (H, W, 2) that were carried to a picture of lightness L (H, W) in [0, 1] together with their own one,
-    ``known`` (H, W): moved by the difference, as color moves with lightness in the WINDOW around, where it does.
+    """Correct colors ab (H, W, 2) that were carried to a picture for its lightness L (H, W) in [0, 1]. ``known`` (H, W)
+    is the lightness that was carried with them.
 
-    The local linear model of the guided filter (He et al. 2013), by which a leaf that the flow misses by half a pixel
-    still has its own color.
+    The local linear model of the guided filter (He et al. 2013): within WINDOW x WINDOW pixels, the slope of color over
+    lightness tells how a difference in lightness changes the color. So a leaf that the flow misses by half a pixel
+    still gets its own color.
     """
     mean = blur(known)
     step = (L - known) / (blur(known * known) - mean * mean + np.float32(EVEN))
@@ -53,7 +55,7 @@ def blur(picture: np.ndarray) -> np.ndarray:
 def visible(there: np.ndarray, back: np.ndarray) -> np.ndarray:
     """Which pixels of the first picture the second one shows too, bool (H, W), by the flows there and back.
 
-    Where the way there and back returns to its start, inside the picture:
+    A pixel is visible if its way there stays inside the picture and the way back returns to its start:
     |there + back|^2 < 0.01 (|there|^2 + |back|^2) + 0.5 (Sundaram et al. 2010).
     """
     height, width = there.shape[:2]
@@ -68,9 +70,10 @@ def visible(there: np.ndarray, back: np.ndarray) -> np.ndarray:
 class SteadyColors:
     """The colors of the frames of one shot, each drawn towards those of the frame before it along the motion.
 
-    The weight of the frame before is ``keep`` where it shows the same lightness, and exp(-unlit * d^2) times as much
-    where lightness differs by d, averaged around the pixel. Only the means of its colors over 3 x 3 pixels count: what
-    is finer stays the frame's own, since what is fetched again and again gets blurred.
+    The weight of the frame before is keep * exp(-unlit * d^2), where d^2 is the squared difference in lightness along
+    the motion, averaged over WINDOW x WINDOW pixels. Only color means over 3 x 3 pixels are drawn: finer detail
+    stays the frame's own, since what is fetched along the motion again and again gets blurred. Call it in order of
+    the frames.
     """
 
     def __init__(self, config: SteadyConfig) -> None:
@@ -80,8 +83,7 @@ class SteadyColors:
         self._ab: np.ndarray | None = None
 
     def __call__(self, lightness: np.ndarray, ab: np.ndarray) -> np.ndarray:
-        """The steadied ab of the next frame, float32 (S, S, 2) in Lab units, by its own and its L (H, W) in [0, 100].
-        """
+        """The next frame's L (H, W) in [0, 100] and ab (S, S, 2) in Lab units -> its steadied ab, float32 (S, S, 2)."""
         height, width = ab.shape[:2]
         picture = np.rint(resize(lightness, height, width) * 2.55).astype(np.uint8)
         if self._picture is not None and self._ab is not None:

@@ -24,10 +24,10 @@ class Palette(NamedTuple):
     """The colors of a shot, and where they come from."""
 
     color_feature: torch.Tensor | None  # (1, 313) for the generator; None for a plain GAN
-    slot_ids: list[int]  # the memory's best slots, best first: frames of the training set
+    slot_ids: list[int]  # image ids of the memory's best slots, best first; [] where no memory is read
     slot_scores: list[float]  # and their cosine similarities
-    feature: torch.Tensor  # (D,) what the backbone sees, the mean over some frames; (0,) without a backbone
-    score: float = 1.0  # of the color feature, for the generator
+    feature: torch.Tensor  # (D,) what the backbone sees, mean over some frames; (0,) where no memory is read
+    score: float = 1.0  # cosine similarity that the color feature was recalled with; 1 if it was given
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Painter:
     rank: int = 1
     reference: np.ndarray | None = None
     identity: str = ""  # differs for painters that color differently
-    names: dict[int, str] = field(default_factory=dict)  # of the frames in memory, by their id
+    names: dict[int, str] = field(default_factory=dict)  # image id -> file name, of the frames in memory
     checkpoint: Path | None = None  # that it was loaded from
 
     @classmethod
@@ -62,7 +62,7 @@ class Painter:
 
     @property
     def side(self) -> int:
-        """Of the pictures that a shot is colored by: enough for the backbone and for the generator."""
+        """Pixels along a side of the pictures for ``palette`` and ``paint``: enough for backbone and generator."""
         return max(GRAY_SIZE, self.config.side)
 
     @property
@@ -79,7 +79,7 @@ class Painter:
         return look(self.colorizer.backbone, lightness, self.device, self.precision)
 
     def given(self, labs: Sequence[np.ndarray]) -> Advice:
-        """The advice for pictures, Lab (H, W, 3), by the user's own choice."""
+        """The advice for pictures, Lab (H, W, 3), without a memory: the colors of each, or those of the reference."""
         features: list[Any] = [self.reference if self.source == "reference" else self._feature(lab) for lab in labs]
         return Advice(torch.from_numpy(np.stack(features)).to(self.device), torch.ones(len(labs), device=self.device))
 
@@ -145,8 +145,8 @@ class Painter:
 
     @torch.inference_mode()
     def paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, np.ndarray]:
-        """Color frames of one shot by its Palette: L (N, side, side) in [0, 100] -> ab (N, S, S, 2) and the mean
-        confidence of the hints (N,), nan without hints."""
+        """Color frames of one shot by its Palette: L (N, side, side) in [0, 100] -> ab (N, S, S, 2) in Lab units and
+        the mean confidence of the spatial memory (N,), nan where it is not read. S is the colorizer's side."""
         advice = None
         if palette.color_feature is not None:
             feature = palette.color_feature.to(self.device).expand(len(lightness), -1)
@@ -184,7 +184,8 @@ class Painter:
         self.identity = _digest(self.identity.encode(), *(picture.tobytes() for picture in pictures))
 
     def save(self, path: str | Path) -> None:
-        """Write the checkpoint that it was loaded from, with the references that were added since, to ``path``."""
+        """Write the checkpoint that it was loaded from, with the references added since, to ``path``. Raises ValueError
+        for a Painter that was not loaded."""
         if self.checkpoint is None:
             raise ValueError("this Painter was not loaded from a checkpoint")
         save_checkpoint(path, {**load_checkpoint(self.checkpoint), "colorizer": self.colorizer.state_dict(),
@@ -244,7 +245,7 @@ def _read_reference(path):
 
 
 def _source(config, model_config):
-    """Where the colors come from, as ``Painter.source``. Raises UserError when the checkpoint cannot do it."""
+    """The value of ``Painter.source`` that ``config`` asks for. Raises UserError when the checkpoint cannot do it."""
     trained = "integrator" if model_config.use_feat_integrator else "memory" if model_config.use_memory else "none"
     if config.reference and config.color_feature != "auto":
         raise UserError("--reference brings its own colors; leave --color_feature out")

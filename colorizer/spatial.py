@@ -23,8 +23,8 @@ from networks import grow
 class Nearest(NamedTuple):
     """Which frames in memory are read for each picture."""
 
-    slots: torch.Tensor  # (N, k) int64, their places in memory, most alike first
-    preferred: torch.Tensor  # (N, k) bool, whether it is the user's and comes before others
+    slots: torch.Tensor  # (N, k) int64, in the order in which they were chosen: the first is the most alike
+    preferred: torch.Tensor  # (N, k) bool, whether the frame is one of the user's that comes first
 
 
 class SpatialMemory(nn.Module):
@@ -35,9 +35,9 @@ class SpatialMemory(nn.Module):
     look like it. Its own colors are not known, so its keys have those that the generator guesses; they tell apart
     characters whose places look alike.
 
-    Of every frame a small picture is kept, too. From the ``carried`` nearest frames the colors of its pixels are
-    carried along the optical flow, where the flow finds the same lightness and its places the same looks: the drawing
-    that has moved a little, which is most of a shot of which some frames are known.
+    A small picture of every frame is kept, too. From the first ``carried`` of the frames that are read, the colors of
+    its pixels are carried along the optical flow, wherever the flow leads to the same lightness and to places that
+    look the same. It does where a drawing has moved a little: in most of a shot of which some frames are known.
 
     A frame that the user added is pinned. Its keys hold the colors that the generator *guesses* of it, not its true
     ones: pictures like it are guessed just as wrongly, so their keys match, and they find the true colors there. Where
@@ -70,7 +70,7 @@ class SpatialMemory(nn.Module):
         self.register_buffer("pinned", torch.zeros(size, dtype=torch.bool))
 
     def fit(self, places: torch.Tensor) -> None:
-        """Choose the projection by the places (N, E, G, G) of some frames."""
+        """Fit the PCA to every 4th place of some frames, places (N, E, G, G)."""
         sample = places.flatten(2).transpose(1, 2)[:, ::4].flatten(0, 1).float().cpu().numpy()
         pca = PCA(self.config.dim, svd_solver="covariance_eigh").fit(sample)
         self.mean.copy_(torch.from_numpy(pca.mean_))
@@ -104,21 +104,21 @@ class SpatialMemory(nn.Module):
         grow(self, {**self._rows(seen, L, ab, guess), "ids": REFERENCE_ID * ones, "pinned": ones})
 
     def _rows(self, seen, L, ab, guess):
-        """What is kept of frames: of each buffer the rows, float32; the keys have the colors ``guess``."""
+        """{name of a buffer: its new rows}, not yet in the buffer's dtype; the keys have the colors ``guess``."""
         color = F.adaptive_avg_pool2d(ab.float(), self.config.grid).flatten(2).transpose(1, 2)
         return {"features": F.normalize(seen.features.float(), dim=1), "keys": self.key(seen.places, L, guess),
                 "ab": color, "pictures": self._picture(L, ab)}
 
     def _picture(self, L, ab):
-        """L (N, 1, H, H) in [0, 1] and ab (N, 2, H, H) in [-1, 1] as rows of ``pictures``."""
+        """L (N, 1, H, H) in [0, 1] and ab (N, 2, H, H) in [-1, 1] -> rows of ``pictures``, uint8 (N, S, S, 3)."""
         return round_codes(shrink(encode_lab(L.float(), ab.float()), self.config.side)).permute(0, 2, 3, 1)
 
     def nearest(self, features: torch.Tensor) -> Nearest:
-        """The frames to read for pictures of backbone features (N, D): those that look alike, but not all alike each
-        other, for neighboring frames of one shot know the same.
+        """The frames to read for pictures of backbone features (N, D): frames that look like the picture but not like
+        each other, since neighboring frames of a shot would tell the same.
 
-        One by one the frame of the highest similarity - variety * similarity to the nearest one already chosen
-        (maximal marginal relevance; Carbonell and Goldstein 1998).
+        They are chosen one by one: that of the highest similarity - variety * similarity to the nearest frame already
+        chosen (maximal marginal relevance; Carbonell and Goldstein 1998).
         """
         config = self.config
         similarity = F.normalize(features.float(), dim=1) @ self.features.float().T
@@ -140,9 +140,9 @@ class SpatialMemory(nn.Module):
     def read(self, nearest: Nearest, keys: torch.Tensor, wanted: torch.Tensor | None = None) -> torch.Tensor:
         """The hint (N, 3, G, G), float32: ab / 110 in the first two channels, the confidence in [0, 1] in the third.
 
-        ``nearest`` and keys (N, P, K) are those of the pictures; ``wanted``, bool (N, P), are the places to read, all
-        without it; the others get 0. The confidence is exp(-d^2 - variance / discord): the mean squared distance of
-        the places that the attention mixes, and the variance of their colors.
+        ``nearest`` and keys (N, P, K) are those of the pictures. ``wanted``, bool (N, P), tells which places to read
+        (None: all); the others get 0. The confidence is exp(-d^2 - variance / discord), where d^2 is the mean squared
+        distance of keys to the places that the attention mixes, and the variance that of their ab / 110.
         """
         device, grid = keys.device.type, self.config.grid
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
@@ -167,7 +167,7 @@ class SpatialMemory(nn.Module):
                            torch.ones_like(known[:, :2])], 1).T
         query = torch.cat([query, torch.ones_like(query[:, :2]), *_in_two(-own_length, dtype)], 1)
         means, scores = [], []
-        for part in query.split(32 if query.device.type == "cpu" else len(query)):  # 32 stay in the cache of a CPU
+        for part in query.split(32 if query.device.type == "cpu" else len(query)):  # 32: to fit into a CPU's cache
             score = (part @ known).float()
             weight = score.softmax(1)
             means.append(values @ weight.T)
@@ -179,8 +179,8 @@ class SpatialMemory(nn.Module):
         return torch.cat([color, confidence[None]])
 
     def _rounded(self, keys, dtype):
-        """Keys (R, K) times the root of the sharpness, rounded to ``dtype``, and the squared lengths (R, 1) of what
-        they are then. So the distances are exact distances, of keys that rounding has moved a little."""
+        """Keys (R, K) times the root of the sharpness, rounded to ``dtype``, and the squared lengths (R, 1) of the
+        rounded keys. So distances are exact for these keys: rounding moves a key a little, and does no more."""
         keys = (self.config.sharpness**0.5 * keys).to(dtype)
         return keys, keys.float().square().sum(1, keepdim=True)
 
@@ -189,15 +189,15 @@ class SpatialMemory(nn.Module):
         """Colors carried along the optical flow (N, 3, S, S), float32: ab / 110, and the confidence in [0, 1].
 
         ``nearest`` and keys (N, P, K) are those of the pictures, L (N, 1, H, H) in [0, 1] their lightness. The misfit
-        of a pixel is unlike * squared distance of keys + unlit * squared difference in L, of what the flow finds for
-        it. The confidence is 1 / (1 + (misfit + m / 2)^6), where m is the mean misfit of the picture, of which a pixel
-        adds no more than ``doubt``: where little of a picture fits, what seems to fit is by chance.
+        of a pixel is unlike * squared distance of keys + unlit * squared difference in L, between the pixel and the one
+        that the flow leads to. The confidence is 1 / (1 + (misfit + m / 2)^6), where m is the mean over the picture of
+        the misfits, each cut off at ``doubt``: where little of a picture fits, the rest fits by chance.
         """
         pictures = self._picture(L, L.expand(-1, 2, -1, -1))[..., 0].cpu().numpy()
         slots, preferred = (x[:, :self.config.carried].tolist() for x in nearest)
         flow, carried = Flow(), []
         for picture, query, near, pulled in zip(pictures, keys.cpu(), slots, preferred, strict=True):
-            # What the user corrects is not carried beside the correction.
+            # Where a user's frame comes first, only such frames are carried: others may show what it corrects.
             near = [(slot, pull) for slot, pull in zip(near, pulled, strict=True) if pull or not any(pulled)]
             found = [self._carry_from(slot, pull, picture, query, flow) for slot, pull in near]
             carried.append(self._mix(*(np.stack(part) for part in zip(*found, strict=True))))
@@ -215,7 +215,7 @@ class SpatialMemory(nn.Module):
         return relit(ab, found, lightness), misfit
 
     def _mix(self, colors, misfits):
-        """Colors (k, S, S, 2) by their misfits (k, S, S) -> ab / 110 and confidence (3, S, S)."""
+        """Mix k carried colors (k, S, S, 2) by their misfits (k, S, S) -> ab / 110 and confidence (3, S, S)."""
         weight = np.exp(self.config.choice * (misfits.min(0) - misfits))
         weight /= weight.sum(0)
         color, misfit = (weight[..., None] * colors).sum(0), (weight * misfits).sum(0)
@@ -224,11 +224,12 @@ class SpatialMemory(nn.Module):
         return np.concatenate([color, confidence[..., None]], 2).transpose(2, 0, 1)
 
     def _unlike(self, query, known, motion):
-        """Squared distances (S, S) of keys (P, K) to those that an optical flow ``motion`` (S, S, 2) finds."""
+        """Squared distances (S, S) between keys ``query`` (P, K) and those of ``known`` (P, K) that the flow ``motion``
+        (S, S, 2) leads to."""
         size, side = self.config.grid, self.config.side
         motion = cv2.resize(motion, (size, size), interpolation=cv2.INTER_AREA) * (size / side)
         y, x = np.indices(motion.shape[:2], dtype=np.float32)
-        target = (2 * torch.from_numpy(motion + np.stack([x, y], 2)) + 1) / size - 1  # the whole is [-1, 1]
+        target = (2 * torch.from_numpy(motion + np.stack([x, y], 2)) + 1) / size - 1  # grid_sample's -1 to 1
         known = known.float().T.reshape(1, -1, size, size)
         found = F.grid_sample(known, target[None], padding_mode="border", align_corners=False)[0].flatten(1).T
         distance = (found - query).square().sum(1).view(1, 1, size, size)

@@ -1,7 +1,6 @@
-"""How is a colored film written? Encoded parts, and all the rest.
+"""How is a colored film written? Each shot is encoded into a part; at the end the parts become one file.
 
-A film is written in parts, one a shot. At last their packets are joined, with sound, subtitles, chapters and tags of
-the source, which are copied as they are.
+Joining encodes nothing: packets of the parts are copied, and so are sound, subtitles, chapters and tags of the source.
 """
 
 import errno
@@ -31,7 +30,7 @@ OUTPUT_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm")
 # What to write
 
 
-_ENCODERS = {  # encoder: (crf, other options); x264's default preset takes twice the time and saves 5 % of the file
+_ENCODERS = {  # encoder: (crf, other options); x264's default preset takes twice the time for 5 % less
     "libx264": (16, {"preset": "veryfast"}), "libx265": (18, {"x265-params": "log-level=error"}),
     "libvpx-vp9": (24, {"b": "0", "row-mt": "1", "deadline": "good", "cpu-used": "3"}),
     "libaom-av1": (20, {"b": "0", "row-mt": "1", "cpu-used": "6"}), "libsvtav1": (20, {"svtav1-params": "lookahead=0"}),
@@ -39,7 +38,8 @@ _ENCODERS = {  # encoder: (crf, other options); x264's default preset takes twic
 
 
 def choose_target(path: Path, output: Path, config: FilmConfig) -> Target:
-    """The Target for a film and the file to write. Raises UserError when the settings do not go together."""
+    """The Target for a film and the file to write, tried on one black frame. Raises UserError when no frame decodes, or
+    the settings do not go together."""
     if output.suffix.lower() not in OUTPUT_SUFFIXES:
         raise UserError(f"cannot write {output}: name a {', '.join(OUTPUT_SUFFIXES[:-1])} or {OUTPUT_SUFFIXES[-1]} "
                         "file by --output")
@@ -111,7 +111,7 @@ def _choose_options(codec, config):
 
 
 def _tags(stream, coding, rotation):
-    """What the codec context says of the pictures, as that of the source does."""
+    """{attribute of the codec context: value}: color range, matrix, primaries, transfer and shape of the pixels."""
     context, ratio = stream.codec_context, stream.sample_aspect_ratio
     tags = {"color_range": 2 if coding.full else 1, "colorspace": coding.colorspace,
             "color_primaries": context.color_primaries, "color_trc": context.color_trc}
@@ -121,7 +121,7 @@ def _tags(stream, coding, rotation):
 
 
 def _black(target):
-    """A frame to try an encoder with."""
+    """A black frame, to try an encoder with."""
     y = np.full((target.height, target.width), target.coding.luma[0], target.coding.dtype)
     cb = np.full(target.chroma, target.coding.chroma[0], target.coding.dtype)
     return Planes(y, cb, cb, target.coding)
@@ -156,6 +156,7 @@ class PartWriter:
         self.stream = stream
 
     def write(self, planes: Planes, pts: int) -> None:
+        """Encode the next frame: planes of the target's coding and sizes, pts in its time base."""
         frame = av.VideoFrame(self.target.width, self.target.height, self.target.pix_fmt)
         for index, plane in enumerate(planes[:3]):
             plane_array(frame, index, self.target.coding.dtype)[:] = plane
@@ -176,7 +177,7 @@ class PartWriter:
 
 
 def part_order(path: Path) -> list[int]:
-    """The display places of a part's packets, in the order of the packets. [] for what is no whole file."""
+    """For each packet of a part, in the order of the file, its rank in display order; [] for an unreadable file."""
     try:
         with av.open(str(path)) as part:
             times = [packet.pts for packet in part.demux(video=0) if packet.size]
@@ -187,9 +188,10 @@ def part_order(path: Path) -> list[int]:
 
 
 def part_packets(parts: Sequence[Path], pts: Sequence[int]) -> Iterator[tuple[av.Packet, int]]:
-    """The packets of all parts with their times in the film: ``pts`` of its frames in order.
+    """Yield (packet, index of its frame in the film) of all parts, timed by ``pts``, those of all frames in order.
 
-    Decoding times are those of ``delay`` frames before, where delay is how far the encoder reorders.
+    A packet's decoding time is the pts of the frame ``delay`` packets before it, where delay is how far the encoder
+    reorders frames.
     """
     delay, count = 0, 0
     for part in parts:
@@ -238,7 +240,7 @@ def carried_streams(film: av.container.InputContainer, video: av.VideoStream, pa
 
 
 class FilmWriter:
-    """Writes the colored film of the file ``path``, as ``parts.Writer`` says: a part a shot, joined at last."""
+    """Writes the colored film of the file ``path``, as ``parts.Writer`` says: one part a shot, joined at the end."""
 
     def __init__(self, path: Path, output: Path, config: FilmConfig) -> None:
         """Raises UserError when the settings do not go together, or the output is the film itself."""
@@ -308,7 +310,7 @@ class FilmWriter:
         return chapters
 
     def _pictures(self, parts, plan, origin):
-        """Yield (seconds, packet, None) of the pictures; with --start, ``origin`` becomes 0."""
+        """Yield (seconds, packet, None) of the pictures; with --start, times count from ``origin`` (seconds)."""
         base = self.target.time_base
         offset = round(origin / base) if self.config.start else 0
         pts = array("q", (time_ - offset for time_ in plan.pts)) if offset else plan.pts
@@ -318,7 +320,7 @@ class FilmWriter:
             yield float(packet.dts * base), packet, None
 
     def _rest(self, film, others, origin):
-        """Yield (seconds, packet, index of its stream) of the ``others`` streams of the source, cut and moved alike."""
+        """Yield (seconds, packet, index of its stream) of the source's ``others``, cut and moved as pictures are."""
         config, shift = self.config, origin if self.config.start else 0.0
         for packet in packets_of(film, others, self.path):
             at = packet.dts if packet.dts is not None else packet.pts
@@ -346,7 +348,7 @@ class FilmWriter:
 
 @contextmanager
 def write_errors(output: Path) -> Iterator[None]:
-    """Errors of writing beside ``output``, as a UserError that says what is kept."""
+    """Turn errors of writing ``output``, or files beside it, into a UserError with advice; other UserErrors pass."""
     try:
         yield
     except (OSError, av.error.FFmpegError, UserError) as error:

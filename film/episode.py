@@ -1,12 +1,12 @@
 """How is a whole film colored? Shot by shot, each with one palette, and so that an interrupted run goes on.
 
 A film is decoded twice. The first pass finds the shots on the luma and chooses one palette for each; the second colors
-them, each into a file of its own in a hidden folder beside the output, from which an interrupted run goes on. At last
-the files are joined. The luma of a result is that of its source, sample by sample; only Cb and Cr are new. Numbered
+them, each into a file of its own in a hidden folder beside the output, from which an interrupted run goes on. At the
+end the files are joined. The luma of a result is that of its source, sample by sample; only Cb and Cr are new. Numbered
 frames are colored in the same way, each into a picture of its own.
 
-Memory does not grow with the film but for about 10 bytes a frame and, a shot, its palette (at most 10 kB) and record
-(about 50 kB of compressed pictures). Of frames at most 20 + 10 * batch_size are held at a time.
+Memory grows by about 10 bytes for each frame of the film and, for each shot, its palette (at most 10 kB) and its record
+(about 50 kB of compressed pictures). At most 20 + 10 * batch_size frames are held at a time.
 """
 
 import hashlib
@@ -43,10 +43,10 @@ from film.video import Damage, Film, ahead, planned_frames, window
 from utils import UserError, colorfulness, is_color, only_one
 
 SAMPLES = 8  # frames of a shot that its palette is chosen by
-COLORFUL = 12.0  # mean colorfulness from which a shot is already in color; gray film with a tint has less
-HELD = 4.0  # greatest change, in 8-bit steps of the mean luma of 4 x 4 pixels, within a drawing that is held
-PAINTERS = 2  # batches that are colored at a time
-NEUTRAL = 0.4663  # Y' of the gray of L 50
+COLORFUL = 12.0  # a shot of greater mean colorfulness is in color already; tinted gray film has less
+HELD = 4.0  # a drawing is held while no mean luma of 4 x 4 pixels changes by more than this, in 8-bit steps
+PAINTERS = 2  # threads that color, a batch each
+NEUTRAL = 0.4663  # Y' in [0, 1] of a gray of L 50
 PARTS_FORMAT = 5  # of what is kept for an interrupted run
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ PARTS_FORMAT = 5  # of what is kept for an interrupted run
 
 
 class Samples:
-    """Frames spread evenly over the open shot, at least SAMPLES of them if it is so long, as Lab (side, side, 3)."""
+    """Frames spread evenly over the open shot, as Lab and RGB (side, side, 3), less than 2 * SAMPLES."""
 
     def __init__(self, side: int) -> None:
         self.side, self.stride = side, 1
@@ -77,7 +77,8 @@ class Samples:
                 self.stride *= 2
 
     def close(self, end: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The open shot ends in front of frame ``end``: its samples, [(Lab, RGB)]; the next shot begins there."""
+        """End the open shot in front of frame ``end``, where the next one begins; returns at most SAMPLES frames of it,
+        [(Lab float32, RGB uint8)]."""
         while self.recent and self.recent[0][0] < end:
             self._keep(*self.recent.popleft())
         kept = list(self.kept.values())
@@ -136,13 +137,13 @@ class Job:
     shot: int
     index: int
     planes: Planes
-    L: np.ndarray | None = None  # (side, side) for the network; None for a drawing that is held, and one that is kept
-    ab: np.ndarray | None = None  # (S, S, 2), the network's answer; None for a frame that stays as it is
+    L: np.ndarray | None = None  # (side, side), the network's input; None: a held drawing, a kept shot, or painted
+    ab: np.ndarray | None = None  # (S, S, 2) in Lab units, steadied; None for a frame that stays as it is
     confidence: float = math.nan
 
 
 class Drawing:
-    """Tells a drawing that is held from a new one."""
+    """Tells whether a frame shows a new drawing, or holds that of the frames before."""
 
     def __init__(self) -> None:
         self.held: np.ndarray | None = None
@@ -159,7 +160,8 @@ class Drawing:
 
 def read_jobs(film: Film, plan: Plan, todo: Sequence[int], side: int,
               keep: bool) -> Generator[Job, None, None]:
-    """Jobs for the frames of the shots in ``todo``; a drawing that is held has no L of its own."""
+    """Jobs for the frames of the shots ``todo`` (consecutive numbers). Only the first frame of a held drawing has an L,
+    and with ``keep`` no frame of a shot in color."""
     bounds = iter([(number, plan.shots[number]) for number in todo])
     number, shot = next(bounds)
     with closing(planned_frames(film, plan.pts, shot.start)) as frames:
@@ -179,7 +181,7 @@ def read_jobs(film: Film, plan: Plan, todo: Sequence[int], side: int,
 
 
 def batches(jobs: Generator[Job, None, None], batch_size: int) -> Generator[list[Job], None, None]:
-    """Lists of jobs of one shot, of at most ``batch_size`` new drawings each."""
+    """Lists of jobs of one shot each, of at most ``batch_size`` new drawings and twice as many frames."""
     with closing(jobs):
         batch = []
         for job in jobs:
@@ -193,8 +195,8 @@ def batches(jobs: Generator[Job, None, None], batch_size: int) -> Generator[list
 
 @contextmanager
 def painters(count: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of so many threads, among which torch's threads are shared; OpenCV has none of its own meanwhile. Threads
-    side by side wait for each other less than those within a small operation."""
+    """A pool of ``count`` threads. Within the block they share torch's threads, and OpenCV has none of its own:
+    batches side by side wait for each other less than threads within one small operation."""
     threads = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(max(1, threads[0] // count))
     cv2.setNumThreads(1)
@@ -208,7 +210,7 @@ def painters(count: int) -> Iterator[ThreadPoolExecutor]:
 
 def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Plan,
                config: FilmConfig) -> Generator[Job, None, None]:
-    """Fill in the jobs' ab, PAINTERS batches at a time."""
+    """Yield the jobs, in order, with ab and confidence filled in; PAINTERS batches are colored at a time."""
     steady, last = SteadyColors(config.steady), (None, math.nan)
 
     def paint(batch):
@@ -234,7 +236,7 @@ def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Pla
         painted = deque()
         for batch in todo:
             painted.append((batch, pool.submit(paint, batch)))
-            if len(painted) > PAINTERS:  # one more, for the painter that is done first
+            if len(painted) > PAINTERS:  # one more waits for the thread that is done first
                 batch, answers = painted.popleft()
                 yield from fill(batch, answers.result())
         for batch, answers in painted:
@@ -242,7 +244,8 @@ def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Pla
 
 
 def finish(job: Job, target: Target, color_only: bool) -> Planes:
-    """The planes of a result: the luma of the source and new Cb and Cr."""
+    """The planes of a result, in the target's coding: luma of the source (for ``color_only`` that of a middle gray),
+    and Cb and Cr by the job's ab; without ab those of the source, or neutral ones."""
     planes, coding = job.planes, target.coding
     y = change_depth(planes.y, planes.coding.depth, coding.depth)
     if job.ab is not None:
@@ -274,7 +277,7 @@ class Coloring:
 
     def __post_init__(self) -> None:
         done: list[Any] = list(itertools.takewhile(bool, map(self._finished, range(len(self.plan.shots)))))
-        if self.joined and len(done) < len(self.plan.shots):  # a record is damaged, and the other parts are gone
+        if self.joined and len(done) < len(self.plan.shots):  # a record is damaged, and parts are gone once joined
             self.joined, done = False, []
         self.records = Records(self.plan.pts, done)
 
@@ -336,7 +339,7 @@ class Coloring:
 
 
 def _key(painter, film, target, config):
-    """What a part depends on, as a hash: with another one it is not used again."""
+    """A hash of all that a part depends on; parts of another key are not used again."""
     content = [PARTS_FORMAT, painter.identity, *film.stamp(), repr(target), repr(asdict(config)),
                sorted(av.library_versions.items())]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -346,10 +349,10 @@ def color_film(painter: FilmPainter, film: Film, output: str | Path, config: Fil
                overwrite: bool = False, explain: Callable[[Records], None] | None = None) -> Records:
     """Color ``film``, such as VideoFile("episode.mkv"), into ``output``; returns the Records of its shots.
 
-    ``explain(records)`` writes what goes with the film, when that is whole. Numbered frames are written into the folder
-    of ``output``, and all that goes with them is named like it. An interrupted run goes on with its first unfinished
-    shot, or with ``explain``. <output stem>_shots.jsonl gets a line a finished shot. Raises UserError for all that the
-    user can mend; finished shots are kept then.
+    ``explain(records)`` is called when the film is whole, to write what goes with it. Numbered frames are written into
+    the folder of ``output``, whose name is only that of what goes with them. An interrupted run goes on with its first
+    unfinished shot, or with ``explain``. <output stem>_shots.jsonl gets a line for each finished shot. Raises UserError
+    for all that the user can mend; finished shots are kept then.
     """
     output, config = Path(output), part_of(config or FilmConfig(), FilmConfig)
     busy = f"another run is writing {output}; wait for it or choose another --output"
@@ -378,7 +381,7 @@ def color_film(painter: FilmPainter, film: Film, output: str | Path, config: Fil
 
 
 def compare(film: Film, result: Film, config: FilmConfig, every: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """One of ``every`` frames of a film and of its result: (index, truth, result), RGB uint8 (H, W, 3)."""
+    """Yield one of ``every`` frames of a film and of its result: (index, truth, result), RGB uint8 (H, W, 3)."""
     begin, _ = window(film, config)
     with closing(ahead(film.read(begin), 8)) as truths, closing(ahead(result.read(), 8)) as results:
         for index, ((_, _, truth), (_, _, painted)) in enumerate(zip(truths, results, strict=False)):

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from film.found import FoundFilm
 
-SIGNATURE = "dataset_generator.py"  # in the metadata: an overwrite removes no one else's pictures
+SIGNATURE = "dataset_generator.py"  # in the metadata of each figure, so that --overwrite removes no others
 COLORS = {"train": "#2a9d4a", "val": "#2f6fd0", "test": "#d9821a", "dropped": "#8a8a8a"}
 PALE = {"train": "#bfe2c9", "val": "#c1d4f1", "test": "#f4dabb", "dropped": "#dcdcdc"}
 SHEET_COLUMNS, SHEET_ROWS, SHEET_PAGES = 6, 10, 10  # a contact sheet is bounded: at most 600 shots of a film

@@ -29,7 +29,7 @@ class FoundShot:
     number: int
     first: int
     last: int
-    images: dict[int, int] = field(default_factory=dict)  # frame -> number in the picture's name; empty: a dropped shot
+    images: dict[int, int] = field(default_factory=dict)  # frame -> number in its picture's name; {} if dropped
     thumbnail: np.ndarray | None = None  # JPEG, uint8 (bytes,)
     split: str = "dropped"
 
@@ -40,8 +40,8 @@ class FoundFilm:
 
     path: Path
     fps: float
-    label: str  # of the detector's difference
-    threshold: float  # and of a cut
+    label: str  # name of the detector's difference
+    threshold: float  # of that difference, for a cut
     shots: list[FoundShot] = field(default_factory=list)
     differences: array = field(default_factory=lambda: array("f"))  # [i]: between frames i - 1 and i; [0] is 0
 
@@ -81,7 +81,7 @@ class Findings:
 
     @staticmethod
     def _key(video: Path, config: GeneratorConfig) -> str:
-        """What a part depends on, as a hash."""
+        """A hash of all that what is found in a film depends on."""
         stat = video.stat()
         content = [FINDINGS_FORMAT, video.name, stat.st_size, stat.st_mtime_ns, config.detector, config.col_diff_thres,
                    config.scene_thres, config.shots_len_thres, config.frames_per_shot]
@@ -92,7 +92,8 @@ class Findings:
         return self.folder / self.keys[video]
 
     def add(self, video: Path, film: FoundFilm | UserError, folder: Path) -> None:
-        """Keep a FoundFilm and its pictures in ``folder``, which is moved, or the UserError that the film caused."""
+        """Keep what was found, a FoundFilm or the UserError that the film caused, by moving ``folder``, which has the
+        pictures."""
         folder.mkdir(exist_ok=True)
         content = {"failure": str(film)} if isinstance(film, UserError) else {"film": film.state()}
         save_checkpoint(folder / "film.pt", content)
@@ -101,7 +102,8 @@ class Findings:
         os.replace(folder, self.pictures(video))
 
     def get(self, video: Path) -> FoundFilm | UserError | None:
-        """The FoundFilm, the UserError that the film caused, or None for one that is not there yet."""
+        """The FoundFilm, the UserError that the film caused, or None for a film that no shard has read yet. Raises
+        UserError for a damaged file."""
         if not (self.pictures(video) / "film.pt").exists():
             return None
         content = load_checkpoint(self.pictures(video) / "film.pt")
@@ -109,7 +111,7 @@ class Findings:
 
     @contextmanager
     def claim(self) -> Iterator[bool]:
-        """True for the one shard that may make the dataset now; the system ends that with the process."""
+        """Yield True to the one shard that may make the dataset now; the claim ends with the block or the process."""
         with ExitStack() as stack:
             claimed = False
             with suppress(UserError, OSError):  # another one has it, or it is gone with the folder

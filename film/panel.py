@@ -1,7 +1,7 @@
 """What does the memory recall? ``write_panel`` writes a second film that shows it beside the results.
 
-A frame of it shows the truth, where there is one, the gray picture, what each of the memory's three best slots and what
-the true color feature make of it, and a mosaic of all frames in memory with the three chosen ones framed.
+Each frame of it shows the truth, where there is one; the gray picture; the results by each of the memory's three best
+slots and by the true color feature; and a mosaic of all frames in memory, with the three recalled ones framed.
 """
 
 import math
@@ -92,7 +92,7 @@ class Mosaic:
             self.picture[y0:y1, x0:x1] = resize(picture, y1 - y0, x1 - x0)
 
     def framed(self, chosen: Sequence[int]) -> np.ndarray:
-        """A copy with the frames of the ids ``chosen`` framed in COLORS; one that is chosen again keeps its first."""
+        """A copy with borders in COLORS around the frames of the ids ``chosen``; a repeated id keeps its first."""
         picture = self.picture.copy()
         for i, color in reversed(list(zip(chosen, COLORS, strict=False))):
             if i in self.boxes:
@@ -234,7 +234,7 @@ def write_panel(painter: Painter, film: Film, target: Path, records: Sequence[Sh
     """Write the panel of ``film``, colored as ``records`` say, as the H.264 film ``target``
     without sound. A drawing that is held is painted once.
 
-    ``begin`` is where the first record's shot begins, in the film's time base, and the panel too; None is the film's
+    ``begin`` is the pts of the film at which the first record's shot, and so the panel, begins; None is the film's
     beginning.
     """
     with replace_when_done(target) as temporary, av.open(str(temporary), "w") as output, \

@@ -1,5 +1,5 @@
-"""What does a colored film leave behind? A record of each shot, for the log and the report; and, until all are there,
-the finished shots, from which an interrupted run goes on.
+"""What does a colored film leave behind? A record of each shot, for the log and the report; and, until the film and all
+that goes with it are written, its finished shots, from which an interrupted run goes on.
 """
 
 import math
@@ -25,25 +25,25 @@ THUMBNAIL = 320  # width of the pictures in a ShotRecord, and of those that its 
 class ShotRecord:
     """What a finished shot was colored by and looks like."""
 
-    index: int
-    start_frame: int  # of the film, or of the part between --start and --end
+    index: int  # from 0
+    start_frame: int  # in the film, or counted from --start on
     end_frame: int  # exclusive
     start_time: float  # seconds in the film
     end_time: float
     gray: np.ndarray  # the middle frame, RGB uint8 (H, W, 3), THUMBNAIL wide
     result: np.ndarray
     truth: np.ndarray | None  # where the input is in color
-    slot_ids: list[int]  # frames of the training set, best first
-    slot_scores: list[float]  # their similarities
-    confidence: float  # mean of the spatial memory's hints in [0, 1]; nan without
-    feature: np.ndarray  # float32 (D,), what the backbone sees, mean over the shot; (0,) without a backbone
+    slot_ids: list[int]  # image ids of the memory's best slots, best first; [] where none is read
+    slot_scores: list[float]  # their cosine similarities
+    confidence: float  # mean, in [0, 1], of the spatial memory over the shot; nan where none is read
+    feature: np.ndarray  # float32 (D,), what the backbone sees, mean over some frames; (0,) without memory
     kept: bool = False  # in color already, and left as it was
-    cdc: float = math.nan  # color distribution consistency of the result; nan for chroma alone and a single frame
+    cdc: float = math.nan  # color distribution consistency of the result; nan with color_only, and of one frame
     cdc_truth: float = math.nan  # nan where there is no truth
-    seconds: float = field(default=0.0, compare=False)  # that the shot took
+    seconds: float = field(default=0.0, compare=False)  # of work on the shot
 
     def log_line(self) -> dict[str, Any]:
-        """What the log says of it, a dict of plain values."""
+        """The entry of the shot in <output>_shots.jsonl, a dict of plain values."""
         names = ("index", "start_frame", "end_frame", "slot_ids", "kept")
         line = {name: getattr(self, name) for name in names}
         line["slot_scores"] = [round(score, 4) for score in self.slot_scores]
@@ -54,8 +54,8 @@ class ShotRecord:
 
 
 class Records(Sequence[ShotRecord]):
-    """ShotRecords, held with their pictures compressed (JPEG) until one is asked for; and ``pts``, the time of every
-    frame of the film in its time base."""
+    """A sequence of ShotRecords, whose pictures stay compressed (JPEG) until a record is asked for. ``pts`` are the
+    times of all colored frames, in the film's time base."""
 
     PICTURES = ("gray", "result", "truth")
 
@@ -92,8 +92,8 @@ class Records(Sequence[ShotRecord]):
 
 
 class Parts:
-    """The hidden folder beside an output where its plan, its finished shots and their records lie until the last of
-    what goes with the film is written. What is there by another ``key`` does not count."""
+    """The hidden folder beside an output that holds its plan, its finished shots and their records until the film and
+    all that goes with it are written. A plan of another ``key`` is ignored, and so is all that belongs to it."""
 
     def __init__(self, output: Path, key: str) -> None:
         self.folder, self.key = parts_folder(output), key
@@ -107,7 +107,7 @@ class Parts:
         return Plan.of(content["plan"]) if content["key"] == self.key else None
 
     def begin(self, plan: Plan) -> None:
-        """Start again with a Plan and an empty folder."""
+        """Start anew: empty the folder and save ``plan`` in it."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True)
@@ -130,7 +130,7 @@ class Parts:
             return None
 
     def note_joined(self, path: Path) -> None:
-        """Note that the file at ``path``, about to take the output's name, is the whole film."""
+        """Note that the file at ``path``, which will now be renamed to the output, is the whole film."""
         save_checkpoint(self.folder / JOINED, {"file": _identity(path)})
 
     def drop_pictures(self) -> None:
@@ -150,7 +150,7 @@ def parts_folder(output: Path) -> Path:
 
 
 def is_joined(output: Path) -> bool:
-    """Whether the film ``output`` is whole, and what goes with it is not: its run was interrupted between the two."""
+    """Whether the film ``output`` is whole, but its run was interrupted before all that goes with it was written."""
     try:
         return load_checkpoint(parts_folder(output) / JOINED)["file"] == _identity(output)
     except (UserError, OSError):
@@ -171,11 +171,11 @@ class Writer(Protocol):
         """Whether there is a file already that ``join`` would replace."""
 
     def shot(self, part: Path, times: Sequence[int]) -> AbstractContextManager[Callable[[Planes, int], None]]:
-        """Yield the function that writes the planes and pts of each frame of a shot, whose pts are ``times``. The file
-        ``part``, where one is needed, appears when all are written, and are on the disk."""
+        """Yield a function that takes planes and pts of each frame of a shot in order; ``times`` are all its pts. The
+        file ``part``, if the writer uses one, gets its name when the block ends and all frames are on the disk."""
 
     def has_shot(self, part: Path, times: Sequence[int]) -> bool:
-        """Whether the shot was written, and is whole."""
+        """Whether all frames of the shot, whose pts are ``times``, are written."""
 
     def join(self, parts: Parts, numbers: Sequence[int], plan: Plan) -> None:
         """Write the output from the Parts of all shots; it appears under its name only when it is complete."""

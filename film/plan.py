@@ -23,10 +23,11 @@ class FilmPainter(Protocol):
         """Pixels along a side of the square pictures that it wants."""
 
     def palette(self, labs: list[np.ndarray]) -> Palette:
-        """The colors of a shot, by the Lab float32 (side, side, 3) of some of its frames."""
+        """The colors of a shot, by some of its frames, Lab float32 (side, side, 3) each."""
 
     def paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, np.ndarray]:
-        """L float32 (n, side, side) in [0, 100] of frames of a shot -> ab float32 (n, S, S, 2), confidence (n,)."""
+        """Frames of a shot, L float32 (n, side, side) in [0, 100] -> ab float32 (n, S, S, 2) in Lab units, of any S,
+        and confidence (n,) in [0, 1], nan if unknown."""
 
 
 class Target(NamedTuple):
@@ -41,8 +42,8 @@ class Target(NamedTuple):
     coding: Coding
     rate: Fraction  # frames a second
     time_base: Fraction  # seconds
-    tags: dict[str, Any]  # of the codec context
-    part_format: str  # muxer of a part; its times need not be exact, only in order
+    tags: dict[str, Any]  # attribute of the codec context -> value
+    part_format: str  # muxer of a part, in which times need only be in order, not exact
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Shot:
     start: int
     end: int
     palette: Palette
-    in_color: bool  # to be left as it is, if the user wants
+    in_color: bool  # already; keep_color_shots leaves it as it is
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Plan:
     pts: array  # of int64, in the film's time base
     last_duration: int  # of the last frame
     shots: list[Shot]
-    has_color: bool  # somewhere, so that there is a truth
+    has_color: bool  # whether any frame that was sampled has, so that there is a truth
 
     def times(self, shot: Shot) -> array:
         """The pts of the frames of a Shot."""

@@ -26,12 +26,12 @@ class Coding(NamedTuple):
 
     @property
     def luma(self) -> tuple[int, int]:
-        """(code of black, codes from black to white)."""
+        """(code of black, number of codes from black to white)."""
         return (0, 2**self.depth - 1) if self.full else (16 << self.depth - 8, 219 << self.depth - 8)
 
     @property
     def chroma(self) -> tuple[int, int]:
-        """(code of neutral, codes from -0.5 to 0.5)."""
+        """(code of neutral, number of codes from -0.5 to 0.5)."""
         return 1 << self.depth - 1, 2**self.depth - 1 if self.full else 224 << self.depth - 8
 
     def to_rgb(self, y: np.ndarray, cb: np.ndarray, cr: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ class Coding(NamedTuple):
 
 
 class Planes(NamedTuple):
-    """A picture as it is stored: Y (H, W), and Cb and Cr (h, w), smaller or equal, or None for a gray picture."""
+    """A picture as it is stored: codes Y' (H, W), and Cb and Cr (h, w), h <= H and w <= W, or None if it is gray."""
 
     y: np.ndarray
     cb: np.ndarray | None
@@ -91,7 +91,7 @@ class Planes(NamedTuple):
         return self.coding.to_rgb(y, cb, cr)
 
     def picture(self, height: int | None = None, width: int | None = None) -> np.ndarray:
-        """RGB uint8 (height, width, 3); None is the size of the picture."""
+        """RGB uint8 (height, width, 3); None takes the picture's own size."""
         rgb = self.rgb(height or self.y.shape[0], width or self.y.shape[1])
         rgb *= 255
         return np.rint(rgb, out=rgb).astype(np.uint8)
@@ -119,8 +119,8 @@ def plane_array(frame: av.VideoFrame, index: int, dtype: type[np.unsignedinteger
 
 
 def planes_of(frame: av.VideoFrame) -> Planes:
-    """Planes of a decoded frame, turned upright. Planar Y'CbCr and gray are taken as they are, anything else becomes
-    4:4:4; an untagged matrix is BT.601 below 720 lines and BT.709 from there on, as players take it."""
+    """Planes of a decoded frame, turned upright. Planar Y'CbCr and gray are taken as they are; any other format is
+    converted to 4:4:4. An untagged matrix counts as BT.601 below 720 lines, else as BT.709, as in players."""
     name, depth = frame.format.name, frame.format.components[0].bits
     full = frame.color_range == 2 or name.startswith("yuvj") or (name.startswith("gray") and frame.color_range != 1)
     colorspace = frame.colorspace if frame.colorspace in _LUMA_WEIGHTS else BT709 if frame.height >= 720 else BT601
@@ -143,13 +143,13 @@ def planes_of(frame: av.VideoFrame) -> Planes:
 
 
 def planes_of_picture(rgb: np.ndarray) -> Planes:
-    """Planes of a picture, RGB uint8 (H, W, 3): 4:4:4 in full range, so that a gray keeps its very number."""
+    """Planes of a picture, RGB uint8 (H, W, 3): 4:4:4 in full range, so that the Y' of a gray is its R, G and B."""
     coding, rgb = Coding(8, True, BT601), rgb.astype(np.float32) / 255
     return Planes(np.rint(coding.luma_of(rgb) * 255).astype(np.uint8), *coding.to_chroma(rgb), coding)
 
 
 def change_depth(plane: np.ndarray, old: int, new: int) -> np.ndarray:
-    """A plane of codes of ``old`` bits as codes of ``new`` bits."""
+    """A plane of codes of ``old`` bits as codes of ``new`` bits: shifted, and rounded if they are fewer."""
     if old == new:
         return plane
     if old < new:
@@ -172,8 +172,8 @@ def paint_chroma(planes: Planes, ab: np.ndarray, height: int, width: int,
                  coding: Coding) -> tuple[np.ndarray, np.ndarray]:
     """Cb and Cr (height, width), codes of ``coding``, that give the picture the colors ab (h, w, 2) at its own luma.
 
-    A color of ab and the L of a gray of that luma has a luma of its own, darker for blue and red. One step on L
-    brings it to the picture's, so that the colors seen are ab.
+    A color with the L of a gray of that luma and with a given ab has another luma: blue and red ones are darker. So L
+    is corrected by one step towards the picture's luma, before Cb and Cr are taken from the color.
     """
     black, span = planes.coding.luma
     luma = np.clip((resize(planes.y, height, width).astype(np.float32) - black) / np.float32(span), 0, 1)

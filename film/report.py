@@ -35,7 +35,7 @@ def _certainty(record):
 # Similarity is cosine^SHARPNESS. The backbone gives frames of one shot cosines of 0.8 to 1 (0.2 to 1 when sharpened),
 # and three in four pairs of frames of different shots less than 0.65 (0.03).
 SHARPNESS = 8
-WORTH = 0.005  # least share of the doubt that a suggested frame settles
+WORTH = 0.005  # a suggested frame must remove more than this share of the film's doubt
 HELPED = 0.25  # a shot counts as helped when its best similarity grows by this much
 
 
@@ -45,11 +45,11 @@ class Suggestion:
 
     shot: ShotRecord
     gain: float  # share of the film's doubt that it removes, beyond the suggestions before it
-    helped: list[int]  # index of the shots that it helps, most helped first, itself included
+    helped: list[int]  # indices of the shots that it helps, most helped first, its own included
 
     @property
     def frame(self) -> int:
-        """Index of the frame in the film."""
+        """Index of the frame among all colored frames: in the film, or counted from --start on."""
         return (self.shot.start_frame + self.shot.end_frame) // 2
 
     @property
@@ -86,7 +86,7 @@ def suggest_frames(records: Sequence[ShotRecord], count: int = 10) -> list[Sugge
 # ---------------------------------------------------------------------------------------------------------------------
 # The page
 
-PICTURES = 1000  # of the width THUMBNAIL; more of them are smaller: an episode takes 17 MB, a long film 26 MB
+PICTURES = 1000  # up to so many are THUMBNAIL wide, more are smaller: an episode's page is 17 MB, a long film's 26 MB
 SOURCE_THUMBNAIL = 128  # width of a training frame
 LINKS = 8  # shots that a suggestion names
 
@@ -96,9 +96,9 @@ class Report:
     """What the page of a colored film shows."""
 
     title: str
-    records: Sequence[ShotRecord]  # may make each when it is asked for
-    suggestions: Sequence[Suggestion] = ()  # of suggest_frames, whose pictures lie in ``folder`` as their file_name
-    folder: str = ""  # a name to be shown
+    records: Sequence[ShotRecord]  # such as Records, which unpacks a record at each access
+    suggestions: Sequence[Suggestion] = ()  # of suggest_frames; their pictures are in ``folder``
+    folder: str = ""  # name of the folder of the suggested pictures, as shown
     names: dict[int, str] = field(default_factory=dict)  # file names of training frames by their id, as far as known
     thumbnails: dict[int, np.ndarray] = field(default_factory=dict)  # and their pictures, RGB uint8 of any size
     summaries: dict[str, dict[str, float]] = field(default_factory=dict)  # {row name: Scores.summary()}, with a truth
@@ -116,7 +116,7 @@ def write_report(path: Path, report: Report) -> None:
         report=report, film=film, columns=Scores.COLUMNS, links=LINKS, bars=_bars(shots, film),
         marks=_marks(report.suggestions, film), cards=_cards(report.suggestions, width),
         shots=_views(report, shots, width))
-    # In a coding that takes any file name, also one whose bytes are no text.
+    # errors="replace": a file name may have bytes that are no valid text.
     with replace_when_done(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace") as page:
         page.writelines(pieces)
 
@@ -149,7 +149,8 @@ def _known(value):
 
 
 def _summarize(shots):
-    """Of the whole film; the means are over frames."""
+    """Figures of the whole film; means are weighted by frames, and None where unknown. That of cdc_truth is over the
+    shots whose cdc is known, and None if one of these has no truth."""
     frames, start, end, confidence, cdc, truth = np.array(
         [(s.end_frame - s.start_frame, s.start_time, s.end_time, s.confidence, s.cdc, s.cdc_truth) for s in shots],
         float).T  # None becomes nan

@@ -18,17 +18,17 @@ from film.planes import Planes, planes_of_picture
 from film.video import Damage
 from utils import UserError, read_image, warn, write_image
 
-FEWEST = 12  # pictures of a film, half a second
-PAIRS = 8  # of neighbors that are looked at
-ALIKE = 8  # median change of neighbors in a film, of 255: it is below 1 at 24 frames/s and above 11 at one a second
+FEWEST = 12  # least number of pictures of a film: half a second
+PAIRS = 8  # pairs of neighboring pictures that are compared
+ALIKE = 8  # a film's neighbors differ by less, of 255, in the median: by 1 at 24 frames/s, by 11 at one a second
 RATE = Fraction(24)  # frames a second that numbered frames stand for
 
 
 def find_sequences(paths: Sequence[Path]) -> tuple[list["NumberedFrames"], list[Path]]:
     """(list of NumberedFrames, other paths) of the pictures of one folder.
 
-    A film is of at least FEWEST pictures whose names differ in the number at their end alone, of which at least every
-    second number is there; they are of one size, and neighbors look alike.
+    Pictures are a film if there are at least FEWEST whose names differ only in the number at their end, with more than
+    half of the numbers in that range; if all that are compared are of one size; and if neighbors look alike.
     """
     groups, sequences = {}, []
     for path in paths:
@@ -49,7 +49,7 @@ def _move(paths):
     for place in np.linspace(0, len(paths) - 2, PAIRS).astype(int):
         try:
             one, other = (read_image(path) for path in paths[place:place + 2])
-        except UserError:  # said when they are colored
+        except UserError:  # the warning comes when it is colored
             continue
         if one.shape != other.shape:
             return False
@@ -59,18 +59,18 @@ def _move(paths):
 
 
 class NumberedFrames:
-    """Pictures that are the frames of a film, as ``video.Film`` says; the number of each is its time, RATE a second."""
+    """Numbered pictures as a ``video.Film``. A frame's pts is its number, counted from the first; RATE a second."""
 
     rate, time_base, start = RATE, 1 / RATE, 0.0
 
     def __init__(self, paths: dict[int, Path], prefix: str = "") -> None:
-        """``paths``: {number: path}, in order; ``prefix`` is what the names have in common."""
+        """``paths``: {number: path}, in order; ``prefix`` is the part of the names before the number."""
         first = min(paths)
         self.paths = {number - first: path for number, path in paths.items()}
         path = self.paths[0]
         self.prefix, self.name = prefix, f"{prefix}*{path.suffix}"
         self.path = path.parent / self.name
-        # Of what goes with the film: a report, a log.
+        # What the files that go with the film (report, log) are named after.
         self.stem = prefix.strip(" ._-").replace(".", "_") or path.parent.resolve().name.replace(".", "_")
         self.promised = len(paths)
 
@@ -93,7 +93,8 @@ class NumberedFrames:
 
     def read(self, begin: int | None = None,
              damage: Damage | None = None) -> Generator[tuple[int, int, Planes], None, None]:
-        """As ``video.Film`` says. Raises UserError when a frame is not as large as those before it."""
+        """As ``video.Film`` says; an unreadable picture is left out. Raises UserError when a frame has not the
+        size of those before it."""
         size = None
         for pts, path in self.paths.items():
             if pts < (begin or 0):
@@ -112,8 +113,8 @@ class NumberedFrames:
 
 
 class FrameWriter:
-    """Writes colored NumberedFrames, as ``parts.Writer`` says, as pictures of the same names into the folder of
-    ``output``. One that is there already stays, unless ``overwrite``."""
+    """A ``parts.Writer`` of NumberedFrames: writes pictures of the same names into the folder of ``output``. A picture
+    that exists there is kept, unless ``overwrite``."""
 
     def __init__(self, film: NumberedFrames, output: Path, overwrite: bool) -> None:
         """Raises UserError when no frame can be read."""
@@ -126,7 +127,7 @@ class FrameWriter:
                              film.time_base, {}, "")
 
     def replaces(self) -> bool:
-        """Nothing is replaced at last: each picture looks after itself."""
+        """False: ``join`` writes nothing, and existing pictures are kept or replaced one by one."""
         return False
 
     @contextmanager
@@ -143,4 +144,4 @@ class FrameWriter:
         return all((self.folder / self.film.paths[pts].name).exists() for pts in times)
 
     def join(self, parts: Parts, numbers: Sequence[int], plan: Plan) -> None:
-        """Nothing is left to be done."""
+        """Does nothing: all pictures are in place."""

@@ -19,20 +19,21 @@ from tqdm import tqdm
 
 from utils import UserError
 
-PATIENCE = 10  # seconds that a process which is told to end may take
+PATIENCE = 10  # seconds to wait for a process that was told to end, before it is killed
 T = TypeVar("T")
 
 
 def share_out(prepare: Callable[[], Callable[[Any], Any]], items: Sequence[tuple],
               workers: int) -> Generator[tuple[int, Any], None, None]:
-    """Work on ``items``, tuples that begin with the name of a file, in at most ``workers`` processes; yields
-    (index, answer) for each one as it is done.
+    """Work on ``items``, tuples whose first element names the file, in at most ``workers`` processes; yields
+    (index, answer) for each item as it is done.
 
-    ``prepare()`` is called once in each process and returns the function from an item to its answer; all three go
-    through pickle. An answer is the UserError that the work raised, or one that says that its process died, which no
-    other item suffers from. An OSError is raised here. One process is this one.
-    The threads of torch and OpenCV are shared among the processes. What these print appears when an item is done.
-    When the generator is closed or an error ends it, so do all processes; they also end when this one is killed.
+    ``prepare()`` is called once in each process and returns the function from an item to its answer; ``prepare``, items
+    and answers are pickled. Where the work raises a UserError, that is the answer; where its process dies, the answer
+    is a UserError that says so, and other items go on. An OSError of the work is raised here. With one worker or item,
+    all happens in this process.
+    The processes share the threads of torch and OpenCV. What they print appears when an item is done. They end when the
+    generator ends, by whatever cause, and when this process is killed.
     """
     workers = min(workers, len(items))
     if workers <= 1:
@@ -52,7 +53,7 @@ def share_out(prepare: Callable[[], Callable[[Any], Any]], items: Sequence[tuple
         if waiting:
             connection = connection or _start(prepare, threads, processes)
             running[connection], item = waiting.popleft()
-            with contextlib.suppress(BrokenPipeError):  # it died meanwhile, which is found when it is waited for
+            with contextlib.suppress(BrokenPipeError):  # it has died; ``wait`` below will tell
                 connection.send(item)
 
     try:
@@ -89,7 +90,7 @@ def _start(prepare, threads, processes):
     context = multiprocessing.get_context("spawn")  # decoders and torch have threads, which a fork would lose
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, prepare, threads), daemon=True)
-    resource_tracker.ensure_running()  # which else starts with the first process and unblocks SIGINT
+    resource_tracker.ensure_running()  # before SIGINT is blocked, since its start unblocks it
     # Ctrl-C in a terminal reaches all processes; this one ends the others, which inherit what is blocked here.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -103,7 +104,7 @@ def _start(prepare, threads, processes):
 
 def _serve(connection, prepare, threads):
     """What a process of ``share_out`` does until no more items come."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # which cleans up
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # SystemExit: the work is cleaned up
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)

@@ -1,8 +1,8 @@
 """Where does one shot of a film end and the next begin? Found in one decoding pass.
 
 Frames are counted from 0. Detectors look at small pictures of them, RGB uint8 (256, 256, 3). While a shot is open,
-FramePool holds the frames that may turn out to be wanted; when the shot ends they are at hand. Memory does not grow
-with the film, apart from 12 bytes a frame and a little a shot.
+FramePool holds the frames that may turn out to be wanted, and at its end those that are. Memory grows by 12 bytes for
+each frame of the film, and by a little for each shot.
 """
 
 import itertools
@@ -28,15 +28,16 @@ SIDE = 256  # of the pictures that detectors look at
 class Detector(Protocol):
     """What finds cuts. A cut is in front of its frame: the frame that differs opens the next shot."""
 
-    label: str  # name of its difference
-    threshold: float  # of that, for a cut
-    delay: int  # frames beyond a cut that it must see to know it
+    label: str  # name of the difference that it measures
+    threshold: float  # of that difference, for a cut
+    delay: int  # how many more frames it must see before it judges one
 
     def process(self, frame: np.ndarray) -> list[tuple[float, bool]]:
-        """Take the next frame, RGB uint8 (H, W, 3); [(difference, is a cut)] of each one judged by now, in order."""
+        """Take the next frame, RGB uint8 (H, W, 3); returns [(difference, is a cut)] of the frames that this allows to
+        judge, in order, [] if none."""
 
     def flush(self) -> list[tuple[float, bool]]:
-        """Judge the last ones."""
+        """Judge the frames that are left at the film's end; returns as ``process``."""
 
 
 class HistogramDetector:
@@ -85,7 +86,7 @@ class ChangeDetector:
 
     def process(self, frame: np.ndarray) -> list[tuple[float, bool]]:
         picture = cv2.cvtColor(frame, cv2.COLOR_RGB2HSV) if frame.ndim == 3 else frame
-        if self.previous is None:  # around the film's ends nothing changes
+        if self.previous is None:  # beyond the film's ends all changes count as 0
             self.changes.extend([0.0] * self.delay)
             self.previous = picture
         change = cv2.norm(picture, self.previous, cv2.NORM_L1) / picture.size
@@ -96,7 +97,7 @@ class ChangeDetector:
         return [judged for _ in range(self.delay) for judged in self._judge(0.0)]
 
     def _judge(self, change):
-        """[(difference, is_cut)] of the frame ``delay`` before the one that changed so much; [] if there is none."""
+        """Take the next frame's change; returns [(difference, is a cut)] of the frame ``delay`` before, [] if none."""
         self.changes.append(change)
         if len(self.changes) <= 2 * self.delay:
             return []
@@ -109,8 +110,8 @@ class ChangeDetector:
 
 
 def small_picture(planes: Planes) -> np.ndarray:
-    """A frame as detectors look at it, RGB uint8 (256, 256, 3): by the matrix of BT.601 whatever the film's, and by
-    single pixels, not means of them, which is enough to tell how much changes and takes a fifth of the time."""
+    """A frame as detectors look at it, RGB uint8 (256, 256, 3). The matrix is always that of BT.601, and pixels are
+    interpolated, not averaged: enough to tell how much changes, in a fifth of the time."""
     gray = planes.cb is None or planes.cr is None
     small = [cv2.resize(plane, (SIDE, SIDE)) for plane in (planes.y, planes.cr, planes.cb) if plane is not None]
     if planes.coding.depth > 8:
@@ -143,16 +144,17 @@ def detect_shots(frames: Iterable[np.ndarray], detector: Detector,
 
 
 BLACK = 6  # mean luma, of 255, below which a frame is black
-ALIKE = 15  # mean change of luma, of 255, from which ChangeDetector may see a cut
+ALIKE = 15  # a picture has come back if its mean difference in luma, of 255, is less; ChangeDetector.LEAST
 FLASH = 6  # frames that a flash may last
-GRAY_LOOK_AHEAD = FLASH + 3  # frames by which find_gray_cuts may be late, with the detector's delay of 2
+GRAY_LOOK_AHEAD = FLASH + 3  # frames by which find_gray_cuts may be late: a flash, the detector's delay of 2, and 1
 
 
 def find_gray_cuts(lumas: Iterable[np.ndarray]) -> Iterator[int]:
     """Yield the first frame of every shot but the film's first, from luma uint8 (256, 256) alone.
 
-    ChangeDetector's adaptive way; and a film that fades in from black begins a new shot. What comes back within
-    FLASH frames was a flash (or a black frame) and no cut. A cut is known at most GRAY_LOOK_AHEAD frames after it.
+    Cuts are those of ChangeDetector("adaptive"), and the first frame that is not black after black ones. If the picture
+    from before a cut comes back within FLASH frames, there was a flash or a black frame, and no cut. A cut is yielded
+    at most GRAY_LOOK_AHEAD frames late.
     """
     detector = ChangeDetector("adaptive")
 
@@ -197,7 +199,7 @@ def frame_positions(first: int, last: int, count: int) -> list[int]:
 
 
 def checksum(planes: Planes) -> int:
-    """A number that differs for another picture."""
+    """The CRC-32 of a picture's planes."""
     number = 0
     for plane in planes[:3]:
         if plane is not None:
@@ -209,14 +211,14 @@ def reread_frames(film: Film, times: Sequence[int], checksums: dict[int, int]) -
     """Yield (index, planes) for the frames in ``checksums``, a dict index -> checksum, perhaps more than once.
     ``times`` are the pts of all frames.
 
-    Seeking is fast, but in some films it lands beside the frame asked for. The checksum tells, and such a film is
-    read from its start instead.
+    Seeking is fast, but in some films it leads to another frame than the one asked for. The checksum reveals that, and
+    then the film is read from its start.
     """
     for index, expected in checksums.items():
         try:
             with closing(planned_frames(film, times, index)) as frames:
                 _, planes = next(frames)
-        except UserError:  # no frame of that time is found again
+        except UserError:  # the second reading has other times
             break
         if checksum(planes) != expected:
             break
@@ -229,14 +231,15 @@ def reread_frames(film: Film, times: Sequence[int], checksums: dict[int, int]) -
 
 
 class FramePool:
-    """The frames of the open shot that may turn out to be wanted: its first, and all from the lowest inner position on.
+    """The frames of the open shot that may turn out to be wanted: its first, and all from the earliest one that could
+    be its second wanted frame, if the shot ended now.
 
-    With three frames a shot that is the second half of what has been seen. When these are more than ``budget`` bytes,
-    frames are held as their checksum alone, by which reread_frames finds them again.
+    With three frames a shot, that is the second half of what has been seen. Beyond ``budget`` bytes, only a frame's
+    checksum is held, by which reread_frames finds the frame again.
     """
 
     def __init__(self, frames_per_shot: int, delay: int, budget: int) -> None:
-        self.parts = max(frames_per_shot - 1, 2)  # 2: the contact sheet wants the middle in any case
+        self.parts = max(frames_per_shot - 1, 2)  # at least 2, since the contact sheet wants the middle frame
         self.delay = delay
         self.budget = budget
         self.first = self.bytes = 0
@@ -247,9 +250,9 @@ class FramePool:
         for index, planes in enumerate(frames):
             self.held[index] = planes
             self.bytes += _size(planes)
-            shortest = index - self.delay - 1 - self.first  # the detector may yet end the shot this far from its first
+            shortest = index - self.delay - 1 - self.first  # the open shot's last frame - first, at least
             self._release(self.first + 1, self.first + shortest // self.parts)
-            # The last of a shot and the first of the next always stay, so it is an older frame that makes room.
+            # A shot's last frame and the next one's first must stay whole, so an older frame is let go.
             older = index - self.delay - 2
             if self.bytes > self.budget and older > self.first and isinstance(held := self.held.get(older), Planes):
                 self.bytes -= _size(held)

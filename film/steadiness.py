@@ -16,8 +16,8 @@ from dataset import resize, rgb_to_lab
 
 
 class CDC:
-    """Color distribution consistency of one shot (Liu et al. 2021, arXiv 2110.04562), of which only the histograms of
-    the last frames are kept.
+    """Color distribution consistency of one shot (Liu et al. 2021, arXiv 2110.04562). Only the histograms of its last
+    frames are held.
 
     The Jensen-Shannon divergence between the 256-bin histograms of frames t apart, averaged over the channels and over
     the shot, for each t of STEPS; then the mean over these.
@@ -50,8 +50,8 @@ class WarpError:
     """Warping error of the colors of one shot: how much ab changes along the motion of the gray picture.
 
     The mean of (ab of a frame - ab of the frame before, fetched along the optical flow)^2 over both channels and over
-    all pixels of the shot that are visible in both frames. The flow is that of pictures at most WIDTH wide. Several
-    colorings of the same film share it.
+    all pixels of the shot that are visible in both frames. The flow is that of pictures at most WIDTH wide. It
+    is computed once for several colorings of the same film.
     """
 
     WIDTH = 320

@@ -25,10 +25,10 @@ T = TypeVar("T")
 @contextmanager
 def open_video(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """Open a film with PyAV and yield (container, its first video stream). Raises UserError when there is none."""
-    if not Path(path).is_file():  # a pipe might never end
+    if not Path(path).is_file():  # reading a pipe might never end
         raise UserError(f"{path} is not a file; name a video")
     try:
-        # A film may name no other address.
+        # A file must not make FFmpeg open a network address.
         container = av.open(str(path), options={"protocol_whitelist": "file"}, metadata_errors="replace")
     except (av.error.FFmpegError, OSError) as error:
         raise UserError(f"cannot read {path} as a video: {error.strerror or error}") from error
@@ -61,7 +61,7 @@ def packets_of(film: av.container.InputContainer, streams: Stream | Sequence[Str
 
 
 class Damage:
-    """Where packets could not be decoded, for one warning a gap."""
+    """Where packets could not be decoded: less than a second apart they are one gap, which gets one warning."""
 
     def __init__(self) -> None:
         self.gaps = []  # [first second, last second, packets, reason]
@@ -83,14 +83,14 @@ def read_frames(path: str | Path, begin: int | None = None,
     """Yield (pts, frame) of a film in order, pts in the stream's time base and strictly increasing.
 
     ``begin`` is the pts to start from: decoding starts some seconds in front of it, and earlier frames are dropped.
-    A frame without a time, or not after the one before it, follows that one by one frame of the stated rate, or by
-    one tick. What does not decode is entered into ``damage`` and left out.
+    A frame without a time is put one frame of the stated rate after the one before it; a frame whose time is not later
+    than that of the one before, one tick after it. What does not decode is entered into ``damage`` and left out.
     """
     with open_video(path) as (film, stream):
         size, last = None, None
         step = max(1, round(1 / (frame_rate(stream) * stream.time_base)))
         if begin is not None:
-            with suppress(av.error.FFmpegError):  # what cannot seek is read from its start
+            with suppress(av.error.FFmpegError):  # a film that cannot seek is read from its start
                 film.seek(max(begin - round(SEEK_MARGIN / stream.time_base), 0), stream=stream)
         for packet in packets_of(film, stream, path):
             try:
@@ -118,7 +118,7 @@ class Film(Protocol):
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Name of the film, as shown to the user."""
 
     @property
     def rate(self) -> Fraction:
@@ -126,7 +126,7 @@ class Film(Protocol):
 
     @property
     def time_base(self) -> Fraction:
-        """Seconds of a unit of time (pts)."""
+        """Seconds of one unit of pts."""
 
     @property
     def start(self) -> float:
@@ -134,29 +134,28 @@ class Film(Protocol):
 
     @property
     def promised(self) -> int:
-        """How many frames there are, as stated; 0 where nothing is."""
+        """Number of frames as the file states it; 0 if it states none."""
 
     def stamp(self) -> list[Any]:
-        """Plain values that another film, or this one changed, does not have."""
+        """Plain values that differ for every other film, and once this one is changed."""
 
     def read(self, begin: int | None = None,
              damage: Damage | None = None) -> Generator[tuple[int, int, Planes], None, None]:
         """Yield (pts, duration, Planes) of the frames from the pts ``begin`` on, pts strictly increasing. What does not
-        decode is left out and, where ``damage`` is asked for, noted or named."""
+        decode is left out; with ``damage`` given, it is entered there or warned about."""
 
     def colored(self, output: Path, times: Iterable[int]) -> "Film":
-        """What the frames at ``times`` (pts) of this film are colored into, when that is there."""
+        """The film at ``output`` into which the frames at ``times`` (pts) of this one were colored."""
 
     def is_done(self, output: Path) -> bool:
         """Whether the film is colored into ``output``, and all that goes with it was written."""
 
     def is_output(self, output: Path) -> bool:
-        """Whether to color the film into ``output`` would write over the film itself."""
+        """Whether coloring into ``output`` would overwrite the film itself."""
 
 
 class VideoFile:
-    """A film in a file, as ``Film`` says. It is opened when something is first asked of it, which raises UserError
-    when it is no film."""
+    """A film in a file, as ``Film`` says. It is opened only when needed; then UserError is raised if it is no film."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -214,13 +213,15 @@ class VideoFile:
 
 
 def window(film: Film, config: FilmConfig) -> tuple[int | None, float]:
-    """``start`` and ``end`` as pts of a film: the first to take, None for all, and the first to leave out."""
+    """config.start and config.end as pts of a film: (the first to take, or None for its beginning; the first to leave
+    out, inf for none)."""
     begin = round((film.start + config.start) / film.time_base) if config.start else None
     return begin, (film.start + config.end) / film.time_base
 
 
 def planned_frames(film: Film, times: Sequence[int], index: int) -> Generator[tuple[int, Planes], None, None]:
-    """(index, Planes) of the frames from ``index`` on. Raises UserError when they are not at ``times``, pts of all."""
+    """Yield (index, Planes) of the frames from ``index`` on. Raises UserError unless their pts are those in ``times``,
+    the pts of all frames as they were found before."""
     frames: Any = film.read(times[index])
     first = next(frames, None)
     if first is None or first[0] != times[index]:  # a film that cannot seek well, or states no times

@@ -1,4 +1,4 @@
-"""One training over several processes, on one machine or many: ``torchrun --nproc_per_node=N train.py ...``.
+"""How do several processes train as one? On one machine or many, by ``torchrun --nproc_per_node=N train.py ...``.
 
 Every process works on its share of each batch. Generator and discriminator are DistributedDataParallel, the memory is
 one: every process gathers the whole batch and does the same to its own copy. Without torchrun a team is one process.
@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils import UserError
 
-TIMEOUT = timedelta(minutes=30)  # for the slowest thing that one process does while the others wait: to validate
+TIMEOUT = timedelta(minutes=30)  # for the longest that one process works while the others wait: validation
 
 
 class Team:
@@ -40,7 +40,7 @@ class Team:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=TIMEOUT)
-            self.control = dist.new_group(backend="gloo", timeout=TIMEOUT)  # what is told here waits for no GPU
+            self.control = dist.new_group(backend="gloo", timeout=TIMEOUT)  # for values on the CPU: waits for no GPU
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -60,7 +60,7 @@ class Team:
         return torch.cat(shares)
 
     def mine(self, x: torch.Tensor) -> torch.Tensor:
-        """The share of this process in what ``gather`` put together."""
+        """This process's share of a tensor that ``gather`` made."""
         return x.chunk(self.size)[self.rank]
 
     def mean(self, x: torch.Tensor) -> torch.Tensor:
@@ -91,7 +91,7 @@ class Team:
         """The network whose gradients are the means over the processes; its parameters are those of ``network``."""
         if self.size == 1:
             return network
-        # Buffers are the statistics of SharedBatchNorm, which are equal already.
+        # The only buffers are the statistics of SharedBatchNorm, which are equal in all processes.
         return DistributedDataParallel(network, [self.device] if self.device.type == "cuda" else None,
                                        broadcast_buffers=False)
 

@@ -14,7 +14,7 @@ from networks import Advice, Discriminator
 from training.distributed import Team
 from utils import UserError
 
-Cast = Callable[[], torch.autocast]  # makes the context of the networks
+Cast = Callable[[], torch.autocast]  # makes the autocast context that networks run in
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Losses
@@ -27,10 +27,10 @@ def integrator_loss(combined: torch.Tensor, color_feature: torch.Tensor, eps: fl
 
 def color_loss(ab_fake: torch.Tensor, ab: torch.Tensor, vivid: float,
                over_all: Callable[[torch.Tensor], torch.Tensor] = lambda mean: mean) -> torch.Tensor:
-    """L1 of ab (N, 2, S, S), weighted by 1 + vivid * chroma / 110 and brought back to the mean weight 1.
+    """L1 of ab (N, 2, S, S) in [-1, 1], weighted by 1 + vivid * chroma / 110 and divided by the mean weight; a scalar.
 
     Characters are small and vivid, backgrounds large and pale, and it is on characters that a wrong color is seen.
-    ``over_all`` makes the mean weight of this process's pictures that of the whole batch.
+    ``over_all`` turns the mean weight of this process's share into that of the whole batch.
     """
     weight = 1 + vivid * ab.square().sum(1, keepdim=True).sqrt()
     return ((ab_fake - ab).abs() * weight).mean() / over_all(weight.mean())
@@ -97,7 +97,7 @@ class Learner:
         bad = self.team.any(~(loss.detach().isfinite() & norm.isfinite()))
         if self.config.clip_grad:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.clip_grad, norm)
-        # As GradScaler tells a fused optimizer to skip a step: no wait for the GPU.
+        # found_inf makes a fused optimizer skip the step, as with GradScaler, without a wait for the GPU.
         optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
         optimizer.step()
         self.skipped = self.skipped | bad
@@ -109,17 +109,18 @@ class Learner:
         share = max(1 - self.config.learning.ema_decay, 9 / (9 + self.steps))
         torch._foreach_lerp_(list(self.colorizer.generator.parameters()), list(self.generator.parameters()), share)
         for average, buffer in zip(self.colorizer.generator.buffers(), self.generator.buffers(), strict=True):
-            # Statistics of a batch norm, which are averages already. Of a skipped step they are not to be trusted.
+            # Statistics of a batch norm are averages already: they are copied, or after a skipped step restored.
             buffer.copy_(torch.where(self.skipped, average, buffer))
             average.copy_(buffer)
 
     def step(self, batch: dict[str, torch.Tensor], features: torch.Tensor | None,
              cast: Cast) -> dict[str, torch.Tensor]:
-        """One step on a batch of the dataset (on the device); features (N, D) are those of its backbone.
+        """One step on a batch of TrainingViews (on the device). ``features`` (N, D) are what the backbone sees of the
+        whole pictures, not of the views; None without a memory.
 
         In this order: triplet loss on the memory; memory update; integrator; generator; discriminator. ``cast`` makes
         the autocast context of the networks; losses and memory are float32. Returns named losses (tensors), and
-        ``skipped``, 1 when a loss or gradient was not finite, whose optimizer then kept still.
+        ``skipped``, 1 when a loss or gradient was not finite; its optimizer then left the weights as they were.
         """
         self.skipped = torch.zeros((), dtype=torch.bool, device=self.team.device)
         view = batch["view_feature"]
@@ -175,7 +176,7 @@ class Learner:
         return fake.detach(), losses
 
     def _step_discriminator(self, batch, fake, cast):
-        """The discriminator learns, from real and fake in one pass: no norm of it looks over the batch."""
+        """The discriminator learns from real and fake in one pass; none of its norms mixes the pictures of a batch."""
         with cast():
             both = self.judge(batch["L"].repeat(2, 1, 1, 1), torch.cat([batch["ab"], fake]),
                               batch["view_feature"].repeat(2, 1))
@@ -205,7 +206,7 @@ class Learner:
                         if {k: x.shape for k, x in of_p.items()} != {"step": (), "exp_avg": p.shape,
                                                                      "exp_avg_sq": p.shape}:
                             raise ValueError(f"the moments of {name} are of another shape")
-                # What to do comes from the configuration, and only the moments and the rate from the file.
+                # Moments and learning rate come from the file, all other settings from the configuration.
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
                 optimizer.param_groups[0]["lr"] = float(state["optimizers"][name]["param_groups"][0]["lr"])
         except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:

@@ -13,8 +13,8 @@ from dataset import ColorizationDataset
 from training.learner import Cast
 from utils import IMAGE_SUFFIXES, UserError, list_files, spread, warn
 
-SPATIAL_FRAMES = 4096  # the spatial memory holds no more, spread evenly over a larger set: of 250 kB each
-FITTED = 128  # the spatial memory's projection is chosen by no more pictures than these, spread evenly
+SPATIAL_FRAMES = 4096  # at most, in the spatial memory, 250 kB each; of a larger set, so many spread evenly
+FITTED = 128  # pictures, at most, spread evenly, to which the spatial memory's projection is fitted
 
 
 def load_data(config: TrainConfig) -> tuple[ColorizationDataset, ColorizationDataset]:
@@ -42,8 +42,8 @@ def fit_model_config(config: TrainConfig, n_pictures: int) -> ModelConfig:
 
 def see(data: ColorizationDataset, indices: torch.Tensor, colorizer: Colorizer,
         cast: Cast) -> tuple[Seen | None, torch.Tensor, torch.Tensor]:
-    """What the backbone sees of some pictures, None without a memory, which needs no backbone; and L and ab of the size
-    that the colorizer takes."""
+    """(what the backbone sees of the pictures at ``indices``, None without a memory; their L (N, 1, S, S); their
+    ab (N, 2, S, S)), S the colorizer's side."""
     device = next(colorizer.parameters()).device
     L, ab, gray = (part.to(device) for part in data.tensors(indices, colorizer.config.side))
     if not colorizer.config.use_memory:
@@ -54,8 +54,8 @@ def see(data: ColorizationDataset, indices: torch.Tensor, colorizer: Colorizer,
 
 def see_all(data: ColorizationDataset, colorizer: Colorizer, cast: Cast,
             known: torch.Tensor | None = None) -> torch.Tensor:
-    """The backbone's features (N, D) of all pictures of a dataset, which never change: as kept with the dataset, else
-    ``known`` (N, D) where they are, else computed."""
+    """The backbone's features (N, D) of all pictures of a dataset, which never change: from the dataset's cache; if
+    they are not there, from ``known`` (N, D), or else computed."""
     backbone, name = colorizer.backbone, colorizer.config.backbone
     device = next(colorizer.parameters()).device
     with cast():
@@ -70,14 +70,14 @@ def see_all(data: ColorizationDataset, colorizer: Colorizer, cast: Cast,
 
 
 def remember(data: ColorizationDataset, colorizer: Colorizer, cast: Cast) -> torch.Tensor | None:
-    """Fill the spatial memory with the pictures, or with some of them, spread evenly, where it has not room for all.
+    """Fill the spatial memory with all pictures, or if they are too many, with some, spread evenly.
 
-    Returns the backbone's features (N, D) of the pictures if it has looked at all of them.
+    Returns the backbone's features (N, D) of the pictures if it saw all of them, else None.
     """
     spatial, ids, features = colorizer.spatial, torch.tensor(data.ids), []
     sample = torch.tensor(spread(len(data), FITTED)).split(8)
     looks = (see(data, part, colorizer, cast)[0] for part in sample)
-    spatial.fit(torch.cat([seen.places.half() for seen in looks if seen is not None]))  # none is: there is a memory
+    spatial.fit(torch.cat([seen.places.half() for seen in looks if seen is not None]))  # never None: there is a memory
     chosen = torch.tensor(spread(len(data), len(spatial.ids)))
     for slots in torch.arange(len(chosen)).split(8):
         seen, L, ab = see(data, chosen[slots], colorizer, cast)

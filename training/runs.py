@@ -21,8 +21,9 @@ from utils import UserError, only_one, picture_grid, replace_when_done
 class Run:
     """The files of a run under ``save_path``: checkpoints, log.jsonl, curves.png, samples/ and tensorboard/.
 
-    A context manager that keeps every other run out of the folder; the kernel ends that with the process, however it
-    dies. Raises UserError where another run is at work, or was and neither going on nor overwriting is asked for.
+    A context manager that locks the folder against other runs; the lock ends with the process, however it dies. Raises
+    UserError while another run has it, or if it holds another run's checkpoints and neither resume, start_epoch nor
+    overwrite is set.
     """
 
     OWN = ("epoch_*.pt", "last.pt", "best.pt", "log.jsonl", "curves.png", "samples/epoch_*.png",
@@ -47,7 +48,7 @@ class Run:
             self.lock.__exit__(None, None, None)
             raise UserError(f"{self.path} holds another run; pass --resume True to go on, --overwrite True to start "
                             "again, or another --save_path")
-        for path in self.path.glob(".*.partial.*"):  # a run was killed while it wrote
+        for path in self.path.glob(".*.partial.*"):  # left by a run that was killed while writing
             path.unlink()
         return self
 
@@ -58,7 +59,7 @@ class Run:
         return [path for pattern in self.OWN for path in self.path.glob(pattern)]
 
     def begin(self, epoch: int | None) -> None:
-        """Make room: None starts again and removes the files of an earlier run; else what follows ``epoch`` is."""
+        """Prepare the folder: None removes all files of an earlier run; else the log is cut after ``epoch`` epochs."""
         (self.path / "samples").mkdir(exist_ok=True)
         if epoch is None:
             for path in self._files():
@@ -91,16 +92,16 @@ class Run:
 
 @dataclass
 class Position:
-    """How far a run is: with the learner's state and torch's random state, all that going on exactly takes."""
+    """How far a run has come. Together with the learner's and torch's random state, it is all that resuming needs."""
 
     epoch: int = 0  # epochs that are done
-    batches: int = 0  # steps that are done of the next one
+    batches: int = 0  # steps done in the epoch after these
     step: int = 0  # steps in all
     spent: float = 0.0  # seconds on the steps of this epoch
     seconds: float = 0.0  # seconds on the steps of the epochs before
     elapsed: float = 0.0  # seconds on everything, in all the times that the run was started
-    best: float = math.inf  # val_ciede2000
-    sums: dict = field(default_factory=dict)  # losses of this epoch: name -> tensor of their sum and number
+    best: float = math.inf  # lowest val_ciede2000 yet
+    sums: dict = field(default_factory=dict)  # of this epoch: name of a loss -> tensor (its sum, number of steps)
 
     @classmethod
     def of(cls, saved: dict[str, Any], device: torch.device) -> "Position":
@@ -117,7 +118,7 @@ class Position:
 
 
 class Signals:
-    """Within the block Ctrl-C and SIGTERM are noted in ``caught``, so that the step can be finished and saved."""
+    """Within the block, Ctrl-C and SIGTERM only set ``caught``, so that the step can be finished and saved."""
 
     caught = False
 
@@ -134,7 +135,7 @@ class Signals:
 
     @staticmethod
     def ignore(_worker: int | None = None) -> None:
-        """Leave the stopping to the process that started this one."""
+        """Ignore both in a worker process: the process that started it stops it."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
 

@@ -15,9 +15,9 @@ class TrainingViews(Dataset):
     """Views of the pictures for the generator: half mirrored, zoomed, some dimmed as in a fade, some with a part of
     another view pasted in, so that a character is known by its looks and not by where it stands.
 
-    Indexed by (index, seed), so that a view depends on nothing else, in whatever process it is made. An item holds
-    ``L``, ``ab``, ``gray`` and ``view_feature`` of the view, and ``color_feature``, ``image_id`` and ``index`` of its
-    picture. A share of ``mislead`` is ``misled``: to be colored from the colors of other frames.
+    Indexed by (index, seed): the same pair gives the same view in any process. An item holds ``L``, ``ab``, ``gray``
+    and ``view_feature`` (the color feature) of the view, and ``color_feature``, ``image_id`` and ``index`` of its
+    picture. ``misled``, true for a share of ``mislead``, tells to color it by what the memory recalls of other frames.
     """
 
     GRID = 32  # a pasted part begins and ends at a multiple of 1 / GRID of a side
@@ -44,7 +44,8 @@ class TrainingViews(Dataset):
                 "color_feature": self.data.color_features[index], "image_id": self.data.ids[index]}
 
     def _view(self, index, rng):
-        """A part of a picture as large as the whole, float32 codes (3, side, side) of encode_lab."""
+        """A random part of a picture, enlarged to the whole size, perhaps mirrored and dimmed: float32 codes (3, side,
+        side) of encode_lab."""
         side = self.data.side
         crop = round(side / rng.uniform(1, self.config.max_zoom))
         top, left = rng.integers(0, side - crop + 1, 2)
@@ -53,7 +54,7 @@ class TrainingViews(Dataset):
         if rng.random() < 0.5:
             part = part[:, ::-1]
         codes = torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1))).float()
-        if rng.random() < self.config.dimmed:  # in CIE Lab, light times s^3 is ab times s and L + 16 times s
+        if rng.random() < self.config.dimmed:  # light * s^3 is, in CIE Lab, ab * s and (L + 16) * s
             black = torch.tensor([-0.16 * 255, 128, 128])[:, None, None]
             codes = torch.lerp(black, codes, float(rng.uniform(self.config.darkest, 1))).clamp(min=0)
         return codes
@@ -63,7 +64,7 @@ class ViewSampler(Sampler):
     """(index, seed) of every picture in random order, ``passes`` times; the order depends on seed and epoch alone.
 
     An epoch has whole batches: the last one is filled up with pictures of one more pass. Of each batch process ``rank``
-    of ``size`` gets its share. ``skip`` leaves out so many batches that an interrupted epoch has had.
+    of ``size`` gets its share. ``skip`` is the number of batches to leave out, which an interrupted epoch has had.
     """
 
     def __init__(self, data: Sized, passes: int, seed: int, batch_size: int = 1, rank: int = 0, size: int = 1) -> None:
