@@ -99,6 +99,14 @@ def _at_least(config: Any, least: float, *names: str, flag: str = "") -> None:
             raise UserError(f"{flag}{name} is {getattr(config, name)}; set it to at least {least}")
 
 
+def _check_choices(config: Any) -> None:
+    """Raises UserError for a setting that is none of its choices; on a command line the parser does."""
+    for f in fields(config):
+        choices = f.metadata.get("flag", {}).get("choices")
+        if choices and getattr(config, f.name) not in choices:
+            raise UserError(f"{f.name} is {getattr(config, f.name)!r}; choose from {', '.join(map(str, choices))}")
+
+
 def parse_time(text: str) -> float:
     """Seconds of a time given in seconds, mm:ss or hh:mm:ss."""
     parts = text.split(":")
@@ -247,6 +255,7 @@ class GeneratorConfig:
 
     def check(self) -> None:
         """Raises UserError for a value out of its range."""
+        _check_choices(self)
         _at_least(self, 1, "frames_per_shot", "shots_len_thres", "workers", flag="--")
         _at_least(self, 0, "seed", "col_diff_thres", flag="--")
         if self.scene_thres is not None and not self.scene_thres > 0:
@@ -318,6 +327,7 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raises UserError when settings are out of range or make no sense together."""
+        _check_choices(self)
         _at_least(self, 1, "end_epoch", "save_freq", "batch_size", "img_size", "width", "dis_every")
         _at_least(self, 0, "start_epoch", "max_minutes", "mem_size", "top_k", "color_thres", "alpha", "num_workers",
                   "gen_lr", "dis_lr", "mem_lr", "int_lr", "lambda_l1", "clip_grad", "seed", "cache_gb")
@@ -367,6 +377,13 @@ class PainterConfig:
                              choices=["auto", "fp32", "bf16"])
 
 
+    def check(self) -> None:
+        """Raises UserError for a value that is none of the choices, or without what it needs."""
+        _check_choices(self)
+        if self.save_checkpoint and not self.references:
+            raise UserError("--save_checkpoint keeps the references; name their folder by --references")
+
+
 @dataclass
 class FilmConfig:
     """How a film is colored and written. ``codec``, ``crf`` and ``pix_fmt`` None take what suits the output."""
@@ -401,12 +418,11 @@ class ColorConfig(FilmConfig, PainterConfig):
 
     def check(self) -> None:
         """Raises UserError for a value out of its range."""
+        PainterConfig.check(self)
         _at_least(self, 1, "workers", "batch_size")
         _at_least(self, 0, "suggest")
         if self.end <= self.start:
             raise UserError(f"--end {self.end:g} s is not after --start {self.start:g} s")
-        if self.save_checkpoint and not self.references:
-            raise UserError("--save_checkpoint keeps the references; name their folder by --references")
 
 
 def part_of(settings: Any, kind: Callable[..., T]) -> T:

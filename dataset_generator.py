@@ -362,7 +362,7 @@ def fill(folder: Path, found: Sequence[tuple[FoundFilm | UserError, Path]], conf
     failures = [film for film, _ in found if isinstance(film, UserError)]
     if not films:
         raise failures[0] if len(failures) == 1 else UserError(f"none of the {len(found)} videos can be read")
-    give_shots_away([film for film, _ in films], config)
+    assign_splits([film for film, _ in films], config)
     write_pictures(folder, films, place)
     for film, _ in films:
         draw_curve(film, folder / FIGURES / f"{film.path.name}_curve.png")
@@ -370,7 +370,7 @@ def fill(folder: Path, found: Sequence[tuple[FoundFilm | UserError, Path]], conf
     return [film.summary() for film, _ in films], len(failures)
 
 
-def give_shots_away(films: Sequence[FoundFilm], config: GeneratorConfig) -> None:
+def assign_splits(films: Sequence[FoundFilm], config: GeneratorConfig) -> None:
     """Give each kept shot of all films to a split. Raises UserError when there is none."""
     shots = [shot for film in films for shot in film.shots]
     kept = [shot for shot in shots if shot.images]

@@ -425,7 +425,9 @@ class FeatureIntegrator(nn.Module):
         last.bias.data = torch.tensor([start, 0.0, 0.0])  # softmax: 0.9993, 0.0003, 0.0003
 
     def forward(self, values: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """values (N, 3, 313), scores (N, 3), -inf for an empty slot -> combined color feature (N, 313)."""
+        """values (N, k, 313) and scores (N, k) of at most 3 slots, -inf for an empty one -> color feature (N, 313)."""
+        missing = self.TOP - scores.shape[1]  # of a memory with fewer slots
+        values, scores = F.pad(values, (0, 0, 0, missing)), F.pad(scores, (0, missing), value=-torch.inf)
         empty = ~scores.isfinite()
         weights = self.mlp(scores.masked_fill(empty, 0)).masked_fill(empty, -torch.inf).softmax(1)
         return (weights[:, :, None] * values).sum(1)

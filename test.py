@@ -257,7 +257,7 @@ def color(config: ColorConfig) -> None:
     kept = [config.save_checkpoint] if config.save_checkpoint else []
     refuse_existing([target for _, target in pictures] + [target for film, target in films if film.is_done(target)]
                     + kept, config.overwrite)
-    if not pictures and not films:
+    if not pictures and not films and not config.save_checkpoint:
         return
     painter = load_painter(config)
     if config.panel and not painter.remembers:

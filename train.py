@@ -44,9 +44,9 @@ SAMPLES = 4  # rows of the sample grid
 
 @torch.no_grad()
 def validate(learner: Learner, data: ColorizationDataset, cast: Cast,
-             remember: bool = True) -> tuple[dict[str, float], list[tuple[int, np.ndarray, list[int]]]]:
+             read_spatial: bool = True) -> tuple[dict[str, float], list[tuple[int, np.ndarray, list[int]]]]:
     """Color at most VAL_PICTURES pictures as at test time: eval mode, palette from the memory (and the integrator).
-    With ``remember`` False the spatial memory is not read: on the training pictures, which it knows, it proves nothing.
+    Without ``read_spatial`` the spatial memory is not: on the training pictures, which it knows, it proves nothing.
 
     Returns {name: metric}, measured at the side that the colorizer takes, and at most SAMPLES rows for the sample grid:
     (index, predicted Lab (S, S, 3), ids of the best 3 slots).
@@ -64,7 +64,7 @@ def validate(learner: Learner, data: ColorizationDataset, cast: Cast,
             shared = torch.minimum(advice.color_feature, data.color_features[indices].to(L.device))
             overlaps += shared.sum(1).tolist()
         with cast():
-            fake, _ = colorizer(L, advice, seen, remember)
+            fake, _ = colorizer(L, advice, seen, read_spatial)
         squares += ((fake - ab) * AB_SCALE).square().mean((1, 2, 3)).tolist()
         labs, truths = tensors_to_lab(L, fake), tensors_to_lab(L, ab)
         for index, lab, truth, top in zip(indices.tolist(), labs, truths, ids.tolist(), strict=True):
@@ -251,8 +251,8 @@ class Training:
         """Progress of the training, 1 at its end: by epochs or by time, whichever is further."""
         done = (self.position.epoch + self.position.batches / self.sampler.batches) / self.config.end_epoch
         limit = self.config.max_minutes * 60
-        if limit > self.val_seconds:
-            return max(done, (time.monotonic() - self.began) / (limit - self.val_seconds))
+        if limit:  # the last validation takes its time, too
+            return max(done, (time.monotonic() - self.began) / max(limit - self.val_seconds, 1e-9))
         return done
 
     def _count(self, losses):
@@ -334,14 +334,15 @@ class Training:
 # ---------------------------------------------------------------------------------------------------------------------
 # Command line
 
+# Settings of the networks and the memory: a run that goes on cannot change them.
 FIXED = ("use_memory", "use_feat_integrator", "use_spatial_memory", "gen_norm", "dis_norm", "img_size", "width",
-         "backbone", "mem_size")
+         "backbone", "mem_size", "top_k", "color_thres", "alpha")
 
 
 def config_to_go_on(saved: Any, given: dict[str, Any]) -> TrainConfig:
     """The configuration of a saved run, with the settings that are ``given`` now in their place.
 
-    Raises UserError for a setting that shapes the networks and differs from the saved one.
+    Raises UserError for one of FIXED that differs from the saved one.
     """
     try:
         changed = [name for name in FIXED if given.get(name, saved[name]) != saved[name]]

@@ -262,6 +262,7 @@ def _source(config, model_config):
 
 def load_painter(config: PainterConfig) -> Painter:
     """The Painter that ``config`` asks for. Raises UserError when the checkpoint cannot do it."""
+    PainterConfig.check(config)
     device = select_device(config.device)
     colorizer, content = load_colorizer(config.checkpoint, device)
     painter = Painter(colorizer, device, config.precision, _source(config, colorizer.config), config.rank,

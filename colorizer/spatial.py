@@ -23,7 +23,7 @@ from networks import grow
 class Nearest(NamedTuple):
     """Which frames in memory are read for each picture."""
 
-    slots: torch.Tensor  # (N, k) int64, in the order in which they were chosen: the first is the most alike
+    slots: torch.Tensor  # (N, k) int64, in the order in which ``nearest`` chose them
     preferred: torch.Tensor  # (N, k) bool, whether the frame is one of the user's that comes first
 
 

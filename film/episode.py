@@ -194,7 +194,7 @@ def batches(jobs: Generator[Job, None, None], batch_size: int) -> Generator[list
 
 
 @contextmanager
-def painters(count: int) -> Iterator[ThreadPoolExecutor]:
+def coloring_threads(count: int) -> Iterator[ThreadPoolExecutor]:
     """A pool of ``count`` threads. Within the block they share torch's threads, and OpenCV has none of its own:
     batches side by side wait for each other less than threads within one small operation."""
     threads = torch.get_num_threads(), cv2.getNumThreads()
@@ -232,7 +232,7 @@ def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Pla
             job.L = None
         return batch
 
-    with closing(batches(jobs, config.batch_size)) as todo, painters(PAINTERS) as pool:
+    with closing(batches(jobs, config.batch_size)) as todo, coloring_threads(PAINTERS) as pool:
         painted = deque()
         for batch in todo:
             painted.append((batch, pool.submit(paint, batch)))
@@ -328,12 +328,12 @@ class Coloring:
                 bar.update()
         truth = shown[0].picture(*size)
         truth = truth if is_color(truth) else None
-        at = [float(plan.pts[i] * target.time_base) for i in (shot.start, shot.end - 1)]
         following = plan.pts[shot.end] if shot.end < len(plan.pts) else plan.pts[-1] + plan.last_duration
         return ShotRecord(
-            number, shot.start, shot.end, at[0], float(following * target.time_base), shown[0].gray(*size),
-            shown[1].picture(*size), truth, list(shot.palette.slot_ids),
-            list(shot.palette.slot_scores), float(np.mean(confidence)), shot.palette.feature.numpy(),
+            number, shot.start, shot.end, float(plan.pts[shot.start] * target.time_base),
+            float(following * target.time_base), shown[0].gray(*size), shown[1].picture(*size), truth,
+            list(shot.palette.slot_ids), list(shot.palette.slot_scores), float(np.mean(confidence)),
+            shot.palette.feature.numpy(),
             config.keep_color_shots and shot.in_color, cdc.value(),
             math.nan if truth is None else cdc_truth.value(), time.monotonic() - started)
 

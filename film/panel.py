@@ -246,10 +246,10 @@ def write_panel(painter: Painter, film: Film, target: Path, records: Sequence[Sh
         for number, (pts, sheet) in enumerate(sheets):
             if number == 0:
                 stream.height, stream.width = sheet.shape[:2]
-            frame = av.VideoFrame.from_ndarray(sheet, format="rgb24").reformat(
+            encoded = av.VideoFrame.from_ndarray(sheet, format="rgb24").reformat(
                 format="yuv420p", dst_colorspace="ITU709")
-            frame.pts, frame.time_base = pts - (begin or 0), film.time_base
-            output.mux(stream.encode(frame))
+            encoded.pts, encoded.time_base = pts - (begin or 0), film.time_base
+            output.mux(stream.encode(encoded))
             bar.update()
         output.mux(stream.encode(None))
 

@@ -1,6 +1,7 @@
 """What is known of a film before it is colored? Its shots with their palettes, how it is encoded, what paints it."""
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
@@ -22,7 +23,7 @@ class FilmPainter(Protocol):
     def side(self) -> int:
         """Pixels along a side of the square pictures that it wants."""
 
-    def palette(self, labs: list[np.ndarray]) -> Palette:
+    def palette(self, labs: Sequence[np.ndarray]) -> Palette:
         """The colors of a shot, by some of its frames, Lab float32 (side, side, 3) each."""
 
     def paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, np.ndarray]:

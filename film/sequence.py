@@ -37,13 +37,13 @@ def find_sequences(paths: Sequence[Path]) -> tuple[list["NumberedFrames"], list[
             groups.setdefault((path.stem.removesuffix(number), path.suffix), []).append((int(number), path))
     for (prefix, _), numbered in groups.items():
         frames = dict(sorted(numbered))
-        if FEWEST <= len(numbered) == len(frames) > (max(frames) - min(frames)) / 2 and _move(list(frames.values())):
+        if FEWEST <= len(numbered) == len(frames) > (max(frames) - min(frames)) / 2 and _follow(list(frames.values())):
             sequences.append(NumberedFrames(frames, prefix))
     taken = {path for sequence in sequences for path in sequence.paths.values()}
     return sequences, [path for path in paths if path not in taken]
 
 
-def _move(paths):
+def _follow(paths):
     """Whether pictures follow each other like the frames of a film."""
     changes = []
     for place in np.linspace(0, len(paths) - 2, PAIRS).astype(int):

@@ -117,8 +117,8 @@ def small_picture(planes: Planes) -> np.ndarray:
     if planes.coding.depth > 8:
         small = [(plane >> (planes.coding.depth - 8)).astype(np.uint8) for plane in small]
     if not planes.coding.full:  # luma 16..235 and chroma 16..240 to 0..255
-        steps = [(255 / 219, -16 * 255 / 219)] + 2 * [(255 / 224, 128 - 128 * 255 / 224)]
-        small = [cv2.convertScaleAbs(plane, None, *step) for plane, step in zip(small, steps, strict=False)]
+        small = [cv2.convertScaleAbs(cv2.subtract(plane, 16), None, 255 / reach, half)  # both clip
+                 for plane, (reach, half) in zip(small, ((219, 0), (224, 0.5), (224, 0.5)), strict=False)]
     return cv2.merge(small[:1] * 3) if gray else cv2.cvtColor(cv2.merge(small), cv2.COLOR_YCrCb2RGB)
 
 
@@ -144,7 +144,7 @@ def detect_shots(frames: Iterable[np.ndarray], detector: Detector,
 
 
 BLACK = 6  # mean luma, of 255, below which a frame is black
-ALIKE = 15  # a picture has come back if its mean difference in luma, of 255, is less; ChangeDetector.LEAST
+ALIKE = ChangeDetector.LEAST  # a picture has come back if its mean difference in luma, of 255, is less
 FLASH = 6  # frames that a flash may last
 GRAY_LOOK_AHEAD = FLASH + 3  # frames by which find_gray_cuts may be late: a flash, the detector's delay of 2, and 1
 

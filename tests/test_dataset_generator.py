@@ -25,7 +25,8 @@ from config import Shard
 from dataset_generator import split_shots
 from film import figures
 from film.planes import Coding, Planes, plane_array
-from film.shots import ChangeDetector, FramePool, HistogramDetector, checksum, detect_shots, frame_positions
+from film.shots import (
+    ChangeDetector, FramePool, HistogramDetector, checksum, detect_shots, frame_positions, small_picture)
 from film.video import VideoFile
 from utils import UserError, read_image
 
@@ -153,6 +154,21 @@ def test_change_detector_is_pyscenedetects_number_for_number(kind, gray):
     name = its.get_metrics()[-1] if kind == "adaptive" else ContentDetector.FRAME_SCORE_KEY
     for index in range(its.event_buffer_length + 1, len(frames) - its.event_buffer_length):
         assert judged[index] == (known[index][name], index in cuts), index
+
+
+@pytest.mark.parametrize("depth", [8, 10])
+def test_the_picture_for_detectors_is_clipped_and_of_full_range(depth):
+    """Luma 0 and 16 are black and 235 and 255 white; the colors are those of the film, by BT.601."""
+    coding, step = Coding(depth, False, 6), 2 ** (depth - 8)
+    kind = np.uint8 if depth == 8 else np.uint16
+    y, cb, cr = (np.full((64, 64), code * step, kind) for code in (0, 128, 128))
+    for code, gray in ((0, 0), (9, 0), (16, 0), (235, 255), (255, 255)):
+        y[:] = code * step
+        assert np.abs(small_picture(Planes(y, None, None, coding)).astype(int) - gray).max() == 0
+        assert np.abs(small_picture(Planes(y, cb, cr, coding)).astype(int) - gray).max() <= 1
+    for color in PATCHES:
+        drawn = [np.full((64, 64), np.rint(codes[0]), kind) for codes in encode_patches(6, False, depth, color[None])]
+        assert np.abs(small_picture(Planes(*drawn, coding)).astype(int) - color).max() <= 4
 
 
 def test_histogram_difference_by_hand():
@@ -309,10 +325,10 @@ PATCHES = np.array([(200, 40, 60), (30, 120, 200), (240, 220, 90), (60, 160, 80)
 MATRICES = {1: (0.2126, 0.0722), 6: (0.299, 0.114)}  # tag: weights of red and blue, of BT.709 and BT.601
 
 
-def encode_patches(matrix, full, depth):
-    """Y', Cb and Cr of PATCHES, by the definition of ITU-T H.273."""
+def encode_patches(matrix, full, depth, colors=PATCHES):
+    """Y', Cb and Cr of colors, RGB, by the definition of ITU-T H.273."""
     red, blue = MATRICES[matrix]
-    r, g, b = (PATCHES / 255).T
+    r, g, b = (colors / 255).T
     y = red * r + (1 - red - blue) * g + blue * b
     cb, cr = (b - y) / (2 * (1 - blue)), (r - y) / (2 * (1 - red))
     top, step = 2**depth - 1, 2 ** (depth - 8)

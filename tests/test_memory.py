@@ -168,6 +168,8 @@ def test_the_integrator_is_a_convex_combination_and_ignores_empty_slots():
     scores = torch.rand(50, 3)
     scores[:25, 2] = -torch.inf
     combined = net(values, scores)
+    two = torch.where(torch.arange(3) < 2, scores, -torch.inf)
+    assert torch.equal(net(values[:, :2], scores[:, :2]), net(values, two))
     torch.testing.assert_close(combined.sum(1), torch.ones(50))
     assert (combined >= 0).all() and (combined[:25, 200] == 0).all() and (combined[25:, 200] > 0).any()
 

@@ -459,6 +459,9 @@ def test_a_corrected_frame_is_followed_without_training(sample, tmp_path, capsys
     main(flags(checkpoint=sample / "run" / "last.pt", output=tmp_path / "after", references=sample / "corrected",
                save_checkpoint=tmp_path / "kept.pt", **asked))
     assert "waits.png is gray, so not painted yet" in capsys.readouterr().err
+    main(flags(checkpoint=sample / "run" / "last.pt", output=tmp_path / "after", references=sample / "corrected",
+               save_checkpoint=tmp_path / "again.pt", **asked))  # all is done, but for the checkpoint
+    assert (tmp_path / "again.pt").stat().st_size == (tmp_path / "kept.pt").stat().st_size
     main(flags(checkpoint=tmp_path / "kept.pt", output=tmp_path / "kept", **asked))
     for frame in (RUBY_WALKS, RUBY_WALKS + 4):
         assert share_of_teal(tmp_path / "before" / f"{frame}.png", frame) < 0.3  # thin limbs are not all red either

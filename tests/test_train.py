@@ -1,6 +1,7 @@
 """The configuration, one step, the loop, its files, and going on from a checkpoint."""
 
 import json
+import time
 from dataclasses import fields
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 import train
 from colorizer.colorizer import Colorizer
-from config import LearningConfig, ModelConfig, TrainConfig, read_flags, restore
+from config import (
+    GeneratorConfig, LearningConfig, ModelConfig, PainterConfig, TrainConfig, read_flags, restore)
 from dataset import ColorizationDataset, decode_lab
 from train import main
 from training.learner import Learner, color_loss, discriminator_loss, generator_loss, integrator_loss
@@ -98,6 +100,24 @@ def test_settings_that_make_no_sense_say_which_to_change(data_path, tmp_path, se
     with pytest.raises(UserError, match=message):
         run(data_path, tmp_path / "run", **settings)
     assert not list(tmp_path.rglob("*.pt"))
+
+
+@pytest.mark.parametrize("config", [
+    TrainConfig(backbone="vgg"), TrainConfig(device="tpu"), GeneratorConfig(detector="eyes"), PainterConfig(rank=4)])
+def test_settings_from_python_have_the_choices_of_the_flags(config):
+    with pytest.raises(UserError, match="choose from"):
+        config.check()
+
+
+def test_a_validation_longer_than_the_time_ends_the_training(data_path, tmp_path, monkeypatch):
+    validate = train.validate
+    monkeypatch.setattr(train, "validate", lambda *args: (time.sleep(1.5), validate(*args))[1])
+    assert len(run(data_path, tmp_path, end_epoch=50, max_minutes=0.02)) <= 2
+
+
+def test_a_memory_of_fewer_slots_than_the_integrator_combines(tmp_path):
+    write_image(tmp_path / "data" / "train" / "hero.png", draw_picture(1))
+    assert len(run(tmp_path / "data", tmp_path / "run", end_epoch=1, **WAYS["integrator"])) == 1
 
 
 @pytest.mark.parametrize("words, message", [
@@ -403,6 +423,8 @@ def test_going_on_with_settings_that_cannot_change_is_refused(data_path, tmp_pat
     run(data_path, tmp_path, end_epoch=1, **WAYS["memory"])
     with pytest.raises(UserError, match="trained with use_feat_integrator False"):
         run(data_path, tmp_path, end_epoch=2, resume=True, **WAYS["integrator"])
+    with pytest.raises(UserError, match="trained with alpha 0.1"):
+        run(data_path, tmp_path, end_epoch=2, resume=True, alpha=0.2)
     with pytest.raises(UserError, match="raise end_epoch"):
         run(data_path, tmp_path, end_epoch=1, resume=True)
     with pytest.raises(UserError, match="there is no checkpoint .*epoch_0007"):
