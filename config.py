@@ -1,8 +1,8 @@
 """What can be set? Every setting of the program, as dataclasses, from which the command lines are made.
 
-A field with a ``help`` text is a flag of its script. The fields of SpatialConfig, LearningConfig and SteadyConfig are
-constants of the method, chosen in trials (``benchmarks/trials.md``; ``benchmarks/search.py`` varies them). The first
-two are saved with a checkpoint.
+A field with a ``help`` text is a flag of its script. The fields of SpatialConfig, VotesConfig, LearningConfig and
+SteadyConfig are constants of the method, chosen in trials (``benchmarks/trials.md``; ``benchmarks/search.py`` varies
+them). All but the last are saved with a checkpoint.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def restore(settings: type[T], plain: dict[str, Any]) -> T:
             continue
         if is_dataclass(f.type):
             values[f.name] = restore(typing.cast(type, f.type), values[f.name])
-        elif settings in (SpatialConfig, LearningConfig):
+        elif settings in (SpatialConfig, VotesConfig, LearningConfig):
             _check_constant(f, values[f.name])
     return settings(**values)
 
@@ -174,6 +174,23 @@ class SpatialConfig:
 
 
 @dataclass
+class VotesConfig:
+    """Constants of the voter (``colorizer/votes.py``), saved with the checkpoint. Chosen on held-out shots of the drawn
+    episode 1 (``benchmarks/trials.md``)."""
+
+    look: int = 512  # side, in pixels, of the gray picture that the backbone looks at, 8 pixels a place
+    colors: int = 48  # of the show, that are voted for
+    axes: int = 47  # directions in which the colors differ; one less than the colors is all that there are
+    hidden: int = 256  # width of the MLP
+    rate: float = 2e-3  # its learning rate
+    shrinkage: float = 0.1  # share of the mean variance that is added to that of every direction
+    softness: float = 5.0  # ab that the labels of a color are blurred by
+    vividness: float = 4.0  # how much more a place of chroma 110 counts than a gray one
+    trust: float = 15.0  # ab, standard deviation at which the generator's color counts as a vote
+    temperature: float = 0.4  # of the joint votes: 1 paints their mean, 0 the winner
+
+
+@dataclass
 class ModelConfig:
     """What a checkpoint must know to build its networks again. TrainConfig explains each setting."""
 
@@ -182,6 +199,7 @@ class ModelConfig:
     use_memory: bool = True
     use_feat_integrator: bool = False
     use_spatial_memory: bool = True
+    use_votes: bool = False
     backbone: str = "efficientnet_lite0"  # one of BACKBONES
     mem_size: int = 100  # slots
     spatial_size: int = 80  # frames
@@ -190,6 +208,7 @@ class ModelConfig:
     color_thres: float = 0.5  # nats
     width: int = 64  # channels
     spatial: SpatialConfig = field(default_factory=SpatialConfig)
+    votes: VotesConfig = field(default_factory=VotesConfig)
 
     @property
     def side(self) -> int:
@@ -278,6 +297,8 @@ class TrainConfig:
     use_feat_integrator: bool = setting(False, "combine the best three slots of the memory by learned weights")
     use_spatial_memory: bool = setting(True, "with a memory: also remember where colors belong, and lay them over "
                                        "the generator's at places that look alike")
+    use_votes: bool = setting(True, "with a spatial memory: also vote for the colors of the show at places of a larger "
+                              "look, so that nothing gets a mean of two colors")
     gen_norm: str = setting("adain", "norm of the generator; adain takes its style from the color feature",
                             choices=["adain", "batch"])
     dis_norm: str = setting("adain", "norm of the discriminator; adain also shows it the color feature",
@@ -323,6 +344,7 @@ class TrainConfig:
     deterministic: bool = setting(False, "the same result again on a GPU too, more slowly; on a CPU it always is")
 
     spatial: SpatialConfig = field(default_factory=SpatialConfig)
+    votes: VotesConfig = field(default_factory=VotesConfig)
     learning: LearningConfig = field(default_factory=LearningConfig)
 
     def check(self) -> None:

@@ -25,7 +25,7 @@ from config import TrainConfig, read_flags, restore
 from dataset import AB_SCALE, ColorizationDataset, resize, tensors_to_lab
 from training.distributed import Team
 from training.learner import Cast, Learner, not_whole
-from training.preparation import fit_model_config, load_data, remember, see, see_all
+from training.preparation import fit_model_config, load_data, remember, see, see_all, teach_voter, vote_all
 from training.runs import Position, Run, Signals, sample_grid
 from training.views import TrainingViews, ViewSampler
 from utils import (
@@ -43,10 +43,11 @@ SAMPLES = 4  # rows of the sample grid
 
 
 @torch.no_grad()
-def validate(learner: Learner, data: ColorizationDataset, cast: Cast,
+def validate(learner: Learner, data: ColorizationDataset, cast: Cast, votes: torch.Tensor | None = None,
              read_spatial: bool = True) -> tuple[dict[str, float], list[tuple[int, np.ndarray, list[int]]]]:
     """Color at most VAL_PICTURES pictures as at test time: eval mode, palette from the memory (and the integrator).
-    Without ``read_spatial`` the spatial memory is not: on the training pictures, which it knows, it proves nothing.
+    ``votes`` are those of ``vote_all``; without ``read_spatial`` the spatial memory is not read: on the training
+    pictures, which both know, they prove nothing.
 
     Returns {name: metric}, measured at the side that the colorizer takes, and at most SAMPLES rows for the sample grid:
     (index, predicted Lab (S, S, 3), ids of the best 3 slots).
@@ -55,10 +56,12 @@ def validate(learner: Learner, data: ColorizationDataset, cast: Cast,
     chosen = spread(len(data), VAL_PICTURES)
     shown = {chosen[place] for place in spread(len(chosen), SAMPLES)}
     errors, squares, overlaps, samples = [], [], [], []
-    for indices in torch.tensor(chosen).split(learner.config.batch_size):
+    ballots = [None] * len(chosen) if votes is None else votes.split(learner.config.batch_size)
+    for indices, ballot in zip(torch.tensor(chosen).split(learner.config.batch_size), ballots, strict=False):
         seen, L, ab = see(data, indices, colorizer, cast)
         advice, ids = None, torch.empty(len(indices), 0)
         if seen is not None:
+            seen = seen._replace(votes=None if ballot is None else ballot.float())
             recall = colorizer.recall(seen.features)
             advice, ids = colorizer.advise(recall), recall.ids
             shared = torch.minimum(advice.color_feature, data.color_features[indices].to(L.device))
@@ -119,6 +122,7 @@ class Training:
         self.resumed, self.first_epoch = saved is not None, self.position.epoch
         self.began = began - self.position.elapsed  # as if the run had never stopped
         self.features = self._prepare(saved)
+        self.votes = self._vote_on_val()
         self.sampler, self.loader = self._make_loader()
         self.saved_at, self.val_seconds, self.out_of_time = self.began, 0.0, False
         self.skipped_in_row = torch.zeros((), device=self.device)
@@ -173,6 +177,8 @@ class Training:
             known = remember(self.data, colorizer, self.cast)
         if colorizer.config.use_memory:
             features = see_all(self.data, colorizer, self.cast, known)
+        if colorizer.config.use_votes and not saved:
+            teach_voter(self.data, colorizer, self.cast, self.config.seed)
         self.team.share(colorizer)  # GPUs may differ in the last bits
         if saved:
             try:
@@ -180,6 +186,13 @@ class Training:
             except (KeyError, RuntimeError, TypeError) as error:
                 raise not_whole(error) from error
         return features
+
+    def _vote_on_val(self):
+        """The votes for the validation pictures, which never change; None where nobody needs them."""
+        colorizer = self.learner.colorizer
+        if not (colorizer.config.use_votes and self.team.leader) or self.val_data is self.data:
+            return None
+        return vote_all(self.val_data, spread(len(self.val_data), VAL_PICTURES), colorizer, self.cast)
 
     def _make_loader(self):
         config, team = self.config, self.team
@@ -211,7 +224,7 @@ class Training:
                 losses = self._close_epoch()
                 if leader:
                     began = time.monotonic()
-                    metrics, samples = validate(self.learner, self.val_data, self.cast,
+                    metrics, samples = validate(self.learner, self.val_data, self.cast, self.votes,
                                                 self.val_data is not self.data)
                     self.val_seconds = time.monotonic() - began
                     grid = sample_grid(samples, self.val_data, self.data)
@@ -335,8 +348,8 @@ class Training:
 # Command line
 
 # Settings of the networks and the memory: a run that goes on cannot change them.
-FIXED = ("use_memory", "use_feat_integrator", "use_spatial_memory", "gen_norm", "dis_norm", "img_size", "width",
-         "backbone", "mem_size", "top_k", "color_thres", "alpha")
+FIXED = ("use_memory", "use_feat_integrator", "use_spatial_memory", "use_votes", "gen_norm", "dis_norm", "img_size",
+         "width", "backbone", "mem_size", "top_k", "color_thres", "alpha")
 
 
 def config_to_go_on(saved: Any, given: dict[str, Any]) -> TrainConfig:

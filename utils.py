@@ -194,7 +194,7 @@ def write_image(path: str | Path, rgb: np.ndarray) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Checkpoints and devices
 
-CHECKPOINT_FORMAT = 6
+CHECKPOINT_FORMAT = 7
 
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
@@ -208,7 +208,8 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read what ``save_checkpoint`` wrote, on the CPU, executing nothing and in memory of about the file's size.
 
-    Format 5 is converted. Raises UserError for any other file, and for tensors with numbers that are not finite.
+    Formats 5 and 6 are converted. Raises UserError for any other file, and for tensors with numbers that are not
+    finite.
     """
     if not Path(path).is_file():
         raise UserError(f"there is no checkpoint {path}; train one with train.py or name another by --checkpoint")
@@ -223,8 +224,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # a file of any content: zip, pickle and tensor readers each raise their own kinds
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path} is not a checkpoint of train.py, or not a whole one; use another: {reason}") from error
-    if content["format"] == 5:
-        _rename_of_format_5(content)
+    if content["format"] in (5, 6):
+        _convert(content)
     elif content["format"] != CHECKPOINT_FORMAT:
         raise UserError(f"{path} has checkpoint format {content['format']}, and this version reads "
                         f"{CHECKPOINT_FORMAT}; train again or use the version that wrote it")
@@ -233,12 +234,15 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _rename_of_format_5(content):
-    """Bring a checkpoint of format 5 to the names of format 6."""
-    content["format"] = 6
+def _convert(content):
+    """Bring a checkpoint of format 5, whose frames had another name, or 6, which had no votes, to format 7."""
+    content["format"] = 7
     networks = content.get("colorizer")
     if isinstance(networks, dict) and "spatial.frames" in networks:
         networks["spatial.features"] = networks.pop("spatial.frames")
+    for name in ("model_config", "train_config"):
+        if isinstance(content.get(name), dict):
+            content[name].setdefault("use_votes", False)
 
 
 def _tensors(content):

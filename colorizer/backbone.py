@@ -21,6 +21,7 @@ from utils import autocast
 
 BACKBONE_DIMS = {"efficientnet_lite0": 1280, "resnet18": 512}  # features of a frame
 PLACE_DIMS = {"efficientnet_lite0": 40 + 112 + 320, "resnet18": 128 + 256 + 512}  # and of a place
+STRIDE = 8  # pixels of a picture along a side of a place on the finest map
 
 Weights = str | Path | Literal[False] | None  # where the weights of a Backbone come from; see there
 
@@ -34,6 +35,7 @@ class Seen(NamedTuple):
 
     features: torch.Tensor  # (N, D), of the whole picture
     places: torch.Tensor  # (N, E, G, G), of its places
+    votes: torch.Tensor | None = None  # (N, K, H, H) what the voter, if asked, makes of a larger look, on finer places
 
 
 def fold_norms(network: nn.Module) -> None:
@@ -118,8 +120,9 @@ class Backbone(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, gray: torch.Tensor) -> Seen:
-        """gray (N, 3, H, W), ImageNet-normalized -> what is Seen of it, on G = ``grid`` places along a side.
+    def forward(self, gray: torch.Tensor, grid: int | None = None) -> Seen:
+        """gray (N, 3, H, W), ImageNet-normalized -> what is Seen of it, on G places along a side, the ``grid`` that is
+        given here, or else the backbone's.
 
         A place's features are the maps at strides 8, 16 and 32, each of unit length over its channels.
         """
@@ -137,7 +140,8 @@ class Backbone(nn.Module):
             for layer in (net.layer2, net.layer3, net.layer4):
                 x = layer(x)
                 maps.append(x)
-        places = [F.interpolate(F.normalize(m.float(), dim=1), (self.grid,) * 2, mode="bilinear", align_corners=False)
+        size = (grid or self.grid,) * 2
+        places = [F.interpolate(F.normalize(m.float(), dim=1), size, mode="bilinear", align_corners=False)
                   for m in maps]
         return Seen(x.float().mean((2, 3)), torch.cat(places, 1))
 

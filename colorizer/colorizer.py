@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from colorizer.backbone import BACKBONE_DIMS, PLACE_DIMS, Backbone, Seen, Weights
+from colorizer.backbone import BACKBONE_DIMS, PLACE_DIMS, STRIDE, Backbone, Seen, Weights
 from colorizer.spatial import SpatialMemory
+from colorizer.votes import Voter, moved
 from config import ModelConfig, restore
-from dataset import shrink
+from dataset import gray_image, shrink
 from networks import Advice, FeatureIntegrator, Generator, MemoryNetwork, Recall
 
 
@@ -31,6 +32,8 @@ class Colorizer(nn.Module):
         if config.use_spatial_memory:
             self.spatial = SpatialMemory(BACKBONE_DIMS[config.backbone], place_dim, config.spatial_size,
                                          config.spatial)
+        if config.use_votes:
+            self.voter = Voter(place_dim, config.votes)
 
     def recall(self, features: torch.Tensor) -> Recall:
         """Backbone features (N, D) -> the 3 best slots (fewer in a memory of fewer slots)."""
@@ -49,21 +52,33 @@ class Colorizer(nn.Module):
         return Advice(recall.values.take_along_dim(slot[:, :, None], 1)[:, 0],
                       recall.scores.take_along_dim(slot, 1)[:, 0])
 
+    def places_of(self, L: torch.Tensor) -> torch.Tensor:
+        """The places (N, E, G, G) that the voter sees of pictures, L (N, 1, H, H) in [0, 1], H the size of its look."""
+        return self.backbone(gray_image(L), L.shape[2] // STRIDE).places
+
+    def vote(self, L: torch.Tensor) -> torch.Tensor:
+        """The votes (N, K, G, G) for the colors of pictures, L as for ``places_of``."""
+        return self.voter(self.places_of(L), L)
+
     def forward(self, L: torch.Tensor, advice: Advice | None = None, seen: Seen | None = None,
                 remember: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:
         """L (N, 1, S, S) in [0, 1], S = ``config.side`` -> ab (N, 2, S, S) in [-1, 1], and the confidence (N, G, G) in
         [0, 1] of the spatial memory, None where it is not read.
 
-        A spatial memory needs what the backbone has ``seen`` of the pictures. The mean color of each place moves from
-        the generator's to the remembered one, as far as the spatial memory is confident; what is finer than a place
-        stays the generator's. Then every pixel moves to the color that the optical flow carries to it, as far as that
-        is certain. With ``remember`` False, neither happens. Raises ValueError when ``seen`` is needed and missing.
+        A spatial memory needs what the backbone has ``seen`` of the pictures. Where there are votes, the mean color of
+        each of their places becomes one that they and the generator agree on. Then that of each place of the spatial
+        memory moves to the remembered one, as far as it is confident; what is finer than a place stays the generator's.
+        At last every pixel moves to the color that the optical flow carries to it, as far as that is certain. With
+        ``remember`` False, nothing is read from the spatial memory. Raises ValueError when ``seen`` is needed and
+        missing.
         """
         if not self.config.use_spatial_memory:
             return self.generator(L, advice), None
         if seen is None:
             raise ValueError("a spatial memory needs what the backbone has seen")
         guess = self.generator(shrink(L, self.config.img_size), advice, seen.places)
+        if seen.votes is not None:
+            guess = self.voter.join(guess, seen.votes)
         ab = F.interpolate(guess, L.shape[2:], mode="bilinear", align_corners=False)
         if not remember:
             return ab, None
@@ -73,13 +88,6 @@ class Colorizer(nn.Module):
         hint = self.spatial.read(nearest, keys, certain.flatten(1) < self.config.spatial.certain)
         ab = moved(moved(ab, *hint.split([2, 1], 1)), *carried.split([2, 1], 1))
         return ab, torch.maximum(hint[:, 2], certain)
-
-
-def moved(ab: torch.Tensor, hint: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """ab (N, 2, S, S) with its mean over each of h x w places moved towards ``hint`` (N, 2, h, w): not at all where
-    ``weight`` (N, 1, h, w) is 0, all the way where it is 1. Detail finer than a place stays."""
-    change = weight * (hint - F.adaptive_avg_pool2d(ab, (hint.shape[2], hint.shape[3])))
-    return ab + F.interpolate(change, ab.shape[2:], mode="bilinear", align_corners=False)
 
 
 def model_config_of(content: dict[str, Any]) -> ModelConfig:

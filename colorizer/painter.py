@@ -62,8 +62,8 @@ class Painter:
 
     @property
     def side(self) -> int:
-        """Pixels along a side of the pictures for ``palette`` and ``paint``: enough for backbone and generator."""
-        return max(GRAY_SIZE, self.config.side)
+        """Pixels along a side of the pictures for ``palette`` and ``paint``: enough for all networks."""
+        return max(GRAY_SIZE, self.config.side, self.config.votes.look if self.config.use_votes else 0)
 
     @property
     def remembers(self) -> bool:
@@ -92,14 +92,30 @@ class Painter:
         """The advice by what the memory recalls."""
         return self.colorizer.advise(recall, self.rank if self.source == "memory" else None)
 
+    def vote(self, lightness: Sequence[np.ndarray]) -> torch.Tensor | None:
+        """The votes (N, K, G, G) for the colors of pictures of any size, L (H, W) in [0, 100] each; None where there is
+        no voter."""
+        if not self.config.use_votes:
+            return None
+        L = self._tensor(lightness, self.config.votes.look)
+        with autocast(self.device, self.precision):
+            return self.colorizer.vote(L)
+
+    def _tensor(self, lightness, side):
+        """Pictures of any size, L (H, W) in [0, 100] each, as a tensor (N, 1, side, side) in [0, 1]."""
+        planes = np.stack([resize(plane, side, side) for plane in lightness])
+        return torch.from_numpy(planes)[:, None].to(self.device) / L_SCALE
+
     def generate(self, lightness: Iterable[np.ndarray], advice: Advice | None,
                  seen: Seen | None) -> tuple[np.ndarray, np.ndarray]:
         """ab float32 (N, S, S, 2) in Lab units, S the colorizer's side, for pictures of any size, L (H, W) each, and
         the mean confidence of the spatial memory (N,), nan where it is not read."""
-        size = self.config.side
-        L = torch.from_numpy(np.stack([resize(plane, size, size) for plane in lightness]))[:, None].to(self.device)
+        lightness = list(lightness)
+        L = self._tensor(lightness, self.config.side)
+        if seen is not None and self.remembers:
+            seen = seen._replace(votes=self.vote(lightness))
         with autocast(self.device, self.precision):
-            ab, confidence = self.colorizer(L / L_SCALE, advice, seen, self.remembers)
+            ab, confidence = self.colorizer(L, advice, seen, self.remembers)
         confidence = np.full(len(ab), np.nan) if confidence is None else confidence.mean((1, 2)).cpu().numpy()
         return (ab * AB_SCALE).permute(0, 2, 3, 1).contiguous().cpu().numpy(), confidence
 
@@ -171,6 +187,7 @@ class Painter:
                             "use one of them")
         for lab in map(rgb_to_lab, pictures):
             seen = look(colorizer.backbone, [lab[..., 0]], self.device, self.precision)
+            seen = seen._replace(votes=self.vote([lab[..., 0]]))
             if config.use_spatial_memory:
                 L, ab = (x.to(self.device) for x in lab_to_tensors(resize(lab, config.side, config.side)))
                 with autocast(self.device, self.precision):

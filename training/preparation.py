@@ -1,18 +1,25 @@
 """What must be known before the first step? The pictures, what the backbone sees of them, the sizes of the networks."""
 
 import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from colorizer.backbone import BACKBONE_DIMS, Seen
 from colorizer.colorizer import Colorizer
 from config import ModelConfig, TrainConfig
-from dataset import ColorizationDataset
+from dataset import AB_SCALE, ColorizationDataset, lab_to_tensors, resize, rgb_to_lab, shrink
 from training.learner import Cast
-from utils import IMAGE_SUFFIXES, UserError, list_files, spread, warn
+from utils import IMAGE_SUFFIXES, UserError, list_files, read_image, spread, warn
 
+VOTER_LOOKS = 256  # at least, from which the voter learns, or VIEWS a picture if that is less; at most 4 times as many
+VIEWS = 16
+VOTER_STEPS = 1000
+VOTER_SHARE = 4  # of the places of a look, one in so many is learned from
 SPATIAL_FRAMES = 4096  # at most, in the spatial memory, 250 kB each; of a larger set, so many spread evenly
 FITTED = 128  # pictures, at most, spread evenly, to which the spatial memory's projection is fitted
 
@@ -31,6 +38,7 @@ def fit_model_config(config: TrainConfig, n_pictures: int) -> ModelConfig:
     """The ModelConfig for a training set of ``n_pictures``. Raises UserError when top_k exceeds the memory."""
     shared = {f.name: getattr(config, f.name) for f in fields(ModelConfig) if f.name != "spatial_size"}
     shared["use_spatial_memory"] = config.use_spatial_memory and config.use_memory
+    shared["use_votes"] = config.use_votes and shared["use_spatial_memory"]
     shared["spatial_size"] = min(n_pictures, SPATIAL_FRAMES) if shared["use_spatial_memory"] else 0
     shared["mem_size"] = config.mem_size or math.ceil(1.2 * n_pictures)
     if config.use_memory and config.top_k > shared["mem_size"]:
@@ -85,3 +93,65 @@ def remember(data: ColorizationDataset, colorizer: Colorizer, cast: Cast) -> tor
             spatial.write(slots.to(L.device), seen, L, ab, ids[chosen[slots]].to(L.device))
             features.append(seen.features)
     return torch.cat(features) if len(chosen) == len(data) else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The voter
+
+
+def _look(path, side, view):
+    """A picture, or the random part of it that the number ``view`` names (0: the whole), half of them mirrored: L (1,
+    1, side, side) and ab (1, 2, side, side)."""
+    lab = rgb_to_lab(read_image(path))
+    if view:
+        rng = np.random.default_rng(view)
+        zoom = rng.uniform(1, 2)
+        height, width = (round(size / zoom) for size in lab.shape[:2])
+        top, left = rng.integers(0, lab.shape[0] - height + 1), rng.integers(0, lab.shape[1] - width + 1)
+        lab = lab[top:top + height, left:left + width]
+        if rng.random() < 0.5:
+            lab = lab[:, ::-1]
+    return lab_to_tensors(resize(np.ascontiguousarray(lab), side, side))
+
+
+def _looks(paths: Sequence[Path], views: Sequence[int], side: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of what ``_look`` makes of each path with its view: L (N, 1, side, side) and ab (N, 2, side, side)."""
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(paths), 8):
+            part = slice(start, start + 8)
+            looks = pool.map(_look, paths[part], [side] * 8, views[part])
+            L, ab = zip(*looks, strict=True)
+            yield torch.cat(L), torch.cat(ab)
+
+
+@torch.no_grad()
+def teach_voter(data: ColorizationDataset, colorizer: Colorizer, cast: Cast, seed: int) -> None:
+    """Fit the voter to views of the pictures, each first seen whole, and train it on a sample of their places."""
+    voter, device = colorizer.voter, next(colorizer.parameters()).device
+    count = min(max(VOTER_LOOKS, min(len(data), 4 * VOTER_LOOKS)), VIEWS * len(data))
+    paths = [data.paths[index] for index in spread(len(data), count)]
+    rng = np.random.default_rng(seed)
+    views = [0 if number < len(paths) else int(rng.integers(1, 2**62)) for number in range(count)]
+    paths = [paths[number % len(paths)] for number in range(count)]
+    features, colors = [], []
+    for L, ab in _looks(paths, views, voter.config.look):
+        L, ab = L.to(device), ab.to(device)
+        with cast():
+            places = colorizer.places_of(L)
+        every = places[0, 0].numel()
+        chosen = torch.from_numpy(rng.permutation(every)[:every // VOTER_SHARE]).to(device)
+        features.append(voter.describe(places, L)[:, chosen].flatten(0, 1).half())
+        colors.append(AB_SCALE * shrink(ab, places.shape[2]).flatten(2).transpose(1, 2)[:, chosen].flatten(0, 1))
+    color = torch.cat(colors)
+    voter.learn(voter.fit(torch.cat(features).float(), color), color, VOTER_STEPS)
+
+
+@torch.no_grad()
+def vote_all(data: ColorizationDataset, indices: Sequence[int], colorizer: Colorizer, cast: Cast) -> torch.Tensor:
+    """The votes for the pictures at ``indices``, float16 (N, K, G, G)."""
+    device, votes = next(colorizer.parameters()).device, []
+    colorizer.eval()
+    for L, _ in _looks([data.paths[index] for index in indices], [0] * len(indices), colorizer.voter.config.look):
+        with cast():
+            votes.append(colorizer.vote(L.to(device)).half())
+    return torch.cat(votes)

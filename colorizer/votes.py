@@ -1,0 +1,142 @@
+"""How likely is each color? The voter: at each place of a gray picture, votes for the colors of the show.
+
+A mean of two possible colors is no color of the show: what is red or cream comes out pale. So a color is chosen by
+votes, as a class, and only then turned into ab. Shapes: N batch, E features of a place as the backbone sees them, G x G
+places, P of them in a sample, K ``colors``.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
+from torch import nn
+
+from config import VotesConfig
+from dataset import AB_SCALE
+
+
+def moved(ab: torch.Tensor, hint: torch.Tensor, weight: torch.Tensor | float = 1.0) -> torch.Tensor:
+    """ab (N, 2, S, S) with its mean over each of h x w places moved towards ``hint`` (N, 2, h, w): not at all where
+    ``weight`` (N, 1, h, w) is 0, all the way where it is 1. Detail finer than a place stays."""
+    change = weight * (hint - F.adaptive_avg_pool2d(ab, (hint.shape[2], hint.shape[3])))
+    return ab + F.interpolate(change, ab.shape[2:], mode="bilinear", align_corners=False)
+
+
+class Voter(nn.Module):
+    """Votes for the K colors of a show, at each place of a gray picture, by what the backbone sees there.
+
+    The colors are the centers of K clusters of the ab of the training pictures. Features of a place, with its
+    lightness, are projected by linear discriminant analysis (Fisher 1936; Rao 1948): scaled so that places of one color
+    vary by 1 in each direction, and reduced to the directions in which the colors differ most. An MLP of two layers,
+    trained by cross entropy with soft labels, makes votes of them. It knows nothing of the picture around a place but
+    what the backbone sees of it, so that it learns a character from a few frames, in seconds.
+    """
+
+    mean: torch.Tensor  # (E + 2,)
+    projection: torch.Tensor  # (E + 2, axes)
+    palette: torch.Tensor  # (K, 2) ab in Lab units
+
+    def __init__(self, place_dim: int, config: VotesConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("mean", torch.zeros(place_dim + 2))
+        self.register_buffer("projection", torch.zeros(place_dim + 2, config.axes))
+        self.register_buffer("palette", torch.zeros(config.colors, 2))
+        self.mlp = nn.Sequential(nn.Dropout(0.2), nn.Linear(config.axes, config.hidden), nn.ReLU(), nn.Dropout(0.3),
+                                 nn.Linear(config.hidden, config.colors))
+
+    @staticmethod
+    def describe(places: torch.Tensor, L: torch.Tensor) -> torch.Tensor:
+        """Places (N, E, G, G) and L (N, 1, H, W) in [0, 1] -> features (N, G^2, E + 2), with L and L^2."""
+        lightness = F.adaptive_avg_pool2d(L.float(), places.shape[2])
+        return torch.cat([places.float(), lightness, lightness.square()], 1).flatten(2).transpose(1, 2)
+
+    def labels(self, ab: torch.Tensor) -> torch.Tensor:
+        """Soft labels (P, K) of sum 1 of colors (P, 2) in Lab units: exp(-d^2 / (2 softness^2)) of the distances d to
+        the K colors."""
+        nearness = ab @ self.palette.T - self.palette.square().sum(1) / 2  # -d^2 / 2, but for a constant
+        return (nearness / self.config.softness**2).softmax(1)
+
+    def weights(self, ab: torch.Tensor) -> torch.Tensor:
+        """How much colors (P, 2) in Lab units count, of mean 1: characters are small and vivid."""
+        weight = 1 + self.config.vividness * ab.norm(dim=1) / AB_SCALE
+        return weight / weight.mean()
+
+    @torch.no_grad()
+    def fit(self, features: torch.Tensor, ab: torch.Tensor) -> torch.Tensor:
+        """Find the colors and the projection by P places: features (P, E + 2) and ab (P, 2) in Lab units. Returns the
+        projected features (P, axes)."""
+        weight = self.weights(ab)
+        self.palette.copy_(_clusters(ab, weight, self.config.colors))
+        self.mean.copy_(features.mean(0))
+        dim = len(self.mean)
+        scatter, sums = torch.zeros(dim, dim).to(self.mean), torch.zeros(self.config.colors, dim).to(self.mean)
+        share = torch.zeros(self.config.colors).to(self.mean)
+        for part, color, factor in zip(features.split(2**14), ab.split(2**14), weight.split(2**14), strict=True):
+            centered, label = part.float() - self.mean, factor[:, None] * self.labels(color)
+            scatter += (factor[:, None] * centered).T @ centered
+            sums += label.T @ centered
+            share += label.sum(0)
+        centers = sums / share.clamp(min=1e-6)[:, None]
+        between = (share[:, None] * centers).T @ centers / len(ab)
+        within = (scatter / len(ab) - between).double()
+        within += self.config.shrinkage * within.diagonal().mean().clamp(min=1e-9) * torch.eye(dim).to(within)
+        size, axes = torch.linalg.eigh(within)
+        whitening = axes * size.clamp(min=1e-12).rsqrt()
+        _, axes = torch.linalg.eigh(whitening.T @ between.double() @ whitening)
+        self.projection.copy_(whitening @ axes[:, -self.config.axes:])
+        return torch.cat([(part.float() - self.mean) @ self.projection for part in features.split(2**14)])
+
+    @torch.enable_grad()
+    def learn(self, projected: torch.Tensor, ab: torch.Tensor, steps: int, batch: int = 4096) -> float:
+        """Train the MLP on P places, as ``fit`` returned them, for so many steps. Returns the last step's loss."""
+        self.mlp.train()
+        optimizer = torch.optim.AdamW(self.mlp.parameters(), self.config.rate, weight_decay=0.01)
+        loss = torch.zeros(())
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = self.config.rate * min(1, 2 * (1 - step / steps))
+            chosen = torch.randint(len(ab), (batch,)).to(ab.device)
+            color = ab[chosen]
+            votes = self.mlp(projected[chosen]).log_softmax(1)
+            loss = -((self.labels(color) * votes).sum(1) * self.weights(color)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        self.mlp.eval()
+        return loss.item()
+
+    @torch.no_grad()
+    def forward(self, places: torch.Tensor, L: torch.Tensor) -> torch.Tensor:
+        """Votes (N, K, G, G), logits, float32, for places (N, E, G, G) of pictures with L (N, 1, H, W) in [0, 1]."""
+        with torch.autocast(places.device.type, enabled=False):
+            votes = self.mlp((self.describe(places, L) - self.mean) @ self.projection)
+        return votes.transpose(1, 2).unflatten(2, places.shape[2:])
+
+    def join(self, ab: torch.Tensor, votes: torch.Tensor) -> torch.Tensor:
+        """ab (N, 2, S, S) in [-1, 1] of a generator, moved, place by place, to the color that it and the votes
+        (N, K, G, G) agree on.
+
+        The generator's mean color m of a place votes as well, by exp(-|color - m|^2 / (2 trust^2)). The product of both
+        is sharpened (the annealed mean of Zhang et al. 2016, arXiv 1603.08511), and its mean is painted.
+        """
+        config, palette = self.config, self.palette / AB_SCALE
+        mean = F.adaptive_avg_pool2d(ab.float(), votes.shape[2])
+        nearness = torch.einsum("nchw,kc->nkhw", mean, palette) - palette.square().sum(1)[:, None, None] / 2
+        joint = votes + nearness * (AB_SCALE / config.trust)**2
+        return moved(ab, torch.einsum("nkhw,kc->nchw", (joint / config.temperature).softmax(1), palette))
+
+
+def _clusters(ab, weight, count):
+    """The centers (count, 2) of so many clusters of colors (P, 2), found on a weighted sample of them. Where there are
+    not that many colors, some come twice."""
+    rng = np.random.default_rng(0)
+    colors, weight = ab.cpu().numpy().astype(np.float64), weight.cpu().numpy().astype(np.float64)
+    sample = colors[rng.choice(len(colors), 40000, p=weight / weight.sum())]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer colors than clusters
+        found = MiniBatchKMeans(min(count, len(np.unique(sample, axis=0))), batch_size=4096, n_init=3,
+                                random_state=0).fit(sample).cluster_centers_
+    return torch.from_numpy(np.resize(found, (count, 2))).to(ab)
