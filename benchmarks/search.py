@@ -5,7 +5,7 @@
 One training on a film serves both protocols of quality.py, on frames that it does not look at: those at 1/8, 3/8, 5/8
 and 7/8 of the shots that are trained on, and of the shots that another draw (SEED) holds out. NAME is a constant of
 SpatialConfig, with each value of which the spatial memory is filled and read anew; or a flag of train.py or a constant
-of LearningConfig, with each value of which all is trained again. Without --vary, READING is tried.
+of LearningConfig or VotesConfig, with each value of which all is trained again. Without --vary, READING is tried.
 
 Prints the mean CIEDE2000 for each film and protocol, a line as soon as it is known, as a table in Markdown.
 """
@@ -22,7 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.quality import PROTOCOLS, film_frames, measure, split_frames
 from colorizer.painter import Painter, load_colorizer
-from config import LearningConfig, SpatialConfig, TrainConfig
+from config import LearningConfig, SpatialConfig, TrainConfig, VotesConfig
 from dataset import ColorizationDataset
 from train import train
 from training.preparation import remember
@@ -33,15 +33,16 @@ READING = ["frames=4,16", "variety=0.25,0.75", "sharpness=15.0,60.0", "discord=0
            "position=0.0,0.3", "color=2.0,8.0", "carried=1,4", "unlike=0.25,1.0", "unlit=50.0,400.0",
            "choice=5.0,80.0"]
 SPATIAL, LEARNING = ({f.name for f in fields(kind)} for kind in (SpatialConfig, LearningConfig))
+VOTES = {f.name for f in fields(VotesConfig)} - SPATIAL
 FLAGS = {f.name for f in fields(TrainConfig) if "help" in f.metadata}
 
 
 def parse(text):
     """NAME=VALUE,VALUE as the name and its values, numbers."""
     name, _, values = text.partition("=")
-    if name not in SPATIAL | LEARNING | FLAGS:
-        raise UserError(f"{name} is no constant of SpatialConfig or LearningConfig and no flag of train.py; "
-                        f"correct --vary {text}")
+    if name not in SPATIAL | LEARNING | VOTES | FLAGS:
+        raise UserError(f"{name} is no constant of SpatialConfig, LearningConfig or VotesConfig and no flag of "
+                        f"train.py; correct --vary {text}")
     try:
         return name, [float(value) if "." in value else int(value) for value in values.split(",")]
     except ValueError as error:
@@ -91,7 +92,9 @@ class Case:
         """The scores with another value of a constant or setting."""
         if name in SPATIAL:
             return self.read_with(name, value)
-        settings = {"learning": LearningConfig(**{name: value})} if name in LEARNING else {name: value}
+        kinds = {"learning": (LEARNING, LearningConfig), "votes": (VOTES, VotesConfig)}
+        settings = next(({part: kind(**{name: value})} for part, (names, kind) in kinds.items() if name in names),
+                        {name: value})
         return self.score(self.trained(f"{name}_{value}", **settings))
 
 

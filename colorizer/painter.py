@@ -11,6 +11,7 @@ import torch
 
 from colorizer.backbone import Seen, look
 from colorizer.colorizer import Colorizer, model_config_of
+from colorizer.votes import FollowedVotes
 from config import ModelConfig, PainterConfig
 from dataset import (
     AB_SCALE, GRAY_SIZE, L_SCALE, REFERENCE_ID, color_feature, lab_to_rgb, lab_to_tensors, resize, rgb_to_lab)
@@ -72,11 +73,41 @@ class Painter:
         return self.source in ("memory", "integrator")
 
     def look(self, lightness: Iterable[np.ndarray]) -> Seen | None:
-        """What the backbone sees of pictures of any size, L (H, W) in [0, 100] each; None for a plain GAN, which has
-        none."""
+        """What the backbone sees of pictures of any size, L (H, W) in [0, 100] each, and the votes for their colors;
+        None for a plain GAN, which has no backbone."""
         if not self.config.use_memory:
             return None
+        lightness = list(lightness)
+        return self._look(lightness)._replace(votes=self._vote(lightness))
+
+    def _look(self, lightness):
         return look(self.colorizer.backbone, lightness, self.device, self.precision)
+
+    def _vote(self, lightness):
+        """The votes (N, K, G, G) for the colors of pictures, L (H, W) each; None where there is no voter, or none who
+        is asked."""
+        if not (self.config.use_votes and self.remembers):
+            return None
+        L = self._tensor(lightness, self.config.votes.look)
+        with autocast(self.device, self.precision):
+            return self.colorizer.vote(L)
+
+    def _vote_along(self, lightness):
+        """The votes for frames of one shot in order, L (N, side, side). The voter looks at one of ``every`` frames, in
+        their middle, and the others take its votes along the motion: they see the same things."""
+        groups = np.array_split(np.arange(len(lightness)), -(-len(lightness) // self.config.votes.every))
+        middles = [int(group[len(group) // 2]) for group in groups]
+        votes = self._vote([lightness[middle] for middle in middles])
+        if votes is None:
+            return None
+        follow = FollowedVotes(self.config.votes)
+        return torch.cat([follow(lightness[group], len(group) // 2, of_middle)
+                          for group, of_middle in zip(groups, votes, strict=True)])
+
+    def _tensor(self, lightness, side):
+        """Pictures of any size, L (H, W) in [0, 100] each, as a tensor (N, 1, side, side) in [0, 1]."""
+        planes = np.stack([resize(plane, side, side) for plane in lightness])
+        return torch.from_numpy(planes)[:, None].to(self.device) / L_SCALE
 
     def given(self, labs: Sequence[np.ndarray]) -> Advice:
         """The advice for pictures, Lab (H, W, 3), without a memory: the colors of each, or those of the reference."""
@@ -92,28 +123,13 @@ class Painter:
         """The advice by what the memory recalls."""
         return self.colorizer.advise(recall, self.rank if self.source == "memory" else None)
 
-    def vote(self, lightness: Sequence[np.ndarray]) -> torch.Tensor | None:
-        """The votes (N, K, G, G) for the colors of pictures of any size, L (H, W) in [0, 100] each; None where there is
-        no voter."""
-        if not self.config.use_votes:
-            return None
-        L = self._tensor(lightness, self.config.votes.look)
-        with autocast(self.device, self.precision):
-            return self.colorizer.vote(L)
-
-    def _tensor(self, lightness, side):
-        """Pictures of any size, L (H, W) in [0, 100] each, as a tensor (N, 1, side, side) in [0, 1]."""
-        planes = np.stack([resize(plane, side, side) for plane in lightness])
-        return torch.from_numpy(planes)[:, None].to(self.device) / L_SCALE
-
     def generate(self, lightness: Iterable[np.ndarray], advice: Advice | None,
                  seen: Seen | None) -> tuple[np.ndarray, np.ndarray]:
         """ab float32 (N, S, S, 2) in Lab units, S the colorizer's side, for pictures of any size, L (H, W) each, and
         the mean confidence of the spatial memory (N,), nan where it is not read."""
-        lightness = list(lightness)
         L = self._tensor(lightness, self.config.side)
-        if seen is not None and self.remembers:
-            seen = seen._replace(votes=self.vote(lightness))
+        if seen is not None and not self.remembers:
+            seen = seen._replace(votes=None)
         with autocast(self.device, self.precision):
             ab, confidence = self.colorizer(L, advice, seen, self.remembers)
         confidence = np.full(len(ab), np.nan) if confidence is None else confidence.mean((1, 2)).cpu().numpy()
@@ -152,8 +168,7 @@ class Painter:
             return Palette(None, [], [], nothing)
         if not self.remembers:
             return Palette(self.given(labs).color_feature.mean(0, keepdim=True).cpu(), [], [], nothing)
-        seen = self.look([lab[..., 0] for lab in labs])
-        feature = seen.features.mean(0, keepdim=True)  # type: ignore[union-attr]  # there is a memory
+        feature = self._look([lab[..., 0] for lab in labs]).features.mean(0, keepdim=True)
         recall = self.colorizer.recall(feature)
         advice, filled = self.recalled(recall), recall.scores[0].isfinite()
         return Palette(advice.color_feature.cpu(), recall.ids[0][filled].tolist(), recall.scores[0][filled].tolist(),
@@ -167,7 +182,8 @@ class Painter:
         if palette.color_feature is not None:
             feature = palette.color_feature.to(self.device).expand(len(lightness), -1)
             advice = Advice(feature, torch.full((len(lightness),), palette.score, device=self.device))
-        return self.generate(lightness, advice, self.look(lightness))
+        seen = self._look(lightness)._replace(votes=self._vote_along(lightness)) if self.config.use_memory else None
+        return self.generate(lightness, advice, seen)
 
     # -----------------------------------------------------------------------------------------------------------------
     # References
@@ -186,8 +202,7 @@ class Painter:
             raise UserError("--references adds to the memory, which --color_feature truth and --reference leave aside; "
                             "use one of them")
         for lab in map(rgb_to_lab, pictures):
-            seen = look(colorizer.backbone, [lab[..., 0]], self.device, self.precision)
-            seen = seen._replace(votes=self.vote([lab[..., 0]]))
+            seen: Any = self.look([lab[..., 0]])
             if config.use_spatial_memory:
                 L, ab = (x.to(self.device) for x in lab_to_tensors(resize(lab, config.side, config.side)))
                 with autocast(self.device, self.precision):

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from drawn import draw_dataset
+from drawn import draw_dataset, few_looks
 
 import train
 from training import learner
@@ -44,6 +44,7 @@ def start(data_path, save_path, epoch_steps=3, save_seconds=0, environment=None,
     try:  # from here on nothing may leave the child: a signal may come at once
         os.environ.update(environment or {})
         train.EPOCH_STEPS, train.SAVE_SECONDS = epoch_steps, save_seconds
+        few_looks()
         step = learner.Learner.step
         learner.Learner.step = lambda *args: (os.write(write, b"."), step(*args))[1]
         with open(save_path.with_suffix(".txt"), "a") as file:

@@ -117,7 +117,8 @@ def test_torchrun_ends_with_an_error_when_a_process_is_killed(tmp_path):
     data_path = draw_dataset(tmp_path / "data", train=4, val=1)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
                Path(distributed.__file__).parents[1] / "train.py", "--data_path", data_path, "--save_path",
-               tmp_path / "run", "--width", "4", "--batch_size", "4", "--end_epoch", "100000", "--device", "cpu"]
+               tmp_path / "run", "--width", "4", "--batch_size", "4", "--end_epoch", "100000", "--device", "cpu",
+               "--use_votes", "False"]
     with (open(tmp_path / "printed", "w") as printed, subprocess.Popen(
             command, stdout=printed, stderr=printed, env={**os.environ, "OMP_NUM_THREADS": "1"}) as job):
         try:

@@ -16,7 +16,7 @@ from test_train import WAYS, flags
 import train
 from colorizer.colorizer import Colorizer
 from colorizer.painter import Painter
-from config import LearningConfig, ModelConfig, SpatialConfig, TrainConfig, restore
+from config import LearningConfig, ModelConfig, SpatialConfig, TrainConfig, VotesConfig, restore
 from dataset import REFERENCE_ID, color_feature, resize, rgb_to_lab
 from resources.draw_episodes import PALETTE, TWINS, draw_frame
 from test import Evaluation, main
@@ -377,17 +377,26 @@ def test_a_checkpoint_gives_identical_output(home):
     assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_a_checkpoint_of_format_5_colors_the_same(home, tmp_path):
-    """Before format 6 the features of frames were called frames, and constants of the method were not saved."""
+@pytest.mark.parametrize("number", [5, 6])
+def test_a_checkpoint_of_an_older_format_colors_the_same(home, tmp_path, number):
+    """Before format 6 the features of frames were called frames, and constants of the method were not saved; before
+    format 7 there were no votes."""
     content = torch.load(home / "spatial" / "best.pt", weights_only=True)
-    content["format"] = 5
-    content["colorizer"]["spatial.frames"] = content["colorizer"].pop("spatial.features")
-    del content["model_config"]["spatial"], content["train_config"]["spatial"], content["train_config"]["learning"]
+    content["colorizer"] = {name: x for name, x in content["colorizer"].items() if not name.startswith("voter.")}
+    content["model_config"]["use_votes"] = content["train_config"]["use_votes"] = False
+    torch.save(content, tmp_path / "new.pt")
+    content["format"] = number
+    for config in (content["model_config"], content["train_config"]):
+        del config["use_votes"], config["votes"]
+    if number == 5:
+        content["colorizer"]["spatial.frames"] = content["colorizer"].pop("spatial.features")
+        del content["model_config"]["spatial"], content["train_config"]["spatial"], content["train_config"]["learning"]
     torch.save(content, tmp_path / "old.pt")
     pictures = [draw_picture(i) for i in range(3)]
-    one, other = (Painter.load(path).colorize(pictures) for path in (home / "spatial" / "best.pt", tmp_path / "old.pt"))
+    one, other = (Painter.load(tmp_path / name).colorize(pictures) for name in ("new.pt", "old.pt"))
     assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
-    assert config_to_go_on(load_checkpoint(tmp_path / "old.pt")["train_config"], {}).learning == LearningConfig()
+    config = config_to_go_on(load_checkpoint(tmp_path / "old.pt")["train_config"], {})
+    assert config.learning == LearningConfig() and config.votes == VotesConfig() and not config.use_votes
 
 
 def test_constants_are_those_of_the_checkpoint(home, tmp_path):
