@@ -189,7 +189,7 @@ class VotesConfig:
     trust: float = 15.0  # ab, standard deviation at which the generator's color counts as a vote
     temperature: float = 0.4  # of the joint votes: 1 paints their mean, 0 the winner
     every: int = 4  # frames of a film for which the voter looks once
-    side: int = 128  # greatest side, in pixels, of the pictures in which the motion between these is found
+    side: int = 128  # side, in pixels, of the pictures in which the motion between these is found
     unlit: float = 150.0  # votes that come along it count exp(-unlit * squared difference in L in [0, 1])
 
 

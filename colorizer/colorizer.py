@@ -33,6 +33,8 @@ class Colorizer(nn.Module):
             self.spatial = SpatialMemory(BACKBONE_DIMS[config.backbone], place_dim, config.spatial_size,
                                          config.spatial)
         if config.use_votes:
+            if not config.use_spatial_memory:
+                raise ValueError("votes need the places of a spatial memory")
             self.voter = Voter(place_dim, config.votes)
 
     def recall(self, features: torch.Tensor) -> Recall:

@@ -18,6 +18,8 @@ from colorizer.flow import Flow, blur, fetch
 from config import VotesConfig
 from dataset import AB_SCALE, resize
 
+LARGEST_LOOK = 2048  # pixels; a checkpoint could ask for any
+
 
 def moved(ab: torch.Tensor, hint: torch.Tensor, weight: torch.Tensor | float = 1.0) -> torch.Tensor:
     """ab (N, 2, S, S) with its mean over each of h x w places moved towards ``hint`` (N, 2, h, w): not at all where
@@ -41,7 +43,11 @@ class Voter(nn.Module):
     palette: torch.Tensor  # (K, 2) ab in Lab units
 
     def __init__(self, place_dim: int, config: VotesConfig) -> None:
+        """For places of E = ``place_dim`` features. Raises ValueError for a look that is no multiple of 32 pixels, by
+        which the backbone's coarsest map divides it, or that nobody could pay for."""
         super().__init__()
+        if config.look % 32 or config.look > LARGEST_LOOK:
+            raise ValueError(f"the look of {config.look} pixels is no multiple of 32 up to {LARGEST_LOOK}")
         self.config = config
         self.register_buffer("mean", torch.zeros(place_dim + 2))
         self.register_buffer("projection", torch.zeros(place_dim + 2, config.axes))

@@ -102,7 +102,7 @@ def test_the_backbone_is_frozen_and_stays_in_eval_mode():
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
     gray = torch.randn(2, 3, 128, 128)
     before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
-    features, places = backbone(gray)
+    features, places, _ = backbone(gray)
     assert features.shape == (2, 1280) and places.shape == (2, 472, 32, 32)
     assert all(torch.equal(buffer, before[name]) for name, buffer in backbone.named_buffers())
     torch.testing.assert_close(backbone(gray[:1])[0][0], features[0], rtol=1e-3, atol=1e-4)  # no batch statistics
@@ -133,7 +133,7 @@ def test_resnet18_with_a_file_of_weights(tmp_path):
     torch.save(net.state_dict(), tmp_path / "resnet18.pth")
     gray = torch.randn(1, 3, 128, 128)
     backbone = Backbone("resnet18", tmp_path / "resnet18.pth")
-    features, places = backbone(gray)
+    features, places, _ = backbone(gray)
     assert features.shape == (1, 512) and places.shape == (1, 896, 32, 32)
     torch.testing.assert_close(net.fc(features), net(gray), rtol=1e-4, atol=1e-4)
 

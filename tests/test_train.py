@@ -134,7 +134,8 @@ def test_the_memory_fits_the_set():
     assert fit_model_config(TrainConfig(), 10).mem_size == 12
     assert fit_model_config(TrainConfig(), 1000).top_k == 256
     assert fit_model_config(TrainConfig(mem_size=5, top_k=3), 1000) == ModelConfig(
-        img_size=128, mem_size=5, top_k=3, width=TrainConfig.width, spatial_size=1000)
+        img_size=128, mem_size=5, top_k=3, width=TrainConfig.width, spatial_size=1000, use_votes=True)
+    assert fit_model_config(TrainConfig(use_spatial_memory=False), 10).use_votes is False
     assert fit_model_config(TrainConfig(), 10_000).spatial_size == 4096
     assert fit_model_config(TrainConfig(**WAYS["gan"]), 10).use_spatial_memory is False
 

@@ -195,3 +195,11 @@ def test_a_voter_knows_its_show_after_some_looks(tmp_path, monkeypatch):
     assert ((painted - truth).norm(dim=2) < 15).float().mean() > 0.9
     square = truth[..., 1] < -40
     assert square.sum() > 20 and ((painted - truth).norm(dim=2)[square] < 30).float().mean() > 0.7
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"votes": VotesConfig(look=500)}, "look of 500"), ({"votes": VotesConfig(look=2**20)}, "look of 1048576"),
+    ({"use_spatial_memory": False}, "votes need")])
+def test_a_checkpoint_cannot_ask_for_the_impossible(settings, message):
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        Colorizer(ModelConfig(use_votes=True, **settings))
