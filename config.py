@@ -176,7 +176,7 @@ class SpatialConfig:
 @dataclass
 class VotesConfig:
     """Constants of the voter (``colorizer/votes.py``), saved with the checkpoint. Chosen on held-out shots of the drawn
-    episode 1 (``benchmarks/trials.md``)."""
+    episode 1 and on episode 2 (``benchmarks/trials.md``)."""
 
     look: int = 512  # side, in pixels, of the gray picture that the backbone looks at, 8 pixels a place
     colors: int = 48  # of the show, that are voted for
