@@ -167,3 +167,13 @@ def test_import_without_matplotlib_window():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           cwd=os.path.dirname(utils.__file__), env={"PATH": os.environ["PATH"]})
     assert done.returncode == 0, done.stderr
+
+
+def test_the_share_of_another_color_is_that_of_the_pixels():
+    """A third of a gray picture is red: those pixels are far away, the others are not."""
+    truth = np.full((12, 12, 3), 128, np.uint8)
+    result = truth.copy()
+    result[:4] = 200, 40, 40
+    scores = Scores()
+    scores.add(result, truth)
+    assert scores.summary()["far"] == pytest.approx(1 / 3)
