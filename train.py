@@ -56,12 +56,12 @@ def validate(learner: Learner, data: ColorizationDataset, cast: Cast, votes: tor
     chosen = spread(len(data), VAL_PICTURES)
     shown = {chosen[place] for place in spread(len(chosen), SAMPLES)}
     errors, squares, overlaps, samples = [], [], [], []
-    ballots = [None] * len(chosen) if votes is None else votes.split(learner.config.batch_size)
-    for indices, ballot in zip(torch.tensor(chosen).split(learner.config.batch_size), ballots, strict=False):
+    for part in torch.arange(len(chosen)).split(learner.config.batch_size):
+        indices = torch.tensor(chosen)[part]
         seen, L, ab = see(data, indices, colorizer, cast)
         advice, ids = None, torch.empty(len(indices), 0)
         if seen is not None:
-            seen = seen._replace(votes=None if ballot is None else ballot.float())
+            seen = seen._replace(votes=None if votes is None else votes[part].float())
             recall = colorizer.recall(seen.features)
             advice, ids = colorizer.advise(recall), recall.ids
             shared = torch.minimum(advice.color_feature, data.color_features[indices].to(L.device))

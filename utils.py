@@ -290,8 +290,6 @@ def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
 
 
 AB_PEAK = 220  # peak for the PSNR of ab: the width of its range
-
-
 FAR = 10  # CIEDE2000 at which one sees another color: a mean over a picture hides a character
 
 

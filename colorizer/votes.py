@@ -74,11 +74,11 @@ class Voter(nn.Module):
 
     @torch.no_grad()
     def fit(self, features: torch.Tensor, ab: torch.Tensor) -> torch.Tensor:
-        """Find the colors and the projection by P places: features (P, E + 2) and ab (P, 2) in Lab units. Returns the
-        projected features (P, axes)."""
+        """Find the colors and the projection by P places: features (P, E + 2), float16 or float32, and ab (P, 2) in Lab
+        units. Returns the projected features (P, axes), float32."""
         weight = self.weights(ab)
         self.palette.copy_(_clusters(ab, weight, self.config.colors))
-        self.mean.copy_(features.mean(0))
+        self.mean.copy_(features.mean(0, dtype=torch.float32))
         dim = len(self.mean)
         scatter, sums = torch.zeros(dim, dim).to(self.mean), torch.zeros(self.config.colors, dim).to(self.mean)
         share = torch.zeros(self.config.colors).to(self.mean)
@@ -98,11 +98,10 @@ class Voter(nn.Module):
         return torch.cat([(part.float() - self.mean) @ self.projection for part in features.split(2**14)])
 
     @torch.enable_grad()
-    def learn(self, projected: torch.Tensor, ab: torch.Tensor, steps: int, batch: int = 4096) -> float:
-        """Train the MLP on P places, as ``fit`` returned them, for so many steps. Returns the last step's loss."""
+    def learn(self, projected: torch.Tensor, ab: torch.Tensor, steps: int, batch: int = 4096) -> None:
+        """Train the MLP on P places, as ``fit`` returned them, for so many steps."""
         self.mlp.train()
         optimizer = torch.optim.AdamW(self.mlp.parameters(), self.config.rate, weight_decay=0.01)
-        loss = torch.zeros(())
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = self.config.rate * min(1, 2 * (1 - step / steps))
             chosen = torch.randint(len(ab), (batch,)).to(ab.device)
@@ -113,7 +112,6 @@ class Voter(nn.Module):
             loss.backward()
             optimizer.step()
         self.mlp.eval()
-        return loss.item()
 
     @torch.no_grad()
     def forward(self, places: torch.Tensor, L: torch.Tensor) -> torch.Tensor:

@@ -143,7 +143,7 @@ def teach_voter(data: ColorizationDataset, colorizer: Colorizer, cast: Cast, see
         features.append(voter.describe(places, L)[:, chosen].flatten(0, 1).half())
         colors.append(AB_SCALE * shrink(ab, places.shape[2]).flatten(2).transpose(1, 2)[:, chosen].flatten(0, 1))
     color = torch.cat(colors)
-    voter.learn(voter.fit(torch.cat(features).float(), color), color, VOTER_STEPS)
+    voter.learn(voter.fit(torch.cat(features), color), color, VOTER_STEPS)
 
 
 @torch.no_grad()
