@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from utils import ArgumentParser, UserError, boolean
 
 SIZE_STEP = 128  # pixels; the generator halves the picture 7 times
-BACKBONES = ["efficientnet_lite0", "resnet18"]
+BACKBONES = r"efficientnet_lite0|resnet18|timm/[A-Za-z0-9_.]+"  # a pattern; no name of a file or of a repository fits
 SAMPLE_FILM = Path(__file__).resolve().parent / "resources" / "episode_1.mp4"
 
 T = TypeVar("T")
@@ -203,7 +203,7 @@ class ModelConfig:
     use_feat_integrator: bool = False
     use_spatial_memory: bool = True
     use_votes: bool = False
-    backbone: str = "efficientnet_lite0"  # one of BACKBONES
+    backbone: str = "efficientnet_lite0"  # fits BACKBONES
     mem_size: int = 100  # slots
     spatial_size: int = 80  # frames
     top_k: int = 100  # slots
@@ -316,8 +316,10 @@ class TrainConfig:
     img_size: int = setting(128, f"side of the square that the networks see, a multiple of {SIZE_STEP}",
                             group="networks")
     width: int = setting(32, "channels of the first layers; inner layers have up to 8 times as many")
-    backbone: str = setting("efficientnet_lite0", "ImageNet network that looks at the gray picture", choices=BACKBONES)
-    backbone_weights: str = setting("", "file with the backbone's weights; none named: its package or download")
+    backbone: str = setting("efficientnet_lite0", "network that looks at the gray picture: efficientnet_lite0, "
+                            "resnet18, or timm/NAME for that of the package timm")
+    backbone_weights: str = setting("", "file with the backbone's weights, a state dict; none named: its package or "
+                                    "download")
 
     mem_size: int = setting(0, "slots of the memory; 0: 1.2 times the number of training pictures", group="memory")
     top_k: int = setting(0, "nearest slots among which the triplet loss looks; 0: all, at most 256")
@@ -363,6 +365,9 @@ class TrainConfig:
             raise UserError(f"img_size is {self.img_size}, and the generator takes multiples of {SIZE_STEP}; set "
                             f"img_size to {max(SIZE_STEP, round(self.img_size / SIZE_STEP) * SIZE_STEP)}")
         self._check_way()
+        if not re.fullmatch(BACKBONES, self.backbone):
+            raise UserError(f"backbone is {self.backbone!r}; choose from efficientnet_lite0, resnet18 and timm/NAME, "
+                            "with a NAME of timm.list_models()")
         if self.resume and self.start_epoch:
             raise UserError("resume True goes on from last.pt and start_epoch from an older epoch; use one of them")
         if self.overwrite and (self.resume or self.start_epoch):

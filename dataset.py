@@ -195,13 +195,13 @@ def color_feature(ab: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------------------
 # What the networks see
 
-_IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-_IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
 def gray_image(L: torch.Tensor) -> torch.Tensor:
     """L tensor (..., 1, H, W) in [0, 1] -> the gray picture for the backbone (..., 3, H, W), ImageNet-normalized."""
-    return (L - _IMAGENET_MEAN.to(L.device)) / _IMAGENET_STD.to(L.device)
+    return (L - IMAGENET_MEAN.to(L.device)) / IMAGENET_STD.to(L.device)
 
 
 PREPARATION = 2  # version of what ``prepare`` makes of a picture; raise it when that changes, so that caches are remade

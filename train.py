@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from colorizer.backbone import BackboneUnavailable
 from colorizer.colorizer import model_config_of
 from config import TrainConfig, read_flags, restore
 from dataset import AB_SCALE, ColorizationDataset, resize, tensors_to_lab
@@ -140,11 +139,8 @@ class Training:
                 raise not_whole(error) from error
         else:
             model_config = fit_model_config(config, len(self.data))
-        try:
-            learner = Learner(config, model_config, self.device, False if saved else config.backbone_weights or None,
-                              self.team)
-        except BackboneUnavailable as error:
-            raise UserError(str(error)) from error
+        learner = Learner(config, model_config, self.device, False if saved else config.backbone_weights or None,
+                          self.team)
         if saved:
             learner.load(saved)
         return learner

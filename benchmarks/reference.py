@@ -15,7 +15,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
-from colorizer.backbone import BACKBONE_DIMS
+from colorizer.backbone import BUILT_IN
 from dataset import AB_BINS, AB_SCALE, GRAY_SIZE, L_SCALE, N_BINS, NEIGHBORS, SIGMA, gray_image, resize, rgb_to_lab
 from networks import MemoryNetwork, Style
 from training.learner import color_loss, discriminator_loss, generator_loss
@@ -141,7 +141,7 @@ class Learner:
         self.generator = Generator(config.width, style_hidden).to(device)
         self.discriminator = Discriminator(config.width, style_hidden).to(device)
         self.backbone = Backbone().to(device)
-        self.memory = MemoryNetwork(BACKBONE_DIMS["efficientnet_lite0"], mem_size, min(256, mem_size), config.alpha,
+        self.memory = MemoryNetwork(BUILT_IN["efficientnet_lite0"].frame, mem_size, min(256, mem_size), config.alpha,
                                     config.color_thres).to(device)
         self.optimizers = {
             "gen": torch.optim.Adam(self.generator.parameters(), config.gen_lr, (0.5, 0.999)),

@@ -1,11 +1,13 @@
 """What does a frozen network see? The ImageNet backbone that looks at gray pictures, whole and place by place."""
 
 import hashlib
+import re
 import sys
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,19 +17,29 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from dataset import GRAY_SIZE, L_SCALE, gray_image, resize
+from config import BACKBONES
+from dataset import GRAY_SIZE, IMAGENET_MEAN, IMAGENET_STD, L_SCALE, gray_image, resize
 from networks import channels_last
-from utils import autocast
+from utils import UserError, autocast
 
-BACKBONE_DIMS = {"efficientnet_lite0": 1280, "resnet18": 512}  # features of a frame
-PLACE_DIMS = {"efficientnet_lite0": 40 + 112 + 320, "resnet18": 128 + 256 + 512}  # and of a place
 STRIDE = 8  # pixels of a picture along a side of a place on the finest map
 
 Weights = str | Path | Literal[False] | None  # where the weights of a Backbone come from; see there
 
 
-class BackboneUnavailable(RuntimeError):
-    """The weights of a backbone cannot be had. The message says what to do."""
+class BackboneUnavailable(UserError):
+    """A backbone or its weights cannot be had. The message says what to do."""
+
+
+class Dims(NamedTuple):
+    """How many numbers a backbone gives."""
+
+    frame: int  # D, of a whole picture
+    place: int  # E, of a place
+
+
+BUILT_IN = {"efficientnet_lite0": Dims(1280, 40 + 112 + 320), "resnet18": Dims(512, 128 + 256 + 512)}
+TIMM = "timm/"  # in front of timm's own name of a network
 
 
 class Seen(NamedTuple):
@@ -71,47 +83,135 @@ def make_plain(network: nn.Module) -> None:
                 setattr(module, name, plain)
 
 
-class Backbone(nn.Module):
-    """A frozen ImageNet network that looks at the gray picture. It stays in eval mode whatever its owner does.
+# ---------------------------------------------------------------------------------------------------------------------
+# Networks of timm
 
-    ``weights`` is None for the pretrained ones (efficientnet_lite0 from its package, resnet18 from torchvision's
-    download), a path to a state dict of torchvision's resnet18 or of efficientnet-lite0, or False: random ones, which a
-    checkpoint must replace at once. Otherwise never random: raises BackboneUnavailable when there are no weights.
+
+TimmNet = Any  # an nn.Module with what timm's networks have beside: feature_info, pretrained_cfg, forward_intermediates
+
+
+def make_timm(name: str, pretrained: bool = False) -> TimmNet:
+    """timm's network for the backbone ``name``, which takes pictures of any size; nothing is downloaded unless it is to
+    be ``pretrained``. Raises BackboneUnavailable without timm, else whatever timm raises."""
+    import_torchvision()  # which timm imports, and which may need to be mended first
+    try:
+        import timm
+    except ImportError as error:
+        raise BackboneUnavailable(f"the backbone {name} needs the package timm ({error}); install it by: "
+                                  "pip install timm==1.0.31") from error
+    name = name.removeprefix(TIMM)
+    # A network whose position embedding is of a fixed size is asked to fit it to the picture.
+    fixed = timm.get_pretrained_cfg(name, allow_unregistered=False).fixed_input_size
+    return timm.create_model(name, pretrained, **({"dynamic_img_size": True} if fixed else {}))
+
+
+def taps(net: TimmNet) -> list[int]:
+    """Which maps of timm's network are the three that make places: the last ones of its three coarsest strides, or
+    where all have one stride, as in a vision transformer, those after each third of its layers."""
+    strides = [info["reduction"] for info in net.feature_info]
+    last = sorted({stride: index for index, stride in enumerate(strides)}.values())
+    return last[-3:] if len(last) > 1 else [len(strides) * third // 3 - 1 for third in (1, 2, 3)]
+
+
+def timm_maps(net: TimmNet, gray: torch.Tensor) -> list[torch.Tensor]:
+    """gray (N, 3, H, W), ImageNet-normalized -> the maps (N, C, h, w) at the ``taps`` of timm's network; of a vision
+    transformer, the tokens of its patches, normed by its last norm.
+
+    The picture is normalized as the network knows it, and enlarged to the next multiple of its patches or stride.
+    """
+    mean, std = (torch.tensor(net.pretrained_cfg[key], device=gray.device).view(3, 1, 1) for key in ("mean", "std"))
+    gray = (gray * IMAGENET_STD.to(gray.device) + IMAGENET_MEAN.to(gray.device) - mean) / std
+    step = max(info["reduction"] for info in net.feature_info)
+    size = [-(-side // step) * step for side in gray.shape[2:]]
+    if size != list(gray.shape[2:]):
+        gray = F.interpolate(gray, size, mode="bilinear", align_corners=False)
+    return net.forward_intermediates(gray, indices=taps(net), norm=True, intermediates_only=True)
+
+
+@cache
+def dims_of(name: str) -> Dims:
+    """The Dims of a backbone. Those of timm's networks are found by one that has no weights and costs nothing.
+
+    Raises ValueError for a name that no backbone can have, and BackboneUnavailable when timm is not installed, or has
+    no such network, or none that takes pictures of any size.
+    """
+    if not re.fullmatch(BACKBONES, name):
+        raise ValueError(f"there is no backbone {name!r}")
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    try:
+        with torch.device("meta"):
+            net = make_timm(name).eval()
+            channels = [places.shape[1] for places in timm_maps(net, torch.zeros(1, 3, GRAY_SIZE, GRAY_SIZE))]
+    except BackboneUnavailable:
+        raise
+    except Exception as error:  # timm's networks are of many makers, and refuse in many ways
+        raise BackboneUnavailable(
+            f"timm has no network {name.removeprefix(TIMM)} that takes pictures of any size and shows its maps "
+            f"({_reason(error)}); choose another one of timm.list_models()") from error
+    return Dims(channels[-1], sum(channels))
+
+
+def _reason(error):
+    """The first sentence of an error, as a part of another one."""
+    return re.split(r"\n|\. ", str(error))[0].rstrip(".:") or type(error).__name__
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The backbone
+
+
+class Backbone(nn.Module):
+    """A frozen network that looks at the gray picture. It stays in eval mode whatever its owner does.
+
+    ``name`` is efficientnet_lite0, resnet18, or timm/ and timm's name of a network. ``weights`` is None for the
+    pretrained ones (efficientnet_lite0 from its package, others from the download of torchvision or timm), a path to a
+    state dict of that network (.safetensors, or what torch.save wrote), or False: random ones, which a checkpoint must
+    replace at once. Otherwise never random: raises BackboneUnavailable when there are no weights, and also as
+    ``dims_of`` does.
     """
 
     def __init__(self, name: str = "efficientnet_lite0", weights: Weights = None, grid: int = 32) -> None:
         super().__init__()
-        self.grid = grid
+        self.name, self.grid, self.dims = name, grid, dims_of(name)
         if name == "efficientnet_lite0":
             self.net = EfficientNet.from_name("efficientnet-lite0", image_size=None)
             weights = EfficientnetLite0ModelFile.get_model_file_path() if weights is None else weights
-        else:
+        elif name == "resnet18":
             self.net = import_torchvision().models.resnet18()
+        else:
+            self.net = make_timm(name)
         if weights is not False:
-            self._load(name, weights)
-        self.net._fc = self.net.fc = None  # the ImageNet classes are not needed
-        fold_norms(self.net)
+            self._load(weights)
+        if name in BUILT_IN:
+            self.net._fc = self.net.fc = None  # the ImageNet classes are not needed
+            fold_norms(self.net)
+        else:
+            self.net.prune_intermediate_layers(taps(self.net))  # nor are those here
         if name == "efficientnet_lite0":
             make_plain(self.net)
         self.requires_grad_(False)
         self.eval()
 
-    def _load(self, name, weights):
+    def _load(self, weights):
         try:
-            if weights is None:
-                state = import_torchvision().models.ResNet18_Weights.DEFAULT.get_state_dict(check_hash=True)
+            if weights is not None:
+                self.net.load_state_dict(_read_weights(weights))
+            elif self.name == "resnet18":
+                resnet18 = import_torchvision().models.ResNet18_Weights.DEFAULT
+                self.net.load_state_dict(resnet18.get_state_dict(check_hash=True))
             else:
-                state = torch.load(weights, map_location="cpu", weights_only=True)
-            self.net.load_state_dict(state)
+                self.net = make_timm(self.name, pretrained=True)
         except Exception as error:  # a download, a file or a state dict can fail in many ways, and all end the same
+            source = weights or f"the download of {'torchvision' if self.name == 'resnet18' else 'timm'}"
             raise BackboneUnavailable(
-                f"cannot load the weights of {name} from {weights or 'the download of torchvision'} "
-                f"({str(error).partition(chr(10))[0]}); give a file by --backbone_weights, or use --backbone "
-                "efficientnet_lite0, whose weights come with requirements.txt") from error
+                f"cannot load the weights of {self.name} from {source} ({_reason(error)}); give a file by "
+                "--backbone_weights, or use --backbone efficientnet_lite0, whose weights come with "
+                "requirements.txt") from error
 
     def identity(self) -> str:
-        """A hash of the weights, hexadecimal."""
-        digest = hashlib.sha256()
+        """A hash of the name and the weights, hexadecimal."""
+        digest = hashlib.sha256(self.name.encode())
         for tensor in self.state_dict().values():
             digest.update(tensor.cpu().numpy().tobytes())
         return digest.hexdigest()
@@ -124,10 +224,14 @@ class Backbone(nn.Module):
         """gray (N, 3, H, W), ImageNet-normalized -> what is Seen of it, on G places along a side, the ``grid`` that is
         given here, or else the backbone's.
 
-        A place's features are the maps at strides 8, 16 and 32, each of unit length over its channels.
+        A place's features are the maps at strides 8, 16 and 32 (of timm's networks, those of ``timm_maps``), each of
+        unit length over its channels. A picture's are the mean over its last map.
         """
         net, gray = self.net, channels_last(gray)
-        if isinstance(net, EfficientNet):
+        if self.name not in BUILT_IN:
+            maps = timm_maps(net, gray)
+            x = maps[-1]
+        elif isinstance(net, EfficientNet):
             x, maps = net._swish(net._bn0(net._conv_stem(gray))), {}
             for block in net._blocks:
                 x = block(x)
@@ -144,6 +248,14 @@ class Backbone(nn.Module):
         places = [F.interpolate(F.normalize(m.float(), dim=1), size, mode="bilinear", align_corners=False)
                   for m in maps]
         return Seen(x.float().mean((2, 3)), torch.cat(places, 1))
+
+
+def _read_weights(path):
+    """The state dict of a file; nothing is executed when it is read."""
+    if str(path).endswith(".safetensors"):
+        from safetensors.torch import load_file  # comes with timm
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def look(backbone: Backbone, lightness: Iterable[np.ndarray], device: torch.device, precision: str = "auto") -> Seen:

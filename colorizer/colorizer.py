@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from colorizer.backbone import BACKBONE_DIMS, PLACE_DIMS, STRIDE, Backbone, Seen, Weights
+from colorizer.backbone import STRIDE, Backbone, Seen, Weights, dims_of
 from colorizer.spatial import SpatialMemory
 from colorizer.votes import Voter, moved
 from config import ModelConfig, restore
@@ -21,17 +21,16 @@ class Colorizer(nn.Module):
         """``backbone_weights`` as for Backbone; False when a state dict is loaded next."""
         super().__init__()
         self.config = config
-        place_dim = PLACE_DIMS[config.backbone] if config.use_spatial_memory else 0
+        frame_dim, place_dim = dims_of(config.backbone) if config.use_memory else (0, 0)
+        place_dim = place_dim if config.use_spatial_memory else 0
         self.generator = Generator(config.gen_norm, config.width, place_dim, config.img_size, config.spatial.grid)
         if config.use_memory:
             self.backbone = Backbone(config.backbone, backbone_weights, config.spatial.grid)
-            self.memory = MemoryNetwork(BACKBONE_DIMS[config.backbone], config.mem_size, config.top_k, config.alpha,
-                                        config.color_thres)
+            self.memory = MemoryNetwork(frame_dim, config.mem_size, config.top_k, config.alpha, config.color_thres)
         if config.use_feat_integrator:
             self.integrator = FeatureIntegrator()
         if config.use_spatial_memory:
-            self.spatial = SpatialMemory(BACKBONE_DIMS[config.backbone], place_dim, config.spatial_size,
-                                         config.spatial)
+            self.spatial = SpatialMemory(frame_dim, place_dim, config.spatial_size, config.spatial)
         if config.use_votes:
             if not config.use_spatial_memory:
                 raise ValueError("votes need the places of a spatial memory")

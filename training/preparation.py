@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from colorizer.backbone import BACKBONE_DIMS, Seen
+from colorizer.backbone import Seen
 from colorizer.colorizer import Colorizer
 from config import ModelConfig, TrainConfig
 from dataset import AB_SCALE, ColorizationDataset, lab_to_tensors, resize, rgb_to_lab, shrink
@@ -64,7 +64,7 @@ def see_all(data: ColorizationDataset, colorizer: Colorizer, cast: Cast,
             known: torch.Tensor | None = None) -> torch.Tensor:
     """The backbone's features (N, D) of all pictures of a dataset, which never change: from the dataset's cache; if
     they are not there, from ``known`` (N, D), or else computed."""
-    backbone, name = colorizer.backbone, colorizer.config.backbone
+    backbone = colorizer.backbone
     device = next(colorizer.parameters()).device
     with cast():
         precision = str(torch.get_autocast_dtype(device.type)) if torch.is_autocast_enabled(device.type) else "float32"
@@ -74,7 +74,8 @@ def see_all(data: ColorizationDataset, colorizer: Colorizer, cast: Cast,
             return known[part.to(device)]
         return see(data, part, colorizer, cast)[0].features  # type: ignore[union-attr]  # there is a memory
 
-    return data.features(f"features_{name}", BACKBONE_DIMS[name], (backbone.identity(), precision), compute).to(device)
+    file = "features_" + backbone.name.replace("/", "_")
+    return data.features(file, backbone.dims.frame, (backbone.identity(), precision), compute).to(device)
 
 
 def remember(data: ColorizationDataset, colorizer: Colorizer, cast: Cast) -> torch.Tensor | None:
