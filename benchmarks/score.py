@@ -86,7 +86,7 @@ def measure(result, truth, every=12, episode=None, lpips=None):
     for index, ours, true in pairs(result, truth, every):
         scores.add(ours, true)
         in_color = in_color or is_color(true)
-        if lpips:
+        if lpips and min(true.shape[:2]) >= 32:  # AlexNet sees nothing in smaller ones
             distances.append(lpips(ours, true))
         if episode:
             if true.shape != (HEIGHT, WIDTH, 3) or index >= frame_count(episode):
@@ -99,7 +99,7 @@ def measure(result, truth, every=12, episode=None, lpips=None):
     if not in_color:
         raise UserError(f"{truth} is gray, so that it is no truth; name the film in color by --truth")
     summary, bodies = scores.summary(), {name: np.concatenate(parts) for name, parts in bodies.items()}
-    if lpips:
+    if distances:
         summary["lpips"] = float(np.mean(distances))
     if episode:
         summary |= {"bodies": float(bodies["bodies"].mean()), "bodies_far": share_far(bodies["bodies"])}

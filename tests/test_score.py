@@ -56,6 +56,11 @@ def test_another_lightness_counts(tmp_path):
     assert measure(result, truth)[0]["ciede2000"] > 5
 
 
+def test_what_is_too_small_for_lpips_has_none(tmp_path):
+    folder = write(tmp_path / "small", [flat(RED, (24, 24))])
+    assert "lpips" not in measure(folder, folder, lpips=lambda ours, true: 0.0)[0]
+
+
 def test_a_folder_of_a_films_frames_is_the_film(tmp_path, capsys):
     film = tmp_path / "film.mkv"
     with av.open(str(film), "w") as output:
