@@ -190,7 +190,6 @@ class VotesConfig:
     temperature: float = 0.4  # of the joint votes: 1 paints their mean, 0 the winner
     every: int = 4  # frames of a film for which the voter looks once
     side: int = 128  # side, in pixels, of the pictures in which the motion between these is found
-    unlit: float = 150.0  # votes that come along it count exp(-unlit * squared difference in L in [0, 1])
 
 
 @dataclass

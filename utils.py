@@ -194,7 +194,7 @@ def write_image(path: str | Path, rgb: np.ndarray) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Checkpoints and devices
 
-CHECKPOINT_FORMAT = 7
+CHECKPOINT_FORMAT = 8
 
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
@@ -208,7 +208,7 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read what ``save_checkpoint`` wrote, on the CPU, executing nothing and in memory of about the file's size.
 
-    Formats 5 and 6 are converted. Raises UserError for any other file, and for tensors with numbers that are not
+    Formats 5 to 7 are converted. Raises UserError for any other file, and for tensors with numbers that are not
     finite.
     """
     if not Path(path).is_file():
@@ -224,7 +224,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # a file of any content: zip, pickle and tensor readers each raise their own kinds
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path} is not a checkpoint of train.py, or not a whole one; use another: {reason}") from error
-    if content["format"] in (5, 6):
+    if content["format"] in (5, 6, 7):
         _convert(content)
     elif content["format"] != CHECKPOINT_FORMAT:
         raise UserError(f"{path} has checkpoint format {content['format']}, and this version reads "
@@ -235,14 +235,17 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _convert(content):
-    """Bring a checkpoint of format 5, whose frames had another name, or 6, which had no votes, to format 7."""
-    content["format"] = 7
+    """Bring a checkpoint to the format of now: in 5 frames had another name, 6 had no votes, and in 7 votes counted less
+    where lightness changes along the motion."""
+    content["format"] = CHECKPOINT_FORMAT
     networks = content.get("colorizer")
     if isinstance(networks, dict) and "spatial.frames" in networks:
         networks["spatial.features"] = networks.pop("spatial.frames")
     for name in ("model_config", "train_config"):
         if isinstance(content.get(name), dict):
             content[name].setdefault("use_votes", False)
+            if isinstance(content[name].get("votes"), dict):
+                content[name]["votes"].pop("unlit", None)
 
 
 def _tensors(content):

@@ -14,7 +14,7 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
-from colorizer.flow import Flow, blur, fetch
+from colorizer.flow import Flow
 from config import VotesConfig
 from dataset import AB_SCALE, resize
 
@@ -142,23 +142,18 @@ class FollowedVotes:
 
     def __call__(self, lightness: np.ndarray, seen: int, votes: torch.Tensor) -> torch.Tensor:
         """L (N, H, H) in [0, 100] of neighboring frames, and the votes (K, G, G) for that of number ``seen`` -> votes
-        (N, K, G, G): those along the motion, scaled down where they come from another lightness, so that they say
-        less."""
+        (N, K, G, G): those that the optical flow leads to."""
         side, size = self.config.side, votes.shape[1]
         pictures = [np.rint(resize(L, side, side) * 2.55).astype(np.uint8) for L in lightness]
-        known, found = pictures[seen].astype(np.float32), []
         y, x = np.indices((size, size), dtype=np.float32)
+        found = []
         for number, picture in enumerate(pictures):
             if number == seen:
                 found.append(votes)
                 continue
-            motion = self._flow(picture, pictures[seen])
-            unlit = self.config.unlit * blur(np.square((fetch(known, motion) - picture) / 255))
-            weight = torch.from_numpy(np.exp(-resize(unlit, size, size))).to(votes)
-            motion = resize(motion, size, size) * np.float32(size / side)
+            motion = resize(self._flow(picture, pictures[seen]), size, size) * np.float32(size / side)
             target = torch.from_numpy((2 * (motion + np.stack([x, y], 2)) + 1) / size - 1).to(votes)
-            found.append(weight * F.grid_sample(votes[None], target[None], padding_mode="border",
-                                                align_corners=False)[0])
+            found.append(F.grid_sample(votes[None], target[None], padding_mode="border", align_corners=False)[0])
         return torch.stack(found)
 
 

@@ -122,17 +122,14 @@ def test_detail_finer_than_a_place_stays():
 
 
 def test_votes_follow_the_motion():
-    """A drawing that moves right takes its votes along; where another lightness comes in, they say nothing."""
+    """A drawing that moves right takes its votes along."""
     noise = cv2.GaussianBlur(np.random.default_rng(0).random((128, 192), np.float32), (0, 0), 4)
     noise = 100 * (noise - noise.min()) / np.ptp(noise)
     L = np.stack([noise[:, 32 - shift:160 - shift] for shift in (0, 8)])
     votes = torch.randn(2, 16, 16).cumsum(2)
-    follow = FollowedVotes(VotesConfig(side=128))
-    found = follow(L, 1, votes)
+    found = FollowedVotes(VotesConfig(side=128))(L, 1, votes)
     assert torch.equal(found[1], votes)
     torch.testing.assert_close(found[0][:, 2:-2, 2:-3], votes[:, 2:-2, 3:-2], atol=0.35, rtol=0.1)  # 8 pixels: 1 place
-    dark = follow(np.stack([0 * L[0], L[1]]), 1, votes)
-    assert dark[0].abs().mean() < 0.1 * votes.abs().mean()
 
 
 class CountingPainter(Painter):
