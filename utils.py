@@ -235,8 +235,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _convert(content):
-    """Bring a checkpoint to the format of now: in 5 frames had another name, 6 had no votes, and in 7 votes counted less
-    where lightness changes along the motion."""
+    """Bring a checkpoint to the format of now: in 5 frames had another name, 6 had no votes, and in 7 votes counted
+    less where lightness changes along the motion."""
     content["format"] = CHECKPOINT_FORMAT
     networks = content.get("colorizer")
     if isinstance(networks, dict) and "spatial.frames" in networks:
