@@ -1,8 +1,8 @@
 """What can be set? Every setting of the program, as dataclasses, from which the command lines are made.
 
-A field with a ``help`` text is a flag of its script. The fields of SpatialConfig, VotesConfig, LearningConfig and
-SteadyConfig are constants of the method, chosen in trials (``benchmarks/trials.md``; ``benchmarks/search.py`` varies
-them). All but the last are saved with a checkpoint.
+A field with a ``help`` text is a flag of its script. The fields of SpatialConfig, VotesConfig, LearningConfig,
+SteadyConfig and CertaintyConfig are constants of the method, chosen in trials (``benchmarks/trials.md``;
+``benchmarks/search.py`` varies them). All but the last two are saved with a checkpoint.
 """
 
 import argparse
@@ -247,9 +247,9 @@ class CertaintyConfig:
     belong to the program, not to a checkpoint."""
 
     least: float = 0.001  # no share is believed to be nearer to 0 or to 1
-    bias: float = 0.09  # logit of the probability of a color that is half recalled and that half of the votes agree on
-    memory: float = 0.72  # weight of the logit of how much of it is recalled
-    votes: float = 0.33  # weight of the logit of how many votes agree
+    bias: float = 0.63  # logit of the probability of a color that is half recalled and that half of the votes agree on
+    memory: float = 0.69  # weight of the logit of how much of it is recalled
+    votes: float = 0.42  # weight of the logit of how many votes agree
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -120,7 +121,8 @@ def color_pictures(painter: Painter, pairs: Sequence[tuple[Path, Path]], evaluat
         (result,), known = painter.explain([picture])
         write_image(target, result)
         if confidence:
-            write_image(beside(target, MAP), tint(picture, mixture(next(known.each()))))
+            gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+            write_image(beside(target, MAP), tint(gray, mixture(next(known.each()))))
         evaluation.add(picture, result)
         done += 1
     if not done:

@@ -350,7 +350,7 @@ def write_pictures(target: Path, film: Film, pictures: Iterable[tuple[int, np.nd
     """Write pictures about ``film``, (pts in its time base, RGB uint8 (H, W, 3) of one size), as the H.264 film
     ``target`` without sound, which appears when it is complete. ``aspect``: shape of the pixels, None for square."""
     with replace_when_done(target) as temporary, av.open(str(temporary), "w") as output:
-        stream = output.add_stream("libx264", rate=film.rate, options={"crf": "18"})
+        stream = output.add_stream("libx264", rate=film.rate, options={"crf": "18", "preset": "veryfast"})
         stream.time_base = stream.codec_context.time_base = film.time_base
         stream.codec_context.colorspace = BT709
         for number, (pts, picture) in enumerate(pictures):

@@ -31,10 +31,11 @@ def mixture(known: Known) -> np.ndarray:
     return np.rint(shares @ np.array(list(COLORS.values()), np.float32)).astype(np.uint8)
 
 
-def tint(picture: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """The map of a picture, RGB uint8 (H, W, 3), by its ``mixture``: its gray, tinted."""
-    gray = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    return cv2.addWeighted(gray, 1 - TINT, resize(colors, *gray.shape[:2]), TINT, 0)
+def tint(gray: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """The map of a picture, RGB uint8 (H, W, 3): its gray, uint8 (H, W), tinted by its ``mixture``; where that is
+    empty, it stays gray."""
+    picture = cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(picture, 1 - TINT, resize(colors, *gray.shape), TINT, 0) if colors.size else picture
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -77,8 +78,7 @@ def write_known(film: Film, target: Path, times: Sequence[int], shots: Iterable[
     def pictures():
         with closing(planned_frames(film, times, 0)) as frames:
             for (index, planes), colors in zip(frames, maps, strict=True):
-                gray = planes.gray(*planes.y.shape)
-                yield times[index] - origin, tint(gray, colors) if colors.size else gray
+                yield times[index] - origin, tint(planes.luma(*planes.y.shape), colors)
 
     with closing(ahead(pictures(), 8)) as drawn:
         write_pictures(target, film, tqdm(drawn, total=len(times), unit=" frames", desc=target.name, disable=None),
