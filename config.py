@@ -1,8 +1,8 @@
 """What can be set? Every setting of the program, as dataclasses, from which the command lines are made.
 
-A field with a ``help`` text is a flag of its script. The fields of SpatialConfig, VotesConfig, LearningConfig and
-SteadyConfig are constants of the method, chosen in trials (``benchmarks/trials.md``; ``benchmarks/search.py`` varies
-them). All but the last are saved with a checkpoint.
+A field with a ``help`` text is a flag of its script. The fields of SpatialConfig, VotesConfig, LearningConfig,
+SteadyConfig and CertaintyConfig are constants of the method, chosen in trials (``benchmarks/trials.md``;
+``benchmarks/search.py`` varies them). All but the last two are saved with a checkpoint.
 """
 
 import argparse
@@ -239,6 +239,18 @@ class SteadyConfig:
     side: int = 128  # greatest side, in pixels, of the pictures in which the motion is found
 
 
+@dataclass
+class CertaintyConfig:
+    """Constants that tell how sure a color is (``colorizer/certainty.py``), fit by ``benchmarks/calibration.py`` on two
+    films of which some shots were held out, the drawn episode 1 and Big Buck Bunny (``benchmarks/trials.md``). They
+    belong to the program, not to a checkpoint."""
+
+    least: float = 0.001  # no share is believed to be nearer to 0 or to 1
+    bias: float = 0.63  # logit of the probability of a color that is half recalled and that half of the votes agree on
+    memory: float = 0.69  # weight of the logit of how much of it is recalled
+    votes: float = 0.42  # weight of the logit of how many votes agree
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The scripts
 
@@ -425,6 +437,7 @@ class FilmConfig:
     pix_fmt: str | None = setting(None, "FFmpeg's pixel format; 4:2:0 with 10 bits for a source of more than 8")
     color_only: bool = setting(False, "write the chroma alone, on neutral lightness, for compositing")
     keep_color_shots: bool = setting(False, "leave shots that are already in color as they are")
+    confidence: bool = setting(False, "write a map beside each film or picture: what is recalled, guessed and unknown")
     batch_size: int = setting(8, "frames of a video in one pass of the network", group="machine")
     steady: SteadyConfig = field(default_factory=SteadyConfig)
 

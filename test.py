@@ -5,6 +5,7 @@ Color input counts as the truth: it is turned gray first, and the result is meas
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -13,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -20,7 +22,8 @@ from colorizer.painter import Painter, load_painter
 from config import ColorConfig, read_flags
 from dataset import lab_to_rgb, resize, rgb_to_lab
 from film.encoding import OUTPUT_SUFFIXES
-from film.episode import color_film, compare
+from film.episode import color_film, compare, map_of
+from film.known import mixture, tint
 from film.panel import memory_pictures, write_panel
 from film.parts import Records, parts_folder
 from film.report import Report, Suggestion, suggest_frames, write_report
@@ -103,8 +106,10 @@ def need_color(painter: Painter, picture: np.ndarray, path: Path) -> None:
         raise UserError(f"{path} has no colors of its own for --color_feature truth; use another --color_feature")
 
 
-def color_pictures(painter: Painter, pairs: Sequence[tuple[Path, Path]], evaluation: Evaluation) -> int:
-    """Color pictures one by one, pairs of (input, output) paths; returns how many. An unreadable one is skipped."""
+def color_pictures(painter: Painter, pairs: Sequence[tuple[Path, Path]], evaluation: Evaluation,
+                   confidence: bool) -> int:
+    """Color pictures one by one, pairs of (input, output) paths, and map what is known of each if ``confidence``;
+    returns how many. An unreadable one is skipped."""
     done = 0
     for source, target in tqdm(pairs, unit="picture", disable=None):
         try:
@@ -113,8 +118,11 @@ def color_pictures(painter: Painter, pairs: Sequence[tuple[Path, Path]], evaluat
             warn(f"{error}; skipped")
             continue
         need_color(painter, picture, source)
-        result = painter.colorize([picture])[0]
+        (result,), known = painter.explain([picture])
         write_image(target, result)
+        if confidence:
+            gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+            write_image(beside(target, MAP), tint(gray, mixture(next(known.each()))))
         evaluation.add(picture, result)
         done += 1
     if not done:
@@ -134,8 +142,11 @@ def measure_film(records: Records, film: Film, result: Film, config: ColorConfig
             evaluation.add(truth, painted)
 
 
+MAP = "confidence.png"  # of what is known of a picture
+
+
 def beside(target: Path, name: str) -> Path:
-    """The path of a file beside the colored film ``target`` that belongs to it."""
+    """The path of a file beside the colored film or picture ``target`` that belongs to it."""
     return target.with_name(f"{target.stem}_{name}")
 
 
@@ -163,15 +174,19 @@ def explain_film(painter: Painter, records: Records, film: Film, target: Path, s
     if suggestions:
         save_suggestions(folder, film, records.pts, suggestions)
         print(f"{len(suggestions)} frames to color next, for --references: {folder}")
+    if config.confidence:
+        print(f"what is recalled, guessed and unknown: {map_of(target)}")
     if config.panel:
         begin = records.pts[0] if config.start else None
         write_panel(painter, film, beside(target, "panel.mp4"), records, begin, config.batch_size)
         print(f"what the memory recalls: {beside(target, 'panel.mp4')}")
 
 
-def find_work(source: Path, output: Path) -> tuple[list[tuple[Path, Path]], list[tuple[Film, Path]]]:
+def find_work(source: Path, output: Path,
+              maps: bool = False) -> tuple[list[tuple[Path, Path]], list[tuple[Film, Path]]]:
     """(pictures, films) for --input and --output, each a list of (input, output). For numbered frames, output is the
-    path that report, metrics and log are named after. Raises UserError when there is no input, or when two outputs, or
+    path that report, metrics and log are named after. What an earlier run wrote beside a result, a map (``maps``: with
+    them) or a panel, is no input. Raises UserError when there is no input, or when two outputs, or
     an input and an output, are the same file."""
     def video_name(path):
         return path.stem + (path.suffix if path.suffix.lower() in OUTPUT_SUFFIXES else ".mkv")  # .mkv carries all
@@ -181,9 +196,9 @@ def find_work(source: Path, output: Path) -> tuple[list[tuple[Path, Path]], list
     if not source.exists():
         raise UserError(f"there is no {source}; name a picture, a video or a folder of either by --input")
     if source.is_dir():
-        sequences, paths = find_sequences(list_files(source, IMAGE_SUFFIXES))
+        sequences, paths = find_sequences(_inputs(source, IMAGE_SUFFIXES))
         pictures = [(path, output / path.name) for path in paths]
-        films += [(VideoFile(path), output / video_name(path)) for path in list_files(source, VIDEO_SUFFIXES)]
+        films += [(VideoFile(path), output / video_name(path)) for path in _inputs(source, VIDEO_SUFFIXES)]
         films += [(frames, output / frames.stem) for frames in sequences]
         if not pictures and not films:
             raise UserError(f"there is no picture in {source} (expected {', '.join(IMAGE_SUFFIXES)}), and no video "
@@ -196,17 +211,26 @@ def find_work(source: Path, output: Path) -> tuple[list[tuple[Path, Path]], list
     else:
         raise UserError(f"{source} is neither a picture ({', '.join(IMAGE_SUFFIXES)}) nor a video "
                         f"({', '.join(VIDEO_SUFFIXES)})")
-    refuse_clashes(pictures, films, output)
+    refuse_clashes(pictures, films, output, maps)
     return pictures, films
 
 
-def refuse_clashes(pictures: Sequence[tuple[Path, Path]], films: Sequence[tuple[Film, Path]], output: Path) -> None:
+def _inputs(folder, suffixes):
+    """The files of a folder with one of ``suffixes``, without what an earlier run wrote beside one of them."""
+    paths = list_files(folder, suffixes)
+    stems = {path.stem for path in paths}
+    return [path for path in paths if re.sub("_(confidence|panel)$", "", path.stem) not in stems - {path.stem}]
+
+
+def refuse_clashes(pictures: Sequence[tuple[Path, Path]], films: Sequence[tuple[Film, Path]], output: Path,
+                   maps: bool) -> None:
     """Raises UserError when two outputs, or an input and an output, are the same file."""
     if (any(path.resolve() == target.resolve() for path, target in pictures)
             or any(film.is_output(target) for film, target in films)):
         raise UserError(f"the output {output} is the input itself; name another --output")
     names: dict[Path, Path] = {}
-    for path, target in [*pictures, *((film.path, beside(target, "report.html")) for film, target in films)]:
+    mapped = [(path, beside(target, MAP)) for path, target in pictures] if maps else []
+    for path, target in [*pictures, *mapped, *((film.path, beside(target, "report.html")) for film, target in films)]:
         if target in names:
             raise UserError(f"{names[target]} and {path} would both be written to {target}; rename one of them")
         names[target] = path
@@ -244,7 +268,7 @@ def facts_of(painter: Painter, config: ColorConfig) -> dict[str, str]:
 def color(config: ColorConfig) -> None:
     """Color ``config.input`` into ``config.output``. Raises UserError for all that the user can mend."""
     config.check()
-    pictures, films = find_work(config.input, config.output)
+    pictures, films = find_work(config.input, config.output, config.confidence)
     pictures = pictures if config.shard.number == 1 else []  # in one shard, since they are measured together
     films = config.shard.of(films)
     if config.input.is_dir() and not config.overwrite:
@@ -255,14 +279,18 @@ def color(config: ColorConfig) -> None:
             print(f"{done} of {config.input} are in {config.output} already and skipped (--overwrite True does them "
                   "again)")
     kept = [config.save_checkpoint] if config.save_checkpoint else []
+    maps = [beside(target, MAP) for _, target in pictures] if config.confidence else []
     refuse_existing([target for _, target in pictures] + [target for film, target in films if film.is_done(target)]
-                    + kept, config.overwrite)
+                    + kept + maps, config.overwrite)
     if not pictures and not films and not config.save_checkpoint:
         return
     painter = load_painter(config)
     if config.panel and not painter.remembers:
         raise UserError("--panel shows what the memory recalls, and none is read here; leave --color_feature and "
                         "--reference out, or train with use_memory True")
+    if config.confidence and not (painter.remembers and painter.config.use_spatial_memory):
+        raise UserError("--confidence shows what the spatial memory recalls, and none is read here; leave "
+                        "--color_feature and --reference out, or train with use_spatial_memory True")
     if pictures:
         color_stills(painter, config, pictures)
     if films:
@@ -272,7 +300,7 @@ def color(config: ColorConfig) -> None:
 def color_stills(painter: Painter, config: ColorConfig, pictures: Sequence[tuple[Path, Path]]) -> None:
     """Color pictures of ``find_work``, pairs of (input, output), and measure them together."""
     evaluation, started = Evaluation(), time.monotonic()
-    count = color_pictures(painter, pictures, evaluation)
+    count = color_pictures(painter, pictures, evaluation, config.confidence)
     seconds = time.monotonic() - started
     folder, prefix, place = config.output, "", config.output
     if not config.input.is_dir():

@@ -16,6 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.quality import Pasted
+from colorizer.certainty import Known
 from colorizer.painter import Palette
 from dataset import GRAY_SIZE
 from film.episode import color_film
@@ -39,7 +40,7 @@ class Baseline:
 
     def paint(self, lightness, palette):
         ab = self._colors([cv2.merge([L, 0 * L, 0 * L]) for L in lightness])
-        return ab.astype(np.float32), np.full(len(lightness), np.nan)
+        return ab.astype(np.float32), Known.nothing(len(lightness))
 
 
 def one_color(ab):

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from colorizer.certainty import Known
 from colorizer.painter import Palette
 from config import ColorConfig
 from film.video import VideoFile
@@ -64,7 +65,7 @@ class OneColor:
         return Palette(None, [], [], torch.from_numpy(labs[0].ravel()[:1280].copy()))
 
     def paint(self, L, palette):
-        return np.full((len(L), 32, 32, 2), 20, np.float32), np.full(len(L), 0.5)
+        return np.full((len(L), 32, 32, 2), 20, np.float32), Known.nothing(len(L))
 
 
 def peak(path):

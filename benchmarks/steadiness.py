@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from colorizer.certainty import Known
 from colorizer.painter import Painter
 from config import FilmConfig, SteadyConfig
 from dataset import rgb_to_lab
@@ -55,7 +56,8 @@ class Alone:
     def paint(self, lightness, palette):
         labs = [cv2.merge([L, 0 * L, 0 * L]) for L in lightness]
         answers = [self._painter.paint(lab[None, ..., 0], self._painter.palette([lab])) for lab in labs]
-        return tuple(np.concatenate(part) for part in zip(*answers, strict=True))
+        ab, known = zip(*answers, strict=True)
+        return np.concatenate(ab), Known(*map(np.concatenate, zip(*known, strict=True)))
 
 
 def color_alone(painter, film, shots, target):

@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from colorizer import certainty
 from colorizer.backbone import STRIDE, Backbone, Seen, Weights, dims_of
+from colorizer.certainty import Known
 from colorizer.spatial import SpatialMemory
 from colorizer.votes import Voter, moved
-from config import ModelConfig, restore
+from config import CertaintyConfig, ModelConfig, restore
 from dataset import gray_image, shrink
 from networks import Advice, FeatureIntegrator, Generator, MemoryNetwork, Recall
 
@@ -20,7 +22,7 @@ class Colorizer(nn.Module):
     def __init__(self, config: ModelConfig, backbone_weights: Weights = False) -> None:
         """``backbone_weights`` as for Backbone; False when a state dict is loaded next."""
         super().__init__()
-        self.config = config
+        self.config, self.certainty = config, CertaintyConfig()
         frame_dim, place_dim = dims_of(config.backbone) if config.use_memory else (0, 0)
         place_dim = place_dim if config.use_spatial_memory else 0
         self.generator = Generator(config.gen_norm, config.width, place_dim, config.img_size, config.spatial.grid)
@@ -62,9 +64,9 @@ class Colorizer(nn.Module):
         return self.voter(self.places_of(L), L)
 
     def forward(self, L: torch.Tensor, advice: Advice | None = None, seen: Seen | None = None,
-                remember: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """L (N, 1, S, S) in [0, 1], S = ``config.side`` -> ab (N, 2, S, S) in [-1, 1], and the confidence (N, G, G) in
-        [0, 1] of the spatial memory, None where it is not read.
+                remember: bool = True) -> tuple[torch.Tensor, Known | None]:
+        """L (N, 1, S, S) in [0, 1], S = ``config.side`` -> ab (N, 2, S, S) in [-1, 1], and what is Known of G x G
+        places, those of the votes, else those of the spatial memory; None where that is not read.
 
         A spatial memory needs what the backbone has ``seen`` of the pictures. Where there are votes, the mean color of
         each of their places becomes one that they and the generator agree on. Then that of each place of the spatial
@@ -78,8 +80,9 @@ class Colorizer(nn.Module):
         if seen is None:
             raise ValueError("a spatial memory needs what the backbone has seen")
         guess = self.generator(shrink(L, self.config.img_size), advice, seen.places)
+        joint = None
         if seen.votes is not None:
-            guess = self.voter.join(guess, seen.votes)
+            guess, joint = self.voter.join(guess, seen.votes)
         ab = F.interpolate(guess, L.shape[2:], mode="bilinear", align_corners=False)
         if not remember:
             return ab, None
@@ -88,7 +91,16 @@ class Colorizer(nn.Module):
         certain = F.adaptive_avg_pool2d(carried[:, 2], self.config.spatial.grid)
         hint = self.spatial.read(nearest, keys, certain.flatten(1) < self.config.spatial.certain)
         ab = moved(moved(ab, *hint.split([2, 1], 1)), *carried.split([2, 1], 1))
-        return ab, torch.maximum(hint[:, 2], certain)
+        return ab, self._known(ab, joint, hint[:, 2], carried[:, 2])
+
+    def _known(self, ab, joint, hint, carried):
+        """What is Known of ab (N, 2, S, S), by the joint votes (N, K, G, G), None without votes, and the confidences of
+        what is looked up (N, g, g) and of what is carried (N, S, S)."""
+        with torch.autocast(ab.device.type, enabled=False):
+            recalled = certainty.recalled(hint, carried, hint.shape[1] if joint is None else joint.shape[2])
+            agreed = (torch.zeros_like(recalled) if joint is None else
+                      certainty.agreed(joint.float(), self.voter.palette, ab))
+            return Known(recalled, agreed, certainty.sure(recalled, agreed, self.certainty))
 
 
 def model_config_of(content: dict[str, Any]) -> ModelConfig:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from colorizer.backbone import Seen, look
+from colorizer.certainty import Known
 from colorizer.colorizer import Colorizer, model_config_of
 from colorizer.votes import FollowedVotes
 from config import ModelConfig, PainterConfig
@@ -124,40 +125,49 @@ class Painter:
         return self.colorizer.advise(recall, self.rank if self.source == "memory" else None)
 
     def generate(self, lightness: Iterable[np.ndarray], advice: Advice | None,
-                 seen: Seen | None) -> tuple[np.ndarray, np.ndarray]:
+                 seen: Seen | None) -> tuple[np.ndarray, Known]:
         """ab float32 (N, S, S, 2) in Lab units, S the colorizer's side, for pictures of any size, L (H, W) each, and
-        the mean confidence of the spatial memory (N,), nan where it is not read."""
+        what is Known of their places, arrays (N, G, G), nan (N, 1, 1) where no spatial memory is read."""
         L = self._tensor(lightness, self.config.side)
         if seen is not None and not self.remembers:
             seen = seen._replace(votes=None)
         with autocast(self.device, self.precision):
-            ab, confidence = self.colorizer(L, advice, seen, self.remembers)
-        confidence = np.full(len(ab), np.nan) if confidence is None else confidence.mean((1, 2)).cpu().numpy()
-        return (ab * AB_SCALE).permute(0, 2, 3, 1).contiguous().cpu().numpy(), confidence
+            ab, known = self.colorizer(L, advice, seen, self.remembers)
+        known = Known.nothing(len(ab)) if known is None else Known(*(x.cpu().numpy() for x in known))
+        return (ab * AB_SCALE).permute(0, 2, 3, 1).contiguous().cpu().numpy(), known
 
     @torch.inference_mode()
-    def predict(self, labs: Sequence[np.ndarray]) -> np.ndarray:
-        """The colors of pictures, Lab (H, W, 3) each: ab float32 (N, S, S, 2) in Lab units, S the colorizer's side.
-
-        Only the lightness is used (and the colors for "truth"); each picture has advice of its own.
-        """
+    def judge(self, labs: Sequence[np.ndarray]) -> tuple[np.ndarray, Known]:
+        """The colors of pictures, Lab (H, W, 3) each, as ``predict`` gives them, and what is Known of their places, as
+        ``generate`` does."""
         lightness = [lab[..., 0] for lab in labs]
         seen, advice = self.look(lightness), None
         if self.remembers:
             advice = self.recalled(self.colorizer.recall(seen.features))  # type: ignore[union-attr]  # has a memory
         elif self.source != "none":
             advice = self.given(labs)
-        return self.generate(lightness, advice, seen)[0]
+        return self.generate(lightness, advice, seen)
+
+    def predict(self, labs: Sequence[np.ndarray]) -> np.ndarray:
+        """The colors of pictures, Lab (H, W, 3) each: ab float32 (N, S, S, 2) in Lab units, S the colorizer's side.
+
+        Only the lightness is used (and the colors for "truth"); each picture has advice of its own.
+        """
+        return self.judge(labs)[0]
 
     def colorize(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Color pictures, RGB uint8 (H, W, 3) of any sizes. Returns RGB uint8 of the same sizes: ab is predicted at
         the colorizer's side, enlarged and joined to the full-resolution L."""
+        return self.explain(pictures)[0]
+
+    def explain(self, pictures: Sequence[np.ndarray]) -> tuple[list[np.ndarray], Known]:
+        """Color pictures as ``colorize`` does; returns them and what is Known of their places, as ``generate`` does."""
         labs = [rgb_to_lab(picture) for picture in pictures]
-        results = []
-        for lab, colors in zip(labs, self.predict(labs), strict=True):
-            lab[..., 1:] = resize(colors, *lab.shape[:2])
+        results, (colors, known) = [], self.judge(labs)
+        for lab, ab in zip(labs, colors, strict=True):
+            lab[..., 1:] = resize(ab, *lab.shape[:2])
             results.append(lab_to_rgb(lab))
-        return results
+        return results, known
 
     @torch.inference_mode()
     def palette(self, labs: Sequence[np.ndarray]) -> Palette:
@@ -175,9 +185,9 @@ class Painter:
                        feature[0].cpu(), advice.score.item())
 
     @torch.inference_mode()
-    def paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, np.ndarray]:
-        """Color frames of one shot by its Palette: L (N, side, side) in [0, 100] -> ab (N, S, S, 2) in Lab units and
-        the mean confidence of the spatial memory (N,), nan where it is not read. S is the colorizer's side."""
+    def paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Known]:
+        """Color frames of one shot by its Palette: L (N, side, side) in [0, 100] -> ab (N, S, S, 2) in Lab units, S the
+        colorizer's side, and what is Known of their places, as ``generate`` gives it."""
         advice = None
         if palette.color_feature is not None:
             feature = palette.color_feature.to(self.device).expand(len(lightness), -1)

@@ -120,9 +120,9 @@ class Voter(nn.Module):
             votes = self.mlp((self.describe(places, L) - self.mean) @ self.projection)
         return votes.transpose(1, 2).unflatten(2, places.shape[2:])
 
-    def join(self, ab: torch.Tensor, votes: torch.Tensor) -> torch.Tensor:
+    def join(self, ab: torch.Tensor, votes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """ab (N, 2, S, S) in [-1, 1] of a generator, moved, place by place, to the color that it and the votes
-        (N, K, G, G) agree on.
+        (N, K, G, G), logits, agree on; and the votes of both, of sum 1 (N, K, G, G).
 
         The generator's mean color m of a place votes as well, by exp(-|color - m|^2 / (2 trust^2)). The product of both
         is sharpened (the annealed mean of Zhang et al. 2016, arXiv 1603.08511), and its mean is painted.
@@ -130,8 +130,8 @@ class Voter(nn.Module):
         config, palette = self.config, self.palette / AB_SCALE
         mean = F.adaptive_avg_pool2d(ab.float(), votes.shape[2])
         nearness = torch.einsum("nchw,kc->nkhw", mean, palette) - palette.square().sum(1)[:, None, None] / 2
-        joint = votes + nearness * (AB_SCALE / config.trust)**2
-        return moved(ab, torch.einsum("nkhw,kc->nchw", (joint / config.temperature).softmax(1), palette))
+        joint = ((votes + nearness * (AB_SCALE / config.trust)**2) / config.temperature).softmax(1)
+        return moved(ab, torch.einsum("nkhw,kc->nchw", joint, palette)), joint
 
 
 class FollowedVotes:

@@ -8,10 +8,10 @@ import heapq
 import io
 import os
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -20,8 +20,8 @@ from av.stream import Stream
 from config import FilmConfig
 from film.parts import Parts
 from film.plan import Plan, Target
-from film.planes import Coding, Planes, plane_array, planes_of
-from film.video import frame_rate, open_video, packets_of, read_frames
+from film.planes import BT709, Coding, Planes, plane_array, planes_of
+from film.video import Film, frame_rate, open_video, packets_of, read_frames
 from utils import UserError, replace_when_done, warn
 
 OUTPUT_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm")
@@ -344,6 +344,26 @@ class FilmWriter:
                 warn(f"{self.output} cannot carry the shape of the pixels ({ratio}) with {target.codec}: tell the "
                      f"player to show it {float(target.width * ratio / target.height):.3g} times as wide as high, or "
                      "write h264")
+
+
+def write_pictures(target: Path, film: Film, pictures: Iterable[tuple[int, np.ndarray]], aspect: Any = None) -> None:
+    """Write pictures about ``film``, (pts in its time base, RGB uint8 (H, W, 3) of one size), as the H.264 film
+    ``target`` without sound, which appears when it is complete. ``aspect``: shape of the pixels, None for square."""
+    with replace_when_done(target) as temporary, av.open(str(temporary), "w") as output:
+        stream = output.add_stream("libx264", rate=film.rate, options={"crf": "18", "preset": "veryfast"})
+        stream.time_base = stream.codec_context.time_base = film.time_base
+        stream.codec_context.colorspace = BT709
+        for number, (pts, picture) in enumerate(pictures):
+            if number == 0:
+                stream.height, stream.width = picture.shape[:2]
+                stream.pix_fmt = "yuv444p" if any(side % 2 for side in picture.shape[:2]) else "yuv420p"
+                if aspect:
+                    stream.codec_context.sample_aspect_ratio = aspect
+            encoded = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+                format=stream.pix_fmt, dst_colorspace="ITU709")
+            encoded.pts, encoded.time_base = pts, film.time_base
+            output.mux(stream.encode(encoded))
+        output.mux(stream.encode(None))
 
 
 @contextmanager

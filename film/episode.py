@@ -18,7 +18,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from colorizer.certainty import Known
 from colorizer.flow import SteadyColors
 from config import FilmConfig, part_of
 from dataset import resize
 from film.encoding import FilmWriter, write_errors
+from film.known import keep, write_known
 from film.parts import THUMBNAIL, Parts, Records, ShotRecord, Writer, is_joined
 from film.plan import FilmPainter, Plan, Shot, Target
 from film.planes import Planes, change_depth, paint_chroma
@@ -47,7 +49,7 @@ COLORFUL = 12.0  # a shot of greater mean colorfulness is in color already; tint
 HELD = 4.0  # a drawing is held while no mean luma of 4 x 4 pixels changes by more than this, in 8-bit steps
 PAINTERS = 2  # threads that color, a batch each
 NEUTRAL = 0.4663  # Y' in [0, 1] of a gray of L 50
-PARTS_FORMAT = 5  # of what is kept for an interrupted run
+PARTS_FORMAT = 6  # of what is kept for an interrupted run
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The first pass: shots and their palettes
@@ -139,7 +141,7 @@ class Job:
     planes: Planes
     L: np.ndarray | None = None  # (side, side), the network's input; None: a held drawing, a kept shot, or painted
     ab: np.ndarray | None = None  # (S, S, 2) in Lab units, steadied; None for a frame that stays as it is
-    confidence: float = math.nan
+    known: Known | None = None  # of the places of a frame that is colored
 
 
 class Drawing:
@@ -210,14 +212,15 @@ def coloring_threads(count: int) -> Iterator[ThreadPoolExecutor]:
 
 def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Plan,
                config: FilmConfig) -> Generator[Job, None, None]:
-    """Yield the jobs, in order, with ab and confidence filled in; PAINTERS batches are colored at a time."""
-    steady, last = SteadyColors(config.steady), (None, math.nan)
+    """Yield the jobs, in order, with ab and what is known filled in; PAINTERS batches are colored at a time."""
+    steady, last = SteadyColors(config.steady), (None, None)
 
     def paint(batch):
         fresh = [job.L for job in batch if job.L is not None]
         if not fresh:
             return iter(())
-        return zip(*painter.paint(np.stack(fresh), plan.shots[batch[0].shot].palette), strict=True)
+        ab, known = painter.paint(np.stack(fresh), plan.shots[batch[0].shot].palette)
+        return zip(ab, known.each(), strict=True)
 
     def fill(batch, answers):
         nonlocal steady, last
@@ -225,10 +228,10 @@ def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Pla
             steady = SteadyColors(config.steady)
         for job in batch:
             if job.L is not None:
-                ab, confidence = next(answers)
-                last = steady(job.L, ab), confidence
+                ab, known = next(answers)
+                last = steady(job.L, ab), known
             if not (config.keep_color_shots and plan.shots[job.shot].in_color):
-                job.ab, job.confidence = last
+                job.ab, job.known = last
             job.L = None
         return batch
 
@@ -284,7 +287,8 @@ class Coloring:
     def _finished(self, number):
         """The packed record of a shot that an earlier run has finished, else None or False."""
         part, times = self.parts.part(number), self.plan.times(self.plan.shots[number])
-        return (self.joined or self.writer.has_shot(part, times)) and self.parts.record(number)
+        mapped = not self.config.confidence or self.parts.known(number).exists()
+        return mapped and (self.joined or self.writer.has_shot(part, times)) and self.parts.record(number)
 
     def color(self) -> None:
         """Color the shots that are not finished, and join all."""
@@ -307,18 +311,28 @@ class Coloring:
         if not self.joined:
             self.writer.join(self.parts, range(len(plan.shots)), plan)
 
+    def draw_map(self) -> None:
+        """Write the map of what is known, by what was kept of each shot while it was colored."""
+        plan = self.plan
+        shots = [(self.parts.known(number), shot.end - shot.start) for number, shot in enumerate(plan.shots)]
+        write_known(self.film, map_of(self.output), plan.pts, shots, origin=plan.pts[0] if self.config.start else 0,
+                    aspect=self.writer.target.tags.get("sample_aspect_ratio"))
+
     def _color_shot(self, number, jobs, bar):
         """Write one shot from its jobs; returns its ShotRecord."""
         plan, config, target = self.plan, self.config, self.writer.target
-        shot, started, confidence = plan.shots[number], time.monotonic(), []
+        shot, started, known = plan.shots[number], time.monotonic(), []
         middle, cdc, cdc_truth = (shot.start + shot.end) // 2, CDC(), CDC()
         ratio = target.tags.get("sample_aspect_ratio") or 1
         size = max(1, round(THUMBNAIL * target.height / (target.width * ratio))), THUMBNAIL
-        with self.writer.shot(self.parts.part(number), plan.times(shot)) as write:
+        keeping = keep(self.parts.known(number)) if config.confidence else nullcontext(lambda known: None)
+        with self.writer.shot(self.parts.part(number), plan.times(shot)) as write, keeping as keep_known:
             for job in itertools.islice(jobs, shot.end - shot.start):
                 result = finish(job, target, config.color_only)
                 write(result, plan.pts[job.index])
-                confidence.append(job.confidence)
+                keep_known(job.known)
+                known.append((math.nan, math.nan) if job.known is None else
+                             (job.known.sure.mean(), job.known.recalled.mean()))
                 if job.index == middle:
                     shown = job.planes, result
                 if not config.color_only:
@@ -328,14 +342,20 @@ class Coloring:
                 bar.update()
         truth = shown[0].picture(*size)
         truth = truth if is_color(truth) else None
+        confidence, recalled = np.mean(known, 0).tolist()
         following = plan.pts[shot.end] if shot.end < len(plan.pts) else plan.pts[-1] + plan.last_duration
         return ShotRecord(
             number, shot.start, shot.end, float(plan.pts[shot.start] * target.time_base),
             float(following * target.time_base), shown[0].gray(*size), shown[1].picture(*size), truth,
-            list(shot.palette.slot_ids), list(shot.palette.slot_scores), float(np.mean(confidence)),
+            list(shot.palette.slot_ids), list(shot.palette.slot_scores), confidence,
             shot.palette.feature.numpy(),
             config.keep_color_shots and shot.in_color, cdc.value(),
-            math.nan if truth is None else cdc_truth.value(), time.monotonic() - started)
+            math.nan if truth is None else cdc_truth.value(), recalled, time.monotonic() - started)
+
+
+def map_of(output: Path) -> Path:
+    """The path of the map of what is known of the colored film ``output``."""
+    return output.with_name(f"{output.stem}_confidence.mp4")
 
 
 def _key(painter, film, target, config):
@@ -351,8 +371,9 @@ def color_film(painter: FilmPainter, film: Film, output: str | Path, config: Fil
 
     ``explain(records)`` is called when the film is whole, to write what goes with it. Numbered frames are written into
     the folder of ``output``, whose name is only that of what goes with them. An interrupted run goes on with its first
-    unfinished shot, or with ``explain``. <output stem>_shots.jsonl gets a line for each finished shot. Raises UserError
-    for all that the user can mend; finished shots are kept then.
+    unfinished shot, or with ``explain``. <output stem>_shots.jsonl gets a line for each finished shot, and with
+    ``config.confidence`` <output stem>_confidence.mp4 the map of what is known. Raises UserError for all that the user
+    can mend; finished shots are kept then.
     """
     output, config = Path(output), part_of(config or FilmConfig(), FilmConfig)
     busy = f"another run is writing {output}; wait for it or choose another --output"
@@ -366,6 +387,8 @@ def color_film(painter: FilmPainter, film: Film, output: str | Path, config: Fil
             joined = plan is not None and is_joined(output)
             if writer.replaces() and not overwrite and not joined:
                 raise UserError(f"{output} exists already; pass --overwrite True or another --output")
+            if config.confidence and plan is None and map_of(output).exists() and not overwrite:
+                raise UserError(f"{map_of(output)} exists already; pass --overwrite True or another --output")
             if plan is None:
                 plan = scan(film, painter, config)
                 parts.begin(plan)
@@ -374,6 +397,8 @@ def color_film(painter: FilmPainter, film: Film, output: str | Path, config: Fil
                                 "--color_feature")
             work = Coloring(film, painter, config, output, writer, parts, plan, joined)
             work.color()
+            if config.confidence:
+                work.draw_map()
             if explain:
                 explain(work.records)
             parts.remove()

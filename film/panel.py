@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import av
 import cv2
 import numpy as np
 import torch
@@ -20,10 +19,11 @@ from tqdm import tqdm
 from colorizer.colorizer import Colorizer
 from colorizer.painter import Painter
 from dataset import AB_BINS, REFERENCE_ID, lab_to_rgb, resize, rgb_to_lab
+from film.encoding import write_pictures
 from film.episode import Drawing
 from film.parts import ShotRecord
 from film.video import Film, ahead
-from utils import picture_grid, replace_when_done
+from utils import picture_grid
 
 COLORS = ((66, 133, 255), (60, 190, 90), (240, 70, 70))  # blue, green, red: slots 1, 2, 3
 GROUND = (24, 24, 27)
@@ -237,21 +237,10 @@ def write_panel(painter: Painter, film: Film, target: Path, records: Sequence[Sh
     ``begin`` is the pts of the film at which the first record's shot, and so the panel, begins; None is the film's
     beginning.
     """
-    with replace_when_done(target) as temporary, av.open(str(temporary), "w") as output, \
-            closing(ahead(_sheets(painter, film, records, begin, batch_size), batch_size)) as sheets, \
-            tqdm(total=records[-1].end_frame, unit=" frames", desc=target.name, disable=None) as bar:
-        stream = output.add_stream("libx264", rate=film.rate, options={"crf": "18"})
-        stream.pix_fmt, stream.time_base = "yuv420p", film.time_base
-        stream.codec_context.time_base, stream.codec_context.colorspace = film.time_base, 1  # BT.709
-        for number, (pts, sheet) in enumerate(sheets):
-            if number == 0:
-                stream.height, stream.width = sheet.shape[:2]
-            encoded = av.VideoFrame.from_ndarray(sheet, format="rgb24").reformat(
-                format="yuv420p", dst_colorspace="ITU709")
-            encoded.pts, encoded.time_base = pts - (begin or 0), film.time_base
-            output.mux(stream.encode(encoded))
-            bar.update()
-        output.mux(stream.encode(None))
+    with closing(ahead(_sheets(painter, film, records, begin, batch_size), batch_size)) as sheets:
+        timed = ((pts - (begin or 0), sheet) for pts, sheet in sheets)
+        write_pictures(target, film, tqdm(timed, total=records[-1].end_frame, unit=" frames", desc=target.name,
+                                          disable=None))
 
 
 def _sheets(painter, film, records, begin, batch_size):

@@ -35,11 +35,12 @@ class ShotRecord:
     truth: np.ndarray | None  # where the input is in color
     slot_ids: list[int]  # image ids of the memory's best slots, best first; [] where none is read
     slot_scores: list[float]  # their cosine similarities
-    confidence: float  # mean, in [0, 1], of the spatial memory over the shot; nan where none is read
+    confidence: float  # mean of Known.sure over the shot, a share of its colors; nan where no spatial memory is read
     feature: np.ndarray  # float32 (D,), what the backbone sees, mean over some frames; (0,) without memory
     kept: bool = False  # in color already, and left as it was
     cdc: float = math.nan  # color distribution consistency of the result; nan with color_only, and of one frame
     cdc_truth: float = math.nan  # nan where there is no truth
+    recalled: float = math.nan  # mean of Known.recalled
     seconds: float = field(default=0.0, compare=False)  # of work on the shot
 
     def log_line(self) -> dict[str, Any]:
@@ -47,7 +48,7 @@ class ShotRecord:
         names = ("index", "start_frame", "end_frame", "slot_ids", "kept")
         line = {name: getattr(self, name) for name in names}
         line["slot_scores"] = [round(score, 4) for score in self.slot_scores]
-        for name, digits in (("confidence", 4), ("cdc", 6), ("cdc_truth", 6)):
+        for name, digits in (("confidence", 4), ("recalled", 4), ("cdc", 6), ("cdc_truth", 6)):
             value = getattr(self, name)
             line[name] = None if math.isnan(value) else round(value, digits)
         return line | {name: round(getattr(self, name), 3) for name in ("start_time", "end_time", "seconds")}
@@ -115,6 +116,10 @@ class Parts:
 
     def part(self, index: int) -> Path:
         return self.folder / f"{index:06d}.part"
+
+    def known(self, index: int) -> Path:
+        """The file of what is known of the frames of a shot, for the map."""
+        return self.part(index).with_suffix(".known")
 
     def save_record(self, index: int, record: ShotRecord) -> dict[str, Any]:
         """Note that the shot is finished; returns the packed ShotRecord."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
+from colorizer.certainty import Known
 from colorizer.painter import Palette
 from film.planes import Coding
 
@@ -26,9 +27,9 @@ class FilmPainter(Protocol):
     def palette(self, labs: Sequence[np.ndarray]) -> Palette:
         """The colors of a shot, by some of its frames, Lab float32 (side, side, 3) each."""
 
-    def paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, np.ndarray]:
+    def paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Known]:
         """Frames of a shot, L float32 (n, side, side) in [0, 100] -> ab float32 (n, S, S, 2) in Lab units, of any S,
-        and confidence (n,) in [0, 1], nan if unknown."""
+        and what is Known of their places, arrays (n, G, G) of any G, nan if nothing is (``Known.nothing(n)``)."""
 
 
 class Target(NamedTuple):

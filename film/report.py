@@ -62,7 +62,7 @@ def suggest_frames(records: Sequence[ShotRecord], count: int = 10) -> list[Sugge
 
     A greedy cover (facility location; Nemhauser, Wolsey and Fisher 1978): it maximizes the sum over shots of doubt
     times similarity to the most similar chosen frame. So it takes one frame for many shots that look alike. The doubt
-    of a shot is frames * (1 - confidence).
+    of a shot is frames * (1 - confidence), the number of frames in full of which the colors are unknown.
     """
     features, doubt, indices = zip(*((r.feature, _frames(r) * (1 - _certainty(r)), r.index) for r in records),
                                    strict=True)
@@ -132,6 +132,7 @@ class _Shot:
     end_time: float
     kept: bool
     confidence: float | None
+    recalled: float | None
     certainty: float
     cdc: float | None
     cdc_truth: float | None
@@ -140,8 +141,8 @@ class _Shot:
     @classmethod
     def of(cls, record: ShotRecord) -> "_Shot":
         return cls(record.index + 1, record.start_frame, record.end_frame, record.start_time, record.end_time,
-                   record.kept, _known(record.confidence), _certainty(record), _known(record.cdc),
-                   _known(record.cdc_truth), 2 + (record.truth is not None))
+                   record.kept, _known(record.confidence), _known(record.recalled), _certainty(record),
+                   _known(record.cdc), _known(record.cdc_truth), 2 + (record.truth is not None))
 
 
 def _known(value):

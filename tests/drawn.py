@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from colorizer.certainty import Known
 from colorizer.painter import Palette
 from film.planes import planes_of
 from training import preparation
@@ -130,7 +131,7 @@ class StubPainter:
         ab = np.empty((len(L), 16, 16, 2), np.float32)
         ab[..., 0] = palette.color_feature[0, 0].item() - 50
         ab[..., 1] = (L.mean((1, 2)) - 50)[:, None, None]
-        return ab, np.full(len(L), 0.25)
+        return ab, Known(*np.full((3, len(L), 2, 2), 0.25, np.float32))
 
 
 def draw_shots(path, shots, size=(128, 96), hold=1, options=None, codec="libx264", rate=12, pix_fmt="yuv420p", noise=0):

@@ -183,8 +183,8 @@ def test_a_hint_moves_the_mean_of_a_place_as_far_as_it_is_confident(monkeypatch)
     monkeypatch.setattr(colorizer.spatial, "read", lambda nearest, keys, wanted: hint)
     monkeypatch.setattr(colorizer.spatial, "carry", lambda nearest, keys, L: nothing)
     plain = colorizer.generator(L, advice, seen.places)
-    ab, confidence = colorizer(L, advice, seen)
-    assert torch.equal(confidence, hint[:, 2])
+    ab, known = colorizer(L, advice, seen)
+    assert torch.allclose(known.recalled, hint[:, 2]) and known.agreed.max() == 0  # there are no votes
     torch.testing.assert_close(ab[..., :72], plain[..., :72])
     pooled, means = (F.adaptive_avg_pool2d(x, 32) for x in (ab, plain))
     expected = means + 0.25 * (hint[:, :2] - means)
@@ -193,7 +193,7 @@ def test_a_hint_moves_the_mean_of_a_place_as_far_as_it_is_confident(monkeypatch)
 
 
 def test_colors_that_are_carried_are_laid_over_all_others(monkeypatch):
-    """Pixel by pixel, as far as each is certain; the confidence of a place is the best that is known of it."""
+    """Pixel by pixel, as far as each is certain; a place is a guess as far as neither memory knows it."""
     colorizer = Colorizer(ModelConfig(img_size=128, mem_size=4, top_k=4, width=8, spatial_size=1), None).eval()
     hint = torch.tensor([0.9, -0.3, 0.5]).view(1, 3, 1, 1).repeat(1, 1, 32, 32)
     carried = torch.rand(1, 3, 192, 192) - 0.5
@@ -201,11 +201,11 @@ def test_colors_that_are_carried_are_laid_over_all_others(monkeypatch):
     carried[:, 2, :, 96:] = 1
     monkeypatch.setattr(colorizer.spatial, "read", lambda nearest, keys, wanted: hint)
     monkeypatch.setattr(colorizer.spatial, "carry", lambda nearest, keys, L: carried)
-    ab, confidence = colorizer(torch.rand(1, 1, 192, 192), Advice(torch.rand(1, 313), torch.ones(1)),
-                               Seen(torch.rand(1, 1280), torch.rand(1, 472, 32, 32)))
+    ab, known = colorizer(torch.rand(1, 1, 192, 192), Advice(torch.rand(1, 313), torch.ones(1)),
+                          Seen(torch.rand(1, 1280), torch.rand(1, 472, 32, 32)))
     torch.testing.assert_close(ab[..., 96:], carried[:, :2, :, 96:])
     assert (ab[..., :96] - carried[:, :2, :, :96]).abs().mean() > 0.1
-    assert confidence[..., :16].unique().tolist() == [0.5] and confidence[..., 16:].unique().tolist() == [1]
+    assert known.recalled[..., :16].unique().tolist() == [0.5] and known.recalled[..., 16:].unique().tolist() == [1]
 
 
 def test_advice_by_rank_and_by_integrator():

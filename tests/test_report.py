@@ -158,7 +158,8 @@ def test_nothing_to_suggest():
 
 
 def test_doubtful_shots_come_first_with_all_that_is_known(tmp_path):
-    records = [record(0, 0.9), record(1, 0.31, cdc_truth=math.nan), record(2, 0.6, cdc=math.nan, cdc_truth=math.nan)]
+    records = [record(0, 0.9), record(1, 0.31, recalled=0.12, cdc_truth=math.nan),
+               record(2, 0.6, cdc=math.nan, cdc_truth=math.nan)]
     write_report(tmp_path / "report.html", Report(
         "The film", records, names={7: "ep_7.png"}, facts={"checkpoint": "best.pt"},
         thumbnails={7: draw((40, 40, 220), (32, 32))}))
@@ -166,7 +167,7 @@ def test_doubtful_shots_come_first_with_all_that_is_known(tmp_path):
     assert [article["id"] for article in page.all("article")] == ["shot-2", "shot-3", "shot-1"]
     text = " ".join(page.text.split())
     for known in ("The film", "checkpoint best.pt", "300 frames", "3 shots", "0:12.0 length", "60% mean confidence",
-                  "31% sure 0:04.0 – 0:08.0 frames 100 – 199 CDC 0.0021", "0.91 ep_7.png 0.62 frame 3 ",
+                  "31% sure 12% recalled 0:04.0 – 0:08.0 frames 100 – 199 CDC 0.0021", "0.91 ep_7.png 0.62 frame 3 ",
                   "CDC 0.0021 truth 0.0020, × 1.05", "90% sure"):
         assert known in text
     assert "Color these next" not in text and "CIEDE2000" not in text and "-1" not in text and "nan" not in text

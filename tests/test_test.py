@@ -246,8 +246,9 @@ def test_one_palette_a_shot(home):
     assert palette.slot_ids == recall.ids[0].tolist() and palette.slot_scores == recall.scores[0].tolist()
     assert torch.equal(palette.color_feature, colorizer.advise(recall, 1).color_feature)
     assert palette.score == palette.slot_scores[0]
-    ab, confidence = painter.paint(np.stack([lab[..., 0] for lab in labs]), palette)
-    assert ab.shape == (3, 192, 192, 2) and ((confidence > 0) & (confidence <= 1)).all()
+    ab, known = painter.paint(np.stack([lab[..., 0] for lab in labs]), palette)
+    assert ab.shape == (3, 192, 192, 2)
+    assert all(x.shape == (3, 64, 64) and ((x >= 0) & (x < 1 + 1e-6)).all() for x in known) and known.sure.min() > 0
     one, _ = painter.paint(labs[1][None, ..., 0], palette)
     assert np.abs(one[0] - ab[1]).max() < 0.1
 

@@ -92,13 +92,13 @@ def test_a_color_is_chosen_where_a_mean_would_be_pale():
     between = torch.tensor(CREAM) + 0.6 * (torch.tensor(RED) - torch.tensor(CREAM))
     ab = (between / AB_SCALE).view(1, 2, 1, 1).expand(1, 2, 16, 16).clone()
     equal = torch.tensor([0.0, 0.0, -9.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
-    painted = AB_SCALE * voter.join(ab, equal)[0, :, 8, 8]
+    painted = AB_SCALE * voter.join(ab, equal)[0][0, :, 8, 8]
     assert (painted - torch.tensor(RED)).norm() < 5 < 15 < (between - torch.tensor(RED)).norm()
     cream = torch.tensor([0.0, 5.0, -9.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
-    assert (AB_SCALE * voter.join(ab, cream)[0, :, 8, 8] - torch.tensor(CREAM)).norm() < 3
+    assert (AB_SCALE * voter.join(ab, cream)[0][0, :, 8, 8] - torch.tensor(CREAM)).norm() < 3
     teal = (torch.tensor(TEAL) / AB_SCALE).view(1, 2, 1, 1).expand(1, 2, 16, 16)
     cream = torch.tensor([0.0, 5.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
-    assert (AB_SCALE * voter.join(teal, cream)[0, :, 8, 8] - torch.tensor(TEAL)).norm() < 3
+    assert (AB_SCALE * voter.join(teal, cream)[0][0, :, 8, 8] - torch.tensor(TEAL)).norm() < 3
 
 
 def test_the_joint_vote_by_hand():
@@ -107,8 +107,9 @@ def test_the_joint_vote_by_hand():
     odds = 1.5 + (-(30**2 + 15**2) + 25**2 + 10**2) / (2 * 20**2)  # of red against cream, as a logarithm
     share = 1 / (1 + np.exp(-odds / 0.5))
     expected = share * torch.tensor(RED) + (1 - share) * torch.tensor(CREAM)
-    joined = voter.join((ab / AB_SCALE).view(1, 2, 1, 1), torch.tensor([1.5, 0.0]).view(1, 2, 1, 1))
+    joined, votes = voter.join((ab / AB_SCALE).view(1, 2, 1, 1), torch.tensor([1.5, 0.0]).view(1, 2, 1, 1))
     torch.testing.assert_close(AB_SCALE * joined.flatten(), expected.float(), atol=1e-3, rtol=0)
+    assert votes.flatten().tolist() == pytest.approx([share, 1 - share], abs=1e-4)
 
 
 def test_detail_finer_than_a_place_stays():

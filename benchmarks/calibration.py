@@ -1,0 +1,127 @@
+"""Are 80 % of the places right that are said to be 80 % sure? What ``Known.sure`` says, beside what is right.
+
+    python benchmarks/calibration.py CHECKPOINT FRAMES [CHECKPOINT FRAMES ...] [--fit True] [--figure curve.png]
+
+FRAMES, a film in color or a folder of color pictures, are colored one by one by the CHECKPOINT before them; one of
+``--every`` is. They should be no frames that it was trained on, both of shots that it knows and of others: such as a
+whole film, with a training on 70 % of its shots (``dataset_generator.py --split 0.7 0 0.3 --seed 1``). All pairs count
+the same. A pixel is right if it is within CIEDE2000 FAR of the truth, at the size that the networks paint.
+
+Prints the table of reliability, in BINS of what is said, and the expected calibration error: the mean distance of what
+is said from what is right. ``--fit True`` fits the constants of CertaintyConfig to these frames and prints them, and
+the table is that with these; ``--figure`` draws the curve.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from sklearn.linear_model import LogisticRegression
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.score import readers
+from colorizer import certainty
+from colorizer.painter import Painter
+from config import CertaintyConfig
+from dataset import resize, rgb_to_lab
+from utils import (
+    FAR, ArgumentParser, UserError, boolean, color_differences, is_color, replace_when_done, run_cli)
+
+BINS = 10
+
+
+def places_of(painter, lab):
+    """(recalled, agreed, share of pixels that are right) of the places of a picture, Lab (H, W, 3): float32 (P,)."""
+    (ab,), known = painter.judge([lab])
+    truth = resize(lab, *ab.shape[:2])
+    wrong = color_differences(np.dstack([truth[..., 0], ab]), truth) > FAR
+    grid = known.recalled.shape[1]
+    right = 1 - resize(wrong.astype(np.float32), grid, grid)
+    return np.stack([known.recalled[0], known.agreed[0], right]).reshape(3, -1)
+
+
+def read_places(checkpoint, frames, every):
+    """``places_of`` all of one of ``every`` frames, as one array (3, P). Raises UserError where nothing is remembered,
+    and for frames without color."""
+    painter = Painter.load(checkpoint)
+    if not (painter.remembers and painter.config.use_spatial_memory):
+        raise UserError(f"{checkpoint} has no spatial memory, so that it is never sure; train with use_spatial_memory "
+                        "True")
+    pictures = (read() for index, read in enumerate(readers(frames)) if index % every == 0)
+    found = [places_of(painter, rgb_to_lab(picture)) for picture in pictures if is_color(picture)]
+    if not found:
+        raise UserError(f"there is no picture in color in {frames}; name a film or a folder in color")
+    return np.concatenate(found, 1)
+
+
+def fit(recalled, agreed, right, weight, config):
+    """A CertaintyConfig with the constants that explain best what is right: shares (P,), weighted."""
+    logits = certainty.evidence(torch.from_numpy(recalled), torch.from_numpy(agreed), config.least)
+    classes = np.repeat([1, 0], len(right))  # each place is right as far as it is, and else wrong
+    model = LogisticRegression(C=np.inf).fit(np.tile(np.stack(logits, 1), (2, 1)), classes,
+                                             np.concatenate([weight * right, weight * (1 - right)]) * len(right))
+    memory, votes = model.coef_[0]
+    return replace(config, bias=float(model.intercept_[0]), memory=float(memory), votes=float(votes))
+
+
+def reliability(sure, right, weight):
+    """[(what is said, what is right, share of the pixels)] of BINS equal steps of what is said, without empty ones."""
+    steps = np.minimum((sure * BINS).astype(int), BINS - 1)
+    rows = []
+    for step in np.unique(steps):
+        part = steps == step
+        share = weight[part].sum()
+        rows.append((np.dot(sure[part], weight[part]) / share, np.dot(right[part], weight[part]) / share,
+                     share / weight.sum()))
+    return rows
+
+
+def draw(rows, path):
+    """Draw what is right over what is said, and how many pixels are, into ``path``."""
+    said, right, share = zip(*rows, strict=True)
+    figure = Figure(figsize=(4, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.bar(said, share, 0.06, color="lightgray", label="share of the pixels")
+    axes.plot([0, 1], [0, 1], ":", color="gray")
+    axes.plot(said, right, marker=".", label="right")
+    axes.set(xlabel="said to be sure", xlim=(0, 1), ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with replace_when_done(path) as temporary:
+        figure.savefig(temporary, dpi=100)
+
+
+def main(argv):
+    parser = ArgumentParser(prog="calibration.py", description="Measure whether what is said to be sure is right.")
+    parser.add_argument("pairs", nargs="+", type=Path, metavar="CHECKPOINT FRAMES", help="what colors, and the truth")
+    parser.add_argument("--every", type=int, default=12, help="measure one of so many frames")
+    parser.add_argument("--fit", type=boolean, default=False, help="fit the constants to these frames")
+    parser.add_argument("--figure", type=Path, help="picture of the curve to write, such as curve.png")
+    args = parser.parse_args(argv)
+    if args.every < 1:
+        raise UserError(f"--every is {args.every}; set it to at least 1")
+    if len(args.pairs) % 2:
+        raise UserError(f"there are {len(args.pairs)} paths; name a checkpoint and its frames, or several such pairs")
+    found = [read_places(*pair, args.every) for pair in zip(args.pairs[::2], args.pairs[1::2], strict=True)]
+    weight = np.concatenate([np.full(places.shape[1], 1 / places.shape[1]) for places in found])
+    recalled, agreed, right = np.concatenate(found, 1)
+    config = CertaintyConfig()
+    if args.fit:
+        config = fit(recalled, agreed, right, weight, config)
+        print(f"bias {config.bias:.3f}, memory {config.memory:.3f}, votes {config.votes:.3f}\n")
+    sure = certainty.sure(torch.from_numpy(recalled), torch.from_numpy(agreed), config).numpy()
+    rows = reliability(sure, right, weight)
+    print("| said | right | share of the pixels |\n|---|---|---|")
+    for said, true, share in rows:
+        print(f"| {said:.1%} | {true:.1%} | {share:.1%} |")
+    error = sum(share * abs(said - true) for said, true, share in rows)
+    print(f"\nexpected calibration error {error:.4f}; {np.average(right, weights=weight):.1%} of the pixels are right")
+    if args.figure:
+        draw(rows, args.figure)
+
+
+if __name__ == "__main__":
+    run_cli(main)
