@@ -186,8 +186,8 @@ def find_work(source: Path, output: Path,
               maps: bool = False) -> tuple[list[tuple[Path, Path]], list[tuple[Film, Path]]]:
     """(pictures, films) for --input and --output, each a list of (input, output). For numbered frames, output is the
     path that report, metrics and log are named after. What an earlier run wrote beside a result, a map (``maps``: with
-    them) or a panel, is no input. Raises UserError when there is no input, or when two outputs, or
-    an input and an output, are the same file."""
+    them) or a panel, is no input. Raises UserError when there is no input, or when two outputs, or an input and an
+    output, are the same file."""
     def video_name(path):
         return path.stem + (path.suffix if path.suffix.lower() in OUTPUT_SUFFIXES else ".mkv")  # .mkv carries all
 

@@ -11,7 +11,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from colorizer.colorizer import Colorizer
 from colorizer.painter import Painter, Palette
-from colorizer.votes import FollowedVotes, Voter, moved
+from colorizer.votes import FollowedVotes, GroupDropout, Voter, moved
 from config import ModelConfig, TrainConfig, VotesConfig
 from dataset import AB_SCALE, ColorizationDataset, rgb_to_lab
 from training import preparation
@@ -122,6 +122,16 @@ def test_detail_finer_than_a_place_stays():
     torch.testing.assert_close(change, smooth)
 
 
+def test_a_mask_of_dropout_is_that_of_a_group():
+    torch.manual_seed(0)
+    dropout, x = GroupDropout(0.25), torch.ones(4 * GroupDropout.GROUPS, 50)
+    dropped = dropout(x).view(GroupDropout.GROUPS, 4, 50)
+    assert torch.equal(dropped, dropped[:, :1].expand(-1, 4, -1))
+    assert sorted(dropped.unique().tolist()) == pytest.approx([0, 4 / 3])
+    assert 0.7 < (dropped > 0).float().mean() < 0.8 and not torch.equal(dropped[0], dropped[1])
+    assert dropout.eval()(x) is x
+
+
 def test_votes_follow_the_motion():
     """A drawing that moves right takes its votes along."""
     noise = cv2.GaussianBlur(np.random.default_rng(0).random((128, 192), np.float32), (0, 0), 4)
@@ -142,8 +152,8 @@ class CountingPainter(Painter):
 @pytest.fixture(scope="module")
 def painter():
     torch.manual_seed(0)
-    colorizer = Colorizer(ModelConfig(img_size=128, width=4, mem_size=2, spatial_size=2, top_k=2, use_votes=True),
-                          None).eval()
+    colorizer = Colorizer(ModelConfig(img_size=128, width=4, mem_size=2, spatial_size=2, top_k=2, use_votes=True,
+                                      votes=VotesConfig(look=512, every=4)), None).eval()
     colorizer.memory.used[:] = True
     colorizer.memory.keys[:] = torch.eye(2, 512)
     colorizer.voter.palette.normal_(0, 40)
@@ -184,7 +194,7 @@ def test_a_voter_knows_its_show_after_some_looks(tmp_path, monkeypatch):
     data = ColorizationDataset(sorted(tmp_path.iterdir()), 128)
     known = ColorizationDataset(sorted(tmp_path.iterdir())[:8], 128)
     torch.manual_seed(0)
-    colorizer = Colorizer(fit_model_config(TrainConfig(width=4, img_size=128), 8), None)
+    colorizer = Colorizer(fit_model_config(TrainConfig(width=4, img_size=128, votes=VotesConfig(look=512)), 8), None)
     teach_voter(known, colorizer, nullcontext, seed=0)
     votes = vote_all(data, [8], colorizer, nullcontext).float()
     assert votes.shape == (1, 48, 64, 64)
