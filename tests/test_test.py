@@ -14,6 +14,7 @@ from skimage.color import rgb2lab
 from test_train import WAYS, flags
 
 import train
+from colorizer.backbone import STRIDE
 from colorizer.colorizer import Colorizer
 from colorizer.painter import Painter
 from config import LearningConfig, ModelConfig, SpatialConfig, TrainConfig, VotesConfig, restore
@@ -248,7 +249,9 @@ def test_one_palette_a_shot(home):
     assert palette.score == palette.slot_scores[0]
     ab, known = painter.paint(np.stack([lab[..., 0] for lab in labs]), palette)
     assert ab.shape == (3, 192, 192, 2)
-    assert all(x.shape == (3, 64, 64) and ((x >= 0) & (x < 1 + 1e-6)).all() for x in known) and known.sure.min() > 0
+    places = painter.config.votes.look // STRIDE
+    assert all(x.shape == (3, places, places) and ((x >= 0) & (x < 1 + 1e-6)).all() for x in known)
+    assert known.sure.min() > 0
     one, _ = painter.paint(labs[1][None, ..., 0], palette)
     assert np.abs(one[0] - ab[1]).max() < 0.1
 
