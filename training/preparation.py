@@ -19,7 +19,7 @@ from utils import IMAGE_SUFFIXES, UserError, list_files, read_image, spread, war
 VOTER_LOOKS = 256  # at least, from which the voter learns, or VIEWS a picture if that is less; at most 4 times as many
 VIEWS = 16
 VOTER_STEPS = 1000
-VOTER_SHARE = 9  # of the places of a look, one in so many is learned from
+VOTER_SHARE = 4  # of the places of a look, one in so many is learned from
 SPATIAL_FRAMES = 4096  # at most, in the spatial memory, 250 kB each; of a larger set, so many spread evenly
 FITTED = 128  # pictures, at most, spread evenly, to which the spatial memory's projection is fitted
 
