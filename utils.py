@@ -194,7 +194,8 @@ def write_image(path: str | Path, rgb: np.ndarray) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Checkpoints and devices
 
-CHECKPOINT_FORMAT = 8
+CHECKPOINT_FORMAT = 9
+FINER = {"efficientnet_lite0": 16 + 24, "resnet18": 64}  # channels of maps that voters see since format 9
 
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
@@ -208,7 +209,7 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read what ``save_checkpoint`` wrote, on the CPU, executing nothing and in memory of about the file's size.
 
-    Formats 5 to 7 are converted. Raises UserError for any other file, and for tensors with numbers that are not
+    Formats 5 to 8 are converted. Raises UserError for any other file, and for tensors with numbers that are not
     finite.
     """
     if not Path(path).is_file():
@@ -224,7 +225,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # a file of any content: zip, pickle and tensor readers each raise their own kinds
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path} is not a checkpoint of train.py, or not a whole one; use another: {reason}") from error
-    if content["format"] in (5, 6, 7):
+    if content["format"] in (5, 6, 7, 8):
         _convert(content)
     elif content["format"] != CHECKPOINT_FORMAT:
         raise UserError(f"{path} has checkpoint format {content['format']}, and this version reads "
@@ -235,8 +236,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _convert(content):
-    """Bring a checkpoint to the format of now: in 5 frames had another name, 6 had no votes, and in 7 votes counted
-    less where lightness changes along the motion."""
+    """Bring a checkpoint to the format of now: in 5 frames had another name, 6 had no votes, in 7 votes counted less
+    where lightness changes along the motion, and in 8 voters saw nothing finer than 8 pixels."""
     content["format"] = CHECKPOINT_FORMAT
     networks = content.get("colorizer")
     if isinstance(networks, dict) and "spatial.frames" in networks:
@@ -246,6 +247,19 @@ def _convert(content):
             content[name].setdefault("use_votes", False)
             if isinstance(content[name].get("votes"), dict):
                 content[name]["votes"].pop("unlit", None)
+    if isinstance(networks, dict) and isinstance(content.get("model_config"), dict):
+        finer = FINER.get(content["model_config"].get("backbone"), 0)
+        for name in ("voter.mean", "voter.projection"):
+            if isinstance(rows := networks.get(name), torch.Tensor) and rows.dim():
+                networks[name] = _blind(rows, finer)
+
+
+def _blind(rows, finer):
+    """The rows of a voter's features, of which the last two are L and L^2, with zeros for what it does not see: finer
+    maps in front, and the lightness of the 8 places around."""
+    maps, L, squared = rows[:-2], rows[-2:-1], rows[-1:]
+    zeros = [rows.new_zeros(count, *rows.shape[1:]) for count in (finer, 4, 4)]
+    return torch.cat([zeros[0], maps, zeros[1], L, zeros[2], squared])
 
 
 def _tensors(content):

@@ -22,8 +22,6 @@ from dataset import GRAY_SIZE, IMAGENET_MEAN, IMAGENET_STD, L_SCALE, gray_image,
 from networks import channels_last
 from utils import UserError, autocast
 
-STRIDE = 8  # pixels of a picture along a side of a place on the finest map
-
 Weights = str | Path | Literal[False] | None  # where the weights of a Backbone come from; see there
 
 
@@ -35,10 +33,15 @@ class Dims(NamedTuple):
     """How many numbers a backbone gives."""
 
     frame: int  # D, of a whole picture
-    place: int  # E, of a place
+    maps: tuple[int, ...]  # channels of each of its maps, from fine to coarse
+
+    @property
+    def place(self) -> int:
+        """E, of a place."""
+        return sum(self.maps[-3:])
 
 
-BUILT_IN = {"efficientnet_lite0": Dims(1280, 40 + 112 + 320), "resnet18": Dims(512, 128 + 256 + 512)}
+BUILT_IN = {"efficientnet_lite0": Dims(1280, (16, 24, 40, 112, 320)), "resnet18": Dims(512, (64, 128, 256, 512))}
 TIMM = "timm/"  # in front of timm's own name of a network
 
 
@@ -142,14 +145,14 @@ def dims_of(name: str) -> Dims:
     try:
         with torch.device("meta"):
             net = make_timm(name).eval()
-            channels = [places.shape[1] for places in timm_maps(net, torch.zeros(1, 3, GRAY_SIZE, GRAY_SIZE))]
+            channels = tuple(m.shape[1] for m in timm_maps(net, torch.zeros(1, 3, GRAY_SIZE, GRAY_SIZE)))
     except BackboneUnavailable:
         raise
     except Exception as error:  # timm's networks are of many makers, and refuse in many ways
         raise BackboneUnavailable(
             f"timm has no network {name.removeprefix(TIMM)} that takes pictures of any size and shows its maps "
             f"({_reason(error)}); choose another one of timm.list_models()") from error
-    return Dims(channels[-1], sum(channels))
+    return Dims(channels[-1], channels)
 
 
 def _reason(error):
@@ -220,34 +223,38 @@ class Backbone(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, gray: torch.Tensor, grid: int | None = None) -> Seen:
-        """gray (N, 3, H, W), ImageNet-normalized -> what is Seen of it, on G places along a side, the ``grid`` that is
-        given here, or else the backbone's.
+    def maps(self, gray: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """gray (N, 3, H, W), ImageNet-normalized -> the maps (N, C, h, w), from fine to coarse, float32, each of unit
+        length over its channels; and the last map, whose mean is the picture's features.
 
-        A place's features are the maps at strides 8, 16 and 32 (of timm's networks, those of ``timm_maps``), each of
-        unit length over its channels. A picture's are the mean over its last map.
+        They have strides 2 to 32 (resnet18: 4 to 32); timm's networks have those of ``timm_maps``.
         """
         net, gray = self.net, channels_last(gray)
         if self.name not in BUILT_IN:
             maps = timm_maps(net, gray)
             x = maps[-1]
         elif isinstance(net, EfficientNet):
-            x, maps = net._swish(net._bn0(net._conv_stem(gray))), {}
+            x, last = net._swish(net._bn0(net._conv_stem(gray))), {}
             for block in net._blocks:
                 x = block(x)
-                maps[x.shape[2]] = x  # the last one of each size
-            maps = list(maps.values())[-3:]
+                last[x.shape[2]] = x  # of each size
+            maps = list(last.values())
             x = net._swish(net._bn1(net._conv_head(x)))
         else:
-            x = net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(gray)))))
+            x = net.maxpool(net.relu(net.bn1(net.conv1(gray))))
             maps = []
-            for layer in (net.layer2, net.layer3, net.layer4):
+            for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
                 x = layer(x)
                 maps.append(x)
-        size = (grid or self.grid,) * 2
-        places = [F.interpolate(F.normalize(m.float(), dim=1), size, mode="bilinear", align_corners=False)
-                  for m in maps]
-        return Seen(x.float().mean((2, 3)), torch.cat(places, 1))
+        return [F.normalize(m.float(), dim=1) for m in maps], x
+
+    def forward(self, gray: torch.Tensor) -> Seen:
+        """gray (N, 3, H, W), ImageNet-normalized -> what is Seen of it, on G = ``grid`` places along a side. A place's
+        features are the three coarsest ``maps``."""
+        maps, last = self.maps(gray)
+        size = (self.grid, self.grid)
+        places = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps[-3:]]
+        return Seen(last.float().mean((2, 3)), torch.cat(places, 1))
 
 
 def _read_weights(path):

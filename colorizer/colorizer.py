@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from colorizer import certainty
-from colorizer.backbone import STRIDE, Backbone, Seen, Weights, dims_of
+from colorizer.backbone import Backbone, Dims, Seen, Weights, dims_of
 from colorizer.certainty import Known
 from colorizer.spatial import SpatialMemory
 from colorizer.votes import Voter, moved
@@ -23,20 +23,20 @@ class Colorizer(nn.Module):
         """``backbone_weights`` as for Backbone; False when a state dict is loaded next."""
         super().__init__()
         self.config, self.certainty = config, CertaintyConfig()
-        frame_dim, place_dim = dims_of(config.backbone) if config.use_memory else (0, 0)
-        place_dim = place_dim if config.use_spatial_memory else 0
+        dims = dims_of(config.backbone) if config.use_memory else Dims(0, ())
+        place_dim = dims.place if config.use_spatial_memory else 0
         self.generator = Generator(config.gen_norm, config.width, place_dim, config.img_size, config.spatial.grid)
         if config.use_memory:
             self.backbone = Backbone(config.backbone, backbone_weights, config.spatial.grid)
-            self.memory = MemoryNetwork(frame_dim, config.mem_size, config.top_k, config.alpha, config.color_thres)
+            self.memory = MemoryNetwork(dims.frame, config.mem_size, config.top_k, config.alpha, config.color_thres)
         if config.use_feat_integrator:
             self.integrator = FeatureIntegrator()
         if config.use_spatial_memory:
-            self.spatial = SpatialMemory(frame_dim, place_dim, config.spatial_size, config.spatial)
+            self.spatial = SpatialMemory(dims.frame, place_dim, config.spatial_size, config.spatial)
         if config.use_votes:
             if not config.use_spatial_memory:
                 raise ValueError("votes need the places of a spatial memory")
-            self.voter = Voter(place_dim, config.votes)
+            self.voter = Voter(dims.maps, config.votes)
 
     def recall(self, features: torch.Tensor) -> Recall:
         """Backbone features (N, D) -> the 3 best slots (fewer in a memory of fewer slots)."""
@@ -55,13 +55,13 @@ class Colorizer(nn.Module):
         return Advice(recall.values.take_along_dim(slot[:, :, None], 1)[:, 0],
                       recall.scores.take_along_dim(slot, 1)[:, 0])
 
-    def places_of(self, L: torch.Tensor) -> torch.Tensor:
-        """The places (N, E, G, G) that the voter sees of pictures, L (N, 1, H, H) in [0, 1], H the size of its look."""
-        return self.backbone(gray_image(L), L.shape[2] // STRIDE).places
+    def maps_of(self, L: torch.Tensor) -> list[torch.Tensor]:
+        """The backbone's maps that the voter sees of pictures, L (N, 1, H, H) in [0, 1], H the size of its look."""
+        return self.backbone.maps(gray_image(L))[0]
 
     def vote(self, L: torch.Tensor) -> torch.Tensor:
-        """The votes (N, K, G, G) for the colors of pictures, L as for ``places_of``."""
-        return self.voter(self.places_of(L), L)
+        """The votes (N, K, G, G) for the colors of pictures, L as for ``maps_of``."""
+        return self.voter(self.maps_of(L), L)
 
     def forward(self, L: torch.Tensor, advice: Advice | None = None, seen: Seen | None = None,
                 remember: bool = True) -> tuple[torch.Tensor, Known | None]:

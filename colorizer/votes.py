@@ -1,11 +1,12 @@
 """How likely is each color? The voter: at each place of a gray picture, votes for the colors of the show.
 
 A mean of two possible colors is no color of the show: what is red or cream comes out pale. So a color is chosen by
-votes, as a class, and only then turned into ab. Shapes: N batch, E features of a place as the backbone sees them, G x G
-places, P of them in a sample, K ``colors``.
+votes, as a class, and only then turned into ab. Shapes: N batch, G x G places, P of them in a sample, E features of a
+place, K ``colors``.
 """
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from config import VotesConfig
 from dataset import AB_SCALE, resize
 
 LARGEST_LOOK = 2048  # pixels; a checkpoint could ask for any
+STRIDE = 4  # pixels of a look along a side of a place
+AROUND = 3  # places along a side of the square whose lightness is a place's
 
 
 def moved(ab: torch.Tensor, hint: torch.Tensor, weight: torch.Tensor | float = 1.0) -> torch.Tensor:
@@ -44,35 +47,42 @@ class GroupDropout(nn.Dropout):
 class Voter(nn.Module):
     """Votes for the K colors of a show, at each place of a gray picture, by what the backbone sees there.
 
-    The colors are the centers of K clusters of the ab of the training pictures. Features of a place, with its
-    lightness, are projected by linear discriminant analysis (Fisher 1936; Rao 1948): scaled so that places of one color
-    vary by 1 in each direction, and reduced to the directions in which the colors differ most. An MLP of two layers,
-    trained by cross entropy with soft labels, makes votes of them. It knows nothing of the picture around a place but
-    what the backbone sees of it, so that it learns a character from a few frames, in seconds.
+    The colors are the centers of K clusters of the ab of the training pictures. Features of a place are all maps of the
+    backbone there, from the finest, which see its lines, to the coarsest, which see whose arm it is, and the lightness
+    around it. They are projected by linear discriminant analysis (Fisher 1936; Rao 1948): scaled so that places of one
+    color vary by 1 in each direction, and reduced to the directions in which the colors differ most. An MLP of two
+    layers, trained by cross entropy with soft labels on single places (as Kirillov et al. 2020, arXiv 1912.08193, learn
+    the masks of things), makes votes of them, so that it learns a character from a few frames, in seconds.
     """
 
-    mean: torch.Tensor  # (E + 2,)
-    projection: torch.Tensor  # (E + 2, axes)
+    mean: torch.Tensor  # (E,)
+    projection: torch.Tensor  # (E, axes)
     palette: torch.Tensor  # (K, 2) ab in Lab units
 
-    def __init__(self, place_dim: int, config: VotesConfig) -> None:
-        """For places of E = ``place_dim`` features. Raises ValueError for a look that is no multiple of 32 pixels, by
-        which the backbone's coarsest map divides it, or that nobody could pay for."""
+    def __init__(self, channels: Sequence[int], config: VotesConfig) -> None:
+        """For a backbone whose maps have so many ``channels``. Raises ValueError for a look that is no multiple of 32
+        pixels, by which the backbone's coarsest map divides it, or that nobody could pay for."""
         super().__init__()
         if config.look % 32 or config.look > LARGEST_LOOK:
             raise ValueError(f"the look of {config.look} pixels is no multiple of 32 up to {LARGEST_LOOK}")
-        self.config = config
-        self.register_buffer("mean", torch.zeros(place_dim + 2))
-        self.register_buffer("projection", torch.zeros(place_dim + 2, config.axes))
+        self.config, self.parts = config, [*channels, AROUND**2, 1]  # of the features: E is their sum
+        self.register_buffer("mean", torch.zeros(sum(self.parts)))
+        self.register_buffer("projection", torch.zeros(sum(self.parts), config.axes))
         self.register_buffer("palette", torch.zeros(config.colors, 2))
         self.mlp = nn.Sequential(GroupDropout(0.2), nn.Linear(config.axes, config.hidden), nn.ReLU(), GroupDropout(0.3),
                                  nn.Linear(config.hidden, config.colors))
 
     @staticmethod
-    def describe(places: torch.Tensor, L: torch.Tensor) -> torch.Tensor:
-        """Places (N, E, G, G) and L (N, 1, H, W) in [0, 1] -> features (N, G^2, E + 2), with L and L^2."""
-        lightness = F.adaptive_avg_pool2d(L.float(), places.shape[2])
-        return torch.cat([places.float(), lightness, lightness.square()], 1).flatten(2).transpose(1, 2)
+    def describe(maps: Sequence[torch.Tensor], L: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """The features (N, P, E) of the places of the numbers ``chosen`` (P,), counted line by line, by the backbone's
+        maps (N, C, h, w) of pictures with L (N, 1, H, H) in [0, 1]: all maps there, interpolated, the lightness of the
+        3 x 3 places around, and the square of its own."""
+        grid = L.shape[2] // STRIDE
+        lightness = _around(L, grid)[..., chosen]
+        points = (2 * torch.stack([chosen % grid, chosen // grid], 1).float() + 1) / grid - 1
+        points = points.expand(len(L), 1, -1, -1)
+        seen = [F.grid_sample(m.float(), points, padding_mode="border", align_corners=False)[:, :, 0] for m in maps]
+        return torch.cat([*seen, lightness, lightness[:, AROUND**2 // 2, None].square()], 1).transpose(1, 2)
 
     def labels(self, ab: torch.Tensor) -> torch.Tensor:
         """Soft labels (P, K) of sum 1 of colors (P, 2) in Lab units: exp(-d^2 / (2 softness^2)) of the distances d to
@@ -87,7 +97,7 @@ class Voter(nn.Module):
 
     @torch.no_grad()
     def fit(self, features: torch.Tensor, ab: torch.Tensor) -> torch.Tensor:
-        """Find the colors and the projection by P places: features (P, E + 2), float16 or float32, and ab (P, 2) in Lab
+        """Find the colors and the projection by P places: features (P, E), float16 or float32, and ab (P, 2) in Lab
         units. Returns the projected features (P, axes), float32."""
         weight = self.weights(ab)
         self.palette.copy_(_clusters(ab, weight, self.config.colors))
@@ -127,11 +137,19 @@ class Voter(nn.Module):
         self.mlp.eval()
 
     @torch.no_grad()
-    def forward(self, places: torch.Tensor, L: torch.Tensor) -> torch.Tensor:
-        """Votes (N, K, G, G), logits, float32, for places (N, E, G, G) of pictures with L (N, 1, H, W) in [0, 1]."""
-        with torch.autocast(places.device.type, enabled=False):
-            votes = self.mlp((self.describe(places, L) - self.mean) @ self.projection)
-        return votes.transpose(1, 2).unflatten(2, places.shape[2:])
+    def forward(self, maps: Sequence[torch.Tensor], L: torch.Tensor) -> torch.Tensor:
+        """Votes (N, K, G, G), logits, float32, for all places of pictures, ``maps`` and L as for ``describe``."""
+        grid = L.shape[2] // STRIDE
+        *parts, around, squared = self.projection.split(self.parts)
+        with torch.autocast(L.device.type, enabled=False):
+            lightness = _around(L, grid)
+            axes = (lightness.transpose(1, 2) @ around + lightness[:, AROUND**2 // 2, :, None].square() * squared
+                    - self.mean @ self.projection)
+            for seen, part in zip(maps, parts, strict=True):  # to project before enlarging is the same, and cheaper
+                seen = torch.einsum("nchw,ca->nahw", seen.float(), part)
+                seen = F.interpolate(seen, (grid, grid), mode="bilinear", align_corners=False)
+                axes = axes + seen.flatten(2).transpose(1, 2)
+            return self.mlp(axes).transpose(1, 2).unflatten(2, (grid, grid))
 
     def join(self, ab: torch.Tensor, votes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """ab (N, 2, S, S) in [-1, 1] of a generator, moved, place by place, to the color that it and the votes
@@ -168,6 +186,12 @@ class FollowedVotes:
             target = torch.from_numpy((2 * (motion + np.stack([x, y], 2)) + 1) / size - 1).to(votes)
             found.append(F.grid_sample(votes[None], target[None], padding_mode="border", align_corners=False)[0])
         return torch.stack(found)
+
+
+def _around(L, grid):
+    """The lightness (N, 9, grid^2) of the 3 x 3 places around each place of L (N, 1, H, H), at borders repeated."""
+    lightness = F.adaptive_avg_pool2d(L.float(), grid)
+    return F.unfold(F.pad(lightness, [AROUND // 2] * 4, mode="replicate"), AROUND)
 
 
 def _clusters(ab, weight, count):

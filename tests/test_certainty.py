@@ -12,9 +12,9 @@ import test
 import train
 from benchmarks import calibration
 from colorizer import certainty
-from colorizer.backbone import STRIDE
 from colorizer.certainty import Known
 from colorizer.painter import Painter
+from colorizer.votes import STRIDE
 from config import CertaintyConfig, FilmConfig
 from dataset import AB_SCALE, rgb_to_lab
 from film.episode import color_film

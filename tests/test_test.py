@@ -14,9 +14,9 @@ from skimage.color import rgb2lab
 from test_train import WAYS, flags
 
 import train
-from colorizer.backbone import STRIDE
 from colorizer.colorizer import Colorizer
 from colorizer.painter import Painter
+from colorizer.votes import STRIDE
 from config import LearningConfig, ModelConfig, SpatialConfig, TrainConfig, VotesConfig, restore
 from dataset import REFERENCE_ID, color_feature, resize, rgb_to_lab
 from resources.draw_episodes import PALETTE, TWINS, draw_frame

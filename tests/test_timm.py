@@ -6,7 +6,6 @@ import re
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,7 +22,7 @@ from dataset import gray_image
 from utils import UserError, read_image, save_checkpoint
 
 VIT, CONV = "timm/test_vit.r160_in1k", "timm/test_resnet.r160_in1k"
-DIMS = {VIT: Dims(64, 3 * 64), CONV: Dims(96, 48 + 192 + 96)}
+DIMS = {VIT: Dims(64, (64, 64, 64)), CONV: Dims(96, (48, 192, 96))}
 DINO = "timm/vit_small_patch14_dinov2.lvd142m"
 
 
@@ -64,9 +63,10 @@ def test_features_and_places(name, weights):
     backbone = Backbone(name, weights[name]).train()
     assert not any(module.training for module in backbone.modules())
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
-    for side, grid in ((128, None), (256, 32), (512, 64)):
-        features, places, _ = backbone(torch.randn(2, 3, side, side), grid)
-        assert features.shape == (2, DIMS[name].frame) and places.shape == (2, DIMS[name].place, *(grid or 32,) * 2)
+    for side, grid in ((128, 32), (256, 32), (512, 64)):
+        backbone.grid = grid
+        features, places, _ = backbone(torch.randn(2, 3, side, side))
+        assert features.shape == (2, DIMS[name].frame) and places.shape == (2, DIMS[name].place, grid, grid)
     assert features.isfinite().all() and 0.5 < places.square().sum(1).mean() <= 3.01  # three maps of unit length
 
 
@@ -80,7 +80,8 @@ def test_the_network_gets_the_picture_as_it_knows_it(name, weights):
     with torch.no_grad():
         tokens = net.eval().forward_features((L.repeat(1, 3, 1, 1) - 0.5) / net.pretrained_cfg["std"][0])
         last = tokens[:, net.num_prefix_tokens:].transpose(1, 2) if name == VIT else tokens.flatten(2)
-        features, places, _ = backbone(gray_image(L), round(last.shape[2]**0.5))
+        backbone.grid = round(last.shape[2]**0.5)
+        features, places, _ = backbone(gray_image(L))
     torch.testing.assert_close(features, last.mean(2), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(places.flatten(2)[:, -last.shape[1]:], F.normalize(last, dim=1), rtol=1e-3, atol=1e-4)
 
@@ -88,11 +89,11 @@ def test_the_network_gets_the_picture_as_it_knows_it(name, weights):
 @pytest.mark.parametrize("name", [VIT, CONV])
 @pytest.mark.parametrize("y, x", [(0, 0), (0, 1), (1, 0), (1, 1)])
 def test_a_corner_of_the_picture_is_seen_at_that_corner(name, y, x, weights):
-    backbone = Backbone(name, weights[name])
+    backbone = Backbone(name, weights[name], grid=16)
     gray = torch.zeros(1, 3, 256, 256)
-    before = backbone(gray, 16).places
+    before = backbone(gray).places
     gray[..., y * 224:, x * 224:][..., :32, :32] = torch.randn(32, 32)
-    change = (backbone(gray, 16).places - before).square().sum((0, 1))
+    change = (backbone(gray).places - before).square().sum((0, 1))
     row, column = divmod(change.argmax().item(), 16)
     assert (row // 8, column // 8) == (y, x)
     assert change[::15, ::15].argmax().item() == 2 * y + x  # of the places in the four corners
@@ -100,7 +101,7 @@ def test_a_corner_of_the_picture_is_seen_at_that_corner(name, y, x, weights):
 
 def test_pictures_are_enlarged_to_whole_patches():
     """Of a large network nothing but shapes is computed."""
-    assert dims_of(DINO) == Dims(384, 3 * 384)
+    assert dims_of(DINO) == Dims(384, (384, 384, 384))
     with torch.device("meta"):
         net = make_timm(DINO).eval()
         for side, tokens in ((256, 19), (512, 37), (518, 37)):
@@ -133,7 +134,7 @@ def test_train_and_color(name, weights, tmp_path, monkeypatch, offline):
     picture = read_image(next((data / "test").glob("*.png")))
     painter = Painter.load(run / "best.pt")  # the weights are in the checkpoint
     colored, = painter.colorize([picture])
-    assert colored.shape == picture.shape and np.isfinite(painter.colorizer.places_of(torch.rand(1, 1, 512, 512))).all()
+    assert colored.shape == picture.shape and painter.colorizer.vote(torch.rand(1, 1, 512, 512)).isfinite().all()
     for key, tensor in Backbone(name, weights[name]).state_dict().items():
         assert torch.equal(painter.colorizer.state_dict()[f"backbone.{key}"], tensor)
     assert not offline

@@ -11,6 +11,7 @@ import torch
 
 from colorizer.backbone import Seen
 from colorizer.colorizer import Colorizer
+from colorizer.votes import STRIDE
 from config import ModelConfig, TrainConfig
 from dataset import AB_SCALE, ColorizationDataset, lab_to_tensors, resize, rgb_to_lab, shrink
 from training.learner import Cast
@@ -19,7 +20,7 @@ from utils import IMAGE_SUFFIXES, UserError, list_files, read_image, spread, war
 VOTER_LOOKS = 256  # at least, from which the voter learns, or VIEWS a picture if that is less; at most 4 times as many
 VIEWS = 16
 VOTER_STEPS = 1000
-VOTER_SHARE = 4  # of the places of a look, one in so many is learned from
+VOTER_SHARE = 16  # of the places of a look, one in so many is learned from
 SPATIAL_FRAMES = 4096  # at most, in the spatial memory, 250 kB each; of a larger set, so many spread evenly
 FITTED = 128  # pictures, at most, spread evenly, to which the spatial memory's projection is fitted
 
@@ -134,15 +135,14 @@ def teach_voter(data: ColorizationDataset, colorizer: Colorizer, cast: Cast, see
     rng = np.random.default_rng(seed)
     views = [0 if number < len(paths) else int(rng.integers(1, 2**62)) for number in range(count)]
     paths = [paths[number % len(paths)] for number in range(count)]
-    features, colors = [], []
+    features, colors, grid = [], [], voter.config.look // STRIDE
     for L, ab in _looks(paths, views, voter.config.look):
         L, ab = L.to(device), ab.to(device)
         with cast():
-            places = colorizer.places_of(L)
-        every = places[0, 0].numel()
-        chosen = torch.from_numpy(rng.permutation(every)[:every // VOTER_SHARE]).to(device)
-        features.append(voter.describe(places, L)[:, chosen].flatten(0, 1).half())
-        colors.append(AB_SCALE * shrink(ab, places.shape[2]).flatten(2).transpose(1, 2)[:, chosen].flatten(0, 1))
+            maps = colorizer.maps_of(L)
+        chosen = torch.from_numpy(rng.choice(grid**2, grid**2 // VOTER_SHARE, replace=False)).to(device)
+        features.append(voter.describe(maps, L, chosen).flatten(0, 1).half())
+        colors.append(AB_SCALE * shrink(ab, grid).flatten(2).transpose(1, 2)[:, chosen].flatten(0, 1))
     color = torch.cat(colors)
     voter.learn(voter.fit(torch.cat(features), color), color, VOTER_STEPS)
 
