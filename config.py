@@ -178,7 +178,7 @@ class VotesConfig:
     """Constants of the voter (``colorizer/votes.py``), saved with the checkpoint. Chosen on held-out shots of the drawn
     episode 1 and on episode 2 (``benchmarks/trials.md``)."""
 
-    look: int = 512  # side, in pixels, of the gray picture that the backbone looks at, 8 pixels a place
+    look: int = 512  # side, in pixels, of the gray picture that the backbone looks at, 4 pixels a place
     colors: int = 48  # of the show, that are voted for
     axes: int = 47  # directions in which the colors differ; one less than the colors is all that there are
     hidden: int = 256  # width of the MLP
@@ -186,7 +186,7 @@ class VotesConfig:
     shrinkage: float = 0.1  # share of the mean variance that is added to that of every direction
     softness: float = 5.0  # ab that the labels of a color are blurred by
     vividness: float = 4.0  # how much more a place of chroma 110 counts than a gray one
-    trust: float = 15.0  # ab, standard deviation at which the generator's color counts as a vote
+    trust: float = 25.0  # ab, standard deviation at which the generator's color counts as a vote
     temperature: float = 0.4  # of the joint votes: 1 paints their mean, 0 the winner
     every: int = 4  # frames of a film for which the voter looks once
     side: int = 128  # side, in pixels, of the pictures in which the motion between these is found

@@ -4,8 +4,9 @@
 
 One training on a film serves both protocols of quality.py, on frames that it does not look at: those at 1/8, 3/8, 5/8
 and 7/8 of the shots that are trained on, and of the shots that another draw (SEED) holds out. NAME is a constant of
-SpatialConfig, with each value of which the spatial memory is filled and read anew; or a flag of train.py or a constant
-of LearningConfig or VotesConfig, with each value of which all is trained again. Without --vary, READING is tried.
+SpatialConfig, with each value of which the spatial memory is filled and read anew; ``trust`` or ``temperature`` of
+VotesConfig, with each value of which votes are joined anew; or a flag of train.py or a constant of LearningConfig or
+VotesConfig, with each value of which all is trained again. Without --vary, READING is tried.
 
 Prints the mean CIEDE2000 for each film and protocol, a line as soon as it is known, as a table in Markdown.
 """
@@ -33,6 +34,7 @@ READING = ["frames=4,16", "variety=0.25,0.75", "sharpness=15.0,60.0", "discord=0
            "position=0.0,0.3", "color=2.0,8.0", "carried=1,4", "unlike=0.25,1.0", "unlit=50.0,400.0",
            "choice=5.0,80.0"]
 SPATIAL, LEARNING = ({f.name for f in fields(kind)} for kind in (SpatialConfig, LearningConfig))
+JOINING = {"trust", "temperature"}
 VOTES = {f.name for f in fields(VotesConfig)} - SPATIAL
 FLAGS = {f.name for f in fields(TrainConfig) if "help" in f.metadata}
 
@@ -88,8 +90,19 @@ class Case:
         finally:
             spatial.config = config.spatial = before
 
+    def join_with(self, name, value):
+        """The scores with another constant by which votes are joined."""
+        voter = self.colorizer.voter
+        before, voter.config = voter.config, replace(voter.config, **{name: value})
+        try:
+            return self.score(self.colorizer)
+        finally:
+            voter.config = before
+
     def vary(self, name, value):
         """The scores with another value of a constant or setting."""
+        if name in JOINING:
+            return self.join_with(name, value)
         if name in SPATIAL:
             return self.read_with(name, value)
         kinds = {"learning": (LEARNING, LearningConfig), "votes": (VOTES, VotesConfig)}

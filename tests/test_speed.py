@@ -19,7 +19,7 @@ from dataset import ColorizationDataset, color_feature, rgb_to_lab
 from networks import ColorConv
 from training.learner import Learner
 from training.preparation import fit_model_config
-from utils import read_image, write_image
+from utils import autocast, read_image, write_image
 
 
 @pytest.mark.parametrize("picture", [draw_picture(0), np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)])
@@ -127,9 +127,14 @@ def test_rows_by_hand():
     assert calls == ["a", "b"] * 3 and len(seconds["a"]) == len(seconds["b"]) == 2
 
 
+def has_bfloat16():
+    with autocast(torch.device("cpu"), "auto"):
+        return torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason="a processor without bfloat16 takes minutes for it")
 def test_precisions_side_by_side(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "EPOCH_STEPS", 1)
-    # Small networks: where the processor has no bfloat16, it is a hundred times slower.
     monkeypatch.setattr(precision, "TrainConfig", partial(TrainConfig, width=4))
     film = draw_shots(tmp_path / "film.mp4", [(60, 30), (200, 30), (120, 30)])
     precision.main(["--film", str(film), "--epochs", "1", "--seeds", "1"])
