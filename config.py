@@ -185,6 +185,7 @@ class VotesConfig:
     rate: float = 2e-3  # its learning rate
     shrinkage: float = 0.1  # share of the mean variance that is added to that of every direction
     softness: float = 5.0  # ab that the labels of a color are blurred by
+    regions: float = 600.0  # scale of the regions over which votes are pooled: larger ones for more
     vividness: float = 4.0  # how much more a place of chroma 110 counts than a gray one
     trust: float = 25.0  # ab, standard deviation at which the generator's color counts as a vote
     temperature: float = 0.4  # of the joint votes: 1 paints their mean, 0 the winner

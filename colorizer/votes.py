@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from skimage.segmentation import felzenszwalb
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import nn
@@ -138,18 +139,28 @@ class Voter(nn.Module):
 
     @torch.no_grad()
     def forward(self, maps: Sequence[torch.Tensor], L: torch.Tensor) -> torch.Tensor:
-        """Votes (N, K, G, G), logits, float32, for all places of pictures, ``maps`` and L as for ``describe``."""
+        """Votes (N, K, G, G), logits, float32, for all places of pictures, ``maps`` and L as for ``describe``: those of
+        each place and, in equal parts, those of the region that it belongs to."""
         grid = L.shape[2] // STRIDE
         *parts, around, squared = self.projection.split(self.parts)
         with torch.autocast(L.device.type, enabled=False):
             lightness = _around(L, grid)
-            axes = (lightness.transpose(1, 2) @ around + lightness[:, AROUND**2 // 2, :, None].square() * squared
-                    - self.mean @ self.projection)
+            own = lightness[:, AROUND**2 // 2, :, None]
+            axes = lightness.transpose(1, 2) @ around + own.square() * squared - self.mean @ self.projection
             for seen, part in zip(maps, parts, strict=True):  # to project before enlarging is the same, and cheaper
                 seen = torch.einsum("nchw,ca->nahw", seen.float(), part)
                 seen = F.interpolate(seen, (grid, grid), mode="bilinear", align_corners=False)
                 axes = axes + seen.flatten(2).transpose(1, 2)
-            return self.mlp(axes).transpose(1, 2).unflatten(2, (grid, grid))
+            votes = self.mlp(axes).log_softmax(2)
+            regions = self.regions(own.unflatten(1, (grid, grid))[..., 0])
+            return ((votes + _pooled(votes, regions)) / 2).transpose(1, 2).unflatten(2, (grid, grid))
+
+    def regions(self, lightness: torch.Tensor) -> torch.Tensor:
+        """Which region each place belongs to, numbers (N, G^2) from 0, by the lightness (N, G, G) in [0, 1] of places:
+        parts that differ from each other by more than within (Felzenszwalb and Huttenlocher 2004)."""
+        pictures = lightness.cpu().numpy()
+        found = [felzenszwalb(picture, self.config.regions, sigma=0.5, min_size=8) for picture in pictures]
+        return torch.from_numpy(np.stack(found)).flatten(1).to(lightness.device)
 
     def join(self, ab: torch.Tensor, votes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """ab (N, 2, S, S) in [-1, 1] of a generator, moved, place by place, to the color that it and the votes
@@ -192,6 +203,17 @@ def _around(L, grid):
     """The lightness (N, 9, grid^2) of the 3 x 3 places around each place of L (N, 1, H, H), at borders repeated."""
     lightness = F.adaptive_avg_pool2d(L.float(), grid)
     return F.unfold(F.pad(lightness, [AROUND // 2] * 4, mode="replicate"), AROUND)
+
+
+def _pooled(votes, regions):
+    """The votes (N, P, K), logarithms of probabilities, as means of those over each of the regions (N, P): a thing is
+    known as a whole, so that the parts of it that are surely known decide for the others."""
+    pooled = []
+    for vote, region in zip(votes, regions, strict=True):
+        count = torch.bincount(region)
+        sums = torch.zeros(len(count), vote.shape[1]).to(vote).index_add_(0, region, vote.exp())
+        pooled.append((sums / count[:, None]).clamp(min=1e-6).log()[region])
+    return torch.stack(pooled)
 
 
 def _clusters(ab, weight, count):

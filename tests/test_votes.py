@@ -11,7 +11,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from colorizer.colorizer import Colorizer
 from colorizer.painter import Painter, Palette
-from colorizer.votes import FollowedVotes, GroupDropout, Voter, moved
+from colorizer.votes import FollowedVotes, GroupDropout, Voter, _pooled, moved
 from config import ModelConfig, TrainConfig, VotesConfig
 from dataset import AB_SCALE, ColorizationDataset, rgb_to_lab
 from training import preparation
@@ -92,18 +92,37 @@ def test_features_of_a_place_by_hand():
     torch.testing.assert_close(features[..., 21], lightness.square())
 
 
-def test_all_places_vote_as_each_alone():
-    """The maps are projected before they are enlarged, which is the same."""
+def test_all_places_vote_as_each_alone(monkeypatch):
+    """The maps are projected before they are enlarged, which is the same. Here each place is a region of its own."""
     torch.manual_seed(0)
     voter = Voter((3, 4), VotesConfig(look=64, colors=5, axes=4))
     for weights in (voter.mean, voter.projection):
         weights.normal_()
     maps, L = [torch.randn(2, 3, 32, 32), torch.randn(2, 4, 4, 4)], torch.rand(2, 1, 64, 64)
+    monkeypatch.setattr(voter, "regions", lambda lightness: torch.arange(256).expand(2, -1))
     votes = voter.eval()(maps, L)
     chosen = torch.tensor([200, 3, 17])
-    alone = voter.mlp((voter.describe(maps, L, chosen) - voter.mean) @ voter.projection)
+    alone = voter.mlp((voter.describe(maps, L, chosen) - voter.mean) @ voter.projection).log_softmax(2)
     assert votes.shape == (2, 5, 16, 16)
     torch.testing.assert_close(votes.flatten(2)[..., chosen].transpose(1, 2), alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_thing_votes_as_a_whole():
+    """Of a dark disc on a light ground, the part that is surely red decides for one that could as well be teal; the
+    ground keeps its own color."""
+    y, x = np.indices((32, 32))
+    far = torch.from_numpy(np.hypot(y - 16, x - 16))
+    region, = voter_of(RED, CREAM, TEAL).regions(torch.where(far < 10, 0.2, 0.9)[None].float())
+    disc, ground = (far < 8).flatten(), (far > 12).flatten()  # what is at their edge may be a region of its own
+    assert region[disc].unique().numel() == region[ground].unique().numel() == 1 != region[disc | ground].unique().numel()
+    chances = torch.tensor([0.02, 0.96, 0.02]).repeat(1024, 1)
+    chances[disc] = torch.tensor([0.9, 0.05, 0.05])
+    unsure = disc & torch.from_numpy(x < 12).flatten()
+    chances[unsure] = torch.tensor([0.45, 0.05, 0.5])
+    pooled, = _pooled(chances.log()[None], region[None])
+    torch.testing.assert_close(pooled[unsure][0].exp(), chances[region == region[disc][0]].mean(0))
+    joint = (chances.log() + pooled).argmax(1)
+    assert (joint[disc] == 0).all() and (joint[ground] == 1).all()
 
 
 def test_it_learns_to_vote():
