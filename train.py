@@ -74,7 +74,8 @@ def validate(learner: Learner, data: ColorizationDataset, cast: Cast, votes: tor
             if index in shown:
                 samples.append((index, resize(lab, data.img_size, data.img_size), top))
     colorizer.train()
-    metrics = {"val_ciede2000": sum(errors) / len(errors), "val_psnr_ab": psnr(sum(squares) / len(squares), AB_PEAK)}
+    metrics = {"val_ciede2000": float(np.mean(errors)), "val_standard_error": float(np.std(errors) / len(errors)**0.5),
+               "val_psnr_ab": psnr(sum(squares) / len(squares), AB_PEAK)}
     if overlaps:
         metrics["val_feature_intersection"] = sum(overlaps) / len(overlaps)
     return metrics, samples
@@ -228,8 +229,8 @@ class Training:
                     self._save_epoch(metrics, grid)
         if leader:
             print(f"trained epochs {self.first_epoch + 1} to {position.epoch} in "
-                  f"{(time.monotonic() - self.began) / 60:.1f} minutes; best validation CIEDE2000 {position.best:.3f}; "
-                  f"checkpoints in {self.run.path}")
+                  f"{(time.monotonic() - self.began) / 60:.1f} minutes; lowest validation CIEDE2000 "
+                  f"{position.best:.3f}; checkpoints in {self.run.path}")
 
     def _run_steps(self):
         """The steps that are left of an epoch, or as many as the time allows."""
@@ -309,10 +310,16 @@ class Training:
         self.board.add_image("samples", grid, position.epoch, dataformats="HWC")
 
     def _save_epoch(self, metrics, grid):
-        """Write best.pt after the best epoch yet; every save_freq epochs and at the end, a checkpoint and samples."""
+        """Write best.pt after an epoch of about the lowest error yet; every save_freq epochs and at the end, a
+        checkpoint and samples.
+
+        Few pictures of few shots tell little: of all epochs within one standard error of the lowest, the last is taken
+        (the rule of Breiman et al. 1984), which has learned most.
+        """
         position, config = self.position, self.config
         if metrics["val_ciede2000"] < position.best:
-            position.best = metrics["val_ciede2000"]
+            position.best, position.best_error = metrics["val_ciede2000"], metrics["val_standard_error"]
+        if metrics["val_ciede2000"] <= position.best + position.best_error:
             self._save("best.pt", full=False)
         last = position.epoch == config.end_epoch or self.out_of_time
         if position.epoch % config.save_freq == 0 or last:

@@ -77,6 +77,16 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"expected True or False, got '{text}'")
 
 
+def positive(text: str) -> int:
+    """The value of a flag that takes a whole number of at least 1."""
+    try:
+        if (value := int(text)) >= 1:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
+
+
 def warn(message: str) -> None:
     """Tell the user on stderr, in one line, about something that does not stop the work."""
     print(f"warning: {message}", file=sys.stderr)
@@ -237,8 +247,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _convert(content):
     """Bring a checkpoint to the format of now: in 5 frames had another name, 6 had no votes, in 7 votes counted less
-    where lightness changes along the motion, and in 8 voters saw nothing finer than 8 pixels."""
+    where lightness changes along the motion, and in 8 voters saw nothing finer than 8 pixels, and the lowest validation
+    error had no standard error."""
     content["format"] = CHECKPOINT_FORMAT
+    content.setdefault("best_error", 0.0)
     networks = content.get("colorizer")
     if isinstance(networks, dict) and "spatial.frames" in networks:
         networks["spatial.features"] = networks.pop("spatial.frames")

@@ -28,7 +28,7 @@ from colorizer.painter import Painter
 from config import CertaintyConfig
 from dataset import resize, rgb_to_lab
 from utils import (
-    FAR, ArgumentParser, UserError, boolean, color_differences, is_color, replace_when_done, run_cli)
+    FAR, ArgumentParser, UserError, boolean, color_differences, is_color, positive, replace_when_done, run_cli)
 
 BINS = 10
 
@@ -97,12 +97,10 @@ def draw(rows, path):
 def main(argv):
     parser = ArgumentParser(prog="calibration.py", description="Measure whether what is said to be sure is right.")
     parser.add_argument("pairs", nargs="+", type=Path, metavar="CHECKPOINT FRAMES", help="what colors, and the truth")
-    parser.add_argument("--every", type=int, default=12, help="measure one of so many frames")
+    parser.add_argument("--every", type=positive, default=12, help="measure one of so many frames")
     parser.add_argument("--fit", type=boolean, default=False, help="fit the constants to these frames")
     parser.add_argument("--figure", type=Path, help="picture of the curve to write, such as curve.png")
     args = parser.parse_args(argv)
-    if args.every < 1:
-        raise UserError(f"--every is {args.every}; set it to at least 1")
     if len(args.pairs) % 2:
         raise UserError(f"there are {len(args.pairs)} paths; name a checkpoint and its frames, or several such pairs")
     found = [read_places(*pair, args.every) for pair in zip(args.pairs[::2], args.pairs[1::2], strict=True)]

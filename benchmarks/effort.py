@@ -26,7 +26,7 @@ from film.episode import color_film
 from film.report import suggest_frames
 from film.video import VideoFile
 from resources.draw_episodes import EPISODES
-from utils import ArgumentParser, UserError, replace_when_done, run_cli
+from utils import ArgumentParser, positive, replace_when_done, run_cli
 
 PAINTED = (0, 1, 2, 5, 10)
 WAYS = ("suggested", "equal steps")
@@ -87,11 +87,9 @@ def main(argv):
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of train.py")
     parser.add_argument("film", type=Path, metavar="FILM", help="a film in color, which counts as the truth")
     parser.add_argument("--episode", type=int, choices=EPISODES, help="which drawn one it is, to measure characters")
-    parser.add_argument("--every", type=int, default=12, help="measure one of so many frames")
+    parser.add_argument("--every", type=positive, default=12, help="measure one of so many frames")
     parser.add_argument("--figure", type=Path, help="picture of the curves to write, such as effort.png")
     args = parser.parse_args(argv)
-    if args.every < 1:
-        raise UserError(f"--every is {args.every}; set it to at least 1")
     rows = []
     for count, values in gains(args.checkpoint, args.film, args.every, args.episode):
         if not rows:

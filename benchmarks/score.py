@@ -31,7 +31,7 @@ from film.video import read_frames
 from resources.draw_episodes import EPISODES, HEIGHT, PALETTE, WIDTH, draw_frame, frame_count
 from utils import (
     FAR, IMAGE_SUFFIXES, ArgumentParser, Scores, UserError, color_differences, is_color, list_files, read_image,
-    run_cli)
+    positive, run_cli)
 
 COLUMNS = {  # name: (title, format)
     "ciede2000": ("CIEDE2000", ".2f"), "far": ("share > 10", ".1%"), "bodies": ("bodies", ".2f"),
@@ -167,10 +167,8 @@ def main(argv):
     parser.add_argument("result", type=Path, metavar="RESULT", help="a film, or a folder of pictures")
     parser.add_argument("--truth", type=Path, required=True, help="the same in color")
     parser.add_argument("--episode", type=int, choices=EPISODES, help="which drawn one it is, to measure characters")
-    parser.add_argument("--every", type=int, default=12, help="measure one of so many frames")
+    parser.add_argument("--every", type=positive, default=12, help="measure one of so many frames")
     args = parser.parse_args(argv)
-    if args.every < 1:
-        raise UserError(f"--every is {args.every}; set it to at least 1")
     columns, bodies = measure(args.result, args.truth, args.every, args.episode, load_lpips())
     if args.truth.is_file():
         columns |= steadiness(args.result, args.truth)

@@ -135,7 +135,7 @@ def test_the_table_and_the_curve(home, tmp_path, capsys):
     rows = [line for line in printed.splitlines() if line.startswith("| ") and line.endswith("% |")]
     assert rows and sum(float(row.split("|")[3].strip(" %")) for row in rows) == pytest.approx(100, abs=1)
     assert "expected calibration error" in printed and read_image(tmp_path / "curve.png").shape == (400, 400, 3)
-    for arguments, message in ((pair[:1], "there are 1 paths"), ([*pair, "--every", "0"], "--every is 0"),
+    for arguments, message in ((pair[:1], "there are 1 paths"), ([*pair, "--every", "0"], "at least 1, got .0."),
                                ([str(home / "gan" / "best.pt"), pair[1]], "no spatial memory")):
         with pytest.raises(UserError, match=message):
             calibration.main(arguments)

@@ -85,5 +85,5 @@ def test_what_cannot_be_measured_is_refused(film, tmp_path):
         main(["best.pt", str(film), "--episode", "1"])
     with pytest.raises(UserError, match="is gray"):
         main(["best.pt", str(draw_film(tmp_path / "gray.mp4", sound=None))])
-    with pytest.raises(UserError, match="--every is 0"):
+    with pytest.raises(UserError, match="at least 1, got .0."):
         main(["best.pt", str(film), "--every", "0"])

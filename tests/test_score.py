@@ -141,7 +141,7 @@ def test_what_is_no_truth_is_refused(tmp_path):
                            ((color, tmp_path / "missing.mp4"), "is not a file")]:
         with pytest.raises(UserError, match=message):
             main([str(paths[0]), "--truth", str(paths[1])])
-    with pytest.raises(UserError, match="--every is 0"):
+    with pytest.raises(UserError, match="at least 1, got .0."):
         main([str(color), "--truth", str(color), "--every", "0"])
     for size in ((48, 64), (HEIGHT, WIDTH)):  # of another size, and of another length
         folder = write(tmp_path / f"{size[0]}", [flat(RED, size)])
