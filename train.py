@@ -36,6 +36,7 @@ SAVE_SECONDS = 120  # last.pt is never older; writing it takes about a second
 PATIENCE = 10  # after so many steps in a row without a finite loss or gradient the training ends
 VAL_PICTURES = 64  # validation looks at no more than these many, spread evenly over the set
 SAMPLES = 4  # rows of the sample grid
+ABOUT = 1.1  # a validation error of so many times the lowest is as good
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Validation
@@ -74,8 +75,7 @@ def validate(learner: Learner, data: ColorizationDataset, cast: Cast, votes: tor
             if index in shown:
                 samples.append((index, resize(lab, data.img_size, data.img_size), top))
     colorizer.train()
-    metrics = {"val_ciede2000": float(np.mean(errors)), "val_standard_error": float(np.std(errors) / len(errors)**0.5),
-               "val_psnr_ab": psnr(sum(squares) / len(squares), AB_PEAK)}
+    metrics = {"val_ciede2000": sum(errors) / len(errors), "val_psnr_ab": psnr(sum(squares) / len(squares), AB_PEAK)}
     if overlaps:
         metrics["val_feature_intersection"] = sum(overlaps) / len(overlaps)
     return metrics, samples
@@ -313,13 +313,12 @@ class Training:
         """Write best.pt after an epoch of about the lowest error yet; every save_freq epochs and at the end, a
         checkpoint and samples.
 
-        Few pictures of few shots tell little: of all epochs within one standard error of the lowest, the last is taken
-        (the rule of Breiman et al. 1984), which has learned most.
+        A few pictures of one shot tell little, and a later epoch has learned more: the lowest error must be lower by a
+        tenth to be better.
         """
         position, config = self.position, self.config
-        if metrics["val_ciede2000"] < position.best:
-            position.best, position.best_error = metrics["val_ciede2000"], metrics["val_standard_error"]
-        if metrics["val_ciede2000"] <= position.best + position.best_error:
+        position.best = min(position.best, metrics["val_ciede2000"])
+        if metrics["val_ciede2000"] <= ABOUT * position.best:
             self._save("best.pt", full=False)
         last = position.epoch == config.end_epoch or self.out_of_time
         if position.epoch % config.save_freq == 0 or last:

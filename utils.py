@@ -247,10 +247,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _convert(content):
     """Bring a checkpoint to the format of now: in 5 frames had another name, 6 had no votes, in 7 votes counted less
-    where lightness changes along the motion, and in 8 voters saw nothing finer than 8 pixels, and the lowest validation
-    error had no standard error."""
+    where lightness changes along the motion, and in 8 voters saw nothing finer than 8 pixels."""
     content["format"] = CHECKPOINT_FORMAT
-    content.setdefault("best_error", 0.0)
     networks = content.get("colorizer")
     if isinstance(networks, dict) and "spatial.frames" in networks:
         networks["spatial.features"] = networks.pop("spatial.frames")

@@ -101,7 +101,6 @@ class Position:
     seconds: float = 0.0  # seconds on the steps of the epochs before
     elapsed: float = 0.0  # seconds on everything, in all the times that the run was started
     best: float = math.inf  # lowest val_ciede2000 yet
-    best_error: float = 0.0  # its standard error
     sums: dict = field(default_factory=dict)  # of this epoch: name of a loss -> tensor (its sum, number of steps)
 
     @classmethod
