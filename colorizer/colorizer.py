@@ -66,7 +66,7 @@ class Colorizer(nn.Module):
     def forward(self, L: torch.Tensor, advice: Advice | None = None, seen: Seen | None = None,
                 remember: bool = True) -> tuple[torch.Tensor, Known | None]:
         """L (N, 1, S, S) in [0, 1], S = ``config.side`` -> ab (N, 2, S, S) in [-1, 1], and what is Known of G x G
-        places, those of the votes, else those of the spatial memory; None where that is not read.
+        places, each of 2 x 2 of the votes, else those of the spatial memory; None where that is not read.
 
         A spatial memory needs what the backbone has ``seen`` of the pictures. Where there are votes, the mean color of
         each of their places becomes one that they and the generator agree on. Then that of each place of the spatial
@@ -97,9 +97,10 @@ class Colorizer(nn.Module):
         """What is Known of ab (N, 2, S, S), by the joint votes (N, K, G, G), None without votes, and the confidences of
         what is looked up (N, g, g) and of what is carried (N, S, S)."""
         with torch.autocast(ab.device.type, enabled=False):
+            joint = None if joint is None else F.avg_pool2d(joint.float(), 2)  # a quarter of the time
             recalled = certainty.recalled(hint, carried, hint.shape[1] if joint is None else joint.shape[2])
             agreed = (torch.zeros_like(recalled) if joint is None else
-                      certainty.agreed(joint.float(), self.voter.palette, ab))
+                      certainty.agreed(joint, self.voter.palette, ab))
             return Known(recalled, agreed, certainty.sure(recalled, agreed, self.certainty))
 
 

@@ -111,7 +111,7 @@ def test_a_known_picture_is_recalled_and_a_foreign_one_is_unknown(home):
     foreign = np.random.default_rng(0).integers(0, 255, (64, 96, 1)).astype(np.uint8).repeat(3, 2)
     pictures = [read_image(path) for path in sorted((home / "train").glob("*.png"))]
     _, known = painter.explain([*pictures, foreign])
-    places = painter.config.votes.look // STRIDE
+    places = painter.config.votes.look // STRIDE // 2
     assert all(x.shape == (len(pictures) + 1, places, places) for x in known)
     assert known.recalled[:-1].mean() > 0.95 and known.sure[:-1].mean() > 0.9
     assert known.recalled[-1].mean() < 0.2 and known.sure[-1].mean() < 0.6

@@ -249,7 +249,7 @@ def test_one_palette_a_shot(home):
     assert palette.score == palette.slot_scores[0]
     ab, known = painter.paint(np.stack([lab[..., 0] for lab in labs]), palette)
     assert ab.shape == (3, 192, 192, 2)
-    places = painter.config.votes.look // STRIDE
+    places = painter.config.votes.look // STRIDE // 2
     assert all(x.shape == (3, places, places) and ((x >= 0) & (x < 1 + 1e-6)).all() for x in known)
     assert known.sure.min() > 0
     one, _ = painter.paint(labs[1][None, ..., 0], palette)
