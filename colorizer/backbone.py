@@ -223,38 +223,46 @@ class Backbone(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def maps(self, gray: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    def maps(self, gray: torch.Tensor) -> list[torch.Tensor]:
         """gray (N, 3, H, W), ImageNet-normalized -> the maps (N, C, h, w), from fine to coarse, float32, each of unit
-        length over its channels; and the last map, whose mean is the picture's features.
+        length over its channels.
 
         They have strides 2 to 32 (resnet18: 4 to 32); timm's networks have those of ``timm_maps``.
         """
+        return _unit(self._run(gray)[0])
+
+    @torch.no_grad()
+    def forward(self, gray: torch.Tensor) -> Seen:
+        """gray (N, 3, H, W), ImageNet-normalized -> what is Seen of it, on G = ``grid`` places along a side. A place's
+        features are the three coarsest ``maps``; a picture's are the mean over the network's last map."""
+        maps, last = self._run(gray)
+        size = (self.grid, self.grid)
+        places = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in _unit(maps[-3:])]
+        return Seen(last.float().mean((2, 3)), torch.cat(places, 1))
+
+    def _run(self, gray):
+        """The maps as the network has them, from fine to coarse, and its last map."""
         net, gray = self.net, channels_last(gray)
         if self.name not in BUILT_IN:
             maps = timm_maps(net, gray)
-            x = maps[-1]
-        elif isinstance(net, EfficientNet):
-            x, last = net._swish(net._bn0(net._conv_stem(gray))), {}
+            return maps, maps[-1]
+        if isinstance(net, EfficientNet):
+            x, maps = net._swish(net._bn0(net._conv_stem(gray))), {}
             for block in net._blocks:
                 x = block(x)
-                last[x.shape[2]] = x  # of each size
-            maps = list(last.values())
-            x = net._swish(net._bn1(net._conv_head(x)))
-        else:
-            x = net.maxpool(net.relu(net.bn1(net.conv1(gray))))
-            maps = []
-            for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
-                x = layer(x)
-                maps.append(x)
-        return [F.normalize(m.float(), dim=1) for m in maps], x
+                maps[x.shape[2]] = x  # the last one of each size
+            return list(maps.values()), net._swish(net._bn1(net._conv_head(x)))
+        x = net.maxpool(net.relu(net.bn1(net.conv1(gray))))
+        maps = []
+        for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
+            x = layer(x)
+            maps.append(x)
+        return maps, x
 
-    def forward(self, gray: torch.Tensor) -> Seen:
-        """gray (N, 3, H, W), ImageNet-normalized -> what is Seen of it, on G = ``grid`` places along a side. A place's
-        features are the three coarsest ``maps``."""
-        maps, last = self.maps(gray)
-        size = (self.grid, self.grid)
-        places = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps[-3:]]
-        return Seen(last.float().mean((2, 3)), torch.cat(places, 1))
+
+def _unit(maps):
+    """Maps (N, C, h, w), each of unit length over its channels, float32."""
+    return [F.normalize(m.float(), dim=1) for m in maps]
 
 
 def _read_weights(path):

@@ -57,7 +57,7 @@ class Colorizer(nn.Module):
 
     def maps_of(self, L: torch.Tensor) -> list[torch.Tensor]:
         """The backbone's maps that the voter sees of pictures, L (N, 1, H, H) in [0, 1], H the size of its look."""
-        return self.backbone.maps(gray_image(L))[0]
+        return self.backbone.maps(gray_image(L))
 
     def vote(self, L: torch.Tensor) -> torch.Tensor:
         """The votes (N, K, G, G) for the colors of pictures, L as for ``maps_of``."""
@@ -97,10 +97,13 @@ class Colorizer(nn.Module):
         """What is Known of ab (N, 2, S, S), by the joint votes (N, K, G, G), None without votes, and the confidences of
         what is looked up (N, g, g) and of what is carried (N, S, S)."""
         with torch.autocast(ab.device.type, enabled=False):
-            joint = None if joint is None else F.avg_pool2d(joint.float(), 2)  # a quarter of the time
-            recalled = certainty.recalled(hint, carried, hint.shape[1] if joint is None else joint.shape[2])
-            agreed = (torch.zeros_like(recalled) if joint is None else
-                      certainty.agreed(joint, self.voter.palette, ab))
+            if joint is None:
+                recalled = certainty.recalled(hint, carried, hint.shape[1])
+                agreed = torch.zeros_like(recalled)
+            else:
+                joint = F.avg_pool2d(joint.float(), 2)  # a quarter of the time
+                recalled = certainty.recalled(hint, carried, joint.shape[2])
+                agreed = certainty.agreed(joint, self.voter.palette, ab)
             return Known(recalled, agreed, certainty.sure(recalled, agreed, self.certainty))
 
 

@@ -66,7 +66,7 @@ class Voter(nn.Module):
         super().__init__()
         if config.look % 32 or config.look > LARGEST_LOOK:
             raise ValueError(f"the look of {config.look} pixels is no multiple of 32 up to {LARGEST_LOOK}")
-        self.config, self.parts = config, [*channels, AROUND**2, 1]  # of the features: E is their sum
+        self.config, self.parts = config, [*channels, AROUND**2 + 1]  # of the features: E is their sum
         self.register_buffer("mean", torch.zeros(sum(self.parts)))
         self.register_buffer("projection", torch.zeros(sum(self.parts), config.axes))
         self.register_buffer("palette", torch.zeros(config.colors, 2))
@@ -79,11 +79,10 @@ class Voter(nn.Module):
         maps (N, C, h, w) of pictures with L (N, 1, H, H) in [0, 1]: all maps there, interpolated, the lightness of the
         3 x 3 places around, and the square of its own."""
         grid = L.shape[2] // STRIDE
-        lightness = _around(L, grid)[..., chosen]
         points = (2 * torch.stack([chosen % grid, chosen // grid], 1).float() + 1) / grid - 1
         points = points.expand(len(L), 1, -1, -1)
-        seen = [F.grid_sample(m.float(), points, padding_mode="border", align_corners=False)[:, :, 0] for m in maps]
-        return torch.cat([*seen, lightness, lightness[:, AROUND**2 // 2, None].square()], 1).transpose(1, 2)
+        seen = [F.grid_sample(m, points, padding_mode="border", align_corners=False)[:, :, 0] for m in maps]
+        return torch.cat([*seen, _lightness(L, grid)[..., chosen]], 1).transpose(1, 2)
 
     def labels(self, ab: torch.Tensor) -> torch.Tensor:
         """Soft labels (P, K) of sum 1 of colors (P, 2) in Lab units: exp(-d^2 / (2 softness^2)) of the distances d to
@@ -142,17 +141,16 @@ class Voter(nn.Module):
         """Votes (N, K, G, G), logits, float32, for all places of pictures, ``maps`` and L as for ``describe``: those of
         each place and, in equal parts, those of the region that it belongs to."""
         grid = L.shape[2] // STRIDE
-        *parts, around, squared = self.projection.split(self.parts)
+        *parts, light = self.projection.split(self.parts)
         with torch.autocast(L.device.type, enabled=False):
-            lightness = _around(L, grid)
-            own = lightness[:, AROUND**2 // 2, :, None]
-            axes = lightness.transpose(1, 2) @ around + own.square() * squared - self.mean @ self.projection
+            lightness = _lightness(L, grid)
+            axes = lightness.transpose(1, 2) @ light - self.mean @ self.projection
             for seen, part in zip(maps, parts, strict=True):  # to project before enlarging is the same, and cheaper
-                seen = torch.einsum("nchw,ca->nahw", seen.float(), part)
+                seen = torch.einsum("nchw,ca->nahw", seen, part)
                 seen = F.interpolate(seen, (grid, grid), mode="bilinear", align_corners=False)
                 axes = axes + seen.flatten(2).transpose(1, 2)
             votes = self.mlp(axes).log_softmax(2)
-            regions = self.regions(own.unflatten(1, (grid, grid))[..., 0])
+            regions = self.regions(lightness[:, AROUND**2 // 2].unflatten(1, (grid, grid)))
             return ((votes + _pooled(votes, regions)) / 2).transpose(1, 2).unflatten(2, (grid, grid))
 
     def regions(self, lightness: torch.Tensor) -> torch.Tensor:
@@ -199,10 +197,12 @@ class FollowedVotes:
         return torch.stack(found)
 
 
-def _around(L, grid):
-    """The lightness (N, 9, grid^2) of the 3 x 3 places around each place of L (N, 1, H, H), at borders repeated."""
+def _lightness(L, grid):
+    """Of each of grid x grid places of L (N, 1, H, H), the lightness of the 3 x 3 places around, at borders repeated,
+    and the square of its own: (N, 10, grid^2)."""
     lightness = F.adaptive_avg_pool2d(L.float(), grid)
-    return F.unfold(F.pad(lightness, [AROUND // 2] * 4, mode="replicate"), AROUND)
+    around = F.unfold(F.pad(lightness, [AROUND // 2] * 4, mode="replicate"), AROUND)
+    return torch.cat([around, lightness.flatten(2).square()], 1)
 
 
 def _pooled(votes, regions):
