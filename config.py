@@ -194,6 +194,16 @@ class VotesConfig:
 
 
 @dataclass
+class ResponseConfig:
+    """Constants of how a film's response is found (``colorizer/response.py``). Chosen on the drawn episodes and what
+    FFmpeg makes of them (``benchmarks/trials.md``)."""
+
+    frames: int = 4  # frames in memory that are matched with one of the film
+    rounds: int = 2  # at most so many times is it mended by what matches
+    clearly: float = 0.03  # a response must shorten the mean squared distance to what is known by this share
+
+
+@dataclass
 class ModelConfig:
     """What a checkpoint must know to build its networks again. TrainConfig explains each setting."""
 
@@ -438,6 +448,8 @@ class FilmConfig:
     pix_fmt: str | None = setting(None, "FFmpeg's pixel format; 4:2:0 with 10 bits for a source of more than 8")
     color_only: bool = setting(False, "write the chroma alone, on neutral lightness, for compositing")
     keep_color_shots: bool = setting(False, "leave shots that are already in color as they are")
+    response: str = setting("auto", "auto: a film that is faded, graded or printed hard is looked at as if it had the "
+                            "contrast of what the networks know; none: as it is", choices=["auto", "none"])
     confidence: bool = setting(False, "write a map beside each film or picture: what is recalled, guessed and unknown")
     batch_size: int = setting(8, "frames of a video in one pass of the network", group="machine")
     steady: SteadyConfig = field(default_factory=SteadyConfig)
@@ -462,6 +474,7 @@ class ColorConfig(FilmConfig, PainterConfig):
     def check(self) -> None:
         """Raises UserError for a value out of its range."""
         PainterConfig.check(self)
+        _check_choices(self)
         _at_least(self, 1, "workers", "batch_size")
         _at_least(self, 0, "suggest")
         if self.end <= self.start:

@@ -168,7 +168,7 @@ def explain_film(painter: Painter, records: Records, film: Film, target: Path, s
     suggestions, folder = suggest_frames(records, config.suggest), beside(target, "color_these")
     thumbnails = memory_pictures(painter.colorizer) if painter.remembers else {}
     report = Report(film.name, records, suggestions, folder.name, painter.names, thumbnails, summaries,
-                    {"checkpoint": str(config.checkpoint), "palette from": painter.source})
+                    {"checkpoint": str(config.checkpoint), "palette from": painter.source}, records.response)
     write_report(beside(target, "report.html"), report)
     print(f"how it went, shot by shot: {beside(target, 'report.html')}")
     if suggestions:
@@ -178,7 +178,8 @@ def explain_film(painter: Painter, records: Records, film: Film, target: Path, s
         print(f"what is recalled, guessed and unknown: {map_of(target)}")
     if config.panel:
         begin = records.pts[0] if config.start else None
-        write_panel(painter, film, beside(target, "panel.mp4"), records, begin, config.batch_size)
+        write_panel(painter.through(records.response), film, beside(target, "panel.mp4"), records, begin,
+                    config.batch_size)
         print(f"what the memory recalls: {beside(target, 'panel.mp4')}")
 
 

@@ -20,6 +20,7 @@ from colorizer.certainty import Known
 from colorizer.painter import Palette
 from dataset import GRAY_SIZE
 from film.episode import color_film
+from film.plan import FilmPainter
 from film.video import VideoFile
 from utils import IMAGE_SUFFIXES, ArgumentParser, UserError, boolean, list_files, run_cli, select_device
 
@@ -27,7 +28,7 @@ SIZE = 128  # side of the pictures that colors are taken from
 NOTHING = Palette(None, [], [], torch.zeros(0))
 
 
-class Baseline:
+class Baseline(FilmPainter):
     """A ``plan.FilmPainter`` by a function that takes Lab pictures (H, W, 3) and gives ab (N, S, S, 2)."""
 
     source, side = "none", GRAY_SIZE

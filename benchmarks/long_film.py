@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from colorizer.certainty import Known
 from colorizer.painter import Palette
 from config import ColorConfig
+from film.plan import FilmPainter
 from film.video import VideoFile
 from test import color_work
 from utils import ArgumentParser, UserError, run_cli
@@ -56,7 +57,7 @@ def draw(path, seconds):
     return path
 
 
-class OneColor:
+class OneColor(FilmPainter):
     """A ``plan.FilmPainter``."""
 
     side, source, identity, remembers, names = 128, "none", "one color", False, {}

@@ -53,6 +53,9 @@ class Alone:
     def __getattr__(self, name):
         return getattr(self._painter, name)
 
+    def through(self, response):
+        return Alone(self._painter.through(response))
+
     def paint(self, lightness, palette):
         labs = [cv2.merge([L, 0 * L, 0 * L]) for L in lightness]
         answers = [self._painter.paint(lab[None, ..., 0], self._painter.palette([lab])) for lab in labs]

@@ -1,5 +1,6 @@
 """What colors a picture? A trained colorizer, and where it takes its colors from."""
 
+import copy
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -12,10 +13,12 @@ import torch
 from colorizer.backbone import Seen, look
 from colorizer.certainty import Known
 from colorizer.colorizer import Colorizer, model_config_of
+from colorizer.response import Response, find_response, match
 from colorizer.votes import FollowedVotes
-from config import ModelConfig, PainterConfig
+from config import ModelConfig, PainterConfig, ResponseConfig
 from dataset import (
-    AB_SCALE, GRAY_SIZE, L_SCALE, REFERENCE_ID, color_feature, lab_to_rgb, lab_to_tensors, resize, rgb_to_lab)
+    AB_SCALE, GRAY_SIZE, L_SCALE, REFERENCE_ID, color_feature, decode_lab, lab_to_rgb, lab_to_tensors, resize,
+    rgb_to_lab, tensors_to_lab)
 from networks import Advice, Recall
 from utils import (
     IMAGE_SUFFIXES, UserError, autocast, is_color, list_files, load_checkpoint, read_image, save_checkpoint,
@@ -49,6 +52,7 @@ class Painter:
     identity: str = ""  # differs for painters that color differently
     names: dict[int, str] = field(default_factory=dict)  # image id -> file name, of the frames in memory
     checkpoint: Path | None = None  # that it was loaded from
+    response: Response | None = None  # through which it looks at gray pictures
 
     @classmethod
     def load(cls, checkpoint: str | Path, **settings: Any) -> "Painter":
@@ -82,7 +86,10 @@ class Painter:
         return self._look(lightness)._replace(votes=self._vote(lightness))
 
     def _look(self, lightness):
-        return look(self.colorizer.backbone, lightness, self.device, self.precision)
+        return look(self.colorizer.backbone, self._through(lightness), self.device, self.precision)
+
+    def _through(self, lightness):
+        return lightness if self.response is None else [self.response(L) for L in lightness]
 
     def _vote(self, lightness):
         """The votes (N, K, G, G) for the colors of pictures, L (H, W) each; None where there is no voter, or none who
@@ -107,7 +114,7 @@ class Painter:
 
     def _tensor(self, lightness, side):
         """Pictures of any size, L (H, W) in [0, 100] each, as a tensor (N, 1, side, side) in [0, 1]."""
-        planes = np.stack([resize(plane, side, side) for plane in lightness])
+        planes = np.stack([resize(plane, side, side) for plane in self._through(lightness)])
         return torch.from_numpy(planes)[:, None].to(self.device) / L_SCALE
 
     def given(self, labs: Sequence[np.ndarray]) -> Advice:
@@ -196,6 +203,43 @@ class Painter:
         return self.generate(lightness, advice, seen)
 
     # -----------------------------------------------------------------------------------------------------------------
+    # A film in another gray
+
+    @torch.inference_mode()
+    def respond(self, lightness: Sequence[np.ndarray]) -> Response | None:
+        """The Response of a film by some of its frames, L (H, W) in [0, 100] each; None where none makes it clearly
+        more like what is known, or where no spatial memory is read."""
+        if not (self.remembers and self.config.use_spatial_memory):
+            return None
+        return find_response(self._look, self.colorizer.spatial, lightness, ResponseConfig())
+
+    @torch.inference_mode()
+    def through(self, response: Response | None) -> "Painter":
+        """A Painter that looks at gray pictures through a Response, for None this one.
+
+        Frames that the user painted over such a film are in its gray, too. They are kept as seen through the Response
+        if that makes them more like what is known.
+        """
+        if response is None:
+            return self
+        pinned = self.colorizer.spatial.pinned.nonzero()[:, 0].tolist()
+        if not pinned:
+            return replace(self, response=response)
+        painter = replace(self, colorizer=copy.deepcopy(self.colorizer), response=response)
+        memory, spatial = painter.colorizer.memory, painter.colorizer.spatial
+        own = memory.pinned.nonzero()[:, 0].tolist()
+        for slot, own_slot in zip(pinned, own, strict=True):
+            codes = spatial.pictures[slot].float().permute(2, 0, 1)[None]
+            lab = tensors_to_lab(*decode_lab(codes))[0]
+            plain, better = (match(self._look, spatial, [lab[..., 0]], each, ResponseConfig()).distance
+                             for each in (None, response))
+            if better < plain:
+                seen, L, ab, guess = painter._guessed(lab)
+                spatial.write(torch.tensor([slot]), seen, L, ab, torch.tensor([REFERENCE_ID]), guess)
+                memory.keys[own_slot] = memory.query(seen.features)[0]
+        return painter
+
+    # -----------------------------------------------------------------------------------------------------------------
     # References
 
     @torch.no_grad()
@@ -212,18 +256,24 @@ class Painter:
             raise UserError("--references adds to the memory, which --color_feature truth and --reference leave aside; "
                             "use one of them")
         for lab in map(rgb_to_lab, pictures):
-            seen: Any = self.look([lab[..., 0]])
+            seen, L, ab, guess = self._guessed(lab)
             if config.use_spatial_memory:
-                L, ab = (x.to(self.device) for x in lab_to_tensors(resize(lab, config.side, config.side)))
-                with autocast(self.device, self.precision):
-                    advice = colorizer.advise(colorizer.recall(seen.features))
-                    guess, _ = colorizer(L, advice, seen, remember=False)
                 colorizer.spatial.pin(seen, L, ab, guess)
             feature = torch.from_numpy(self._feature(lab))[None].to(self.device)
             colorizer.memory.pin(colorizer.memory.query(seen.features), feature)
         colorizer.config = replace(config, mem_size=config.mem_size + len(pictures),
                                    spatial_size=config.spatial_size + config.use_spatial_memory * len(pictures))
         self.identity = _digest(self.identity.encode(), *(picture.tobytes() for picture in pictures))
+
+    def _guessed(self, lab):
+        """What is Seen of a picture in color, Lab (H, W, 3), its L (1, 1, S, S) and ab (1, 2, S, S), S the colorizer's
+        side, and the ab that is guessed of it, without what is remembered of places."""
+        seen: Any = self.look([lab[..., 0]])
+        side = self.config.side
+        L, ab = self._tensor([lab[..., 0]], side), lab_to_tensors(resize(lab, side, side))[1].to(self.device)
+        with autocast(self.device, self.precision):
+            advice = self.colorizer.advise(self.colorizer.recall(seen.features))
+            return seen, L, ab, self.colorizer(L, advice, seen, remember=False)[0]
 
     def save(self, path: str | Path) -> None:
         """Write the checkpoint that it was loaded from, with the references added since, to ``path``. Raises ValueError

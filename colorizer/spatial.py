@@ -89,9 +89,11 @@ class SpatialMemory(nn.Module):
         return torch.cat([features, config.position * position, rest], 2)
 
     @torch.no_grad()
-    def write(self, slots: torch.Tensor, seen: Seen, L: torch.Tensor, ab: torch.Tensor, ids: torch.Tensor) -> None:
-        """Store N frames with L, ab as for ``key`` and ids (N,) in ``slots`` (N,)."""
-        for name, rows in self._rows(seen, L, ab, ab).items():
+    def write(self, slots: torch.Tensor, seen: Seen, L: torch.Tensor, ab: torch.Tensor, ids: torch.Tensor,
+              guess: torch.Tensor | None = None) -> None:
+        """Store N frames with L, ab as for ``key`` and ids (N,) in ``slots`` (N,); pinned ones with their ``guess``, as
+        for ``pin``."""
+        for name, rows in self._rows(seen, L, ab, ab if guess is None else guess).items():
             buffer = getattr(self, name)
             buffer[slots] = rows.to(buffer)
         self.ids[slots] = ids

@@ -20,8 +20,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import av
 import cv2
@@ -45,52 +46,82 @@ from film.video import Damage, Film, ahead, planned_frames, window
 from utils import UserError, colorfulness, is_color, only_one
 
 SAMPLES = 8  # frames of a shot that its palette is chosen by
+LOOKS, LOOK = 12, 256  # frames of a film by which its response is found, and pixels along a side of them
 COLORFUL = 12.0  # a shot of greater mean colorfulness is in color already; tinted gray film has less
 HELD = 4.0  # a drawing is held while no mean luma of 4 x 4 pixels changes by more than this, in 8-bit steps
 PAINTERS = 2  # threads that color, a batch each
 NEUTRAL = 0.4663  # Y' in [0, 1] of a gray of L 50
-PARTS_FORMAT = 6  # of what is kept for an interrupted run
+PARTS_FORMAT = 7  # of what is kept for an interrupted run
+T = TypeVar("T")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The first pass: shots and their palettes
 
 
+class Spread(Generic[T]):
+    """Of things that come one by one, ``count`` that are spread evenly over all; less than twice as many are held."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.stride, self.seen = count, 1, 0
+        self.held: list[T] = []
+
+    def add(self, make: Callable[[], T]) -> None:
+        """Take the next thing, which is made only if it is held."""
+        if self.seen % self.stride == 0:
+            self.held.append(make())
+            if len(self.held) == 2 * self.count:
+                self.held = self.held[::2]
+                self.stride *= 2
+        self.seen += 1
+
+    def chosen(self) -> list[T]:
+        """At most ``count`` of those that came."""
+        return [self.held[i] for i in frame_positions(0, len(self.held) - 1, self.count)]
+
+
 class Samples:
-    """Frames spread evenly over the open shot, as Lab and RGB (side, side, 3), less than 2 * SAMPLES."""
+    """Frames spread evenly over the open shot, as Lab and RGB (side, side, 3)."""
 
     def __init__(self, side: int) -> None:
-        self.side, self.stride = side, 1
-        self.first, self.seen = 0, 0
+        self.side, self.seen = side, 0
         self.recent = deque()  # (index, planes) that may belong to the next shot
-        self.kept = {}  # index -> (Lab, RGB uint8 thumbnail)
+        self.open: Spread[tuple[np.ndarray, np.ndarray]] = Spread(SAMPLES)
 
     def add(self, planes: Planes) -> None:
         self.recent.append((self.seen, planes))
         self.seen += 1
         if len(self.recent) > GRAY_LOOK_AHEAD:
-            self._keep(*self.recent.popleft())
+            self._keep(self.recent.popleft()[1])
 
-    def _keep(self, index, planes):
-        if (index - self.first) % self.stride == 0:
+    def _keep(self, planes):
+        def make():
             rgb = planes.rgb(self.side, self.side)
-            self.kept[index] = cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab), np.rint(rgb * 255).astype(np.uint8)
-            if len(self.kept) == 2 * SAMPLES:
-                self.kept = dict(itertools.islice(self.kept.items(), 0, None, 2))
-                self.stride *= 2
+            return cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab), np.rint(rgb * 255).astype(np.uint8)
+
+        self.open.add(make)
 
     def close(self, end: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """End the open shot in front of frame ``end``, where the next one begins; returns at most SAMPLES frames of it,
         [(Lab float32, RGB uint8)]."""
         while self.recent and self.recent[0][0] < end:
-            self._keep(*self.recent.popleft())
-        kept = list(self.kept.values())
-        chosen = [kept[i] for i in frame_positions(0, len(kept) - 1, SAMPLES)]
-        self.kept, self.stride, self.first = {}, 1, end
+            self._keep(self.recent.popleft()[1])
+        chosen, self.open = self.open.chosen(), Spread(SAMPLES)
         return chosen
 
 
 def scan(film: Film, painter: FilmPainter, config: FilmConfig) -> Plan:
-    """The first pass over a film: its Plan. Raises UserError when no frame between start and end decodes."""
+    """The first pass over a film: its Plan. A film that has a Response is read once more, for palettes by it. Raises
+    UserError when no frame between start and end decodes."""
+    looks: Spread[np.ndarray] = Spread(LOOKS)
+    plan = _scan(film, painter, config, looks)
+    if config.response == "auto" and (response := painter.respond(looks.chosen())) is not None:
+        plan = _scan(film, painter.through(response), config, Spread(LOOKS))
+        plan.response = response
+    return plan
+
+
+def _scan(film, painter, config, looks):
+    """The Plan of a film without its Response; ``looks`` gets L of some of its frames."""
     samples, damage, pts, shots, has_color = Samples(painter.side), Damage(), array("q"), [], False
     begin, beyond = window(film, config)
     duration = 0
@@ -112,6 +143,8 @@ def scan(film: Film, painter: FilmPainter, config: FilmConfig) -> Plan:
     def close(end):
         nonlocal has_color
         labs, pictures = zip(*samples.close(end), strict=True)
+        for lab in labs:
+            looks.add(partial(resize, lab[..., 0], *[min(LOOK, painter.side)] * 2))
         in_color = float(np.mean([colorfulness(picture) for picture in pictures])) > COLORFUL
         has_color = has_color or any(is_color(picture) for picture in pictures)
         shots.append(Shot(shots[-1].end if shots else 0, end, painter.palette(labs), in_color))
@@ -282,7 +315,7 @@ class Coloring:
         done: list[Any] = list(itertools.takewhile(bool, map(self._finished, range(len(self.plan.shots)))))
         if self.joined and len(done) < len(self.plan.shots):  # a record is damaged, and parts are gone once joined
             self.joined, done = False, []
-        self.records = Records(self.plan.pts, done)
+        self.records = Records(self.plan, done)
 
     def _finished(self, number):
         """The packed record of a shot that an earlier run has finished, else None or False."""
@@ -395,7 +428,7 @@ def color_film(painter: FilmPainter, film: Film, output: str | Path, config: Fil
             if painter.source == "truth" and not plan.has_color:
                 raise UserError(f"{film.path} has no colors of its own for --color_feature truth; use another "
                                 "--color_feature")
-            work = Coloring(film, painter, config, output, writer, parts, plan, joined)
+            work = Coloring(film, painter.through(plan.response), config, output, writer, parts, plan, joined)
             work.color()
             if config.confidence:
                 work.draw_map()

@@ -56,12 +56,12 @@ class ShotRecord:
 
 class Records(Sequence[ShotRecord]):
     """A sequence of ShotRecords, whose pictures stay compressed (JPEG) until a record is asked for. ``pts`` are the
-    times of all colored frames, in the film's time base."""
+    times of all colored frames, in the film's time base, and ``response`` is the Response of the film."""
 
     PICTURES = ("gray", "result", "truth")
 
-    def __init__(self, pts: Sequence[int], states: list[dict[str, Any]]) -> None:
-        self.pts, self.states = pts, states
+    def __init__(self, plan: Plan, states: list[dict[str, Any]]) -> None:
+        self.pts, self.response, self.states = plan.pts, plan.response, states
 
     def __len__(self) -> int:
         return len(self.states)

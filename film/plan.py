@@ -11,11 +11,12 @@ import torch
 
 from colorizer.certainty import Known
 from colorizer.painter import Palette
+from colorizer.response import Response
 from film.planes import Coding
 
 
 class FilmPainter(Protocol):
-    """What paints a film; ``colorizer.painter.Painter`` does."""
+    """What paints a film; ``colorizer.painter.Painter`` does. One that says nothing of responses has none."""
 
     source: str  # where its colors come from: "memory", "integrator", "truth", "reference" or "none"
     identity: str  # differs for every painter that colors differently
@@ -23,6 +24,15 @@ class FilmPainter(Protocol):
     @property
     def side(self) -> int:
         """Pixels along a side of the square pictures that it wants."""
+
+    def respond(self, lightness: Sequence[np.ndarray]) -> Response | None:
+        """How the gray of a film differs from what is known, by some of its frames, L float32 (h, w) in [0, 100] each;
+        None where it does not, clearly."""
+        return None
+
+    def through(self, response: Response | None) -> "FilmPainter":
+        """What paints a film with that Response."""
+        return self
 
     def palette(self, labs: Sequence[np.ndarray]) -> Palette:
         """The colors of a shot, by some of its frames, Lab float32 (side, side, 3) each."""
@@ -66,6 +76,7 @@ class Plan:
     last_duration: int  # of the last frame
     shots: list[Shot]
     has_color: bool  # whether any frame that was sampled has, so that there is a truth
+    response: Response | None = None  # through which it is looked at
 
     def times(self, shot: Shot) -> array:
         """The pts of the frames of a Shot."""
@@ -74,11 +85,13 @@ class Plan:
     def state(self) -> dict[str, Any]:
         """The plan as plain values and tensors."""
         shots = [{**vars(shot), "palette": tuple(shot.palette)} for shot in self.shots]
+        response = self.response and self.response.state()
         return {"pts": torch.tensor(self.pts, dtype=torch.int64), "last_duration": self.last_duration, "shots": shots,
-                "has_color": self.has_color}
+                "has_color": self.has_color, "response": response}
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> "Plan":
         """The inverse of ``state``."""
         shots = [Shot(**{**shot, "palette": Palette(*shot["palette"])}) for shot in state["shots"]]
-        return cls(array("q", state["pts"].tolist()), state["last_duration"], shots, state["has_color"])
+        response = state["response"] and Response.of(state["response"])
+        return cls(array("q", state["pts"].tolist()), state["last_duration"], shots, state["has_color"], response)

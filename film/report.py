@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from colorizer.response import Response
 from dataset import resize
 from film.parts import THUMBNAIL, ShotRecord
 from utils import Scores, replace_when_done
@@ -103,6 +104,7 @@ class Report:
     thumbnails: dict[int, np.ndarray] = field(default_factory=dict)  # and their pictures, RGB uint8 of any size
     summaries: dict[str, dict[str, float]] = field(default_factory=dict)  # {row name: Scores.summary()}, with a truth
     facts: dict[str, str] = field(default_factory=dict)  # {label: text} under the title
+    response: Response | None = None  # of the film, where its gray is not that of the training frames
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -223,4 +225,4 @@ def _time(seconds):
 
 ENVIRONMENT = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
                           undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-ENVIRONMENT.filters |= {"number": format, "time": _time}
+ENVIRONMENT.filters |= {"number": format, "time": _time, "transposed": lambda rows: zip(*rows, strict=True)}

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from colorizer.certainty import Known
 from colorizer.painter import Palette
+from film.plan import FilmPainter
 from film.planes import planes_of
 from training import preparation
 from utils import write_image
@@ -108,7 +109,7 @@ def times_and_sound(path):
     return times, sound, size
 
 
-class StubPainter:
+class StubPainter(FilmPainter):
     """Takes the place of test.Painter: colors by the mean lightness of the shot and of the frame, and counts."""
 
     side, source, identity = 64, "memory", "stub"

@@ -11,12 +11,13 @@ from benchmarks.effort import equal_steps, gains, main
 from colorizer.certainty import Known
 from colorizer.painter import Palette
 from dataset import rgb_to_lab
+from film.plan import FilmPainter
 from utils import UserError, read_image
 
 SHOTS = [((200, 60, 40), 24), ((20, 60, 20), 12), ((90, 200, 250), 14)]  # color, frames; L is 45, 22 and 77
 
 
-class Copier:
+class Copier(FilmPainter):
     """Paints each frame in the color of the reference that is as light, else gray. Its doubt is equal everywhere, and
     no two lightnesses look alike."""
 
