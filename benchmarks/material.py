@@ -1,0 +1,153 @@
+"""How well does a film come out whose gray is not our own? A row for each kind of material, made by FFmpeg.
+
+    python benchmarks/material.py CHECKPOINT [FILM] [--every 16] [--rows faded print] [--keep FOLDER]
+
+FILM has color, which counts as the truth. For each row it is turned by the FFmpeg filters that stand in ROWS, stored
+without loss, and colored as test.py does. Measured are the colors alone: of one of ``--every`` frames, at WIDTH pixels,
+both results and truth get the truth's L. CIEDE2000 is a mean, *> 10* the share of pixels with another color, and chroma
+the mean one beside the truth's. ``--keep`` keeps the colored films, to look at.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.filter import Graph
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.score import readers, share_far
+from colorizer.painter import Painter
+from config import FilmConfig
+from dataset import resize, rgb_to_lab
+from film.episode import color_film
+from film.planes import planes_of
+from film.video import VideoFile
+from utils import ArgumentParser, color_differences, positive, run_cli
+
+FILM = Path(__file__).resolve().parents[1] / "resources" / "episode_2.mp4"
+WIDTH = 192
+GRAY = "lutyuv=u=128:v=128"
+
+
+def eq(contrast, brightness, gamma):
+    """FFmpeg's filter eq, which builds under the LGPL lack, for the luma, by the formula of its documentation."""
+    y = f"pow(clip({contrast}*((val-16)/219-0.5)+0.5+{brightness},0,1),{1 / gamma})"
+    return f"lutyuv=y='16+219*{y}':u=128:v=128"
+
+
+def stock(red, green, blue):
+    """A film that sees so much of each color."""
+    weights = ":".join([f"{red}:{green}:{blue}:0"] * 3)
+    return f"format=gbrp,colorchannelmixer={weights},format=yuv420p"
+
+
+@dataclass
+class Material:
+    """A kind of material: FFmpeg's filters that make it of a film in color."""
+
+    filters: str
+    across: float = 1.0  # share of the width that the picture has; bars are left and right of it
+
+
+ROWS = {
+    "as it is": Material(""),
+    "luma": Material(GRAY),
+    "orthochromatic stock": Material(stock(0.03, 0.57, 0.40)),
+    "red filter": Material(stock(0.60, 0.35, 0.05)),
+    "faded": Material(eq(0.55, 0.12, 1.35)),
+    "hard": Material(f"{GRAY},format=gbrp,curves=preset=strong_contrast,format=yuv420p"),
+    "print": Material(f"{GRAY},noise=alls=22:allf=t,hue=b=0.515*sin(n*1.9)"),
+    "kinescope": Material(f"{eq(1.25, -0.05, 0.8)},gblur=sigma=1.5,noise=c0s=10:c0f=t"),
+    "low resolution": Material(f"{GRAY},scale=160:90,scale=640:360"),
+    "pillarbox": Material(f"{GRAY},pad=w=ceil(iw*0.67)*2:h=ih:x=(ow-iw)/2", across=1 / 1.34),
+}
+
+
+def filters(chain):
+    """The filters of a chain, "name=settings,name=settings", as pairs; commas within brackets do not part them."""
+    parts, depth = [""], 0
+    for letter in chain:
+        depth += {"(": 1, ")": -1}.get(letter, 0)
+        parts[-1] += letter
+        if letter == "," and not depth:
+            parts[-1] = parts[-1][:-1]
+            parts.append("")
+    return [part.partition("=")[::2] for part in parts if part]
+
+
+def turned(path: Path, chain: str) -> Iterator[av.VideoFrame]:
+    """The frames of a film behind a chain of FFmpeg's filters."""
+    with av.open(str(path)) as film:
+        stream, graph = film.streams.video[0], Graph()
+        source = last = graph.add_buffer(template=stream, time_base=stream.time_base)
+        for name, settings in [*filters(chain), ("buffersink", "")]:
+            node = graph.add(name, settings or None)
+            last.link_to(node)
+            last = node
+        graph.configure()
+        for frame in film.decode(stream):
+            source.push(frame)
+            yield last.pull()
+
+
+def store(frames: Iterator[av.VideoFrame], path: Path, rate: Fraction) -> None:
+    """Write frames without loss."""
+    with closing(frames), av.open(str(path), "w") as output:
+        stream = None
+        for index, frame in enumerate(frames):
+            if stream is None:
+                stream = output.add_stream("ffv1", rate)
+                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, frame.format.name
+            frame.pts, frame.time_base = index, 1 / rate
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+
+
+def measure(result: Path, truth: Path, every: int, across: float) -> dict[str, float]:
+    """{"ciede2000", "far", "chroma", its ratio to the truth's} of the colors of one of ``every`` frames."""
+    errors, chroma = [], []
+    for index, (ours, true) in enumerate(zip(readers(result), readers(truth), strict=True)):
+        if index % every == every // 2:
+            ours, true = ours(), true()
+            width = ours.shape[1]
+            ours = ours[:, round(width * (1 - across) / 2):round(width * (1 + across) / 2)]
+            size = round(WIDTH * true.shape[0] / true.shape[1]), WIDTH
+            lab, lab_truth = (rgb_to_lab(resize(picture, *size)) for picture in (ours, true))
+            lab[..., 0] = lab_truth[..., 0]
+            errors.append(color_differences(lab, lab_truth))
+            chroma.append([np.linalg.norm(each[..., 1:], axis=-1).mean() for each in (lab, lab_truth)])
+    ours, true = np.mean(chroma, 0)
+    return {"ciede2000": float(np.mean(errors)), "far": share_far(np.array(errors)), "chroma": float(ours / true)}
+
+
+def main(argv):
+    parser = ArgumentParser(prog="material.py", description="Measure how a film comes out whose gray is not our own.")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of train.py")
+    parser.add_argument("film", type=Path, nargs="?", default=FILM, metavar="FILM",
+                        help="a film in color, which counts as the truth")
+    parser.add_argument("--every", type=positive, default=16, help="measure one of so many frames")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which of the rows")
+    parser.add_argument("--keep", type=Path, help="a folder for the colored films")
+    args = parser.parse_args(argv)
+    painter, base = Painter.load(args.checkpoint), None
+    print("| material | CIEDE2000 | > 10 | chroma | times the first |\n|---|---|---|---|---|")
+    with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as folder:
+        for name in args.rows:
+            source, result = (Path(folder) / f"{name.replace(' ', '_')}_{kind}.mkv" for kind in ("gray", "colored"))
+            source.parent.mkdir(parents=True, exist_ok=True)
+            store(turned(args.film, ROWS[name].filters), source, VideoFile(args.film).rate)
+            color_film(painter, VideoFile(source), result, FilmConfig(), overwrite=True)
+            values = measure(result, args.film, args.every, ROWS[name].across)
+            base = base or values["ciede2000"]
+            print(f"| {name} | {values['ciede2000']:.2f} | {values['far']:.1%} | {values['chroma']:.2f} | "
+                  f"{values['ciede2000'] / base:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    run_cli(main)
