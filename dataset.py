@@ -163,6 +163,20 @@ def _cell_table():
     return soft_encode(np.stack(np.meshgrid(middle, middle, indexing="ij"), -1).reshape(-1, 2), NEIGHBORS + 3)
 
 
+def in_color(pictures: Sequence[np.ndarray]) -> bool:
+    """True when pictures of one shot, RGB uint8 (H, W, 3), are in color: when in over a quarter of 32 x 32 places of
+    their mean, ab is further than 5 from what L explains, by a polynomial of degree 2.
+
+    So a tint, which has one hue, or one for the dark and one for the light, is none, nor is noise in the chroma, a logo
+    in a corner, or a fringe of color along lines.
+    """
+    small = [resize(picture, 32, 32) for picture in pictures]
+    lab = cv2.cvtColor(np.mean(small, 0, dtype=np.float32) / 255, cv2.COLOR_RGB2Lab).reshape(-1, 3)
+    powers = np.vander(lab[:, 0] / L_SCALE, 3)
+    unexplained = lab[:, 1:] - powers @ np.linalg.lstsq(powers, lab[:, 1:], rcond=None)[0]
+    return bool((np.linalg.norm(unexplained, axis=1) > 5).mean() > 0.25)
+
+
 def color_feature(ab: np.ndarray) -> np.ndarray:
     """Color feature of a picture: ab float (H, W, 2) in Lab units -> float32 (313,), the mean soft encoding of it.
 

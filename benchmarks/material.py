@@ -8,10 +8,11 @@ both results and truth get the truth's L. CIEDE2000 is a mean, *> 10* the share 
 the mean one beside the truth's. ``--keep`` keeps the colored films, to look at.
 """
 
+import itertools
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,7 +27,6 @@ from colorizer.painter import Painter
 from config import FilmConfig
 from dataset import resize, rgb_to_lab
 from film.episode import color_film
-from film.planes import planes_of
 from film.video import VideoFile
 from utils import ArgumentParser, color_differences, positive, run_cli
 
@@ -98,12 +98,11 @@ def turned(path: Path, chain: str) -> Iterator[av.VideoFrame]:
 
 def store(frames: Iterator[av.VideoFrame], path: Path, rate: Fraction) -> None:
     """Write frames without loss."""
-    with closing(frames), av.open(str(path), "w") as output:
-        stream = None
-        for index, frame in enumerate(frames):
-            if stream is None:
-                stream = output.add_stream("ffv1", rate)
-                stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, frame.format.name
+    first = next(frames)
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("ffv1", rate)
+        stream.width, stream.height, stream.pix_fmt = first.width, first.height, first.format.name
+        for index, frame in enumerate(itertools.chain([first], frames)):
             frame.pts, frame.time_base = index, 1 / rate
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))

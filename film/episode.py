@@ -33,7 +33,7 @@ from tqdm import tqdm
 from colorizer.certainty import Known
 from colorizer.flow import SteadyColors
 from config import FilmConfig, part_of
-from dataset import resize
+from dataset import in_color, resize
 from film.encoding import FilmWriter, write_errors
 from film.known import keep, write_known
 from film.parts import THUMBNAIL, Parts, Records, ShotRecord, Writer, is_joined
@@ -43,11 +43,10 @@ from film.sequence import FrameWriter, NumberedFrames
 from film.shots import GRAY_LOOK_AHEAD, find_gray_cuts, frame_positions
 from film.steadiness import CDC
 from film.video import Damage, Film, ahead, planned_frames, window
-from utils import UserError, colorfulness, is_color, only_one
+from utils import UserError, is_color, only_one
 
 SAMPLES = 8  # frames of a shot that its palette is chosen by
 LOOKS, LOOK = 12, 256  # frames of a film by which its response is found, and pixels along a side of them
-COLORFUL = 12.0  # a shot of greater mean colorfulness is in color already; tinted gray film has less
 HELD = 4.0  # a drawing is held while no mean luma of 4 x 4 pixels changes by more than this, in 8-bit steps
 PAINTERS = 2  # threads that color, a batch each
 NEUTRAL = 0.4663  # Y' in [0, 1] of a gray of L 50
@@ -145,9 +144,8 @@ def _scan(film, painter, config, looks):
         labs, pictures = zip(*samples.close(end), strict=True)
         for lab in labs:
             looks.add(partial(resize, lab[..., 0], *[min(LOOK, painter.side)] * 2))
-        in_color = float(np.mean([colorfulness(picture) for picture in pictures])) > COLORFUL
-        has_color = has_color or any(is_color(picture) for picture in pictures)
-        shots.append(Shot(shots[-1].end if shots else 0, end, painter.palette(labs), in_color))
+        shots.append(Shot(shots[-1].end if shots else 0, end, painter.palette(labs), in_color(pictures)))
+        has_color = has_color or shots[-1].in_color
 
     for cut in find_gray_cuts(lumas()):
         close(cut)
@@ -374,7 +372,7 @@ class Coloring:
                     cdc_truth.add(job.planes.picture(*size))
                 bar.update()
         truth = shown[0].picture(*size)
-        truth = truth if is_color(truth) else None
+        truth = truth if plan.has_color and is_color(truth) else None
         confidence, recalled = np.mean(known, 0).tolist()
         following = plan.pts[shot.end] if shot.end < len(plan.pts) else plan.pts[-1] + plan.last_duration
         return ShotRecord(
