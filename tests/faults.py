@@ -25,7 +25,7 @@ import train
 from training import learner
 from utils import load_checkpoint, run_cli
 
-EPOCHS = 4
+EPOCHS = 3
 SIGNALS = {"kill -9": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}
 MOMENTS = {  # what a run is about to do when it dies: the function, and which call of it. Each goes on from the last.
     "prepare": (train, "teach_voter", 1), "step": (learner.Learner, "step", 2), "write last.pt": (os, "fsync", 2),

@@ -21,7 +21,7 @@ from training import distributed
 from training.distributed import Team
 from utils import UserError, load_checkpoint
 
-STEPS = 6
+STEPS = 5  # in two of which the discriminator learns
 WAYS = {"memory": {}, "gan": {"use_memory": False, "use_feat_integrator": False, "gen_norm": "batch",
                              "dis_norm": "None"}}
 

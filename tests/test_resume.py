@@ -54,12 +54,12 @@ def trained(data_path, tmp_path_factory):
 
 
 def test_kills_change_nothing():
-    """Kill -9 in a moment of each kind and twice at random, once each Ctrl-C and SIGTERM; the script compares every bit
-    with an uninterrupted run. Many more are tried by hand."""
-    done = subprocess.run([sys.executable, HERE / "faults.py", "--kills", "2", "--stops", "1"], capture_output=True,
+    """Kill -9 in a moment of each kind, and at random kill -9, Ctrl-C and SIGTERM; the script compares every bit with an
+    uninterrupted run. Many more are tried by hand."""
+    done = subprocess.run([sys.executable, HERE / "faults.py", "--kills", "1", "--stops", "1"], capture_output=True,
                           text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    for line in ("| kill -9 in a moment of each kind | 8 | 8 |", "| kill -9 | 2 | 2 |", "| Ctrl-C | 1 | 1 |",
+    for line in ("| kill -9 in a moment of each kind | 8 | 8 |", "| kill -9 | 1 | 1 |", "| Ctrl-C | 1 | 1 |",
                  "| SIGTERM | 1 | 1 |", "uninterrupted one: 0"):
         assert line in done.stdout
 
