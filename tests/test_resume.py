@@ -54,7 +54,7 @@ def trained(data_path, tmp_path_factory):
 
 
 def test_kills_change_nothing():
-    """Kill -9 in a moment of each kind, and at random kill -9, Ctrl-C and SIGTERM; the script compares every bit with an
+    """Kill -9 in a moment of each kind, and all three signals at random; the script compares every bit with an
     uninterrupted run. Many more are tried by hand."""
     done = subprocess.run([sys.executable, HERE / "faults.py", "--kills", "1", "--stops", "1"], capture_output=True,
                           text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600)
