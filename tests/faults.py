@@ -28,7 +28,7 @@ from utils import load_checkpoint, run_cli
 EPOCHS = 3
 SIGNALS = {"kill -9": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}
 MOMENTS = {  # what a run is about to do when it dies: the function, and which call of it. Each goes on from the last.
-    "prepare": (train, "teach_voter", 1), "step": (learner.Learner, "step", 2), "write last.pt": (os, "fsync", 2),
+    "prepare": (train, "teach_voter", 1), "step": (learner.Learner, "step", 2), "write last.pt": (torch, "save", 2),
     "name last.pt": (os, "replace", 2), "validate": (train, "validate", 1),
     "save, having logged": (train.Training, "_save_epoch", 1),
     "write last.pt, having written best.pt": (train.Training, "_save_last", 2), "cut the log": (os, "replace", 1)}
@@ -111,12 +111,12 @@ def results(save_path):
 
 
 def die_everywhere(data_path, save_path, whole):
-    """Let a run die in each of MOMENTS; returns in how many it did, and whether it then ends otherwise than ``whole``,
-    the results of the uninterrupted one."""
+    """Let a run die in each of MOMENTS; returns in how many it did, and 1 if it then ends otherwise than ``whole``, the
+    results of the uninterrupted one, else 0."""
     died = sum(finish(*start(data_path, save_path, moment=moment))[0] == -signal.SIGKILL for moment in MOMENTS.values())
     code, _ = finish(*start(data_path, save_path))
     assert code == 0, save_path.with_suffix(".txt").read_text()
-    return died, results(save_path) != whole
+    return died, int(results(save_path) != whole)
 
 
 def interrupt(folder, counts, seed=0):
