@@ -23,8 +23,10 @@ demo: .venv/installed
 	$(BIN)/python test.py --checkpoint results/demo/checkpoints/best.pt --input resources/episode_2.mp4 \
 		--output results/demo/episode_2.mp4 --overwrite True
 
+# A process for each core, up to 4, of one thread each: more threads than cores wait for each other. The tests of a
+# module stay together, since they share its trainings, and in the order of their names no long module comes last.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/speed.py

@@ -2,10 +2,9 @@
 
 import pytest
 
-from drawn import few_looks
+from drawn import be_quick
 
 
 @pytest.fixture(autouse=True, scope="session")
-def quick_voters():
-    """Voters learn from a few looks in a few steps."""
-    few_looks()
+def quick_trainings():
+    be_quick()

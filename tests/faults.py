@@ -1,7 +1,7 @@
 """What happens to training when it is killed: ``python tests/faults.py`` prints a table. test_resume.py runs it too.
 
-A run that is never interrupted is compared with runs that are killed again and again, at random moments of which many
-lie within the writing of a checkpoint. All runs are forked from this process, which has torch already.
+A run that is never interrupted is compared with one that is killed in each of MOMENTS, and with runs that are killed
+again and again, at random moments. All runs are forked from this process, which has torch already.
 """
 
 import argparse
@@ -18,18 +18,39 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from drawn import draw_dataset, few_looks
+import torch._dynamo  # noqa: F401  which every optimizer imports, in seconds: here, once for all runs
+from drawn import be_quick, draw_dataset
 
 import train
 from training import learner
 from utils import load_checkpoint, run_cli
 
-EPOCHS = 4
+EPOCHS = 3
 SIGNALS = {"kill -9": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}
+MOMENTS = {  # what a run is about to do when it dies: the function, and which call of it. Each goes on from the last.
+    "prepare": (train, "teach_voter", 1), "step": (learner.Learner, "step", 2), "write last.pt": (torch, "save", 2),
+    "name last.pt": (os, "replace", 2), "validate": (train, "validate", 1),
+    "save, having logged": (train.Training, "_save_epoch", 1),
+    "write last.pt, having written best.pt": (train.Training, "_save_last", 2), "cut the log": (os, "replace", 1)}
 
 
-def start(data_path, save_path, epoch_steps=3, save_seconds=0, environment=None, **settings):
-    """Fork a small training, or its going on, that writes last.pt after every step.
+def die_at(owner, name, call):
+    """Let this process kill itself at the given call, from 1 on, of a function of ``owner``."""
+    original, calls = getattr(owner, name), 0
+
+    def dying(*args, **settings):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **settings)
+
+    setattr(owner, name, dying)
+
+
+def start(data_path, save_path, epoch_steps=3, save_seconds=0, environment=None, moment=None, **settings):
+    """Fork a small training, or its going on, that writes last.pt after every step and dies in ``moment``, arguments of
+    ``die_at``.
 
     Returns its process id and the end of a pipe that gets a byte at every step.
     """
@@ -44,9 +65,11 @@ def start(data_path, save_path, epoch_steps=3, save_seconds=0, environment=None,
     try:  # from here on nothing may leave the child: a signal may come at once
         os.environ.update(environment or {})
         train.EPOCH_STEPS, train.SAVE_SECONDS = epoch_steps, save_seconds
-        few_looks()
+        be_quick()
         step = learner.Learner.step
         learner.Learner.step = lambda *args: (os.write(write, b"."), step(*args))[1]
+        if moment:
+            die_at(*moment)
         with open(save_path.with_suffix(".txt"), "a") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
@@ -87,8 +110,21 @@ def results(save_path):
     return kept, [{name: value for name, value in line.items() if "second" not in name} for line in lines]
 
 
+def die_everywhere(data_path, save_path, whole):
+    """Let a run die in each of MOMENTS; returns in how many it did, and 1 if it then ends otherwise than ``whole``, the
+    results of the uninterrupted one, else 0."""
+    died = sum(finish(*start(data_path, save_path, moment=moment))[0] == -signal.SIGKILL for moment in MOMENTS.values())
+    code, _ = finish(*start(data_path, save_path))
+    assert code == 0, save_path.with_suffix(".txt").read_text()
+    return died, int(results(save_path) != whole)
+
+
 def interrupt(folder, counts, seed=0):
-    """Interrupt runs ``counts`` times, a dict name of the signal -> times; returns lines of a table."""
+    """Let a run die in each of MOMENTS, and interrupt runs ``counts`` times, a dict name of the signal -> times.
+
+    Returns lines of a table, how many runs did not end like an uninterrupted one, and how many interruptions ended with
+    another exit code than they should.
+    """
     rng = random.Random(seed)
     data_path = draw_dataset(folder / "data", train=3, val=1)
     began = time.monotonic()
@@ -96,10 +132,11 @@ def interrupt(folder, counts, seed=0):
     duration = time.monotonic() - began
     assert code == 0, (folder / "whole.txt").read_text()
     whole = results(folder / "whole")
+    survived, wrong_runs = die_everywhere(data_path, folder / "moments", whole)
 
     left = [name for name, count in counts.items() for _ in range(count)]
     rng.shuffle(left)
-    tried, wrong_codes, wrong_runs, round_number = Counter(), Counter(), 0, 0
+    tried, wrong_codes, round_number = Counter(), Counter(), 0
     while left:
         round_number += 1
         save_path, interruptions, steps_taken = folder / f"cut_{round_number}", 0, 0
@@ -133,8 +170,9 @@ def interrupt(folder, counts, seed=0):
         wrong_runs += not same
         print(f"run {round_number}: {interruptions} interruptions, {steps_taken - whole_steps} steps of {whole_steps} "
               f"taken twice, {'the same' if same else 'NOT the same'} in the end", file=sys.stderr)
-    lines = [f"| {name} | {tried[name]} | {tried[name] - wrong_codes[name]} |" for name in counts]
-    return lines, wrong_runs, sum(wrong_codes.values())
+    lines = [f"| kill -9 in a moment of each kind | {len(MOMENTS)} | {survived} |",
+             *(f"| {name} | {tried[name]} | {tried[name] - wrong_codes[name]} |" for name in counts)]
+    return lines, wrong_runs, sum(wrong_codes.values()) + len(MOMENTS) - survived
 
 
 def main(argv):

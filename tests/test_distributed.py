@@ -21,7 +21,7 @@ from training import distributed
 from training.distributed import Team
 from utils import UserError, load_checkpoint
 
-STEPS = 12
+STEPS = 5  # in two of which the discriminator learns
 WAYS = {"memory": {}, "gan": {"use_memory": False, "use_feat_integrator": False, "gen_norm": "batch",
                              "dis_norm": "None"}}
 
@@ -64,7 +64,8 @@ def make_runs(folder):
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(distributed.__file__).parents[1])}
-    done = subprocess.run([sys.executable, __file__, folder], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, __file__, folder], capture_output=True, text=True, env=environment,
+                          timeout=600)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -122,7 +123,9 @@ def test_torchrun_ends_with_an_error_when_a_process_is_killed(tmp_path):
     with (open(tmp_path / "printed", "w") as printed, subprocess.Popen(
             command, stdout=printed, stderr=printed, env={**os.environ, "OMP_NUM_THREADS": "1"}) as job):
         try:
-            while not (tmp_path / "run" / "last.pt").exists():  # the training began
+            for _ in range(3000):
+                if (tmp_path / "run" / "last.pt").exists():  # the training began
+                    break
                 with pytest.raises(subprocess.TimeoutExpired):
                     job.wait(timeout=0.2)
             children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()

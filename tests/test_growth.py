@@ -1,20 +1,22 @@
 """The benchmark of how cost grows runs, and measures what it says."""
 
 import json
+from functools import partial
 
 import pytest
 from drawn import draw_shots
 
 from benchmarks import growth, speed
-from config import GeneratorConfig
+from config import GeneratorConfig, TrainConfig, VotesConfig
 from dataset_generator import generate
 
 
 def test_the_whole_benchmark(tmp_path, monkeypatch, capsys):
+    small = partial(TrainConfig, width=4, votes=VotesConfig(look=128))
     for module, name, value in ((speed, "WIDTH", 4), (speed, "BATCH", 2), (speed, "PICTURES", 4),
                                 (speed, "SIZES", (128,)), (growth, "LOOPS", (1, 2)), (growth, "SET_SIZES", (4, 8)),
                                 (growth, "SLOTS", (10, 200)), (growth, "READS", 1), (growth, "CLIP_SECONDS", (1,)),
-                                (growth, "HEIGHTS", (32, 64))):
+                                (growth, "HEIGHTS", (32, 64)), (growth, "TrainConfig", small)):
         monkeypatch.setattr(module, name, value)
     film = draw_shots(tmp_path / "film.mp4", [(60, 16), (200, 16)])
     growth.main(["--film", str(film), "--quick", "--output", str(tmp_path / "growth.json")])

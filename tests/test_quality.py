@@ -3,13 +3,15 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import av
 import numpy as np
 import pytest
 from drawn import draw_picture
 
-from benchmarks import search
+import train
+from benchmarks import quality, search
 from benchmarks.quality import COLUMNS, ROWS, film_frames, main, make_methods, measure, split_frames, summarize, table
 from config import SpatialConfig
 from dataset import rgb_to_lab
@@ -28,6 +30,12 @@ def film(tmp_path_factory):
                 output.mux(stream.encode(av.VideoFrame.from_ndarray(draw_picture(shot), format="rgb24")))
         output.mux(stream.encode(None))
     return path
+
+
+@pytest.fixture
+def small_networks(monkeypatch):
+    for module in (quality, search):
+        monkeypatch.setattr(module, "train", lambda config: train.train(replace(config, width=4)))
 
 
 def test_five_frames_of_each_shot_are_the_places_of_the_protocols(film, tmp_path):
@@ -96,7 +104,7 @@ def test_mean_and_spread_over_the_seeds():
     assert "±" not in table(summarize(seeds[:1]))  # one run has no spread
 
 
-def test_a_run_of_every_row(film, tmp_path, capsys):
+def test_a_run_of_every_row(film, tmp_path, capsys, small_networks):
     argv = [str(film), "--minutes", "0.001", "--seeds", "1", "--protocol", "unseen", "--output", str(tmp_path)]
     main(argv)
     report = json.loads((tmp_path / "three" / "quality.json").read_text())["protocols"]["unseen"]
@@ -136,7 +144,7 @@ def test_what_cannot_be_varied_is_an_error(text, wrong):
         search.parse(text)
 
 
-def test_the_search_scores_each_value_on_frames_that_nobody_reports(film, capsys, monkeypatch):
+def test_the_search_scores_each_value_on_frames_that_nobody_reports(film, capsys, monkeypatch, small_networks):
     """A constant of the spatial memory is the default again afterwards, and has an effect while it is varied, as one by
     which votes are joined has."""
     tested, unlike = [], SpatialConfig().unlike

@@ -53,12 +53,15 @@ def trained(data_path, tmp_path_factory):
 # Killed and stopped
 
 
-def test_twenty_kills_change_nothing():
-    """16 times kill -9, twice each Ctrl-C and SIGTERM; the script compares every bit with an uninterrupted run."""
-    done = subprocess.run([sys.executable, HERE / "faults.py", "--kills", "16", "--stops", "2"], capture_output=True,
-                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+def test_kills_change_nothing():
+    """Kill -9 in a moment of each kind, and all three signals at random; the script compares every bit with an
+    uninterrupted run. Many more are tried by hand."""
+    done = subprocess.run([sys.executable, HERE / "faults.py", "--kills", "1", "--stops", "1"], capture_output=True,
+                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "| kill -9 | 16 | 16 |" in done.stdout and "uninterrupted one: 0" in done.stdout
+    for line in ("| kill -9 in a moment of each kind | 8 | 8 |", "| kill -9 | 1 | 1 |", "| Ctrl-C | 1 | 1 |",
+                 "| SIGTERM | 1 | 1 |", "uninterrupted one: 0"):
+        assert line in done.stdout
 
 
 def stop_at(monkeypatch, step, number):

@@ -14,7 +14,7 @@ from drawn import draw_dataset, draw_picture, draw_shots
 import train
 from benchmarks import large_set, precision, reference, speed
 from colorizer.backbone import Backbone
-from config import TrainConfig
+from config import TrainConfig, VotesConfig
 from dataset import ColorizationDataset, color_feature, rgb_to_lab
 from networks import ColorConv
 from training.learner import Learner
@@ -103,7 +103,8 @@ def test_a_film_of_one_drawing(tmp_path):
 
 def test_the_whole_benchmark(tmp_path, monkeypatch, capsys):
     for name, value in {"WIDTH": 4, "BATCH": 2, "SIZES": (128,), "STYLE_HIDDEN": 32, "PICTURES": 4, "MATRIX": 64,
-                        "SET_SIZES": (8, 16), "CLIP_SECONDS": 1, "REFERENCE_FRAMES": 2}.items():
+                        "SET_SIZES": (8, 16), "CLIP_SECONDS": 1, "REFERENCE_FRAMES": 2,
+                        "TrainConfig": partial(TrainConfig, width=4, votes=VotesConfig(look=128))}.items():
         monkeypatch.setattr(speed, name, value)
     # Processes would take most of the time, to import.
     monkeypatch.setattr(speed, "ProcessPoolExecutor", lambda count, context: ThreadPoolExecutor(count))
