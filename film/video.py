@@ -4,7 +4,7 @@ import itertools
 import queue
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from film.parts import is_joined
 from film.planes import Planes, planes_of
 from utils import MAX_FRAME_PIXELS, UserError, warn
 
+LISTS = b"#EXTM3U", b"ffconcat version"  # how playlists begin
 SEEK_MARGIN = 10  # seconds that decoding starts early after a seek, so that every frame has all that it refers to
 T = TypeVar("T")
 
@@ -27,12 +28,18 @@ def open_video(path: str | Path) -> Iterator[tuple[av.container.InputContainer, 
     """Open a film with PyAV and yield (container, its first video stream). Raises UserError when there is none."""
     if not Path(path).is_file():  # reading a pipe might never end
         raise UserError(f"{path} is not a file; name a video")
-    try:
-        # A file must not make FFmpeg open a network address.
-        container = av.open(str(path), options={"protocol_whitelist": "file"}, metadata_errors="replace")
-    except (av.error.FFmpegError, OSError) as error:
-        raise UserError(f"cannot read {path} as a video: {error.strerror or error}") from error
-    with container:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "rb"))
+            if file.read(16).startswith(LISTS):
+                raise UserError(f"{path} is a list of other files, which are not opened; name one of these")
+            file.seek(0)
+            # FFmpeg gets an open file and may use no protocol, so that it opens nothing that this file names.
+            # (``options`` would go to the streams as well; of an .flv there are none yet, and PyAV would crash.)
+            container = stack.enter_context(av.open(file, container_options={"protocol_whitelist": "none"},
+                                                    metadata_errors="replace"))
+        except (av.error.FFmpegError, OSError) as error:
+            raise UserError(f"cannot read {path} as a video: {error.strerror or error}") from error
         if not container.streams.video:
             raise UserError(f"{path} has no video stream")
         size = container.streams.video[0].codec_context
