@@ -314,9 +314,9 @@ def color_stills(painter: Painter, config: ColorConfig, pictures: Sequence[tuple
 def color_films(painter: Painter, config: ColorConfig, films: Sequence[tuple[Film, Path]]) -> None:
     """Color films of ``find_work`` by ``config.workers`` processes. Raises UserError at the end when some of them could
     not be colored."""
-    alone, failures = min(config.workers, len(films)) == 1, 0
-    prepare: Callable[[], Any] = partial(partial, color_work, painter, config) if alone else partial(prepare_worker,
-                                                                                                  config)
+    failures = 0
+    prepare: Callable[[], Any] = (partial(partial, color_work, painter, config) if len(films) == 1 else
+                                  partial(prepare_worker, config))
     with closing(share_out(prepare, films, config.workers)) as answers:
         for _, error in answers:
             if error is not None and len(films) == 1:
