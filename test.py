@@ -29,7 +29,7 @@ from film.parts import Records, parts_folder
 from film.report import Report, Suggestion, suggest_frames, write_report
 from film.sequence import find_sequences
 from film.sharing import share_out
-from film.video import Film, VideoFile, planned_frames
+from film.video import Film, VideoFile, find_films, is_film, planned_frames
 from utils import (
     IMAGE_SUFFIXES, VIDEO_SUFFIXES, Scores, UserError, is_color, list_files, metrics_table, picture_grid, read_image,
     replace_when_done, run_cli, warn, write_image)
@@ -196,28 +196,25 @@ def find_work(source: Path, output: Path,
     if not source.exists():
         raise UserError(f"there is no {source}; name a picture, a video or a folder of either by --input")
     if source.is_dir():
-        sequences, paths = find_sequences(_inputs(source, IMAGE_SUFFIXES))
+        sequences, paths = find_sequences(_inputs(list_files(source, IMAGE_SUFFIXES)))
         pictures = [(path, output / path.name) for path in paths]
-        films += [(VideoFile(path), output / video_name(path)) for path in _inputs(source, VIDEO_SUFFIXES)]
+        films += [(VideoFile(path), output / video_name(path)) for path in _inputs(find_films(source))]
         films += [(frames, output / frames.stem) for frames in sequences]
         if not pictures and not films:
-            raise UserError(f"there is no picture in {source} (expected {', '.join(IMAGE_SUFFIXES)}), and no video "
-                            f"({', '.join(VIDEO_SUFFIXES)})")
-    elif source.suffix.lower() in VIDEO_SUFFIXES:
-        target = output if output.suffix.lower() in VIDEO_SUFFIXES else output / video_name(source)
-        films = [(VideoFile(source), target)]
+            raise UserError(f"there is no picture in {source} (expected {', '.join(IMAGE_SUFFIXES)}), and no video")
     elif source.suffix.lower() in IMAGE_SUFFIXES:
         pictures = [(source, output if output.suffix.lower() in IMAGE_SUFFIXES else output / source.name)]
+    elif source.suffix.lower() in VIDEO_SUFFIXES or is_film(source):
+        target = output if output.suffix.lower() in VIDEO_SUFFIXES else output / video_name(source)
+        films = [(VideoFile(source), target)]
     else:
-        raise UserError(f"{source} is neither a picture ({', '.join(IMAGE_SUFFIXES)}) nor a video "
-                        f"({', '.join(VIDEO_SUFFIXES)})")
+        raise UserError(f"{source} is neither a picture ({', '.join(IMAGE_SUFFIXES)}) nor a video that FFmpeg reads")
     refuse_clashes(pictures, films, output, maps)
     return pictures, films
 
 
-def _inputs(folder, suffixes):
-    """The files of a folder with one of ``suffixes``, without what an earlier run wrote beside one of them."""
-    paths = list_files(folder, suffixes)
+def _inputs(paths):
+    """``paths`` of one folder without what an earlier run wrote beside one of them."""
     stems = {path.stem for path in paths}
     return [path for path in paths if re.sub("_(confidence|panel)$", "", path.stem) not in stems - {path.stem}]
 

@@ -21,7 +21,9 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import structural_similarity
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv")
+VIDEO_SUFFIXES = (  # a file of such a name is a film or a damaged one; of others, FFmpeg decides
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".m2ts", ".mts", ".mxf", ".dv",
+    ".flv", ".wmv", ".asf", ".ogv", ".3gp", ".gif", ".nut")
 MAX_PIXELS = 200_000_000  # a larger picture is refused by its header, before 600 MB of RGB are allocated
 MAX_FRAME_PIXELS = 8192 * 8192  # the same for films, of which a decoder holds many frames
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which MAX_PIXELS replaces
@@ -101,10 +103,11 @@ def natural_key(name: str) -> list[int | str]:
     return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", str(name))]
 
 
-def list_files(folder: str | Path, suffixes: Collection[str]) -> list[Path]:
-    """Files directly in ``folder`` with one of ``suffixes`` (any case), in natural order. Hidden files are left out."""
-    return sorted((path for path in Path(folder).iterdir()
-                   if path.suffix.lower() in suffixes and path.is_file() and not path.name.startswith(".")),
+def list_files(folder: str | Path, suffixes: Collection[str] | None = None) -> list[Path]:
+    """Files directly in ``folder`` with one of ``suffixes`` (any case; None: with any), in natural order. Hidden files
+    are left out."""
+    paths = (path for path in Path(folder).iterdir() if suffixes is None or path.suffix.lower() in suffixes)
+    return sorted((path for path in paths if path.is_file() and not path.name.startswith(".")),
                   key=lambda path: natural_key(path.name))
 
 

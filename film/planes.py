@@ -80,9 +80,19 @@ class Planes(NamedTuple):
     cb: np.ndarray | None
     cr: np.ndarray | None
     coding: Coding
+    interlaced: bool = False  # the rows of each plane are in turn of two fields, which show two moments
+
+    def _still(self):
+        """What is looked at: the picture, or the mean of its fields. Their chroma is never mixed with rows of the other
+        field's luma, and nothing is combed."""
+        if not self.interlaced:
+            return self
+        y, cb, cr = map(_mean_of_fields, self[:3])
+        return Planes(y, cb, cr, self.coding)
 
     def rgb(self, height: int, width: int) -> np.ndarray:
-        """RGB float32 (height, width, 3) in [0, 1]."""
+        """RGB float32 (height, width, 3) in [0, 1]; of interlaced pictures, the mean of their fields."""
+        self = self._still()
         y = resize(self.y, height, width)
         if self.cb is None or self.cr is None:
             cb = cr = np.full((height, width), self.coding.chroma[0], self.coding.dtype)
@@ -111,6 +121,10 @@ class Planes(NamedTuple):
                                    -255 * black / span)
 
 
+def _mean_of_fields(plane):
+    return plane if plane is None else cv2.addWeighted(plane[:len(plane) // 2 * 2:2], 0.5, plane[1::2], 0.5, 0)
+
+
 def plane_array(frame: av.VideoFrame, index: int, dtype: type[np.unsignedinteger]) -> np.ndarray:
     """A plane of a decoded frame as an array (h, w) that shares its memory."""
     plane = frame.planes[index]
@@ -124,6 +138,7 @@ def planes_of(frame: av.VideoFrame) -> Planes:
     name, depth = frame.format.name, frame.format.components[0].bits
     full = frame.color_range == 2 or name.startswith("yuvj") or (name.startswith("gray") and frame.color_range != 1)
     colorspace = frame.colorspace if frame.colorspace in _LUMA_WEIGHTS else BT709 if frame.height >= 720 else BT601
+    interlaced = frame.interlaced_frame and not frame.rotation % 360
     planar = name.startswith(("yuv4", "yuvj4", "yuva4", "gray")) and not name.endswith("be")
     if not planar:
         depth = 10 if depth > 8 else 8
@@ -136,10 +151,11 @@ def planes_of(frame: av.VideoFrame) -> Planes:
     coding = Coding(depth, full, colorspace)
     gray = frame.format.name.startswith("gray")
     planes = [plane_array(frame, index, coding.dtype) for index in range(1 if gray else 3)]
+    interlaced = interlaced and min(map(len, planes)) > 1
     if frame.rotation % 360:
         planes = [np.ascontiguousarray(np.rot90(plane, round(frame.rotation / 90))) for plane in planes]
     cb, cr = (None, None) if gray else planes[1:]
-    return Planes(planes[0], cb, cr, coding)
+    return Planes(planes[0], cb, cr, coding, interlaced)
 
 
 def planes_of_picture(rgb: np.ndarray) -> Planes:

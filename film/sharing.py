@@ -23,20 +23,20 @@ PATIENCE = 10  # seconds to wait for a process that was told to end, before it i
 T = TypeVar("T")
 
 
-def share_out(prepare: Callable[[], Callable[[Any], Any]], items: Sequence[tuple],
-              workers: int) -> Generator[tuple[int, Any], None, None]:
+def share_out(prepare: Callable[[], Callable[[Any], Any]], items: Sequence[tuple], workers: int,
+              apart: bool = False) -> Generator[tuple[int, Any], None, None]:
     """Work on ``items``, tuples whose first element names the file, in at most ``workers`` processes; yields
     (index, answer) for each item as it is done.
 
     ``prepare()`` is called once in each process and returns the function from an item to its answer; ``prepare``, items
     and answers are pickled. Where the work raises a UserError, that is the answer; where its process dies, the answer
     is a UserError that says so, and other items go on, also with one worker: a file may crash a decoder. An OSError of
-    the work is raised here. A single item is worked on in this process.
+    the work is raised here. A single item is worked on in this process, unless it shall be ``apart``.
     The processes share the threads of torch and OpenCV. What they print appears when an item is done. They end when the
     generator ends, by whatever cause, and when this process is killed.
     """
     workers = min(workers, len(items))
-    if len(items) == 1:
+    if len(items) == 1 and not apart:
         try:
             answer = prepare()(items[0])
         except UserError as error:

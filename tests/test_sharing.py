@@ -56,6 +56,7 @@ def test_a_failure_stays_alone(capfd, monkeypatch):
     alone = dict(share_out(prepare, items[1:5], 1))
     assert str(alone[0]) == "b is bad" and "worked on d ended with" in str(alone[2]) and alone[3] == 2
     assert str(dict(share_out(prepare, items[1:2], 1))[0]) == "b is bad"
+    assert "ended with exit code 9" in str(dict(share_out(prepare, items[2:3], 1, apart=True))[0])
 
 
 def test_a_full_disk_ends_all():
