@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from colorizer.certainty import Known
 from colorizer.painter import Painter, load_painter
 from config import ColorConfig, read_flags
 from dataset import lab_to_rgb, resize, rgb_to_lab
@@ -26,12 +27,13 @@ from film.episode import color_film, compare, map_of
 from film.known import mixture, tint
 from film.panel import memory_pictures, write_panel
 from film.parts import Records, parts_folder
+from film.planes import Planes, paint_chroma, planes_of_picture
 from film.report import Report, Suggestion, suggest_frames, write_report
-from film.sequence import find_sequences
+from film.sequence import find_sequences, write_colored
 from film.sharing import share_out
 from film.video import Film, VideoFile, find_films, is_film, planned_frames
 from utils import (
-    IMAGE_SUFFIXES, VIDEO_SUFFIXES, Scores, UserError, is_color, list_files, metrics_table, picture_grid, read_image,
+    IMAGE_SUFFIXES, VIDEO_SUFFIXES, Scores, UserError, is_color, list_files, metrics_table, picture_grid, read_picture,
     replace_when_done, run_cli, warn, write_image)
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -106,6 +108,14 @@ def need_color(painter: Painter, picture: np.ndarray, path: Path) -> None:
         raise UserError(f"{path} has no colors of its own for --color_feature truth; use another --color_feature")
 
 
+def color_deep(painter: Painter, planes: Planes) -> tuple[Planes, Known]:
+    """Color a picture of more than 8 bits, at its own luma; returns it and what is Known of its places."""
+    height, width = planes.y.shape
+    (ab,), known = painter.judge([cv2.cvtColor(planes.rgb(height, width), cv2.COLOR_RGB2Lab)])
+    cb, cr = paint_chroma(planes, ab, height, width, planes.coding)
+    return planes._replace(cb=cb, cr=cr), known
+
+
 def color_pictures(painter: Painter, pairs: Sequence[tuple[Path, Path]], evaluation: Evaluation,
                    confidence: bool) -> int:
     """Color pictures one by one, pairs of (input, output) paths, and map what is known of each if ``confidence``;
@@ -113,13 +123,22 @@ def color_pictures(painter: Painter, pairs: Sequence[tuple[Path, Path]], evaluat
     done = 0
     for source, target in tqdm(pairs, unit="picture", disable=None):
         try:
-            picture = read_image(source)
+            read = read_picture(source)
         except UserError as error:
             warn(f"{error}; skipped")
             continue
-        need_color(painter, picture, source)
-        (result,), known = painter.explain([picture])
-        write_image(target, result)
+        if read.depth == 8:
+            picture = read.rgb
+            need_color(painter, picture, source)
+            (result,), known = painter.explain([picture])
+            write_image(target, result)
+        else:
+            planes = planes_of_picture(read.rgb, read.depth)
+            picture = planes.picture()
+            need_color(painter, picture, source)
+            planes, known = color_deep(painter, planes)
+            write_colored(target, planes, source)
+            result = planes.picture()
         if confidence:
             gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
             write_image(beside(target, MAP), tint(gray, mixture(next(known.each()))))

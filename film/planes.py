@@ -106,6 +106,12 @@ class Planes(NamedTuple):
         rgb *= 255
         return np.rint(rgb, out=rgb).astype(np.uint8)
 
+    def codes(self) -> np.ndarray:
+        """The picture in its own depth: RGB codes (H, W, 3), uint8 or uint16."""
+        rgb = self.rgb(*self.y.shape)
+        rgb *= 2**self.coding.depth - 1
+        return np.rint(rgb, out=rgb).astype(self.coding.dtype)
+
     def gray(self, height: int, width: int) -> np.ndarray:
         """The luma alone as RGB uint8 (height, width, 3)."""
         return self._replace(cb=None, cr=None).picture(height, width)
@@ -158,10 +164,11 @@ def planes_of(frame: av.VideoFrame) -> Planes:
     return Planes(planes[0], cb, cr, coding, interlaced)
 
 
-def planes_of_picture(rgb: np.ndarray) -> Planes:
-    """Planes of a picture, RGB uint8 (H, W, 3): 4:4:4 in full range, so that the Y' of a gray is its R, G and B."""
-    coding, rgb = Coding(8, True, BT601), rgb.astype(np.float32) / 255
-    return Planes(np.rint(coding.luma_of(rgb) * 255).astype(np.uint8), *coding.to_chroma(rgb), coding)
+def planes_of_picture(rgb: np.ndarray, depth: int = 8) -> Planes:
+    """Planes of a picture, RGB codes (H, W, 3) of ``depth`` bits: 4:4:4 in full range, so that the Y' of a gray is its
+    R, G and B."""
+    coding, rgb = Coding(depth, True, BT601), rgb.astype(np.float32) / (2**depth - 1)
+    return Planes(np.rint(coding.luma_of(rgb) * (2**depth - 1)).astype(coding.dtype), *coding.to_chroma(rgb), coding)
 
 
 def change_depth(plane: np.ndarray, old: int, new: int) -> np.ndarray:
