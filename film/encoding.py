@@ -22,7 +22,7 @@ from config import FilmConfig
 from film.fields import INTERLACING, Marker, options_of, order_of_fields
 from film.parts import Parts
 from film.plan import Plan, Target
-from film.planes import BT709, Coding, Planes, plane_array, planes_of
+from film.planes import BT709, Coding, Planes, has_fields, plane_array, planes_of
 from film.video import Film, frame_rate, open_video, packets_of, read_frames
 from utils import UserError, replace_when_done, warn
 
@@ -52,7 +52,7 @@ def choose_target(path: Path, output: Path, config: FilmConfig) -> Target:
         fields = ""
     planes = planes_of(frame)
     height, width = planes.y.shape
-    pix_fmt = _choose_pix_fmt(codec, planes, config)
+    pix_fmt = _choose_pix_fmt(codec, planes, fields, config)
     layout = av.VideoFormat(pix_fmt, width, height)
     coding = Coding(layout.components[0].bits, planes.coding.full, planes.coding.colorspace)
     options = {**_choose_options(codec, config), **options_of(fields)}
@@ -80,7 +80,8 @@ def _first_look(path):
         first = next(frames, None)
         if first is None:
             raise UserError(f"no frame of {path} can be decoded")
-        return first[1], order_of_fields(itertools.chain([first[1]], (frame for _, frame in frames)))
+        order = order_of_fields(itertools.chain([first[1]], (frame for _, frame in frames)))
+        return first[1], order if has_fields(first[1]) else ""
 
 
 def _choose_codec(output, config):
@@ -94,7 +95,7 @@ def _choose_codec(output, config):
     return codec
 
 
-def _choose_pix_fmt(codec, planes, config):
+def _choose_pix_fmt(codec, planes, fields, config):
     """FFmpeg's pixel format for pictures like ``planes``: the one that is asked for, or the smallest that loses least.
     """
     formats = [format_.name for format_ in codec.video_formats or []]
@@ -104,9 +105,11 @@ def _choose_pix_fmt(codec, planes, config):
             raise UserError(f"--codec {codec.name} cannot write --pix_fmt {config.pix_fmt}; choose from "
                             f"{', '.join(usable)}")
         return config.pix_fmt
-    # 4:2:0 stores one color for 2 x 2 pixels; these encoders want even sides for it.
-    odd = codec.name in ("libx264", "libx265") and any(side % 2 for side in planes.y.shape)
-    wanted = ["yuv444p" if odd else "yuv420p", "yuv422p", "yuv444p"]
+    # 4:2:0 stores one color for 2 x 2 pixels; these encoders want even sides for it, and of each field.
+    (height, width), exact = planes.y.shape, codec.name in ("libx264", "libx265")
+    odd = exact and bool(width % 2 or height % 2)
+    tall = exact and bool(fields and height % 4)
+    wanted = ["yuv444p" if odd else "yuv422p" if tall else "yuv420p", "yuv422p", "yuv444p"]
     deep = [name + "10le" for name in wanted]
     found = [name for name in (deep + wanted if planes.coding.depth > 8 else wanted + deep) if name in formats]
     if not found:

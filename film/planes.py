@@ -138,13 +138,18 @@ def plane_array(frame: av.VideoFrame, index: int, dtype: type[np.unsignedinteger
     return rows[:, :plane.width]
 
 
+def has_fields(frame: av.VideoFrame) -> bool:
+    """Whether the rows of a frame, as it is shown, can be those of two fields."""
+    return not (frame.rotation % 360 or frame.height % 2) and frame.height > 3
+
+
 def planes_of(frame: av.VideoFrame) -> Planes:
     """Planes of a decoded frame, turned upright. Planar Y'CbCr and gray are taken as they are; any other format is
     converted to 4:4:4. An untagged matrix counts as BT.601 below 720 lines, else as BT.709, as in players."""
     name, depth = frame.format.name, frame.format.components[0].bits
     full = frame.color_range == 2 or name.startswith("yuvj") or (name.startswith("gray") and frame.color_range != 1)
     colorspace = frame.colorspace if frame.colorspace in _LUMA_WEIGHTS else BT709 if frame.height >= 720 else BT601
-    interlaced = frame.interlaced_frame and not frame.rotation % 360
+    interlaced = frame.interlaced_frame and has_fields(frame)
     planar = name.startswith(("yuv4", "yuvj4", "yuva4", "gray")) and not name.endswith("be")
     if not planar:
         depth = 10 if depth > 8 else 8
@@ -157,7 +162,6 @@ def planes_of(frame: av.VideoFrame) -> Planes:
     coding = Coding(depth, full, colorspace)
     gray = frame.format.name.startswith("gray")
     planes = [plane_array(frame, index, coding.dtype) for index in range(1 if gray else 3)]
-    interlaced = interlaced and min(map(len, planes)) > 1
     if frame.rotation % 360:
         planes = [np.ascontiguousarray(np.rot90(plane, round(frame.rotation / 90))) for plane in planes]
     cb, cr = (None, None) if gray else planes[1:]

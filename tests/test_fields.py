@@ -26,18 +26,18 @@ def field_at(time):
     return plane
 
 
-def draw_fields(path, order, count=6, codec="libx264", pix_fmt="yuv420p"):
+def draw_fields(path, order, count=6):
     """A gray film whose frame i shows the moments 2 i and 2 i + 1, as an interlacing camera sees them."""
     with av.open(str(path), "w") as film:
-        stream = film.add_stream(codec, rate=25, options={"crf": "0", **options_of(order)})
-        stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, pix_fmt
-        mark = Marker(order, SIZE, SIZE, pix_fmt)
+        stream = film.add_stream("libx264", rate=25, options={"crf": "0", **options_of(order)})
+        stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
+        mark = Marker(order, SIZE, SIZE, "yuv420p")
         for i in range(count):
             first, second = field_at(2 * i), field_at(2 * i + 1)
             picture = np.empty((SIZE, SIZE), np.uint8)
             picture[::2], picture[1::2] = (first, second) if order == "tff" else (second, first)
             frame = mark(av.VideoFrame.from_ndarray(picture, format="gray").reformat(
-                format=pix_fmt, src_color_range=1, dst_color_range=1))
+                format="yuv420p", src_color_range=1, dst_color_range=1))
             frame.pts = i
             film.mux(stream.encode(frame))
         film.mux(stream.encode(None))
@@ -99,6 +99,22 @@ def test_chroma_is_not_combed(tmp_path):
                                         for i in (0, 1)]) for level in (dark, light)}
         assert all(np.mean(np.abs(part - np.median(part)) <= 2) > 0.9 for part in codes.values())
     assert abs(np.median(codes[dark]) - np.median(codes[light])) > 10
+
+
+@pytest.mark.parametrize("height, pix_fmt, order", [
+    (52, "yuv420p", "tff"), (54, "yuv422p", "tff"), (51, "yuv444p", "")])
+def test_lines_of_any_number(tmp_path, height, pix_fmt, order):
+    """H.264 halves the chroma of each field, which 486 lines do not allow; an odd number makes no two fields."""
+    with av.open(str(tmp_path / "in.mxf"), "w") as film:
+        stream = film.add_stream("mpeg2video", rate=25, options=options_of("tff"))
+        stream.width, stream.height, stream.pix_fmt = SIZE, height, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.full((height, SIZE), 99, np.uint8), format="gray")
+        film.mux(stream.encode(Marker("tff", SIZE, height, "yuv420p")(frame.reformat(format="yuv420p"))))
+        film.mux(stream.encode(None))
+    color_film(StubPainter(), VideoFile(tmp_path / "in.mxf"), tmp_path / "out.mkv")
+    assert order_in(tmp_path / "in.mxf") == "tff" and order_in(tmp_path / "out.mkv") == order
+    with av.open(str(tmp_path / "out.mkv")) as film:
+        assert film.streams.video[0].pix_fmt == pix_fmt and film.streams.video[0].height == height
 
 
 def test_progressive_film_is_never_marked(tmp_path, capsys):
