@@ -31,8 +31,8 @@ from film.planes import Planes
 from film.sharing import share_out
 from film.shots import (
     ChangeDetector, Detector, FramePool, HistogramDetector, detect_shots, frame_positions, reread_frames, small_picture)
-from film.video import Damage, VideoFile, ahead
-from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, UserError, list_files, run_cli, warn
+from film.video import Damage, VideoFile, ahead, find_films
+from utils import IMAGE_SUFFIXES, UserError, list_files, run_cli, warn
 
 CSV_HEADER = ["file", "video", "frame", "time", "shot", "split"]
 OWN_PICTURE = re.compile(r"(train|val|test)/raw_image_[^/\\]*_\d+\.png")  # files that --overwrite may remove
@@ -60,9 +60,9 @@ def find_videos(path: str | Path, names: Iterable[str] = ()) -> list[Path]:
     path = Path(path)
     if not path.exists():
         raise UserError(f"--video_path {path} does not exist")
-    videos = list_files(path, VIDEO_SUFFIXES) if path.is_dir() else [path]
+    videos = find_films(path) if path.is_dir() else [path]
     if not videos:
-        raise UserError(f"no video in {path} (looked for {' '.join(VIDEO_SUFFIXES)})")
+        raise UserError(f"no video in {path}; name a video, or a folder of some, by --video_path")
     chosen = []
     for name in names:
         found = [video for video in videos if name == video.name] or [video for video in videos if name == video.stem]
@@ -164,6 +164,7 @@ class Scan:
         self.film, self.found, self.config, self.folder, self.writer = film, found, config, folder, writer
         self.numbers = itertools.count()
         self.times = array("q")  # pts of all frames
+        self.interlaced = False  # whether any frame is
         self.later: dict[int, FoundShot] = {}  # index of a frame that must be read again -> its shot
         self.checksums: dict[int, int] = {}  # index of the same frames -> checksum
 
@@ -177,6 +178,8 @@ class Scan:
                 self._close(FoundShot(len(found.shots), first, last), pool)
         if not self.times:
             raise UserError(f"no frame of {film.path} can be decoded")
+        if self.interlaced:
+            warn(f"{film.path} is interlaced: its pictures are the mean of both fields")
         for index, planes in reread_frames(film, self.times, self.checksums) if self.later else ():
             self._deliver(self.later[index], index, planes)
         decoded = len(self.times)
@@ -190,6 +193,7 @@ class Scan:
         for pts, _, planes in tqdm(frames, desc=self.film.name, total=self.film.promised or None, unit=" frames",
                                    leave=False, disable=None):
             self.times.append(pts)
+            self.interlaced |= planes.interlaced
             yield planes
 
     def _close(self, shot, pool):

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from colorizer.certainty import Known
 from colorizer.painter import Painter, load_painter
 from config import ColorConfig, read_flags
 from dataset import lab_to_rgb, resize, rgb_to_lab
@@ -26,12 +27,13 @@ from film.episode import color_film, compare, map_of
 from film.known import mixture, tint
 from film.panel import memory_pictures, write_panel
 from film.parts import Records, parts_folder
+from film.planes import Planes, paint_chroma, planes_of_picture
 from film.report import Report, Suggestion, suggest_frames, write_report
-from film.sequence import find_sequences
+from film.sequence import find_sequences, write_colored
 from film.sharing import share_out
-from film.video import Film, VideoFile, planned_frames
+from film.video import Film, VideoFile, find_films, is_film, planned_frames
 from utils import (
-    IMAGE_SUFFIXES, VIDEO_SUFFIXES, Scores, UserError, is_color, list_files, metrics_table, picture_grid, read_image,
+    IMAGE_SUFFIXES, VIDEO_SUFFIXES, Scores, UserError, is_color, list_files, metrics_table, picture_grid, read_picture,
     replace_when_done, run_cli, warn, write_image)
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -106,6 +108,14 @@ def need_color(painter: Painter, picture: np.ndarray, path: Path) -> None:
         raise UserError(f"{path} has no colors of its own for --color_feature truth; use another --color_feature")
 
 
+def color_deep(painter: Painter, planes: Planes) -> tuple[Planes, Known]:
+    """Color a picture of more than 8 bits, at its own luma; returns it and what is Known of its places."""
+    height, width = planes.y.shape
+    (ab,), known = painter.judge([cv2.cvtColor(planes.rgb(height, width), cv2.COLOR_RGB2Lab)])
+    cb, cr = paint_chroma(planes, ab, height, width, planes.coding)
+    return planes._replace(cb=cb, cr=cr), known
+
+
 def color_pictures(painter: Painter, pairs: Sequence[tuple[Path, Path]], evaluation: Evaluation,
                    confidence: bool) -> int:
     """Color pictures one by one, pairs of (input, output) paths, and map what is known of each if ``confidence``;
@@ -113,13 +123,22 @@ def color_pictures(painter: Painter, pairs: Sequence[tuple[Path, Path]], evaluat
     done = 0
     for source, target in tqdm(pairs, unit="picture", disable=None):
         try:
-            picture = read_image(source)
+            read = read_picture(source)
         except UserError as error:
             warn(f"{error}; skipped")
             continue
-        need_color(painter, picture, source)
-        (result,), known = painter.explain([picture])
-        write_image(target, result)
+        if read.depth == 8:
+            picture = read.rgb
+            need_color(painter, picture, source)
+            (result,), known = painter.explain([picture])
+            write_image(target, result)
+        else:
+            planes = planes_of_picture(read.rgb, read.depth)
+            picture = planes.picture()
+            need_color(painter, picture, source)
+            planes, known = color_deep(painter, planes)
+            write_colored(target, planes, source)
+            result = planes.picture()
         if confidence:
             gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
             write_image(beside(target, MAP), tint(gray, mixture(next(known.each()))))
@@ -197,28 +216,25 @@ def find_work(source: Path, output: Path,
     if not source.exists():
         raise UserError(f"there is no {source}; name a picture, a video or a folder of either by --input")
     if source.is_dir():
-        sequences, paths = find_sequences(_inputs(source, IMAGE_SUFFIXES))
+        sequences, paths = find_sequences(_inputs(list_files(source, IMAGE_SUFFIXES)))
         pictures = [(path, output / path.name) for path in paths]
-        films += [(VideoFile(path), output / video_name(path)) for path in _inputs(source, VIDEO_SUFFIXES)]
+        films += [(VideoFile(path), output / video_name(path)) for path in _inputs(find_films(source))]
         films += [(frames, output / frames.stem) for frames in sequences]
         if not pictures and not films:
-            raise UserError(f"there is no picture in {source} (expected {', '.join(IMAGE_SUFFIXES)}), and no video "
-                            f"({', '.join(VIDEO_SUFFIXES)})")
-    elif source.suffix.lower() in VIDEO_SUFFIXES:
-        target = output if output.suffix.lower() in VIDEO_SUFFIXES else output / video_name(source)
-        films = [(VideoFile(source), target)]
+            raise UserError(f"there is no picture in {source} (expected {', '.join(IMAGE_SUFFIXES)}), and no video")
     elif source.suffix.lower() in IMAGE_SUFFIXES:
         pictures = [(source, output if output.suffix.lower() in IMAGE_SUFFIXES else output / source.name)]
+    elif source.suffix.lower() in VIDEO_SUFFIXES or is_film(source):
+        target = output if output.suffix.lower() in VIDEO_SUFFIXES else output / video_name(source)
+        films = [(VideoFile(source), target)]
     else:
-        raise UserError(f"{source} is neither a picture ({', '.join(IMAGE_SUFFIXES)}) nor a video "
-                        f"({', '.join(VIDEO_SUFFIXES)})")
+        raise UserError(f"{source} is neither a picture ({', '.join(IMAGE_SUFFIXES)}) nor a video that FFmpeg reads")
     refuse_clashes(pictures, films, output, maps)
     return pictures, films
 
 
-def _inputs(folder, suffixes):
-    """The files of a folder with one of ``suffixes``, without what an earlier run wrote beside one of them."""
-    paths = list_files(folder, suffixes)
+def _inputs(paths):
+    """``paths`` of one folder without what an earlier run wrote beside one of them."""
     stems = {path.stem for path in paths}
     return [path for path in paths if re.sub("_(confidence|panel)$", "", path.stem) not in stems - {path.stem}]
 
@@ -315,9 +331,9 @@ def color_stills(painter: Painter, config: ColorConfig, pictures: Sequence[tuple
 def color_films(painter: Painter, config: ColorConfig, films: Sequence[tuple[Film, Path]]) -> None:
     """Color films of ``find_work`` by ``config.workers`` processes. Raises UserError at the end when some of them could
     not be colored."""
-    alone, failures = min(config.workers, len(films)) == 1, 0
-    prepare: Callable[[], Any] = partial(partial, color_work, painter, config) if alone else partial(prepare_worker,
-                                                                                                  config)
+    failures = 0
+    prepare: Callable[[], Any] = (partial(partial, color_work, painter, config) if len(films) == 1 else
+                                  partial(prepare_worker, config))
     with closing(share_out(prepare, films, config.workers)) as answers:
         for _, error in answers:
             if error is not None and len(films) == 1:

@@ -6,10 +6,11 @@ Joining encodes nothing: packets of the parts are copied, and so are sound, subt
 import errno
 import heapq
 import io
+import itertools
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,9 +19,10 @@ import numpy as np
 from av.stream import Stream
 
 from config import FilmConfig
+from film.fields import INTERLACING, Marker, options_of, order_of_fields
 from film.parts import Parts
 from film.plan import Plan, Target
-from film.planes import BT709, Coding, Planes, plane_array, planes_of
+from film.planes import BT709, Coding, Planes, has_fields, plane_array, planes_of
 from film.video import Film, frame_rate, open_video, packets_of, read_frames
 from utils import UserError, replace_when_done, warn
 
@@ -44,15 +46,16 @@ def choose_target(path: Path, output: Path, config: FilmConfig) -> Target:
         raise UserError(f"cannot write {output}: name a {', '.join(OUTPUT_SUFFIXES[:-1])} or {OUTPUT_SUFFIXES[-1]} "
                         "file by --output")
     codec = _choose_codec(output, config)
-    frame = next((frame for _, frame in read_frames(path)), None)
-    if frame is None:
-        raise UserError(f"no frame of {path} can be decoded")
+    frame, fields = _first_look(path)
+    if fields and codec.name not in INTERLACING:
+        warn(f"{path} is interlaced, which {codec.name} cannot tell, and players may show combs; write h264 instead")
+        fields = ""
     planes = planes_of(frame)
     height, width = planes.y.shape
-    pix_fmt = _choose_pix_fmt(codec, planes, config)
+    pix_fmt = _choose_pix_fmt(codec, planes, fields, config)
     layout = av.VideoFormat(pix_fmt, width, height)
     coding = Coding(layout.components[0].bits, planes.coding.full, planes.coding.colorspace)
-    options = _choose_options(codec, config)
+    options = {**_choose_options(codec, config), **options_of(fields)}
     with open_video(path) as (_, stream):
         rate = frame_rate(stream)
         if not _carries(_muxer(output), codec.name, rate):
@@ -60,7 +63,8 @@ def choose_target(path: Path, output: Path, config: FilmConfig) -> Target:
                             "--output")
         part_format = "nut" if _carries("nut", codec.name, rate) else "mov"
         target = Target(codec.name, options, pix_fmt, width, height, (layout.chroma_height(), layout.chroma_width()),
-                        coding, rate, stream.time_base, _tags(stream, coding, frame.rotation), part_format)
+                        coding, rate, stream.time_base, _tags(stream, coding, frame.rotation), part_format,
+                        fields)
     try:
         with PartWriter(io.BytesIO(), target) as probe:
             probe.write(_black(target), 0)
@@ -68,6 +72,16 @@ def choose_target(path: Path, output: Path, config: FilmConfig) -> Target:
         raise UserError(f"--codec {codec.name} does not take --crf {options.get('crf', 'none')} and --pix_fmt "
                         f"{pix_fmt} at {width}x{height} ({error}); change one of them") from error
     return target
+
+
+def _first_look(path):
+    """(first frame of a film, order of its fields). Raises UserError when no frame decodes."""
+    with closing(read_frames(path)) as frames:
+        first = next(frames, None)
+        if first is None:
+            raise UserError(f"no frame of {path} can be decoded")
+        order = order_of_fields(itertools.chain([first[1]], (frame for _, frame in frames)))
+        return first[1], order if has_fields(first[1]) else ""
 
 
 def _choose_codec(output, config):
@@ -81,7 +95,7 @@ def _choose_codec(output, config):
     return codec
 
 
-def _choose_pix_fmt(codec, planes, config):
+def _choose_pix_fmt(codec, planes, fields, config):
     """FFmpeg's pixel format for pictures like ``planes``: the one that is asked for, or the smallest that loses least.
     """
     formats = [format_.name for format_ in codec.video_formats or []]
@@ -91,9 +105,11 @@ def _choose_pix_fmt(codec, planes, config):
             raise UserError(f"--codec {codec.name} cannot write --pix_fmt {config.pix_fmt}; choose from "
                             f"{', '.join(usable)}")
         return config.pix_fmt
-    # 4:2:0 stores one color for 2 x 2 pixels; these encoders want even sides for it.
-    odd = codec.name in ("libx264", "libx265") and any(side % 2 for side in planes.y.shape)
-    wanted = ["yuv444p" if odd else "yuv420p", "yuv422p", "yuv444p"]
+    # 4:2:0 stores one color for 2 x 2 pixels; these encoders want even sides for it, and of each field.
+    (height, width), exact = planes.y.shape, codec.name in ("libx264", "libx265")
+    odd = exact and bool(width % 2 or height % 2)
+    tall = exact and bool(fields and height % 4)
+    wanted = ["yuv444p" if odd else "yuv422p" if tall else "yuv420p", "yuv422p", "yuv444p"]
     deep = [name + "10le" for name in wanted]
     found = [name for name in (deep + wanted if planes.coding.depth > 8 else wanted + deep) if name in formats]
     if not found:
@@ -154,10 +170,12 @@ class PartWriter:
         for tag, value in target.tags.items():
             setattr(stream.codec_context, tag, value)
         self.stream = stream
+        self.mark = Marker(target.fields, target.width, target.height, target.pix_fmt) if target.fields else None
 
     def write(self, planes: Planes, pts: int) -> None:
         """Encode the next frame: planes of the target's coding and sizes, pts in its time base."""
         frame = av.VideoFrame(self.target.width, self.target.height, self.target.pix_fmt)
+        frame = self.mark(frame) if self.mark else frame
         for index, plane in enumerate(planes[:3]):
             plane_array(frame, index, self.target.coding.dtype)[:] = plane
         frame.pts, frame.time_base = pts, self.target.time_base
@@ -232,8 +250,9 @@ def carried_streams(film: av.container.InputContainer, video: av.VideoStream, pa
             kind = {"audio": "sound track", "subtitle": "subtitles", "video": "second picture"}.get(
                 stream.type, stream.type)
             language = f", {stream.language}" if stream.language else ""
-            warn(f"{output} cannot carry the {kind} {stream.index} ({name}{language}) of {path}, left out; write a "
-                 ".mkv to keep it")
+            advice = "convert it before" if _muxer(output) == "matroska" else "write a .mkv"
+            warn(f"{output} cannot carry the {kind} {stream.index} ({name}{language}) of {path}, left out; {advice} to "
+                 "keep it")
             continue
         carried.append(stream)
     return carried

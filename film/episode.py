@@ -35,6 +35,7 @@ from colorizer.flow import SteadyColors
 from config import FilmConfig, part_of
 from dataset import in_color, resize
 from film.encoding import FilmWriter, write_errors
+from film.fields import NAMES, split, weave
 from film.known import keep, write_known
 from film.parts import THUMBNAIL, Parts, Records, ShotRecord, Writer, is_joined
 from film.plan import FilmPainter, Plan, Shot, Target
@@ -43,7 +44,7 @@ from film.sequence import FrameWriter, NumberedFrames
 from film.shots import GRAY_LOOK_AHEAD, find_gray_cuts, frame_positions
 from film.steadiness import CDC
 from film.video import Damage, Film, ahead, planned_frames, window
-from utils import UserError, is_color, only_one
+from utils import UserError, is_color, only_one, warn
 
 SAMPLES = 8  # frames of a shot that its palette is chosen by
 LOOKS, LOOK = 12, 256  # frames of a film by which its response is found, and pixels along a side of them
@@ -279,15 +280,24 @@ def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Pla
 
 def finish(job: Job, target: Target, color_only: bool) -> Planes:
     """The planes of a result, in the target's coding: luma of the source (for ``color_only`` that of a middle gray),
-    and Cb and Cr by the job's ab; without ab those of the source, or neutral ones."""
-    planes, coding = job.planes, target.coding
+    and Cb and Cr by the job's ab; without ab those of the source, or neutral ones. Interlaced pictures are finished
+    field by field."""
+    if target.fields:
+        (height, width), halves = target.chroma, split(job.planes)
+        return weave(*(_finish(half, job.ab, target.coding, ((height + 1 - i) // 2, width), color_only)
+                       for i, half in enumerate(halves)))
+    return _finish(job.planes, job.ab, target.coding, target.chroma, color_only)
+
+
+def _finish(planes, ab, coding, size, color_only):
+    height, width = size
     y = change_depth(planes.y, planes.coding.depth, coding.depth)
-    if job.ab is not None:
-        cb, cr = paint_chroma(planes, job.ab, *target.chroma, coding)
+    if ab is not None:
+        cb, cr = paint_chroma(planes, ab, height, width, coding)
     elif planes.cb is None or planes.cr is None:
-        cb = cr = np.full(target.chroma, coding.chroma[0], coding.dtype)
+        cb = cr = np.full(size, coding.chroma[0], coding.dtype)
     else:
-        cb, cr = (change_depth(resize(plane, *target.chroma), planes.coding.depth, coding.depth)
+        cb, cr = (change_depth(resize(plane, height, width), planes.coding.depth, coding.depth)
                   for plane in (planes.cb, planes.cr))
     if color_only:
         black, span = coding.luma
@@ -411,6 +421,9 @@ def color_film(painter: FilmPainter, film: Film, output: str | Path, config: Fil
     with write_errors(output):
         writer: Writer = (FrameWriter(film, output, overwrite) if isinstance(film, NumberedFrames)
                           else FilmWriter(film.path, output, config))
+        if order := writer.target.fields:
+            warn(f"{film.path} is interlaced ({NAMES[order]}), and {output} will be: colors are chosen on the mean of "
+                 "both fields, and each field gets its own")
         output.parent.mkdir(parents=True, exist_ok=True)
         with only_one(output.with_name(f".{output.name}.lock"), busy):
             parts = Parts(output, _key(painter, film, writer.target, config))

@@ -56,6 +56,7 @@ class Target(NamedTuple):
     time_base: Fraction  # seconds
     tags: dict[str, Any]  # attribute of the codec context -> value
     part_format: str  # muxer of a part, in which times need only be in order, not exact
+    fields: str = ""  # "tff" or "bff" of interlaced film: which field is first
 
 
 @dataclass

@@ -80,9 +80,19 @@ class Planes(NamedTuple):
     cb: np.ndarray | None
     cr: np.ndarray | None
     coding: Coding
+    interlaced: bool = False  # the rows of each plane are in turn of two fields, which show two moments
+
+    def _still(self):
+        """What is looked at: the picture, or the mean of its fields. Their chroma is never mixed with rows of the other
+        field's luma, and nothing is combed."""
+        if not self.interlaced:
+            return self
+        y, cb, cr = map(_mean_of_fields, self[:3])
+        return Planes(y, cb, cr, self.coding)
 
     def rgb(self, height: int, width: int) -> np.ndarray:
-        """RGB float32 (height, width, 3) in [0, 1]."""
+        """RGB float32 (height, width, 3) in [0, 1]; of interlaced pictures, the mean of their fields."""
+        self = self._still()
         y = resize(self.y, height, width)
         if self.cb is None or self.cr is None:
             cb = cr = np.full((height, width), self.coding.chroma[0], self.coding.dtype)
@@ -95,6 +105,12 @@ class Planes(NamedTuple):
         rgb = self.rgb(height or self.y.shape[0], width or self.y.shape[1])
         rgb *= 255
         return np.rint(rgb, out=rgb).astype(np.uint8)
+
+    def codes(self) -> np.ndarray:
+        """The picture in its own depth: RGB codes (H, W, 3), uint8 or uint16."""
+        rgb = self.rgb(*self.y.shape)
+        rgb *= 2**self.coding.depth - 1
+        return np.rint(rgb, out=rgb).astype(self.coding.dtype)
 
     def gray(self, height: int, width: int) -> np.ndarray:
         """The luma alone as RGB uint8 (height, width, 3)."""
@@ -111,11 +127,20 @@ class Planes(NamedTuple):
                                    -255 * black / span)
 
 
+def _mean_of_fields(plane):
+    return plane if plane is None else cv2.addWeighted(plane[:len(plane) // 2 * 2:2], 0.5, plane[1::2], 0.5, 0)
+
+
 def plane_array(frame: av.VideoFrame, index: int, dtype: type[np.unsignedinteger]) -> np.ndarray:
     """A plane of a decoded frame as an array (h, w) that shares its memory."""
     plane = frame.planes[index]
     rows = np.frombuffer(plane, dtype).reshape(plane.height, -1)
     return rows[:, :plane.width]
+
+
+def has_fields(frame: av.VideoFrame) -> bool:
+    """Whether the rows of a frame, as it is shown, can be those of two fields."""
+    return not (frame.rotation % 360 or frame.height % 2) and frame.height > 3
 
 
 def planes_of(frame: av.VideoFrame) -> Planes:
@@ -124,6 +149,7 @@ def planes_of(frame: av.VideoFrame) -> Planes:
     name, depth = frame.format.name, frame.format.components[0].bits
     full = frame.color_range == 2 or name.startswith("yuvj") or (name.startswith("gray") and frame.color_range != 1)
     colorspace = frame.colorspace if frame.colorspace in _LUMA_WEIGHTS else BT709 if frame.height >= 720 else BT601
+    interlaced = frame.interlaced_frame and has_fields(frame)
     planar = name.startswith(("yuv4", "yuvj4", "yuva4", "gray")) and not name.endswith("be")
     if not planar:
         depth = 10 if depth > 8 else 8
@@ -139,13 +165,14 @@ def planes_of(frame: av.VideoFrame) -> Planes:
     if frame.rotation % 360:
         planes = [np.ascontiguousarray(np.rot90(plane, round(frame.rotation / 90))) for plane in planes]
     cb, cr = (None, None) if gray else planes[1:]
-    return Planes(planes[0], cb, cr, coding)
+    return Planes(planes[0], cb, cr, coding, interlaced)
 
 
-def planes_of_picture(rgb: np.ndarray) -> Planes:
-    """Planes of a picture, RGB uint8 (H, W, 3): 4:4:4 in full range, so that the Y' of a gray is its R, G and B."""
-    coding, rgb = Coding(8, True, BT601), rgb.astype(np.float32) / 255
-    return Planes(np.rint(coding.luma_of(rgb) * 255).astype(np.uint8), *coding.to_chroma(rgb), coding)
+def planes_of_picture(rgb: np.ndarray, depth: int = 8) -> Planes:
+    """Planes of a picture, RGB codes (H, W, 3) of ``depth`` bits: 4:4:4 in full range, so that the Y' of a gray is its
+    R, G and B."""
+    coding, rgb = Coding(depth, True, BT601), rgb.astype(np.float32) / (2**depth - 1)
+    return Planes(np.rint(coding.luma_of(rgb) * (2**depth - 1)).astype(coding.dtype), *coding.to_chroma(rgb), coding)
 
 
 def change_depth(plane: np.ndarray, old: int, new: int) -> np.ndarray:

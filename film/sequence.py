@@ -16,11 +16,12 @@ from film.parts import Parts, parts_folder
 from film.plan import Plan, Target
 from film.planes import Planes, planes_of_picture
 from film.video import Damage
-from utils import UserError, read_image, warn, write_image
+from utils import UserError, decode_light, read_image, read_picture, warn, write_image
 
 FEWEST = 12  # least number of pictures of a film: half a second
 PAIRS = 8  # pairs of neighboring pictures that are compared
 ALIKE = 8  # a film's neighbors differ by less, of 255, in the median: by 1 at 24 frames/s, by 11 at one a second
+LUMINANCE = np.array([[0.2126], [0.7152], [0.0722]], np.float32)  # of linear light with sRGB's primaries
 RATE = Fraction(24)  # frames a second that numbered frames stand for
 
 
@@ -100,16 +101,29 @@ class NumberedFrames:
             if pts < (begin or 0):
                 continue
             try:
-                picture = read_image(path)
+                picture = read_picture(path)
             except UserError as error:
                 if damage is not None:
                     warn(f"{error}; skipped")
                 continue
-            if size is not None and picture.shape != size:
-                raise UserError(f"{path} is {picture.shape[1]}x{picture.shape[0]} and the frames before it are "
+            height, width = picture.rgb.shape[:2]
+            if size is not None and (height, width) != size:
+                raise UserError(f"{path} is {width}x{height} and the frames before it are "
                                 f"{size[1]}x{size[0]}; make all of one size or take it out")
-            size = picture.shape
-            yield pts, 1, planes_of_picture(picture)
+            size = height, width
+            yield pts, 1, planes_of_picture(picture.rgb, picture.depth)
+
+
+def write_colored(path: Path, planes: Planes, source: Path) -> None:
+    """Write a colored picture in the depth of ``source``, from which it was made. That of an OpenEXR keeps the
+    luminance of its light, of any range."""
+    light = read_picture(source).light if path.suffix.lower() == source.suffix.lower() == ".exr" else None
+    if light is None:
+        write_image(path, planes.codes(), planes.coding.depth)
+        return
+    colored = decode_light(planes.rgb(*planes.y.shape))
+    has, wanted = colored @ LUMINANCE, light @ LUMINANCE
+    write_image(path, np.where(has > 0, colored * (wanted / np.maximum(has, np.finfo(np.float32).tiny)), wanted))
 
 
 class FrameWriter:
@@ -136,9 +150,10 @@ class FrameWriter:
         yield self._write
 
     def _write(self, planes, pts):
-        path = self.folder / self.film.paths[pts].name
+        source = self.film.paths[pts]
+        path = self.folder / source.name
         if self.overwrite or not path.exists():
-            write_image(path, planes.picture())
+            write_colored(path, planes, source)
 
     def has_shot(self, part: Path, times: Sequence[int]) -> bool:
         return all((self.folder / self.film.paths[pts].name).exists() for pts in times)

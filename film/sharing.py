@@ -23,41 +23,39 @@ PATIENCE = 10  # seconds to wait for a process that was told to end, before it i
 T = TypeVar("T")
 
 
-def share_out(prepare: Callable[[], Callable[[Any], Any]], items: Sequence[tuple],
-              workers: int) -> Generator[tuple[int, Any], None, None]:
+def share_out(prepare: Callable[[], Callable[[Any], Any]], items: Sequence[tuple], workers: int,
+              apart: bool = False) -> Generator[tuple[int, Any], None, None]:
     """Work on ``items``, tuples whose first element names the file, in at most ``workers`` processes; yields
     (index, answer) for each item as it is done.
 
     ``prepare()`` is called once in each process and returns the function from an item to its answer; ``prepare``, items
     and answers are pickled. Where the work raises a UserError, that is the answer; where its process dies, the answer
-    is a UserError that says so, and other items go on. An OSError of the work is raised here. With one worker or item,
-    all happens in this process.
+    is a UserError that says so, and other items go on, also with one worker: a file may crash a decoder. An OSError of
+    the work is raised here. A single item is worked on in this process, unless it shall be ``apart``.
     The processes share the threads of torch and OpenCV. What they print appears when an item is done. They end when the
     generator ends, by whatever cause, and when this process is killed.
     """
     workers = min(workers, len(items))
-    if workers <= 1:
-        work = prepare()
-        for index, item in enumerate(items):
-            try:
-                answer = work(item)
-            except UserError as error:
-                answer = error
-            yield index, answer
+    if len(items) == 1 and not apart:
+        try:
+            answer = prepare()(items[0])
+        except UserError as error:
+            answer = error
+        yield 0, answer
         return
-    threads = max(1, torch.get_num_threads() // workers)
+    duty = prepare, max(1, torch.get_num_threads() // max(1, workers)), workers <= 1
     waiting, running, processes = deque(enumerate(items)), {}, {}
 
     def hand_out(connection=None):
         """Give the next item to a process, a new one without a ``connection``."""
         if waiting:
-            connection = connection or _start(prepare, threads, processes)
+            connection = connection or _start(duty, processes)
             running[connection], item = waiting.popleft()
             with contextlib.suppress(BrokenPipeError):  # it has died; ``wait`` below will tell
                 connection.send(item)
 
     try:
-        with tqdm(total=len(items), unit=" files", leave=False, disable=None) as bar:
+        with tqdm(total=len(items), unit=" files", leave=False, disable=True if workers <= 1 else None) as bar:
             for _ in range(workers):
                 hand_out()
             while running:
@@ -70,7 +68,7 @@ def share_out(prepare: Callable[[], Callable[[Any], Any]], items: Sequence[tuple
                         process.join()
                         answer, printed, connection = UserError(
                             f"the process that worked on {items[index][0]} ended with exit code {process.exitcode}; "
-                            "run again, with fewer --workers if memory was short"), "", None
+                            "leave it out, or run again with fewer --workers if memory was short"), "", None
                     if isinstance(answer, OSError):
                         raise answer
                     hand_out(connection)
@@ -85,11 +83,14 @@ def share_out(prepare: Callable[[], Callable[[Any], Any]], items: Sequence[tuple
             process.kill()
 
 
-def _start(prepare, threads, processes):
-    """Start a process and note it in ``processes`` by the connection to it, which is returned."""
-    context = multiprocessing.get_context("spawn")  # decoders and torch have threads, which a fork would lose
+def _start(duty, processes):
+    """Start a process for ``duty``, what _serve gets, and note it in ``processes`` by the connection to it, which is
+    returned."""
+    # Decoders and torch have threads, which a fork of this process would lose: it is forked from one that has none.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "film.episode"])  # which import almost all that there is
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, prepare, threads), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, *duty), daemon=True)
     resource_tracker.ensure_running()  # before SIGINT is blocked, since its start unblocks it
     # Ctrl-C in a terminal reaches all processes; this one ends the others, which inherit what is blocked here.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -102,14 +103,14 @@ def _start(prepare, threads, processes):
     return ours
 
 
-def _serve(connection, prepare, threads):
+def _serve(connection, prepare, threads, alone):
     """What a process of ``share_out`` does until no more items come."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # SystemExit: the work is cleaned up
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     cv2.setNumThreads(threads)
-    # No bars: those of several processes would overwrite each other.
-    sys.stderr.isatty = lambda: False  # type: ignore[method-assign]
+    if not alone:  # no bars: those of several processes would overwrite each other
+        sys.stderr.isatty = lambda: False  # type: ignore[method-assign]
     work = None
     while True:
         try:

@@ -4,44 +4,86 @@ import itertools
 import queue
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import av
-from av.stream import Stream
+from av.stream import Disposition, Stream
 
 from config import FilmConfig
 from film.parts import is_joined
 from film.planes import Planes, planes_of
-from utils import MAX_FRAME_PIXELS, UserError, warn
+from film.sharing import share_out
+from utils import IMAGE_SUFFIXES, MAX_FRAME_PIXELS, VIDEO_SUFFIXES, UserError, list_files, warn
 
+LISTS = b"#EXTM3U", b"ffconcat version"  # how playlists begin
+NO_FILMS = "tty", "bin", "xbin", "adf", "idf", "ico", "fits"  # texts and stills that FFmpeg takes for films
+COVER = Disposition.attached_pic
 SEEK_MARGIN = 10  # seconds that decoding starts early after a seek, so that every frame has all that it refers to
 T = TypeVar("T")
 
 
 @contextmanager
 def open_video(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Open a film with PyAV and yield (container, its first video stream). Raises UserError when there is none."""
+    """Open a film with PyAV and yield (container, its first video stream that is no cover). Raises UserError when there
+    is none."""
     if not Path(path).is_file():  # reading a pipe might never end
         raise UserError(f"{path} is not a file; name a video")
-    try:
-        # A file must not make FFmpeg open a network address.
-        container = av.open(str(path), options={"protocol_whitelist": "file"}, metadata_errors="replace")
-    except (av.error.FFmpegError, OSError) as error:
-        raise UserError(f"cannot read {path} as a video: {error.strerror or error}") from error
-    with container:
-        if not container.streams.video:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "rb"))
+            if file.read(16).startswith(LISTS):
+                raise UserError(f"{path} is a list of other files, which are not opened; name one of these")
+            file.seek(0)
+            # FFmpeg gets an open file and may use no protocol, so that it opens nothing that this file names.
+            # (``options`` would go to the streams as well; of an .flv there are none yet, and PyAV would crash.)
+            container = stack.enter_context(av.open(file, container_options={"protocol_whitelist": "none"},
+                                                    metadata_errors="replace"))
+        except (av.error.FFmpegError, OSError) as error:
+            raise UserError(f"cannot read {path} as a video: {error.strerror or error}") from error
+        kind = container.format.name
+        if kind in NO_FILMS or kind.endswith("_pipe") and kind != "yuv4mpegpipe":
+            raise UserError(f"{path} is a still picture or a text ({kind}); name a video, or convert it to PNG")
+        video = next((stream for stream in container.streams.video if not stream.disposition & COVER), None)
+        if video is None:
             raise UserError(f"{path} has no video stream")
-        size = container.streams.video[0].codec_context
+        size = video.codec_context
         if size is None:
             raise UserError(f"{path} has a video stream of an unknown kind; convert it, for example to H.264")
         if size.width * size.height > MAX_FRAME_PIXELS:
             raise UserError(f"the frames of {path} have more than {MAX_FRAME_PIXELS:,} pixels; give a smaller video")
-        container.streams.video[0].thread_type = "AUTO"
-        yield container, container.streams.video[0]
+        video.thread_type = "AUTO"
+        yield container, video
+
+
+def is_film(path: Path) -> bool:
+    """Whether FFmpeg finds a film in a file: no still picture, no music with a cover, no text."""
+    try:
+        with open_video(path):
+            return True
+    except UserError:
+        return False
+
+
+def find_films(folder: Path) -> list[Path]:
+    """The films directly in ``folder``, in natural order: files whose names say so, readable or not, and all others,
+    pictures apart, in which FFmpeg finds one. A file that crashes it is named and left out."""
+    paths = [path for path in list_files(folder) if path.suffix.lower() not in IMAGE_SUFFIXES]
+    unsure = [path for path in paths if path.suffix.lower() not in VIDEO_SUFFIXES]
+    found = set(paths) - set(unsure)
+    for index, answer in share_out(partial(partial, _finds_film), [(path,) for path in unsure], 1, apart=True):
+        if isinstance(answer, UserError):
+            warn(str(answer))
+        elif answer:
+            found.add(unsure[index])
+    return [path for path in paths if path in found]
+
+
+def _finds_film(item):
+    return is_film(*item)
 
 
 def frame_rate(stream: av.VideoStream) -> Fraction:

@@ -593,7 +593,7 @@ def bad(tmp_path, film):
 
 @pytest.mark.parametrize("arguments,message", [
     (["--video_path", "missing"], r"--video_path .*missing does not exist"),
-    (["--video_path", "empty"], r"no video in .*empty \(looked for \.mp4"),
+    (["--video_path", "empty"], r"no video in .*empty; name a video"),
     (["--video_path", "films", "--video_names", "two"], r"no 'two' in .*films; there is one\.mkv"),
     (["--video_path", "text.mp4"], r"cannot read text\.mp4 as a video"),
     (["--video_path", "no_index.mp4"], r"no_index\.mp4 has no video stream"),

@@ -53,8 +53,10 @@ def test_a_failure_stays_alone(capfd, monkeypatch):
     for index, name in ((2, "c"), (3, "d")):
         assert f"worked on {name} ended with exit code 9" in str(answers[index])
     assert sorted(capfd.readouterr().out.splitlines()) == [f"{name} by 2 threads" for name in "abef"]
-    alone = dict(share_out(prepare, items[:2], 1))
-    assert alone[0] == 1 and str(alone[1]) == "b is bad"
+    alone = dict(share_out(prepare, items[1:5], 1))
+    assert str(alone[0]) == "b is bad" and "worked on d ended with" in str(alone[2]) and alone[3] == 2
+    assert str(dict(share_out(prepare, items[1:2], 1))[0]) == "b is bad"
+    assert "ended with exit code 9" in str(dict(share_out(prepare, items[2:3], 1, apart=True))[0])
 
 
 def test_a_full_disk_ends_all():
