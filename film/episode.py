@@ -37,6 +37,7 @@ from dataset import in_color, resize
 from film.encoding import FilmWriter, write_errors
 from film.fields import NAMES, split, weave
 from film.known import keep, write_known
+from film.light import Light, lit
 from film.parts import THUMBNAIL, Parts, Records, ShotRecord, Writer, is_joined
 from film.plan import FilmPainter, Plan, Shot, Target
 from film.planes import Planes, change_depth, paint_chroma
@@ -85,26 +86,26 @@ class Samples:
     def __init__(self, side: int) -> None:
         self.side, self.seen = side, 0
         self.recent = deque()  # (index, planes) that may belong to the next shot
-        self.open: Spread[tuple[np.ndarray, np.ndarray]] = Spread(SAMPLES)
+        self.open: Spread[tuple[int, np.ndarray, np.ndarray]] = Spread(SAMPLES)
 
     def add(self, planes: Planes) -> None:
         self.recent.append((self.seen, planes))
         self.seen += 1
         if len(self.recent) > GRAY_LOOK_AHEAD:
-            self._keep(self.recent.popleft()[1])
+            self._keep(*self.recent.popleft())
 
-    def _keep(self, planes):
+    def _keep(self, index, planes):
         def make():
             rgb = planes.rgb(self.side, self.side)
-            return cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab), np.rint(rgb * 255).astype(np.uint8)
+            return index, cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab), np.rint(rgb * 255).astype(np.uint8)
 
         self.open.add(make)
 
-    def close(self, end: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    def close(self, end: int) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """End the open shot in front of frame ``end``, where the next one begins; returns at most SAMPLES frames of it,
-        [(Lab float32, RGB uint8)]."""
+        [(index, Lab float32, RGB uint8)]."""
         while self.recent and self.recent[0][0] < end:
-            self._keep(self.recent.popleft()[1])
+            self._keep(*self.recent.popleft())
         chosen, self.open = self.open.chosen(), Spread(SAMPLES)
         return chosen
 
@@ -122,7 +123,8 @@ def scan(film: Film, painter: FilmPainter, config: FilmConfig) -> Plan:
 
 def _scan(film, painter, config, looks):
     """The Plan of a film without its Response; ``looks`` gets L of some of its frames."""
-    samples, damage, pts, shots, has_color = Samples(painter.side), Damage(), array("q"), [], False
+    samples, light, lights = Samples(painter.side), Light(), []
+    damage, pts, shots, has_color = Damage(), array("q"), [], False
     begin, beyond = window(film, config)
     duration = 0
 
@@ -138,14 +140,19 @@ def _scan(film, painter, config, looks):
                 duration = length
                 samples.add(planes)
                 bar.update()
-                yield planes.luma(256, 256)
+                luma = planes.luma(256, 256)
+                light.add(luma)
+                yield luma
 
     def close(end):
         nonlocal has_color
-        labs, pictures = zip(*samples.close(end), strict=True)
-        for lab in labs:
+        start = shots[-1].end if shots else 0
+        lights.append(light.of_shot(start, end))
+        indices, labs, pictures = zip(*samples.close(end), strict=True)
+        for index, lab in zip(indices, labs, strict=True):
+            lab[..., 0] = lit(lab[..., 0], lights[-1][index - start])
             looks.add(partial(resize, lab[..., 0], *[min(LOOK, painter.side)] * 2))
-        shots.append(Shot(shots[-1].end if shots else 0, end, painter.palette(labs), in_color(pictures)))
+        shots.append(Shot(start, end, painter.palette(labs), in_color(pictures)))
         has_color = has_color or shots[-1].in_color
 
     for cut in find_gray_cuts(lumas()):
@@ -157,7 +164,7 @@ def _scan(film, painter, config, looks):
     damage.report(film.path)
     if not duration:
         duration = pts[-1] - pts[-2] if len(pts) > 1 else max(1, round(1 / (film.rate * film.time_base)))
-    return Plan(pts, duration, shots, has_color)
+    return Plan(pts, duration, shots, has_color, np.concatenate(lights))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -205,7 +212,7 @@ def read_jobs(film: Film, plan: Plan, todo: Sequence[int], side: int,
                 continue
             job = Job(number, index, planes)
             if not (keep and shot.in_color) and drawing.is_new(planes, index == shot.start):
-                job.L = planes.lab(side)[..., 0]
+                job.L = lit(planes.lab(side)[..., 0], plan.light[index])
             yield job
             if index == shot.end - 1:
                 following = next(bounds, None)
@@ -263,7 +270,8 @@ def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Pla
                 ab, known = next(answers)
                 last = steady(job.L, ab), known
             if not (config.keep_color_shots and plan.shots[job.shot].in_color):
-                job.ab, job.known = last
+                ab, job.known = last
+                job.ab = ab / plan.light[job.index, 0]  # in less light, colors are as much weaker as contrast
             job.L = None
         return batch
 

@@ -71,12 +71,13 @@ class Shot:
 
 @dataclass
 class Plan:
-    """What the first pass over a film found: the time of every frame, and the shots."""
+    """What the first pass over a film found: the time and the light of every frame, and the shots."""
 
     pts: array  # of int64, in the film's time base
     last_duration: int  # of the last frame
     shots: list[Shot]
     has_color: bool  # whether any frame that was sampled has, so that there is a truth
+    light: np.ndarray  # (n, 2) float32, gain and offset of L of each frame, see film/light.py
     response: Response | None = None  # through which it is looked at
 
     def times(self, shot: Shot) -> array:
@@ -88,11 +89,12 @@ class Plan:
         shots = [{**vars(shot), "palette": tuple(shot.palette)} for shot in self.shots]
         response = self.response and self.response.state()
         return {"pts": torch.tensor(self.pts, dtype=torch.int64), "last_duration": self.last_duration, "shots": shots,
-                "has_color": self.has_color, "response": response}
+                "has_color": self.has_color, "light": torch.from_numpy(self.light), "response": response}
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> "Plan":
         """The inverse of ``state``."""
         shots = [Shot(**{**shot, "palette": Palette(*shot["palette"])}) for shot in state["shots"]]
         response = state["response"] and Response.of(state["response"])
-        return cls(array("q", state["pts"].tolist()), state["last_duration"], shots, state["has_color"], response)
+        return cls(array("q", state["pts"].tolist()), state["last_duration"], shots, state["has_color"],
+                   state["light"].numpy(), response)

@@ -190,8 +190,8 @@ _GRAYS = np.linspace(0, 1, 4096, dtype=np.float32)
 _GRAY_L = cv2.cvtColor(np.repeat(_GRAYS[None, :, None], 3, 2), cv2.COLOR_RGB2Lab)[0, :, 0].copy()
 
 
-def _gray_lightness(luma):
-    """L of CIE Lab of a gray of Y' in [0, 1]."""
+def gray_lightness(luma: np.ndarray) -> np.ndarray:
+    """L of CIE Lab of a gray of Y', float32 of any shape in [0, 1]."""
     return _GRAY_L[(luma * 4095 + 0.5).astype(np.uint16)]
 
 
@@ -204,8 +204,8 @@ def paint_chroma(planes: Planes, ab: np.ndarray, height: int, width: int,
     """
     black, span = planes.coding.luma
     luma = np.clip((resize(planes.y, height, width).astype(np.float32) - black) / np.float32(span), 0, 1)
-    wanted = _gray_lightness(luma)
+    wanted = gray_lightness(luma)
     lab = cv2.merge([wanted, *cv2.split(resize(ab, height, width))])
     rgb = np.clip(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), 0, 1)
-    lab[..., 0] += wanted - _gray_lightness(coding.luma_of(rgb))
+    lab[..., 0] += wanted - gray_lightness(coding.luma_of(rgb))
     return coding.to_chroma(np.clip(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), 0, 1))

@@ -1,0 +1,71 @@
+"""How does the light of a shot change? A gain and an offset for each frame, by which fades and flicker are undone."""
+
+import cv2
+import numpy as np
+
+from colorizer.flow import Flow, fetch
+from dataset import L_SCALE
+from film.planes import gray_lightness
+
+SIDE = 64  # pixels along a side of the pictures that are compared
+LEAST = 0.25  # a mean change of L that is less is none: it would add up from frame to frame
+SPREAD = 2.0  # standard deviation of L below which a picture tells nothing, as a black one
+UNLIKE = 3.0  # median of what is left of the change of L: more is motion
+GREATEST = 8.0  # gain: what is darker shows nothing
+
+
+def lit(L: np.ndarray, light: np.ndarray) -> np.ndarray:
+    """L in [0, 100], of any shape, in the full light of its shot: gain * L + offset, ``light`` being both."""
+    gain, offset = light
+    return L if gain == 1 and offset == 0 else (gain * L + offset).clip(0, L_SCALE)
+
+
+class Light:
+    """Follows the light through a film. L of a frame is about a * that of the frame before + b where nothing moves, in
+    a fade, whose L + 16 falls by one factor as long as no color is very dark, and in a flicker."""
+
+    def __init__(self) -> None:
+        self.before: np.ndarray | None = None
+        self.steps: list[tuple[float, float]] = []  # (a, b) of each frame that was added
+        self._flow = Flow()
+
+    def add(self, luma: np.ndarray) -> None:
+        """Take the next frame, Y' uint8 (H, W), full range."""
+        small = cv2.resize(luma, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        self.steps.append((1.0, 0.0) if self.before is None else self._step(self.before, small))
+        self.before = small
+
+    def _step(self, before, after):
+        if np.array_equal(before, after):
+            return 1.0, 0.0
+        moved = fetch(before.astype(np.float32), self._flow(after, before))
+        x, y = (gray_lightness(luma / np.float32(255)).ravel() for luma in (moved, after))
+        inside = (np.minimum(x, y) > 1) & (np.maximum(x, y) < 99)
+        if inside.sum() < SIDE:
+            return 1.0, 0.0
+        x, y = x[inside], y[inside]
+        kept = np.ones(len(x), bool)
+        for _ in range(4):
+            if x[kept].std() < SPREAD or y[kept].std() < SPREAD / 2:
+                return 1.0, 0.0
+            a = y[kept].std() / x[kept].std()  # not least squares, which noise would flatten frame by frame
+            b = y[kept].mean() - a * x[kept].mean()
+            rest = np.abs(y - a * x - b)
+            kept = rest <= max(0.5, 2 * np.median(rest))
+        if np.median(rest) > UNLIKE or np.abs((a - 1) * x + b).mean() < LEAST:
+            return 1.0, 0.0
+        return float(a), float(b)
+
+    def of_shot(self, start: int, end: int) -> np.ndarray:
+        """(gain, offset) float32 (end - start, 2) of the frames from ``start`` to ``end``, counted from the first that
+        was added: by them L is that in the full light of the shot, as ``lit`` does it."""
+        gains, offsets = np.ones(end - start), np.zeros(end - start)
+        for i, (a, b) in enumerate(self.steps[start + 1:end], 1):
+            gains[i], offsets[i] = a * gains[i - 1], a * offsets[i - 1] + b
+        full = np.median(gains[gains > 0.8 * gains.max()])  # of a flicker the middle, of a fade where it has not begun
+        usual = np.median(offsets[np.abs(gains / full - 1) < 0.1])
+        gain = full / gains
+        light = np.stack([gain, usual - gain * offsets], 1)
+        dark = gain > GREATEST
+        light[dark] = [GREATEST, 0]
+        return light.astype(np.float32)
