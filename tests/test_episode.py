@@ -149,6 +149,8 @@ def test_shots_in_color_can_be_kept(tmp_path):
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for i in range(30):
             picture = np.full((48, 64, 3), (90, 90, 90) if i < 15 else (220, 60 + i, 40), np.uint8)
+            if i >= 15:
+                picture[:, :32] = 90, 160, 250  # of one hue, it would be a tint
             film.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         film.mux(stream.encode(None))
     records = color(source, tmp_path / "out.mkv", crf=0, keep_color_shots=True)

@@ -1,0 +1,224 @@
+"""A gray that is not our own: what counts as color, light that changes, and the response of faded film."""
+
+import math
+from dataclasses import replace
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+from drawn import StubPainter, draw_shots
+
+from colorizer.colorizer import Colorizer
+from colorizer.painter import Painter
+from colorizer.response import Response
+from config import FilmConfig, ModelConfig
+from dataset import AB_SCALE, L_SCALE, in_color, lab_to_rgb, resize, rgb_to_lab
+from film.episode import color_film, scan
+from film.light import Light, lit
+from film.plan import Plan
+from film.planes import gray_lightness
+from film.video import VideoFile
+from resources.draw_episodes import draw_frame
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is color
+
+
+GRAYS = draw_frame(1, 30)[..., :1].astype(np.float32)  # of a drawn frame, a picture like any other
+
+
+def noise(seed, sigma, height, width):
+    """Noise of one seed, enlarged to the size of GRAYS, on Cr and Cb, as RGB."""
+    coarse = np.random.default_rng(seed).normal(0, sigma, (height, width, 2)).astype(np.float32)
+    cr, cb = cv2.split(cv2.resize(coarse, GRAYS.shape[1::-1]))
+    return np.dstack([1.402 * cr, -0.714 * cr - 0.344 * cb, 1.772 * cb])
+
+
+def in_corner(picture):
+    height, width = picture.shape[:2]
+    picture[height // 20:height // 5, -width // 6:-width // 20] = 220, 30, 40
+    return picture
+
+
+@pytest.mark.parametrize("paint", [
+    lambda i: GRAYS * [1.07, 0.95, 0.75] + [18, 6, 0],  # sepia
+    lambda i: GRAYS * [0.8, 0.9, 1.1] + [0, 0, 20],  # blue
+    lambda i: GRAYS + noise(i, 10, 90, 80),  # the chroma of a VHS tape
+    lambda i: GRAYS * [1.07, 0.95, 0.75] + noise(i, 20, *GRAYS.shape[:2]),
+    lambda i: in_corner(GRAYS.repeat(3, 2)),  # a logo
+    lambda i: np.dstack([GRAYS, GRAYS, np.roll(GRAYS, 3, 1)]),  # a fringe of color along lines
+], ids=["sepia", "blue", "noise", "noisy sepia", "logo", "fringe"])
+def test_no_tint_noise_logo_or_fringe_makes_a_shot_colored(paint):
+    assert not in_color([np.clip(paint(i), 0, 255).astype(np.uint8) for i in range(8)])
+
+
+def test_real_colors_make_a_shot_colored_also_pale_or_with_a_cast():
+    frames = [draw_frame(1, i).astype(np.float32) for i in range(30, 54, 3)]
+    gray = [frame.mean(2, keepdims=True) for frame in frames]
+    for pictures in (frames, [0.5 * a + 0.5 * b for a, b in zip(frames, gray, strict=True)],
+                     [frame * [1.15, 0.95, 0.7] for frame in frames]):
+        assert in_color([np.clip(picture, 0, 255).astype(np.uint8) for picture in pictures])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Light
+
+
+def lightness(luma):
+    return gray_lightness(luma.astype(np.float32) / 255)
+
+
+def lumas(first, count):
+    return [cv2.cvtColor(draw_frame(1, first + i), cv2.COLOR_RGB2GRAY) for i in range(count)]
+
+
+def light_of(pictures):
+    light = Light()
+    for picture in pictures:
+        light.add(np.rint(picture).astype(np.uint8))
+    return light.of_shot(0, len(pictures))
+
+
+def test_nothing_is_done_to_a_shot_in_steady_light():
+    """Neither where characters move, nor in a pan."""
+    wide = np.concatenate([lumas(1, 1)[0], lumas(200, 1)[0]], 1)
+    pan = [wide[:, 6 * i:6 * i + 640] for i in range(12)]
+    for pictures in (lumas(30, 12), pan, [pan[0]] * 3, [np.zeros((36, 64))] * 3):
+        assert np.array_equal(light_of(pictures), [[1, 0]] * len(pictures))
+
+
+def test_fades_and_flicker_are_undone():
+    plain = lumas(30, 36)
+    fade = [picture * min(1, (i + 3) / 24) for i, picture in enumerate(plain)]
+    flicker = [np.clip(picture + 15 * math.sin(1.9 * i), 0, 255) for i, picture in enumerate(plain)]
+    for pictures, true, seen in ((fade, plain, slice(2, None)), (fade[::-1], plain[::-1], slice(0, -2)),
+                                 (flicker, plain, slice(None))):
+        light = light_of(pictures)
+        undone = [np.abs(lightness(a) - lightness(b)).mean() for a, b in zip(pictures, true, strict=True)]
+        done = [np.abs(lit(lightness(a), at) - lightness(b)).mean()
+                for a, at, b in zip(pictures, light, true, strict=True)]
+        assert np.mean(undone[seen]) > 3 * np.mean(done[seen]) and max(done[seen]) < 4
+
+
+def test_colors_fade_with_the_light(tmp_path):
+    """The painter sees a shot in full light; what is written is as much paler as there is less contrast."""
+    source = tmp_path / "in.mkv"
+    picture = cv2.resize(draw_frame(1, 30), (128, 72)).astype(np.float32)
+    with av.open(str(source), "w") as film:
+        stream = film.add_stream("ffv1", 12)
+        stream.width, stream.height, stream.pix_fmt = 128, 72, "yuv444p"
+        for i in range(30):
+            faded = np.rint(picture * min(1, (i + 1) / 15)).astype(np.uint8)
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(faded, format="rgb24")))
+        film.mux(stream.encode(None))
+    seen = []
+
+    class Watcher(StubPainter):
+        def paint(self, L, palette):
+            seen.extend(L)
+            ab, known = super().paint(L, palette)
+            return np.full_like(ab, 20), known
+
+    color_film(Watcher(), VideoFile(source), tmp_path / "out.mkv", FilmConfig(crf=0, pix_fmt="yuv444p"))
+    assert np.abs(seen[8] - seen[-1]).mean() < 3 and np.abs(seen[8].std() / seen[-1].std() - 1) < 0.1
+    with av.open(str(tmp_path / "out.mkv")) as film:
+        chroma = [np.abs(frame.to_ndarray()[1:].astype(float) - 128).mean() for frame in film.decode(video=0)]
+    assert chroma[-1] > 8 and chroma[5] / chroma[-1] == pytest.approx((6 / 15)**0.73, abs=0.12)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Response
+
+CURVES = {"faded": lambda luma: 0.5 + 0.4 * luma, "hard": lambda luma: luma + 0.12 * np.sin(2 * np.pi * (luma - 0.5)),
+          "dark": lambda luma: luma**1.8}
+
+
+def turned(lab, curve):
+    """L of a picture, Lab (H, W, 3), whose Y' went through a curve."""
+    luma = np.interp(lab[..., 0], gray_lightness(np.linspace(0, 1, 256, dtype=np.float32)), np.linspace(0, 1, 256))
+    return gray_lightness(curve(luma).clip(0, 1).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def painter():
+    """An untrained painter that remembers every 12th frame of a drawn shot or two."""
+    torch.manual_seed(0)
+    config = ModelConfig(img_size=128, width=4, mem_size=2, spatial_size=12, top_k=2)
+    painter = Painter(Colorizer(config, None).eval(), torch.device("cpu"), "fp32")
+    spatial = painter.colorizer.spatial
+    labs = [resize(rgb_to_lab(draw_frame(1, 12 * i)), 256, 256) for i in range(12)]
+    seen = painter.look([lab[..., 0] for lab in labs])
+    spatial.fit(seen.places)
+    planes = torch.from_numpy(np.stack(labs)).permute(0, 3, 1, 2)
+    spatial.write(torch.arange(12), seen, planes[:, :1] / L_SCALE, planes[:, 1:] / AB_SCALE, torch.arange(12))
+    painter.colorizer.memory.used[:] = True
+    painter.colorizer.memory.keys[:] = torch.eye(2, 512)
+    return painter
+
+
+FRAMES = [rgb_to_lab(draw_frame(1, 12 * i + 5)) for i in range(0, 12, 3)]  # none of these is remembered
+
+
+@pytest.mark.parametrize("kind", CURVES)
+def test_the_curve_of_a_film_is_found(painter, kind):
+    film = [turned(lab, CURVES[kind]) for lab in FRAMES]
+    response = painter.respond(film)
+    undone, done = (np.mean([np.abs(change(L) - lab[..., 0]).mean() for L, lab in zip(film, FRAMES, strict=True)])
+                    for change in (lambda L: L, response))
+    assert done < min(2.5, undone / 3)
+
+
+def test_a_film_like_what_is_known_has_none(painter):
+    assert painter.respond([lab[..., 0] for lab in FRAMES]) is None
+    assert painter.respond([turned(lab, lambda luma: 0.02 + 0.97 * luma) for lab in FRAMES]) is None
+    assert replace(painter, source="truth").respond([turned(lab, CURVES["faded"]) for lab in FRAMES]) is None
+
+
+def test_a_response_goes_on_straight_and_survives_a_run():
+    response = Response.between(np.linspace(20, 60, 1000), np.linspace(10, 90, 1000))
+    assert response(np.array([20, 40, 60, 25, 100, 0])) == pytest.approx([10, 50, 90, 20, 100, 0], abs=0.1)
+    assert response.span == pytest.approx((10.8, 20.4, 89.2, 59.6), abs=0.1)
+    assert Response.of(response.state())(np.arange(100)) == pytest.approx(response(np.arange(100)))
+    many_equal = Response.between(np.zeros(10), np.full(10, 50.0))  # a black film
+    assert np.isfinite(many_equal(np.array([0, 50, 100]))).all()
+
+
+def test_frames_painted_over_faded_film_are_found_again(painter):
+    """Corrections are in the film's gray: through its response, they match its frames as before, also when they come
+    from a checkpoint; one in the show's own gray stays as it is."""
+    lab = FRAMES[0].copy()
+    lab[..., 1:] = 40, -30  # what a user paints
+    over = lab.copy()
+    over[..., 0] = turned(lab, CURVES["faded"])
+    response = painter.respond([turned(each, CURVES["faded"]) for each in FRAMES])
+    for picture in (over, lab):
+        corrected = replace(painter, colorizer=Colorizer(painter.config, None).eval())
+        corrected.colorizer.load_state_dict(painter.colorizer.state_dict())
+        corrected.add_references([lab_to_rgb(picture)])
+        through = corrected.through(response)
+        ab = through.predict([over])[0].mean((0, 1))
+        assert ab == pytest.approx([40, -30], abs=6)
+        assert corrected.colorizer.spatial.pictures[-1, ..., 0].float().mean() == pytest.approx(
+            2.55 * picture[..., 0].mean(), abs=2)  # its own memory is not touched
+
+
+def test_the_plan_keeps_response_and_light(painter, tmp_path):
+    source = draw_shots(tmp_path / "in.mkv", [(60, 14), (200, 14)])
+    plan = scan(VideoFile(source), StubPainter(), FilmConfig())
+    plan.response, plan.light[3] = Response.between(np.arange(50), np.arange(100)), (2, -3)
+    again = Plan.of(plan.state())
+    assert np.array_equal(again.light, plan.light) and again.response.state() == plan.response.state()
+
+
+def test_response_none_looks_at_a_film_as_it_is(tmp_path):
+    source, asked = draw_shots(tmp_path / "in.mkv", [(60, 14), (200, 14)]), []
+
+    class Asked(StubPainter):
+        def respond(self, lightness):
+            asked.append(len(lightness))
+
+    scan(VideoFile(source), Asked(), FilmConfig())
+    scan(VideoFile(source), Asked(), FilmConfig(response="none"))
+    assert asked == [12]
