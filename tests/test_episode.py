@@ -9,6 +9,7 @@ import sys
 import weakref
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from drawn import HOLD_LOCK, StubPainter, draw_film, draw_shots, planes_in, times_and_sound
@@ -22,6 +23,7 @@ from film.planes import planes_of
 from film.shots import find_gray_cuts
 from film.steadiness import CDC
 from film.video import VideoFile, ahead
+from resources.draw_episodes import draw_frame
 from utils import UserError
 
 LOSSLESS = {"crf": "0"}  # of libx264
@@ -148,9 +150,7 @@ def test_shots_in_color_can_be_kept(tmp_path):
         stream = film.add_stream("libx264", rate=10, options=LOSSLESS)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for i in range(30):
-            picture = np.full((48, 64, 3), (90, 90, 90) if i < 15 else (220, 60 + i, 40), np.uint8)
-            if i >= 15:
-                picture[:, :32] = 90, 160, 250  # of one hue, it would be a tint
+            picture = np.full((48, 64, 3), 40, np.uint8) if i < 15 else cv2.resize(draw_frame(1, i), (64, 48))
             film.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         film.mux(stream.encode(None))
     records = color(source, tmp_path / "out.mkv", crf=0, keep_color_shots=True)
