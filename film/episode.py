@@ -325,7 +325,8 @@ def _finish(planes, ab, coding, size, color_only, box):
     if ab is not None:
         cb, cr = (np.full(size, coding.chroma[0], coding.dtype) for _ in range(2))
         inside = within(box, planes.y.shape, size)
-        cb[inside], cr[inside] = paint_chroma(planes.part(box), ab, *cb[inside].shape, coding)
+        height, width = cb[inside].shape
+        cb[inside], cr[inside] = paint_chroma(planes.part(box), ab, height, width, coding)
     elif planes.cb is None or planes.cr is None:
         cb = cr = np.full(size, coding.chroma[0], coding.dtype)
     else:

@@ -73,7 +73,7 @@ class Shot:
 
 @dataclass
 class Plan:
-    """What the first pass over a film found: the time of every frame, and the shots."""
+    """What the first pass over a film found: the time of every frame, and the shots with what is colored of them."""
 
     pts: array  # of int64, in the film's time base
     last_duration: int  # of the last frame

@@ -108,8 +108,8 @@ class Planes(NamedTuple):
 
     def part(self, box: Box | None) -> "Planes":
         """What lies in the box; None is all."""
-        y, cb, cr = (plane if plane is None else plane[within(box, self.y.shape, plane.shape)] for plane in self[:3])
-        return self._replace(y=y, cb=cb, cr=cr)
+        cb, cr = (plane if plane is None else plane[within(box, self.y.shape, plane.shape)] for plane in self[1:3])
+        return self._replace(y=self.y[within(box, self.y.shape, self.y.shape)], cb=cb, cr=cr)
 
     def rgb(self, height: int, width: int) -> np.ndarray:
         """RGB float32 (height, width, 3) in [0, 1]; of interlaced pictures, the mean of their fields."""

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from drawn import StubPainter, planes_in
 
-from config import FilmConfig
+from config import FilmConfig, GeneratorConfig
+from dataset_generator import generate
 from film.bars import find_boxes, margins, profile
 from film.episode import Job, color_film, finish, scan
 from film.parts import Parts
 from film.plan import Plan, Target
 from film.planes import Coding, Planes
 from film.video import VideoFile
+from utils import list_files, read_image
 
 SIZE = HEIGHT, WIDTH = 96, 128  # of the picture
 FULL = Coding(8, True, 6)
@@ -196,6 +198,20 @@ def test_a_plan_tells_the_box_of_frames(tmp_path):
         assert each.box(28, 42) == box and each.box(13, 15) is None
     plan.shots[1].box = (10, 90, 30, 100)
     assert plan.box(13, 15) == (0, HEIGHT, 22, 22 + WIDTH)
+
+
+def test_pictures_to_learn_from_have_no_bars(tmp_path, monkeypatch):
+    source = write_film(tmp_path / "in.mkv", list(framed(shots_drawn(), **PILLARS, line=1)))
+
+    def pictures(folder):
+        generate(GeneratorConfig(video_path=source, save_path=tmp_path / folder, split=(1, 0, 0), shots_len_thres=2))
+        return [read_image(path) for path in list_files(tmp_path / folder / "train")]
+
+    found = pictures("held")
+    assert len(found) >= 9 and all(picture.shape == (HEIGHT, WIDTH, 3) for picture in found)
+    assert min(picture[:, side].max() for picture in found for side in (0, -1)) > 60
+    monkeypatch.setattr("dataset_generator.POOL_BYTES", 0)  # all but a shot's ends are read again
+    assert all(np.array_equal(one, other) for one, other in zip(found, pictures("read again"), strict=True))
 
 
 def test_fields_of_a_film_with_bars():
