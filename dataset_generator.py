@@ -1,6 +1,7 @@
 """How does a film become pictures? Find its shots, give whole shots to train, val or test, save a few frames of each.
 
-A film is decoded once, and memory hardly grows with it (see film/shots.py).
+A film is decoded once, and memory hardly grows with it (see film/shots.py). Bars are known at its end, and cropped from
+the pictures then.
 """
 
 import csv
@@ -25,9 +26,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from config import GeneratorConfig, read_flags
+from film.bars import Margin, Profile, find_boxes, margins, profile
 from film.figures import SHEET_COLUMNS, SHEET_PAGES, SHEET_ROWS, SIGNATURE, draw_contact_sheets, draw_curve
 from film.found import FINDINGS, SPLITS, Findings, FoundFilm, FoundShot, link
-from film.planes import Planes
+from film.planes import Box, Planes
 from film.sharing import share_out
 from film.shots import (
     ChangeDetector, Detector, FramePool, HistogramDetector, detect_shots, frame_positions, reread_frames, small_picture)
@@ -108,14 +110,22 @@ class PictureWriter:
         self.backlog = backlog
 
     def submit(self, path: Path, planes: Planes) -> None:
-        self.pending.append(self.threads.submit(self._write, path, planes))
+        self._submit(lambda: self._write(path, cv2.cvtColor(planes.picture(), cv2.COLOR_RGB2BGR)))
+
+    def crop(self, path: Path, box: Box) -> None:
+        """Crop a picture that is written."""
+        top, bottom, left, right = box
+        self._submit(lambda: self._write(path, cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)[
+            top:bottom, left:right]))
+
+    def _submit(self, job):
+        self.pending.append(self.threads.submit(job))
         self.wait(self.backlog)
 
     @staticmethod
-    def _write(path: Path, planes: Planes) -> None:
+    def _write(path: Path, bgr: np.ndarray) -> None:
         # This filter is faster and gives smaller files than OpenCV's default, for drawn and filmed pictures alike.
         up = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
-        bgr = cv2.cvtColor(planes.picture(), cv2.COLOR_RGB2BGR)
         path.write_bytes(cv2.imencode(".png", bgr, up)[1].tobytes())
 
     def wait(self, left: int = 0) -> None:
@@ -167,6 +177,9 @@ class Scan:
         self.interlaced = False  # whether any frame is
         self.later: dict[int, FoundShot] = {}  # index of a frame that must be read again -> its shot
         self.checksums: dict[int, int] = {}  # index of the same frames -> checksum
+        self.size = (0, 0)  # height and width of a frame
+        self.profiles: dict[int, list[Profile]] = {}  # number of a shot -> those of its frames, until all are seen
+        self.told: dict[int, list[Margin]] = {}  # number of a shot -> what it tells of bars
 
     def run(self, detector: Detector) -> None:
         """Read the film, fill in what was found and write its pictures."""
@@ -182,6 +195,7 @@ class Scan:
             warn(f"{film.path} is interlaced: its pictures are the mean of both fields")
         for index, planes in reread_frames(film, self.times, self.checksums) if self.later else ():
             self._deliver(self.later[index], index, planes)
+        self._crop_bars()
         decoded = len(self.times)
         if film.promised - decoded > max(5, film.promised // 100):
             warn(f"{film.path} ends early: {decoded} of {film.promised} frames can be decoded, and these are used")
@@ -194,6 +208,7 @@ class Scan:
                                    leave=False, disable=None):
             self.times.append(pts)
             self.interlaced |= planes.interlaced
+            self.size = planes.y.shape
             yield planes
 
     def _close(self, shot, pool):
@@ -202,17 +217,21 @@ class Scan:
         if last - first + 1 >= self.config.shots_len_thres:
             positions = frame_positions(first, last, self.config.frames_per_shot)
             shot.images = {index: next(self.numbers) for index in positions}
-        for index in sorted({*shot.images, (first + last) // 2}):
+        wanted = sorted({*shot.images, (first + last) // 2})
+        for index in wanted:
             held = pool.held[index]
             if isinstance(held, Planes):
                 self._deliver(shot, index, held)
             else:
                 self.later[index], self.checksums[index] = shot, held
         self.found.shots.append(shot)
+        if not any(index in self.later for index in wanted):
+            self.told[shot.number] = margins(self.profiles.pop(shot.number))
         pool.start_shot(last + 1)
 
     def _deliver(self, shot, index, planes):
         """Write a wanted frame; of a shot's middle frame also keep a thumbnail, if the contact sheets show the shot."""
+        self.profiles.setdefault(shot.number, []).append(profile(planes))
         if index in shot.images:
             self.writer.submit(self.folder / self.found.picture_name(shot.images[index]), planes)
         if index == (shot.first + shot.last) // 2 and shot.number < SHEET_COLUMNS * SHEET_ROWS * SHEET_PAGES:
@@ -220,6 +239,18 @@ class Scan:
             scale = min(224 / width, 126 / height)
             small = planes.picture(*(max(1, round(side * scale)) for side in (height, width)))
             shot.thumbnail = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1]
+
+    def _crop_bars(self):
+        """Crop the pictures of all shots, which are written, to what lies within the bars."""
+        self.writer.wait()
+        self.told |= {number: margins(profiles) for number, profiles in self.profiles.items()}
+        shots = self.found.shots
+        boxes = find_boxes([self.told[shot.number] for shot in shots], [shot.last - shot.first + 1 for shot in shots],
+                           self.size)
+        for shot, box in zip(shots, boxes, strict=True):
+            if box is not None:
+                for number in shot.images.values():
+                    self.writer.crop(self.folder / self.found.picture_name(number), box)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from film.episode import color_film, compare, map_of
 from film.known import mixture, tint
 from film.panel import memory_pictures, write_panel
 from film.parts import Records, parts_folder
-from film.planes import Planes, paint_chroma, planes_of_picture
+from film.planes import Planes, paint_chroma, planes_of_picture, within
 from film.report import Report, Suggestion, suggest_frames, write_report
 from film.sequence import find_sequences, write_colored
 from film.sharing import share_out
@@ -151,14 +151,16 @@ def color_pictures(painter: Painter, pairs: Sequence[tuple[Path, Path]], evaluat
 
 def measure_film(records: Records, film: Film, result: Film, config: ColorConfig, evaluation: Evaluation) -> None:
     """Compare one frame a second, at most 200, of a film with its ``result``, both read from their files. Shots that
-    were left as they were do not count."""
-    kept = [range(record.start_frame, record.end_frame) for record in records if record.kept]
+    were left as they were do not count, nor do bars."""
+    shots = [(range(record.start_frame, record.end_frame), record.box) for record in records if not record.kept]
     frames = records[-1].end_frame
     rate = frames / (records[-1].end_time - records[0].start_time)
     every = min(frames, max(1, round(rate), math.ceil(frames / 200)))
     for index, truth, painted in compare(film, result, config, every):
-        if not any(index in shot for shot in kept):
-            evaluation.add(truth, painted)
+        for shot, box in shots:
+            if index in shot:
+                inside = within(box, truth.shape, truth.shape)
+                evaluation.add(truth[inside], painted[inside])
 
 
 MAP = "confidence.png"  # of what is known of a picture
@@ -171,13 +173,15 @@ def beside(target: Path, name: str) -> Path:
 
 def save_suggestions(folder: Path, film: Film, times: Sequence[int],
                      suggestions: Iterable[Suggestion]) -> None:
-    """Write the suggested frames of ``film`` as gray pictures of its size, to be painted. ``times`` are the pts of all
-    colored frames. A file that exists is kept, as it may be painted; it shows the same frame if --start is the same."""
+    """Write the suggested frames of ``film`` as gray pictures of its size, without bars, to be painted. ``times`` are
+    the pts of all colored frames. A file that exists is kept, as it may be painted; it shows the same frame if --start
+    is the same."""
     for suggestion in suggestions:
         path = folder / suggestion.file_name
         if not path.exists():
             with closing(planned_frames(film, times, suggestion.frame)) as frames:
                 _, planes = next(frames)
+            planes = planes.part(suggestion.shot.box)
             write_image(path, planes.gray(*planes.y.shape))
 
 

@@ -1,9 +1,9 @@
 """How is a whole film colored? Shot by shot, each with one palette, and so that an interrupted run goes on.
 
-A film is decoded twice. The first pass finds the shots on the luma and chooses one palette for each; the second colors
-them, each into a file of its own in a hidden folder beside the output, from which an interrupted run goes on. At the
-end the files are joined. The luma of a result is that of its source, sample by sample; only Cb and Cr are new. Numbered
-frames are colored in the same way, each into a picture of its own.
+A film is decoded twice. The first pass (``scan.py``) finds the shots on the luma and chooses one palette for each; the
+second colors them, each into a file of its own in a hidden folder beside the output, from which an interrupted run goes
+on. At the end the files are joined. The luma of a result is that of its source, sample by sample; only Cb and Cr are
+new. Numbered frames are colored in the same way, each into a picture of its own.
 
 Memory grows by about 10 bytes for each frame of the film and, for each shot, its palette (at most 10 kB) and its record
 (about 50 kB of compressed pictures). At most 20 + 10 * batch_size frames are held at a time.
@@ -14,15 +14,13 @@ import itertools
 import json
 import math
 import time
-from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import av
 import cv2
@@ -33,139 +31,24 @@ from tqdm import tqdm
 from colorizer.certainty import Known
 from colorizer.flow import SteadyColors
 from config import FilmConfig, part_of
-from dataset import in_color, resize
+from dataset import resize
 from film.encoding import FilmWriter, write_errors
 from film.fields import NAMES, split, weave
 from film.known import keep, write_known
-from film.light import Light, lit
+from film.light import lit
 from film.parts import THUMBNAIL, Parts, Records, ShotRecord, Writer, is_joined
-from film.plan import FilmPainter, Plan, Shot, Target
-from film.planes import Planes, change_depth, paint_chroma
+from film.plan import FilmPainter, Plan, Target
+from film.planes import Box, Planes, change_depth, paint_chroma, within
+from film.scan import scan
 from film.sequence import FrameWriter, NumberedFrames
-from film.shots import GRAY_LOOK_AHEAD, find_gray_cuts, frame_positions
 from film.steadiness import CDC
-from film.video import Damage, Film, ahead, planned_frames, window
+from film.video import Film, ahead, planned_frames, window
 from utils import UserError, is_color, only_one, warn
 
-SAMPLES = 8  # frames of a shot that its palette is chosen by
-LOOKS, LOOK = 12, 256  # frames of a film by which its response is found, and pixels along a side of them
 HELD = 4.0  # a drawing is held while no mean luma of 4 x 4 pixels changes by more than this, in 8-bit steps
 PAINTERS = 2  # threads that color, a batch each
 NEUTRAL = 0.4663  # Y' in [0, 1] of a gray of L 50
-PARTS_FORMAT = 7  # of what is kept for an interrupted run
-T = TypeVar("T")
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The first pass: shots and their palettes
-
-
-class Spread(Generic[T]):
-    """Of things that come one by one, ``count`` that are spread evenly over all; less than twice as many are held."""
-
-    def __init__(self, count: int) -> None:
-        self.count, self.stride, self.seen = count, 1, 0
-        self.held: list[T] = []
-
-    def add(self, make: Callable[[], T]) -> None:
-        """Take the next thing, which is made only if it is held."""
-        if self.seen % self.stride == 0:
-            self.held.append(make())
-            if len(self.held) == 2 * self.count:
-                self.held = self.held[::2]
-                self.stride *= 2
-        self.seen += 1
-
-    def chosen(self) -> list[T]:
-        """At most ``count`` of those that came."""
-        return [self.held[i] for i in frame_positions(0, len(self.held) - 1, self.count)]
-
-
-class Samples:
-    """Frames spread evenly over the open shot, as Lab and RGB (side, side, 3)."""
-
-    def __init__(self, side: int) -> None:
-        self.side, self.seen = side, 0
-        self.recent = deque()  # (index, planes) that may belong to the next shot
-        self.open: Spread[tuple[int, np.ndarray, np.ndarray]] = Spread(SAMPLES)
-
-    def add(self, planes: Planes) -> None:
-        self.recent.append((self.seen, planes))
-        self.seen += 1
-        if len(self.recent) > GRAY_LOOK_AHEAD:
-            self._keep(*self.recent.popleft())
-
-    def _keep(self, index, planes):
-        def make():
-            rgb = planes.rgb(self.side, self.side)
-            return index, cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab), np.rint(rgb * 255).astype(np.uint8)
-
-        self.open.add(make)
-
-    def close(self, end: int) -> list[tuple[int, np.ndarray, np.ndarray]]:
-        """End the open shot in front of frame ``end``, where the next one begins; returns at most SAMPLES frames of it,
-        [(index, Lab float32, RGB uint8)]."""
-        while self.recent and self.recent[0][0] < end:
-            self._keep(*self.recent.popleft())
-        chosen, self.open = self.open.chosen(), Spread(SAMPLES)
-        return chosen
-
-
-def scan(film: Film, painter: FilmPainter, config: FilmConfig) -> Plan:
-    """The first pass over a film: its Plan. A film that has a Response is read once more, for palettes by it. Raises
-    UserError when no frame between start and end decodes."""
-    looks: Spread[np.ndarray] = Spread(LOOKS)
-    plan = _scan(film, painter, config, looks)
-    if config.response == "auto" and (response := painter.respond(looks.chosen())) is not None:
-        plan = _scan(film, painter.through(response), config, Spread(LOOKS))
-        plan.response = response
-    return plan
-
-
-def _scan(film, painter, config, looks):
-    """The Plan of a film without its Response; ``looks`` gets L of some of its frames."""
-    samples, light, lights = Samples(painter.side), Light(), []
-    damage, pts, shots, has_color = Damage(), array("q"), [], False
-    begin, beyond = window(film, config)
-    duration = 0
-
-    def lumas():
-        nonlocal duration
-        frames = ahead(film.read(begin, damage), 8)
-        with closing(frames), tqdm(total=film.promised or None, unit=" frames", desc="finding shots", leave=False,
-                                   disable=None) as bar:
-            for time_, length, planes in frames:
-                if time_ >= beyond:
-                    return
-                pts.append(time_)
-                duration = length
-                samples.add(planes)
-                bar.update()
-                luma = planes.luma(256, 256)
-                light.add(luma)
-                yield luma
-
-    def close(end):
-        nonlocal has_color
-        start = shots[-1].end if shots else 0
-        lights.append(light.of_shot(start, end))
-        indices, labs, pictures = zip(*samples.close(end), strict=True)
-        for index, lab in zip(indices, labs, strict=True):
-            lab[..., 0] = lit(lab[..., 0], lights[-1][index - start])
-            looks.add(partial(resize, lab[..., 0], *[min(LOOK, painter.side)] * 2))
-        shots.append(Shot(start, end, painter.palette(labs), in_color(pictures)))
-        has_color = has_color or shots[-1].in_color
-
-    for cut in find_gray_cuts(lumas()):
-        close(cut)
-    if not pts:
-        part = "" if (config.start, config.end) == (0, math.inf) else " between --start and --end"
-        raise UserError(f"no frame of {film.path}{part} can be decoded")
-    close(len(pts))
-    damage.report(film.path)
-    if not duration:
-        duration = pts[-1] - pts[-2] if len(pts) > 1 else max(1, round(1 / (film.rate * film.time_base)))
-    return Plan(pts, duration, shots, has_color, np.concatenate(lights))
-
+PARTS_FORMAT = 8  # of what is kept for an interrupted run
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Shot by shot
@@ -212,7 +95,7 @@ def read_jobs(film: Film, plan: Plan, todo: Sequence[int], side: int,
                 continue
             job = Job(number, index, planes)
             if not (keep and shot.in_color) and drawing.is_new(planes, index == shot.start):
-                job.L = lit(planes.lab(side)[..., 0], plan.light[index])
+                job.L = lit(planes.part(shot.box).lab(side)[..., 0], plan.light[index])
             yield job
             if index == shot.end - 1:
                 following = next(bounds, None)
@@ -286,26 +169,29 @@ def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Pla
             yield from fill(batch, answers.result())
 
 
-def finish(job: Job, target: Target, color_only: bool) -> Planes:
+def finish(job: Job, target: Target, color_only: bool, box: Box | None = None) -> Planes:
     """The planes of a result, in the target's coding: luma of the source (for ``color_only`` that of a middle gray),
-    and Cb and Cr by the job's ab; without ab those of the source, or neutral ones. Interlaced pictures are finished
-    field by field."""
+    and Cb and Cr by the job's ab within the box, neutral around it; without ab those of the source, or neutral ones.
+    Interlaced pictures are finished field by field."""
     if target.fields:
         (height, width), halves = target.chroma, split(job.planes)
-        return weave(*(_finish(half, job.ab, target.coding, ((height + 1 - i) // 2, width), color_only)
+        box = box and (box[0] // 2, box[1] // 2, *box[2:])
+        return weave(*(_finish(half, job.ab, target.coding, ((height + 1 - i) // 2, width), color_only, box)
                        for i, half in enumerate(halves)))
-    return _finish(job.planes, job.ab, target.coding, target.chroma, color_only)
+    return _finish(job.planes, job.ab, target.coding, target.chroma, color_only, box)
 
 
-def _finish(planes, ab, coding, size, color_only):
-    height, width = size
+def _finish(planes, ab, coding, size, color_only, box):
     y = change_depth(planes.y, planes.coding.depth, coding.depth)
     if ab is not None:
-        cb, cr = paint_chroma(planes, ab, height, width, coding)
+        cb, cr = (np.full(size, coding.chroma[0], coding.dtype) for _ in range(2))
+        inside = within(box, planes.y.shape, size)
+        height, width = cb[inside].shape
+        cb[inside], cr[inside] = paint_chroma(planes.part(box), ab, height, width, coding)
     elif planes.cb is None or planes.cr is None:
         cb = cr = np.full(size, coding.chroma[0], coding.dtype)
     else:
-        cb, cr = (change_depth(resize(plane, height, width), planes.coding.depth, coding.depth)
+        cb, cr = (change_depth(resize(plane, *size), planes.coding.depth, coding.depth)
                   for plane in (planes.cb, planes.cr))
     if color_only:
         black, span = coding.luma
@@ -363,7 +249,7 @@ class Coloring:
     def draw_map(self) -> None:
         """Write the map of what is known, by what was kept of each shot while it was colored."""
         plan = self.plan
-        shots = [(self.parts.known(number), shot.end - shot.start) for number, shot in enumerate(plan.shots)]
+        shots = [(self.parts.known(number), shot) for number, shot in enumerate(plan.shots)]
         write_known(self.film, map_of(self.output), plan.pts, shots, origin=plan.pts[0] if self.config.start else 0,
                     aspect=self.writer.target.tags.get("sample_aspect_ratio"))
 
@@ -377,7 +263,7 @@ class Coloring:
         keeping = keep(self.parts.known(number)) if config.confidence else nullcontext(lambda known: None)
         with self.writer.shot(self.parts.part(number), plan.times(shot)) as write, keeping as keep_known:
             for job in itertools.islice(jobs, shot.end - shot.start):
-                result = finish(job, target, config.color_only)
+                result = finish(job, target, config.color_only, shot.box)
                 write(result, plan.pts[job.index])
                 keep_known(job.known)
                 known.append((math.nan, math.nan) if job.known is None else
@@ -385,9 +271,9 @@ class Coloring:
                 if job.index == middle:
                     shown = job.planes, result
                 if not config.color_only:
-                    cdc.add(result.picture(*size))
+                    cdc.add(result.part(shot.box).picture(*size))
                 if plan.has_color:
-                    cdc_truth.add(job.planes.picture(*size))
+                    cdc_truth.add(job.planes.part(shot.box).picture(*size))
                 bar.update()
         truth = shown[0].picture(*size)
         truth = truth if plan.has_color and is_color(truth) else None
@@ -399,7 +285,7 @@ class Coloring:
             list(shot.palette.slot_ids), list(shot.palette.slot_scores), confidence,
             shot.palette.feature.numpy(),
             config.keep_color_shots and shot.in_color, cdc.value(),
-            math.nan if truth is None else cdc_truth.value(), recalled, time.monotonic() - started)
+            math.nan if truth is None else cdc_truth.value(), recalled, shot.box, time.monotonic() - started)
 
 
 def map_of(output: Path) -> Path:

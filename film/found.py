@@ -19,7 +19,7 @@ from utils import UserError, load_checkpoint, only_one, save_checkpoint
 
 SPLITS = ("train", "val", "test")
 FINDINGS = ".parts"  # folder of what the shards have read, until the dataset is made
-FINDINGS_FORMAT = 2
+FINDINGS_FORMAT = 3
 
 
 @dataclass

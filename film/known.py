@@ -15,6 +15,8 @@ from tqdm import tqdm
 from colorizer.certainty import Known
 from dataset import resize
 from film.encoding import write_pictures
+from film.plan import Shot
+from film.planes import Box, within
 from film.video import Film, ahead, planned_frames
 from utils import replace_when_done
 
@@ -31,11 +33,15 @@ def mixture(known: Known) -> np.ndarray:
     return np.rint(shares @ np.array(list(COLORS.values()), np.float32)).astype(np.uint8)
 
 
-def tint(gray: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """The map of a picture, RGB uint8 (H, W, 3): its gray, uint8 (H, W), tinted by its ``mixture``; where that is
-    empty, it stays gray."""
+def tint(gray: np.ndarray, colors: np.ndarray, box: Box | None = None) -> np.ndarray:
+    """The map of a picture, RGB uint8 (H, W, 3): its gray, uint8 (H, W), tinted within the box by the ``mixture`` of
+    that; where it is empty, it stays gray."""
     picture = cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB)
-    return cv2.addWeighted(picture, 1 - TINT, resize(colors, *gray.shape), TINT, 0) if colors.size else picture
+    if colors.size:
+        inside = within(box, gray.shape, gray.shape)
+        part = picture[inside]
+        picture[inside] = cv2.addWeighted(part, 1 - TINT, resize(colors, *part.shape[:2]), TINT, 0)
+    return picture
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -59,26 +65,26 @@ def keep(path: Path) -> Iterator[Callable[[Known | None], None]]:
         os.fsync(file.fileno())
 
 
-def _kept(path, frames):
-    """Yield the ``mixture`` of each of the frames of a shot, an empty one for a frame that stayed as it was."""
+def _kept(path, shot):
+    """Yield the ``mixture`` of each frame of a Shot, an empty one for a frame that stayed as it was, and the box."""
     with gzip.open(path) as packed:
-        for _ in range(frames):
-            yield np.lib.format.read_array(packed, allow_pickle=False)
+        for _ in range(shot.start, shot.end):
+            yield np.lib.format.read_array(packed, allow_pickle=False), shot.box
 
 
-def write_known(film: Film, target: Path, times: Sequence[int], shots: Iterable[tuple[Path, int]], *, origin: int = 0,
-                aspect: Any = None) -> None:
+def write_known(film: Film, target: Path, times: Sequence[int], shots: Iterable[tuple[Path, Shot]], *,
+                origin: int = 0, aspect: Any = None) -> None:
     """Write the map of ``film`` as the H.264 film ``target`` without sound, of its size and times.
 
     ``times`` are the pts of its frames, of which the first shall be at ``origin``'s distance from 0; ``shots`` the
-    files that ``keep`` wrote, with their numbers of frames; ``aspect`` the shape of the pixels, None for square ones.
+    files that ``keep`` wrote, with their Shots; ``aspect`` the shape of the pixels, None for square ones.
     """
     maps = itertools.chain.from_iterable(itertools.starmap(_kept, shots))
 
     def pictures():
         with closing(planned_frames(film, times, 0)) as frames:
-            for (index, planes), colors in zip(frames, maps, strict=True):
-                yield times[index] - origin, tint(planes.luma(*planes.y.shape), colors)
+            for (index, planes), (colors, box) in zip(frames, maps, strict=True):
+                yield times[index] - origin, tint(planes.luma(*planes.y.shape), colors, box)
 
     with closing(ahead(pictures(), 8)) as drawn:
         write_pictures(target, film, tqdm(drawn, total=len(times), unit=" frames", desc=target.name, disable=None),

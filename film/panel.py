@@ -162,10 +162,15 @@ def panel_frame(truth: np.ndarray | None, gray: np.ndarray, slot_results: Sequen
     return sheet
 
 
+def fitting(picture: np.ndarray, height: int, width: int) -> list[int]:
+    """Height and width of a picture that is as large as fits into (height, width)."""
+    scale = min(height / picture.shape[0], width / picture.shape[1])
+    return [max(1, round(side * scale)) for side in picture.shape[:2]]
+
+
 def fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     """A picture, RGB uint8, as large as fits into (height, width), in the middle of it."""
-    scale = min(height / picture.shape[0], width / picture.shape[1])
-    inner = [max(1, round(side * scale)) for side in picture.shape[:2]]
+    inner = fitting(picture, height, width)
     if inner == [height, width]:
         return resize(picture, height, width)
     cell = np.full((height, width, 3), GROUND, np.uint8)
@@ -204,7 +209,7 @@ class Panel:
 
         ``shot`` (D,) is what the backbone sees of the shot, by which the memory is read once for all of them.
         """
-        pictures = [fit(picture, *self.cell) for picture in pictures]
+        pictures = [resize(picture, *fitting(picture, *self.cell)) for picture in pictures]
         labs = [rgb_to_lab(picture) for picture in pictures]
         lightness = [lab[..., 0] for lab in labs]
         seen = self.painter.look(lightness)
@@ -216,7 +221,8 @@ class Panel:
         if self.truth:
             painter = replace(self.painter, source="truth")
             true = self._join(lightness, painter.generate(lightness, painter.given(labs), seen)[0])
-        return [panel_frame(picture if self.truth else None, lab_to_rgb(lab * np.array([1, 0, 0], np.float32)),
+        return [panel_frame(picture if self.truth else None,
+                            fit(lab_to_rgb(lab * np.array([1, 0, 0], np.float32)), *self.cell),
                             list(slots), by_truth, self.mosaic, (ids + [-1, -1])[:3])
                 for picture, lab, slots, by_truth, ids in zip(
                     pictures, labs, zip(*results, strict=True), true, recall.ids.tolist(), strict=True)]
@@ -266,8 +272,9 @@ def _sheets(painter, film, records, begin, batch_size):
                 if shot is None:
                     return
                 cut = True
-            panel = panel or Panel(painter, planes.y.shape[0], planes.y.shape[1], truth)
-            pending.append((pts, planes.picture() if drawing.is_new(planes, cut) else None))
+            part = planes.part(shot.box)
+            panel = panel or Panel(painter, part.y.shape[0], part.y.shape[1], truth)
+            pending.append((pts, part.picture() if drawing.is_new(planes, cut) else None))
             cut = False
             if len(pending) == 2 * batch_size or sum(picture is not None for _, picture in pending) == batch_size:
                 yield from paint()

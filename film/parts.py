@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from film.plan import Plan, Target
-from film.planes import Planes
+from film.planes import Box, Planes
 from utils import UserError, load_checkpoint, save_checkpoint
 
 THUMBNAIL = 320  # width of the pictures in a ShotRecord, and of those that its CDC is measured on
@@ -41,6 +41,7 @@ class ShotRecord:
     cdc: float = math.nan  # color distribution consistency of the result; nan with color_only, and of one frame
     cdc_truth: float = math.nan  # nan where there is no truth
     recalled: float = math.nan  # mean of Known.recalled
+    box: Box | None = None  # what was colored, without the bars; None is all
     seconds: float = field(default=0.0, compare=False)  # of work on the shot
 
     def log_line(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What is known of a film before it is colored? Its shots with their palettes, how it is encoded, what paints it."""
 
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,7 +13,7 @@ import torch
 from colorizer.certainty import Known
 from colorizer.painter import Palette
 from colorizer.response import Response
-from film.planes import Coding
+from film.planes import Box, Coding
 
 
 class FilmPainter(Protocol):
@@ -67,11 +68,13 @@ class Shot:
     end: int
     palette: Palette
     in_color: bool  # already; keep_color_shots leaves it as it is
+    box: Box | None = None  # what is colored, without the bars; None is all
 
 
 @dataclass
 class Plan:
-    """What the first pass over a film found: the time and the light of every frame, and the shots."""
+    """What the first pass over a film found: the time and the light of every frame, and the shots with what is colored
+    of them."""
 
     pts: array  # of int64, in the film's time base
     last_duration: int  # of the last frame
@@ -83,6 +86,16 @@ class Plan:
     def times(self, shot: Shot) -> array:
         """The pts of the frames of a Shot."""
         return self.pts[shot.start:shot.end]
+
+    def box(self, start: int, end: int) -> Box | None:
+        """What is colored of any of the frames [start, end); None is all."""
+        first = bisect_right(self.shots, start, key=lambda shot: shot.end)
+        last = bisect_left(self.shots, end, first, key=lambda shot: shot.end)
+        boxes = {shot.box for shot in self.shots[min(first, len(self.shots) - 1):last + 1]}
+        if None in boxes:
+            return None
+        top, bottom, left, right = zip(*boxes, strict=True)
+        return min(top), max(bottom), min(left), max(right)
 
     def state(self) -> dict[str, Any]:
         """The plan as plain values and tensors."""

@@ -73,6 +73,22 @@ class Coding(NamedTuple):
         return np.uint8 if self.depth == 8 else np.uint16
 
 
+Box = tuple[int, int, int, int]  # the part of a picture that is no bars: top, bottom, left and right, in pixels
+
+
+def within(box: Box | None, picture: tuple[int, ...], plane: tuple[int, ...]) -> tuple[slice, slice]:
+    """The rows and columns of a ``plane`` (h, w) of a ``picture`` (H, W) that lie in its box as a whole; None is all.
+    """
+    if box is None:
+        return slice(0, plane[0]), slice(0, plane[1])
+
+    def samples(first, end, size, count):
+        step = -(-size // count)
+        return slice(-(-first // step), count if end == size else end // step)
+
+    return samples(*box[:2], picture[0], plane[0]), samples(*box[2:], picture[1], plane[1])
+
+
 class Planes(NamedTuple):
     """A picture as it is stored: codes Y' (H, W), and Cb and Cr (h, w), h <= H and w <= W, or None if it is gray."""
 
@@ -89,6 +105,11 @@ class Planes(NamedTuple):
             return self
         y, cb, cr = map(_mean_of_fields, self[:3])
         return Planes(y, cb, cr, self.coding)
+
+    def part(self, box: Box | None) -> "Planes":
+        """What lies in the box; None is all."""
+        cb, cr = (plane if plane is None else plane[within(box, self.y.shape, plane.shape)] for plane in self[1:3])
+        return self._replace(y=self.y[within(box, self.y.shape, self.y.shape)], cb=cb, cr=cr)
 
     def rgb(self, height: int, width: int) -> np.ndarray:
         """RGB float32 (height, width, 3) in [0, 1]; of interlaced pictures, the mean of their fields."""

@@ -15,10 +15,11 @@ from colorizer.painter import Painter
 from colorizer.response import Response
 from config import FilmConfig, ModelConfig
 from dataset import AB_SCALE, L_SCALE, in_color, lab_to_rgb, resize, rgb_to_lab
-from film.episode import color_film, scan
+from film.episode import color_film
 from film.light import Light, lit
 from film.plan import Plan
 from film.planes import gray_lightness
+from film.scan import scan
 from film.video import VideoFile
 from resources.draw_episodes import draw_frame
 

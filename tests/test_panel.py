@@ -46,7 +46,7 @@ def painter(colorizer):
 
 def records(*ends, truth=None):
     """Shots that end in front of these frames, all of which look the same to the backbone."""
-    return [SimpleNamespace(end_frame=end, feature=torch.ones(1280), truth=truth) for end in ends]
+    return [SimpleNamespace(box=None, end_frame=end, feature=torch.ones(1280), truth=truth) for end in ends]
 
 
 def flat(*color, size=(72, 128)):

@@ -1,0 +1,166 @@
+"""What does the first pass over a film find? Its shots with their palettes, bars, light and response.
+
+A film that has bars, or a gray of its own, is passed over once more, now without the one and through the other.
+"""
+
+import math
+from array import array
+from collections import deque
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from typing import Generic, NamedTuple, TypeVar
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from config import FilmConfig
+from dataset import in_color, resize
+from film.bars import Profile, find_boxes, margins, profile
+from film.light import Light, lit
+from film.plan import FilmPainter, Plan, Shot
+from film.planes import Planes
+from film.shots import GRAY_LOOK_AHEAD, find_gray_cuts, frame_positions
+from film.video import Damage, Film, ahead, window
+from utils import UserError
+
+SAMPLES = 8  # frames of a shot that its palette is chosen by
+LOOKS, LOOK = 12, 256  # frames of a film by which its response is found, and pixels along a side of them
+T = TypeVar("T")
+
+
+class Spread(Generic[T]):
+    """Of things that come one by one, ``count`` that are spread evenly over all; less than twice as many are held."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.stride, self.seen = count, 1, 0
+        self.held: list[T] = []
+
+    def add(self, make: Callable[[], T]) -> None:
+        """Take the next thing, which is made only if it is held."""
+        if self.seen % self.stride == 0:
+            self.held.append(make())
+            if len(self.held) == 2 * self.count:
+                self.held = self.held[::2]
+                self.stride *= 2
+        self.seen += 1
+
+    def chosen(self) -> list[T]:
+        """At most ``count`` of those that came."""
+        return [self.held[i] for i in frame_positions(0, len(self.held) - 1, self.count)]
+
+
+class Sample(NamedTuple):
+    """A frame that its shot is known by."""
+
+    frame: int  # its number in the film
+    lab: np.ndarray  # float32 (side, side, 3)
+    rgb: np.ndarray  # uint8 (side, side, 3)
+    profile: Profile
+
+
+class Samples:
+    """Frames spread evenly over the open shot."""
+
+    def __init__(self, side: int) -> None:
+        self.side, self.seen = side, 0
+        self.recent = deque()  # (index, planes) that may belong to the next shot
+        self.open: Spread[Sample] = Spread(SAMPLES)
+
+    def add(self, planes: Planes) -> None:
+        self.recent.append((self.seen, planes))
+        self.seen += 1
+        if len(self.recent) > GRAY_LOOK_AHEAD:
+            self._keep(*self.recent.popleft())
+
+    def _keep(self, index, planes):
+        def make():
+            rgb = planes.rgb(self.side, self.side)
+            return Sample(index, cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab), np.rint(rgb * 255).astype(np.uint8),
+                          profile(planes))
+
+        self.open.add(make)
+
+    def close(self, end: int) -> list[Sample]:
+        """End the open shot in front of frame ``end``, where the next one begins; returns at most SAMPLES frames."""
+        while self.recent and self.recent[0][0] < end:
+            self._keep(*self.recent.popleft())
+        chosen, self.open = self.open.chosen(), Spread(SAMPLES)
+        return chosen
+
+
+def scan(film: Film, painter: FilmPainter, config: FilmConfig) -> Plan:
+    """The first pass over a film: its Plan. A film that has bars or a Response is read once more, for shots and
+    palettes without the bars and by the Response. Raises UserError when no frame between start and end decodes."""
+    looks: Spread[tuple[int, Sample]] = Spread(LOOKS)
+    plan, response = _scan(film, painter, config, looks), None
+    if config.response == "auto":
+        response = painter.respond([_lightness(sample, plan.shots[number].box) for number, sample in looks.chosen()])
+    if response is not None or any(shot.box for shot in plan.shots):
+        plan = _scan(film, painter.through(response), config, Spread(LOOKS), plan)
+        plan.response = response
+    return plan
+
+
+def _lightness(sample, box):
+    """L of what lies in the box of a Sample of a whole frame, at most LOOK pixels along a side."""
+    L, (rows, columns) = sample.lab[..., 0], map(len, sample.profile)
+    side = min(LOOK, len(L))
+    if box is not None:
+        top, bottom, left, right = np.rint(np.array(box) * len(L) / [rows, rows, columns, columns]).astype(int)
+        L = L[top:bottom, left:right]
+    return resize(L, side, side)
+
+
+def _scan(film, painter, config, looks, first=None):
+    """The Plan of a film without its Response; ``looks`` gets some of its frames, each with the number of its shot. The
+    Plan ``first``, of an earlier reading, tells of bars; without it, they are looked for."""
+    samples, light, damage, pts = Samples(painter.side), Light(), Damage(), array("q")
+    shots, told, lights, has_color = [], [], [], False
+    begin, beyond = window(film, config)
+    duration, size = 0, (0, 0)
+
+    def lumas():
+        nonlocal duration, size
+        frames = ahead(film.read(begin, damage), 8)
+        with closing(frames), tqdm(total=film.promised or None, unit=" frames", desc="finding shots", leave=False,
+                                   disable=None) as bar:
+            for time_, length, planes in frames:
+                if time_ >= beyond:
+                    return
+                if first is not None:
+                    planes = planes.part(first.box(len(pts), len(pts) + 1))
+                pts.append(time_)
+                duration, size = length, planes.y.shape
+                samples.add(planes)
+                bar.update()
+                luma = planes.luma(256, 256)
+                light.add(luma)
+                yield luma
+
+    def close(end):
+        nonlocal has_color
+        start, chosen = shots[-1].end if shots else 0, samples.close(end)
+        lights.append(light.of_shot(start, end))
+        for sample in chosen:
+            sample.lab[..., 0] = lit(sample.lab[..., 0], lights[-1][sample.frame - start])
+            looks.add(partial(tuple, (len(shots), sample)))
+        _, labs, pictures, profiles = zip(*chosen, strict=True)
+        told.append(margins(profiles))
+        shots.append(Shot(start, end, painter.palette(labs), in_color(pictures), first and first.box(start, end)))
+        has_color = has_color or shots[-1].in_color
+
+    for cut in find_gray_cuts(lumas()):
+        close(cut)
+    if not pts:
+        part = "" if (config.start, config.end) == (0, math.inf) else " between --start and --end"
+        raise UserError(f"no frame of {film.path}{part} can be decoded")
+    close(len(pts))
+    damage.report(film.path)
+    if not duration:
+        duration = pts[-1] - pts[-2] if len(pts) > 1 else max(1, round(1 / (film.rate * film.time_base)))
+    if first is None:
+        for shot, box in zip(shots, find_boxes(told, [shot.end - shot.start for shot in shots], size), strict=True):
+            shot.box = box
+    return Plan(pts, duration, shots, has_color, np.concatenate(lights))
