@@ -31,6 +31,13 @@ EPISODE = 2
 FILM = Path(__file__).resolve().parents[1] / "resources" / f"episode_{EPISODE}.mp4"
 
 
+def cut(picture: np.ndarray) -> np.ndarray:
+    """RGB uint8 (H, W, 3) -> (360, 480, 3), without 4 % at each side."""
+    height, width, _ = picture.shape
+    y, x = round(0.04 * height), round(0.04 * width)
+    return resize(picture[y:-y, x:-x], 360, 480)
+
+
 @dataclass
 class Source:
     """Where pictures come from: how their colors and their luma differ from the show's."""
@@ -39,10 +46,8 @@ class Source:
     gamma: float = 1.0
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
-        """RGB uint8 (H, W, 3) -> (360, 480, 3): 4 % of each side cut off, a logo, JPEG of quality 40."""
-        height, width, _ = picture.shape
-        y, x = round(0.04 * height), round(0.04 * width)
-        codes = cv2.cvtColor(resize(picture[y:-y, x:-x], 360, 480), cv2.COLOR_RGB2YCrCb)
+        """RGB uint8 (H, W, 3) -> (360, 480, 3): ``cut``, with a logo, as JPEG of quality 40."""
+        codes = cv2.cvtColor(cut(picture), cv2.COLOR_RGB2YCrCb)
         codes[..., 0] = (255 * (codes[..., 0] / 255) ** self.gamma).round()
         turned = self.grade(cv2.cvtColor(codes, cv2.COLOR_YCrCb2RGB))
         cv2.putText(turned, "TV", (410, 40), cv2.FONT_HERSHEY_SIMPLEX, 1.2, (255, 255, 255), 5, cv2.LINE_AA)
