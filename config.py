@@ -204,6 +204,20 @@ class ResponseConfig:
 
 
 @dataclass
+class GradeConfig:
+    """Constants of how the colors of references are brought to the show's (``colorizer/matching.py``). Chosen on the
+    drawn episodes (``benchmarks/trials.md``)."""
+
+    pictures: int = 32  # references that are looked at, at equal steps
+    pairs: int = 20  # places that show the same thing, at least
+    near: float = 3.0  # two Cb and Cr in [-128, 127] are the same color up to this distance
+    clearly: float = 0.1  # a grade must explain more pairs of colors than no grade, by this share of all
+    gain: float = 2.5  # a stronger or weaker saturation than this or its inverse is wanted so
+    turn: float = 30.0  # degrees; hues that are turned by more are wanted so
+    shift: float = 20.0  # of Cb and Cr in [-128, 127]; a stronger tint is wanted so
+
+
+@dataclass
 class ModelConfig:
     """What a checkpoint must know to build its networks again. TrainConfig explains each setting."""
 
@@ -423,6 +437,8 @@ class PainterConfig:
     reference: Path | None = setting(None, "a picture in color whose palette is used for everything")
     references: Path | None = setting(None, "a folder of color pictures to add to the memory: frames like them take "
                                       "their colors, with no training")
+    match_references: bool = setting(True, "bring references from another source, which is more or less saturated or "
+                                     "of another hue where both show the same thing, to the colors of the show")
     save_checkpoint: Path | None = setting(None, "write the checkpoint with the references to this file")
     device: str = setting("auto", "where to run the networks", choices=["auto", "cpu", "cuda"], group="machine")
     precision: str = setting("auto", "of the networks; auto is bf16 where the hardware is fast at it",

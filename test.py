@@ -190,8 +190,9 @@ def explain_film(painter: Painter, records: Records, film: Film, target: Path, s
     """Write what goes with a colored film: the report, the frames to color next, the panel."""
     suggestions, folder = suggest_frames(records, config.suggest), beside(target, "color_these")
     thumbnails = memory_pictures(painter.colorizer) if painter.remembers else {}
+    told = {"references": f"{painter.grade}; brought to its colors"} if painter.grade else {}
     report = Report(film.name, records, suggestions, folder.name, painter.names, thumbnails, summaries,
-                    {"checkpoint": str(config.checkpoint), "palette from": painter.source}, records.response)
+                    {"checkpoint": str(config.checkpoint), "palette from": painter.source, **told}, records.response)
     write_report(beside(target, "report.html"), report)
     print(f"how it went, shot by shot: {beside(target, 'report.html')}")
     if suggestions:

@@ -13,9 +13,10 @@ import torch
 from colorizer.backbone import Seen, look
 from colorizer.certainty import Known
 from colorizer.colorizer import Colorizer, model_config_of
+from colorizer.matching import Grade, find_grade
 from colorizer.response import Response, find_response, match
 from colorizer.votes import FollowedVotes
-from config import ModelConfig, PainterConfig, ResponseConfig
+from config import GradeConfig, ModelConfig, PainterConfig, ResponseConfig
 from dataset import (
     AB_SCALE, GRAY_SIZE, L_SCALE, REFERENCE_ID, color_feature, decode_lab, lab_to_rgb, lab_to_tensors, resize,
     rgb_to_lab, tensors_to_lab)
@@ -53,6 +54,7 @@ class Painter:
     names: dict[int, str] = field(default_factory=dict)  # image id -> file name, of the frames in memory
     checkpoint: Path | None = None  # that it was loaded from
     response: Response | None = None  # through which it looks at gray pictures
+    grade: Grade | None = None  # that brought its references to the colors of the show
 
     @classmethod
     def load(cls, checkpoint: str | Path, **settings: Any) -> "Painter":
@@ -243,10 +245,12 @@ class Painter:
     # References
 
     @torch.no_grad()
-    def add_references(self, pictures: Sequence[np.ndarray]) -> None:
+    def add_references(self, pictures: Sequence[np.ndarray], matched: bool = True) -> None:
         """Add pictures in color, RGB uint8 (H, W, 3) of any sizes, to the memories, pinned; nothing is trained.
 
-        Raises UserError when there is no memory to add to, or when it is not read.
+        If they are to be ``matched`` and have clearly the colors of another source, a ``grade``, one for all, brings
+        them to those of the show, and that is told. Raises UserError when there is no memory to add to, or when it is
+        not read.
         """
         colorizer, config = self.colorizer, self.config
         if not config.use_memory:
@@ -255,6 +259,13 @@ class Painter:
         if not self.remembers:
             raise UserError("--references adds to the memory, which --color_feature truth and --reference leave aside; "
                             "use one of them")
+        self.identity = _digest(self.identity.encode(), bytes([matched]), *(picture.tobytes() for picture in pictures))
+        self.grade = None
+        if matched and config.use_spatial_memory:
+            self.grade = find_grade(self._look, colorizer.spatial, pictures, GradeConfig())
+        if self.grade is not None:
+            warn(f"the references are {self.grade}; brought to its colors (--match_references False keeps theirs)")
+            pictures = [self.grade(picture) for picture in pictures]
         for lab in map(rgb_to_lab, pictures):
             seen, L, ab, guess = self._guessed(lab)
             if config.use_spatial_memory:
@@ -263,7 +274,6 @@ class Painter:
             colorizer.memory.pin(colorizer.memory.query(seen.features), feature)
         colorizer.config = replace(config, mem_size=config.mem_size + len(pictures),
                                    spatial_size=config.spatial_size + config.use_spatial_memory * len(pictures))
-        self.identity = _digest(self.identity.encode(), *(picture.tobytes() for picture in pictures))
 
     def _guessed(self, lab):
         """What is Seen of a picture in color, Lab (H, W, 3), its L (1, 1, S, S) and ab (1, 2, S, S), S the colorizer's
@@ -365,7 +375,7 @@ def load_painter(config: PainterConfig) -> Painter:
     settings = repr((painter.source, painter.rank, config.precision, device.type)).encode()
     painter.identity = _digest(config.checkpoint.read_bytes(), settings, colors)
     if config.references:
-        painter.add_references(read_references(config.references))
+        painter.add_references(read_references(config.references), config.match_references)
         if config.save_checkpoint:
             painter.save(config.save_checkpoint)
     return painter

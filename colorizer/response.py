@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from colorizer.backbone import Seen
 from colorizer.spatial import SpatialMemory
 from config import ResponseConfig
-from dataset import L_SCALE, resize
+from dataset import AB_SCALE, L_SCALE, resize
 
 QUANTILES = (0.01, 0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95, 0.99)  # of lightness, where a curve has its knots
 
@@ -66,8 +66,10 @@ def _rising(values):
 class Matches(NamedTuple):
     """Pairs of places, of a film and of what is known, of which each looks most like the other."""
 
-    film: np.ndarray  # (p,) mean L of the film's
+    places: np.ndarray  # (p,) indices of the film's, among all places of its frames
+    film: np.ndarray  # (p,) mean L of these
     known: np.ndarray  # (p,) and of those in memory
+    ab: np.ndarray  # (p, 2) mean ab of those in memory, in Lab units
     distance: float  # mean squared distance of keys from every place of the film to the nearest known one
 
 
@@ -107,15 +109,17 @@ def match(see: Callable[[Sequence[np.ndarray]], Seen], memory: SpatialMemory, li
     places = (seen.places.flatten(2).transpose(1, 2).float() - memory.mean) @ memory.projection  # (N, P, dim)
     similarity = F.normalize(seen.features.float(), dim=1) @ memory.features.float().T
     similarity, count = similarity.masked_fill(memory.pinned, -torch.inf), int((~memory.pinned).sum())
-    film, known, distances = [], [], []
+    mutual, film, known, colors, distances = [], [], [], [], []
     for L, place, slots in zip(lightness, places, similarity.topk(min(config.frames, count)).indices, strict=True):
         keys = memory.keys[slots].flatten(0, 1).float()
         keys, light = keys[:, :dim], keys[:, dim + 2] / memory.config.lightness * L_SCALE
         distance = keys.square().sum(1) - 2 * place @ keys.T  # but for the square of the place, the same in a row
         nearest, back = distance.min(1), (distance + place.square().sum(1)[:, None]).argmin(0)
-        mutual = back[nearest.indices] == torch.arange(len(place), device=place.device)
-        apart = nearest.values + place.square().sum(1)
-        film.append(resize(L, grid, grid).flatten()[mutual.cpu().numpy()])
-        known.append(light[nearest.indices[mutual]].cpu().numpy())
-        distances.append(apart)
-    return Matches(np.concatenate(film), np.concatenate(known), float(torch.cat(distances).mean()))
+        mutual.append((back[nearest.indices] == torch.arange(len(place), device=place.device)).cpu().numpy())
+        film.append(resize(L, grid, grid).flatten())
+        known.append(light[nearest.indices].cpu().numpy())
+        colors.append(memory.ab[slots].flatten(0, 1)[nearest.indices].float().cpu().numpy() * AB_SCALE)
+        distances.append(nearest.values + place.square().sum(1))
+    chosen = np.concatenate(mutual).nonzero()[0]
+    of_film, of_known, ab = (np.concatenate(x)[chosen] for x in (film, known, colors))
+    return Matches(chosen, of_film, of_known, ab, float(torch.cat(distances).mean()))
