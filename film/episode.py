@@ -34,14 +34,15 @@ from colorizer.certainty import Known
 from colorizer.flow import SteadyColors
 from config import FilmConfig, part_of
 from dataset import in_color, resize
+from film.dissolves import LATE, Boundary, Mixture, Painted, find_boundaries
 from film.encoding import FilmWriter, write_errors
 from film.fields import NAMES, split, weave
 from film.known import keep, write_known
 from film.parts import THUMBNAIL, Parts, Records, ShotRecord, Writer, is_joined
-from film.plan import FilmPainter, Plan, Shot, Target
+from film.plan import Blend, FilmPainter, Plan, Shot, Target
 from film.planes import Planes, change_depth, paint_chroma
 from film.sequence import FrameWriter, NumberedFrames
-from film.shots import GRAY_LOOK_AHEAD, find_gray_cuts, frame_positions
+from film.shots import frame_positions
 from film.steadiness import CDC
 from film.video import Damage, Film, ahead, planned_frames, window
 from utils import UserError, is_color, only_one, warn
@@ -51,7 +52,7 @@ LOOKS, LOOK = 12, 256  # frames of a film by which its response is found, and pi
 HELD = 4.0  # a drawing is held while no mean luma of 4 x 4 pixels changes by more than this, in 8-bit steps
 PAINTERS = 2  # threads that color, a batch each
 NEUTRAL = 0.4663  # Y' in [0, 1] of a gray of L 50
-PARTS_FORMAT = 7  # of what is kept for an interrupted run
+PARTS_FORMAT = 8  # of what is kept for an interrupted run
 T = TypeVar("T")
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -80,17 +81,17 @@ class Spread(Generic[T]):
 
 
 class Samples:
-    """Frames spread evenly over the open shot, as Lab and RGB (side, side, 3)."""
+    """Frames spread evenly over what is seen of the open shot alone, as Lab and RGB (side, side, 3)."""
 
     def __init__(self, side: int) -> None:
         self.side, self.seen = side, 0
-        self.recent = deque()  # (index, planes) that may belong to the next shot
+        self.recent = deque()  # (index, planes of side x side) that may belong to the next shot
         self.open: Spread[tuple[np.ndarray, np.ndarray]] = Spread(SAMPLES)
 
     def add(self, planes: Planes) -> None:
-        self.recent.append((self.seen, planes))
+        self.recent.append((self.seen, planes.reduced(self.side)))
         self.seen += 1
-        if len(self.recent) > GRAY_LOOK_AHEAD:
+        if len(self.recent) > LATE:
             self._keep(self.recent.popleft()[1])
 
     def _keep(self, planes):
@@ -100,13 +101,18 @@ class Samples:
 
         self.open.add(make)
 
-    def close(self, end: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """End the open shot in front of frame ``end``, where the next one begins; returns at most SAMPLES frames of it,
-        [(Lab float32, RGB uint8)]."""
-        while self.recent and self.recent[0][0] < end:
+    def close(self, boundary: Boundary) -> tuple[list[tuple[np.ndarray, np.ndarray]], Blend | None]:
+        """End the open shot; returns at most SAMPLES frames of it, [(Lab float32, RGB uint8)], and how it becomes the
+        next one, None by a cut."""
+        while self.recent and self.recent[0][0] < boundary.start:
             self._keep(self.recent.popleft()[1])
+        while self.recent and self.recent[0][0] < boundary.end:
+            self.recent.popleft()
         chosen, self.open = self.open.chosen(), Spread(SAMPLES)
-        return chosen
+        if boundary.start == boundary.end:
+            return chosen, None
+        following = self.recent[0][1].lab(self.side)[..., 0].astype(np.float16)
+        return chosen, Blend(boundary.end - boundary.start, boundary.wipe, following)
 
 
 def scan(film: Film, painter: FilmPainter, config: FilmConfig) -> Plan:
@@ -140,20 +146,22 @@ def _scan(film, painter, config, looks):
                 bar.update()
                 yield planes.luma(256, 256)
 
-    def close(end):
+    def close(boundary):
         nonlocal has_color
-        labs, pictures = zip(*samples.close(end), strict=True)
+        chosen, blend = samples.close(boundary)
+        labs, pictures = zip(*chosen, strict=True)
         for lab in labs:
             looks.add(partial(resize, lab[..., 0], *[min(LOOK, painter.side)] * 2))
-        shots.append(Shot(shots[-1].end if shots else 0, end, painter.palette(labs), in_color(pictures)))
+        start = shots[-1].end if shots else 0
+        shots.append(Shot(start, boundary.end, painter.palette(labs), in_color(pictures), blend))
         has_color = has_color or shots[-1].in_color
 
-    for cut in find_gray_cuts(lumas()):
-        close(cut)
+    for boundary in find_boundaries(lumas()):
+        close(boundary)
     if not pts:
         part = "" if (config.start, config.end) == (0, math.inf) else " between --start and --end"
         raise UserError(f"no frame of {film.path}{part} can be decoded")
-    close(len(pts))
+    close(Boundary(len(pts), len(pts)))
     damage.report(film.path)
     if not duration:
         duration = pts[-1] - pts[-2] if len(pts) > 1 else max(1, round(1 / (film.rate * film.time_base)))
@@ -174,6 +182,7 @@ class Job:
     L: np.ndarray | None = None  # (side, side), the network's input; None: a held drawing, a kept shot, or painted
     ab: np.ndarray | None = None  # (S, S, 2) in Lab units, steadied; None for a frame that stays as it is
     known: Known | None = None  # of the places of a frame that is colored
+    blends: bool = False  # whether it shows the next shot, too
 
 
 class Drawing:
@@ -203,8 +212,8 @@ def read_jobs(film: Film, plan: Plan, todo: Sequence[int], side: int,
         for index, planes in frames:
             if index < shot.start:
                 continue
-            job = Job(number, index, planes)
-            if not (keep and shot.in_color) and drawing.is_new(planes, index == shot.start):
+            job = Job(number, index, planes, blends=index >= shot.alone)
+            if not (keep and shot.in_color) and (job.blends or drawing.is_new(planes, index == shot.start)):
                 job.L = planes.lab(side)[..., 0]
             yield job
             if index == shot.end - 1:
@@ -245,25 +254,35 @@ def coloring_threads(count: int) -> Iterator[ThreadPoolExecutor]:
 def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Plan,
                config: FilmConfig) -> Generator[Job, None, None]:
     """Yield the jobs, in order, with ab and what is known filled in; PAINTERS batches are colored at a time."""
-    steady, last = SteadyColors(config.steady), (None, None)
+    steady, last, mixture = SteadyColors(config.steady), None, None
 
     def paint(batch):
-        fresh = [job.L for job in batch if job.L is not None]
+        fresh = [job.L for job in batch if job.L is not None and not job.blends]
         if not fresh:
             return iter(())
         ab, known = painter.paint(np.stack(fresh), plan.shots[batch[0].shot].palette)
         return zip(ab, known.each(), strict=True)
 
+    def mix(shot, before):
+        """The Mixture between a shot, of which ``before`` is the last frame that shows it alone, and the next one."""
+        blend, following = plan.shots[shot].blend, plan.shots[shot + 1]
+        L = blend.following.astype(np.float32)
+        ab, known = painter.paint(L[None], following.palette)
+        return Mixture(blend.frames, blend.wipe, before, Painted(L, ab[0], next(known.each())), config.steady.side)
+
     def fill(batch, answers):
-        nonlocal steady, last
+        nonlocal steady, last, mixture
         if batch[0].index == plan.shots[batch[0].shot].start:
-            steady = SteadyColors(config.steady)
+            steady, mixture = SteadyColors(config.steady), None
         for job in batch:
-            if job.L is not None:
+            if job.L is not None and job.blends:
+                mixture = mixture or mix(job.shot, last)
+                job.ab, job.known = mixture(job.L)
+            elif job.L is not None:
                 ab, known = next(answers)
-                last = steady(job.L, ab), known
-            if not (config.keep_color_shots and plan.shots[job.shot].in_color):
-                job.ab, job.known = last
+                last = Painted(job.L, steady(job.L, ab), known)
+            if not (job.blends or config.keep_color_shots and plan.shots[job.shot].in_color):
+                job.ab, job.known = last.ab, last.known
             job.L = None
         return batch
 
@@ -363,7 +382,7 @@ class Coloring:
         """Write one shot from its jobs; returns its ShotRecord."""
         plan, config, target = self.plan, self.config, self.writer.target
         shot, started, known = plan.shots[number], time.monotonic(), []
-        middle, cdc, cdc_truth = (shot.start + shot.end) // 2, CDC(), CDC()
+        middle, cdc, cdc_truth = (shot.start + shot.alone) // 2, CDC(), CDC()
         ratio = target.tags.get("sample_aspect_ratio") or 1
         size = max(1, round(THUMBNAIL * target.height / (target.width * ratio))), THUMBNAIL
         keeping = keep(self.parts.known(number)) if config.confidence else nullcontext(lambda known: None)
@@ -391,7 +410,8 @@ class Coloring:
             list(shot.palette.slot_ids), list(shot.palette.slot_scores), confidence,
             shot.palette.feature.numpy(),
             config.keep_color_shots and shot.in_color, cdc.value(),
-            math.nan if truth is None else cdc_truth.value(), recalled, time.monotonic() - started)
+            math.nan if truth is None else cdc_truth.value(), recalled, time.monotonic() - started,
+            shot.end - shot.alone)
 
 
 def map_of(output: Path) -> Path:
