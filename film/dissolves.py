@@ -17,14 +17,18 @@ from colorizer.flow import Flow, fetch
 from dataset import resize
 from film.shots import judge_gray_cuts
 
-SIDE = 32  # of the pictures that are compared
+SIDE, FINE = 32, 64  # of the pictures that are compared, and of those whose motion is told
+PACE = 4  # frames by which it is told
 REACHES = (3, 4, 5, 7, 9, 12, 16, 21, 28, 42)  # frames from the middle of a window to its ends, which show one shot
 FLAT = 6.0  # standard deviation of luma, of 255, below which a picture shows nothing: black, white, a fade
 ALIKE = 0.45  # correlation of the luma of two pictures above which they may be of one shot
 CHANGED, BROAD = 12, 0.55  # luma changes by so much from shot to shot, on so large a share of the picture
 HALF = 0.2  # the middle frame of a window is so near to half of both shots
 MIXED, SWITCHED = 0.045, 0.04  # of the change, what is left by the best mixture, and by the nearer of both shots
-MOTION = 0.4  # of the change, what the shots change by themselves in front of the window and behind it
+LOOSE = 5.0  # the middle frame of a window may have so many times as much before motion is told
+STAYS = 0.6  # of the places that show one shot, so many are seen in the other one, too, as it moves
+MOTION = 0.8  # of the change, what the shots change by themselves in front of the window and behind it
+SHORTEST = 3  # frames of a dissolve
 STEP, BACK = 0.45, 0.15  # the share of the next shot grows by no more from frame to frame, and falls by no more in all
 MARGIN = 3  # frames around a dissolve in which there is no cut
 LATE = 3 * REACHES[-1] + 2 * MARGIN  # frames by which find_boundaries may be late
@@ -68,6 +72,7 @@ def find_boundaries(lumas: Iterable[np.ndarray]) -> Iterator[Boundary]:
 class _Seen(NamedTuple):
     """A frame as a vector."""
 
+    picture: np.ndarray  # uint8 (FINE, FINE)
     luma: np.ndarray  # float32 (SIDE * SIDE,)
     centered: np.ndarray  # minus its mean, since brightness may flicker
     norm: float  # of ``centered``
@@ -96,9 +101,7 @@ class DissolveFinder:
 
     def process(self, luma: np.ndarray) -> list[Boundary]:
         """Take the next frame's luma; returns the dissolves, one at most, that this allows to judge."""
-        vector = resize(luma, SIDE, SIDE).astype(np.float32).ravel()
-        centered = vector - vector.mean()
-        self._seen.append(_Seen(vector, centered, float(np.linalg.norm(centered))))
+        self._seen.append(_look(resize(luma, FINE, FINE)))
         self._count += 1
         for reach in REACHES:
             self._judge(self._count - 1 - 2 * reach, reach)
@@ -128,10 +131,11 @@ class DissolveFinder:
         before, behind = max(start - reach, first), min(stop + reach, self._count - 1)
         if start - before < 2 or behind - stop < 2:  # nothing is known of what is around
             return
-        before, start, middle_, stop, behind = (self._seen[i - first] for i in (before, start, middle, stop, behind))
-        if not _may_be(before, start, middle_, stop, behind):
+        window = [self._seen[i - first] for i in range(before, behind + 1)]
+        start, stop = start - before, stop - before
+        if not _may_be(*(window[i] for i in (0, start, middle - before, stop, -1))):
             return
-        fit = fit_window([self._seen[i - first] for i in range(middle - reach, middle + reach + 1)], middle - reach)
+        fit = fit_window(window, start, stop, middle - reach)
         if fit is not None and fit.boundary.start > self._end and (self._best is None or fit < self._best):
             self._best = fit
 
@@ -141,10 +145,14 @@ def _may_be(before, start, middle, stop, behind):
     if min(start.norm, stop.norm) < FLAT * SIDE or (alike := _alike(start, stop)) > ALIKE:
         return False
     change = stop.centered - start.centered
-    share = (middle.centered - start.centered) @ change / (change @ change)
+    moved, length = middle.centered - start.centered, change @ change
+    share = moved @ change / length
     if abs(share - 0.5) > HALF or max(1 - _alike(before, start), 1 - _alike(stop, behind)) > MOTION * (1 - alike):
         return False
-    change = stop.luma - start.luma
+    mixed, change = np.square(moved - share * change).sum() / length, stop.luma - start.luma
+    nearer = np.minimum(np.square(middle.luma - start.luma), np.square(middle.luma - stop.luma)).sum()
+    if min(mixed / MIXED, nearer / (change @ change) / SWITCHED) > LOOSE:
+        return False
     return np.mean(np.abs(change - np.median(change)) > CHANGED) > BROAD
 
 
@@ -155,17 +163,61 @@ def _alike(one, other):
     return float(one.centered @ other.centered) / (one.norm * other.norm)
 
 
-def fit_window(window: list[_Seen], first: int) -> _Fit | None:
-    """Explain frames from number ``first`` on by the first and the last of them; None if that does not do."""
-    lumas, centered = np.stack([frame.luma for frame in window]), np.stack([frame.centered for frame in window])
-    change, moved = lumas[-1] - lumas[0], centered - centered[0]
-    line = moved[-1]
-    share = moved @ line / (line @ line)
+def _look(picture):
+    """What is Seen of a picture, (FINE, FINE)."""
+    luma = resize(picture, SIDE, SIDE).astype(np.float32).ravel()
+    centered = luma - luma.mean()
+    return _Seen(picture, luma, centered, float(np.linalg.norm(centered)))
+
+
+def fit_window(seen: list[_Seen], start: int, stop: int, first: int) -> _Fit | None:
+    """Explain the frames seen[start:stop + 1], the film's from number ``first`` on, by the first and the last of them,
+    as they are or as they go on moving; None if neither does."""
+    one, other, window = seen[start], seen[stop], seen[start:stop + 1]
+    still = _fit(window, [one] * len(window), [other] * len(window), first)
+    if still is not None:
+        return still
+    flow = Flow()
+    back, on = max(0, start - PACE), min(len(seen) - 1, stop + PACE)
+    past = flow(one.picture, seen[back].picture) / (start - back)
+    future = flow(other.picture, seen[on].picture) / (on - stop)
+    ones = [_look(fetch(one.picture, past * i)) for i in range(len(window))]
+    others = [_look(fetch(other.picture, future * i)) for i in reversed(range(len(window)))]
+    middle = len(window) // 2
+    if _alike(ones[middle], others[middle]) > ALIKE or _pans(window[middle], ones[middle], others[middle],
+                                                             past * middle, future * middle):
+        return None
+    return _fit(window, ones, others, first)
+
+
+def _pans(frame, one, other, past, future):
+    """Whether two pictures explain a frame like two ends of a pan: the other one alone where the motion leaves one."""
+    changed = np.abs(one.luma - other.luma) > CHANGED
+    behind = np.abs(frame.luma - other.luma) < np.abs(frame.luma - one.luma)
+    return any(places.any() and _stays(flow)[places].mean() < STAYS
+               for places, flow in ((changed & behind, past), (changed & ~behind, future)))
+
+
+def _stays(flow):
+    """Where a flow (FINE, FINE, 2) stays inside the picture, a share for each of SIDE * SIDE places."""
+    y, x = np.indices(flow.shape[:2], dtype=np.float32)
+    inside = (np.abs(x + flow[..., 0] - FINE / 2) <= FINE / 2) & (np.abs(y + flow[..., 1] - FINE / 2) <= FINE / 2)
+    return resize(inside.astype(np.float32), SIDE, SIDE).ravel()
+
+
+def _fit(window, ones, others, first):
+    """Explain each frame of a window by those of both shots in its place."""
+    lumas, first_lumas, last_lumas = (np.stack([frame.luma for frame in frames]) for frames in (window, ones, others))
+    centered, moved, line = (np.stack([frame.centered for frame in frames]) for frames in (window, ones, others))
+    moved, line = centered - moved, line - moved
+    length = np.square(line).sum(1)
+    share = (moved * line).sum(1) / length
     growth, between = np.diff(share), (share > 0.2) & (share < 0.8)
     if between.sum() < 3 or growth.max() > STEP or -growth[growth < 0].sum() > BACK:
         return None
-    mixed = np.square(moved - share[:, None] * line).sum(1) / (line @ line)
-    nearer = np.minimum(np.square(lumas - lumas[0]), np.square(lumas - lumas[-1])).sum(1) / (change @ change)
+    mixed = np.square(moved - share[:, None] * line).sum(1) / length
+    change = last_lumas - first_lumas
+    nearer = np.minimum(np.square(lumas - first_lumas), np.square(lumas - last_lumas)).sum(1) / np.square(change).sum(1)
     misfit, wipe = min((float(mixed[between].mean()) / MIXED, False), (float(nearer[between].mean()) / SWITCHED, True))
     slope, offset = np.polyfit(np.flatnonzero(between), share[between], 1)
     start, end = -offset / slope, (1 - offset) / slope
@@ -173,11 +225,12 @@ def fit_window(window: list[_Seen], first: int) -> _Fit | None:
         return None
     if wipe:  # by the places, since how they differ need not be even
         places = np.abs(change) > CHANGED
-        switched = (np.abs(lumas - lumas[-1]) < np.abs(lumas - lumas[0]))[:, places].mean(1)
+        switched = ((np.abs(lumas - last_lumas) < np.abs(lumas - first_lumas)) & places).sum(1) / places.sum(1)
         start, end = np.flatnonzero(switched > 0.04)[0] - 1, np.flatnonzero(switched < 0.96)[-1] + 1
         more = (end - start) / 10  # the first and the last places are few
         start, end = max(start - more, 0), min(end + more, len(window) - 1)
-    return _Fit(misfit, first + len(window) // 2, Boundary(first + round(start) + 1, first + round(end), wipe))
+    boundary = Boundary(first + round(start) + 1, first + round(end), wipe)
+    return _Fit(misfit, first + len(window) // 2, boundary) if boundary.end - boundary.start >= SHORTEST else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
