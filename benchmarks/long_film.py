@@ -60,7 +60,7 @@ def draw(path, seconds):
 class OneColor(FilmPainter):
     """A ``plan.FilmPainter``."""
 
-    side, source, identity, remembers, names = 128, "none", "one color", False, {}
+    side, source, identity, remembers, names, grade = 128, "none", "one color", False, {}, None
 
     def palette(self, labs):
         return Palette(None, [], [], torch.from_numpy(labs[0].ravel()[:1280].copy()))

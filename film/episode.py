@@ -32,6 +32,7 @@ from colorizer.certainty import Known
 from colorizer.flow import SteadyColors
 from config import FilmConfig, part_of
 from dataset import resize
+from film.dissolves import Mixture, Painted
 from film.encoding import FilmWriter, write_errors
 from film.fields import NAMES, split, weave
 from film.known import keep, write_known
@@ -64,6 +65,7 @@ class Job:
     L: np.ndarray | None = None  # (side, side), the network's input; None: a held drawing, a kept shot, or painted
     ab: np.ndarray | None = None  # (S, S, 2) in Lab units, steadied; None for a frame that stays as it is
     known: Known | None = None  # of the places of a frame that is colored
+    blends: bool = False  # whether it shows the next shot, too
 
 
 class Drawing:
@@ -93,8 +95,8 @@ def read_jobs(film: Film, plan: Plan, todo: Sequence[int], side: int,
         for index, planes in frames:
             if index < shot.start:
                 continue
-            job = Job(number, index, planes)
-            if not (keep and shot.in_color) and drawing.is_new(planes, index == shot.start):
+            job = Job(number, index, planes, blends=index >= shot.alone)
+            if not (keep and shot.in_color) and (job.blends or drawing.is_new(planes, index == shot.start)):
                 job.L = lit(planes.part(shot.box).lab(side)[..., 0], plan.light[index])
             yield job
             if index == shot.end - 1:
@@ -135,26 +137,36 @@ def coloring_threads(count: int) -> Iterator[ThreadPoolExecutor]:
 def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Plan,
                config: FilmConfig) -> Generator[Job, None, None]:
     """Yield the jobs, in order, with ab and what is known filled in; PAINTERS batches are colored at a time."""
-    steady, last = SteadyColors(config.steady), (None, None)
+    steady, last, mixture = SteadyColors(config.steady), None, None
 
     def paint(batch):
-        fresh = [job.L for job in batch if job.L is not None]
+        fresh = [job.L for job in batch if job.L is not None and not job.blends]
         if not fresh:
             return iter(())
         ab, known = painter.paint(np.stack(fresh), plan.shots[batch[0].shot].palette)
         return zip(ab, known.each(), strict=True)
 
+    def mix(shot, before):
+        """The Mixture between a shot, of which ``before`` is the last frame that shows it alone, and the next one."""
+        blend, following = plan.shots[shot].blend, plan.shots[shot + 1]
+        L = blend.following.astype(np.float32)
+        ab, known = painter.paint(L[None], following.palette)
+        return Mixture(blend.frames, blend.wipe, before, Painted(L, ab[0], next(known.each())), config.steady.side)
+
     def fill(batch, answers):
-        nonlocal steady, last
+        nonlocal steady, last, mixture
         if batch[0].index == plan.shots[batch[0].shot].start:
-            steady = SteadyColors(config.steady)
+            steady, mixture = SteadyColors(config.steady), None
         for job in batch:
-            if job.L is not None:
+            if job.L is not None and job.blends:
+                mixture = mixture or mix(job.shot, last)
+                job.ab, job.known = mixture(job.L)
+            elif job.L is not None:
                 ab, known = next(answers)
-                last = steady(job.L, ab), known
-            if not (config.keep_color_shots and plan.shots[job.shot].in_color):
-                ab, job.known = last
-                job.ab = ab / plan.light[job.index, 0]  # in less light, colors are as much weaker as contrast
+                last = Painted(job.L, steady(job.L, ab), known)
+            if not (job.blends or config.keep_color_shots and plan.shots[job.shot].in_color):
+                # In less light, colors are as much weaker as contrast.
+                job.ab, job.known = last.ab / plan.light[job.index, 0], last.known
             job.L = None
         return batch
 
@@ -257,7 +269,7 @@ class Coloring:
         """Write one shot from its jobs; returns its ShotRecord."""
         plan, config, target = self.plan, self.config, self.writer.target
         shot, started, known = plan.shots[number], time.monotonic(), []
-        middle, cdc, cdc_truth = (shot.start + shot.end) // 2, CDC(), CDC()
+        middle, cdc, cdc_truth = (shot.start + shot.alone) // 2, CDC(), CDC()
         ratio = target.tags.get("sample_aspect_ratio") or 1
         size = max(1, round(THUMBNAIL * target.height / (target.width * ratio))), THUMBNAIL
         keeping = keep(self.parts.known(number)) if config.confidence else nullcontext(lambda known: None)
@@ -285,7 +297,8 @@ class Coloring:
             list(shot.palette.slot_ids), list(shot.palette.slot_scores), confidence,
             shot.palette.feature.numpy(),
             config.keep_color_shots and shot.in_color, cdc.value(),
-            math.nan if truth is None else cdc_truth.value(), recalled, shot.box, time.monotonic() - started)
+            math.nan if truth is None else cdc_truth.value(), recalled, shot.box, time.monotonic() - started,
+            shot.end - shot.alone)
 
 
 def map_of(output: Path) -> Path:

@@ -11,6 +11,7 @@ SIDE = 64  # pixels along a side of the pictures that are compared
 LEAST = 0.25  # a mean change of L that is less is none: it would add up from frame to frame
 SPREAD = 2.0  # standard deviation of L below which a picture tells nothing, as a black one
 UNLIKE = 3.0  # median of what is left of the change of L: more is motion
+STEADY = np.array([[1, 0]], np.float32)  # gain and offset of a frame in full light, or of two shots
 GREATEST = 8.0  # gain: what is darker shows nothing
 
 

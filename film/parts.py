@@ -43,10 +43,16 @@ class ShotRecord:
     recalled: float = math.nan  # mean of Known.recalled
     box: Box | None = None  # what was colored, without the bars; None is all
     seconds: float = field(default=0.0, compare=False)  # of work on the shot
+    blend: int = 0  # how many of its last frames show the next shot, too
+
+    @property
+    def middle(self) -> int:
+        """The middle one of the frames that show this shot alone."""
+        return (self.start_frame + self.end_frame - self.blend) // 2
 
     def log_line(self) -> dict[str, Any]:
         """The entry of the shot in <output>_shots.jsonl, a dict of plain values."""
-        names = ("index", "start_frame", "end_frame", "slot_ids", "kept")
+        names = ("index", "start_frame", "end_frame", "blend", "slot_ids", "kept")
         line = {name: getattr(self, name) for name in names}
         line["slot_scores"] = [round(score, 4) for score in self.slot_scores]
         for name, digits in (("confidence", 4), ("recalled", 4), ("cdc", 6), ("cdc_truth", 6)):

@@ -61,6 +61,15 @@ class Target(NamedTuple):
 
 
 @dataclass
+class Blend:
+    """How a shot becomes the next one: its last frames show both."""
+
+    frames: int  # how many
+    wipe: bool  # whether each place shows one of both, not a mixture
+    following: np.ndarray  # L (side, side), float16 in [0, 100], of the first frame that shows the next shot alone
+
+
+@dataclass
 class Shot:
     """Frames [start, end) of the film and what they are colored by."""
 
@@ -69,6 +78,23 @@ class Shot:
     palette: Palette
     in_color: bool  # already; keep_color_shots leaves it as it is
     box: Box | None = None  # what is colored, without the bars; None is all
+    blend: Blend | None = None
+
+    @property
+    def alone(self) -> int:
+        """End of the frames that show this shot alone."""
+        return self.end - (self.blend.frames if self.blend else 0)
+
+    def state(self) -> dict[str, Any]:
+        """The shot as plain values and tensors."""
+        blend = self.blend and {**vars(self.blend), "following": torch.from_numpy(self.blend.following)}
+        return {**vars(self), "palette": tuple(self.palette), "blend": blend}
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> "Shot":
+        """The inverse of ``state``."""
+        blend = state["blend"] and Blend(**{**state["blend"], "following": state["blend"]["following"].numpy()})
+        return cls(**{**state, "palette": Palette(*state["palette"]), "blend": blend})
 
 
 @dataclass
@@ -99,7 +125,7 @@ class Plan:
 
     def state(self) -> dict[str, Any]:
         """The plan as plain values and tensors."""
-        shots = [{**vars(shot), "palette": tuple(shot.palette)} for shot in self.shots]
+        shots = [shot.state() for shot in self.shots]
         response = self.response and self.response.state()
         return {"pts": torch.tensor(self.pts, dtype=torch.int64), "last_duration": self.last_duration, "shots": shots,
                 "has_color": self.has_color, "light": torch.from_numpy(self.light), "response": response}
@@ -107,7 +133,7 @@ class Plan:
     @classmethod
     def of(cls, state: dict[str, Any]) -> "Plan":
         """The inverse of ``state``."""
-        shots = [Shot(**{**shot, "palette": Palette(*shot["palette"])}) for shot in state["shots"]]
+        shots = [Shot.of(shot) for shot in state["shots"]]
         response = state["response"] and Response.of(state["response"])
         return cls(array("q", state["pts"].tolist()), state["last_duration"], shots, state["has_color"],
                    state["light"].numpy(), response)

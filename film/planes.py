@@ -121,6 +121,13 @@ class Planes(NamedTuple):
             cb, cr = resize(self.cb, height, width), resize(self.cr, height, width)
         return self.coding.to_rgb(y, cb, cr)
 
+    def reduced(self, side: int) -> "Planes":
+        """The picture of side x side pixels, all planes of one size; its ``rgb`` and ``lab`` of that size are this
+        one's."""
+        self = self._still()
+        cb, cr = (plane if plane is None else resize(plane, side, side) for plane in (self.cb, self.cr))
+        return Planes(resize(self.y, side, side), cb, cr, self.coding)
+
     def picture(self, height: int | None = None, width: int | None = None) -> np.ndarray:
         """RGB uint8 (height, width, 3); None takes the picture's own size."""
         rgb = self.rgb(height or self.y.shape[0], width or self.y.shape[1])

@@ -51,7 +51,7 @@ class Suggestion:
     @property
     def frame(self) -> int:
         """Index of the frame among all colored frames: in the film, or counted from --start on."""
-        return (self.shot.start_frame + self.shot.end_frame) // 2
+        return self.shot.middle
 
     @property
     def file_name(self) -> str:

@@ -18,10 +18,11 @@ from tqdm import tqdm
 from config import FilmConfig
 from dataset import in_color, resize
 from film.bars import Profile, find_boxes, margins, profile
-from film.light import Light, lit
-from film.plan import FilmPainter, Plan, Shot
+from film.dissolves import LATE, Boundary, find_boundaries
+from film.light import STEADY, Light, lit
+from film.plan import Blend, FilmPainter, Plan, Shot
 from film.planes import Planes
-from film.shots import GRAY_LOOK_AHEAD, find_gray_cuts, frame_positions
+from film.shots import frame_positions
 from film.video import Damage, Film, ahead, window
 from utils import UserError
 
@@ -61,33 +62,37 @@ class Sample(NamedTuple):
 
 
 class Samples:
-    """Frames spread evenly over the open shot."""
+    """Frames spread evenly over what is seen of the open shot alone."""
 
     def __init__(self, side: int) -> None:
         self.side, self.seen = side, 0
-        self.recent = deque()  # (index, planes) that may belong to the next shot
+        self.recent = deque()  # (index, planes of side x side, Profile) that may belong to the next shot
         self.open: Spread[Sample] = Spread(SAMPLES)
 
     def add(self, planes: Planes) -> None:
-        self.recent.append((self.seen, planes))
+        self.recent.append((self.seen, planes.reduced(self.side), profile(planes)))
         self.seen += 1
-        if len(self.recent) > GRAY_LOOK_AHEAD:
+        if len(self.recent) > LATE:
             self._keep(*self.recent.popleft())
 
-    def _keep(self, index, planes):
+    def _keep(self, index, planes, edges):
         def make():
             rgb = planes.rgb(self.side, self.side)
-            return Sample(index, cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab), np.rint(rgb * 255).astype(np.uint8),
-                          profile(planes))
+            return Sample(index, cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab), np.rint(rgb * 255).astype(np.uint8), edges)
 
         self.open.add(make)
 
-    def close(self, end: int) -> list[Sample]:
-        """End the open shot in front of frame ``end``, where the next one begins; returns at most SAMPLES frames."""
-        while self.recent and self.recent[0][0] < end:
+    def close(self, boundary: Boundary) -> tuple[list[Sample], Blend | None]:
+        """End the open shot; returns at most SAMPLES frames of it, and how it becomes the next one, None by a cut."""
+        while self.recent and self.recent[0][0] < boundary.start:
             self._keep(*self.recent.popleft())
+        while self.recent and self.recent[0][0] < boundary.end:
+            self.recent.popleft()
         chosen, self.open = self.open.chosen(), Spread(SAMPLES)
-        return chosen
+        if boundary.start == boundary.end:
+            return chosen, None
+        following = self.recent[0][1].lab(self.side)[..., 0].astype(np.float16)
+        return chosen, Blend(boundary.end - boundary.start, boundary.wipe, following)
 
 
 def scan(film: Film, painter: FilmPainter, config: FilmConfig) -> Plan:
@@ -139,24 +144,26 @@ def _scan(film, painter, config, looks, first=None):
                 light.add(luma)
                 yield luma
 
-    def close(end):
+    def close(boundary):
         nonlocal has_color
-        start, chosen = shots[-1].end if shots else 0, samples.close(end)
-        lights.append(light.of_shot(start, end))
+        start, (chosen, blend) = shots[-1].end if shots else 0, samples.close(boundary)
+        lights.append(light.of_shot(start, boundary.start))
+        lights.append(STEADY.repeat(boundary.end - boundary.start, 0))
         for sample in chosen:
-            sample.lab[..., 0] = lit(sample.lab[..., 0], lights[-1][sample.frame - start])
+            sample.lab[..., 0] = lit(sample.lab[..., 0], lights[-2][sample.frame - start])
             looks.add(partial(tuple, (len(shots), sample)))
         _, labs, pictures, profiles = zip(*chosen, strict=True)
         told.append(margins(profiles))
-        shots.append(Shot(start, end, painter.palette(labs), in_color(pictures), first and first.box(start, end)))
+        shots.append(Shot(start, boundary.end, painter.palette(labs), in_color(pictures),
+                          first and first.box(start, boundary.end), blend))
         has_color = has_color or shots[-1].in_color
 
-    for cut in find_gray_cuts(lumas()):
-        close(cut)
+    for boundary in find_boundaries(lumas()):
+        close(boundary)
     if not pts:
         part = "" if (config.start, config.end) == (0, math.inf) else " between --start and --end"
         raise UserError(f"no frame of {film.path}{part} can be decoded")
-    close(len(pts))
+    close(Boundary(len(pts), len(pts)))
     damage.report(film.path)
     if not duration:
         duration = pts[-1] - pts[-2] if len(pts) > 1 else max(1, round(1 / (film.rate * film.time_base)))

@@ -146,7 +146,6 @@ def detect_shots(frames: Iterable[np.ndarray], detector: Detector,
 BLACK = 6  # mean luma, of 255, below which a frame is black
 ALIKE = ChangeDetector.LEAST  # a picture has come back if its mean difference in luma, of 255, is less
 FLASH = 6  # frames that a flash may last
-GRAY_LOOK_AHEAD = FLASH + 3  # frames by which find_gray_cuts may be late: a flash, the detector's delay of 2, and 1
 
 
 def find_gray_cuts(lumas: Iterable[np.ndarray]) -> Iterator[int]:
@@ -154,8 +153,13 @@ def find_gray_cuts(lumas: Iterable[np.ndarray]) -> Iterator[int]:
 
     Cuts are those of ChangeDetector("adaptive"), and the first frame that is not black after black ones. If the picture
     from before a cut comes back within FLASH frames, there was a flash or a black frame, and no cut. A cut is yielded
-    at most GRAY_LOOK_AHEAD frames late.
+    at most FLASH + 3 frames late: the detector's delay is 2.
     """
+    return itertools.chain.from_iterable(judge_gray_cuts(lumas))
+
+
+def judge_gray_cuts(lumas: Iterable[np.ndarray]) -> Iterator[list[int]]:
+    """What ``find_gray_cuts`` yields, as a list of what each frame allows to judge, and one more at the end."""
     detector = ChangeDetector("adaptive")
 
     def judged():
@@ -170,17 +174,18 @@ def find_gray_cuts(lumas: Iterable[np.ndarray]) -> Iterator[int]:
     previous, was_black = None, False
     pending = []  # (cut, luma in front of it) that may yet turn out to be a flash
     for index, (luma, is_cut) in enumerate(judged()):
-        black = luma.mean() < BLACK
+        black, cuts = luma.mean() < BLACK, []
         if pending and cv2.absdiff(pending[0][1], luma).mean() < ALIKE:
             pending.clear()
         elif was_black and not black and not pending:
-            yield index
+            cuts.append(index)
         elif is_cut and previous is not None:
             pending.append((index, previous))
         while pending and index - pending[0][0] >= FLASH:
-            yield pending.pop(0)[0]
+            cuts.append(pending.pop(0)[0])
+        yield cuts
         previous, was_black = luma, black
-    yield from (cut for cut, _ in pending)
+    yield [cut for cut, _ in pending]
 
 
 def frame_positions(first: int, last: int, count: int) -> list[int]:

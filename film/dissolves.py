@@ -1,0 +1,293 @@
+"""Where does one shot become the next bit by bit, and what are the colors there?
+
+Of a dissolve, every frame is a mixture of a frame in front of it and one behind it, by one share for all places. Of a
+wipe or an iris, every place is that of one of both. So motion is told from both: what moves is neither. All is seen on
+small lumas, uint8 (256, 256), without color; memory holds some seconds of vectors of 1,024 numbers.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from colorizer.certainty import Known
+from colorizer.flow import Flow, fetch
+from dataset import resize
+from film.shots import judge_gray_cuts
+
+SIDE, FINE = 32, 64  # of the pictures that are compared, and of those whose motion is told
+PACE = 4  # frames by which it is told
+REACHES = (3, 4, 5, 7, 9, 12, 16, 21, 28, 42)  # frames from the middle of a window to its ends, which show one shot
+FLAT = 6.0  # standard deviation of luma, of 255, below which a picture shows nothing: black, white, a fade
+ALIKE = 0.45  # correlation of the luma of two pictures above which they may be of one shot
+CHANGED, BROAD = 12, 0.55  # luma changes by so much from shot to shot, on so large a share of the picture
+HALF = 0.2  # the middle frame of a window is so near to half of both shots
+MIXED, SWITCHED = 0.045, 0.04  # of the change, what is left by the best mixture, and by the nearer of both shots
+LOOSE = 5.0  # the middle frame of a window may have so many times as much before motion is told
+STAYS = 0.6  # of the places that show one shot, so many are seen in the other one, too, as it moves
+MOTION = 0.8  # of the change, what the shots change by themselves in front of the window and behind it
+SHORTEST = 3  # frames of a dissolve
+STEP, BACK = 0.45, 0.15  # the share of the next shot grows by no more from frame to frame, and falls by no more in all
+MARGIN = 3  # frames around a dissolve in which there is no cut
+LATE = 3 * REACHES[-1] + 2 * MARGIN  # frames by which find_boundaries may be late
+
+
+class Boundary(NamedTuple):
+    """Frames [start, end) show two shots, ``end`` is the first frame of the next one alone; at a cut, both are one."""
+
+    start: int
+    end: int
+    wipe: bool = False  # whether each place shows one of both shots, not a mixture
+
+
+def find_boundaries(lumas: Iterable[np.ndarray]) -> Iterator[Boundary]:
+    """Yield every Boundary of a film, in order, by luma uint8 (256, 256): dissolves, and the cuts of find_gray_cuts
+    elsewhere. One is yielded at most LATE frames after its first frame."""
+    finder, found, count = DissolveFinder(), [], 0
+
+    def watched():
+        nonlocal count
+        for luma in lumas:
+            count += 1
+            enter(finder.process(luma))
+            yield luma
+        enter(finder.flush())
+
+    def enter(dissolves):
+        for new in dissolves:
+            found[:] = [old for old in found if not new.start - MARGIN <= old.start <= new.end + MARGIN]
+            found.append(new)
+
+    for cuts in judge_gray_cuts(watched()):
+        found.extend(Boundary(cut, cut) for cut in cuts
+                     if not any(old.start - MARGIN <= cut <= old.end + MARGIN for old in found))
+        found.sort()
+        while found and found[0].start <= count - LATE:
+            yield found.pop(0)
+    yield from found
+
+
+class _Seen(NamedTuple):
+    """A frame as a vector."""
+
+    picture: np.ndarray  # uint8 (FINE, FINE)
+    luma: np.ndarray  # float32 (SIDE * SIDE,)
+    centered: np.ndarray  # minus its mean, since brightness may flicker
+    norm: float  # of ``centered``
+
+
+class _Fit(NamedTuple):
+    """How well a window of frames is explained by two shots; the least misfit is the best."""
+
+    misfit: float  # above 1 they do not explain it
+    middle: int
+    boundary: Boundary
+
+
+class DissolveFinder:
+    """Finds dissolves, wipes and irises of about 5 to 80 frames.
+
+    A window is a frame and those up to one of REACHES in front of it and behind it; its ends must be of two shots, each
+    of which changes little beyond them, and all frames between must be explained by both. Of windows that overlap, the
+    one that is explained best counts.
+    """
+
+    def __init__(self) -> None:
+        self._seen: deque[_Seen] = deque(maxlen=4 * REACHES[-1] + 1)
+        self._count = self._end = 0  # frames seen, and the end of the last dissolve
+        self._best: _Fit | None = None
+
+    def process(self, luma: np.ndarray) -> list[Boundary]:
+        """Take the next frame's luma; returns the dissolves, one at most, that this allows to judge."""
+        self._seen.append(_look(resize(luma, FINE, FINE)))
+        self._count += 1
+        for reach in REACHES:
+            self._judge(self._count - 1 - 2 * reach, reach)
+        return self._settle(self._count - 2 * REACHES[-1] - MARGIN)
+
+    def flush(self) -> list[Boundary]:
+        """Judge what is left at the film's end; returns as ``process``."""
+        found = []
+        for middle in range(self._count - 2 * REACHES[-1], self._count):
+            for reach in REACHES:
+                if middle + 2 * reach >= self._count:
+                    self._judge(middle, reach)
+            found += self._settle(middle - REACHES[-1])
+        return found + self._settle(self._count)
+
+    def _settle(self, judged):
+        """The best window as a list, once all around its middle are judged, those in front of ``judged``."""
+        if self._best is None or self._best.middle > judged:
+            return []
+        boundary, self._best = self._best.boundary, None
+        self._end = boundary.end
+        return [boundary]
+
+    def _judge(self, middle, reach):
+        first = self._count - len(self._seen)
+        start, stop = middle - reach, middle + reach
+        before, behind = max(start - reach, first), min(stop + reach, self._count - 1)
+        if start - before < 2 or behind - stop < 2:  # nothing is known of what is around
+            return
+        window = [self._seen[i - first] for i in range(before, behind + 1)]
+        start, stop = start - before, stop - before
+        if not _may_be(*(window[i] for i in (0, start, middle - before, stop, -1))):
+            return
+        fit = fit_window(window, start, stop, middle - reach)
+        if fit is not None and fit.boundary.start > self._end and (self._best is None or fit < self._best):
+            self._best = fit
+
+
+def _may_be(before, start, middle, stop, behind):
+    """Whether the ends of a window are of two shots, and its middle may be of both."""
+    if min(start.norm, stop.norm) < FLAT * SIDE or (alike := _alike(start, stop)) > ALIKE:
+        return False
+    change = stop.centered - start.centered
+    moved, length = middle.centered - start.centered, change @ change
+    share = moved @ change / length
+    if abs(share - 0.5) > HALF or max(1 - _alike(before, start), 1 - _alike(stop, behind)) > MOTION * (1 - alike):
+        return False
+    mixed, change = np.square(moved - share * change).sum() / length, stop.luma - start.luma
+    nearer = np.minimum(np.square(middle.luma - start.luma), np.square(middle.luma - stop.luma)).sum()
+    if min(mixed / MIXED, nearer / (change @ change) / SWITCHED) > LOOSE:
+        return False
+    return np.mean(np.abs(change - np.median(change)) > CHANGED) > BROAD
+
+
+def _alike(one, other):
+    """The correlation of two frames, 0 if one shows nothing."""
+    if min(one.norm, other.norm) < FLAT * SIDE / 2:
+        return 0.0
+    return float(one.centered @ other.centered) / (one.norm * other.norm)
+
+
+def _look(picture):
+    """What is Seen of a picture, (FINE, FINE)."""
+    luma = resize(picture, SIDE, SIDE).astype(np.float32).ravel()
+    centered = luma - luma.mean()
+    return _Seen(picture, luma, centered, float(np.linalg.norm(centered)))
+
+
+def fit_window(seen: list[_Seen], start: int, stop: int, first: int) -> _Fit | None:
+    """Explain the frames seen[start:stop + 1], the film's from number ``first`` on, by the first and the last of them,
+    as they are or as they go on moving; None if neither does."""
+    one, other, window = seen[start], seen[stop], seen[start:stop + 1]
+    still = _fit(window, [one] * len(window), [other] * len(window), first)
+    if still is not None:
+        return still
+    flow = Flow()
+    back, on = max(0, start - PACE), min(len(seen) - 1, stop + PACE)
+    past = flow(one.picture, seen[back].picture) / (start - back)
+    future = flow(other.picture, seen[on].picture) / (on - stop)
+    ones = [_look(fetch(one.picture, past * i)) for i in range(len(window))]
+    others = [_look(fetch(other.picture, future * i)) for i in reversed(range(len(window)))]
+    middle = len(window) // 2
+    if _alike(ones[middle], others[middle]) > ALIKE or _pans(window[middle], ones[middle], others[middle],
+                                                             past * middle, future * middle):
+        return None
+    return _fit(window, ones, others, first)
+
+
+def _pans(frame, one, other, past, future):
+    """Whether two pictures explain a frame like two ends of a pan: the other one alone where the motion leaves one."""
+    changed = np.abs(one.luma - other.luma) > CHANGED
+    behind = np.abs(frame.luma - other.luma) < np.abs(frame.luma - one.luma)
+    return any(places.any() and _stays(flow)[places].mean() < STAYS
+               for places, flow in ((changed & behind, past), (changed & ~behind, future)))
+
+
+def _stays(flow):
+    """Where a flow (FINE, FINE, 2) stays inside the picture, a share for each of SIDE * SIDE places."""
+    y, x = np.indices(flow.shape[:2], dtype=np.float32)
+    inside = (np.abs(x + flow[..., 0] - FINE / 2) <= FINE / 2) & (np.abs(y + flow[..., 1] - FINE / 2) <= FINE / 2)
+    return resize(inside.astype(np.float32), SIDE, SIDE).ravel()
+
+
+def _fit(window, ones, others, first):
+    """Explain each frame of a window by those of both shots in its place."""
+    lumas, first_lumas, last_lumas = (np.stack([frame.luma for frame in frames]) for frames in (window, ones, others))
+    centered, moved, line = (np.stack([frame.centered for frame in frames]) for frames in (window, ones, others))
+    moved, line = centered - moved, line - moved
+    length = np.square(line).sum(1)
+    share = (moved * line).sum(1) / length
+    growth, between = np.diff(share), (share > 0.2) & (share < 0.8)
+    if between.sum() < 3 or growth.max() > STEP or -growth[growth < 0].sum() > BACK:
+        return None
+    mixed = np.square(moved - share[:, None] * line).sum(1) / length
+    change = last_lumas - first_lumas
+    nearer = np.minimum(np.square(lumas - first_lumas), np.square(lumas - last_lumas)).sum(1) / np.square(change).sum(1)
+    misfit, wipe = min((float(mixed[between].mean()) / MIXED, False), (float(nearer[between].mean()) / SWITCHED, True))
+    slope, offset = np.polyfit(np.flatnonzero(between), share[between], 1)
+    start, end = -offset / slope, (1 - offset) / slope
+    if misfit > 1 or slope <= 0 or start < 0.5 or end > len(window) - 1.5:  # the ends show one shot, and then no more
+        return None
+    if wipe:  # by the places, since how they differ need not be even
+        places = np.abs(change) > CHANGED
+        switched = ((np.abs(lumas - last_lumas) < np.abs(lumas - first_lumas)) & places).sum(1) / places.sum(1)
+        start, end = np.flatnonzero(switched > 0.04)[0] - 1, np.flatnonzero(switched < 0.96)[-1] + 1
+        more = (end - start) / 10  # the first and the last places are few
+        start, end = max(start - more, 0), min(end + more, len(window) - 1)
+    boundary = Boundary(first + round(start) + 1, first + round(end), wipe)
+    return _Fit(misfit, first + len(window) // 2, boundary) if boundary.end - boundary.start >= SHORTEST else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Colors
+
+
+class Painted(NamedTuple):
+    """A frame that was colored."""
+
+    L: np.ndarray  # float32 (side, side) in [0, 100]
+    ab: np.ndarray  # float32 (S, S, 2) in Lab units
+    known: Known
+
+
+class Mixture:
+    """Colors the frames of a Boundary: the last frame of one shot and the first of the next one are mixed as the frame
+    mixes them, and the mixture follows the frame along the motion.
+
+    ``frames`` is their number. In a dissolve the share of the next shot grows evenly. In a wipe it is that of each
+    place: by which of both is nearer to it.
+    """
+
+    NEAR = 13  # the neighborhood of a place is one of so many parts of the width
+    SURE = 2  # power of the ratio of the mean squared differences
+
+    def __init__(self, frames: int, wipe: bool, before: Painted, behind: Painted, side: int) -> None:
+        self.frames, self.wipe, self.before, self.behind = frames, wipe, before, behind
+        self.size = before.ab.shape[0]
+        self.side = min(side, self.size)
+        self.count, self._flow = 0, Flow()
+        self.pictures = [cv2.cvtColor(cv2.merge([resize(one.L, self.size, self.size), *cv2.split(one.ab)]),
+                                      cv2.COLOR_Lab2RGB) for one in (before, behind)]
+
+    def __call__(self, L: np.ndarray) -> tuple[np.ndarray, Known]:
+        """ab (S, S, 2) and what is Known of the next frame, of L (side, side)."""
+        self.count += 1
+        luma = _luma(L, self.size)
+        share = np.full_like(luma, self.count / (self.frames + 1))
+        if self.wipe:
+            near = self.size // self.NEAR | 1
+            far = [(cv2.blur(np.square(luma - _luma(one.L, self.size)), (near, near)) + 1e-4)**self.SURE
+                   for one in (self.before, self.behind)]
+            share = far[0] / (far[0] + far[1])
+        one, other = self.pictures
+        lab = cv2.cvtColor(one + share[..., None] * (other - one), cv2.COLOR_RGB2Lab)
+        grays = [np.rint(resize(plane, self.side, self.side) * 255).astype(np.uint8)
+                 for plane in (luma, _luma(lab[..., 0], self.size))]
+        flow = resize(self._flow(*grays), self.size, self.size) * np.float32(self.size / self.side)
+        return fetch(lab[..., 1:], flow), self._known(share)
+
+    def _known(self, share):
+        share = resize(share, *self.before.known.sure.shape)
+        return Known(*(one + share * (other - one)
+                       for one, other in zip(self.before.known, self.behind.known, strict=True)))
+
+
+def _luma(L, side):
+    """Y' (side, side) in [0, 1] of grays of L."""
+    L = resize(L, side, side)
+    return cv2.cvtColor(cv2.merge([L, 0 * L, 0 * L]), cv2.COLOR_Lab2RGB)[..., 0]
