@@ -10,9 +10,10 @@ from benchmarks.references import FADED, VIVID, cut
 from colorizer.matching import Grade, find_grade
 from colorizer.painter import Painter
 from colorizer.response import Response
-from config import GradeConfig, TrainConfig
+from config import ColorConfig, GradeConfig, TrainConfig
 from dataset import decode_lab, lab_to_rgb, resize, rgb_to_lab, tensors_to_lab
 from resources.draw_episodes import PALETTE, draw_frame
+from test import facts_of
 from utils import color_differences, write_image
 
 KNOWN = (8, 76, 216, 330)  # frames of the drawn episode 1 that the show is learned from, of four shots
@@ -125,6 +126,8 @@ def test_the_memory_keeps_the_matched_ones(show, others, tmp_path, capsys):
     line, = capsys.readouterr().err.splitlines()
     assert "the references are 1.3" in line and "--match_references False keeps theirs" in line
     assert plain.identity != matched.identity
+    assert "references" not in facts_of(plain, ColorConfig())
+    assert facts_of(matched, ColorConfig())["references"].startswith("1.3")
     kept = Painter.load(tmp_path / "kept.pt")
     for painter, expected in ((plain, vivid[1]), (matched, matched.grade(vivid[1])), (kept, matched.grade(vivid[1]))):
         codes = painter.colorizer.spatial.pictures[-1].float().permute(2, 0, 1)[None]
