@@ -190,9 +190,9 @@ def explain_film(painter: Painter, records: Records, film: Film, target: Path, s
     """Write what goes with a colored film: the report, the frames to color next, the panel."""
     suggestions, folder = suggest_frames(records, config.suggest), beside(target, "color_these")
     thumbnails = memory_pictures(painter.colorizer) if painter.remembers else {}
-    told = {"references": f"{painter.grade}; brought to its colors"} if painter.grade else {}
+    facts = {label.replace("color_feature", "palette from"): text for label, text in facts_of(painter, config).items()}
     report = Report(film.name, records, suggestions, folder.name, painter.names, thumbnails, summaries,
-                    {"checkpoint": str(config.checkpoint), "palette from": painter.source, **told}, records.response)
+                    facts, records.response)
     write_report(beside(target, "report.html"), report)
     print(f"how it went, shot by shot: {beside(target, 'report.html')}")
     if suggestions:
@@ -283,8 +283,9 @@ def color_work(painter: Painter, config: ColorConfig, work: tuple[Film, Path]) -
 
 
 def facts_of(painter: Painter, config: ColorConfig) -> dict[str, str]:
-    """The entries of metrics.json that tell how the input was colored."""
-    return {"checkpoint": str(config.checkpoint), "color_feature": painter.source}
+    """The entries of metrics.json and of the report that tell how the input was colored."""
+    told = {"references": f"{painter.grade}; brought to its colors"} if painter.grade else {}
+    return {"checkpoint": str(config.checkpoint), "color_feature": painter.source, **told}
 
 
 def color(config: ColorConfig) -> None:

@@ -46,8 +46,8 @@ def draw(path, seconds):
         rng = np.random.default_rng(0)
         for i in range(seconds * RATE):
             if i % SHOT == 0:
-                color, period = rng.uniform(60, 190, 3), rng.uniform(4, 16)
-            bars = 40 * np.sin((np.arange(width) + i) / period)[None, :, None].repeat(height, 0)
+                color, row = rng.uniform(60, 190, 3), 40 * np.sin(rng.normal(0, 0.5, width).cumsum())
+            bars = np.roll(row, -i)[None, :, None].repeat(height, 0)
             film.mux(video.encode(av.VideoFrame.from_ndarray((color + bars).astype(np.uint8), format="rgb24")))
             if i % RATE == 0:
                 sound = av.AudioFrame.from_ndarray(rng.integers(-99, 99, (1, SOUND), np.int16), "s16", "mono")
