@@ -27,6 +27,7 @@ HALF = 0.2  # the middle frame of a window is so near to half of both shots
 MIXED, SWITCHED = 0.045, 0.04  # of the change, what is left by the best mixture, and by the nearer of both shots
 MIDDLE, LOOSE = 1.5, 5.0  # the middle of a window may have so many times as much, the latter before motion is told
 STAYS = 0.6  # of the places that show one shot, so many are seen in the other one, too, as it moves
+AROUND = 9  # frames in front of a window and behind it that must be of the same shots
 MOTION = 0.8  # of the change, what the shots change by themselves in front of the window and behind it
 SHORTEST = 3  # frames of a dissolve
 STEP, BACK = 0.45, 0.15  # the share of the next shot grows by no more from frame to frame, and falls by no more in all
@@ -128,7 +129,8 @@ class DissolveFinder:
     def _judge(self, middle, reach):
         first = self._count - len(self._seen)
         start, stop = middle - reach, middle + reach
-        before, behind = max(start - reach, first), min(stop + reach, self._count - 1)
+        around = min(reach, AROUND)
+        before, behind = max(start - around, first), min(stop + around, self._count - 1)
         if start - before < 2 or behind - stop < 2:  # nothing is known of what is around
             return
         window = [self._seen[i - first] for i in range(before, behind + 1)]
@@ -194,7 +196,8 @@ def fit_window(seen: list[_Seen], start: int, stop: int, first: int) -> _Fit | N
     middles = moved(reach)
     if not _may_mix(*middles, window[reach]) or _pans(window[reach], *middles, past * reach, future * reach):
         return None
-    return _fit(window, *zip(*map(moved, range(len(window))), strict=True), first)
+    ones, others = zip(*map(moved, range(len(window))), strict=True)
+    return _fit(window, ones, others, first)
 
 
 def _pans(frame, one, other, past, future):
