@@ -6,12 +6,15 @@ FILM has color, which counts as the truth. For each row it is turned by the FFmp
 without loss, and colored as test.py does. Measured are the colors alone: of one of ``--every`` frames, at WIDTH pixels,
 both results and truth get the truth's L. CIEDE2000 is a mean, *> 10* the share of pixels with another color, and chroma
 the mean one beside the truth's. ``--keep`` keeps the colored films, to look at.
+
+Of the rows of TRANSITIONS, each pair of shots that are long enough is joined by one of LASTS seconds, and measured is
+the middle third of them, beside all frames of the same film.
 """
 
 import itertools
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,6 +30,8 @@ from colorizer.painter import Painter
 from config import FilmConfig
 from dataset import resize, rgb_to_lab
 from film.episode import color_film
+from film.planes import planes_of
+from film.shots import find_gray_cuts
 from film.video import VideoFile
 from utils import ArgumentParser, color_differences, positive, run_cli
 
@@ -68,6 +73,17 @@ ROWS = {
     "pillarbox": Material(f"{GRAY},pad=w=ceil(iw*0.67)*2:h=ih:x=(ow-iw)/2", across=1 / 1.34),
 }
 
+LASTS = 1.5  # seconds of a transition
+
+
+def iris(x, y, done):
+    return np.hypot((x - 0.5) * 16 / 9, y - 0.5) < 1.03 * done
+
+
+# Share of the next shot at places x and y in [0, 1] when so much of the transition is done.
+TRANSITIONS: dict[str, Callable] = {
+    "dissolve": lambda x, y, done: done + 0 * x, "wipe": lambda x, y, done: x > 1 - done, "iris": iris}
+
 
 def filters(chain):
     """The filters of a chain, "name=settings,name=settings", as pairs; commas within brackets do not part them."""
@@ -96,6 +112,42 @@ def turned(path: Path, chain: str) -> Iterator[av.VideoFrame]:
             yield last.pull()
 
 
+def shots_of(path: Path) -> Iterator[list[np.ndarray]]:
+    """The frames of one shot after another, Y, Cb and Cr uint8 (3, H, W)."""
+    with av.open(str(path)) as film:
+        cuts = {*find_gray_cuts(planes_of(frame).luma(256, 256) for frame in film.decode(video=0))}
+    with av.open(str(path)) as film:
+        shot = []
+        for index, frame in enumerate(film.decode(video=0)):
+            if index in cuts:
+                yield shot
+                shot = []
+            shot.append(frame.to_ndarray(format="yuv444p"))
+        yield shot
+
+
+def joined(path: Path, kind: str, middles: list[int]) -> Iterator[av.VideoFrame]:
+    """The film of pairs of shots that a transition joins; ``middles`` gets the frames of the middle thirds."""
+    count, written, waiting = round(LASTS * VideoFile(path).rate), 0, None
+    for shot in shots_of(path):
+        if len(shot) < count + 6:
+            continue
+        if waiting is None:
+            waiting = shot
+            continue
+        height, width = shot[0].shape[1:]
+        y, x = np.mgrid[:height, :width] / np.array([height - 1, width - 1])[:, None, None]
+        shares = [TRANSITIONS[kind](x, y, (i + 1) / (count + 1)) for i in range(count)]
+        mixed = [np.rint(one + share * (other.astype(np.float32) - one)).astype(np.uint8)
+                 for one, other, share in zip(waiting[-count:], shot, shares, strict=False)]
+        start = written + len(waiting) - count
+        middles.extend(range(start + count // 3, start + count - count // 3))
+        for picture in (*waiting[:-count], *mixed, *shot[count:]):
+            yield av.VideoFrame.from_ndarray(picture, format="yuv444p")
+            written += 1
+        waiting = None
+
+
 def store(frames: Iterator[av.VideoFrame], path: Path, rate: Fraction) -> None:
     """Write frames without loss."""
     first = next(frames)
@@ -108,11 +160,13 @@ def store(frames: Iterator[av.VideoFrame], path: Path, rate: Fraction) -> None:
         output.mux(stream.encode(None))
 
 
-def measure(result: Path, truth: Path, every: int, across: float) -> dict[str, float]:
-    """{"ciede2000", "far", "chroma", its ratio to the truth's} of the colors of one of ``every`` frames."""
+def measure(result: Path, truth: Path, every: int, across: float = 1,
+            among: list[int] | None = None) -> dict[str, float]:
+    """{"ciede2000", "far", "chroma", its ratio to the truth's} of the colors of one of ``every`` frames, of those
+    ``among`` all."""
     errors, chroma = [], []
     for index, (ours, true) in enumerate(zip(readers(result), readers(truth), strict=True)):
-        if index % every == every // 2:
+        if index % every == every // 2 and (among is None or index in among):
             ours, true = ours(), true()
             width = ours.shape[1]
             ours = ours[:, round(width * (1 - across) / 2):round(width * (1 + across) / 2)]
@@ -125,19 +179,31 @@ def measure(result: Path, truth: Path, every: int, across: float) -> dict[str, f
     return {"ciede2000": float(np.mean(errors)), "far": share_far(np.array(errors)), "chroma": float(ours / true)}
 
 
+def measure_transition(painter: Painter, film: Path, kind: str, folder: Path) -> None:
+    """Print the row of one of TRANSITIONS."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source, result, middles = folder / f"{kind}.mkv", folder / f"{kind}_colored.mkv", []
+    store(joined(film, kind, middles), source, VideoFile(film).rate)
+    color_film(painter, VideoFile(source), result, FilmConfig(), overwrite=True)
+    whole, middle = (measure(result, source, 3, among=among)["ciede2000"] for among in (None, middles))
+    print(f"| {kind} | {whole:.2f} | {middle:.2f} | {middle / whole:.2f} |", flush=True)
+
+
 def main(argv):
     parser = ArgumentParser(prog="material.py", description="Measure how a film comes out whose gray is not our own.")
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of train.py")
     parser.add_argument("film", type=Path, nargs="?", default=FILM, metavar="FILM",
                         help="a film in color, which counts as the truth")
     parser.add_argument("--every", type=positive, default=16, help="measure one of so many frames")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which of the rows")
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS, *TRANSITIONS], default=[*ROWS, *TRANSITIONS],
+                        help="which of the rows")
     parser.add_argument("--keep", type=Path, help="a folder for the colored films")
     args = parser.parse_args(argv)
     painter, base = Painter.load(args.checkpoint), None
-    print("| material | CIEDE2000 | > 10 | chroma | times the first |\n|---|---|---|---|---|")
+    if {*args.rows} & {*ROWS}:
+        print("| material | CIEDE2000 | > 10 | chroma | times the first |\n|---|---|---|---|---|")
     with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as folder:
-        for name in args.rows:
+        for name in [name for name in args.rows if name in ROWS]:
             source, result = (Path(folder) / f"{name.replace(' ', '_')}_{kind}.mkv" for kind in ("gray", "colored"))
             source.parent.mkdir(parents=True, exist_ok=True)
             store(turned(args.film, ROWS[name].filters), source, VideoFile(args.film).rate)
@@ -146,6 +212,10 @@ def main(argv):
             base = base or values["ciede2000"]
             print(f"| {name} | {values['ciede2000']:.2f} | {values['far']:.1%} | {values['chroma']:.2f} | "
                   f"{values['ciede2000'] / base:.2f} |", flush=True)
+        if {*args.rows} & {*TRANSITIONS}:
+            print("| between two shots | CIEDE2000 | of the middle third | times all |\n|---|---|---|---|")
+        for name in [name for name in args.rows if name in TRANSITIONS]:
+            measure_transition(painter, args.film, name, Path(folder))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ ALIKE = 0.45  # correlation of the luma of two pictures above which they may be 
 CHANGED, BROAD = 12, 0.55  # luma changes by so much from shot to shot, on so large a share of the picture
 HALF = 0.2  # the middle frame of a window is so near to half of both shots
 MIXED, SWITCHED = 0.045, 0.04  # of the change, what is left by the best mixture, and by the nearer of both shots
-LOOSE = 5.0  # the middle frame of a window may have so many times as much before motion is told
+MIDDLE, LOOSE = 1.5, 5.0  # the middle of a window may have so many times as much, the latter before motion is told
 STAYS = 0.6  # of the places that show one shot, so many are seen in the other one, too, as it moves
+AROUND = 9  # frames in front of a window and behind it that must be of the same shots
 MOTION = 0.8  # of the change, what the shots change by themselves in front of the window and behind it
 SHORTEST = 3  # frames of a dissolve
 STEP, BACK = 0.45, 0.15  # the share of the next shot grows by no more from frame to frame, and falls by no more in all
@@ -128,7 +129,8 @@ class DissolveFinder:
     def _judge(self, middle, reach):
         first = self._count - len(self._seen)
         start, stop = middle - reach, middle + reach
-        before, behind = max(start - reach, first), min(stop + reach, self._count - 1)
+        around = min(reach, AROUND)
+        before, behind = max(start - around, first), min(stop + around, self._count - 1)
         if start - before < 2 or behind - stop < 2:  # nothing is known of what is around
             return
         window = [self._seen[i - first] for i in range(before, behind + 1)]
@@ -142,18 +144,22 @@ class DissolveFinder:
 
 def _may_be(before, start, middle, stop, behind):
     """Whether the ends of a window are of two shots, and its middle may be of both."""
-    if min(start.norm, stop.norm) < FLAT * SIDE or (alike := _alike(start, stop)) > ALIKE:
+    motion = max(1 - _alike(before, start), 1 - _alike(stop, behind))
+    return motion <= MOTION * (1 - _alike(start, stop)) and _may_mix(start, stop, middle, LOOSE)
+
+
+def _may_mix(one, other, frame, most=MIDDLE):
+    """Whether two pictures are of two shots and explain a frame of the middle, up to ``most`` times what is allowed."""
+    if min(one.norm, other.norm) < FLAT * SIDE or _alike(one, other) > ALIKE:
         return False
-    change = stop.centered - start.centered
-    moved, length = middle.centered - start.centered, change @ change
-    share = moved @ change / length
-    if abs(share - 0.5) > HALF or max(1 - _alike(before, start), 1 - _alike(stop, behind)) > MOTION * (1 - alike):
+    change, moved = other.centered - one.centered, frame.centered - one.centered
+    share = moved @ change / (change @ change)
+    if abs(share - 0.5) > HALF:
         return False
-    mixed, change = np.square(moved - share * change).sum() / length, stop.luma - start.luma
-    nearer = np.minimum(np.square(middle.luma - start.luma), np.square(middle.luma - stop.luma)).sum()
-    if min(mixed / MIXED, nearer / (change @ change) / SWITCHED) > LOOSE:
-        return False
-    return np.mean(np.abs(change - np.median(change)) > CHANGED) > BROAD
+    mixed, change = np.square(moved - share * change).sum() / (change @ change), other.luma - one.luma
+    nearer = np.minimum(np.square(frame.luma - one.luma), np.square(frame.luma - other.luma)).sum() / (change @ change)
+    return (min(mixed / MIXED, nearer / SWITCHED) <= most
+            and np.mean(np.abs(change - np.median(change)) > CHANGED) > BROAD)
 
 
 def _alike(one, other):
@@ -181,12 +187,16 @@ def fit_window(seen: list[_Seen], start: int, stop: int, first: int) -> _Fit | N
     back, on = max(0, start - PACE), min(len(seen) - 1, stop + PACE)
     past = flow(one.picture, seen[back].picture) / (start - back)
     future = flow(other.picture, seen[on].picture) / (on - stop)
-    ones = [_look(fetch(one.picture, past * i)) for i in range(len(window))]
-    others = [_look(fetch(other.picture, future * i)) for i in reversed(range(len(window)))]
-    middle = len(window) // 2
-    if _alike(ones[middle], others[middle]) > ALIKE or _pans(window[middle], ones[middle], others[middle],
-                                                             past * middle, future * middle):
+    reach = len(window) // 2
+
+    def moved(i):
+        return _look(fetch(one.picture, past * i)), _look(fetch(other.picture, future * (2 * reach - i)))
+
+    # The middle alone tells most windows, in little time.
+    middles = moved(reach)
+    if not _may_mix(*middles, window[reach]) or _pans(window[reach], *middles, past * reach, future * reach):
         return None
+    ones, others = zip(*map(moved, range(len(window))), strict=True)
     return _fit(window, ones, others, first)
 
 
@@ -227,7 +237,7 @@ def _fit(window, ones, others, first):
         places = np.abs(change) > CHANGED
         switched = ((np.abs(lumas - last_lumas) < np.abs(lumas - first_lumas)) & places).sum(1) / places.sum(1)
         start, end = np.flatnonzero(switched > 0.04)[0] - 1, np.flatnonzero(switched < 0.96)[-1] + 1
-        more = (end - start) / 10  # the first and the last places are few
+        more = (end - start) / 5  # the first and the last places are few
         start, end = max(start - more, 0), min(end + more, len(window) - 1)
     boundary = Boundary(first + round(start) + 1, first + round(end), wipe)
     return _Fit(misfit, first + len(window) // 2, boundary) if boundary.end - boundary.start >= SHORTEST else None
