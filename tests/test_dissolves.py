@@ -9,8 +9,9 @@ from drawn import StubPainter, planes_in
 from colorizer.certainty import Known
 from config import FilmConfig
 from film.dissolves import LATE, Mixture, Painted, find_boundaries
-from film.episode import color_film, scan
+from film.episode import color_film
 from film.plan import Plan, Shot
+from film.scan import scan
 from film.video import VideoFile
 
 LENGTH = 12  # frames of a transition
