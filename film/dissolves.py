@@ -148,7 +148,7 @@ def _may_be(before, start, middle, stop, behind):
     return motion <= MOTION * (1 - _alike(start, stop)) and _may_mix(start, stop, middle, LOOSE)
 
 
-def _may_mix(one, other, frame, most=MIDDLE):
+def _may_mix(one, other, frame, most):
     """Whether two pictures are of two shots and explain a frame of the middle, up to ``most`` times what is allowed."""
     if min(one.norm, other.norm) < FLAT * SIDE or _alike(one, other) > ALIKE:
         return False
@@ -193,8 +193,9 @@ def fit_window(seen: list[_Seen], start: int, stop: int, first: int) -> _Fit | N
         return _look(fetch(one.picture, past * i)), _look(fetch(other.picture, future * (2 * reach - i)))
 
     # The middle alone tells most windows, in little time.
-    middles = moved(reach)
-    if not _may_mix(*middles, window[reach]) or _pans(window[reach], *middles, past * reach, future * reach):
+    middle, other_middle = moved(reach)
+    if (not _may_mix(middle, other_middle, window[reach], MIDDLE)
+            or _pans(window[reach], middle, other_middle, past * reach, future * reach)):
         return None
     ones, others = zip(*map(moved, range(len(window))), strict=True)
     return _fit(window, ones, others, first)
