@@ -136,7 +136,8 @@ def test_a_film_in_color_is_measured(home, tmp_path):
         stream = film.add_stream("libx264", rate=5)
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
         for i in range(15):
-            film.mux(stream.encode(av.VideoFrame.from_ndarray(draw_picture(i), format="rgb24")))
+            picture = resize(draw_frame(1, i), 64, 96)
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         film.mux(stream.encode(None))
     metrics = color(home, "integrator", tmp_path / "new.mkv", path)
     assert metrics["pictures"] == 15 and metrics["measured_pictures"] == 3  # one a second
