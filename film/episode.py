@@ -5,8 +5,9 @@ second colors them, each into a file of its own in a hidden folder beside the ou
 on. At the end the files are joined. The luma of a result is that of its source, sample by sample; only Cb and Cr are
 new. Numbered frames are colored in the same way, each into a picture of its own.
 
-Memory grows by about 10 bytes for each frame of the film and, for each shot, its palette (at most 10 kB) and its record
-(about 50 kB of compressed pictures). At most 20 + 10 * batch_size frames are held at a time.
+Memory grows by about 30 bytes for each frame of the film and, for each shot, its palette (at most 10 kB) and its record
+(about 50 kB of compressed pictures). At most 20 + 10 * batch_size frames are held at a time, and in the first pass as
+many of the network's size as a dissolve may be late.
 """
 
 import hashlib

@@ -1,5 +1,7 @@
 """How does the light of a shot change? A gain and an offset for each frame, by which fades and flicker are undone."""
 
+from array import array
+
 import cv2
 import numpy as np
 
@@ -27,13 +29,13 @@ class Light:
 
     def __init__(self) -> None:
         self.before: np.ndarray | None = None
-        self.steps: list[tuple[float, float]] = []  # (a, b) of each frame that was added
+        self.steps = array("f")  # a and b of each frame that was added
         self._flow = Flow()
 
     def add(self, luma: np.ndarray) -> None:
         """Take the next frame, Y' uint8 (H, W), full range."""
         small = cv2.resize(luma, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-        self.steps.append((1.0, 0.0) if self.before is None else self._step(self.before, small))
+        self.steps.extend((1.0, 0.0) if self.before is None else self._step(self.before, small))
         self.before = small
 
     def _step(self, before, after):
@@ -61,7 +63,8 @@ class Light:
         """(gain, offset) float32 (end - start, 2) of the frames from ``start`` to ``end``, counted from the first that
         was added: by them L is that in the full light of the shot, as ``lit`` does it."""
         gains, offsets = np.ones(end - start), np.zeros(end - start)
-        for i, (a, b) in enumerate(self.steps[start + 1:end], 1):
+        steps = np.array(self.steps[2 * start + 2:2 * end]).reshape(-1, 2)
+        for i, (a, b) in enumerate(steps, 1):
             gains[i], offsets[i] = a * gains[i - 1], a * offsets[i - 1] + b
         full = np.median(gains[gains > 0.8 * gains.max()])  # of a flicker the middle, of a fade where it has not begun
         usual = np.median(offsets[np.abs(gains / full - 1) < 0.1])
