@@ -2,11 +2,10 @@
 
 from array import array
 
-import cv2
 import numpy as np
 
 from colorizer.flow import Flow, fetch
-from dataset import L_SCALE
+from dataset import L_SCALE, resize
 from film.planes import gray_lightness
 
 SIDE = 64  # pixels along a side of the pictures that are compared
@@ -34,7 +33,7 @@ class Light:
 
     def add(self, luma: np.ndarray) -> None:
         """Take the next frame, Y' uint8 (H, W), full range."""
-        small = cv2.resize(luma, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        small = resize(luma, SIDE, SIDE)
         self.steps.extend((1.0, 0.0) if self.before is None else self._step(self.before, small))
         self.before = small
 
@@ -43,7 +42,7 @@ class Light:
         if abs(x.mean() - y.mean()) < LEAST / 2 and abs(x.std() - y.std()) < LEAST / 2:
             return 1.0, 0.0  # a change of light would be less than LEAST, whatever has moved
         moved = fetch(before.astype(np.float32), self._flow(after, before))
-        x, y = (gray_lightness(luma / np.float32(255)).ravel() for luma in (moved, after))
+        x, y = gray_lightness(moved / np.float32(255)).ravel(), y.ravel()
         inside = (np.minimum(x, y) > 1) & (np.maximum(x, y) < 99)
         if inside.sum() < SIDE:
             return 1.0, 0.0
