@@ -141,8 +141,9 @@ def test_the_benchmark_measures_a_colored_film(tmp_path):
     assert list(rows) == ["result", "frame by frame"]  # a gray film is no truth
     expected = np.average([record.cdc for record in records], weights=[9, 7])
     assert rows["result"]["cdc"] == pytest.approx(expected, rel=1e-6)
-    # The stub takes a from the mean lightness of shot or frame, which only grows in the second shot.
-    assert rows["result"]["warp_error"] < 0.8 * rows["frame by frame"]["warp_error"]
+    # The stub takes a from the mean lightness of shot or frame, which grows in the second shot: there the light comes
+    # up, and the colors of the result with it.
+    assert rows["result"]["warp_error"] < 0.9 * rows["frame by frame"]["warp_error"]
     assert "result / frame by frame: 0." in table(rows)
     (tmp_path / "out_shots.jsonl").unlink()
     with pytest.raises(UserError, match="no .*out_shots.jsonl"):
