@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import colorizer.waiting  # noqa: F401  before torch is imported
+
 import cv2
 import numpy as np
 from tqdm import tqdm
@@ -23,7 +25,7 @@ from colorizer.painter import Painter, load_painter
 from config import ColorConfig, read_flags
 from dataset import lab_to_rgb, resize, rgb_to_lab
 from film.encoding import OUTPUT_SUFFIXES
-from film.episode import color_film, compare, map_of
+from film.episode import color_film, coloring_threads, compare, in_order, map_of
 from film.known import mixture, tint
 from film.panel import memory_pictures, write_panel
 from film.parts import Records, parts_folder
@@ -116,34 +118,43 @@ def color_deep(painter: Painter, planes: Planes) -> tuple[Planes, Known]:
     return planes._replace(cb=cb, cr=cr), known
 
 
+def color_picture(painter: Painter, confidence: bool, pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Color a picture, a pair of (input, output) paths, and map what is known of it if ``confidence``; returns it and
+    the result, RGB uint8 (H, W, 3). An unreadable one is skipped: None."""
+    source, target = pair
+    try:
+        read = read_picture(source)
+    except UserError as error:
+        warn(f"{error}; skipped")
+        return None
+    if read.depth == 8:
+        picture = read.rgb
+        need_color(painter, picture, source)
+        (result,), known = painter.explain([picture])
+        write_image(target, result)
+    else:
+        planes = planes_of_picture(read.rgb, read.depth)
+        picture = planes.picture()
+        need_color(painter, picture, source)
+        planes, known = color_deep(painter, planes)
+        write_colored(target, planes, source)
+        result = planes.picture()
+    if confidence:
+        gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+        write_image(beside(target, MAP), tint(gray, mixture(next(known.each()))))
+    return picture, result
+
+
 def color_pictures(painter: Painter, pairs: Sequence[tuple[Path, Path]], evaluation: Evaluation,
                    confidence: bool) -> int:
-    """Color pictures one by one, pairs of (input, output) paths, and map what is known of each if ``confidence``;
-    returns how many. An unreadable one is skipped."""
+    """``color_picture`` for all pairs; returns how many were colored."""
     done = 0
-    for source, target in tqdm(pairs, unit="picture", disable=None):
-        try:
-            read = read_picture(source)
-        except UserError as error:
-            warn(f"{error}; skipped")
-            continue
-        if read.depth == 8:
-            picture = read.rgb
-            need_color(painter, picture, source)
-            (result,), known = painter.explain([picture])
-            write_image(target, result)
-        else:
-            planes = planes_of_picture(read.rgb, read.depth)
-            picture = planes.picture()
-            need_color(painter, picture, source)
-            planes, known = color_deep(painter, planes)
-            write_colored(target, planes, source)
-            result = planes.picture()
-        if confidence:
-            gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-            write_image(beside(target, MAP), tint(gray, mixture(next(known.each()))))
-        evaluation.add(picture, result)
-        done += 1
+    with coloring_threads() as pool:
+        colored = in_order(pool, partial(color_picture, painter, confidence), pairs)
+        for _, pictures in tqdm(colored, total=len(pairs), unit="picture", disable=None):
+            if pictures is not None:
+                evaluation.add(*pictures)
+                done += 1
     if not done:
         raise UserError(f"no picture could be read in {pairs[0][0].parent}")
     return done

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import colorizer.waiting  # noqa: F401  before torch is imported
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader

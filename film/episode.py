@@ -16,12 +16,12 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 import cv2
@@ -48,9 +48,12 @@ from film.video import Film, ahead, planned_frames, window
 from utils import UserError, is_color, only_one, warn
 
 HELD = 4.0  # a drawing is held while no mean luma of 4 x 4 pixels changes by more than this, in 8-bit steps
-PAINTERS = 2  # threads that color, a batch each
+PAINTERS = 2  # threads that color, a batch or a picture each
 NEUTRAL = 0.4663  # Y' in [0, 1] of a gray of L 50
 PARTS_FORMAT = 8  # of what is kept for an interrupted run
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Shot by shot
@@ -121,18 +124,30 @@ def batches(jobs: Generator[Job, None, None], batch_size: int) -> Generator[list
 
 
 @contextmanager
-def coloring_threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of ``count`` threads. Within the block they share torch's threads, and OpenCV has none of its own:
+def coloring_threads() -> Iterator[ThreadPoolExecutor]:
+    """A pool of PAINTERS threads. Within the block they share torch's threads, and OpenCV has none of its own:
     batches side by side wait for each other less than threads within one small operation."""
     threads = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(max(1, threads[0] // count))
+    torch.set_num_threads(max(1, threads[0] // PAINTERS))
     cv2.setNumThreads(1)
     try:
-        with ThreadPoolExecutor(count) as pool:
+        with ThreadPoolExecutor(PAINTERS) as pool:
             yield pool
     finally:
         torch.set_num_threads(threads[0])
         cv2.setNumThreads(threads[1])
+
+
+def in_order(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T]) -> Iterator[tuple[T, U]]:
+    """Yield (item, function(item)) of all items, in order; the function runs in the ``coloring_threads``."""
+    waiting: deque[tuple[T, Future[U]]] = deque()
+    for item in items:
+        waiting.append((item, pool.submit(function, item)))
+        if len(waiting) > PAINTERS:  # one more waits for the thread that is done first
+            item, answer = waiting.popleft()
+            yield item, answer.result()
+    for item, answer in waiting:
+        yield item, answer.result()
 
 
 def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Plan,
@@ -171,15 +186,9 @@ def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Pla
             job.L = None
         return batch
 
-    with closing(batches(jobs, config.batch_size)) as todo, coloring_threads(PAINTERS) as pool:
-        painted = deque()
-        for batch in todo:
-            painted.append((batch, pool.submit(paint, batch)))
-            if len(painted) > PAINTERS:  # one more waits for the thread that is done first
-                batch, answers = painted.popleft()
-                yield from fill(batch, answers.result())
-        for batch, answers in painted:
-            yield from fill(batch, answers.result())
+    with closing(batches(jobs, config.batch_size)) as todo, coloring_threads() as pool:
+        for batch, answers in in_order(pool, paint, todo):
+            yield from fill(batch, answers)
 
 
 def finish(job: Job, target: Target, color_only: bool, box: Box | None = None) -> Planes:

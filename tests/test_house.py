@@ -1,8 +1,11 @@
 """The house stays in order: what lies at the top, how long functions are, and that what the documents say is true."""
 
 import ast
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from utils import UserError, read_image
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
 LONGEST = 60  # lines of a function
+VARIABLES = ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"]  # which tell how threads wait
 
 
 def test_the_scripts_can_be_seen():
@@ -79,3 +83,21 @@ def test_the_example_of_the_api_runs(tmp_path, monkeypatch):
     assert again.config == seen["painter"].config and again.config.mem_size > 4
     for name, tensor in seen["painter"].colorizer.state_dict().items():
         assert torch.equal(again.colorizer.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("script", ["train", "test"])
+@pytest.mark.parametrize("own", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}], ids=str)
+def test_threads_are_told_to_sleep_before_torch_is_imported(script, own):
+    code = f"""
+import os, sys
+class Probe:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            print({{name: os.environ[name] for name in {VARIABLES} if name in os.environ}})
+            os._exit(0)
+sys.meta_path.insert(0, Probe())
+import {script}
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | own
+    told = subprocess.run([sys.executable, "-uc", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert told.stdout.strip() == str(own or {"GOMP_SPINCOUNT": "1000"})
