@@ -15,6 +15,7 @@ from colorizer.votes import STRIDE
 from config import ModelConfig, TrainConfig
 from dataset import AB_SCALE, ColorizationDataset, lab_to_tensors, resize, rgb_to_lab, shrink
 from training.learner import Cast
+from training.material import weathered
 from utils import IMAGE_SUFFIXES, UserError, list_files, read_image, spread, warn
 
 VOTER_LOOKS = 256  # at least, from which the voter learns, or VIEWS a picture if that is less; at most 4 times as many
@@ -102,11 +103,13 @@ def remember(data: ColorizationDataset, colorizer: Colorizer, cast: Cast) -> tor
 
 
 def _look(path, side, view):
-    """A picture, or the random part of it that the number ``view`` names (0: the whole), half of them mirrored: L (1,
-    1, side, side) and ab (1, 2, side, side)."""
-    lab = rgb_to_lab(read_image(path))
+    """A picture, or the random part of it that the number ``view`` names (0: the whole), half of them mirrored, as
+    another film might show it: L (1, 1, side, side) and ab (1, 2, side, side)."""
+    rgb = read_image(path)
+    lab = rgb_to_lab(rgb)
     if view:
         rng = np.random.default_rng(view)
+        lab[..., 0] = weathered(rgb, rng)
         zoom = rng.uniform(1, 2)
         height, width = (round(size / zoom) for size in lab.shape[:2])
         top, left = rng.integers(0, lab.shape[0] - height + 1), rng.integers(0, lab.shape[1] - width + 1)
