@@ -25,7 +25,7 @@ def test_a_share_of_the_views_is_changed(share, changed, monkeypatch):
     rgb = draw_picture(0)
     before = rgb.copy()
     L = weathered(rgb, np.random.default_rng(0))
-    assert L.shape == rgb.shape[:2] and L.dtype == np.float32 and 0 <= L.min() and L.max() <= 100
+    assert L.shape == rgb.shape[:2] and L.dtype == np.float32 and L.min() >= 0 and L.max() <= 100
     assert (np.abs(L - rgb_to_lab(rgb)[..., 0]).mean() > 1) == changed
     assert (rgb == before).all()
 
