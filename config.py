@@ -464,6 +464,10 @@ class FilmConfig:
     pix_fmt: str | None = setting(None, "FFmpeg's pixel format; 4:2:0 with 10 bits for a source of more than 8")
     color_only: bool = setting(False, "write the chroma alone, on neutral lightness, for compositing")
     keep_color_shots: bool = setting(False, "leave shots that are already in color as they are")
+    cut_at: Sequence[int] = setting((), "frames, counted from 0, that begin a shot though none is found there",
+                                    nargs="+", metavar="FRAME", type=int)
+    join_at: Sequence[int] = setting((), "frames at which a shot is found to begin and none does", nargs="+",
+                                     metavar="FRAME", type=int)
     response: str = setting("auto", "auto: a film that is faded, graded or printed hard is looked at as if it had the "
                             "contrast of what the networks know; none: as it is", choices=["auto", "none"])
     confidence: bool = setting(False, "write a map beside each film or picture: what is recalled, guessed and unknown")
@@ -495,6 +499,29 @@ class ColorConfig(FilmConfig, PainterConfig):
         _at_least(self, 0, "suggest")
         if self.end <= self.start:
             raise UserError(f"--end {self.end:g} s is not after --start {self.start:g} s")
+
+
+@dataclass
+class StudioConfig:
+    """One run of studio.py."""
+
+    input: Path | None = setting(None, "the gray film; not given: that of the project, or of the demo", group="files")
+    checkpoint: Path | None = setting(None, "what train.py wrote; not given: that of the project, or that of the demo; "
+                                      "if there is none, one is trained on the page")
+    project: Path = setting(Path("results/studio"), "folder of the project; one that is there is opened again")
+    folders: Sequence[Path] = setting((), "folders whose films and pictures may be chosen on the page", nargs="+",
+                                      metavar="FOLDER", type=Path)
+    host: str = setting("127.0.0.1", "address to listen on; another one than this machine's own needs a password in "
+                        "the environment variable STUDIO_PASSWORD", group="page")
+    port: int = setting(7860, "port to listen on")
+
+    def check(self) -> None:
+        """Raises UserError for a value out of its range."""
+        if not 0 < self.port < 65536:
+            raise UserError(f"--port is {self.port}; set it between 1 and 65535")
+        for folder in self.folders:
+            if not folder.is_dir():
+                raise UserError(f"there is no folder {folder}; name others by --folders")
 
 
 def part_of(settings: Any, kind: Callable[..., T]) -> T:
