@@ -226,7 +226,8 @@ def test_what_is_outside_is_refused(browser, colored, tmp_path):
     ("frame", {"index": -1, "width": 300, "kinds": ["gray"]}),
     ("frame", {"index": 10**9, "width": 300, "kinds": ["gray"]}),
     ("frame", {"index": "1", "width": 300, "kinds": ["gray"]}),
-    ("frame", {"index": 1, "width": 300, "kinds": ["../x"]}), ("frame", {}), ("clip", {"start": 5, "end": 5}), ("clip", {"start": 0, "end": 10**7}), ("sources", {"shot": True}),
+    ("frame", {"index": 1, "width": 300, "kinds": ["../x"]}), ("frame", {}),
+    ("clip", {"start": 5, "end": 5}), ("clip", {"start": 0, "end": 10**7}), ("sources", {"shot": True}),
     ("split", {"frame": -4}), ("join", {"frame": None}), ("take_back", {"file": "../../project.json"})])
 def test_strange_questions_are_answered_in_a_sentence(colored, function, data):
     desk, _ = colored

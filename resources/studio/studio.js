@@ -354,6 +354,205 @@ window.studio = (() => {
     });
   }
 
+  // Correct: a canvas that is clicked, brushed and picked from; the palette; undo; what remembering will change.
+  function hand({ element, server }) {
+    const root = element.querySelector(".hand");
+    const strips = make("<div></div>");
+    strip(strips);
+    const tools = [["fill", "Fill", "f", "Click a thing: it takes the color"],
+      ["grow", "Join", "j", "Click what belongs to the thing, too"],
+      ["cut", "Cut", "x", "Draw a line where the thing ends"], ["brush", "Brush", "b", "Paint by hand"],
+      ["erase", "Erase", "e", "Back to the machine's colors"], ["pick", "Pick", "i", "Take the color of a place"]];
+    const body = make(`<div class="bench"><div class="easel">
+      <div class="row" role="toolbar" aria-label="Tools">${tools.map(([name, label, key, title]) =>
+        `<button data-tool="${name}" aria-pressed="${name === "fill"}" title="${title} (${key})">${label}</button>`).join("")}
+        <span class="grow"></span>
+        <button data-act="undo" title="Undo (Ctrl+Z)">Undo</button><button data-act="redo" title="Redo (Ctrl+Y)">Redo</button>
+        <button data-act="reset">Reset</button></div>
+      <div class="stage"><div class="sheet"><canvas tabindex="0" aria-label="The frame; arrow keys move the cross, Enter clicks"></canvas>
+        <svg class="over cross" hidden><g stroke-width="1.5"><path stroke="#fff" d="M-9 0H9M0 -9V9"/></g></svg></div></div>
+      <div class="row"><button data-step="-1" aria-label="Frame before">&#9664;</button>
+        <div class="grow"><input class="time" type="range" aria-label="Frame of the shot"></div>
+        <button data-step="1" aria-label="Next frame">&#9654;</button><output class="quiet" style="min-width:11em"></output></div>
+      </div><div class="colors">
+      <div class="row"><input type="color" value="#c83c32" aria-label="Color"><input class="hex" type="text" value="#c83c32"
+        size="8" maxlength="7" aria-label="Color as a number"><label class="quiet size">brush
+        <input class="radius" type="range" min="1" max="60" value="10" aria-label="Radius of the brush"></label></div>
+      <h3>Colors of the show</h3><div class="swatches"></div>
+      <h3>Pick from a known frame</h3><div class="known"></div>
+      <div class="row"><button class="primary" data-act="remember" title="Remember (Ctrl+Enter)">Remember this frame</button></div>
+      <p class="quiet tells" aria-live="polite"></p></div></div>`);
+    const empty = make('<div class="empty">The film is not colored yet; there is nothing to correct.</div>');
+    root.append(strips, body, empty);
+    const $ = (selector) => body.querySelector(selector);
+    const [canvas, cross, hex, well, radius, time] =
+      ["canvas", ".cross", ".hex", 'input[type="color"]', ".radius", ".time"].map($);
+    const paper = canvas.getContext("2d", { willReadFrequently: true });
+    let tool = "fill", stroke = null, at_ = { x: 0, y: 0 }, opened = "", size = [1, 1], state = {}, queue = Promise.resolve();
+
+    const color = (value) => {
+      hex.value = well.value = value.toLowerCase();
+      body.querySelectorAll(".swatches button").forEach((b) => b.setAttribute("aria-pressed", b.dataset.color === hex.value));
+    };
+    const choose = (name) => {
+      tool = name;
+      body.querySelectorAll("[data-tool]").forEach((b) => b.setAttribute("aria-pressed", b.dataset.tool === name));
+      canvas.style.cursor = name === "pick" ? "copy" : "crosshair";
+    };
+    async function show(got) {
+      if (!got) return;
+      state = got;
+      size = [got.width, got.height];
+      const image = new Image();
+      image.src = got.picture;
+      await image.decode();
+      if (canvas.width !== image.width || canvas.height !== image.height) {
+        canvas.width = image.width; canvas.height = image.height;
+        $(".sheet").style.setProperty("--aspect", image.width / image.height);
+      }
+      paper.drawImage(image, 0, 0);
+      $('[data-act="undo"]').disabled = !got.undo;
+      $('[data-act="redo"]').disabled = !got.redo;
+      $('[data-act="reset"]').disabled = !got.undo;
+      $('[data-act="remember"]').disabled = !got.changed;
+      root.dataset.shown = `${got.frame}`;
+      root.dataset.edits = `${got.edits}`;
+      tells();
+    }
+    async function tells() {
+      const told = $(".tells");
+      if (!state.changed) { told.textContent = ""; return; }
+      const frame = state.frame, edits = state.edits;
+      told.textContent = "Looking which shots it will change\u2026";
+      const got = await ask(server, "touched", { frame });
+      if (!got || state.frame !== frame || state.edits !== edits) return;
+      told.textContent = got.told;
+    }
+    // One question after another, so that quick clicks arrive in order.
+    const send = (name, data) => { queue = queue.then(() => ask(server, name, data)).then(show); return queue; };
+    async function open(force) {
+      const shot = current(), ready = shot && at.colored;
+      body.style.display = ready ? "" : "none";
+      empty.style.display = ready ? "none" : "";
+      if (!ready || !root.offsetParent) return;
+      Object.assign(time, { min: shot.start, max: shot.end - 1, value: at.frame });
+      $("output").textContent = `shot ${at.shot + 1}, frame ${at.frame}`;
+      const key = `${at.frame}/${at.version}`;
+      if (!force && opened === key) return;
+      opened = key;
+      await send("hand_open", { frame: at.frame });
+    }
+    const place = (event) => {
+      const box = canvas.getBoundingClientRect();
+      return [(event.clientX - box.left) / box.width * size[0], (event.clientY - box.top) / box.height * size[1]];
+    };
+    async function act(points) {
+      if (tool === "pick") {
+        const [x, y] = points[0];
+        const [r, g, b] = paper.getImageData(Math.round(x / size[0] * canvas.width), Math.round(y / size[1] * canvas.height), 1, 1).data;
+        color("#" + [r, g, b].map((v) => v.toString(16).padStart(2, "0")).join(""));
+        choose("fill");
+        return;
+      }
+      if (!/^#[0-9a-f]{6}$/i.test(hex.value)) { problem = "a color is # and six digits, such as #c83c32"; tell("problem"); return; }
+      send("hand_act", { frame: at.frame, kind: tool, points, color: hex.value, radius: Number(radius.value) });
+    }
+    const long = () => tool === "cut" || tool === "brush" || tool === "erase";
+    canvas.addEventListener("pointerdown", (event) => {
+      canvas.setPointerCapture(event.pointerId);
+      stroke = [place(event)];
+    });
+    canvas.addEventListener("pointermove", (event) => {
+      if (!stroke || !long()) return;
+      const to = place(event), from = stroke.at(-1), scale = canvas.width / size[0];
+      paper.strokeStyle = tool === "brush" ? hex.value : "#fff";
+      paper.lineWidth = tool === "cut" ? 2 : Math.max(1, 2 * radius.value * scale);
+      paper.lineCap = "round";
+      paper.beginPath(); paper.moveTo(from[0] * scale, from[1] * scale); paper.lineTo(to[0] * scale, to[1] * scale); paper.stroke();
+      stroke.push(to);
+    });
+    canvas.addEventListener("pointerup", () => {
+      if (!stroke) return;
+      const points = long() ? stroke : stroke.slice(0, 1);
+      stroke = null;
+      act(points);
+    });
+    canvas.addEventListener("pointercancel", () => { stroke = null; open(true); });
+    canvas.addEventListener("keydown", (event) => {
+      const by = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+      if (by) {
+        const step = size[0] / (event.shiftKey ? 20 : 160);
+        at_ = { x: Math.max(0, Math.min(size[0] - 1, at_.x + by[0] * step)), y: Math.max(0, Math.min(size[1] - 1, at_.y + by[1] * step)) };
+        cross.hidden = false; cross.style.display = "";
+        cross.firstElementChild.style.transform = `translate(${at_.x / size[0] * 100}%, ${at_.y / size[1] * 100}%)`;
+        const box = cross.getBoundingClientRect();
+        cross.firstElementChild.setAttribute("transform", `translate(${at_.x / size[0] * box.width} ${at_.y / size[1] * box.height})`);
+        cross.firstElementChild.style.transform = "";
+        event.preventDefault();
+      } else if (event.key === "Enter" && !event.ctrlKey) { act([[at_.x, at_.y]]); event.preventDefault(); }
+    });
+    body.addEventListener("click", (event) => {
+      const target = event.target.closest("button");
+      if (!target) return;
+      const { tool: name, act: what, color: value, step } = target.dataset;
+      if (name) choose(name);
+      if (value) color(value);
+      if (step) { const next = at.frame + Number(step); const shot = at.shots.findIndex((s) => next >= s.start && next < s.end); if (shot >= 0) go(shot, next); }
+      if (what === "remember") remember();
+      else if (what) send(`hand_${what}`, { frame: at.frame });
+    });
+    async function remember() {
+      if (!state.changed) return;
+      $('[data-act="remember"]').disabled = true;
+      if (await ask(server, "hand_remember", { frame: state.frame })) tell("hurry");
+    }
+    time.addEventListener("input", () => go(at.shot, Number(time.value)));
+    well.addEventListener("input", () => color(well.value));
+    hex.addEventListener("change", () => { if (/^#[0-9a-f]{6}$/i.test(hex.value)) color(hex.value); });
+    document.addEventListener("keydown", (event) => {
+      if (!root.offsetParent || /TEXTAREA|SELECT/.test(event.target.tagName) || event.target.type === "text" || event.target.type === "number") return;
+      const key = event.key.toLowerCase();
+      const named = !event.ctrlKey && !event.metaKey && !event.altKey && tools.find(([, , shortcut]) => shortcut === key);
+      if (named) choose(named[0]);
+      else if ((event.ctrlKey || event.metaKey) && key === "z") send(event.shiftKey ? "hand_redo" : "hand_undo", { frame: at.frame });
+      else if ((event.ctrlKey || event.metaKey) && key === "y") send("hand_redo", { frame: at.frame });
+      else if ((event.ctrlKey || event.metaKey) && key === "enter") remember();
+      else return;
+      event.preventDefault();
+    });
+    let palette = "";
+    async function showPalette() {
+      const got = await ask(server, "palette");
+      if (!got) return;
+      const html = got.colors.map(({ hex: value, name }) =>
+        `<button data-color="${value}" style="background:${value}" aria-label="${value}" aria-pressed="false" title="${value} ${text(name)}"></button>`).join("");
+      if (html !== palette) { $(".swatches").innerHTML = palette = html; }
+      $(".known").innerHTML = got.frames.map(({ name, picture }) =>
+        `<button class="from" title="${text(name)}" aria-label="Pick from ${text(name)}"><img src="${picture}" alt=""></button>`).join("");
+    }
+    $(".known").addEventListener("click", (event) => {
+      const image = event.target.closest("button")?.querySelector("img");
+      if (!image) return;
+      const box = image.getBoundingClientRect(), by = event.detail ? [event.clientX - box.left, event.clientY - box.top] : [box.width / 2, box.height / 2];
+      const sheet = document.createElement("canvas");
+      [sheet.width, sheet.height] = [image.naturalWidth, image.naturalHeight];
+      const ink = sheet.getContext("2d");
+      ink.drawImage(image, 0, 0);
+      const [r, g, b] = ink.getImageData(Math.floor(by[0] / box.width * (sheet.width - 1)), Math.floor(by[1] / box.height * (sheet.height - 1)), 1, 1).data;
+      color("#" + [r, g, b].map((v) => v.toString(16).padStart(2, "0")).join(""));
+    });
+    let knew = "";
+    const look_ = () => {
+      const key = `${at.colored}/${at.version}`;
+      if (root.offsetParent && at.colored && knew !== key) { knew = key; showPalette(); }
+      open();
+    };
+    on("moved", look_);
+    on("status", look_);
+    new ResizeObserver(look_).observe(root);
+    look_();
+  }
+
   // The corrections that are remembered.
   function fixes({ element, server }) {
     const root = element.querySelector(".fixes");
@@ -379,5 +578,5 @@ window.studio = (() => {
     draw();
   }
 
-  return { status, look, training, fixes, ask, make, text, clock, on, tell, at, go, current };
+  return { status, look, training, hand, fixes, ask, make, text, clock, on, tell, at, go, current };
 })();
