@@ -28,6 +28,7 @@ from editing.work import Background, Painters, Work, color, find_shots, log_line
 from film.episode import map_of
 from film.found import link
 from film.panel import memory_pictures
+from film.parts import parts_folder
 from film.report import Report, suggest_frames, write_report
 from film.video import VideoFile
 from utils import (
@@ -66,7 +67,7 @@ def picture(data: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
 
 
-def _small(rgb, width=240):
+def _small(rgb, width=192):
     return picture(jpeg(rgb, width, 80))
 
 
@@ -82,7 +83,7 @@ class Desk:
 
     def __init__(self, project: Project) -> None:
         self.project, self.background, self.painters = project, Background(), Painters(project)
-        self.lock = threading.Lock()
+        self.lock, self.changing = threading.Lock(), threading.RLock()
         self.version = 1  # grows whenever the page shall look again
         self.films: dict[str, tuple[Any, Frames]] = {}
         self.sample: tuple[float, str] = (0.0, "")
@@ -128,7 +129,8 @@ class Desk:
         left = work.seconds_left()
         return {"version": self.version, "running": work.running, "title": work.title, "done": round(work.done, 3),
                 "note": work.note, "left": None if left is None else round(left), "problem": work.error,
-                "film": Path(project.facts.film).name, "checkpoint": project.checkpoint is not None,
+                "fresh": [each["start"] for each in self._fresh()], "film": Path(project.facts.film).name,
+                "checkpoint": project.checkpoint is not None,
                 "stale": project.checkpoint is not None and bool(project.facts.film) and not project.is_current(),
                 "colored": project.colored.exists() if project.facts.film else False}
 
@@ -184,14 +186,34 @@ class Desk:
                 self.films[kind] = stamp, make()
             return self.films[kind][1]
 
+    def _planes(self, kind, index):
+        """The planes of a frame of ``_frames``; a shot that is colored anew is seen before the film is whole. None if
+        there is none."""
+        if kind == "colored":
+            fresh = {each["start"]: each for each in self._fresh()}
+            for start, each in fresh.items():
+                if start <= index < each["end"]:
+                    return Frames(VideoFile(each["path"]), times_of(each["path"])).get(index - start)
+        frames = self._frames(kind)
+        return frames and frames.get(index)
+
+    def _fresh(self):
+        """The shots that the coloring of now has finished: their frames and the files that hold them."""
+        project = self.project
+        if not (self.background.work.running and project.facts.film):
+            return []
+        log = project.colored.with_name(f"{project.colored.stem}_shots.jsonl")
+        shots = [{"start": line["start_frame"], "end": line["end_frame"],
+                  "path": parts_folder(project.colored) / f"{line['index']:06d}.part"} for line in log_lines(log)]
+        return [shot for shot in shots if shot["path"].exists()]
+
     def frame(self, index: int, width: int, kinds: list[str]) -> dict[str, Any]:
         """A frame as pictures, at most ``width`` pixels wide: of ``kinds``, "gray", "colored" and "map", those that
         there are."""
         index, width = _whole("the frame", index), min(WIDEST, _whole("the width", width, 16))
         answer: dict[str, Any] = {"index": index}
         for kind in kinds:
-            if frames := self._frames(kind):
-                planes = frames.get(index)
+            if (planes := self._planes(kind, index)) is not None:
                 rgb = planes.gray(*planes.y.shape) if kind == "gray" else planes.picture()
                 answer[kind] = picture(jpeg(rgb, width))
         return answer
@@ -199,9 +221,12 @@ class Desk:
     def clip(self, start: int, end: int) -> dict[str, Any]:
         """Frames [start, end) of the film as a small film that a browser plays."""
         start, end = _whole("the first frame", start), _whole("the last frame", end, 1)
-        path = self.project.colored
+        path = self.project.colored if self.project.facts.film else Path()
         if not path.exists():
             path = Path(self.project.facts.film)
+        for each in self._fresh():
+            if each["start"] == start and each["end"] == end:
+                path, start, end = each["path"], 0, end - start
         if not path.is_file() or end <= start or end - start > 20000:
             raise UserError("there is no such shot to be played; load the page again")
         with tempfile.TemporaryDirectory() as folder:
@@ -228,12 +253,14 @@ class Desk:
         return self.known_sources[1]
 
     def split(self, frame: int) -> dict[str, Any]:
-        self.project.split(_whole("the frame", frame))
+        with self.changing:
+            self.project.split(_whole("the frame", frame))
         self.version += 1
         return {}
 
     def join(self, frame: int) -> dict[str, Any]:
-        self.project.join(_whole("the frame", frame))
+        with self.changing:
+            self.project.join(_whole("the frame", frame))
         self.version += 1
         return {}
 
@@ -263,12 +290,14 @@ class Desk:
         if abs(rgb.shape[1] / rgb.shape[0] - width / height) > 0.02 * width / height:
             raise UserError(f"the picture is {rgb.shape[1]}x{rgb.shape[0]}, and the film {width}x{height}; paint over "
                             "the gray frame that the page gives")
-        self.project.remember(frame, rgb)
-        self._color_anew()
+        with self.changing:
+            self.project.remember(frame, rgb)
+            self._color_anew()
 
     def take_back(self, file: str) -> dict[str, Any]:
-        self.project.take_back(str(file))
-        self._color_anew()
+        with self.changing:
+            self.project.take_back(str(file))
+            self._color_anew()
         return {}
 
     def _color_anew(self):
@@ -283,9 +312,11 @@ class Desk:
     # Begin
 
     def choose_film(self, path: str | Path) -> None:
-        self.project.choose_film(path)
-        self.version += 1
-        self.open()
+        with self.changing:
+            self.project.choose_film(path)
+            self.version += 1
+            if not self.background.work.running:
+                self.open()
 
     def learn(self, colors: Sequence[Path], minutes: float) -> None:
         """Train on a colored film, or on colored pictures, in the background; then color."""

@@ -9,11 +9,11 @@ import urllib.request
 from contextlib import contextmanager
 
 import pytest
-from drawn import draw_dataset, draw_picture, draw_shots
+from drawn import draw_dataset, draw_picture, draw_shots, planes_in
 
 import studio
-import train
-from config import StudioConfig, TrainConfig
+from colorizer.painter import Painter
+from config import StudioConfig
 from editing.project import open_project
 from utils import UserError, write_image
 
@@ -37,11 +37,8 @@ run_cli(train.main, [*sys.argv[2:], "--width", "4", "--batch_size", "4", "--end_
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """best.pt of a small network, the pictures in train/ that it learned, and gray.mkv, of three shots."""
-    home = draw_dataset(tmp_path_factory.mktemp("home"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "EPOCH_STEPS", 2)
-        train.train(TrainConfig(data_path=str(home), save_path=str(home), width=4, batch_size=4, end_epoch=1))
+    """train/ with colored pictures, and gray.mkv, of three shots."""
+    home = draw_dataset(tmp_path_factory.mktemp("home"), val=0, test=0)
     draw_shots(home / "gray.mkv", SHOTS, hold=4)
     return home
 
@@ -55,17 +52,13 @@ def browser():
 
 
 @contextmanager
-def opened(folder, given, film=None, checkpoint=None):
+def opened(folder, given):
     """A studio that is open on a project; yields (its desk, its address)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     config = StudioConfig(project=folder, port=port)
     with open_project(folder, given) as project:
-        if film:
-            project.choose_film(film)
-        if checkpoint:
-            project.take_checkpoint(checkpoint)
         desk = studio.Desk(project)
         desk.open()
         page = studio.serve(desk, config, wait=False)
@@ -102,11 +95,25 @@ def visited(browser, address):
 
 
 @pytest.fixture(scope="module")
-def colored(home, tmp_path_factory):
-    """A studio whose film is colored: (desk, address)."""
+def colored(browser, home, tmp_path_factory):
+    """A studio in which a person has chosen a film, sent pictures, trained and waited: (desk, address)."""
     folder = tmp_path_factory.mktemp("studio") / "project"
-    with opened(folder, [home], home / "gray.mkv", home / "best.pt") as (desk, address):
-        assert settled(desk) == ""
+    with pytest.MonkeyPatch.context() as patch, opened(folder, [home]) as (desk, address):
+        patch.setattr(studio, "SCRIPT", [sys.executable, "-c", QUICK])
+        patch.setattr(Painter, "respond", lambda *_: None)  # which takes longer than all else
+        with visited(browser, address) as page:
+            box = page.get_by_label("In the folders given at the start", exact=True)
+            box.fill(str(home / "gray.mkv"))
+            box.press("Enter")
+            page.get_by_role("button", name="Use this film").click()
+            page.wait_for_function("() => window.studio.at.shots.length === 3")
+            assert settled(desk) == "" and not desk.project.colored.exists()
+            pictures = sorted((home / "train").glob("*.png"))
+            page.locator("input[type=file]").nth(1).set_input_files(pictures)
+            page.get_by_text(pictures[-1].name[:12]).first.wait_for()
+            page.get_by_role("button", name="Learn these colors").click()
+            page.wait_for_function("() => window.studio.at.colored", timeout=90_000)
+            assert settled(desk) == "" and page.locator("img.samples").count() == 1
         yield desk, address
 
 
@@ -117,29 +124,21 @@ def see_frame(page, frame):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_from_the_beginning_to_the_film(browser, home, tmp_path, monkeypatch):
-    monkeypatch.setattr(studio, "SCRIPT", [sys.executable, "-c", QUICK])
-    with opened(tmp_path / "project", [home]) as (desk, address), visited(browser, address) as page:
-        box = page.get_by_label("In the folders given at the start", exact=True)
-        box.fill(str(home / "gray.mkv"))
-        box.press("Enter")
-        page.get_by_role("button", name="Use this film").click()
-        page.wait_for_function("() => window.studio.at.shots.length === 3")
-        assert settled(desk) == ""
-        pictures = sorted((home / "train").glob("*.png"))
-        page.locator("input[type=file]").nth(1).set_input_files(pictures)
-        page.get_by_text(pictures[-1].name[:12]).first.wait_for()
-        page.get_by_role("button", name="Learn these colors").click()
-        page.wait_for_function("() => window.studio.at.colored", timeout=90_000)
-        assert settled(desk) == ""
-        assert page.locator("img.samples").count() == 1
+def test_from_the_beginning_to_the_film(browser, home, colored):
+    desk, address = colored
+    learned = sorted((desk.project.folder / "dataset" / "train").glob("*.png"))
+    assert [path.read_bytes() for path in learned] == [path.read_bytes() for path in sorted((home / "train").iterdir())]
+    assert [len(x) for x in map(planes_in, (desk.project.colored, home / "gray.mkv"))] == [42, 42]
+    with visited(browser, address) as page:
         page.get_by_role("tab", name="Export").click()
         page.get_by_role("button", name="Export").click()
         page.get_by_text("test.py --checkpoint").wait_for()
-        taken = desk.project.folder / "export"
-        assert (taken / "gray.mkv").read_bytes() == desk.project.colored.read_bytes()
-        assert {path.name for path in taken.iterdir()} >= {"better.pt", "references", "gray_report.html"}
-        assert len(list((desk.project.folder / "dataset" / "train").iterdir())) == len(pictures)
+        with page.expect_download() as download:
+            page.locator("a[download]").filter(has_text="MB").or_(page.locator("a[download]")).first.click()
+        assert download.value.path().stat().st_size > 0
+    taken = desk.project.folder / "export"
+    assert (taken / "gray.mkv").read_bytes() == desk.project.colored.read_bytes()
+    assert {path.name for path in taken.iterdir()} >= {"better.pt", "references", "gray_report.html"}
 
 
 def test_a_person_looks_by_mouse_and_by_keys(browser, colored):
@@ -243,7 +242,7 @@ def test_others_are_let_in_by_a_password_alone(colored, home, tmp_path, monkeypa
     with pytest.raises(UserError, match="STUDIO_PASSWORD"):
         studio.serve(desk, StudioConfig(host="0.0.0.0"), wait=False)
     monkeypatch.setenv("STUDIO_PASSWORD", "open sesame")
-    with opened(tmp_path / "project", [home], home / "gray.mkv") as (_, address):
+    with opened(tmp_path / "project", [home]) as (_, address):
         for path in ("/config", "/gradio_api/component_server"):
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(address + path, data=b"{}" if "server" in path else None)

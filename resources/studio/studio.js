@@ -82,9 +82,11 @@ window.studio = (() => {
       const now = await ask(server, "status");
       if (!now) return;
       last = now;
-      Object.assign(at, { running: now.running, title: now.title, now });
+      const fresh = current() && now.fresh.includes(current().start) && !(at.fresh || []).includes(current().start);
+      Object.assign(at, { running: now.running, title: now.title, fresh: now.fresh });
       show(now);
       tell("status");
+      if (fresh) tell("fresh");
       if (now.version !== at.version) {
         at.version = now.version;
         await refresh(server);
@@ -328,6 +330,7 @@ window.studio = (() => {
     });
     on("shots", () => { shownShot = ""; });
     on("moved", moved);
+    on("fresh", draw);
     on("status", () => {
       const shot = current();
       if (!shot) return;
