@@ -22,6 +22,7 @@ import numpy as np
 
 from colorizer.painter import Painter
 from config import StudioConfig, read_flags
+from editing.easel import Easel
 from editing.frames import Frames, jpeg, times_of, write_clip
 from editing.project import Project, open_project
 from editing.work import Background, Painters, Work, color, find_shots, log_lines
@@ -86,6 +87,7 @@ class Desk:
         self.lock, self.changing = threading.Lock(), threading.RLock()
         self.version = 1  # grows whenever the page shall look again
         self.films: dict[str, tuple[Any, Frames]] = {}
+        self.opened: tuple[Any, Easel] | None = None
         self.sample: tuple[float, str] = (0.0, "")
         self.known_sources: tuple[Any, dict[int, str]] | None = None
 
@@ -115,6 +117,8 @@ class Desk:
             self.begin("finding shots", self._find_and_color)
         elif self.project.checkpoint and not self.project.is_current():
             self.color()
+        elif self.project.checkpoint:  # so that what is asked of the painter first is answered soon
+            threading.Thread(target=self.painters.plain, daemon=True).start()
 
     def _find_and_color(self, work):
         find_shots(self.project, work)
@@ -267,6 +271,74 @@ class Desk:
     def color_again(self) -> dict[str, Any]:
         self.color()
         return {}
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Correct
+
+    def easel(self, frame: int) -> Easel:
+        """The Easel of a frame. Raises UserError where the film is not colored."""
+        frame = _whole("the frame", frame)
+        stamp = frame, self.colored_at()
+        with self.changing:
+            if self.opened is None or self.opened[0] != stamp:
+                gray, machine = (self._planes(kind, frame) for kind in ("gray", "colored"))
+                if gray is None or machine is None:
+                    raise UserError("the film is not colored yet; wait for it, then correct")
+                path = self.project.folder / "corrections" / f"frame_{frame:06d}.json"
+                self.opened = stamp, Easel(path, gray.gray(*gray.y.shape), machine.picture())
+            return self.opened[1]
+
+    def colored_at(self) -> int:
+        """When the film was colored last, in ns; 0 before."""
+        return self.project.colored.stat().st_mtime_ns if self.project.colored.exists() else 0
+
+    def _show(self, frame, easel):
+        rgb, edits = easel.picture(), easel.correction
+        return {"frame": frame, "picture": picture(jpeg(rgb, WIDEST, 92)), "width": rgb.shape[1],
+                "height": rgb.shape[0], "undo": edits.can_undo, "redo": edits.can_redo, "changed": edits.can_undo,
+                "edits": len(edits)}
+
+    def hand_open(self, frame: int) -> dict[str, Any]:
+        """A frame as it is corrected by now, and what can be undone."""
+        return self._show(frame, self.easel(frame))
+
+    def hand_act(self, frame: int, **action: Any) -> dict[str, Any]:
+        """Do one thing to a frame, see ``Easel.act``."""
+        easel = self.easel(frame)
+        with self.changing:
+            easel.act(**action)
+            return self._show(frame, easel)
+
+    def _step(self, frame, name):
+        easel = self.easel(frame)
+        with self.changing:
+            easel.step(name)
+            return self._show(frame, easel)
+
+    def hand_undo(self, frame: int) -> dict[str, Any]:
+        return self._step(frame, "undo")
+
+    def hand_redo(self, frame: int) -> dict[str, Any]:
+        return self._step(frame, "redo")
+
+    def hand_reset(self, frame: int) -> dict[str, Any]:
+        return self._step(frame, "reset")
+
+    def hand_remember(self, frame: int) -> dict[str, Any]:
+        """Remember a frame as it is corrected."""
+        self.remember(frame, self.easel(frame).picture())
+        return {}
+
+    def touched(self, frame: int) -> dict[str, Any]:
+        """Which shots change when the frame is remembered, as a sentence."""
+        return {"told": ""}
+
+    def palette(self) -> dict[str, Any]:
+        """The colors of the show, and the known frames to pick from."""
+        painter = self.painters.plain()
+        pictures = self._source_pictures(painter)
+        return {"colors": [], "frames": [{"name": painter.names.get(slot, f"frame {slot}"), "picture": shown}
+                                         for slot, shown in pictures.items()]}
 
     # -----------------------------------------------------------------------------------------------------------------
     # Remember
@@ -562,12 +634,15 @@ def build_correct(gr: Any, desk: Desk) -> None:
         desk.remember(_whole("the frame", int(frame)), read_image(file))
         return None
 
-    with gr.Row():
-        frame = gr.Number(0, label="Frame", precision=0, minimum=0, elem_id="correct-frame")
-        gray = gr.DownloadButton("Take it in gray")
-        gray.click(saying(gr, give), frame, gray)
-    painted = gr.File(label="The frame, painted", type="filepath", height=120)
-    gr.Button("Remember", variant="primary").click(saying(gr, remember), [frame, painted], painted)
+    part(gr, "hand", [desk.hand_open, desk.hand_act, desk.hand_undo, desk.hand_redo, desk.hand_reset,
+                      desk.hand_remember, desk.touched, desk.palette])
+    with gr.Accordion("Paint it in another program", open=False):
+        with gr.Row():
+            frame = gr.Number(0, label="Frame", precision=0, minimum=0)
+            gray = gr.DownloadButton("Take it in gray")
+            gray.click(saying(gr, give), frame, gray)
+        painted = gr.File(label="The frame, painted", type="filepath", height=120)
+        gr.Button("Remember the painted frame").click(saying(gr, remember), [frame, painted], painted)
     part(gr, "fixes", [desk.fixes, desk.take_back])
 
 

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from drawn import HOLD_LOCK, StubPainter, draw_dataset, draw_film, draw_picture, draw_shots, planes_in
 
+import studio
 import test
 import train
 from colorizer.painter import Painter
-from config import FilmConfig, TrainConfig
+from config import FilmConfig, StudioConfig, TrainConfig
 from editing.frames import Frames, times_of
 from editing.project import Facts, Found, Project, open_project
 from editing.work import Background, Painters, Stopped, Work, color, find_shots
@@ -311,3 +312,48 @@ def test_pictures_of_the_references_folder(project):
     write_image(project.references / "b.png", draw_picture(1))
     write_image(project.references / "a.png", np.full((9, 9, 3), 90, np.uint8))
     assert len(project.reference_pictures()) == 1, "a gray one waits to be painted"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The script
+
+
+def test_what_the_command_line_names(tmp_path, home, monkeypatch):
+    monkeypatch.setattr(studio, "DEMO_CHECKPOINT", home / "best.pt")
+    with open_project(tmp_path / "one", [home, studio.DEMO_FILM.parent]) as project:
+        named = StudioConfig(input=home / "gray.mkv", checkpoint=home / "best.pt")
+        studio.prepare(project, named)
+        assert project.film.path == home / "gray.mkv" and project.checkpoint
+        for config in (named, StudioConfig()):  # again, and as it stood
+            studio.prepare(project, config)
+            assert project.film.path == home / "gray.mkv"
+        with pytest.raises(UserError, match="colors gray.mkv"):
+            studio.prepare(project, StudioConfig(input=studio.DEMO_FILM))
+    with open_project(tmp_path / "two", [studio.DEMO_FILM.parent]) as project:
+        studio.prepare(project, StudioConfig())
+        assert project.film.path == studio.DEMO_FILM and project.checkpoint
+    monkeypatch.setattr(studio, "DEMO_CHECKPOINT", home / "nothing.pt")
+    with open_project(tmp_path / "three", [studio.DEMO_FILM.parent]) as project:
+        studio.prepare(project, StudioConfig())
+        assert project.checkpoint is None, "it begins by training"
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"port": 0}, "--port is 0"), ({"port": 70000}, "--port"), ({"folders": [Path("/nowhere")]}, "no folder /nowhere")])
+def test_settings_of_the_studio(settings, message):
+    with pytest.raises(UserError, match=message):
+        StudioConfig(**settings).check()
+
+
+@pytest.mark.parametrize("program, stop, message", [
+    ("import sys; sys.exit('error: there is no room left; make some')", False, "^there is no room left; make some$"),
+    ("import os; os.abort()", False, "train.py ended by itself; see .*training.log"),
+    ("import time; print(flush=True); time.sleep(60)", True, "stopped before its first epoch")])
+def test_a_training_that_fails_is_told_in_a_sentence(project, home, monkeypatch, program, stop, message):
+    monkeypatch.setattr(studio, "SCRIPT", [sys.executable, "-c", program])
+    work = Work()
+    if stop:
+        work.stop.set()
+    with pytest.raises(UserError, match=message):
+        studio.train(project, sorted((home / "train").glob("*.png")), 1, work)
+    assert project.checkpoint is None

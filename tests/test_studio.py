@@ -168,6 +168,15 @@ def test_a_person_looks_by_mouse_and_by_keys(browser, colored):
         page.get_by_role("button", name="Before | after").click()
         page.get_by_label("Divider between before and after").fill("10")
         assert "10%" in page.evaluate("document.querySelector('.studio .colored').style.clipPath")
+        page.get_by_label("Frame of the shot").fill("31")
+        see_frame(page, 31)
+        page.get_by_role("button", name="Shot begins here").click()
+        page.wait_for_function("() => window.studio.at.shots.length === 4 && !window.studio.at.colored")
+        assert desk.project.facts.cut_at == [31]
+        page.get_by_text("changed since it was colored").wait_for()
+        page.get_by_role("button", name="Join to the shot before").click()
+        page.wait_for_function("() => window.studio.at.shots.length === 3 && window.studio.at.colored")
+        assert desk.project.facts.cut_at == [] and desk.project.is_current()
         page.get_by_role("button", name="Play the shot").click()
         page.wait_for_function("() => document.querySelector('.studio video')?.duration > 0.5")
 

@@ -229,6 +229,7 @@ window.studio = (() => {
       divide.disabled = !both;
     };
     async function draw() {
+      if (!root.offsetParent) return;
       if (busy) { wanted = true; return; }
       busy = true;
       do {
@@ -243,7 +244,7 @@ window.studio = (() => {
           colored.style.display = over ? "" : "none";
           if (over) colored.src = over;
           await gray.decode().catch(() => {});
-          sheet.style.setProperty("--aspect", gray.naturalWidth / Math.max(1, gray.naturalHeight));
+          root.style.setProperty("--aspect", gray.naturalWidth / Math.max(1, gray.naturalHeight));
           root.dataset.shown = `${at.frame}`;
         }
       } while (wanted);
@@ -331,6 +332,11 @@ window.studio = (() => {
     on("shots", () => { shownShot = ""; });
     on("moved", moved);
     on("fresh", draw);
+    let wide = 0;
+    new ResizeObserver(() => {
+      if (sheet.clientWidth > 1.1 * wide) { wide = sheet.clientWidth; draw(); }
+      if (!sheet.clientWidth) wide = 0;
+    }).observe(root);
     on("status", () => {
       const shot = current();
       if (!shot) return;
@@ -411,7 +417,7 @@ window.studio = (() => {
       await image.decode();
       if (canvas.width !== image.width || canvas.height !== image.height) {
         canvas.width = image.width; canvas.height = image.height;
-        $(".sheet").style.setProperty("--aspect", image.width / image.height);
+        root.style.setProperty("--aspect", image.width / image.height);
       }
       paper.drawImage(image, 0, 0);
       $('[data-act="undo"]').disabled = !got.undo;
