@@ -105,16 +105,11 @@ class Painter:
         with autocast(self.device, self.precision):
             return self.colorizer.vote(L)
 
-    def _groups(self, count):
-        """``count`` frames of one shot in order as groups of at most ``every`` that see the same things: a list of
-        (their numbers, that of the one in their middle)."""
-        groups = np.array_split(np.arange(count), -(-count // self.config.votes.every))
-        return [(group, int(group[len(group) // 2])) for group in groups]
-
     def _vote_along(self, lightness):
-        """The votes for frames of one shot in order, L (N, side, side). The voter looks at the middle one of each
-        group, and the others take its votes along the motion."""
-        groups, middles = zip(*self._groups(len(lightness)), strict=True)
+        """The votes for frames of one shot in order, L (N, side, side). The voter looks at one of ``every`` frames, in
+        their middle, and the others take its votes along the motion: they see the same things."""
+        groups = np.array_split(np.arange(len(lightness)), -(-len(lightness) // self.config.votes.every))
+        middles = [int(group[len(group) // 2]) for group in groups]
         votes = self._vote([lightness[middle] for middle in middles])
         if votes is None:
             return None
@@ -211,20 +206,16 @@ class Painter:
 
     @torch.inference_mode()
     def look_and_paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Known, np.ndarray]:
-        """``paint``, and the looks int16 (n, D) by which it chose what to read of the spatial memory, one for each few
-        frames; (n, 0) where it reads none."""
+        """``paint``, and the looks int16 (N, D) by which it chose what to read of the spatial memory; (N, 0) where it
+        reads none."""
         advice = None
         if palette.color_feature is not None:
             feature = palette.color_feature.to(self.device).expand(len(lightness), -1)
             advice = Advice(feature, torch.full((len(lightness),), palette.score, device=self.device))
         seen = self._look(lightness)._replace(votes=self._vote_along(lightness)) if self.config.use_memory else None
-        looks = np.zeros((1, 0), np.int16)
+        looks = np.zeros((len(lightness), 0), np.int16)
         if seen is not None and self.remembers and self.config.use_spatial_memory:
-            groups, middles = zip(*self._groups(len(lightness)), strict=True)
-            of_middles = seen.features[list(middles)]
-            counts = torch.tensor([len(group) for group in groups], device=self.device)
-            seen = seen._replace(features=of_middles.repeat_interleave(counts, 0))
-            looks = looks_of(of_middles).cpu().numpy()
+            looks = looks_of(seen.features).cpu().numpy()
         return *self.generate(lightness, advice, seen), looks
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -238,7 +229,7 @@ class Painter:
     @torch.inference_mode()
     def reading(self, palette: Palette, looks: np.ndarray) -> str:
         """A hash of all that is read of the memories for a shot, by its Palette and the looks, int16 (n, D), that
-        ``look_and_paint`` gave of its frames: where it is the same, of painters of one ``origin``, so are the colors."""
+        ``look_and_paint`` gave of its frames; painters of one ``origin`` that read the same give the same colors."""
         if not self.remembers:
             return ""
         digest = hashlib.sha256(repr(palette.score).encode())

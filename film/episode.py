@@ -63,7 +63,7 @@ class Job:
     L: np.ndarray | None = None  # (side, side), the network's input; None: a held drawing, a kept shot, or painted
     ab: np.ndarray | None = None  # (S, S, 2) in Lab units, steadied; None for a frame that stays as it is
     known: Known | None = None  # of the places of a frame that is colored
-    looks: np.ndarray | None = None  # (n, D) int16, with the first drawing of a batch, and with the first that blends
+    look: np.ndarray | None = None  # (D,) int16, of a new drawing; with the first that blends, that of the next shot
     blends: bool = False  # whether it shows the next shot, too
 
 
@@ -153,7 +153,7 @@ def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Pla
         if not fresh:
             return iter(())
         ab, known, looks = painter.look_and_paint(np.stack(fresh), plan.shots[batch[0].shot].palette)
-        return zip(ab, known.each(), [looks, *[None] * (len(ab) - 1)], strict=True)
+        return zip(ab, known.each(), looks, strict=True)
 
     def mix(shot, before):
         """The Mixture between a shot, of which ``before`` is the last frame that shows it alone, and the next one, and
@@ -162,7 +162,7 @@ def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Pla
         L = blend.following.astype(np.float32)
         ab, known, looks = painter.look_and_paint(L[None], following.palette)
         behind = Painted(L, ab[0], next(known.each()))
-        return Mixture(blend.frames, blend.wipe, before, behind, config.steady.side), looks
+        return Mixture(blend.frames, blend.wipe, before, behind, config.steady.side), looks[0]
 
     def fill(batch, answers):
         nonlocal steady, last, mixture
@@ -171,10 +171,10 @@ def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Pla
         for job in batch:
             if job.L is not None and job.blends:
                 if mixture is None:
-                    mixture, job.looks = mix(job.shot, last)
+                    mixture, job.look = mix(job.shot, last)
                 job.ab, job.known = mixture(job.L)
             elif job.L is not None:
-                ab, known, job.looks = next(answers)
+                ab, known, job.look = next(answers)
                 last = Painted(job.L, steady(job.L, ab), known)
             if not (job.blends or config.keep_color_shots and plan.shots[job.shot].in_color):
                 # In less light, colors are as much weaker as contrast.
@@ -298,8 +298,8 @@ class Coloring:
                 result = finish(job, target, config.color_only, shot.box)
                 write(result, plan.pts[job.index])
                 keep_known(job.known)
-                if job.looks is not None:
-                    looks.append(job.looks)
+                if job.look is not None:
+                    looks.append(job.look)
                 known.append((math.nan, math.nan) if job.known is None else
                              (job.known.sure.mean(), job.known.recalled.mean()))
                 if job.index == middle:
@@ -321,7 +321,7 @@ class Coloring:
             config.keep_color_shots and shot.in_color, cdc.value(),
             math.nan if truth is None else cdc_truth.value(), recalled, shot.box, time.monotonic() - started,
             shot.end - shot.alone)
-        looks = np.concatenate(looks) if looks else np.zeros((0, 0), np.int16)
+        looks = np.stack(looks) if looks else np.zeros((0, 0), np.int16)
         reading = reading_of(self.painter, plan, number, looks, config)
         self.records.states[number] = self.parts.save(number, record, looks, reading)
         self.readings[number] = reading

@@ -44,8 +44,8 @@ class FilmPainter(Protocol):
         and what is Known of their places, arrays (n, G, G) of any G, nan if nothing is (``Known.nothing(n)``)."""
 
     def look_and_paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Known, np.ndarray]:
-        """``paint``, and what the frames look like, int16 of any number and size (n, D), for ``reading``."""
-        return *self.paint(lightness, palette), np.zeros((1, 0), np.int16)
+        """``paint``, and what the frames look like to the painter, int16 (n, D) of any D, for ``reading``."""
+        return *self.paint(lightness, palette), np.zeros((len(lightness), 0), np.int16)
 
     def recall_again(self, palette: Palette) -> Palette:
         """The palette of the same frames as another one, which was chosen with other references."""
