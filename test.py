@@ -22,11 +22,12 @@ from colorizer.certainty import Known
 from colorizer.painter import Painter, load_painter
 from config import ColorConfig, read_flags
 from dataset import lab_to_rgb, resize, rgb_to_lab
+from film.again import can_change
 from film.encoding import OUTPUT_SUFFIXES
 from film.episode import color_film, compare, map_of
 from film.known import mixture, tint
 from film.panel import memory_pictures, write_panel
-from film.parts import Records, parts_folder
+from film.parts import Records, finished_by, parts_folder
 from film.planes import Planes, paint_chroma, planes_of_picture, within
 from film.report import Report, Suggestion, suggest_frames, write_report
 from film.sequence import find_sequences, write_colored
@@ -294,7 +295,10 @@ def color(config: ColorConfig) -> None:
     pictures, films = find_work(config.input, config.output, config.confidence)
     pictures = pictures if config.shard.number == 1 else []  # in one shard, since they are measured together
     films = config.shard.of(films)
+    earlier = []  # colored films of which other references may change some shots
     if config.input.is_dir() and not config.overwrite:
+        earlier = [(film, target) for film, target in films if film.is_done(target)
+                   and (finished := finished_by(target)) and (config.references or finished.references)]
         asked = len(pictures) + len(films)
         pictures = [pair for pair in pictures if not pair[1].exists()]
         films = [(film, target) for film, target in films if not film.is_done(target)]
@@ -303,11 +307,13 @@ def color(config: ColorConfig) -> None:
                   "again)")
     kept = [config.save_checkpoint] if config.save_checkpoint else []
     maps = [beside(target, MAP) for _, target in pictures] if config.confidence else []
-    refuse_existing([target for _, target in pictures] + [target for film, target in films if film.is_done(target)]
+    refuse_existing([target for _, target in pictures]
+                    + [target for film, target in films if film.is_done(target) and not finished_by(target)]
                     + kept + maps, config.overwrite)
-    if not pictures and not films and not config.save_checkpoint:
+    if not pictures and not films and not earlier and not config.save_checkpoint:
         return
     painter = load_painter(config)
+    films += [(film, target) for film, target in earlier if can_change(painter, film, target, config)]
     if config.panel and not painter.remembers:
         raise UserError("--panel shows what the memory recalls, and none is read here; leave --color_feature and "
                         "--reference out, or train with use_memory True")

@@ -41,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.lpips import load_lpips
 from colorizer.backbone import Backbone, look
 from colorizer.painter import Painter, load_colorizer
+from colorizer.spatial import looks_of
 from config import GeneratorConfig, TrainConfig
 from dataset import AB_SCALE, L_SCALE, color_feature, lab_to_rgb, resize, rgb_to_lab
 from dataset_generator import generate, split_shots
@@ -145,7 +146,7 @@ def spatial_alone(painter):
         L = torch.from_numpy(np.stack([resize(lab[..., 0], size, size) for lab in labs]))[:, None] / L_SCALE
         L = L.to(painter.device)
         keys = spatial.key(seen.places, L, torch.cat([L, L], 1) * 0)
-        hint = spatial.read(spatial.nearest(seen.features), keys)[:, :2]
+        hint = spatial.read(spatial.nearest(looks_of(seen.features)), keys)[:, :2]
         hint = F.interpolate(hint, (size, size), mode="bilinear", align_corners=False)
         return (hint * AB_SCALE).permute(0, 2, 3, 1).cpu().numpy()
 
