@@ -127,7 +127,7 @@ class Regions:
     def _cut(self, mask, stroke, places):
         """The pieces of a mask, bool (H, W), that have any of the places, when a stroke is one more barrier in it."""
         drawn = np.zeros(mask.shape, np.uint8)
-        points = np.array([self._place(point)[::-1] for point in stroke.points], np.int32)
+        points = np.round(np.array(stroke.points)).astype(np.int32)
         cv2.polylines(drawn, [points], False, 1, max(1, round(2 * stroke.radius)))
         part = _around(mask, 1)
         barrier = (self.edges | self.lines | ~mask | (drawn > 0))[part]
@@ -167,7 +167,7 @@ def _pixel_of(parts, chosen):
 
 def _share_out(labels, room, shared):
     """Give the pixels of parts that several labels ``shared``, bool (h, w), to them; they meet where room is least."""
-    free = np.uint8(shared & (labels == 0))
+    free = (shared & (labels == 0)).astype(np.uint8)
     wanted = (cv2.dilate(free, np.ones((3, 3), np.uint8)) > 0) & shared
     part = _around(wanted, 0)
     found = watershed(-room[part], np.where(wanted, labels, 0)[part], mask=wanted[part])

@@ -42,7 +42,7 @@ def test_a_line_closes_a_region_across_small_gaps(gap):
     regions = Regions(outlined(gap))
     mask = regions.fill([(200, 180)])
     assert iou(mask, disc((200, 180), 60)) > 0.97  # to the middle of the outline
-    assert mask.dtype == np.float32 and 0 <= mask.min() and mask.max() <= 1
+    assert mask.dtype == np.float32 and mask.min() >= 0 and mask.max() <= 1
     assert iou(regions.fill([(20, 20)]), 1 - disc((200, 180), 60)) > 0.98
 
 
