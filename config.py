@@ -1,8 +1,8 @@
 """What can be set? Every setting of the program, as dataclasses, from which the command lines are made.
 
 A field with a ``help`` text is a flag of its script. The fields of SpatialConfig, VotesConfig, LearningConfig,
-SteadyConfig and CertaintyConfig are constants of the method, chosen in trials (``benchmarks/trials.md``;
-``benchmarks/search.py`` varies them). All but the last two are saved with a checkpoint.
+SteadyConfig, CertaintyConfig and RegionsConfig are constants of the method, chosen in trials
+(``benchmarks/trials.md``; ``benchmarks/search.py`` varies them). All but the last three are saved with a checkpoint.
 """
 
 import argparse
@@ -262,6 +262,22 @@ class SteadyConfig:
     keep: float = 0.8  # weight of the colors of the frame before, where it shows the same lightness
     unlit: float = 150.0  # elsewhere that weight is multiplied by exp(-unlit * squared difference in L in [0, 1])
     side: int = 128  # greatest side, in pixels, of the pictures in which the motion is found
+
+
+@dataclass
+class RegionsConfig:
+    """Constants that find the things of a gray frame (``editing/regions.py``), chosen by ``benchmarks/clicks.py``.
+    Lengths are in pixels of a frame of 360 rows, and grow with it; L is in [0, 100]."""
+
+    sharp: float = 0.7  # standard deviation, in pixels, of the blur before edges are found; grows with the root
+    low: float = 1.0  # slope of L a pixel with which an edge goes on
+    high: float = 2.0  # and with which it begins
+    line: float = 7.0  # width of the widest line
+    ink: float = 12.0  # how much darker in L a line is than what is beside it
+    ball: float = 4.0  # radius of the largest ball: a gap in a line of up to twice this is closed
+    finer: float = 0.6  # each ball is so many times as large as the one before; a way out as wide is no gap
+    least: float = 10.0  # area in square pixels of the smallest region
+    step: float = 6.0  # difference in L of two flats between which an edge is mixed of both
 
 
 @dataclass

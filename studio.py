@@ -25,7 +25,8 @@ from config import StudioConfig, read_flags
 from editing.easel import Easel
 from editing.frames import Frames, jpeg, times_of, write_clip
 from editing.project import Project, open_project
-from editing.work import Background, Painters, Work, color, find_shots, log_lines
+from editing.work import Background, Painters, Work, color, film_config, find_shots, log_lines
+from film.again import affected
 from film.episode import map_of
 from film.found import link
 from film.panel import memory_pictures
@@ -295,8 +296,8 @@ class Desk:
     def _show(self, frame, easel):
         rgb, edits = easel.picture(), easel.correction
         return {"frame": frame, "picture": picture(jpeg(rgb, WIDEST, 92)), "width": rgb.shape[1],
-                "height": rgb.shape[0], "undo": edits.can_undo, "redo": edits.can_redo, "changed": edits.can_undo,
-                "edits": len(edits)}
+                "height": rgb.shape[0], "undo": bool(edits.done), "redo": bool(edits.undone),
+                "changed": bool(edits.layers()), "edits": len(edits.done)}
 
     def hand_open(self, frame: int) -> dict[str, Any]:
         """A frame as it is corrected by now, and what can be undone."""
@@ -309,20 +310,13 @@ class Desk:
             easel.act(**action)
             return self._show(frame, easel)
 
-    def _step(self, frame, name):
+    def hand_step(self, frame: int, name: str) -> dict[str, Any]:
+        """"undo", "redo" or "reset" what was done to a frame."""
         easel = self.easel(frame)
+        steps = {"undo": easel.undo, "redo": easel.redo, "reset": easel.reset}
         with self.changing:
-            easel.step(name)
+            steps[name]()
             return self._show(frame, easel)
-
-    def hand_undo(self, frame: int) -> dict[str, Any]:
-        return self._step(frame, "undo")
-
-    def hand_redo(self, frame: int) -> dict[str, Any]:
-        return self._step(frame, "redo")
-
-    def hand_reset(self, frame: int) -> dict[str, Any]:
-        return self._step(frame, "reset")
 
     def hand_remember(self, frame: int) -> dict[str, Any]:
         """Remember a frame as it is corrected."""
@@ -330,8 +324,18 @@ class Desk:
         return {}
 
     def touched(self, frame: int) -> dict[str, Any]:
-        """Which shots change when the frame is remembered, as a sentence."""
-        return {"told": ""}
+        """Which shots change when the frame is remembered as it is corrected now, as a sentence."""
+        project, rgb = self.project, self.easel(frame).picture()
+        if self.background.work.running or not project.is_current() or project.film is None:
+            return {"told": "The film is being colored, or changed since; which shots this changes is known after it."}
+        painter = self.painters.corrected({frame: rgb})
+        shots = affected(painter, project.film, project.colored, film_config(project, painter))
+        if shots is None:
+            return {"told": "It will color the whole film again."}
+        names = ", ".join(str(number + 1) for number in shots[:20]) + (", \u2026" if len(shots) > 20 else "")
+        count = len(project.records() or [])
+        return {"told": f"It will color {len(shots)} of {count} shots again: {names}." if shots else
+                "It will change no shot."}
 
     def palette(self) -> dict[str, Any]:
         """The colors of the show, and the known frames to pick from."""
@@ -546,10 +550,9 @@ def part(gr: Any, name: str, functions: Sequence[Callable[..., Any]]) -> Any:
 def build_page(desk: Desk) -> Any:
     """The page, a gradio.Blocks."""
     gr = import_gradio()
-    begun = bool(desk.project.facts.film)
     with gr.Blocks(title="Studio", analytics_enabled=False) as page:
         part(gr, "status", [desk.status, desk.stop, desk.color_again, desk.shots])
-        with gr.Tabs(selected="look" if begun else "begin"):
+        with gr.Tabs() as tabs:
             with gr.Tab("Begin", id="begin"):
                 build_begin(gr, desk)
             with gr.Tab("Look", id="look"):
@@ -558,6 +561,7 @@ def build_page(desk: Desk) -> Any:
                 build_correct(gr, desk)
             with gr.Tab("Export", id="export"):
                 build_export(gr, desk)
+        page.load(lambda: gr.Tabs(selected="look" if desk.project.facts.film else "begin"), None, tabs)
     return page
 
 
@@ -634,8 +638,7 @@ def build_correct(gr: Any, desk: Desk) -> None:
         desk.remember(_whole("the frame", int(frame)), read_image(file))
         return None
 
-    part(gr, "hand", [desk.hand_open, desk.hand_act, desk.hand_undo, desk.hand_redo, desk.hand_reset,
-                      desk.hand_remember, desk.touched, desk.palette])
+    part(gr, "hand", [desk.hand_open, desk.hand_act, desk.hand_step, desk.hand_remember, desk.touched, desk.palette])
     with gr.Accordion("Paint it in another program", open=False):
         with gr.Row():
             frame = gr.Number(0, label="Frame", precision=0, minimum=0)

@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -55,6 +55,11 @@ class Facts:
     cut_at: list[int] = field(default_factory=list)  # frames that begin a shot though the finder saw none
     join_at: list[int] = field(default_factory=list)  # frames at which the finder saw a cut, and there is none
     corrections: list[Correction] = field(default_factory=list)  # in the order in which they were remembered
+
+
+def reference_name(frame: int) -> str:
+    """Name of the file of a frame that is remembered."""
+    return f"frame_{frame:06d}.png"
 
 
 def _plain(facts):
@@ -239,7 +244,7 @@ class Project:
             raise UserError("the frame has no color yet; paint it and try again")
         for earlier in [each for each in self.facts.corrections if each.frame == frame]:
             self.take_back(earlier.file)
-        correction = Correction(f"frame_{frame:06d}.png", frame)
+        correction = Correction(reference_name(frame), frame)
         write_image(self.references / correction.file, rgb)
         self.facts.corrections.append(correction)
         self.save()
@@ -260,11 +265,14 @@ class Project:
         self.facts.corrections.remove(correction)
         self.save()
 
-    def reference_pictures(self) -> list[np.ndarray]:
-        """The remembered frames as ``colorizer.painter.read_references`` reads them, [] if there is none."""
-        if not self.references.is_dir():
-            return []
-        pictures = [read_image(path) for path in list_files(self.references, IMAGE_SUFFIXES)]
+    def reference_pictures(self, more: Mapping[int, np.ndarray] | None = None) -> list[np.ndarray]:
+        """The remembered frames in the order in which ``colorizer.painter.read_references`` reads them, [] if there is
+        none; with those of ``more``, {number of the frame: RGB uint8}, as if they were remembered, too."""
+        paths = list_files(self.references, IMAGE_SUFFIXES) if self.references.is_dir() else []
+        named: dict[str, Any] = {path.name: path for path in paths} | {
+            reference_name(frame): rgb for frame, rgb in (more or {}).items()}
+        pictures = [read_image(item) if isinstance(item, Path) else item
+                    for _, item in sorted(named.items(), key=lambda pair: natural_key(pair[0]))]
         return [picture for picture in pictures if is_color(picture)]
 
     # -----------------------------------------------------------------------------------------------------------------

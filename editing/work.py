@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -19,6 +19,7 @@ from colorizer.painter import Painter, Palette, load_painter
 from config import FilmConfig, PainterConfig
 from editing.frames import jpeg
 from editing.project import Found, Project
+from film.again import can_change
 from film.episode import color_film
 from film.scan import Spread, boundaries
 from film.video import ahead
@@ -140,9 +141,9 @@ class WatchedPainter(Painter):
         self.work.go_on()
         return super().palette(labs)
 
-    def paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Known]:
+    def look_and_paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Known, np.ndarray]:
         self.work.go_on()
-        return super().paint(lightness, palette)
+        return super().look_and_paint(lightness, palette)
 
 
 class Painters:
@@ -164,12 +165,13 @@ class Painters:
                 self.loaded = stamp, load_painter(PainterConfig(checkpoint=path))
             return self.loaded[1]
 
-    def corrected(self) -> Painter:
-        """A painter of its own with the references, as ``load_painter`` makes it of the folder."""
+    def corrected(self, more: Mapping[int, np.ndarray] | None = None) -> Painter:
+        """A painter of its own with the references, as ``load_painter`` makes it of the folder, and those of ``more``,
+        see ``Project.reference_pictures``."""
         painter = self.plain()
         painter = Painter(**{f.name: getattr(painter, f.name) for f in fields(Painter)})
         painter.colorizer = copy.deepcopy(painter.colorizer)
-        if pictures := self.project.reference_pictures():
+        if pictures := self.project.reference_pictures(more):
             painter.add_references(pictures)
         return painter
 
@@ -193,8 +195,9 @@ def color(project: Project, painters: Painters, work: Work) -> None:
     log.unlink(missing_ok=True)
     threading.Thread(target=_watch, args=(work, log, film.promised), daemon=True).start()
     work.note = "finding shots"
-    color_film(watched, film, project.colored, film_config(project, painter), overwrite=True,
-               explain=project.save_records)
+    config = film_config(project, painter)
+    color_film(watched, film, project.colored, config, explain=project.save_records,
+               overwrite=not can_change(watched, film, project.colored, config))
 
 
 def _watch(work, log, total):

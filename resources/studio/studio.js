@@ -508,7 +508,7 @@ window.studio = (() => {
       if (value) color(value);
       if (step) { const next = at.frame + Number(step); const shot = at.shots.findIndex((s) => next >= s.start && next < s.end); if (shot >= 0) go(shot, next); }
       if (what === "remember") remember();
-      else if (what) send(`hand_${what}`, { frame: at.frame });
+      else if (what) send("hand_step", { frame: at.frame, name: what });
     });
     async function remember() {
       if (!state.changed) return;
@@ -523,8 +523,8 @@ window.studio = (() => {
       const key = event.key.toLowerCase();
       const named = !event.ctrlKey && !event.metaKey && !event.altKey && tools.find(([, , shortcut]) => shortcut === key);
       if (named) choose(named[0]);
-      else if ((event.ctrlKey || event.metaKey) && key === "z") send(event.shiftKey ? "hand_redo" : "hand_undo", { frame: at.frame });
-      else if ((event.ctrlKey || event.metaKey) && key === "y") send("hand_redo", { frame: at.frame });
+      else if ((event.ctrlKey || event.metaKey) && key === "z") send("hand_step", { frame: at.frame, name: event.shiftKey ? "redo" : "undo" });
+      else if ((event.ctrlKey || event.metaKey) && key === "y") send("hand_step", { frame: at.frame, name: "redo" });
       else if ((event.ctrlKey || event.metaKey) && key === "enter") remember();
       else return;
       event.preventDefault();
