@@ -33,9 +33,7 @@ from film.panel import memory_pictures
 from film.parts import parts_folder
 from film.report import Report, suggest_frames, write_report
 from film.video import VideoFile
-from utils import (
-    IMAGE_SUFFIXES, VIDEO_SUFFIXES, UserError, list_files, natural_key, read_image, run_cli,
-    write_image)
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, UserError, list_files, natural_key, read_image, run_cli, write_image
 
 ROOT = Path(__file__).resolve().parent
 DEMO_FILM = ROOT / "resources" / "episode_2.mp4"
@@ -212,6 +210,13 @@ class Desk:
                   "path": parts_folder(project.colored) / f"{line['index']:06d}.part"} for line in log_lines(log)]
         return [shot for shot in shots if shot["path"].exists()]
 
+    def gray(self, frame: int) -> np.ndarray:
+        """A frame of the gray film, RGB uint8 (H, W, 3). Raises UserError where there is no film."""
+        planes = self._planes("gray", frame)
+        if planes is None:
+            raise UserError("there is no film yet, or its shots are not found; choose one")
+        return planes.gray(*planes.y.shape)
+
     def frame(self, index: int, width: int, kinds: list[str]) -> dict[str, Any]:
         """A frame as pictures, at most ``width`` pixels wide: of ``kinds``, "gray", "colored" and "map", those that
         there are."""
@@ -282,11 +287,11 @@ class Desk:
         stamp = frame, self.colored_at()
         with self.changing:
             if self.opened is None or self.opened[0] != stamp:
-                gray, machine = (self._planes(kind, frame) for kind in ("gray", "colored"))
-                if gray is None or machine is None:
+                machine = self._planes("colored", frame)
+                if machine is None:
                     raise UserError("the film is not colored yet; wait for it, then correct")
                 path = self.project.folder / "corrections" / f"frame_{frame:06d}.json"
-                self.opened = stamp, Easel(path, gray.gray(*gray.y.shape), machine.picture())
+                self.opened = stamp, Easel(path, self.gray(frame), machine.picture())
             return self.opened[1]
 
     def colored_at(self) -> int:
@@ -359,10 +364,7 @@ class Desk:
     def remember(self, frame: int, rgb: np.ndarray) -> None:
         """Keep a painted frame, RGB uint8 (H, W, 3), and color the film again. Raises UserError for one that is not
         of this film's shape."""
-        frames = self._frames("gray")
-        if frames is None:
-            raise UserError("there is no film yet; choose one")
-        height, width = frames.get(frame).y.shape
+        height, width = self.gray(frame).shape[:2]
         if abs(rgb.shape[1] / rgb.shape[0] - width / height) > 0.02 * width / height:
             raise UserError(f"the picture is {rgb.shape[1]}x{rgb.shape[0]}, and the film {width}x{height}; paint over "
                             "the gray frame that the page gives")
@@ -493,7 +495,7 @@ def train(project: Project, colors: Sequence[Path], minutes: float, work: Work) 
 
     def watch():
         epochs = len(log_lines(folder / "log.jsonl"))
-        work.note = f"{epochs} epochs" if epochs else "looking at the pictures"
+        work.note = f"{epochs} epoch{'s' * (epochs > 1)}" if epochs else "looking at the pictures"
         work.done = min(0.99, (time.monotonic() - began) / (60 * minutes))
 
     run_script("train.py", ["--data_path", dataset, "--save_path", folder, "--max_minutes", minutes, "--overwrite",
@@ -613,7 +615,7 @@ def build_begin(gr: Any, desk: Desk) -> None:
                                   allow_custom_value=True)
             colors = gr.File(label="or send an episode, or colored pictures", file_count="multiple", type="filepath",
                              height=120)
-            minutes = gr.Slider(1, 60, 10, step=1, label="Minutes of training")
+            minutes = gr.Slider(2, 60, 10, step=1, label="Minutes of training")
             with gr.Row():
                 gr.Button("Learn these colors", variant="primary").click(
                     saying(gr, learn), [episode, colors, minutes], None)
@@ -624,19 +626,15 @@ def build_begin(gr: Any, desk: Desk) -> None:
 def build_correct(gr: Any, desk: Desk) -> None:
     """Paint a frame, and remember it."""
     def give(frame):
-        frames = desk._frames("gray")
-        if frames is None:
-            raise UserError("there is no film yet; choose one")
-        planes = frames.get(_whole("the frame", int(frame)))
-        path = desk.project.folder / "page" / f"frame_{int(frame):06d}.png"
-        write_image(path, planes.gray(*planes.y.shape))
+        gray = desk.gray(_whole("the frame", frame))
+        path = desk.project.folder / "page" / f"frame_{frame:06d}.png"
+        write_image(path, gray)
         return str(path)
 
     def remember(frame, file):
         if not file:
             raise UserError("there is no painted frame yet; send one")
-        desk.remember(_whole("the frame", int(frame)), read_image(file))
-        return None
+        desk.remember(_whole("the frame", frame), read_image(file))
 
     part(gr, "hand", [desk.hand_open, desk.hand_act, desk.hand_step, desk.hand_remember, desk.touched, desk.palette])
     with gr.Accordion("Paint it in another program", open=False):

@@ -30,9 +30,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import speed
 from colorizer.spatial import SpatialMemory, looks_of
-from config import GeneratorConfig
-from config import FilmConfig
-from config import SpatialConfig
+from config import FilmConfig, GeneratorConfig, SpatialConfig
 from dataset import ColorizationDataset
 from dataset_generator import generate
 from film.episode import color_film

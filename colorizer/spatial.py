@@ -20,7 +20,6 @@ from config import SpatialConfig
 from dataset import REFERENCE_ID, decode_lab, encode_lab, round_codes, shrink
 from networks import grow
 
-
 LOOK_STEPS = 256  # of a number of a look, between 0 and 1
 
 

@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -21,13 +21,14 @@ from editing.frames import jpeg
 from editing.project import Found, Project
 from film.again import can_change
 from film.episode import color_film
+from film.planes import Planes
 from film.scan import Spread, boundaries
-from film.video import ahead
+from film.video import Damage, VideoFile, ahead
 from utils import UserError
-
 
 PICTURES = 2000  # at least, of a long film, that are kept while shots are found, spread evenly
 SMALL = 240  # width of these
+SCANNING = 0.2  # share of the time of coloring that shots are found in
 
 
 class Stopped(Exception):
@@ -146,6 +147,22 @@ class WatchedPainter(Painter):
         return super().look_and_paint(lightness, palette)
 
 
+class WatchedFilm(VideoFile):
+    """A film that tells its Work how far it was read at first, and stops when it shall."""
+
+    def __init__(self, path: Path, work: Work) -> None:
+        super().__init__(path)
+        self.work, self.seen = work, 0
+
+    def read(self, begin: int | None = None,
+             damage: Damage | None = None) -> Generator[tuple[int, int, Planes], None, None]:
+        with closing(super().read(begin, damage)) as frames:
+            for item in frames:
+                self.work.go_on()
+                self.seen += 1
+                yield item
+
+
 class Painters:
     """The painter of a project's checkpoint, which is loaded once, with the references of the moment."""
 
@@ -193,19 +210,22 @@ def color(project: Project, painters: Painters, work: Work) -> None:
     watched = WatchedPainter(**{f.name: getattr(painter, f.name) for f in fields(Painter)}, work=work)
     log = project.colored.with_name(f"{project.colored.stem}_shots.jsonl")
     log.unlink(missing_ok=True)
-    threading.Thread(target=_watch, args=(work, log, film.promised), daemon=True).start()
-    work.note = "finding shots"
+    film = WatchedFilm(film.path, work)
+    threading.Thread(target=_watch, args=(work, log, film), daemon=True).start()
     config = film_config(project, painter)
     color_film(watched, film, project.colored, config, explain=project.save_records,
                overwrite=not can_change(watched, film, project.colored, config))
 
 
-def _watch(work, log, total):
-    """Tell how far the coloring is, by the log of its shots."""
+def _watch(work, log, film):
+    """Tell how far the coloring is: by what is read while shots are found, then by the log of shots."""
+    total = max(1, film.promised)
     while work.running:
         if shots := log_lines(log):
             work.note = f"{len(shots)} shots colored"
-            work.done = min(0.98, shots[-1].get("end_frame", 0) / max(total, 1))
+            work.done = SCANNING + (0.99 - SCANNING) * min(1, shots[-1].get("end_frame", 0) / total)
+        else:
+            work.note, work.done = "finding shots", SCANNING * min(1, film.seen / total)
         time.sleep(0.2)
 
 

@@ -8,13 +8,17 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 
+import av
+import cv2
+import numpy as np
 import pytest
-from drawn import draw_dataset, draw_picture, draw_shots, planes_in
+from drawn import draw_picture, planes_in
 
 import studio
 from colorizer.painter import Painter
 from config import StudioConfig
 from editing.project import open_project
+from resources.draw_episodes import draw_frame
 from utils import UserError, write_image
 
 pytest.importorskip("gradio", reason="the studio needs requirements-studio.txt")
@@ -22,7 +26,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
 
-SHOTS = [(60, 14), (200, 12), (110, 16)]
+SCENES = [(5, 14), (70, 12), (170, 16)]  # frame of the episode, number of frames: in a forest, a room, on a beach
 QUICK = f"""
 import sys
 sys.path[:0] = [{str(studio.ROOT)!r}, {str(studio.ROOT / "tests")!r}]
@@ -37,10 +41,23 @@ run_cli(train.main, [*sys.argv[2:], "--width", "4", "--batch_size", "4", "--end_
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """train/ with colored pictures, and gray.mkv, of three shots."""
-    home = draw_dataset(tmp_path_factory.mktemp("home"), val=0, test=0)
-    draw_shots(home / "gray.mkv", SHOTS, hold=4)
+    """train/ with colored frames of a drawn episode, and gray.mkv, three scenes of the next one."""
+    home = tmp_path_factory.mktemp("home")
+    for number in range(6):
+        write_image(home / "train" / f"frame_{number}.png", scene(1, 8 + 80 * number))
+    with av.open(str(home / "gray.mkv"), "w") as film:
+        stream = film.add_stream("libx264", rate=12, options={"crf": "4"})
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for first, count in SCENES:
+            for number in range(count):
+                gray = cv2.cvtColor(scene(2, first + number // 4), cv2.COLOR_RGB2GRAY)
+                film.mux(stream.encode(av.VideoFrame.from_ndarray(np.dstack([gray] * 3), format="rgb24")))
+        film.mux(stream.encode(None))
     return home
+
+
+def scene(episode, frame):
+    return cv2.resize(draw_frame(episode, frame), (128, 96), interpolation=cv2.INTER_AREA)
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +198,59 @@ def test_a_person_looks_by_mouse_and_by_keys(browser, colored):
         page.wait_for_function("() => document.querySelector('.studio video')?.duration > 0.5")
 
 
+def same_shots(one, other):
+    """Of each shot, whether it is the same in two films."""
+    starts = np.cumsum([0, *(count for _, count in SCENES)]).tolist()
+    return [all(np.array_equal(a, b) for x, y in zip(one[start:end], other[start:end], strict=True)
+                for a, b in zip(x, y, strict=True)) for start, end in zip(starts, starts[1:], strict=False)]
+
+
+def test_a_frame_is_corrected_remembered_and_taken_back(browser, colored):
+    desk, address = colored
+    before, planes = desk.project.colored.read_bytes(), planes_in(desk.project.colored)
+    with visited(browser, address) as page:
+        page.locator(".studio .look .shot").nth(1).click()
+        page.get_by_role("tab", name="Correct").click()
+        page.wait_for_selector('.studio.hand[data-shown="20"][data-edits="0"]')
+        page.get_by_label("Color as a number").fill("#20c040")
+        canvas = page.locator(".studio.hand canvas")
+        canvas.click(position={"x": 60, "y": 60})
+        page.wait_for_selector('.studio.hand[data-edits="1"]')
+        page.keyboard.press("Control+z")
+        page.wait_for_selector('.studio.hand[data-edits="0"]')
+        page.keyboard.press("Control+y")
+        page.wait_for_selector('.studio.hand[data-edits="1"]')
+        page.get_by_role("button", name="Reset").click()
+        page.wait_for_selector('.studio.hand[data-edits="2"]')
+        canvas.focus()
+        for key in ("ArrowRight", "ArrowDown", "Enter"):
+            page.keyboard.press(key)
+        page.wait_for_selector('.studio.hand[data-edits="3"]')
+        page.get_by_role("button", name="Brush").click()
+        box = canvas.bounding_box()
+        page.mouse.move(box["x"] + 20, box["y"] + 20)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] - 20, box["y"] + box["height"] / 2, steps=5)
+        page.mouse.up()
+        page.wait_for_selector('.studio.hand[data-edits="4"]')
+        told = page.get_by_text("It will color")
+        told.wait_for()
+        shots = [int(number) - 1 for number in re.findall(r"\d+", told.inner_text().partition("again:")[2])]
+        assert shots == [1], told.inner_text()
+        page.get_by_role("button", name="Remember this frame").click()
+        page.get_by_text("frame 20", exact=True).wait_for()
+        page.reload()  # in the middle
+        page.wait_for_selector(".studio.status .row")
+        assert settled(desk) == ""
+        now = planes_in(desk.project.colored)
+        assert [not same for same in same_shots(planes, now)] == [number in shots for number in range(3)]
+        assert all(np.array_equal(a[0], b[0]) for a, b in zip(planes, now, strict=True)), "the luma is the film's"
+        page.get_by_role("tab", name="Correct").click()
+        page.get_by_role("button", name="Take back").click()
+        page.get_by_text("Nothing yet").wait_for()
+        assert settled(desk) == "" and desk.project.colored.read_bytes() == before
+
+
 def test_two_pages_and_a_reload_see_the_same(browser, colored):
     desk, address = colored
     with visited(browser, address) as page, visited(browser, address) as other:
@@ -190,10 +260,11 @@ def test_two_pages_and_a_reload_see_the_same(browser, colored):
             one.get_by_text("Nothing yet").wait_for()
         painted = desk.project.folder.parent / "painted.png"
         write_image(painted, draw_picture(1, (128, 96)))
+        page.get_by_role("button", name="Paint it in another program").click()
         page.get_by_label("Frame", exact=True).fill("16")
         page.locator("input[type=file]").last.set_input_files(painted)
         page.get_by_text("painted.png").first.wait_for()
-        page.get_by_role("button", name="Remember").click()
+        page.get_by_role("button", name="Remember the painted frame").click()
         other.get_by_text("frame 16").wait_for()
         page.reload()
         page.wait_for_selector(".studio.status .row")
