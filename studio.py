@@ -7,10 +7,7 @@ All of a project lies in one folder (``editing/project.py``), and the page shows
 import base64
 import hmac
 import os
-import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -23,15 +20,16 @@ import numpy as np
 from colorizer.painter import Painter
 from config import StudioConfig, read_flags
 from editing.easel import Easel
+from editing.export import command, export
 from editing.frames import Frames, jpeg, times_of, write_clip
+from editing.learn import learn
 from editing.project import Project, open_project
 from editing.work import Background, Painters, Work, color, film_config, find_shots, log_lines
 from film.again import affected
 from film.episode import map_of
-from film.found import link
 from film.panel import memory_pictures
 from film.parts import parts_folder
-from film.report import Report, suggest_frames, write_report
+from film.report import suggest_frames
 from film.video import VideoFile
 from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, UserError, list_files, natural_key, read_image, run_cli, write_image
 
@@ -42,7 +40,6 @@ MAX_UPLOAD = "8gb"  # of a file that is sent to the page
 DOUBTFUL = 0.5  # a shot of which less is known is marked
 SUGGESTED = 10  # shots to color next
 WIDEST = 1920  # pixels of a frame on the page
-SCRIPT = [sys.executable]  # that runs train.py and dataset_generator.py
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What the page asks for
@@ -405,7 +402,7 @@ class Desk:
             raise UserError("learn from one episode, or from pictures alone; choose again")
 
         def run(work):
-            train(self.project, list(colors), minutes, work)
+            learn(self.project, list(colors), minutes, work)
             if self.project.film is not None:
                 self.version += 1
                 work.title, work.done, work.note = "coloring", 0.0, ""
@@ -426,106 +423,6 @@ class Desk:
         if self.sample[0] != changed:
             self.sample = changed, picture(jpeg(read_image(path), 1200, 85))
         return {"sample": self.sample[1], "errors": errors}
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # Export
-
-    def export(self) -> Path:
-        """Write what is taken away into the project's folder export/; returns that. The film is the one that test.py
-        writes with the same checkpoint and references. Raises UserError before the film is colored."""
-        project = self.project
-        records = project.records()
-        if records is None or not project.is_current():
-            raise UserError("the film is not colored with all that was changed; color it and export again")
-        folder, painter = project.folder / "export", self.painters.corrected()
-        folder.mkdir(exist_ok=True)
-        _renew(project.colored, folder / project.colored.name)
-        painter.save(folder / "better.pt")
-        if (folder / "references").exists():
-            shutil.rmtree(folder / "references")
-        (folder / "references").mkdir()
-        for each in project.facts.corrections:
-            _renew(project.references / each.file, folder / "references" / each.file)
-        names = dict(painter.names)
-        write_report(folder / f"{project.colored.stem}_report.html", Report(
-            Path(project.facts.film).name, records, suggest_frames(records, 0), "", names,
-            memory_pictures(painter.colorizer) if painter.remembers else {}, {},
-            {"corrections": str(len(project.facts.corrections))}, records.response))
-        return folder
-
-    def command(self) -> str:
-        """The command line that colors the same film."""
-        project, film = self.project, Path(self.project.facts.film)
-        words = ["python test.py --checkpoint", str(project.checkpoint), "--input", str(film), "--output",
-                 project.colored.name]
-        if project.facts.corrections:
-            words += ["--references", str(project.references)]
-        for name in ("cut_at", "join_at"):
-            if frames := getattr(project.facts, name):
-                words += [f"--{name}", *map(str, frames)]
-        return " ".join(words)
-
-
-def _renew(source, target):
-    """Give a file a second name, which may have been that of another."""
-    target.unlink(missing_ok=True)
-    link(source, target)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Training, as on the command line
-
-
-def train(project: Project, colors: Sequence[Path], minutes: float, work: Work) -> None:
-    """Learn a colored film, or colored pictures, as dataset_generator.py and train.py do; the checkpoint becomes the
-    project's, also if it was stopped after an epoch. Raises UserError when it fails."""
-    dataset, folder = project.folder / "dataset", project.folder / "training"
-    if colors[0].suffix.lower() in IMAGE_SUFFIXES:
-        if dataset.exists():
-            shutil.rmtree(dataset)
-        (dataset / "train").mkdir(parents=True)
-        for number, path in enumerate(colors):
-            shutil.copyfile(path, dataset / "train" / f"picture_{number}{path.suffix.lower()}")
-    else:
-        work.note = "finding shots of the colored episode"
-        run_script("dataset_generator.py", [
-            "--video_path", colors[0], "--save_path", dataset, "--frames_per_shot", "9", "--split", "0.95", "0.05", "0",
-            "--overwrite", "True"], project.folder / "dataset.log", work)
-    began = time.monotonic()
-
-    def watch():
-        epochs = len(log_lines(folder / "log.jsonl"))
-        work.note = f"{epochs} epoch{'s' * (epochs > 1)}" if epochs else "looking at the pictures"
-        work.done = min(0.99, (time.monotonic() - began) / (60 * minutes))
-
-    run_script("train.py", ["--data_path", dataset, "--save_path", folder, "--max_minutes", minutes, "--overwrite",
-                            "True", "--save_freq", "100000"], project.folder / "training.log", work, watch)
-    if not (folder / "best.pt").exists():
-        raise UserError("the training was stopped before its first epoch was over, and nothing is learned; let it run "
-                        "for some minutes")
-    project.take_checkpoint(folder / "best.pt", replace=True)
-
-
-def run_script(name: str, flags: Sequence[Any], log: Path, work: Work,
-               watch: Callable[[], None] | None = None) -> None:
-    """Run a script of this folder in a process of its own, what it prints in ``log``. When the work shall stop, it is
-    asked to end, as by Ctrl-C. Raises UserError with what it says when it fails."""
-    with open(log, "w", encoding="utf-8") as file:
-        process = subprocess.Popen([*SCRIPT, str(ROOT / name), *map(str, flags)], stdin=subprocess.DEVNULL, stdout=file,
-                                   stderr=subprocess.STDOUT, cwd=ROOT)
-        try:
-            while process.poll() is None:
-                if work.stop.wait(0.2):
-                    process.terminate()
-                    process.wait(60)
-                if watch:
-                    watch()
-        finally:
-            if process.poll() is None:
-                process.kill()
-    if process.returncode and not work.stop.is_set():
-        said = re.findall(r"(?m)^error: (.*)$", log.read_text(encoding="utf-8"))
-        raise UserError(said[-1] if said else f"{name} ended by itself; see {log}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -595,7 +492,7 @@ def build_begin(gr: Any, desk: Desk) -> None:
     def use(path, file):
         desk.choose_film(sent(file) if file else path or "")
 
-    def learn(path, files, minutes):
+    def teach(path, files, minutes):
         if files:
             colors = sorted((project.take_upload(file) for file in files), key=lambda path: natural_key(path.name))
         else:
@@ -618,7 +515,7 @@ def build_begin(gr: Any, desk: Desk) -> None:
             minutes = gr.Slider(2, 60, 10, step=1, label="Minutes of training")
             with gr.Row():
                 gr.Button("Learn these colors", variant="primary").click(
-                    saying(gr, learn), [episode, colors, minutes], None)
+                    saying(gr, teach), [episode, colors, minutes], None)
                 gr.Button("Good enough").click(lambda: desk.background.stop(), None, None)
     part(gr, "training", [desk.training])
 
@@ -649,18 +546,16 @@ def build_correct(gr: Any, desk: Desk) -> None:
 
 def build_export(gr: Any, desk: Desk) -> None:
     """Take film, checkpoint and references away."""
-    def export():
-        folder = desk.export()
-        shutil.make_archive(str(folder / "references"), "zip", folder / "references")
-        files = [path for path in list_files(folder) if path.suffix != ".zip" or desk.project.facts.corrections]
-        return [str(path) for path in files], (f"All of it lies in `{folder}`. The same film by the command line:\n\n"
-                                               f"```\n{desk.command()}\n```")
+    def give():
+        folder = export(desk.project, desk.painters)
+        told = f"All of it lies in `{folder}`. The same film by the command line:\n\n```\n{command(desk.project)}\n```"
+        return [str(path) for path in list_files(folder)], told
 
     gr.Markdown("The colored film with its sound, the checkpoint with all corrections, the painted frames, the report.")
     button = gr.Button("Export", variant="primary")
     files = gr.File(label="To be taken away", file_count="multiple", interactive=False)
     told = gr.Markdown()
-    button.click(saying(gr, export), None, [files, told])
+    button.click(saying(gr, give), None, [files, told])
 
 
 def serve(desk: Desk, config: StudioConfig, wait: bool = True) -> Any:

@@ -18,6 +18,7 @@ import train
 from colorizer.painter import Painter
 from config import FilmConfig, StudioConfig, TrainConfig
 from editing.frames import Frames, times_of
+from editing import learn as learning
 from editing.project import Facts, Found, Project, open_project
 from editing.work import Background, Painters, Stopped, Work, color, find_shots
 from film.episode import color_film
@@ -350,10 +351,10 @@ def test_settings_of_the_studio(settings, message):
     ("import os; os.abort()", False, "train.py ended by itself; see .*training.log"),
     ("import time; print(flush=True); time.sleep(60)", True, "stopped before its first epoch")])
 def test_a_training_that_fails_is_told_in_a_sentence(project, home, monkeypatch, program, stop, message):
-    monkeypatch.setattr(studio, "SCRIPT", [sys.executable, "-c", program])
+    monkeypatch.setattr(learning, "SCRIPT", [sys.executable, "-c", program])
     work = Work()
     if stop:
         work.stop.set()
     with pytest.raises(UserError, match=message):
-        studio.train(project, sorted((home / "train").glob("*.png")), 1, work)
+        learning.learn(project, sorted((home / "train").glob("*.png")), 1, work)
     assert project.checkpoint is None

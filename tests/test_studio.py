@@ -17,6 +17,7 @@ from drawn import draw_picture, planes_in
 import studio
 from colorizer.painter import Painter
 from config import StudioConfig
+from editing import learn as learning
 from editing.project import open_project
 from resources.draw_episodes import draw_frame
 from utils import UserError, write_image
@@ -116,7 +117,7 @@ def colored(browser, home, tmp_path_factory):
     """A studio in which a person has chosen a film, sent pictures, trained and waited: (desk, address)."""
     folder = tmp_path_factory.mktemp("studio") / "project"
     with pytest.MonkeyPatch.context() as patch, opened(folder, [home]) as (desk, address):
-        patch.setattr(studio, "SCRIPT", [sys.executable, "-c", QUICK])
+        patch.setattr(learning, "SCRIPT", [sys.executable, "-c", QUICK])
         patch.setattr(Painter, "respond", lambda *_: None)  # which takes longer than all else
         with visited(browser, address) as page:
             box = page.get_by_label("In the folders given at the start", exact=True)
