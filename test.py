@@ -307,25 +307,26 @@ def color(config: ColorConfig) -> None:
     pictures, films = find_work(config.input, config.output, config.confidence)
     pictures = pictures if config.shard.number == 1 else []  # in one shard, since they are measured together
     films = config.shard.of(films)
-    earlier = []  # colored films of which other references may change some shots
+    asked, done = len(pictures) + len(films), []
     if config.input.is_dir() and not config.overwrite:
-        earlier = [(film, target) for film, target in films if film.is_done(target)
-                   and (finished := finished_by(target)) and (config.references or finished.references)]
-        asked = len(pictures) + len(films)
         pictures = [pair for pair in pictures if not pair[1].exists()]
-        films = [(film, target) for film, target in films if not film.is_done(target)]
-        if done := asked - len(pictures) - len(films):
-            print(f"{done} of {config.input} are in {config.output} already and skipped (--overwrite True does them "
-                  "again)")
+        done = [(film, target) for film, target in films if film.is_done(target)]
+        films = [pair for pair in films if pair not in done]
     kept = [config.save_checkpoint] if config.save_checkpoint else []
     maps = [beside(target, MAP) for _, target in pictures] if config.confidence else []
     refuse_existing([target for _, target in pictures]
                     + [target for film, target in films if film.is_done(target) and not finished_by(target)]
                     + kept + maps, config.overwrite)
-    if not pictures and not films and not earlier and not config.save_checkpoint:
+    done = [(film, target) for film, target in done
+            if (finished := finished_by(target)) and (config.references or finished.references)]
+    painter = load_painter(config) if pictures or films or done or config.save_checkpoint else None
+    if painter is not None:
+        films += [(film, target) for film, target in done if can_change(painter, film, target, config)]
+    if skipped := asked - len(pictures) - len(films):
+        print(f"{skipped} of {config.input} are in {config.output} already and skipped (--overwrite True does them "
+              "again)")
+    if painter is None:
         return
-    painter = load_painter(config)
-    films += [(film, target) for film, target in earlier if can_change(painter, film, target, config)]
     if config.panel and not painter.remembers:
         raise UserError("--panel shows what the memory recalls, and none is read here; leave --color_feature and "
                         "--reference out, or train with use_memory True")

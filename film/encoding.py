@@ -344,6 +344,7 @@ class FilmWriter:
         target, of_encoder = self.target, next(part for part in parts if isinstance(part, Path))
         with (open_video(self.path) as (film, video), av.open(str(of_encoder)) as first, write_errors(self.output),
               av.open(str(temporary), "w", format=_muxer(self.output)) as out):
+            out.flags |= av.container.Flags.bitexact.value  # no random numbers: of the same film, the same bytes
             others = carried_streams(film, video, self.path, self.output)
             streams = {}
             for stream in sorted([video, *others], key=lambda stream: stream.index):
