@@ -162,8 +162,8 @@ def test_from_the_beginning_to_the_film(browser, home, colored):
 def test_a_person_looks_by_mouse_and_by_keys(browser, colored):
     desk, address = colored
     with visited(browser, address) as page:
-        page.wait_for_selector(".studio .shot")
-        assert page.locator(".studio .shot").count() == 3
+        page.wait_for_selector(".studio.look .shot")
+        assert page.locator(".studio.look .shot").count() == 3
         see_frame(page, 7)
         page.keyboard.press("]")
         see_frame(page, 20)
@@ -172,7 +172,7 @@ def test_a_person_looks_by_mouse_and_by_keys(browser, colored):
         page.keyboard.press(",")
         page.keyboard.press("[")
         see_frame(page, 7)
-        page.locator(".studio .shot").nth(2).click()
+        page.locator(".studio.look .shot").nth(2).click()
         see_frame(page, 34)
         shown, gray = (page.evaluate(f"document.querySelector('.studio .{kind}').src") for kind in ("colored", "gray"))
         assert shown.startswith("data:image/jpeg") and shown != gray
@@ -181,7 +181,7 @@ def test_a_person_looks_by_mouse_and_by_keys(browser, colored):
         page.get_by_label("Frame of the shot").fill("40")
         see_frame(page, 40)
         page.get_by_role("button", name="Color these next").click()
-        page.wait_for_selector('.studio .shot >> nth=0')
+        page.wait_for_selector(".studio.look .shot >> nth=0")
         assert page.locator(".studio .sources figure").count() > 0
         page.get_by_role("button", name="Before | after").click()
         page.get_by_label("Divider between before and after").fill("10")
@@ -210,7 +210,7 @@ def test_a_frame_is_corrected_remembered_and_taken_back(browser, colored):
     desk, address = colored
     before, planes = desk.project.colored.read_bytes(), planes_in(desk.project.colored)
     with visited(browser, address) as page:
-        page.locator(".studio .look .shot").nth(1).click()
+        page.locator(".studio.look .shot").nth(1).click()
         page.get_by_role("tab", name="Correct").click()
         page.wait_for_selector('.studio.hand[data-shown="20"][data-edits="0"]')
         page.get_by_label("Color as a number").fill("#20c040")
@@ -256,7 +256,7 @@ def test_two_pages_and_a_reload_see_the_same(browser, colored):
     desk, address = colored
     with visited(browser, address) as page, visited(browser, address) as other:
         for one in (page, other):
-            one.wait_for_selector(".studio .shot")
+            one.wait_for_selector(".studio.look .shot")
             one.get_by_role("tab", name="Correct").click()
             one.get_by_text("Nothing yet").wait_for()
         painted = desk.project.folder.parent / "painted.png"
