@@ -230,6 +230,10 @@ def test_an_interrupted_change_loses_nothing(tmp_path):
     with pytest.raises(Stop):
         color_shots(source, output, painter=Corrected(0, fail_at=14, action=stop))
     assert color_shots(source, output, 20) == 18 and output.read_bytes() == after  # not taken back after all
+    third = tmp_path / "third.mp4"
+    with pytest.raises(Stop):
+        color_shots(source, third, painter=Corrected(0, fail_at=26, action=stop))
+    assert color_shots(source, third, 20) == 30 and third.read_bytes() == after  # the first shot was finished
 
 
 def test_a_film_stays_that_cannot_be_replaced(tmp_path, monkeypatch):
