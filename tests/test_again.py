@@ -29,7 +29,7 @@ from test import main
 from utils import UserError, write_image
 
 SCENES = (5, 70, 170, 215)  # frames of the drawn episode 2: in a forest, a room, on a beach and in a street
-FRAMES = 4  # of a shot
+FRAMES, FILM = 4, "films/film.mkv"  # of a shot; in home
 
 
 def scene(number, moved=0):
@@ -45,7 +45,8 @@ def home(tmp_path_factory):
     pictures = [cv2.resize(draw_frame(1, 55 * number + 8), (128, 96)) for number in range(11)]
     for number, picture in enumerate(pictures):
         write_image(home / ("val" if number < 2 else "train") / f"{number}.png", picture)
-    with av.open(str(home / "film.mkv"), "w") as film:
+    (home / "films").mkdir()
+    with av.open(str(home / FILM), "w") as film:
         stream = film.add_stream("libx264", rate=12, options={"crf": "4"})
         stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
         for number in range(len(SCENES)):
@@ -57,7 +58,7 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "EPOCH_STEPS", 4)
         train.train(TrainConfig(data_path=str(home), save_path=str(home / "run"), width=4, batch_size=4, end_epoch=1,
-                                num_workers=0, mem_size=8, use_votes=False,
+                                num_workers=0, img_size=128, mem_size=8, use_votes=False,
                                 spatial=SpatialConfig(frames=2)))
     return home
 
@@ -86,7 +87,7 @@ def references(home, folder, *numbers):
 
 
 def color(home, folder, **settings):
-    main(flags(checkpoint=home / "run" / "best.pt", input=home / "film.mkv", output=folder / "out.mp4", suggest=0,
+    main(flags(checkpoint=home / "run" / "best.pt", input=home / FILM, output=folder / "film.mkv", suggest=0,
                match_references=False, **settings))
 
 
@@ -97,8 +98,8 @@ def painter(home, folder=None):
 def contents(folder):
     """{name: all bytes of a file, but for the seconds that it took}."""
     told = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    told["out_metrics.json"] = {**json.loads(told["out_metrics.json"]), "seconds": 0}
-    told["out_shots.jsonl"] = [{**json.loads(line), "seconds": 0} for line in told["out_shots.jsonl"].splitlines()]
+    told["film_metrics.json"] = {**json.loads(told["film_metrics.json"]), "seconds": 0}
+    told["film_shots.jsonl"] = [{**json.loads(line), "seconds": 0} for line in told["film_shots.jsonl"].splitlines()]
     return told
 
 
@@ -111,7 +112,7 @@ def test_shots_that_read_nothing_else_are_taken_as_they_are(home, plain, tmp_pat
     work, painted = tmp_path / "work", []
     shutil.copytree(plain, work)
     folder = references(home, tmp_path / "references", 1, 3)
-    told = affected(painter(home, folder), VideoFile(home / "film.mkv"), work / "out.mp4")
+    told = affected(painter(home, folder), VideoFile(home / FILM), work / "film.mkv")
     assert {1, 3} <= set(told) and len(told) < len(SCENES)
     color_shot = episode.Coloring._color_shot
     monkeypatch.setattr(episode.Coloring, "_color_shot",
@@ -124,16 +125,16 @@ def test_shots_that_read_nothing_else_are_taken_as_they_are(home, plain, tmp_pat
     (tmp_path / "all").mkdir()
     color(home, tmp_path / "all", references=folder)
     assert contents(work) == contents(tmp_path / "all")
-    before, after = planes_in(plain / "out.mp4"), planes_in(work / "out.mp4")
+    before, after = planes_in(plain / "film.mkv"), planes_in(work / "film.mkv")
     changed = {index // FRAMES for index, (one, other) in enumerate(zip(before, after, strict=True))
                if not all(map(np.array_equal, one, other))}
     assert {1, 3} <= changed <= set(told)
     (folder / "3.png").unlink()
-    one_less = affected(painter(home, folder), VideoFile(home / "film.mkv"), work / "out.mp4")
+    one_less = affected(painter(home, folder), VideoFile(home / FILM), work / "film.mkv")
     assert 3 in one_less and 1 not in one_less
     color(home, work)  # all are taken back
     assert contents(work) == contents(plain)
-    assert affected(painter(home), VideoFile(home / "film.mkv"), work / "out.mp4") == []
+    assert affected(painter(home), VideoFile(home / FILM), work / "film.mkv") == []
 
 
 def test_what_depends_on_which_other_frames_there_are():
@@ -229,6 +230,10 @@ def test_an_interrupted_change_loses_nothing(tmp_path):
     with pytest.raises(Stop):
         color_shots(source, output, painter=Corrected(0, fail_at=14, action=stop))
     assert color_shots(source, output, 20) == 18 and output.read_bytes() == after  # not taken back after all
+    third = tmp_path / "third.mp4"
+    with pytest.raises(Stop):
+        color_shots(source, third, painter=Corrected(0, fail_at=26, action=stop))
+    assert color_shots(source, third, 20) == 30 and third.read_bytes() == after  # the first shot was finished
 
 
 def test_a_film_stays_that_cannot_be_replaced(tmp_path, monkeypatch):
@@ -278,21 +283,19 @@ def test_what_nothing_can_be_built_on_is_refused(tmp_path):
     assert output.read_bytes() == b"of the user"
 
 
-def test_a_folder_of_films(home, tmp_path, capsys):
+def test_a_folder_of_films(home, plain, tmp_path, capsys):
     """Films of other references are changed, once, and all others skipped."""
-    (tmp_path / "in").mkdir()
-    shutil.copy(home / "film.mkv", tmp_path / "in")
-    settings = {"checkpoint": home / "run" / "best.pt", "input": tmp_path / "in", "output": tmp_path,
-                "suggest": 0, "match_references": False}
-    folder, said = references(home, tmp_path / "references", 1), []
-    for added in ({}, {}, {"references": folder}, {"references": folder}, {}, {}):
+    output, said = tmp_path / "out", []
+    shutil.copytree(plain, output)
+    settings = {"checkpoint": home / "run" / "best.pt", "input": home / "films", "output": output, "suggest": 0,
+                "match_references": False}
+    folder = references(home, tmp_path / "references", 1)
+    for added in ({}, {"references": folder}, {"references": folder}, {}, {}):
         main(flags(**settings, **added))
-        said.append([line for line in capsys.readouterr().out.splitlines() if " again" in line])
-    changed = "1 of 4 shots are colored again: 2"
-    skipped = f"1 of {tmp_path / 'in'} are in {tmp_path} already and skipped"
-    assert [[line.partition(" (")[0] for line in lines] for lines in said] == [
-        [], [skipped], [changed], [skipped], [changed], [skipped]]
-    assert finished_by(tmp_path / "film.mkv").references is False
+        said.append([line.partition(" (")[0] for line in capsys.readouterr().out.splitlines() if " again" in line])
+    changed, skipped = "1 of 4 shots are colored again: 2", f"1 of {home / 'films'} are in {output} already and skipped"
+    assert said == [[skipped], [changed], [skipped], [changed], [skipped]]
+    assert finished_by(output / "film.mkv").references is False and contents(output) == contents(plain)
 
 
 def test_numbered_frames_are_colored_as_ever(tmp_path):
