@@ -23,8 +23,9 @@ from editing.easel import Easel
 from editing.export import command, export
 from editing.frames import Frames, jpeg, times_of, write_clip
 from editing.learn import learn
+from editing.palette import palette_of
 from editing.project import Project, open_project
-from editing.work import Background, Painters, Work, color, film_config, find_shots, log_lines
+from editing.work import Background, Painters, Work, color, film_config, find_shots, log_lines, with_changes
 from film.again import affected
 from film.episode import map_of
 from film.panel import memory_pictures
@@ -80,10 +81,11 @@ class Desk:
 
     def __init__(self, project: Project) -> None:
         self.project, self.background, self.painters = project, Background(), Painters(project)
-        self.lock, self.changing = threading.Lock(), threading.RLock()
+        self.lock, self.counting, self.changing = threading.Lock(), threading.Lock(), threading.RLock()
         self.version = 1  # grows whenever the page shall look again
         self.films: dict[str, tuple[Any, Frames]] = {}
         self.opened: tuple[Any, Easel] | None = None
+        self.swatches: tuple[str, list[dict[str, str]]] | None = None
         self.sample: tuple[float, str] = (0.0, "")
         self.known_sources: tuple[Any, dict[int, str]] | None = None
 
@@ -331,7 +333,7 @@ class Desk:
         if self.background.work.running or not project.is_current() or project.film is None:
             return {"told": "The film is being colored, or changed since; which shots this changes is known after it."}
         painter = self.painters.corrected({frame: rgb})
-        shots = affected(painter, project.film, project.colored, film_config(project, painter))
+        shots = affected(with_changes(project, painter), project.film, project.colored, film_config(project, painter))
         if shots is None:
             return {"told": "It will color the whole film again."}
         names = ", ".join(str(number + 1) for number in shots[:20]) + (", \u2026" if len(shots) > 20 else "")
@@ -342,9 +344,15 @@ class Desk:
     def palette(self) -> dict[str, Any]:
         """The colors of the show, and the known frames to pick from."""
         painter = self.painters.plain()
-        pictures = self._source_pictures(painter)
-        return {"colors": [], "frames": [{"name": painter.names.get(slot, f"frame {slot}"), "picture": shown}
-                                         for slot, shown in pictures.items()]}
+        frames = [{"name": painter.names.get(slot, f"frame {slot}"), "picture": shown}
+                  for slot, shown in self._source_pictures(painter).items()]
+        with self.counting:
+            if self.swatches is None or self.swatches[0] != painter.identity:
+                keeps = painter.config.use_memory and painter.config.use_spatial_memory
+                self.swatches = painter.identity, [
+                    {"hex": each.color, "name": f"{each.share:.1%}, as in {each.frame}"}
+                    for each in (palette_of(painter) if keeps else [])]
+            return {"colors": self.swatches[1], "frames": frames}
 
     # -----------------------------------------------------------------------------------------------------------------
     # Remember
@@ -356,7 +364,14 @@ class Desk:
             path = self.project.references / each.file
             shown = _small(read_image(path)) if path.exists() else ""
             answer.append({"file": each.file, "frame": each.frame, "picture": shown})
-        return {"fixes": answer}
+        return {"fixes": answer, "changes": self.project.facts.changes}
+
+    def change_color(self, old: str, new: str) -> dict[str, Any]:
+        """Let all that has one color have another, in the whole film; the color itself takes that back."""
+        with self.changing:
+            self.project.change_color(old, new)
+            self._color_anew()
+        return {}
 
     def remember(self, frame: int, rgb: np.ndarray) -> None:
         """Keep a painted frame, RGB uint8 (H, W, 3), and color the film again. Raises UserError for one that is not
@@ -533,7 +548,8 @@ def build_correct(gr: Any, desk: Desk) -> None:
             raise UserError("there is no painted frame yet; send one")
         desk.remember(_whole("the frame", frame), read_image(file))
 
-    part(gr, "hand", [desk.hand_open, desk.hand_act, desk.hand_step, desk.hand_remember, desk.touched, desk.palette])
+    part(gr, "hand", [desk.hand_open, desk.hand_act, desk.hand_step, desk.hand_remember, desk.touched, desk.palette,
+                      desk.change_color])
     with gr.Accordion("Paint it in another program", open=False):
         with gr.Row():
             frame = gr.Number(0, label="Frame", precision=0, minimum=0)
@@ -541,7 +557,7 @@ def build_correct(gr: Any, desk: Desk) -> None:
             gray.click(saying(gr, give), frame, gray)
         painted = gr.File(label="The frame, painted", type="filepath", height=120)
         gr.Button("Remember the painted frame").click(saying(gr, remember), [frame, painted], painted)
-    part(gr, "fixes", [desk.fixes, desk.take_back])
+    part(gr, "fixes", [desk.fixes, desk.take_back, desk.change_color])
 
 
 def build_export(gr: Any, desk: Desk) -> None:

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from colorizer.response import Response
+from editing.palette import lab_of
 from film.encoding import OUTPUT_SUFFIXES
 from film.parts import Records
 from film.plan import Plan
@@ -65,6 +66,7 @@ class Facts:
     cut_at: list[int] = field(default_factory=list)  # frames that begin a shot though the finder saw none
     join_at: list[int] = field(default_factory=list)  # frames at which the finder saw a cut, and there is none
     corrections: list[Correction] = field(default_factory=list)  # in the order in which they were remembered
+    changes: list[list[str]] = field(default_factory=list)  # pairs of colors: what has the first gets the second
 
 
 def reference_name(frame: int) -> str:
@@ -90,6 +92,10 @@ def _read_facts(text):
         raise ValueError("its values are of other kinds")
     if any(not isinstance(name, str) or Path(name).name != name or name.startswith(".") for name in names):
         raise ValueError("a correction is no file in references/")
+    if any(not isinstance(change, list) or len(change) != 2 for change in content["changes"]):
+        raise ValueError("a change of a color is no pair")
+    for color in (color for change in content["changes"] for color in change):
+        lab_of(color)
     return Facts(**{**content, "corrections": corrections})
 
 
@@ -161,7 +167,7 @@ class Project:
         if path.exists():
             try:
                 self.facts = _read_facts(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            except (OSError, ValueError, TypeError, KeyError, AttributeError, UserError) as error:
                 raise UserError(f"{path} is not that of a project of this version ({error}); mend it or name another "
                                 "--project") from error
         self.reach = Reach([self.folder, *given])
@@ -275,6 +281,15 @@ class Project:
         self.facts.corrections.remove(correction)
         self.save()
 
+    def change_color(self, old: str, new: str) -> None:
+        """Let all that has the color ``old`` have ``new``, both "#rrggbb". A change of the same color that is there
+        already is replaced. Raises UserError for what is no color."""
+        lab_of(old), lab_of(new)
+        self.facts.changes = [change for change in self.facts.changes if change[0] != old]
+        if old != new:
+            self.facts.changes.append([old, new])
+        self.save()
+
     def reference_pictures(self, more: Mapping[int, np.ndarray] | None = None) -> list[np.ndarray]:
         """The remembered frames in the order in which ``colorizer.painter.read_references`` reads them, [] if there is
         none; with those of ``more``, {number of the frame: RGB uint8}, as if they were remembered, too."""
@@ -315,7 +330,7 @@ class Project:
     def _state(self):
         files = [self.checkpoint, *(self.references / each.file for each in self.facts.corrections)]
         stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files if path and path.exists()]
-        return json.dumps([self.facts.cut_at, self.facts.join_at, sorted(stamps)])
+        return json.dumps([self.facts.cut_at, self.facts.join_at, self.facts.changes, sorted(stamps)])
 
     def records(self) -> Records | None:
         """The Records of the film as it was colored last; None before it was. Raises UserError for a damaged file."""

@@ -19,8 +19,10 @@ from colorizer.painter import Painter, Palette, load_painter
 from config import FilmConfig, PainterConfig
 from editing.frames import jpeg
 from editing.project import Found, Project
+from editing.recolor import Change, Recolored
 from film.again import can_change
 from film.episode import color_film
+from film.plan import FilmPainter
 from film.planes import Planes
 from film.scan import Spread, boundaries
 from film.video import Damage, VideoFile, ahead
@@ -199,6 +201,12 @@ def film_config(project: Project, painter: Painter) -> FilmConfig:
     return FilmConfig(confidence=mapped, cut_at=tuple(project.facts.cut_at), join_at=tuple(project.facts.join_at))
 
 
+def with_changes(project: Project, painter: Painter) -> FilmPainter:
+    """What paints the film of a project: its painter, with the colors that are changed everywhere."""
+    changes = [Change(*change) for change in project.facts.changes]
+    return Recolored(painter, changes) if changes else painter
+
+
 def color(project: Project, painters: Painters, work: Work) -> None:
     """Color the film of a project, with all that is remembered."""
     film = project.film
@@ -212,9 +220,9 @@ def color(project: Project, painters: Painters, work: Work) -> None:
     log.unlink(missing_ok=True)
     film = WatchedFilm(film.path, work)
     threading.Thread(target=_watch, args=(work, log, film), daemon=True).start()
-    config = film_config(project, painter)
-    color_film(watched, film, project.colored, config, explain=project.save_records,
-               overwrite=not can_change(watched, film, project.colored, config))
+    config, changed = film_config(project, painter), with_changes(project, watched)
+    color_film(changed, film, project.colored, config, explain=project.save_records,
+               overwrite=not can_change(changed, film, project.colored, config))
 
 
 def _watch(work, log, film):

@@ -99,14 +99,16 @@ def test_what_is_there_is_not_taken_for_a_project(tmp_path, home):
         assert project.checkpoint.read_bytes() == (home / "best.pt").read_bytes()
 
 
+SOUND = {"format": 1, "film": "", "cut_at": [], "join_at": [], "corrections": [], "changes": []}
+
+
 @pytest.mark.parametrize("text", [
-    "", "[]", "{", '{"format": 2}', '{"format": 1, "film": ""}',
-    '{"format": 1, "film": 3, "cut_at": [], "join_at": [], "corrections": []}',
-    '{"format": 1, "film": "", "cut_at": ["4"], "join_at": [], "corrections": []}',
-    '{"format": 1, "film": "", "cut_at": [-1], "join_at": [], "corrections": []}',
-    '{"format": 1, "film": "", "cut_at": [], "join_at": [], "corrections": [{"file": "../../x.png", "frame": 1}]}',
-    '{"format": 1, "film": "", "cut_at": [], "join_at": [], "corrections": [{"file": "x.png", "frame": 1, "y": 2}]}',
-    '{"format": 1, "film": "", "cut_at": 7, "join_at": [], "corrections": []}'])
+    "", "[]", "{", '{"format": 1, "film": ""}', *(json.dumps(SOUND | spoiled) for spoiled in (
+        {"format": 2}, {"film": 3}, {"cut_at": ["4"]}, {"cut_at": [-1]}, {"cut_at": 7}, {"join_at": [True]},
+        {"more": 1}, {"corrections": [{"file": "../../x.png", "frame": 1}]},
+        {"corrections": [{"file": "x.png", "frame": 1, "y": 2}]},
+        {"corrections": [{"file": "x.png", "frame": "1"}]}, {"corrections": ["x"]}, {"changes": [["#123456", "red"]]},
+        {"changes": [["#123456"]]}, {"changes": "ab"}))])
 def test_a_spoiled_project_is_refused(tmp_path, text):
     (tmp_path / "project.json").write_text(text)
     with pytest.raises(UserError, match="project.json is not that of a project"), open_project(tmp_path):

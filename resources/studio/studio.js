@@ -388,6 +388,8 @@ window.studio = (() => {
         size="8" maxlength="7" aria-label="Color as a number"><label class="quiet size">brush
         <input class="radius" type="range" min="1" max="60" value="10" aria-label="Radius of the brush"></label></div>
       <h3>Colors of the show</h3><div class="swatches"></div>
+      <div class="row everywhere" hidden style="margin-top:6px"><span class="quiet">Everywhere, let</span><i class="dot old"></i>
+        <span class="quiet">be</span><i class="dot new"></i><button data-act="everywhere">Change</button></div>
       <h3>Pick from a known frame</h3><div class="known"></div>
       <div class="row"><button class="primary" data-act="remember" title="Remember (Ctrl+Enter)">Remember this frame</button></div>
       <p class="quiet tells" aria-live="polite"></p></div></div>`);
@@ -399,8 +401,14 @@ window.studio = (() => {
     const paper = canvas.getContext("2d", { willReadFrequently: true });
     let tool = "fill", stroke = null, at_ = { x: 0, y: 0 }, opened = "", size = [1, 1], state = {}, queue = Promise.resolve();
 
+    let chosen = "";
     const color = (value) => {
       hex.value = well.value = value.toLowerCase();
+      const other = chosen && chosen !== hex.value;
+      $(".everywhere").hidden = !other;
+      $(".everywhere").style.display = other ? "" : "none";
+      $(".dot.old").style.background = chosen;
+      $(".dot.new").style.background = hex.value;
       body.querySelectorAll(".swatches button").forEach((b) => b.setAttribute("aria-pressed", b.dataset.color === hex.value));
     };
     const choose = (name) => {
@@ -500,12 +508,16 @@ window.studio = (() => {
         event.preventDefault();
       } else if (event.key === "Enter" && !event.ctrlKey) { act([[at_.x, at_.y]]); event.preventDefault(); }
     });
-    body.addEventListener("click", (event) => {
+    body.addEventListener("click", async (event) => {
       const target = event.target.closest("button");
       if (!target) return;
       const { tool: name, act: what, color: value, step } = target.dataset;
       if (name) choose(name);
-      if (value) color(value);
+      if (value) { chosen = value; color(value); }
+      if (what === "everywhere") {
+        if (await ask(server, "change_color", { old: chosen, new: hex.value })) tell("hurry");
+        return;
+      }
       if (step) { const next = at.frame + Number(step); const shot = at.shots.findIndex((s) => next >= s.start && next < s.end); if (shot >= 0) go(shot, next); }
       if (what === "remember") remember();
       else if (what) send("hand_step", { frame: at.frame, name: what });
@@ -573,13 +585,17 @@ window.studio = (() => {
         ? `<div class="fixes">` + got.fixes.map(({ file, frame, picture }) =>
           `<figure><img src="${picture}" alt="frame ${frame} as it was painted"><div class="row">
            <span class="grow quiet">frame ${frame}</span><button data-file="${text(file)}">Take back</button></div></figure>`).join("") + "</div>"
-        : `<p class="quiet">Nothing yet.</p>`);
+        : `<p class="quiet">Nothing yet.</p>`)
+        + (got.changes.length ? "<h3>Changed everywhere</h3>" + got.changes.map(([old, now]) =>
+          `<div class="row change"><i class="dot" style="background:${text(old)}"></i><span>${text(old)} is</span>
+           <i class="dot" style="background:${text(now)}"></i><span class="grow">${text(now)}</span>
+           <button data-old="${text(old)}">Take back</button></div>`).join("") : "");
     }
     root.addEventListener("click", async (event) => {
-      const file = event.target.dataset.file;
-      if (!file) return;
+      const { file, old } = event.target.dataset;
+      if (!file && !old) return;
       event.target.disabled = true;
-      await ask(server, "take_back", { file });
+      await (file ? ask(server, "take_back", { file }) : ask(server, "change_color", { old, new: old }));
       tell("hurry");
       draw();
     });
