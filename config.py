@@ -1,8 +1,8 @@
 """What can be set? Every setting of the program, as dataclasses, from which the command lines are made.
 
 A field with a ``help`` text is a flag of its script. The fields of SpatialConfig, VotesConfig, LearningConfig,
-SteadyConfig, CertaintyConfig and RegionsConfig are constants of the method, chosen in trials
-(``benchmarks/trials.md``; ``benchmarks/search.py`` varies them). All but the last three are saved with a checkpoint.
+SteadyConfig, CertaintyConfig, RegionsConfig and RecolorConfig are constants of the method, chosen in trials
+(``benchmarks/trials.md``; ``benchmarks/search.py`` varies them). All but the last four are saved with a checkpoint.
 """
 
 import argparse
@@ -278,6 +278,17 @@ class RegionsConfig:
     finer: float = 0.6  # each ball is so many times as large as the one before; a way out as wide is no gap
     least: float = 10.0  # area in square pixels of the smallest region
     step: float = 6.0  # difference in L of two flats between which an edge is mixed of both
+
+
+@dataclass
+class RecolorConfig:
+    """Constants that tell what has a color of the show (``editing/recolor.py``), chosen on the drawn episode 2."""
+
+    inner: float = 4.0  # CIE94 difference, without lightness, up to which a color is the same
+    outer: float = 7.0  # and from which it is another one
+    shade: float = 20.0  # difference in L that light and shade make
+    edge: int = 3  # pixels beside a thing that may be mixed of it and what is around it
+    off: float = 8.0  # distance in Lab, where L counts half, from a mixture at which a pixel is hardly one
 
 
 @dataclass

@@ -122,7 +122,7 @@ class Regions:
             shared[0] = False
             if shared.any():
                 _share_out(labels, room, shared[parts])
-        return _nearest(labels)
+        return nearest(labels)
 
     def _cut(self, mask, stroke, places):
         """The pieces of a mask, bool (H, W), that have any of the places, when a stroke is one more barrier in it."""
@@ -174,8 +174,8 @@ def _share_out(labels, room, shared):
     labels[part] = np.where(free[part] > 0, found, labels[part])
 
 
-def _nearest(labels):
-    """Labels (h, w) with each 0 replaced by the nearest label."""
+def nearest(labels: np.ndarray) -> np.ndarray:
+    """Labels, int32 (h, w), with each 0 replaced by the nearest label; 1 everywhere where there is none."""
     if not labels.any():
         return np.ones_like(labels)
     _, near = cv2.distanceTransformWithLabels(np.uint8(labels == 0), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
