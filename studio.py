@@ -565,6 +565,8 @@ def build_export(gr: Any, desk: Desk) -> None:
     def give():
         folder = export(desk.project, desk.painters)
         told = f"All of it lies in `{folder}`. The same film by the command line:\n\n```\n{command(desk.project)}\n```"
+        if desk.project.facts.changes:
+            told += "\n\nOnly the studio changes a color everywhere: the command line gives the film without that."
         return [str(path) for path in list_files(folder)], told
 
     gr.Markdown("The colored film with its sound, the checkpoint with all corrections, the painted frames, the report.")

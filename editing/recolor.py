@@ -88,7 +88,11 @@ class Recolored(FilmPainter):
         for change in self.changes:
             for color in change:
                 lab_of(color)  # is one
-        self.identity = hashlib.sha256(json.dumps([painter.identity, self.changes]).encode()).hexdigest()
+        self.identity = self._digest(painter.identity)
+        self.origin = self._digest(painter.origin) if painter.origin else ""
+
+    def _digest(self, text):
+        return hashlib.sha256(json.dumps([text, self.changes]).encode()).hexdigest()
 
     @property
     def side(self) -> int:
@@ -104,8 +108,17 @@ class Recolored(FilmPainter):
         return self.painter.palette(labs)
 
     def paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Known]:
-        ab, known = self.painter.paint(lightness, palette)
+        return self.look_and_paint(lightness, palette)[:2]
+
+    def look_and_paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Known, np.ndarray]:
+        ab, known, looks = self.painter.look_and_paint(lightness, palette)
         height, width = ab.shape[1:3]
         seen = [L if self.response is None else self.response(L) for L in lightness]
         return np.stack([recolored(each, resize(L, height, width), self.changes)
-                         for each, L in zip(ab, seen, strict=True)]), known
+                         for each, L in zip(ab, seen, strict=True)]), known, looks
+
+    def recall_again(self, palette: Palette) -> Palette:
+        return self.painter.recall_again(palette)
+
+    def reading(self, palette: Palette, looks: np.ndarray) -> str:
+        return self.painter.reading(palette, looks)

@@ -383,6 +383,8 @@ window.studio = (() => {
       <div class="row"><button data-step="-1" aria-label="Frame before">&#9664;</button>
         <div class="grow"><input class="time" type="range" aria-label="Frame of the shot"></div>
         <button data-step="1" aria-label="Next frame">&#9654;</button><output class="quiet" style="min-width:11em"></output></div>
+      <div class="row"><button class="primary" data-act="remember" title="Remember (Ctrl+Enter)">Remember this frame</button>
+        <span class="quiet tells grow" aria-live="polite"></span></div>
       </div><div class="colors">
       <div class="row"><input type="color" value="#c83c32" aria-label="Color"><input class="hex" type="text" value="#c83c32"
         size="8" maxlength="7" aria-label="Color as a number"><label class="quiet size">brush
@@ -391,8 +393,7 @@ window.studio = (() => {
       <div class="row everywhere" hidden style="margin-top:6px"><span class="quiet">Everywhere, let</span><i class="dot old"></i>
         <span class="quiet">be</span><i class="dot new"></i><button data-act="everywhere">Change</button></div>
       <h3>Pick from a known frame</h3><div class="known"></div>
-      <div class="row"><button class="primary" data-act="remember" title="Remember (Ctrl+Enter)">Remember this frame</button></div>
-      <p class="quiet tells" aria-live="polite"></p></div></div>`);
+      </div></div>`);
     const empty = make('<div class="empty">The film is not colored yet; there is nothing to correct.</div>');
     root.append(strips, body, empty);
     const $ = (selector) => body.querySelector(selector);
