@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from colorizer.painter import Painter
@@ -24,7 +25,7 @@ from editing.export import command, export
 from editing.frames import Frames, jpeg, times_of, write_clip
 from editing.learn import learn
 from editing.palette import palette_of
-from editing.project import Project, open_project
+from editing.project import Project, Reach, open_project
 from editing.work import Background, Painters, Work, color, film_config, find_shots, log_lines, with_changes
 from film.again import affected
 from film.episode import map_of
@@ -32,7 +33,7 @@ from film.panel import memory_pictures
 from film.parts import parts_folder
 from film.report import suggest_frames
 from film.video import VideoFile
-from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, UserError, list_files, natural_key, read_image, run_cli, write_image
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, UserError, list_files, natural_key, read_image, run_cli
 
 ROOT = Path(__file__).resolve().parent
 DEMO_FILM = ROOT / "resources" / "episode_2.mp4"
@@ -327,6 +328,16 @@ class Desk:
         self.remember(frame, self.easel(frame).picture())
         return {}
 
+    def hand_save(self, frame: int) -> dict[str, Any]:
+        """A frame in gray as a PNG, to be painted in another program."""
+        _, data = cv2.imencode(".png", self.gray(_whole("the frame", frame)))  # gray, so that RGB is BGR
+        return {"picture": f"data:image/png;base64,{base64.b64encode(data.tobytes()).decode()}"}
+
+    def hand_painted(self, frame: int, path: str) -> dict[str, Any]:
+        """Remember a frame that was painted in another program and sent to the page."""
+        self.remember(_whole("the frame", frame), read_image(Reach([self.project.folder / "page"]).check(path)))
+        return {}
+
     def touched(self, frame: int) -> dict[str, Any]:
         """Which shots change when the frame is remembered as it is corrected now, as a sentence."""
         project, rgb = self.project, self.easel(frame).picture()
@@ -456,9 +467,9 @@ def import_gradio() -> Any:
 
 def part(gr: Any, name: str, functions: Sequence[Callable[..., Any]]) -> Any:
     """A part of the page that resources/studio/studio.js draws, and what it may ask."""
-    return gr.HTML(f'<div class="studio {name}"></div>', js_on_load=f"window.studio.{name}({{element, server}})",
-                   server_functions=[answering(function) for function in functions], container=False,
-                   apply_default_css=False)
+    return gr.HTML(f'<div class="studio {name}"></div>', container=False, apply_default_css=False,
+                   js_on_load=f"window.studio.{name}({{element, server, upload}})",
+                   server_functions=[answering(function) for function in functions])
 
 
 def build_page(desk: Desk) -> Any:
@@ -536,27 +547,9 @@ def build_begin(gr: Any, desk: Desk) -> None:
 
 
 def build_correct(gr: Any, desk: Desk) -> None:
-    """Paint a frame, and remember it."""
-    def give(frame):
-        gray = desk.gray(_whole("the frame", frame))
-        path = desk.project.folder / "page" / f"frame_{frame:06d}.png"
-        write_image(path, gray)
-        return str(path)
-
-    def remember(frame, file):
-        if not file:
-            raise UserError("there is no painted frame yet; send one")
-        desk.remember(_whole("the frame", frame), read_image(file))
-
-    part(gr, "hand", [desk.hand_open, desk.hand_act, desk.hand_step, desk.hand_remember, desk.touched, desk.palette,
-                      desk.change_color])
-    with gr.Accordion("Paint it in another program", open=False):
-        with gr.Row():
-            frame = gr.Number(0, label="Frame", precision=0, minimum=0)
-            gray = gr.DownloadButton("Take it in gray")
-            gray.click(saying(gr, give), frame, gray)
-        painted = gr.File(label="The frame, painted", type="filepath", height=120)
-        gr.Button("Remember the painted frame").click(saying(gr, remember), [frame, painted], painted)
+    """Correct a frame, and remember it."""
+    part(gr, "hand", [desk.hand_open, desk.hand_act, desk.hand_step, desk.hand_remember, desk.hand_save,
+                      desk.hand_painted, desk.touched, desk.palette, desk.change_color])
     part(gr, "fixes", [desk.fixes, desk.take_back, desk.change_color])
 
 

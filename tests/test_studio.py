@@ -20,7 +20,7 @@ from config import StudioConfig
 from editing import learn as learning
 from editing.project import open_project
 from resources.draw_episodes import draw_frame
-from utils import UserError, write_image
+from utils import UserError, read_image, write_image
 
 pytest.importorskip("gradio", reason="the studio needs requirements-studio.txt")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, see requirements-dev.txt")
@@ -252,7 +252,7 @@ def test_a_frame_is_corrected_remembered_and_taken_back(browser, colored):
         assert settled(desk) == "" and desk.project.colored.read_bytes() == before
 
 
-def test_two_pages_and_a_reload_see_the_same(browser, colored):
+def test_two_pages_and_a_reload_see_the_same(browser, colored, tmp_path):
     desk, address = colored
     with visited(browser, address) as page, visited(browser, address) as other:
         for one in (page, other):
@@ -261,16 +261,19 @@ def test_two_pages_and_a_reload_see_the_same(browser, colored):
             one.get_by_text("Nothing yet").wait_for()
         painted = desk.project.folder.parent / "painted.png"
         write_image(painted, draw_picture(1, (128, 96)))
-        page.get_by_role("button", name="Paint it in another program").click()
-        page.get_by_label("Frame", exact=True).fill("16")
-        page.locator("input[type=file]").last.set_input_files(painted)
-        page.get_by_text("painted.png").first.wait_for()
-        page.get_by_role("button", name="Remember the painted frame").click()
-        other.get_by_text("frame 16").wait_for()
+        page.get_by_text("Paint it in another program").click()
+        page.locator(".studio.hand .time").fill("10")
+        page.wait_for_selector('.studio.hand[data-shown="10"]')
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Save the frame in gray").click()
+        assert download.value.suggested_filename == "frame_000010.png"
+        assert np.array_equal(read_image(download.value.path().rename(tmp_path / "gray.png")), desk.gray(10))
+        page.locator("input.painted").set_input_files(painted)
+        other.get_by_text("frame 10", exact=True).wait_for()
         page.reload()
         page.wait_for_selector(".studio.status .row")
         page.get_by_role("tab", name="Correct").click()
-        page.get_by_text("frame 16").wait_for()
+        page.get_by_text("frame 10", exact=True).wait_for()
         assert settled(desk) == ""
         other.get_by_role("button", name="Take back").click()
         page.get_by_text("Nothing yet").wait_for()

@@ -364,7 +364,7 @@ window.studio = (() => {
   }
 
   // Correct: a canvas that is clicked, brushed and picked from; the palette; undo; what remembering will change.
-  function hand({ element, server }) {
+  function hand({ element, server, upload }) {
     const root = element.querySelector(".hand");
     const strips = make("<div></div>");
     strip(strips);
@@ -385,6 +385,9 @@ window.studio = (() => {
         <button data-step="1" aria-label="Next frame">&#9654;</button><output class="quiet" style="min-width:11em"></output></div>
       <div class="row"><button class="primary" data-act="remember" title="Remember (Ctrl+Enter)">Remember this frame</button>
         <span class="quiet tells grow" aria-live="polite"></span></div>
+      <details><summary class="quiet">Paint it in another program</summary><div class="row">
+        <button data-act="save">Save the frame in gray</button>
+        <label class="quiet">and send it painted: <input class="painted" type="file" accept="image/*"></label></div></details>
       </div><div class="colors">
       <div class="row"><input type="color" value="#c83c32" aria-label="Color"><input class="hex" type="text" value="#c83c32"
         size="8" maxlength="7" aria-label="Color as a number"><label class="quiet size">brush
@@ -520,8 +523,24 @@ window.studio = (() => {
         return;
       }
       if (step) { const next = at.frame + Number(step); const shot = at.shots.findIndex((s) => next >= s.start && next < s.end); if (shot >= 0) go(shot, next); }
-      if (what === "remember") remember();
+      if (what === "save") save();
+      else if (what === "remember") remember();
       else if (what) send("hand_step", { frame: at.frame, name: what });
+    });
+    async function save() {
+      const frame = at.frame, got = await ask(server, "hand_save", { frame });
+      if (!got) return;
+      const link = document.createElement("a");
+      [link.href, link.download] = [got.picture, `frame_${String(frame).padStart(6, "0")}.png`];
+      link.click();
+    }
+    $(".painted").addEventListener("change", async (event) => {
+      const [file] = event.target.files, frame = at.frame;
+      if (!file) return;
+      const sent = await upload(file).catch(() => null);
+      event.target.value = "";
+      if (!sent) { problem = "the picture could not be sent; is it larger than the page takes?"; tell("problem"); return; }
+      if (await ask(server, "hand_painted", { frame, path: sent.path })) tell("hurry");
     });
     async function remember() {
       if (!state.changed) return;
