@@ -39,9 +39,8 @@ def recolored(ab: np.ndarray, L: np.ndarray, changes: Sequence[Change],
     config, moves, total = config or RecolorConfig(), np.zeros_like(ab), np.zeros(L.shape, np.float32)
     for change in changes:
         flat = lab_of(change.old)[0]
-        old, new = (shaded(color, L, flat) for color in change)
-        weight = _shares(ab, L, _likeness(ab, old, L - flat, config), config)
-        moves += weight[..., None] * (new - old)
+        weight, own = _shares(ab, L, _likeness(ab, shaded(change.old, L, flat), L - flat, config), config)
+        moves += weight[..., None] * (shaded(change.new, own, flat) - shaded(change.old, own, flat))
         total += weight
     return ab + moves / np.maximum(total, 1)[..., None]
 
@@ -63,20 +62,23 @@ def _likeness(ab, old, lighter, config):
 
 
 def _shares(ab, L, alike, config):
-    """The share (H, W) of each pixel that is of the thing: where it is ``alike``, and, beside that, how far it is on
-    the way from what is around the thing to the thing itself."""
+    """The share (H, W) of each pixel that is of the thing, and the lightness (H, W) of that: where it is ``alike`` all
+    its own, and beside that, how far it is on the way from what is around the thing to the thing."""
     core, size = alike > 0.9, np.ones((2 * config.edge + 1,) * 2, np.uint8)
     around = (cv2.dilate(core.astype(np.uint8), size) == 0) & (alike < 0.1)
     if not (core.any() and around.any()):
-        return alike
+        return alike, L
     number = np.arange(1, core.size + 1, dtype=np.int32).reshape(core.shape)
     lab = np.dstack([LIGHT * L, ab])
     thing, ground = (lab.reshape(-1, 3)[nearest(number * mask) - 1] for mask in (core, around))
-    lab[..., 0] = np.maximum(lab[..., 0], np.minimum(thing, ground)[..., 0])  # a dark line between is no other color
+    line = lab[..., 0] < np.minimum(thing, ground)[..., 0]  # darker than both: it has no lightness of a mixture
+    lab[..., 0] = np.maximum(lab[..., 0], np.minimum(thing, ground)[..., 0])
     way = thing - ground
     share = np.clip(((lab - ground) * way).sum(-1) / np.maximum((way**2).sum(-1), 1), 0, 1)
     off = np.square(lab - ground - share[..., None] * way).sum(-1)
-    return np.where(core | around, alike, np.maximum(alike, share * np.exp(-off / config.off**2)))
+    share *= np.exp(-off / config.off**2)
+    edge = ~(core | around)
+    return np.where(edge, np.maximum(alike, share), alike), np.where(edge & ~line, thing[..., 0] / LIGHT, L)
 
 
 class Recolored(FilmPainter):
