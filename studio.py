@@ -292,6 +292,7 @@ class Desk:
                     raise UserError("the film is not colored yet; wait for it, then correct")
                 path = self.project.folder / "corrections" / f"frame_{frame:06d}.json"
                 self.opened = stamp, Easel(path, self.gray(frame), machine.picture())
+                threading.Thread(target=self.opened[1].prepare, daemon=True).start()
             return self.opened[1]
 
     def colored_at(self) -> int:

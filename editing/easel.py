@@ -1,6 +1,7 @@
 """How is one frame corrected, click by click? The film's lightness, the machine's colors, and what was done to them."""
 
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ class Easel:
     """
 
     def __init__(self, path: Path, gray: np.ndarray, machine: np.ndarray) -> None:
-        self.path = path
+        self.path, self.lock = path, threading.Lock()
         self.L = np.ascontiguousarray(rgb_to_lab(gray)[..., 0])
         self.canvas = Canvas(Regions(self.L), rgb_to_lab(machine)[..., 1:])
         self.correction = Correction(self.L.shape)  # type: ignore[arg-type]  # of two dimensions
@@ -29,6 +30,11 @@ class Easel:
                 self.correction = Correction.of(json.loads(path.read_text(encoding="utf-8")))
             except (OSError, ValueError) as error:
                 raise UserError(f"{path} is not a correction of a frame ({error}); remove it") from error
+
+    def prepare(self) -> None:
+        """Divide the frame among its things, so that the first click is answered as soon as the others."""
+        with self.lock:
+            self.canvas.regions.labels  # noqa: B018  # is found when it is asked for
 
     def act(self, kind: str, points: Sequence[Point], color: str, radius: float) -> None:
         """Do one thing: "fill" or "grow" at the first of the points, "cut", "brush" or "erase" along them, in pixels.
@@ -69,4 +75,5 @@ class Easel:
 
     def picture(self) -> np.ndarray:
         """The frame as it is corrected, RGB uint8 (H, W, 3), of the film's lightness as far as sRGB has it."""
-        return lab_to_rgb(np.dstack([self.L, self.canvas.apply(self.correction)]))
+        with self.lock:
+            return lab_to_rgb(np.dstack([self.L, self.canvas.apply(self.correction)]))
