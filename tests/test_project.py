@@ -20,6 +20,7 @@ from config import FilmConfig, StudioConfig, TrainConfig
 from editing.frames import Frames, times_of
 from editing import learn as learning
 from editing.project import Facts, Found, Project, open_project
+from editing.recolor import Change, Recolored
 from editing.work import Background, Painters, Stopped, Work, color, find_shots
 from film.episode import color_film
 from film.video import VideoFile
@@ -311,7 +312,30 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_a_color_is_changed_everywhere_and_back(project, home):
+    project.take_checkpoint(home / "best.pt")
+    plain = project._state()
+    project.change_color("#ee6c80", "#2255cc")
+    project.change_color("#ee6c80", "#22cc55")
+    assert Project(project.folder).facts.changes == [["#ee6c80", "#22cc55"]] and project._state() != plain
+    with pytest.raises(UserError, match="no color"):
+        project.change_color("#ee6c80", "blue; rm")
+    project.change_color("#ee6c80", "#ee6c80")
+    assert project.facts.changes == [] and project._state() == plain
+
+
+def test_a_film_with_changed_colors_is_built_upon_as_well():
+    painter, red, green = StubPainter(), Change("#ee6c80", "#2255cc"), Change("#ee6c80", "#22cc55")
+    assert Recolored(painter, [red]).origin == "", "what cannot tell what it reads cannot with changes, either"
+    painter.origin = "a checkpoint"
+    origins = {Recolored(painter, changes).origin for changes in ([red], [green], [red, green])}
+    assert len(origins) == 3 and painter.origin not in origins
+    assert Recolored(painter, [red]).origin == Recolored(painter, [Change(*red)]).origin
+
+
 def test_pictures_of_the_references_folder(project):
+    more = project.reference_pictures({4: draw_picture(2), 3: draw_picture(1)})
+    assert [bool(np.array_equal(a, draw_picture(b))) for a, b in zip(more, (1, 2), strict=True)] == [True, True]
     write_image(project.references / "b.png", draw_picture(1))
     write_image(project.references / "a.png", np.full((9, 9, 3), 90, np.uint8))
     assert len(project.reference_pictures()) == 1, "a gray one waits to be painted"
