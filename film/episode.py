@@ -244,8 +244,9 @@ class Coloring:
         for number, (noted, reading) in enumerate(finished_shots(self.painter, self.plan, self.parts, self.config)):
             done = noted is not None and noted["reading"] == reading and self._is_kept(number, reading == held[number])
             palette = self.plan.shots[number].palette
-            states.append({**noted["record"], "slot_ids": list(palette.slot_ids),  # type: ignore[index]
-                           "slot_scores": list(palette.slot_scores)} if done else {})
+            states.append({**noted["record"], "feature": palette.feature,  # type: ignore[index]
+                           "slot_ids": list(palette.slot_ids), "slot_scores": list(palette.slot_scores)}
+                          if done else {})
             self.readings.append(reading or "")
             if not done:
                 self.todo.append(number)

@@ -134,10 +134,10 @@ class Parts:
 
     def save(self, index: int, record: ShotRecord, looks: np.ndarray, reading: str) -> dict[str, Any]:
         """Note that the shot is finished, with the looks (n, D) of its drawings and what was read for them; returns the
-        packed ShotRecord."""
+        packed ShotRecord, whose feature is that of the plan."""
         state = Records.pack(record)
         save_checkpoint(self.part(index).with_suffix(".pt"),
-                        {"record": state, "looks": pack_looks(looks), "reading": reading})
+                        {"record": {**state, "feature": None}, "looks": pack_looks(looks), "reading": reading})
         return state
 
     def finished(self, index: int) -> dict[str, Any] | None:
