@@ -128,7 +128,7 @@ def colored(browser, home, tmp_path_factory):
             assert settled(desk) == "" and not desk.project.colored.exists()
             pictures = sorted((home / "train").glob("*.png"))
             page.locator("input[type=file]").nth(1).set_input_files(pictures)
-            page.get_by_text(pictures[-1].name[:12]).first.wait_for()
+            page.get_by_text(pictures[-1].stem).first.wait_for()
             page.get_by_role("button", name="Learn these colors").click()
             page.wait_for_function("() => window.studio.at.colored", timeout=90_000)
             assert settled(desk) == "" and page.locator("img.samples").count() == 1

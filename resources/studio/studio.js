@@ -224,8 +224,7 @@ window.studio = (() => {
       knob.style.left = `${part}%`;
       const both = view === "both" && at.colored;
       knob.hidden = !both;
-      knob.style.display = both ? "" : "none";
-      body.querySelectorAll(".tag").forEach((tag) => { tag.style.display = both ? "" : "none"; });
+      body.querySelectorAll(".tag").forEach((tag) => { tag.hidden = !both; });
       divide.disabled = !both;
     };
     async function draw() {
@@ -241,7 +240,6 @@ window.studio = (() => {
           gray.src = got.gray;
           const over = view === "map" ? got.map : got.colored;
           colored.hidden = !over;
-          colored.style.display = over ? "" : "none";
           if (over) colored.src = over;
           await gray.decode().catch(() => {});
           root.style.setProperty("--aspect", gray.naturalWidth / Math.max(1, gray.naturalHeight));
@@ -264,8 +262,7 @@ window.studio = (() => {
     function moved() {
       const shot = current();
       body.hidden = !shot;
-      body.style.display = shot ? "" : "none";
-      empty.style.display = shot ? "none" : "";
+      empty.hidden = Boolean(shot);
       if (!shot) return;
       stopPlaying();
       Object.assign(time, { min: shot.start, max: shot.end - 1, value: at.frame });
@@ -301,14 +298,12 @@ window.studio = (() => {
         view = name;
         body.querySelectorAll("[data-view]").forEach((b) => b.setAttribute("aria-pressed", b.dataset.view === view));
         $(".key").hidden = view !== "map";
-        $(".key").style.display = view === "map" ? "" : "none";
         moved();
       }
       if (act === "play") play(event.target);
       if (act === "split") { await ask(server, "split", { frame: at.frame }); tell("hurry"); }
       if (act === "join") { await ask(server, "join", { frame: current().start }); tell("hurry"); }
     });
-    $(".key").style.display = "none";
     time.addEventListener("input", () => go(at.shot, Number(time.value)));
     divide.addEventListener("input", divideAt);
     const drag = (event) => {
@@ -410,7 +405,6 @@ window.studio = (() => {
       hex.value = well.value = value.toLowerCase();
       const other = chosen && chosen !== hex.value;
       $(".everywhere").hidden = !other;
-      $(".everywhere").style.display = other ? "" : "none";
       $(".dot.old").style.background = chosen;
       $(".dot.new").style.background = hex.value;
       body.querySelectorAll(".swatches button").forEach((b) => b.setAttribute("aria-pressed", b.dataset.color === hex.value));
@@ -453,8 +447,8 @@ window.studio = (() => {
     const send = (name, data) => { queue = queue.then(() => ask(server, name, data)).then(show); return queue; };
     async function open(force) {
       const shot = current(), ready = shot && at.colored;
-      body.style.display = ready ? "" : "none";
-      empty.style.display = ready ? "none" : "";
+      body.hidden = !ready;
+      empty.hidden = Boolean(ready);
       if (!ready || !root.offsetParent) return;
       Object.assign(time, { min: shot.start, max: shot.end - 1, value: at.frame });
       $("output").textContent = `shot ${at.shot + 1}, frame ${at.frame}`;
@@ -504,11 +498,9 @@ window.studio = (() => {
       if (by) {
         const step = size[0] / (event.shiftKey ? 20 : 160);
         at_ = { x: Math.max(0, Math.min(size[0] - 1, at_.x + by[0] * step)), y: Math.max(0, Math.min(size[1] - 1, at_.y + by[1] * step)) };
-        cross.hidden = false; cross.style.display = "";
-        cross.firstElementChild.style.transform = `translate(${at_.x / size[0] * 100}%, ${at_.y / size[1] * 100}%)`;
+        cross.removeAttribute("hidden");
         const box = cross.getBoundingClientRect();
         cross.firstElementChild.setAttribute("transform", `translate(${at_.x / size[0] * box.width} ${at_.y / size[1] * box.height})`);
-        cross.firstElementChild.style.transform = "";
         event.preventDefault();
       } else if (event.key === "Enter" && !event.ctrlKey) { act([[at_.x, at_.y]]); event.preventDefault(); }
     });
