@@ -3,11 +3,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench lint fuzz clean
+.PHONY: demo studio test bench lint fuzz clean
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/installed-studio: requirements-studio.txt .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-studio.txt
 	touch $@
 
 .venv/installed-dev: requirements-dev.txt .venv/installed
@@ -22,6 +26,9 @@ demo: .venv/installed
 		--max_minutes 6 --overwrite True
 	$(BIN)/python test.py --checkpoint results/demo/checkpoints/best.pt --input resources/episode_2.mp4 \
 		--output results/demo/episode_2.mp4 --overwrite True
+
+studio: .venv/installed-studio
+	$(BIN)/python studio.py
 
 # A process for each core, up to 4, of one thread each: more threads than cores wait for each other. The tests of a
 # module stay together, since they share its trainings, and in the order of their names no long module comes last.

@@ -1,8 +1,8 @@
 """What can be set? Every setting of the program, as dataclasses, from which the command lines are made.
 
 A field with a ``help`` text is a flag of its script. The fields of SpatialConfig, VotesConfig, LearningConfig,
-SteadyConfig and CertaintyConfig are constants of the method, chosen in trials (``benchmarks/trials.md``;
-``benchmarks/search.py`` varies them). All but the last two are saved with a checkpoint.
+SteadyConfig, CertaintyConfig, RegionsConfig and RecolorConfig are constants of the method, chosen in trials
+(``benchmarks/trials.md``; ``benchmarks/search.py`` varies them). All but the last four are saved with a checkpoint.
 """
 
 import argparse
@@ -265,6 +265,33 @@ class SteadyConfig:
 
 
 @dataclass
+class RegionsConfig:
+    """Constants that find the things of a gray frame (``editing/regions.py``), chosen by ``benchmarks/clicks.py``.
+    Lengths are in pixels of a frame of 360 rows, and grow with it; L is in [0, 100]."""
+
+    sharp: float = 0.7  # standard deviation, in pixels, of the blur before edges are found; grows with the root
+    low: float = 1.0  # slope of L a pixel with which an edge goes on
+    high: float = 2.0  # and with which it begins
+    line: float = 7.0  # width of the widest line
+    ink: float = 12.0  # how much darker in L a line is than what is beside it
+    ball: float = 4.0  # radius of the largest ball: a gap in a line of up to twice this is closed
+    finer: float = 0.6  # each ball is so many times as large as the one before; a way out as wide is no gap
+    least: float = 10.0  # area in square pixels of the smallest region
+    step: float = 6.0  # difference in L of two flats between which an edge is mixed of both
+
+
+@dataclass
+class RecolorConfig:
+    """Constants that tell what has a color of the show (``editing/recolor.py``), chosen on the drawn episode 2."""
+
+    inner: float = 4.0  # CIE94 difference, without lightness, up to which a color is the same
+    outer: float = 7.0  # and from which it is another one
+    shade: float = 20.0  # difference in L that light and shade make
+    edge: int = 3  # pixels beside a thing that may be mixed of it and what is around it
+    off: float = 8.0  # distance in Lab, where L counts half, from a mixture at which a pixel is hardly one
+
+
+@dataclass
 class CertaintyConfig:
     """Constants that tell how sure a color is (``colorizer/certainty.py``), fit by ``benchmarks/calibration.py`` on two
     films of which some shots were held out, the drawn episode 1 and Big Buck Bunny (``benchmarks/trials.md``). They
@@ -464,6 +491,10 @@ class FilmConfig:
     pix_fmt: str | None = setting(None, "FFmpeg's pixel format; 4:2:0 with 10 bits for a source of more than 8")
     color_only: bool = setting(False, "write the chroma alone, on neutral lightness, for compositing")
     keep_color_shots: bool = setting(False, "leave shots that are already in color as they are")
+    cut_at: Sequence[int] = setting((), "frames, counted from 0, that begin a shot though none is found there",
+                                    nargs="+", metavar="FRAME", type=int)
+    join_at: Sequence[int] = setting((), "frames at which a shot is found to begin and none does", nargs="+",
+                                     metavar="FRAME", type=int)
     response: str = setting("auto", "auto: a film that is faded, graded or printed hard is looked at as if it had the "
                             "contrast of what the networks know; none: as it is", choices=["auto", "none"])
     confidence: bool = setting(False, "write a map beside each film or picture: what is recalled, guessed and unknown")
@@ -495,6 +526,29 @@ class ColorConfig(FilmConfig, PainterConfig):
         _at_least(self, 0, "suggest")
         if self.end <= self.start:
             raise UserError(f"--end {self.end:g} s is not after --start {self.start:g} s")
+
+
+@dataclass
+class StudioConfig:
+    """One run of studio.py."""
+
+    input: Path | None = setting(None, "the gray film; not given: that of the project, or of the demo", group="files")
+    checkpoint: Path | None = setting(None, "what train.py wrote; not given: that of the project, or that of the demo; "
+                                      "if there is none, one is trained on the page")
+    project: Path = setting(Path("results/studio"), "folder of the project; one that is there is opened again")
+    folders: Sequence[Path] = setting((), "folders whose films and pictures may be chosen on the page", nargs="+",
+                                      metavar="FOLDER", type=Path)
+    host: str = setting("127.0.0.1", "address to listen on; another one than this machine's own needs a password in "
+                        "the environment variable STUDIO_PASSWORD", group="page")
+    port: int = setting(7860, "port to listen on")
+
+    def check(self) -> None:
+        """Raises UserError for a value out of its range."""
+        if not 0 < self.port < 65536:
+            raise UserError(f"--port is {self.port}; set it between 1 and 65535")
+        for folder in self.folders:
+            if not folder.is_dir():
+                raise UserError(f"there is no folder {folder}; name others by --folders")
 
 
 def part_of(settings: Any, kind: Callable[..., T]) -> T:

@@ -342,9 +342,10 @@ class MemoryNetwork(nn.Module):
         """The k best slots of queries (N, 512). Raises ValueError when no slot is filled."""
         if not self.used.any():
             raise ValueError("the memory is empty")
-        similarity = self._similarity(query)
-        slots = (similarity + self.PREFERENCE * self.pinned).topk(min(k, len(self.keys)), dim=1).indices
-        return Recall(self.values[slots], similarity.gather(1, slots), self.ids[slots])
+        similarity = self._similarity(query) + self.PREFERENCE * self.pinned
+        slots = similarity.topk(min(k, len(self.keys)), dim=1).indices
+        scores = (query[:, None] * self.keys[slots]).sum(2)  # to the last bit the same, whatever other slots there are
+        return Recall(self.values[slots], scores.masked_fill(~self.used[slots], -torch.inf), self.ids[slots])
 
     @torch.no_grad()
     def pin(self, query: torch.Tensor, color_feature: torch.Tensor) -> None:

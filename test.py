@@ -24,19 +24,32 @@ from colorizer.certainty import Known
 from colorizer.painter import Painter, load_painter
 from config import ColorConfig, read_flags
 from dataset import lab_to_rgb, resize, rgb_to_lab
+from film.again import can_change
 from film.encoding import OUTPUT_SUFFIXES
 from film.episode import color_film, coloring_threads, compare, in_order, map_of
 from film.known import mixture, tint
 from film.panel import memory_pictures, write_panel
-from film.parts import Records, parts_folder
+from film.parts import Records, finished_by, parts_folder
 from film.planes import Planes, paint_chroma, planes_of_picture, within
 from film.report import Report, Suggestion, suggest_frames, write_report
 from film.sequence import find_sequences, write_colored
 from film.sharing import share_out
 from film.video import Film, VideoFile, find_films, is_film, planned_frames
 from utils import (
-    IMAGE_SUFFIXES, VIDEO_SUFFIXES, Scores, UserError, is_color, list_files, metrics_table, picture_grid, read_picture,
-    replace_when_done, run_cli, warn, write_image)
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    Scores,
+    UserError,
+    is_color,
+    list_files,
+    metrics_table,
+    picture_grid,
+    read_picture,
+    replace_when_done,
+    run_cli,
+    warn,
+    write_image,
+)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Evaluation
@@ -305,20 +318,26 @@ def color(config: ColorConfig) -> None:
     pictures, films = find_work(config.input, config.output, config.confidence)
     pictures = pictures if config.shard.number == 1 else []  # in one shard, since they are measured together
     films = config.shard.of(films)
+    asked, done = len(pictures) + len(films), []
     if config.input.is_dir() and not config.overwrite:
-        asked = len(pictures) + len(films)
         pictures = [pair for pair in pictures if not pair[1].exists()]
-        films = [(film, target) for film, target in films if not film.is_done(target)]
-        if done := asked - len(pictures) - len(films):
-            print(f"{done} of {config.input} are in {config.output} already and skipped (--overwrite True does them "
-                  "again)")
+        done = [(film, target) for film, target in films if film.is_done(target)]
+        films = [pair for pair in films if pair not in done]
     kept = [config.save_checkpoint] if config.save_checkpoint else []
     maps = [beside(target, MAP) for _, target in pictures] if config.confidence else []
-    refuse_existing([target for _, target in pictures] + [target for film, target in films if film.is_done(target)]
+    refuse_existing([target for _, target in pictures]
+                    + [target for film, target in films if film.is_done(target) and not finished_by(target)]
                     + kept + maps, config.overwrite)
-    if not pictures and not films and not config.save_checkpoint:
+    done = [(film, target) for film, target in done
+            if (finished := finished_by(target)) and (config.references or finished.references)]
+    painter = load_painter(config) if pictures or films or done or config.save_checkpoint else None
+    if painter is not None:
+        films += [(film, target) for film, target in done if can_change(painter, film, target, config)]
+    if skipped := asked - len(pictures) - len(films):
+        print(f"{skipped} of {config.input} are in {config.output} already and skipped (--overwrite True does them "
+              "again)")
+    if painter is None:
         return
-    painter = load_painter(config)
     if config.panel and not painter.remembers:
         raise UserError("--panel shows what the memory recalls, and none is read here; leave --color_feature and "
                         "--reference out, or train with use_memory True")

@@ -30,8 +30,18 @@ from training.preparation import fit_model_config, load_data, remember, see, see
 from training.runs import Position, Run, Signals, sample_grid
 from training.views import TrainingViews, ViewSampler
 from utils import (
-    AB_PEAK, UserError, autocast, ciede2000, load_checkpoint, psnr, run_cli, save_checkpoint, select_device, spread,
-    write_image)
+    AB_PEAK,
+    UserError,
+    autocast,
+    ciede2000,
+    load_checkpoint,
+    psnr,
+    run_cli,
+    save_checkpoint,
+    select_device,
+    spread,
+    write_image,
+)
 
 EPOCH_STEPS = 50  # at least, in an epoch: a small set is passed over several times
 SAVE_SECONDS = 120  # last.pt is never older; writing it takes about a second
@@ -313,7 +323,7 @@ class Training:
 
     def _save_epoch(self, metrics, grid):
         """Write best.pt after an epoch of about the lowest error yet; every save_freq epochs and at the end, a
-        checkpoint and samples.
+        checkpoint and samples; the newest samples are in samples/last.png.
 
         A few pictures of one shot tell little, and a later epoch has learned more: the lowest error must be lower by a
         tenth to be better.
@@ -323,6 +333,7 @@ class Training:
         if metrics["val_ciede2000"] <= ABOUT * position.best:
             self._save("best.pt", full=False)
         last = position.epoch == config.end_epoch or self.out_of_time
+        write_image(self.run.path / "samples" / "last.png", grid)
         if position.epoch % config.save_freq == 0 or last:
             write_image(self.run.path / "samples" / f"epoch_{position.epoch:04d}.png", grid)
             self._save(f"epoch_{position.epoch:04d}.pt")

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("film", "training", "colorizer")
+PACKAGES = ("editing", "film", "training", "colorizer")
 
 files = [*ROOT.glob("*.py"), *(path for name in PACKAGES for path in (ROOT / name).glob("*.py"))]
 ours = "|".join([*PACKAGES, *(path.stem for path in files if path.parent == ROOT)])

@@ -29,10 +29,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import speed
-from colorizer.spatial import SpatialMemory
-from config import GeneratorConfig
-from config import FilmConfig
-from config import SpatialConfig
+from colorizer.spatial import SpatialMemory, looks_of
+from config import FilmConfig, GeneratorConfig, SpatialConfig
 from dataset import ColorizationDataset
 from dataset_generator import generate
 from film.episode import color_film
@@ -134,7 +132,7 @@ def memory_reading(painter, device, rounds):
                              size_in_bytes=lambda slots: state_bytes(memories[slots])))
     memories.clear()
 
-    known, looks = {}, torch.rand(8, frame_dim, device=device)
+    known, looks = {}, looks_of(torch.rand(8, frame_dim, device=device))
     for frames in SLOTS:
         known[frames] = SpatialMemory(frame_dim, 1, 0, SpatialConfig()).to(device)
         known[frames].features = torch.rand(frames, frame_dim, device=device).half()

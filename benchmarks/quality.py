@@ -41,14 +41,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.lpips import load_lpips
 from colorizer.backbone import Backbone, look
 from colorizer.painter import Painter, load_colorizer
+from colorizer.spatial import looks_of
 from config import GeneratorConfig, TrainConfig
 from dataset import AB_SCALE, L_SCALE, color_feature, lab_to_rgb, resize, rgb_to_lab
 from dataset_generator import generate, split_shots
 from test import refuse_existing
 from train import train
 from utils import (
-    AB_PEAK, FAR, ArgumentParser, Scores, UserError, boolean, color_differences, picture_grid, psnr, read_image,
-    replace_when_done, run_cli, select_device, spread, write_image)
+    AB_PEAK,
+    FAR,
+    ArgumentParser,
+    Scores,
+    UserError,
+    boolean,
+    color_differences,
+    picture_grid,
+    psnr,
+    read_image,
+    replace_when_done,
+    run_cli,
+    select_device,
+    spread,
+    write_image,
+)
 
 WAYS: dict[str, dict[str, Any]] = {  # the trainings, as settings of TrainConfig
     "gan": {"use_memory": False, "gen_norm": "batch", "dis_norm": "None"},
@@ -145,7 +160,7 @@ def spatial_alone(painter):
         L = torch.from_numpy(np.stack([resize(lab[..., 0], size, size) for lab in labs]))[:, None] / L_SCALE
         L = L.to(painter.device)
         keys = spatial.key(seen.places, L, torch.cat([L, L], 1) * 0)
-        hint = spatial.read(spatial.nearest(seen.features), keys)[:, :2]
+        hint = spatial.read(spatial.nearest(looks_of(seen.features)), keys)[:, :2]
         hint = F.interpolate(hint, (size, size), mode="bilinear", align_corners=False)
         return (hint * AB_SCALE).permute(0, 2, 3, 1).cpu().numpy()
 

@@ -9,7 +9,7 @@ from torch import nn
 from colorizer import certainty
 from colorizer.backbone import Backbone, Dims, Seen, Weights, dims_of
 from colorizer.certainty import Known
-from colorizer.spatial import SpatialMemory
+from colorizer.spatial import SpatialMemory, looks_of
 from colorizer.votes import Voter, moved
 from config import CertaintyConfig, ModelConfig, restore
 from dataset import gray_image, shrink
@@ -86,7 +86,7 @@ class Colorizer(nn.Module):
         ab = F.interpolate(guess, L.shape[2:], mode="bilinear", align_corners=False)
         if not remember:
             return ab, None
-        keys, nearest = self.spatial.key(seen.places, L, guess), self.spatial.nearest(seen.features)
+        keys, nearest = self.spatial.key(seen.places, L, guess), self.spatial.nearest(looks_of(seen.features))
         carried = self.spatial.carry(nearest, keys, L)
         certain = F.adaptive_avg_pool2d(carried[:, 2], self.config.spatial.grid)
         hint = self.spatial.read(nearest, keys, certain.flatten(1) < self.config.spatial.certain)

@@ -4,6 +4,7 @@ import copy
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,15 +16,35 @@ from colorizer.certainty import Known
 from colorizer.colorizer import Colorizer, model_config_of
 from colorizer.matching import Grade, find_grade
 from colorizer.response import Response, find_response, match
+from colorizer.spatial import looks_of
 from colorizer.votes import FollowedVotes
 from config import GradeConfig, ModelConfig, PainterConfig, ResponseConfig
 from dataset import (
-    AB_SCALE, GRAY_SIZE, L_SCALE, REFERENCE_ID, color_feature, decode_lab, lab_to_rgb, lab_to_tensors, resize,
-    rgb_to_lab, tensors_to_lab)
+    AB_SCALE,
+    GRAY_SIZE,
+    L_SCALE,
+    REFERENCE_ID,
+    color_feature,
+    decode_lab,
+    lab_to_rgb,
+    lab_to_tensors,
+    resize,
+    rgb_to_lab,
+    tensors_to_lab,
+)
 from networks import Advice, Recall
 from utils import (
-    IMAGE_SUFFIXES, UserError, autocast, is_color, list_files, load_checkpoint, read_image, save_checkpoint,
-    select_device, warn)
+    IMAGE_SUFFIXES,
+    UserError,
+    autocast,
+    is_color,
+    list_files,
+    load_checkpoint,
+    read_image,
+    save_checkpoint,
+    select_device,
+    warn,
+)
 
 
 class Palette(NamedTuple):
@@ -51,6 +72,7 @@ class Painter:
     rank: int = 1
     reference: np.ndarray | None = None
     identity: str = ""  # differs for painters that color differently
+    origin: str = ""  # its identity before references were added
     names: dict[int, str] = field(default_factory=dict)  # image id -> file name, of the frames in memory
     checkpoint: Path | None = None  # that it was loaded from
     response: Response | None = None  # through which it looks at gray pictures
@@ -187,22 +209,59 @@ class Painter:
             return Palette(None, [], [], nothing)
         if not self.remembers:
             return Palette(self.given(labs).color_feature.mean(0, keepdim=True).cpu(), [], [], nothing)
-        feature = self._look([lab[..., 0] for lab in labs]).features.mean(0, keepdim=True)
-        recall = self.colorizer.recall(feature)
+        return self._recalled_by(self._look([lab[..., 0] for lab in labs]).features.mean(0))
+
+    def _recalled_by(self, feature):
+        """The Palette of a shot by what the backbone sees of it, (D,)."""
+        recall = self.colorizer.recall(feature[None].to(self.device))
         advice, filled = self.recalled(recall), recall.scores[0].isfinite()
         return Palette(advice.color_feature.cpu(), recall.ids[0][filled].tolist(), recall.scores[0][filled].tolist(),
-                       feature[0].cpu(), advice.score.item())
+                       feature.cpu(), advice.score.item())
 
-    @torch.inference_mode()
     def paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Known]:
         """Color frames of one shot by its Palette: L (N, side, side) in [0, 100] -> ab (N, S, S, 2) in Lab units, S the
         colorizer's side, and what is Known of their places, as ``generate`` gives it."""
+        return self.look_and_paint(lightness, palette)[:2]
+
+    @torch.inference_mode()
+    def look_and_paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Known, np.ndarray]:
+        """``paint``, and the looks int16 (N, D) by which it chose what to read of the spatial memory; (N, 0) where it
+        reads none."""
         advice = None
         if palette.color_feature is not None:
             feature = palette.color_feature.to(self.device).expand(len(lightness), -1)
             advice = Advice(feature, torch.full((len(lightness),), palette.score, device=self.device))
         seen = self._look(lightness)._replace(votes=self._vote_along(lightness)) if self.config.use_memory else None
-        return self.generate(lightness, advice, seen)
+        looks = np.zeros((len(lightness), 0), np.int16)
+        if seen is not None and self.remembers and self.config.use_spatial_memory:
+            looks = looks_of(seen.features).cpu().numpy()
+        return *self.generate(lightness, advice, seen), looks
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # With other references
+
+    @torch.inference_mode()
+    def recall_again(self, palette: Palette) -> Palette:
+        """The Palette of the same frames, by the memory as it is now."""
+        return self._recalled_by(palette.feature) if self.remembers else palette
+
+    @torch.inference_mode()
+    def reading(self, palette: Palette, looks: np.ndarray) -> str:
+        """A hash of all that is read of the memories for a shot, by its Palette and the looks, int16 (n, D), that
+        ``look_and_paint`` gave of its frames; painters of one ``origin`` that read the same give the same colors."""
+        if not self.remembers:
+            return ""
+        digest = hashlib.sha256(repr(palette.score).encode())
+        digest.update(palette.color_feature.numpy().tobytes())  # type: ignore[union-attr]  # one is recalled
+        if looks.size:
+            nearest = self.colorizer.spatial.nearest(torch.from_numpy(looks).to(self.device))
+            for slots, preferred in zip(*(x.tolist() for x in nearest), strict=True):
+                digest.update(b"".join(self._digests[slot] for slot in slots) + bytes(preferred))
+        return digest.hexdigest()
+
+    @cached_property
+    def _digests(self):
+        return self.colorizer.spatial.digests()
 
     # -----------------------------------------------------------------------------------------------------------------
     # A film in another gray
@@ -272,6 +331,7 @@ class Painter:
                 colorizer.spatial.pin(seen, L, ab, guess)
             feature = torch.from_numpy(self._feature(lab))[None].to(self.device)
             colorizer.memory.pin(colorizer.memory.query(seen.features), feature)
+        self.__dict__.pop("_digests", None)
         colorizer.config = replace(config, mem_size=config.mem_size + len(pictures),
                                    spatial_size=config.spatial_size + config.use_spatial_memory * len(pictures))
 
@@ -373,7 +433,7 @@ def load_painter(config: PainterConfig) -> Painter:
         painter.reference = painter._feature(rgb_to_lab(_read_reference(config.reference)))
     colors = b"" if painter.reference is None else painter.reference.tobytes()
     settings = repr((painter.source, painter.rank, config.precision, device.type)).encode()
-    painter.identity = _digest(config.checkpoint.read_bytes(), settings, colors)
+    painter.identity = painter.origin = _digest(config.checkpoint.read_bytes(), settings, colors)
     if config.references:
         painter.add_references(read_references(config.references), config.match_references)
         if config.save_checkpoint:

@@ -107,10 +107,11 @@ def match(see: Callable[[Sequence[np.ndarray]], Seen], memory: SpatialMemory, li
     grid, dim = memory.config.grid, memory.config.dim
     seen = see([L if response is None else response(L) for L in lightness])
     places = (seen.places.flatten(2).transpose(1, 2).float() - memory.mean) @ memory.projection  # (N, P, dim)
-    similarity = F.normalize(seen.features.float(), dim=1) @ memory.features.float().T
-    similarity, count = similarity.masked_fill(memory.pinned, -torch.inf), int((~memory.pinned).sum())
+    free = (~memory.pinned).nonzero()[:, 0]
+    similarity = F.normalize(seen.features.float(), dim=1) @ memory.features[free].float().T
+    near = free[similarity.topk(min(config.frames, len(free))).indices]
     mutual, film, known, colors, distances = [], [], [], [], []
-    for L, place, slots in zip(lightness, places, similarity.topk(min(config.frames, count)).indices, strict=True):
+    for L, place, slots in zip(lightness, places, near, strict=True):
         keys = memory.keys[slots].flatten(0, 1).float()
         keys, light = keys[:, :dim], keys[:, dim + 2] / memory.config.lightness * L_SCALE
         distance = keys.square().sum(1) - 2 * place @ keys.T  # but for the square of the place, the same in a row

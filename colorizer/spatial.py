@@ -4,6 +4,7 @@ Shapes: N batch, M frames in memory, k of them read; G x G places a frame (``gri
 frame and of a place as the backbone sees them; K = ``dim`` + 5 numbers of a key; S = ``side`` of a kept picture.
 """
 
+import hashlib
 from typing import NamedTuple
 
 import cv2
@@ -18,6 +19,14 @@ from colorizer.flow import Flow, blur, fetch, relit
 from config import SpatialConfig
 from dataset import REFERENCE_ID, decode_lab, encode_lab, round_codes, shrink
 from networks import grow
+
+LOOK_STEPS = 256  # of a number of a look, between 0 and 1
+
+
+def looks_of(features: torch.Tensor) -> torch.Tensor:
+    """Backbone features (N, D) as looks (N, D), int16: of unit length, in LOOK_STEPS. They are what frames are compared
+    by: a step is far less than frames of a shot differ by, and the looks of a film fit into a small file."""
+    return (F.normalize(features.float(), dim=1) * LOOK_STEPS).round().to(torch.int16)
 
 
 class Nearest(NamedTuple):
@@ -115,28 +124,36 @@ class SpatialMemory(nn.Module):
         """L (N, 1, H, H) in [0, 1] and ab (N, 2, H, H) in [-1, 1] -> rows of ``pictures``, uint8 (N, S, S, 3)."""
         return round_codes(shrink(encode_lab(L.float(), ab.float()), self.config.side)).permute(0, 2, 3, 1)
 
-    def nearest(self, features: torch.Tensor) -> Nearest:
-        """The frames to read for pictures of backbone features (N, D): frames that look like the picture but not like
-        each other, since neighboring frames of a shot would tell the same.
+    def nearest(self, looks: torch.Tensor) -> Nearest:
+        """The frames to read for pictures of ``looks_of`` (N, D): frames that look like the picture but not like each
+        other, since neighboring frames of a shot would tell the same.
 
         They are chosen one by one: that of the highest similarity - variety * similarity to the nearest frame already
-        chosen (maximal marginal relevance; Carbonell and Goldstein 1998).
+        chosen (maximal marginal relevance; Carbonell and Goldstein 1998). Numbers of few bits are multiplied and summed
+        without rounding, in float64, so that the same frames are chosen in whatever batch and on every machine.
         """
         config = self.config
-        similarity = F.normalize(features.float(), dim=1) @ self.features.float().T
+        similarity = (looks.double() / LOOK_STEPS) @ self.features.double().T
         preferred = self.pinned & (similarity >= similarity.amax(1, keepdim=True) - config.preference)
         similarity = similarity + config.preference * preferred
-        similarity, slots = similarity.topk(min(config.candidates, len(self.features)), dim=1)
-        known = self.features[slots].float()  # (N, candidates, D)
-        alike = known @ known.transpose(1, 2)
+        similarity, slots = similarity.sort(dim=1, descending=True, stable=True)
+        similarity, slots = similarity[:, :config.candidates].clone(), slots[:, :config.candidates]
+        some, place = slots.unique(return_inverse=True)  # neighbors have most candidates in common
+        known = self.features[some].double()
+        alike = known @ known.T
         chosen, penalty = [], torch.zeros_like(similarity)
         for _ in range(min(config.frames, len(self.features))):
             best = (similarity - config.variety * penalty).argmax(1, keepdim=True)
             chosen.append(best)
-            penalty = torch.maximum(penalty, alike.gather(1, best[:, :, None].expand(-1, -1, alike.shape[2]))[:, 0])
+            penalty = torch.maximum(penalty, alike[place.gather(1, best), place])
             similarity.scatter_(1, best, -torch.inf)
         slots = slots.gather(1, torch.cat(chosen, 1))
         return Nearest(slots, preferred.gather(1, slots))
+
+    def digests(self) -> list[bytes]:
+        """Of each frame, a hash of all that is read of it: its keys, colors and picture."""
+        rows = zip(*(x.cpu().numpy() for x in (self.keys, self.ab, self.pictures)), strict=True)
+        return [hashlib.sha256(b"".join(part.tobytes() for part in row)).digest() for row in rows]
 
     @torch.no_grad()
     def read(self, nearest: Nearest, keys: torch.Tensor, wanted: torch.Tensor | None = None) -> torch.Tensor:

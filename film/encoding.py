@@ -10,7 +10,7 @@ import itertools
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -197,34 +197,76 @@ class PartWriter:
 def part_order(path: Path) -> list[int]:
     """For each packet of a part, in the order of the file, its rank in display order; [] for an unreadable file."""
     try:
-        with av.open(str(path)) as part:
-            times = [packet.pts for packet in part.demux(video=0) if packet.size]
-    except (av.error.FFmpegError, OSError):
+        return _ranks(_packet_times(path))
+    except (av.error.FFmpegError, OSError, UserError):
         return []
+
+
+def _packet_times(path):
+    """The pts of the packets of a part or film, in the order of the file."""
+    with open_video(path) as (film, stream):
+        return array("q", (packet.pts for packet in film.demux(stream) if packet.size))
+
+
+def _ranks(times):
     place = {pts: index for index, pts in enumerate(sorted(times))}
     return [place[pts] for pts in times]
 
 
-def part_packets(parts: Sequence[Path], pts: Sequence[int]) -> Iterator[tuple[av.Packet, int]]:
-    """Yield (packet, index of its frame in the film) of all parts, timed by ``pts``, those of all frames in order.
+@contextmanager
+def _film_packets(path):
+    """Yield an iterator over the packets of the pictures of a part or film, as encoders give them: H.264 and HEVC with
+    a start code before each unit, where most containers have its length."""
+    with open_video(path) as (film, stream):
+        context = stream.codec_context
+        plain = context.name not in ("h264", "hevc") or (context.extradata or b"\0")[0] != 1
+        yield (packet if plain else _with_start_codes(packet) for packet in film.demux(stream) if packet.size)
+
+
+def _with_start_codes(packet):
+    data, place = bytearray(bytes(packet)), 0
+    while place < len(data):
+        length = int.from_bytes(data[place:place + 4], "big")
+        data[place:place + 4] = b"\0\0\0\1"
+        place += 4 + length
+    packet.update(bytes(data))
+    return packet
+
+
+def part_packets(parts: Sequence[Path | range], pts: Sequence[int],
+                 film: Path | None = None) -> Iterator[tuple[av.Packet, int]]:
+    """Yield (packet, index of its frame in the film) of all parts, timed by ``pts``, those of all frames in order. A
+    part is a file, or the range of its frames in the file ``film``.
 
     A packet's decoding time is the pts of the frame ``delay`` packets before it, where delay is how far the encoder
     reorders frames.
     """
-    delay, count = 0, 0
-    for part in parts:
-        delay = max([delay, *(index - place for index, place in enumerate(part_order(part)))])
-    step = pts[1] - pts[0] if len(pts) > 1 else 1
-    for part in parts:
-        order = part_order(part)
-        with av.open(str(part)) as container:
-            packets = (packet for packet in container.demux(video=0) if packet.size)
-            for index, (place, packet) in enumerate(zip(order, packets, strict=True)):
-                late = count + index - delay
-                packet.pts = pts[count + place]
-                packet.dts = pts[late] if late >= 0 else pts[0] + late * step
-                yield packet, count + place
-        count += len(order)
+    with ExitStack() as stack:
+        times, taken = (), iter(())
+        if any(isinstance(part, range) for part in parts):
+            times, taken = _packet_times(film), stack.enter_context(_film_packets(film))
+
+        def order(part):
+            return _ranks(times[part.start:part.stop]) if isinstance(part, range) else part_order(part)
+
+        delay, count, place = 0, 0, 0
+        for part in parts:
+            delay = max([delay, *(index - rank for index, rank in enumerate(order(part)))])
+        step = pts[1] - pts[0] if len(pts) > 1 else 1
+        for part in parts:
+            ranks = order(part)
+            if isinstance(part, range):
+                opened = nullcontext(itertools.islice(taken, part.start - place, part.stop - place))
+                place = part.stop
+            else:
+                opened = _film_packets(part)
+            with opened as packets:
+                for index, (rank, packet) in enumerate(zip(ranks, packets, strict=True)):
+                    late = count + index - delay
+                    packet.pts = pts[count + rank]
+                    packet.dts = pts[late] if late >= 0 else pts[0] + late * step
+                    yield packet, count + rank
+            count += len(ranks)
 
 
 _OWN_TAGS = ("encoder", "major_brand", "minor_version", "compatible_brands", "DURATION", "_STATISTICS", "BPS",
@@ -261,6 +303,8 @@ def carried_streams(film: av.container.InputContainer, video: av.VideoStream, pa
 class FilmWriter:
     """Writes the colored film of the file ``path``, as ``parts.Writer`` says: one part a shot, joined at the end."""
 
+    cuts = True
+
     def __init__(self, path: Path, output: Path, config: FilmConfig) -> None:
         """Raises UserError when the settings do not go together, or the output is the film itself."""
         if output.exists() and output.samefile(path):
@@ -285,18 +329,22 @@ class FilmWriter:
     def has_shot(self, part: Path, times: Sequence[int]) -> bool:
         return len(part_order(part)) == len(times)
 
-    def join(self, parts: Parts, numbers: Sequence[int], plan: Plan) -> None:
+    def join(self, parts: Parts, plan: Plan, readings: Sequence[str]) -> None:
+        held: Sequence[str | None] = parts.held() or [None] * len(readings)
+        pieces = [range(shot.start, shot.end) if of_film == reading else parts.part(number) for
+                  number, (shot, of_film, reading) in enumerate(zip(plan.shots, held, readings, strict=True))]
         with replace_when_done(self.output) as temporary:
-            self._join([parts.part(n) for n in numbers], plan, temporary)
-            parts.note_joined(temporary)
+            self._join(pieces, plan, temporary)
+            parts.note_joined(temporary, readings)
         parts.drop_pictures()
 
     def _join(self, parts, plan, temporary):
         """Write the film at ``temporary``: the packets of ``parts``, with the other streams, chapters and tags of the
         source. Nothing is encoded."""
-        target = self.target
-        with (open_video(self.path) as (film, video), av.open(str(parts[0])) as first, write_errors(self.output),
+        target, of_encoder = self.target, next(part for part in parts if isinstance(part, Path))
+        with (open_video(self.path) as (film, video), av.open(str(of_encoder)) as first, write_errors(self.output),
               av.open(str(temporary), "w", format=_muxer(self.output)) as out):
+            out.flags |= av.container.Flags.bitexact.value  # no random numbers: of the same film, the same bytes
             others = carried_streams(film, video, self.path, self.output)
             streams = {}
             for stream in sorted([video, *others], key=lambda stream: stream.index):
@@ -333,7 +381,7 @@ class FilmWriter:
         base = self.target.time_base
         offset = round(origin / base) if self.config.start else 0
         pts = array("q", (time_ - offset for time_ in plan.pts)) if offset else plan.pts
-        for packet, index in part_packets(parts, pts):
+        for packet, index in part_packets(parts, pts, self.output):
             packet.time_base = base
             packet.duration = pts[index + 1] - pts[index] if index + 1 < len(pts) else plan.last_duration
             yield float(packet.dts * base), packet, None

@@ -10,7 +10,6 @@ Memory grows by about 30 bytes for each frame of the film and, for each shot, it
 many of the network's size as a dissolve may be late.
 """
 
-import hashlib
 import itertools
 import json
 import math
@@ -19,11 +18,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import av
 import cv2
 import numpy as np
 import torch
@@ -33,24 +31,24 @@ from colorizer.certainty import Known
 from colorizer.flow import SteadyColors
 from config import FilmConfig, part_of
 from dataset import resize
+from film.again import finished_shots, parts_of, reading_of
 from film.dissolves import Mixture, Painted
 from film.encoding import FilmWriter, write_errors
 from film.fields import NAMES, split, weave
 from film.known import keep, write_known
 from film.light import lit
-from film.parts import THUMBNAIL, Parts, Records, ShotRecord, Writer, is_joined
+from film.parts import THUMBNAIL, Parts, Records, ShotRecord, Writer, finished_by
 from film.plan import FilmPainter, Plan, Target
 from film.planes import Box, Planes, change_depth, paint_chroma, within
 from film.scan import scan
 from film.sequence import FrameWriter, NumberedFrames
 from film.steadiness import CDC
-from film.video import Film, ahead, planned_frames, window
+from film.video import SEEK_MARGIN, Film, ahead, planned_frames, window
 from utils import UserError, is_color, only_one, warn
 
 HELD = 4.0  # a drawing is held while no mean luma of 4 x 4 pixels changes by more than this, in 8-bit steps
 PAINTERS = 2  # threads that color, a batch or a picture each
 NEUTRAL = 0.4663  # Y' in [0, 1] of a gray of L 50
-PARTS_FORMAT = 8  # of what is kept for an interrupted run
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -69,6 +67,7 @@ class Job:
     L: np.ndarray | None = None  # (side, side), the network's input; None: a held drawing, a kept shot, or painted
     ab: np.ndarray | None = None  # (S, S, 2) in Lab units, steadied; None for a frame that stays as it is
     known: Known | None = None  # of the places of a frame that is colored
+    look: np.ndarray | None = None  # (D,) int16, of a new drawing; with the first that blends, that of the next shot
     blends: bool = False  # whether it shows the next shot, too
 
 
@@ -90,24 +89,34 @@ class Drawing:
 
 def read_jobs(film: Film, plan: Plan, todo: Sequence[int], side: int,
               keep: bool) -> Generator[Job, None, None]:
-    """Jobs for the frames of the shots ``todo`` (consecutive numbers). Only the first frame of a held drawing has an L,
-    and with ``keep`` no frame of a shot in color."""
-    bounds = iter([(number, plan.shots[number]) for number in todo])
-    number, shot = next(bounds)
-    with closing(planned_frames(film, plan.pts, shot.start)) as frames:
-        drawing = Drawing()
-        for index, planes in frames:
-            if index < shot.start:
-                continue
-            job = Job(number, index, planes, blends=index >= shot.alone)
-            if not (keep and shot.in_color) and (job.blends or drawing.is_new(planes, index == shot.start)):
-                job.L = lit(planes.part(shot.box).lab(side)[..., 0], plan.light[index])
-            yield job
-            if index == shot.end - 1:
-                following = next(bounds, None)
-                if following is None:
-                    return
-                number, shot = following
+    """Jobs for the frames of the shots ``todo`` (rising numbers). Only the first frame of a held drawing has an L, and
+    with ``keep`` no frame of a shot in color."""
+    for numbers in _passages(film, plan, todo):
+        with closing(planned_frames(film, plan.pts, plan.shots[numbers[0]].start)) as frames:
+            drawing = Drawing()
+            for number in numbers:
+                shot = plan.shots[number]
+                for index, planes in frames:
+                    if index < shot.start:
+                        continue
+                    job = Job(number, index, planes, blends=index >= shot.alone)
+                    if not (keep and shot.in_color) and (job.blends or drawing.is_new(planes, index == shot.start)):
+                        job.L = lit(planes.part(shot.box).lab(side)[..., 0], plan.light[index])
+                    yield job
+                    if index == shot.end - 1:
+                        break
+
+
+def _passages(film, plan, todo):
+    """Lists of the numbers of shots that are best read in one go: a seek costs as much as SEEK_MARGIN seconds."""
+    passage = []
+    for number in todo:
+        gap = plan.pts[plan.shots[number].start] - plan.pts[plan.shots[passage[-1]].end - 1] if passage else 0
+        if gap * film.time_base > SEEK_MARGIN:
+            yield passage
+            passage = []
+        passage.append(number)
+    yield passage
 
 
 def batches(jobs: Generator[Job, None, None], batch_size: int) -> Generator[list[Job], None, None]:
@@ -159,15 +168,17 @@ def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Pla
         fresh = [job.L for job in batch if job.L is not None and not job.blends]
         if not fresh:
             return iter(())
-        ab, known = painter.paint(np.stack(fresh), plan.shots[batch[0].shot].palette)
-        return zip(ab, known.each(), strict=True)
+        ab, known, looks = painter.look_and_paint(np.stack(fresh), plan.shots[batch[0].shot].palette)
+        return zip(ab, known.each(), looks, strict=True)
 
     def mix(shot, before):
-        """The Mixture between a shot, of which ``before`` is the last frame that shows it alone, and the next one."""
+        """The Mixture between a shot, of which ``before`` is the last frame that shows it alone, and the next one, and
+        the look of the first frame that shows this alone."""
         blend, following = plan.shots[shot].blend, plan.shots[shot + 1]
         L = blend.following.astype(np.float32)
-        ab, known = painter.paint(L[None], following.palette)
-        return Mixture(blend.frames, blend.wipe, before, Painted(L, ab[0], next(known.each())), config.steady.side)
+        ab, known, looks = painter.look_and_paint(L[None], following.palette)
+        behind = Painted(L, ab[0], next(known.each()))
+        return Mixture(blend.frames, blend.wipe, before, behind, config.steady.side), looks[0]
 
     def fill(batch, answers):
         nonlocal steady, last, mixture
@@ -175,10 +186,11 @@ def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Pla
             steady, mixture = SteadyColors(config.steady), None
         for job in batch:
             if job.L is not None and job.blends:
-                mixture = mixture or mix(job.shot, last)
+                if mixture is None:
+                    mixture, job.look = mix(job.shot, last)
                 job.ab, job.known = mixture(job.L)
             elif job.L is not None:
-                ab, known = next(answers)
+                ab, known, job.look = next(answers)
                 last = Painted(job.L, steady(job.L, ab), known)
             if not (job.blends or config.keep_color_shots and plan.shots[job.shot].in_color):
                 # In less light, colors are as much weaker as contrast.
@@ -232,41 +244,49 @@ class Coloring:
     writer: Writer
     parts: Parts
     plan: Plan
-    joined: bool  # whether the output is whole already, and only what goes with it is not
     records: Records = field(init=False)
+    todo: list[int] = field(init=False)  # the shots that are not finished, in order
+    readings: list[str] = field(init=False)  # what is read for each shot
 
     def __post_init__(self) -> None:
-        done: list[Any] = list(itertools.takewhile(bool, map(self._finished, range(len(self.plan.shots)))))
-        if self.joined and len(done) < len(self.plan.shots):  # a record is damaged, and parts are gone once joined
-            self.joined, done = False, []
-        self.records = Records(self.plan, done)
+        held: Sequence[str | None] = self.parts.held() or [None] * len(self.plan.shots)
+        states, self.readings, self.todo = [], [], []
+        for number, (noted, reading) in enumerate(finished_shots(self.painter, self.plan, self.parts, self.config)):
+            done = noted is not None and noted["reading"] == reading and self._is_kept(number, reading == held[number])
+            palette = self.plan.shots[number].palette
+            states.append({**noted["record"], "feature": palette.feature,  # type: ignore[index]
+                           "slot_ids": list(palette.slot_ids), "slot_scores": list(palette.slot_scores)}
+                          if done else {})
+            self.readings.append(reading or "")
+            if not done:
+                self.todo.append(number)
+        self.records = Records(self.plan, states)
 
-    def _finished(self, number):
-        """The packed record of a shot that an earlier run has finished, else None or False."""
+    def _is_kept(self, number, in_film):
+        """Whether all that is made of the frames of a shot is there, ``in_film`` or as a part."""
         part, times = self.parts.part(number), self.plan.times(self.plan.shots[number])
         mapped = not self.config.confidence or self.parts.known(number).exists()
-        return mapped and (self.joined or self.writer.has_shot(part, times)) and self.parts.record(number)
+        return mapped and (in_film or self.writer.has_shot(part, times))
 
     def color(self) -> None:
         """Color the shots that are not finished, and join all."""
         plan, config, painter = self.plan, self.config, self.painter
-        todo = range(len(self.records), len(plan.shots))
-        finished = plan.shots[todo.start].start if todo else len(plan.pts)
+        todo = self.todo
+        finished = len(plan.pts) - sum(plan.shots[number].end - plan.shots[number].start for number in todo)
+        if self.parts.held():
+            print(_told(todo, len(plan.shots)))
         log = self.output.with_name(f"{self.output.stem}_shots.jsonl")
+        jobs = ahead(read_jobs(self.film, plan, todo, painter.side, config.keep_color_shots), config.batch_size)
+        painting = ahead(paint_jobs(jobs, painter, plan, config), config.batch_size)
         with (open(log, "w", encoding="utf-8") as lines,
-              tqdm(total=len(plan.pts), initial=finished, unit=" frames", desc=self.output.name, disable=None) as bar):
-            for record in self.records:
-                print(json.dumps(record.log_line()), file=lines, flush=True)
-            if todo:
-                jobs = ahead(read_jobs(self.film, plan, todo, painter.side, config.keep_color_shots),
-                             config.batch_size)
-                with closing(ahead(paint_jobs(jobs, painter, plan, config), config.batch_size)) as painted:
-                    for number in todo:
-                        record = self._color_shot(number, painted, bar)
-                        self.records.states.append(self.parts.save_record(number, record))
-                        print(json.dumps(record.log_line()), file=lines, flush=True)
-        if not self.joined:
-            self.writer.join(self.parts, range(len(plan.shots)), plan)
+              tqdm(total=len(plan.pts), initial=finished, unit=" frames", desc=self.output.name, disable=None) as bar,
+              closing(painting) as painted):
+            for number in range(len(plan.shots)):
+                if number in todo:
+                    self._color_shot(number, painted, bar)
+                print(json.dumps(self.records[number].log_line()), file=lines, flush=True)
+        if self.parts.held() != self.readings:
+            self.writer.join(self.parts, plan, self.readings)
 
     def draw_map(self) -> None:
         """Write the map of what is known, by what was kept of each shot while it was colored."""
@@ -276,9 +296,10 @@ class Coloring:
                     aspect=self.writer.target.tags.get("sample_aspect_ratio"))
 
     def _color_shot(self, number, jobs, bar):
-        """Write one shot from its jobs; returns its ShotRecord."""
+        """Write one shot from its jobs, and note its record, its looks and what was read."""
         plan, config, target = self.plan, self.config, self.writer.target
-        shot, started, known = plan.shots[number], time.monotonic(), []
+        shot, started, known, looks = plan.shots[number], time.monotonic(), [], []
+        self.parts.forget(number)
         middle, cdc, cdc_truth = (shot.start + shot.alone) // 2, CDC(), CDC()
         ratio = target.tags.get("sample_aspect_ratio") or 1
         size = max(1, round(THUMBNAIL * target.height / (target.width * ratio))), THUMBNAIL
@@ -288,6 +309,8 @@ class Coloring:
                 result = finish(job, target, config.color_only, shot.box)
                 write(result, plan.pts[job.index])
                 keep_known(job.known)
+                if job.look is not None:
+                    looks.append(job.look)
                 known.append((math.nan, math.nan) if job.known is None else
                              (job.known.sure.mean(), job.known.recalled.mean()))
                 if job.index == middle:
@@ -301,7 +324,7 @@ class Coloring:
         truth = truth if plan.has_color and is_color(truth) else None
         confidence, recalled = np.mean(known, 0).tolist()
         following = plan.pts[shot.end] if shot.end < len(plan.pts) else plan.pts[-1] + plan.last_duration
-        return ShotRecord(
+        record = ShotRecord(
             number, shot.start, shot.end, float(plan.pts[shot.start] * target.time_base),
             float(following * target.time_base), shown[0].gray(*size), shown[1].picture(*size), truth,
             list(shot.palette.slot_ids), list(shot.palette.slot_scores), confidence,
@@ -309,6 +332,10 @@ class Coloring:
             config.keep_color_shots and shot.in_color, cdc.value(),
             math.nan if truth is None else cdc_truth.value(), recalled, shot.box, time.monotonic() - started,
             shot.end - shot.alone)
+        looks = np.stack(looks) if looks else np.zeros((0, 0), np.int16)
+        reading = reading_of(self.painter, plan, number, looks, config)
+        self.records.states[number] = self.parts.save(number, record, looks, reading)
+        self.readings[number] = reading
 
 
 def map_of(output: Path) -> Path:
@@ -316,11 +343,13 @@ def map_of(output: Path) -> Path:
     return output.with_name(f"{output.stem}_confidence.mp4")
 
 
-def _key(painter, film, target, config):
-    """A hash of all that a part depends on; parts of another key are not used again."""
-    content = [PARTS_FORMAT, painter.identity, *film.stamp(), repr(target), repr(asdict(config)),
-               sorted(av.library_versions.items())]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+def _told(numbers, count):
+    """In words, which of ``count`` shots are colored again."""
+    if not numbers:
+        return "no shot changes; the film stays as it is"
+    several = (list(group) for _, group in itertools.groupby(enumerate(numbers, 1), lambda pair: pair[1] - pair[0]))
+    names = [f"{group[0][1] + 1}" + (f" to {group[-1][1] + 1}" if len(group) > 1 else "") for group in several]
+    return f"{len(numbers)} of {count} shots are colored again: {', '.join(names)}"
 
 
 def color_film(painter: FilmPainter, film: Film, output: str | Path, config: FilmConfig | None = None, *,
@@ -329,9 +358,11 @@ def color_film(painter: FilmPainter, film: Film, output: str | Path, config: Fil
 
     ``explain(records)`` is called when the film is whole, to write what goes with it. Numbered frames are written into
     the folder of ``output``, whose name is only that of what goes with them. An interrupted run goes on with its first
-    unfinished shot, or with ``explain``. <output stem>_shots.jsonl gets a line for each finished shot, and with
-    ``config.confidence`` <output stem>_confidence.mp4 the map of what is known. Raises UserError for all that the user
-    can mend; finished shots are kept then.
+    unfinished shot, or with ``explain``. Where the output was colored in this way with other references, the shots that
+    these change (``again.affected``) are colored again, and all others taken from it; it stays until the new film is
+    whole. <output stem>_shots.jsonl gets a line for each finished shot, and with ``config.confidence``
+    <output stem>_confidence.mp4 the map of what is known. Raises UserError for all that the user can mend; finished
+    shots are kept then.
     """
     output, config = Path(output), part_of(config or FilmConfig(), FilmConfig)
     busy = f"another run is writing {output}; wait for it or choose another --output"
@@ -343,10 +374,12 @@ def color_film(painter: FilmPainter, film: Film, output: str | Path, config: Fil
                  "both fields, and each field gets its own")
         output.parent.mkdir(parents=True, exist_ok=True)
         with only_one(output.with_name(f".{output.name}.lock"), busy):
-            parts = Parts(output, _key(painter, film, writer.target, config))
-            plan = parts.plan()
-            joined = plan is not None and is_joined(output)
-            if writer.replaces() and not overwrite and not joined:
+            parts = parts_of(painter, film, output, writer, config)
+            plan, done_by = parts.plan(), finished_by(output)
+            ours = plan is not None and bool(parts.held())
+            if done_by is not None and (overwrite or done_by.painter == painter.identity):
+                plan, ours = None, False
+            if writer.replaces() and not overwrite and not ours:
                 raise UserError(f"{output} exists already; pass --overwrite True or another --output")
             if config.confidence and plan is None and map_of(output).exists() and not overwrite:
                 raise UserError(f"{map_of(output)} exists already; pass --overwrite True or another --output")
@@ -356,13 +389,18 @@ def color_film(painter: FilmPainter, film: Film, output: str | Path, config: Fil
             if painter.source == "truth" and not plan.has_color:
                 raise UserError(f"{film.path} has no colors of its own for --color_feature truth; use another "
                                 "--color_feature")
-            work = Coloring(film, painter.through(plan.response), config, output, writer, parts, plan, joined)
+            parts.go_on()
+            through = painter.through(plan.response)
+            work = Coloring(film, through, config, output, writer, parts, plan.by(through))
             work.color()
             if config.confidence:
                 work.draw_map()
             if explain:
                 explain(work.records)
-            parts.remove()
+            if writer.cuts and painter.origin:
+                parts.finish(painter)
+            else:
+                parts.remove()
             return work.records
 
 

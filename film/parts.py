@@ -1,20 +1,22 @@
-"""What does a colored film leave behind? A record of each shot, for the log and the report; and, until the film and all
-that goes with it are written, its finished shots, from which an interrupted run goes on.
+"""What does a colored film leave behind? A record of each shot, for the log and the report; until the film and all that
+goes with it are written, its finished shots, from which an interrupted run goes on; and then what was read for them, by
+which a run with other references finds those that change.
 """
 
+import lzma
 import math
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, NamedTuple, Protocol, overload
 
 import cv2
 import numpy as np
 import torch
 
-from film.plan import Plan, Target
+from film.plan import FilmPainter, Plan, Target
 from film.planes import Box, Planes
 from utils import UserError, load_checkpoint, save_checkpoint
 
@@ -62,7 +64,7 @@ class ShotRecord:
 
 
 class Records(Sequence[ShotRecord]):
-    """A sequence of ShotRecords, whose pictures stay compressed (JPEG) until a record is asked for. ``pts`` are the
+    """A sequence of ShotRecords, whose pictures stay compressed (WebP) until a record is asked for. ``pts`` are the
     times of all colored frames, in the film's time base, and ``response`` is the Response of the film."""
 
     PICTURES = ("gray", "result", "truth")
@@ -95,24 +97,22 @@ class Records(Sequence[ShotRecord]):
         for name in cls.PICTURES:
             if state[name] is not None:
                 bgr = cv2.cvtColor(state[name], cv2.COLOR_RGB2BGR)
-                state[name] = torch.from_numpy(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 92])[1])
+                state[name] = torch.from_numpy(cv2.imencode(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, 85])[1])
         return {**state, "feature": torch.from_numpy(record.feature)}
 
 
 class Parts:
-    """The hidden folder beside an output that holds its plan, its finished shots and their records until the film and
-    all that goes with it are written. A plan of another ``key`` is ignored, and so is all that belongs to it."""
+    """The hidden folder beside an output that holds its plan and its finished shots with their records until the film
+    and all that goes with it are written; and then, without the pictures, what tells which shots other references
+    change. A plan of another ``key`` is ignored, and so is all that belongs to it."""
 
     def __init__(self, output: Path, key: str) -> None:
-        self.folder, self.key = parts_folder(output), key
+        self.output, self.folder, self.key = output, parts_folder(output), key
 
     def plan(self) -> Plan | None:
-        """The Plan of an interrupted run of the same key, or None."""
-        try:
-            content = load_checkpoint(self.folder / "plan.pt")
-        except UserError:  # there is none, or not a whole one
-            return None
-        return Plan.of(content["plan"]) if content["key"] == self.key else None
+        """The Plan of an earlier run of the same key, or None."""
+        content = _read(self.folder / "plan.pt")  # there may be none, or not a whole one
+        return Plan.of(content["plan"]) if content is not None and content["key"] == self.key else None
 
     def begin(self, plan: Plan) -> None:
         """Start anew: empty the folder and save ``plan`` in it."""
@@ -121,6 +121,10 @@ class Parts:
         self.folder.mkdir(parents=True)
         save_checkpoint(self.folder / "plan.pt", {"key": self.key, "plan": plan.state()})
 
+    def go_on(self) -> None:
+        """Note that all that goes with the film may be written anew."""
+        (self.folder / FINISHED).unlink(missing_ok=True)
+
     def part(self, index: int) -> Path:
         return self.folder / f"{index:06d}.part"
 
@@ -128,56 +132,110 @@ class Parts:
         """The file of what is known of the frames of a shot, for the map."""
         return self.part(index).with_suffix(".known")
 
-    def save_record(self, index: int, record: ShotRecord) -> dict[str, Any]:
-        """Note that the shot is finished; returns the packed ShotRecord."""
+    def save(self, index: int, record: ShotRecord, looks: np.ndarray, reading: str) -> dict[str, Any]:
+        """Note that the shot is finished, with the looks (n, D) of its drawings and what was read for them; returns the
+        packed ShotRecord, whose feature is that of the plan."""
         state = Records.pack(record)
-        save_checkpoint(self.part(index).with_suffix(".pt"), {"record": state})
+        save_checkpoint(self.part(index).with_suffix(".pt"),
+                        {"record": {**state, "feature": None}, "looks": pack_looks(looks), "reading": reading})
         return state
 
-    def record(self, index: int) -> dict[str, Any] | None:
-        """The packed ShotRecord of a shot that was finished, else None."""
-        try:
-            return load_checkpoint(self.part(index).with_suffix(".pt"))["record"]
-        except UserError:
-            return None
+    def finished(self, index: int) -> dict[str, Any] | None:
+        """What ``save`` noted of a shot that was finished: record (packed), looks, reading; else None."""
+        content = _read(self.part(index).with_suffix(".pt"))
+        return None if content is None else {**content, "looks": unpack_looks(content["looks"])}
 
-    def note_joined(self, path: Path) -> None:
-        """Note that the file at ``path``, which will now be renamed to the output, is the whole film."""
-        save_checkpoint(self.folder / JOINED, {"file": _identity(path)})
+    def forget(self, index: int) -> None:
+        """Note that the shot is not finished."""
+        self.part(index).with_suffix(".pt").unlink(missing_ok=True)
+
+    def held(self) -> list[str]:
+        """What was read for each shot of the film that is there as the output; [] where none of ours is."""
+        content = _read(self.folder / JOINED)
+        return next((film["readings"] for film in content["films"] if film["file"] == _identity(self.output)),
+                    []) if content is not None and self.output.exists() else []
+
+    def note_joined(self, path: Path, readings: Sequence[str]) -> None:
+        """Note that the file at ``path``, which will now be renamed to the output, is the whole film, for whose shots
+        ``readings`` were read. What is known of the film that it replaces stays known, should it not be renamed."""
+        films = [{"file": _identity(path), "readings": list(readings)}]
+        if held := self.held():
+            films.append({"file": _identity(self.output), "readings": held})
+        save_checkpoint(self.folder / JOINED, {"films": films})
 
     def drop_pictures(self) -> None:
         """Remove the parts of a film that is joined; the records stay."""
         for path in self.folder.glob("*.part"):
             path.unlink()
 
+    def finish(self, painter: FilmPainter) -> None:
+        """Note that all is written, as ``painter`` colors."""
+        self.drop_pictures()
+        finished = Finished(painter.identity, painter.identity != painter.origin)
+        save_checkpoint(self.folder / FINISHED, finished._asdict())
+
     def remove(self) -> None:
         shutil.rmtree(self.folder)
 
 
-JOINED = "joined.pt"
+JOINED, FINISHED = "joined.pt", "finished.pt"
+
+
+def _read(path):
+    """What ``save_checkpoint`` wrote, or None where it is not there or not whole."""
+    try:
+        return load_checkpoint(path)
+    except UserError:
+        return None
+
+
+def pack_looks(looks: np.ndarray) -> dict[str, Any]:
+    """Looks, int16 (n, D), in few bytes."""
+    packed = lzma.compress(np.stack([looks & 255, looks >> 8]).astype(np.uint8).tobytes())
+    return {"shape": list(looks.shape), "packed": torch.from_numpy(np.frombuffer(packed, np.uint8).copy())}
+
+
+def unpack_looks(state: dict[str, Any]) -> np.ndarray:
+    """The inverse of ``pack_looks``."""
+    planes = np.frombuffer(lzma.decompress(state["packed"].numpy().tobytes()), np.uint8).reshape(2, *state["shape"])
+    return planes[0] + (planes[1].view(np.int8).astype(np.int16) << 8)
 
 
 def parts_folder(output: Path) -> Path:
     return output.with_name(f".{output.name}.parts")
 
 
+class Finished(NamedTuple):
+    """By what a film was colored."""
+
+    painter: str  # its identity
+    references: bool  # whether it had any
+
+
+def finished_by(output: Path) -> Finished | None:
+    """By what the film ``output`` was colored, if all that goes with it was written; None where that is not known, or
+    another film is there."""
+    content = _read(parts_folder(output) / FINISHED)
+    if content is None or not Parts(output, "").held():
+        return None
+    return Finished(content["painter"], content["references"])
+
+
 def is_joined(output: Path) -> bool:
-    """Whether the film ``output`` is whole, but its run was interrupted before all that goes with it was written."""
-    try:
-        return load_checkpoint(parts_folder(output) / JOINED)["file"] == _identity(output)
-    except (UserError, OSError):
-        return False
+    """Whether the film ``output`` is whole, but what goes with it was not written yet, or is to be written again."""
+    return bool(Parts(output, "").held()) and finished_by(output) is None
 
 
 def _identity(path):
     stat = path.stat()
-    return [stat.st_ino, stat.st_size, stat.st_mtime_ns]
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 class Writer(Protocol):
     """What writes a colored film: into a file (``encoding.py``), or picture by picture (``sequence.py``)."""
 
     target: Target
+    cuts: bool  # whether it can take shots out of a film that it wrote
 
     def replaces(self) -> bool:
         """Whether there is a file already that ``join`` would replace."""
@@ -189,5 +247,6 @@ class Writer(Protocol):
     def has_shot(self, part: Path, times: Sequence[int]) -> bool:
         """Whether all frames of the shot, whose pts are ``times``, are written."""
 
-    def join(self, parts: Parts, numbers: Sequence[int], plan: Plan) -> None:
-        """Write the output from the Parts of all shots; it appears under its name only when it is complete."""
+    def join(self, parts: Parts, plan: Plan, readings: Sequence[str]) -> None:
+        """Write the output from the Parts of all shots, and from the film that is there, of which those shots are taken
+        for which the same ``readings`` were read; it appears under its name only when it is complete."""

@@ -3,7 +3,7 @@
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +21,7 @@ class FilmPainter(Protocol):
 
     source: str  # where its colors come from: "memory", "integrator", "truth", "reference" or "none"
     identity: str  # differs for every painter that colors differently
+    origin: str = ""  # its identity before references were added; "" where it cannot tell what it reads of them
 
     @property
     def side(self) -> int:
@@ -41,6 +42,19 @@ class FilmPainter(Protocol):
     def paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Known]:
         """Frames of a shot, L float32 (n, side, side) in [0, 100] -> ab float32 (n, S, S, 2) in Lab units, of any S,
         and what is Known of their places, arrays (n, G, G) of any G, nan if nothing is (``Known.nothing(n)``)."""
+
+    def look_and_paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Known, np.ndarray]:
+        """``paint``, and what the frames look like to the painter, int16 (n, D) of any D, for ``reading``."""
+        return *self.paint(lightness, palette), np.zeros((len(lightness), 0), np.int16)
+
+    def recall_again(self, palette: Palette) -> Palette:
+        """The palette of the same frames as another one, which was chosen with other references."""
+        return palette
+
+    def reading(self, palette: Palette, looks: np.ndarray) -> str:
+        """A hash of all that ``paint`` reads of references and of what else is known, for frames of a shot of these
+        looks by this palette: where it is the same, of painters of one ``origin``, so are their colors."""
+        return ""
 
 
 class Target(NamedTuple):
@@ -108,6 +122,10 @@ class Plan:
     has_color: bool  # whether any frame that was sampled has, so that there is a truth
     light: np.ndarray  # (n, 2) float32, gain and offset of L of each frame, see film/light.py
     response: Response | None = None  # through which it is looked at
+
+    def by(self, painter: FilmPainter) -> "Plan":
+        """The same plan with the palettes that ``painter``, which may have other references, recalls."""
+        return replace(self, shots=[replace(shot, palette=painter.recall_again(shot.palette)) for shot in self.shots])
 
     def times(self, shot: Shot) -> array:
         """The pts of the frames of a Shot."""

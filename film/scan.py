@@ -3,10 +3,11 @@
 A film that has bars, or a gray of its own, is passed over once more, now without the one and through the other.
 """
 
+import itertools
 import math
 from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
@@ -118,6 +119,20 @@ def _lightness(sample, box):
     return resize(L, side, side)
 
 
+def boundaries(lumas: Iterator[np.ndarray], config: FilmConfig) -> Iterator[Boundary]:
+    """Every Boundary of ``find_boundaries``, but for those at ``config.join_at``, and cuts at ``config.cut_at``."""
+    cuts = sorted({cut for cut in config.cut_at if cut > 0})
+    for start, cut in zip([0, *cuts], [*cuts, None], strict=True):
+        for boundary in find_boundaries(itertools.islice(lumas, None if cut is None else cut - start)):
+            if boundary.end + start not in config.join_at:
+                yield boundary._replace(start=boundary.start + start, end=boundary.end + start)
+        following = next(lumas, None)
+        if cut is None or following is None:
+            return
+        lumas = itertools.chain([following], lumas)
+        yield Boundary(cut, cut)
+
+
 def _scan(film, painter, config, looks, first=None):
     """The Plan of a film without its Response; ``looks`` gets some of its frames, each with the number of its shot. The
     Plan ``first``, of an earlier reading, tells of bars; without it, they are looked for."""
@@ -158,7 +173,7 @@ def _scan(film, painter, config, looks, first=None):
                           first and first.box(start, boundary.end), blend))
         has_color = has_color or shots[-1].in_color
 
-    for boundary in find_boundaries(lumas()):
+    for boundary in boundaries(lumas(), config):
         close(boundary)
     if not pts:
         part = "" if (config.start, config.end) == (0, math.inf) else " between --start and --end"

@@ -130,6 +130,8 @@ class FrameWriter:
     """A ``parts.Writer`` of NumberedFrames: writes pictures of the same names into the folder of ``output``. A picture
     that exists there is kept, unless ``overwrite``."""
 
+    cuts = False
+
     def __init__(self, film: NumberedFrames, output: Path, overwrite: bool) -> None:
         """Raises UserError when no frame can be read."""
         planes = next((planes for _, _, planes in film.read()), None)
@@ -158,5 +160,5 @@ class FrameWriter:
     def has_shot(self, part: Path, times: Sequence[int]) -> bool:
         return all((self.folder / self.film.paths[pts].name).exists() for pts in times)
 
-    def join(self, parts: Parts, numbers: Sequence[int], plan: Plan) -> None:
+    def join(self, parts: Parts, plan: Plan, readings: Sequence[str]) -> None:
         """Does nothing: all pictures are in place."""

@@ -1,7 +1,6 @@
 """What holds for all tests."""
 
 import pytest
-
 from drawn import be_quick
 
 

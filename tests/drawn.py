@@ -18,7 +18,6 @@ from training import preparation
 from training.runs import Run
 from utils import write_image
 
-
 # A program that holds the lock on a file until it reads a line.
 HOLD_LOCK = """
 import sys

@@ -13,7 +13,7 @@ import torch
 from drawn import draw_dataset, draw_shots, planes_in
 
 import train
-from config import ColorConfig, GeneratorConfig, TrainConfig, read_flags
+from config import ColorConfig, GeneratorConfig, StudioConfig, TrainConfig, read_flags
 from utils import UserError, read_image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,8 +29,8 @@ def test_the_scripts_can_be_seen():
 
 
 def test_no_function_is_long():
-    for path in (*ROOT.glob("*.py"), *(ROOT / "film").glob("*.py"), *(ROOT / "training").glob("*.py"),
-                 *(ROOT / "colorizer").glob("*.py")):
+    rooms = (ROOT / "editing", ROOT / "film", ROOT / "training", ROOT / "colorizer")
+    for path in (*ROOT.glob("*.py"), *(path for room in rooms for path in room.glob("*.py"))):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < LONGEST, f"{path.name}: {node.name}"
@@ -56,9 +56,9 @@ def test_links_lead_somewhere(document):
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_have_flags_that_there_are(document):
     """Every call of a script in a document is one that the script takes."""
-    settings = {"dataset_generator": GeneratorConfig, "train": TrainConfig, "test": ColorConfig}
+    settings = {"dataset_generator": GeneratorConfig, "train": TrainConfig, "test": ColorConfig, "studio": StudioConfig}
     text = document.read_text(encoding="utf-8").replace("\\\n", " ")
-    for script, rest in re.findall(r"(?<![\w/])(dataset_generator|train|test)\.py((?: +[^\s`|#]+)*)", text):
+    for script, rest in re.findall(r"(?<![\w/])(dataset_generator|train|test|studio)\.py((?: +[^\s`|#]+)*)", text):
         words = [word for word in rest.replace("...", "").split() if word != "->"]
         try:
             read_flags(settings[script], words if words[:1] and words[0].startswith("--") else [], script)
@@ -85,7 +85,7 @@ def test_the_example_of_the_api_runs(tmp_path, monkeypatch):
         assert torch.equal(again.colorizer.state_dict()[name], tensor), name
 
 
-@pytest.mark.parametrize("script", ["train", "test"])
+@pytest.mark.parametrize("script", ["train", "test", "studio"])
 @pytest.mark.parametrize("own", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}], ids=str)
 def test_threads_are_told_to_sleep_before_torch_is_imported(script, own):
     code = f"""

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from drawn import draw_dataset
+from faults import results
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from faults import results
 from train import main
 from training import learner
 from training.learner import Learner

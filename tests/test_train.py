@@ -14,8 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import train
 from colorizer.colorizer import Colorizer
-from config import (
-    GeneratorConfig, LearningConfig, ModelConfig, PainterConfig, TrainConfig, read_flags, restore)
+from config import GeneratorConfig, LearningConfig, ModelConfig, PainterConfig, TrainConfig, read_flags, restore
 from dataset import ColorizationDataset, decode_lab
 from train import main
 from training.learner import Learner, color_loss, discriminator_loss, generator_loss, integrator_loss

@@ -26,7 +26,7 @@ class Run:
     overwrite is set.
     """
 
-    OWN = ("epoch_*.pt", "last.pt", "best.pt", "log.jsonl", "curves.png", "samples/epoch_*.png",
+    OWN = ("epoch_*.pt", "last.pt", "best.pt", "log.jsonl", "curves.png", "samples/epoch_*.png", "samples/last.png",
            "tensorboard/events.out.tfevents.*")
 
     def __init__(self, config: TrainConfig) -> None:

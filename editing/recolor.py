@@ -1,0 +1,126 @@
+"""How does a color change everywhere? A map of what the networks paint, which moves one color of the show to another.
+
+ab is float32 (..., H, W, 2) in Lab units, L (..., H, W) in [0, 100].
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from colorizer.certainty import Known
+from colorizer.painter import Palette
+from colorizer.response import Response
+from config import RecolorConfig
+from dataset import resize
+from editing.palette import LIGHT, lab_of, shaded
+from editing.regions import nearest
+from film.plan import FilmPainter
+
+
+class Change(NamedTuple):
+    """One color of the show becomes another, each "#rrggbb"."""
+
+    old: str
+    new: str
+
+
+def recolored(ab: np.ndarray, L: np.ndarray, changes: Sequence[Change],
+              config: RecolorConfig | None = None) -> np.ndarray:
+    """The ab (H, W, 2) of a frame of lightness L (H, W) after the changes, all at once: two colors can be swapped.
+
+    What has an old color moves by the difference of new and old as they are at its lightness, so that what the
+    networks vary stays varied. A pixel on an edge moves by its share of the thing. Raises UserError for a color that is
+    none.
+    """
+    config, moves, total = config or RecolorConfig(), np.zeros_like(ab), np.zeros(L.shape, np.float32)
+    for change in changes:
+        flat = lab_of(change.old)[0]
+        weight, own = _shares(ab, L, _likeness(ab, shaded(change.old, L, flat), L - flat, config), config)
+        moves += weight[..., None] * (shaded(change.new, own, flat) - shaded(change.old, own, flat))
+        total += weight
+    return ab + moves / np.maximum(total, 1)[..., None]
+
+
+def _likeness(ab, old, lighter, config):
+    """How much pixels (H, W) of ab have the color ``old`` (H, W, 2), as it is at their lightness: in [0, 1].
+
+    By the CIE94 differences in chroma and hue, in which steps among vivid colors are less visible, and by how much
+    ``lighter`` a pixel is than the color where that is more than light and shade do.
+    """
+    length = np.maximum(np.hypot(old[..., 0], old[..., 1]), 1e-6)
+    away = ab - old
+    along = (away * old).sum(-1) / length
+    across = (away**2).sum(-1) - along**2
+    light = np.maximum(np.abs(lighter) - config.shade, 0)
+    distance = np.sqrt(np.maximum((along / (1 + 0.045 * length))**2 + across / (1 + 0.015 * length)**2 + light**2, 0))
+    x = np.clip((config.outer - distance) / (config.outer - config.inner), 0, 1)
+    return x * x * (3 - 2 * x)
+
+
+def _shares(ab, L, alike, config):
+    """The share (H, W) of each pixel that is of the thing, and the lightness (H, W) of that: where it is ``alike`` all
+    its own, and beside that, how far it is on the way from what is around the thing to the thing."""
+    core, size = alike > 0.9, np.ones((2 * config.edge + 1,) * 2, np.uint8)
+    around = (cv2.dilate(core.astype(np.uint8), size) == 0) & (alike < 0.1)
+    if not (core.any() and around.any()):
+        return alike, L
+    number = np.arange(1, core.size + 1, dtype=np.int32).reshape(core.shape)
+    lab = np.dstack([LIGHT * L, ab])
+    thing, ground = (lab.reshape(-1, 3)[nearest(number * mask) - 1] for mask in (core, around))
+    line = lab[..., 0] < np.minimum(thing, ground)[..., 0]  # darker than both: it has no lightness of a mixture
+    lab[..., 0] = np.maximum(lab[..., 0], np.minimum(thing, ground)[..., 0])
+    way = thing - ground
+    share = np.clip(((lab - ground) * way).sum(-1) / np.maximum((way**2).sum(-1), 1), 0, 1)
+    off = np.square(lab - ground - share[..., None] * way).sum(-1)
+    share *= np.exp(-off / config.off**2)
+    edge = ~(core | around)
+    return np.where(edge, np.maximum(alike, share), alike), np.where(edge & ~line, thing[..., 0] / LIGHT, L)
+
+
+class Recolored(FilmPainter):
+    """What another painter paints, after changes."""
+
+    def __init__(self, painter: FilmPainter, changes: Sequence[Change], response: Response | None = None) -> None:
+        self.painter, self.changes, self.response = painter, list(changes), response
+        self.source = painter.source
+        for change in self.changes:
+            for color in change:
+                lab_of(color)  # is one
+        self.identity = self._digest(painter.identity)
+        self.origin = self._digest(painter.origin) if painter.origin else ""
+
+    def _digest(self, text):
+        return hashlib.sha256(json.dumps([text, self.changes]).encode()).hexdigest()
+
+    @property
+    def side(self) -> int:
+        return self.painter.side
+
+    def respond(self, lightness: Sequence[np.ndarray]) -> Response | None:
+        return self.painter.respond(lightness)
+
+    def through(self, response: Response | None) -> "Recolored":
+        return Recolored(self.painter.through(response), self.changes, response)
+
+    def palette(self, labs: Sequence[np.ndarray]) -> Palette:
+        return self.painter.palette(labs)
+
+    def paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Known]:
+        return self.look_and_paint(lightness, palette)[:2]
+
+    def look_and_paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Known, np.ndarray]:
+        ab, known, looks = self.painter.look_and_paint(lightness, palette)
+        height, width = ab.shape[1:3]
+        seen = [L if self.response is None else self.response(L) for L in lightness]
+        return np.stack([recolored(each, resize(L, height, width), self.changes)
+                         for each, L in zip(ab, seen, strict=True)]), known, looks
+
+    def recall_again(self, palette: Palette) -> Palette:
+        return self.painter.recall_again(palette)
+
+    def reading(self, palette: Palette, looks: np.ndarray) -> str:
+        return self.painter.reading(palette, looks)

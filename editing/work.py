@@ -1,0 +1,244 @@
+"""How is long work done while the page stays usable? One piece at a time, in a thread; it can be stopped."""
+
+import copy
+import json
+import threading
+import time
+from array import array
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from colorizer.certainty import Known
+from colorizer.painter import Painter, Palette, load_painter
+from config import FilmConfig, PainterConfig
+from editing.frames import jpeg
+from editing.project import Found, Project
+from editing.recolor import Change, Recolored
+from film.again import can_change
+from film.episode import color_film
+from film.plan import FilmPainter
+from film.planes import Planes
+from film.scan import Spread, boundaries
+from film.video import Damage, VideoFile, ahead
+from utils import UserError
+
+PICTURES = 2000  # at least, of a long film, that are kept while shots are found, spread evenly
+SMALL = 240  # width of these
+SCANNING = 0.2  # share of the time of coloring that shots are found in
+
+
+class Stopped(Exception):
+    """Somebody does not want the work to go on."""
+
+
+@dataclass
+class Work:
+    """One piece of work in the background, and how far it is."""
+
+    title: str = ""
+    done: float = 0.0  # share
+    note: str = ""  # what it is at, for people
+    error: str = ""  # why it failed, in one sentence
+    began: float = field(default_factory=time.monotonic)
+    stop: threading.Event = field(default_factory=threading.Event)
+    running: bool = True
+
+    def go_on(self) -> None:
+        """Raises Stopped if it shall not."""
+        if self.stop.is_set():
+            raise Stopped
+
+    def seconds_left(self) -> float | None:
+        """By how long it took so far; None when that tells nothing yet."""
+        spent = time.monotonic() - self.began
+        return spent * (1 - self.done) / self.done if self.running and self.done > 0.02 and spent > 2 else None
+
+
+class Background:
+    """Does one piece of Work at a time in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.work = Work(running=False)
+        self.thread: threading.Thread | None = None
+
+    def start(self, title: str, run: Callable[[Work], None]) -> Work:
+        """Begin ``run(work)``. Raises UserError while other work is running."""
+        with self.lock:
+            if self.work.running:
+                raise UserError(f"{self.work.title} is still going on; wait for it or stop it")
+            self.work = work = Work(title)
+        self.thread = threading.Thread(target=self._run, args=(work, run), name=title, daemon=True)
+        self.thread.start()
+        return work
+
+    @staticmethod
+    def _run(work: Work, run: Callable[[Work], None]) -> None:
+        try:
+            run(work)
+            work.done = 1.0
+        except Stopped:
+            work.note = "stopped"
+        except UserError as error:
+            work.error = str(error)
+        except BaseException as error:
+            work.error = f"{work.title} failed by a fault of the program, {type(error).__name__}: {error}"
+            raise
+        finally:
+            work.running = False
+
+    def stop(self, wait: float = 0.0) -> None:
+        """Ask the work to end, and wait for it for so many seconds."""
+        self.work.stop.set()
+        if self.thread is not None:
+            self.thread.join(wait)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Finding shots
+
+
+def find_shots(project: Project, work: Work) -> None:
+    """Find the shots of the film without coloring it: quickly, so that they can be seen and mended."""
+    film = project.film
+    if film is None:
+        raise UserError("there is no film yet; choose one")
+    pts, pictures = array("q"), Spread[bytes](PICTURES)
+
+    def lumas():
+        with closing(ahead(film.read(), 8)) as frames:
+            for time_, _, planes in frames:
+                work.go_on()
+                pts.append(time_)
+                work.done = min(0.98, len(pts) / max(1, film.promised))
+                pictures.add(partial(small, planes))
+                yield planes.luma(256, 256)
+
+    def small(planes):
+        height, width = planes.y.shape
+        return jpeg(planes.gray(max(1, round(height * SMALL / width)), SMALL), SMALL)
+
+    starts = [0, *(boundary.end for boundary in boundaries(lumas(), FilmConfig()))]
+    if not pts:
+        raise UserError(f"no frame of {film.path} can be decoded; choose another film")
+    project.save_found(Found(pts, starts, pictures.held, pictures.stride))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Coloring
+
+
+@dataclass
+class WatchedPainter(Painter):
+    """A Painter that stops when its Work shall."""
+
+    work: Work = field(default_factory=Work)
+
+    def palette(self, labs: Sequence[np.ndarray]) -> Palette:
+        self.work.go_on()
+        return super().palette(labs)
+
+    def look_and_paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Known, np.ndarray]:
+        self.work.go_on()
+        return super().look_and_paint(lightness, palette)
+
+
+class WatchedFilm(VideoFile):
+    """A film that tells its Work how far it was read at first, and stops when it shall."""
+
+    def __init__(self, path: Path, work: Work) -> None:
+        super().__init__(path)
+        self.work, self.seen = work, 0
+
+    def read(self, begin: int | None = None,
+             damage: Damage | None = None) -> Generator[tuple[int, int, Planes], None, None]:
+        with closing(super().read(begin, damage)) as frames:
+            for item in frames:
+                self.work.go_on()
+                self.seen += 1
+                yield item
+
+
+class Painters:
+    """The painter of a project's checkpoint, which is loaded once, with the references of the moment."""
+
+    def __init__(self, project: Project) -> None:
+        self.project, self.lock = project, threading.Lock()
+        self.loaded: tuple[Any, Painter] | None = None
+
+    def plain(self) -> Painter:
+        """The painter without references. Raises UserError without a checkpoint."""
+        path = self.project.checkpoint
+        if path is None:
+            raise UserError("there is no checkpoint yet; train one, or start the studio with --checkpoint")
+        stat = path.stat()
+        stamp = stat.st_ino, stat.st_size, stat.st_mtime_ns
+        with self.lock:
+            if self.loaded is None or self.loaded[0] != stamp:
+                self.loaded = stamp, load_painter(PainterConfig(checkpoint=path))
+            return self.loaded[1]
+
+    def corrected(self, more: Mapping[int, np.ndarray] | None = None) -> Painter:
+        """A painter of its own with the references, as ``load_painter`` makes it of the folder, and those of ``more``,
+        see ``Project.reference_pictures``."""
+        painter = self.plain()
+        painter = Painter(**{f.name: getattr(painter, f.name) for f in fields(Painter)})
+        painter.colorizer = copy.deepcopy(painter.colorizer)
+        if pictures := self.project.reference_pictures(more):
+            painter.add_references(pictures)
+        return painter
+
+
+def film_config(project: Project, painter: Painter) -> FilmConfig:
+    """How the film of a project is colored: as test.py does by default, with a map where there can be one."""
+    mapped = painter.remembers and painter.config.use_spatial_memory
+    return FilmConfig(confidence=mapped, cut_at=tuple(project.facts.cut_at), join_at=tuple(project.facts.join_at))
+
+
+def with_changes(project: Project, painter: Painter) -> FilmPainter:
+    """What paints the film of a project: its painter, with the colors that are changed everywhere."""
+    changes = [Change(*change) for change in project.facts.changes]
+    return Recolored(painter, changes) if changes else painter
+
+
+def color(project: Project, painters: Painters, work: Work) -> None:
+    """Color the film of a project, with all that is remembered."""
+    film = project.film
+    if film is None:
+        raise UserError("there is no film yet; choose one")
+    work.note = "reading the checkpoint"
+    project.begin_coloring()
+    painter = painters.corrected()
+    watched = WatchedPainter(**{f.name: getattr(painter, f.name) for f in fields(Painter)}, work=work)
+    log = project.colored.with_name(f"{project.colored.stem}_shots.jsonl")
+    log.unlink(missing_ok=True)
+    film = WatchedFilm(film.path, work)
+    threading.Thread(target=_watch, args=(work, log, film), daemon=True).start()
+    config, changed = film_config(project, painter), with_changes(project, watched)
+    color_film(changed, film, project.colored, config, explain=project.save_records,
+               overwrite=not can_change(changed, film, project.colored, config))
+
+
+def _watch(work, log, film):
+    """Tell how far the coloring is: by what is read while shots are found, then by the log of shots."""
+    total = max(1, film.promised)
+    while work.running:
+        if shots := log_lines(log):
+            work.note = f"{len(shots)} shots colored"
+            work.done = SCANNING + (0.99 - SCANNING) * min(1, shots[-1].get("end_frame", 0) / total)
+        else:
+            work.note, work.done = "finding shots", SCANNING * min(1, film.seen / total)
+        time.sleep(0.2)
+
+
+def log_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log that is being written, dicts of plain values; [] before it is there."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]

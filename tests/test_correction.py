@@ -1,0 +1,150 @@
+"""What a correction gives: on drawn discs whose things and colors are known, and as a document."""
+
+import json
+
+import numpy as np
+import pytest
+from test_regions import SIZE, disc, lightness
+
+from dataset import lab_to_rgb, rgb_to_lab
+from editing.correction import Canvas, Correction
+from editing.palette import color_of, eyedropper, lab_of, most_chroma, shaded
+from editing.regions import Regions
+from utils import UserError
+
+RED = "#c03030"
+
+
+@pytest.fixture
+def canvas():
+    """A disc that is lit from the right, another one, and a ground; the machine painted all in one green."""
+    light = 90 + 60 * disc((200, 180), 60) + 90 * disc((330, 180), 40)
+    L = lightness(light * np.linspace(0.9, 1.1, SIZE[1]))
+    return Canvas(Regions(L), np.full((16, 16, 2), (-20, 10), np.float32))
+
+
+def chroma_and_hue(ab):
+    return np.hypot(*np.moveaxis(ab, -1, 0)), np.degrees(np.arctan2(ab[..., 1], ab[..., 0]))
+
+
+def test_a_fill_has_its_color_in_the_middle_and_shading_stays(canvas):
+    correction = Correction(SIZE)
+    correction.fill((200, 180), RED)
+    ab = canvas.apply(correction)
+    wanted, (chroma, hue) = chroma_and_hue(lab_of(RED)[1:]), chroma_and_hue(ab)
+    assert chroma[180, 200] == pytest.approx(wanted[0], rel=0.01)
+    inside = disc((200, 180), 55) == 1
+    assert np.abs(hue[inside] - wanted[1]).max() < 0.1
+    assert chroma[180, 150] < chroma[180, 200] < chroma[180, 250]
+    outside = disc((200, 180), 64) == 0
+    assert (ab[outside] == canvas.machine[outside]).all()
+    L = canvas.regions.L
+    again = rgb_to_lab(lab_to_rgb(np.dstack([L, ab])))
+    assert np.abs(again - np.dstack([L, ab]))[inside].max() < 1.2  # within sRGB, but for its 8 bits
+
+
+def test_grow_cut_brush_and_erase(canvas):
+    correction = Correction(SIZE)
+    correction.fill((200, 180), RED)
+    correction.grow((330, 180))
+    ab = canvas.apply(correction)
+    assert ab[180, 200, 0] > 30 and ab[180, 330, 0] > 10
+    correction.cut([(143, 180), (257, 180)], 1)
+    ab = canvas.apply(correction)
+    assert ab[150, 200].tolist() == ab[20, 20].tolist() or ab[210, 200].tolist() == ab[20, 20].tolist()
+    correction.brush([(20, 20), (120, 20)], 6, RED)
+    assert canvas.apply(correction)[20, 70, 0] > 20 and canvas.apply(correction)[29, 70, 0] == -20
+    correction.brush([(70, 20)], 3, None)
+    assert canvas.apply(correction)[20, 70].tolist() == [-20, 10] and canvas.apply(correction)[20, 40, 0] > 20
+    correction.fill((330, 180), None)
+    assert canvas.apply(correction)[180, 330].tolist() == [-20, 10]
+
+
+def test_undo_redo_and_reset_lead_back_to_the_same_colors(canvas):
+    correction, states = Correction(SIZE), []
+    correction.fill((200, 180), RED)
+    states.append(canvas.apply(correction))
+    correction.grow((330, 180))
+    states.append(canvas.apply(correction))
+    correction.reset()
+    assert (canvas.apply(correction) == canvas.machine).all()
+    for state in reversed(states):
+        correction.undo()
+        assert (canvas.apply(correction) == state).all()
+    correction.redo()
+    assert (canvas.apply(correction) == states[1]).all()
+    correction.undo()
+    correction.fill((330, 180), RED)
+    with pytest.raises(UserError, match="nothing was undone"):
+        correction.redo()
+    correction.undo()
+    correction.undo()
+    assert (canvas.apply(correction) == canvas.machine).all()
+    with pytest.raises(UserError, match="nothing is left"):
+        correction.undo()
+
+
+def test_a_document_survives_json(canvas):
+    correction = Correction(SIZE)
+    correction.fill((200, 180), RED)
+    correction.cut(np.array([(143, 180), (257, 180)]), 1)
+    correction.brush([(20, 20)], 6.5, None)
+    correction.reset()
+    correction.undo()
+    correction.undo()
+    again = Correction.of(json.loads(json.dumps(correction.state())))
+    assert again == correction and len(again.undone) == 2
+    assert (canvas.apply(again) == canvas.apply(correction)).all()
+
+
+FILL = {"do": "fill", "point": [20, 20], "color": RED}
+DAMAGES = {
+    "no dict": [], "a step of no kind": {"do": "explode"}, "more": {**FILL, "more": 1},
+    "no color": {**FILL, "color": 3},
+    "words": {**FILL, "color": "red"}, "no point": {**FILL, "point": 7}, "nan": {**FILL, "point": [20, float("nan")]},
+    "true": {**FILL, "point": [True, 1]}, "outside": {**FILL, "point": [480, 1]}, "huge": {**FILL, "point": [1e300, 1]},
+    "nothing to grow": {"do": "grow", "point": [1, 1]}, "no points": {"do": "brush", "points": [], "radius": 2,
+                                                                      "color": None},
+    "number": {"do": "brush", "points": 3, "radius": 2, "color": None},
+    "radius": {"do": "brush", "points": [[1, 1]], "radius": 0, "color": None}}
+
+
+@pytest.mark.parametrize("step", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("where", ["done", "undone"])
+def test_damaged_documents_are_refused(step, where):
+    state = Correction(SIZE).state()
+    assert Correction.of({**state, where: [FILL]})
+    with pytest.raises(UserError):
+        Correction.of({**state, where: [step]})
+
+
+@pytest.mark.parametrize("change", [{"format": 2}, {"size": [0, 3]}, {"size": "ab"}, {"done": None}, {"more": 1}])
+def test_damaged_frames_of_documents_are_refused(change):
+    with pytest.raises(UserError):
+        Correction.of({**Correction(SIZE).state(), **change})
+
+
+def test_a_correction_of_another_size_is_refused(canvas):
+    with pytest.raises(UserError, match="of a frame of 640x360, and this one is 480x360"):
+        canvas.apply(Correction((360, 640)))
+
+
+@pytest.mark.parametrize("color", ["#000000", "#ffffff", "#ee6c80", "#12a89c", "#0000ff"])
+def test_colors_have_numbers_and_back(color):
+    assert color_of(lab_of(color)) == color
+
+
+def test_an_eyedropper_takes_the_color_at_a_point():
+    picture = np.full((20, 30, 3), (10, 20, 30), np.uint8)
+    picture[:, 15:] = 200, 100, 0
+    picture[5, 20] = 255
+    assert eyedropper(picture, (5, 5)) == "#0a141e" and eyedropper(picture, (20, 5)) == "#c86400"
+    with pytest.raises(UserError, match="outside"):
+        eyedropper(picture, (30, 5))
+
+
+def test_chroma_ends_where_srgb_does():
+    hue = lab_of("#ff0000")[1:] / np.hypot(*lab_of("#ff0000")[1:])
+    reach = most_chroma(hue, np.array([0, lab_of("#ff0000")[0], 100]))
+    assert reach[0] < 2 and reach[1] == pytest.approx(104.5, abs=1.5) and reach[2] < 2
+    assert (shaded("#808080", np.full((2, 2), 50, np.float32), 50) == 0).all()

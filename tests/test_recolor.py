@@ -1,0 +1,154 @@
+"""A color of the show becomes another everywhere: on drawn things of known colors, and in a film."""
+
+from types import SimpleNamespace
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+from drawn import planes_in
+
+from colorizer.certainty import Known
+from colorizer.painter import Palette
+from config import FilmConfig
+from dataset import lab_to_rgb, rgb_to_lab
+from editing.palette import lab_of, palette_of, remembered
+from editing.recolor import Change, Recolored, recolored
+from film.episode import color_film
+from film.plan import FilmPainter
+from film.video import VideoFile
+from resources.draw_episodes import draw_frame
+from utils import UserError, color_differences
+
+RED, BLUE = "#d02838", "#3060c0"
+OTHERS = {"skin": "#e8b898", "brown": "#6a3a28", "orange": "#e8883a", "pink": "#f0a0a8"}  # near the red
+
+
+def scene():
+    """A red ball with a shaded side on skin, among things of the OTHERS, RGB uint8 (96, 128, 3), anti-aliased; and the
+    mask of the ball."""
+    rgb = np.zeros((96 * 8, 128 * 8, 3), np.uint8)
+    for number, color in enumerate(OTHERS.values()):
+        rgb[:, 256 * number:256 * (number + 1)] = list(bytes.fromhex(color[1:]))
+    mask = cv2.circle(np.zeros(rgb.shape[:2], np.uint8), (460, 400), 230, 1, -1)
+    lab = rgb_to_lab(rgb)
+    lab[mask > 0] = lab_of(RED)
+    dark = cv2.circle(np.zeros_like(mask), (530, 450), 120, 1, -1) > 0
+    lab[dark] *= 0.8
+    return lab_to_rgb(cv2.resize(lab, (128, 96), interpolation=cv2.INTER_AREA)), cv2.resize(
+        mask.astype(np.float32), (128, 96), interpolation=cv2.INTER_AREA)
+
+
+def test_what_has_the_color_follows_softly_and_nothing_else_does():
+    rgb, mask = scene()
+    lab = rgb_to_lab(rgb)
+    ab = recolored(lab[..., 1:], lab[..., 0], [Change(RED, BLUE)])
+    after = np.dstack([lab[..., 0], ab])
+    difference = color_differences(after, lab)
+    assert np.quantile(difference[mask == 0], 0.999) < 1 and difference[mask == 0].max() < 1.5
+    hue = np.arctan2(*ab[mask == 1].T[::-1])
+    assert np.abs(hue - np.arctan2(*lab_of(BLUE)[:0:-1])).max() < 0.1  # the shaded side, too
+    part = np.linalg.norm(ab - lab[..., 1:], axis=-1) / np.linalg.norm(lab_of(BLUE)[1:] - lab_of(RED)[1:])
+    edge = (mask > 0.3) & (mask < 0.7)
+    assert edge.sum() > 20 and np.median(np.abs(part - mask)[edge]) < 0.25  # less light on one side
+    assert part[edge].max() < 1 and part[edge].min() > 0.05
+
+
+def test_two_colors_can_be_swapped():
+    rgb, mask = scene()
+    lab = rgb_to_lab(rgb)
+    ab = recolored(lab[..., 1:], lab[..., 0], [Change(RED, OTHERS["orange"]), Change(OTHERS["orange"], RED)])
+    assert np.abs(ab[(mask == 1) & (lab[..., 0] > 42)] - lab_of(OTHERS["orange"])[1:]).mean() < 12
+    assert ab[50, 92, 0] > lab[50, 92, 1] + 15
+
+
+def test_the_cat_of_the_drawn_episode_changes_alone():
+    rgb, body = draw_frame(2, 160), draw_frame(2, 160, mask_of="ruby")
+    lab = rgb_to_lab(rgb)
+    ab = recolored(lab[..., 1:], lab[..., 0], [Change("#ee6c80", BLUE)])
+    difference = color_differences(np.dstack([lab[..., 0], ab]), lab)
+    assert (difference[body] > 15).mean() > 0.95
+    assert difference[cv2.dilate(np.uint8(body), np.ones((9, 9))) == 0].mean() < 0.5
+
+
+class ByLightness(FilmPainter):
+    """Paints what it saw in color once: each pixel as the one of the nearest lightness."""
+
+    side, source, identity = 64, "memory", "by lightness"
+
+    def palette(self, labs):
+        return Palette(torch.ones(1, 313) / 313, [], [], torch.zeros(3))
+
+    def paint(self, L, palette):
+        known = np.array([lab_of(color) for color in (RED, *OTHERS.values())])
+        nearest = np.abs(L[..., None] - known[:, 0]).argmin(-1)
+        ab = known[nearest, 1:].astype(np.float32)
+        return np.stack([cv2.blur(each, (3, 3)) for each in ab]), Known.nothing(len(L))
+
+
+def test_a_film_changes_as_a_whole(tmp_path):
+    rgb, mask = scene()
+    L = rgb_to_lab(rgb)[..., 0]
+    gray = lab_to_rgb(np.dstack([L, np.zeros((*L.shape, 2), np.float32)]))
+    with av.open(str(tmp_path / "gray.mkv"), "w") as film:
+        stream = film.add_stream("libx264", rate=12, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for _ in range(4):
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(gray, format="rgb24")))
+        film.mux(stream.encode(None))
+    change = [Change(RED, BLUE)]
+    for name, painter in (("before", ByLightness()), ("after", Recolored(ByLightness(), change))):
+        color_film(painter, VideoFile(tmp_path / "gray.mkv"), tmp_path / f"{name}.mkv", FilmConfig(crf=0))
+    before, after = (planes_in(tmp_path / f"{name}.mkv") for name in ("before", "after"))
+    inside = cv2.resize(mask, (64, 48), interpolation=cv2.INTER_AREA)
+    inside[18:38, 23:43] = 0.5  # the dark side, which is as light as the brown
+    for (y, cb, _), (new_y, new_cb, _) in zip(before, after, strict=True):
+        assert (y == new_y).all()
+        assert (new_cb.astype(int) - cb)[inside == 1].min() > 20
+        assert np.abs(new_cb.astype(int) - cb)[:, 54:].max() <= 2
+
+
+def test_a_painter_is_another_one_by_its_changes():
+    plain, change = ByLightness(), Change(RED, BLUE)
+    identities = [plain.identity, *(Recolored(plain, changes).identity for changes in (
+        [], [change], [Change(BLUE, RED)], [change, change]))]
+    assert len(set(identities)) == 5
+    assert Recolored(plain, [change]).identity == identities[2]
+    assert Recolored(plain, [change]).through(None).identity == identities[2]
+    with pytest.raises(UserError, match="is no color"):
+        Recolored(plain, [Change(RED, "blue")])
+
+
+def painter_of(pictures):
+    """What is read of a Painter that remembers pictures, RGB uint8 (S, S, 3)."""
+    codes = np.stack([cv2.cvtColor(picture, cv2.COLOR_RGB2Lab) for picture in pictures])
+    spatial = SimpleNamespace(pictures=torch.from_numpy(codes), ids=torch.arange(7, 7 + len(codes)))
+    return SimpleNamespace(config=SimpleNamespace(use_memory=True, use_spatial_memory=True),
+                           colorizer=SimpleNamespace(spatial=spatial),
+                           names={7 + number: f"{number}.png" for number in range(len(codes))})
+
+
+def test_the_palette_has_the_colors_of_the_show_and_loses_no_scarf():
+    rng, pictures = np.random.default_rng(0), []
+    for number in range(4):
+        picture = np.linspace((120, 170, 220), (200, 220, 240), 96)[:, None].repeat(96, 1)  # a sky
+        picture[60:] = 90, 140, 70
+        picture = picture + rng.normal(0, 2, picture.shape)
+        if number == 2:
+            picture[40:48, 30:42] = 208, 40, 56  # a scarf, 0.3% of all
+        pictures.append(picture.clip(0, 255).astype(np.uint8))
+    painter = painter_of(pictures)
+    swatches = palette_of(painter)
+    assert sum(swatch.share for swatch in swatches) == pytest.approx(1)
+    assert [swatch.share for swatch in swatches] == sorted((swatch.share for swatch in swatches), reverse=True)
+    for color in ("#d02838", "#5a8c46"):
+        away = [np.linalg.norm(lab_of(swatch.color) - lab_of(color)) for swatch in swatches]
+        assert min(away) < 4
+        if color == "#d02838":
+            scarf = swatches[int(np.argmin(away))]
+            assert (scarf.slot, scarf.frame) == (2, "2.png") and scarf.share < 0.005
+    assert np.abs(remembered(painter, 2).astype(int) - pictures[2]).mean() < 3
+    painter.config.use_spatial_memory = False
+    with pytest.raises(UserError, match="keeps no pictures"):
+        palette_of(painter)
