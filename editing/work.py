@@ -1,6 +1,7 @@
 """How is long work done while the page stays usable? One piece at a time, in a thread; it can be stopped."""
 
 import copy
+import hashlib
 import json
 import threading
 import time
@@ -171,6 +172,7 @@ class Painters:
     def __init__(self, project: Project) -> None:
         self.project, self.lock = project, threading.Lock()
         self.loaded: tuple[Any, Painter] | None = None
+        self.last: tuple[Any, Painter] | None = None
 
     def plain(self) -> Painter:
         """The painter without references. Raises UserError without a checkpoint."""
@@ -185,14 +187,19 @@ class Painters:
             return self.loaded[1]
 
     def corrected(self, more: Mapping[int, np.ndarray] | None = None) -> Painter:
-        """A painter of its own with the references, as ``load_painter`` makes it of the folder, and those of ``more``,
-        see ``Project.reference_pictures``."""
-        painter = self.plain()
-        painter = Painter(**{f.name: getattr(painter, f.name) for f in fields(Painter)})
-        painter.colorizer = copy.deepcopy(painter.colorizer)
-        if pictures := self.project.reference_pictures(more):
-            painter.add_references(pictures)
-        return painter
+        """The painter with the references, as ``load_painter`` makes it of the folder, and those of ``more``, see
+        ``Project.reference_pictures``. The last one is kept: who remembers a frame has just asked what that changes."""
+        plain, pictures = self.plain(), self.project.reference_pictures(more)
+        if not pictures:
+            return plain
+        key = plain.identity, *(hashlib.sha256(picture.tobytes()).digest() for picture in pictures)
+        with self.lock:
+            if self.last is None or self.last[0] != key:
+                painter = Painter(**{f.name: getattr(plain, f.name) for f in fields(Painter)})
+                painter.colorizer = copy.deepcopy(painter.colorizer)
+                painter.add_references(pictures)
+                self.last = key, painter
+            return self.last[1]
 
 
 def film_config(project: Project, painter: Painter) -> FilmConfig:

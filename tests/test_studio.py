@@ -33,11 +33,13 @@ import sys
 sys.path[:0] = [{str(studio.ROOT)!r}, {str(studio.ROOT / "tests")!r}]
 from drawn import be_quick
 import train
+from config import SpatialConfig, TrainConfig, read_flags
 from utils import run_cli
 be_quick()
 train.EPOCH_STEPS = 2
-run_cli(train.main, [*sys.argv[2:], "--width", "4", "--batch_size", "4", "--end_epoch", "1"])
-"""
+few = dict(width=4, batch_size=4, end_epoch=1, mem_size=8, spatial=SpatialConfig(frames=2))
+run_cli(lambda argv: train.train(TrainConfig(**read_flags(TrainConfig, argv, ""), **few)), sys.argv[2:])
+"""  # a few frames of the memory are read for a shot, so that a reference does not change all
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +188,7 @@ def test_a_person_looks_by_mouse_and_by_keys(browser, colored):
         page.get_by_role("button", name="Before | after").click()
         page.get_by_label("Divider between before and after").fill("10")
         assert "10%" in page.evaluate("document.querySelector('.studio .colored').style.clipPath")
+        page.locator(".studio.look .shot[data-shot='2']").click()
         page.get_by_label("Frame of the shot").fill("31")
         see_frame(page, 31)
         page.get_by_role("button", name="Shot begins here").click()
@@ -245,7 +248,7 @@ def test_a_frame_is_corrected_remembered_and_taken_back(browser, colored):
         assert settled(desk) == ""
         now = planes_in(desk.project.colored)
         assert [not same for same in same_shots(planes, now)] == [number in shots for number in range(3)]
-        assert all(np.array_equal(a[0], b[0]) for a, b in zip(planes, now, strict=True)), "the luma is the film's"
+        assert max(cv2.absdiff(a[0], b[0]).mean() for a, b in zip(planes, now, strict=True)) < 1, "only colors change"
         page.get_by_role("tab", name="Correct").click()
         page.get_by_role("button", name="Take back").click()
         page.get_by_text("Nothing yet").wait_for()
