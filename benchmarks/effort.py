@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.score import COLUMNS, measure, readers
 from colorizer.painter import Painter
 from config import FilmConfig
+from film.again import can_change
 from film.episode import color_film
 from film.report import suggest_frames
 from film.video import VideoFile
@@ -40,21 +41,21 @@ def equal_steps(frames, count):
 
 def color(checkpoint, film, painted, output):
     """Color a film whose frames ``painted``, indices, are painted by the truth; returns the Records of its shots."""
-    painter = Painter.load(checkpoint)
+    painter, source, config = Painter.load(checkpoint), VideoFile(film), FilmConfig()
     if painted:
         painter.add_references([picture() for index, picture in enumerate(readers(film)) if index in painted])
-    return color_film(painter, VideoFile(film), output, FilmConfig())
+    return color_film(painter, source, output, config, overwrite=not can_change(painter, source, output, config))
 
 
 def gains(checkpoint, film, every, episode):
     """Yield (frames painted, {way: {measure: value}}) for each of PAINTED, as far as there are suggestions; and print
     which they are."""
     with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "film.mp4"  # of which only shots that other frames change are colored again
+
         def score(painted):
-            output = Path(folder) / f"{'_'.join(map(str, painted)) or 'nothing'}.mp4"
             records = color(checkpoint, film, painted, output)
             values = measure(output, film, every, episode)[0]
-            output.unlink()
             return records, {name: values[name] for name in MEASURES if name in values}
 
         records, nothing = score([])

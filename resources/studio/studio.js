@@ -243,7 +243,7 @@ window.studio = (() => {
           if (over) colored.src = over;
           await gray.decode().catch(() => {});
           root.style.setProperty("--aspect", gray.naturalWidth / Math.max(1, gray.naturalHeight));
-          root.dataset.shown = `${at.frame}`;
+          root.dataset.shown = `${got.index}`;
         }
       } while (wanted);
       busy = false;

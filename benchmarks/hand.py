@@ -1,0 +1,120 @@
+"""What do clicks alone gain? A film corrected by a user who sees the truth, but only clicks.
+
+    python benchmarks/hand.py CHECKPOINT FILM [--episode 2] [--clicks 40] [--rounds 2] [--show FOLDER]
+
+In the first round the middle frame of each shot is corrected, in each further one the frames that the report suggests;
+then the shots that they change are colored again. The user fills the thing around the middle of the largest wrong area
+with the true color there, takes a click back that gains nothing, and goes on to the next area; a click that is taken
+back counts, too. Prints a row for each round as a table in Markdown: frames, clicks, the measures of score.py, and the
+minutes of the machine. ``--show`` writes each frame: as the machine colored it, corrected, and the truth.
+"""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.clicks import middle
+from benchmarks.score import COLUMNS, measure, readers
+from colorizer.painter import Painter
+from config import FilmConfig
+from dataset import lab_to_rgb, rgb_to_lab
+from editing.correction import Canvas, Correction
+from editing.palette import eyedropper
+from editing.regions import Regions
+from film.again import can_change
+from film.episode import color_film
+from film.report import suggest_frames
+from film.video import VideoFile
+from resources.draw_episodes import EPISODES
+from utils import ArgumentParser, color_differences, picture_grid, positive, run_cli, write_image
+
+WRONG = 6.0  # CIEDE2000 that a person sees at once
+SMALLEST = 60  # pixels; smaller wrong areas are left
+GAIN = 200.0  # sum of CIEDE2000 over the pixels that a click must gain
+MEASURES = ("ciede2000", "far", "bodies", "bodies_far", "lpips", "colorfulness")
+
+
+def corrected(machine, truth, most):
+    """Correct a frame by at most ``most`` clicks: RGB uint8 (H, W, 3) as the machine colored it and as it should be.
+    Returns the corrected frame and the number of clicks."""
+    lab, true = rgb_to_lab(machine), rgb_to_lab(truth)
+    height, width = truth.shape[:2]
+    L, known = np.ascontiguousarray(true[..., 0]), np.zeros((height, width), bool)
+    canvas, correction = Canvas(Regions(L), lab[..., 1:]), Correction((height, width))
+    ab = lab[..., 1:]
+    error = color_differences(np.dstack([L, ab]), true)
+    for click in range(most):
+        wrong = cv2.morphologyEx(np.uint8((error > WRONG) & ~known), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+        _, parts, stats, _ = cv2.connectedComponentsWithStats(wrong, connectivity=4)
+        part = 1 + stats[1:, cv2.CC_STAT_AREA].argmax() if len(stats) > 1 else 0
+        if not part or stats[part, cv2.CC_STAT_AREA] < SMALLEST:
+            return lab_to_rgb(np.dstack([L, ab])), click
+        point = middle(parts == part)
+        alike = np.linalg.norm(true[..., 1:] - true[point[1], point[0], 1:], axis=2) < WRONG
+        point = middle((parts == part) & alike)  # in the middle of one color, and not between two
+        correction.fill(point, eyedropper(truth, point))
+        tried = canvas.apply(correction)
+        changed = color_differences(np.dstack([L, tried]), true)
+        if error.sum() - changed.sum() < GAIN:
+            correction.undo()
+            known |= (parts == part) & alike  # that this area is not to be mended by a click
+        else:
+            ab, error = tried, changed
+    return lab_to_rgb(np.dstack([L, ab])), most
+
+
+def correct(output, film, chosen, args):
+    """Correct the frames ``chosen`` of the colored film ``output``; returns them, RGB uint8, and all clicks."""
+    pictures, clicks = [], 0
+    for index, (ours, true) in enumerate(zip(readers(output), readers(film), strict=True)):
+        if index in chosen:
+            ours, true = ours(), true()
+            picture, count = corrected(ours, true, args.clicks)
+            pictures.append(picture)
+            clicks += count
+            if args.show:
+                write_image(args.show / f"frame_{index:06d}.png", picture_grid([[ours, picture, true]]))
+    return pictures, clicks
+
+
+def main(argv):
+    parser = ArgumentParser(prog="hand.py", description="Measure what correcting by clicks gains.")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of train.py")
+    parser.add_argument("film", type=Path, metavar="FILM", help="a film in color, which counts as the truth")
+    parser.add_argument("--episode", type=int, choices=EPISODES, help="which drawn one it is, to measure characters")
+    parser.add_argument("--clicks", type=positive, default=40, help="at most, in a frame")
+    parser.add_argument("--rounds", type=positive, default=2, help="of correcting and coloring again")
+    parser.add_argument("--every", type=positive, default=12, help="measure one of so many frames")
+    parser.add_argument("--show", type=Path, help="folder for pictures of the corrected frames")
+    args = parser.parse_args(argv)
+    frames, clicks, references, done = 0, 0, [], set()
+    film, config = VideoFile(args.film), FilmConfig()
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "film.mp4"
+        for number in range(args.rounds + 1):
+            painter, started = Painter.load(args.checkpoint), time.monotonic()
+            if references:
+                painter.add_references(references)
+            records = color_film(painter, film, output, config,
+                                 overwrite=not can_change(painter, film, output, config))
+            minutes, values = (time.monotonic() - started) / 60, measure(output, args.film, args.every, args.episode)[0]
+            if not number:
+                titles = [COLUMNS[name][0] for name in MEASURES if name in values]
+                print(f"| frames | clicks | {' | '.join(titles)} | minutes |\n|---|---|{'---|' * (len(titles) + 1)}")
+            cells = [f"{values[name]:{COLUMNS[name][1]}}" for name in MEASURES if name in values]
+            print(f"| {frames} | {clicks} | {' | '.join(cells)} | {minutes:.1f} |", flush=True)
+            if number < args.rounds:
+                chosen = ({record.middle for record in records} if not number else
+                          {suggestion.frame for suggestion in suggest_frames(records, 10)} - done)
+                done |= chosen
+                pictures, count = correct(output, args.film, chosen, args)
+                references, frames, clicks = references + pictures, frames + len(pictures), clicks + count
+
+
+if __name__ == "__main__":
+    run_cli(main)
