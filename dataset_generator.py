@@ -32,15 +32,7 @@ from film.found import FINDINGS, SPLITS, Findings, FoundFilm, FoundShot, link
 from film.planes import Box, Planes
 from film.sharing import share_out
 from film.shots import (
-    ChangeDetector,
-    Detector,
-    FramePool,
-    HistogramDetector,
-    detect_shots,
-    frame_positions,
-    reread_frames,
-    small_picture,
-)
+    ChangeDetector, Detector, FramePool, HistogramDetector, detect_shots, frame_positions, reread_frames, small_picture)
 from film.video import Damage, VideoFile, ahead, find_films
 from utils import IMAGE_SUFFIXES, UserError, list_files, run_cli, warn
 

@@ -36,20 +36,8 @@ from film.sequence import find_sequences, write_colored
 from film.sharing import share_out
 from film.video import Film, VideoFile, find_films, is_film, planned_frames
 from utils import (
-    IMAGE_SUFFIXES,
-    VIDEO_SUFFIXES,
-    Scores,
-    UserError,
-    is_color,
-    list_files,
-    metrics_table,
-    picture_grid,
-    read_picture,
-    replace_when_done,
-    run_cli,
-    warn,
-    write_image,
-)
+    IMAGE_SUFFIXES, VIDEO_SUFFIXES, Scores, UserError, is_color, list_files, metrics_table, picture_grid, read_picture,
+    replace_when_done, run_cli, warn, write_image)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Evaluation

@@ -30,18 +30,8 @@ from training.preparation import fit_model_config, load_data, remember, see, see
 from training.runs import Position, Run, Signals, sample_grid
 from training.views import TrainingViews, ViewSampler
 from utils import (
-    AB_PEAK,
-    UserError,
-    autocast,
-    ciede2000,
-    load_checkpoint,
-    psnr,
-    run_cli,
-    save_checkpoint,
-    select_device,
-    spread,
-    write_image,
-)
+    AB_PEAK, UserError, autocast, ciede2000, load_checkpoint, psnr, run_cli, save_checkpoint, select_device, spread,
+    write_image)
 
 EPOCH_STEPS = 50  # at least, in an epoch: a small set is passed over several times
 SAVE_SECONDS = 120  # last.pt is never older; writing it takes about a second

@@ -28,16 +28,7 @@ from colorizer.painter import Painter
 from config import CertaintyConfig
 from dataset import resize, rgb_to_lab
 from utils import (
-    FAR,
-    ArgumentParser,
-    UserError,
-    boolean,
-    color_differences,
-    is_color,
-    positive,
-    replace_when_done,
-    run_cli,
-)
+    FAR, ArgumentParser, UserError, boolean, color_differences, is_color, positive, replace_when_done, run_cli)
 
 BINS = 10
 

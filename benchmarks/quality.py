@@ -48,22 +48,8 @@ from dataset_generator import generate, split_shots
 from test import refuse_existing
 from train import train
 from utils import (
-    AB_PEAK,
-    FAR,
-    ArgumentParser,
-    Scores,
-    UserError,
-    boolean,
-    color_differences,
-    picture_grid,
-    psnr,
-    read_image,
-    replace_when_done,
-    run_cli,
-    select_device,
-    spread,
-    write_image,
-)
+    AB_PEAK, FAR, ArgumentParser, Scores, UserError, boolean, color_differences, picture_grid, psnr, read_image,
+    replace_when_done, run_cli, select_device, spread, write_image)
 
 WAYS: dict[str, dict[str, Any]] = {  # the trainings, as settings of TrainConfig
     "gan": {"use_memory": False, "gen_norm": "batch", "dis_norm": "None"},

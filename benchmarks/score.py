@@ -30,18 +30,8 @@ from film.steadiness import CDC, WarpError
 from film.video import read_frames
 from resources.draw_episodes import EPISODES, HEIGHT, PALETTE, WIDTH, draw_frame, frame_count
 from utils import (
-    FAR,
-    IMAGE_SUFFIXES,
-    ArgumentParser,
-    Scores,
-    UserError,
-    color_differences,
-    is_color,
-    list_files,
-    positive,
-    read_image,
-    run_cli,
-)
+    FAR, IMAGE_SUFFIXES, ArgumentParser, Scores, UserError, color_differences, is_color, list_files, positive,
+    read_image, run_cli)
 
 COLUMNS = {  # name: (title, format)
     "ciede2000": ("CIEDE2000", ".2f"), "far": ("share > 10", ".1%"), "bodies": ("bodies", ".2f"),

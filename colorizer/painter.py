@@ -20,31 +20,12 @@ from colorizer.spatial import looks_of
 from colorizer.votes import FollowedVotes
 from config import GradeConfig, ModelConfig, PainterConfig, ResponseConfig
 from dataset import (
-    AB_SCALE,
-    GRAY_SIZE,
-    L_SCALE,
-    REFERENCE_ID,
-    color_feature,
-    decode_lab,
-    lab_to_rgb,
-    lab_to_tensors,
-    resize,
-    rgb_to_lab,
-    tensors_to_lab,
-)
+    AB_SCALE, GRAY_SIZE, L_SCALE, REFERENCE_ID, color_feature, decode_lab, lab_to_rgb, lab_to_tensors, resize,
+    rgb_to_lab, tensors_to_lab)
 from networks import Advice, Recall
 from utils import (
-    IMAGE_SUFFIXES,
-    UserError,
-    autocast,
-    is_color,
-    list_files,
-    load_checkpoint,
-    read_image,
-    save_checkpoint,
-    select_device,
-    warn,
-)
+    IMAGE_SUFFIXES, UserError, autocast, is_color, list_files, load_checkpoint, read_image, save_checkpoint,
+    select_device, warn)
 
 
 class Palette(NamedTuple):

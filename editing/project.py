@@ -33,18 +33,8 @@ from film.parts import Records
 from film.plan import Plan
 from film.video import VideoFile, is_film
 from utils import (
-    IMAGE_SUFFIXES,
-    UserError,
-    is_color,
-    list_files,
-    load_checkpoint,
-    natural_key,
-    only_one,
-    read_image,
-    replace_when_done,
-    save_checkpoint,
-    write_image,
-)
+    IMAGE_SUFFIXES, UserError, is_color, list_files, load_checkpoint, natural_key, only_one, read_image,
+    replace_when_done, save_checkpoint, write_image)
 
 PROJECT_FORMAT = 1
 MOST = 2000  # files of the given folders that are offered

@@ -11,16 +11,7 @@ from PIL import Image
 from skimage.color import lab2rgb, rgb2lab
 
 from dataset import (
-    AB_BINS,
-    AB_SCALE,
-    ColorizationDataset,
-    color_feature,
-    lab_to_rgb,
-    resize,
-    rgb_to_lab,
-    shrink,
-    soft_encode,
-)
+    AB_BINS, AB_SCALE, ColorizationDataset, color_feature, lab_to_rgb, resize, rgb_to_lab, shrink, soft_encode)
 from utils import UserError, image_ids, read_image, write_image
 
 

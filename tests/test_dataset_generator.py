@@ -25,14 +25,7 @@ from dataset_generator import split_shots
 from film import figures
 from film.planes import Coding, Planes, plane_array
 from film.shots import (
-    ChangeDetector,
-    FramePool,
-    HistogramDetector,
-    checksum,
-    detect_shots,
-    frame_positions,
-    small_picture,
-)
+    ChangeDetector, FramePool, HistogramDetector, checksum, detect_shots, frame_positions, small_picture)
 from film.video import VideoFile
 from utils import UserError, read_image
 

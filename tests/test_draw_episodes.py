@@ -12,17 +12,7 @@ from skimage.color import rgb2lab
 
 from resources import draw_episodes
 from resources.draw_episodes import (
-    EPISODES,
-    FPS,
-    HEIGHT,
-    PALETTE,
-    TWINS,
-    WIDTH,
-    draw_frame,
-    effect_frames,
-    frame_count,
-    shot_starts,
-)
+    EPISODES, FPS, HEIGHT, PALETTE, TWINS, WIDTH, draw_frame, effect_frames, frame_count, shot_starts)
 
 FOLDER = Path(draw_episodes.__file__).parent
 CUT = 7000  # the shot detector's default threshold

@@ -13,17 +13,7 @@ from colorizer.painter import Painter
 from config import ModelConfig
 from dataset import AB_BINS, AB_SCALE, REFERENCE_ID, gray_image, resize, rgb_to_lab
 from film.panel import (
-    COLORS,
-    GROUND,
-    Mosaic,
-    Panel,
-    color_stripes,
-    memory_pictures,
-    mosaic_size,
-    panel_frame,
-    panel_size,
-    write_panel,
-)
+    COLORS, GROUND, Mosaic, Panel, color_stripes, memory_pictures, mosaic_size, panel_frame, panel_size, write_panel)
 from film.video import VideoFile
 
 CONFIG = ModelConfig(img_size=128, width=4, mem_size=6, spatial_size=5, top_k=4)

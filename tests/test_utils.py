@@ -12,22 +12,8 @@ import torch
 
 import utils
 from utils import (
-    Scores,
-    UserError,
-    boolean,
-    ciede2000,
-    colorfulness,
-    is_color,
-    load_checkpoint,
-    metrics_table,
-    picture_grid,
-    psnr,
-    read_image,
-    replace_when_done,
-    run_cli,
-    save_checkpoint,
-    write_image,
-)
+    Scores, UserError, boolean, ciede2000, colorfulness, is_color, load_checkpoint, metrics_table, picture_grid, psnr,
+    read_image, replace_when_done, run_cli, save_checkpoint, write_image)
 
 
 def test_ciede2000_of_published_pairs():
