@@ -195,10 +195,9 @@ class Desk:
         """The planes of a frame of ``_frames``; a shot that is colored anew is seen before the film is whole. None if
         there is none."""
         if kind == "colored":
-            fresh = {each["start"]: each for each in self._fresh()}
-            for start, each in fresh.items():
-                if start <= index < each["end"]:
-                    return Frames(VideoFile(each["path"]), times_of(each["path"])).get(index - start)
+            for each in self._fresh():
+                if each["start"] <= index < each["end"]:
+                    return Frames(VideoFile(each["path"]), times_of(each["path"])).get(index - each["start"])
         frames = self._frames(kind)
         return frames and frames.get(index)
 

@@ -8,7 +8,7 @@ import time
 from array import array
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -195,8 +195,7 @@ class Painters:
         key = plain.identity, *(hashlib.sha256(picture.tobytes()).digest() for picture in pictures)
         with self.lock:
             if self.last is None or self.last[0] != key:
-                painter = Painter(**{f.name: getattr(plain, f.name) for f in fields(Painter)})
-                painter.colorizer = copy.deepcopy(painter.colorizer)
+                painter = replace(plain, colorizer=copy.deepcopy(plain.colorizer))
                 painter.add_references(pictures)
                 self.last = key, painter
             return self.last[1]
