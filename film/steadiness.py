@@ -31,7 +31,7 @@ class CDC:
 
     def add(self, rgb: np.ndarray) -> None:
         """Add the next frame of the shot, RGB uint8 (H, W, 3)."""
-        histogram = np.stack([cv2.calcHist([rgb], [channel], None, [256], [0, 256])[:, 0] for channel in range(3)])
+        histogram = np.stack([cv2.calcHist([rgb], [channel], None, [256], [0, 256]).ravel() for channel in range(3)])
         histogram = histogram.astype(np.float64) / (rgb.shape[0] * rgb.shape[1])
         for step in self.STEPS:
             if len(self._last) >= step:
