@@ -1,11 +1,15 @@
 """How well does a film come out whose gray is not our own? A row for each kind of material, made by FFmpeg.
 
-    python benchmarks/material.py CHECKPOINT [FILM] [--every 16] [--rows faded print] [--keep FOLDER]
+    python benchmarks/material.py CHECKPOINT [--film FILM] [--every 16] [--rows faded print] [--keep FOLDER]
+    python benchmarks/material.py --keep FOLDER
 
 FILM has color, which counts as the truth. For each row it is turned by the FFmpeg filters that stand in ROWS, stored
 without loss, and colored as test.py does. Measured are the colors alone: of one of ``--every`` frames, at WIDTH pixels,
 both results and truth get the truth's L. CIEDE2000 is a mean, *> 10* the share of pixels with another color, and chroma
-the mean one beside the truth's. ``--keep`` keeps the colored films, to look at.
+the mean one beside the truth's. ``--keep`` keeps all films, to look at.
+
+Without CHECKPOINT, another program is measured: FOLDER gets the gray film of each row, ROW_gray.mkv, and what that
+program has made of it, ROW_colored.mkv, is measured where it is there.
 
 Of the rows of TRANSITIONS, each pair of shots that are long enough is joined by one of LASTS seconds, and measured is
 the middle third of them, beside all frames of the same film.
@@ -33,7 +37,7 @@ from film.episode import color_film
 from film.planes import planes_of
 from film.shots import find_gray_cuts
 from film.video import VideoFile
-from utils import ArgumentParser, color_differences, positive, run_cli
+from utils import ArgumentParser, UserError, color_differences, positive, run_cli
 
 FILM = Path(__file__).resolve().parents[1] / "resources" / "episode_2.mp4"
 WIDTH = 192
@@ -179,43 +183,64 @@ def measure(result: Path, truth: Path, every: int, across: float = 1,
     return {"ciede2000": float(np.mean(errors)), "far": share_far(np.array(errors)), "chroma": float(ours / true)}
 
 
-def measure_transition(painter: Painter, film: Path, kind: str, folder: Path) -> None:
+def colored(painter: Painter | None, source: Path) -> Path | None:
+    """The colored film beside ``source``, NAME_gray.mkv; without a painter None if there is none."""
+    result = source.with_name(source.name.replace("_gray.", "_colored."))
+    if painter is not None:
+        color_film(painter, VideoFile(source), result, FilmConfig(), overwrite=True)
+    elif not result.exists():
+        print(f"{source} is to be colored into {result}", file=sys.stderr)
+        return None
+    return result
+
+
+def measure_row(painter: Painter | None, film: Path, name: str, folder: Path, every: int) -> dict[str, float] | None:
+    """Make the film of one of ROWS, and measure what comes of it; None where it is still to be colored."""
+    source = folder / f"{name.replace(' ', '_')}_gray.mkv"
+    store(turned(film, ROWS[name].filters), source, VideoFile(film).rate)
+    result = colored(painter, source)
+    return None if result is None else measure(result, film, every, ROWS[name].across)
+
+
+def measure_transition(painter: Painter | None, film: Path, kind: str, folder: Path) -> None:
     """Print the row of one of TRANSITIONS."""
-    folder.mkdir(parents=True, exist_ok=True)
-    source, result, middles = folder / f"{kind}.mkv", folder / f"{kind}_colored.mkv", []
-    store(joined(film, kind, middles), source, VideoFile(film).rate)
-    color_film(painter, VideoFile(source), result, FilmConfig(), overwrite=True)
-    whole, middle = (measure(result, source, 3, among=among)["ciede2000"] for among in (None, middles))
-    print(f"| {kind} | {whole:.2f} | {middle:.2f} | {middle / whole:.2f} |", flush=True)
+    truth, source, middles = folder / f"{kind}.mkv", folder / f"{kind}_gray.mkv", []
+    store(joined(film, kind, middles), truth, VideoFile(film).rate)
+    store(turned(truth, GRAY), source, VideoFile(film).rate)
+    result = colored(painter, source)
+    if result is not None:
+        whole, middle = (measure(result, truth, 3, among=among)["ciede2000"] for among in (None, middles))
+        print(f"| {kind} | {whole:.2f} | {middle:.2f} | {middle / whole:.2f} |", flush=True)
 
 
 def main(argv):
     parser = ArgumentParser(prog="material.py", description="Measure how a film comes out whose gray is not our own.")
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of train.py")
-    parser.add_argument("film", type=Path, nargs="?", default=FILM, metavar="FILM",
-                        help="a film in color, which counts as the truth")
+    parser.add_argument("checkpoint", type=Path, nargs="?", metavar="CHECKPOINT",
+                        help="of train.py; without one, what another program has made in the folder --keep is measured")
+    parser.add_argument("--film", type=Path, default=FILM, help="a film in color, which counts as the truth")
     parser.add_argument("--every", type=positive, default=16, help="measure one of so many frames")
     parser.add_argument("--rows", nargs="+", choices=[*ROWS, *TRANSITIONS], default=[*ROWS, *TRANSITIONS],
                         help="which of the rows")
-    parser.add_argument("--keep", type=Path, help="a folder for the colored films")
+    parser.add_argument("--keep", type=Path, help="a folder for all films")
     args = parser.parse_args(argv)
-    painter, base = Painter.load(args.checkpoint), None
-    if {*args.rows} & {*ROWS}:
-        print("| material | CIEDE2000 | > 10 | chroma | times the first |\n|---|---|---|---|---|")
-    with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as folder:
-        for name in [name for name in args.rows if name in ROWS]:
-            source, result = (Path(folder) / f"{name.replace(' ', '_')}_{kind}.mkv" for kind in ("gray", "colored"))
-            source.parent.mkdir(parents=True, exist_ok=True)
-            store(turned(args.film, ROWS[name].filters), source, VideoFile(args.film).rate)
-            color_film(painter, VideoFile(source), result, FilmConfig(), overwrite=True)
-            values = measure(result, args.film, args.every, ROWS[name].across)
-            base = base or values["ciede2000"]
-            print(f"| {name} | {values['ciede2000']:.2f} | {values['far']:.1%} | {values['chroma']:.2f} | "
-                  f"{values['ciede2000'] / base:.2f} |", flush=True)
+    if args.checkpoint is None and args.keep is None:
+        raise UserError("name a CHECKPOINT, or by --keep the folder of films that another program has colored")
+    painter, base = args.checkpoint and Painter.load(args.checkpoint), None
+    with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        if {*args.rows} & {*ROWS}:
+            print("| material | CIEDE2000 | > 10 | chroma | times the first |\n|---|---|---|---|---|")
+        for row in [row for row in args.rows if row in ROWS]:
+            values = measure_row(painter, args.film, row, folder, args.every)
+            if values is not None:
+                base = base or values["ciede2000"]
+                print(f"| {row} | {values['ciede2000']:.2f} | {values['far']:.1%} | {values['chroma']:.2f} | "
+                      f"{values['ciede2000'] / base:.2f} |", flush=True)
         if {*args.rows} & {*TRANSITIONS}:
             print("| between two shots | CIEDE2000 | of the middle third | times all |\n|---|---|---|---|")
-        for name in [name for name in args.rows if name in TRANSITIONS]:
-            measure_transition(painter, args.film, name, Path(folder))
+        for kind in [row for row in args.rows if row in TRANSITIONS]:
+            measure_transition(painter, args.film, kind, folder)
 
 
 if __name__ == "__main__":

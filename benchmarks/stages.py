@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from unittest import mock
@@ -69,7 +70,7 @@ class Clock(threading.local):
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def around(self, stage: str, function):
+    def around(self, stage: str, function: Callable) -> Callable:
         """The function, timed as ``stage``."""
         def timed(*args, **settings):
             self.inner.append(0.0)

@@ -1,13 +1,15 @@
 """The scorer of the benchmark: pictures and films whose scores are worked out by hand, and the films to beat."""
 
 import math
+import shutil
+from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 from drawn import draw_film, draw_picture, draw_shots
 
-from benchmarks import baselines, score
+from benchmarks import baselines, material, score
 from benchmarks.score import COLUMNS, body_errors, main, measure, steadiness
 from dataset import rgb_to_lab
 from film.planes import planes_of
@@ -168,3 +170,22 @@ def test_baselines_by_hand(tmp_path):
         baselines.main(argv)
     with pytest.raises(UserError, match="there is no picture in"):
         baselines.main([str(film), "--data_path", str(tmp_path)])
+
+
+def test_other_material_is_measured_of_any_program(tmp_path, capsys):
+    """Its gray films are written, and what somebody has made of them is measured by its colors alone."""
+    film = tmp_path / "film.mkv"
+    frames = (av.VideoFrame.from_ndarray(draw_frame(1, 30 + i), "rgb24").reformat(format="yuv420p") for i in range(4))
+    material.store(frames, film, Fraction(24))
+    told = ["--film", str(film), "--keep", str(tmp_path / "films"), "--every", "2", "--rows", "luma", "hard"]
+    material.main(told)
+    hard = tmp_path / "films" / "hard_gray.mkv"
+    assert f"{hard} is to be colored into {hard.with_name('hard_colored.mkv')}" in capsys.readouterr().err
+    shutil.copy(film, tmp_path / "films" / "hard_colored.mkv")
+    shutil.copy(tmp_path / "films" / "luma_gray.mkv", tmp_path / "films" / "luma_colored.mkv")
+    material.main(told)
+    luma, right = (line.split("|")[1:5] for line in capsys.readouterr().out.splitlines()[-2:])
+    assert right[1:] == [" 0.00 ", " 0.0% ", " 1.00 "]
+    assert float(luma[1]) > 5 and float(luma[3]) < 0.05
+    with pytest.raises(UserError, match="CHECKPOINT"):
+        material.main(["--rows", "luma"])
