@@ -43,6 +43,7 @@ class Dims(NamedTuple):
 
 BUILT_IN = {"efficientnet_lite0": Dims(1280, (16, 24, 40, 112, 320)), "resnet18": Dims(512, (64, 128, 256, 512))}
 TIMM = "timm/"  # in front of timm's own name of a network
+BATCH = {"cuda": 8}  # cuDNN plans anew for each number of pictures, in each thread: longer than to look at some more
 
 
 class Seen(NamedTuple):
@@ -241,7 +242,12 @@ class Backbone(nn.Module):
         return Seen(last.float().mean((2, 3)), torch.cat(places, 1))
 
     def _run(self, gray):
-        """The maps as the network has them, from fine to coarse, and its last map."""
+        """The maps as the network has them, from fine to coarse, and its last map; a multiple of BATCH is looked at."""
+        more = -len(gray) % BATCH.get(gray.device.type, 1)
+        maps, last = self._whole(F.pad(gray, (0, 0, 0, 0, 0, 0, 0, more)) if more else gray)
+        return [m[:len(gray)] for m in maps], last[:len(gray)]
+
+    def _whole(self, gray):
         net, gray = self.net, channels_last(gray)
         if self.name not in BUILT_IN:
             maps = timm_maps(net, gray)

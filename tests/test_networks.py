@@ -13,7 +13,7 @@ from efficientnet_lite_pytorch.utils import Conv2dDynamicSamePadding
 from torch import nn
 
 from colorizer import backbone as backbones
-from colorizer.backbone import Backbone, BackboneUnavailable, Seen, fold_norms, make_plain
+from colorizer.backbone import BATCH, Backbone, BackboneUnavailable, Seen, fold_norms, make_plain
 from colorizer.colorizer import Colorizer
 from config import ModelConfig
 from networks import AdaIN, Advice, ColorConv, Discriminator, Generator
@@ -117,6 +117,18 @@ def test_the_backbone_has_its_imagenet_weights():
     backbone = Backbone()
     with torch.no_grad():
         torch.testing.assert_close(net._fc(backbone(gray)[0]), net(gray), rtol=1e-3, atol=1e-3)
+
+
+def test_a_gpu_looks_at_some_more_pictures_so_that_their_number_is_known(monkeypatch):
+    backbone, gray = Backbone(), torch.randn(3, 3, 64, 64)
+    looked = []
+    backbone.net._conv_stem.register_forward_pre_hook(lambda _, inputs: looked.append(len(inputs[0])))
+    plain = backbone(gray), backbone.maps(gray)
+    monkeypatch.setitem(BATCH, "cpu", 8)
+    (features, places, _), maps = backbone(gray), backbone.maps(gray)
+    assert looked == [3, 3, 8, 8]
+    for ours, expected in zip([features, places, *maps], [*plain[0][:2], *plain[1]], strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_weights_that_cannot_be_had_are_an_error_that_names_the_choices(tmp_path):
