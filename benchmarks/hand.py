@@ -2,11 +2,11 @@
 
     python benchmarks/hand.py CHECKPOINT FILM [--episode 2] [--clicks 40] [--rounds 2] [--show FOLDER]
 
-In the first round the middle frame of each shot is corrected, in each further one the frames that the report suggests;
-then the shots that they change are colored again. The user fills the thing around the middle of the largest wrong area
-with the true color there, takes a click back that gains nothing, and goes on to the next area; a click that is taken
-back counts, too. Prints a row for each round as a table in Markdown: frames, clicks, the measures of score.py, and the
-minutes of the machine. ``--show`` writes each frame: as the machine colored it, corrected, and the truth.
+In the first round the middle frame of each shot is corrected, in each further one the frame of each shot that looks
+worst; then the shots that they change are colored again. The user fills the thing around the middle of the largest
+wrong area with the true color there, takes a click back that gains nothing, and goes on to the next area; a click that
+is taken back counts, too. Prints a row for each round as a table in Markdown: frames, clicks, the measures of score.py,
+and the minutes of the machine. ``--show`` writes each frame: as the machine colored it, corrected, and the truth.
 """
 
 import sys
@@ -28,7 +28,6 @@ from editing.palette import eyedropper
 from editing.regions import Regions
 from film.again import can_change
 from film.episode import color_film
-from film.report import suggest_frames
 from film.video import VideoFile
 from resources.draw_episodes import EPISODES
 from utils import ArgumentParser, color_differences, picture_grid, positive, run_cli, write_image
@@ -66,6 +65,16 @@ def corrected(machine, truth, most):
         else:
             ab, error = tried, changed
     return lab_to_rgb(np.dstack([L, ab])), most
+
+
+def worst(output, film, records, done, every):
+    """Of each shot, the frame that is furthest from the truth, of one of ``every`` that are not ``done``."""
+    errors = {}
+    for index, (ours, true) in enumerate(zip(readers(output), readers(film), strict=True)):
+        if index % every == 0 and index not in done:
+            errors[index] = color_differences(*map(rgb_to_lab, (ours(), true()))).mean()
+    shots = [[index for index in errors if record.start_frame <= index < record.end_frame] for record in records]
+    return {max(shot, key=errors.__getitem__) for shot in shots if shot}
 
 
 def correct(output, film, chosen, args):
@@ -110,7 +119,7 @@ def main(argv):
             print(f"| {frames} | {clicks} | {' | '.join(cells)} | {minutes:.1f} |", flush=True)
             if number < args.rounds:
                 chosen = ({record.middle for record in records} if not number else
-                          {suggestion.frame for suggestion in suggest_frames(records, 10)} - done)
+                          worst(output, args.film, records, done, args.every))
                 done |= chosen
                 pictures, count = correct(output, args.film, chosen, args)
                 references, frames, clicks = references + pictures, frames + len(pictures), clicks + count

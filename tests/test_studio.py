@@ -255,6 +255,27 @@ def test_a_frame_is_corrected_remembered_and_taken_back(browser, colored):
         assert settled(desk) == "" and desk.project.colored.read_bytes() == before
 
 
+def test_a_color_is_changed_everywhere_and_back(browser, colored):
+    desk, address = colored
+    before, planes = desk.project.colored.read_bytes(), planes_in(desk.project.colored)
+    with visited(browser, address) as page:
+        page.get_by_role("tab", name="Correct").click()
+        swatch = page.locator(".studio.hand .swatches button").first
+        old = swatch.get_attribute("data-color")
+        swatch.click()
+        page.get_by_label("Color as a number").fill("#30ff30")
+        page.keyboard.press("Tab")
+        page.get_by_role("button", name="Change", exact=True).click()
+        page.locator(".studio .fixes, .studio .change").get_by_text("#30ff30").wait_for()
+        assert settled(desk) == "" and desk.project.facts.changes == [[old, "#30ff30"]]
+        now = planes_in(desk.project.colored)
+        moved = [max(cv2.absdiff(a[i], b[i]).max() for a, b in zip(planes, now, strict=True)) for i in range(3)]
+        assert moved[0] < 20 < max(moved[1:])  # luma as the encoder leaves it
+        page.locator(".studio .change").get_by_role("button", name="Take back").click()
+        page.get_by_text("Changed everywhere").wait_for(state="detached")
+        assert settled(desk) == "" and desk.project.colored.read_bytes() == before
+
+
 def test_two_pages_and_a_reload_see_the_same(browser, colored, tmp_path):
     desk, address = colored
     with visited(browser, address) as page, visited(browser, address) as other:
