@@ -7,12 +7,13 @@ Flow by DIS (Kroeger et al. 2016). A flow is float32 (H, W, 2): what is at (x, y
 import cv2
 import numpy as np
 
+from colorizer.detail import slope
 from config import SteadyConfig
 from dataset import resize
 
 SMALLEST = 16  # least height and width, in pixels, of pictures for DIS
 WINDOW = 5  # pixels along a side of the neighborhood of a pixel
-EVEN = 1e-3  # variance of L in [0, 1]: where L varies less, color hardly follows lightness (relit)
+EVEN = 1e-3  # variance of L in [0, 1]: where L varies less, color hardly follows lightness
 
 
 class Flow:
@@ -36,15 +37,10 @@ def fetch(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:
 
 def relit(ab: np.ndarray, known: np.ndarray, L: np.ndarray) -> np.ndarray:
     """Correct colors ab (H, W, 2) that were carried to a picture for its lightness L (H, W) in [0, 1]. ``known`` (H, W)
-    is the lightness that was carried with them.
-
-    The local linear model of the guided filter (He et al. 2013): within WINDOW x WINDOW pixels, the slope of color over
-    lightness tells how a difference in lightness changes the color. So a leaf that the flow misses by half a pixel
-    still gets its own color.
+    is the lightness that was carried with them. So a leaf that the flow misses by half a pixel still gets its own
+    color.
     """
-    mean = blur(known)
-    step = (L - known) / (blur(known * known) - mean * mean + np.float32(EVEN))
-    return cv2.merge([color + step * (blur(known * color) - mean * blur(color)) for color in cv2.split(ab)])
+    return ab + slope(ab, known, WINDOW, EVEN) * (L - known)[..., None]
 
 
 def blur(picture: np.ndarray) -> np.ndarray:

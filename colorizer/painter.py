@@ -14,6 +14,7 @@ import torch
 from colorizer.backbone import Seen, look
 from colorizer.certainty import Known
 from colorizer.colorizer import Colorizer, model_config_of
+from colorizer.detail import enlarged
 from colorizer.matching import Grade, find_grade
 from colorizer.response import Response, find_response, match
 from colorizer.spatial import looks_of
@@ -169,7 +170,7 @@ class Painter:
 
     def colorize(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Color pictures, RGB uint8 (H, W, 3) of any sizes. Returns RGB uint8 of the same sizes: ab is predicted at
-        the colorizer's side, enlarged and joined to the full-resolution L."""
+        the colorizer's side, enlarged along lightness and joined to the full-resolution L."""
         return self.explain(pictures)[0]
 
     def explain(self, pictures: Sequence[np.ndarray]) -> tuple[list[np.ndarray], Known]:
@@ -177,7 +178,7 @@ class Painter:
         labs = [rgb_to_lab(picture) for picture in pictures]
         results, (colors, known) = [], self.judge(labs)
         for lab, ab in zip(labs, colors, strict=True):
-            lab[..., 1:] = resize(ab, *lab.shape[:2])
+            lab[..., 1:] = enlarged(ab, lab[..., 0])
             results.append(lab_to_rgb(lab))
         return results, known
 

@@ -6,6 +6,7 @@ import av
 import cv2
 import numpy as np
 
+from colorizer.detail import enlarged
 from dataset import resize
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -233,7 +234,7 @@ def paint_chroma(planes: Planes, ab: np.ndarray, height: int, width: int,
     black, span = planes.coding.luma
     luma = np.clip((resize(planes.y, height, width).astype(np.float32) - black) / np.float32(span), 0, 1)
     wanted = gray_lightness(luma)
-    lab = cv2.merge([wanted, *cv2.split(resize(ab, height, width))])
+    lab = cv2.merge([wanted, *cv2.split(enlarged(ab, wanted))])
     rgb = np.clip(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), 0, 1)
     lab[..., 0] += wanted - gray_lightness(coding.luma_of(rgb))
     return coding.to_chroma(np.clip(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), 0, 1))

@@ -4,8 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
+from colorizer.detail import enlarged
 from colorizer.flow import Flow, SteadyColors, fetch, relit, visible
 from config import SteadyConfig
+from dataset import resize
 
 
 def drawing(shift, size=96):
@@ -31,6 +33,26 @@ def test_colors_move_with_lightness_as_they_do_around():
     assert np.abs(relit(ab, known, now) - right).mean() < 0.3 * np.abs(ab - right).mean()
     wall = np.full((64, 64, 2), 0.3, np.float32)
     np.testing.assert_allclose(relit(wall, known, now), wall, atol=1e-5)
+
+
+def test_colors_that_are_enlarged_follow_the_lines_of_the_large_picture():
+    """A red ground with thin dark lines of no color, of which 64 x 64 places are known."""
+    y, x = np.indices((256, 256))
+    line = (x + y // 3) % 16 < 2
+    L, ab = np.where(line, 10, 60).astype(np.float32), np.where(line[..., None], 0, [50, 30]).astype(np.float32)
+    small = resize(ab, 64, 64)
+    plain, ours = (np.abs(result - ab).mean() for result in (resize(small, 256, 256), enlarged(small, L)))
+    assert ours < 0.4 * plain
+    np.testing.assert_allclose(enlarged(small, resize(L, 64, 64)), small, atol=1e-4)  # of the same size they stay
+    wall = np.full((64, 64, 2), 30, np.float32)
+    np.testing.assert_allclose(enlarged(wall, L), 30, atol=1e-3)
+
+
+def test_a_border_between_things_of_one_lightness_gives_no_grain_strong_colors():
+    grain = np.random.default_rng(0).normal(0, 3, (256, 256)).astype(np.float32)
+    ab = np.zeros((64, 64, 2), np.float32)
+    ab[:, :32], ab[:, 32:] = (50, 20), (-40, -10)
+    assert np.abs(enlarged(ab, 50 + grain)).max() < 75
 
 
 def test_visible_is_what_both_pictures_show():
