@@ -201,8 +201,8 @@ class SpatialMemory(nn.Module):
         return torch.cat([color, confidence], -2)
 
     def _rounded(self, keys, dtype):
-        """Keys (..., R, K) times the root of the sharpness, rounded to ``dtype``, and the squared lengths (..., R, 1) of
-        the rounded keys. So distances are exact for these keys: rounding moves a key a little, and does no more."""
+        """Keys (..., R, K) times the root of the sharpness, rounded to ``dtype``, and the squared lengths (..., R, 1)
+        of the rounded keys. So distances are exact for these keys: rounding moves a key a little, and does no more."""
         keys = (self.config.sharpness**0.5 * keys).to(dtype)
         return keys, keys.float().square().sum(-1, keepdim=True)
 
