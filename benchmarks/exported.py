@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
@@ -63,7 +63,8 @@ def no_regions() -> Iterator[None]:
         yield
 
 
-def measure(name: str, colorize, frames: list[np.ndarray]) -> list[np.ndarray]:
+def measure(name: str, colorize: Callable[[list[np.ndarray]], list[np.ndarray]],
+            frames: list[np.ndarray]) -> list[np.ndarray]:
     """Color frames one by one and print a row; returns the results."""
     results, seconds, scores = [], [], Scores()
     for frame in frames:

@@ -30,7 +30,7 @@ SAMPLE = Path(__file__).resolve().parents[1] / "resources" / "color_by_onnx.py"
 PACKAGES = "pip install onnx==1.23.2 onnxscript==0.7.2"
 TENSORS = {  # name of an input or output: what it holds
     "L": "lightness of CIE Lab / 100, in [0, 1], of pictures squeezed to a square of this size",
-    "features": "what the backbone sees of the whole picture, >= 0",
+    "features": "what the backbone sees of the whole picture",
     "places": "what it sees of each place, in [-1, 1]",
     "query": "by which color features are recalled, of unit length",
     "color_features": "of the best slots of the memory, best first",

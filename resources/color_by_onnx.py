@@ -25,10 +25,10 @@ def resize(picture, height, width):
 class Exported:
     """The networks of a folder, and what they remember. N is the number of pictures of a call, any from 1 on."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, providers=("CPUExecutionProvider",)):
+        """``providers`` are onnxruntime's, such as CUDAExecutionProvider, the preferred one first."""
         self.stated = json.loads((folder / "export.json").read_text(encoding="utf-8"))
-        self.graphs = {name: onnxruntime.InferenceSession(folder / f"{name}.onnx",
-                                                          providers=onnxruntime.get_available_providers())
+        self.graphs = {name: onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=providers)
                        for name in self.stated["graphs"]}
         self.memory = dict(np.load(folder / "memory.npz"))
         if "spatial" in self.graphs:
