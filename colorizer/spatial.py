@@ -188,8 +188,8 @@ class SpatialMemory(nn.Module):
                            torch.ones_like(known[..., :2])], -1).mT
         query = torch.cat([query, torch.ones_like(query[..., :2]), *_in_two(-own_length, dtype)], -1)
         means, scores = [], []
-        small = query.device.type == "cpu" and not torch.compiler.is_exporting()
-        for part in query.split(32 if small else query.shape[-2], -2):  # 32: to fit into a CPU's cache
+        cut = query.device.type == "cpu" and not torch.compiler.is_exporting()  # a graph would get every part anew
+        for part in query.split(32 if cut else query.shape[-2], -2):  # 32: to fit into a CPU's cache
             score = (part @ known).float()
             weight = score.softmax(-1)
             means.append(values @ weight.mT)
