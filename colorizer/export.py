@@ -210,8 +210,6 @@ def write_graph(path: Path, graph: Graph) -> dict[str, Any]:
                 graph.network.eval(), tuple(graph.inputs.values()), input_names=list(graph.inputs),
                 output_names=graph.outputs, dynamic_shapes=shapes, opset_version=OPSET, verbose=False)
             program.save(path, external_data=False)
-    except ImportError as error:
-        raise UserError(f"to export needs onnx and onnxscript ({error}); install them by: {PACKAGES}") from error
     except torch.onnx.OnnxExporterError as error:
         raise UserError(f"torch cannot write {path.stem} as ONNX ({str(error).strip().splitlines()[0]}); train with "
                         "--backbone efficientnet_lite0") from error
@@ -228,6 +226,11 @@ def _stated(value):
 def export(config: ExportConfig) -> None:
     """Write the folder ``config.output``, whole or not at all. Raises UserError when it exists, when the checkpoint
     cannot be read or is a plain GAN, or when packages are missing."""
+    try:
+        import onnxscript  # noqa: F401  # by which torch writes ONNX
+    except ImportError as error:
+        raise UserError(f"exporting needs the packages onnx and onnxscript ({error}); install them by: "
+                        f"{PACKAGES}") from error
     output = config.output
     if output.exists():
         raise UserError(f"{output} exists already; name a new folder by --output")
