@@ -529,6 +529,14 @@ class ColorConfig(FilmConfig, PainterConfig):
 
 
 @dataclass
+class ExportConfig:
+    """One run of ``python -m colorizer.export``."""
+
+    checkpoint: Path = setting(Path("checkpoints/best.pt"), "what train.py wrote", group="files")
+    output: Path = setting(Path("exported"), "a new folder for the networks as ONNX and all that goes with them")
+
+
+@dataclass
 class StudioConfig:
     """One run of studio.py."""
 

@@ -243,9 +243,12 @@ class Backbone(nn.Module):
 
     def _run(self, gray):
         """The maps as the network has them, from fine to coarse, and its last map; a multiple of BATCH is looked at."""
-        more = -len(gray) % BATCH.get(gray.device.type, 1)
-        maps, last = self._whole(F.pad(gray, (0, 0, 0, 0, 0, 0, 0, more)) if more else gray)
-        return [m[:len(gray)] for m in maps], last[:len(gray)]
+        count = gray.shape[0]  # len(gray) would be a constant of an exported graph
+        more = -count % BATCH.get(gray.device.type, 1)
+        if not more:
+            return self._whole(gray)
+        maps, last = self._whole(F.pad(gray, (0, 0, 0, 0, 0, 0, 0, more)))
+        return [m[:count] for m in maps], last[:count]
 
     def _whole(self, gray):
         net, gray = self.net, channels_last(gray)

@@ -93,7 +93,7 @@ class SpatialMemory(nn.Module):
         features = (places.flatten(2).transpose(1, 2).float() - self.mean) @ self.projection
         lightness, color = (F.adaptive_avg_pool2d(x.float(), config.grid) for x in (L, ab))
         line = torch.linspace(-1, 1, config.grid, device=features.device)
-        position = torch.cartesian_prod(line, line).expand(len(features), -1, -1)
+        position = torch.cartesian_prod(line, line).expand(features.shape[0], -1, -1)
         rest = torch.cat([config.lightness * lightness, config.color * color], 1).flatten(2).transpose(1, 2)
         return torch.cat([features, config.position * position, rest], 2)
 
@@ -170,38 +170,41 @@ class SpatialMemory(nn.Module):
         with torch.autocast(device, enabled=False):
             for hint, query, slots, pulled, places in zip(hints, keys, *nearest, wanted, strict=True):
                 if places.any():
-                    hint[:, places] = self._attend(
+                    hint[:, places] = self.attend(
                         query[places], self.keys[slots].flatten(0, 1).float(), self.ab[slots].flatten(0, 1).float(),
                         pulled.float().repeat_interleave(grid**2)[:, None], dtype)
         return hints.view(-1, 3, grid, grid)
 
-    def _attend(self, query, known, ab, pulled, dtype):
-        """The hint (3, Q) of places of keys ``query`` (Q, K), by attention over R known places: their keys (R, K), ab
-        (R, 2), and 1 where they are pulled nearer (R, 1). The product is taken in ``dtype``."""
+    def attend(self, query: torch.Tensor, known: torch.Tensor, ab: torch.Tensor, pulled: torch.Tensor,
+               dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The hint (..., 3, Q) of places of keys ``query`` (..., Q, K), by attention over R known places: their keys
+        (..., R, K), ab / 110 (..., R, 2), and 1 where they are pulled nearer (..., R, 1), all float32. The product is
+        taken in ``dtype``."""
         config = self.config
-        values = torch.cat([ab, ab.square().sum(1, keepdim=True), pulled], 1).T.contiguous()
+        values = torch.cat([ab, ab.square().sum(-1, keepdim=True), pulled], -1).mT.contiguous()
         (known, length), (query, own_length) = self._rounded(known, dtype), self._rounded(query, dtype)
         # sharpness * (pull * pulled - |q - k|^2) in one product, from 2 q.k, -|k|^2 and -|q|^2.
         known = torch.cat([2 * known, *_in_two(config.sharpness * config.pull * pulled - length, dtype),
-                           torch.ones_like(known[:, :2])], 1).T
-        query = torch.cat([query, torch.ones_like(query[:, :2]), *_in_two(-own_length, dtype)], 1)
+                           torch.ones_like(known[..., :2])], -1).mT
+        query = torch.cat([query, torch.ones_like(query[..., :2]), *_in_two(-own_length, dtype)], -1)
         means, scores = [], []
-        for part in query.split(32 if query.device.type == "cpu" else len(query)):  # 32: to fit into a CPU's cache
+        cut = query.device.type == "cpu" and not torch.compiler.is_exporting()  # a graph would get every part anew
+        for part in query.split(32 if cut else query.shape[-2], -2):  # 32: to fit into a CPU's cache
             score = (part @ known).float()
-            weight = score.softmax(1)
-            means.append(values @ weight.T)
-            scores.append(score.mul_(weight).sum(1))
-        *color, square, pulled = torch.cat(means, 1)
-        color, distance = torch.stack(color), config.pull * pulled - torch.cat(scores) / config.sharpness
-        variance = square - color.square().sum(0)
+            weight = score.softmax(-1)
+            means.append(values @ weight.mT)
+            scores.append(score.mul_(weight).sum(-1))
+        color, square, pulled = torch.cat(means, -1).split([2, 1, 1], -2)
+        distance = config.pull * pulled - torch.cat(scores, -1).unsqueeze(-2) / config.sharpness
+        variance = square - color.square().sum(-2, keepdim=True)
         confidence = (-distance.clamp(min=0) - variance.clamp(min=0) / config.discord).exp()
-        return torch.cat([color, confidence[None]])
+        return torch.cat([color, confidence], -2)
 
     def _rounded(self, keys, dtype):
-        """Keys (R, K) times the root of the sharpness, rounded to ``dtype``, and the squared lengths (R, 1) of the
-        rounded keys. So distances are exact for these keys: rounding moves a key a little, and does no more."""
+        """Keys (..., R, K) times the root of the sharpness, rounded to ``dtype``, and the squared lengths (..., R, 1)
+        of the rounded keys. So distances are exact for these keys: rounding moves a key a little, and does no more."""
         keys = (self.config.sharpness**0.5 * keys).to(dtype)
-        return keys, keys.float().square().sum(1, keepdim=True)
+        return keys, keys.float().square().sum(-1, keepdim=True)
 
     @torch.no_grad()
     def carry(self, nearest: Nearest, keys: torch.Tensor, L: torch.Tensor) -> torch.Tensor:

@@ -137,9 +137,11 @@ class Voter(nn.Module):
         self.mlp.eval()
 
     @torch.no_grad()
-    def forward(self, maps: Sequence[torch.Tensor], L: torch.Tensor) -> torch.Tensor:
+    def forward(self, maps: Sequence[torch.Tensor], L: torch.Tensor,
+                regions: torch.Tensor | None = None) -> torch.Tensor:
         """Votes (N, K, G, G), logits, float32, for all places of pictures, ``maps`` and L as for ``describe``: those of
-        each place and, in equal parts, those of the region that it belongs to."""
+        each place and, in equal parts, those of the region that it belongs to. ``regions`` are numbers as the method of
+        this name finds them, below G^2; None finds them."""
         grid = L.shape[2] // STRIDE
         *parts, light = self.projection.split(self.parts)
         with torch.autocast(L.device.type, enabled=False):
@@ -150,8 +152,11 @@ class Voter(nn.Module):
                 seen = F.interpolate(seen, (grid, grid), mode="bilinear", align_corners=False)
                 axes = axes + seen.flatten(2).transpose(1, 2)
             votes = self.mlp(axes).log_softmax(2)
-            regions = self.regions(lightness[:, AROUND**2 // 2].unflatten(1, (grid, grid)))
-            return ((votes + _pooled(votes, regions)) / 2).transpose(1, 2).unflatten(2, (grid, grid))
+            count = grid**2
+            if regions is None:
+                regions = self.regions(lightness[:, AROUND**2 // 2].unflatten(1, (grid, grid)))
+                count = int(regions.max()) + 1
+            return ((votes + _pooled(votes, regions, count)) / 2).transpose(1, 2).unflatten(2, (grid, grid))
 
     def regions(self, lightness: torch.Tensor) -> torch.Tensor:
         """Which region each place belongs to, numbers (N, G^2) from 0, by the lightness (N, G, G) in [0, 1] of places:
@@ -205,15 +210,15 @@ def _lightness(L, grid):
     return torch.cat([around, lightness.flatten(2).square()], 1)
 
 
-def _pooled(votes, regions):
-    """The votes (N, P, K), logarithms of probabilities, as means of those over each of the regions (N, P): a thing is
-    known as a whole, so that the parts of it that are surely known decide for the others."""
-    pooled = []
-    for vote, region in zip(votes, regions, strict=True):
-        count = torch.bincount(region)
-        sums = torch.zeros(len(count), vote.shape[1]).to(vote).index_add_(0, region, vote.exp())
-        pooled.append((sums / count[:, None]).clamp(min=1e-6).log()[region])
-    return torch.stack(pooled)
+def _pooled(votes, regions, count):
+    """The votes (N, P, K), logarithms of probabilities, as means of those over each of the regions (N, P), numbers
+    below ``count``: a thing is known as a whole, so that the parts of it that are surely known decide for the others.
+    """
+    numbers = (regions + count * torch.arange(regions.shape[0], device=regions.device)[:, None]).flatten()
+    rows = votes.new_zeros(regions.shape[0] * count, votes.shape[2] + 1)  # the last number counts the places
+    rows = rows.index_add(0, numbers, F.pad(votes.exp(), (0, 1), value=1.0).flatten(0, 1))
+    means = rows[:, :-1] / rows[:, -1:].clamp(min=1)
+    return means.clamp(min=1e-6).log()[numbers].view_as(votes)
 
 
 def _clusters(ab, weight, count):

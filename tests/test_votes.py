@@ -119,7 +119,7 @@ def test_a_thing_votes_as_a_whole():
     chances[disc] = torch.tensor([0.9, 0.05, 0.05])
     unsure = disc & torch.from_numpy(x < 12).flatten()
     chances[unsure] = torch.tensor([0.45, 0.05, 0.5])
-    pooled, = _pooled(chances.log()[None], region[None])
+    pooled, = _pooled(chances.log()[None], region[None], int(region.max()) + 1)
     torch.testing.assert_close(pooled[unsure][0].exp(), chances[region == region[disc][0]].mean(0))
     joint = (chances.log() + pooled).argmax(1)
     assert (joint[disc] == 0).all() and (joint[ground] == 1).all()

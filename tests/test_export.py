@@ -1,0 +1,209 @@
+"""Networks as ONNX: equal to torch's at any batch size, put together as the program does, by a sample without torch."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from drawn import draw_picture
+
+from colorizer.backbone import look
+from colorizer.colorizer import Colorizer
+from colorizer.export import graphs_of, main
+from colorizer.painter import Painter
+from colorizer.spatial import SpatialMemory, looks_of
+from colorizer.votes import Voter
+from config import ModelConfig, SpatialConfig, VotesConfig
+from dataset import color_feature, lab_to_tensors, resize, rgb_to_lab
+from utils import UserError, read_image, save_checkpoint, write_image
+
+SIZE, KNOWN, OWN = 128, 12, 4  # pixels, known pictures, and the one of them that the user added
+FOREIGN = ("torch", "torchvision", "scipy", "skimage", "sklearn", "av", "PIL", "onnx")  # packages the sample needs not
+
+
+def untrained(**settings):
+    """A Colorizer of small networks that have not learned, and that knows pictures."""
+    torch.manual_seed(0)
+    config = ModelConfig(img_size=SIZE, width=4, mem_size=KNOWN, spatial_size=KNOWN, spatial=SpatialConfig(side=SIZE),
+                         votes=VotesConfig(look=128, colors=6, axes=5), **settings)
+    colorizer = Colorizer(config, None if config.use_memory else False).eval()
+    labs = [rgb_to_lab(draw_picture(seed)) for seed in range(KNOWN)]
+    if config.use_memory:
+        memory = colorizer.memory
+        seen = look(colorizer.backbone, [lab[..., 0] for lab in labs], torch.device("cpu"), "fp32")
+        memory.keys[:], memory.used[:], memory.pinned[OWN] = memory.query(seen.features), True, True
+        memory.values[:] = torch.from_numpy(np.stack([color_feature(lab[..., 1:]) for lab in labs]))
+    if config.use_spatial_memory:
+        spatial = colorizer.spatial
+        spatial.projection.normal_(0, 0.1)
+        spatial.pinned[OWN] = True
+        L, ab = (torch.cat(x) for x in zip(*(lab_to_tensors(resize(lab, SIZE, SIZE)) for lab in labs), strict=True))
+        spatial.write(torch.arange(KNOWN), seen, L, ab, torch.arange(KNOWN), 0.2 * ab)
+    if config.use_votes:
+        colorizer.voter.projection.normal_()
+        colorizer.voter.palette.uniform_(-60, 60)
+    return colorizer
+
+
+def save(path, colorizer):
+    """Write the checkpoint of a Colorizer; returns the path."""
+    save_checkpoint(path, {"colorizer": colorizer.state_dict(), "model_config": asdict(colorizer.config), "frames": {}})
+    return path
+
+
+def export(checkpoint, folder):
+    main(["--checkpoint", str(checkpoint), "--output", str(folder)])
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What needs ONNX
+
+
+@pytest.fixture(scope="module")
+def colorizer():
+    return untrained(use_votes=True, use_feat_integrator=True)
+
+
+@pytest.fixture(scope="module")
+def folder(colorizer, tmp_path_factory):
+    """The folder that it is exported to."""
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} of requirements-dev.txt is not installed")
+    home = tmp_path_factory.mktemp("home")
+    return export(save(home / "best.pt", colorizer), home / "exported")
+
+
+@pytest.fixture(scope="module")
+def sample(folder):
+    """The module color.py of the folder, imported."""
+    space = {"__name__": "color"}
+    exec(compile((folder / "color.py").read_text(encoding="utf-8"), "color.py", "exec"), space)
+    return space
+
+
+def some(name, shape, rng):
+    """Values that an input of this name might have."""
+    if name == "regions":
+        return rng.integers(0, np.prod(shape[1:]), shape)
+    values = rng.random(shape, np.float32)
+    if name == "color_feature":
+        return values / values.sum(1, keepdims=True)
+    return {"guess": 2 * values - 1, "preferred": (values > 0.5).astype(np.float32)}.get(name, values)
+
+
+@pytest.mark.parametrize("count, frames", [(1, 1), (2, 8), (5, 3)])
+def test_graphs_give_what_torch_gives(colorizer, folder, sample, count, frames):
+    rng = np.random.default_rng(count)
+    graphs, found = graphs_of(colorizer), sample["Exported"](folder).graphs
+    assert list(found) == list(graphs) == ["backbone", "integrator", "generator", "voter", "spatial"]
+    for name, graph in graphs.items():
+        sizes = {"N": count, "F": frames}
+        inputs = {x.name: some(x.name, [sizes.get(size, size) for size in x.shape], rng)
+                  for x in found[name].get_inputs()}
+        assert list(inputs) == list(graph.inputs)
+        if name == "spatial":  # places like those of the pictures
+            own = colorizer.spatial.key(*(torch.from_numpy(inputs[key]) for key in ("places", "L", "guess"))).numpy()
+            inputs["keys"] = own[:, None] + 0.2 * inputs["keys"]
+            inputs["colors"] *= 0.2
+        with torch.no_grad():
+            expected = graph.network(*map(torch.from_numpy, inputs.values()))
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        for output, x, y in zip(graph.outputs, expected, found[name].run(graph.outputs, inputs), strict=True):
+            assert x.std() > 1e-4, f"{name}: {output} is the same everywhere"
+            np.testing.assert_allclose(y, x.numpy(), rtol=0, atol=1e-3, err_msg=f"{name}: {output}")
+
+
+@pytest.mark.parametrize("source", ["memory", "integrator"])
+def test_the_sample_colors_as_the_program_does(colorizer, folder, sample, source, monkeypatch):
+    """But for what is carried along the flow, and for regions, which it leaves out."""
+    exported = sample["Exported"](folder)
+    if source == "memory":
+        del exported.graphs["integrator"]
+    monkeypatch.setattr(SpatialMemory, "carry", lambda self, nearest, keys, L: L.expand(-1, 3, -1, -1) * 0)
+    monkeypatch.setattr(Voter, "regions", lambda self, lightness: torch.arange(lightness[0].numel()).expand(
+        len(lightness), -1))
+    pictures = [draw_picture(seed, size) for seed, size in ((OWN, (96, 64)), (20, (300, 180)), (21, (150, 150)))]
+    expected = Painter(colorizer, torch.device("cpu"), "fp32", source).colorize(pictures)
+    for picture, x, y in zip(pictures, expected, exported.color(pictures), strict=True):
+        assert x.shape == y.shape == picture.shape and np.ptp(x.astype(int) - picture, (0, 1)).min() > 5
+        assert np.abs(x.astype(int) - y).max() <= 1
+
+
+def test_the_sample_chooses_the_frames_of_the_program(colorizer, folder, sample):
+    exported, features = sample["Exported"](folder), np.random.default_rng(0).random((6, 1280), np.float32)
+    features[1] = colorizer.spatial.features[OWN]
+    expected = colorizer.spatial.nearest(looks_of(torch.from_numpy(features)))
+    frames, preferred = exported.nearest(features)
+    assert frames.tolist() == expected.slots.tolist() and preferred.astype(bool).tolist() == expected.preferred.tolist()
+    assert preferred.any() and not preferred.all()
+
+
+def test_the_sample_runs_without_torch(folder, sample, tmp_path):
+    """And refuses what is no picture, and a file that exists."""
+    run = (f"import runpy, sys; sys.modules.update(dict.fromkeys({FOREIGN})); "
+           "runpy.run_path('color.py', None, '__main__')")
+
+    def color(*arguments):
+        return subprocess.run([sys.executable, "-c", run, *map(str, arguments)], cwd=folder, capture_output=True,
+                              text=True, timeout=120)
+
+    picture = draw_picture(30)
+    write_image(tmp_path / "gray.png", picture)
+    assert (done := color(tmp_path / "gray.png", tmp_path / "colored.png")).returncode == 0, done.stderr
+    expected, = sample["Exported"](folder).color([picture])
+    assert np.array_equal(read_image(tmp_path / "colored.png"), expected)
+    assert "exists already" in color(tmp_path / "gray.png", tmp_path / "colored.png").stderr
+    assert "cannot be read" in color(folder / "export.json", tmp_path / "other.png").stderr
+
+
+def test_the_folder_says_what_is_in_it(colorizer, folder, sample):
+    stated, readme = json.loads((folder / "export.json").read_text()), (folder / "README.md").read_text()
+    graphs = sample["Exported"](folder).graphs
+    for name, graph in graphs.items():
+        for kind, values in (("inputs", graph.get_inputs()), ("outputs", graph.get_outputs())):
+            assert {key: value["shape"] for key, value in stated["graphs"][name][kind].items()} == {
+                value.name: value.shape for value in values}
+            assert all(f"| `{value.name}` |" in readme for value in values)
+    import onnx
+    assert stated["opset"] == 18 == onnx.load(folder / "spatial.onnx").opset_import[0].version
+    memory = np.load(folder / "memory.npz", allow_pickle=False)
+    assert {key: value["shape"] for key, value in stated["memory"].items()} == {
+        key: list(memory[key].shape) for key in memory}
+    assert np.array_equal(memory["place_keys"], colorizer.spatial.keys.numpy())
+    assert memory["slot_pinned"].tolist() == memory["frame_pinned"].tolist() == [i == OWN for i in range(KNOWN)]
+    assert (memory["slot_color_features"] @ memory["ab_bins"]).shape == (KNOWN, 2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What does not
+
+
+def test_nothing_is_written_over(colorizer, tmp_path):
+    checkpoint = save(tmp_path / "best.pt", colorizer)
+    (tmp_path / "exported").mkdir()
+    with pytest.raises(UserError, match="exists already; name a new folder"):
+        export(checkpoint, tmp_path / "exported")
+
+
+def test_a_plain_gan_is_refused(tmp_path):
+    gan = untrained(use_memory=False, use_spatial_memory=False, gen_norm="batch")
+    with pytest.raises(UserError, match="plain GAN"):
+        export(save(tmp_path / "gan.pt", gan), tmp_path / "exported")
+
+
+def test_without_onnx_it_says_what_to_install_and_leaves_nothing(colorizer, tmp_path, monkeypatch):
+    checkpoint = save(tmp_path / "best.pt", colorizer)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UserError, match="pip install onnx==.* onnxscript=="):
+        export(checkpoint, tmp_path / "exported")
+    assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
+
+
+def test_what_was_trained_without_memory_of_places_has_fewer_graphs():
+    graphs = graphs_of(untrained(use_spatial_memory=False))
+    assert list(graphs) == ["backbone", "generator"] and "places" not in graphs["generator"].inputs
+    assert graphs["generator"].network(*graphs["generator"].inputs.values()).shape == (2, 2, SIZE, SIZE)
