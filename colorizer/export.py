@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from colorizer import detail
 from colorizer.colorizer import Colorizer
 from colorizer.painter import load_colorizer
 from colorizer.votes import STRIDE, moved
@@ -71,7 +72,7 @@ this folder with numpy, OpenCV and onnxruntime alone (`python color.py GRAY COLO
 4. `voter`, if there is one, moves each place to a color of the show. Its `guess` is the `ab` of the graph before it.
 5. `spatial`, if there is one, lays over it what is known of places that look alike, in up to {frames} frames of
    `memory.npz` that look like the picture but not like each other (`nearest` in `color.py`).
-6. `ab` is enlarged to the picture's size and joined to the picture's own L.
+6. `ab` is enlarged to the picture's size, along its lightness (`enlarged` in `color.py`), and joined to its own L.
 
 A picture is squeezed to the square that each graph wants: by area average to shrink, bilinearly to enlarge. L is that
 of CIE Lab (D65, from sRGB) divided by {L_scale:g}, and ab is divided by {ab_scale:g}. No other normalization is needed;
@@ -257,6 +258,7 @@ def write_folder(folder: Path, colorizer: Colorizer) -> None:
     stated = {
         "format": FORMAT, "opset": OPSET, "precision": "fp32", "L_scale": L_SCALE, "ab_scale": AB_SCALE,
         "slot_preference": colorizer.memory.PREFERENCE,
+        "detail": {"window": detail.WINDOW, "even": detail.EVEN, "steepest": detail.STEEPEST},
         "spatial": {name: getattr(colorizer.config.spatial, name) for name in CHOICE},
         "graphs": graphs, "memory": {name: {"type": str(array.dtype), "shape": array.shape, "is": ARRAYS[name]}
                                      for name, array in memory.items()}}

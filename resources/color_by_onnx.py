@@ -22,6 +22,20 @@ def resize(picture, height, width):
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
 
 
+def enlarged(ab, L, window, even, steepest):
+    """Colors ab (h, w, 2), enlarged to the size of lightness L (H, W) and along it: within ``window`` x ``window``
+    pixels they are taken as linear in L, whose variance is ``even`` more, with slopes of at most ``steepest``."""
+    def mean(plane):
+        return cv2.blur(plane, (window, window))
+
+    small = resize(L, *ab.shape[:2])
+    light, planes = mean(small), cv2.split(ab)
+    spread = mean(small * small) - light * light + np.float32(even)
+    slope = cv2.merge([(mean(small * color) - light * mean(color)) / spread for color in planes])
+    slope = slope.clip(-steepest, steepest)
+    return resize(slope, *L.shape) * L[..., None] + resize(ab - slope * small[..., None], *L.shape)
+
+
 class Exported:
     """The networks of a folder, and what they remember. N is the number of pictures of a call, any from 1 on."""
 
@@ -38,7 +52,8 @@ class Exported:
         """Pictures of any sizes, RGB uint8 (H, W, 3) each, in color."""
         labs = [cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2Lab) for picture in pictures]
         for lab, ab in zip(labs, self.predict([lab[..., 0] for lab in labs]), strict=True):
-            lab[..., 1:] = resize(ab.transpose(1, 2, 0) * self.stated["ab_scale"], *lab.shape[:2])
+            ab = np.ascontiguousarray(ab.transpose(1, 2, 0)) * self.stated["ab_scale"]
+            lab[..., 1:] = enlarged(ab, lab[..., 0], **self.stated["detail"])
         return [cv2.convertScaleAbs(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), alpha=255) for lab in labs]
 
     def predict(self, lightness):
