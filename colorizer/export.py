@@ -203,6 +203,9 @@ def memory_of(colorizer: Colorizer) -> dict[str, np.ndarray]:
 
 def write_graph(path: Path, graph: Graph) -> dict[str, Any]:
     """Write a graph as ONNX; returns what is stated of it. Raises UserError when torch cannot make one of it."""
+    for module in graph.network.modules():
+        if isinstance(module, nn.ReLU6):
+            module.inplace = False  # in place, they take torch's exporter twice as long
     shapes = tuple({0: "N", 1: "F"} if name in ("keys", "colors", "preferred") else {0: "N"} for name in graph.inputs)
     try:
         with torch.no_grad(), warnings.catch_warnings():
