@@ -31,6 +31,7 @@ from film.known import mixture, tint
 from film.panel import memory_pictures, write_panel
 from film.parts import Records, finished_by, parts_folder
 from film.planes import Planes, paint_chroma, planes_of_picture, within
+from film.proof import prove_luma
 from film.report import Report, Suggestion, suggest_frames, write_report
 from film.sequence import find_sequences, write_colored
 from film.sharing import share_out
@@ -281,12 +282,16 @@ def color_work(painter: Painter, config: ColorConfig, work: tuple[Film, Path]) -
         seconds, count = time.monotonic() - started, records[-1].end_frame
         evaluation, result = Evaluation(), film.colored(target, records.pts)
         print(f"colored {count} frames of {len(records)} shots in {seconds:.1f} s: {result.path}")
+        proof = {}
+        if config.proof:
+            proof["luma"] = prove_luma(film, result, config)
+            print(proof["luma"])
         try:
             if not config.color_only and any(record.truth is not None for record in records):
                 measure_film(records, film, result, config, evaluation)
             evaluation.report(target.parent, f"{target.stem}_", {
                 "input": str(film.path), **facts_of(painter, config), "pictures": count, "shots": len(records),
-                "seconds": round(seconds, 2)}, True)
+                "seconds": round(seconds, 2), **proof}, True)
             explain_film(painter, records, film, target, evaluation.summaries(), config)
         except UserError as error:
             raise UserError(f"{error}; the film itself is whole, and the same command makes what is missing") from error
