@@ -18,12 +18,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
 from contextlib import closing, redirect_stderr, redirect_stdout
 from fractions import Fraction
 from functools import wraps
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import colorizer.waiting  # noqa: F401  before torch is imported
@@ -38,7 +38,7 @@ from film.video import VideoFile, ahead
 from utils import ArgumentParser, UserError, positive, replace_when_done, run_cli
 
 FILM = Path(__file__).resolve().parents[1] / "resources" / "episode_2.mp4"
-STAGES = {  # stage: (where its function is, its name)
+STAGES: dict[str, list[tuple[Any, str]]] = {  # stage: (where its function is, its name)
     "scan": [(episode, "scan")], "join": [(FilmWriter, "join")], "all": [(test, "color_film")],
     "measuring": [(test, "measure_film"), (test.Evaluation, "report")], "report": [(test, "explain_film")]}
 
@@ -73,10 +73,10 @@ def scale(film, target, lines, depth, seconds):
 
 def alone(film, output):
     """(seconds, GB at most) of decoding a film and encoding it as if it had been colored."""
-    film, writer = VideoFile(film), FilmWriter(film, output, FilmConfig())
-    times = [pts for pts, _, _ in film.read()]
+    source, writer = VideoFile(film), FilmWriter(film, output, FilmConfig())
+    times = [pts for pts, _, _ in source.read()]
     started = time.perf_counter()
-    with writer.shot(output.with_suffix(".part"), times) as write, closing(ahead(film.read(), 8)) as frames:
+    with writer.shot(output.with_suffix(".part"), times) as write, closing(ahead(source.read(), 8)) as frames:
         for pts, _, planes in frames:
             write(planes, pts)
     return time.perf_counter() - started, peak()
@@ -84,7 +84,7 @@ def alone(film, output):
 
 def colored(checkpoint, film, output):
     """({stage: seconds}, GB at most) of test.py on a film; "color" is all but the other stages."""
-    seconds = Counter()
+    seconds = dict.fromkeys(STAGES, 0.0)
 
     def timed(function, stage):
         @wraps(function)
@@ -108,7 +108,7 @@ def colored(checkpoint, film, output):
         for owner, name, function in plain:
             setattr(owner, name, function)
     every = seconds.pop("all")
-    return {**seconds, "color": every - seconds.total()}, peak()
+    return {**seconds, "color": every - sum(seconds.values())}, peak()
 
 
 def measure(checkpoint, film, folder, rounds):

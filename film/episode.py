@@ -404,10 +404,10 @@ def color_film(painter: FilmPainter, film: Film, output: str | Path, config: Fil
             return work.records
 
 
-def compare(film: Film, result: Film, config: FilmConfig, every: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield one of ``every`` frames of a film and of its result: (index, truth, result), RGB uint8 (H, W, 3)."""
+def compare(film: Film, result: Film, config: FilmConfig, every: int) -> Iterator[tuple[int, Planes, Planes]]:
+    """Yield one of ``every`` frames of a film and of its result: (index, truth, result)."""
     begin, _ = window(film, config)
     with closing(ahead(film.read(begin), 8)) as truths, closing(ahead(result.read(), 8)) as results:
         for index, ((_, _, truth), (_, _, painted)) in enumerate(zip(truths, results, strict=False)):
             if index % every == every // 2:
-                yield index, truth.picture(), painted.picture()
+                yield index, truth, painted

@@ -281,6 +281,19 @@ def planned_frames(film: Film, times: Sequence[int], index: int) -> Generator[tu
                         "to a good disk and run again")
 
 
+def frames_at(film: Film, times: Sequence[int], indices: Iterable[int]) -> Generator[tuple[int, Planes], None, None]:
+    """Yield (index, Planes) of the frames of rising ``indices``; ``times`` as for ``planned_frames``. What lies between
+    them is decoded where a seek would cost as much."""
+    with ExitStack() as stack:
+        frames, before = None, 0
+        for index in indices:
+            if frames is None or (times[index] - times[before]) * film.time_base > SEEK_MARGIN:
+                stack.close()
+                frames = stack.enter_context(closing(planned_frames(film, times, index)))
+            before = index
+            yield next(frame for frame in frames if frame[0] == index)
+
+
 def ahead(items: Generator[T, None, None], size: int) -> Generator[T, None, None]:
     """Iterate ``items`` in a thread of its own, at most ``size`` items ahead; what it raises is raised here.
 

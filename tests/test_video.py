@@ -14,7 +14,7 @@ from drawn import StubPainter, draw_film, draw_picture, draw_shots, planes_in, t
 from config import FilmConfig, parse_time
 from film.episode import color_film
 from film.planes import planes_of
-from film.video import VideoFile, read_frames
+from film.video import VideoFile, frames_at, read_frames
 from utils import UserError
 
 
@@ -366,6 +366,19 @@ def test_read_frames_from_the_middle(tmp_path):
     part = [(pts, planes_of(frame).y.copy()) for pts, frame in read_frames(source, whole[25][0])]
     assert len(part) == 15
     assert all(a[0] == b[0] and np.array_equal(a[1], b[1]) for a, b in zip(whole[25:], part, strict=True))
+
+
+def test_single_frames_are_read_in_as_few_goes_as_pay(tmp_path, monkeypatch):
+    source = draw_film(tmp_path / "in.mp4", times=range(400))  # of 40 seconds
+    film = VideoFile(source)
+    whole = [(pts, planes.y.copy()) for pts, _, planes in film.read()]
+    goes, read = [], VideoFile.read
+    monkeypatch.setattr(VideoFile, "read", lambda film, begin=None, damage=None: goes.append(begin) or read(
+        film, begin, damage))
+    wanted = [0, 30, 31, 120, 350]
+    found = [(index, planes.y.copy()) for index, planes in frames_at(film, [pts for pts, _ in whole], wanted)]
+    assert [index for index, _ in found] == wanted and goes == [0, whole[350][0]]
+    assert all(np.array_equal(y, whole[index][1]) for index, y in found)
 
 
 def test_a_film_without_times(tmp_path):
