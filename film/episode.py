@@ -7,7 +7,7 @@ new. Numbered frames are colored in the same way, each into a picture of its own
 
 Memory grows by about 30 bytes for each frame of the film and, for each shot, its palette (at most 10 kB) and its record
 (about 50 kB of compressed pictures). At most 20 + 10 * batch_size frames are held at a time, and in the first pass as
-many of the network's size as a dissolve may be late.
+many of the network's size as a dissolve may be late. Of a film of LARGE frames it is half as many.
 """
 
 import itertools
@@ -48,6 +48,7 @@ from utils import UserError, is_color, only_one, warn
 
 HELD = 4.0  # a drawing is held while no mean luma of 4 x 4 pixels changes by more than this, in 8-bit steps
 PAINTERS = 2  # threads that color, a batch or a picture each
+LARGE = 2**23  # bytes of a frame, of which no batch waits for a thread: as for 4K, encoding takes longer than painting
 NEUTRAL = 0.4663  # Y' in [0, 1] of a gray of L 50
 
 T = TypeVar("T")
@@ -147,21 +148,24 @@ def coloring_threads() -> Iterator[ThreadPoolExecutor]:
         cv2.setNumThreads(threads[1])
 
 
-def in_order(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T]) -> Iterator[tuple[T, U]]:
-    """Yield (item, function(item)) of all items, in order; the function runs in the ``coloring_threads``."""
+def in_order(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T],
+             spare: int = 1) -> Iterator[tuple[T, U]]:
+    """Yield (item, function(item)) of all items, in order; the function runs in the ``coloring_threads``, for the first
+    of which that is done so many ``spare`` items wait."""
     waiting: deque[tuple[T, Future[U]]] = deque()
     for item in items:
         waiting.append((item, pool.submit(function, item)))
-        if len(waiting) > PAINTERS:  # one more waits for the thread that is done first
+        if len(waiting) == PAINTERS + spare:
             item, answer = waiting.popleft()
             yield item, answer.result()
     for item, answer in waiting:
         yield item, answer.result()
 
 
-def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Plan,
-               config: FilmConfig) -> Generator[Job, None, None]:
-    """Yield the jobs, in order, with ab and what is known filled in; PAINTERS batches are colored at a time."""
+def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Plan, config: FilmConfig,
+               spare: int = 1) -> Generator[Job, None, None]:
+    """Yield the jobs, in order, with ab and what is known filled in; PAINTERS batches are colored at a time, and so
+    many ``spare`` ones wait."""
     steady, last, mixture = SteadyColors(config.steady), None, None
 
     def paint(batch):
@@ -196,10 +200,12 @@ def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Pla
                 # In less light, colors are as much weaker as contrast.
                 job.ab, job.known = last.ab / plan.light[job.index, 0], last.known
             job.L = None
-        return batch
+        batch.reverse()
+        while batch:  # a frame that is taken is held no longer
+            yield batch.pop()
 
     with closing(batches(jobs, config.batch_size)) as todo, coloring_threads() as pool:
-        for batch, answers in in_order(pool, paint, todo):
+        for batch, answers in in_order(pool, paint, todo, spare):
             yield from fill(batch, answers)
 
 
@@ -276,8 +282,11 @@ class Coloring:
         if self.parts.held():
             print(_told(todo, len(plan.shots)))
         log = self.output.with_name(f"{self.output.stem}_shots.jsonl")
-        jobs = ahead(read_jobs(self.film, plan, todo, painter.side, config.keep_color_shots), config.batch_size)
-        painting = ahead(paint_jobs(jobs, painter, plan, config), config.batch_size)
+        target = self.writer.target
+        small = 1.5 * target.height * target.width * np.dtype(target.coding.dtype).itemsize < LARGE
+        jobs = ahead(read_jobs(self.film, plan, todo, painter.side, config.keep_color_shots),
+                     config.batch_size if small else 1)
+        painting = ahead(paint_jobs(jobs, painter, plan, config, spare=int(small)), config.batch_size)
         with (open(log, "w", encoding="utf-8") as lines,
               tqdm(total=len(plan.pts), initial=finished, unit=" frames", desc=self.output.name, disable=None) as bar,
               closing(painting) as painted):
@@ -407,7 +416,7 @@ def color_film(painter: FilmPainter, film: Film, output: str | Path, config: Fil
 def compare(film: Film, result: Film, config: FilmConfig, every: int) -> Iterator[tuple[int, Planes, Planes]]:
     """Yield one of ``every`` frames of a film and of its result: (index, truth, result)."""
     begin, _ = window(film, config)
-    with closing(ahead(film.read(begin), 8)) as truths, closing(ahead(result.read(), 8)) as results:
+    with closing(ahead(film.read(begin), 2)) as truths, closing(ahead(result.read(), 2)) as results:
         for index, ((_, _, truth), (_, _, painted)) in enumerate(zip(truths, results, strict=False)):
             if index % every == every // 2:
                 yield index, truth, painted
