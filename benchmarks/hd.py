@@ -6,7 +6,8 @@ The first seconds of FILM are scaled to each number of lines, H.264 of 8 and of 
 and encoded, by the reader and with the encoder and the settings of a colored film, and colored by test.py with all
 that goes with it; in turn, each time in a process of its own, of which the peak of the resident memory is noted.
 "Beside alone" is the median over the rounds of the seconds of decoding and encoding over those of coloring, the search
-for shots and joining included; "behind" is what measuring and the report take after it, as a share of it.
+for shots and joining included; "of cores" is the same of the time that all threads of both take on a core, which a
+busy machine does not change much; "behind" is what measuring and the report take after it, as a share of it.
 
 Prints a table in Markdown and writes results/bench/hd.json. About 12 minutes on 2 CPU cores.
 """
@@ -72,28 +73,31 @@ def scale(film, target, lines, depth, seconds):
 
 
 def alone(film, output):
-    """(seconds, GB at most) of decoding a film and encoding it as if it had been colored."""
+    """({"all": seconds, "cores": seconds on a core}, GB at most) of decoding a film and encoding it as if it had been
+    colored."""
     source, writer = VideoFile(film), FilmWriter(film, output, FilmConfig())
     times = [pts for pts, _, _ in source.read()]
-    started = time.perf_counter()
+    started, on_cores = time.perf_counter(), time.process_time()
     with writer.shot(output.with_suffix(".part"), times) as write, closing(ahead(source.read(), 8)) as frames:
         for pts, _, planes in frames:
             write(planes, pts)
-    return time.perf_counter() - started, peak()
+    return {"all": time.perf_counter() - started, "cores": time.process_time() - on_cores}, peak()
 
 
 def colored(checkpoint, film, output):
-    """({stage: seconds}, GB at most) of test.py on a film; "color" is all but the other stages."""
-    seconds = dict.fromkeys(STAGES, 0.0)
+    """({stage: seconds}, GB at most) of test.py on a film; "color" is what is neither of the other stages, and "cores"
+    the seconds on a core of all but measuring and report."""
+    seconds, on_cores = dict.fromkeys(STAGES, 0.0), dict.fromkeys(STAGES, 0.0)
 
     def timed(function, stage):
         @wraps(function)
         def call(*arguments, **named):
-            started = time.perf_counter()
+            started = time.perf_counter(), time.process_time()
             try:
                 return function(*arguments, **named)
             finally:
-                seconds[stage] += time.perf_counter() - started
+                seconds[stage] += time.perf_counter() - started[0]
+                on_cores[stage] += time.process_time() - started[1]
 
         return call
 
@@ -107,33 +111,33 @@ def colored(checkpoint, film, output):
     finally:
         for owner, name, function in plain:
             setattr(owner, name, function)
-    every = seconds.pop("all")
-    return {**seconds, "color": every - sum(seconds.values())}, peak()
+    every, cores = seconds.pop("all"), on_cores["all"] - on_cores["measuring"] - on_cores["report"]
+    return {**seconds, "color": every - sum(seconds.values()), "cores": cores}, peak()
 
 
 def measure(checkpoint, film, folder, rounds):
     """A line of the table: decoding and encoding alone, and coloring, of a film."""
-    alones, colorings = [], []
+    alones, colorings, sizes = [], [], []
     for _ in range(rounds):
-        alones.append(in_a_process(alone, film, folder / "alone.mkv"))
-        colorings.append(in_a_process(colored, checkpoint, film, folder / "colored.mkv"))
-    stages = {stage: statistics.median(seconds[stage] for seconds, _ in colorings)
-              for stage in ("scan", "color", "join", "measuring", "report")}
-    pairs = [(seconds, sum(stages[stage] for stage in ("scan", "color", "join")),
-              stages["measuring"] + stages["report"])
-             for (seconds, _), (stages, _) in zip(alones, colorings, strict=True)]
-    return {**stages, "alone": statistics.median(seconds for seconds, _ in alones),
-            "beside alone": statistics.median(one / all_ for one, all_, _ in pairs),
-            "behind": statistics.median(behind / all_ for _, all_, behind in pairs),
-            "alone, GB": max(size for _, size in alones), "GB": max(size for _, size in colorings), "pairs": pairs}
+        one, least = in_a_process(alone, film, folder / "alone.mkv")
+        stages, most = in_a_process(colored, checkpoint, film, folder / "colored.mkv")
+        stages["all"] = sum(stages[stage] for stage in ("scan", "color", "join"))
+        stages["behind"] = (stages["measuring"] + stages["report"]) / stages["all"]
+        stages["beside alone"], stages["of cores"] = (one[name] / stages[name] for name in ("all", "cores"))
+        alones.append(one)
+        colorings.append(stages)
+        sizes.append((least, most))
+    line = {name: statistics.median(stages[name] for stages in colorings) for name in colorings[0]}
+    least, most = map(max, zip(*sizes, strict=True))
+    return {**line, "alone": statistics.median(one["all"] for one in alones), "alone, GB": least, "GB": most,
+            "rounds": list(zip(alones, colorings, strict=True))}
 
 
 def cells(line):
-    frames, whole = line["frames"], sum(line[stage] for stage in ("scan", "color", "join"))
-    return [f"{line['lines']}", f"{line['depth']}", f"{frames / line['alone']:.1f}", f"{frames / whole:.1f}",
-            f"{line['beside alone']:.2f}", *(f"{line[stage]:.1f}" for stage in ("scan", "color", "join")),
-            f"{line['measuring']:.1f} + {line['report']:.1f}", f"{line['behind']:.0%}", f"{line['alone, GB']:.2f}",
-            f"{line['GB']:.2f}"]
+    return [f"{line['lines']}", f"{line['depth']}", f"{line['frames'] / line['alone']:.1f}",
+            f"{line['frames'] / line['all']:.1f}", f"{line['beside alone']:.2f}", f"{line['of cores']:.2f}",
+            *(f"{line[stage]:.1f}" for stage in ("scan", "color", "join", "measuring", "report")),
+            f"{line['behind']:.0%}", f"{line['alone, GB']:.2f}", f"{line['GB']:.2f}"]
 
 
 def main(argv):
@@ -148,8 +152,8 @@ def main(argv):
     args = parser.parse_args(argv)
     if not args.film.is_file():
         raise UserError(f"there is no film {args.film}; name another one")
-    print("| lines | bits | alone, frames/s | colored, frames/s | beside alone | scan, s | color, s | join, s "
-          "| measuring + report, s | behind | alone, GB | GB |\n|" + "---|" * 12)
+    print("| lines | bits | alone, frames/s | colored, frames/s | beside alone | of cores | scan, s | color, s "
+          "| join, s | measuring, s | report, s | behind | alone, GB | GB |\n|" + "---|" * 14)
     found = []
     with tempfile.TemporaryDirectory() as temporary:
         for depth in args.depths:
