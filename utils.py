@@ -1,6 +1,7 @@
 """What do the scripts share? Errors, flags, pictures, checkpoints, locks and metrics."""
 
 import argparse
+import ctypes
 import math
 import os
 import re
@@ -94,6 +95,15 @@ def positive(text: str) -> int:
 def warn(message: str) -> None:
     """Tell the user on stderr, in one line, about something that does not stop the work."""
     print(f"warning: {message}", file=sys.stderr)
+
+
+def return_large_blocks() -> None:
+    """From now on, blocks of memory of 4 MB and more go back to the system when they are freed. GNU's C library keeps
+    blocks of up to 32 MB, once one as large was freed, and of 4K frames hundreds of MB come together. Others do not,
+    and are left as they are."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-3, 2**22)  # M_MMAP_THRESHOLD
 
 
 # ---------------------------------------------------------------------------------------------------------------------

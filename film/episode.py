@@ -44,7 +44,7 @@ from film.scan import scan
 from film.sequence import FrameWriter, NumberedFrames
 from film.steadiness import CDC
 from film.video import SEEK_MARGIN, Film, ahead, planned_frames, window
-from utils import UserError, is_color, only_one, warn
+from utils import UserError, is_color, only_one, return_large_blocks, warn
 
 HELD = 4.0  # a drawing is held while no mean luma of 4 x 4 pixels changes by more than this, in 8-bit steps
 PAINTERS = 2  # threads that color, a batch or a picture each
@@ -282,11 +282,10 @@ class Coloring:
         if self.parts.held():
             print(_told(todo, len(plan.shots)))
         log = self.output.with_name(f"{self.output.stem}_shots.jsonl")
-        target = self.writer.target
-        small = 1.5 * target.height * target.width * np.dtype(target.coding.dtype).itemsize < LARGE
+        large = is_large(self.writer.target)
         jobs = ahead(read_jobs(self.film, plan, todo, painter.side, config.keep_color_shots),
-                     config.batch_size if small else 1)
-        painting = ahead(paint_jobs(jobs, painter, plan, config, spare=int(small)), config.batch_size)
+                     1 if large else config.batch_size)
+        painting = ahead(paint_jobs(jobs, painter, plan, config, 0 if large else 1), 2 if large else config.batch_size)
         with (open(log, "w", encoding="utf-8") as lines,
               tqdm(total=len(plan.pts), initial=finished, unit=" frames", desc=self.output.name, disable=None) as bar,
               closing(painting) as painted):
@@ -347,6 +346,11 @@ class Coloring:
         self.readings[number] = reading
 
 
+def is_large(target: Target) -> bool:
+    """Whether a frame takes LARGE bytes or more."""
+    return 1.5 * target.height * target.width * np.dtype(target.coding.dtype).itemsize >= LARGE
+
+
 def map_of(output: Path) -> Path:
     """The path of the map of what is known of the colored film ``output``."""
     return output.with_name(f"{output.stem}_confidence.mp4")
@@ -381,6 +385,8 @@ def color_film(painter: FilmPainter, film: Film, output: str | Path, config: Fil
         if order := writer.target.fields:
             warn(f"{film.path} is interlaced ({NAMES[order]}), and {output} will be: colors are chosen on the mean of "
                  "both fields, and each field gets its own")
+        if is_large(writer.target):
+            return_large_blocks()
         output.parent.mkdir(parents=True, exist_ok=True)
         with only_one(output.with_name(f".{output.name}.lock"), busy):
             parts = parts_of(painter, film, output, writer, config)
