@@ -48,7 +48,7 @@ from utils import UserError, is_color, only_one, return_large_blocks, warn
 
 HELD = 4.0  # a drawing is held while no mean luma of 4 x 4 pixels changes by more than this, in 8-bit steps
 PAINTERS = 2  # threads that color, a batch or a picture each
-LARGE = 2**23  # bytes of a frame, of which no batch waits for a thread: as for 4K, encoding takes longer than painting
+LARGE = 2**23  # bytes of a frame, as of 4K: encoding takes longer than painting, so that one batch at a time will do
 NEUTRAL = 0.4663  # Y' in [0, 1] of a gray of L 50
 
 T = TypeVar("T")
@@ -134,14 +134,14 @@ def batches(jobs: Generator[Job, None, None], batch_size: int) -> Generator[list
 
 
 @contextmanager
-def coloring_threads() -> Iterator[ThreadPoolExecutor]:
-    """A pool of PAINTERS threads. Within the block they share torch's threads, and OpenCV has none of its own:
+def coloring_threads(painters: int = PAINTERS) -> Iterator[ThreadPoolExecutor]:
+    """A pool of so many threads. Within the block they share torch's threads, and OpenCV has none of its own:
     batches side by side wait for each other less than threads within one small operation."""
     threads = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(max(1, threads[0] // PAINTERS))
+    torch.set_num_threads(max(1, threads[0] // painters))
     cv2.setNumThreads(1)
     try:
-        with ThreadPoolExecutor(PAINTERS) as pool:
+        with ThreadPoolExecutor(painters) as pool:
             yield pool
     finally:
         torch.set_num_threads(threads[0])
@@ -149,13 +149,13 @@ def coloring_threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def in_order(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T],
-             spare: int = 1) -> Iterator[tuple[T, U]]:
-    """Yield (item, function(item)) of all items, in order; the function runs in the ``coloring_threads``, for the first
-    of which that is done so many ``spare`` items wait."""
+             most: int = PAINTERS + 1) -> Iterator[tuple[T, U]]:
+    """Yield (item, function(item)) of all items, in order; the function runs in the ``coloring_threads``. So many items
+    are held at ``most``: by default, one more than there are threads waits for the one that is done first."""
     waiting: deque[tuple[T, Future[U]]] = deque()
     for item in items:
         waiting.append((item, pool.submit(function, item)))
-        if len(waiting) == PAINTERS + spare:
+        if len(waiting) == most:
             item, answer = waiting.popleft()
             yield item, answer.result()
     for item, answer in waiting:
@@ -163,9 +163,9 @@ def in_order(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterab
 
 
 def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Plan, config: FilmConfig,
-               spare: int = 1) -> Generator[Job, None, None]:
-    """Yield the jobs, in order, with ab and what is known filled in; PAINTERS batches are colored at a time, and so
-    many ``spare`` ones wait."""
+               large: bool = False) -> Generator[Job, None, None]:
+    """Yield the jobs, in order, with ab and what is known filled in; PAINTERS batches are colored at a time, of
+    ``large`` frames one."""
     steady, last, mixture = SteadyColors(config.steady), None, None
 
     def paint(batch):
@@ -204,8 +204,9 @@ def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Pla
         while batch:  # a frame that is taken is held no longer
             yield batch.pop()
 
-    with closing(batches(jobs, config.batch_size)) as todo, coloring_threads() as pool:
-        for batch, answers in in_order(pool, paint, todo, spare):
+    painters = 1 if large else PAINTERS
+    with closing(batches(jobs, config.batch_size)) as todo, coloring_threads(painters) as pool:
+        for batch, answers in in_order(pool, paint, todo, 1 if large else painters + 1):
             yield from fill(batch, answers)
 
 
@@ -285,7 +286,7 @@ class Coloring:
         large = is_large(self.writer.target)
         jobs = ahead(read_jobs(self.film, plan, todo, painter.side, config.keep_color_shots),
                      1 if large else config.batch_size)
-        painting = ahead(paint_jobs(jobs, painter, plan, config, 0 if large else 1), 2 if large else config.batch_size)
+        painting = ahead(paint_jobs(jobs, painter, plan, config, large), config.batch_size)
         with (open(log, "w", encoding="utf-8") as lines,
               tqdm(total=len(plan.pts), initial=finished, unit=" frames", desc=self.output.name, disable=None) as bar,
               closing(painting) as painted):
