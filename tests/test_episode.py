@@ -313,12 +313,13 @@ def test_few_frames_are_held_at_a_time(tmp_path, monkeypatch):
                 self.most = max(self.most, len(self.alive))
                 yield pts, duration, planes
 
-    source = draw_shots(tmp_path / "in.mkv", [(60, 100), (200, 120)])
+    source, returned = draw_shots(tmp_path / "in.mkv", [(60, 100), (200, 120)]), []
+    monkeypatch.setattr(episode, "return_large_blocks", lambda: returned.append(True))
     for name, large, most in (("small", episode.LARGE, 20 + 6 * 4), ("large", 1, 12 + 5 * 4)):
         film = Watched(source)
         monkeypatch.setattr(episode, "LARGE", large)
         color_film(StubPainter(), film, tmp_path / f"{name}.mkv", FilmConfig(batch_size=4))
-        assert 4 <= film.most <= most
+        assert 4 <= film.most <= most and len(returned) == (name == "large")
     assert (tmp_path / "small.mkv").read_bytes() == (tmp_path / "large.mkv").read_bytes()
 
 
