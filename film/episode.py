@@ -70,6 +70,7 @@ class Job:
     known: Known | None = None  # of the places of a frame that is colored
     look: np.ndarray | None = None  # (D,) int16, of a new drawing; with the first that blends, that of the next shot
     blends: bool = False  # whether it shows the next shot, too
+    result: Planes | None = None  # in the coding of the target
 
 
 class Drawing:
@@ -286,7 +287,7 @@ class Coloring:
         large = is_large(self.writer.target)
         jobs = ahead(read_jobs(self.film, plan, todo, painter.side, config.keep_color_shots),
                      1 if large else config.batch_size)
-        painting = ahead(paint_jobs(jobs, painter, plan, config, large), config.batch_size)
+        painting = ahead(self._finished(paint_jobs(jobs, painter, plan, config, large)), config.batch_size)
         with (open(log, "w", encoding="utf-8") as lines,
               tqdm(total=len(plan.pts), initial=finished, unit=" frames", desc=self.output.name, disable=None) as bar,
               closing(painting) as painted):
@@ -296,6 +297,13 @@ class Coloring:
                 print(json.dumps(self.records[number].log_line()), file=lines, flush=True)
         if self.parts.held() != self.readings:
             self.writer.join(self.parts, plan, self.readings)
+
+    def _finished(self, jobs):
+        """The jobs with their results, which are made while the one before is encoded."""
+        with closing(jobs):
+            for job in jobs:
+                job.result = finish(job, self.writer.target, self.config.color_only, self.plan.shots[job.shot].box)
+                yield job
 
     def draw_map(self) -> None:
         """Write the map of what is known, by what was kept of each shot while it was colored."""
@@ -315,17 +323,16 @@ class Coloring:
         keeping = keep(self.parts.known(number)) if config.confidence else nullcontext(lambda known: None)
         with self.writer.shot(self.parts.part(number), plan.times(shot)) as write, keeping as keep_known:
             for job in itertools.islice(jobs, shot.end - shot.start):
-                result = finish(job, target, config.color_only, shot.box)
-                write(result, plan.pts[job.index])
+                write(job.result, plan.pts[job.index])
                 keep_known(job.known)
                 if job.look is not None:
                     looks.append(job.look)
                 known.append((math.nan, math.nan) if job.known is None else
                              (job.known.sure.mean(), job.known.recalled.mean()))
                 if job.index == middle:
-                    shown = job.planes, result
+                    shown = job.planes, job.result
                 if not config.color_only:
-                    cdc.add(result.part(shot.box).picture(*size))
+                    cdc.add(job.result.part(shot.box).picture(*size))
                 if plan.has_color:
                     cdc_truth.add(job.planes.part(shot.box).picture(*size))
                 bar.update()
