@@ -43,12 +43,11 @@ from film.planes import Box, Planes, change_depth, paint_chroma, within
 from film.scan import scan
 from film.sequence import FrameWriter, NumberedFrames
 from film.steadiness import CDC
-from film.video import SEEK_MARGIN, Film, ahead, planned_frames, window
-from utils import UserError, is_color, only_one, return_large_blocks, warn
+from film.video import LARGE, SEEK_MARGIN, Film, ahead, planned_frames, window
+from utils import UserError, is_color, only_one, warn
 
 HELD = 4.0  # a drawing is held while no mean luma of 4 x 4 pixels changes by more than this, in 8-bit steps
 PAINTERS = 2  # threads that color, a batch or a picture each
-LARGE = 2**23  # bytes of a frame, as of 4K: encoding takes longer than painting, so that one batch at a time will do
 NEUTRAL = 0.4663  # Y' in [0, 1] of a gray of L 50
 
 T = TypeVar("T")
@@ -166,7 +165,7 @@ def in_order(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterab
 def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Plan, config: FilmConfig,
                large: bool = False) -> Generator[Job, None, None]:
     """Yield the jobs, in order, with ab and what is known filled in; PAINTERS batches are colored at a time, of
-    ``large`` frames one."""
+    ``large`` frames one, since encoding them takes longer."""
     steady, last, mixture = SteadyColors(config.steady), None, None
 
     def paint(batch):
@@ -284,10 +283,11 @@ class Coloring:
         if self.parts.held():
             print(_told(todo, len(plan.shots)))
         log = self.output.with_name(f"{self.output.stem}_shots.jsonl")
-        large = is_large(self.writer.target)
+        large = self.writer.target.width * self.writer.target.height >= LARGE
         jobs = ahead(read_jobs(self.film, plan, todo, painter.side, config.keep_color_shots),
                      1 if large else config.batch_size)
-        painting = ahead(self._finished(paint_jobs(jobs, painter, plan, config, large)), config.batch_size)
+        painting = ahead(self._finished(paint_jobs(jobs, painter, plan, config, large)),
+                         max(1, config.batch_size // 2) if large else config.batch_size)
         with (open(log, "w", encoding="utf-8") as lines,
               tqdm(total=len(plan.pts), initial=finished, unit=" frames", desc=self.output.name, disable=None) as bar,
               closing(painting) as painted):
@@ -354,11 +354,6 @@ class Coloring:
         self.readings[number] = reading
 
 
-def is_large(target: Target) -> bool:
-    """Whether a frame takes LARGE bytes or more."""
-    return 1.5 * target.height * target.width * np.dtype(target.coding.dtype).itemsize >= LARGE
-
-
 def map_of(output: Path) -> Path:
     """The path of the map of what is known of the colored film ``output``."""
     return output.with_name(f"{output.stem}_confidence.mp4")
@@ -393,8 +388,6 @@ def color_film(painter: FilmPainter, film: Film, output: str | Path, config: Fil
         if order := writer.target.fields:
             warn(f"{film.path} is interlaced ({NAMES[order]}), and {output} will be: colors are chosen on the mean of "
                  "both fields, and each field gets its own")
-        if is_large(writer.target):
-            return_large_blocks()
         output.parent.mkdir(parents=True, exist_ok=True)
         with only_one(output.with_name(f".{output.name}.lock"), busy):
             parts = parts_of(painter, film, output, writer, config)

@@ -17,12 +17,14 @@ from config import FilmConfig
 from film.parts import is_joined
 from film.planes import Planes, planes_of
 from film.sharing import share_out
-from utils import IMAGE_SUFFIXES, MAX_FRAME_PIXELS, VIDEO_SUFFIXES, UserError, list_files, warn
+from utils import (
+    IMAGE_SUFFIXES, MAX_FRAME_PIXELS, VIDEO_SUFFIXES, UserError, list_files, return_large_blocks, warn)
 
 LISTS = b"#EXTM3U", b"ffconcat version"  # how playlists begin
 NO_FILMS = "tty", "bin", "xbin", "adf", "idf", "ico", "fits"  # texts and stills that FFmpeg takes for films
 COVER = Disposition.attached_pic
 SEEK_MARGIN = 10  # seconds that decoding starts early after a seek, so that every frame has all that it refers to
+LARGE = 2**22  # pixels of frames of which fewer are held at a time; 4K has twice as many
 T = TypeVar("T")
 
 
@@ -55,6 +57,8 @@ def open_video(path: str | Path) -> Iterator[tuple[av.container.InputContainer, 
             raise UserError(f"{path} has a video stream of an unknown kind; convert it, for example to H.264")
         if size.width * size.height > MAX_FRAME_PIXELS:
             raise UserError(f"the frames of {path} have more than {MAX_FRAME_PIXELS:,} pixels; give a smaller video")
+        if size.width * size.height >= LARGE:
+            return_large_blocks()
         video.thread_type = "AUTO"
         yield container, video
 
