@@ -170,15 +170,15 @@ def color_pictures(painter: Painter, pairs: Sequence[tuple[Path, Path]], evaluat
     """``color_picture`` for all pairs; returns how many were colored."""
     done = 0
     def colored(pair):
+        """Whether the picture was colored, and what was measured of it."""
         pictures = color_picture(painter, confidence, pair)
-        return pictures and (evaluation.measure(*pictures),)
+        return (False, None) if pictures is None else (True, evaluation.measure(*pictures))
 
     with coloring_threads() as pool:
         answers = in_order(pool, colored, pairs)
-        for _, measured in tqdm(answers, total=len(pairs), unit="picture", disable=None):
-            if measured is not None:
-                evaluation.add(*measured)
-                done += 1
+        for _, (was_colored, measured) in tqdm(answers, total=len(pairs), unit="picture", disable=None):
+            evaluation.add(measured)
+            done += was_colored
     if not done:
         raise UserError(f"no picture could be read in {pairs[0][0].parent}")
     return done
