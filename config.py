@@ -513,6 +513,7 @@ class ColorConfig(FilmConfig, PainterConfig):
     suggest: int = setting(10, "how many frames to write as gray pictures whose coloring would help most; 0 for none",
                            group="video")
     panel: bool = setting(False, "write a second film that shows what the memory recalls")
+    proof: bool = setting(False, "compare the luma of the colored film with the film's, sample by sample, and tell")
     workers: int = setting(1, "films of a folder to color at the same time, in processes with networks of their own",
                            group="machine")
     shard: Shard = setting(Shard(), "do the i-th of n parts of a folder, from 1 on, as on n machines; part 1 has all "
@@ -524,6 +525,8 @@ class ColorConfig(FilmConfig, PainterConfig):
         _check_choices(self)
         _at_least(self, 1, "workers", "batch_size")
         _at_least(self, 0, "suggest")
+        if self.proof and self.color_only:
+            raise UserError("--proof compares the luma, which --color_only leaves out; use one of them")
         if self.end <= self.start:
             raise UserError(f"--end {self.end:g} s is not after --start {self.start:g} s")
 

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import colorizer.waiting  # noqa: F401  before torch is imported
 
@@ -30,17 +30,26 @@ from film.episode import color_film, coloring_threads, compare, in_order, map_of
 from film.known import mixture, tint
 from film.panel import memory_pictures, write_panel
 from film.parts import Records, finished_by, parts_folder
-from film.planes import Planes, paint_chroma, planes_of_picture, within
+from film.planes import Planes, paint_chroma, planes_of_picture
+from film.proof import prove_luma
 from film.report import Report, Suggestion, suggest_frames, write_report
 from film.sequence import find_sequences, write_colored
 from film.sharing import share_out
-from film.video import Film, VideoFile, find_films, is_film, planned_frames
+from film.video import Film, VideoFile, find_films, frames_at, is_film
 from utils import (
-    IMAGE_SUFFIXES, VIDEO_SUFFIXES, Scores, UserError, is_color, list_files, metrics_table, picture_grid, read_picture,
-    replace_when_done, run_cli, warn, write_image)
+    IMAGE_SUFFIXES, VIDEO_SUFFIXES, Scores, UserError, is_color, list_files, measured_size, metrics_table,
+    picture_grid, read_picture, replace_when_done, run_cli, warn, write_image)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Evaluation
+
+
+class Measured(NamedTuple):
+    """What was measured of a picture."""
+
+    gray: dict[str, float]  # of ``Scores.rows``
+    result: dict[str, float]
+    row: list[np.ndarray]  # of the comparison: gray, result and truth
 
 
 class Evaluation:
@@ -55,18 +64,28 @@ class Evaluation:
         self.stride = 1  # one picture in so many is kept for the comparison
         self.seen = 0
 
-    def add(self, truth: np.ndarray, result: np.ndarray) -> None:
-        """Add a truth and its result, RGB uint8 (H, W, 3) of one size; a truth without color does not count."""
+    @classmethod
+    def measure(cls, truth: np.ndarray, result: np.ndarray) -> Measured | None:
+        """Measure a truth and its result, RGB uint8 (H, W, 3) of one size, at their ``measured_size``; a truth without
+        color does not count."""
         if not is_color(truth):
-            return
+            return None
+        truth, result = (resize(picture, *measured_size(*truth.shape[:2])) for picture in (truth, result))
         lab = rgb_to_lab(truth)
         lab[..., 1:] = 0
         gray = lab_to_rgb(lab)
-        self.scores["gray"].add(gray, truth)
-        self.scores["result"].add(result, truth)
+        height = max(1, round(cls.WIDTH * truth.shape[0] / truth.shape[1]))
+        return Measured(Scores.measure(gray, truth), Scores.measure(result, truth),
+                        [resize(picture, height, cls.WIDTH) for picture in (gray, result, truth)])
+
+    def add(self, measured: Measured | None) -> None:
+        """Take what ``measure`` gave."""
+        if measured is None:
+            return
+        self.scores["gray"].rows.append(measured.gray)
+        self.scores["result"].rows.append(measured.result)
         if self.seen % self.stride == 0:
-            height = max(1, round(self.WIDTH * truth.shape[0] / truth.shape[1]))
-            self.rows.append([resize(picture, height, self.WIDTH) for picture in (gray, result, truth)])
+            self.rows.append(measured.row)
             if len(self.rows) == 2 * self.ROWS:  # bounded, and spread evenly over however many pictures come
                 self.rows, self.stride = self.rows[::2], 2 * self.stride
         self.seen += 1
@@ -150,29 +169,37 @@ def color_pictures(painter: Painter, pairs: Sequence[tuple[Path, Path]], evaluat
                    confidence: bool) -> int:
     """``color_picture`` for all pairs; returns how many were colored."""
     done = 0
+    def colored(pair):
+        """Whether the picture was colored, and what was measured of it."""
+        pictures = color_picture(painter, confidence, pair)
+        return (False, None) if pictures is None else (True, evaluation.measure(*pictures))
+
     with coloring_threads() as pool:
-        colored = in_order(pool, partial(color_picture, painter, confidence), pairs)
-        for _, pictures in tqdm(colored, total=len(pairs), unit="picture", disable=None):
-            if pictures is not None:
-                evaluation.add(*pictures)
-                done += 1
+        answers = in_order(pool, colored, pairs)
+        for _, (was_colored, measured) in tqdm(answers, total=len(pairs), unit="picture", disable=None):
+            evaluation.add(measured)
+            done += was_colored
     if not done:
         raise UserError(f"no picture could be read in {pairs[0][0].parent}")
     return done
 
 
 def measure_film(records: Records, film: Film, result: Film, config: ColorConfig, evaluation: Evaluation) -> None:
-    """Compare one frame a second, at most 200, of a film with its ``result``, both read from their files. Shots that
-    were left as they were do not count, nor do bars."""
+    """Compare one frame a second, at most 200, of a film with its ``result``, both read from their files, at their
+    ``measured_size``. Shots that were left as they were do not count, nor do bars."""
     shots = [(range(record.start_frame, record.end_frame), record.box) for record in records if not record.kept]
     frames = records[-1].end_frame
     rate = frames / (records[-1].end_time - records[0].start_time)
     every = min(frames, max(1, round(rate), math.ceil(frames / 200)))
-    for index, truth, painted in compare(film, result, config, every):
-        for shot, box in shots:
-            if index in shot:
-                inside = within(box, truth.shape, truth.shape)
-                evaluation.add(truth[inside], painted[inside])
+    pairs = ((truth.part(box), painted.part(box)) for index, truth, painted in compare(film, result, config, every)
+             for shot, box in shots if index in shot)
+
+    def measure(pair):
+        return evaluation.measure(*(planes.picture(*measured_size(*planes.y.shape)) for planes in pair))
+
+    with coloring_threads() as pool:
+        for _, measured in in_order(pool, measure, pairs):
+            evaluation.add(measured)
 
 
 MAP = "confidence.png"  # of what is known of a picture
@@ -188,13 +215,17 @@ def save_suggestions(folder: Path, film: Film, times: Sequence[int],
     """Write the suggested frames of ``film`` as gray pictures of its size, without bars, to be painted. ``times`` are
     the pts of all colored frames. A file that exists is kept, as it may be painted; it shows the same frame if --start
     is the same."""
-    for suggestion in suggestions:
-        path = folder / suggestion.file_name
-        if not path.exists():
-            with closing(planned_frames(film, times, suggestion.frame)) as frames:
-                _, planes = next(frames)
-            planes = planes.part(suggestion.shot.box)
-            write_image(path, planes.gray(*planes.y.shape))
+    missing = {suggestion.frame: suggestion for suggestion in suggestions
+               if not (folder / suggestion.file_name).exists()}
+
+    def write(frame):
+        index, planes = frame
+        planes = planes.part(missing[index].shot.box)
+        write_image(folder / missing[index].file_name, planes.gray(*planes.y.shape))
+
+    with coloring_threads() as pool, closing(frames_at(film, times, sorted(missing))) as frames:
+        for _ in in_order(pool, write, frames):
+            pass
 
 
 def explain_film(painter: Painter, records: Records, film: Film, target: Path, summaries: dict[str, dict[str, float]],
@@ -281,12 +312,16 @@ def color_work(painter: Painter, config: ColorConfig, work: tuple[Film, Path]) -
         seconds, count = time.monotonic() - started, records[-1].end_frame
         evaluation, result = Evaluation(), film.colored(target, records.pts)
         print(f"colored {count} frames of {len(records)} shots in {seconds:.1f} s: {result.path}")
+        proof = {}
+        if config.proof:
+            proof["luma"] = prove_luma(film, result, config)
+            print(proof["luma"])
         try:
             if not config.color_only and any(record.truth is not None for record in records):
                 measure_film(records, film, result, config, evaluation)
             evaluation.report(target.parent, f"{target.stem}_", {
                 "input": str(film.path), **facts_of(painter, config), "pictures": count, "shots": len(records),
-                "seconds": round(seconds, 2)}, True)
+                "seconds": round(seconds, 2), **proof}, True)
             explain_film(painter, records, film, target, evaluation.summaries(), config)
         except UserError as error:
             raise UserError(f"{error}; the film itself is whole, and the same command makes what is missing") from error

@@ -1,6 +1,7 @@
 """What do the scripts share? Errors, flags, pictures, checkpoints, locks and metrics."""
 
 import argparse
+import ctypes
 import math
 import os
 import re
@@ -94,6 +95,15 @@ def positive(text: str) -> int:
 def warn(message: str) -> None:
     """Tell the user on stderr, in one line, about something that does not stop the work."""
     print(f"warning: {message}", file=sys.stderr)
+
+
+def return_large_blocks() -> None:
+    """From now on, blocks of memory of 4 MB and more go back to the system when they are freed. GNU's C library keeps
+    blocks of up to 32 MB, once one as large was freed, and of 4K frames hundreds of MB come together. Others do not,
+    and are left as they are."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-3, 2**22)  # M_MMAP_THRESHOLD
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -464,6 +474,16 @@ def is_color(rgb: np.ndarray) -> bool:
     return bool(spread.mean() > 1 or (spread > 16).mean() > 0.001)
 
 
+MEASURED = 720 * 576  # pixels
+
+
+def measured_size(height: int, width: int) -> tuple[int, int]:
+    """The size at which a picture is measured: its own up to MEASURED pixels, and else one of about so many. Colors
+    are no finer than the networks paint them, and the metrics of 4K would take longer than coloring it."""
+    scale = min(1.0, math.sqrt(MEASURED / (height * width)))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 class Scores:
     """Quality of results against the truth, over a set of pictures."""
 
@@ -477,18 +497,24 @@ class Scores:
         return len(self.rows)
 
     def add(self, rgb: np.ndarray, truth: np.ndarray) -> None:
-        """Add a result and its truth, RGB uint8 (H, W, 3) of one size. Lab, CIEDE2000, SSIM are scikit-image's."""
+        """Add a result and its truth, RGB uint8 (H, W, 3) of one size."""
+        self.rows.append(self.measure(rgb, truth))
+
+    @staticmethod
+    def measure(rgb: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+        """A row of ``rows``: what a result, given as for ``add``, is beside its truth. Lab, CIEDE2000, SSIM are
+        scikit-image's."""
         lab, lab_truth = (rgb2lab(x.astype(np.float32) / 255) for x in (rgb, truth))
         side = min(7, *(size - (size + 1) % 2 for size in rgb.shape[:2]))  # SSIM's window, odd, for tiny pictures too
         differences = color_differences(lab, lab_truth)
-        self.rows.append({
+        return {
             "ciede2000": float(differences.mean()),
             "far": float((differences > FAR).mean()),
             "mse_rgb": float(((rgb.astype(np.float32) - truth) ** 2).mean()),
             "mse_ab": float(((lab[..., 1:] - lab_truth[..., 1:]) ** 2).mean()),
             "ssim": float(structural_similarity(rgb, truth, win_size=side, channel_axis=-1)) if side >= 3 else math.nan,
             "colorfulness": colorfulness(rgb),
-            "colorfulness_truth": colorfulness(truth)})
+            "colorfulness_truth": colorfulness(truth)}
 
     def summary(self) -> dict[str, float]:
         """{name in COLUMNS: mean over the set, which must not be empty}; PSNR (peak 255 for RGB, AB_PEAK for ab) is

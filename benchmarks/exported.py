@@ -94,8 +94,8 @@ def main(argv):
             color(config)
         film, scores, frames = VideoFile(args.film), Scores(), []
         for _, truth, painted in compare(film, VideoFile(output), config, args.every):
-            scores.add(painted, truth)
-            frames.append(truth)
+            frames.append(truth.picture())
+            scores.add(painted.picture(), frames[-1])
         painter = Painter.load(args.checkpoint, precision="fp32")
         export(ExportConfig(args.checkpoint, folder))
         size = sum(path.stat().st_size for path in folder.iterdir())

@@ -32,6 +32,12 @@ def moved(ab: torch.Tensor, hint: torch.Tensor, weight: torch.Tensor | float = 1
     return ab + F.interpolate(change, ab.shape[2:], mode="bilinear", align_corners=False)
 
 
+def in_parts(x: torch.Tensor) -> Sequence[torch.Tensor]:
+    """A batch (N, ...) in parts of which what is computed stays in the cache of a CPU: its pictures one by one; on a
+    GPU, all at once."""
+    return x.split(1 if x.device.type == "cpu" else len(x))
+
+
 class GroupDropout(nn.Dropout):
     """Dropout for rows (P, C) of which each of GROUPS parts, P a multiple of them, has one mask: a mask for every row
     takes longer to draw than all else in a step."""
@@ -148,7 +154,7 @@ class Voter(nn.Module):
             lightness = _lightness(L, grid)
             axes = lightness.transpose(1, 2) @ light - self.mean @ self.projection
             for seen, part in zip(maps, parts, strict=True):  # to project before enlarging is the same, and cheaper
-                seen = torch.einsum("nchw,ca->nahw", seen, part)
+                seen = (seen.permute(0, 2, 3, 1) @ part).permute(0, 3, 1, 2)
                 seen = F.interpolate(seen, (grid, grid), mode="bilinear", align_corners=False)
                 axes = axes + seen.flatten(2).transpose(1, 2)
             votes = self.mlp(axes).log_softmax(2)

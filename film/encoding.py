@@ -36,6 +36,7 @@ _ENCODERS = {  # encoder: (crf, other options); x264's default preset takes twic
     "libx264": (16, {"preset": "veryfast"}), "libx265": (18, {"x265-params": "log-level=error"}),
     "libvpx-vp9": (24, {"b": "0", "row-mt": "1", "deadline": "good", "cpu-used": "3"}),
     "libaom-av1": (20, {"b": "0", "row-mt": "1", "cpu-used": "6"}), "libsvtav1": (20, {"svtav1-params": "lookahead=0"}),
+    "ffv1": (None, {"level": "3", "g": "1", "slices": "4", "slicecrc": "1"}),  # as archives keep it: frame by frame
 }  # fmt: skip
 
 
@@ -86,6 +87,7 @@ def _first_look(path):
 
 def _choose_codec(output, config):
     name = config.codec or ("libvpx-vp9" if output.suffix.lower() == ".webm" else "libx264")
+    name = "prores_ks" if name == "prores" else name  # which FFmpeg takes for another encoder, that cannot interlace
     try:
         codec = av.Codec(name, "w")
     except (av.error.FFmpegError, ValueError) as error:

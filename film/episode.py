@@ -7,7 +7,7 @@ new. Numbered frames are colored in the same way, each into a picture of its own
 
 Memory grows by about 30 bytes for each frame of the film and, for each shot, its palette (at most 10 kB) and its record
 (about 50 kB of compressed pictures). At most 20 + 10 * batch_size frames are held at a time, and in the first pass as
-many of the network's size as a dissolve may be late.
+many of the network's size as a dissolve may be late. Of a film of LARGE frames it is half as many.
 """
 
 import itertools
@@ -43,7 +43,7 @@ from film.planes import Box, Planes, change_depth, paint_chroma, within
 from film.scan import scan
 from film.sequence import FrameWriter, NumberedFrames
 from film.steadiness import CDC
-from film.video import SEEK_MARGIN, Film, ahead, planned_frames, window
+from film.video import LARGE, SEEK_MARGIN, Film, ahead, planned_frames, window
 from utils import UserError, is_color, only_one, warn
 
 HELD = 4.0  # a drawing is held while no mean luma of 4 x 4 pixels changes by more than this, in 8-bit steps
@@ -69,6 +69,7 @@ class Job:
     known: Known | None = None  # of the places of a frame that is colored
     look: np.ndarray | None = None  # (D,) int16, of a new drawing; with the first that blends, that of the next shot
     blends: bool = False  # whether it shows the next shot, too
+    result: Planes | None = None  # in the coding of the target
 
 
 class Drawing:
@@ -133,35 +134,38 @@ def batches(jobs: Generator[Job, None, None], batch_size: int) -> Generator[list
 
 
 @contextmanager
-def coloring_threads() -> Iterator[ThreadPoolExecutor]:
-    """A pool of PAINTERS threads. Within the block they share torch's threads, and OpenCV has none of its own:
+def coloring_threads(painters: int = PAINTERS) -> Iterator[ThreadPoolExecutor]:
+    """A pool of so many threads. Within the block they share torch's threads, and OpenCV has none of its own:
     batches side by side wait for each other less than threads within one small operation."""
     threads = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(max(1, threads[0] // PAINTERS))
+    torch.set_num_threads(max(1, threads[0] // painters))
     cv2.setNumThreads(1)
     try:
-        with ThreadPoolExecutor(PAINTERS) as pool:
+        with ThreadPoolExecutor(painters) as pool:
             yield pool
     finally:
         torch.set_num_threads(threads[0])
         cv2.setNumThreads(threads[1])
 
 
-def in_order(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T]) -> Iterator[tuple[T, U]]:
-    """Yield (item, function(item)) of all items, in order; the function runs in the ``coloring_threads``."""
+def in_order(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T],
+             most: int = PAINTERS + 1) -> Iterator[tuple[T, U]]:
+    """Yield (item, function(item)) of all items, in order; the function runs in the ``coloring_threads``. So many items
+    are held at ``most``: by default, one more than there are threads waits for the one that is done first."""
     waiting: deque[tuple[T, Future[U]]] = deque()
     for item in items:
         waiting.append((item, pool.submit(function, item)))
-        if len(waiting) > PAINTERS:  # one more waits for the thread that is done first
+        if len(waiting) == most:
             item, answer = waiting.popleft()
             yield item, answer.result()
     for item, answer in waiting:
         yield item, answer.result()
 
 
-def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Plan,
-               config: FilmConfig) -> Generator[Job, None, None]:
-    """Yield the jobs, in order, with ab and what is known filled in; PAINTERS batches are colored at a time."""
+def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Plan, config: FilmConfig,
+               large: bool = False) -> Generator[Job, None, None]:
+    """Yield the jobs, in order, with ab and what is known filled in; PAINTERS batches are colored at a time, of
+    ``large`` frames one, since encoding them takes longer."""
     steady, last, mixture = SteadyColors(config.steady), None, None
 
     def paint(batch):
@@ -196,10 +200,13 @@ def paint_jobs(jobs: Generator[Job, None, None], painter: FilmPainter, plan: Pla
                 # In less light, colors are as much weaker as contrast.
                 job.ab, job.known = last.ab / plan.light[job.index, 0], last.known
             job.L = None
-        return batch
+        batch.reverse()
+        while batch:  # a frame that is taken is held no longer
+            yield batch.pop()
 
-    with closing(batches(jobs, config.batch_size)) as todo, coloring_threads() as pool:
-        for batch, answers in in_order(pool, paint, todo):
+    painters = 1 if large else PAINTERS
+    with closing(batches(jobs, config.batch_size)) as todo, coloring_threads(painters) as pool:
+        for batch, answers in in_order(pool, paint, todo, 1 if large else painters + 1):
             yield from fill(batch, answers)
 
 
@@ -276,8 +283,11 @@ class Coloring:
         if self.parts.held():
             print(_told(todo, len(plan.shots)))
         log = self.output.with_name(f"{self.output.stem}_shots.jsonl")
-        jobs = ahead(read_jobs(self.film, plan, todo, painter.side, config.keep_color_shots), config.batch_size)
-        painting = ahead(paint_jobs(jobs, painter, plan, config), config.batch_size)
+        large = self.writer.target.width * self.writer.target.height >= LARGE
+        jobs = ahead(read_jobs(self.film, plan, todo, painter.side, config.keep_color_shots),
+                     1 if large else config.batch_size)
+        painting = ahead(self._finished(paint_jobs(jobs, painter, plan, config, large)),
+                         max(1, config.batch_size // 2) if large else config.batch_size)
         with (open(log, "w", encoding="utf-8") as lines,
               tqdm(total=len(plan.pts), initial=finished, unit=" frames", desc=self.output.name, disable=None) as bar,
               closing(painting) as painted):
@@ -287,6 +297,13 @@ class Coloring:
                 print(json.dumps(self.records[number].log_line()), file=lines, flush=True)
         if self.parts.held() != self.readings:
             self.writer.join(self.parts, plan, self.readings)
+
+    def _finished(self, jobs):
+        """The jobs with their results, which are made while the one before is encoded."""
+        with closing(jobs):
+            for job in jobs:
+                job.result = finish(job, self.writer.target, self.config.color_only, self.plan.shots[job.shot].box)
+                yield job
 
     def draw_map(self) -> None:
         """Write the map of what is known, by what was kept of each shot while it was colored."""
@@ -306,17 +323,16 @@ class Coloring:
         keeping = keep(self.parts.known(number)) if config.confidence else nullcontext(lambda known: None)
         with self.writer.shot(self.parts.part(number), plan.times(shot)) as write, keeping as keep_known:
             for job in itertools.islice(jobs, shot.end - shot.start):
-                result = finish(job, target, config.color_only, shot.box)
-                write(result, plan.pts[job.index])
+                write(job.result, plan.pts[job.index])
                 keep_known(job.known)
                 if job.look is not None:
                     looks.append(job.look)
                 known.append((math.nan, math.nan) if job.known is None else
                              (job.known.sure.mean(), job.known.recalled.mean()))
                 if job.index == middle:
-                    shown = job.planes, result
+                    shown = job.planes, job.result
                 if not config.color_only:
-                    cdc.add(result.part(shot.box).picture(*size))
+                    cdc.add(job.result.part(shot.box).picture(*size))
                 if plan.has_color:
                     cdc_truth.add(job.planes.part(shot.box).picture(*size))
                 bar.update()
@@ -404,10 +420,10 @@ def color_film(painter: FilmPainter, film: Film, output: str | Path, config: Fil
             return work.records
 
 
-def compare(film: Film, result: Film, config: FilmConfig, every: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Yield one of ``every`` frames of a film and of its result: (index, truth, result), RGB uint8 (H, W, 3)."""
+def compare(film: Film, result: Film, config: FilmConfig, every: int) -> Iterator[tuple[int, Planes, Planes]]:
+    """Yield one of ``every`` frames of a film and of its result: (index, truth, result)."""
     begin, _ = window(film, config)
-    with closing(ahead(film.read(begin), 8)) as truths, closing(ahead(result.read(), 8)) as results:
+    with closing(ahead(film.read(begin), 2)) as truths, closing(ahead(result.read(), 2)) as results:
         for index, ((_, _, truth), (_, _, painted)) in enumerate(zip(truths, results, strict=False)):
             if index % every == every // 2:
-                yield index, truth.picture(), painted.picture()
+                yield index, truth, painted

@@ -17,12 +17,14 @@ from config import FilmConfig
 from film.parts import is_joined
 from film.planes import Planes, planes_of
 from film.sharing import share_out
-from utils import IMAGE_SUFFIXES, MAX_FRAME_PIXELS, VIDEO_SUFFIXES, UserError, list_files, warn
+from utils import (
+    IMAGE_SUFFIXES, MAX_FRAME_PIXELS, VIDEO_SUFFIXES, UserError, list_files, return_large_blocks, warn)
 
 LISTS = b"#EXTM3U", b"ffconcat version"  # how playlists begin
 NO_FILMS = "tty", "bin", "xbin", "adf", "idf", "ico", "fits"  # texts and stills that FFmpeg takes for films
 COVER = Disposition.attached_pic
 SEEK_MARGIN = 10  # seconds that decoding starts early after a seek, so that every frame has all that it refers to
+LARGE = 2**22  # pixels of frames of which fewer are held at a time; 4K has twice as many
 T = TypeVar("T")
 
 
@@ -55,6 +57,8 @@ def open_video(path: str | Path) -> Iterator[tuple[av.container.InputContainer, 
             raise UserError(f"{path} has a video stream of an unknown kind; convert it, for example to H.264")
         if size.width * size.height > MAX_FRAME_PIXELS:
             raise UserError(f"the frames of {path} have more than {MAX_FRAME_PIXELS:,} pixels; give a smaller video")
+        if size.width * size.height >= LARGE:
+            return_large_blocks()
         video.thread_type = "AUTO"
         yield container, video
 
@@ -279,6 +283,19 @@ def planned_frames(film: Film, times: Sequence[int], index: int) -> Generator[tu
     if index < len(times):
         raise UserError(f"{film.path} cannot be read a second time as it was the first, from frame {index} on; copy it "
                         "to a good disk and run again")
+
+
+def frames_at(film: Film, times: Sequence[int], indices: Iterable[int]) -> Generator[tuple[int, Planes], None, None]:
+    """Yield (index, Planes) of the frames of rising ``indices``; ``times`` as for ``planned_frames``. What lies between
+    them is decoded where a seek would cost as much."""
+    with ExitStack() as stack:
+        frames, before = None, 0
+        for index in indices:
+            if frames is None or (times[index] - times[before]) * film.time_base > SEEK_MARGIN:
+                stack.close()
+                frames = stack.enter_context(closing(planned_frames(film, times, index)))
+            before = index
+            yield next(frame for frame in frames if frame[0] == index)
 
 
 def ahead(items: Generator[T, None, None], size: int) -> Generator[T, None, None]:

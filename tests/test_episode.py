@@ -16,7 +16,7 @@ from drawn import HOLD_LOCK, StubPainter, draw_film, draw_shots, planes_in, time
 
 from benchmarks import long_film
 from config import FilmConfig
-from film import episode
+from film import episode, video
 from film.episode import color_film
 from film.parts import is_joined
 from film.planes import planes_of
@@ -301,8 +301,8 @@ def test_a_second_run_into_the_same_output_is_refused(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["in.mp4", "out.mp4", "out_shots.jsonl"]
 
 
-def test_few_frames_are_held_at_a_time(tmp_path):
-    """However long the film and its shots are."""
+def test_few_frames_are_held_at_a_time(tmp_path, monkeypatch):
+    """However long the film and its shots are, and fewer where they are large; the film is the same."""
     class Watched(VideoFile):
         alive, most = [], 0
 
@@ -313,9 +313,15 @@ def test_few_frames_are_held_at_a_time(tmp_path):
                 self.most = max(self.most, len(self.alive))
                 yield pts, duration, planes
 
-    film = Watched(draw_shots(tmp_path / "in.mkv", [(60, 150), (200, 250)]))
-    color_film(StubPainter(), film, tmp_path / "out.mkv", FilmConfig(batch_size=4))
-    assert 4 <= film.most <= 20 + 6 * 4
+    source, returned = draw_shots(tmp_path / "in.mkv", [(60, 100), (200, 120)]), []
+    monkeypatch.setattr(video, "return_large_blocks", lambda: returned.append(True))
+    for name, large, most in (("small", episode.LARGE, 20 + 6 * 4), ("large", 1, 12 + 5 * 4)):
+        film = Watched(source)
+        for module in (episode, video):
+            monkeypatch.setattr(module, "LARGE", large)
+        color_film(StubPainter(), film, tmp_path / f"{name}.mkv", FilmConfig(batch_size=4))
+        assert 4 <= film.most <= most and bool(returned) == (name == "large")
+    assert (tmp_path / "small.mkv").read_bytes() == (tmp_path / "large.mkv").read_bytes()
 
 
 def test_the_benchmark_of_a_long_film(tmp_path):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from drawn import draw_picture
 
+from dataset import resize
+from film import planes as film_planes
 from film.planes import Coding, Planes, change_depth, paint_chroma, planes_of
 
 CODINGS = [Coding(depth, full, space) for depth in (8, 10) for full in (False, True) for space in (1, 6)]
@@ -71,3 +73,43 @@ def test_painted_chroma_gives_the_colors_at_the_luma_of_the_picture(coding):
     assert np.abs(result - lab).mean() < 0.7
     neutral = paint_chroma(Planes(y, None, None, coding), np.zeros((4, 4, 2), np.float32), 6, 8, coding)
     assert all(np.abs(plane.astype(int) - coding.chroma[0]).max() <= 1 for plane in neutral)
+
+
+@pytest.mark.parametrize("coding", CODINGS[::3])
+def test_chroma_does_not_depend_on_how_much_is_painted_at_a_time(coding, monkeypatch):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2**coding.depth, (90, 128)).astype(coding.dtype)
+    picture, ab = Planes(y, None, None, coding), rng.normal(0, 30, (24, 24, 2)).astype(np.float32)
+    found = []
+    for count in (1, 1000, 10**9):
+        monkeypatch.setattr(film_planes, "PAINTED", count)
+        found.append(paint_chroma(picture, ab, 45, 64, coding))
+    assert all(np.array_equal(*planes) for other in found[1:] for planes in zip(found[0], other, strict=True))
+    assert len(np.unique(found[0][0])) > 20
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_a_gray_picture_is_that_of_the_luma_alone(coding):
+    y = np.arange(2**coding.depth, dtype=coding.dtype).reshape(16, -1)
+    picture = Planes(y, y, y, coding)
+    expected = picture._replace(cb=None, cr=None).picture()
+    # Of 10 bits and limited range, one code lies between two grays, and is rounded either way.
+    assert (picture.gray(*y.shape) != expected).sum() <= 1
+
+
+def test_large_pictures_are_halved_before_they_are_looked_at():
+    rng = np.random.default_rng(0)
+    for height, width in ((360, 640), (720, 1280), (1080, 1920), (2160, 3840), (1079, 1919)):
+        y, cb = (cv2.resize(rng.integers(20, 230, (9, 16), np.uint8), (width // part, height // part),
+                            interpolation=cv2.INTER_CUBIC) for part in (1, 2))
+        picture = Planes(y, cb, cb, Coding(8, False, 1))
+        looks = picture.luma(256, 256), picture.reduced(512).y, picture.rgb(512, 512)
+        plain = resize(y, 256, 256), resize(y, 512, 512), picture.coding.to_rgb(
+            resize(y, 512, 512), *[resize(cb, 512, 512)] * 2)
+        plain = (picture._replace(y=plain[0]).luma(256, 256), *plain[1:])
+        for look, expected, step in zip(looks, plain, (1, 1, 1 / 255), strict=True):
+            far = np.abs(np.subtract(look, expected, dtype=np.float32)) / step
+            if min(height, width) < 1024 or height % 2:
+                assert far.max() == 0  # there is nothing to halve
+            else:
+                assert 0 < far.mean() < 1 and far.max() <= 8

@@ -270,18 +270,26 @@ def test_painters_of_other_colors_have_another_identity(home, tmp_path):
 def test_gray_row_is_the_truth_without_its_colors():
     evaluation = Evaluation()
     truth = draw_picture(3)
-    evaluation.add(truth, truth)
+    evaluation.add(evaluation.measure(truth, truth))
     result, gray = evaluation.scores["result"].summary(), evaluation.scores["gray"].summary()
     assert result["ciede2000"] == 0 and result["psnr_ab"] == math.inf
     lab = rgb2lab(truth)
     assert gray["psnr_ab"] == pytest.approx(10 * math.log10(220**2 / (lab[..., 1:] ** 2).mean()), abs=0.1)
 
 
+def test_a_large_picture_is_measured_as_a_smaller_one():
+    truth, result = (np.kron(draw_picture(i, (640, 480)), np.ones((2, 2, 1), np.uint8)) for i in (3, 5))
+    large, small = (Evaluation.measure(*(resize(picture, *size) for picture in (truth, result)))
+                    for size in ((960, 1280), (558, 744)))
+    assert large.gray == small.gray and large.result == small.result and large.result["ciede2000"] > 0.1
+    assert [picture.shape for picture in large.row] == [(240, 320, 3)] * 3
+
+
 def test_the_comparison_stays_bounded_and_spread():
     evaluation = Evaluation()
     for i in range(100):
         picture = np.full((8, 8, 3), (i, 200, 0), np.uint8)
-        evaluation.add(picture, picture)
+        evaluation.add(evaluation.measure(picture, picture))
     shown = [int(row[2][0, 0, 0]) for row in evaluation.rows]
     assert len(shown) < 2 * evaluation.ROWS and shown == list(range(0, 100, evaluation.stride))
 

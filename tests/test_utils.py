@@ -12,8 +12,8 @@ import torch
 
 import utils
 from utils import (
-    Scores, UserError, boolean, ciede2000, colorfulness, is_color, load_checkpoint, metrics_table, picture_grid, psnr,
-    read_image, replace_when_done, run_cli, save_checkpoint, write_image)
+    Scores, UserError, boolean, ciede2000, colorfulness, is_color, load_checkpoint, measured_size, metrics_table,
+    picture_grid, psnr, read_image, replace_when_done, run_cli, save_checkpoint, write_image)
 
 
 def test_ciede2000_of_published_pairs():
@@ -48,6 +48,13 @@ def test_scores_of_the_truth_itself():
     assert summary["ciede2000"] == 0 and summary["ssim"] == pytest.approx(1)
     assert summary["colorfulness"] == summary["colorfulness_truth"] > 50
     assert "CIEDE2000" in metrics_table({"result": summary})
+
+
+@pytest.mark.parametrize("size, measured", [
+    ((360, 640), (360, 640)), ((480, 854), (480, 854)), ((576, 720), (576, 720)), ((1080, 1920), (483, 859)),
+    ((2160, 3840), (483, 859)), ((1, 10**6), (1, 643988))])
+def test_the_size_at_which_a_picture_is_measured(size, measured):
+    assert measured_size(*size) == measured
 
 
 def test_colorfulness_by_hand():

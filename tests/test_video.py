@@ -14,7 +14,7 @@ from drawn import StubPainter, draw_film, draw_picture, draw_shots, planes_in, t
 from config import FilmConfig, parse_time
 from film.episode import color_film
 from film.planes import planes_of
-from film.video import VideoFile, read_frames
+from film.video import VideoFile, frames_at, read_frames
 from utils import UserError
 
 
@@ -217,7 +217,7 @@ def test_what_is_no_time(text):
 @pytest.mark.parametrize("settings, codec, pix_fmt", [
     ({}, "h264", "yuv420p"), ({"codec": "hevc"}, "hevc", "yuv420p"), ({"pix_fmt": "yuv444p"}, "h264", "yuv444p"),
     ({"codec": "ffv1"}, "ffv1", "yuv420p"), ({"codec": "libaom-av1"}, "av1", "yuv420p"),
-    ({"pix_fmt": "yuv420p10le"}, "h264", "yuv420p10le"), ({"codec": "prores_ks"}, "prores", "yuv422p10le")])
+    ({"pix_fmt": "yuv420p10le"}, "h264", "yuv420p10le"), ({"codec": "prores"}, "prores", "yuv422p10le")])
 def test_codecs(tmp_path, settings, codec, pix_fmt):
     source = draw_film(tmp_path / "in.mkv", (128, 96), range(5))
     output = color(source, tmp_path / "out.mkv", **settings)
@@ -227,6 +227,20 @@ def test_codecs(tmp_path, settings, codec, pix_fmt):
     assert times_and_sound(output) == times_and_sound(source)
     shift = 2 if "10" in pix_fmt else 0
     assert np.abs((planes_in(source)[3][0].astype(int) << shift) - planes_in(output)[3][0]).mean() < 2 << shift
+
+
+@pytest.mark.parametrize("name, codec, pix_fmt, far", [
+    ("out.mkv", "ffv1", "yuv420p10le", 0), ("out.mov", "prores", "yuv422p10le", 2)])
+def test_masters_keep_10_bits_and_every_frame_by_itself(tmp_path, name, codec, pix_fmt, far):
+    source = draw_shots(tmp_path / "in.mkv", [(60, 8)], codec="ffv1", pix_fmt="yuv420p10le", noise=2)
+    output = color(source, tmp_path / name, codec=codec)
+    with av.open(str(output)) as film:
+        assert film.streams.video[0].codec_context.pix_fmt == pix_fmt
+        assert all(packet.is_keyframe for packet in film.demux(video=0) if packet.size)
+    lumas = [planes[0] for planes in planes_in(source)]
+    assert any((luma % 4).any() for luma in lumas)
+    assert all(np.abs(np.subtract(luma, planes[0], dtype=int)).mean() <= far
+               for luma, planes in zip(lumas, planes_in(output), strict=True))
 
 
 @pytest.mark.parametrize("name, settings, message", [
@@ -352,6 +366,19 @@ def test_read_frames_from_the_middle(tmp_path):
     part = [(pts, planes_of(frame).y.copy()) for pts, frame in read_frames(source, whole[25][0])]
     assert len(part) == 15
     assert all(a[0] == b[0] and np.array_equal(a[1], b[1]) for a, b in zip(whole[25:], part, strict=True))
+
+
+def test_single_frames_are_read_in_as_few_goes_as_pay(tmp_path, monkeypatch):
+    source = draw_film(tmp_path / "in.mp4", times=range(400))  # of 40 seconds
+    film = VideoFile(source)
+    whole = [(pts, planes.y.copy()) for pts, _, planes in film.read()]
+    goes, read = [], VideoFile.read
+    monkeypatch.setattr(VideoFile, "read", lambda film, begin=None, damage=None: goes.append(begin) or read(
+        film, begin, damage))
+    wanted = [0, 30, 31, 120, 350]
+    found = [(index, planes.y.copy()) for index, planes in frames_at(film, [pts for pts, _ in whole], wanted)]
+    assert [index for index, _ in found] == wanted and goes == [0, whole[350][0]]
+    assert all(np.array_equal(y, whole[index][1]) for index, y in found)
 
 
 def test_a_film_without_times(tmp_path):
