@@ -143,9 +143,12 @@ class Crew:
 
     def left(self, keys: Sequence[str]) -> list[str]:
         """The keys of what is neither done nor failed; what cost a process before comes last."""
-        notes = {key: self.change(key, dict) for key in keys}
-        return sorted((key for key in keys if "end" not in notes[key]),
-                      key=lambda key: "died" in notes[key] or notes[key].get("deaths", 0) > 0)
+        def look(notes):
+            self._bury(notes)
+            return "end" in notes, notes.get("died", 0) + notes.get("deaths", 0)
+
+        states = {key: self.change(key, look) for key in keys}
+        return sorted((key for key in keys if not states[key][0]), key=lambda key: states[key][1])
 
     def left_at_work(self, keys: Sequence[str]) -> list[str]:
         """The keys of what processes worked on that died, and of which nobody took notice yet."""
