@@ -419,9 +419,11 @@ def main(argv: list[str]) -> None:
                                           "whole shots to train, val or test. Look at the pictures in figures/ to tune "
                                           "the thresholds."))
     films, left_out = generate(config)
-    if rank_and_size()[0]:  # the leader says it
-        sys.exit(bool(left_out))
-    tell(films, config)
+    leads = rank_and_size()[0] == 0  # and says what all did
+    if leads:
+        tell(films, config)
+    if left_out and not leads:
+        sys.exit(1)
     if left_out:
         raise UserError(f"{left_out} film{'s' * (left_out > 1)} cannot be read; mend or remove what is left out "
                         "and run again with --overwrite True")

@@ -28,6 +28,7 @@ from film.apart import Died, apart
 from utils import UserError, rank_and_size, warn
 
 PAUSE = 0.2  # seconds between two looks at the notes of others
+PATIENCE = 10  # seconds to wait for processes that should soon end
 DEATHS = 2  # a file at which processes died in so many tries is left out
 T = TypeVar("T")
 _crews = itertools.count()  # how often this process joined one, as all processes of the run do
@@ -107,10 +108,12 @@ class Crew:
                     self.change(key, partial(_update, more={"answer": make()}))
                 except UserError as error:
                     self.change(key, partial(_update, more={"error": str(error)}))
+                    self._meet(key)
                     raise
             else:
                 time.sleep(PAUSE)
         if "error" in notes:
+            self._meet(key)
             raise UserError(notes["error"]) if self.leads else SystemExit(1)
         return notes["answer"]
 
@@ -138,8 +141,20 @@ class Crew:
             else:
                 time.sleep(PAUSE)
             left = self.left(left)
+        self._meet("the end")
         errors = {key: error for key in keys if (error := self.change(key, dict)["end"])}
         return {key: here.get(key, UserError(error)) for key, error in errors.items()}
+
+    def _meet(self, key):
+        """Wait until all processes have come here: with the first that ends, torchrun's store may go."""
+        def come(notes):
+            notes["here"] = [worker for worker in notes.get("here", []) if self.lives(worker) and worker != self.me]
+            notes["here"].append(self.me)
+            return len(notes["here"])
+
+        deadline = time.monotonic() + PATIENCE
+        while self.change(f"at {key}", come) < self.size and time.monotonic() < deadline:
+            time.sleep(PAUSE)
 
     def left(self, keys: Sequence[str]) -> list[str]:
         """The keys of what is neither done nor failed; what cost a process before comes last."""
