@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from multiprocessing import resource_tracker
+from multiprocessing import reduction, resource_tracker
 from multiprocessing.connection import wait
 from typing import TypeVar
 
@@ -20,6 +20,17 @@ class Died(UserError):
     """The process ended before its work did."""
 
 
+class _Streams:
+    """Standard output and error, which become those of the process that this is pickled for."""
+
+    def __getstate__(self):
+        return [(number, reduction.DupFd(number)) for number in (1, 2)]
+
+    def __setstate__(self, streams):
+        for number, stream in streams:
+            os.dup2(stream.detach(), number)
+
+
 def apart(work: Callable[..., T], *arguments: object) -> T:
     """``work(*arguments)`` in a process of its own; work, arguments and answer are pickled.
 
@@ -30,7 +41,7 @@ def apart(work: Callable[..., T], *arguments: object) -> T:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "film.episode"])  # which import almost all that there is
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(theirs, work, arguments), daemon=True)
+    process = context.Process(target=_serve, args=(_Streams(), theirs, work, arguments), daemon=True)
     resource_tracker.ensure_running()  # before SIGINT is blocked, since its start unblocks it
     # Ctrl-C in a terminal reaches all processes; this one ends the other, which inherits what is blocked here.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -53,7 +64,7 @@ def apart(work: Callable[..., T], *arguments: object) -> T:
     return answer
 
 
-def _serve(connection, work, arguments):
+def _serve(_, connection, work, arguments):
     """What the process does."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # SystemExit: the work is cleaned up
     threading.Thread(target=_end_with_parent, daemon=True).start()
