@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from multiprocessing import reduction, resource_tracker
 from multiprocessing.connection import wait
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from utils import UserError
 
@@ -23,10 +23,10 @@ class Died(UserError):
 class _Streams:
     """Standard output and error, which become those of the process that this is pickled for."""
 
-    def __getstate__(self):
+    def __getstate__(self) -> list[tuple[int, Any]]:
         return [(number, reduction.DupFd(number)) for number in (1, 2)]
 
-    def __setstate__(self, streams):
+    def __setstate__(self, streams: list[tuple[int, Any]]) -> None:
         for number, stream in streams:
             os.dup2(stream.detach(), number)
 

@@ -605,7 +605,7 @@ def test_bad_input_is_one_sentence(bad, monkeypatch, arguments, message):
 
 def test_the_script_says_no_more_than_its_sentence(bad):
     done = subprocess.run([sys.executable, str(SCRIPT), "--video_path", "no_frames.mkv"], cwd=bad, capture_output=True,
-                          text=True)
+                          text=True, timeout=120)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1
 
@@ -644,7 +644,8 @@ def test_too_few_shots_for_every_split_is_said(tmp_path, capsys):
 def test_the_script_runs_with_no_flag(tmp_path):
     if not GeneratorConfig().video_path.is_file():
         pytest.skip("the bundled film is not there")
-    done = subprocess.run([sys.executable, str(SCRIPT)], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(SCRIPT)], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=300)
     assert done.returncode == 0, done.stderr
     assert "episode_1.mp4: shots" in done.stdout and "written to dataset" in done.stdout
     assert pictures(tmp_path / "dataset") == sorted(row["file"] for row in rows(tmp_path / "dataset"))
