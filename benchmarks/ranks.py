@@ -7,8 +7,8 @@ Draws a gray film of the shots of both episodes, in turn, and colors it in turn,
 - by one process, and by 4 ranks, on all cores;
 - by 1 and by 2 ranks of one thread that have one core each, as if they were machines.
 
-Prints a table: seconds from the first frame read to the film joined, and with all starts and reports, medians; the
-ratios are medians of those of each round. Linux only.
+Prints a table: seconds from the first frame read to the film joined, with all starts and reports, and of all cores
+together, medians; the ratios are medians of those of each round. Linux only.
 """
 
 import os
@@ -59,14 +59,15 @@ def draw(path, shots, frames):
 
 
 def color(checkpoint, film, output, ranks, pinned):
-    """Color the film by a command; returns seconds (of coloring, in all)."""
+    """Color the film by a command; returns seconds (of coloring, in all, of cores)."""
     run = (["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else [])
-    began = time.monotonic()
+    began, before = time.monotonic(), os.times()
     subprocess.run([sys.executable, *run, __file__ if pinned else test.__file__, "--checkpoint", checkpoint, "--input",
                     film, "--output", output], check=True, capture_output=True,
                    env={**os.environ, **({"PIN": "1", "OMP_NUM_THREADS": "1"} if pinned else {})})
-    seconds = time.monotonic() - began
-    return json.loads(output.with_name(f"{output.stem}_metrics.json").read_text())["seconds"], seconds
+    seconds, after = time.monotonic() - began, os.times()
+    cores = sum(getattr(after, kind) - getattr(before, kind) for kind in ("children_user", "children_system"))
+    return json.loads(output.with_name(f"{output.stem}_metrics.json").read_text())["seconds"], seconds, cores
 
 
 def main(argv):
@@ -86,13 +87,13 @@ def main(argv):
                 times[way].append(color(args.checkpoint.resolve(), film, output, ranks, pinned))
                 made.add(output.read_bytes())
     print(f"{frames} frames of {args.shots} shots, {args.rounds} rounds; {len(made)} different films came out\n")
-    print("| | coloring, s | in all, s | times as fast |\n|---|---|---|---|")
+    print("| | coloring, s | in all, s | of cores, s | times as fast |\n|---|---|---|---|---|")
     for slow, fast in PAIRS:
         rounds = list(zip(times[slow], times[fast], strict=True))
         ratios = [statistics.median(one[kind] / other[kind] for one, other in rounds) for kind in (0, 1)]
         for way, told in ((slow, ""), (fast, f"{ratios[0]:.2f} ({ratios[1]:.2f} in all)")):
-            inside, whole = (statistics.median(row[kind] for row in times[way]) for kind in (0, 1))
-            print(f"| {way} | {inside:.1f} | {whole:.1f} | {told} |")
+            seconds = (f"{statistics.median(row[kind] for row in times[way]):.1f}" for kind in (0, 1, 2))
+            print("|", " | ".join([way, *seconds, told]), "|")
 
 
 if __name__ == "__main__":
