@@ -88,7 +88,7 @@ def main(argv):
                 times[way].append(color(args.checkpoint.resolve(), film, output, ranks, pinned))
                 made[way].add(output.read_bytes())
     same = all(len(made[slow] | made[fast]) == 1 for slow, fast in PAIRS)
-    print(f"{frames} frames of {args.shots} shots, {args.rounds} rounds; what came out is {'' if same else 'NOT '}the same"
+    print(f"{frames} frames of {args.shots} shots, {args.rounds} rounds; results are {'' if same else 'NOT '}the same"
           "\n")
     print("| | coloring, s | in all, s | of cores, s | times as fast |\n|---|---|---|---|---|")
     for slow, fast in PAIRS:
