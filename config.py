@@ -119,28 +119,6 @@ def parse_time(text: str) -> float:
     return seconds
 
 
-@dataclass(frozen=True)
-class Shard:
-    """Every ``count``-th item of a list, beginning with the ``number``-th, counted from 1."""
-
-    number: int = 1
-    count: int = 1
-
-    def of(self, items: list[T]) -> list[T]:
-        return items[self.number - 1::self.count]
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
-
-
-def parse_shard(text: str) -> Shard:
-    """The value of a flag i/n, such as 2/5: a Shard."""
-    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise argparse.ArgumentTypeError(f"expected i/n with i from 1 to n, such as 2/5, got '{text}'")
-    return Shard(int(found[1]), int(found[2]))
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The method
 
@@ -334,14 +312,10 @@ class GeneratorConfig:
                                      nargs=3, metavar=("TRAIN", "VAL", "TEST"), type=float)
     seed: int = setting(0, "decides which shot goes where")
 
-    workers: int = setting(1, "films to read at the same time", group="machine")
-    shard: Shard = setting(Shard(), "read the i-th of n parts of the films, from 1 on, as on n machines that see the "
-                           "same save_path; the last one to be done makes the dataset", type=parse_shard, metavar="i/n")
-
     def check(self) -> None:
         """Raises UserError for a value out of its range."""
         _check_choices(self)
-        _at_least(self, 1, "frames_per_shot", "shots_len_thres", "workers", flag="--")
+        _at_least(self, 1, "frames_per_shot", "shots_len_thres", flag="--")
         _at_least(self, 0, "seed", "col_diff_thres", flag="--")
         if self.scene_thres is not None and not self.scene_thres > 0:
             raise UserError(f"--scene_thres is {self.scene_thres} but must be above 0")
@@ -514,16 +488,12 @@ class ColorConfig(FilmConfig, PainterConfig):
                            group="video")
     panel: bool = setting(False, "write a second film that shows what the memory recalls")
     proof: bool = setting(False, "compare the luma of the colored film with the film's, sample by sample, and tell")
-    workers: int = setting(1, "films of a folder to color at the same time, in processes with networks of their own",
-                           group="machine")
-    shard: Shard = setting(Shard(), "do the i-th of n parts of a folder, from 1 on, as on n machines; part 1 has all "
-                           "pictures", type=parse_shard, metavar="i/n")
 
     def check(self) -> None:
         """Raises UserError for a value out of its range."""
         PainterConfig.check(self)
         _check_choices(self)
-        _at_least(self, 1, "workers", "batch_size")
+        _at_least(self, 1, "batch_size")
         _at_least(self, 0, "suggest")
         if self.proof and self.color_only:
             raise UserError("--proof compares the luma, which --color_only leaves out; use one of them")

@@ -9,13 +9,13 @@ import itertools
 import math
 import os
 import re
-import shutil
+import sys
 import tempfile
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,14 @@ from tqdm import tqdm
 
 from config import GeneratorConfig, read_flags
 from film.bars import Margin, Profile, find_boxes, margins, profile
+from film.crew import Crew, share_apart
 from film.figures import SHEET_COLUMNS, SHEET_PAGES, SHEET_ROWS, SIGNATURE, draw_contact_sheets, draw_curve
-from film.found import FINDINGS, SPLITS, Findings, FoundFilm, FoundShot, link
+from film.found import SPLITS, Findings, FoundFilm, FoundShot, link
 from film.planes import Box, Planes
-from film.sharing import share_out
 from film.shots import (
     ChangeDetector, Detector, FramePool, HistogramDetector, detect_shots, frame_positions, reread_frames, small_picture)
 from film.video import Damage, VideoFile, ahead, find_films
-from utils import IMAGE_SUFFIXES, UserError, list_files, run_cli, warn
+from utils import IMAGE_SUFFIXES, UserError, list_files, only_one, rank_and_size, run_cli, warn
 
 CSV_HEADER = ["file", "video", "frame", "time", "shot", "split"]
 OWN_PICTURE = re.compile(r"(train|val|test)/raw_image_[^/\\]*_\d+\.png")  # files that --overwrite may remove
@@ -138,18 +138,6 @@ class PictureWriter:
 
     def __exit__(self, *_: object) -> None:
         self.threads.shutdown(cancel_futures=True)
-
-
-def scanner(config: GeneratorConfig) -> Callable[[tuple[Path, Path]], FoundFilm]:
-    """Called by share_out once in each process: the function from (film, folder for its pictures) to a FoundFilm."""
-    return lambda job: scan_film(*job, config)
-
-
-def scan_films(jobs: Sequence[tuple[Path, Path]],
-               config: GeneratorConfig) -> AbstractContextManager[Iterable[tuple[int, FoundFilm | UserError]]]:
-    """Scan films, ``config.workers`` at a time, for (film, folder) in ``jobs``; yields (index, FoundFilm or the
-    UserError that it caused) as each is done."""
-    return closing(share_out(partial(scanner, config), jobs, config.workers))
 
 
 def scan_film(path: Path, folder: Path, config: GeneratorConfig) -> FoundFilm:
@@ -315,94 +303,72 @@ def install(folder: Path, save_path: Path, earlier: Sequence[Path]) -> None:
 
 
 def generate(config: GeneratorConfig) -> tuple[list[dict[str, Any]], int]:
-    """Make the dataset that ``config`` asks for.
+    """Make the dataset that ``config`` asks for, with all processes that torchrun started.
 
     Returns (summaries, how many films are left out because they cannot be read). A summary is a dict per film: video,
-    shots, kept, dropped, and frames, a dict split -> number of pictures written. The list is empty while other shards
-    still have films to read.
-    Raises UserError for all that the user can mend; then what was in ``save_path`` is as it was.
+    shots, kept, dropped, and frames, a dict split -> number of pictures written.
+    Raises UserError for all that the user can mend, and of several processes the others SystemExit; then what was in
+    ``save_path`` is as it was. A run that is interrupted goes on with the films that were not read.
     """
     config.check()
-    save_path = Path(os.path.abspath(config.save_path))
-    videos = find_videos(config.video_path, config.video_names)
-    earlier = earlier_files(save_path, config.overwrite)
+    save_path, crew = Path(os.path.abspath(config.save_path)), Crew.join()
     try:
-        if config.shard.count > 1:
-            return generate_shard(config, save_path, videos, earlier)
-        # Next to the files it will replace, so that moving them in is a rename.
-        beside = next(path for path in (save_path, *save_path.parents) if path.is_dir())
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=beside) as folder:
-            folder = Path(folder)
-            folders = [folder / str(i) for i in range(len(videos))]
-            found = {}
-            with scan_films(list(zip(videos, folders, strict=True)), config) as scanned:
-                for index, film in scanned:
-                    found[index] = film
-                    tell_failure(film, videos)
-            (folder / "dataset").mkdir()
-            done = fill(folder / "dataset", [(found[i], folders[i]) for i in range(len(videos))], config, os.replace)
-            install(folder / "dataset", save_path, earlier)
-            return done
+        work = crew.decide("work", partial(plan_work, config, save_path))
+        findings = Findings(save_path, map(Path, work["videos"]), config)
+        with lead(findings, config) if crew.leads else nullcontext():
+            crew.decide("begun", bool)  # the others wait for the leader
+            if crew.alone and len(work["videos"]) > 1:
+                errors = share_apart(work["videos"], read_films, config, findings)
+            else:
+                errors = read_films(crew, config, findings)
+            films, left_out = crew.decide("dataset", partial(
+                make_dataset, config, save_path, findings, errors, [Path(path) for path in work["earlier"]]))
+            return films, left_out
     except OSError as error:
         raise UserError(f"cannot write to {config.save_path}: {error.strerror or error}") from error
 
 
-def generate_shard(config: GeneratorConfig, save_path: Path, videos: list[Path],
-                   earlier: Sequence[Path]) -> tuple[list[dict[str, Any]], int]:
-    """The work of ``generate`` for one shard: read its films, and make the dataset when all films are read."""
-    findings = Findings(save_path / FINDINGS, videos, config)
-    findings.folder.mkdir(parents=True, exist_ok=True)
-    mine = [video for video in config.shard.of(videos) if not isinstance(findings.get(video), FoundFilm)]
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=save_path) as folder:
-        folder = Path(folder)
-        failures = 0
-        with scan_films([(video, folder / str(i)) for i, video in enumerate(mine)], config) as scanned:
-            for index, film in scanned:
-                findings.add(mine[index], film, folder / str(index))
-                failures += tell_failure(film, videos)
-        found, shard = [film for film in map(findings.get, videos) if film is not None], config.shard
-        missing = len(videos) - len(found)
-        if missing:
-            print(f"shard {shard.number} of {shard.count} is done; {missing} of {len(videos)} films are still to be "
-                  "read by the others")
-            return [], failures
-        with findings.claim() as claimed:
-            if not claimed:
-                print(f"shard {shard.number} of {shard.count} is done; another one makes the dataset")
-                return [], failures
-            for video, film in zip(videos, found, strict=True):
-                if video not in mine:
-                    tell_failure(film, videos)
-            (folder / "dataset").mkdir()
-            pictures = [findings.pictures(video) for video in videos]
-            done = fill(folder / "dataset", list(zip(found, pictures, strict=True)), config, link)
-            install(folder / "dataset", save_path, earlier)
-            shutil.rmtree(findings.folder)
-            return done
+def plan_work(config: GeneratorConfig, save_path: Path) -> dict[str, list[str]]:
+    """The paths of the ``videos`` to read and of the ``earlier`` files to replace."""
+    videos = find_videos(config.video_path, config.video_names)
+    return {"videos": list(map(str, videos)), "earlier": list(map(str, earlier_files(save_path, config.overwrite)))}
 
 
-def tell_failure(film: FoundFilm | UserError, videos: Sequence[Path]) -> bool:
-    """Whether ``film`` is the error of a film that cannot be read; warns of it when there are several ``videos``."""
-    failed = isinstance(film, UserError)
-    if failed and len(videos) > 1:
-        warn(f"{film}; it is left out")
-    return failed
+@contextmanager
+def lead(findings: Findings, config: GeneratorConfig) -> Iterator[None]:
+    """In the block no other run writes the dataset."""
+    with only_one(findings.lock, f"another run is writing {config.save_path}; wait for it or choose another "
+                                 "--save_path"), findings.begun():
+        yield
 
 
-def fill(folder: Path, found: Sequence[tuple[FoundFilm | UserError, Path]], config: GeneratorConfig,
-         place: Callable[[Path, Path], None]) -> tuple[list[dict[str, Any]], int]:
-    """Make the dataset in ``folder`` from ``found``: for each film a FoundFilm or UserError, and the folder with its
-    pictures. ``place(source, target)`` moves or links a picture into the dataset. Returns what ``generate`` does."""
-    films = [(film, pictures) for film, pictures in found if isinstance(film, FoundFilm)]
-    failures = [film for film, _ in found if isinstance(film, UserError)]
+def read_films(crew: Crew, config: GeneratorConfig, findings: Findings) -> dict[str, UserError]:
+    """Read the films that were not read yet, each by one process of the crew; returns {path: error} of those that
+    cannot be."""
+    def host(path):
+        if Path(path) not in findings:
+            with tempfile.TemporaryDirectory(prefix=".partial-", dir=findings.folder) as folder:
+                pictures = Path(folder) / "pictures"
+                findings.add(scan_film(Path(path), pictures, config), pictures)
+
+    return crew.share(list(map(str, findings.keys)), host)
+
+
+def make_dataset(config: GeneratorConfig, save_path: Path, findings: Findings, errors: dict[str, UserError],
+                 earlier: Sequence[Path]) -> tuple[list[dict[str, Any]], int]:
+    """Make the dataset from all films that could be read; returns what ``generate`` does."""
+    films = [(findings[path], findings.pictures(path)) for path in findings.keys if str(path) not in errors]
     if not films:
-        raise failures[0] if len(failures) == 1 else UserError(f"none of the {len(found)} videos can be read")
-    assign_splits([film for film, _ in films], config)
-    write_pictures(folder, films, place)
-    for film, _ in films:
-        draw_curve(film, folder / FIGURES / f"{film.path.name}_curve.png")
-        draw_contact_sheets(film, folder / FIGURES)
-    return [film.summary() for film, _ in films], len(failures)
+        raise (next(iter(errors.values())) if len(errors) == 1 else
+               UserError(f"none of the {len(errors)} videos can be read"))
+    with tempfile.TemporaryDirectory(prefix=".dataset-", dir=findings.folder) as folder:
+        assign_splits([film for film, _ in films], config)
+        write_pictures(Path(folder), films)
+        for film, _ in films:
+            draw_curve(film, Path(folder) / FIGURES / f"{film.path.name}_curve.png")
+            draw_contact_sheets(film, Path(folder) / FIGURES)
+        install(Path(folder), save_path, earlier)
+    return [film.summary() for film, _ in films], len(errors)
 
 
 def assign_splits(films: Sequence[FoundFilm], config: GeneratorConfig) -> None:
@@ -422,8 +388,7 @@ def assign_splits(films: Sequence[FoundFilm], config: GeneratorConfig) -> None:
             warn(f"too few shots ({len(kept)}) for every split: {split} stays empty")
 
 
-def write_pictures(folder: Path, films: Sequence[tuple[FoundFilm, Path]],
-                   place: Callable[[Path, Path], None]) -> None:
+def write_pictures(folder: Path, films: Sequence[tuple[FoundFilm, Path]]) -> None:
     """Write frames.csv and the folders of the splits; ``films`` are pairs (FoundFilm, folder with its pictures)."""
     for name in (*SPLITS, FIGURES):
         (folder / name).mkdir()
@@ -435,7 +400,7 @@ def write_pictures(folder: Path, films: Sequence[tuple[FoundFilm, Path]],
             for shot in film.shots:
                 for frame, number in shot.images.items():
                     name = f"{shot.split}/{film.picture_name(next(numbers))}"
-                    place(pictures / film.picture_name(number), folder / name)
+                    link(pictures / film.picture_name(number), folder / name)
                     table.writerow([name, film.path.name, frame, f"{frame / film.fps:.3f}", shot.number, shot.split])
 
 
@@ -454,8 +419,11 @@ def main(argv: list[str]) -> None:
                                           "whole shots to train, val or test. Look at the pictures in figures/ to tune "
                                           "the thresholds."))
     films, left_out = generate(config)
-    if films:
+    leads = rank_and_size()[0] == 0  # and says what all did
+    if leads:
         tell(films, config)
+    if left_out and not leads:
+        sys.exit(1)
     if left_out:
         raise UserError(f"{left_out} film{'s' * (left_out > 1)} cannot be read; mend or remove what is left out "
                         "and run again with --overwrite True")

@@ -7,10 +7,10 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,19 +22,19 @@ from tqdm import tqdm
 
 from colorizer.certainty import Known
 from colorizer.painter import Painter, load_painter
-from config import ColorConfig, read_flags
+from config import ColorConfig, FilmConfig, part_of, read_flags
 from dataset import lab_to_rgb, resize, rgb_to_lab
 from film.again import can_change
+from film.crew import Board, Crew, share_apart
 from film.encoding import OUTPUT_SUFFIXES
-from film.episode import color_film, coloring_threads, compare, in_order, map_of
+from film.episode import FilmWork, coloring_threads, compare, in_order, map_of
 from film.known import mixture, tint
 from film.panel import memory_pictures, write_panel
 from film.parts import Records, finished_by, parts_folder
 from film.planes import Planes, paint_chroma, planes_of_picture
 from film.proof import prove_luma
 from film.report import Report, Suggestion, suggest_frames, write_report
-from film.sequence import find_sequences, write_colored
-from film.sharing import share_out
+from film.sequence import NumberedFrames, find_sequences, write_colored
 from film.video import Film, VideoFile, find_films, frames_at, is_film
 from utils import (
     IMAGE_SUFFIXES, VIDEO_SUFFIXES, Scores, UserError, is_color, list_files, measured_size, metrics_table,
@@ -202,6 +202,7 @@ def measure_film(records: Records, film: Film, result: Film, config: ColorConfig
             evaluation.add(measured)
 
 
+STILLS = "the pictures"
 MAP = "confidence.png"  # of what is known of a picture
 
 
@@ -301,8 +302,9 @@ def refuse_clashes(pictures: Sequence[tuple[Path, Path]], films: Sequence[tuple[
         names[target] = path
 
 
-def color_work(painter: Painter, config: ColorConfig, work: tuple[Film, Path]) -> None:
-    """Color a film of ``find_work``, a pair of (input, output), and write what goes with it."""
+def color_work(painter: Painter, config: ColorConfig, work: tuple[Film, Path], board: Board | None = None) -> None:
+    """Color a film of ``find_work``, a pair of (input, output), with all who help by the ``board``, and write what goes
+    with it."""
     film, target = work
     ours = config.overwrite or beside(target, "metrics.json").exists() or parts_folder(target).exists()
     refuse_existing([beside(target, name) for name in ("report.html", "panel.mp4", "comparison.png")], ours)
@@ -326,7 +328,12 @@ def color_work(painter: Painter, config: ColorConfig, work: tuple[Film, Path]) -
         except UserError as error:
             raise UserError(f"{error}; the film itself is whole, and the same command makes what is missing") from error
 
-    color_film(painter, film, target, config, overwrite=config.overwrite, explain=explain)
+    film_work(painter, config, work).host(board or Board(), explain)
+
+
+def film_work(painter: Painter, config: ColorConfig, work: tuple[Film, Path]) -> FilmWork:
+    """The work on a film of ``find_work``, a pair of (input, output)."""
+    return FilmWork(painter, *work, part_of(config, FilmConfig), config.overwrite)
 
 
 def facts_of(painter: Painter, config: ColorConfig) -> dict[str, str]:
@@ -336,11 +343,40 @@ def facts_of(painter: Painter, config: ColorConfig) -> dict[str, str]:
 
 
 def color(config: ColorConfig) -> None:
-    """Color ``config.input`` into ``config.output``. Raises UserError for all that the user can mend."""
+    """Color ``config.input`` into ``config.output``, with all processes that torchrun started. Raises UserError for all
+    that the user can mend; of several processes the others raise SystemExit then."""
     config.check()
+    crew = Crew.join()
+    work = crew.decide("work", partial(plan_work, config, crew.size > 1))
+    config = replace(config, save_checkpoint=None)  # it is written
+    if crew.alone and len(work["films"]) > 1:
+        share_apart(keys_of(work), color_shared, config, work)
+    elif work["pictures"] or work["films"]:
+        color_shared(crew, config, work)
+
+
+def prepare(config: ColorConfig) -> Painter:
+    """The painter. Raises UserError where it cannot do what ``config`` asks for."""
+    painter = load_painter(config)
+    if config.panel and not painter.remembers:
+        raise UserError("--panel shows what the memory recalls, and none is read here; leave --color_feature and "
+                        "--reference out, or train with use_memory True")
+    if config.confidence and not (painter.remembers and painter.config.use_spatial_memory):
+        raise UserError("--confidence shows what the spatial memory recalls, and none is read here; leave "
+                        "--color_feature and --reference out, or train with use_spatial_memory True")
+    return painter
+
+
+def plan_work(config: ColorConfig, largest_first: bool) -> dict[str, Any]:
+    """What is to be done, as plain values: ``pictures``, pairs (input, output), and ``films``, a dict from its name to
+    (its path, or {number: path} of numbered frames; prefix of their names; output). Raises UserError when something is
+    in the way."""
+    def size(pair):
+        film, _ = pair
+        paths = film.paths.values() if isinstance(film, NumberedFrames) else [film.path]
+        return sum(path.stat().st_size for path in paths)
+
     pictures, films = find_work(config.input, config.output, config.confidence)
-    pictures = pictures if config.shard.number == 1 else []  # in one shard, since they are measured together
-    films = config.shard.of(films)
     asked, done = len(pictures) + len(films), []
     if config.input.is_dir() and not config.overwrite:
         pictures = [pair for pair in pictures if not pair[1].exists()]
@@ -353,24 +389,60 @@ def color(config: ColorConfig) -> None:
                     + kept + maps, config.overwrite)
     done = [(film, target) for film, target in done
             if (finished := finished_by(target)) and (config.references or finished.references)]
-    painter = load_painter(config) if pictures or films or done or config.save_checkpoint else None
-    if painter is not None:
+    if done or config.save_checkpoint:
+        painter = prepare(config)
         films += [(film, target) for film, target in done if can_change(painter, film, target, config)]
     if skipped := asked - len(pictures) - len(films):
         print(f"{skipped} of {config.input} are in {config.output} already and skipped (--overwrite True does them "
               "again)")
-    if painter is None:
+    if largest_first:
+        films.sort(key=size, reverse=True)
+    return {"pictures": [(str(path), str(target)) for path, target in pictures],
+            "films": {str(film): ({number: str(path) for number, path in film.paths.items()}, film.prefix, str(target))
+                      if isinstance(film, NumberedFrames) else (str(film.path), "", str(target))
+                      for film, target in films}}
+
+
+def keys_of(work: dict[str, Any]) -> list[str]:
+    """What processes share of ``plan_work``: the pictures together, and each film."""
+    return [STILLS] * bool(work["pictures"]) + list(work["films"])
+
+
+def planned_film(source: str | dict[str, str], prefix: str, target: str) -> tuple[Film, Path]:
+    """(film, output) of a film of ``plan_work``."""
+    if isinstance(source, str):
+        return VideoFile(source), Path(target)
+    return NumberedFrames({int(number): Path(path) for number, path in source.items()}, prefix), Path(target)
+
+
+def color_shared(crew: Crew, config: ColorConfig, work: dict[str, Any]) -> None:
+    """Do what ``plan_work`` found, with all processes of the crew: pictures by one of them, films shot by shot.
+    Returns, or raises UserError, when all is done."""
+    load = cache(partial(prepare, config))
+    films = {key: planned_film(*entry) for key, entry in work["films"].items()}
+    stills = [(Path(path), Path(target)) for path, target in work["pictures"]]
+
+    def host(key):
+        if key == STILLS:
+            color_stills(load(), config, stills)
+        else:
+            color_work(load(), config, films[key], Board(crew, key))
+
+    def help(key, board):
+        film_work(load(), config, films[key]).help(Board(crew, key, board))
+
+    keys = keys_of(work)
+    if crew.left(keys):
+        load()  # or raise what is wrong with it, once
+    errors = crew.share(keys, host, help)
+    if not errors:
         return
-    if config.panel and not painter.remembers:
-        raise UserError("--panel shows what the memory recalls, and none is read here; leave --color_feature and "
-                        "--reference out, or train with use_memory True")
-    if config.confidence and not (painter.remembers and painter.config.use_spatial_memory):
-        raise UserError("--confidence shows what the spatial memory recalls, and none is read here; leave "
-                        "--color_feature and --reference out, or train with use_spatial_memory True")
-    if pictures:
-        color_stills(painter, config, pictures)
-    if films:
-        color_films(painter, config, films)
+    if not crew.leads:
+        raise SystemExit(1)
+    failed = len(films.keys() & errors.keys())
+    if failed == 0 or len(films) == 1:
+        raise next(iter(errors.values()))
+    raise UserError(f"{failed} of {len(films)} films failed; mend or remove them and run again")
 
 
 def color_stills(painter: Painter, config: ColorConfig, pictures: Sequence[tuple[Path, Path]]) -> None:
@@ -385,28 +457,6 @@ def color_stills(painter: Painter, config: ColorConfig, pictures: Sequence[tuple
     print(f"colored {count} pictures in {seconds:.1f} s: {place}")
     evaluation.report(folder, prefix, {"input": str(config.input), **facts_of(painter, config), "pictures": count,
                                        "seconds": round(seconds, 2)}, config.overwrite)
-
-
-def color_films(painter: Painter, config: ColorConfig, films: Sequence[tuple[Film, Path]]) -> None:
-    """Color films of ``find_work`` by ``config.workers`` processes. Raises UserError at the end when some of them could
-    not be colored."""
-    failures = 0
-    prepare: Callable[[], Any] = (partial(partial, color_work, painter, config) if len(films) == 1 else
-                                  partial(prepare_worker, config))
-    with closing(share_out(prepare, films, config.workers)) as answers:
-        for _, error in answers:
-            if error is not None and len(films) == 1:
-                raise error
-            if error is not None:
-                warn(f"{error}; the others go on")
-                failures += 1
-    if failures:
-        raise UserError(f"{failures} of {len(films)} films failed; mend or remove them and run again")
-
-
-def prepare_worker(config: ColorConfig) -> Callable[[tuple[Film, Path]], None]:
-    """The work of a process of its own: color_work with its own painter."""
-    return partial(color_work, load_painter(replace(config, save_checkpoint=None)), config)  # written already
 
 
 def main(argv: list[str]) -> None:

@@ -106,6 +106,13 @@ def return_large_blocks() -> None:
         mallopt(-3, 2**22)  # M_MMAP_THRESHOLD
 
 
+def rank_and_size() -> tuple[int, int]:
+    """Which process this is, from 0, of how many that torchrun started; (0, 1) without it."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return 0, 1
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Files and pictures
 
@@ -418,10 +425,15 @@ def _is_sound(tensor):
 
 
 def select_device(name: str) -> torch.device:
-    """The torch device for auto, cpu or cuda. Raises UserError when CUDA is asked for and not there."""
+    """The torch device for auto, cpu or cuda; the processes of torchrun share the GPUs of their machine. Raises
+    UserError when CUDA is asked for and not there."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no CUDA device for --device cuda; use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    return torch.device("cuda")
 
 
 def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -32,6 +32,7 @@ from colorizer.flow import SteadyColors
 from config import FilmConfig, part_of
 from dataset import resize
 from film.again import finished_shots, parts_of, reading_of
+from film.crew import PAUSE, Board
 from film.dissolves import Mixture, Painted
 from film.encoding import FilmWriter, write_errors
 from film.fields import NAMES, split, weave
@@ -48,6 +49,7 @@ from utils import UserError, is_color, only_one, warn
 
 HELD = 4.0  # a drawing is held while no mean luma of 4 x 4 pixels changes by more than this, in 8-bit steps
 PAINTERS = 2  # threads that color, a batch or a picture each
+LATE = 60  # seconds after which a file that one machine wrote is seen on all, at the latest
 NEUTRAL = 0.4663  # Y' in [0, 1] of a gray of L 50
 
 T = TypeVar("T")
@@ -88,36 +90,29 @@ class Drawing:
         return True
 
 
-def read_jobs(film: Film, plan: Plan, todo: Sequence[int], side: int,
+def read_jobs(film: Film, plan: Plan, todo: Iterable[int], side: int,
               keep: bool) -> Generator[Job, None, None]:
-    """Jobs for the frames of the shots ``todo`` (rising numbers). Only the first frame of a held drawing has an L, and
-    with ``keep`` no frame of a shot in color."""
-    for numbers in _passages(film, plan, todo):
-        with closing(planned_frames(film, plan.pts, plan.shots[numbers[0]].start)) as frames:
-            drawing = Drawing()
-            for number in numbers:
-                shot = plan.shots[number]
-                for index, planes in frames:
-                    if index < shot.start:
-                        continue
-                    job = Job(number, index, planes, blends=index >= shot.alone)
-                    if not (keep and shot.in_color) and (job.blends or drawing.is_new(planes, index == shot.start)):
-                        job.L = lit(planes.part(shot.box).lab(side)[..., 0], plan.light[index])
-                    yield job
-                    if index == shot.end - 1:
-                        break
-
-
-def _passages(film, plan, todo):
-    """Lists of the numbers of shots that are best read in one go: a seek costs as much as SEEK_MARGIN seconds."""
-    passage = []
-    for number in todo:
-        gap = plan.pts[plan.shots[number].start] - plan.pts[plan.shots[passage[-1]].end - 1] if passage else 0
-        if gap * film.time_base > SEEK_MARGIN:
-            yield passage
-            passage = []
-        passage.append(number)
-    yield passage
+    """Jobs for the frames of the shots ``todo``, a number of which is asked for when the shot before it is read. Only
+    the first frame of a held drawing has an L, and with ``keep`` no frame of a shot in color."""
+    drawing, place = Drawing(), -1  # the next frame to read
+    with ExitStack() as reading:
+        for number in todo:
+            shot = plan.shots[number]
+            # A seek costs as much as SEEK_MARGIN seconds: less far, it is better to read on.
+            gap = (plan.pts[shot.start] - plan.pts[place - 1]) * film.time_base if 0 < place <= shot.start else math.inf
+            if gap > SEEK_MARGIN:
+                reading.close()
+                frames = reading.enter_context(closing(planned_frames(film, plan.pts, shot.start)))
+            for index, planes in frames:
+                if index < shot.start:
+                    continue
+                job = Job(number, index, planes, blends=index >= shot.alone)
+                if not (keep and shot.in_color) and (job.blends or drawing.is_new(planes, index == shot.start)):
+                    job.L = lit(planes.part(shot.box).lab(side)[..., 0], plan.light[index])
+                yield job
+                if index == shot.end - 1:
+                    break
+            place = shot.end
 
 
 def batches(jobs: Generator[Job, None, None], batch_size: int) -> Generator[list[Job], None, None]:
@@ -130,15 +125,17 @@ def batches(jobs: Generator[Job, None, None], batch_size: int) -> Generator[list
                 yield batch
                 batch = []
             batch.append(job)
-        yield batch
+        if batch:
+            yield batch
 
 
 @contextmanager
 def coloring_threads(painters: int = PAINTERS) -> Iterator[ThreadPoolExecutor]:
-    """A pool of so many threads. Within the block they share torch's threads, and OpenCV has none of its own:
-    batches side by side wait for each other less than threads within one small operation."""
+    """A pool of so many threads, or of as many as torch has. Within the block they share torch's threads, and OpenCV
+    has none of its own: batches side by side wait for each other less than threads within one small operation."""
     threads = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(max(1, threads[0] // painters))
+    painters = min(painters, threads[0])
+    torch.set_num_threads(threads[0] // painters)
     cv2.setNumThreads(1)
     try:
         with ThreadPoolExecutor(painters) as pool:
@@ -251,23 +248,29 @@ class Coloring:
     writer: Writer
     parts: Parts
     plan: Plan
-    records: Records = field(init=False)
-    todo: list[int] = field(init=False)  # the shots that are not finished, in order
+    records: Records = field(init=False)  # of the shots that are finished, as this process knows
+    todo: list[int] = field(init=False)  # the others, in order
     readings: list[str] = field(init=False)  # what is read for each shot
 
     def __post_init__(self) -> None:
+        self.todo = list(range(len(self.plan.shots)))
+        self.records, self.readings = Records(self.plan, [{} for _ in self.todo]), ["" for _ in self.todo]
+
+    def look(self) -> None:
+        """See which shots are finished."""
         held: Sequence[str | None] = self.parts.held() or [None] * len(self.plan.shots)
-        states, self.readings, self.todo = [], [], []
         for number, (noted, reading) in enumerate(finished_shots(self.painter, self.plan, self.parts, self.config)):
-            done = noted is not None and noted["reading"] == reading and self._is_kept(number, reading == held[number])
-            palette = self.plan.shots[number].palette
-            states.append({**noted["record"], "feature": palette.feature,  # type: ignore[index]
-                           "slot_ids": list(palette.slot_ids), "slot_scores": list(palette.slot_scores)}
-                          if done else {})
-            self.readings.append(reading or "")
-            if not done:
-                self.todo.append(number)
-        self.records = Records(self.plan, states)
+            self.readings[number] = reading or ""
+            if noted is not None and noted["reading"] == reading and self._is_kept(number, reading == held[number]):
+                self._take_in(number, noted)
+
+    def _take_in(self, number, noted):
+        """Take in what ``Parts.save`` noted of a finished shot."""
+        palette = self.plan.shots[number].palette
+        self.records.states[number] = {**noted["record"], "feature": palette.feature,
+                                       "slot_ids": list(palette.slot_ids), "slot_scores": list(palette.slot_scores)}
+        self.readings[number] = noted["reading"]
+        self.todo.remove(number)
 
     def _is_kept(self, number, in_film):
         """Whether all that is made of the frames of a shot is there, ``in_film`` or as a part."""
@@ -275,28 +278,39 @@ class Coloring:
         mapped = not self.config.confidence or self.parts.known(number).exists()
         return mapped and (in_film or self.writer.has_shot(part, times))
 
-    def color(self) -> None:
-        """Color the shots that are not finished, and join all."""
-        plan, config, painter = self.plan, self.config, self.painter
-        todo = self.todo
-        finished = len(plan.pts) - sum(plan.shots[number].end - plan.shots[number].start for number in todo)
+    def color(self, board: Board) -> None:
+        """Color the shots that are not finished, with all who help by the ``board``, and join all."""
+        plan = self.plan
+        missing = sum(plan.shots[number].end - plan.shots[number].start for number in self.todo)
         if self.parts.held():
-            print(_told(todo, len(plan.shots)))
+            print(_told(self.todo, len(plan.shots)))
         log = self.output.with_name(f"{self.output.stem}_shots.jsonl")
-        large = self.writer.target.width * self.writer.target.height >= LARGE
-        jobs = ahead(read_jobs(self.film, plan, todo, painter.side, config.keep_color_shots),
-                     1 if large else config.batch_size)
-        painting = ahead(self._finished(paint_jobs(jobs, painter, plan, config, large)),
-                         max(1, config.batch_size // 2) if large else config.batch_size)
-        with (open(log, "w", encoding="utf-8") as lines,
-              tqdm(total=len(plan.pts), initial=finished, unit=" frames", desc=self.output.name, disable=None) as bar,
-              closing(painting) as painted):
-            for number in range(len(plan.shots)):
-                if number in todo:
-                    self._color_shot(number, painted, bar)
-                print(json.dumps(self.records[number].log_line()), file=lines, flush=True)
+        with (board.failing(), open(log, "w", encoding="utf-8") as lines,
+              tqdm(total=len(plan.pts), initial=len(plan.pts) - missing, unit=" frames", desc=self.output.name,
+                   disable=None) as bar):
+            logged = self._log(lines, 0)
+            while self.todo:
+                board.post({number: plan.shots[number].end - plan.shots[number].start for number in self.todo})
+                for _ in itertools.chain(self.color_shots(board, bar), board.wait()):
+                    self._take_in_others(board, bar)
+                    logged = self._log(lines, logged)
         if self.parts.held() != self.readings:
             self.writer.join(self.parts, plan, self.readings)
+
+    def color_shots(self, board: Board, bar: tqdm) -> Iterator[int]:
+        """Color shots that the ``board`` hands out; yields the number of each that is finished."""
+        plan, config = self.plan, self.config
+        large = self.writer.target.width * self.writer.target.height >= LARGE
+        jobs = ahead(read_jobs(self.film, plan, board, self.painter.side, config.keep_color_shots),
+                     1 if large else config.batch_size)
+        painting = ahead(self._finished(paint_jobs(jobs, self.painter, plan, config, large)),
+                         max(1, config.batch_size // 2) if large else config.batch_size)
+        with closing(painting) as painted:
+            for number, frames in itertools.groupby(painted, key=lambda job: job.shot):
+                self._color_shot(number, frames, bar)
+                self.todo.remove(number)
+                board.done(number)
+                yield number
 
     def _finished(self, jobs):
         """The jobs with their results, which are made while the one before is encoded."""
@@ -304,6 +318,21 @@ class Coloring:
             for job in jobs:
                 job.result = finish(job, self.writer.target, self.config.color_only, self.plan.shots[job.shot].box)
                 yield job
+
+    def _take_in_others(self, board, bar):
+        """Take in the shots that others have finished."""
+        for number in board.finished(self.todo):
+            if noted := self.parts.finished(number):  # else another machine's disk is late: see again
+                self._take_in(number, noted)
+                bar.update(self.plan.shots[number].end - self.plan.shots[number].start)
+
+    def _log(self, lines, logged):
+        """Write the lines of all shots up to the first that is not finished, of which ``logged`` are written; returns
+        how many are now."""
+        finished = self.todo[0] if self.todo else len(self.plan.shots)
+        for number in range(logged, finished):
+            print(json.dumps(self.records[number].log_line()), file=lines, flush=True)
+        return finished
 
     def draw_map(self) -> None:
         """Write the map of what is known, by what was kept of each shot while it was colored."""
@@ -368,6 +397,79 @@ def _told(numbers, count):
     return f"{len(numbers)} of {count} shots are colored again: {', '.join(names)}"
 
 
+@dataclass
+class FilmWork:
+    """A film to be colored into ``output``: by one process, its host, and by any that help."""
+
+    painter: FilmPainter
+    film: Film
+    output: Path
+    config: FilmConfig
+    overwrite: bool = False
+
+    def host(self, board: Board, explain: Callable[[Records], None] | None = None) -> Records:
+        """``color_film``, with all who help by the ``board``."""
+        painter, film, output, config, overwrite = self.painter, self.film, self.output, self.config, self.overwrite
+        busy = f"another run is writing {output}; wait for it or choose another --output"
+        with write_errors(output):
+            writer = self._writer()
+            if order := writer.target.fields:
+                warn(f"{film.path} is interlaced ({NAMES[order]}), and {output} will be: colors are chosen on the mean "
+                     "of both fields, and each field gets its own")
+            output.parent.mkdir(parents=True, exist_ok=True)
+            with only_one(output.with_name(f".{output.name}.lock"), busy):
+                parts = parts_of(painter, film, output, writer, config)
+                plan, done_by = parts.plan(), finished_by(output)
+                ours = plan is not None and bool(parts.held())
+                if done_by is not None and (overwrite or done_by.painter == painter.identity):
+                    plan, ours = None, False
+                if writer.replaces() and not overwrite and not ours:
+                    raise UserError(f"{output} exists already; pass --overwrite True or another --output")
+                if config.confidence and plan is None and map_of(output).exists() and not overwrite:
+                    raise UserError(f"{map_of(output)} exists already; pass --overwrite True or another --output")
+                if plan is None:
+                    plan = scan(film, painter, config)
+                    parts.begin(plan)
+                if painter.source == "truth" and not plan.has_color:
+                    raise UserError(f"{film.path} has no colors of its own for --color_feature truth; use another "
+                                    "--color_feature")
+                parts.go_on()
+                work = self._coloring(writer, parts, plan)
+                work.look()
+                work.color(board)
+                if config.confidence:
+                    work.draw_map()
+                if explain:
+                    explain(work.records)
+                if writer.cuts and painter.origin:
+                    parts.finish(painter)
+                else:
+                    parts.remove()
+                return work.records
+
+    def help(self, board: Board) -> None:
+        """Color shots that the ``board`` of the host hands out, until none is left. An error is the host's to tell."""
+        with suppress(UserError), board.failing(), write_errors(self.output):
+            writer = self._writer()
+            parts = parts_of(self.painter, self.film, self.output, writer, self.config)
+            deadline = time.monotonic() + LATE
+            while (plan := parts.plan()) is None:
+                if time.monotonic() > deadline:
+                    raise UserError(f"{parts.folder} is not seen on all machines; choose an --output that is")
+                time.sleep(PAUSE)
+            for _ in self._coloring(writer, parts, plan).color_shots(board, tqdm(disable=True)):
+                pass
+
+    def _writer(self) -> Writer:
+        if isinstance(self.film, NumberedFrames):
+            return FrameWriter(self.film, self.output, self.overwrite)
+        return FilmWriter(self.film.path, self.output, self.config)
+
+    def _coloring(self, writer, parts, plan):
+        through = self.painter.through(plan.response)
+        return Coloring(self.film, through, self.config, self.output, writer, parts, plan.by(through))
+
+
 def color_film(painter: FilmPainter, film: Film, output: str | Path, config: FilmConfig | None = None, *,
                overwrite: bool = False, explain: Callable[[Records], None] | None = None) -> Records:
     """Color ``film``, such as VideoFile("episode.mkv"), into ``output``; returns the Records of its shots.
@@ -380,44 +482,8 @@ def color_film(painter: FilmPainter, film: Film, output: str | Path, config: Fil
     <output stem>_confidence.mp4 the map of what is known. Raises UserError for all that the user can mend; finished
     shots are kept then.
     """
-    output, config = Path(output), part_of(config or FilmConfig(), FilmConfig)
-    busy = f"another run is writing {output}; wait for it or choose another --output"
-    with write_errors(output):
-        writer: Writer = (FrameWriter(film, output, overwrite) if isinstance(film, NumberedFrames)
-                          else FilmWriter(film.path, output, config))
-        if order := writer.target.fields:
-            warn(f"{film.path} is interlaced ({NAMES[order]}), and {output} will be: colors are chosen on the mean of "
-                 "both fields, and each field gets its own")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with only_one(output.with_name(f".{output.name}.lock"), busy):
-            parts = parts_of(painter, film, output, writer, config)
-            plan, done_by = parts.plan(), finished_by(output)
-            ours = plan is not None and bool(parts.held())
-            if done_by is not None and (overwrite or done_by.painter == painter.identity):
-                plan, ours = None, False
-            if writer.replaces() and not overwrite and not ours:
-                raise UserError(f"{output} exists already; pass --overwrite True or another --output")
-            if config.confidence and plan is None and map_of(output).exists() and not overwrite:
-                raise UserError(f"{map_of(output)} exists already; pass --overwrite True or another --output")
-            if plan is None:
-                plan = scan(film, painter, config)
-                parts.begin(plan)
-            if painter.source == "truth" and not plan.has_color:
-                raise UserError(f"{film.path} has no colors of its own for --color_feature truth; use another "
-                                "--color_feature")
-            parts.go_on()
-            through = painter.through(plan.response)
-            work = Coloring(film, through, config, output, writer, parts, plan.by(through))
-            work.color()
-            if config.confidence:
-                work.draw_map()
-            if explain:
-                explain(work.records)
-            if writer.cuts and painter.origin:
-                parts.finish(painter)
-            else:
-                parts.remove()
-            return work.records
+    settings = part_of(config or FilmConfig(), FilmConfig)
+    return FilmWork(painter, film, Path(output), settings, overwrite).host(Board(), explain)
 
 
 def compare(film: Film, result: Film, config: FilmConfig, every: int) -> Iterator[tuple[int, Planes, Planes]]:

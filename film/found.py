@@ -1,4 +1,4 @@
-"""What was found in a film? Its shots and pictures; and what have the shards of a cluster found so far?"""
+"""What was found in a film? Its shots and pictures; and what was found so far of many?"""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import os
 import shutil
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,10 @@ import numpy as np
 import torch
 
 from config import GeneratorConfig
-from utils import UserError, load_checkpoint, only_one, save_checkpoint
+from utils import UserError, load_checkpoint, save_checkpoint
 
 SPLITS = ("train", "val", "test")
-FINDINGS = ".parts"  # folder of what the shards have read, until the dataset is made
-FINDINGS_FORMAT = 3
+FINDINGS_FORMAT = 4
 
 
 @dataclass
@@ -70,54 +69,57 @@ class FoundFilm:
 
 
 class Findings:
-    """What the shards of a cluster have read so far: a folder a film, with its FoundFilm and its pictures.
+    """What was read so far of several films: a folder a film, with its FoundFilm and its pictures, in a hidden folder
+    beside the dataset; from there an interrupted run goes on. It is removed when the dataset is made."""
 
-    Any shard that finds all films there makes the dataset, one at a time; the folder is removed when it is made.
-    """
-
-    def __init__(self, folder: Path, videos: Iterable[Path], config: GeneratorConfig) -> None:
-        self.folder = folder
+    def __init__(self, save_path: Path, videos: Iterable[Path], config: GeneratorConfig) -> None:
+        # Not in it, which may not be there yet; but on its disk, so that pictures need no copy.
+        beside = next(path for path in save_path.parents if path.is_dir())
+        self.folder, self.lock = (beside / f".{save_path.name}.{suffix}" for suffix in ("parts", "lock"))
         self.keys = {video: self._key(video, config) for video in videos}
 
     @staticmethod
     def _key(video: Path, config: GeneratorConfig) -> str:
         """A hash of all that what is found in a film depends on."""
         stat = video.stat()
-        content = [FINDINGS_FORMAT, video.name, stat.st_size, stat.st_mtime_ns, config.detector, config.col_diff_thres,
-                   config.scene_thres, config.shots_len_thres, config.frames_per_shot]
+        content = [FINDINGS_FORMAT, str(video.resolve()), stat.st_size, stat.st_mtime_ns, config.detector,
+                   config.col_diff_thres, config.scene_thres, config.shots_len_thres, config.frames_per_shot]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """In the block the folder is there, without what is of other films or settings. It stays when the block is
+        interrupted, and is removed when it ends or the user must mend something."""
+        self.folder.mkdir(exist_ok=True)
+        for path in self.folder.iterdir():
+            if not path.name.startswith(".") and path.name not in self.keys.values():
+                shutil.rmtree(path)
+        try:
+            yield
+        except UserError:
+            shutil.rmtree(self.folder)
+            raise
+        except BaseException:
+            with suppress(OSError):  # it is not empty
+                self.folder.rmdir()
+            raise
+        shutil.rmtree(self.folder)
 
     def pictures(self, video: Path) -> Path:
         """The folder with the pictures of a film."""
         return self.folder / self.keys[video]
 
-    def add(self, video: Path, film: FoundFilm | UserError, folder: Path) -> None:
-        """Keep what was found, a FoundFilm or the UserError that the film caused, by moving ``folder``, which has the
-        pictures."""
-        folder.mkdir(exist_ok=True)
-        content = {"failure": str(film)} if isinstance(film, UserError) else {"film": film.state()}
-        save_checkpoint(folder / "film.pt", content)
-        if self.pictures(video).exists():  # an earlier failure
-            shutil.rmtree(self.pictures(video))
-        os.replace(folder, self.pictures(video))
+    def add(self, film: FoundFilm, folder: Path) -> None:
+        """Keep what was found by moving ``folder``, which has the pictures."""
+        save_checkpoint(folder / "film.pt", {"film": film.state()})
+        os.replace(folder, self.pictures(film.path))
 
-    def get(self, video: Path) -> FoundFilm | UserError | None:
-        """The FoundFilm, the UserError that the film caused, or None for a film that no shard has read yet. Raises
-        UserError for a damaged file."""
-        if not (self.pictures(video) / "film.pt").exists():
-            return None
-        content = load_checkpoint(self.pictures(video) / "film.pt")
-        return FoundFilm.of(video, content["film"]) if "film" in content else UserError(content["failure"])
+    def __contains__(self, video: Path) -> bool:
+        return self.pictures(video).exists()
 
-    @contextmanager
-    def claim(self) -> Iterator[bool]:
-        """Yield True to the one shard that may make the dataset now; the claim ends with the block or the process."""
-        with ExitStack() as stack:
-            claimed = False
-            with suppress(UserError, OSError):  # another one has it, or it is gone with the folder
-                stack.enter_context(only_one(self.folder / ".lock", "another shard makes the dataset"))
-                claimed = self.folder.exists()
-            yield claimed
+    def __getitem__(self, video: Path) -> FoundFilm:
+        """What was found in a film that was read."""
+        return FoundFilm.of(video, load_checkpoint(self.pictures(video) / "film.pt")["film"])
 
 
 def link(source: Path, target: Path) -> None:

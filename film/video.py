@@ -6,7 +6,7 @@ import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from fractions import Fraction
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -14,9 +14,9 @@ import av
 from av.stream import Disposition, Stream
 
 from config import FilmConfig
+from film.apart import Died, apart
 from film.parts import is_joined
 from film.planes import Planes, planes_of
-from film.sharing import share_out
 from utils import (
     IMAGE_SUFFIXES, MAX_FRAME_PIXELS, VIDEO_SUFFIXES, UserError, list_files, return_large_blocks, warn)
 
@@ -76,18 +76,15 @@ def find_films(folder: Path) -> list[Path]:
     """The films directly in ``folder``, in natural order: files whose names say so, readable or not, and all others,
     pictures apart, in which FFmpeg finds one. A file that crashes it is named and left out."""
     paths = [path for path in list_files(folder) if path.suffix.lower() not in IMAGE_SUFFIXES]
-    unsure = [path for path in paths if path.suffix.lower() not in VIDEO_SUFFIXES]
-    found = set(paths) - set(unsure)
-    for index, answer in share_out(partial(partial, _finds_film), [(path,) for path in unsure], 1, apart=True):
-        if isinstance(answer, UserError):
-            warn(str(answer))
-        elif answer:
-            found.add(unsure[index])
-    return [path for path in paths if path in found]
+    return [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES or _is_film_apart(path)]
 
 
-def _finds_film(item):
-    return is_film(*item)
+def _is_film_apart(path):
+    try:
+        return apart(is_film, path)
+    except Died as error:
+        warn(f"{path} crashes the reader ({error}); it is left out")
+        return False
 
 
 def frame_rate(stream: av.VideoStream) -> Fraction:

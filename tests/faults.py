@@ -26,6 +26,7 @@ from training import learner
 from utils import load_checkpoint, run_cli
 
 EPOCHS = 3
+WAITS = 300  # seconds, for a training of some; then it is killed
 SIGNALS = {"kill -9": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}
 MOMENTS = {  # what a run is about to do when it dies: the function, and which call of it. Each goes on from the last.
     "prepare": (train, "teach_voter", 1), "step": (learner.Learner, "step", 2), "write last.pt": (torch, "save", 2),
@@ -63,6 +64,7 @@ def start(data_path, save_path, epoch_steps=3, save_seconds=0, environment=None,
         os.close(write)
         return process, read
     try:  # from here on nothing may leave the child: a signal may come at once
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell starts in the background
         os.environ.update(environment or {})
         train.EPOCH_STEPS, train.SAVE_SECONDS = epoch_steps, save_seconds
         be_quick()
@@ -85,8 +87,14 @@ def start(data_path, save_path, epoch_steps=3, save_seconds=0, environment=None,
 
 
 def finish(process, pipe):
-    """Wait for a training; returns how it ended as subprocess does, and how many steps it took."""
-    status, steps = os.waitpid(process, 0)[1], 0
+    """Wait for a training, at most WAITS seconds; returns how it ended as subprocess does, and how many steps it took.
+    """
+    deadline, steps = time.monotonic() + WAITS, 0
+    while not (ended := os.waitpid(process, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            os.kill(process, signal.SIGKILL)
+        time.sleep(0.02)
+    status = ended[1]
     while part := os.read(pipe, 4096):
         steps += len(part)
     os.close(pipe)

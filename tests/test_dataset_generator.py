@@ -7,7 +7,6 @@ import subprocess
 import sys
 from array import array
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -20,7 +19,7 @@ from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
 import dataset_generator as generator
-from config import GeneratorConfig, Shard
+from config import GeneratorConfig
 from dataset_generator import split_shots
 from film import figures
 from film.planes import Coding, Planes, plane_array
@@ -466,17 +465,6 @@ def test_a_picture_of_the_users_in_the_way_is_kept(film, tmp_path):
     assert tree(tmp_path) == before
 
 
-def test_films_read_at_the_same_time_give_the_same_dataset(film, tmp_path):
-    films = tmp_path / "films"
-    films.mkdir()
-    (films / "a.mkv").write_bytes(film.read_bytes())
-    (films / "b.mkv").write_text("no film")
-    write_clip(films / "c.mkv", [(RED, 20), (BLUE, 20), (GREEN, 20)])
-    one = run(films, tmp_path / "one")
-    assert run(films, tmp_path / "two", workers=2) == one and len(one) == 2
-    assert tree(tmp_path / "two") == tree(tmp_path / "one")
-
-
 @pytest.fixture
 def films(film, tmp_path):
     """A folder of three films, the second of which cannot be read."""
@@ -488,55 +476,36 @@ def films(film, tmp_path):
     return folder
 
 
-def test_shards_give_the_same_dataset_in_any_order(films, tmp_path, capsys):
-    """Split and numbers are those of one process; the last shard to be done makes the dataset, and says all."""
-    arguments = ["--video_path", str(films), "--split", "0.5", "0.3", "0.2"]
-    with pytest.raises(UserError, match="^1 film cannot be read"):
-        generator.main([*arguments, "--save_path", str(tmp_path / "one")])
-    printed = capsys.readouterr().out.replace(str(tmp_path / "one"), "FOLDER")
-    for shards in (("1/2", "2/2"), ("3/3", "1/3", "2/3"), ("2/9", "1/9", "2/9", "3/9")):
-        save = tmp_path / "-".join(shards).replace("/", "of")
-        for shard in shards:
-            assert not (save / "frames.csv").exists()
-            capsys.readouterr()
-            with suppress(UserError):
-                generator.main([*arguments, "--save_path", str(save), "--shard", shard])
-        said = capsys.readouterr()
-        assert tree(save) == tree(tmp_path / "one") and not list(save.glob(".*"))
-        assert said.out.replace(str(save), "FOLDER") == printed and "b.mkv as a video" in said.err
-        with pytest.raises(UserError, match="already holds a dataset"):
-            generator.main([*arguments, "--save_path", str(save), "--shard", shards[0]])
-
-
-def test_a_shard_goes_on_and_believes_no_film_that_changed(films, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_and_believes_no_film_that_changed(films, tmp_path, monkeypatch):
     (films / "b.mkv").unlink()
-    save, scanned, scan_film = tmp_path / "d", [], generator.scan_film
-    monkeypatch.setattr(generator, "scan_film", lambda path, *rest: (scanned.append(path.name),
-                                                                     scan_film(path, *rest))[1])
-    monkeypatch.setattr(generator, "fill", lambda *_: 1 / 0)  # the making of the dataset breaks off
-    for _ in range(2):
-        assert run(films, save, shard=Shard(1, 2)) == []
-    with pytest.raises(ZeroDivisionError):
-        run(films, save, shard=Shard(2, 2))
-    assert scanned == ["a.mkv", "c.mkv"]
+    save = tmp_path / "d"
+    with monkeypatch.context() as patch:
+        patch.setattr(generator, "make_dataset", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(films, save)
+    kept = tmp_path / ".d.parts"
+    before = {path.name: path.stat().st_mtime_ns for path in kept.iterdir()}
     write_clip(films / "c.mkv", [(RED, 20), (WHITE, 20)])
-    assert run(films, save, shard=Shard(1, 2)) == [] and scanned == ["a.mkv", "c.mkv"]  # c.mkv is another one's
-    monkeypatch.undo()
-    assert [film["shots"] for film in run(films, save, shard=Shard(2, 2))] == [11, 2]
+    with monkeypatch.context() as patch:
+        patch.setattr(generator, "make_dataset", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(films, save)
+    after = {path.name: path.stat().st_mtime_ns for path in kept.iterdir()}
+    assert len(before) == len(after) == 2 and len(before.items() & after.items()) == 1
+    assert [film["shots"] for film in run(films, save)] == [11, 2] and not kept.exists()
     run(films, tmp_path / "one")
     assert tree(save) == tree(tmp_path / "one")
 
 
-def test_one_shard_at_a_time_makes_the_dataset(films, tmp_path, capsys):
-    (films / "b.mkv").unlink()
-    run(films, tmp_path / "d", shard=Shard(1, 2))
-    with subprocess.Popen([sys.executable, "-c", HOLD_LOCK, str(tmp_path / "d" / ".parts" / ".lock")],
+def test_one_run_at_a_time_makes_a_dataset(film, tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLD_LOCK, str(tmp_path / ".d.lock")],
                           stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
-        assert run(films, tmp_path / "d", shard=Shard(2, 2)) == []
-        assert "another one makes the dataset" in capsys.readouterr().out
-        other.communicate(b"\n")
-    assert len(run(films, tmp_path / "d", shard=Shard(2, 2))) == 2
+        with pytest.raises(UserError, match="another run is writing .*d; wait for it"):
+            run(film, tmp_path / "d")
+        other.communicate(b"\n", timeout=60)
+    assert run(film, tmp_path / "d")
+
 
 @pytest.mark.parametrize("place", ["scan_film", "draw_contact_sheets", "move"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
@@ -550,7 +519,7 @@ def test_an_interrupted_run_leaves_the_old_dataset(film, tmp_path, monkeypatch, 
         raise error
     if place == "move":
         replace, calls = os.replace, itertools.count()
-        limit = 9 + len(before) + 4  # among the moves in, after 9 were sorted, and all the old moved out
+        limit = 2 + len(before) + 4  # among the moves in, after what was found was kept and all the old moved out
 
         def fail_once(source, target):
             if next(calls) == limit:
@@ -562,8 +531,11 @@ def test_an_interrupted_run_leaves_the_old_dataset(film, tmp_path, monkeypatch, 
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else UserError):
         run(other, save, overwrite=True)
     monkeypatch.undo()
-    assert tree(tmp_path) == before and not list(save.glob(".*"))
+    kept = tree(tmp_path)
+    assert {name: content for name, content in kept.items() if not name.startswith(".d.parts")} == before
+    assert (kept == before) == (place == "scan_film")  # else what was found stays for the next run
     run(other, save, overwrite=True)
+    assert not list(tmp_path.glob(".*"))
     assert tree(tmp_path) != before
 
 
@@ -618,9 +590,6 @@ def bad(tmp_path, film):
     (["--seed", "-1"], r"--seed is -1; set it to at least 0"),
     (["--detector", "other"], r"--detector: invalid choice: 'other'"),
     (["--overwrite", "yes"], r"expected True or False"),
-    (["--shard", "3/2"], r"--shard: expected i/n with i from 1 to n, such as 2/5, got '3/2'"),
-    (["--shard", "0/2"], r"expected i/n"),
-    (["--workers", "0"], r"--workers is 0; set it to at least 1"),
     (["--video_pth", "x"], r"unrecognized arguments"),
 ])
 def test_bad_input_is_one_sentence(bad, monkeypatch, arguments, message):
@@ -631,12 +600,12 @@ def test_bad_input_is_one_sentence(bad, monkeypatch, arguments, message):
     with pytest.raises(UserError, match=message) as error:
         generator.main(arguments)
     assert "\n" not in str(error.value)
-    assert tree(bad) == before and not (bad / "dataset").exists() and not list(bad.rglob(".partial*"))
+    assert tree(bad) == before and not (bad / "dataset").exists() and not list(bad.rglob(".*"))
 
 
 def test_the_script_says_no_more_than_its_sentence(bad):
     done = subprocess.run([sys.executable, str(SCRIPT), "--video_path", "no_frames.mkv"], cwd=bad, capture_output=True,
-                          text=True)
+                          text=True, timeout=120)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1
 
@@ -646,7 +615,7 @@ def test_a_film_that_cannot_be_read_is_left_out(bad, capfd):
     films = run(bad / "films", bad / "d")
     assert [film["video"] for film in films] == ["one.mkv"]
     warnings = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning")]
-    assert len(warnings) == 1 and "two.mp4 as a video: " in warnings[0] and "it is left out" in warnings[0]
+    assert len(warnings) == 1 and "two.mp4 as a video: " in warnings[0] and "the others go on" in warnings[0]
 
 
 @pytest.mark.parametrize("name", ["film.mkv", "film.mp4"])
@@ -675,7 +644,8 @@ def test_too_few_shots_for_every_split_is_said(tmp_path, capsys):
 def test_the_script_runs_with_no_flag(tmp_path):
     if not GeneratorConfig().video_path.is_file():
         pytest.skip("the bundled film is not there")
-    done = subprocess.run([sys.executable, str(SCRIPT)], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(SCRIPT)], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=300)
     assert done.returncode == 0, done.stderr
     assert "episode_1.mp4: shots" in done.stdout and "written to dataset" in done.stdout
     assert pictures(tmp_path / "dataset") == sorted(row["file"] for row in rows(tmp_path / "dataset"))

@@ -219,7 +219,8 @@ color(*sys.argv[1:], StubPainter(36, lambda: os.kill(os.getpid(), signal.SIGKILL
 """
     here = Path(__file__).parent
     done = subprocess.run([sys.executable, "-c", code, str(source), str(tmp_path / "out.mp4")],
-                          env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}, capture_output=True)
+                          env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}, capture_output=True,
+                          timeout=120)
     assert done.returncode == -signal.SIGKILL and not (tmp_path / "out.mp4").exists()
     painter = StubPainter()
     color(source, tmp_path / "out.mp4", painter, batch_size=4)

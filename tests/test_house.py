@@ -99,5 +99,6 @@ sys.meta_path.insert(0, Probe())
 import {script}
 """
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES} | own
-    told = subprocess.run([sys.executable, "-uc", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    told = subprocess.run([sys.executable, "-uc", code], cwd=ROOT, env=environment, capture_output=True, text=True,
+                          timeout=120)
     assert told.stdout.strip() == str(own or {"GOMP_SPINCOUNT": "1000"})

@@ -256,7 +256,8 @@ def test_torchvision_both_ways(tmp_path, source, printed):
     (package / "ops.py").write_text("")
     script = textwrap.dedent(SHIM).format(folder=str(tmp_path))
     environment = {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "PATH": ""}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment,
+                          timeout=120)
     assert done.stdout.strip() == printed, done.stderr
 
 

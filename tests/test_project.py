@@ -78,7 +78,7 @@ def test_one_program_at_a_time_works_on_a_project(tmp_path):
         other.stdout.readline()
         with pytest.raises(UserError, match="another studio works on"), open_project(folder):
             pass
-        other.communicate(b"\n")
+        other.communicate(b"\n", timeout=60)
     with open_project(folder) as project:
         assert project.facts == Facts()
 

@@ -172,7 +172,8 @@ def test_import_without_matplotlib_window():
     """The scripts import without a display and without touching the network."""
     code = "import utils, dataset, networks, train, test, dataset_generator"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                          cwd=os.path.dirname(utils.__file__), env={"PATH": os.environ["PATH"]})
+                          cwd=os.path.dirname(utils.__file__), env={"PATH": os.environ["PATH"]},
+                          timeout=120)
     assert done.returncode == 0, done.stderr
 
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils import UserError
+from utils import UserError, rank_and_size
 
 TIMEOUT = timedelta(minutes=30)  # for the longest that one process works while the others wait: validation
 
@@ -26,9 +26,8 @@ class Team:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.rank, self.size, self.device = 0, 1, device
-        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.device = device
+        self.rank, self.size = rank_and_size()
         if self.size > 1 and device.type == "cuda":
             self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             if self.device.index >= torch.cuda.device_count():
