@@ -171,6 +171,9 @@ class SpatialConfig:
     choice: float = 15.0  # carried frames are mixed with weights softmax(-choice * misfit); chosen as unlike
     doubt: float = 1.3  # a pixel adds at most this to the mean misfit of its picture; chosen as unlike
     certain: float = 0.95  # a place whose carried colors have at least this mean confidence is not looked up
+    most: int = 50_000  # frames in memory; of a larger training set, so many spread evenly
+    inside: int = 4096  # a memory of more frames, 258 kB each, is kept in a file beside the checkpoint
+    same: int = 2  # codes of 255; a frame that nowhere differs by more from another one in memory is not kept
 
 
 @dataclass
@@ -199,6 +202,7 @@ class ResponseConfig:
     FFmpeg makes of them (``benchmarks/trials.md``)."""
 
     frames: int = 4  # frames in memory that are matched with one of the film
+    pictures: int = 256  # and so many, spread evenly, have the lightness of what is known
     rounds: int = 2  # at most so many times is it mended by what matches
     clearly: float = 0.03  # a response must shorten the mean squared distance to what is known by this share
 
@@ -230,6 +234,7 @@ class ModelConfig:
     backbone: str = "efficientnet_lite0"  # fits BACKBONES
     mem_size: int = 100  # slots
     spatial_size: int = 80  # frames
+    archived: int = 0  # of these, the first so many are kept in a file beside the checkpoint
     top_k: int = 100  # slots
     alpha: float = 0.1  # cosine similarity
     color_thres: float = 0.5  # nats

@@ -4,13 +4,15 @@ import copy
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from colorizer.archive import open_archive
 from colorizer.backbone import Seen, look
 from colorizer.certainty import Known
 from colorizer.colorizer import Colorizer, model_config_of
@@ -272,7 +274,7 @@ class Painter:
         memory, spatial = painter.colorizer.memory, painter.colorizer.spatial
         own = memory.pinned.nonzero()[:, 0].tolist()
         for slot, own_slot in zip(pinned, own, strict=True):
-            codes = spatial.pictures[slot].float().permute(2, 0, 1)[None]
+            codes = spatial.kept("pictures", [slot])[0].float().permute(2, 0, 1)[None]
             lab = tensors_to_lab(*decode_lab(codes))[0]
             plain, better = (match(self._look, spatial, [lab[..., 0]], each, ResponseConfig()).distance
                              for each in (None, response))
@@ -300,7 +302,7 @@ class Painter:
         if not self.remembers:
             raise UserError("--references adds to the memory, which --color_feature truth and --reference leave aside; "
                             "use one of them")
-        self.identity = _digest(self.identity.encode(), bytes([matched]), *(picture.tobytes() for picture in pictures))
+        self.identity = _digest([self.identity.encode(), bytes([matched]), *(each.tobytes() for each in pictures)])
         self.grade = None
         if matched and config.use_spatial_memory:
             self.grade = find_grade(self._look, colorizer.spatial, pictures, GradeConfig())
@@ -328,15 +330,17 @@ class Painter:
             return seen, L, ab, self.colorizer(L, advice, seen, remember=False)[0]
 
     def save(self, path: str | Path) -> None:
-        """Write the checkpoint that it was loaded from, with the references added since, to ``path``. Raises ValueError
-        for a Painter that was not loaded."""
+        """Write the checkpoint that it was loaded from, with the references added since, to ``path``; the file of its
+        frames, if it has one, is brought there, too. Raises ValueError for a Painter that was not loaded."""
         if self.checkpoint is None:
             raise ValueError("this Painter was not loaded from a checkpoint")
+        if self.config.use_spatial_memory and self.colorizer.spatial.archive is not None:
+            self.colorizer.spatial.archive.bring(Path(path).parent)
         save_checkpoint(path, {**load_checkpoint(self.checkpoint), "colorizer": self.colorizer.state_dict(),
                                "model_config": asdict(self.config)})
 
 
-def _digest(*parts):
+def _digest(parts):
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -357,7 +361,10 @@ def load_colorizer(path: str | Path, device: torch.device) -> tuple[Colorizer, d
     if not isinstance(content.get("frames"), dict):
         raise UserError(f"{path} does not hold the names of its frames; train again")
     colorizer.load_state_dict(content["colorizer"])
-    return colorizer.to(device).eval(), content
+    colorizer.to(device).eval()
+    if colorizer.config.use_spatial_memory:
+        colorizer.spatial.open(open_archive(path, content))
+    return colorizer, content
 
 
 def read_references(folder: Path) -> list[np.ndarray]:
@@ -415,7 +422,9 @@ def load_painter(config: PainterConfig) -> Painter:
         painter.reference = painter._feature(rgb_to_lab(_read_reference(config.reference)))
     colors = b"" if painter.reference is None else painter.reference.tobytes()
     settings = repr((painter.source, painter.rank, config.precision, device.type)).encode()
-    painter.identity = painter.origin = _digest(config.checkpoint.read_bytes(), settings, colors)
+    with open(config.checkpoint, "rb") as file:  # frames that are beside it are in it by their digests
+        parts = iter(partial(file.read, 2**20), b"")
+        painter.identity = painter.origin = _digest(chain(parts, [settings, colors]))
     if config.references:
         painter.add_references(read_references(config.references), config.match_references)
         if config.save_checkpoint:

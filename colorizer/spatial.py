@@ -4,7 +4,7 @@ Shapes: N batch, M frames in memory, k of them read; G x G places a frame (``gri
 frame and of a place as the backbone sees them; K = ``dim`` + 5 numbers of a key; S = ``side`` of a kept picture.
 """
 
-import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from torch import nn
 
+from colorizer.archive import Archive, digest_of
 from colorizer.backbone import Seen
 from colorizer.flow import Flow, blur, fetch, relit
 from config import SpatialConfig
 from dataset import REFERENCE_ID, decode_lab, encode_lab, round_codes, shrink
 from networks import grow
+from utils import UserError
 
 LOOK_STEPS = 256  # of a number of a look, between 0 and 1
 
@@ -53,30 +55,67 @@ class SpatialMemory(nn.Module):
     no frame is more alike by more than ``preference`` it comes first, and its places are read as if ``pull`` nearer;
     elsewhere it is a frame like any other. So it corrects its own shot and leaves the others alone.
 
-    All that is kept are buffers, saved in ``state_dict``. The constants are those of SpatialConfig.
+    All that is kept are buffers, saved in ``state_dict``; of a larger memory, the keys, colors and pictures of the
+    first A frames are in an ``archive``, a file. The constants are those of SpatialConfig.
     """
 
     mean: torch.Tensor  # (E,)
     projection: torch.Tensor  # (E, dim)
     features: torch.Tensor  # (M, D) float16, of unit length
-    keys: torch.Tensor  # (M, P, K) float16
-    ab: torch.Tensor  # (M, P, 2) float16, ab / 110
-    pictures: torch.Tensor  # (M, S, S, 3) uint8, codes of encode_lab
+    keys: torch.Tensor  # (M - A, P, K) float16
+    ab: torch.Tensor  # (M - A, P, 2) float16, ab / 110
+    pictures: torch.Tensor  # (M - A, S, S, 3) uint8, codes of encode_lab
     ids: torch.Tensor  # (M,) int64
     pinned: torch.Tensor  # (M,) bool
 
-    def __init__(self, frame_dim: int, place_dim: int, size: int, config: SpatialConfig) -> None:
+    def __init__(self, frame_dim: int, place_dim: int, size: int, config: SpatialConfig, archived: int = 0) -> None:
+        """``size`` is M and ``archived`` A, of which ``open`` is told the archive."""
         super().__init__()
         self.config = config
-        places, side = config.grid**2, config.side
         self.register_buffer("mean", torch.zeros(place_dim))
         self.register_buffer("projection", torch.zeros(place_dim, config.dim))
-        self.register_buffer("features", torch.zeros(size, frame_dim, dtype=torch.float16))
-        self.register_buffer("keys", torch.zeros(size, places, config.dim + 5, dtype=torch.float16))
-        self.register_buffer("ab", torch.zeros(size, places, 2, dtype=torch.float16))
-        self.register_buffer("pictures", torch.zeros(size, side, side, 3, dtype=torch.uint8))
-        self.register_buffer("ids", torch.full((size,), -1, dtype=torch.long))
-        self.register_buffer("pinned", torch.zeros(size, dtype=torch.bool))
+        self.register_buffer("features", torch.zeros(0, frame_dim, dtype=torch.float16))
+        self.resize(size, archived)
+
+    def resize(self, size: int, archived: int = 0) -> None:
+        """Make it one of ``size`` frames that are to be written, the first ``archived`` of them in an archive."""
+        config, rest, device = self.config, size - archived, self.features.device
+        places, side = config.grid**2, config.side
+        with device:
+            self.register_buffer("features", torch.zeros(size, self.features.shape[1], dtype=torch.float16))
+            self.register_buffer("keys", torch.zeros(rest, places, config.dim + 5, dtype=torch.float16))
+            self.register_buffer("ab", torch.zeros(rest, places, 2, dtype=torch.float16))
+            self.register_buffer("pictures", torch.zeros(rest, side, side, 3, dtype=torch.uint8))
+            self.register_buffer("ids", torch.full((size,), -1, dtype=torch.long))
+            self.register_buffer("pinned", torch.zeros(size, dtype=torch.bool))
+        self.archived = archived
+        self.archive: Archive | None = None
+        self._archived_features: torch.Tensor | None = None
+
+    def open(self, archive: Archive | None) -> None:
+        """Take the frames of ``archived`` slots, whose features are loaded, from an archive. Raises UserError for one
+        of another number of frames."""
+        if (0 if archive is None else len(archive)) != self.archived:
+            raise UserError(f"the checkpoint keeps {self.archived} frames in a file beside it and names one of "
+                            f"{0 if archive is None else len(archive)}; it is not whole, use another")
+        self.archive = archive
+        self._archived_features = None if archive is None else self.features[:self.archived].float()
+
+    def similarity(self, features: torch.Tensor) -> torch.Tensor:
+        """Cosine similarities (N, M) of features (N, D) of unit length to all frames, float32, as rounded sums."""
+        with torch.autocast(features.device.type, enabled=False):
+            rest = features @ self.features[self.archived:].float().T
+            if self._archived_features is None:
+                return rest
+            return torch.cat([features @ self._archived_features.T, rest], 1)
+
+    def kept(self, name: str, slots: Sequence[int]) -> torch.Tensor:
+        """Rows (n, ...) of ``keys``, ``ab`` or ``pictures`` of the frames in ``slots``."""
+        rows, archive, first = getattr(self, name), self.archive, self.archived
+        if archive is None:
+            return rows[torch.as_tensor(slots, dtype=torch.long, device=rows.device)]
+        return torch.stack([torch.from_numpy(archive.read(name, slot)).to(rows.device) if slot < first
+                            else rows[slot - first] for slot in slots])
 
     def fit(self, places: torch.Tensor) -> None:
         """Fit the PCA to every 4th place of some frames, places (N, E, G, G)."""
@@ -99,13 +138,16 @@ class SpatialMemory(nn.Module):
 
     @torch.no_grad()
     def write(self, slots: torch.Tensor, seen: Seen, L: torch.Tensor, ab: torch.Tensor, ids: torch.Tensor,
-              guess: torch.Tensor | None = None) -> None:
+              guess: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Store N frames with L, ab as for ``key`` and ids (N,) in ``slots`` (N,); pinned ones with their ``guess``, as
-        for ``pin``."""
-        for name, rows in self._rows(seen, L, ab, ab if guess is None else guess).items():
-            buffer = getattr(self, name)
-            buffer[slots] = rows.to(buffer)
-        self.ids[slots] = ids
+        for ``pin``. Returns {name of a buffer: its rows}, of which those for an archive are not stored here."""
+        rows = {name: rows.to(getattr(self, name).dtype) for name, rows in
+                self._rows(seen, L, ab, ab if guess is None else guess).items()}
+        own = slots >= self.archived
+        self.features[slots], self.ids[slots] = rows["features"], ids
+        for name in ("keys", "ab", "pictures"):
+            getattr(self, name)[slots[own] - self.archived] = rows[name][own]
+        return rows
 
     @torch.no_grad()
     def pin(self, seen: Seen, L: torch.Tensor, ab: torch.Tensor, guess: torch.Tensor) -> None:
@@ -133,27 +175,52 @@ class SpatialMemory(nn.Module):
         without rounding, in float64, so that the same frames are chosen in whatever batch and on every machine.
         """
         config = self.config
-        similarity = (looks.double() / LOOK_STEPS) @ self.features.double().T
-        preferred = self.pinned & (similarity >= similarity.amax(1, keepdim=True) - config.preference)
-        similarity = similarity + config.preference * preferred
-        similarity, slots = similarity.sort(dim=1, descending=True, stable=True)
-        similarity, slots = similarity[:, :config.candidates].clone(), slots[:, :config.candidates]
-        some, place = slots.unique(return_inverse=True)  # neighbors have most candidates in common
-        known = self.features[some].double()
-        alike = known @ known.T
+        slots, similarity, preferred = self._candidates(looks)
+        known = self.features[slots].double()
+        alike = known @ known.mT
         chosen, penalty = [], torch.zeros_like(similarity)
         for _ in range(min(config.frames, len(self.features))):
             best = (similarity - config.variety * penalty).argmax(1, keepdim=True)
             chosen.append(best)
-            penalty = torch.maximum(penalty, alike[place.gather(1, best), place])
+            penalty = torch.maximum(penalty, alike.take_along_dim(best[..., None], 1)[:, 0])
             similarity.scatter_(1, best, -torch.inf)
-        slots = slots.gather(1, torch.cat(chosen, 1))
-        return Nearest(slots, preferred.gather(1, slots))
+        best = torch.cat(chosen, 1)
+        return Nearest(slots.gather(1, best), preferred.gather(1, best))
+
+    def _candidates(self, looks):
+        """The ``candidates`` frames that are most similar to each of N looks: slots, similarity with the preference,
+        float64, and whether preferred, each (N, c), best first, of equal ones that of the lower slot.
+
+        A product in float32 finds twice as many, of which only these are compared exactly. It may be wrong by ``slack``
+        and knows no better than that each pinned frame is preferred; where this could make a difference, more are
+        compared.
+        """
+        config, size = self.config, len(self.features)
+        bound = self.similarity(looks.float() / LOOK_STEPS) + config.preference * self.pinned
+        slack = self.features.shape[1] * 2.0**-23  # twice what rounding can add up to in a product of unit vectors
+        count, most = min(2 * config.candidates, size), min(config.candidates, size)
+        while True:
+            below, slots = bound.topk(count)
+            slots = slots.sort(1).values
+            exact = torch.stack([self._exact_similarity(*pair) for pair in zip(looks, slots, strict=True)])
+            best = exact.amax(1, keepdim=True)
+            preferred = self.pinned[slots] & (exact >= best - config.preference)
+            order = (exact + config.preference * preferred).sort(dim=1, descending=True, stable=True)
+            similarity, place = order.values[:, :most].clone(), order.indices[:, :most]
+            if count == size or (torch.minimum(similarity[:, -1:], best) > below[:, -1:] + slack).all():
+                return slots.gather(1, place), similarity, preferred.gather(1, place)
+            count = min(2 * count, size)
+
+    def _exact_similarity(self, look, slots):
+        """Exact similarities (c,), float64, of a look (D,) to the frames in ``slots`` (c,)."""
+        look = look.double() / LOOK_STEPS
+        return torch.cat([self.features[part].double() @ look for part in slots.split(4096)])  # 40 MB at a time
 
     def digests(self) -> list[bytes]:
         """Of each frame, a hash of all that is read of it: its keys, colors and picture."""
         rows = zip(*(x.cpu().numpy() for x in (self.keys, self.ab, self.pictures)), strict=True)
-        return [hashlib.sha256(b"".join(part.tobytes() for part in row)).digest() for row in rows]
+        archived = [] if self.archive is None else map(self.archive.digest, range(self.archived))
+        return [*archived, *(digest_of(*row) for row in rows)]
 
     @torch.no_grad()
     def read(self, nearest: Nearest, keys: torch.Tensor, wanted: torch.Tensor | None = None) -> torch.Tensor:
@@ -168,10 +235,12 @@ class SpatialMemory(nn.Module):
         hints = keys.new_zeros(len(keys), 3, grid**2)
         wanted = torch.ones_like(keys[..., 0], dtype=torch.bool) if wanted is None else wanted
         with torch.autocast(device, enabled=False):
-            for hint, query, slots, pulled, places in zip(hints, keys, *nearest, wanted, strict=True):
+            chosen = nearest.slots.tolist()
+            for hint, query, slots, pulled, places in zip(hints, keys, chosen, nearest.preferred, wanted, strict=True):
                 if places.any():
+                    known, ab = (self.kept(name, slots).flatten(0, 1).float() for name in ("keys", "ab"))
                     hint[:, places] = self.attend(
-                        query[places], self.keys[slots].flatten(0, 1).float(), self.ab[slots].flatten(0, 1).float(),
+                        query[places], known, ab,
                         pulled.float().repeat_interleave(grid**2)[:, None], dtype)
         return hints.view(-1, 3, grid, grid)
 
@@ -228,12 +297,13 @@ class SpatialMemory(nn.Module):
     def _carry_from(self, slot, pull, picture, query, flow):
         """The ab / 110 (S, S, 2) that the frame in ``slot`` has for a picture, 8-bit L (S, S), of keys ``query`` (P,
         K), and the misfit (S, S)."""
-        lightness, known = picture.astype(np.float32) / 255, self.pictures[slot].cpu().numpy()
+        lightness, known = picture.astype(np.float32) / 255, self.kept("pictures", [slot])[0].cpu().numpy()
         motion = flow(picture, np.ascontiguousarray(known[..., 0]))
         found, ab = decode_lab(fetch(known.astype(np.float32), motion).transpose(2, 0, 1))
         found, ab = found[0], ab.transpose(1, 2, 0)
-        unlike = (self._unlike(query, self.keys[slot].cpu(), motion) - self.config.pull * pull).clamp(min=0).numpy()
-        misfit = self.config.unlit * blur(np.square(found - lightness)) + self.config.unlike * unlike
+        unlike = self._unlike(query, self.kept("keys", [slot])[0].cpu(), motion) - self.config.pull * pull
+        unlike = self.config.unlike * unlike.clamp(min=0).numpy()
+        misfit = self.config.unlit * blur(np.square(found - lightness)) + unlike
         return relit(ab, found, lightness), misfit
 
     def _mix(self, colors, misfits):
