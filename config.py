@@ -364,6 +364,10 @@ class TrainConfig:
     save_freq: int = setting(10, "keep an epoch_NNNN.pt every so many epochs; last.pt is never older than 2 minutes")
     overwrite: bool = setting(False, "start again in a save_path that holds another run, removing that run's files")
 
+    join: Sequence[str] = setting((), "instead of training, make one checkpoint of several of one show, in save_path: "
+                                  "the networks of the first, the frames of all", nargs="+", metavar="CHECKPOINT",
+                                  type=str)
+
     use_memory: bool = setting(True, "read the colors from a memory at test time", group="the way to train")
     use_feat_integrator: bool = setting(False, "combine the best three slots of the memory by learned weights")
     use_spatial_memory: bool = setting(True, "with a memory: also remember where colors belong, and lay them over "

@@ -26,6 +26,7 @@ from colorizer.colorizer import model_config_of
 from config import TrainConfig, read_flags, restore
 from dataset import AB_SCALE, ColorizationDataset, resize, tensors_to_lab
 from training.distributed import Team
+from training.joining import join_all
 from training.learner import Cast, Learner, not_whole
 from training.preparation import fit_model_config, load_data, remember, see, see_all, teach_voter, vote_all
 from training.runs import Position, Run, Signals, sample_grid
@@ -389,6 +390,9 @@ def config_to_go_on(saved: Any, given: dict[str, Any]) -> TrainConfig:
 def main(argv: list[str]) -> None:
     given = read_flags(TrainConfig, argv, "Learn the colors of the pictures in data_path/train.")
     config, saved = TrainConfig(**given), None
+    if config.join:
+        join_all(config, given)
+        return
     if config.resume or config.start_epoch:
         config.check()
         name = "last.pt" if config.resume else f"epoch_{config.start_epoch:04d}.pt"

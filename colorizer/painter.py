@@ -127,13 +127,17 @@ class Painter:
 
     def given(self, labs: Sequence[np.ndarray]) -> Advice:
         """The advice for pictures, Lab (H, W, 3), without a memory: the colors of each, or those of the reference."""
-        features: list[Any] = [self.reference if self.source == "reference" else self._feature(lab) for lab in labs]
-        return Advice(torch.from_numpy(np.stack(features)).to(self.device), torch.ones(len(labs), device=self.device))
+        if self.reference is None:
+            features = self.features_of(labs)
+        else:
+            features = torch.from_numpy(self.reference).to(self.device).expand(len(labs), -1)
+        return Advice(features, torch.ones(len(labs), device=self.device))
 
-    def _feature(self, lab):
-        """The color feature of a picture, Lab (H, W, 3), at the size that the networks see."""
+    def features_of(self, labs: Sequence[np.ndarray]) -> torch.Tensor:
+        """The color features (N, 313) of pictures, Lab (H, W, 3) each, at the size that the networks see."""
         size = self.config.img_size
-        return color_feature(resize(lab, size, size)[..., 1:])
+        features = [color_feature(resize(lab, size, size)[..., 1:]) for lab in labs]
+        return torch.from_numpy(np.stack(features)).to(self.device)
 
     def recalled(self, recall: Recall) -> Advice:
         """The advice by what the memory recalls."""
@@ -279,7 +283,7 @@ class Painter:
             plain, better = (match(self._look, spatial, [lab[..., 0]], each, ResponseConfig()).distance
                              for each in (None, response))
             if better < plain:
-                seen, L, ab, guess = painter._guessed(lab)
+                seen, L, ab, guess = painter.guessed(lab)
                 spatial.write(torch.tensor([slot]), seen, L, ab, torch.tensor([REFERENCE_ID]), guess)
                 memory.keys[own_slot] = memory.query(seen.features)[0]
         return painter
@@ -310,16 +314,15 @@ class Painter:
             warn(f"the references are {self.grade}; brought to its colors (--match_references False keeps theirs)")
             pictures = [self.grade(picture) for picture in pictures]
         for lab in map(rgb_to_lab, pictures):
-            seen, L, ab, guess = self._guessed(lab)
+            seen, L, ab, guess = self.guessed(lab)
             if config.use_spatial_memory:
                 colorizer.spatial.pin(seen, L, ab, guess)
-            feature = torch.from_numpy(self._feature(lab))[None].to(self.device)
-            colorizer.memory.pin(colorizer.memory.query(seen.features), feature)
+            colorizer.memory.pin(colorizer.memory.query(seen.features), self.features_of([lab]))
         self.__dict__.pop("_digests", None)
         colorizer.config = replace(config, mem_size=config.mem_size + len(pictures),
                                    spatial_size=config.spatial_size + config.use_spatial_memory * len(pictures))
 
-    def _guessed(self, lab):
+    def guessed(self, lab: np.ndarray) -> tuple[Seen, torch.Tensor, torch.Tensor, torch.Tensor]:
         """What is Seen of a picture in color, Lab (H, W, 3), its L (1, 1, S, S) and ab (1, 2, S, S), S the colorizer's
         side, and the ab that is guessed of it, without what is remembered of places."""
         seen: Any = self.look([lab[..., 0]])
@@ -419,7 +422,7 @@ def load_painter(config: PainterConfig) -> Painter:
     painter = Painter(colorizer, device, config.precision, _source(config, colorizer.config), config.rank,
                       names={**content["frames"], REFERENCE_ID: "a reference"}, checkpoint=config.checkpoint)
     if config.reference:
-        painter.reference = painter._feature(rgb_to_lab(_read_reference(config.reference)))
+        painter.reference = painter.features_of([rgb_to_lab(_read_reference(config.reference))])[0].cpu().numpy()
     colors = b"" if painter.reference is None else painter.reference.tobytes()
     settings = repr((painter.source, painter.rank, config.precision, device.type)).encode()
     with open(config.checkpoint, "rb") as file:  # frames that are beside it are in it by their digests

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from torch import nn
 
-from colorizer.archive import Archive, digest_of
+from colorizer.archive import FIELDS, Archive, digest_of
 from colorizer.backbone import Seen
 from colorizer.flow import Flow, blur, fetch, relit
 from config import SpatialConfig
@@ -140,14 +140,32 @@ class SpatialMemory(nn.Module):
     def write(self, slots: torch.Tensor, seen: Seen, L: torch.Tensor, ab: torch.Tensor, ids: torch.Tensor,
               guess: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Store N frames with L, ab as for ``key`` and ids (N,) in ``slots`` (N,); pinned ones with their ``guess``, as
-        for ``pin``. Returns {name of a buffer: its rows}, of which those for an archive are not stored here."""
-        rows = {name: rows.to(getattr(self, name).dtype) for name, rows in
-                self._rows(seen, L, ab, ab if guess is None else guess).items()}
+        for ``pin``. Returns their rows as ``store`` does."""
+        return self.store(slots, {**self._rows(seen, L, ab, ab if guess is None else guess), "ids": ids})
+
+    @torch.no_grad()
+    def store(self, slots: torch.Tensor, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Store N frames in ``slots`` (N,) by {name of a buffer: its rows}. Returns the rows in the buffers' types;
+        keys, colors and pictures of archived slots are not stored here."""
+        rows = {name: x.to(getattr(self, name)) for name, x in rows.items()}
         own = slots >= self.archived
-        self.features[slots], self.ids[slots] = rows["features"], ids
-        for name in ("keys", "ab", "pictures"):
-            getattr(self, name)[slots[own] - self.archived] = rows[name][own]
+        for name, x in rows.items():
+            if name in FIELDS:
+                getattr(self, name)[slots[own] - self.archived] = x[own]
+            else:
+                getattr(self, name)[slots] = x
         return rows
+
+    def translated(self, keys: torch.Tensor, other: "SpatialMemory", seen: torch.Tensor) -> torch.Tensor:
+        """Keys (n, P, K) of another memory as keys of this one, float32.
+
+        Of the places, what the other's projection kept is known; the rest is taken from what is ``seen`` of the kept
+        pictures, (n, E, G, G), which are smaller than those that the keys were made of.
+        """
+        places, rest = keys.float().split([self.config.dim, keys.shape[-1] - self.config.dim], -1)
+        seen = seen.flatten(2).transpose(1, 2).float() - other.mean
+        seen = seen + (places - seen @ other.projection) @ other.projection.T
+        return torch.cat([(seen + other.mean - self.mean) @ self.projection, rest], -1)
 
     @torch.no_grad()
     def pin(self, seen: Seen, L: torch.Tensor, ab: torch.Tensor, guess: torch.Tensor) -> None:
