@@ -93,20 +93,21 @@ class SpatialMemory(nn.Module):
         self._archived_features: torch.Tensor | None = None
 
     def open(self, archive: Archive | None) -> None:
-        """Take the frames of ``archived`` slots, whose features are loaded, from an archive. Raises UserError for one
-        of another number of frames."""
+        """Take the frames of ``archived`` slots from an archive. Raises UserError for one of another number of
+        frames."""
         if (0 if archive is None else len(archive)) != self.archived:
             raise UserError(f"the checkpoint keeps {self.archived} frames in a file beside it and names one of "
                             f"{0 if archive is None else len(archive)}; it is not whole, use another")
         self.archive = archive
-        self._archived_features = None if archive is None else self.features[:self.archived].float()
 
     def similarity(self, features: torch.Tensor) -> torch.Tensor:
         """Cosine similarities (N, M) of features (N, D) of unit length to all frames, float32, as rounded sums."""
         with torch.autocast(features.device.type, enabled=False):
             rest = features @ self.features[self.archived:].float().T
-            if self._archived_features is None:
+            if not self.archived:
                 return rest
+            if self._archived_features is None:  # which never change
+                self._archived_features = self.features[:self.archived].float()
             return torch.cat([features @ self._archived_features.T, rest], 1)
 
     def kept(self, name: str, slots: Sequence[int]) -> torch.Tensor:

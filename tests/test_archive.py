@@ -178,8 +178,6 @@ def test_the_quick_choice_is_the_exact_one(kind):
     net = SpatialMemory(96, 1, 0, SpatialConfig(grid=1, side=2, candidates=16))
     net.resize(count, archived=count - 30 if count > 20 else 0)
     net.features.copy_(F.normalize(features, dim=1))
-    if net.archived:
-        net._archived_features = net.features[:net.archived].float()
     if kind == "pinned":
         net.pinned[-30:] = True
     looks = looks_of(features[:8] + 0.1 * torch.rand(8, 96))
