@@ -90,7 +90,7 @@ class SpatialMemory(nn.Module):
             self.register_buffer("pinned", torch.zeros(size, dtype=torch.bool))
         self.archived = archived
         self.archive: Archive | None = None
-        self._archived_features: torch.Tensor | None = None
+        self.archived_features: torch.Tensor | None = None
 
     def open(self, archive: Archive | None) -> None:
         """Take the frames of ``archived`` slots from an archive. Raises UserError for one of another number of
@@ -106,9 +106,9 @@ class SpatialMemory(nn.Module):
             rest = features @ self.features[self.archived:].float().T
             if not self.archived:
                 return rest
-            if self._archived_features is None:  # which never change
-                self._archived_features = self.features[:self.archived].float()
-            return torch.cat([features @ self._archived_features.T, rest], 1)
+            if self.archived_features is None:  # which never change
+                self.archived_features = self.features[:self.archived].float()
+            return torch.cat([features @ self.archived_features.T, rest], 1)
 
     def kept(self, name: str, slots: Sequence[int]) -> torch.Tensor:
         """Rows (n, ...) of ``keys``, ``ab`` or ``pictures`` of the frames in ``slots``."""
