@@ -29,7 +29,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import speed
-from colorizer.spatial import LOOK_STEPS, SpatialMemory, looks_of
+from colorizer.index import LOOK_STEPS, Index
+from colorizer.spatial import SpatialMemory, looks_of
 from config import FilmConfig, GeneratorConfig, SpatialConfig
 from dataset import ColorizationDataset
 from dataset_generator import generate
@@ -138,6 +139,7 @@ def memory_reading(painter, device, rounds):
         known[frames] = SpatialMemory(frame_dim, 1, 0, config).to(device)
         known[frames].resize(frames, frames if frames > config.inside else 0)
         known[frames].features.copy_(looks_of(torch.rand(frames, frame_dim, device=device)) / LOOK_STEPS)
+        known[frames].index = Index.of(known[frames].features) if known[frames].archived else None
     yield from one_read(rows("spatial memory, choice for 8 frames", "frames", {
         frames: repeated(memory.nearest, looks) for frames, memory in known.items()}, rounds,
         size_in_bytes=lambda frames: known[frames].features.nbytes))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from colorizer.index import Index
 from config import SpatialConfig, restore
 from utils import UserError, spread
 
@@ -38,14 +39,14 @@ def digest_of(*parts: np.ndarray) -> bytes:
 
 
 class Archive:
-    """The frames in a file, in order; they never change. ``digests`` (A, 32), uint8, are those of its records, which
-    the checkpoint keeps.
+    """The frames in a file, in order; they never change. The checkpoint keeps their ``index`` and ``digests`` (A, 32),
+    uint8, those of the records.
 
     Raises UserError for a file that is missing, cut, of another shape, or not that of the checkpoint.
     """
 
-    def __init__(self, path: Path, config: SpatialConfig, digests: torch.Tensor) -> None:
-        self.path, self.record, self.digests = path, record_of(config), digests
+    def __init__(self, path: Path, config: SpatialConfig, digests: torch.Tensor, index: Index) -> None:
+        self.path, self.record, self.digests, self.index = path, record_of(config), digests, index
         try:
             self.file = os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -95,7 +96,7 @@ class Archive:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it, for ``open_archive``."""
-        return {"file": self.path.name, "digests": self.digests}
+        return {"file": self.path.name, "digests": self.digests, **self.index.state()}
 
     def bring(self, folder: Path) -> None:
         """Have the file in a folder, too, under its name: as a second name of it, or where that cannot be, as a copy.
@@ -118,9 +119,9 @@ class Archive:
 
 def write_archive(folder: Path, config: SpatialConfig, count: int,
                   batches: Iterable[dict[str, torch.Tensor]]) -> Archive:
-    """Write ``count`` frames, of which batches {name of a field: rows} come one after another, into a file in a folder.
-    It is named by what is in it, and has its name only when it is whole on the disk."""
-    record, partial, digests = record_of(config), folder / PARTIAL, []
+    """Write ``count`` frames, of which batches {name of a field, or features: rows} come one after another, into a file
+    in a folder. It is named by what is in it, and has its name only when it is whole on the disk."""
+    record, partial, digests, features = record_of(config), folder / PARTIAL, [], []
     try:
         with open(partial, "wb") as file:
             np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(record),
@@ -130,6 +131,7 @@ def write_archive(folder: Path, config: SpatialConfig, count: int,
                 for name in FIELDS:
                     records[name] = rows[name].cpu().numpy()
                 digests += [digest_of(each) for each in records]
+                features.append(rows["features"].cpu())
                 file.write(records.tobytes())
             file.flush()
             os.fsync(file.fileno())
@@ -140,7 +142,7 @@ def write_archive(folder: Path, config: SpatialConfig, count: int,
     finally:
         partial.unlink(missing_ok=True)
     rows = np.frombuffer(bytearray(b"".join(digests)), np.uint8).reshape(-1, 32)
-    return Archive(path, config, torch.from_numpy(rows))
+    return Archive(path, config, torch.from_numpy(rows), Index.of(torch.cat(features)))
 
 
 def open_archive(checkpoint: str | Path, content: dict[str, Any]) -> Archive | None:
@@ -152,10 +154,11 @@ def open_archive(checkpoint: str | Path, content: dict[str, Any]) -> Archive | N
     try:
         name, digests = kept["file"], kept["digests"]
         config = restore(SpatialConfig, content["model_config"]["spatial"])
-        if digests.dtype != torch.uint8 or digests.shape[1:] != (32,) or not len(digests):
+        index = Index(kept["axes"], kept["sketches"])
+        if digests.dtype != torch.uint8 or digests.shape != (len(index.sketches), 32) or not len(digests):
             raise ValueError("the digests of its frames are of another shape")
         if not re.fullmatch(NAMED, name):
             raise ValueError(f"the file of its frames is {name!r:.40}")
     except (TypeError, LookupError, ValueError, AttributeError) as error:
         raise UserError(f"{checkpoint} does not hold a whole colorizer ({error})") from error
-    return Archive(Path(checkpoint).with_name(name), config, digests)
+    return Archive(Path(checkpoint).with_name(name), config, digests, index)

@@ -274,10 +274,7 @@ class Painter:
         pinned = self.colorizer.spatial.pinned.nonzero()[:, 0].tolist()
         if not pinned:
             return replace(self, response=response)
-        before = self.colorizer
-        same = before.backbone, before.generator, before.memory.values, before.spatial.archived_features
-        copied = copy.deepcopy(before, {id(part): part for part in same})  # without hundreds of MB
-        painter = replace(self, colorizer=copied, response=response)
+        painter = replace(self, colorizer=copy.deepcopy(self.colorizer), response=response)
         memory, spatial = painter.colorizer.memory, painter.colorizer.spatial
         own = memory.pinned.nonzero()[:, 0].tolist()
         for slot, own_slot in zip(pinned, own, strict=True):

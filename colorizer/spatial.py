@@ -17,12 +17,11 @@ from torch import nn
 from colorizer.archive import FIELDS, Archive, digest_of
 from colorizer.backbone import Seen
 from colorizer.flow import Flow, blur, fetch, relit
+from colorizer.index import LOOK_STEPS, Index
 from config import SpatialConfig
 from dataset import REFERENCE_ID, decode_lab, encode_lab, round_codes, shrink
 from networks import grow
 from utils import UserError
-
-LOOK_STEPS = 256  # of a number of a look, between 0 and 1
 
 
 def looks_of(features: torch.Tensor) -> torch.Tensor:
@@ -90,7 +89,7 @@ class SpatialMemory(nn.Module):
             self.register_buffer("pinned", torch.zeros(size, dtype=torch.bool))
         self.archived = archived
         self.archive: Archive | None = None
-        self.archived_features: torch.Tensor | None = None
+        self.index: Index | None = None
 
     def open(self, archive: Archive | None) -> None:
         """Take the frames of ``archived`` slots from an archive. Raises UserError for one of another number of
@@ -99,16 +98,11 @@ class SpatialMemory(nn.Module):
             raise UserError(f"the checkpoint keeps {self.archived} frames in a file beside it and names one of "
                             f"{0 if archive is None else len(archive)}; it is not whole, use another")
         self.archive = archive
+        self.index = None if archive is None else archive.index.to(self.features.device)
 
     def similarity(self, features: torch.Tensor) -> torch.Tensor:
         """Cosine similarities (N, M) of features (N, D) of unit length to all frames, float32, as rounded sums."""
-        with torch.autocast(features.device.type, enabled=False):
-            rest = features @ self.features[self.archived:].float().T
-            if not self.archived:
-                return rest
-            if self.archived_features is None:  # which never change
-                self.archived_features = self.features[:self.archived].float()
-            return torch.cat([features @ self.archived_features.T, rest], 1)
+        return torch.cat([features @ part.float().T for part in self.features.split(4096)], 1)
 
     def kept(self, name: str, slots: Sequence[int]) -> torch.Tensor:
         """Rows (n, ...) of ``keys``, ``ab`` or ``pictures`` of the frames in ``slots``."""
@@ -208,32 +202,19 @@ class SpatialMemory(nn.Module):
 
     def _candidates(self, looks):
         """The ``candidates`` frames that are most similar to each of N looks: slots, similarity with the preference,
-        float64, and whether preferred, each (N, c), best first, of equal ones that of the lower slot.
-
-        A product in float32 finds twice as many, of which only these are compared exactly. It may be wrong by ``slack``
-        and knows no better than that each pinned frame is preferred; where this could make a difference, more are
-        compared.
-        """
-        config, size = self.config, len(self.features)
-        bound = self.similarity(looks.float() / LOOK_STEPS) + config.preference * self.pinned
-        slack = self.features.shape[1] * 2.0**-23  # twice what rounding can add up to in a product of unit vectors
-        count, most = min(2 * config.candidates, size), min(config.candidates, size)
-        while True:
-            below, slots = bound.topk(count)
-            slots = slots.sort(1).values
-            exact = torch.stack([self._exact_similarity(*pair) for pair in zip(looks, slots, strict=True)])
-            best = exact.amax(1, keepdim=True)
-            preferred = self.pinned[slots] & (exact >= best - config.preference)
-            order = (exact + config.preference * preferred).sort(dim=1, descending=True, stable=True)
-            similarity, place = order.values[:, :most].clone(), order.indices[:, :most]
-            if count == size or (torch.minimum(similarity[:, -1:], best) > below[:, -1:] + slack).all():
-                return slots.gather(1, place), similarity, preferred.gather(1, place)
-            count = min(2 * count, size)
-
-    def _exact_similarity(self, look, slots):
-        """Exact similarities (c,), float64, of a look (D,) to the frames in ``slots`` (c,)."""
-        look = look.double() / LOOK_STEPS
-        return torch.cat([self.features[part].double() @ look for part in slots.split(4096)])  # 40 MB at a time
+        float64, and whether preferred, each (N, c), best first, of equal ones that of the lower slot. Of frames in an
+        archive, twice as many are shortlisted by its index and compared."""
+        config, look = self.config, looks.double() / LOOK_STEPS
+        similarity = look @ self.features[self.archived:].double().T
+        slots = torch.arange(self.archived, len(self.features), device=looks.device).expand(len(looks), -1)
+        if self.index is not None:
+            near = self.index.shortlist(looks, 2 * config.candidates)
+            products = [self.features[some].double() @ one for some, one in zip(near, look, strict=True)]
+            slots, similarity = torch.cat([near, slots], 1), torch.cat([torch.stack(products), similarity], 1)
+        preferred = self.pinned[slots] & (similarity >= similarity.amax(1, keepdim=True) - config.preference)
+        similarity, order = (similarity + config.preference * preferred).sort(dim=1, descending=True, stable=True)
+        order = order[:, :config.candidates]
+        return slots.gather(1, order), similarity[:, :config.candidates].clone(), preferred.gather(1, order)
 
     def digests(self) -> list[bytes]:
         """Of each frame, a hash of all that is read of it: its keys, colors and picture."""

@@ -206,7 +206,7 @@ class Project:
             raise UserError(f"the project {self.folder} has another checkpoint; leave --checkpoint out, or name "
                             "another --project")
         content = load_checkpoint(path)
-        if frames := open_archive(path, content):
+        if (frames := open_archive(path, content)) is not None:
             frames.bring(self.folder)
         with replace_when_done(ours) as temporary:
             shutil.copyfile(path, temporary)

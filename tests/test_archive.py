@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from drawn import draw_dataset, draw_picture
 
 import train
+from colorizer import index
 from colorizer.archive import Archive
 from colorizer.novelty import Novelty
 from colorizer.painter import Painter
-from colorizer.spatial import LOOK_STEPS, SpatialMemory, looks_of
+from colorizer.spatial import SpatialMemory, looks_of
 from config import SpatialConfig, TrainConfig
 from dataset import REFERENCE_ID, rgb_to_lab
 from editing.project import Project
@@ -135,7 +136,7 @@ def test_a_file_that_is_cut_in_use_ends_in_a_sentence(large):
 
 
 @pytest.mark.parametrize("change", [{"archive": None}, {"archive": {"file": "../frames_0123456789ab.npy"}},
-                                    {"archive": {"file": "frames_0123456789ab.npy", "digests": torch.zeros(6, 31)}}])
+                                    {"archive": {"file": "frames_0123456789ab.npy", "digests": torch.zeros(6, 32)}}])
 def test_a_checkpoint_that_does_not_tell_of_its_file_is_refused(large, change):
     path, _ = large
     content = torch.load(path / "best.pt", weights_only=True)
@@ -151,7 +152,7 @@ def test_a_checkpoint_that_does_not_tell_of_its_file_is_refused(large, change):
 def slowly(net, looks):
     """``nearest`` as it is defined: all similarities, in float64."""
     features, config = net.features.double(), net.config
-    similarity = (looks.double() / LOOK_STEPS) @ features.T
+    similarity = (looks.double() / index.LOOK_STEPS) @ features.T
     preferred = net.pinned & (similarity >= similarity.amax(1, keepdim=True) - config.preference)
     similarity, slots = (similarity + config.preference * preferred).sort(dim=1, descending=True, stable=True)
     found = []
@@ -166,21 +167,25 @@ def slowly(net, looks):
     return found, preferred
 
 
-@pytest.mark.parametrize("kind", ["few", "many", "alike", "equal", "pinned"])
-def test_the_quick_choice_is_the_exact_one(kind):
-    """Also where hundreds of frames differ by less than a float32 tells, where pinned ones come first, and for each
-    picture alone as for a batch."""
+def of_shots(count, dim=96, like=0.15):
+    """Features of unit length, alike in shots of 10 frames."""
+    middles = torch.rand(-(-count // 10), dim).repeat_interleave(10, 0)[:count]
+    return F.normalize(middles + like * torch.rand(count, dim), dim=1)
+
+
+@pytest.mark.parametrize("kind", ["few", "many", "equal", "pinned"])
+def test_the_choice_among_an_archive_is_that_among_all(kind, monkeypatch):
+    """Also where some are pinned, and where all are equal; and for each picture alone as for a batch."""
     torch.manual_seed(0)
-    count = 20 if kind == "few" else 700
-    features = torch.rand(count, 96)
-    if kind in ("alike", "equal"):
-        features = features[:1] + 1e-3 * (kind == "alike") * features
+    monkeypatch.setattr(index, "AXES", 24)  # a quarter of all
+    features = of_shots(20 if kind == "few" else 700, like=0.0 if kind == "equal" else 0.15)
+    features = features[:1].expand(700, -1) if kind == "equal" else features
     net = SpatialMemory(96, 1, 0, SpatialConfig(grid=1, side=2, candidates=16))
-    net.resize(count, archived=count - 30 if count > 20 else 0)
-    net.features.copy_(F.normalize(features, dim=1))
-    if kind == "pinned":
-        net.pinned[-30:] = True
-    looks = looks_of(features[:8] + 0.1 * torch.rand(8, 96))
+    net.resize(len(features), archived=len(features) - 10)
+    net.features.copy_(features)
+    net.index = index.Index.of(net.features[:net.archived])
+    net.pinned[-10:] = kind == "pinned"
+    looks = looks_of(features[5::90][:8] + 0.03 * torch.rand(len(features[5::90][:8]), 96))
     expected, preferred = slowly(net, looks)
     nearest = net.nearest(looks)
     assert nearest.slots.tolist() == expected
