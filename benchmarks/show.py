@@ -55,17 +55,16 @@ def write(film, folder, count):
         data = ColorizationDataset(speed.film_pictures(film, Path(pictures), PICTURES), IMG_SIZE)
     painter = speed.make_painter(data, TrainConfig(img_size=IMG_SIZE), torch.device("cpu"), "auto")
     net = painter.colorizer
-    spatial, some = net.spatial, {name: getattr(net.spatial, name) for name in FIELDS}
+    spatial, some = net.spatial, {name: getattr(net.spatial, name) for name in FIELDS}  # before it gets another size
     folder.mkdir()
     archived = count if count > spatial.config.inside else 0
     spatial.resize(count, archived)
     spatial.features.copy_(shots(count, spatial.features.shape[1]))
-    spatial.ids.copy_(torch.arange(count))
 
     def rows():
         for slots in torch.arange(count).split(64):
             of_some = {name: x[slots % len(x)] for name, x in some.items()}
-            yield spatial.store(slots, of_some)
+            yield spatial.store(slots, {**of_some, "features": spatial.features[slots], "ids": slots})
 
     content: dict[str, Any] = {"frames": {i: f"{i}.png" for i in range(count)}}
     if archived:

@@ -51,6 +51,6 @@ class Index:
         sketches = (looks.double() / LOOK_STEPS @ self.axes.double() * STEPS).round().float()
         size = len(self.sketches)
         with torch.autocast(looks.device.type, enabled=False):
-            products = sketches @ self.sketches.T
+            products = (self.sketches @ sketches.T).T  # in half the time of the same the other way around
         order = products.double() * size - torch.arange(size, device=looks.device)  # no two are equal
         return order.topk(min(count, size)).indices.sort(1).values

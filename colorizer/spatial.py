@@ -109,8 +109,10 @@ class SpatialMemory(nn.Module):
         rows, archive, first = getattr(self, name), self.archive, self.archived
         if archive is None:
             return rows[torch.as_tensor(slots, dtype=torch.long, device=rows.device)]
-        return torch.stack([torch.from_numpy(archive.read(name, slot)).to(rows.device) if slot < first
-                            else rows[slot - first] for slot in slots])
+        found = rows.new_empty(len(slots), *rows.shape[1:])
+        for row, slot in zip(found, slots, strict=True):
+            row.copy_(torch.from_numpy(archive.read(name, slot)) if slot < first else rows[slot - first])
+        return found
 
     def fit(self, places: torch.Tensor) -> None:
         """Fit the PCA to every 4th place of some frames, places (N, E, G, G)."""

@@ -2,7 +2,9 @@
 
 import copy
 import shutil
+from dataclasses import asdict, replace
 
+import drawn
 import numpy as np
 import pytest
 import torch
@@ -12,32 +14,50 @@ from drawn import draw_dataset, draw_picture
 import train
 from colorizer import index
 from colorizer.archive import Archive
+from colorizer.colorizer import Colorizer
 from colorizer.novelty import Novelty
 from colorizer.painter import Painter
 from colorizer.spatial import SpatialMemory, looks_of
 from config import SpatialConfig, TrainConfig
-from dataset import REFERENCE_ID, rgb_to_lab
+from dataset import REFERENCE_ID, ColorizationDataset, rgb_to_lab
 from editing.project import Project
-from utils import UserError, load_checkpoint, write_image
+from training.preparation import fit_model_config, remember, see_all
+from utils import UserError, load_checkpoint, save_checkpoint, write_image
 
-FEW = {"width": 4, "batch_size": 3, "end_epoch": 1, "img_size": 128, "use_votes": False}
+PLACES = SpatialConfig(frames=2)
 
 
-def trained(data, save_path, inside, **settings):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "EPOCH_STEPS", 2)
-        config = TrainConfig(data_path=str(data), save_path=str(save_path), spatial=SpatialConfig(
-            inside=inside, frames=2), **{**FEW, **settings})
-        return train.train(config, load_checkpoint(save_path / "last.pt") if config.resume else None)
+def cast():
+    return torch.autocast("cpu", enabled=False)
+
+
+def made(folder, numbers, inside, seed=0, **settings):
+    """The path of a checkpoint of untrained networks that remembers drawings, and a checkpoint's content."""
+    torch.manual_seed(seed)
+    paths = [folder / "pictures" / f"drawn_{number}.png" for number in numbers]
+    for number, path in zip(numbers, paths, strict=True):
+        write_image(path, draw_picture(number))
+    data = ColorizationDataset(paths, 128)
+    config = TrainConfig(width=4, img_size=128, use_votes=False, spatial=replace(PLACES, inside=inside), **settings)
+    colorizer = Colorizer(fit_model_config(config, len(data)), None).eval()
+    memory, content = colorizer.memory, {"frames": dict(zip(data.ids, (path.name for path in paths), strict=True))}
+    with torch.no_grad():
+        if config.use_spatial_memory:
+            remember(data, colorizer, cast, folder)
+            if archive := colorizer.spatial.archive:
+                content["archive"] = archive.state()
+        memory.update(memory.query(see_all(data, colorizer, cast)), data.color_features, torch.tensor(data.ids))
+    save_checkpoint(folder / "best.pt", {**content, "colorizer": colorizer.state_dict(),
+                                         "model_config": asdict(colorizer.config)})
+    return folder / "best.pt"
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Two runs on the same pictures: in small/ the checkpoint keeps the frames, in large/ a file beside it does."""
+    """Two checkpoints of the same pictures: small/ keeps the frames itself, large/ in a file beside it."""
     home = tmp_path_factory.mktemp("home")
-    draw_dataset(home / "data", train=6, val=2)
     for name, inside in (("small", 6), ("large", 5)):
-        trained(home / "data", home / name, inside)
+        made(home / name, range(6), inside)
     return home
 
 
@@ -61,7 +81,7 @@ def test_frames_in_a_file_are_those_in_a_checkpoint(home, monkeypatch):
     assert (small.config.archived, large.config.archived, large.config.spatial_size) == (0, 6, 6)
     assert not list((home / "small").glob("*.npy"))
     sizes = [(home / name / "best.pt").stat().st_size for name in ("small", "large")]
-    assert sizes[0] - sizes[1] > 6 * 250_000
+    assert sizes[0] - sizes[1] > 6 * 250_000 - 700_000  # the axes of the index
     assert small.colorizer.spatial.digests() == large.colorizer.spatial.digests()
     for name in ("keys", "ab", "pictures"):
         assert torch.equal(*(each.colorizer.spatial.kept(name, [4, 0]) for each in (small, large)))
@@ -88,14 +108,20 @@ def test_references_are_kept_beside_the_file_and_move_with_it(large, tmp_path):
     assert Painter.load(project.checkpoint).colorizer.spatial.digests()[:3] == again.colorizer.spatial.digests()[:3]
 
 
-def test_a_run_with_a_file_goes_on_and_is_replaced(home, large):
-    path, frames = large
-    assert trained(home / "data", path, 5, resume=True, end_epoch=2) == path / "best.pt"
-    assert load_checkpoint(path / "last.pt")["archive"]["file"] == frames.name
-    draw_dataset(path / "more", train=7, val=2)
-    trained(path / "more", path, 5, overwrite=True)
-    [other] = path.glob("frames_*.npy")
-    assert other.name != frames.name and len(Painter.load(path / "best.pt").colorizer.spatial.archive) == 7
+def test_a_run_with_a_file_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "EPOCH_STEPS", 2)
+    draw_dataset(tmp_path / "data", train=4, val=1)
+    config = TrainConfig(data_path=str(tmp_path / "data"), save_path=str(tmp_path / "run"), width=4, batch_size=2,
+                         end_epoch=1, use_votes=False, spatial=replace(PLACES, inside=3))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "frames_0123456789ab.npy").touch()  # of a run that was killed before it saved anything
+    train.train(config)
+    [frames] = (tmp_path / "run").glob("frames_*.npy")
+    train.train(replace(config, resume=True, end_epoch=2), load_checkpoint(tmp_path / "run" / "last.pt"))
+    assert [*(tmp_path / "run").glob("frames_*.npy")] == [frames]
+    for name in ("best.pt", "last.pt", "epoch_0001.pt", "epoch_0002.pt"):
+        assert load_checkpoint(tmp_path / "run" / name)["archive"]["file"] == frames.name
+    assert len(Painter.load(tmp_path / "run" / "last.pt").colorizer.spatial.archive) == 4
 
 
 def spoil(kind, frames):
@@ -206,12 +232,10 @@ def test_only_what_shows_something_new_is_kept():
     assert [is_new(each) for each in shown] == [True, False, False, True, True, False]
 
 
-def test_a_held_drawing_is_learned_and_kept_once(tmp_path):
-    draw_dataset(tmp_path / "data", train=4, val=0)
-    for number in (1, 2):
-        write_image(tmp_path / "data" / "train" / f"raw_image_drawn_0_{number}.png", draw_picture(0))
-    painter = Painter.load(trained(tmp_path / "data", tmp_path / "run", 10))
-    assert len(painter.names) == 6 + 1 and sorted(painter.colorizer.spatial.ids.tolist()) == [0, 1, 2, 3]
+def test_a_held_drawing_is_learned_and_kept_once(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "draw_picture", lambda number: drawn.draw_picture(number // 2))
+    painter = Painter.load(made(tmp_path, range(7), 10))
+    assert len(painter.names) == 7 + 1 and painter.colorizer.spatial.ids.tolist() == [0, 2, 4, 6]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -220,12 +244,9 @@ def test_a_held_drawing_is_learned_and_kept_once(tmp_path):
 
 @pytest.fixture(scope="module")
 def joined(home, tmp_path_factory):
-    """A checkpoint of large/ and another run on other pictures, one of which both have, and a reference."""
+    """A checkpoint joined of large/ and other.pt, which knows other pictures, one that both know, and a reference."""
     folder = tmp_path_factory.mktemp("joined")
-    draw_dataset(folder / "data", train=3, val=0)
-    for number in (0, 1):
-        write_image(folder / "data" / "train" / f"raw_image_drawn_{number}.png", draw_picture(50 + number))
-    other = Painter.load(trained(folder / "data", folder / "run", 10, seed=1))
+    other = Painter.load(made(folder / "other", (0, 50, 51), 10, seed=1))
     other.add_references([draw_picture(60)], matched=False)
     other.save(folder / "other.pt")
     paths = [str(home / "large" / "best.pt"), str(folder / "other.pt")]
@@ -240,8 +261,8 @@ def test_joined_checkpoints_know_the_frames_of_all(home, joined):
     assert spatial.archived == 8 and spatial.pinned.tolist() == [False] * 8 + [True]
     ids = spatial.ids.tolist()
     assert [names[i] for i in ids[:6]] == [first.names[i] for i in first.colorizer.spatial.ids.tolist()]
-    assert [names[i] for i in ids[6:]] == [
-        f"raw_image_drawn_{i}.png of {joined / 'other.pt'}" for i in (0, 1)] + ["a reference"]
+    assert [names[i] for i in ids[6:]] == ["drawn_50.png", "drawn_51.png", "a reference"]
+    assert names[52] == f"drawn_0.png of {joined / 'other.pt'}"
     assert both.config.mem_size == len(both.colorizer.memory.keys) == first.config.mem_size + 3
     for name, x in first.colorizer.generator.state_dict().items():
         assert torch.equal(x, both.colorizer.generator.state_dict()[name])
@@ -269,8 +290,8 @@ def test_what_cannot_be_joined_is_refused(flags, told):
         train.main(flags)
 
 
-def test_joined_checkpoints_are_of_one_kind(home, joined, tmp_path, monkeypatch):
-    plain = trained(home / "data", tmp_path / "plain", 10, use_spatial_memory=False)
+def test_joined_checkpoints_are_of_one_kind(home, joined, tmp_path):
+    plain = made(tmp_path / "plain", range(2), 10, use_spatial_memory=False)
     first = str(home / "large" / "best.pt")
     with pytest.raises(UserError, match="keeps no frames"):
         train.main(["--join", first, str(plain), "--save_path", str(tmp_path / "all")])
@@ -281,4 +302,4 @@ def test_joined_checkpoints_are_of_one_kind(home, joined, tmp_path, monkeypatch)
         train.main(["--join", first, str(tmp_path / "backbone.pt"), "--save_path", str(tmp_path / "all")])
     assert not (tmp_path / "all" / "best.pt").exists()
     with pytest.raises(UserError, match="holds another run"):
-        train.main(["--join", first, str(joined / "other.pt"), "--save_path", str(joined / "run")])
+        train.main(["--join", first, str(home / "small" / "best.pt"), "--save_path", str(joined / "all")])
