@@ -6,7 +6,7 @@ import torch
 
 from utils import spread
 
-AXES = 256  # of greatest variance of the features, along which frames are compared
+AXES = 128  # of greatest variance of the features, along which frames are compared
 SAMPLE = 4096  # frames, at most, spread evenly, by which the axes are found
 LOOK_STEPS = 256  # of a number of a look, between 0 and 1
 STEPS = 2048  # of a number of a sketch: a sum of products of two sketches is below 2^24, exact in float32 in any order
@@ -15,7 +15,7 @@ STEPS = 2048  # of a number of a sketch: a sum of products of two sketches is be
 class Index:
     """The sketches of frames: their features along the ``AXES`` of greatest variance, as whole numbers.
 
-    A product of sketches takes a fifth of the time of one of features, and is exact, so that the same frames are
+    A product of sketches takes a tenth of the time of one of features, and is exact, so that the same frames are
     shortlisted in whatever batch and on every machine. They never change.
     """
 

@@ -191,13 +191,14 @@ class SpatialMemory(nn.Module):
         """
         config = self.config
         slots, similarity, preferred = self._candidates(looks)
-        known = self.features[slots].double()
-        alike = known @ known.mT
+        some, place = slots.unique(return_inverse=True)  # neighbors have most candidates in common
+        known = self.features[some].double()
         chosen, penalty = [], torch.zeros_like(similarity)
         for _ in range(min(config.frames, len(self.features))):
             best = (similarity - config.variety * penalty).argmax(1, keepdim=True)
             chosen.append(best)
-            penalty = torch.maximum(penalty, alike.take_along_dim(best[..., None], 1)[:, 0])
+            alike = known[place.gather(1, best)[:, 0]] @ known.T
+            penalty = torch.maximum(penalty, alike.gather(1, place))
             similarity.scatter_(1, best, -torch.inf)
         best = torch.cat(chosen, 1)
         return Nearest(slots.gather(1, best), preferred.gather(1, best))
