@@ -243,8 +243,9 @@ def export(config: ExportConfig) -> None:
         raise UserError(f"{config.checkpoint} is a plain GAN, which remembers nothing to color by; train with "
                         "use_memory True")
     if colorizer.config.archived:
-        raise UserError(f"the {colorizer.config.archived:,} frames of {config.checkpoint} are in a file of their own, too "
-                        f"many for memory.npz; export a checkpoint of at most {colorizer.config.spatial.inside:,}")
+        raise UserError(f"the {colorizer.config.archived:,} frames of {config.checkpoint} are in a file of their own, "
+                        "too many for memory.npz; export a checkpoint of at most "
+                        f"{colorizer.config.spatial.inside:,}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
