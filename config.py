@@ -149,6 +149,9 @@ class SpatialConfig:
     choice: float = 15.0  # carried frames are mixed with weights softmax(-choice * misfit); chosen as unlike
     doubt: float = 1.3  # a pixel adds at most this to the mean misfit of its picture; chosen as unlike
     certain: float = 0.95  # a place whose carried colors have at least this mean confidence is not looked up
+    most: int = 50_000  # frames in memory; of a larger training set, so many spread evenly
+    inside: int = 4096  # a memory of more frames, 258 kB each, is kept in a file beside the checkpoint
+    same: int = 2  # codes of 255; a frame that nowhere differs by more from another one in memory is not kept
 
 
 @dataclass
@@ -177,6 +180,7 @@ class ResponseConfig:
     FFmpeg makes of them (``benchmarks/trials.md``)."""
 
     frames: int = 4  # frames in memory that are matched with one of the film
+    pictures: int = 256  # and so many, spread evenly, have the lightness of what is known
     rounds: int = 2  # at most so many times is it mended by what matches
     clearly: float = 0.03  # a response must shorten the mean squared distance to what is known by this share
 
@@ -208,6 +212,7 @@ class ModelConfig:
     backbone: str = "efficientnet_lite0"  # fits BACKBONES
     mem_size: int = 100  # slots
     spatial_size: int = 80  # frames
+    archived: int = 0  # of these, the first so many are kept in a file beside the checkpoint
     top_k: int = 100  # slots
     alpha: float = 0.1  # cosine similarity
     color_thres: float = 0.5  # nats
@@ -332,6 +337,10 @@ class TrainConfig:
     save_path: str = setting("checkpoints", "folder for checkpoints, log, curves and samples")
     save_freq: int = setting(10, "keep an epoch_NNNN.pt every so many epochs; last.pt is never older than 2 minutes")
     overwrite: bool = setting(False, "start again in a save_path that holds another run, removing that run's files")
+
+    join: Sequence[str] = setting((), "instead of training, make one checkpoint of several of one show, in save_path: "
+                                  "the networks of the first, the frames of all", nargs="+", metavar="CHECKPOINT",
+                                  type=str)
 
     use_memory: bool = setting(True, "read the colors from a memory at test time", group="the way to train")
     use_feat_integrator: bool = setting(False, "combine the best three slots of the memory by learned weights")

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from film.panel import memory_pictures
 from film.parts import parts_folder
 from film.report import suggest_frames
 from film.video import VideoFile
-from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, UserError, list_files, natural_key, read_image, run_cli
+from utils import IMAGE_SUFFIXES, VIDEO_SUFFIXES, UserError, list_files, natural_key, read_image, run_cli, spread
 
 ROOT = Path(__file__).resolve().parent
 DEMO_FILM = ROOT / "resources" / "episode_2.mp4"
@@ -43,6 +43,7 @@ DEMO_CHECKPOINT = ROOT / "results" / "demo" / "checkpoints" / "best.pt"
 MAX_UPLOAD = "8gb"  # of a file that is sent to the page
 DOUBTFUL = 0.5  # a shot of which less is known is marked
 SUGGESTED = 10  # shots to color next
+SOURCES = 1024  # frames in memory to pick colors from, at most
 WIDEST = 1920  # pixels of a frame on the page
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -90,7 +91,7 @@ class Desk:
         self.opened: tuple[Any, Easel] | None = None
         self.swatches: tuple[str, list[dict[str, str]]] | None = None
         self.sample: tuple[float, str] = (0.0, "")
-        self.known_sources: tuple[Any, dict[int, str]] | None = None
+        self.known_sources: tuple[Any, Mapping[int, np.ndarray], dict[int, str]] | None = None
 
     # -----------------------------------------------------------------------------------------------------------------
     # Work
@@ -251,17 +252,23 @@ class Desk:
         if records is None or not 0 <= _whole("the shot", shot) < len(records):
             return {"sources": []}
         record, painter = records[shot], self.painters.plain()
-        pictures = self._source_pictures(painter)
         return {"sources": [{"name": painter.names.get(slot, f"frame {slot}"), "score": round(score, 3),
-                             "picture": pictures.get(slot, "")}
+                             "picture": self._source_picture(painter, slot)}
                             for slot, score in zip(record.slot_ids, record.slot_scores, strict=True)]}
 
-    def _source_pictures(self, painter: Painter) -> dict[int, str]:
+    def _source_picture(self, painter: Painter, i: int) -> str:
+        """The picture of the frame ``i`` in memory, made when it is first asked for; "" where there is none."""
+        pictures, small = self._sources(painter)
+        if i not in small and i in pictures:
+            small[i] = _small(pictures[i], 128)
+        return small.get(i, "")
+
+    def _sources(self, painter):
+        """The pictures of the frames in memory by their ids, and the small ones that were made of them."""
         stamp = painter.identity, self.version
         if self.known_sources is None or self.known_sources[0] != stamp:
-            pictures = memory_pictures(painter.colorizer) if painter.remembers else {}
-            self.known_sources = stamp, {slot: _small(rgb, 128) for slot, rgb in pictures.items()}
-        return self.known_sources[1]
+            self.known_sources = stamp, memory_pictures(painter.colorizer) if painter.remembers else {}, {}
+        return self.known_sources[1:]
 
     def split(self, frame: int) -> dict[str, Any]:
         with self.changing:
@@ -357,8 +364,9 @@ class Desk:
     def palette(self) -> dict[str, Any]:
         """The colors of the show, and the known frames to pick from."""
         painter = self.painters.plain()
-        frames = [{"name": painter.names.get(slot, f"frame {slot}"), "picture": shown}
-                  for slot, shown in self._source_pictures(painter).items()]
+        known = list(self._sources(painter)[0])
+        frames = [{"name": painter.names.get(i, f"frame {i}"), "picture": self._source_picture(painter, i)}
+                  for i in (known[place] for place in spread(len(known), SOURCES))]
         with self.counting:
             if self.swatches is None or self.swatches[0] != painter.identity:
                 keeps = painter.config.use_memory and painter.config.use_spatial_memory

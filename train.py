@@ -21,10 +21,12 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from colorizer.archive import open_archive
 from colorizer.colorizer import model_config_of
 from config import TrainConfig, read_flags, restore
 from dataset import AB_SCALE, ColorizationDataset, resize, tensors_to_lab
 from training.distributed import Team
+from training.joining import join_all
 from training.learner import Cast, Learner, not_whole
 from training.preparation import fit_model_config, load_data, remember, see, see_all, teach_voter, vote_all
 from training.runs import Position, Run, Signals, sample_grid
@@ -146,6 +148,8 @@ class Training:
                           self.team)
         if saved:
             learner.load(saved)
+            if model_config.archived and self.team.leader:
+                learner.colorizer.spatial.open(open_archive(self.run.path / "last.pt", saved))
         return learner
 
     def _find_position(self, saved):
@@ -173,7 +177,7 @@ class Training:
         """Fill the spatial memory of a new colorizer; returns what the backbone sees of all pictures, (N, D)."""
         colorizer, known, features = self.learner.colorizer, None, None
         if colorizer.config.use_spatial_memory and not saved:
-            known = remember(self.data, colorizer, self.cast)
+            known = remember(self.data, colorizer, self.cast, self.run.path if self.team.leader else None)
         if colorizer.config.use_memory:
             features = see_all(self.data, colorizer, self.cast, known)
         if colorizer.config.use_votes and not saved:
@@ -210,7 +214,8 @@ class Training:
         """All epochs that are left, or as many as the time allows. Raises KeyboardInterrupt after Ctrl-C or SIGTERM."""
         config, position, leader = self.config, self.position, self.team.leader
         if leader:
-            self.run.begin(position.epoch if self.resumed else None)
+            archive = self._archive()
+            self.run.begin(position.epoch if self.resumed else None, archive and archive.path)
         self.board: Any = (SummaryWriter(self.run.path / "tensorboard",
                                          purge_step=position.epoch + 1 if self.resumed else None)
                            if leader else nullcontext())  # the leader alone logs
@@ -338,11 +343,18 @@ class Training:
             self._save("last.pt")
         self.saved_at = time.monotonic()
 
+    def _archive(self):
+        """The frames that are kept in a file beside the checkpoints, None where these keep all."""
+        colorizer = self.learner.colorizer
+        return colorizer.spatial.archive if colorizer.config.use_spatial_memory else None
+
     def _save(self, name, full=True):
         self.position.elapsed = time.monotonic() - self.began
         state = self.learner.state()
         if not full:  # best.pt is for coloring, and a third as large without what only training needs
             state = {"colorizer": state["colorizer"]}
+        if archive := self._archive():
+            state["archive"] = archive.state()
         save_checkpoint(self.run.path / name, {
             **state, "model_config": asdict(self.learner.colorizer.config), "train_config": asdict(self.config),
             **vars(self.position), "rng": torch.get_rng_state(),
@@ -378,6 +390,9 @@ def config_to_go_on(saved: Any, given: dict[str, Any]) -> TrainConfig:
 def main(argv: list[str]) -> None:
     given = read_flags(TrainConfig, argv, "Learn the colors of the pictures in data_path/train.")
     config, saved = TrainConfig(**given), None
+    if config.join:
+        join_all(config, given)
+        return
     if config.resume or config.start_epoch:
         config.check()
         name = "last.pt" if config.resume else f"epoch_{config.start_epoch:04d}.pt"

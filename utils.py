@@ -335,7 +335,7 @@ def write_image(path: str | Path, rgb: np.ndarray, depth: int = 8) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Checkpoints and devices
 
-CHECKPOINT_FORMAT = 9
+CHECKPOINT_FORMAT = 10
 FINER = {"efficientnet_lite0": 16 + 24, "resnet18": 64}  # channels of maps that voters see since format 9
 
 
@@ -350,7 +350,7 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read what ``save_checkpoint`` wrote, on the CPU, executing nothing and in memory of about the file's size.
 
-    Formats 5 to 8 are converted. Raises UserError for any other file, and for tensors with numbers that are not
+    Formats 5 to 9 are converted. Raises UserError for any other file, and for tensors with numbers that are not
     finite.
     """
     if not Path(path).is_file():
@@ -366,7 +366,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # a file of any content: zip, pickle and tensor readers each raise their own kinds
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path} is not a checkpoint of train.py, or not a whole one; use another: {reason}") from error
-    if content["format"] in (5, 6, 7, 8):
+    if content["format"] in (5, 6, 7, 8, 9):
         _convert(content)
     elif content["format"] != CHECKPOINT_FORMAT:
         raise UserError(f"{path} has checkpoint format {content['format']}, and this version reads "
@@ -378,8 +378,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _convert(content):
     """Bring a checkpoint to the format of now: in 5 frames had another name, 6 had no votes, in 7 votes counted less
-    where lightness changes along the motion, and in 8 voters saw nothing finer than 8 pixels."""
-    content["format"] = CHECKPOINT_FORMAT
+    where lightness changes along the motion, in 8 voters saw nothing finer than 8 pixels, and 9 kept all frames itself.
+    """
+    blind, content["format"] = content["format"] < 9, CHECKPOINT_FORMAT
     networks = content.get("colorizer")
     if isinstance(networks, dict) and "spatial.frames" in networks:
         networks["spatial.features"] = networks.pop("spatial.frames")
@@ -388,7 +389,7 @@ def _convert(content):
             content[name].setdefault("use_votes", False)
             if isinstance(content[name].get("votes"), dict):
                 content[name]["votes"].pop("unlit", None)
-    if isinstance(networks, dict) and isinstance(content.get("model_config"), dict):
+    if blind and isinstance(networks, dict) and isinstance(content.get("model_config"), dict):
         finer = FINER.get(content["model_config"].get("backbone"), 0)
         for name in ("voter.mean", "voter.projection"):
             if isinstance(rows := networks.get(name), torch.Tensor) and rows.dim():

@@ -29,6 +29,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import speed
+from colorizer.index import LOOK_STEPS, Index
 from colorizer.spatial import SpatialMemory, looks_of
 from config import FilmConfig, GeneratorConfig, SpatialConfig
 from dataset import ColorizationDataset
@@ -134,9 +135,11 @@ def memory_reading(painter, device, rounds):
 
     known, looks = {}, looks_of(torch.rand(8, frame_dim, device=device))
     for frames in SLOTS:
-        known[frames] = SpatialMemory(frame_dim, 1, 0, SpatialConfig()).to(device)
-        known[frames].features = torch.rand(frames, frame_dim, device=device).half()
-        known[frames].pinned = torch.zeros(frames, dtype=torch.bool, device=device)
+        config = SpatialConfig(grid=1, side=1)
+        known[frames] = SpatialMemory(frame_dim, 1, 0, config).to(device)
+        known[frames].resize(frames, frames if frames > config.inside else 0)
+        known[frames].features.copy_(looks_of(torch.rand(frames, frame_dim, device=device)) / LOOK_STEPS)
+        known[frames].index = Index.of(known[frames].features) if known[frames].archived else None
     yield from one_read(rows("spatial memory, choice for 8 frames", "frames", {
         frames: repeated(memory.nearest, looks) for frames, memory in known.items()}, rounds,
         size_in_bytes=lambda frames: known[frames].features.nbytes))

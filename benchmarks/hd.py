@@ -40,7 +40,7 @@ from utils import ArgumentParser, UserError, positive, replace_when_done, run_cl
 
 FILM = Path(__file__).resolve().parents[1] / "resources" / "episode_2.mp4"
 STAGES: dict[str, list[tuple[Any, str]]] = {  # stage: (where its function is, its name)
-    "scan": [(episode, "scan")], "join": [(FilmWriter, "join")], "all": [(test, "color_film")],
+    "scan": [(episode, "scan")], "join": [(FilmWriter, "join")], "all": [(episode.FilmWork, "host")],
     "measuring": [(test, "measure_film"), (test.Evaluation, "report")], "report": [(test, "explain_film")]}
 
 

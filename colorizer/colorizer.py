@@ -32,7 +32,8 @@ class Colorizer(nn.Module):
         if config.use_feat_integrator:
             self.integrator = FeatureIntegrator()
         if config.use_spatial_memory:
-            self.spatial = SpatialMemory(dims.frame, place_dim, config.spatial_size, config.spatial)
+            self.spatial = SpatialMemory(dims.frame, place_dim, config.spatial_size, config.spatial,
+                                         config.archived)
         if config.use_votes:
             if not config.use_spatial_memory:
                 raise ValueError("votes need the places of a spatial memory")

@@ -229,7 +229,7 @@ def _stated(value):
 
 def export(config: ExportConfig) -> None:
     """Write the folder ``config.output``, whole or not at all. Raises UserError when it exists, when the checkpoint
-    cannot be read or is a plain GAN, or when packages are missing."""
+    cannot be read, is a plain GAN or has its frames in a file beside it, or when packages are missing."""
     try:
         import onnxscript  # noqa: F401  # by which torch writes ONNX
     except ImportError as error:
@@ -242,6 +242,10 @@ def export(config: ExportConfig) -> None:
     if not colorizer.config.use_memory:
         raise UserError(f"{config.checkpoint} is a plain GAN, which remembers nothing to color by; train with "
                         "use_memory True")
+    if colorizer.config.archived:
+        raise UserError(f"the {colorizer.config.archived:,} frames of {config.checkpoint} are in a file of their own, "
+                        "too many for memory.npz; export a checkpoint of at most "
+                        f"{colorizer.config.spatial.inside:,}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:

@@ -4,13 +4,15 @@ import copy
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from colorizer.archive import open_archive
 from colorizer.backbone import Seen, look
 from colorizer.certainty import Known
 from colorizer.colorizer import Colorizer, model_config_of
@@ -125,13 +127,17 @@ class Painter:
 
     def given(self, labs: Sequence[np.ndarray]) -> Advice:
         """The advice for pictures, Lab (H, W, 3), without a memory: the colors of each, or those of the reference."""
-        features: list[Any] = [self.reference if self.source == "reference" else self._feature(lab) for lab in labs]
-        return Advice(torch.from_numpy(np.stack(features)).to(self.device), torch.ones(len(labs), device=self.device))
+        if self.reference is None:
+            features = self.features_of(labs)
+        else:
+            features = torch.from_numpy(self.reference).to(self.device).expand(len(labs), -1)
+        return Advice(features, torch.ones(len(labs), device=self.device))
 
-    def _feature(self, lab):
-        """The color feature of a picture, Lab (H, W, 3), at the size that the networks see."""
+    def features_of(self, labs: Sequence[np.ndarray]) -> torch.Tensor:
+        """The color features (N, 313) of pictures, Lab (H, W, 3) each, at the size that the networks see."""
         size = self.config.img_size
-        return color_feature(resize(lab, size, size)[..., 1:])
+        features = [color_feature(resize(lab, size, size)[..., 1:]) for lab in labs]
+        return torch.from_numpy(np.stack(features)).to(self.device)
 
     def recalled(self, recall: Recall) -> Advice:
         """The advice by what the memory recalls."""
@@ -272,12 +278,12 @@ class Painter:
         memory, spatial = painter.colorizer.memory, painter.colorizer.spatial
         own = memory.pinned.nonzero()[:, 0].tolist()
         for slot, own_slot in zip(pinned, own, strict=True):
-            codes = spatial.pictures[slot].float().permute(2, 0, 1)[None]
+            codes = spatial.kept("pictures", [slot])[0].float().permute(2, 0, 1)[None]
             lab = tensors_to_lab(*decode_lab(codes))[0]
             plain, better = (match(self._look, spatial, [lab[..., 0]], each, ResponseConfig()).distance
                              for each in (None, response))
             if better < plain:
-                seen, L, ab, guess = painter._guessed(lab)
+                seen, L, ab, guess = painter.guessed(lab)
                 spatial.write(torch.tensor([slot]), seen, L, ab, torch.tensor([REFERENCE_ID]), guess)
                 memory.keys[own_slot] = memory.query(seen.features)[0]
         return painter
@@ -300,7 +306,7 @@ class Painter:
         if not self.remembers:
             raise UserError("--references adds to the memory, which --color_feature truth and --reference leave aside; "
                             "use one of them")
-        self.identity = _digest(self.identity.encode(), bytes([matched]), *(picture.tobytes() for picture in pictures))
+        self.identity = _digest([self.identity.encode(), bytes([matched]), *(each.tobytes() for each in pictures)])
         self.grade = None
         if matched and config.use_spatial_memory:
             self.grade = find_grade(self._look, colorizer.spatial, pictures, GradeConfig())
@@ -308,16 +314,15 @@ class Painter:
             warn(f"the references are {self.grade}; brought to its colors (--match_references False keeps theirs)")
             pictures = [self.grade(picture) for picture in pictures]
         for lab in map(rgb_to_lab, pictures):
-            seen, L, ab, guess = self._guessed(lab)
+            seen, L, ab, guess = self.guessed(lab)
             if config.use_spatial_memory:
                 colorizer.spatial.pin(seen, L, ab, guess)
-            feature = torch.from_numpy(self._feature(lab))[None].to(self.device)
-            colorizer.memory.pin(colorizer.memory.query(seen.features), feature)
+            colorizer.memory.pin(colorizer.memory.query(seen.features), self.features_of([lab]))
         self.__dict__.pop("_digests", None)
         colorizer.config = replace(config, mem_size=config.mem_size + len(pictures),
                                    spatial_size=config.spatial_size + config.use_spatial_memory * len(pictures))
 
-    def _guessed(self, lab):
+    def guessed(self, lab: np.ndarray) -> tuple[Seen, torch.Tensor, torch.Tensor, torch.Tensor]:
         """What is Seen of a picture in color, Lab (H, W, 3), its L (1, 1, S, S) and ab (1, 2, S, S), S the colorizer's
         side, and the ab that is guessed of it, without what is remembered of places."""
         seen: Any = self.look([lab[..., 0]])
@@ -328,15 +333,17 @@ class Painter:
             return seen, L, ab, self.colorizer(L, advice, seen, remember=False)[0]
 
     def save(self, path: str | Path) -> None:
-        """Write the checkpoint that it was loaded from, with the references added since, to ``path``. Raises ValueError
-        for a Painter that was not loaded."""
+        """Write the checkpoint that it was loaded from, with the references added since, to ``path``; the file of its
+        frames, if it has one, is brought there, too. Raises ValueError for a Painter that was not loaded."""
         if self.checkpoint is None:
             raise ValueError("this Painter was not loaded from a checkpoint")
+        if self.config.use_spatial_memory and self.colorizer.spatial.archive is not None:
+            self.colorizer.spatial.archive.bring(Path(path).parent)
         save_checkpoint(path, {**load_checkpoint(self.checkpoint), "colorizer": self.colorizer.state_dict(),
                                "model_config": asdict(self.config)})
 
 
-def _digest(*parts):
+def _digest(parts):
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -357,7 +364,10 @@ def load_colorizer(path: str | Path, device: torch.device) -> tuple[Colorizer, d
     if not isinstance(content.get("frames"), dict):
         raise UserError(f"{path} does not hold the names of its frames; train again")
     colorizer.load_state_dict(content["colorizer"])
-    return colorizer.to(device).eval(), content
+    colorizer.to(device).eval()
+    if colorizer.config.use_spatial_memory:
+        colorizer.spatial.open(open_archive(path, content))
+    return colorizer, content
 
 
 def read_references(folder: Path) -> list[np.ndarray]:
@@ -412,10 +422,12 @@ def load_painter(config: PainterConfig) -> Painter:
     painter = Painter(colorizer, device, config.precision, _source(config, colorizer.config), config.rank,
                       names={**content["frames"], REFERENCE_ID: "a reference"}, checkpoint=config.checkpoint)
     if config.reference:
-        painter.reference = painter._feature(rgb_to_lab(_read_reference(config.reference)))
+        painter.reference = painter.features_of([rgb_to_lab(_read_reference(config.reference))])[0].cpu().numpy()
     colors = b"" if painter.reference is None else painter.reference.tobytes()
     settings = repr((painter.source, painter.rank, config.precision, device.type)).encode()
-    painter.identity = painter.origin = _digest(config.checkpoint.read_bytes(), settings, colors)
+    with open(config.checkpoint, "rb") as file:  # frames that are beside it are in it by their digests
+        parts = iter(partial(file.read, 2**20), b"")
+        painter.identity = painter.origin = _digest(chain(parts, [settings, colors]))
     if config.references:
         painter.add_references(read_references(config.references), config.match_references)
         if config.save_checkpoint:

@@ -16,6 +16,7 @@ from colorizer.backbone import Seen
 from colorizer.spatial import SpatialMemory
 from config import ResponseConfig
 from dataset import AB_SCALE, L_SCALE, resize
+from utils import spread
 
 QUANTILES = (0.01, 0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95, 0.99)  # of lightness, where a curve has its knots
 
@@ -83,7 +84,9 @@ def find_response(see: Callable[[Sequence[np.ndarray]], Seen], memory: SpatialMe
     """
     if memory.pinned.all():
         return None
-    known = memory.pictures[~memory.pinned, ::4, ::4, 0].cpu().numpy() / 255 * L_SCALE
+    free = (~memory.pinned).nonzero()[:, 0].tolist()
+    some = memory.kept("pictures", [free[place] for place in spread(len(free), config.pictures)])
+    known = some[:, ::4, ::4, 0].cpu().numpy() / 255 * L_SCALE
     plain = match(see, memory, lightness, None, config)
     response = Response.between(np.stack([resize(L, 64, 64) for L in lightness]), known)
     best = match(see, memory, lightness, response, config)
@@ -107,20 +110,19 @@ def match(see: Callable[[Sequence[np.ndarray]], Seen], memory: SpatialMemory, li
     grid, dim = memory.config.grid, memory.config.dim
     seen = see([L if response is None else response(L) for L in lightness])
     places = (seen.places.flatten(2).transpose(1, 2).float() - memory.mean) @ memory.projection  # (N, P, dim)
-    free = (~memory.pinned).nonzero()[:, 0]
-    similarity = F.normalize(seen.features.float(), dim=1) @ memory.features[free].float().T
-    near = free[similarity.topk(min(config.frames, len(free))).indices]
+    similarity = memory.similarity(F.normalize(seen.features.float(), dim=1)).masked_fill(memory.pinned, -torch.inf)
+    near = similarity.topk(min(config.frames, int((~memory.pinned).sum()))).indices
     mutual, film, known, colors, distances = [], [], [], [], []
-    for L, place, slots in zip(lightness, places, near, strict=True):
-        keys = memory.keys[slots].flatten(0, 1).float()
+    for L, place, slots in zip(lightness, places, near.tolist(), strict=True):
+        keys, ab = (memory.kept(name, slots).flatten(0, 1).float() for name in ("keys", "ab"))
         keys, light = keys[:, :dim], keys[:, dim + 2] / memory.config.lightness * L_SCALE
         distance = keys.square().sum(1) - 2 * place @ keys.T  # but for the square of the place, the same in a row
         nearest, back = distance.min(1), (distance + place.square().sum(1)[:, None]).argmin(0)
         mutual.append((back[nearest.indices] == torch.arange(len(place), device=place.device)).cpu().numpy())
         film.append(resize(L, grid, grid).flatten())
         known.append(light[nearest.indices].cpu().numpy())
-        colors.append(memory.ab[slots].flatten(0, 1)[nearest.indices].float().cpu().numpy() * AB_SCALE)
+        colors.append(ab[nearest.indices].cpu().numpy() * AB_SCALE)
         distances.append(nearest.values + place.square().sum(1))
     chosen = np.concatenate(mutual).nonzero()[0]
-    of_film, of_known, ab = (np.concatenate(x)[chosen] for x in (film, known, colors))
-    return Matches(chosen, of_film, of_known, ab, float(torch.cat(distances).mean()))
+    of_film, of_known, of_color = (np.concatenate(x)[chosen] for x in (film, known, colors))
+    return Matches(chosen, of_film, of_known, of_color, float(torch.cat(distances).mean()))

@@ -4,7 +4,7 @@ Shapes: N batch, M frames in memory, k of them read; G x G places a frame (``gri
 frame and of a place as the backbone sees them; K = ``dim`` + 5 numbers of a key; S = ``side`` of a kept picture.
 """
 
-import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from torch import nn
 
+from colorizer.archive import FIELDS, Archive, digest_of
 from colorizer.backbone import Seen
 from colorizer.flow import Flow, blur, fetch, relit
+from colorizer.index import LOOK_STEPS, Index
 from config import SpatialConfig
 from dataset import REFERENCE_ID, decode_lab, encode_lab, round_codes, shrink
 from networks import grow
-
-LOOK_STEPS = 256  # of a number of a look, between 0 and 1
+from utils import UserError
 
 
 def looks_of(features: torch.Tensor) -> torch.Tensor:
@@ -53,30 +54,65 @@ class SpatialMemory(nn.Module):
     no frame is more alike by more than ``preference`` it comes first, and its places are read as if ``pull`` nearer;
     elsewhere it is a frame like any other. So it corrects its own shot and leaves the others alone.
 
-    All that is kept are buffers, saved in ``state_dict``. The constants are those of SpatialConfig.
+    All that is kept are buffers, saved in ``state_dict``; of a larger memory, the keys, colors and pictures of the
+    first A frames are in an ``archive``, a file. The constants are those of SpatialConfig.
     """
 
     mean: torch.Tensor  # (E,)
     projection: torch.Tensor  # (E, dim)
     features: torch.Tensor  # (M, D) float16, of unit length
-    keys: torch.Tensor  # (M, P, K) float16
-    ab: torch.Tensor  # (M, P, 2) float16, ab / 110
-    pictures: torch.Tensor  # (M, S, S, 3) uint8, codes of encode_lab
+    keys: torch.Tensor  # (M - A, P, K) float16
+    ab: torch.Tensor  # (M - A, P, 2) float16, ab / 110
+    pictures: torch.Tensor  # (M - A, S, S, 3) uint8, codes of encode_lab
     ids: torch.Tensor  # (M,) int64
     pinned: torch.Tensor  # (M,) bool
 
-    def __init__(self, frame_dim: int, place_dim: int, size: int, config: SpatialConfig) -> None:
+    def __init__(self, frame_dim: int, place_dim: int, size: int, config: SpatialConfig, archived: int = 0) -> None:
+        """``size`` is M and ``archived`` A, of which ``open`` is told the archive."""
         super().__init__()
         self.config = config
-        places, side = config.grid**2, config.side
         self.register_buffer("mean", torch.zeros(place_dim))
         self.register_buffer("projection", torch.zeros(place_dim, config.dim))
-        self.register_buffer("features", torch.zeros(size, frame_dim, dtype=torch.float16))
-        self.register_buffer("keys", torch.zeros(size, places, config.dim + 5, dtype=torch.float16))
-        self.register_buffer("ab", torch.zeros(size, places, 2, dtype=torch.float16))
-        self.register_buffer("pictures", torch.zeros(size, side, side, 3, dtype=torch.uint8))
-        self.register_buffer("ids", torch.full((size,), -1, dtype=torch.long))
-        self.register_buffer("pinned", torch.zeros(size, dtype=torch.bool))
+        self.register_buffer("features", torch.zeros(0, frame_dim, dtype=torch.float16))
+        self.resize(size, archived)
+
+    def resize(self, size: int, archived: int = 0) -> None:
+        """Make it one of ``size`` frames that are to be written, the first ``archived`` of them in an archive."""
+        config, rest, device = self.config, size - archived, self.features.device
+        places, side = config.grid**2, config.side
+        with device:
+            self.register_buffer("features", torch.zeros(size, self.features.shape[1], dtype=torch.float16))
+            self.register_buffer("keys", torch.zeros(rest, places, config.dim + 5, dtype=torch.float16))
+            self.register_buffer("ab", torch.zeros(rest, places, 2, dtype=torch.float16))
+            self.register_buffer("pictures", torch.zeros(rest, side, side, 3, dtype=torch.uint8))
+            self.register_buffer("ids", torch.full((size,), -1, dtype=torch.long))
+            self.register_buffer("pinned", torch.zeros(size, dtype=torch.bool))
+        self.archived = archived
+        self.archive: Archive | None = None
+        self.index: Index | None = None
+
+    def open(self, archive: Archive | None) -> None:
+        """Take the frames of ``archived`` slots from an archive. Raises UserError for one of another number of
+        frames."""
+        if (0 if archive is None else len(archive)) != self.archived:
+            raise UserError(f"the checkpoint keeps {self.archived} frames in a file beside it and names one of "
+                            f"{0 if archive is None else len(archive)}; it is not whole, use another")
+        self.archive = archive
+        self.index = None if archive is None else archive.index.to(self.features.device)
+
+    def similarity(self, features: torch.Tensor) -> torch.Tensor:
+        """Cosine similarities (N, M) of features (N, D) of unit length to all frames, float32, as rounded sums."""
+        return torch.cat([features @ part.float().T for part in self.features.split(512)], 1)
+
+    def kept(self, name: str, slots: Sequence[int]) -> torch.Tensor:
+        """Rows (n, ...) of ``keys``, ``ab`` or ``pictures`` of the frames in ``slots``."""
+        rows, archive, first = getattr(self, name), self.archive, self.archived
+        if archive is None:
+            return rows[torch.as_tensor(slots, dtype=torch.long, device=rows.device)]
+        found = rows.new_empty(len(slots), *rows.shape[1:])
+        for row, slot in zip(found, slots, strict=True):
+            row.copy_(torch.from_numpy(archive.read(name, slot)) if slot < first else rows[slot - first])
+        return found
 
     def fit(self, places: torch.Tensor) -> None:
         """Fit the PCA to every 4th place of some frames, places (N, E, G, G)."""
@@ -99,13 +135,34 @@ class SpatialMemory(nn.Module):
 
     @torch.no_grad()
     def write(self, slots: torch.Tensor, seen: Seen, L: torch.Tensor, ab: torch.Tensor, ids: torch.Tensor,
-              guess: torch.Tensor | None = None) -> None:
+              guess: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Store N frames with L, ab as for ``key`` and ids (N,) in ``slots`` (N,); pinned ones with their ``guess``, as
-        for ``pin``."""
-        for name, rows in self._rows(seen, L, ab, ab if guess is None else guess).items():
-            buffer = getattr(self, name)
-            buffer[slots] = rows.to(buffer)
-        self.ids[slots] = ids
+        for ``pin``. Returns their rows as ``store`` does."""
+        return self.store(slots, {**self._rows(seen, L, ab, ab if guess is None else guess), "ids": ids})
+
+    @torch.no_grad()
+    def store(self, slots: torch.Tensor, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Store N frames in ``slots`` (N,) by {name of a buffer: its rows}. Returns the rows in the buffers' types;
+        keys, colors and pictures of archived slots are not stored here."""
+        rows = {name: x.to(getattr(self, name)) for name, x in rows.items()}
+        own = slots >= self.archived
+        for name, x in rows.items():
+            if name in FIELDS:
+                getattr(self, name)[slots[own] - self.archived] = x[own]
+            else:
+                getattr(self, name)[slots] = x
+        return rows
+
+    def translated(self, keys: torch.Tensor, other: "SpatialMemory", seen: torch.Tensor) -> torch.Tensor:
+        """Keys (n, P, K) of another memory as keys of this one, float32.
+
+        Of the places, what the other's projection kept is known; the rest is taken from what is ``seen`` of the kept
+        pictures, (n, E, G, G), which are smaller than those that the keys were made of.
+        """
+        places, rest = keys.float().split([self.config.dim, keys.shape[-1] - self.config.dim], -1)
+        seen = seen.flatten(2).transpose(1, 2).float() - other.mean
+        seen = seen + (places - seen @ other.projection) @ other.projection.T
+        return torch.cat([(seen + other.mean - self.mean) @ self.projection, rest], -1)
 
     @torch.no_grad()
     def pin(self, seen: Seen, L: torch.Tensor, ab: torch.Tensor, guess: torch.Tensor) -> None:
@@ -133,27 +190,41 @@ class SpatialMemory(nn.Module):
         without rounding, in float64, so that the same frames are chosen in whatever batch and on every machine.
         """
         config = self.config
-        similarity = (looks.double() / LOOK_STEPS) @ self.features.double().T
-        preferred = self.pinned & (similarity >= similarity.amax(1, keepdim=True) - config.preference)
-        similarity = similarity + config.preference * preferred
-        similarity, slots = similarity.sort(dim=1, descending=True, stable=True)
-        similarity, slots = similarity[:, :config.candidates].clone(), slots[:, :config.candidates]
+        slots, similarity, preferred = self._candidates(looks)
         some, place = slots.unique(return_inverse=True)  # neighbors have most candidates in common
         known = self.features[some].double()
-        alike = known @ known.T
         chosen, penalty = [], torch.zeros_like(similarity)
         for _ in range(min(config.frames, len(self.features))):
             best = (similarity - config.variety * penalty).argmax(1, keepdim=True)
             chosen.append(best)
-            penalty = torch.maximum(penalty, alike[place.gather(1, best), place])
+            alike = known[place.gather(1, best)[:, 0]] @ known.T
+            penalty = torch.maximum(penalty, alike.gather(1, place))
             similarity.scatter_(1, best, -torch.inf)
-        slots = slots.gather(1, torch.cat(chosen, 1))
-        return Nearest(slots, preferred.gather(1, slots))
+        best = torch.cat(chosen, 1)
+        return Nearest(slots.gather(1, best), preferred.gather(1, best))
+
+    def _candidates(self, looks):
+        """The ``candidates`` frames that are most similar to each of N looks: slots, similarity with the preference,
+        float64, and whether preferred, each (N, c), best first, of equal ones that of the lower slot. Of frames in an
+        archive, twice as many are shortlisted by its index and compared."""
+        config, look = self.config, looks.double() / LOOK_STEPS
+        rest = self.features[self.archived:].split(512)  # parts that stay in the cache, in a third of the time
+        similarity = torch.cat([look @ part.double().T for part in rest], 1)
+        slots = torch.arange(self.archived, len(self.features), device=looks.device).expand(len(looks), -1)
+        if self.index is not None:
+            near = self.index.shortlist(looks, 2 * config.candidates)
+            products = [self.features[some].double() @ one for some, one in zip(near, look, strict=True)]
+            slots, similarity = torch.cat([near, slots], 1), torch.cat([torch.stack(products), similarity], 1)
+        preferred = self.pinned[slots] & (similarity >= similarity.amax(1, keepdim=True) - config.preference)
+        similarity, order = (similarity + config.preference * preferred).sort(dim=1, descending=True, stable=True)
+        order = order[:, :config.candidates]
+        return slots.gather(1, order), similarity[:, :config.candidates].clone(), preferred.gather(1, order)
 
     def digests(self) -> list[bytes]:
         """Of each frame, a hash of all that is read of it: its keys, colors and picture."""
         rows = zip(*(x.cpu().numpy() for x in (self.keys, self.ab, self.pictures)), strict=True)
-        return [hashlib.sha256(b"".join(part.tobytes() for part in row)).digest() for row in rows]
+        archived = [] if self.archive is None else map(self.archive.digest, range(self.archived))
+        return [*archived, *(digest_of(*row) for row in rows)]
 
     @torch.no_grad()
     def read(self, nearest: Nearest, keys: torch.Tensor, wanted: torch.Tensor | None = None) -> torch.Tensor:
@@ -168,10 +239,12 @@ class SpatialMemory(nn.Module):
         hints = keys.new_zeros(len(keys), 3, grid**2)
         wanted = torch.ones_like(keys[..., 0], dtype=torch.bool) if wanted is None else wanted
         with torch.autocast(device, enabled=False):
-            for hint, query, slots, pulled, places in zip(hints, keys, *nearest, wanted, strict=True):
+            chosen = nearest.slots.tolist()
+            for hint, query, slots, pulled, places in zip(hints, keys, chosen, nearest.preferred, wanted, strict=True):
                 if places.any():
+                    known, ab = (self.kept(name, slots).flatten(0, 1).float() for name in ("keys", "ab"))
                     hint[:, places] = self.attend(
-                        query[places], self.keys[slots].flatten(0, 1).float(), self.ab[slots].flatten(0, 1).float(),
+                        query[places], known, ab,
                         pulled.float().repeat_interleave(grid**2)[:, None], dtype)
         return hints.view(-1, 3, grid, grid)
 
@@ -228,12 +301,13 @@ class SpatialMemory(nn.Module):
     def _carry_from(self, slot, pull, picture, query, flow):
         """The ab / 110 (S, S, 2) that the frame in ``slot`` has for a picture, 8-bit L (S, S), of keys ``query`` (P,
         K), and the misfit (S, S)."""
-        lightness, known = picture.astype(np.float32) / 255, self.pictures[slot].cpu().numpy()
+        lightness, known = picture.astype(np.float32) / 255, self.kept("pictures", [slot])[0].cpu().numpy()
         motion = flow(picture, np.ascontiguousarray(known[..., 0]))
         found, ab = decode_lab(fetch(known.astype(np.float32), motion).transpose(2, 0, 1))
         found, ab = found[0], ab.transpose(1, 2, 0)
-        unlike = (self._unlike(query, self.keys[slot].cpu(), motion) - self.config.pull * pull).clamp(min=0).numpy()
-        misfit = self.config.unlit * blur(np.square(found - lightness)) + self.config.unlike * unlike
+        unlike = self._unlike(query, self.kept("keys", [slot])[0].cpu(), motion) - self.config.pull * pull
+        unlike = self.config.unlike * unlike.clamp(min=0).numpy()
+        misfit = self.config.unlit * blur(np.square(found - lightness)) + unlike
         return relit(ab, found, lightness), misfit
 
     def _mix(self, colors, misfits):

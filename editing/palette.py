@@ -13,13 +13,14 @@ from sklearn.cluster import KMeans
 from colorizer.painter import Painter
 from dataset import lab_to_rgb, rgb_to_lab
 from editing.regions import Point
-from utils import UserError
+from utils import UserError, spread
 
 CELL = 4.0  # side of a cell of Lab within which colors are counted as one
 FLAT = 3.0  # a pixel whose Lab is further from the mean of 3 x 3 is on an edge, and no color of anything
 LIGHT = 0.5  # weight of a difference in L beside one in a or b: shades of one color stay together
 VIVID = 3.0  # a color of chroma 110 counts 1 + so many times as much as gray
 ALIKE = 6.0  # colors that are nearer than this are one
+PICTURES = 1024  # frames in memory whose colors are counted, at most
 
 
 class Swatch(NamedTuple):
@@ -86,21 +87,22 @@ def shaded(color: str, L: np.ndarray, flat: float) -> np.ndarray:
 
 def remembered(painter: Painter, slot: int) -> np.ndarray:
     """The picture that a painter's spatial memory keeps in a slot: RGB uint8 (S, S, 3)."""
-    codes = painter.colorizer.spatial.pictures[slot].cpu().numpy()
+    codes = painter.colorizer.spatial.kept("pictures", [slot])[0].cpu().numpy()
     return cv2.cvtColor(codes, cv2.COLOR_Lab2RGB)
 
 
 def palette_of(painter: Painter, count: int = 40) -> list[Swatch]:
     """The distinct colors that a painter remembers, at most ``count``, by their shares.
 
-    Colors are counted in small cells of Lab, and the cells clustered by the roots of their counts, the more so as they
-    are vivid: a scarf is not lost beside a sky. A swatch has the commonest color of its cluster. Raises UserError for a
-    checkpoint without a spatial memory.
+    Colors of at most PICTURES frames, spread evenly, are counted in small cells of Lab, and the cells clustered by the
+    roots of their counts, the more so as they are vivid: a scarf is not lost beside a sky. A swatch has the commonest
+    color of its cluster. Raises UserError for a checkpoint without a spatial memory.
     """
     if not (painter.config.use_memory and painter.config.use_spatial_memory):
         raise UserError("the checkpoint keeps no pictures, so there is no palette; train with use_spatial_memory True")
     spatial = painter.colorizer.spatial
-    cells, counts = _counted(spatial.pictures.cpu().numpy())
+    looked = spread(len(spatial.ids), PICTURES)
+    cells, counts = _counted(spatial.kept("pictures", looked).cpu().numpy())
     weights = np.sqrt(counts.sum(0)) * (1 + VIVID * np.hypot(*cells.T[1:]) / 110)
     scaled = cells * (LIGHT, 1, 1)
     clusters = KMeans(min(count, len(cells)), n_init=4, random_state=0).fit(scaled, sample_weight=weights).labels_
@@ -116,7 +118,7 @@ def palette_of(painter: Painter, count: int = 40) -> list[Swatch]:
             first = near[0]
             swatches[first] = swatches[first]._replace(share=swatches[first].share + share)
             continue
-        slot = int(counts[:, group].sum(1).argmax())
+        slot = looked[int(counts[:, group].sum(1).argmax())]
         taken.append(scaled[common])
         swatches.append(Swatch(color_of(cells[common]), share, slot, painter.names.get(int(spatial.ids[slot]), "")))
     return sorted(swatches, key=lambda swatch: -swatch.share)

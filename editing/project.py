@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from colorizer.archive import open_archive
 from colorizer.response import Response
 from editing.palette import lab_of
 from film.encoding import OUTPUT_SUFFIXES
@@ -204,7 +205,9 @@ class Project:
                 return
             raise UserError(f"the project {self.folder} has another checkpoint; leave --checkpoint out, or name "
                             "another --project")
-        load_checkpoint(path)
+        content = load_checkpoint(path)
+        if (frames := open_archive(path, content)) is not None:
+            frames.bring(self.folder)
         with replace_when_done(ours) as temporary:
             shutil.copyfile(path, temporary)
 

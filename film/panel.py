@@ -5,7 +5,7 @@ slots and by the true color feature; and a mosaic of all frames in memory, with 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -23,36 +23,57 @@ from film.encoding import write_pictures
 from film.episode import Drawing
 from film.parts import ShotRecord
 from film.video import Film, ahead
-from utils import picture_grid
+from utils import picture_grid, spread
 
 COLORS = ((66, 133, 255), (60, 190, 90), (240, 70, 70))  # blue, green, red: slots 1, 2, 3
 GROUND = (24, 24, 27)
 REMEMBERED = 96  # side of the picture of a frame in memory
+MOST = 4096  # frames, at most, spread evenly, in the mosaic
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The frames in memory
 
 
-def memory_pictures(colorizer: Colorizer) -> dict[int, np.ndarray]:
-    """The frames in a colorizer's memory as small square pictures {frame id: RGB uint8}, in order of the film.
+def memory_pictures(colorizer: Colorizer) -> Mapping[int, np.ndarray]:
+    """The frames in a colorizer's memory as small square pictures {frame id: RGB uint8}, in order of the film; each is
+    read when it is asked for.
 
     The spatial memory keeps pictures. Without it, all that is known of a frame is its color feature, and the picture
     shows its colors as stripes, each as wide as its share. Frames of one id, which are the user's references, share a
     larger picture.
     """
     if colorizer.config.use_spatial_memory:
-        spatial = colorizer.spatial
-        ids = spatial.ids.tolist()
-        pictures = [cv2.cvtColor(resize(picture.cpu().numpy(), REMEMBERED, REMEMBERED), cv2.COLOR_Lab2RGB)
-                    for picture in spatial.pictures]
+        ids = colorizer.spatial.ids.tolist()
+
+        def picture(slot):
+            codes = colorizer.spatial.kept("pictures", [slot])[0].cpu().numpy()
+            return cv2.cvtColor(resize(codes, REMEMBERED, REMEMBERED), cv2.COLOR_Lab2RGB)
     else:
         memory = colorizer.memory
-        ids = memory.ids[memory.used].tolist()
-        pictures = [color_stripes(value) for value in memory.values[memory.used].cpu().numpy()]
-    frames = {i: [] for i in sorted(set(ids) - {-1})}
-    for i, picture in zip(ids, pictures, strict=True):
-        frames.get(i, []).append(picture)
-    return {i: several[0] if len(several) == 1 else _sheet(several) for i, several in frames.items()}
+        ids, values = memory.ids[memory.used].tolist(), memory.values[memory.used]
+
+        def picture(slot):
+            return color_stripes(values[slot].cpu().numpy())
+    return _Pictures(ids, picture)
+
+
+class _Pictures(Mapping):
+    """{id: picture} by the ids of slots, of which -1 is none, and the picture of each slot."""
+
+    def __init__(self, ids: list[int], picture: Callable[[int], np.ndarray]) -> None:
+        self.slots, self.picture = {i: [] for i in sorted(set(ids) - {-1})}, picture
+        for slot, i in enumerate(ids):
+            self.slots.get(i, []).append(slot)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        several = [self.picture(slot) for slot in self.slots[i]]
+        return several[0] if len(several) == 1 else _sheet(several)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.slots)
+
+    def __len__(self) -> int:
+        return len(self.slots)
 
 
 def _sheet(pictures):
@@ -201,7 +222,10 @@ class Panel:
         """For a film of the given size, in color (``truth``) or not, colored by the Painter ``painter``."""
         self.painter, self.truth = painter, truth
         self.cell, self.size = cell_size(height, width), panel_size(height, width, truth)
-        self.mosaic = Mosaic(memory_pictures(painter.colorizer), *mosaic_size(height, width, truth), width / height)
+        pictures = memory_pictures(painter.colorizer)
+        ids = list(pictures)
+        shown = {i: pictures[i] for i in (ids[place] for place in spread(len(ids), MOST))}
+        self.mosaic = Mosaic(shown, *mosaic_size(height, width, truth), width / height)
 
     @torch.inference_mode()
     def paint(self, pictures: Sequence[np.ndarray], shot: np.ndarray) -> list[np.ndarray]:

@@ -6,7 +6,7 @@ The page is a single file that needs nothing else: pictures and styles are insid
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,7 +101,7 @@ class Report:
     suggestions: Sequence[Suggestion] = ()  # of suggest_frames; their pictures are in ``folder``
     folder: str = ""  # name of the folder of the suggested pictures, as shown
     names: dict[int, str] = field(default_factory=dict)  # file names of training frames by their id, as far as known
-    thumbnails: dict[int, np.ndarray] = field(default_factory=dict)  # and their pictures, RGB uint8 of any size
+    thumbnails: Mapping[int, np.ndarray] = field(default_factory=dict)  # and their pictures, RGB uint8 of any size
     summaries: dict[str, dict[str, float]] = field(default_factory=dict)  # {row name: Scores.summary()}, with a truth
     facts: dict[str, str] = field(default_factory=dict)  # {label: text} under the title
     response: Response | None = None  # of the film, where its gray is not that of the training frames
@@ -194,7 +194,8 @@ def _cards(suggestions, width):
 
 def _views(report, shots, width):
     """(_Shot, its pictures and the training frames that its colors come from), the doubtful ones first."""
-    sources = {i: _picture(rgb, min(SOURCE_THUMBNAIL, width)) for i, rgb in report.thumbnails.items()}
+    wanted = {i for record in report.records for i in record.slot_ids if i in report.thumbnails}
+    sources = {i: _picture(report.thumbnails[i], min(SOURCE_THUMBNAIL, width)) for i in wanted}
     for place in np.argsort([shot.certainty for shot in shots], kind="stable"):
         record = report.records[place]
         pictures = [("gray", record.gray), ("colored", record.result), ("truth", record.truth)]

@@ -123,7 +123,8 @@ def test_a_painter_is_another_one_by_its_changes():
 def painter_of(pictures):
     """What is read of a Painter that remembers pictures, RGB uint8 (S, S, 3)."""
     codes = np.stack([cv2.cvtColor(picture, cv2.COLOR_RGB2Lab) for picture in pictures])
-    spatial = SimpleNamespace(pictures=torch.from_numpy(codes), ids=torch.arange(7, 7 + len(codes)))
+    spatial = SimpleNamespace(kept=lambda name, slots: torch.from_numpy(codes[slots]),
+                              ids=torch.arange(7, 7 + len(codes)))
     return SimpleNamespace(config=SimpleNamespace(use_memory=True, use_spatial_memory=True),
                            colorizer=SimpleNamespace(spatial=spatial),
                            names={7 + number: f"{number}.png" for number in range(len(codes))})

@@ -382,6 +382,21 @@ def test_a_checkpoint_of_format_7_colors_the_same(home, tmp_path):
     assert config_to_go_on(load_checkpoint(tmp_path / "old.pt")["train_config"], {}).votes == VotesConfig()
 
 
+def test_a_checkpoint_of_format_9_colors_the_same(home, tmp_path):
+    """It kept all frames itself, and its constants did not tell how many."""
+    content = torch.load(home / "spatial" / "best.pt", weights_only=True)
+    content["format"] = 9
+    del content["model_config"]["archived"], content["train_config"]["join"]
+    for config in (content["model_config"], content["train_config"]):
+        for name in ("most", "inside", "same"):
+            del config["spatial"][name]
+    torch.save(content, tmp_path / "old.pt")
+    pictures = [draw_picture(i) for i in range(3)]
+    one, other = (Painter.load(path).colorize(pictures) for path in (home / "spatial" / "best.pt", tmp_path / "old.pt"))
+    assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    assert config_to_go_on(load_checkpoint(tmp_path / "old.pt")["train_config"], {}).spatial == SpatialConfig()
+
+
 @pytest.mark.parametrize("number", [5, 6])
 def test_a_checkpoint_of_an_older_format_colors_the_same(home, tmp_path, number):
     """Before format 6 the features of frames were called frames, and constants of the method were not saved; before

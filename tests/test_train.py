@@ -18,7 +18,7 @@ from config import GeneratorConfig, LearningConfig, ModelConfig, PainterConfig, 
 from dataset import ColorizationDataset, decode_lab
 from train import main
 from training.learner import Learner, color_loss, discriminator_loss, generator_loss, integrator_loss
-from training.preparation import fit_model_config
+from training.preparation import REMEMBERED, fit_model_config
 from training.runs import Run
 from training.views import TrainingViews, ViewSampler
 from utils import UserError, load_checkpoint, read_image, write_image
@@ -80,7 +80,7 @@ def test_every_setting_is_a_flag():
     assert (config.use_memory, config.gen_norm, config.dis_norm, config.alpha, config.max_minutes, config.mem_size) == (
         False, "batch", "None", 0.3, 2.0, 7)
     assert read_flags(TrainConfig, [], "train") == {}
-    assert {f.name for f in fields(ModelConfig)} - {"spatial_size"} <= {f.name for f in fields(TrainConfig)}
+    assert {f.name for f in fields(ModelConfig)} - {*REMEMBERED} <= {f.name for f in fields(TrainConfig)}
 
 
 @pytest.mark.parametrize("settings, message", [
@@ -136,9 +136,8 @@ def test_the_memory_fits_the_set():
     assert fit_model_config(TrainConfig(), 10).mem_size == 12
     assert fit_model_config(TrainConfig(), 1000).top_k == 256
     assert fit_model_config(TrainConfig(mem_size=5, top_k=3), 1000) == ModelConfig(
-        img_size=128, mem_size=5, top_k=3, width=TrainConfig.width, spatial_size=1000, use_votes=True)
+        img_size=128, mem_size=5, top_k=3, width=TrainConfig.width, spatial_size=0, use_votes=True)
     assert fit_model_config(TrainConfig(use_spatial_memory=False), 10).use_votes is False
-    assert fit_model_config(TrainConfig(), 10_000).spatial_size == 4096
     assert fit_model_config(TrainConfig(**WAYS["gan"]), 10).use_spatial_memory is False
 
 

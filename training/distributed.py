@@ -98,7 +98,8 @@ class Team:
         """Give every process the leader's parameters and buffers."""
         if self.size > 1:
             for x in module.state_dict().values():
-                dist.broadcast(x, 0)
+                if x.numel():
+                    dist.broadcast(x, 0)
 
     def check_same(self, module: nn.Module, name: str) -> None:
         """Raises RuntimeError unless every process holds the same module, bit for bit."""

@@ -3,16 +3,18 @@
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from colorizer.archive import write_archive
 from colorizer.backbone import Seen
 from colorizer.colorizer import Colorizer
+from colorizer.novelty import Novelty
 from colorizer.votes import STRIDE
-from config import ModelConfig, TrainConfig
+from config import ModelConfig, SpatialConfig, TrainConfig
 from dataset import AB_SCALE, ColorizationDataset, lab_to_tensors, resize, rgb_to_lab, shrink
 from training.learner import Cast
 from training.material import weathered
@@ -22,7 +24,7 @@ VOTER_LOOKS = 256  # at least, from which the voter learns, or VIEWS a picture i
 VIEWS = 16
 VOTER_STEPS = 1000
 VOTER_SHARE = 16  # of the places of a look, one in so many is learned from
-SPATIAL_FRAMES = 4096  # at most, in the spatial memory, 250 kB each; of a larger set, so many spread evenly
+REMEMBERED = "spatial_size", "archived"  # what ``remember`` sets of a ModelConfig
 FITTED = 128  # pictures, at most, spread evenly, to which the spatial memory's projection is fitted
 
 
@@ -37,17 +39,17 @@ def load_data(config: TrainConfig) -> tuple[ColorizationDataset, ColorizationDat
 
 
 def fit_model_config(config: TrainConfig, n_pictures: int) -> ModelConfig:
-    """The ModelConfig for a training set of ``n_pictures``. Raises UserError when top_k exceeds the memory."""
-    shared = {f.name: getattr(config, f.name) for f in fields(ModelConfig) if f.name != "spatial_size"}
+    """The ModelConfig for a training set of ``n_pictures``, but for the frames of the spatial memory, which
+    ``remember`` chooses. Raises UserError when top_k exceeds the memory."""
+    shared = {f.name: getattr(config, f.name) for f in fields(ModelConfig) if f.name not in REMEMBERED}
     shared["use_spatial_memory"] = config.use_spatial_memory and config.use_memory
     shared["use_votes"] = config.use_votes and shared["use_spatial_memory"]
-    shared["spatial_size"] = min(n_pictures, SPATIAL_FRAMES) if shared["use_spatial_memory"] else 0
     shared["mem_size"] = config.mem_size or math.ceil(1.2 * n_pictures)
     if config.use_memory and config.top_k > shared["mem_size"]:
         raise UserError(f"top_k is {config.top_k} and the memory has {shared['mem_size']} slots; set top_k to at most "
                         f"{shared['mem_size']} or raise mem_size")
     shared["top_k"] = config.top_k or min(256, shared["mem_size"])
-    return ModelConfig(**shared)
+    return ModelConfig(**shared, spatial_size=0)
 
 
 def see(data: ColorizationDataset, indices: torch.Tensor, colorizer: Colorizer,
@@ -80,8 +82,19 @@ def see_all(data: ColorizationDataset, colorizer: Colorizer, cast: Cast,
     return data.features(file, backbone.dims.frame, (backbone.identity(), precision), compute).to(device)
 
 
-def remember(data: ColorizationDataset, colorizer: Colorizer, cast: Cast) -> torch.Tensor | None:
-    """Fill the spatial memory with all pictures, or if they are too many, with some, spread evenly.
+def choose_frames(data: ColorizationDataset, config: SpatialConfig) -> tuple[list[int], bool]:
+    """The indices of the pictures that the spatial memory keeps: those that show anything new, or if they are too many,
+    some of them, spread evenly; and whether they are too many."""
+    is_new = Novelty(config)
+    new = [index for index in range(len(data)) if is_new(data.codes[index].permute(1, 2, 0).contiguous().numpy())]
+    return [new[place] for place in spread(len(new), config.most)], len(new) > config.most
+
+
+@torch.no_grad()
+def remember(data: ColorizationDataset, colorizer: Colorizer, cast: Cast,
+             folder: Path | None = None) -> torch.Tensor | None:
+    """Fill the spatial memory with the pictures that ``choose_frames`` tells. Too many for a checkpoint are written
+    into an archive in ``folder``; for None, in processes that never read them, only their features are kept.
 
     Returns the backbone's features (N, D) of the pictures if it saw all of them, else None.
     """
@@ -89,13 +102,29 @@ def remember(data: ColorizationDataset, colorizer: Colorizer, cast: Cast) -> tor
     sample = torch.tensor(spread(len(data), FITTED)).split(8)
     looks = (see(data, part, colorizer, cast)[0] for part in sample)
     spatial.fit(torch.cat([seen.places.half() for seen in looks if seen is not None]))  # never None: there is a memory
-    chosen = torch.tensor(spread(len(data), len(spatial.ids)))
-    for slots in torch.arange(len(chosen)).split(8):
-        seen, L, ab = see(data, chosen[slots], colorizer, cast)
-        if seen is not None:
-            spatial.write(slots.to(L.device), seen, L, ab, ids[chosen[slots]].to(L.device))
-            features.append(seen.features)
-    return torch.cat(features) if len(chosen) == len(data) else None
+    chosen, thinned = choose_frames(data, spatial.config)
+    archived = len(chosen) if len(chosen) > spatial.config.inside else 0
+    spatial.resize(len(chosen), archived)
+    colorizer.config = replace(colorizer.config, spatial_size=len(chosen), archived=archived)
+    slot_of = torch.full((len(data),), -1)
+    slot_of[chosen] = torch.arange(len(chosen))
+
+    def write():
+        for part in (torch.tensor(chosen) if thinned else torch.arange(len(data))).split(8):
+            seen, L, ab = see(data, part, colorizer, cast)
+            if seen is not None:
+                features.append(seen.features)
+                kept = (slot_of[part] >= 0).to(L.device)
+                slots, names = (x[part].to(L.device)[kept] for x in (slot_of, ids))
+                if len(slots):
+                    yield spatial.write(slots, Seen(seen.features[kept], seen.places[kept]), L[kept], ab[kept], names)
+
+    if archived and folder is not None:
+        spatial.open(write_archive(folder, spatial.config, archived, write()))
+    else:
+        for _ in write():
+            pass
+    return None if thinned else torch.cat(features)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -19,15 +19,16 @@ from utils import UserError, only_one, picture_grid, replace_when_done
 
 
 class Run:
-    """The files of a run under ``save_path``: checkpoints, log.jsonl, curves.png, samples/ and tensorboard/.
+    """The files of a run under ``save_path``: checkpoints, frames_*.npy where the memory has too many frames for them,
+    log.jsonl, curves.png, samples/ and tensorboard/.
 
     A context manager that locks the folder against other runs; the lock ends with the process, however it dies. Raises
     UserError while another run has it, or if it holds another run's checkpoints and neither resume, start_epoch nor
     overwrite is set.
     """
 
-    OWN = ("epoch_*.pt", "last.pt", "best.pt", "log.jsonl", "curves.png", "samples/epoch_*.png", "samples/last.png",
-           "tensorboard/events.out.tfevents.*")
+    OWN = ("epoch_*.pt", "last.pt", "best.pt", "frames_*.npy", "log.jsonl", "curves.png", "samples/epoch_*.png",
+           "samples/last.png", "tensorboard/events.out.tfevents.*")
 
     def __init__(self, config: TrainConfig) -> None:
         self.path = Path(config.save_path)
@@ -58,12 +59,14 @@ class Run:
     def _files(self):
         return [path for pattern in self.OWN for path in self.path.glob(pattern)]
 
-    def begin(self, epoch: int | None) -> None:
-        """Prepare the folder: None removes all files of an earlier run; else the log is cut after ``epoch`` epochs."""
+    def begin(self, epoch: int | None, keep: Path | None = None) -> None:
+        """Prepare the folder: None removes all files of an earlier run, but the one to ``keep``; else the log is cut
+        after ``epoch`` epochs."""
         (self.path / "samples").mkdir(exist_ok=True)
         if epoch is None:
             for path in self._files():
-                path.unlink()
+                if path != keep:
+                    path.unlink()
         elif self.log.exists():
             lines = self.log.read_text().splitlines()[:epoch]  # the last one may be cut short by a kill
             with replace_when_done(self.log) as temporary:
