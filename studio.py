@@ -107,9 +107,9 @@ class Desk:
         self.background.start(title, and_tell)
         self.version += 1
 
-    def color(self) -> None:
-        """Color the film with all that is remembered, in the background."""
-        self.begin("coloring", lambda work: color(self.project, self.painters, work))
+    def color(self, frame: int | None = None) -> None:
+        """Color the film with all that is remembered, in the background, the shot of ``frame`` first."""
+        self.begin("coloring", lambda work: color(self.project, self.painters, work, frame))
 
     def open(self) -> None:
         """Do what is to be done first: find the shots, or color."""
@@ -403,7 +403,7 @@ class Desk:
                             "the gray frame that the page gives")
         with self.changing:
             self.project.remember(frame, rgb)
-            self._color_anew()
+            self._color_anew(frame)
 
     def take_back(self, file: str) -> dict[str, Any]:
         with self.changing:
@@ -411,13 +411,14 @@ class Desk:
             self._color_anew()
         return {}
 
-    def _color_anew(self):
-        """Color again with what is remembered now; coloring that is under way begins again."""
+    def _color_anew(self, frame=None):
+        """Color again with what is remembered now, the shot of ``frame`` first; coloring that is under way begins
+        again."""
         self.version += 1
         if self.background.work.running and self.background.work.title == "coloring":
             self.background.stop(wait=60)
         if self.project.checkpoint and not self.background.work.running:
-            self.color()
+            self.color(frame)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Begin

@@ -22,7 +22,8 @@ from editing.frames import jpeg
 from editing.project import Found, Project
 from editing.recolor import Change, Recolored
 from film.again import can_change
-from film.episode import color_film
+from film.crew import Board
+from film.episode import FilmWork
 from film.plan import FilmPainter
 from film.planes import Planes
 from film.scan import Spread, boundaries
@@ -213,8 +214,8 @@ def with_changes(project: Project, painter: Painter) -> FilmPainter:
     return Recolored(painter, changes) if changes else painter
 
 
-def color(project: Project, painters: Painters, work: Work) -> None:
-    """Color the film of a project, with all that is remembered."""
+def color(project: Project, painters: Painters, work: Work, frame: int | None = None) -> None:
+    """Color the film of a project, with all that is remembered; of shots that change, that of the ``frame`` first."""
     film = project.film
     if film is None:
         raise UserError("there is no film yet; choose one")
@@ -227,8 +228,9 @@ def color(project: Project, painters: Painters, work: Work) -> None:
     film = WatchedFilm(film.path, work)
     threading.Thread(target=_watch, args=(work, log, film), daemon=True).start()
     config, changed = film_config(project, painter), with_changes(project, watched)
-    color_film(changed, film, project.colored, config, explain=project.save_records,
-               overwrite=not can_change(changed, film, project.colored, config))
+    first = [record.index for record in project.records() or () if frame in range(record.start_frame, record.end_frame)]
+    anew = not can_change(changed, film, project.colored, config)
+    FilmWork(changed, film, project.colored, config, anew).host(Board(first=first), project.save_records)
 
 
 def _watch(work, log, film):
@@ -237,7 +239,8 @@ def _watch(work, log, film):
     while work.running:
         if shots := log_lines(log):
             work.note = f"{len(shots)} shots colored"
-            work.done = SCANNING + (0.99 - SCANNING) * min(1, shots[-1].get("end_frame", 0) / total)
+            done = sum(shot["end_frame"] - shot["start_frame"] for shot in shots)
+            work.done = SCANNING + (0.99 - SCANNING) * min(1, done / total)
         else:
             work.note, work.done = "finding shots", SCANNING * min(1, film.seen / total)
         time.sleep(0.2)

@@ -288,12 +288,15 @@ class Coloring:
         with (board.failing(), open(log, "w", encoding="utf-8") as lines,
               tqdm(total=len(plan.pts), initial=len(plan.pts) - missing, unit=" frames", desc=self.output.name,
                    disable=None) as bar):
-            logged = self._log(lines, 0)
+            logged = self._log(lines, ())
             while self.todo:
                 board.post({number: plan.shots[number].end - plan.shots[number].start for number in self.todo})
                 for _ in itertools.chain(self.color_shots(board, bar), board.wait()):
                     self._take_in_others(board, bar)
                     logged = self._log(lines, logged)
+            lines.seek(0)
+            lines.truncate()
+            self._log(lines, ())  # in the order of the film
         if self.parts.held() != self.readings:
             self.writer.join(self.parts, plan, self.readings)
 
@@ -327,12 +330,12 @@ class Coloring:
                 bar.update(self.plan.shots[number].end - self.plan.shots[number].start)
 
     def _log(self, lines, logged):
-        """Write the lines of all shots up to the first that is not finished, of which ``logged`` are written; returns
-        how many are now."""
-        finished = self.todo[0] if self.todo else len(self.plan.shots)
-        for number in range(logged, finished):
-            print(json.dumps(self.records[number].log_line()), file=lines, flush=True)
-        return finished
+        """Write the lines of the shots that are finished and not ``logged`` yet; returns which are now."""
+        finished = sorted(set(range(len(self.plan.shots))).difference(self.todo))
+        for number in finished:
+            if number not in logged:
+                print(json.dumps(self.records[number].log_line()), file=lines, flush=True)
+        return set(finished)
 
     def draw_map(self) -> None:
         """Write the map of what is known, by what was kept of each shot while it was colored."""
