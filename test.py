@@ -361,7 +361,7 @@ def prepare(config: ColorConfig) -> Painter:
     if config.panel and not painter.remembers:
         raise UserError("--panel shows what the memory recalls, and none is read here; leave --color_feature and "
                         "--reference out, or train with use_memory True")
-    if config.confidence and not (painter.remembers and painter.config.use_spatial_memory):
+    if config.confidence and not painter.looks_up:
         raise UserError("--confidence shows what the spatial memory recalls, and none is read here; leave "
                         "--color_feature and --reference out, or train with use_spatial_memory True")
     return painter

@@ -47,7 +47,7 @@ def read_places(checkpoint, frames, every):
     """``places_of`` all of one of ``every`` frames, as one array (3, P). Raises UserError where nothing is remembered,
     and for frames without color."""
     painter = Painter.load(checkpoint)
-    if not (painter.remembers and painter.config.use_spatial_memory):
+    if not painter.looks_up:
         raise UserError(f"{checkpoint} has no spatial memory, so that it is never sure; train with use_spatial_memory "
                         "True")
     pictures = (read() for index, read in enumerate(readers(frames)) if index % every == 0)

@@ -85,6 +85,11 @@ class Painter:
         ones would contradict."""
         return self.source in ("memory", "integrator")
 
+    @property
+    def looks_up(self) -> bool:
+        """Whether the spatial memory is read."""
+        return self.remembers and self.config.use_spatial_memory
+
     def look(self, lightness: Iterable[np.ndarray]) -> Seen | None:
         """What the backbone sees of pictures of any size, L (H, W) in [0, 100] each, and the votes for their colors;
         None for a plain GAN, which has no backbone."""
@@ -221,7 +226,7 @@ class Painter:
             advice = Advice(feature, torch.full((len(lightness),), palette.score, device=self.device))
         seen = self._look(lightness)._replace(votes=self._vote_along(lightness)) if self.config.use_memory else None
         looks = np.zeros((len(lightness), 0), np.int16)
-        if seen is not None and self.remembers and self.config.use_spatial_memory:
+        if seen is not None and self.looks_up:
             looks = looks_of(seen.features).cpu().numpy()
         return *self.generate(lightness, advice, seen), looks
 
@@ -258,7 +263,7 @@ class Painter:
     def respond(self, lightness: Sequence[np.ndarray]) -> Response | None:
         """The Response of a film by some of its frames, L (H, W) in [0, 100] each; None where none makes it clearly
         more like what is known, or where no spatial memory is read."""
-        if not (self.remembers and self.config.use_spatial_memory):
+        if not self.looks_up:
             return None
         return find_response(self._look, self.colorizer.spatial, lightness, ResponseConfig())
 

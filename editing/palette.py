@@ -98,7 +98,7 @@ def palette_of(painter: Painter, count: int = 40) -> list[Swatch]:
     roots of their counts, the more so as they are vivid: a scarf is not lost beside a sky. A swatch has the commonest
     color of its cluster. Raises UserError for a checkpoint without a spatial memory.
     """
-    if not (painter.config.use_memory and painter.config.use_spatial_memory):
+    if not painter.config.use_spatial_memory:
         raise UserError("the checkpoint keeps no pictures, so there is no palette; train with use_spatial_memory True")
     spatial = painter.colorizer.spatial
     looked = spread(len(spatial.ids), PICTURES)

@@ -204,8 +204,8 @@ class Painters:
 
 def film_config(project: Project, painter: Painter) -> FilmConfig:
     """How the film of a project is colored: as test.py does by default, with a map where there can be one."""
-    mapped = painter.remembers and painter.config.use_spatial_memory
-    return FilmConfig(confidence=mapped, cut_at=tuple(project.facts.cut_at), join_at=tuple(project.facts.join_at))
+    facts = project.facts
+    return FilmConfig(confidence=painter.looks_up, cut_at=tuple(facts.cut_at), join_at=tuple(facts.join_at))
 
 
 def with_changes(project: Project, painter: Painter) -> FilmPainter:

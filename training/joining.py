@@ -143,7 +143,7 @@ def _pin(sources, joined, start):
 def _check(path, painter, first):
     """Raises UserError unless a checkpoint can be joined to the first."""
     for each in (painter, first):
-        if not (each.config.use_memory and each.config.use_spatial_memory):
+        if not each.config.use_spatial_memory:
             raise UserError(f"{each.checkpoint} keeps no frames that could be joined; train with use_spatial_memory "
                             "True")
     ours, theirs = (asdict(each.config.spatial) for each in (first, painter))
