@@ -169,6 +169,7 @@ def color_pictures(painter: Painter, pairs: Sequence[tuple[Path, Path]], evaluat
                    confidence: bool) -> int:
     """``color_picture`` for all pairs; returns how many were colored."""
     done = 0
+
     def colored(pair):
         """Whether the picture was colored, and what was measured of it."""
         pictures = color_picture(painter, confidence, pair)

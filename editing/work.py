@@ -228,7 +228,9 @@ def color(project: Project, painters: Painters, work: Work, frame: int | None = 
     film = WatchedFilm(film.path, work)
     threading.Thread(target=_watch, args=(work, log, film), daemon=True).start()
     config, changed = film_config(project, painter), with_changes(project, watched)
-    first = [record.index for record in project.records() or () if frame in range(record.start_frame, record.end_frame)]
+    records = None if frame is None else project.records()
+    first = [number for number, state in enumerate(records.states if records else ())  # a record unpacks its pictures
+             if frame in range(state["start_frame"], state["end_frame"])]
     anew = not can_change(changed, film, project.colored, config)
     FilmWork(changed, film, project.colored, config, anew).host(Board(first=first), project.save_records)
 

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -44,7 +44,7 @@ from film.planes import Box, Planes, change_depth, paint_chroma, within
 from film.scan import scan
 from film.sequence import FrameWriter, NumberedFrames
 from film.steadiness import CDC
-from film.video import LARGE, SEEK_MARGIN, Film, ahead, planned_frames, window
+from film.video import LARGE, Film, ahead, frames_at, window
 from utils import UserError, is_color, only_one, warn
 
 HELD = 4.0  # a drawing is held while no mean luma of 4 x 4 pixels changes by more than this, in 8-bit steps
@@ -94,25 +94,15 @@ def read_jobs(film: Film, plan: Plan, todo: Iterable[int], side: int,
               keep: bool) -> Generator[Job, None, None]:
     """Jobs for the frames of the shots ``todo``, a number of which is asked for when the shot before it is read. Only
     the first frame of a held drawing has an L, and with ``keep`` no frame of a shot in color."""
-    drawing, place = Drawing(), -1  # the next frame to read
-    with ExitStack() as reading:
-        for number in todo:
+    asked = ((number, index) for number in todo for index in range(plan.shots[number].start, plan.shots[number].end))
+    drawing, (numbers, indices) = Drawing(), itertools.tee(asked)
+    with closing(frames_at(film, plan.pts, (index for _, index in indices))) as frames:
+        for (number, _), (index, planes) in zip(numbers, frames, strict=True):
             shot = plan.shots[number]
-            # A seek costs as much as SEEK_MARGIN seconds: less far, it is better to read on.
-            gap = (plan.pts[shot.start] - plan.pts[place - 1]) * film.time_base if 0 < place <= shot.start else math.inf
-            if gap > SEEK_MARGIN:
-                reading.close()
-                frames = reading.enter_context(closing(planned_frames(film, plan.pts, shot.start)))
-            for index, planes in frames:
-                if index < shot.start:
-                    continue
-                job = Job(number, index, planes, blends=index >= shot.alone)
-                if not (keep and shot.in_color) and (job.blends or drawing.is_new(planes, index == shot.start)):
-                    job.L = lit(planes.part(shot.box).lab(side)[..., 0], plan.light[index])
-                yield job
-                if index == shot.end - 1:
-                    break
-            place = shot.end
+            job = Job(number, index, planes, blends=index >= shot.alone)
+            if not (keep and shot.in_color) and (job.blends or drawing.is_new(planes, index == shot.start)):
+                job.L = lit(planes.part(shot.box).lab(side)[..., 0], plan.light[index])
+            yield job
 
 
 def batches(jobs: Generator[Job, None, None], batch_size: int) -> Generator[list[Job], None, None]:
@@ -288,15 +278,16 @@ class Coloring:
         with (board.failing(), open(log, "w", encoding="utf-8") as lines,
               tqdm(total=len(plan.pts), initial=len(plan.pts) - missing, unit=" frames", desc=self.output.name,
                    disable=None) as bar):
-            logged = self._log(lines, ())
+            logged: dict[int, str] = {}
+            self._log(lines, logged)
             while self.todo:
                 board.post({number: plan.shots[number].end - plan.shots[number].start for number in self.todo})
                 for _ in itertools.chain(self.color_shots(board, bar), board.wait()):
                     self._take_in_others(board, bar)
-                    logged = self._log(lines, logged)
+                    self._log(lines, logged)
             lines.seek(0)
             lines.truncate()
-            self._log(lines, ())  # in the order of the film
+            lines.writelines(logged[number] for number in sorted(logged))  # in the order of the film
         if self.parts.held() != self.readings:
             self.writer.join(self.parts, plan, self.readings)
 
@@ -330,12 +321,11 @@ class Coloring:
                 bar.update(self.plan.shots[number].end - self.plan.shots[number].start)
 
     def _log(self, lines, logged):
-        """Write the lines of the shots that are finished and not ``logged`` yet; returns which are now."""
-        finished = sorted(set(range(len(self.plan.shots))).difference(self.todo))
-        for number in finished:
-            if number not in logged:
-                print(json.dumps(self.records[number].log_line()), file=lines, flush=True)
-        return set(finished)
+        """Write the lines of the shots that are finished and not ``logged``, {number: line}, yet; enters them there."""
+        for number in sorted(set(range(len(self.plan.shots))).difference(self.todo, logged)):
+            logged[number] = json.dumps(self.records[number].log_line()) + "\n"
+            lines.write(logged[number])
+        lines.flush()
 
     def draw_map(self) -> None:
         """Write the map of what is known, by what was kept of each shot while it was colored."""

@@ -283,15 +283,15 @@ def planned_frames(film: Film, times: Sequence[int], index: int) -> Generator[tu
 
 
 def frames_at(film: Film, times: Sequence[int], indices: Iterable[int]) -> Generator[tuple[int, Planes], None, None]:
-    """Yield (index, Planes) of the frames of rising ``indices``; ``times`` as for ``planned_frames``. What lies between
-    them is decoded where a seek would cost as much."""
+    """Yield (index, Planes) of the frames of ``indices``, each of which is asked for when the one before it was taken;
+    ``times`` as for ``planned_frames``. What lies between rising ones is decoded where a seek would cost as much."""
     with ExitStack() as stack:
-        frames, before = None, 0
+        frames, place = None, 0  # the next frame to read
         for index in indices:
-            if frames is None or (times[index] - times[before]) * film.time_base > SEEK_MARGIN:
+            if frames is None or index < place or (times[index] - times[place]) * film.time_base > SEEK_MARGIN:
                 stack.close()
                 frames = stack.enter_context(closing(planned_frames(film, times, index)))
-            before = index
+            place = index + 1
             yield next(frame for frame in frames if frame[0] == index)
 
 

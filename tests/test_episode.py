@@ -371,7 +371,7 @@ def test_an_error_of_a_thread_ends_the_run(tmp_path, monkeypatch):
     def broken(*_):
         raise UserError("the reader is broken")
 
-    monkeypatch.setattr(episode, "planned_frames", broken)
+    monkeypatch.setattr(episode, "frames_at", broken)
     with pytest.raises(UserError, match="the reader is broken"):
         color(source, tmp_path / "out.mp4")
     assert not (tmp_path / "out.mp4").exists()
