@@ -182,7 +182,10 @@ class ResponseConfig:
     frames: int = 4  # frames in memory that are matched with one of the film
     pictures: int = 256  # and so many, spread evenly, have the lightness of what is known
     rounds: int = 2  # at most so many times is it mended by what matches
-    clearly: float = 0.03  # a response must shorten the mean squared distance to what is known by this share
+    clearly: float = 0.03  # a curve must shorten the mean squared distance to what is known by this share
+    pairs: int = 100  # places that match, at least, for a stock to be found
+    fitting: float = 0.05  # a stock must lessen the misfit of what matches by this share
+    curved: float = 0.4  # and a curve by this one
 
 
 @dataclass

@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from utils import IMAGE_SUFFIXES, UserError, image_ids, list_files, read_image, warn
+from utils import IMAGE_SUFFIXES, UserError, decode_light, image_ids, list_files, read_image, warn
 
 GRAY_SIZE = 256  # side of the gray picture that the backbone sees, whatever img_size is
 REFERENCE_ID = -2  # image id of all pictures that the user adds to a memory; those of a set have ids from 0 on
@@ -44,6 +44,22 @@ def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
 def lab_to_rgb(lab: np.ndarray) -> np.ndarray:
     """Lab float32 (H, W, 3) -> RGB uint8 (H, W, 3); colors outside sRGB are clipped channel by channel."""
     return cv2.convertScaleAbs(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), alpha=255)
+
+
+def exposed(rgb: np.ndarray, stock: np.ndarray) -> np.ndarray:
+    """L float32 (H, W) in [0, 100] of a picture, RGB uint8 (H, W, 3), on a stock that red, green and blue light of
+    sRGB expose by the shares ``stock`` (3,) of sum 1."""
+    light = decode_light(np.arange(256) / 255)[rgb] @ stock.astype(np.float32)
+    return np.where(light > (6 / 29) ** 3, 116 * np.cbrt(light) - 16, light * (29 / 3) ** 3).astype(np.float32)
+
+
+def on_video(rgb: np.ndarray) -> np.ndarray:
+    """L float32 (H, W) in [0, 100] of the gray that video makes of a picture, RGB uint8 (H, W, 3): of its luma
+    (BT.601), in which red and blue are lighter than in its luminance, which CIE L is of."""
+    return _L_OF_GRAY[cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)]
+
+
+_L_OF_GRAY = exposed(np.arange(256)[:, None] * [1, 1, 1], np.full(3, 1 / 3))
 
 
 def lab_to_tensors(lab: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,6 +27,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".d
 VIDEO_SUFFIXES = (  # a file of such a name is a film or a damaged one; of others, FFmpeg decides
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".m2ts", ".mts", ".mxf", ".dv",
     ".flv", ".wmv", ".asf", ".ogv", ".3gp", ".gif", ".nut")
+LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)  # shares of linear light with sRGB's primaries
 MAX_PIXELS = 200_000_000  # a larger picture is refused by its header, before 600 MB of RGB are allocated
 MAX_FRAME_PIXELS = 8192 * 8192  # the same for films, of which a decoder holds many frames
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which MAX_PIXELS replaces

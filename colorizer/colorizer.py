@@ -1,7 +1,9 @@
 """What holds the networks together? The Colorizer: backbone, memories, integrator and generator as one module."""
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -66,7 +68,8 @@ class Colorizer(nn.Module):
         return torch.cat([self.voter(maps, L) for L, *maps in parts])
 
     def forward(self, L: torch.Tensor, advice: Advice | None = None, seen: Seen | None = None,
-                remember: bool = True) -> tuple[torch.Tensor, Known | None]:
+                remember: bool = True,
+                shown: Callable[[int], np.ndarray] | None = None) -> tuple[torch.Tensor, Known | None]:
         """L (N, 1, S, S) in [0, 1], S = ``config.side`` -> ab (N, 2, S, S) in [-1, 1], and what is Known of G x G
         places, each of 2 x 2 of the votes, else those of the spatial memory; None where that is not read.
 
@@ -74,8 +77,8 @@ class Colorizer(nn.Module):
         each of their places becomes one that they and the generator agree on. Then that of each place of the spatial
         memory moves to the remembered one, as far as it is confident; what is finer than a place stays the generator's.
         At last every pixel moves to the color that the optical flow carries to it, as far as that is certain. With
-        ``remember`` False, nothing is read from the spatial memory. Raises ValueError when ``seen`` is needed and
-        missing.
+        ``remember`` False, nothing is read from the spatial memory; ``shown`` is as for ``SpatialMemory.carry``. Raises
+        ValueError when ``seen`` is needed and missing.
         """
         if not self.config.use_spatial_memory:
             return self.generator(L, advice), None
@@ -89,7 +92,7 @@ class Colorizer(nn.Module):
         if not remember:
             return ab, None
         keys, nearest = self.spatial.key(seen.places, L, guess), self.spatial.nearest(looks_of(seen.features))
-        carried = self.spatial.carry(nearest, keys, L)
+        carried = self.spatial.carry(nearest, keys, L, shown)
         certain = F.adaptive_avg_pool2d(carried[:, 2], self.config.spatial.grid)
         hint = self.spatial.read(nearest, keys, certain.flatten(1) < self.config.spatial.certain)
         ab = moved(moved(ab, *hint.split([2, 1], 1)), *carried.split([2, 1], 1))

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from colorizer.backbone import Seen
-from colorizer.response import Response, find_response, match
+from colorizer.response import Response, find_curve, match
 from colorizer.spatial import SpatialMemory
 from config import GradeConfig, ResponseConfig
 from dataset import lab_to_rgb, resize, rgb_to_lab
@@ -74,8 +74,8 @@ def find_grade(see: Callable[[Sequence[np.ndarray]], Seen], memory: SpatialMemor
         return None
     pictures = pictures[::-(-len(pictures) // config.pictures)]
     grade = _explain(see, memory, pictures, config)
-    response = grade and find_response(see, memory, [rgb_to_lab(picture)[..., 0] for picture in pictures],
-                                       ResponseConfig())
+    response = grade and find_curve(see, memory, [rgb_to_lab(picture)[..., 0] for picture in pictures],
+                                    ResponseConfig())
     if response is None:
         return grade
     mend = replace(PLAIN, response=response)

@@ -2,9 +2,9 @@
 
 import copy
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from colorizer.certainty import Known
 from colorizer.colorizer import Colorizer, model_config_of
 from colorizer.detail import enlarged
 from colorizer.matching import Grade, find_grade
-from colorizer.response import Response, find_response, match
+from colorizer.response import AS_IS, Response, find_response, match
 from colorizer.spatial import looks_of
 from colorizer.votes import FollowedVotes
 from config import GradeConfig, ModelConfig, PainterConfig, ResponseConfig
@@ -29,6 +29,9 @@ from networks import Advice, Recall
 from utils import (
     IMAGE_SUFFIXES, UserError, autocast, is_color, list_files, load_checkpoint, read_image, save_checkpoint,
     select_device, warn)
+
+
+SHOWN = 256  # pictures of the memory, as a film shows them, that are held at a time
 
 
 class Palette(NamedTuple):
@@ -60,6 +63,7 @@ class Painter:
     names: dict[int, str] = field(default_factory=dict)  # image id -> file name, of the frames in memory
     checkpoint: Path | None = None  # that it was loaded from
     response: Response | None = None  # through which it looks at gray pictures
+    films: frozenset[int] = frozenset()  # slots of frames that the user painted over the gray of a film with a response
     grade: Grade | None = None  # that brought its references to the colors of the show
 
     @classmethod
@@ -148,15 +152,16 @@ class Painter:
         """The advice by what the memory recalls."""
         return self.colorizer.advise(recall, self.rank if self.source == "memory" else None)
 
-    def generate(self, lightness: Iterable[np.ndarray], advice: Advice | None,
-                 seen: Seen | None) -> tuple[np.ndarray, Known]:
+    def generate(self, lightness: Iterable[np.ndarray], advice: Advice | None, seen: Seen | None,
+                 shown: Callable[[int], np.ndarray] | None = None) -> tuple[np.ndarray, Known]:
         """ab float32 (N, S, S, 2) in Lab units, S the colorizer's side, for pictures of any size, L (H, W) each, and
-        what is Known of their places, arrays (N, G, G), nan (N, 1, 1) where no spatial memory is read."""
+        what is Known of their places, arrays (N, G, G), nan (N, 1, 1) where no spatial memory is read; ``shown`` is as
+        for ``SpatialMemory.carry``."""
         L = self._tensor(lightness, self.config.side)
         if seen is not None and not self.remembers:
             seen = seen._replace(votes=None)
         with autocast(self.device, self.precision):
-            ab, known = self.colorizer(L, advice, seen, self.remembers)
+            ab, known = self.colorizer(L, advice, seen, self.remembers, shown)
         known = Known.nothing(len(ab)) if known is None else Known(*(x.cpu().numpy() for x in known))
         return (ab * AB_SCALE).permute(0, 2, 3, 1).contiguous().cpu().numpy(), known
 
@@ -170,7 +175,7 @@ class Painter:
             advice = self.recalled(self.colorizer.recall(seen.features))  # type: ignore[union-attr]  # has a memory
         elif self.source != "none":
             advice = self.given(labs)
-        return self.generate(lightness, advice, seen)
+        return self.generate(lightness, advice, seen, self._shown if self.response else None)
 
     def predict(self, labs: Sequence[np.ndarray]) -> np.ndarray:
         """The colors of pictures, Lab (H, W, 3) each: ab float32 (N, S, S, 2) in Lab units, S the colorizer's side.
@@ -228,7 +233,7 @@ class Painter:
         looks = np.zeros((len(lightness), 0), np.int16)
         if seen is not None and self.looks_up:
             looks = looks_of(seen.features).cpu().numpy()
-        return *self.generate(lightness, advice, seen), looks
+        return *self.generate(lightness, advice, seen, self._shown), looks
 
     # -----------------------------------------------------------------------------------------------------------------
     # With other references
@@ -259,6 +264,21 @@ class Painter:
     # -----------------------------------------------------------------------------------------------------------------
     # A film in another gray
 
+    @cached_property
+    def _shown(self):
+        """A function that gives the picture of a slot as a film shows it, codes of encode_lab, uint8 (S, S, 3)."""
+        response, spatial = self.response or AS_IS, self.colorizer.spatial
+
+        @lru_cache(SHOWN)
+        def shown(slot):
+            picture = spatial.picture(slot)
+            if slot not in self.films:
+                lab = tensors_to_lab(*decode_lab(torch.from_numpy(picture).float().permute(2, 0, 1)[None]))[0]
+                picture[..., 0] = np.rint(response.shown(lab) * (255 / L_SCALE))
+            return picture
+
+        return shown
+
     @torch.inference_mode()
     def respond(self, lightness: Sequence[np.ndarray]) -> Response | None:
         """The Response of a film by some of its frames, L (H, W) in [0, 100] each; None where none makes it clearly
@@ -272,26 +292,27 @@ class Painter:
         """A Painter that looks at gray pictures through a Response, for None this one.
 
         Frames that the user painted over such a film are in its gray, too. They are kept as seen through the Response
-        if that makes them more like what is known.
+        if so they fit better to what matches them.
         """
         if response is None:
             return self
         pinned = self.colorizer.spatial.pinned.nonzero()[:, 0].tolist()
         if not pinned:
             return replace(self, response=response)
-        painter = replace(self, colorizer=copy.deepcopy(self.colorizer), response=response)
+        painter, films = replace(self, colorizer=copy.deepcopy(self.colorizer), response=response), []
         memory, spatial = painter.colorizer.memory, painter.colorizer.spatial
         own = memory.pinned.nonzero()[:, 0].tolist()
         for slot, own_slot in zip(pinned, own, strict=True):
             codes = spatial.kept("pictures", [slot])[0].float().permute(2, 0, 1)[None]
             lab = tensors_to_lab(*decode_lab(codes))[0]
-            plain, better = (match(self._look, spatial, [lab[..., 0]], each, ResponseConfig()).distance
-                             for each in (None, response))
+            plain, better = (each.misfit(match(self._look, spatial, [lab[..., 0]], each, ResponseConfig()))
+                             for each in (AS_IS, response))
             if better < plain:
                 seen, L, ab, guess = painter.guessed(lab)
                 spatial.write(torch.tensor([slot]), seen, L, ab, torch.tensor([REFERENCE_ID]), guess)
                 memory.keys[own_slot] = memory.query(seen.features)[0]
-        return painter
+                films.append(slot)
+        return replace(painter, films=frozenset(films))
 
     # -----------------------------------------------------------------------------------------------------------------
     # References

@@ -1,11 +1,12 @@
-"""How did the film see? The curve from the lightness of a film to that of what is known.
+"""How did the film see? The stock that it was shot on, and the curve of its grays.
 
 A film that was faded, graded or printed hard shows the same things in another lightness than the pictures that the
-networks learned from. Where both show the same thing, the memory tells which lightness became which.
+networks learned from, and one on a stock that hardly sees red, or through a filter, other things in the same lightness.
+Where both show the same thing, the memory tells which lightness, and which color, became which.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,22 +16,33 @@ import torch.nn.functional as F
 from colorizer.backbone import Seen
 from colorizer.spatial import SpatialMemory
 from config import ResponseConfig
-from dataset import AB_SCALE, L_SCALE, resize
-from utils import spread
+from dataset import AB_SCALE, L_SCALE, exposed, lab_to_rgb, on_video, resize
+from utils import LUMINANCE, spread
 
 QUANTILES = (0.01, 0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95, 0.99)  # of lightness, where a curve has its knots
+NEAR = 3.0  # L, from which a difference rather counts as that of another thing
+STEPS = 20  # of a share of light
+STOCKS = np.array([(red, green, STEPS - red - green)
+                   for red in range(STEPS + 1) for green in range(STEPS + 1 - red)]) / STEPS
 
 
 @dataclass
 class Response:
-    """A rising curve, straight between its knots: those of the lightness that most of the film has, and its ends."""
+    """A rising curve, straight between its knots, those of the lightness that most of the film has, and its ends; and
+    the stock that what is known has to be exposed on to have the lightness that the curve leads to."""
 
     film: np.ndarray  # (n,) rising from 0 to 100: L of the film
     known: np.ndarray  # (n,) rising: L of what is known, of the same things; what lies outside of [0, 100] is cut off
+    stock: np.ndarray | None = None  # (3,) shares of red, green and blue light of sRGB; None: the luma of video
 
     def __call__(self, L: np.ndarray) -> np.ndarray:
-        """L of the film, of any shape, as L float32 in [0, 100] of what is known."""
-        return np.interp(L, self.film, self.known).clip(0, L_SCALE).astype(np.float32)
+        """L of the film, of any shape, as L float32 in [0, 100] of what is known, on the stock."""
+        return L if self.is_straight else np.interp(L, self.film, self.known).clip(0, L_SCALE).astype(np.float32)
+
+    @property
+    def is_straight(self) -> bool:
+        """Whether the curve changes nothing."""
+        return np.array_equal(self.film, self.known)
 
     @property
     def span(self) -> tuple[float, float, float, float]:
@@ -38,9 +50,19 @@ class Response:
         first."""
         return tuple(float(L) for end in (1, -2) for L in (self.known[end], self.film[end]))  # type: ignore[return-value]
 
+    def shown(self, lab: np.ndarray) -> np.ndarray:
+        """L (H, W) in [0, 100] of a known picture, Lab float32 (H, W, 3), on the stock."""
+        rgb = lab_to_rgb(lab)
+        return on_video(rgb) if self.stock is None else exposed(rgb, self.stock)
+
+    def misfit(self, pairs: "Matches") -> float:
+        """How far it leads from what is known, in L: a robust mean over Matches."""
+        lab = np.column_stack([pairs.known, pairs.ab]).astype(np.float32)
+        return _far(self(pairs.film) - self.shown(lab[None])[0])
+
     def state(self) -> list[list[float]]:
-        """Both as plain values."""
-        return [self.film.tolist(), self.known.tolist()]
+        """All as plain values."""
+        return [x.tolist() for x in (self.film, self.known, self.stock) if x is not None]
 
     @classmethod
     def of(cls, state: list[list[float]]) -> "Response":
@@ -48,14 +70,23 @@ class Response:
         return cls(*map(np.array, state))
 
     @classmethod
-    def between(cls, film: np.ndarray, known: np.ndarray) -> "Response":
-        """The Response by which samples of L of a film, of any number, are distributed like those of what is known; it
-        goes on straight beyond the outer QUANTILES."""
+    def between(cls, film: np.ndarray, known: np.ndarray, stock: np.ndarray | None = None) -> "Response":
+        """The Response by which samples of L of a film, of any number, are distributed like those of what is known, on
+        a stock; it goes on straight beyond the outer QUANTILES."""
         film, known = (_rising(np.quantile(L, QUANTILES)) for L in (film, known))
         slopes = np.diff(known)[[0, -1]] / np.diff(film)[[0, -1]]
         ends = known[[0, -1]] + slopes * (np.array([0, L_SCALE]) - film[[0, -1]])
         inside = (film > 0) & (film < L_SCALE)
-        return cls(np.array([0, *film[inside], L_SCALE]), np.array([ends[0], *known[inside], ends[1]]))
+        return cls(np.array([0, *film[inside], L_SCALE]), np.array([ends[0], *known[inside], ends[1]]), stock)
+
+
+AS_IS = Response(np.array([0, L_SCALE]), np.array([0, L_SCALE]))
+
+
+def _far(differences):
+    """The mean of differences in L, of which a few may be of things that do not belong together (the pseudo-Huber loss:
+    those far above NEAR count as they are, those below by their squares), in units of NEAR."""
+    return float(np.sqrt(1 + np.square(differences / NEAR)).mean() - 1)
 
 
 def _rising(values):
@@ -77,7 +108,43 @@ class Matches(NamedTuple):
 def find_response(see: Callable[[Sequence[np.ndarray]], Seen], memory: SpatialMemory, lightness: Sequence[np.ndarray],
                   config: ResponseConfig) -> Response | None:
     """The Response of a film by some of its frames, L (H, W) in [0, 100] each, which the backbone can ``see``; None
-    where none brings it clearly nearer to what is known than it is.
+    where neither a stock nor a curve brings it clearly nearer to what is known than it is."""
+    if memory.pinned.all():
+        return None
+    curve = find_curve(see, memory, lightness, config)
+    return on_stock(curve, match(see, memory, lightness, curve, config), config)
+
+
+def on_stock(curve: Response | None, pairs: Matches, config: ResponseConfig) -> Response | None:
+    """The Response by which pairs of places, matched through a curve, are most alike; None for none.
+
+    It has a stock where one is clearly better than the luma of video and the luminance of light, whatever the curve
+    from film to stock. Where there is a curve or a stock, it has the curve that leads there, if that is needed.
+    """
+    if len(pairs.film) < config.pairs:
+        return curve
+    lab = np.column_stack([pairs.known, pairs.ab]).astype(np.float32)[None]
+
+    def misfit(response):
+        return response.misfit(pairs)
+
+    def straight(stock):
+        return replace(AS_IS, stock=stock)
+
+    def curved(stock):
+        return Response.between(pairs.film, straight(stock).shown(lab), stock)
+
+    best, plain = min(map(curved, STOCKS), key=misfit), min(map(straight, STOCKS), key=misfit)
+    if misfit(best) > (1 - config.fitting) * min(misfit(curved(None)), misfit(curved(LUMINANCE))):
+        if curve is None:
+            return None
+        best, plain = curved(None), None
+    return best if misfit(best) < (1 - config.curved) * misfit(plain or AS_IS) else plain
+
+
+def find_curve(see: Callable[[Sequence[np.ndarray]], Seen], memory: SpatialMemory, lightness: Sequence[np.ndarray],
+               config: ResponseConfig) -> Response | None:
+    """The Response without a stock, for arguments as of ``find_response``.
 
     It begins with no response, or with that by which the film's lightness is distributed like that in memory, whichever
     brings more; what differs in between, since other things are shown, is mended by the places that match.

@@ -4,7 +4,7 @@ Shapes: N batch, M frames in memory, k of them read; G x G places a frame (``gri
 frame and of a place as the backbone sees them; K = ``dim`` + 5 numbers of a key; S = ``side`` of a kept picture.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -113,6 +113,10 @@ class SpatialMemory(nn.Module):
         for row, slot in zip(found, slots, strict=True):
             row.copy_(torch.from_numpy(archive.read(name, slot)) if slot < first else rows[slot - first])
         return found
+
+    def picture(self, slot: int) -> np.ndarray:
+        """The picture of the frame in a slot, codes of encode_lab, uint8 (S, S, 3)."""
+        return self.kept("pictures", [slot])[0].cpu().numpy()
 
     def fit(self, places: torch.Tensor) -> None:
         """Fit the PCA to every 4th place of some frames, places (N, E, G, G)."""
@@ -280,28 +284,30 @@ class SpatialMemory(nn.Module):
         return keys, keys.float().square().sum(-1, keepdim=True)
 
     @torch.no_grad()
-    def carry(self, nearest: Nearest, keys: torch.Tensor, L: torch.Tensor) -> torch.Tensor:
+    def carry(self, nearest: Nearest, keys: torch.Tensor, L: torch.Tensor,
+              shown: Callable[[int], np.ndarray] | None = None) -> torch.Tensor:
         """Colors carried along the optical flow (N, 3, S, S), float32: ab / 110, and the confidence in [0, 1].
 
-        ``nearest`` and keys (N, P, K) are those of the pictures, L (N, 1, H, H) in [0, 1] their lightness. The misfit
+        ``nearest`` and keys (N, P, K) are those of the pictures, L (N, 1, H, H) in [0, 1] their lightness; ``shown``
+        gives the picture of a slot as their film would show it, None as it is kept. The misfit
         of a pixel is unlike * squared distance of keys + unlit * squared difference in L, between the pixel and the one
         that the flow leads to. The confidence is 1 / (1 + (misfit + m / 2)^6), where m is the mean over the picture of
         the misfits, each cut off at ``doubt``: where little of a picture fits, the rest fits by chance.
         """
         pictures = self._picture(L, L.expand(-1, 2, -1, -1))[..., 0].cpu().numpy()
         slots, preferred = (x[:, :self.config.carried].tolist() for x in nearest)
-        flow, carried = Flow(), []
+        flow, carried, shown = Flow(), [], shown or self.picture
         for picture, query, near, pulled in zip(pictures, keys.cpu(), slots, preferred, strict=True):
             # Where a user's frame comes first, only such frames are carried: others may show what it corrects.
             near = [(slot, pull) for slot, pull in zip(near, pulled, strict=True) if pull or not any(pulled)]
-            found = [self._carry_from(slot, pull, picture, query, flow) for slot, pull in near]
+            found = [self._carry_from(slot, pull, shown(slot), picture, query, flow) for slot, pull in near]
             carried.append(self._mix(*(np.stack(part) for part in zip(*found, strict=True))))
         return torch.from_numpy(np.stack(carried)).to(L.device)
 
-    def _carry_from(self, slot, pull, picture, query, flow):
-        """The ab / 110 (S, S, 2) that the frame in ``slot`` has for a picture, 8-bit L (S, S), of keys ``query`` (P,
-        K), and the misfit (S, S)."""
-        lightness, known = picture.astype(np.float32) / 255, self.kept("pictures", [slot])[0].cpu().numpy()
+    def _carry_from(self, slot, pull, known, picture, query, flow):
+        """The ab / 110 (S, S, 2) that the frame in ``slot``, as shown the codes ``known`` (S, S, 3), has for a picture,
+        8-bit L (S, S), of keys ``query`` (P, K), and the misfit (S, S)."""
+        lightness = picture.astype(np.float32) / 255
         motion = flow(picture, np.ascontiguousarray(known[..., 0]))
         found, ab = decode_lab(fetch(known.astype(np.float32), motion).transpose(2, 0, 1))
         found, ab = found[0], ab.transpose(1, 2, 0)

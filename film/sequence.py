@@ -16,12 +16,11 @@ from film.parts import Parts, parts_folder
 from film.plan import Plan, Target
 from film.planes import Planes, planes_of_picture
 from film.video import Damage
-from utils import UserError, decode_light, read_image, read_picture, warn, write_image
+from utils import LUMINANCE, UserError, decode_light, read_image, read_picture, warn, write_image
 
 FEWEST = 12  # least number of pictures of a film: half a second
 PAIRS = 8  # pairs of neighboring pictures that are compared
 ALIKE = 8  # a film's neighbors differ by less, of 255, in the median: by 1 at 24 frames/s, by 11 at one a second
-LUMINANCE = np.array([[0.2126], [0.7152], [0.0722]], np.float32)  # of linear light with sRGB's primaries
 RATE = Fraction(24)  # frames a second that numbered frames stand for
 
 
@@ -122,7 +121,7 @@ def write_colored(path: Path, planes: Planes, source: Path) -> None:
         write_image(path, planes.codes(), planes.coding.depth)
         return
     colored = decode_light(planes.rgb(*planes.y.shape))
-    has, wanted = colored @ LUMINANCE, light @ LUMINANCE
+    has, wanted = colored @ LUMINANCE[:, None], light @ LUMINANCE[:, None]
     write_image(path, np.where(has > 0, colored * (wanted / np.maximum(has, np.finfo(np.float32).tiny)), wanted))
 
 

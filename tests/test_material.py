@@ -11,10 +11,10 @@ import torch
 from drawn import StubPainter, draw_shots
 
 from colorizer.colorizer import Colorizer
-from colorizer.painter import Painter
-from colorizer.response import Response
+from colorizer.painter import Painter, Palette
+from colorizer.response import AS_IS, Response
 from config import FilmConfig, ModelConfig
-from dataset import AB_SCALE, L_SCALE, in_color, lab_to_rgb, resize, rgb_to_lab
+from dataset import AB_SCALE, L_SCALE, exposed, in_color, lab_to_rgb, on_video, resize, rgb_to_lab
 from film.episode import color_film
 from film.light import Light, lit
 from film.plan import Plan
@@ -177,11 +177,56 @@ def test_a_film_like_what_is_known_has_none(painter):
     assert replace(painter, source="truth").respond([turned(lab, CURVES["faded"]) for lab in FRAMES]) is None
 
 
+ORTHOCHROMATIC = np.array([0.05, 0.5, 0.45])
+
+
+@pytest.mark.parametrize("curve", [None, CURVES["faded"]], ids=["plain", "faded"])
+@pytest.mark.parametrize("stock", [ORTHOCHROMATIC, np.array([0.7, 0.2, 0.1])], ids=["orthochromatic", "red filter"])
+def test_the_stock_of_a_film_is_found(painter, stock, curve):
+    film = [exposed(lab_to_rgb(lab), stock) for lab in FRAMES]
+    response = painter.respond(film if curve is None else [turned(L[..., None], curve) for L in film])
+    assert response.stock == pytest.approx(stock, abs=0.15)
+    assert response.is_straight == (curve is None)
+    if curve is not None:
+        done = [np.abs(response(turned(L[..., None], curve)) - L).mean() for L in film]
+        assert np.mean(done) < 3
+
+
+@pytest.mark.parametrize("gray", [on_video, lambda rgb: rgb_to_lab(rgb)[..., 0]], ids=["luma", "luminance"])
+def test_a_film_of_usual_gray_has_no_stock(painter, gray):
+    assert painter.respond([gray(lab_to_rgb(lab)) for lab in FRAMES]) is None
+
+
+def test_what_is_known_is_compared_as_the_stock_shows_it(painter):
+    """Of a frame that is known, on another stock as much is found again as of it in video, of which less is without."""
+    known, response = draw_frame(1, 48), replace(AS_IS, stock=ORTHOCHROMATIC)
+    nothing = Palette(torch.ones(1, 313) / 313, [], [], torch.zeros(512))
+
+    def wrong(L, response):
+        through = painter.through(response)
+        ab = through.paint(resize(L, through.side, through.side)[None], nothing)[0][0]
+        return np.linalg.norm(ab - resize(rgb_to_lab(known), *ab.shape[:2])[..., 1:], axis=2).mean()
+
+    video = wrong(on_video(known), None)
+    assert wrong(exposed(known, ORTHOCHROMATIC), response) < 1.1 * video
+    assert wrong(exposed(known, ORTHOCHROMATIC), None) > 1.3 * video
+
+
+def test_gray_of_video_by_hand():
+    colors = np.array([[[255, 0, 0], [0, 0, 255], [119, 119, 119]]], np.uint8)
+    red, blue, gray = on_video(colors)[0]
+    assert red == pytest.approx(gray_lightness(np.float32([0.299]))[0], abs=0.3)
+    assert blue == pytest.approx(gray_lightness(np.float32([0.114]))[0], abs=0.3)
+    assert gray == pytest.approx(rgb_to_lab(colors)[0, 2, 0], abs=0.3)
+
+
 def test_a_response_goes_on_straight_and_survives_a_run():
     response = Response.between(np.linspace(20, 60, 1000), np.linspace(10, 90, 1000))
     assert response(np.array([20, 40, 60, 25, 100, 0])) == pytest.approx([10, 50, 90, 20, 100, 0], abs=0.1)
     assert response.span == pytest.approx((10.8, 20.4, 89.2, 59.6), abs=0.1)
     assert Response.of(response.state())(np.arange(100)) == pytest.approx(response(np.arange(100)))
+    assert Response.of(response.state()).stock is None
+    assert Response.of(replace(response, stock=ORTHOCHROMATIC).state()).stock == pytest.approx(ORTHOCHROMATIC)
     many_equal = Response.between(np.zeros(10), np.full(10, 50.0))  # a black film
     assert np.isfinite(many_equal(np.array([0, 50, 100]))).all()
 
@@ -203,6 +248,16 @@ def test_frames_painted_over_faded_film_are_found_again(painter):
         assert ab == pytest.approx([40, -30], abs=6)
         assert corrected.colorizer.spatial.pictures[-1, ..., 0].float().mean() == pytest.approx(
             2.55 * picture[..., 0].mean(), abs=2)  # its own memory is not touched
+
+
+def test_frames_painted_over_film_of_a_stock_are_told_from_others(painter):
+    lab = FRAMES[0]
+    over = lab.copy()
+    over[..., 0] = exposed(lab_to_rgb(lab), ORTHOCHROMATIC)
+    corrected = replace(painter, colorizer=Colorizer(painter.config, None).eval())
+    corrected.colorizer.load_state_dict(painter.colorizer.state_dict())
+    corrected.add_references([lab_to_rgb(over), lab_to_rgb(lab)], matched=False)
+    assert corrected.through(replace(AS_IS, stock=ORTHOCHROMATIC)).films == {12}  # the other is in the show's own gray
 
 
 def test_the_plan_keeps_response_and_light(painter, tmp_path):

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from drawn import draw_picture
 
-from dataset import rgb_to_lab
+from dataset import exposed, rgb_to_lab
 from training import material
-from training.material import exposed, weathered
+from training.material import weathered
 
 
 def test_light_of_a_stock_by_hand():

@@ -3,8 +3,7 @@
 import cv2
 import numpy as np
 
-from dataset import L_SCALE, rgb_to_lab
-from utils import decode_light
+from dataset import L_SCALE, exposed, rgb_to_lab
 
 SHARE = 0.5  # of the views that are changed in each way, but blur, which is as rare again
 STOCK = (1.2, 2.5, 0.8)  # of the Dirichlet distribution of how much red, green and blue light expose a stock
@@ -30,10 +29,3 @@ def weathered(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             grain = cv2.GaussianBlur(grain, (0, 0), COARSE) * 2 * np.sqrt(np.pi) * COARSE  # as strong as before
         L = L + grain
     return L.clip(0, L_SCALE).astype(np.float32)
-
-
-def exposed(rgb: np.ndarray, stock: np.ndarray) -> np.ndarray:
-    """L float32 (H, W) in [0, 100] of a picture, RGB uint8 (H, W, 3), on a stock that red, green and blue light of
-    sRGB expose by the shares ``stock`` (3,) of sum 1."""
-    light = decode_light(np.arange(256) / 255)[rgb] @ stock.astype(np.float32)
-    return np.where(light > (6 / 29) ** 3, 116 * np.cbrt(light) - 16, light * (29 / 3) ** 3).astype(np.float32)
