@@ -422,6 +422,7 @@ def load_painter(config: PainterConfig) -> Painter:
     """The Painter that ``config`` asks for. Raises UserError when the checkpoint cannot do it."""
     PainterConfig.check(config)
     device = select_device(config.device)
+    torch.backends.cudnn.deterministic = True  # else two runs on a GPU differ: cuDNN may add in any order
     colorizer, content = load_colorizer(config.checkpoint, device)
     painter = Painter(colorizer, device, config.precision, _source(config, colorizer.config), config.rank,
                       names={**content["frames"], REFERENCE_ID: "a reference"}, checkpoint=config.checkpoint)

@@ -240,8 +240,9 @@ class SpatialMemory(nn.Module):
         """
         device, grid = keys.device.type, self.config.grid
         if device != "cpu":
-            hints = self.attend_at_once(keys, *(self._known(name, nearest.slots) for name in ("keys", "ab")),
-                                        nearest.preferred.float().repeat_interleave(grid**2, 1)[..., None])
+            known, ab = (self._known(name, nearest.slots) for name in ("keys", "ab"))
+            pulled = nearest.preferred.float().repeat_interleave(grid**2, 1)[..., None]
+            hints = self.attend_at_once(keys, known, ab, pulled)
             return (hints if wanted is None else hints * wanted[:, None]).unflatten(2, (grid, grid))
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         hints = keys.new_zeros(len(keys), 3, grid**2)
@@ -285,8 +286,8 @@ class SpatialMemory(nn.Module):
                        pulled: torch.Tensor) -> torch.Tensor:
         """``attend`` in one kernel that keeps no scores, float32 throughout, for N pictures.
 
-        The mean squared distance is |q|^2 - 2 q.E(k) + E(|k|^2), by the means of keys and of their squared lengths under
-        the attention, which are mixed like colors.
+        The mean squared distance is |q|^2 - 2 q.E(k) + E(|k|^2), by the means of keys and of their squared lengths,
+        which are mixed like colors.
         """
         sharpness, length = self.config.sharpness, known.square().sum(-1, keepdim=True)
         values = torch.cat([ab, ab.square().sum(-1, keepdim=True), length, known], -1)

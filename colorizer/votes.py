@@ -165,7 +165,8 @@ class Voter(nn.Module):
                 regions = self.regions(lightness[:, AROUND**2 // 2].unflatten(1, (grid, grid)))
                 count = int(regions.max()) + 1
             regions = upload(regions, votes.device)
-            return ((votes + _pooled(votes, regions, count)) / 2).transpose(1, 2).unflatten(2, (grid, grid))
+            pooled = _pooled if votes.device.type == "cpu" else _pooled_by_product
+            return ((votes + pooled(votes, regions, count)) / 2).transpose(1, 2).unflatten(2, (grid, grid))
 
     def regions(self, lightness: torch.Tensor) -> torch.Tensor:
         """Which region each place belongs to, numbers (N, G^2) from 0, on the CPU, by the lightness (N, G, G) in [0, 1]
@@ -227,15 +228,18 @@ def _pooled(votes, regions, count):
     """The votes (N, P, K), logarithms of probabilities, as means of those over each of the regions (N, P), numbers
     below ``count``: a thing is known as a whole, so that the parts of it that are surely known decide for the others.
     """
-    if votes.device.type != "cpu":  # there, rows are added to in any order; this is a product
-        belongs = (torch.arange(count, device=votes.device)[:, None] == regions[:, None]).float()
-        means = belongs @ votes.exp() / belongs.sum(2, keepdim=True).clamp(min=1)
-        return means.clamp(min=1e-6).log().take_along_dim(regions[:, :, None], 1)
     numbers = (regions + count * torch.arange(regions.shape[0], device=regions.device)[:, None]).flatten()
     rows = votes.new_zeros(regions.shape[0] * count, votes.shape[2] + 1)  # the last number counts the places
     rows = rows.index_add(0, numbers, F.pad(votes.exp(), (0, 1), value=1.0).flatten(0, 1))
     means = rows[:, :-1] / rows[:, -1:].clamp(min=1)
     return means.clamp(min=1e-6).log()[numbers].view_as(votes)
+
+
+def _pooled_by_product(votes, regions, count):
+    """``_pooled`` as a product of matrices: where many threads add to the rows, they do so in any order."""
+    belongs = (torch.arange(count, device=votes.device)[:, None] == regions[:, None]).float()
+    means = belongs @ votes.exp() / belongs.sum(2, keepdim=True).clamp(min=1)
+    return means.clamp(min=1e-6).log().take_along_dim(regions[:, :, None], 1)
 
 
 def _clusters(ab, weight, count):
