@@ -182,6 +182,10 @@ class SpatialMemory(nn.Module):
         """L (N, 1, H, H) in [0, 1] and ab (N, 2, H, H) in [-1, 1] -> rows of ``pictures``, uint8 (N, S, S, 3)."""
         return round_codes(shrink(encode_lab(L.float(), ab.float()), self.config.side)).permute(0, 2, 3, 1)
 
+    def _gray(self, L):
+        """L (N, 1, H, H) in [0, 1] as in ``pictures``, uint8 (N, S, S)."""
+        return self._picture(L, L.expand(-1, 2, -1, -1))[..., 0]
+
     def nearest(self, looks: torch.Tensor) -> Nearest:
         """The frames to read for pictures of ``looks_of`` (N, D): frames that look like the picture but not like each
         other, since neighboring frames of a shot would tell the same.
@@ -322,11 +326,11 @@ class SpatialMemory(nn.Module):
         that the flow leads to. The confidence is 1 / (1 + (misfit + m / 2)^6), where m is the mean over the picture of
         the misfits, each cut off at ``doubt``: where little of a picture fits, the rest fits by chance.
         """
-        pictures = self._picture(L, L.expand(-1, 2, -1, -1))[..., 0]
         near = Nearest(*(x[:, :self.config.carried] for x in nearest))
         if L.device.type != "cpu":
-            return self.carry_at_once(near, keys, pictures)
-        flow, carried = Flow(), []
+            with torch.autocast(L.device.type, enabled=False):
+                return self.carry_at_once(near, keys, L)
+        pictures, flow, carried = self._gray(L), Flow(), []
         for picture, query, slots, pulled in zip(pictures.numpy(), keys, *(x.tolist() for x in near), strict=True):
             # Where a user's frame comes first, only such frames are carried: others may show what it corrects.
             some = [(slot, pull) for slot, pull in zip(slots, pulled, strict=True) if pull or not any(pulled)]
@@ -357,10 +361,10 @@ class SpatialMemory(nn.Module):
         confidence = 1 / (1 + misfit**6)
         return np.concatenate([color, confidence[..., None]], 2).transpose(2, 0, 1)
 
-    def carry_at_once(self, near: Nearest, keys: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-        """``carry`` for all N pictures, their 8-bit L (N, S, S), and all of the k frames ``near`` each, at once."""
+    def carry_at_once(self, near: Nearest, keys: torch.Tensor, L: torch.Tensor) -> torch.Tensor:
+        """``carry`` for all pictures and all of the k frames ``near`` each at once, in float32."""
         config, (count, several) = self.config, near.slots.shape
-        first = pictures.float().repeat_interleave(several, 0)  # P = N k pairs
+        first = self._gray(L).float().repeat_interleave(several, 0)  # P = N k pairs
         second = self.kept("pictures", near.slots.flatten()).float().permute(0, 3, 1, 2)
         way = motion.flows(first, second[:, 0])
         lightness, (found, ab) = first[:, None] / 255, decode_lab(motion.fetch(second, way))

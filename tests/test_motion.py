@@ -90,8 +90,7 @@ def test_what_is_carried_at_once_is_what_is_carried_one_by_one(memory, preferred
     memory, near, keys, L = memory
     near = near._replace(preferred=torch.tensor([[False, False, False], [*preferred, False]]))
     expected = memory.carry(near, keys, L)
-    pictures = memory._picture(L, L.expand(-1, 2, -1, -1))[..., 0]
-    found = memory.carry_at_once(type(near)(*(x[:, :2] for x in near)), keys, pictures)
+    found = memory.carry_at_once(type(near)(*(x[:, :2] for x in near)), keys, L)
     inside = (found - expected)[..., 12:-12, 12:-12].abs()
     assert inside.mean() < 0.005 and inside.amax() < 0.1
     assert 0.2 < expected[:, 2].mean() < 0.95  # some of it fits
