@@ -213,7 +213,7 @@ class FollowedVotes:
             both = (upload(pictures[numbers], votes.device).float() for numbers in (moving, leaders[moving]))
             way = motion.scaled(motion.flows(*both), size)
         moving = upload(moving, votes.device)
-        return found.index_copy(0, moving, motion.fetch(found[moving], way))
+        return found.index_copy_(0, moving, motion.fetch(found[moving], way))
 
 
 def _lightness(L, grid):
