@@ -13,7 +13,8 @@ from dataset import shrink
 
 PATCH, STRIDE = 8, 4  # pixels along a side of a patch, and from one to the next
 SMALLEST = 24  # pixels along a side of the top of the pyramid, at least
-ROUNDS, STEPS = 2, 2  # at each scale, flows are passed on among patches so often, and then descend so many steps
+ROUNDS, STEPS = 2, 2  # at each scale, flows are passed on among patches so often, each time to descend so many steps
+FIRST_ROUNDS = 6  # at the coarsest one, so that what a whole picture does comes to all of its patches
 DAMPING = 64.0  # squared steps of gray added to the squared slopes of a patch: where it is even, its flow stays
 
 
@@ -29,8 +30,10 @@ def flows(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     flow = None
     for level in range(max(1, (side // SMALLEST).bit_length() - 1), 0, -1):
         small = F.adaptive_avg_pool2d(pair, max(2 * PATCH, STRIDE * round(side / 2**level / STRIDE)))
-        flow = torch.zeros_like(small) if flow is None else _resized(flow, small.shape[2])
-        flow = _search(small, flow)
+        if flow is None:
+            flow = _search(small, torch.zeros_like(small), FIRST_ROUNDS)
+        else:
+            flow = _search(small, _resized(flow, small.shape[2]), ROUNDS)
     return _resized(flow, side).permute(0, 2, 3, 1)
 
 
@@ -39,7 +42,7 @@ def _patches(x):
     return F.unfold(x, PATCH, stride=STRIDE).unflatten(1, (x.shape[1], -1))
 
 
-def _search(pair, flow):
+def _search(pair, flow, rounds):
     """One scale: both pictures (P, 2, s, s), and the flows (P, 2, s, s) to begin with -> better ones."""
     first, second = pair.split(1, 1)
     edge = F.pad(first, (1, 1, 1, 1), mode="replicate")
@@ -63,7 +66,7 @@ def _search(pair, flow):
 
     found = F.avg_pool2d(flow, PATCH, STRIDE)
     lines = found.shape[2:]
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         around = F.unfold(F.pad(found, (1, 1, 1, 1), mode="replicate"), 3).unflatten(1, (2, 9))
         start = now = best(torch.cat([around, torch.zeros_like(around[:, :, :1])], 2))
         for _ in range(STEPS):
