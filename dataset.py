@@ -97,16 +97,16 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _shares(old, new):
+def _shares(old, new, device):
     """Weights (new, old) that average a row of ``old`` pixels to ``new`` larger ones, by the area that each covers."""
-    edge, pixel = torch.arange(new)[:, None] * old / new, torch.arange(old)
+    edge, pixel = torch.arange(new, device=device)[:, None] * old / new, torch.arange(old, device=device)
     return (torch.minimum(pixel + 1, edge + old / new) - torch.maximum(pixel, edge)).clamp(min=0) * new / old
 
 
 def shrink(maps: torch.Tensor, side: int) -> torch.Tensor:
     """Square maps (N, C, H, H), float32, averaged by area to (N, C, side, side), side <= H. Exact also where H / side
     is not whole, as ``resize`` is for arrays and torch's own area mode is not."""
-    shares = _shares(maps.shape[-1], side).to(maps)
+    shares = _shares(maps.shape[-1], side, maps.device).to(maps)
     return maps if maps.shape[-1] == side else shares @ maps @ shares.T
 
 
@@ -231,7 +231,8 @@ IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 def gray_image(L: torch.Tensor) -> torch.Tensor:
     """L tensor (..., 1, H, W) in [0, 1] -> the gray picture for the backbone (..., 3, H, W), ImageNet-normalized."""
-    return (L - IMAGENET_MEAN.to(L.device)) / IMAGENET_STD.to(L.device)
+    mean, std = (x.to(L.device, non_blocking=True) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    return (L - mean) / std
 
 
 PREPARATION = 2  # version of what ``prepare`` makes of a picture; raise it when that changes, so that caches are remade

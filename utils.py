@@ -438,6 +438,13 @@ def select_device(name: str) -> torch.device:
     return torch.device("cuda")
 
 
+def upload(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of an array on a device. To a GPU it is brought from pinned memory, and nobody waits for what the GPU
+    still has to do before."""
+    tensor = torch.as_tensor(array)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
 def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
     """A context for the networks: bfloat16 where the hardware is fast at it (``auto``), or as told by fp32 or bf16."""
     if precision == "auto":

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.speed import machine
-from colorizer import flow, painter, spatial, votes
+from colorizer import flow, motion, painter, spatial, votes
 from colorizer.backbone import Backbone
 from colorizer.colorizer import Colorizer
 from config import FilmConfig
@@ -48,6 +48,7 @@ STAGES = {
     "keys": (spatial.SpatialMemory, "key"),
     "frames to read": (spatial.SpatialMemory, "nearest"),
     "optical flow (CPU)": (flow.Flow, "__call__"),
+    "optical flow (GPU)": (motion, "flows"),
     "colors carried": (spatial.SpatialMemory, "carry"),
     "colors looked up": (spatial.SpatialMemory, "read"),
     "what is known": (Colorizer, "_known"),
@@ -128,7 +129,7 @@ def main(argv):
     print(f"{args.precision}; checkpoint loaded in {loaded:.1f} s; {frames} frames of {args.film.name} colored in "
           f"{whole:.1f} s, {frames / whole:.1f} a second")
     print("| stage | ms a frame |\n|---|---|")
-    for stage in STAGES:
+    for stage in filter(clock.seconds.get, STAGES):
         print(f"| {stage} | {clock.seconds[stage] / frames * 1000:.2f} |")
     if ours.device.type == "cuda":
         print("waits of a batch:", dict(waits(ours, args.film, 1).most_common()))

@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from config import BACKBONES
 from dataset import GRAY_SIZE, IMAGENET_MEAN, IMAGENET_STD, L_SCALE, gray_image, resize
 from networks import channels_last
-from utils import UserError, autocast
+from utils import UserError, autocast, upload
 
 Weights = str | Path | Literal[False] | None  # where the weights of a Backbone come from; see there
 
@@ -286,7 +286,7 @@ def look(backbone: Backbone, lightness: Iterable[np.ndarray], device: torch.devi
     """What the backbone sees of pictures of any size, L (H, W) in [0, 100] each."""
     L = np.stack([resize(plane, GRAY_SIZE, GRAY_SIZE) for plane in lightness])
     with autocast(device, precision):
-        return backbone(gray_image(torch.from_numpy(L)[:, None].to(device) / L_SCALE))
+        return backbone(gray_image(upload(L, device)[:, None] / L_SCALE))
 
 
 _torchvision_schemas = None  # must live as long as torchvision is used

@@ -28,7 +28,7 @@ from dataset import (
 from networks import Advice, Recall
 from utils import (
     IMAGE_SUFFIXES, UserError, autocast, is_color, list_files, load_checkpoint, read_image, save_checkpoint,
-    select_device, warn)
+    select_device, upload, warn)
 
 
 SHOWN = 256  # pictures of the memory, as a film shows them, that are held at a time
@@ -125,14 +125,12 @@ class Painter:
         votes = self._vote([lightness[middle] for middle in middles])
         if votes is None:
             return None
-        follow = FollowedVotes(self.config.votes)
-        return torch.cat([follow(lightness[group], len(group) // 2, of_middle)
-                          for group, of_middle in zip(groups, votes, strict=True)])
+        return FollowedVotes(self.config.votes)(lightness, np.repeat(middles, [len(group) for group in groups]), votes)
 
     def _tensor(self, lightness, side):
         """Pictures of any size, L (H, W) in [0, 100] each, as a tensor (N, 1, side, side) in [0, 1]."""
         planes = np.stack([resize(plane, side, side) for plane in self._through(lightness)])
-        return torch.from_numpy(planes)[:, None].to(self.device) / L_SCALE
+        return upload(planes, self.device)[:, None] / L_SCALE
 
     def given(self, labs: Sequence[np.ndarray]) -> Advice:
         """The advice for pictures, Lab (H, W, 3), without a memory: the colors of each, or those of the reference."""
@@ -227,13 +225,14 @@ class Painter:
         reads none."""
         advice = None
         if palette.color_feature is not None:
-            feature = palette.color_feature.to(self.device).expand(len(lightness), -1)
+            feature = upload(palette.color_feature, self.device).expand(len(lightness), -1)
             advice = Advice(feature, torch.full((len(lightness),), palette.score, device=self.device))
         seen = self._look(lightness)._replace(votes=self._vote_along(lightness)) if self.config.use_memory else None
+        ab, known = self.generate(lightness, advice, seen, self._shown)
         looks = np.zeros((len(lightness), 0), np.int16)
         if seen is not None and self.looks_up:
             looks = looks_of(seen.features).cpu().numpy()
-        return *self.generate(lightness, advice, seen, self._shown), looks
+        return ab, known, looks
 
     # -----------------------------------------------------------------------------------------------------------------
     # With other references
@@ -444,6 +443,7 @@ def load_painter(config: PainterConfig) -> Painter:
     """The Painter that ``config`` asks for. Raises UserError when the checkpoint cannot do it."""
     PainterConfig.check(config)
     device = select_device(config.device)
+    torch.backends.cudnn.deterministic = True  # else two runs on a GPU differ: cuDNN may add in any order
     colorizer, content = load_colorizer(config.checkpoint, device)
     painter = Painter(colorizer, device, config.precision, _source(config, colorizer.config), config.rank,
                       names={**content["frames"], REFERENCE_ID: "a reference"}, checkpoint=config.checkpoint)

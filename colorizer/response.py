@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from colorizer.backbone import Seen
 from colorizer.spatial import SpatialMemory
 from config import ResponseConfig
-from dataset import AB_SCALE, L_SCALE, exposed, lab_to_rgb, on_video, resize
+from dataset import AB_SCALE, L_SCALE, decode_lab, exposed, lab_to_rgb, on_video, resize, tensors_to_lab
 from utils import LUMINANCE, spread
 
 QUANTILES = (0.01, 0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95, 0.99)  # of lightness, where a curve has its knots
@@ -111,8 +111,29 @@ def find_response(see: Callable[[Sequence[np.ndarray]], Seen], memory: SpatialMe
     where neither a stock nor a curve brings it clearly nearer to what is known than it is."""
     if memory.pinned.all():
         return None
-    curve = find_curve(see, memory, lightness, config)
-    return on_stock(curve, match(see, memory, lightness, curve, config), config)
+    response = find_curve(see, memory, lightness, config)
+    response = on_stock(response, match(see, memory, lightness, response, config), config)
+    for _ in range(config.rounds):
+        if response is None or response.stock is None:
+            break
+        shown = as_shown(see, memory, lightness, response, config)
+        response = on_stock(response, match(see, shown, lightness, response, config), config)
+    return response
+
+
+def as_shown(see: Callable[[Sequence[np.ndarray]], Seen], memory: SpatialMemory, lightness: Sequence[np.ndarray],
+             response: Response, config: ResponseConfig) -> SpatialMemory:
+    """A memory of the frames that are matched with those of a film, as for ``find_response``, whose keys are of what is
+    seen of them as a Response shows them, but for their lightness."""
+    slots = sorted({slot for near in _near(memory, see(list(map(response, lightness))), config) for slot in near})
+    codes = memory.kept("pictures", slots).permute(0, 3, 1, 2).float()
+    small = SpatialMemory(memory.features.shape[1], len(memory.mean), len(slots), memory.config).to(codes.device)
+    small.mean, small.projection = memory.mean, memory.projection
+    for part in torch.arange(len(slots)).split(8):
+        L, ab = decode_lab(codes[part])
+        seen = see([response.shown(lab) for lab in tensors_to_lab(L, ab)])
+        small.write(part.to(codes.device), seen, L, ab, part)
+    return small
 
 
 def on_stock(curve: Response | None, pairs: Matches, config: ResponseConfig) -> Response | None:
@@ -177,10 +198,8 @@ def match(see: Callable[[Sequence[np.ndarray]], Seen], memory: SpatialMemory, li
     grid, dim = memory.config.grid, memory.config.dim
     seen = see([L if response is None else response(L) for L in lightness])
     places = (seen.places.flatten(2).transpose(1, 2).float() - memory.mean) @ memory.projection  # (N, P, dim)
-    similarity = memory.similarity(F.normalize(seen.features.float(), dim=1)).masked_fill(memory.pinned, -torch.inf)
-    near = similarity.topk(min(config.frames, int((~memory.pinned).sum()))).indices
     mutual, film, known, colors, distances = [], [], [], [], []
-    for L, place, slots in zip(lightness, places, near.tolist(), strict=True):
+    for L, place, slots in zip(lightness, places, _near(memory, seen, config), strict=True):
         keys, ab = (memory.kept(name, slots).flatten(0, 1).float() for name in ("keys", "ab"))
         keys, light = keys[:, :dim], keys[:, dim + 2] / memory.config.lightness * L_SCALE
         distance = keys.square().sum(1) - 2 * place @ keys.T  # but for the square of the place, the same in a row
@@ -193,3 +212,9 @@ def match(see: Callable[[Sequence[np.ndarray]], Seen], memory: SpatialMemory, li
     chosen = np.concatenate(mutual).nonzero()[0]
     of_film, of_known, of_color = (np.concatenate(x)[chosen] for x in (film, known, colors))
     return Matches(chosen, of_film, of_known, of_color, float(torch.cat(distances).mean()))
+
+
+def _near(memory, seen, config):
+    """For each of N frames that are Seen, the slots of the frames in memory to match with it."""
+    similarity = memory.similarity(F.normalize(seen.features.float(), dim=1)).masked_fill(memory.pinned, -torch.inf)
+    return similarity.topk(min(config.frames, int((~memory.pinned).sum()))).indices.tolist()

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from torch import nn
 
+from colorizer import motion
 from colorizer.archive import FIELDS, Archive, digest_of
 from colorizer.backbone import Seen
 from colorizer.flow import Flow, blur, fetch, relit
@@ -21,7 +22,7 @@ from colorizer.index import LOOK_STEPS, Index
 from config import SpatialConfig
 from dataset import REFERENCE_ID, decode_lab, encode_lab, round_codes, shrink
 from networks import grow
-from utils import UserError
+from utils import UserError, upload
 
 
 def looks_of(features: torch.Tensor) -> torch.Tensor:
@@ -104,13 +105,13 @@ class SpatialMemory(nn.Module):
         """Cosine similarities (N, M) of features (N, D) of unit length to all frames, float32, as rounded sums."""
         return torch.cat([features @ part.float().T for part in self.features.split(512)], 1)
 
-    def kept(self, name: str, slots: Sequence[int]) -> torch.Tensor:
-        """Rows (n, ...) of ``keys``, ``ab`` or ``pictures`` of the frames in ``slots``."""
+    def kept(self, name: str, slots: Sequence[int] | torch.Tensor) -> torch.Tensor:
+        """Rows (n, ...) of ``keys``, ``ab`` or ``pictures`` of the frames in ``slots`` (n,)."""
         rows, archive, first = getattr(self, name), self.archive, self.archived
         if archive is None:
             return rows[torch.as_tensor(slots, dtype=torch.long, device=rows.device)]
         found = rows.new_empty(len(slots), *rows.shape[1:])
-        for row, slot in zip(found, slots, strict=True):
+        for row, slot in zip(found, torch.as_tensor(slots).tolist(), strict=True):
             row.copy_(torch.from_numpy(archive.read(name, slot)) if slot < first else rows[slot - first])
         return found
 
@@ -185,6 +186,10 @@ class SpatialMemory(nn.Module):
         """L (N, 1, H, H) in [0, 1] and ab (N, 2, H, H) in [-1, 1] -> rows of ``pictures``, uint8 (N, S, S, 3)."""
         return round_codes(shrink(encode_lab(L.float(), ab.float()), self.config.side)).permute(0, 2, 3, 1)
 
+    def _gray(self, L):
+        """L (N, 1, H, H) in [0, 1] as in ``pictures``, uint8 (N, S, S)."""
+        return self._picture(L, L.expand(-1, 2, -1, -1))[..., 0]
+
     def nearest(self, looks: torch.Tensor) -> Nearest:
         """The frames to read for pictures of ``looks_of`` (N, D): frames that look like the picture but not like each
         other, since neighboring frames of a shot would tell the same.
@@ -195,7 +200,10 @@ class SpatialMemory(nn.Module):
         """
         config = self.config
         slots, similarity, preferred = self._candidates(looks)
-        some, place = slots.unique(return_inverse=True)  # neighbors have most candidates in common
+        if looks.device.type == "cpu":
+            some, place = slots.unique(return_inverse=True)  # neighbors have most candidates in common
+        else:  # how many they are would be waited for
+            some, place = slots.flatten(), torch.arange(slots.numel(), device=looks.device).view_as(slots)
         known = self.features[some].double()
         chosen, penalty = [], torch.zeros_like(similarity)
         for _ in range(min(config.frames, len(self.features))):
@@ -239,6 +247,11 @@ class SpatialMemory(nn.Module):
         distance of keys to the places that the attention mixes, and the variance that of their ab / 110.
         """
         device, grid = keys.device.type, self.config.grid
+        if device != "cpu":
+            known, ab = (self._known(name, nearest.slots) for name in ("keys", "ab"))
+            pulled = nearest.preferred.float().repeat_interleave(grid**2, 1)[..., None]
+            hints = self.attend_at_once(keys, known, ab, pulled)
+            return (hints if wanted is None else hints * wanted[:, None]).unflatten(2, (grid, grid))
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         hints = keys.new_zeros(len(keys), 3, grid**2)
         wanted = torch.ones_like(keys[..., 0], dtype=torch.bool) if wanted is None else wanted
@@ -277,6 +290,31 @@ class SpatialMemory(nn.Module):
         confidence = (-distance.clamp(min=0) - variance.clamp(min=0) / config.discord).exp()
         return torch.cat([color, confidence], -2)
 
+    def attend_at_once(self, query: torch.Tensor, known: torch.Tensor, ab: torch.Tensor,
+                       pulled: torch.Tensor) -> torch.Tensor:
+        """``attend`` in one kernel that keeps no scores, float32 throughout, for N pictures.
+
+        The mean squared distance is |q|^2 - 2 q.E(k) + E(|k|^2), by the means of keys and of their squared lengths,
+        which are mixed like colors.
+        """
+        sharpness, length = self.config.sharpness, known.square().sum(-1, keepdim=True)
+        values = torch.cat([ab, ab.square().sum(-1, keepdim=True), length, known], -1)
+        # But for -|q|^2, which is the same for all of them; zeros make numbers a multiple of 8, as the kernel needs.
+        key = torch.cat([2 * sharpness * known, sharpness * (self.config.pull * pulled - length)], -1)
+        place = torch.cat([query, torch.ones_like(query[..., :1])], -1)
+        place, key, values = (F.pad(x, (0, -x.shape[-1] % 8))[:, None] for x in (place, key, values))
+        with torch.autocast(query.device.type, enabled=False):
+            means = F.scaled_dot_product_attention(place, key, values, scale=1.0)[:, 0, :, :4 + known.shape[-1]]
+        color, square, length, known = means.split([2, 1, 1, known.shape[-1]], -1)
+        distance = query.square().sum(-1, keepdim=True) - 2 * (query * known).sum(-1, keepdim=True) + length
+        variance = square - color.square().sum(-1, keepdim=True)
+        confidence = (-distance.clamp(min=0) - variance.clamp(min=0) / self.config.discord).exp()
+        return torch.cat([color, confidence], -1).mT
+
+    def _known(self, name, slots):
+        """Rows of all places of the frames in ``slots`` (N, k), as float32 (N, k P, ...)."""
+        return self.kept(name, slots.flatten()).unflatten(0, slots.shape).flatten(1, 2).float()
+
     def _rounded(self, keys, dtype):
         """Keys (..., R, K) times the root of the sharpness, rounded to ``dtype``, and the squared lengths (..., R, 1)
         of the rounded keys. So distances are exact for these keys: rounding moves a key a little, and does no more."""
@@ -289,31 +327,35 @@ class SpatialMemory(nn.Module):
         """Colors carried along the optical flow (N, 3, S, S), float32: ab / 110, and the confidence in [0, 1].
 
         ``nearest`` and keys (N, P, K) are those of the pictures, L (N, 1, H, H) in [0, 1] their lightness; ``shown``
-        gives the picture of a slot as their film would show it, None as it is kept. The misfit
-        of a pixel is unlike * squared distance of keys + unlit * squared difference in L, between the pixel and the one
-        that the flow leads to. The confidence is 1 / (1 + (misfit + m / 2)^6), where m is the mean over the picture of
-        the misfits, each cut off at ``doubt``: where little of a picture fits, the rest fits by chance.
+        gives the picture of a slot as their film would show it, uint8 like those kept; None: as it is kept.
+
+        The misfit of a pixel is unlike * squared distance of keys + unlit * squared difference in L, between the pixel
+        and the one that the flow leads to. The confidence is 1 / (1 + (misfit + m / 2)^6), where m is the mean over the
+        picture of the misfits, each cut off at ``doubt``: where little of a picture fits, the rest fits by chance.
         """
-        pictures = self._picture(L, L.expand(-1, 2, -1, -1))[..., 0].cpu().numpy()
-        slots, preferred = (x[:, :self.config.carried].tolist() for x in nearest)
-        flow, carried, shown = Flow(), [], shown or self.picture
-        for picture, query, near, pulled in zip(pictures, keys.cpu(), slots, preferred, strict=True):
+        near = Nearest(*(x[:, :self.config.carried] for x in nearest))
+        if L.device.type != "cpu":
+            with torch.autocast(L.device.type, enabled=False):
+                return self.carry_at_once(near, keys, L, shown)
+        pictures, flow, carried, shown = self._gray(L), Flow(), [], shown or self.picture
+        for picture, query, slots, pulled in zip(pictures.numpy(), keys, *(x.tolist() for x in near), strict=True):
             # Where a user's frame comes first, only such frames are carried: others may show what it corrects.
-            near = [(slot, pull) for slot, pull in zip(near, pulled, strict=True) if pull or not any(pulled)]
-            found = [self._carry_from(slot, pull, shown(slot), picture, query, flow) for slot, pull in near]
+            some = [(slot, pull) for slot, pull in zip(slots, pulled, strict=True) if pull or not any(pulled)]
+            found = [self._carry_from(slot, pull, shown(slot), picture, query, flow) for slot, pull in some]
             carried.append(self._mix(*(np.stack(part) for part in zip(*found, strict=True))))
-        return torch.from_numpy(np.stack(carried)).to(L.device)
+        return torch.from_numpy(np.stack(carried))
 
     def _carry_from(self, slot, pull, known, picture, query, flow):
-        """The ab / 110 (S, S, 2) that the frame in ``slot``, as shown the codes ``known`` (S, S, 3), has for a picture,
+        """The ab / 110 (S, S, 2) that the frame in ``slot``, shown as the codes ``known`` (S, S, 3), has for a picture,
         8-bit L (S, S), of keys ``query`` (P, K), and the misfit (S, S)."""
-        lightness = picture.astype(np.float32) / 255
-        motion = flow(picture, np.ascontiguousarray(known[..., 0]))
-        found, ab = decode_lab(fetch(known.astype(np.float32), motion).transpose(2, 0, 1))
+        config, lightness = self.config, picture.astype(np.float32) / 255
+        way = flow(picture, np.ascontiguousarray(known[..., 0]))
+        found, ab = decode_lab(fetch(known.astype(np.float32), way).transpose(2, 0, 1))
         found, ab = found[0], ab.transpose(1, 2, 0)
-        unlike = self._unlike(query, self.kept("keys", [slot])[0].cpu(), motion) - self.config.pull * pull
-        unlike = self.config.unlike * unlike.clamp(min=0).numpy()
-        misfit = self.config.unlit * blur(np.square(found - lightness)) + unlike
+        small = cv2.resize(way, (config.grid, config.grid), interpolation=cv2.INTER_AREA) * (config.grid / config.side)
+        unlike = self._unlike(query[None], self.kept("keys", [slot]), torch.from_numpy(small)[None])[0, 0]
+        unlike = config.unlike * (unlike - config.pull * pull).clamp(min=0).numpy()
+        misfit = config.unlit * blur(np.square(found - lightness)) + unlike
         return relit(ab, found, lightness), misfit
 
     def _mix(self, colors, misfits):
@@ -325,17 +367,39 @@ class SpatialMemory(nn.Module):
         confidence = 1 / (1 + misfit**6)
         return np.concatenate([color, confidence[..., None]], 2).transpose(2, 0, 1)
 
-    def _unlike(self, query, known, motion):
-        """Squared distances (S, S) between keys ``query`` (P, K) and those of ``known`` (P, K) that the flow ``motion``
-        (S, S, 2) leads to."""
+    def carry_at_once(self, near: Nearest, keys: torch.Tensor, L: torch.Tensor,
+                      shown: Callable[[int], np.ndarray] | None = None) -> torch.Tensor:
+        """``carry`` for all pictures and all of the k frames ``near`` each at once, in float32."""
+        config, (count, several) = self.config, near.slots.shape
+        first = self._gray(L).float().repeat_interleave(several, 0)  # P = N k pairs
+        slots = near.slots.flatten()
+        if shown is None:
+            pictures = self.kept("pictures", slots)
+        else:
+            pictures = upload(np.stack([shown(slot) for slot in slots.cpu().tolist()]), L.device)
+        second = pictures.float().permute(0, 3, 1, 2)
+        way = motion.flows(first, second[:, 0])
+        lightness, (found, ab) = first[:, None] / 255, decode_lab(motion.fetch(second, way))
+        unlike = self._unlike(keys.repeat_interleave(several, 0), self.kept("keys", slots),
+                              motion.scaled(way, config.grid))
+        unlike = unlike - config.pull * near.preferred.reshape(-1, 1, 1, 1)
+        misfit = config.unlit * motion.blur((found - lightness).square()) + config.unlike * unlike.clamp(min=0)
+        colors, misfit = (x.unflatten(0, (count, several)) for x in (motion.relit(ab, found, lightness), misfit))
+        other = near.preferred.any(1, keepdim=True) & ~near.preferred
+        misfit = misfit.masked_fill(other[:, :, None, None, None], 1e6)  # so that it has no weight
+        weight = (-config.choice * misfit).softmax(1)
+        color, misfit = (weight * colors).sum(1), (weight * misfit).sum(1)
+        misfit = misfit + misfit.clamp(max=config.doubt).mean((2, 3), keepdim=True) / 2
+        return torch.cat([color, 1 / (1 + misfit**6)], 1)
+
+    def _unlike(self, query, known, way):
+        """Squared distances (N, 1, S, S) between keys ``query`` (N, P, K) and those of ``known`` (N, P, K) that the
+        flows ``way`` (N, G, G, 2) lead to."""
         size, side = self.config.grid, self.config.side
-        motion = cv2.resize(motion, (size, size), interpolation=cv2.INTER_AREA) * (size / side)
-        y, x = np.indices(motion.shape[:2], dtype=np.float32)
-        target = (2 * torch.from_numpy(motion + np.stack([x, y], 2)) + 1) / size - 1  # grid_sample's -1 to 1
-        known = known.float().T.reshape(1, -1, size, size)
-        found = F.grid_sample(known, target[None], padding_mode="border", align_corners=False)[0].flatten(1).T
-        distance = (found - query).square().sum(1).view(1, 1, size, size)
-        return F.interpolate(distance, (side, side), mode="bilinear", align_corners=False)[0, 0]
+        known = known.float().mT.unflatten(2, (size, size))
+        found = motion.fetch(known, way).flatten(2).mT
+        distance = (found - query).square().sum(2).view(-1, 1, size, size)
+        return F.interpolate(distance, (side, side), mode="bilinear", align_corners=False)
 
 
 def _in_two(x, dtype):

@@ -16,9 +16,11 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
+from colorizer import motion
 from colorizer.flow import Flow
 from config import VotesConfig
 from dataset import AB_SCALE, resize
+from utils import upload
 
 LARGEST_LOOK = 2048  # pixels; a checkpoint could ask for any
 STRIDE = 4  # pixels of a look along a side of a place
@@ -162,14 +164,16 @@ class Voter(nn.Module):
             if regions is None:
                 regions = self.regions(lightness[:, AROUND**2 // 2].unflatten(1, (grid, grid)))
                 count = int(regions.max()) + 1
-            return ((votes + _pooled(votes, regions, count)) / 2).transpose(1, 2).unflatten(2, (grid, grid))
+            regions = upload(regions, votes.device)
+            pooled = _pooled if votes.device.type == "cpu" else _pooled_by_product
+            return ((votes + pooled(votes, regions, count)) / 2).transpose(1, 2).unflatten(2, (grid, grid))
 
     def regions(self, lightness: torch.Tensor) -> torch.Tensor:
-        """Which region each place belongs to, numbers (N, G^2) from 0, by the lightness (N, G, G) in [0, 1] of places:
-        parts that differ from each other by more than within (Felzenszwalb and Huttenlocher 2004)."""
+        """Which region each place belongs to, numbers (N, G^2) from 0, on the CPU, by the lightness (N, G, G) in [0, 1]
+        of places: parts that differ from each other by more than within (Felzenszwalb and Huttenlocher 2004)."""
         pictures = lightness.cpu().numpy()
         found = [felzenszwalb(picture, self.config.regions, sigma=0.5, min_size=8) for picture in pictures]
-        return torch.from_numpy(np.stack(found)).flatten(1).to(lightness.device)
+        return torch.from_numpy(np.stack(found)).flatten(1)
 
     def join(self, ab: torch.Tensor, votes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """ab (N, 2, S, S) in [-1, 1] of a generator, moved, place by place, to the color that it and the votes
@@ -186,26 +190,30 @@ class Voter(nn.Module):
 
 
 class FollowedVotes:
-    """Votes for frames of one shot, of which the voter has looked at one."""
+    """Votes for frames of one shot, of which the voter has looked at some."""
 
     def __init__(self, config: VotesConfig) -> None:
-        self.config, self._flow = config, Flow()
+        self.config = config
 
-    def __call__(self, lightness: np.ndarray, seen: int, votes: torch.Tensor) -> torch.Tensor:
-        """L (N, H, H) in [0, 100] of neighboring frames, and the votes (K, G, G) for that of number ``seen`` -> votes
-        (N, K, G, G): those that the optical flow leads to."""
-        side, size = self.config.side, votes.shape[1]
-        pictures = [np.rint(resize(L, side, side) * 2.55).astype(np.uint8) for L in lightness]
-        y, x = np.indices((size, size), dtype=np.float32)
-        found = []
-        for number, picture in enumerate(pictures):
-            if number == seen:
-                found.append(votes)
-                continue
-            motion = resize(self._flow(picture, pictures[seen]), size, size) * np.float32(size / side)
-            target = torch.from_numpy((2 * (motion + np.stack([x, y], 2)) + 1) / size - 1).to(votes)
-            found.append(F.grid_sample(votes[None], target[None], padding_mode="border", align_corners=False)[0])
-        return torch.stack(found)
+    def __call__(self, lightness: np.ndarray, leaders: np.ndarray, votes: torch.Tensor) -> torch.Tensor:
+        """L (N, H, H) in [0, 100] of neighboring frames, of each the number of one that was looked at, ``leaders`` (N,)
+        in order, and the votes (n, K, G, G) for those -> votes (N, K, G, G): those that the optical flow leads to."""
+        side, size = self.config.side, votes.shape[2]
+        pictures = np.stack([np.rint(resize(L, side, side) * 2.55).astype(np.uint8) for L in lightness])
+        rows = upload(np.unique(leaders, return_inverse=True)[1], votes.device)
+        moving = np.flatnonzero(leaders != np.arange(len(leaders)))
+        found = votes[rows]
+        if not moving.size:
+            return found
+        if votes.device.type == "cpu":
+            flow = Flow()
+            ways = [resize(flow(pictures[i], pictures[leaders[i]]), size, size) for i in moving]
+            way = torch.from_numpy(np.stack(ways)) * (size / side)
+        else:
+            both = (upload(pictures[numbers], votes.device).float() for numbers in (moving, leaders[moving]))
+            way = motion.scaled(motion.flows(*both), size)
+        moving = upload(moving, votes.device)
+        return found.index_copy_(0, moving, motion.fetch(found[moving], way))
 
 
 def _lightness(L, grid):
@@ -225,6 +233,13 @@ def _pooled(votes, regions, count):
     rows = rows.index_add(0, numbers, F.pad(votes.exp(), (0, 1), value=1.0).flatten(0, 1))
     means = rows[:, :-1] / rows[:, -1:].clamp(min=1)
     return means.clamp(min=1e-6).log()[numbers].view_as(votes)
+
+
+def _pooled_by_product(votes, regions, count):
+    """``_pooled`` as a product of matrices: where many threads add to the rows, they do so in any order."""
+    belongs = (torch.arange(count, device=votes.device)[:, None] == regions[:, None]).float()
+    means = belongs @ votes.exp() / belongs.sum(2, keepdim=True).clamp(min=1)
+    return means.clamp(min=1e-6).log().take_along_dim(regions[:, :, None], 1)
 
 
 def _clusters(ab, weight, count):

@@ -188,7 +188,7 @@ def test_votes_follow_the_motion():
     noise = 100 * (noise - noise.min()) / np.ptp(noise)
     L = np.stack([noise[:, 32 - shift:160 - shift] for shift in (0, 8)])
     votes = torch.randn(2, 16, 16).cumsum(2)
-    found = FollowedVotes(VotesConfig(side=128))(L, 1, votes)
+    found = FollowedVotes(VotesConfig(side=128))(L, np.array([1, 1]), votes[None])
     assert torch.equal(found[1], votes)
     torch.testing.assert_close(found[0][:, 2:-2, 2:-3], votes[:, 2:-2, 3:-2], atol=0.35, rtol=0.1)  # 8 pixels: 1 place
 
