@@ -4,7 +4,7 @@ from array import array
 
 import numpy as np
 
-from colorizer.flow import Flow, fetch
+from colorizer.flow import Flow, blur, fetch
 from dataset import L_SCALE, resize
 from film.planes import gray_lightness
 
@@ -12,6 +12,7 @@ SIDE = 64  # pixels along a side of the pictures that are compared
 LEAST = 0.25  # a mean change of L that is less is none: it would add up from frame to frame
 SPREAD = 2.0  # standard deviation of L below which a picture tells nothing, as a black one
 UNLIKE = 3.0  # median of what is left of the change of L: more is motion
+LEFT = 0.2  # of the change without noise: light leaves at most 0.13, a shot that becomes another one 0.28 or more
 STEADY = np.array([[1, 0]], np.float32)  # gain and offset of a frame in full light, or of two shots
 GREATEST = 8.0  # gain: what is darker shows nothing
 
@@ -42,11 +43,16 @@ class Light:
         if abs(x.mean() - y.mean()) < LEAST / 2 and abs(x.std() - y.std()) < LEAST / 2:
             return 1.0, 0.0  # a change of light would be less than LEAST, whatever has moved
         moved = fetch(before.astype(np.float32), self._flow(after, before))
-        x, y = gray_lightness(moved / np.float32(255)).ravel(), y.ravel()
+        x = gray_lightness(moved / np.float32(255))
         inside = (np.minimum(x, y) > 1) & (np.maximum(x, y) < 99)
         if inside.sum() < SIDE:
             return 1.0, 0.0
-        x, y = x[inside], y[inside]
+        a, b = self._fit(x[inside], y[inside])
+        change, left = (np.median(np.abs(blur(plane * inside)[inside])) for plane in (y - x, y - a * x - b))
+        return (a, b) if left <= LEFT * change else (1.0, 0.0)
+
+    def _fit(self, x, y):
+        """a and b of the pixels of two frames that are in neither black nor white; (1, 0) where light tells nothing."""
         kept = np.ones(len(x), bool)
         for _ in range(4):
             if x[kept].std() < SPREAD or y[kept].std() < SPREAD / 2:

@@ -83,15 +83,17 @@ def light_of(pictures):
 
 
 def test_nothing_is_done_to_a_shot_in_steady_light():
-    """Neither where characters move, nor in a pan."""
+    """Neither where characters move, nor in a pan, nor in a dissolve that was missed."""
     wide = np.concatenate([lumas(1, 1)[0], lumas(200, 1)[0]], 1)
     pan = [wide[:, 6 * i:6 * i + 640] for i in range(12)]
-    for pictures in (lumas(30, 12), pan, [pan[0]] * 3, [np.zeros((36, 64))] * 3):
+    one, other = lumas(1, 1)[0].astype(np.float32), lumas(200, 1)[0].astype(np.float32)
+    dissolve = [one + i / 36 * (other - one) for i in range(37)]
+    for pictures in (lumas(30, 12), pan, dissolve, [pan[0]] * 3, [np.zeros((36, 64))] * 3):
         assert np.array_equal(light_of(pictures), [[1, 0]] * len(pictures))
 
 
 def test_fades_and_flicker_are_undone():
-    plain = lumas(30, 36)
+    plain = lumas(30, 28)  # one shot
     fade = [picture * min(1, (i + 3) / 24) for i, picture in enumerate(plain)]
     flicker = [np.clip(picture + 15 * math.sin(1.9 * i), 0, 255) for i, picture in enumerate(plain)]
     for pictures, true, seen in ((fade, plain, slice(2, None)), (fade[::-1], plain[::-1], slice(0, -2)),
