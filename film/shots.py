@@ -65,12 +65,22 @@ class HistogramDetector:
         return []
 
 
+FLICKER = 30  # of 255, by which a picture may become brighter from frame to frame; a cut between even ones changes more
+
+
+def gray_change(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean absolute difference of two lumas, uint8 (H, W), but for what all of it changes by, as in a flicker."""
+    change = one.astype(np.int16) - other
+    change -= np.int16(np.clip(np.median(change[::4, ::4]), -FLICKER, FLICKER))  # a sample tells it
+    return cv2.norm(change, cv2.NORM_L1) / change.size
+
+
 class ChangeDetector:
     """PySceneDetect's ContentDetector or AdaptiveDetector (``kind``), number for number, in a tenth of the time.
 
     The change of a frame is the mean absolute difference of its H, S and V from the frame before. "content" compares it
     with ``threshold`` (27); "adaptive" compares its ratio to the mean change of two frames before and two after with
-    ``threshold`` (3), where the change is at least LEAST. Gray frames (H, W) are compared as they are.
+    ``threshold`` (3), where the change is at least LEAST. That of gray frames (H, W) is their ``gray_change``.
     """
 
     WINDOW = 2
@@ -89,7 +99,8 @@ class ChangeDetector:
         if self.previous is None:  # beyond the film's ends all changes count as 0
             self.changes.extend([0.0] * self.delay)
             self.previous = picture
-        change = cv2.norm(picture, self.previous, cv2.NORM_L1) / picture.size
+        change = (gray_change(picture, self.previous) if frame.ndim == 2 else
+                  cv2.norm(picture, self.previous, cv2.NORM_L1) / picture.size)
         self.previous = picture
         return self._judge(change)
 
@@ -144,7 +155,7 @@ def detect_shots(frames: Iterable[np.ndarray], detector: Detector,
 
 
 BLACK = 6  # mean luma, of 255, below which a frame is black
-ALIKE = ChangeDetector.LEAST  # a picture has come back if its mean difference in luma, of 255, is less
+ALIKE = ChangeDetector.LEAST  # a picture has come back if its gray_change, of 255, is less
 FLASH = 6  # frames that a flash may last
 
 
@@ -175,7 +186,7 @@ def judge_gray_cuts(lumas: Iterable[np.ndarray]) -> Iterator[list[int]]:
     pending = []  # (cut, luma in front of it) that may yet turn out to be a flash
     for index, (luma, is_cut) in enumerate(judged()):
         black, cuts = luma.mean() < BLACK, []
-        if pending and cv2.absdiff(pending[0][1], luma).mean() < ALIKE:
+        if pending and gray_change(pending[0][1], luma) < ALIKE:
             pending.clear()
         elif was_black and not black and not pending:
             cuts.append(index)
