@@ -13,10 +13,10 @@ from dataset import resize
 
 LEAST = 0.9  # standard deviation of L: less is no grain
 REACH = 3  # frames in front of a frame and behind it that are averaged with it
-UNLIKE = 0.8  # of the grain, by which smoothed frames differ where they show the same
-SMOOTH, LEFT = 3.7, 1.2  # of the grain, the deviation of the bilateral filters of a frame, and of what was averaged
+UNLIKE = 1.0  # of the grain, by which smoothed frames differ where they show the same
+SMOOTH, LEFT = 4.0, 1.0  # of the grain, the deviations of the bilateral filters of a frame, and of what was averaged
 ACROSS, WIDTH = 7, 3.0  # pixels of these filters, along a side and standard deviation
-SIDE = 192  # pixels along a side of the pictures whose motion is found
+SIDE = 128  # pixels along a side of the pictures whose motion is found
 QUARTER = 0.3186  # quantile 0.25 of the absolute value of a standard normal variable
 
 
