@@ -2,6 +2,7 @@
 
 from array import array
 
+import cv2
 import numpy as np
 
 from colorizer.flow import Flow, blur, fetch
@@ -37,11 +38,15 @@ class Light:
     def add(self, luma: np.ndarray) -> None:
         """Take the next frame, Y' uint8 (H, W), full range."""
         small = resize(luma, SIDE, SIDE)
-        before = small if self.before is None else self.before
-        found = None if self.before is None else self._change(self._anchor, small)
+        if self.before is None:
+            self.before = self._anchor = small
+        found = self._change(self._anchor, small)
         if found is None:
-            self._anchor, self._at = before, (1.0, 0.0)
-            found = self._change(before, small) or (1.0, 0.0)
+            found = self._change(self.before, small)
+            if found is None and _apart(self._anchor, small) < _apart(self.before, small):
+                found = 1.0, 0.0  # as behind a flash
+            else:
+                self._anchor, self._at, found = self.before, (1.0, 0.0), found or (1.0, 0.0)
         (a, b), (a_before, b_before) = found, self._at
         self.steps.extend((a / a_before, b - a / a_before * b_before))
         self.before, self._at = small, found
@@ -89,3 +94,7 @@ class Light:
         dark = gain > GREATEST
         light[dark] = [GREATEST, 0]
         return light.astype(np.float32)
+
+
+def _apart(one, other):
+    return cv2.norm(one, other, cv2.NORM_L1)
