@@ -138,7 +138,8 @@ class DissolveFinder:
         if start < first:
             return
         around = min(reach, AROUND)
-        before, behind = max(start - around, first, self._seen[start - first].since), min(stop + around, self._count - 1)
+        before = max(start - around, first, self._seen[start - first].since)
+        behind = min(stop + around, self._count - 1)
         while self._seen[behind - first].since > stop:
             behind = self._seen[behind - first].since - 1
         if start - before < 2 or behind - stop < 2:  # nothing is known of what is around
