@@ -15,6 +15,7 @@ SPREAD = 2.0  # standard deviation of L below which a picture tells nothing, as 
 UNLIKE = 3.0  # median of what is left of the change of L: more is motion
 LEFT = 0.2  # of the change without noise: light leaves at most 0.13, a shot that becomes another one 0.28 or more
 STEADY = np.array([[1, 0]], np.float32)  # gain and offset of a frame in full light, or of two shots
+STILL = 1.0, 0.0  # gain and offset between two frames in one light
 GREATEST = 8.0  # gain: what is darker shows nothing
 
 
@@ -26,13 +27,14 @@ def lit(L: np.ndarray, light: np.ndarray) -> np.ndarray:
 
 class Light:
     """Follows the light through a film. L of a frame is about a * that of an earlier one + b where nothing moves, in a
-    fade, whose L + 16 falls by one factor as long as no color is very dark, and in a flicker. Each frame is compared
-    with one that is as far back as both show the same, since errors of steps from frame to frame would add up."""
+    fade, whose L + 16 falls by one factor as long as no color is very dark, and in a flicker. A frame whose light
+    differs from that of the frame before is compared with one that is as far back as both show the same, since errors
+    of steps from frame to frame would add up."""
 
     def __init__(self) -> None:
         self.before: np.ndarray | None = None
         self.steps = array("f")  # a and b of each frame that was added, beside the frame before
-        self._anchor, self._at = np.zeros(0), (1.0, 0.0)  # the earlier frame, and a and b of the frame before beside it
+        self._anchor, self._at = np.zeros(0), STILL  # the earlier frame, and a and b of the frame before beside it
         self._flow = Flow()
 
     def add(self, luma: np.ndarray) -> None:
@@ -40,13 +42,12 @@ class Light:
         small = resize(luma, SIDE, SIDE)
         if self.before is None:
             self.before = self._anchor = small
-        found = self._change(self._anchor, small)
-        if found is None:
-            found = self._change(self.before, small)
-            if found is None and _apart(self._anchor, small) < _apart(self.before, small):
-                found = 1.0, 0.0  # as behind a flash
-            else:
-                self._anchor, self._at, found = self.before, (1.0, 0.0), found or (1.0, 0.0)
+        step = self._change(self.before, small)
+        found = self._at if step == STILL else self._change(self._anchor, small)
+        if found is None and step is None and _apart(self._anchor, small) < _apart(self.before, small):
+            found = STILL  # as behind a flash
+        elif found is None:
+            self._anchor, self._at, found = self.before, STILL, step or STILL
         (a, b), (a_before, b_before) = found, self._at
         self.steps.extend((a / a_before, b - a / a_before * b_before))
         self.before, self._at = small, found
@@ -55,7 +56,7 @@ class Light:
         """a and b between two frames, None where their light cannot be compared."""
         x, y = (gray_lightness(luma / np.float32(255)) for luma in (before, after))
         if abs(x.mean() - y.mean()) < LEAST / 2 and abs(x.std() - y.std()) < LEAST / 2:
-            return 1.0, 0.0  # a change of light would be less than LEAST, whatever has moved
+            return STILL  # a change of light would be less than LEAST, whatever has moved
         moved = fetch(before.astype(np.float32), self._flow(after, before))
         x = gray_lightness(moved / np.float32(255))
         inside = (np.minimum(x, y) > 1) & (np.maximum(x, y) < 99)
@@ -64,7 +65,7 @@ class Light:
             return None
         a, b = fit
         if np.abs((a - 1) * x[inside] + b).mean() < LEAST:
-            return 1.0, 0.0
+            return STILL
         change, left = (np.median(np.abs(blur(plane * inside)[inside])) for plane in (y - x, y - a * x - b))
         return fit if left <= LEFT * change else None
 
