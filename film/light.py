@@ -46,10 +46,12 @@ class Light:
         found = self._at if step == STILL else self._change(self._anchor, small)
         if found is None and step is None and _apart(self._anchor, small) < _apart(self.before, small):
             found = STILL  # as behind a flash
-        elif found is None:
-            self._anchor, self._at, found = self.before, STILL, step or STILL
-        (a, b), (a_before, b_before) = found, self._at
-        self.steps.extend((a / a_before, b - a / a_before * b_before))
+        if found is None:
+            self._anchor, found = small, STILL
+        else:
+            (a, b), (a_before, b_before) = found, self._at
+            step = a / a_before, b - a / a_before * b_before
+        self.steps.extend(step or STILL)
         self.before, self._at = small, found
 
     def _change(self, before, after):
