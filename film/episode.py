@@ -6,7 +6,7 @@ on. At the end the files are joined. The luma of a result is that of its source,
 new. Numbered frames are colored in the same way, each into a picture of its own.
 
 Memory grows by about 30 bytes for each frame of the film and, for each shot, its palette (at most 10 kB) and its record
-(about 50 kB of compressed pictures). At most 20 + 10 * batch_size frames are held at a time, and in the first pass as
+(about 50 kB of compressed pictures). At most 27 + 10 * batch_size frames are held at a time, and in the first pass as
 many of the network's size as a dissolve may be late. Of a film of LARGE frames it is half as many.
 """
 
@@ -94,7 +94,7 @@ class Drawing:
 def read_jobs(film: Film, plan: Plan, todo: Iterable[int], side: int,
               keep: bool) -> Generator[Job, None, None]:
     """Jobs for the frames of the shots ``todo``, a number of which is asked for when the shot before it is read. Only
-    the first frame of a held drawing has an L, and with ``keep`` no frame of a shot in color."""
+    the first frame of a held drawing has an L, and with ``keep`` no frame of a shot in color. L is without grain."""
     asked = ((number, index) for number in todo for index in range(plan.shots[number].start, plan.shots[number].end))
     drawing, (numbers, indices) = Drawing(), itertools.tee(asked)
 
