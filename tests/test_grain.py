@@ -2,12 +2,18 @@
 
 from dataclasses import dataclass
 
+import av
 import cv2
 import numpy as np
 import pytest
+from drawn import StubPainter, planes_in
 
+from config import FilmConfig
 from dataset import resize, rgb_to_lab
+from film.episode import color_film
 from film.grain import REACH, grain_of, without_grain
+from film.planes import gray_lightness
+from film.video import VideoFile
 from resources.draw_episodes import draw_frame
 
 SIDE = 256
@@ -59,3 +65,27 @@ def test_grain_is_averaged_away_and_nothing_that_moves(drawn, count):
         for places in (~moving, moving):
             less = np.abs(L - true)[places].mean() / np.abs(noisy - true)[places].mean()
             assert less < (0.8 if count == 2 else 0.6)
+
+
+def test_networks_look_at_a_film_without_its_grain_and_its_luma_stays(tmp_path):
+    source, rng, seen = tmp_path / "in.mkv", np.random.default_rng(0), []
+    picture = resize(cv2.cvtColor(draw_frame(1, 30), cv2.COLOR_RGB2GRAY), 64, 64)
+    with av.open(str(source), "w") as film:
+        stream = film.add_stream("ffv1", 12)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv444p"
+        for _ in range(12):
+            luma = np.clip(np.rint(16 + picture * (219 / 255) + rng.normal(0, 9, picture.shape)), 0, 255)
+            planes = np.stack([luma, *np.full((2, 64, 64), 128)]).astype(np.uint8)
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv444p")))
+        film.mux(stream.encode(None))
+
+    class Watcher(StubPainter):
+        def paint(self, L, palette):
+            seen.extend(L)
+            return super().paint(L, palette)
+
+    color_film(Watcher(), VideoFile(source), tmp_path / "out.mkv", FilmConfig(crf=0, pix_fmt="yuv444p"))
+    true = gray_lightness(picture / np.float32(255))
+    assert len(seen) == 12 and max(np.abs(L - true).mean() for L in seen) < 1.5  # 3 as it is
+    for one, other in zip(planes_in(source), planes_in(tmp_path / "out.mkv"), strict=True):
+        assert np.array_equal(one[0], other[0])
