@@ -19,7 +19,7 @@ from film.shots import judge_gray_cuts
 
 SIDE, FINE = 32, 64  # of the pictures that are compared, and of those whose motion is told
 PACE = 4  # frames by which it is told
-REACHES = (3, 4, 5, 7, 9, 12, 16, 21, 28, 42)  # frames from the middle of a window to its ends, which show one shot
+REACHES = (3, 4, 5, 7, 9, 12, 14, 16, 18, 21, 24, 28, 35, 42)  # frames from the middle of a window to its ends
 FLAT = 6.0  # standard deviation of luma, of 255, below which a picture shows nothing: black, white, a fade
 ALIKE = 0.45  # correlation of the luma of two pictures above which they may be of one shot
 CHANGED, BROAD = 12, 0.55  # luma changes by so much from shot to shot, on so large a share of the picture

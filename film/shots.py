@@ -146,11 +146,11 @@ def detect_shots(frames: Iterable[np.ndarray], detector: Detector,
         yield first, index
 
 
-FLICKER = 30  # of 255, by which a picture may become brighter from frame to frame; a cut between even ones changes more
+FLICKER = 25  # of 255, by which a picture becomes brighter from frame to frame at most; a cut may change more
 
 
 def gray_change(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean absolute difference of two lumas, uint8 (H, W), but for what all of it changes by, as in a flicker."""
+    """Mean absolute difference of two lumas, uint8 (H, W), but for what all of it changes by in a flicker."""
     change = one.astype(np.int16) - other
     change -= np.int16(np.clip(np.median(change[::4, ::4]), -FLICKER, FLICKER))  # a sample tells it
     return cv2.norm(change, cv2.NORM_L1) / change.size
