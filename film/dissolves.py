@@ -19,7 +19,7 @@ from film.shots import judge_gray_cuts
 
 SIDE, FINE = 32, 64  # of the pictures that are compared, and of those whose motion is told
 PACE = 4  # frames by which it is told
-REACHES = (3, 4, 5, 7, 9, 12, 16, 21, 28, 42)  # frames from the middle of a window to its ends, which show one shot
+REACHES = (3, 4, 5, 7, 9, 12, 14, 16, 18, 21, 24, 28, 35, 42)  # frames from the middle of a window to its ends
 FLAT = 6.0  # standard deviation of luma, of 255, below which a picture shows nothing: black, white, a fade
 ALIKE = 0.45  # correlation of the luma of two pictures above which they may be of one shot
 CHANGED, BROAD = 12, 0.55  # luma changes by so much from shot to shot, on so large a share of the picture
@@ -27,7 +27,8 @@ HALF = 0.2  # the middle frame of a window is so near to half of both shots
 MIXED, SWITCHED = 0.045, 0.04  # of the change, what is left by the best mixture, and by the nearer of both shots
 MIDDLE, LOOSE = 1.5, 5.0  # the middle of a window may have so many times as much, the latter before motion is told
 STAYS = 0.6  # of the places that show one shot, so many are seen in the other one, too, as it moves
-AROUND = 9  # frames in front of a window and behind it that must be of the same shots
+AROUND = 9  # frames in front of a window and behind it that must be of the same shots, as far as the next cut
+JUMP = 0.4  # a cut: the correlation of neighboring frames falls by so much
 MOTION = 0.8  # of the change, what the shots change by themselves in front of the window and behind it
 SHORTEST = 3  # frames of a dissolve
 STEP, BACK = 0.45, 0.15  # the share of the next shot grows by no more from frame to frame, and falls by no more in all
@@ -77,6 +78,7 @@ class _Seen(NamedTuple):
     luma: np.ndarray  # float32 (SIDE * SIDE,)
     centered: np.ndarray  # minus its mean, since brightness may flicker
     norm: float  # of ``centered``
+    since: int = 0  # the first frame behind the last cut in front of it
 
 
 class _Fit(NamedTuple):
@@ -102,7 +104,11 @@ class DissolveFinder:
 
     def process(self, luma: np.ndarray) -> list[Boundary]:
         """Take the next frame's luma; returns the dissolves, one at most, that this allows to judge."""
-        self._seen.append(_look(resize(luma, FINE, FINE)))
+        frame = _look(resize(luma, FINE, FINE))
+        if self._seen:
+            cut = 1 - _alike(self._seen[-1], frame) > JUMP
+            frame = frame._replace(since=self._count if cut else self._seen[-1].since)
+        self._seen.append(frame)
         self._count += 1
         for reach in REACHES:
             self._judge(self._count - 1 - 2 * reach, reach)
@@ -129,8 +135,13 @@ class DissolveFinder:
     def _judge(self, middle, reach):
         first = self._count - len(self._seen)
         start, stop = middle - reach, middle + reach
+        if start < first:
+            return
         around = min(reach, AROUND)
-        before, behind = max(start - around, first), min(stop + around, self._count - 1)
+        before = max(start - around, first, self._seen[start - first].since)
+        behind = min(stop + around, self._count - 1)
+        while self._seen[behind - first].since > stop:
+            behind = self._seen[behind - first].since - 1
         if start - before < 2 or behind - stop < 2:  # nothing is known of what is around
             return
         window = [self._seen[i - first] for i in range(before, behind + 1)]

@@ -6,7 +6,7 @@ on. At the end the files are joined. The luma of a result is that of its source,
 new. Numbered frames are colored in the same way, each into a picture of its own.
 
 Memory grows by about 30 bytes for each frame of the film and, for each shot, its palette (at most 10 kB) and its record
-(about 50 kB of compressed pictures). At most 20 + 10 * batch_size frames are held at a time, and in the first pass as
+(about 50 kB of compressed pictures). At most 27 + 10 * batch_size frames are held at a time, and in the first pass as
 many of the network's size as a dissolve may be late. Of a film of LARGE frames it is half as many.
 """
 
@@ -36,6 +36,7 @@ from film.crew import PAUSE, Board
 from film.dissolves import Mixture, Painted
 from film.encoding import FilmWriter, write_errors
 from film.fields import NAMES, split, weave
+from film.grain import without_grain
 from film.known import keep, write_known
 from film.light import lit
 from film.parts import THUMBNAIL, Parts, Records, ShotRecord, Writer, finished_by
@@ -93,16 +94,21 @@ class Drawing:
 def read_jobs(film: Film, plan: Plan, todo: Iterable[int], side: int,
               keep: bool) -> Generator[Job, None, None]:
     """Jobs for the frames of the shots ``todo``, a number of which is asked for when the shot before it is read. Only
-    the first frame of a held drawing has an L, and with ``keep`` no frame of a shot in color."""
+    the first frame of a held drawing has an L, and with ``keep`` no frame of a shot in color. L is without grain."""
     asked = ((number, index) for number in todo for index in range(plan.shots[number].start, plan.shots[number].end))
     drawing, (numbers, indices) = Drawing(), itertools.tee(asked)
-    with closing(frames_at(film, plan.pts, (index for _, index in indices))) as frames:
-        for (number, _), (index, planes) in zip(numbers, frames, strict=True):
-            shot = plan.shots[number]
+
+    def jobs(number, read):
+        shot = plan.shots[number]
+        for _, (index, planes) in read:
             job = Job(number, index, planes, blends=index >= shot.alone)
             if not (keep and shot.in_color) and (job.blends or drawing.is_new(planes, index == shot.start)):
                 job.L = lit(planes.part(shot.box).lab(side)[..., 0], plan.light[index])
             yield job
+
+    with closing(frames_at(film, plan.pts, (index for _, index in indices))) as frames:
+        for number, read in itertools.groupby(zip(numbers, frames, strict=True), key=lambda item: item[0][0]):
+            yield from without_grain(jobs(number, read))
 
 
 def batches(jobs: Generator[Job, None, None], batch_size: int) -> Generator[list[Job], None, None]:

@@ -89,9 +89,12 @@ class ChangeDetector:
         if self.previous is None:  # beyond the film's ends all changes count as 0
             self.changes.extend([0.0] * self.delay)
             self.previous = picture
-        change = cv2.norm(picture, self.previous, cv2.NORM_L1) / picture.size
+        change = self._change(picture, self.previous)
         self.previous = picture
         return self._judge(change)
+
+    def _change(self, one, other):
+        return cv2.norm(one, other, cv2.NORM_L1) / one.size
 
     def flush(self) -> list[tuple[float, bool]]:
         return [judged for _ in range(self.delay) for judged in self._judge(0.0)]
@@ -143,15 +146,35 @@ def detect_shots(frames: Iterable[np.ndarray], detector: Detector,
         yield first, index
 
 
+FLICKER = 25  # of 255, by which a picture becomes brighter from frame to frame at most; a cut may change more
+
+
+def gray_change(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean absolute difference of two lumas, uint8 (H, W), but for what all of it changes by in a flicker."""
+    change = one.astype(np.int16) - other
+    change -= np.int16(np.clip(np.median(change[::4, ::4]), -FLICKER, FLICKER))  # a sample tells it
+    return cv2.norm(change, cv2.NORM_L1) / change.size
+
+
+class FlickerDetector(ChangeDetector):
+    """The adaptive ChangeDetector of lumas, uint8 (H, W), which compares them by their ``gray_change``."""
+
+    def __init__(self) -> None:
+        super().__init__("adaptive")
+
+    def _change(self, one, other):
+        return gray_change(one, other)
+
+
 BLACK = 6  # mean luma, of 255, below which a frame is black
-ALIKE = ChangeDetector.LEAST  # a picture has come back if its mean difference in luma, of 255, is less
+ALIKE = ChangeDetector.LEAST  # a picture has come back if its gray_change, of 255, is less
 FLASH = 6  # frames that a flash may last
 
 
 def find_gray_cuts(lumas: Iterable[np.ndarray]) -> Iterator[int]:
     """Yield the first frame of every shot but the film's first, from luma uint8 (256, 256) alone.
 
-    Cuts are those of ChangeDetector("adaptive"), and the first frame that is not black after black ones. If the picture
+    Cuts are those of FlickerDetector, and the first frame that is not black after black ones. If the picture
     from before a cut comes back within FLASH frames, there was a flash or a black frame, and no cut. A cut is yielded
     at most FLASH + 3 frames late: the detector's delay is 2.
     """
@@ -160,7 +183,7 @@ def find_gray_cuts(lumas: Iterable[np.ndarray]) -> Iterator[int]:
 
 def judge_gray_cuts(lumas: Iterable[np.ndarray]) -> Iterator[list[int]]:
     """What ``find_gray_cuts`` yields, as a list of what each frame allows to judge, and one more at the end."""
-    detector = ChangeDetector("adaptive")
+    detector = FlickerDetector()
 
     def judged():
         waiting = deque()
@@ -175,7 +198,7 @@ def judge_gray_cuts(lumas: Iterable[np.ndarray]) -> Iterator[list[int]]:
     pending = []  # (cut, luma in front of it) that may yet turn out to be a flash
     for index, (luma, is_cut) in enumerate(judged()):
         black, cuts = luma.mean() < BLACK, []
-        if pending and cv2.absdiff(pending[0][1], luma).mean() < ALIKE:
+        if pending and gray_change(pending[0][1], luma) < ALIKE:
             pending.clear()
         elif was_black and not black and not pending:
             cuts.append(index)

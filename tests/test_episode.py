@@ -64,6 +64,7 @@ FADE_OUT, FADE_IN = list(range(120, 0, -6)), list(range(0, 180, 6))
     ([90] * 12 + [160] * 20 + [90] * 12, [12, 32]),  # too long for a flash
     (FADE_OUT + [0] * 12 + FADE_IN + [180] * 12, [len(FADE_OUT) + 12 + 1]),  # through black: one cut, as it rises
     (list(range(60, 160)), []),  # slowly brighter
+    ([round(90 + 14 * math.sin(1.9 * i)) for i in range(12)] + [160] * 3 + [170, 150] * 6, [12]),  # flicker
     ([90] * 20 + [160] * 2, [20]),  # in the film's last frames
     ([90], []), ([90, 200], [1]), ([], []),
 ])

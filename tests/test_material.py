@@ -83,15 +83,28 @@ def light_of(pictures):
 
 
 def test_nothing_is_done_to_a_shot_in_steady_light():
-    """Neither where characters move, nor in a pan."""
+    """Neither where characters move, nor in a pan, nor over a sky that is darker above, nor in a missed dissolve."""
     wide = np.concatenate([lumas(1, 1)[0], lumas(200, 1)[0]], 1)
     pan = [wide[:, 6 * i:6 * i + 640] for i in range(12)]
-    for pictures in (lumas(30, 12), pan, [pan[0]] * 3, [np.zeros((36, 64))] * 3):
+    one, other = lumas(1, 1)[0].astype(np.float32), lumas(200, 1)[0].astype(np.float32)
+    dissolve = [one + i / 36 * (other - one) for i in range(37)]
+    tall = 0.5 * np.tile(one, (2, 1)) + np.linspace(120, 0, 720)[:, None]
+    tilt = [tall[3 * i:3 * i + 360] for i in range(60)]
+    for pictures in (lumas(30, 12), pan, tilt, dissolve, [pan[0]] * 3, [np.zeros((36, 64))] * 3):
         assert np.array_equal(light_of(pictures), [[1, 0]] * len(pictures))
 
 
+def test_a_flash_leaves_no_light_behind():
+    one, other = (lumas(first, 1)[0].astype(np.float32) for first in (1, 200))
+    dissolve = [one + i / 36 * (other - one) for i in range(37)]
+    for pictures, most in ((lumas(30, 12), 1e-3), (dissolve, 1.5)):
+        flashed = [0.5 * picture + 127 if i == 8 else picture for i, picture in enumerate(pictures)]
+        for picture, light in zip(pictures, light_of(flashed), strict=True):
+            assert light[0] > 1.5 or np.abs(lit(lightness(picture), light) - lightness(picture)).mean() < most
+
+
 def test_fades_and_flicker_are_undone():
-    plain = lumas(30, 36)
+    plain = lumas(30, 28)  # one shot
     fade = [picture * min(1, (i + 3) / 24) for i, picture in enumerate(plain)]
     flicker = [np.clip(picture + 15 * math.sin(1.9 * i), 0, 255) for i, picture in enumerate(plain)]
     for pictures, true, seen in ((fade, plain, slice(2, None)), (fade[::-1], plain[::-1], slice(0, -2)),
