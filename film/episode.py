@@ -3,7 +3,8 @@
 A film is decoded twice. The first pass (``scan.py``) finds the shots on the luma and chooses one palette for each; the
 second colors them, each into a file of its own in a hidden folder beside the output, from which an interrupted run goes
 on. At the end the files are joined. The luma of a result is that of its source, sample by sample; only Cb and Cr are
-new. Numbered frames are colored in the same way, each into a picture of its own.
+new. Numbered frames are colored in the same way, each into a picture of its own. Of several processes, those that help
+begin while the first pass goes on, but with numbered frames, whose pictures are in place at once.
 
 Memory grows by about 30 bytes for each frame of the film and, for each shot, its palette (at most 10 kB) and its record
 (about 50 kB of compressed pictures). At most 20 + 10 * batch_size frames are held at a time, and in the first pass as
