@@ -217,16 +217,12 @@ def test_all_help_with_one_film(tmp_path, size):
     assert failed == [{"bad.mkv": "a painter is broken"}] * size and not (tmp_path / "bad.mkv").exists()
 
 
-class Searched(StubPainter):
-    """One that takes its time for palettes, and notes which shots are painted ``early``, before the last of them."""
+class Responding(StubPainter):
+    """One that looks at a film through a response, or dies when it is asked for one."""
 
     def __init__(self, response=None):
         super().__init__()
-        self.response, self.early = response, 0
-
-    def palette(self, labs):
-        time.sleep(0.2)
-        return super().palette(labs)
+        self.response = response
 
     def respond(self, lightness):
         if self.response is Killed:
@@ -236,8 +232,20 @@ class Searched(StubPainter):
     def through(self, response):
         return self if response is None else Brighter()
 
+
+class Awaited(Responding):
+    """One by which the last shot is not found before somebody paints."""
+
+    def __init__(self, response=None):
+        super().__init__(response)
+        self.painting = threading.Event()
+
+    def palette(self, labs):
+        assert self.shots < len(SHOTS) - 1 or self.painting.wait(WAITS)
+        return super().palette(labs)
+
     def paint(self, L, palette):
-        self.early += self.shots < len(SHOTS)
+        self.painting.set()
         return super().paint(L, palette)
 
 
@@ -266,16 +274,15 @@ def host_and_help(painter, source, output):
 @pytest.mark.parametrize("response", [None, Response(np.array([0.0, 100.0]), np.array([9.0, 109.0]))])
 def test_shots_are_colored_while_others_are_found(tmp_path, response):
     """And once more, where the film turns out to have a response."""
-    source, painter = draw_shots(tmp_path / "in.mkv", SHOTS), Searched(response)
-    color_film(Searched(response), VideoFile(source), tmp_path / "one.mkv")
-    host_and_help(painter, source, tmp_path / "two.mkv")
-    assert painter.early
+    source = draw_shots(tmp_path / "in.mkv", SHOTS)
+    color_film(Responding(response), VideoFile(source), tmp_path / "one.mkv")
+    host_and_help(Awaited(response), source, tmp_path / "two.mkv")
     assert (tmp_path / "two.mkv").read_bytes() == (tmp_path / "one.mkv").read_bytes()
     assert without_seconds(tmp_path / "two_shots.jsonl") == without_seconds(tmp_path / "one_shots.jsonl")
 
 
 def test_what_was_colored_before_all_was_found_outlives_its_host(tmp_path):
-    source, killed = draw_shots(tmp_path / "in.mkv", SHOTS), Searched(Killed)
+    source, killed = draw_shots(tmp_path / "in.mkv", SHOTS), Awaited(Killed)
     after, alone = StubPainter(), StubPainter()
     host_and_help(killed, source, tmp_path / "two.mkv")
     color_film(after, VideoFile(source), tmp_path / "two.mkv")
