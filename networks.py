@@ -102,7 +102,7 @@ def channels_last(x: torch.Tensor) -> torch.Tensor:
 def init_weights(network: nn.Module) -> None:
     """Convolutions start from N(0, 0.02), as in pix2pix (Isola et al. 2017): colors start near gray."""
     for module in network.modules():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and not module.weight.is_meta:
             nn.init.normal_(module.weight, 0.0, 0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import gc
 import math
 import os
 import re
@@ -48,6 +49,7 @@ def run_cli(main: Callable[[list[str]], None], argv: Sequence[str] | None = None
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    gc.freeze()  # what was imported stays: looking through it for garbage takes 0.4 s at the end alone
     try:
         main(argv)
     except UserError as error:

@@ -64,7 +64,10 @@ def fold_norms(network: nn.Module) -> None:
     for module in network.eval().modules():
         for conv, norm in pairs:
             if isinstance(getattr(module, conv, None), nn.Conv2d) and isinstance(getattr(module, norm), nn.BatchNorm2d):
-                setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
+                if getattr(module, conv).weight.is_meta:  # has a shape alone; for its values torch loads its compiler
+                    getattr(module, conv).bias = getattr(module, norm).bias
+                else:
+                    setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
                 setattr(module, norm, nn.Identity())
 
 

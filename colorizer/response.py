@@ -203,7 +203,7 @@ def match(see: Callable[[Sequence[np.ndarray]], Seen], memory: SpatialMemory, li
         keys, ab = (memory.kept(name, slots).flatten(0, 1).float() for name in ("keys", "ab"))
         keys, light = keys[:, :dim], keys[:, dim + 2] / memory.config.lightness * L_SCALE
         distance = keys.square().sum(1) - 2 * place @ keys.T  # but for the square of the place, the same in a row
-        nearest, back = distance.min(1), (distance + place.square().sum(1)[:, None]).argmin(0)
+        nearest, back = distance.min(1), (distance + place.square().sum(1)[:, None]).T.contiguous().argmin(1)
         mutual.append((back[nearest.indices] == torch.arange(len(place), device=place.device)).cpu().numpy())
         film.append(resize(L, grid, grid).flatten())
         known.append(light[nearest.indices].cpu().numpy())

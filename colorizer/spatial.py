@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.decomposition import PCA
 from torch import nn
 
 from colorizer import motion
@@ -122,6 +121,8 @@ class SpatialMemory(nn.Module):
     def fit(self, places: torch.Tensor) -> None:
         """Fit the PCA to every 4th place of some frames, places (N, E, G, G)."""
         sample = places.flatten(2).transpose(1, 2)[:, ::4].flatten(0, 1).float().cpu().numpy()
+        from sklearn.decomposition import PCA  # takes half a second, for which no coloring needs wait
+
         pca = PCA(self.config.dim, svd_solver="covariance_eigh").fit(sample)
         self.mean.copy_(torch.from_numpy(pca.mean_))
         self.projection.copy_(torch.from_numpy(pca.components_.T))

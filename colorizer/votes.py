@@ -12,8 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from skimage.segmentation import felzenszwalb
-from sklearn.cluster import MiniBatchKMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
 from colorizer import motion
@@ -245,6 +243,9 @@ def _pooled_by_product(votes, regions, count):
 def _clusters(ab, weight, count):
     """The centers (count, 2) of so many clusters of colors (P, 2), found on a weighted sample of them. Where there are
     not that many colors, some come twice."""
+    from sklearn.cluster import MiniBatchKMeans  # takes half a second, for which no coloring needs wait
+    from sklearn.exceptions import ConvergenceWarning
+
     rng = np.random.default_rng(0)
     colors, weight = ab.cpu().numpy().astype(np.float64), weight.cpu().numpy().astype(np.float64)
     sample = colors[rng.choice(len(colors), 40000, p=weight / weight.sum())]

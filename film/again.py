@@ -51,7 +51,7 @@ def finished_shots(painter: FilmPainter, plan: Plan, parts: Parts,
     """For each shot of a plan ``by`` the painter, what ``Parts.save`` noted of it and what would be read for it now;
     None for a shot that is not finished."""
     for number in range(len(plan.shots)):
-        noted = parts.finished(number)
+        noted = parts.finished(plan, number)
         yield noted, None if noted is None else reading_of(painter, plan, number, noted["looks"], config)
 
 

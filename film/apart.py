@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from utils import UserError
 
-PATIENCE = 10  # seconds to wait for a process that was told to end, before it is killed
+PATIENCE = 10  # seconds to wait for processes that should soon end
 T = TypeVar("T")
 
 

@@ -24,11 +24,10 @@ import cv2
 import torch
 import torch.distributed as dist
 
-from film.apart import Died, apart
+from film.apart import PATIENCE, Died, apart
 from utils import UserError, rank_and_size, warn
 
-PAUSE = 0.2  # seconds between two looks at the notes of others
-PATIENCE = 10  # seconds to wait for processes that should soon end
+PAUSE = 0.1  # seconds between two looks at the notes of others
 DEATHS = 2  # a file at which processes died in so many tries is left out
 T = TypeVar("T")
 _crews = itertools.count()  # how often this process joined one, as all processes of the run do
@@ -46,10 +45,6 @@ def change(store: dist.Store, key: str, stamp: str, how: Callable[[dict[str, Any
         after = json.dumps({**notes, "stamp": stamp})
         if store.compare_set(key, before, after).decode() == after:
             return answer
-
-
-def _update(notes, more):
-    notes.update(more)
 
 
 @contextmanager
@@ -104,18 +99,20 @@ class Crew:
         started again. Where it raises a UserError there, the others raise SystemExit."""
         while not (notes := self.change(key, dict)):
             if self.leads:
-                try:
-                    self.change(key, partial(_update, more={"answer": make()}))
-                except UserError as error:
-                    self.change(key, partial(_update, more={"error": str(error)}))
-                    self._meet(key)
-                    raise
+                self._decide(key, make)
             else:
                 time.sleep(PAUSE)
         if "error" in notes:
             self._meet(key)
             raise UserError(notes["error"]) if self.leads else SystemExit(1)
         return notes["answer"]
+
+    def _decide(self, key, make):
+        try:
+            decided = {"answer": make()}
+        except UserError as error:
+            decided = {"error": str(error)}
+        self.change(key, lambda notes: notes.update(decided))
 
     def share(self, keys: Sequence[str], host: Callable[[str], None],
               help: Callable[[str, str], None] | None = None) -> dict[str, UserError]:
@@ -257,14 +254,31 @@ class Board:
     def __init__(self, crew: Crew | None = None, key: str = "", name: str = "", first: Sequence[int] = ()) -> None:
         """``key``: of the film in ``Crew.share``. ``name``: of the host's board, for who helps."""
         self.crew, self.key, self.name, self.first = crew or Crew(), key, name, first
-        self.store = self.crew.store if self.crew.size > 1 else dist.HashStore()  # nobody else need see it
+        self.known = sys.maxsize  # this process takes shots of lower numbers only
+        self.shared = self.crew.size > 1
+        self.store = self.crew.store if self.shared else dist.HashStore()  # nobody else need see it
 
     def post(self, lengths: Mapping[int, int]) -> None:
-        """Hand out these shots, {number: frames}, from now on. It is the host's, while nobody helps."""
-        self.name = f"shots of {self.key} by {self.crew.me} {next(self.crew.stamps)}"
-        free = {str(number): frames for number, frames in lengths.items()}
-        self._change(lambda notes: notes.update(free=free, busy=[], done=[]))
+        """Hand out these shots, {number: frames}, from now on, but for those that were handed out since the board was
+        begun. It is the host's."""
+        if not self.name:
+            self.name = f"shots of {self.key} by {self.crew.me} {next(self.crew.stamps)}"
+            self._change(lambda notes: notes.update(busy=[], done=[]))
+
+        def add(notes):
+            begun = {*notes["busy"], *notes["done"]}
+            notes["free"] = {str(number): frames for number, frames in lengths.items() if number not in begun}
+
+        self._change(add)
         self.crew.change(self.key, lambda notes: notes.update(board=self.name))
+
+    def idle(self) -> bool:
+        """Whether no shot is free for who may help. It is the host's."""
+        return not (self.name and self._change(dict)["free"])
+
+    def withdraw(self) -> None:
+        """Hand out no more shots. It is the host's."""
+        self._change(lambda notes: notes.update(free={}))
 
     def __iter__(self) -> Iterator[int]:
         """The numbers of shots that this process shall color, until none is free."""
@@ -284,11 +298,13 @@ class Board:
         return [number for number in notes["done"] if number in numbers]
 
     def wait(self) -> Iterator[None]:
-        """Yields again and again until nobody helps any more. What is not done then is still to be done."""
+        """Yields again and again until nobody helps any more; then this board ends, and the next ``post`` begins
+        another one. What is not done then is still to be done."""
         while True:
             helped = self.crew.helpers(self.key)
             yield
             if not helped:
+                self.name = ""
                 return
             time.sleep(PAUSE)
 
@@ -307,7 +323,7 @@ class Board:
         return self.crew.change(self.name, how, self.store)
 
     def _take(self, notes, last):
-        free = {int(number): frames for number, frames in notes["free"].items()}
+        free = {int(number): frames for number, frames in notes["free"].items() if int(number) < self.known}
         number = self._next(free, last, begun=notes["busy"] or notes["done"])
         if number is not None:
             del notes["free"][str(number)]

@@ -3,7 +3,8 @@
 A film is decoded twice. The first pass (``scan.py``) finds the shots on the luma and chooses one palette for each; the
 second colors them, each into a file of its own in a hidden folder beside the output, from which an interrupted run goes
 on. At the end the files are joined. The luma of a result is that of its source, sample by sample; only Cb and Cr are
-new. Numbered frames are colored in the same way, each into a picture of its own.
+new. Numbered frames are colored in the same way, each into a picture of its own. Of several processes, those that help
+begin while the first pass goes on, but with numbered frames, whose pictures are in place at once.
 
 Memory grows by about 30 bytes for each frame of the film and, for each shot, its palette (at most 10 kB) and its record
 (about 50 kB of compressed pictures). At most 27 + 10 * batch_size frames are held at a time, and in the first pass as
@@ -322,7 +323,7 @@ class Coloring:
     def _take_in_others(self, board, bar):
         """Take in the shots that others have finished."""
         for number in board.finished(self.todo):
-            if noted := self.parts.finished(number):  # else another machine's disk is late: see again
+            if noted := self.parts.finished(self.plan, number):  # else another machine's disk is late: see again
                 self._take_in(number, noted)
                 bar.update(self.plan.shots[number].end - self.plan.shots[number].start)
 
@@ -378,7 +379,7 @@ class Coloring:
             shot.end - shot.alone)
         looks = np.stack(looks) if looks else np.zeros((0, 0), np.int16)
         reading = reading_of(self.painter, plan, number, looks, config)
-        self.records.states[number] = self.parts.save(number, record, looks, reading)
+        self.records.states[number] = self.parts.save(plan, record, looks, reading)
         self.readings[number] = reading
 
 
@@ -427,8 +428,7 @@ class FilmWork:
                 if config.confidence and plan is None and map_of(output).exists() and not overwrite:
                     raise UserError(f"{map_of(output)} exists already; pass --overwrite True or another --output")
                 if plan is None:
-                    plan = scan(film, painter, config)
-                    parts.begin(plan)
+                    plan = self._find_plan(parts, board, writer.cuts)
                 if painter.source == "truth" and not plan.has_color:
                     raise UserError(f"{film.path} has no colors of its own for --color_feature truth; use another "
                                     "--color_feature")
@@ -452,12 +452,34 @@ class FilmWork:
             writer = self._writer()
             parts = parts_of(self.painter, self.film, self.output, writer, self.config)
             deadline = time.monotonic() + LATE
-            while (plan := parts.plan()) is None:
+            while (found := parts.plan_so_far()) is None:
                 if time.monotonic() > deadline:
                     raise UserError(f"{parts.folder} is not seen on all machines; choose an --output that is")
                 time.sleep(PAUSE)
-            for _ in self._coloring(writer, parts, plan).color_shots(board, tqdm(disable=True)):
+            plan, whole = found
+            board.known = len(plan.shots) if whole else len(plan.shots) - 1
+            if not sum(1 for _ in self._coloring(writer, parts, plan).color_shots(board, tqdm(disable=True))):
+                time.sleep(PAUSE)  # another one was quicker, or this machine's disk is late
+
+    def _find_plan(self, parts, board, early):
+        """The plan of the film. While it is found, who helps colors ``early`` the shots that are known, as if it had
+        neither bars nor a Response; where that is not so, these are colored again."""
+        outlines = []
+
+        def found(plan):
+            new = range(len(outlines), len(plan.shots) - 1)  # the last one may go over into one that is not known
+            if new and board.idle():
+                parts.begin(plan, whole=False)
+                outlines.extend(map(plan.outline, new))
+                board.post({number: plan.shots[number].end - plan.shots[number].start for number in new})
+
+        plan = scan(self.film, self.painter, self.config, found if early and board.shared else None)
+        if outlines != [plan.outline(number) for number in range(min(len(outlines), len(plan.shots)))]:
+            board.withdraw()
+            for _ in board.wait():
                 pass
+        parts.begin(plan)
+        return plan
 
     def _writer(self) -> Writer:
         if isinstance(self.film, NumberedFrames):

@@ -111,15 +111,24 @@ class Parts:
 
     def plan(self) -> Plan | None:
         """The Plan of an earlier run of the same key, or None."""
-        content = _read(self.folder / "plan.pt")  # there may be none, or not a whole one
-        return Plan.of(content["plan"]) if content is not None and content["key"] == self.key else None
+        plan, whole = self.plan_so_far() or (None, False)
+        return plan if whole else None
 
-    def begin(self, plan: Plan) -> None:
-        """Start anew: empty the folder and save ``plan`` in it."""
-        if self.folder.exists():
+    def plan_so_far(self) -> tuple[Plan, bool] | None:
+        """``plan``, or as much of it as was found by now, and whether it is whole."""
+        content = _read(self.folder / PLAN)  # there may be none, or not a whole one
+        if content is None or content["key"] != self.key:
+            return None
+        return Plan.of(content["plan"]), content["whole"]
+
+    def begin(self, plan: Plan, whole: bool = True) -> None:
+        """Save a plan, ``whole`` or as much of it as is found. The folder is emptied before, but while this plan is
+        found: what is finished of shots of the same ``Plan.outline`` stays so."""
+        _, begun_anew = self.plan_so_far() or (None, True)
+        if self.folder.exists() and begun_anew:
             shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True)
-        save_checkpoint(self.folder / "plan.pt", {"key": self.key, "plan": plan.state()})
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(self.folder / PLAN, {"key": self.key, "plan": plan.state(), "whole": whole})
 
     def go_on(self) -> None:
         """Note that all that goes with the film may be written anew."""
@@ -132,18 +141,21 @@ class Parts:
         """The file of what is known of the frames of a shot, for the map."""
         return self.part(index).with_suffix(".known")
 
-    def save(self, index: int, record: ShotRecord, looks: np.ndarray, reading: str) -> dict[str, Any]:
-        """Note that the shot is finished, with the looks (n, D) of its drawings and what was read for them; returns the
-        packed ShotRecord, whose feature is that of the plan."""
+    def save(self, plan: Plan, record: ShotRecord, looks: np.ndarray, reading: str) -> dict[str, Any]:
+        """Note that a shot of a plan is finished, with the looks (n, D) of its drawings and what was read for them;
+        returns the packed ShotRecord, whose feature is that of the plan."""
         state = Records.pack(record)
-        save_checkpoint(self.part(index).with_suffix(".pt"),
-                        {"record": {**state, "feature": None}, "looks": pack_looks(looks), "reading": reading})
+        save_checkpoint(self.part(record.index).with_suffix(".pt"), {
+            "record": {**state, "feature": None}, "looks": pack_looks(looks), "reading": reading,
+            "outline": plan.outline(record.index)})
         return state
 
-    def finished(self, index: int) -> dict[str, Any] | None:
-        """What ``save`` noted of a shot that was finished: record (packed), looks, reading; else None."""
+    def finished(self, plan: Plan, index: int) -> dict[str, Any] | None:
+        """What ``save`` noted of a shot that was finished by a plan: record (packed), looks, reading; else None."""
         content = _read(self.part(index).with_suffix(".pt"))
-        return None if content is None else {**content, "looks": unpack_looks(content["looks"])}
+        if content is None or content["outline"] != plan.outline(index):
+            return None
+        return {**content, "looks": unpack_looks(content["looks"])}
 
     def forget(self, index: int) -> None:
         """Note that the shot is not finished."""
@@ -178,7 +190,7 @@ class Parts:
         shutil.rmtree(self.folder)
 
 
-JOINED, FINISHED = "joined.pt", "finished.pt"
+PLAN, JOINED, FINISHED = "plan.pt", "joined.pt", "finished.pt"
 
 
 def _read(path):

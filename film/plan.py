@@ -131,6 +131,13 @@ class Plan:
         """The pts of the frames of a Shot."""
         return self.pts[shot.start:shot.end]
 
+    def outline(self, number: int) -> list[Any]:
+        """Plain values of a shot, on which alone it depends what it is colored by, and its record, for one film and one
+        painter."""
+        shot, response = self.shots[number], self.response and self.response.state()
+        following = self.shots[number + 1] if shot.blend else shot
+        return [shot.start, shot.alone, shot.end, following.alone, shot.box, self.has_color, response]
+
     def box(self, start: int, end: int) -> Box | None:
         """What is colored of any of the frames [start, end); None is all."""
         first = bisect_right(self.shots, start, key=lambda shot: shot.end)

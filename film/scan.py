@@ -9,6 +9,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
@@ -59,19 +60,19 @@ class Sample(NamedTuple):
     frame: int  # its number in the film
     lab: np.ndarray  # float32 (side, side, 3)
     rgb: np.ndarray  # uint8 (side, side, 3)
-    profile: Profile
+    profile: Profile | None  # None where bars are known
 
 
 class Samples:
-    """Frames spread evenly over what is seen of the open shot alone."""
+    """Frames spread evenly over what is seen of the open shot alone; their profiles are wanted to find ``bars``."""
 
-    def __init__(self, side: int) -> None:
-        self.side, self.seen = side, 0
+    def __init__(self, side: int, bars: bool) -> None:
+        self.side, self.bars, self.seen = side, bars, 0
         self.recent = deque()  # (index, planes of side x side, Profile) that may belong to the next shot
         self.open: Spread[Sample] = Spread(SAMPLES)
 
     def add(self, planes: Planes) -> None:
-        self.recent.append((self.seen, planes.reduced(self.side), profile(planes)))
+        self.recent.append((self.seen, planes.reduced(self.side), profile(planes) if self.bars else None))
         self.seen += 1
         if len(self.recent) > LATE:
             self._keep(*self.recent.popleft())
@@ -96,11 +97,14 @@ class Samples:
         return chosen, Blend(boundary.end - boundary.start, boundary.wipe, following)
 
 
-def scan(film: Film, painter: FilmPainter, config: FilmConfig) -> Plan:
+def scan(film: Film, painter: FilmPainter, config: FilmConfig, found: Callable[[Plan], None] | None = None) -> Plan:
     """The first pass over a film: its Plan. A film that has bars or a Response is read once more, for shots and
-    palettes without the bars and by the Response. Raises UserError when no frame between start and end decodes."""
+    palettes without the bars and by the Response. Raises UserError when no frame between start and end decodes.
+
+    At the end of each shot, ``found(plan)`` gets what is known by then, as if the film had neither bars nor a Response.
+    """
     looks: Spread[tuple[int, Sample]] = Spread(LOOKS)
-    plan, response = _scan(film, painter, config, looks), None
+    plan, response = _scan(film, painter, config, looks, found=found), None
     if config.response == "auto":
         response = painter.respond([_lightness(sample, plan.shots[number].box) for number, sample in looks.chosen()])
     if response is not None or any(shot.box for shot in plan.shots):
@@ -133,10 +137,10 @@ def boundaries(lumas: Iterator[np.ndarray], config: FilmConfig) -> Iterator[Boun
         yield Boundary(cut, cut)
 
 
-def _scan(film, painter, config, looks, first=None):
+def _scan(film, painter, config, looks, first=None, found=None):
     """The Plan of a film without its Response; ``looks`` gets some of its frames, each with the number of its shot. The
     Plan ``first``, of an earlier reading, tells of bars; without it, they are looked for."""
-    samples, light, damage, pts = Samples(painter.side), Light(), Damage(), array("q")
+    samples, light, damage, pts = Samples(painter.side, first is None), Light(), Damage(), array("q")
     shots, told, lights, has_color = [], [], [], False
     begin, beyond = window(film, config)
     duration, size = 0, (0, 0)
@@ -168,10 +172,16 @@ def _scan(film, painter, config, looks, first=None):
             sample.lab[..., 0] = lit(sample.lab[..., 0], lights[-2][sample.frame - start])
             looks.add(partial(tuple, (len(shots), sample)))
         _, labs, pictures, profiles = zip(*chosen, strict=True)
-        told.append(margins(profiles))
+        if first is None:
+            told.append(margins(profiles))
         shots.append(Shot(start, boundary.end, painter.palette(labs), in_color(pictures),
                           first and first.box(start, boundary.end), blend))
         has_color = has_color or shots[-1].in_color
+        if found:
+            found(plan())
+
+    def plan():
+        return Plan(pts, duration, list(shots), has_color, np.concatenate(lights))
 
     for boundary in boundaries(lumas(), config):
         close(boundary)
@@ -183,6 +193,6 @@ def _scan(film, painter, config, looks, first=None):
     if not duration:
         duration = pts[-1] - pts[-2] if len(pts) > 1 else max(1, round(1 / (film.rate * film.time_base)))
     if first is None:
-        for shot, box in zip(shots, find_boxes(told, [shot.end - shot.start for shot in shots], size), strict=True):
-            shot.box = box
-    return Plan(pts, duration, shots, has_color, np.concatenate(lights))
+        boxes = find_boxes(told, [shot.end - shot.start for shot in shots], size)
+        shots = [replace(shot, box=box) for shot, box in zip(shots, boxes, strict=True)]
+    return plan()

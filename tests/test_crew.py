@@ -11,8 +11,10 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch.distributed as dist
 from drawn import StubPainter, draw_dataset, draw_film, draw_picture, draw_shots
@@ -21,6 +23,7 @@ from test_train import WAYS, flags
 import dataset_generator as generator
 import test as coloring
 import train
+from colorizer.response import Response
 from config import FilmConfig
 from film import crew as crews
 from film import episode
@@ -212,6 +215,80 @@ def test_all_help_with_one_film(tmp_path, size):
         r.log_line() | {"seconds": 0} for r in expected]
     failed = run("bad.mkv", [Slow(0, broken) for _ in range(size)])
     assert failed == [{"bad.mkv": "a painter is broken"}] * size and not (tmp_path / "bad.mkv").exists()
+
+
+class Responding(StubPainter):
+    """One that looks at a film through a response, or dies when it is asked for one."""
+
+    def __init__(self, response=None):
+        super().__init__()
+        self.response = response
+
+    def respond(self, lightness):
+        if self.response is Killed:
+            raise Killed
+        return self.response
+
+    def through(self, response):
+        return self if response is None else Brighter()
+
+
+class Awaited(Responding):
+    """One by which the last shot is not found before somebody paints."""
+
+    def __init__(self, response=None):
+        super().__init__(response)
+        self.painting = threading.Event()
+
+    def palette(self, labs):
+        assert self.shots < len(SHOTS) - 1 or self.painting.wait(WAITS)
+        return super().palette(labs)
+
+    def paint(self, L, palette):
+        self.painting.set()
+        return super().paint(L, palette)
+
+
+class Brighter(StubPainter):
+    def palette(self, labs):
+        return super().palette([lab + np.float32(9) for lab in labs])
+
+
+def host_and_help(painter, source, output):
+    """Color a film by one process with the help of another one."""
+    store = dist.HashStore()
+
+    def process(rank):
+        crew, work = Crew(store, rank, 2), FilmWork(painter, VideoFile(source), output, FilmConfig())
+        with suppress(Killed):
+            crew.share(["film"], lambda key: work.host(Board(crew, key)),
+                       lambda key, board: work.help(Board(crew, key, board)))
+
+    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAITS)
+
+
+@pytest.mark.parametrize("response", [None, Response(np.array([0.0, 100.0]), np.array([9.0, 109.0]))])
+def test_shots_are_colored_while_others_are_found(tmp_path, response):
+    """And once more, where the film turns out to have a response."""
+    source = draw_shots(tmp_path / "in.mkv", SHOTS)
+    color_film(Responding(response), VideoFile(source), tmp_path / "one.mkv")
+    host_and_help(Awaited(response), source, tmp_path / "two.mkv")
+    assert (tmp_path / "two.mkv").read_bytes() == (tmp_path / "one.mkv").read_bytes()
+    assert without_seconds(tmp_path / "two_shots.jsonl") == without_seconds(tmp_path / "one_shots.jsonl")
+
+
+def test_what_was_colored_before_all_was_found_outlives_its_host(tmp_path):
+    source, killed = draw_shots(tmp_path / "in.mkv", SHOTS), Awaited(Killed)
+    after, alone = StubPainter(), StubPainter()
+    host_and_help(killed, source, tmp_path / "two.mkv")
+    color_film(after, VideoFile(source), tmp_path / "two.mkv")
+    color_film(alone, VideoFile(source), tmp_path / "one.mkv")
+    assert killed.frames and killed.frames + after.frames == alone.frames
+    assert (tmp_path / "two.mkv").read_bytes() == (tmp_path / "one.mkv").read_bytes()
 
 
 def test_the_leader_decides_once(monkeypatch):
