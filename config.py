@@ -248,6 +248,15 @@ class SteadyConfig:
 
 
 @dataclass
+class BetweenConfig:
+    """Constants that tell which drawings of a film need not be painted (``colorizer/between.py``; chosen in
+    ``benchmarks/trials.md``)."""
+
+    unlit: float = 150.0  # a pixel fits where the flow leads to by exp(-unlit * squared difference in L in [0, 1])
+    most: float = 0.2  # root of the mean square of what of a drawing's places may not fit
+
+
+@dataclass
 class RegionsConfig:
     """Constants that find the things of a gray frame (``editing/regions.py``), chosen by ``benchmarks/clicks.py``.
     Lengths are in pixels of a frame of 360 rows, and grow with it; L is in [0, 100]."""

@@ -16,7 +16,6 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
-from colorizer.flow import Flow
 from config import VotesConfig
 from dataset import AB_SCALE, resize
 
@@ -185,27 +184,14 @@ class Voter(nn.Module):
         return moved(ab, torch.einsum("nkhw,kc->nchw", joint, palette)), joint
 
 
-class FollowedVotes:
-    """Votes for frames of one shot, of which the voter has looked at one."""
-
-    def __init__(self, config: VotesConfig) -> None:
-        self.config, self._flow = config, Flow()
-
-    def __call__(self, lightness: np.ndarray, seen: int, votes: torch.Tensor) -> torch.Tensor:
-        """L (N, H, H) in [0, 100] of neighboring frames, and the votes (K, G, G) for that of number ``seen`` -> votes
-        (N, K, G, G): those that the optical flow leads to."""
-        side, size = self.config.side, votes.shape[1]
-        pictures = [np.rint(resize(L, side, side) * 2.55).astype(np.uint8) for L in lightness]
-        y, x = np.indices((size, size), dtype=np.float32)
-        found = []
-        for number, picture in enumerate(pictures):
-            if number == seen:
-                found.append(votes)
-                continue
-            motion = resize(self._flow(picture, pictures[seen]), size, size) * np.float32(size / side)
-            target = torch.from_numpy((2 * (motion + np.stack([x, y], 2)) + 1) / size - 1).to(votes)
-            found.append(F.grid_sample(votes[None], target[None], padding_mode="border", align_corners=False)[0])
-        return torch.stack(found)
+def follow(votes: torch.Tensor, flow: np.ndarray) -> torch.Tensor:
+    """The votes (K, G, G) for the picture to which the optical flow (h, h, 2), in pixels of h x h, leads from another
+    one -> those for that one."""
+    side, size = len(flow), votes.shape[1]
+    y, x = np.indices((size, size), dtype=np.float32)
+    motion = resize(flow, size, size) * np.float32(size / side)
+    target = torch.from_numpy((2 * (motion + np.stack([x, y], 2)) + 1) / size - 1).to(votes)
+    return F.grid_sample(votes[None], target[None], padding_mode="border", align_corners=False)[0]
 
 
 def _lightness(L, grid):
