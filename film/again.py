@@ -22,7 +22,7 @@ from film.plan import FilmPainter, Plan
 from film.sequence import NumberedFrames
 from film.video import Film
 
-PARTS_FORMAT = 11  # of what is kept of a film's shots
+PARTS_FORMAT = 12  # of what is kept of a film's shots
 
 
 def parts_of(painter: FilmPainter, film: Film, output: Path, writer: Writer, config: FilmConfig) -> Parts:
