@@ -6,7 +6,7 @@ which too much fits neither (something comes into view, moves too fast, or is li
 """
 
 from bisect import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
@@ -20,7 +20,6 @@ from config import BetweenConfig, VotesConfig
 from dataset import resize
 
 PLACES = 16  # along a side of a drawing, that fit or do not
-POWER = 8  # of the mean over these
 
 
 class Tie(NamedTuple):
@@ -39,9 +38,8 @@ class Tie(NamedTuple):
 class Between:
     """N drawings of one shot, in order, of which some are painted.
 
-    ``painted``: the numbers of those that the networks paint: one of ``every``, and others until all that is left fits
-    these. ``looked``: the numbers of those, among them, that the voter looks at: one of twice as many, and others until
-    all that is painted fits these.
+    ``looked``: the numbers of those that the voter looks at, the middle of each ``every``. ``painted``: the numbers of
+    those that the networks paint: these, and others until all that is left fits them.
     """
 
     def __init__(self, lightness: np.ndarray, votes: VotesConfig, config: BetweenConfig) -> None:
@@ -49,34 +47,32 @@ class Between:
         self.lightness, self.config, self._flow = lightness, config, Flow()
         self._pictures = [np.rint(resize(L, votes.side, votes.side) * 2.55).astype(np.uint8) for L in lightness]
         self._ties: dict[tuple[int, int], Tie] = {}
-        self.painted = self._chosen(range(len(lightness)), votes.every)
-        self.looked = self._chosen(self.painted, 2 * votes.every)
+        numbers = np.arange(len(lightness))
+        groups = np.array_split(numbers, -(-len(numbers) // votes.every))
+        self.looked = [int(group[len(group) // 2]) for group in groups]
+        self.painted = self.looked
+        while missing := self._missing():
+            self.painted = sorted([*self.painted, *missing])
 
-    def _chosen(self, numbers: Sequence[int], every: int) -> list[int]:
-        """Of drawings of so many ``numbers`` one in the middle of each ``every`` of all; and of each run of those that
-        do not fit the chosen ones beside them, the middle, until there is none."""
-        groups = np.array_split(numbers, -(-len(self.lightness) // every))
-        chosen = [int(group[len(group) // 2]) for group in groups]
-        while True:
-            runs: dict[int, list[int]] = {}
-            for number in numbers:
-                if number not in chosen and not self._fits(self._beside(number, chosen)):
-                    runs.setdefault(bisect(chosen, number), []).append(number)
-            if not runs:
-                return chosen
-            chosen = sorted([*chosen, *(run[len(run) // 2] for run in runs.values())])
+    def _missing(self) -> list[int]:
+        """Of each run of drawings beside each other that do not fit, the middle."""
+        runs: dict[int, list[int]] = {}
+        for number in range(len(self._pictures)):
+            if number not in self.painted and not self._fits(number):
+                runs.setdefault(bisect(self.painted, number), []).append(number)
+        return [run[len(run) // 2] for run in runs.values()]
 
-    def _fits(self, ties):
-        """Whether a drawing looks like those that it is tied to. How much of each of PLACES x PLACES places does not,
-        in a mean of POWER: a limb that comes into view counts more than as much of lines here and there."""
-        unlike = 1 - np.maximum.reduce([tie.fit for tie in ties])
+    def _fits(self, number):
+        """Whether enough of a drawing looks like the painted ones beside it: the root of the mean square, which tells
+        a whole limb from as much of lines here and there, over the shares of PLACES x PLACES places that do not."""
+        unlike = 1 - np.maximum.reduce([tie.fit for tie in self._beside(number)])
         places = cv2.resize(unlike, (PLACES, PLACES), interpolation=cv2.INTER_AREA)
-        return (places**POWER).mean() ** (1 / POWER) <= self.config.most
+        return np.sqrt(np.square(places).mean()) <= self.config.most
 
-    def _beside(self, number, chosen):
-        """The Ties of a drawing to the chosen ones before and behind it."""
-        place = bisect(chosen, number)
-        return [self._tie(number, other) for other in chosen[max(0, place - 1):place + 1]]
+    def _beside(self, number):
+        """The Ties to the painted drawings before and behind one."""
+        place = bisect(self.painted, number)
+        return [self._tie(number, other) for other in self.painted[max(0, place - 1):place + 1]]
 
     def _tie(self, number, other):
         if (number, other) not in self._ties:
@@ -127,7 +123,7 @@ class Between:
             if number in of:
                 found.append(of[number])
                 continue
-            ties = self._beside(number, self.painted)
+            ties = self._beside(number)
             weights = np.stack([(resize(tie.fit, size, size) + np.float32(1e-3)) / abs(number - tie.other)
                                 for tie in ties])
             weights /= weights.sum(0)

@@ -218,7 +218,7 @@ def test_a_film_is_looked_at_once_for_some_frames(painter):
     palette = Palette(feature(3)[None], [], [], torch.zeros(0), 1.0)
     together, _ = painter.paint(np.stack([L] * 6), palette)
     alone, _ = painter.paint(L[None], palette)
-    assert painter.looked == [1, 1]
+    assert painter.looked == [2, 1]
     np.testing.assert_allclose(together, np.repeat(alone, 6, 0), atol=0.5)
 
 
