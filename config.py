@@ -171,7 +171,7 @@ class VotesConfig:
     vividness: float = 4.0  # how much more a place of chroma 110 counts than a gray one
     trust: float = 25.0  # ab, standard deviation at which the generator's color counts as a vote
     temperature: float = 0.4  # of the joint votes: 1 paints their mean, 0 the winner
-    every: int = 4  # drawings of a film for which the voter looks once, and of which the networks paint at least one
+    every: int = 4  # drawings of a film of which at least one is painted
     side: int = 128  # side, in pixels, of the pictures in which the motion between these is found
 
 
@@ -254,7 +254,7 @@ class BetweenConfig:
     ``benchmarks/trials.md``)."""
 
     unlit: float = 150.0  # a pixel fits where the flow leads to by exp(-unlit * squared difference in L in [0, 1])
-    most: float = 0.2  # root of the mean square of what of a drawing's places may not fit
+    most: float = 0.55  # how much of a place may not fit, in a mean of the 8th power over a drawing
 
 
 @dataclass

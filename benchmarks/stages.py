@@ -42,7 +42,6 @@ STAGES = {
     "backbone, look of the voter": (Colorizer, "maps_of"),
     "votes": (votes.Voter, "forward"),
     "regions (CPU)": (votes.Voter, "regions"),
-    "votes along the motion": (between.Between, "votes"),
     "which drawings are painted": (between.Between, "__init__"),
     "colors of the others": (between.Between, "colors"),
     "what is known of these": (between.Between, "known"),

@@ -11,15 +11,14 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import torch
 
 from colorizer.certainty import Known
 from colorizer.flow import Flow, blur, fetch, relit
-from colorizer.votes import follow
 from config import BetweenConfig, VotesConfig
 from dataset import resize
 
 PLACES = 16  # along a side of a drawing, that fit or do not
+POWER = 8  # of the mean over these
 
 
 class Tie(NamedTuple):
@@ -36,11 +35,8 @@ class Tie(NamedTuple):
 
 
 class Between:
-    """N drawings of one shot, in order, of which some are painted.
-
-    ``looked``: the numbers of those that the voter looks at, the middle of each ``every``. ``painted``: the numbers of
-    those that the networks paint: these, and others until all that is left fits them.
-    """
+    """N drawings of one shot, in order, of which some are ``painted``: the numbers of those that the networks paint are
+    the middles of each ``every``, and others until all that is left fits these."""
 
     def __init__(self, lightness: np.ndarray, votes: VotesConfig, config: BetweenConfig) -> None:
         """``lightness`` L (N, H, H) in [0, 100]."""
@@ -49,8 +45,7 @@ class Between:
         self._ties: dict[tuple[int, int], Tie] = {}
         numbers = np.arange(len(lightness))
         groups = np.array_split(numbers, -(-len(numbers) // votes.every))
-        self.looked = [int(group[len(group) // 2]) for group in groups]
-        self.painted = self.looked
+        self.painted = [int(group[len(group) // 2]) for group in groups]
         while missing := self._missing():
             self.painted = sorted([*self.painted, *missing])
 
@@ -63,11 +58,11 @@ class Between:
         return [run[len(run) // 2] for run in runs.values()]
 
     def _fits(self, number):
-        """Whether enough of a drawing looks like the painted ones beside it: the root of the mean square, which tells
-        a whole limb from as much of lines here and there, over the shares of PLACES x PLACES places that do not."""
+        """Whether enough of a drawing looks like the painted ones beside it. How much of each of PLACES x PLACES places
+        does not, in a mean of POWER: a hand that comes into view counts more than as much of lines here and there."""
         unlike = 1 - np.maximum.reduce([tie.fit for tie in self._beside(number)])
         places = cv2.resize(unlike, (PLACES, PLACES), interpolation=cv2.INTER_AREA)
-        return np.sqrt(np.square(places).mean()) <= self.config.most
+        return (places**POWER).mean() ** (1 / POWER) <= self.config.most
 
     def _beside(self, number):
         """The Ties to the painted drawings before and behind one."""
@@ -81,17 +76,6 @@ class Between:
             unlit = blur(np.square((fetch(painted.astype(np.float32), flow) - picture) / 255))
             self._ties[number, other] = Tie(other, flow, np.exp(-self.config.unlit * unlit))
         return self._ties[number, other]
-
-    def _nearest(self, number, others):
-        return min(others, key=lambda other: abs(other - number))
-
-    def votes(self, looked: torch.Tensor) -> torch.Tensor:
-        """The votes (n, K, G, G) for the drawings ``looked`` at -> those for all that are painted, which take the votes
-        of the nearest along the motion: (p, K, G, G)."""
-        of = dict(zip(self.looked, looked, strict=True))
-        return torch.stack([of[number] if number in of else
-                            follow(of[other := self._nearest(number, self.looked)], self._tie(number, other).flow)
-                            for number in self.painted])
 
     def colors(self, painted: np.ndarray) -> np.ndarray:
         """The colors ab (p, S, S, 2) of the drawings that are painted -> those of all, (N, S, S, 2)."""
@@ -111,8 +95,8 @@ class Between:
 
     def looks(self, painted: np.ndarray) -> np.ndarray:
         """The looks (p, D) of the drawings that are painted -> (N, D): for all, those of the nearest painted one."""
-        return painted[[self.painted.index(self._nearest(number, self.painted))
-                        for number in range(len(self.lightness))]]
+        distances = np.abs(np.subtract.outer(np.arange(len(self.lightness)), self.painted))
+        return painted[distances.argmin(1)]
 
     def _all(self, painted: np.ndarray, take: Callable[[int, Tie, np.ndarray], np.ndarray]) -> np.ndarray:
         """Maps (p, G, G, C) of the drawings that are painted -> of all. What the others ``take`` from both sides is

@@ -214,8 +214,7 @@ class Painter:
             feature = palette.color_feature.to(self.device).expand(len(painted), -1)
             advice = Advice(feature, torch.full((len(painted),), palette.score, device=self.device))
         if self.config.use_memory:
-            votes = self._vote(lightness[between.looked])
-            seen = self._look(painted)._replace(votes=votes if votes is None else between.votes(votes))
+            seen = self._look(painted)._replace(votes=self._vote(painted))
         looks = np.zeros((len(painted), 0), np.int16)
         if seen is not None and self.looks_up:
             looks = looks_of(seen.features).cpu().numpy()

@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
 from config import VotesConfig
-from dataset import AB_SCALE, resize
+from dataset import AB_SCALE
 
 LARGEST_LOOK = 2048  # pixels; a checkpoint could ask for any
 STRIDE = 4  # pixels of a look along a side of a place
@@ -182,16 +182,6 @@ class Voter(nn.Module):
         nearness = torch.einsum("nchw,kc->nkhw", mean, palette) - palette.square().sum(1)[:, None, None] / 2
         joint = ((votes + nearness * (AB_SCALE / config.trust)**2) / config.temperature).softmax(1)
         return moved(ab, torch.einsum("nkhw,kc->nchw", joint, palette)), joint
-
-
-def follow(votes: torch.Tensor, flow: np.ndarray) -> torch.Tensor:
-    """The votes (K, G, G) for the picture to which the optical flow (h, h, 2), in pixels of h x h, leads from another
-    one -> those for that one."""
-    side, size = len(flow), votes.shape[1]
-    y, x = np.indices((size, size), dtype=np.float32)
-    motion = resize(flow, size, size) * np.float32(size / side)
-    target = torch.from_numpy((2 * (motion + np.stack([x, y], 2)) + 1) / size - 1).to(votes)
-    return F.grid_sample(votes[None], target[None], padding_mode="border", align_corners=False)[0]
 
 
 def _lightness(L, grid):

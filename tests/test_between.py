@@ -3,7 +3,6 @@
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from colorizer.between import Between
 from colorizer.certainty import Known
@@ -36,7 +35,7 @@ def between(L):
 def test_of_drawings_that_move_a_little_one_of_four_is_painted():
     L, ab = film(0, 2, 4, 6, 8, 10, 12, 14)
     some = between(L)
-    assert some.looked == some.painted == [2, 6]
+    assert some.painted == [2, 6]
     found, inside = some.colors(ab[some.painted]), slice(24, -24)
     assert found.shape == ab.shape and np.array_equal(found[[2, 6]], ab[[2, 6]])
     off = np.abs(found - ab)[:, inside, inside].mean((1, 2, 3))
@@ -52,9 +51,10 @@ def test_what_fits_no_painted_drawing_is_painted(size, painted):
     assert between(L).painted == painted
 
 
-def test_a_drawing_is_painted_where_the_light_changes():
+def test_a_drawing_in_another_light_is_painted():
     L, _ = film(*[0] * 8)
-    assert between(L * np.linspace(1, 0.2, 8)[:, None, None].astype(np.float32)).painted == list(range(8))
+    L[3] *= 0.6
+    assert between(L).painted == [2, 3, 6]
 
 
 def test_each_pixel_has_the_color_of_the_drawing_that_it_fits():
@@ -72,7 +72,7 @@ def test_each_pixel_has_the_color_of_the_drawing_that_it_fits():
 def test_one_drawing_is_painted_as_it_is():
     L, ab = film(0)
     some = between(L)
-    assert some.painted == some.looked == [0] and np.array_equal(some.colors(ab), ab)
+    assert some.painted == [0] and np.array_equal(some.colors(ab), ab)
 
 
 def test_what_is_known_and_looked_at_comes_along():
@@ -84,14 +84,3 @@ def test_what_is_known_and_looked_at_comes_along():
     assert np.abs(found.sure[3] - right)[6:-6, 6:-6].max() < 0.05
     assert some.looks(np.array([[7, 8]], np.int16)).tolist() == [[7, 8]] * 4
     assert np.isnan(some.known(Known.nothing(1)).sure).all()
-
-
-def test_painted_drawings_that_the_voter_does_not_look_at_take_votes_along_the_motion():
-    """Two more drawings are painted as each shows what no other does."""
-    L, _ = film(0, 0, 0, 0, 8)
-    L[3, 64:128, 96:160], L[4, 64:128, 96:160] = 100, 0
-    some = Between(L[1:], EVERY_FOUR, BetweenConfig())
-    votes = torch.randn(1, 2, 32, 32)
-    assert some.looked == [2] and some.painted == [1, 2, 3]
-    found = some.votes(votes)
-    assert found.shape == (3, 2, 32, 32) and torch.equal(found[1], votes[0])
