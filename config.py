@@ -1,8 +1,9 @@
 """What can be set? Every setting of the program, as dataclasses, from which the command lines are made.
 
 A field with a ``help`` text is a flag of its script. The fields of SpatialConfig, VotesConfig, LearningConfig,
-SteadyConfig, CertaintyConfig, RegionsConfig and RecolorConfig are constants of the method, chosen in trials
-(``benchmarks/trials.md``; ``benchmarks/search.py`` varies them). All but the last four are saved with a checkpoint.
+SteadyConfig, BetweenConfig, CertaintyConfig, RegionsConfig and RecolorConfig are constants of the method, chosen in
+trials (``benchmarks/trials.md``; ``benchmarks/search.py`` varies them). All but the last five are saved with a
+checkpoint.
 """
 
 import argparse
@@ -170,7 +171,7 @@ class VotesConfig:
     vividness: float = 4.0  # how much more a place of chroma 110 counts than a gray one
     trust: float = 25.0  # ab, standard deviation at which the generator's color counts as a vote
     temperature: float = 0.4  # of the joint votes: 1 paints their mean, 0 the winner
-    every: int = 4  # frames of a film for which the voter looks once
+    every: int = 4  # drawings of a film of which at least one is painted
     side: int = 128  # side, in pixels, of the pictures in which the motion between these is found
 
 
@@ -248,6 +249,15 @@ class SteadyConfig:
     keep: float = 0.8  # weight of the colors of the frame before, where it shows the same lightness
     unlit: float = 150.0  # elsewhere that weight is multiplied by exp(-unlit * squared difference in L in [0, 1])
     side: int = 128  # greatest side, in pixels, of the pictures in which the motion is found
+
+
+@dataclass
+class BetweenConfig:
+    """Constants that tell which drawings of a film need not be painted (``colorizer/between.py``; chosen in
+    ``benchmarks/trials.md``)."""
+
+    unlit: float = 150.0  # a pixel fits where the flow leads to by exp(-unlit * squared difference in L in [0, 1])
+    most: float = 0.55  # how much of a place may not fit, in a mean of the 8th power over a drawing
 
 
 @dataclass

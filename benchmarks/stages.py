@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.speed import machine
-from colorizer import flow, motion, painter, spatial, votes
+from colorizer import between, flow, motion, painter, spatial, votes
 from colorizer.backbone import Backbone
 from colorizer.colorizer import Colorizer
 from config import FilmConfig
@@ -42,7 +42,9 @@ STAGES = {
     "backbone, look of the voter": (Colorizer, "maps_of"),
     "votes": (votes.Voter, "forward"),
     "regions (CPU)": (votes.Voter, "regions"),
-    "votes along the motion": (votes.FollowedVotes, "__call__"),
+    "which drawings are painted": (between.Between, "__init__"),
+    "colors of the others": (between.Between, "colors"),
+    "what is known of these": (between.Between, "known"),
     "generator": (Generator, "forward"),
     "votes and generator joined": (votes.Voter, "join"),
     "keys": (spatial.SpatialMemory, "key"),

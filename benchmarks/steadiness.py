@@ -56,11 +56,11 @@ class Alone:
     def through(self, response):
         return Alone(self._painter.through(response))
 
-    def paint(self, lightness, palette):
+    def look_and_paint(self, lightness, palette):
         labs = [cv2.merge([L, 0 * L, 0 * L]) for L in lightness]
-        answers = [self._painter.paint(lab[None, ..., 0], self._painter.palette([lab])) for lab in labs]
-        ab, known = zip(*answers, strict=True)
-        return np.concatenate(ab), Known(*map(np.concatenate, zip(*known, strict=True)))
+        each = [self._painter.look_and_paint(lab[None, ..., 0], self._painter.palette([lab])) for lab in labs]
+        ab, known, looks = zip(*each, strict=True)
+        return np.concatenate(ab), Known(*map(np.concatenate, zip(*known, strict=True))), np.concatenate(looks)
 
 
 def color_alone(painter, film, shots, target):

@@ -14,14 +14,14 @@ import torch
 
 from colorizer.archive import open_archive
 from colorizer.backbone import Seen, look
+from colorizer.between import Between
 from colorizer.certainty import Known
 from colorizer.colorizer import Colorizer, model_config_of
 from colorizer.detail import enlarged
 from colorizer.matching import Grade, find_grade
 from colorizer.response import AS_IS, Response, find_response, match
 from colorizer.spatial import looks_of
-from colorizer.votes import FollowedVotes
-from config import GradeConfig, ModelConfig, PainterConfig, ResponseConfig
+from config import BetweenConfig, GradeConfig, ModelConfig, PainterConfig, ResponseConfig
 from dataset import (
     AB_SCALE, GRAY_SIZE, L_SCALE, REFERENCE_ID, color_feature, decode_lab, lab_to_rgb, lab_to_tensors, resize,
     rgb_to_lab, tensors_to_lab)
@@ -116,16 +116,6 @@ class Painter:
         L = self._tensor(lightness, self.config.votes.look)
         with autocast(self.device, self.precision):
             return self.colorizer.vote(L)
-
-    def _vote_along(self, lightness):
-        """The votes for frames of one shot in order, L (N, side, side). The voter looks at one of ``every`` frames, in
-        their middle, and the others take its votes along the motion: they see the same things."""
-        groups = np.array_split(np.arange(len(lightness)), -(-len(lightness) // self.config.votes.every))
-        middles = [int(group[len(group) // 2]) for group in groups]
-        votes = self._vote([lightness[middle] for middle in middles])
-        if votes is None:
-            return None
-        return FollowedVotes(self.config.votes)(lightness, np.repeat(middles, [len(group) for group in groups]), votes)
 
     def _tensor(self, lightness, side):
         """Pictures of any size, L (H, W) in [0, 100] each, as a tensor (N, 1, side, side) in [0, 1]."""
@@ -222,17 +212,19 @@ class Painter:
     @torch.inference_mode()
     def look_and_paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Known, np.ndarray]:
         """``paint``, and the looks int16 (N, D) by which it chose what to read of the spatial memory; (N, 0) where it
-        reads none."""
-        advice = None
+        reads none. Where the motion tells the colors of a frame, they and its looks are those of frames beside it."""
+        between = Between(lightness, self.config.votes, BetweenConfig())
+        painted, advice, seen = lightness[between.painted], None, None
         if palette.color_feature is not None:
-            feature = upload(palette.color_feature, self.device).expand(len(lightness), -1)
-            advice = Advice(feature, torch.full((len(lightness),), palette.score, device=self.device))
-        seen = self._look(lightness)._replace(votes=self._vote_along(lightness)) if self.config.use_memory else None
-        ab, known = self.generate(lightness, advice, seen, self._shown)
-        looks = np.zeros((len(lightness), 0), np.int16)
+            feature = upload(palette.color_feature, self.device).expand(len(painted), -1)
+            advice = Advice(feature, torch.full((len(painted),), palette.score, device=self.device))
+        if self.config.use_memory:
+            seen = self._look(painted)._replace(votes=self._vote(painted))
+        ab, known = self.generate(painted, advice, seen, self._shown)
+        looks = np.zeros((len(painted), 0), np.int16)
         if seen is not None and self.looks_up:
             looks = looks_of(seen.features).cpu().numpy()
-        return ab, known, looks
+        return between.colors(ab), between.known(known), between.looks(looks)
 
     # -----------------------------------------------------------------------------------------------------------------
     # With other references

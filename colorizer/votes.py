@@ -14,10 +14,8 @@ import torch.nn.functional as F
 from skimage.segmentation import felzenszwalb
 from torch import nn
 
-from colorizer import motion
-from colorizer.flow import Flow
 from config import VotesConfig
-from dataset import AB_SCALE, resize
+from dataset import AB_SCALE
 from utils import upload
 
 LARGEST_LOOK = 2048  # pixels; a checkpoint could ask for any
@@ -185,33 +183,6 @@ class Voter(nn.Module):
         nearness = torch.einsum("nchw,kc->nkhw", mean, palette) - palette.square().sum(1)[:, None, None] / 2
         joint = ((votes + nearness * (AB_SCALE / config.trust)**2) / config.temperature).softmax(1)
         return moved(ab, torch.einsum("nkhw,kc->nchw", joint, palette)), joint
-
-
-class FollowedVotes:
-    """Votes for frames of one shot, of which the voter has looked at some."""
-
-    def __init__(self, config: VotesConfig) -> None:
-        self.config = config
-
-    def __call__(self, lightness: np.ndarray, leaders: np.ndarray, votes: torch.Tensor) -> torch.Tensor:
-        """L (N, H, H) in [0, 100] of neighboring frames, of each the number of one that was looked at, ``leaders`` (N,)
-        in order, and the votes (n, K, G, G) for those -> votes (N, K, G, G): those that the optical flow leads to."""
-        side, size = self.config.side, votes.shape[2]
-        pictures = np.stack([np.rint(resize(L, side, side) * 2.55).astype(np.uint8) for L in lightness])
-        rows = upload(np.unique(leaders, return_inverse=True)[1], votes.device)
-        moving = np.flatnonzero(leaders != np.arange(len(leaders)))
-        found = votes[rows]
-        if not moving.size:
-            return found
-        if votes.device.type == "cpu":
-            flow = Flow()
-            ways = [resize(flow(pictures[i], pictures[leaders[i]]), size, size) for i in moving]
-            way = torch.from_numpy(np.stack(ways)) * (size / side)
-        else:
-            both = (upload(pictures[numbers], votes.device).float() for numbers in (moving, leaders[moving]))
-            way = motion.scaled(motion.flows(*both), size)
-        moving = upload(moving, votes.device)
-        return found.index_copy_(0, moving, motion.fetch(found[moving], way))
 
 
 def _lightness(L, grid):

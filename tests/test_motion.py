@@ -149,6 +149,6 @@ def test_a_batch_waits_for_the_device_only_where_it_must(monkeypatch):
         ab, _, looks = painter.look_and_paint(L, Palette(feature(3)[None], [], [], torch.zeros(0)))
     assert ab.shape == (6, 192, 192, 2) and looks.shape == (6, 1280)
     # Which frames are carried from, and their pictures where they are not held yet; the second is here already.
-    which = [(12,), (192, 192, 3), (1, 192, 192, 3)]
-    assert brought == [(2, 64, 64)] + which + 3 * [(6, 32, 32)] + [(6, 192, 192, 2), (6, 1280)]
+    which = [(4,), (192, 192, 3), (1, 192, 192, 3)]
+    assert brought == [(2, 64, 64)] + which + 3 * [(2, 32, 32)] + [(2, 192, 192, 2), (2, 1280)]  # two are painted
     assert len(copies.waited) > 5 and not any(copies.waited)

@@ -1,4 +1,4 @@
-"""The voter: colors of the show, their discriminant projection, votes, what is painted, votes along the motion."""
+"""The voter: colors of the show, their discriminant projection, votes, what is painted."""
 
 from contextlib import nullcontext
 
@@ -11,7 +11,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from colorizer.colorizer import Colorizer
 from colorizer.painter import Painter, Palette
-from colorizer.votes import FollowedVotes, GroupDropout, Voter, _pooled, moved
+from colorizer.votes import GroupDropout, Voter, _pooled, moved
 from config import ModelConfig, TrainConfig, VotesConfig
 from dataset import AB_SCALE, ColorizationDataset, rgb_to_lab
 from training import preparation
@@ -180,17 +180,6 @@ def test_a_mask_of_dropout_is_that_of_a_group():
     assert sorted(dropped.unique().tolist()) == pytest.approx([0, 4 / 3])
     assert 0.7 < (dropped > 0).float().mean() < 0.8 and not torch.equal(dropped[0], dropped[1])
     assert dropout.eval()(x) is x
-
-
-def test_votes_follow_the_motion():
-    """A drawing that moves right takes its votes along."""
-    noise = cv2.GaussianBlur(np.random.default_rng(0).random((128, 192), np.float32), (0, 0), 4)
-    noise = 100 * (noise - noise.min()) / np.ptp(noise)
-    L = np.stack([noise[:, 32 - shift:160 - shift] for shift in (0, 8)])
-    votes = torch.randn(2, 16, 16).cumsum(2)
-    found = FollowedVotes(VotesConfig(side=128))(L, np.array([1, 1]), votes[None])
-    assert torch.equal(found[1], votes)
-    torch.testing.assert_close(found[0][:, 2:-2, 2:-3], votes[:, 2:-2, 3:-2], atol=0.35, rtol=0.1)  # 8 pixels: 1 place
 
 
 class CountingPainter(Painter):
