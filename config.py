@@ -491,8 +491,9 @@ class FilmConfig:
                                     nargs="+", metavar="FRAME", type=int)
     join_at: Sequence[int] = setting((), "frames at which a shot is found to begin and none does", nargs="+",
                                      metavar="FRAME", type=int)
-    response: str = setting("auto", "auto: a film that is faded, graded or printed hard is looked at as if it had the "
-                            "contrast of what the networks know; none: as it is", choices=["auto", "none"])
+    response: str = setting("auto", "auto: a film that is faded, graded, printed hard or of a stock that sees colors "
+                            "otherwise is compared with what the networks know as if both were alike; none: as it is",
+                            choices=["auto", "none"])
     confidence: bool = setting(False, "write a map beside each film or picture: what is recalled, guessed and unknown")
     batch_size: int = setting(8, "frames of a video in one pass of the network", group="machine")
     steady: SteadyConfig = field(default_factory=SteadyConfig)
