@@ -100,7 +100,7 @@ def waits(painter_, film, seconds):
     """How often a batch of 8 frames waits for a CUDA device, by the line of our code that does."""
     film = VideoFile(film)
     plan = scan(film, painter_, FilmConfig(end=seconds))
-    frames = [planes.lab(painter_.side)[..., 0] for _, (_, _, planes) in zip(range(8), film.read(), strict=False)]
+    frames = [planes.lightness(painter_.side) for _, (_, _, planes) in zip(range(8), film.read(), strict=False)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")

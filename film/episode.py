@@ -104,7 +104,7 @@ def read_jobs(film: Film, plan: Plan, todo: Iterable[int], side: int,
         for _, (index, planes) in read:
             job = Job(number, index, planes, blends=index >= shot.alone)
             if not (keep and shot.in_color) and (job.blends or drawing.is_new(planes, index == shot.start)):
-                job.L = lit(planes.part(shot.box).lab(side)[..., 0], plan.light[index])
+                job.L = lit(planes.part(shot.box).lightness(side), plan.light[index])
             yield job
 
     with closing(frames_at(film, plan.pts, (index for _, index in indices))) as frames:

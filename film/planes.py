@@ -128,8 +128,8 @@ class Planes(NamedTuple):
         return self.coding.to_rgb(y, cb, cr)
 
     def reduced(self, side: int) -> "Planes":
-        """The picture of side x side pixels, all planes of one size; its ``rgb`` and ``lab`` of that size are this
-        one's."""
+        """The picture of side x side pixels, all planes of one size; its ``rgb`` and ``lightness`` of that size are
+        this one's."""
         self = self._still()
         cb, cr = (plane if plane is None else _resized(plane, side, side) for plane in (self.cb, self.cr))
         return Planes(_resized(self.y, side, side), cb, cr, self.coding)
@@ -151,9 +151,9 @@ class Planes(NamedTuple):
         y = _resized(self._still().y, height, width)
         return cv2.cvtColor(_grays_of_codes(self.coding)[y], cv2.COLOR_GRAY2RGB)
 
-    def lab(self, side: int) -> np.ndarray:
-        """Lab float32 (side, side, 3)."""
-        return cv2.cvtColor(self.rgb(side, side), cv2.COLOR_RGB2Lab)
+    def lightness(self, side: int) -> np.ndarray:
+        """L float32 (side, side) in [0, 100] of the gray that the luma alone shows, whatever the chroma."""
+        return _lightness_of_codes(self.coding)[_resized(self._still().y, side, side)]
 
     def luma(self, height: int, width: int) -> np.ndarray:
         """Y' uint8 (height, width), full range."""

@@ -58,7 +58,7 @@ class Sample(NamedTuple):
     """A frame that its shot is known by."""
 
     frame: int  # its number in the film
-    lab: np.ndarray  # float32 (side, side, 3)
+    lab: np.ndarray  # float32 (side, side, 3), with the L of the luma alone
     rgb: np.ndarray  # uint8 (side, side, 3)
     profile: Profile | None  # None where bars are known
 
@@ -80,7 +80,9 @@ class Samples:
     def _keep(self, index, planes, edges):
         def make():
             rgb = planes.rgb(self.side, self.side)
-            return Sample(index, cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab), np.rint(rgb * 255).astype(np.uint8), edges)
+            lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab)
+            lab[..., 0] = planes.lightness(self.side)
+            return Sample(index, lab, np.rint(rgb * 255).astype(np.uint8), edges)
 
         self.open.add(make)
 
@@ -93,7 +95,7 @@ class Samples:
         chosen, self.open = self.open.chosen(), Spread(SAMPLES)
         if boundary.start == boundary.end:
             return chosen, None
-        following = self.recent[0][1].lab(self.side)[..., 0].astype(np.float16)
+        following = self.recent[0][1].lightness(self.side).astype(np.float16)
         return chosen, Blend(boundary.end - boundary.start, boundary.wipe, following)
 
 
