@@ -257,7 +257,10 @@ class Painter:
 
     @cached_property
     def _shown(self):
-        """A function that gives the picture of a slot as a film shows it, codes of encode_lab, uint8 (S, S, 3)."""
+        """A function that gives the picture of a slot as a film shows it, codes of encode_lab, uint8 (S, S, 3); None
+        where no spatial memory is read."""
+        if not self.looks_up:
+            return None
         response, spatial = self.response or AS_IS, self.colorizer.spatial
 
         @lru_cache(SHOWN)

@@ -123,7 +123,7 @@ def test_the_sample_colors_as_the_program_does(colorizer, folder, sample, source
     exported = sample["Exported"](folder)
     if source == "memory":
         del exported.graphs["integrator"]
-    monkeypatch.setattr(SpatialMemory, "carry", lambda self, nearest, keys, L: L.expand(-1, 3, -1, -1) * 0)
+    monkeypatch.setattr(SpatialMemory, "carry", lambda self, nearest, keys, L, shown: L.expand(-1, 3, -1, -1) * 0)
     monkeypatch.setattr(Voter, "regions", lambda self, lightness: torch.arange(lightness[0].numel()).expand(
         len(lightness), -1))
     pictures = [draw_picture(seed, size) for seed, size in ((OWN, (96, 64)), (20, (300, 180)), (21, (150, 150)))]
