@@ -14,7 +14,7 @@ from dataset import on_video, rgb_to_lab
 from film.plan import FilmPainter
 from utils import UserError, read_image
 
-SHOTS = [((200, 60, 40), 24), ((20, 60, 20), 12), ((90, 200, 250), 14)]  # color, frames; L of their luma is 42, 20 and 71
+SHOTS = [((200, 60, 40), 24), ((20, 60, 20), 12), ((90, 200, 250), 14)]  # color, frames; L of their luma is 42, 18, 71
 
 
 class Copier(FilmPainter):
