@@ -259,7 +259,7 @@ def _fit(window, ones, others, first):
         places = np.abs(change) > CHANGED
         switched = ((np.abs(lumas - last_lumas) < np.abs(lumas - first_lumas)) & places).sum(1) / places.sum(1)
         start, end = np.flatnonzero(switched > 0.04)[0] - 1, np.flatnonzero(switched < 0.96)[-1] + 1
-        more = (end - start) / 8  # the first and the last places are few
+        more = (end - start) / 10  # the first and the last places are few
         start, end = max(start - more, 0), min(end + more, len(window) - 1)
     boundary = Boundary(first + round(start) + 1, first + round(end), wipe)
     if boundary.end - boundary.start < SHORTEST:
