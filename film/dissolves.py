@@ -87,9 +87,9 @@ class _Seen(NamedTuple):
 
 
 class _Fit(NamedTuple):
-    """How well a window of frames is explained by two shots; the least is the best."""
+    """How well a window of frames is explained by two shots; the least misfit is the best."""
 
-    misfit: float  # for each frame, since a part of a transition is explained best
+    misfit: float  # above 1 they do not explain it
     middle: int
     boundary: Boundary
 
@@ -259,12 +259,10 @@ def _fit(window, ones, others, first):
         places = np.abs(change) > CHANGED
         switched = ((np.abs(lumas - last_lumas) < np.abs(lumas - first_lumas)) & places).sum(1) / places.sum(1)
         start, end = np.flatnonzero(switched > 0.04)[0] - 1, np.flatnonzero(switched < 0.96)[-1] + 1
-        more = (end - start) / 10  # the first and the last places are few
+        more = (end - start) / 5  # the first and the last places are few
         start, end = max(start - more, 0), min(end + more, len(window) - 1)
     boundary = Boundary(first + round(start) + 1, first + round(end), wipe)
-    if boundary.end - boundary.start < SHORTEST:
-        return None
-    return _Fit(misfit / len(window), first + len(window) // 2, boundary)
+    return _Fit(misfit, first + len(window) // 2, boundary) if boundary.end - boundary.start >= SHORTEST else None
 
 
 def _fit_detail(seen, start, stop, first):
@@ -280,10 +278,10 @@ def _fit_detail(seen, start, stop, first):
         return None
     errors = {(one, other): _off(detail, one, other, 2).sum() for one in range(last // 4 + 1)
               for other in range(last - last // 4, last + 1) if other - one > SHORTEST}
-    one, other = min(errors, key=errors.get)
+    one, other = min(errors, key=errors.__getitem__)
     misfit = _left(detail, one, other) / THIN
     boundary = Boundary(first + one + 1, first + other)
-    return _Fit(misfit / len(detail), first + len(detail) // 2, boundary) if misfit <= 1 else None
+    return _Fit(misfit, first + len(detail) // 2, boundary) if misfit <= 1 else None
 
 
 def _left(detail, start, end):
