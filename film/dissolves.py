@@ -1,8 +1,9 @@
 """Where does one shot become the next bit by bit, and what are the colors there?
 
 Of a dissolve, every frame is a mixture of a frame in front of it and one behind it, by one share for all places. Of a
-wipe or an iris, every place is that of one of both. So motion is told from both: what moves is neither. All is seen on
-small lumas, uint8 (256, 256), without color; memory holds some seconds of vectors of 1,024 numbers.
+wipe or an iris, every place is that of one of both. So motion is told from both: what moves is neither. Where
+shots move much, a dissolve is told by its detail, which falls as it does by no motion. All is seen on small lumas,
+uint8 (256, 256), without color; memory holds some seconds of vectors of 1,024 numbers.
 """
 
 from collections import deque
@@ -30,6 +31,9 @@ STAYS = 0.6  # of the places that show one shot, so many are seen in the other o
 AROUND = 9  # frames in front of a window and behind it that must be of the same shots, as far as the next cut
 JUMP = 0.4  # a cut: the correlation of neighboring frames falls by so much
 MOTION = 0.8  # of the change, what the shots change by themselves in front of the window and behind it
+PARTS = 4  # of the width and of the height, whose detail is told
+THIN = 0.3  # of what an even change leaves unexplained of the detail, what a dissolve may leave
+FADES = 2.0  # a shot that has so many times its detail a little later fades, or its lens is being focused
 SHORTEST = 3  # frames of a dissolve
 STEP, BACK = 0.45, 0.15  # the share of the next shot grows by no more from frame to frame, and falls by no more in all
 MARGIN = 3  # frames around a dissolve in which there is no cut
@@ -78,6 +82,7 @@ class _Seen(NamedTuple):
     luma: np.ndarray  # float32 (SIDE * SIDE,)
     centered: np.ndarray  # minus its mean, since brightness may flicker
     norm: float  # of ``centered``
+    detail: np.ndarray  # float32 (PARTS * PARTS,): the mean squared gradient of each part
     since: int = 0  # the first frame behind the last cut in front of it
 
 
@@ -184,16 +189,21 @@ def _look(picture):
     """What is Seen of a picture, (FINE, FINE)."""
     luma = resize(picture, SIDE, SIDE).astype(np.float32).ravel()
     centered = luma - luma.mean()
-    return _Seen(picture, luma, centered, float(np.linalg.norm(centered)))
+    x, y = (np.diff(picture.astype(np.float32), axis=axis, append=0)[:-1, :-1] for axis in (1, 0))
+    detail = resize(np.square(x) + np.square(y), PARTS, PARTS).ravel()
+    return _Seen(picture, luma, centered, float(np.linalg.norm(centered)), detail)
 
 
 def fit_window(seen: list[_Seen], start: int, stop: int, first: int) -> _Fit | None:
     """Explain the frames seen[start:stop + 1], the film's from number ``first`` on, by the first and the last of them,
-    as they are or as they go on moving; None if neither does."""
+    as they are, by their detail, or as they go on moving; None if nothing does."""
     one, other, window = seen[start], seen[stop], seen[start:stop + 1]
     still = _fit(window, [one] * len(window), [other] * len(window), first)
     if still is not None:
         return still
+    mixed = _fit_detail(seen, start, stop, first)
+    if mixed is not None:
+        return mixed
     flow = Flow()
     back, on = max(0, start - PACE), min(len(seen) - 1, stop + PACE)
     past = flow(one.picture, seen[back].picture) / (start - back)
@@ -253,6 +263,37 @@ def _fit(window, ones, others, first):
         start, end = max(start - more, 0), min(end + more, len(window) - 1)
     boundary = Boundary(first + round(start) + 1, first + round(end), wipe)
     return _Fit(misfit, first + len(window) // 2, boundary) if boundary.end - boundary.start >= SHORTEST else None
+
+
+def _fit_detail(seen, start, stop, first):
+    """Explain the frames of a window as a dissolve by their detail alone, however they move: of two pictures whose
+    gradients have nothing in common the mean squares add up, by the squares of the shares."""
+    detail = np.stack([frame.detail for frame in seen])
+    ends, around = detail[[start, stop]].sum(1), detail[[0, -1]].sum(1)
+    if (np.maximum(ends, around) > FADES * np.minimum(ends, around)).any():
+        return None
+    detail = detail[start:stop + 1]
+    last = len(detail) - 1
+    if _left(detail, 0, last) > 2 * THIN:  # far from it, which tells most windows
+        return None
+    errors = {(one, other): _off(detail, one, other, 2).sum() for one in range(last // 4 + 1)
+              for other in range(last - last // 4, last + 1) if other - one > SHORTEST}
+    one, other = min(errors, key=errors.__getitem__)
+    misfit = _left(detail, one, other) / THIN
+    boundary = Boundary(first + one + 1, first + other)
+    return _Fit(misfit, first + len(detail) // 2, boundary) if misfit <= 1 else None
+
+
+def _left(detail, start, end):
+    """What a dissolve of the frames between leaves unexplained, as a share of what an even change leaves."""
+    between = slice(start + 1, end)
+    return _off(detail, start, end, 2)[between].sum() / max(_off(detail, start, end, 1)[between].sum(), 1e-3)
+
+
+def _off(detail, start, end, power):
+    """How far the detail of each frame is off that of the first and the last one, by a power of their shares."""
+    share = np.clip((np.arange(len(detail)) - start) / (end - start), 0, 1)[:, None]
+    return np.abs(detail - (1 - share)**power * detail[0] - share**power * detail[-1]).sum(1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

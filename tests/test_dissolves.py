@@ -65,6 +65,18 @@ def test_it_is_found(kind, one, other):
     assert boundary.wipe == (kind != "dissolve")
 
 
+def stroll(seed, speed, count):
+    """A camera that goes around a picture of small things."""
+    fine = cv2.resize(np.random.default_rng(seed).integers(20, 235, (12, 12)).astype(np.uint8), (256, 256))
+    return [np.roll(fine, speed * i, 1) for i in range(count)]
+
+
+def test_shots_that_move_much():
+    frames, start, end = joined("dissolve", stroll(1, 3, BEFORE), stroll(2, -3, BEHIND))
+    (boundary,) = find_boundaries(iter(frames))
+    assert abs(boundary.start - start) <= 1 and abs(boundary.end - end) <= 1 and not boundary.wipe
+
+
 def test_several_and_cuts_are_found_in_order_and_in_time():
     frames, start, end = joined("dissolve")
     film = [*frames, *shot(3, 60), *frames, *shot(5, 200)]
