@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from colorizer.response import Response
 from film import report
 from film.parts import ShotRecord
 from film.report import Report, suggest_frames, write_report
@@ -189,6 +190,18 @@ def test_what_is_unknown_is_not_told(tmp_path):
     assert [article["id"] for article in page.all("article")] == ["shot-2", "shot-1"]
     assert "in color already" in page.text and "nan" not in page.source and "mean confidence" not in page.text
     assert page.text.count("Its colors come from") == 1 and "% sure" not in page.text
+
+
+@pytest.mark.parametrize("curve", [False, True])
+@pytest.mark.parametrize("stock", [None, np.array([0.05, 0.5, 0.45])])
+def test_how_the_film_sees_is_told(tmp_path, stock, curve):
+    film = np.array([0, 10, 50, 100.0])
+    response = Response(film, np.array([0, 20, 70, 100.0]) if curve else film, stock)
+    write_report(tmp_path / "report.html", Report("Film", [record(0)], response=response))
+    text = " ".join(Page(tmp_path / "report.html").text.split())
+    assert ("stock that sees 5% red, 50% green and 45% blue light" in text) == (stock is not None)
+    assert ("an L of 20 to 70 there has 10 to 50 here, a contrast of 0.80" in text) == curve
+    assert "its own luma stays as it is" in text.lower()
 
 
 def test_a_part_of_a_film(tmp_path):
