@@ -74,8 +74,9 @@ def find_grade(see: Callable[[Sequence[np.ndarray]], Seen], memory: SpatialMemor
         return None
     pictures = pictures[::-(-len(pictures) // config.pictures)]
     grade = _explain(see, memory, pictures, config)
-    response = grade and find_curve(see, memory, [rgb_to_lab(picture)[..., 0] for picture in pictures],
-                                    ResponseConfig())
+    if grade is None:
+        return None
+    response, _ = find_curve(see, memory, [rgb_to_lab(picture)[..., 0] for picture in pictures], ResponseConfig())
     if response is None:
         return grade
     mend = replace(PLAIN, response=response)

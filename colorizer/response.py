@@ -111,8 +111,7 @@ def find_response(see: Callable[[Sequence[np.ndarray]], Seen], memory: SpatialMe
     where neither a stock nor a curve brings it clearly nearer to what is known than it is."""
     if memory.pinned.all():
         return None
-    response = find_curve(see, memory, lightness, config)
-    response = on_stock(response, match(see, memory, lightness, response, config), config)
+    response = on_stock(*find_curve(see, memory, lightness, config), config)
     for _ in range(config.rounds):
         if response is None or response.stock is None:
             break
@@ -164,14 +163,12 @@ def on_stock(curve: Response | None, pairs: Matches, config: ResponseConfig) -> 
 
 
 def find_curve(see: Callable[[Sequence[np.ndarray]], Seen], memory: SpatialMemory, lightness: Sequence[np.ndarray],
-               config: ResponseConfig) -> Response | None:
-    """The Response without a stock, for arguments as of ``find_response``.
+               config: ResponseConfig) -> tuple[Response | None, Matches]:
+    """The Response without a stock, for arguments as of ``find_response``, and the Matches through it.
 
     It begins with no response, or with that by which the film's lightness is distributed like that in memory, whichever
     brings more; what differs in between, since other things are shown, is mended by the places that match.
     """
-    if memory.pinned.all():
-        return None
     free = (~memory.pinned).nonzero()[:, 0].tolist()
     some = memory.kept("pictures", [free[place] for place in spread(len(free), config.pictures)])
     known = some[:, ::4, ::4, 0].cpu().numpy() / 255 * L_SCALE
@@ -186,7 +183,7 @@ def find_curve(see: Callable[[Sequence[np.ndarray]], Seen], memory: SpatialMemor
         if matches.distance >= best.distance:
             break
         response, best = refined, matches
-    return response if best.distance < (1 - config.clearly) * plain.distance else None
+    return (response, best) if best.distance < (1 - config.clearly) * plain.distance else (None, plain)
 
 
 def match(see: Callable[[Sequence[np.ndarray]], Seen], memory: SpatialMemory, lightness: Sequence[np.ndarray],

@@ -1,6 +1,7 @@
 """What does the first pass over a film find? Its shots with their palettes, bars, light and response.
 
-A film that has bars, or a gray of its own, is passed over once more, now without the one and through the other.
+A film that has bars, or is looked at through a curve, is passed over once more, now without the one and through the
+other.
 """
 
 import itertools
@@ -100,8 +101,9 @@ class Samples:
 
 
 def scan(film: Film, painter: FilmPainter, config: FilmConfig, found: Callable[[Plan], None] | None = None) -> Plan:
-    """The first pass over a film: its Plan. A film that has bars or a Response is read once more, for shots and
-    palettes without the bars and by the Response. Raises UserError when no frame between start and end decodes.
+    """The first pass over a film: its Plan. A film that has bars or is looked at through a curve is read once more, for
+    shots and palettes without the bars and through the curve. Raises UserError when no frame between start and end
+    decodes.
 
     At the end of each shot, ``found(plan)`` gets what is known by then, as if the film had neither bars nor a Response.
     """
@@ -109,9 +111,9 @@ def scan(film: Film, painter: FilmPainter, config: FilmConfig, found: Callable[[
     plan, response = _scan(film, painter, config, looks, found=found), None
     if config.response == "auto":
         response = painter.respond([_lightness(sample, plan.shots[number].box) for number, sample in looks.chosen()])
-    if response is not None or any(shot.box for shot in plan.shots):
+    if response and not response.is_straight or any(shot.box for shot in plan.shots):
         plan = _scan(film, painter.through(response), config, Spread(LOOKS), plan)
-        plan.response = response
+    plan.response = response
     return plan
 
 
