@@ -193,7 +193,7 @@ def test_a_hint_moves_the_mean_of_a_place_as_far_as_it_is_confident(monkeypatch)
     hint[:, 2, :, 10:20], hint[:, 2, :, 20:] = 0.25, 1
     nothing = torch.zeros(1, 3, 192, 192)
     monkeypatch.setattr(colorizer.spatial, "read", lambda nearest, keys, wanted: hint)
-    monkeypatch.setattr(colorizer.spatial, "carry", lambda nearest, keys, L: nothing)
+    monkeypatch.setattr(colorizer.spatial, "carry", lambda nearest, keys, L, shown: nothing)
     plain = colorizer.generator(L, advice, seen.places)
     ab, known = colorizer(L, advice, seen)
     assert torch.allclose(known.recalled, hint[:, 2]) and known.agreed.max() == 0  # there are no votes
@@ -212,7 +212,7 @@ def test_colors_that_are_carried_are_laid_over_all_others(monkeypatch):
     carried[:, 2] = 0
     carried[:, 2, :, 96:] = 1
     monkeypatch.setattr(colorizer.spatial, "read", lambda nearest, keys, wanted: hint)
-    monkeypatch.setattr(colorizer.spatial, "carry", lambda nearest, keys, L: carried)
+    monkeypatch.setattr(colorizer.spatial, "carry", lambda nearest, keys, L, shown: carried)
     ab, known = colorizer(torch.rand(1, 1, 192, 192), Advice(torch.rand(1, 313), torch.ones(1)),
                           Seen(torch.rand(1, 1280), torch.rand(1, 472, 32, 32)))
     torch.testing.assert_close(ab[..., 96:], carried[:, :2, :, 96:])
