@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from colorizer.certainty import Known
-from colorizer.flow import Flow, blur, fetch, relit
+from colorizer.flow import Flow, fetch, picture_of, relit, scaled, unlit
 from config import BetweenConfig, VotesConfig
 from dataset import resize
 
@@ -30,8 +30,7 @@ class Tie(NamedTuple):
 
     def carried(self, picture: np.ndarray) -> np.ndarray:
         """A map (G, G, C) of the painted drawing, brought to the other one."""
-        size, side = len(picture), len(self.flow)
-        return fetch(picture, resize(self.flow, size, size) * np.float32(size / side))
+        return fetch(picture, scaled(self.flow, len(picture)))
 
 
 class Between:
@@ -41,7 +40,7 @@ class Between:
     def __init__(self, lightness: np.ndarray, votes: VotesConfig, config: BetweenConfig) -> None:
         """``lightness`` L (N, H, H) in [0, 100]."""
         self.lightness, self.config, self._flow = lightness, config, Flow()
-        self._pictures = [np.rint(resize(L, votes.side, votes.side) * 2.55).astype(np.uint8) for L in lightness]
+        self._pictures = [picture_of(L, votes.side, votes.side) for L in lightness]
         self._ties: dict[tuple[int, int], Tie] = {}
         numbers = np.arange(len(lightness))
         groups = np.array_split(numbers, -(-len(numbers) // votes.every))
@@ -73,8 +72,8 @@ class Between:
         if (number, other) not in self._ties:
             picture, painted = self._pictures[number], self._pictures[other]
             flow = self._flow(picture, painted)
-            unlit = blur(np.square((fetch(painted.astype(np.float32), flow) - picture) / 255))
-            self._ties[number, other] = Tie(other, flow, np.exp(-self.config.unlit * unlit))
+            fit = np.exp(-self.config.unlit * unlit(picture, painted, flow))
+            self._ties[number, other] = Tie(other, flow, fit)
         return self._ties[number, other]
 
     def colors(self, painted: np.ndarray) -> np.ndarray:

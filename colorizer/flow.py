@@ -28,6 +28,22 @@ class Flow:
         return self._dis.calc(first, second, None)
 
 
+def picture_of(L: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The picture, uint8 (height, width), whose motion is found, of L in [0, 100] of any size."""
+    return np.rint(resize(L, height, width) * 2.55).astype(np.uint8)
+
+
+def scaled(flow: np.ndarray, side: int) -> np.ndarray:
+    """The flow between square pictures, for the same pictures of another ``side``."""
+    return resize(flow, side, side) * np.float32(side / len(flow))
+
+
+def unlit(picture: np.ndarray, other: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """How unlike the lightness of two pictures, uint8 (H, W), is along the flow: squared differences in L in [0, 1],
+    averaged over WINDOW x WINDOW pixels."""
+    return blur(np.square((fetch(other.astype(np.float32), flow) - picture) / 255))
+
+
 def fetch(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:
     """For each pixel of the first picture, the value of ``picture`` (H, W, C), the second one or any map of its pixels,
     at the position to which ``flow`` leads. Positions outside get the value at the border."""
@@ -81,13 +97,12 @@ class SteadyColors:
     def __call__(self, lightness: np.ndarray, ab: np.ndarray) -> np.ndarray:
         """The next frame's L (H, W) in [0, 100] and ab (S, S, 2) in Lab units -> its steadied ab, float32 (S, S, 2)."""
         height, width = ab.shape[:2]
-        picture = np.rint(resize(lightness, height, width) * 2.55).astype(np.uint8)
+        picture = picture_of(lightness, height, width)
         if self._picture is not None and self._ab is not None:
             side = min(self.config.side, height)
             flow = self._flow(*(resize(p, side, side) for p in (picture, self._picture)))
-            flow = resize(flow, height, width) * np.float32(height / side)
-            unlit = blur(np.square((fetch(self._picture.astype(np.float32), flow) - picture) / 255))
-            weight = self.config.keep * np.exp(-self.config.unlit * unlit)[..., None]
+            flow = scaled(flow, height)
+            weight = self.config.keep * np.exp(-self.config.unlit * unlit(picture, self._picture, flow))[..., None]
             ab = ab + weight * cv2.blur(fetch(self._ab, flow) - ab, (3, 3))
         self._picture, self._ab = picture, ab
         return ab

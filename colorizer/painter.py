@@ -297,8 +297,7 @@ class Painter:
         memory, spatial = painter.colorizer.memory, painter.colorizer.spatial
         own = memory.pinned.nonzero()[:, 0].tolist()
         for slot, own_slot in zip(pinned, own, strict=True):
-            codes = spatial.kept("pictures", [slot])[0].float().permute(2, 0, 1)[None]
-            lab = tensors_to_lab(*decode_lab(codes))[0]
+            lab = spatial.labs([slot])[0]
             plain, better = (each.misfit(match(self._look, spatial, [lab[..., 0]], each, ResponseConfig()))
                              for each in (AS_IS, response))
             if better < plain:

@@ -154,11 +154,13 @@ def on_stock(curve: Response | None, pairs: Matches, config: ResponseConfig) -> 
     def curved(stock):
         return Response.between(pairs.film, straight(stock).shown(lab), stock)
 
-    best, plain = min(map(curved, STOCKS), key=misfit), min(map(straight, STOCKS), key=misfit)
-    if misfit(best) > (1 - config.fitting) * min(misfit(curved(None)), misfit(curved(LUMINANCE))):
-        if curve is None:
-            return None
+    best = min(map(curved, STOCKS), key=misfit)
+    if misfit(best) <= (1 - config.fitting) * min(misfit(curved(None)), misfit(curved(LUMINANCE))):
+        plain = min(map(straight, STOCKS), key=misfit)
+    elif curve is not None:
         best, plain = curved(None), None
+    else:
+        return None
     return best if misfit(best) < (1 - config.curved) * misfit(plain or AS_IS) else plain
 
 

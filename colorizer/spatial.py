@@ -19,7 +19,7 @@ from colorizer.backbone import Seen
 from colorizer.flow import Flow, blur, fetch, relit
 from colorizer.index import LOOK_STEPS, Index
 from config import SpatialConfig
-from dataset import REFERENCE_ID, decode_lab, encode_lab, round_codes, shrink
+from dataset import REFERENCE_ID, decode_lab, encode_lab, round_codes, shrink, tensors_to_lab
 from networks import grow
 from utils import UserError, upload
 
@@ -117,6 +117,10 @@ class SpatialMemory(nn.Module):
     def picture(self, slot: int) -> np.ndarray:
         """The picture of the frame in a slot, codes of encode_lab, uint8 (S, S, 3)."""
         return self.kept("pictures", [slot])[0].cpu().numpy()
+
+    def labs(self, slots: Sequence[int]) -> np.ndarray:
+        """The pictures of some frames, Lab float32 (n, S, S, 3)."""
+        return tensors_to_lab(*decode_lab(self.kept("pictures", slots).float().permute(0, 3, 1, 2)))
 
     def fit(self, places: torch.Tensor) -> None:
         """Fit the PCA to every 4th place of some frames, places (N, E, G, G)."""

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from colorizer.certainty import Known
-from colorizer.flow import Flow, fetch
+from colorizer.flow import Flow, fetch, scaled
 from dataset import resize
 from film.shots import judge_gray_cuts
 
@@ -341,8 +341,7 @@ class Mixture:
         lab = cv2.cvtColor(one + share[..., None] * (other - one), cv2.COLOR_RGB2Lab)
         grays = [np.rint(resize(plane, self.side, self.side) * 255).astype(np.uint8)
                  for plane in (luma, _luma(lab[..., 0], self.size))]
-        flow = resize(self._flow(*grays), self.size, self.size) * np.float32(self.size / self.side)
-        return fetch(lab[..., 1:], flow), self._known(share)
+        return fetch(lab[..., 1:], scaled(self._flow(*grays), self.size)), self._known(share)
 
     def _known(self, share):
         share = resize(share, *self.before.known.sure.shape)

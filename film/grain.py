@@ -8,8 +8,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import cv2
 import numpy as np
 
-from colorizer.flow import Flow, blur, fetch
-from dataset import resize
+from colorizer.flow import Flow, blur, fetch, picture_of, scaled
 
 LEAST = 0.9  # standard deviation of L: less is no grain
 REACH = 3  # frames in front of a frame and behind it that are averaged with it
@@ -81,13 +80,13 @@ class Cleaner:
     def look(self, L: np.ndarray) -> _Look:
         """What must be known of a frame, L float32 (H, W)."""
         smooth = self._smoothed(L, SMOOTH)
-        return _Look(L, smooth, np.rint(resize(smooth, SIDE, SIDE) * 2.55).astype(np.uint8))
+        return _Look(L, smooth, picture_of(smooth, SIDE, SIDE))
 
     def __call__(self, frame: _Look, others: Sequence[_Look]) -> np.ndarray:
         """L (H, W) of a frame without its grain, by others around it."""
         total, weight = frame.L.copy(), np.ones_like(frame.L)
         for other in others:
-            flow = resize(self._flow(frame.picture, other.picture), *frame.L.shape) * np.float32(len(frame.L) / SIDE)
+            flow = scaled(self._flow(frame.picture, other.picture), len(frame.L))
             for L, smooth in (other[:2], (fetch(other.L, flow), fetch(other.smooth, flow))):
                 share = np.exp(blur(np.square(smooth - frame.smooth)) / np.float32(-2 * (UNLIKE * self.grain)**2))
                 total += share * L

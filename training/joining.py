@@ -16,7 +16,7 @@ from colorizer.novelty import Novelty
 from colorizer.painter import Painter
 from colorizer.spatial import SpatialMemory
 from config import TrainConfig
-from dataset import REFERENCE_ID, decode_lab, tensors_to_lab
+from dataset import REFERENCE_ID
 from networks import grow
 from training.runs import Run
 from utils import UserError, load_checkpoint, save_checkpoint
@@ -106,7 +106,7 @@ def _write(sources, joined):
         for slots in (source.slots[place:place + 8] for place in range(0, len(source.slots), 8)):
             rows = _rows(source, slots)
             if source is not sources[0]:
-                labs = _labs(source.spatial, slots)
+                labs = source.spatial.labs(slots)
                 seen = look(painter.colorizer.backbone, [lab[..., 0] for lab in labs], painter.device)
                 rows["keys"] = joined.translated(rows["keys"], source.spatial, seen.places)
                 features = seen.features.norm(dim=1, keepdim=True) * rows["features"].float()
@@ -130,7 +130,7 @@ def _pin(sources, joined, start):
         for slot in source.pinned:
             rows = _rows(source, [slot])
             if source is not sources[0]:
-                lab = _labs(source.spatial, [slot])[0]
+                lab = source.spatial.labs([slot])[0]
                 seen, _, _, guess = painter.guessed(lab)
                 color = config.color * F.adaptive_avg_pool2d(guess.float(), config.grid).flatten(2).transpose(1, 2)
                 keys = joined.translated(rows["keys"], source.spatial, seen.places)
@@ -166,8 +166,3 @@ def _source(painter, names, is_new):
     pinned = spatial.pinned.tolist()
     slots = [slot for slot, own in enumerate(pinned) if not own and is_new(spatial.kept("pictures", [slot])[0].numpy())]
     return Source(painter, slots, [slot for slot, own in enumerate(pinned) if own], ids)
-
-
-def _labs(spatial, slots):
-    """Lab (S, S, 3) of the pictures of some frames."""
-    return tensors_to_lab(*decode_lab(spatial.kept("pictures", slots).float().permute(0, 3, 1, 2)))
