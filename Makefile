@@ -41,7 +41,7 @@ bench: .venv/installed-dev
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python .ci/floors.py
+	$(BIN)/lint-imports --no-cache
 
 # Damaged pictures, videos and checkpoints: 500 cases of each of 11 kinds; `make test` tries 25.
 fuzz: .venv/installed-dev

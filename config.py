@@ -1,7 +1,7 @@
 """What can be set? Every setting of the program, as dataclasses, from which the command lines are made.
 
-A field with a ``help`` text is a flag of its script. The fields of SpatialConfig, VotesConfig, LearningConfig,
-SteadyConfig, BetweenConfig, CertaintyConfig, RegionsConfig and RecolorConfig are constants of the method, chosen in
+A field with a ``help`` text is a flag of its script. The fields of SpatialConfig, PaletteClassifierConfig, TrainingConstants,
+TemporalFilterConfig, InBetweenConfig, CalibrationConfig, RegionsConfig and RecolorConfig are constants of the method, chosen in
 trials (``benchmarks/trials.md``; ``benchmarks/search.py`` varies them). All but the last five are saved with a
 checkpoint.
 """
@@ -83,7 +83,7 @@ def restore(settings: type[T], plain: dict[str, Any]) -> T:
             continue
         if is_dataclass(f.type):
             values[f.name] = restore(typing.cast(type, f.type), values[f.name])
-        elif settings in (SpatialConfig, VotesConfig, LearningConfig):
+        elif settings in (SpatialConfig, PaletteClassifierConfig, TrainingConstants):
             _check_constant(f, values[f.name])
     return settings(**values)
 
@@ -126,7 +126,7 @@ def parse_time(text: str) -> float:
 
 @dataclass
 class SpatialConfig:
-    """Constants of the spatial memory (``colorizer/spatial.py``), saved with the checkpoint.
+    """Constants of the spatial memory (``colorizer/memory/spatial_memory.py``), saved with the checkpoint.
 
     Unless another place is named, each was chosen by ``benchmarks/search.py`` on held-out frames of two films.
     """
@@ -156,8 +156,8 @@ class SpatialConfig:
 
 
 @dataclass
-class VotesConfig:
-    """Constants of the voter (``colorizer/votes.py``), saved with the checkpoint. Chosen on held-out shots of the drawn
+class PaletteClassifierConfig:
+    """Constants of the voter (``colorizer/palette_classifier.py``), saved with the checkpoint. Chosen on held-out shots of the drawn
     episode 1 and on episode 2 (``benchmarks/trials.md``)."""
 
     look: int = 512  # side, in pixels, of the gray picture that the backbone looks at, 4 pixels a place
@@ -177,7 +177,7 @@ class VotesConfig:
 
 @dataclass
 class ResponseConfig:
-    """Constants of how a film's response is found (``colorizer/response.py``). Chosen on the drawn episodes and what
+    """Constants of how a film's response is found (``colorizer/adaptation/film_response.py``). Chosen on the drawn episodes and what
     FFmpeg makes of them (``benchmarks/trials.md``)."""
 
     frames: int = 4  # frames in memory that are matched with one of the film
@@ -191,7 +191,7 @@ class ResponseConfig:
 
 @dataclass
 class GradeConfig:
-    """Constants of how the colors of references are brought to the show's (``colorizer/matching.py``). Chosen on the
+    """Constants of how the colors of references are brought to the show's (``colorizer/adaptation/reference_grading.py``). Chosen on the
     drawn episodes (``benchmarks/trials.md``)."""
 
     pictures: int = 32  # references that are looked at, at equal steps
@@ -212,7 +212,7 @@ class ModelConfig:
     use_memory: bool = True
     use_feat_integrator: bool = False
     use_spatial_memory: bool = True
-    use_votes: bool = False
+    use_palette_classifier: bool = False
     backbone: str = "efficientnet_lite0"  # fits BACKBONES
     mem_size: int = 100  # slots
     spatial_size: int = 80  # frames
@@ -222,7 +222,7 @@ class ModelConfig:
     color_thres: float = 0.5  # nats
     width: int = 64  # channels
     spatial: SpatialConfig = field(default_factory=SpatialConfig)
-    votes: VotesConfig = field(default_factory=VotesConfig)
+    votes: PaletteClassifierConfig = field(default_factory=PaletteClassifierConfig)
 
     @property
     def side(self) -> int:
@@ -231,7 +231,7 @@ class ModelConfig:
 
 
 @dataclass
-class LearningConfig:
+class TrainingConstants:
     """Constants of training, saved with the checkpoint. Chosen on the drawn episodes (``benchmarks/trials.md``)."""
 
     vivid: float = 2.0  # how much more a pixel of chroma 110 counts than a gray one in the color loss
@@ -243,8 +243,8 @@ class LearningConfig:
 
 
 @dataclass
-class SteadyConfig:
-    """Constants that keep the colors of a film steady (``colorizer/flow.py``; chosen in ``benchmarks/trials.md``)."""
+class TemporalFilterConfig:
+    """Constants that keep the colors of a film steady (``colorizer/warping/optical_flow.py``; chosen in ``benchmarks/trials.md``)."""
 
     keep: float = 0.8  # weight of the colors of the frame before, where it shows the same lightness
     unlit: float = 150.0  # elsewhere that weight is multiplied by exp(-unlit * squared difference in L in [0, 1])
@@ -252,8 +252,8 @@ class SteadyConfig:
 
 
 @dataclass
-class BetweenConfig:
-    """Constants that tell which drawings of a film need not be painted (``colorizer/between.py``; chosen in
+class InBetweenConfig:
+    """Constants that tell which drawings of a film need not be painted (``colorizer/warping/in_betweens.py``; chosen in
     ``benchmarks/trials.md``)."""
 
     unlit: float = 150.0  # a pixel fits where the flow leads to by exp(-unlit * squared difference in L in [0, 1])
@@ -288,8 +288,8 @@ class RecolorConfig:
 
 
 @dataclass
-class CertaintyConfig:
-    """Constants that tell how sure a color is (``colorizer/certainty.py``), fit by ``benchmarks/calibration.py`` on two
+class CalibrationConfig:
+    """Constants that tell how sure a color is (``colorizer/confidence.py``), fit by ``benchmarks/calibration.py`` on two
     films of which some shots were held out, the drawn episode 1 and Big Buck Bunny (``benchmarks/trials.md``). They
     belong to the program, not to a checkpoint."""
 
@@ -359,7 +359,7 @@ class TrainConfig:
     use_feat_integrator: bool = setting(False, "combine the best three slots of the memory by learned weights")
     use_spatial_memory: bool = setting(True, "with a memory: also remember where colors belong, and lay them over "
                                        "the generator's at places that look alike")
-    use_votes: bool = setting(True, "with a spatial memory: also vote for the colors of the show at places of a larger "
+    use_palette_classifier: bool = setting(True, "with a spatial memory: also vote for the colors of the show at places of a larger "
                               "look, so that nothing gets a mean of two colors")
     gen_norm: str = setting("adain", "norm of the generator; adain takes its style from the color feature",
                             choices=["adain", "batch"])
@@ -384,7 +384,7 @@ class TrainConfig:
     top_k: int = setting(0, "nearest slots among which the triplet loss looks; 0: all, at most 256")
     color_thres: float = setting(0.5, "delta: color features closer than this (KL, nats) count as the same colors")
     alpha: float = setting(0.1, "margin of the triplet loss, in cosine similarity")
-    mislead: float = setting(0.5, "share of the pictures that the generator must color from what the memory recalls "
+    conditioning_dropout: float = setting(0.5, "share of the pictures that the generator must color from what the memory recalls "
                              "of other frames, as happens with shots that it has never seen")
 
     batch_size: int = setting(8, "pictures in a step, shared by the processes of torchrun", group="optimization")
@@ -408,8 +408,8 @@ class TrainConfig:
     deterministic: bool = setting(False, "the same result again on a GPU too, more slowly; on a CPU it always is")
 
     spatial: SpatialConfig = field(default_factory=SpatialConfig)
-    votes: VotesConfig = field(default_factory=VotesConfig)
-    learning: LearningConfig = field(default_factory=LearningConfig)
+    votes: PaletteClassifierConfig = field(default_factory=PaletteClassifierConfig)
+    learning: TrainingConstants = field(default_factory=TrainingConstants)
 
     def check(self) -> None:
         """Raises UserError when settings are out of range or make no sense together."""
@@ -417,7 +417,7 @@ class TrainConfig:
         _at_least(self, 1, "end_epoch", "save_freq", "batch_size", "img_size", "width", "dis_every")
         _at_least(self, 0, "start_epoch", "max_minutes", "mem_size", "top_k", "color_thres", "alpha", "num_workers",
                   "gen_lr", "dis_lr", "mem_lr", "int_lr", "lambda_l1", "clip_grad", "seed", "cache_gb")
-        for name in ("lr_decay_start", "label_smoothing", "mislead"):
+        for name in ("lr_decay_start", "label_smoothing", "conditioning_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; set it between 0 and 1")
         if self.img_size % SIZE_STEP:
@@ -449,7 +449,7 @@ class TrainConfig:
 
 
 @dataclass
-class PainterConfig:
+class PredictorConfig:
     """What colors, and where it takes its colors from."""
 
     checkpoint: Path = setting(Path("checkpoints/best.pt"), "what train.py wrote", group="files")
@@ -496,11 +496,11 @@ class FilmConfig:
                             choices=["auto", "none"])
     confidence: bool = setting(False, "write a map beside each film or picture: what is recalled, guessed and unknown")
     batch_size: int = setting(8, "frames of a video in one pass of the network", group="machine")
-    steady: SteadyConfig = field(default_factory=SteadyConfig)
+    steady: TemporalFilterConfig = field(default_factory=TemporalFilterConfig)
 
 
 @dataclass
-class ColorConfig(FilmConfig, PainterConfig):
+class ColorConfig(FilmConfig, PredictorConfig):
     """One run of test.py."""
 
     input: Path = setting(Path("dataset/test"), "a picture, a video, or a folder of either", group="files")
@@ -514,7 +514,7 @@ class ColorConfig(FilmConfig, PainterConfig):
 
     def check(self) -> None:
         """Raises UserError for a value out of its range."""
-        PainterConfig.check(self)
+        PredictorConfig.check(self)
         _check_choices(self)
         _at_least(self, 1, "batch_size")
         _at_least(self, 0, "suggest")

@@ -3,20 +3,13 @@
 Pictures are RGB uint8 (H, W, 3). Lab is CIE Lab with the D65 white, L in [0, 100] and ab in about [-110, 110].
 """
 
-import hashlib
-import heapq
-import itertools
 import math
 import os
-import sys
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import cv2
 import numpy as np
@@ -24,7 +17,9 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from utils import IMAGE_SUFFIXES, UserError, decode_light, image_ids, list_files, read_image, warn
+from fileio.images import IMAGE_SUFFIXES, read_image, srgb_decode
+from fileio.record_cache import cached, key_of
+from utils import UserError, image_ids, list_files, warn
 
 GRAY_SIZE = 256  # side of the gray picture that the backbone sees, whatever img_size is
 REFERENCE_ID = -2  # image id of all pictures that the user adds to a memory; those of a set have ids from 0 on
@@ -49,7 +44,7 @@ def lab_to_rgb(lab: np.ndarray) -> np.ndarray:
 def exposed(rgb: np.ndarray, stock: np.ndarray) -> np.ndarray:
     """L float32 (H, W) in [0, 100] of a picture, RGB uint8 (H, W, 3), on a stock that red, green and blue light of
     sRGB expose by the shares ``stock`` (3,) of sum 1."""
-    light = decode_light(np.arange(256) / 255)[rgb] @ stock.astype(np.float32)
+    light = srgb_decode(np.arange(256) / 255)[rgb] @ stock.astype(np.float32)
     return np.where(light > (6 / 29) ** 3, 116 * np.cbrt(light) - 16, light * (29 / 3) ** 3).astype(np.float32)
 
 
@@ -179,7 +174,7 @@ def _cell_table():
     return soft_encode(np.stack(np.meshgrid(middle, middle, indexing="ij"), -1).reshape(-1, 2), NEIGHBORS + 3)
 
 
-def in_color(pictures: Sequence[np.ndarray]) -> bool:
+def shot_has_color(pictures: Sequence[np.ndarray]) -> bool:
     """True when pictures of one shot, RGB uint8 (H, W, 3), are in color: when in over a quarter of 32 x 32 places of
     their mean, ab is further than 5 from what L explains, by a polynomial of degree 2.
 
@@ -229,7 +224,7 @@ IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
-def gray_image(L: torch.Tensor) -> torch.Tensor:
+def backbone_input(L: torch.Tensor) -> torch.Tensor:
     """L tensor (..., 1, H, W) in [0, 1] -> the gray picture for the backbone (..., 3, H, W), ImageNet-normalized."""
     mean, std = (x.to(L.device, non_blocking=True) for x in (IMAGENET_MEAN, IMAGENET_STD))
     return (L - mean) / std
@@ -321,7 +316,7 @@ class ColorizationDataset(Dataset):
         """L (N, 1, size, size), ab (N, 2, size, size) and the backbone's gray pictures (N, 3, 256, 256) of the pictures
         at ``indices``; ``size`` is at most ``side``."""
         codes = self.codes[indices].float()
-        return *decode_lab(shrink(codes, size)), gray_image(shrink(codes[:, :1], GRAY_SIZE) / 255)
+        return *decode_lab(shrink(codes, size)), backbone_input(shrink(codes[:, :1], GRAY_SIZE) / 255)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -331,102 +326,4 @@ class ColorizationDataset(Dataset):
 # only when its key is asked for and its checksum is right. So a changed picture, another version of the program, and a
 # file that is cut short or damaged are all handled alike: the records that are missing are made again.
 
-_CHECKSUM, _KEY = 4, 32  # bytes at the head of a record
 
-
-def key_of(*facts: object) -> bytes:
-    """A key, bytes (32,), that differs for different facts (plain values)."""
-    return hashlib.blake2b(repr(facts).encode(), digest_size=_KEY // 2).hexdigest().encode()
-
-
-def cached(path: Path | None, fields: list[tuple], keys: Sequence[bytes],
-           make: Callable[[Sequence[int]], Iterable[tuple | None]], budget: float) -> tuple[np.ndarray, list[int]]:
-    """Records of ``fields`` (as for np.dtype), one for each of the distinct ``keys``: read from the file ``path`` if
-    they are there, else made and added to it. Records of other keys are dropped from the file.
-
-    ``make(indices)`` yields, in order, a tuple of values for each of these indices into ``keys``, or None where no
-    record can be made. Returns a structured array of the records, and the list of the indices they belong to. The array
-    is in memory if it takes at most ``budget`` bytes, else mapped from the file; changes to it stay in this process.
-    With ``path`` None, or one that cannot be written (which is warned about), it is always in memory.
-    """
-    kind = np.dtype([("checksum", "u4"), ("key", f"S{_KEY}"), *fields], align=True)
-
-    def made(indices):
-        for index, values in zip(indices, make(indices), strict=True):
-            if values is not None:
-                yield index, _seal(kind, keys[index], values)
-
-    if path is None:
-        return _in_memory(kind, made(range(len(keys))), len(keys))
-    old, places = _open(path, kind, budget)
-    there = [index for index, key in enumerate(keys) if key in places]
-    missing = [index for index, key in enumerate(keys) if key not in places]
-    new = made(missing)
-    first = next(new, None)
-    if first is None and [places[keys[index]] for index in there] == list(range(len(old))):
-        return old, there
-
-    kept = ((index, old[places[keys[index]]].tobytes()) for index in there)
-    indices = []
-    try:
-        path.parent.mkdir(exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{uuid4().hex}")  # another run may be writing too
-        with open(temporary, "w+b") as file:
-            try:
-                for index, record in heapq.merge(kept, itertools.chain([first] if first else [], new),
-                                                 key=itemgetter(0)):
-                    file.write(record)
-                    indices.append(index)
-                file.flush()
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink()
-                raise
-            return _load(file, kind, len(indices), budget), indices
-    except OSError as error:
-        warn(f"cannot keep what is prepared in {path.parent} ({error.strerror or error}); it is held in memory, and "
-             "prepared again in the next run")
-    rest = heapq.merge(((index, old[places[keys[index]]].tobytes()) for index in there), made(missing),
-                       key=itemgetter(0))
-    return _in_memory(kind, rest, len(keys))
-
-
-def _seal(kind, key, values):
-    """The bytes of a record of dtype ``kind``: checksum, key and ``values``."""
-    record = np.zeros((), kind)
-    record["key"] = key
-    for name, value in zip(kind.names[2:], values, strict=True):
-        record[name] = value
-    record["checksum"] = zlib.crc32(record.tobytes()[_CHECKSUM:])
-    return record.tobytes()
-
-
-def _in_memory(kind, sealed, most):
-    """(array of records, their indices) from an iterable of at most ``most`` pairs (index, bytes of a record)."""
-    records, indices = np.zeros(most, kind), []
-    for index, record in sealed:
-        records[len(indices)] = np.frombuffer(record, kind)[0]
-        indices.append(index)
-    return records[:len(indices)], indices
-
-
-def _open(path, kind, budget):
-    """(records of a file, {key: position} of those whose checksum is right)."""
-    places, count = {}, 0
-    try:
-        with open(path, "rb") as file:
-            while len(record := file.read(kind.itemsize)) == kind.itemsize:
-                if int.from_bytes(record[:_CHECKSUM], sys.byteorder) == zlib.crc32(memoryview(record)[_CHECKSUM:]):
-                    places[record[_CHECKSUM:_CHECKSUM + _KEY]] = count
-                count += 1
-            return _load(file, kind, count, budget), places
-    except OSError:  # missing or unreadable: if something is wrong, writing will report it
-        return np.zeros(0, kind), {}
-
-
-def _load(file, kind, count, budget):
-    """The first ``count`` records of an open file: in memory up to ``budget`` bytes, else mapped."""
-    file.seek(0)
-    if not count or count * kind.itemsize <= budget:
-        return np.fromfile(file, kind, count)
-    return np.memmap(file, kind, "c", shape=(count,))

@@ -1,6 +1,6 @@
 """How does a film become pictures? Find its shots, give whole shots to train, val or test, save a few frames of each.
 
-A film is decoded once, and memory hardly grows with it (see film/shots.py). Bars are known at its end, and cropped from
+A film is decoded once, and memory hardly grows with it (see film/analysis/shot_detection.py). Bars are known at its end, and cropped from
 the pictures then.
 """
 
@@ -26,15 +26,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from config import GeneratorConfig, read_flags
-from film.bars import Margin, Profile, find_boxes, margins, profile
-from film.crew import Crew, share_apart
-from film.figures import SHEET_COLUMNS, SHEET_PAGES, SHEET_ROWS, SIGNATURE, draw_contact_sheets, draw_curve
-from film.found import SPLITS, Findings, FoundFilm, FoundShot, link
-from film.planes import Box, Planes
-from film.shots import (
+from fileio.atomic import exclusive_lock
+from fileio.images import IMAGE_SUFFIXES
+from film.analysis.detected_shots import SPLITS, DetectedFilm, DetectedShot, DetectionResults, link
+from film.analysis.letterbox import Margin, Profile, find_boxes, margins, profile
+from film.analysis.shot_detection import (
     ChangeDetector, Detector, FramePool, HistogramDetector, detect_shots, frame_positions, reread_frames, small_picture)
-from film.video import Damage, VideoFile, ahead, find_films
-from utils import IMAGE_SUFFIXES, UserError, list_files, only_one, rank_and_size, run_cli, warn
+from film.io.planes import Box, Planes
+from film.io.video import Damage, VideoFile, ahead, find_videos
+from film.render.work_queue import WorkerGroup, share_isolated
+from film.report.shot_figures import SHEET_COLUMNS, SHEET_PAGES, SHEET_ROWS, SIGNATURE, draw_contact_sheets, draw_curve
+from utils import UserError, list_files, rank_and_size, run_cli, warn
 
 CSV_HEADER = ["file", "video", "frame", "time", "shot", "split"]
 OWN_PICTURE = re.compile(r"(train|val|test)/raw_image_[^/\\]*_\d+\.png")  # files that --overwrite may remove
@@ -54,7 +56,7 @@ def make_detector(config: GeneratorConfig) -> Detector:
     return ChangeDetector(config.detector, config.scene_thres)
 
 
-def find_videos(path: str | Path, names: Iterable[str] = ()) -> list[Path]:
+def list_videos(path: str | Path, names: Iterable[str] = ()) -> list[Path]:
     """The films to read: ``path`` itself, or those in the folder ``path``, all or by name with or without suffix.
 
     Raises UserError when there is nothing to read or a name is not found.
@@ -62,7 +64,7 @@ def find_videos(path: str | Path, names: Iterable[str] = ()) -> list[Path]:
     path = Path(path)
     if not path.exists():
         raise UserError(f"--video_path {path} does not exist")
-    videos = find_films(path) if path.is_dir() else [path]
+    videos = find_videos(path) if path.is_dir() else [path]
     if not videos:
         raise UserError(f"no video in {path}; name a video, or a folder of some, by --video_path")
     chosen = []
@@ -140,13 +142,13 @@ class PictureWriter:
         self.threads.shutdown(cancel_futures=True)
 
 
-def scan_film(path: Path, folder: Path, config: GeneratorConfig) -> FoundFilm:
+def scan_film(path: Path, folder: Path, config: GeneratorConfig) -> DetectedFilm:
     """Find the shots of a film and write the frames of those that are long enough to ``folder``.
 
     Pictures are numbered from 0. Warns of a film that ends early. Raises UserError for a film that cannot be read.
     """
     film, detector = VideoFile(path), make_detector(config)
-    found = FoundFilm(path, float(film.rate), detector.label, detector.threshold)
+    found = DetectedFilm(path, float(film.rate), detector.label, detector.threshold)
     folder.mkdir()
     with PictureWriter() as writer:
         Scan(film, found, config, folder, writer).run(detector)
@@ -157,13 +159,13 @@ def scan_film(path: Path, folder: Path, config: GeneratorConfig) -> FoundFilm:
 class Scan:
     """One film that is read for its shots and pictures."""
 
-    def __init__(self, film: VideoFile, found: FoundFilm, config: GeneratorConfig, folder: Path,
+    def __init__(self, film: VideoFile, found: DetectedFilm, config: GeneratorConfig, folder: Path,
                  writer: PictureWriter) -> None:
         self.film, self.found, self.config, self.folder, self.writer = film, found, config, folder, writer
         self.numbers = itertools.count()
         self.times = array("q")  # pts of all frames
         self.interlaced = False  # whether any frame is
-        self.later: dict[int, FoundShot] = {}  # index of a frame that must be read again -> its shot
+        self.later: dict[int, DetectedShot] = {}  # index of a frame that must be read again -> its shot
         self.checksums: dict[int, int] = {}  # index of the same frames -> checksum
         self.size = (0, 0)  # height and width of a frame
         self.profiles: dict[int, list[Profile]] = {}  # number of a shot -> those of its frames, until all are seen
@@ -176,7 +178,7 @@ class Scan:
         with closing(ahead(film.read(None, damage), AHEAD)) as frames:
             smalls = map(small_picture, pool.collect(self._clocked(frames)))
             for first, last in detect_shots(smalls, detector, found.differences):
-                self._close(FoundShot(len(found.shots), first, last), pool)
+                self._close(DetectedShot(len(found.shots), first, last), pool)
         if not self.times:
             raise UserError(f"no frame of {film.path} can be decoded")
         if self.interlaced:
@@ -311,14 +313,14 @@ def generate(config: GeneratorConfig) -> tuple[list[dict[str, Any]], int]:
     ``save_path`` is as it was. A run that is interrupted goes on with the films that were not read.
     """
     config.check()
-    save_path, crew = Path(os.path.abspath(config.save_path)), Crew.join()
+    save_path, crew = Path(os.path.abspath(config.save_path)), WorkerGroup.join()
     try:
         work = crew.decide("work", partial(plan_work, config, save_path))
-        findings = Findings(save_path, map(Path, work["videos"]), config)
+        findings = DetectionResults(save_path, map(Path, work["videos"]), config)
         with lead(findings, config) if crew.leads else nullcontext():
             crew.decide("begun", bool)  # the others wait for the leader
             if crew.alone and len(work["videos"]) > 1:
-                errors = share_apart(work["videos"], read_films, config, findings)
+                errors = share_isolated(work["videos"], read_films, config, findings)
             else:
                 errors = read_films(crew, config, findings)
             films, left_out = crew.decide("dataset", partial(
@@ -330,19 +332,19 @@ def generate(config: GeneratorConfig) -> tuple[list[dict[str, Any]], int]:
 
 def plan_work(config: GeneratorConfig, save_path: Path) -> dict[str, list[str]]:
     """The paths of the ``videos`` to read and of the ``earlier`` files to replace."""
-    videos = find_videos(config.video_path, config.video_names)
+    videos = list_videos(config.video_path, config.video_names)
     return {"videos": list(map(str, videos)), "earlier": list(map(str, earlier_files(save_path, config.overwrite)))}
 
 
 @contextmanager
-def lead(findings: Findings, config: GeneratorConfig) -> Iterator[None]:
+def lead(findings: DetectionResults, config: GeneratorConfig) -> Iterator[None]:
     """In the block no other run writes the dataset."""
-    with only_one(findings.lock, f"another run is writing {config.save_path}; wait for it or choose another "
+    with exclusive_lock(findings.lock, f"another run is writing {config.save_path}; wait for it or choose another "
                                  "--save_path"), findings.begun():
         yield
 
 
-def read_films(crew: Crew, config: GeneratorConfig, findings: Findings) -> dict[str, UserError]:
+def read_films(crew: WorkerGroup, config: GeneratorConfig, findings: DetectionResults) -> dict[str, UserError]:
     """Read the films that were not read yet, each by one process of the crew; returns {path: error} of those that
     cannot be."""
     def host(path):
@@ -354,7 +356,7 @@ def read_films(crew: Crew, config: GeneratorConfig, findings: Findings) -> dict[
     return crew.share(list(map(str, findings.keys)), host)
 
 
-def make_dataset(config: GeneratorConfig, save_path: Path, findings: Findings, errors: dict[str, UserError],
+def make_dataset(config: GeneratorConfig, save_path: Path, findings: DetectionResults, errors: dict[str, UserError],
                  earlier: Sequence[Path]) -> tuple[list[dict[str, Any]], int]:
     """Make the dataset from all films that could be read; returns what ``generate`` does."""
     films = [(findings[path], findings.pictures(path)) for path in findings.keys if str(path) not in errors]
@@ -371,7 +373,7 @@ def make_dataset(config: GeneratorConfig, save_path: Path, findings: Findings, e
     return [film.summary() for film, _ in films], len(errors)
 
 
-def assign_splits(films: Sequence[FoundFilm], config: GeneratorConfig) -> None:
+def assign_splits(films: Sequence[DetectedFilm], config: GeneratorConfig) -> None:
     """Give each kept shot of all films to a split. Raises UserError when there is none."""
     shots = [shot for film in films for shot in film.shots]
     kept = [shot for shot in shots if shot.images]
@@ -388,8 +390,8 @@ def assign_splits(films: Sequence[FoundFilm], config: GeneratorConfig) -> None:
             warn(f"too few shots ({len(kept)}) for every split: {split} stays empty")
 
 
-def write_pictures(folder: Path, films: Sequence[tuple[FoundFilm, Path]]) -> None:
-    """Write frames.csv and the folders of the splits; ``films`` are pairs (FoundFilm, folder with its pictures)."""
+def write_pictures(folder: Path, films: Sequence[tuple[DetectedFilm, Path]]) -> None:
+    """Write frames.csv and the folders of the splits; ``films`` are pairs (DetectedFilm, folder with its pictures)."""
     for name in (*SPLITS, FIGURES):
         (folder / name).mkdir()
     numbers = itertools.count()  # over all films

@@ -22,7 +22,7 @@ KEY_DIM = 512  # numbers of a query or a key of the memory
 PLACE_DROP, PLACE_WIDTH = 0.2, 128  # dropout of the places' features in training, and channels made of them
 
 
-class Advice(NamedTuple):
+class Conditioning(NamedTuple):
     """What the generator is told of the colors of N pictures, and how far to trust it."""
 
     color_feature: torch.Tensor  # (N, 313)
@@ -64,7 +64,7 @@ class AdaIN(nn.Module):
         return _Restyle.apply(x, scale, shift, eps)
 
 
-class Style(nn.Module):
+class StyleMLP(nn.Module):
     """An MLP of 3 layers: color feature (N, 313) and the score (N,) that it was recalled with -> (scale, shift), each
     (N, C), for every layer of C channels. The score, 1 for a picture's own colors, tells how far to trust them."""
 
@@ -80,7 +80,7 @@ class Style(nn.Module):
         return list(zip(scales.split(self.channels, 1), shifts.split(self.channels, 1), strict=True))
 
 
-class Plain(nn.Module):
+class UnconditionalNorm(nn.Module):
     """A norm without style, called like AdaIN."""
 
     def __init__(self, norm: nn.Module) -> None:
@@ -153,7 +153,7 @@ class SharedDropout2d(nn.Dropout2d):
 # Generator and discriminator
 
 
-class Around(nn.Module):
+class DilatedBlock(nn.Module):
     """A residual 3x3 convolution over places ``reach`` apart: an ear tells the color of the whole body."""
 
     def __init__(self, channels: int, reach: int) -> None:
@@ -185,19 +185,19 @@ class Generator(nn.Module):
         # No norm on the first layer, where the lightness itself is, nor at the bottom, where a map may be 1 x 1.
         normed = down[1:-1] + up
         if norm == "adain":
-            self.style: Style | None = Style(normed)
+            self.style: StyleMLP | None = StyleMLP(normed)
             self.norms = nn.ModuleList(AdaIN() for _ in normed)
         else:
             self.style = None
-            self.norms = nn.ModuleList(Plain(SharedBatchNorm(channels)) for channels in normed)
+            self.norms = nn.ModuleList(UnconditionalNorm(SharedBatchNorm(channels)) for channels in normed)
         init_weights(self)
         self.level = round(math.log2(img_size / grid)) - 1  # index of the down whose map has the size of the grid
         if place_dim:
             self.places = nn.Sequential(SharedDropout2d(PLACE_DROP), nn.Conv2d(place_dim, PLACE_WIDTH, 1), nn.ReLU(),
-                                        *(Around(PLACE_WIDTH, reach) for reach in (1, 2, 4)),
+                                        *(DilatedBlock(PLACE_WIDTH, reach) for reach in (1, 2, 4)),
                                         nn.Conv2d(PLACE_WIDTH, down[self.level], 3, padding=1))
 
-    def forward(self, L: torch.Tensor, advice: Advice | None = None,
+    def forward(self, L: torch.Tensor, advice: Conditioning | None = None,
                 places: torch.Tensor | None = None) -> torch.Tensor:
         """L (N, 1, S, S) in [0, 1], places (N, E, G, G) -> ab (N, 2, S, S) in [-1, 1]. S is a multiple of 128. Norm
         adain needs ``advice``; norm batch ignores it."""
@@ -259,7 +259,7 @@ class Discriminator(nn.Module):
         self.middle = nn.ModuleList([nn.Conv2d(width, 2 * width, 4, 2, 1), nn.Conv2d(2 * width, 4 * width, 4, 2, 1),
                                      nn.Conv2d(4 * width, 8 * width, 4, 1, 1)])
         self.last = nn.Conv2d(8 * width, 1, 4, 1, 1)
-        self.style = Style([2 * width, 4 * width, 8 * width]) if norm == "adain" else None
+        self.style = StyleMLP([2 * width, 4 * width, 8 * width]) if norm == "adain" else None
         self.norm = AdaIN()
         init_weights(self)
 
@@ -295,7 +295,7 @@ def color_distance(value: torch.Tensor, feature: torch.Tensor, eps: float = 1e-4
     return (value * (value.log() - feature.log())).sum(-1)
 
 
-class Recall(NamedTuple):
+class MemoryMatches(NamedTuple):
     """What the memory answers: the k best slots of each query, best first. An empty slot has score -inf and id -1."""
 
     values: torch.Tensor  # (N, k, 313)
@@ -338,14 +338,14 @@ class MemoryNetwork(nn.Module):
     def _similarity(self, query):
         return (query @ self.keys.T).masked_fill(~self.used, -torch.inf)  # (N, m); empty slots are never read
 
-    def read(self, query: torch.Tensor, k: int) -> Recall:
+    def read(self, query: torch.Tensor, k: int) -> MemoryMatches:
         """The k best slots of queries (N, 512). Raises ValueError when no slot is filled."""
         if not self.used.any():
             raise ValueError("the memory is empty")
         similarity = self._similarity(query) + self.PREFERENCE * self.pinned
         slots = similarity.topk(min(k, len(self.keys)), dim=1).indices
         scores = (query[:, None] * self.keys[slots]).sum(2)  # to the last bit the same, whatever other slots there are
-        return Recall(self.values[slots], scores.masked_fill(~self.used[slots], -torch.inf), self.ids[slots])
+        return MemoryMatches(self.values[slots], scores.masked_fill(~self.used[slots], -torch.inf), self.ids[slots])
 
     @torch.no_grad()
     def pin(self, query: torch.Tensor, color_feature: torch.Tensor) -> None:

@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import colorizer.waiting  # noqa: F401  before torch is imported
-
+import colorizer.threads  # noqa: F401  before torch is imported
 from config import StudioConfig, read_flags
-from editing.desk import Desk
 from editing.export import command, export
 from editing.project import Project, open_project
-from utils import VIDEO_SUFFIXES, UserError, list_files, natural_key, run_cli
+from editing.session import EditingSession
+from film.io.video import VIDEO_SUFFIXES
+from utils import UserError, list_files, natural_key, run_cli
 
 ROOT = Path(__file__).resolve().parent
 DEMO_FILM = ROOT / "resources" / "episode_2.mp4"
@@ -59,7 +59,7 @@ def part(gr: Any, name: str, functions: Sequence[Callable[..., Any]]) -> Any:
                    server_functions=[answering(function) for function in functions])
 
 
-def build_page(desk: Desk) -> Any:
+def build_page(desk: EditingSession) -> Any:
     """The page, a gradio.Blocks."""
     gr = import_gradio()
     with gr.Blocks(title="Studio", analytics_enabled=False) as page:
@@ -88,7 +88,7 @@ def saying(gr: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     return act
 
 
-def build_begin(gr: Any, desk: Desk) -> None:
+def build_begin(gr: Any, desk: EditingSession) -> None:
     """Choose the gray film and what is learned, and train."""
     reach, project = desk.project.reach, desk.project
 
@@ -133,14 +133,14 @@ def build_begin(gr: Any, desk: Desk) -> None:
     part(gr, "training", [desk.training])
 
 
-def build_correct(gr: Any, desk: Desk) -> None:
+def build_correct(gr: Any, desk: EditingSession) -> None:
     """Correct a frame, and remember it."""
     part(gr, "hand", [desk.hand_open, desk.hand_act, desk.hand_step, desk.hand_remember, desk.hand_save,
                       desk.hand_painted, desk.touched, desk.palette, desk.change_color])
     part(gr, "fixes", [desk.fixes, desk.take_back, desk.change_color])
 
 
-def build_export(gr: Any, desk: Desk) -> None:
+def build_export(gr: Any, desk: EditingSession) -> None:
     """Take film, checkpoint and references away."""
     def give():
         folder = export(desk.project, desk.painters)
@@ -156,7 +156,7 @@ def build_export(gr: Any, desk: Desk) -> None:
     button.click(saying(gr, give), None, [files, told])
 
 
-def serve(desk: Desk, config: StudioConfig, wait: bool = True) -> Any:
+def serve(desk: EditingSession, config: StudioConfig, wait: bool = True) -> Any:
     """Open the page; returns the running gradio.Blocks, at once if not to ``wait``. Raises UserError when the port is
     taken, and for another host without a password."""
     gr = import_gradio()
@@ -212,7 +212,7 @@ def main(argv: list[str]) -> None:
     given = [*config.folders, *([config.input] if config.input else []), DEMO_FILM.parent]
     with open_project(config.project, given) as project:
         prepare(project, config)
-        desk = Desk(project)
+        desk = EditingSession(project)
         desk.open()
         try:
             serve(desk, config)

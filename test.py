@@ -14,31 +14,34 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import colorizer.waiting  # noqa: F401  before torch is imported
+import colorizer.threads  # noqa: F401  before torch is imported
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from colorizer.certainty import Known
-from colorizer.painter import Painter, load_painter
+from colorizer.confidence import Confidence
+from colorizer.metrics import Scores, has_color, measured_size, metrics_table
+from colorizer.predictor import Predictor, load_predictor
 from config import ColorConfig, FilmConfig, part_of, read_flags
 from dataset import lab_to_rgb, resize, rgb_to_lab
-from film.again import can_change
-from film.crew import Board, Crew, share_apart
-from film.encoding import OUTPUT_SUFFIXES
-from film.episode import FilmWork, coloring_threads, compare, in_order, map_of
-from film.known import mixture, tint
-from film.panel import memory_pictures, write_panel
-from film.parts import Records, finished_by, parts_folder
-from film.planes import Planes, paint_chroma, planes_of_picture
-from film.proof import prove_luma
-from film.report import Report, Suggestion, suggest_frames, write_report
-from film.sequence import NumberedFrames, find_sequences, write_colored
-from film.video import Film, VideoFile, find_films, frames_at, is_film
-from utils import (
-    IMAGE_SUFFIXES, VIDEO_SUFFIXES, Scores, UserError, is_color, list_files, measured_size, metrics_table,
-    picture_grid, read_picture, replace_when_done, run_cli, warn, write_image)
+from fileio.atomic import atomic_write
+from fileio.images import IMAGE_SUFFIXES, picture_grid, read_picture, write_image
+from film.io.encoding import OUTPUT_SUFFIXES
+from film.io.image_sequence import NumberedFrames, find_sequences, write_colored
+from film.io.luma_check import check_luma
+from film.io.planes import Planes, paint_chroma, planes_of_picture
+from film.io.thread_pool import coloring_threads, in_order
+from film.io.video import VIDEO_SUFFIXES, Film, VideoFile, find_videos, frames_at, is_video
+from film.render.incremental import can_change
+from film.render.rendering import RenderJob, compare, map_of
+from film.render.segments import finished_by, is_done, segment_folder
+from film.render.work_queue import WorkQueue, WorkerGroup, share_isolated
+from film.report.confidence_video import mixture, tint
+from film.report.html_report import Report, Suggestion, suggest_frames, write_report
+from film.report.memory_video import memory_pictures, write_panel
+from film.report.records import Records
+from utils import UserError, list_files, run_cli, warn
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Evaluation
@@ -68,7 +71,7 @@ class Evaluation:
     def measure(cls, truth: np.ndarray, result: np.ndarray) -> Measured | None:
         """Measure a truth and its result, RGB uint8 (H, W, 3) of one size, at their ``measured_size``; a truth without
         color does not count."""
-        if not is_color(truth):
+        if not has_color(truth):
             return None
         truth, result = (resize(picture, *measured_size(*truth.shape[:2])) for picture in (truth, result))
         lab = rgb_to_lab(truth)
@@ -109,7 +112,7 @@ class Evaluation:
                 refuse_existing([comparison], overwrite)
             write_image(comparison, picture_grid(self.rows[:self.ROWS]))
             print(f"compare gray | result | truth in {comparison}")
-        with replace_when_done(folder / f"{prefix}metrics.json") as temporary:
+        with atomic_write(folder / f"{prefix}metrics.json") as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n")
 
 
@@ -124,13 +127,13 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
         raise UserError(f"{existing[0]} exists already; pass --overwrite True or another --output")
 
 
-def need_color(painter: Painter, picture: np.ndarray, path: Path) -> None:
+def need_color(painter: Predictor, picture: np.ndarray, path: Path) -> None:
     """Raises UserError when the input's own colors are asked for (--color_feature truth) and it has none."""
-    if painter.source == "truth" and not is_color(picture):
+    if painter.source == "truth" and not has_color(picture):
         raise UserError(f"{path} has no colors of its own for --color_feature truth; use another --color_feature")
 
 
-def color_deep(painter: Painter, planes: Planes) -> tuple[Planes, Known]:
+def color_deep(painter: Predictor, planes: Planes) -> tuple[Planes, Confidence]:
     """Color a picture of more than 8 bits, at its own luma; returns it and what is Known of its places."""
     height, width = planes.y.shape
     (ab,), known = painter.judge([cv2.cvtColor(planes.rgb(height, width), cv2.COLOR_RGB2Lab)])
@@ -138,7 +141,7 @@ def color_deep(painter: Painter, planes: Planes) -> tuple[Planes, Known]:
     return planes._replace(cb=cb, cr=cr), known
 
 
-def color_picture(painter: Painter, confidence: bool, pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray] | None:
+def color_picture(painter: Predictor, confidence: bool, pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray] | None:
     """Color a picture, a pair of (input, output) paths, and map what is known of it if ``confidence``; returns it and
     the result, RGB uint8 (H, W, 3). An unreadable one is skipped: None."""
     source, target = pair
@@ -165,7 +168,7 @@ def color_picture(painter: Painter, confidence: bool, pair: tuple[Path, Path]) -
     return picture, result
 
 
-def color_pictures(painter: Painter, pairs: Sequence[tuple[Path, Path]], evaluation: Evaluation,
+def color_pictures(painter: Predictor, pairs: Sequence[tuple[Path, Path]], evaluation: Evaluation,
                    confidence: bool) -> int:
     """``color_picture`` for all pairs; returns how many were colored."""
     done = 0
@@ -230,7 +233,7 @@ def save_suggestions(folder: Path, film: Film, times: Sequence[int],
             pass
 
 
-def explain_film(painter: Painter, records: Records, film: Film, target: Path, summaries: dict[str, dict[str, float]],
+def explain_film(painter: Predictor, records: Records, film: Film, target: Path, summaries: dict[str, dict[str, float]],
                  config: ColorConfig) -> None:
     """Write what goes with a colored film: the report, the frames to color next, the panel."""
     suggestions, folder = suggest_frames(records, config.suggest), beside(target, "color_these")
@@ -268,13 +271,13 @@ def find_work(source: Path, output: Path,
     if source.is_dir():
         sequences, paths = find_sequences(_inputs(list_files(source, IMAGE_SUFFIXES)))
         pictures = [(path, output / path.name) for path in paths]
-        films += [(VideoFile(path), output / video_name(path)) for path in _inputs(find_films(source))]
+        films += [(VideoFile(path), output / video_name(path)) for path in _inputs(find_videos(source))]
         films += [(frames, output / frames.stem) for frames in sequences]
         if not pictures and not films:
             raise UserError(f"there is no picture in {source} (expected {', '.join(IMAGE_SUFFIXES)}), and no video")
     elif source.suffix.lower() in IMAGE_SUFFIXES:
         pictures = [(source, output if output.suffix.lower() in IMAGE_SUFFIXES else output / source.name)]
-    elif source.suffix.lower() in VIDEO_SUFFIXES or is_film(source):
+    elif source.suffix.lower() in VIDEO_SUFFIXES or is_video(source):
         target = output if output.suffix.lower() in VIDEO_SUFFIXES else output / video_name(source)
         films = [(VideoFile(source), target)]
     else:
@@ -303,11 +306,11 @@ def refuse_clashes(pictures: Sequence[tuple[Path, Path]], films: Sequence[tuple[
         names[target] = path
 
 
-def color_work(painter: Painter, config: ColorConfig, work: tuple[Film, Path], board: Board | None = None) -> None:
+def color_work(painter: Predictor, config: ColorConfig, work: tuple[Film, Path], board: WorkQueue | None = None) -> None:
     """Color a film of ``find_work``, a pair of (input, output), with all who help by the ``board``, and write what goes
     with it."""
     film, target = work
-    ours = config.overwrite or beside(target, "metrics.json").exists() or parts_folder(target).exists()
+    ours = config.overwrite or beside(target, "metrics.json").exists() or segment_folder(target).exists()
     refuse_existing([beside(target, name) for name in ("report.html", "panel.mp4", "comparison.png")], ours)
     started = time.monotonic()
 
@@ -317,7 +320,7 @@ def color_work(painter: Painter, config: ColorConfig, work: tuple[Film, Path], b
         print(f"colored {count} frames of {len(records)} shots in {seconds:.1f} s: {result.path}")
         proof = {}
         if config.proof:
-            proof["luma"] = prove_luma(film, result, config)
+            proof["luma"] = check_luma(film, result, config)
             print(proof["luma"])
         try:
             if not config.color_only and any(record.truth is not None for record in records):
@@ -329,15 +332,15 @@ def color_work(painter: Painter, config: ColorConfig, work: tuple[Film, Path], b
         except UserError as error:
             raise UserError(f"{error}; the film itself is whole, and the same command makes what is missing") from error
 
-    film_work(painter, config, work).host(board or Board(), explain)
+    film_work(painter, config, work).host(board or WorkQueue(), explain)
 
 
-def film_work(painter: Painter, config: ColorConfig, work: tuple[Film, Path]) -> FilmWork:
+def film_work(painter: Predictor, config: ColorConfig, work: tuple[Film, Path]) -> RenderJob:
     """The work on a film of ``find_work``, a pair of (input, output)."""
-    return FilmWork(painter, *work, part_of(config, FilmConfig), config.overwrite)
+    return RenderJob(painter, *work, part_of(config, FilmConfig), config.overwrite)
 
 
-def facts_of(painter: Painter, config: ColorConfig) -> dict[str, str]:
+def facts_of(painter: Predictor, config: ColorConfig) -> dict[str, str]:
     """The entries of metrics.json and of the report that tell how the input was colored."""
     told = {"references": f"{painter.grade}; brought to its colors"} if painter.grade else {}
     return {"checkpoint": str(config.checkpoint), "color_feature": painter.source, **told}
@@ -347,18 +350,18 @@ def color(config: ColorConfig) -> None:
     """Color ``config.input`` into ``config.output``, with all processes that torchrun started. Raises UserError for all
     that the user can mend; of several processes the others raise SystemExit then."""
     config.check()
-    crew = Crew.join()
+    crew = WorkerGroup.join()
     work = crew.decide("work", partial(plan_work, config, crew.size > 1))
     config = replace(config, save_checkpoint=None)  # it is written
     if crew.alone and len(work["films"]) > 1:
-        share_apart(keys_of(work), color_shared, config, work)
+        share_isolated(keys_of(work), color_shared, config, work)
     elif work["pictures"] or work["films"]:
         color_shared(crew, config, work)
 
 
-def prepare(config: ColorConfig) -> Painter:
+def prepare(config: ColorConfig) -> Predictor:
     """The painter. Raises UserError where it cannot do what ``config`` asks for."""
-    painter = load_painter(config)
+    painter = load_predictor(config)
     if config.panel and not painter.remembers:
         raise UserError("--panel shows what the memory recalls, and none is read here; leave --color_feature and "
                         "--reference out, or train with use_memory True")
@@ -381,12 +384,12 @@ def plan_work(config: ColorConfig, largest_first: bool) -> dict[str, Any]:
     asked, done = len(pictures) + len(films), []
     if config.input.is_dir() and not config.overwrite:
         pictures = [pair for pair in pictures if not pair[1].exists()]
-        done = [(film, target) for film, target in films if film.is_done(target)]
+        done = [(film, target) for film, target in films if is_done(film, target)]
         films = [pair for pair in films if pair not in done]
     kept = [config.save_checkpoint] if config.save_checkpoint else []
     maps = [beside(target, MAP) for _, target in pictures] if config.confidence else []
     refuse_existing([target for _, target in pictures]
-                    + [target for film, target in films if film.is_done(target) and not finished_by(target)]
+                    + [target for film, target in films if is_done(film, target) and not finished_by(target)]
                     + kept + maps, config.overwrite)
     done = [(film, target) for film, target in done
             if (finished := finished_by(target)) and (config.references or finished.references)]
@@ -416,7 +419,7 @@ def planned_film(source: str | dict[str, str], prefix: str, target: str) -> tupl
     return NumberedFrames({int(number): Path(path) for number, path in source.items()}, prefix), Path(target)
 
 
-def color_shared(crew: Crew, config: ColorConfig, work: dict[str, Any]) -> None:
+def color_shared(crew: WorkerGroup, config: ColorConfig, work: dict[str, Any]) -> None:
     """Do what ``plan_work`` found, with all processes of the crew: pictures by one of them, films shot by shot.
     Returns, or raises UserError, when all is done."""
     load = cache(partial(prepare, config))
@@ -427,10 +430,10 @@ def color_shared(crew: Crew, config: ColorConfig, work: dict[str, Any]) -> None:
         if key == STILLS:
             color_stills(load(), config, stills)
         else:
-            color_work(load(), config, films[key], Board(crew, key))
+            color_work(load(), config, films[key], WorkQueue(crew, key))
 
     def help(key, board):
-        film_work(load(), config, films[key]).help(Board(crew, key, board))
+        film_work(load(), config, films[key]).help(WorkQueue(crew, key, board))
 
     keys = keys_of(work)
     if crew.left(keys):
@@ -446,7 +449,7 @@ def color_shared(crew: Crew, config: ColorConfig, work: dict[str, Any]) -> None:
     raise UserError(f"{failed} of {len(films)} films failed; mend or remove them and run again")
 
 
-def color_stills(painter: Painter, config: ColorConfig, pictures: Sequence[tuple[Path, Path]]) -> None:
+def color_stills(painter: Predictor, config: ColorConfig, pictures: Sequence[tuple[Path, Path]]) -> None:
     """Color pictures of ``find_work``, pairs of (input, output), and measure them together."""
     evaluation, started = Evaluation(), time.monotonic()
     count = color_pictures(painter, pictures, evaluation, config.confidence)

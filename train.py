@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import colorizer.waiting  # noqa: F401  before torch is imported
+import colorizer.threads  # noqa: F401  before torch is imported
 
 import numpy as np
 import torch
@@ -21,19 +21,20 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from colorizer.archive import open_archive
 from colorizer.colorizer import model_config_of
+from colorizer.memory.frame_archive import open_archive
+from colorizer.metrics import AB_PEAK, ciede2000, psnr
 from config import TrainConfig, read_flags, restore
 from dataset import AB_SCALE, ColorizationDataset, resize, tensors_to_lab
-from training.distributed import Team
-from training.joining import join_all
+from fileio.checkpoints import load_checkpoint, save_checkpoint
+from fileio.images import write_image
+from training.augmentation import TrainingViews, ViewSampler
+from training.distributed import ProcessGroup
 from training.learner import Cast, Learner, not_whole
+from training.merging import merge_checkpoints
 from training.preparation import fit_model_config, load_data, remember, see, see_all, teach_voter, vote_all
 from training.runs import Position, Run, Signals, sample_grid
-from training.views import TrainingViews, ViewSampler
-from utils import (
-    AB_PEAK, UserError, autocast, ciede2000, load_checkpoint, psnr, run_cli, save_checkpoint, select_device, spread,
-    write_image)
+from utils import UserError, autocast, run_cli, select_device, spread
 
 EPOCH_STEPS = 50  # at least, in an epoch: a small set is passed over several times
 SAVE_SECONDS = 120  # last.pt is never older; writing it takes about a second
@@ -99,7 +100,7 @@ def train(config: TrainConfig, saved: dict[str, Any] | None = None) -> Path:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
         torch.use_deterministic_algorithms(True)
-    team = Team(select_device(config.device))
+    team = ProcessGroup(select_device(config.device))
     if config.batch_size % team.size:  # checked before the processes connect, as one that fails later blocks the others
         raise UserError(f"batch_size {config.batch_size} cannot be shared equally by {team.size} processes; set it to "
                         f"{-(-config.batch_size // team.size) * team.size}")
@@ -115,7 +116,7 @@ class Training:
     Every process of a team has one. The leader alone has a Run, validates and writes files; elsewhere ``run`` is None.
     """
 
-    def __init__(self, config: TrainConfig, saved: dict[str, Any] | None, team: Team, run: Any) -> None:
+    def __init__(self, config: TrainConfig, saved: dict[str, Any] | None, team: ProcessGroup, run: Any) -> None:
         began = time.monotonic()
         torch.manual_seed(config.seed)
         self.config, self.team, self.run, self.device = config, team, run, team.device
@@ -180,7 +181,7 @@ class Training:
             known = remember(self.data, colorizer, self.cast, self.run.path if self.team.leader else None)
         if colorizer.config.use_memory:
             features = see_all(self.data, colorizer, self.cast, known)
-        if colorizer.config.use_votes and not saved:
+        if colorizer.config.use_palette_classifier and not saved:
             teach_voter(self.data, colorizer, self.cast, self.config.seed)
         self.team.share(colorizer)  # GPUs may differ in the last bits
         if saved:
@@ -193,7 +194,7 @@ class Training:
     def _vote_on_val(self):
         """The votes for the validation pictures, which never change; None where nobody needs them."""
         colorizer = self.learner.colorizer
-        if not (colorizer.config.use_votes and self.team.leader) or self.val_data is self.data:
+        if not (colorizer.config.use_palette_classifier and self.team.leader) or self.val_data is self.data:
             return None
         return vote_all(self.val_data, spread(len(self.val_data), VAL_PICTURES), colorizer, self.cast)
 
@@ -201,7 +202,7 @@ class Training:
         config, team = self.config, self.team
         passes = math.ceil(EPOCH_STEPS * config.batch_size / len(self.data))
         sampler = ViewSampler(self.data, passes, config.seed, config.batch_size, team.rank, team.size)
-        views = TrainingViews(self.data, config.learning, config.mislead)
+        views = TrainingViews(self.data, config.learning, config.conditioning_dropout)
         return sampler, DataLoader(
             views, config.batch_size // team.size, sampler=sampler, num_workers=config.num_workers,
             pin_memory=self.device.type == "cuda", persistent_workers=config.num_workers > 0,
@@ -365,7 +366,7 @@ class Training:
 # Command line
 
 # Settings of the networks and the memory: a run that goes on cannot change them.
-FIXED = ("use_memory", "use_feat_integrator", "use_spatial_memory", "use_votes", "gen_norm", "dis_norm", "img_size",
+FIXED = ("use_memory", "use_feat_integrator", "use_spatial_memory", "use_palette_classifier", "gen_norm", "dis_norm", "img_size",
          "width", "backbone", "mem_size", "top_k", "color_thres", "alpha")
 
 
@@ -391,7 +392,7 @@ def main(argv: list[str]) -> None:
     given = read_flags(TrainConfig, argv, "Learn the colors of the pictures in data_path/train.")
     config, saved = TrainConfig(**given), None
     if config.join:
-        join_all(config, given)
+        merge_checkpoints(config, given)
         return
     if config.resume or config.start_epoch:
         config.check()

@@ -19,14 +19,16 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.score import readers
-from colorizer.painter import Painter
-from config import ColorConfig
-from film.again import affected
-from film.parts import parts_folder
-from film.video import VideoFile
 from resources.draw_episodes import EPISODES
+
+from colorizer.predictor import Predictor
+from config import ColorConfig
+from fileio.images import write_image
+from film.io.video import VideoFile
+from film.render.incremental import affected
+from film.render.segments import segment_folder
 from test import color
-from utils import ArgumentParser, run_cli, write_image
+from utils import ArgumentParser, run_cli
 
 RESOURCES = Path(__file__).resolve().parents[1] / "resources"
 SHOTS, FRAMES, RATE = 100, 8, 24
@@ -80,8 +82,8 @@ def main(argv):
         plain = ColorConfig(input=film, output=output, checkpoint=checkpoint)
         added = ColorConfig(input=film, output=output, checkpoint=checkpoint, references=references)
         _, whole = timed(color, plain)
-        before, kept = output.read_bytes(), sum(path.stat().st_size for path in parts_folder(output).iterdir())
-        painter = Painter.load(checkpoint, references=references)
+        before, kept = output.read_bytes(), sum(path.stat().st_size for path in segment_folder(output).iterdir())
+        painter = Predictor.load(checkpoint, references=references)
         told, asking = timed(affected, painter, VideoFile(film), output)
         _, again = timed(color, added)
         _, back = timed(color, plain)

@@ -16,20 +16,22 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.quality import Pasted
-from colorizer.certainty import Known
-from colorizer.painter import Palette
+
+from colorizer.confidence import Confidence
+from colorizer.predictor import Palette
 from dataset import GRAY_SIZE
-from film.episode import color_film
-from film.plan import FilmPainter
-from film.video import VideoFile
-from utils import IMAGE_SUFFIXES, ArgumentParser, UserError, boolean, list_files, run_cli, select_device
+from fileio.images import IMAGE_SUFFIXES
+from film.analysis.plan import FilmPredictor
+from film.io.video import VideoFile
+from film.render.rendering import color_film
+from utils import ArgumentParser, UserError, boolean, list_files, run_cli, select_device
 
 SIZE = 128  # side of the pictures that colors are taken from
 NOTHING = Palette(None, [], [], torch.zeros(0))
 
 
-class Baseline(FilmPainter):
-    """A ``plan.FilmPainter`` by a function that takes Lab pictures (H, W, 3) and gives ab (N, S, S, 2)."""
+class Baseline(FilmPredictor):
+    """A ``plan.FilmPredictor`` by a function that takes Lab pictures (H, W, 3) and gives ab (N, S, S, 2)."""
 
     source, side = "none", GRAY_SIZE
 
@@ -41,7 +43,7 @@ class Baseline(FilmPainter):
 
     def paint(self, lightness, palette):
         ab = self._colors([cv2.merge([L, 0 * L, 0 * L]) for L in lightness])
-        return ab.astype(np.float32), Known.nothing(len(lightness))
+        return ab.astype(np.float32), Confidence.nothing(len(lightness))
 
 
 def one_color(ab):

@@ -4,7 +4,7 @@
 
 Times coloring PICTURES pictures of the bundled episode, and STEPS steps of training at 128 px, in processes of their
 own: alone, beside a loop that keeps one core busy, and beside another program that uses OpenMP on all cores. Each as
-the scripts do it, and with threads that spin as OpenMP lets them without ``colorizer/waiting.py``; in turn, so that
+the scripts do it, and with threads that spin as OpenMP lets them without ``colorizer/threads.py``; in turn, so that
 what else the machine does meets all. Prints the median seconds as a table in Markdown, each also beside ours alone.
 """
 
@@ -19,12 +19,13 @@ from io import StringIO
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import colorizer.waiting  # noqa: F401  before torch is imported
+import colorizer.threads  # noqa: F401  before torch is imported
 
 import torch
 
 from benchmarks.speed import film_pictures, our_step, step_settings
-from colorizer.painter import Painter
+
+from colorizer.predictor import Predictor
 from config import SAMPLE_FILM
 from dataset import ColorizationDataset
 from test import Evaluation, color_pictures
@@ -48,7 +49,7 @@ def seconds_of(checkpoint):
     """The seconds that (coloring, training) take in this process, after a first time that does not count."""
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(StringIO()):
         paths = film_pictures(SAMPLE_FILM, Path(folder), PICTURES)
-        painter = Painter.load(checkpoint)
+        painter = Predictor.load(checkpoint)
         pairs = [(path, Path(folder, "colored", path.name)) for path in paths]
         step = our_step(ColorizationDataset(paths, 128), step_settings(128), torch.device("cpu"))
         for count in (4, PICTURES):

@@ -8,7 +8,7 @@ whole film, with a training on 70 % of its shots (``dataset_generator.py --split
 the same. A pixel is right if it is within CIEDE2000 FAR of the truth, at the size that the networks paint.
 
 Prints the table of reliability, in BINS of what is said, and the expected calibration error: the mean distance of what
-is said from what is right. ``--fit True`` fits the constants of CertaintyConfig to these frames and prints them, and
+is said from what is right. ``--fit True`` fits the constants of CalibrationConfig to these frames and prints them, and
 the table is that with these; ``--figure`` draws the curve.
 """
 
@@ -23,12 +23,14 @@ from sklearn.linear_model import LogisticRegression
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.score import readers
-from colorizer import certainty
-from colorizer.painter import Painter
-from config import CertaintyConfig
+
+from colorizer import confidence as certainty
+from colorizer.metrics import FAR, color_differences, has_color
+from colorizer.predictor import Predictor
+from config import CalibrationConfig
 from dataset import resize, rgb_to_lab
-from utils import (
-    FAR, ArgumentParser, UserError, boolean, color_differences, is_color, positive, replace_when_done, run_cli)
+from fileio.atomic import atomic_write
+from utils import ArgumentParser, UserError, boolean, positive, run_cli
 
 BINS = 10
 
@@ -46,19 +48,19 @@ def places_of(painter, lab):
 def read_places(checkpoint, frames, every):
     """``places_of`` all of one of ``every`` frames, as one array (3, P). Raises UserError where nothing is remembered,
     and for frames without color."""
-    painter = Painter.load(checkpoint)
+    painter = Predictor.load(checkpoint)
     if not painter.looks_up:
         raise UserError(f"{checkpoint} has no spatial memory, so that it is never sure; train with use_spatial_memory "
                         "True")
     pictures = (read() for index, read in enumerate(readers(frames)) if index % every == 0)
-    found = [places_of(painter, rgb_to_lab(picture)) for picture in pictures if is_color(picture)]
+    found = [places_of(painter, rgb_to_lab(picture)) for picture in pictures if has_color(picture)]
     if not found:
         raise UserError(f"there is no picture in color in {frames}; name a film or a folder in color")
     return np.concatenate(found, 1)
 
 
 def fit(recalled, agreed, right, weight, config):
-    """A CertaintyConfig with the constants that explain best what is right: shares (P,), weighted."""
+    """A CalibrationConfig with the constants that explain best what is right: shares (P,), weighted."""
     logits = certainty.evidence(torch.from_numpy(recalled), torch.from_numpy(agreed), config.least)
     classes = np.repeat([1, 0], len(right))  # each place is right as far as it is, and else wrong
     model = LogisticRegression(C=np.inf).fit(np.tile(np.stack(logits, 1), (2, 1)), classes,
@@ -90,7 +92,7 @@ def draw(rows, path):
     axes.set(xlabel="said to be sure", xlim=(0, 1), ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend()
-    with replace_when_done(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=100)
 
 
@@ -106,7 +108,7 @@ def main(argv):
     found = [read_places(*pair, args.every) for pair in zip(args.pairs[::2], args.pairs[1::2], strict=True)]
     weight = np.concatenate([np.full(places.shape[1], 1 / places.shape[1]) for places in found])
     recalled, agreed, right = np.concatenate(found, 1)
-    config = CertaintyConfig()
+    config = CalibrationConfig()
     if args.fit:
         config = fit(recalled, agreed, right, weight, config)
         print(f"bias {config.bias:.3f}, memory {config.memory:.3f}, votes {config.votes:.3f}\n")

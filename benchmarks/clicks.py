@@ -16,10 +16,12 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from resources.draw_episodes import INK, PALETTE, draw_frame, effect_frames, frame_count
+
 from dataset import rgb_to_lab
 from editing.regions import Regions
-from resources.draw_episodes import INK, PALETTE, draw_frame, effect_frames, frame_count
-from utils import ArgumentParser, positive, run_cli, write_image
+from fileio.images import write_image
+from utils import ArgumentParser, positive, run_cli
 
 EPISODE, CLICKS = 2, 3
 AREAS = (40, 120, 400, 1500)  # pixels; smaller parts are not counted

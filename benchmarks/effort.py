@@ -5,7 +5,7 @@
 FILM has color, which counts as the truth: it is colored from its gray as test.py does. The frames that the program then
 suggests (``suggest_frames``, "color these next") get their true colors in place of a painter's and are added as
 references, the first k of the list made once, before anything is painted, since the program suggests them all at
-once; then the whole film is colored again, by a Painter loaded anew. Beside them, as many frames at equal steps: the
+once; then the whole film is colored again, by a Predictor loaded anew. Beside them, as many frames at equal steps: the
 middles of k equal parts of the film.
 
 Every so many frames are measured as score.py does (``--every``), painted ones among them, for who paints gets these,
@@ -20,14 +20,16 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.score import COLUMNS, measure, readers
-from colorizer.painter import Painter
-from config import FilmConfig
-from film.again import can_change
-from film.episode import color_film
-from film.report import suggest_frames
-from film.video import VideoFile
 from resources.draw_episodes import EPISODES
-from utils import ArgumentParser, positive, replace_when_done, run_cli
+
+from colorizer.predictor import Predictor
+from config import FilmConfig
+from fileio.atomic import atomic_write
+from film.io.video import VideoFile
+from film.render.incremental import can_change
+from film.render.rendering import color_film
+from film.report.html_report import suggest_frames
+from utils import ArgumentParser, positive, run_cli
 
 PAINTED = (0, 1, 2, 5, 10)
 WAYS = ("suggested", "equal steps")
@@ -41,7 +43,7 @@ def equal_steps(frames, count):
 
 def color(checkpoint, film, painted, output):
     """Color a film whose frames ``painted``, indices, are painted by the truth; returns the Records of its shots."""
-    painter, source, config = Painter.load(checkpoint), VideoFile(film), FilmConfig()
+    painter, source, config = Predictor.load(checkpoint), VideoFile(film), FilmConfig()
     if painted:
         painter.add_references([picture() for index, picture in enumerate(readers(film)) if index in painted])
     return color_film(painter, source, output, config, overwrite=not can_change(painter, source, output, config))
@@ -79,7 +81,7 @@ def draw(rows, path):
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     axes.legend()
-    with replace_when_done(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=100)
 
 

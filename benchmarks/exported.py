@@ -22,23 +22,25 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from resources.color_by_onnx import Exported
+
 from colorizer.export import export
-from colorizer.painter import Painter
-from colorizer.spatial import SpatialMemory
-from colorizer.votes import STRIDE, Voter
+from colorizer.memory.spatial_memory import SpatialMemory
+from colorizer.metrics import Scores
+from colorizer.palette_classifier import STRIDE, PaletteClassifier
+from colorizer.predictor import Predictor
 from config import ColorConfig, ExportConfig
 from dataset import L_SCALE, resize
-from film.episode import compare
-from film.video import VideoFile
-from resources.color_by_onnx import Exported
+from film.io.video import VideoFile
+from film.render.rendering import compare
 from test import color
-from utils import ArgumentParser, Scores, positive, run_cli
+from utils import ArgumentParser, positive, run_cli
 
 
 class WithRegions(Exported):
     """Exported networks with the regions that the program finds."""
 
-    def __init__(self, folder: Path, voter: Voter) -> None:
+    def __init__(self, folder: Path, voter: PaletteClassifier) -> None:
         super().__init__(folder)
         self.voter = voter
 
@@ -58,7 +60,7 @@ def nothing_carried() -> Iterator[None]:
 @contextmanager
 def no_regions() -> Iterator[None]:
     """Every place votes for itself."""
-    with patch.object(Voter, "regions", lambda self, lightness: torch.arange(lightness[0].numel()).expand(
+    with patch.object(PaletteClassifier, "regions", lambda self, lightness: torch.arange(lightness[0].numel()).expand(
             len(lightness), -1)):
         yield
 
@@ -96,7 +98,7 @@ def main(argv):
         for _, truth, painted in compare(film, VideoFile(output), config, args.every):
             frames.append(truth.picture())
             scores.add(painted.picture(), frames[-1])
-        painter = Painter.load(args.checkpoint, precision="fp32")
+        painter = Predictor.load(args.checkpoint, precision="fp32")
         export(ExportConfig(args.checkpoint, folder))
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{len(frames)} frames; the exported folder has {size / 1e6:.0f} MB\n")

@@ -29,16 +29,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import speed
-from colorizer.index import LOOK_STEPS, Index
-from colorizer.spatial import SpatialMemory, looks_of
+
+from colorizer.memory.frame_index import LOOK_STEPS, FrameIndex
+from colorizer.memory.spatial_memory import SpatialMemory, quantize_embeddings
 from config import FilmConfig, GeneratorConfig, SpatialConfig
 from dataset import ColorizationDataset
 from dataset_generator import generate
-from film.episode import color_film
-from film.video import VideoFile
+from fileio.atomic import atomic_write
+from film.io.video import VideoFile
+from film.render.rendering import color_film
 from networks import MemoryNetwork
 from train import TrainConfig
-from utils import ArgumentParser, UserError, replace_when_done, run_cli, select_device
+from utils import ArgumentParser, UserError, run_cli, select_device
 
 ROUNDS = 3
 IMG_SIZE = 128
@@ -133,13 +135,13 @@ def memory_reading(painter, device, rounds):
                              size_in_bytes=lambda slots: state_bytes(memories[slots])))
     memories.clear()
 
-    known, looks = {}, looks_of(torch.rand(8, frame_dim, device=device))
+    known, looks = {}, quantize_embeddings(torch.rand(8, frame_dim, device=device))
     for frames in SLOTS:
         config = SpatialConfig(grid=1, side=1)
         known[frames] = SpatialMemory(frame_dim, 1, 0, config).to(device)
         known[frames].resize(frames, frames if frames > config.inside else 0)
-        known[frames].features.copy_(looks_of(torch.rand(frames, frame_dim, device=device)) / LOOK_STEPS)
-        known[frames].index = Index.of(known[frames].features) if known[frames].archived else None
+        known[frames].features.copy_(quantize_embeddings(torch.rand(frames, frame_dim, device=device)) / LOOK_STEPS)
+        known[frames].index = FrameIndex.of(known[frames].features) if known[frames].archived else None
     yield from one_read(rows("spatial memory, choice for 8 frames", "frames", {
         frames: repeated(memory.nearest, looks) for frames, memory in known.items()}, rounds,
         size_in_bytes=lambda frames: known[frames].features.nbytes))
@@ -215,7 +217,7 @@ def main(argv):
                       file=sys.stderr)
     report = {"machine": speed.machine(device, ["auto"]), "film": args.film.name, "rounds": rounds,
               "seconds": round(time.monotonic() - started), "rows": lines}
-    with replace_when_done(args.output) as path:
+    with atomic_write(args.output) as path:
         path.write_text(json.dumps(report, indent=2) + "\n")
     print("{cpu}, {threads} threads, GPU: {gpu}, torch {torch}; ".format(**report["machine"])
           + f"{args.film.name}; medians of {rounds}\n{table(lines)}\nwritten to {args.output}")

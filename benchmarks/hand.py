@@ -20,17 +20,20 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.clicks import middle
 from benchmarks.score import COLUMNS, measure, readers
-from colorizer.painter import Painter
+from resources.draw_episodes import EPISODES
+
+from colorizer.metrics import color_differences
+from colorizer.predictor import Predictor
 from config import FilmConfig
 from dataset import lab_to_rgb, rgb_to_lab
 from editing.correction import Canvas, Correction
 from editing.palette import eyedropper
 from editing.regions import Regions
-from film.again import can_change
-from film.episode import color_film
-from film.video import VideoFile
-from resources.draw_episodes import EPISODES
-from utils import ArgumentParser, color_differences, picture_grid, positive, run_cli, write_image
+from fileio.images import picture_grid, write_image
+from film.io.video import VideoFile
+from film.render.incremental import can_change
+from film.render.rendering import color_film
+from utils import ArgumentParser, positive, run_cli
 
 WRONG = 6.0  # CIEDE2000 that a person sees at once
 SMALLEST = 60  # pixels; smaller wrong areas are left
@@ -106,7 +109,7 @@ def main(argv):
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "film.mp4"
         for number in range(args.rounds + 1):
-            painter, started = Painter.load(args.checkpoint), time.monotonic()
+            painter, started = Predictor.load(args.checkpoint), time.monotonic()
             if references:
                 painter.add_references(references)
             records = color_film(painter, film, output, config,

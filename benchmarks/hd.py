@@ -27,20 +27,21 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import colorizer.waiting  # noqa: F401  before torch is imported
+import colorizer.threads  # noqa: F401  before torch is imported
 
 import av
 
 import test
 from config import ColorConfig, FilmConfig
-from film import episode
-from film.encoding import FilmWriter
-from film.video import VideoFile, ahead
-from utils import ArgumentParser, UserError, positive, replace_when_done, run_cli
+from fileio.atomic import atomic_write
+from film.io.video import VideoFile, ahead
+from film.render import rendering as episode
+from film.render.writers import FilmWriter
+from utils import ArgumentParser, UserError, positive, run_cli
 
 FILM = Path(__file__).resolve().parents[1] / "resources" / "episode_2.mp4"
 STAGES: dict[str, list[tuple[Any, str]]] = {  # stage: (where its function is, its name)
-    "scan": [(episode, "scan")], "join": [(FilmWriter, "join")], "all": [(episode.FilmWork, "host")],
+    "scan": [(episode, "scan")], "join": [(FilmWriter, "join")], "all": [(episode.RenderJob, "host")],
     "measuring": [(test, "measure_film"), (test.Evaluation, "report")], "report": [(test, "explain_film")]}
 
 
@@ -163,7 +164,7 @@ def main(argv):
                 found.append({"lines": lines, "depth": depth, "frames": frames,
                               **measure(args.checkpoint, clip, Path(temporary), args.rounds)})
                 print(f"| {' | '.join(cells(found[-1]))} |", flush=True)
-    with replace_when_done(args.output) as path:
+    with atomic_write(args.output) as path:
         path.write_text(json.dumps({"film": args.film.name, "seconds": args.seconds, "rounds": args.rounds,
                                     "rows": found}, indent=2) + "\n")
 

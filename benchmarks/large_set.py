@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.speed import FILM, film_pictures
+
 from utils import ArgumentParser, UserError, run_cli
 
 DISTINCT = 200

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from colorizer.certainty import Known
-from colorizer.painter import Palette
+from colorizer.confidence import Confidence
+from colorizer.predictor import Palette
 from config import ColorConfig
-from film.plan import FilmPainter
-from film.video import VideoFile
+from film.analysis.plan import FilmPredictor
+from film.io.video import VideoFile
 from test import color_work
 from utils import ArgumentParser, UserError, run_cli
 
@@ -57,8 +57,8 @@ def draw(path, seconds):
     return path
 
 
-class OneColor(FilmPainter):
-    """A ``plan.FilmPainter``."""
+class OneColor(FilmPredictor):
+    """A ``plan.FilmPredictor``."""
 
     side, source, identity, remembers, names, grade = 128, "none", "one color", False, {}, None
 
@@ -66,7 +66,7 @@ class OneColor(FilmPainter):
         return Palette(None, [], [], torch.from_numpy(labs[0].ravel()[:1280].copy()))
 
     def paint(self, L, palette):
-        return np.full((len(L), 32, 32, 2), 20, np.float32), Known.nothing(len(L))
+        return np.full((len(L), 32, 32, 2), 20, np.float32), Confidence.nothing(len(L))
 
 
 def peak(path):

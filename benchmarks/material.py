@@ -30,14 +30,16 @@ from av.filter import Graph
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.score import readers, share_far
-from colorizer.painter import Painter
+
+from colorizer.metrics import color_differences
+from colorizer.predictor import Predictor
 from config import FilmConfig
 from dataset import resize, rgb_to_lab
-from film.episode import color_film
-from film.planes import planes_of
-from film.shots import find_gray_cuts
-from film.video import VideoFile
-from utils import ArgumentParser, UserError, color_differences, positive, run_cli
+from film.analysis.shot_detection import find_gray_cuts
+from film.io.planes import planes_of
+from film.io.video import VideoFile
+from film.render.rendering import color_film
+from utils import ArgumentParser, UserError, positive, run_cli
 
 FILM = Path(__file__).resolve().parents[1] / "resources" / "episode_2.mp4"
 WIDTH = 192
@@ -183,7 +185,7 @@ def measure(result: Path, truth: Path, every: int, across: float = 1,
     return {"ciede2000": float(np.mean(errors)), "far": share_far(np.array(errors)), "chroma": float(ours / true)}
 
 
-def colored(painter: Painter | None, source: Path) -> Path | None:
+def colored(painter: Predictor | None, source: Path) -> Path | None:
     """The colored film beside ``source``, NAME_gray.mkv; without a painter None if there is none."""
     result = source.with_name(source.name.replace("_gray.", "_colored."))
     if painter is not None:
@@ -194,7 +196,7 @@ def colored(painter: Painter | None, source: Path) -> Path | None:
     return result
 
 
-def measure_row(painter: Painter | None, film: Path, name: str, folder: Path, every: int) -> dict[str, float] | None:
+def measure_row(painter: Predictor | None, film: Path, name: str, folder: Path, every: int) -> dict[str, float] | None:
     """Make the film of one of ROWS, and measure what comes of it; None where it is still to be colored."""
     source = folder / f"{name.replace(' ', '_')}_gray.mkv"
     store(turned(film, ROWS[name].filters), source, VideoFile(film).rate)
@@ -202,7 +204,7 @@ def measure_row(painter: Painter | None, film: Path, name: str, folder: Path, ev
     return None if result is None else measure(result, film, every, ROWS[name].across)
 
 
-def measure_transition(painter: Painter | None, film: Path, kind: str, folder: Path) -> None:
+def measure_transition(painter: Predictor | None, film: Path, kind: str, folder: Path) -> None:
     """Print the row of one of TRANSITIONS."""
     truth, source, middles = folder / f"{kind}.mkv", folder / f"{kind}_gray.mkv", []
     store(joined(film, kind, middles), truth, VideoFile(film).rate)
@@ -225,7 +227,7 @@ def main(argv):
     args = parser.parse_args(argv)
     if args.checkpoint is None and args.keep is None:
         raise UserError("name a CHECKPOINT, or by --keep the folder of films that another program has colored")
-    painter, base = args.checkpoint and Painter.load(args.checkpoint), None
+    painter, base = args.checkpoint and Predictor.load(args.checkpoint), None
     with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.speed import FILM
+
 from config import GeneratorConfig, TrainConfig
 from dataset_generator import generate
 from train import train

@@ -39,17 +39,19 @@ from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.lpips import load_lpips
+
 from colorizer.backbone import Backbone, look
-from colorizer.painter import Painter, load_colorizer
-from colorizer.spatial import looks_of
+from colorizer.memory.spatial_memory import quantize_embeddings
+from colorizer.metrics import AB_PEAK, FAR, Scores, color_differences, psnr
+from colorizer.predictor import Predictor, load_colorizer
 from config import GeneratorConfig, TrainConfig
 from dataset import AB_SCALE, L_SCALE, color_feature, lab_to_rgb, resize, rgb_to_lab
 from dataset_generator import generate, split_shots
+from fileio.atomic import atomic_write
+from fileio.images import picture_grid, read_image, write_image
 from test import refuse_existing
 from train import train
-from utils import (
-    AB_PEAK, FAR, ArgumentParser, Scores, UserError, boolean, color_differences, picture_grid, psnr, read_image,
-    replace_when_done, run_cli, select_device, spread, write_image)
+from utils import ArgumentParser, UserError, boolean, run_cli, select_device, spread
 
 WAYS: dict[str, dict[str, Any]] = {  # the trainings, as settings of TrainConfig
     "gan": {"use_memory": False, "gen_norm": "batch", "dis_norm": "None"},
@@ -146,7 +148,7 @@ def spatial_alone(painter):
         L = torch.from_numpy(np.stack([resize(lab[..., 0], size, size) for lab in labs]))[:, None] / L_SCALE
         L = L.to(painter.device)
         keys = spatial.key(seen.places, L, torch.cat([L, L], 1) * 0)
-        hint = spatial.read(spatial.nearest(looks_of(seen.features)), keys)[:, :2]
+        hint = spatial.read(spatial.nearest(quantize_embeddings(seen.features)), keys)[:, :2]
         hint = F.interpolate(hint, (size, size), mode="bilinear", align_corners=False)
         return (hint * AB_SCALE).permute(0, 2, 3, 1).cpu().numpy()
 
@@ -181,7 +183,7 @@ def make_methods(rows, paths, folder, minutes, img_size, seed):
         "nearest": pasted}
     for name in set(rows) - set(methods):
         source = {"gan": "none", "full": "memory", "spatial": "memory"}.get(name, name)
-        painter = Painter(colorizers[ROWS[name][1]], device, source=source)
+        painter = Predictor(colorizers[ROWS[name][1]], device, source=source)
         methods[name] = spatial_alone(painter) if name == "spatial" else painter.predict
     return {name: methods[name] for name in rows}, {name: seconds[ROWS[name][1]] for name in rows}
 
@@ -315,7 +317,7 @@ def score_film(film, folder, args, lpips):
                                              "test_frames": len(tested), "rows": summary}
             print(f"\n{film.name}, {PROTOCOLS[protocol]}: {len(trained)} training frames, {len(tested)} test frames, "
                   f"{args.seeds} seeds of {args.minutes:g} minutes at {args.img_size} px\n{table(summary)}", flush=True)
-            with replace_when_done(folder / "quality.json") as path:  # after each protocol: the next may take an hour
+            with atomic_write(folder / "quality.json") as path:  # after each protocol: the next may take an hour
                 path.write_text(json.dumps(report, indent=2) + "\n")
     print(f"\nwritten to {folder}")
 

@@ -19,7 +19,7 @@ if __name__ == "__main__" and "PIN" in os.environ:  # before any library counts 
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[int(os.environ["LOCAL_RANK"])]})
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import colorizer.waiting  # noqa: F401  before torch is imported
+import colorizer.threads  # noqa: F401  before torch is imported
 
 import itertools
 import json
@@ -32,7 +32,9 @@ import av
 import cv2
 
 import test
+
 from resources.draw_episodes import FPS, HEIGHT, WIDTH, draw_frame, frame_count, shot_starts
+
 from utils import ArgumentParser, positive, run_cli
 
 WAYS = {  # name: (ranks, 0 for a plain command; whether each has but one core)

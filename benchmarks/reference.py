@@ -16,10 +16,10 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from colorizer.backbone import BUILT_IN
-from dataset import AB_BINS, AB_SCALE, GRAY_SIZE, L_SCALE, N_BINS, NEIGHBORS, SIGMA, gray_image, resize, rgb_to_lab
-from networks import MemoryNetwork, Style
+from dataset import AB_BINS, AB_SCALE, GRAY_SIZE, L_SCALE, NEIGHBORS, N_BINS, SIGMA, backbone_input, resize, rgb_to_lab
+from fileio.images import read_image
+from networks import MemoryNetwork, StyleMLP
 from training.learner import color_loss, discriminator_loss, generator_loss
-from utils import read_image
 
 _SEARCH = NearestNeighbors(n_neighbors=NEIGHBORS, algorithm="brute").fit(AB_BINS)
 
@@ -44,7 +44,7 @@ def read_batch(paths, ids, img_size):
     picture = torch.from_numpy(small).permute(0, 3, 1, 2)
     return {"L": picture[:, :1] / L_SCALE, "ab": picture[:, 1:] / AB_SCALE, "image_id": torch.tensor(ids),
             "color_feature": torch.from_numpy(np.stack([color_feature(lab[..., 1:]) for lab in small])),
-            "gray": gray_image(torch.from_numpy(large) / L_SCALE)}
+            "gray": backbone_input(torch.from_numpy(large) / L_SCALE)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ class Generator(nn.Module):
         self.downs = nn.ModuleList(nn.Conv2d(i, o, 4, 2, 1) for i, o in zip([1] + down[:-1], down, strict=True))
         self.ups = nn.ModuleList(nn.ConvTranspose2d(i, o, 4, 2, 1) for i, o in zip(ins, up, strict=True))
         self.output = nn.ConvTranspose2d(2 * width, 2, 4, 2, 1)
-        self.style = Style(down[1:-1] + up, style_hidden)
+        self.style = StyleMLP(down[1:-1] + up, style_hidden)
 
     def forward(self, L, advice, places=None):
         styles = iter(self.style(*advice))
@@ -98,7 +98,7 @@ class Discriminator(nn.Module):
         self.middle = nn.ModuleList([nn.Conv2d(width, 2 * width, 4, 2, 1), nn.Conv2d(2 * width, 4 * width, 4, 2, 1),
                                      nn.Conv2d(4 * width, 8 * width, 4, 1, 1)])
         self.last = nn.Conv2d(8 * width, 1, 4, 1, 1)
-        self.style = Style([2 * width, 4 * width, 8 * width], style_hidden)
+        self.style = StyleMLP([2 * width, 4 * width, 8 * width], style_hidden)
 
     def forward(self, L, ab, color_feature):
         x = F.leaky_relu(self.first(lay_out(torch.cat([2 * L - 1, ab], 1), color_feature)), 0.2)

@@ -20,12 +20,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.score import readers, share_far
-from colorizer.matching import Grade
-from colorizer.painter import Painter
-from dataset import lab_to_rgb, resize, rgb_to_lab
-from film.shots import find_gray_cuts
 from resources.draw_episodes import PALETTE, draw_frame
-from utils import ArgumentParser, color_differences, run_cli, write_image
+
+from colorizer.adaptation.reference_grading import Grade
+from colorizer.metrics import color_differences
+from colorizer.predictor import Predictor
+from dataset import lab_to_rgb, resize, rgb_to_lab
+from fileio.images import write_image
+from film.analysis.shot_detection import find_gray_cuts
+from utils import ArgumentParser, run_cli
 
 EPISODE = 2
 FILM = Path(__file__).resolve().parents[1] / "resources" / f"episode_{EPISODE}.mp4"
@@ -102,7 +105,7 @@ def main(argv):
         "a faded source": ([FADED(picture) for picture in middles.values()], truths),
         "one of another source": ([VIVID(fifth)], truths), "one of a faded source": ([FADED(fifth)], truths),
         "corrected": (corrected, [correct(picture, index) for index, picture in others.items()])}
-    loaded = Painter.load(args.checkpoint)
+    loaded = Predictor.load(args.checkpoint)
     print("| references | matched | CIEDE2000 | > 10 | chroma |\n|---|---|---|---|---|")
     for name, (pictures, truth) in rows.items():
         for index, picture in enumerate(pictures if args.keep else []):

@@ -10,7 +10,7 @@ Prints a table in Markdown with a row for RESULT: what ``Scores`` measures, and 
 TRUTH is that episode of resources/draw_episodes.py, of which each pixel is known: so the characters' bodies
 (``draw_frame`` with ``mask_of``, without outlines, face and clothes) are measured alone, since the mean over a picture
 is that of its background, and a second table has each character. If TRUTH is a film, every frame of it is read for CDC
-and warping error, the means over its shots by their frames (``film.steadiness``).
+and warping error, the means over its shots by their frames (``film.report.consistency``).
 """
 
 import itertools
@@ -23,15 +23,16 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.lpips import load_lpips
-from dataset import resize, rgb_to_lab
-from film.planes import planes_of
-from film.shots import find_gray_cuts
-from film.steadiness import CDC, WarpError
-from film.video import read_frames
 from resources.draw_episodes import EPISODES, HEIGHT, PALETTE, WIDTH, draw_frame, frame_count
-from utils import (
-    FAR, IMAGE_SUFFIXES, ArgumentParser, Scores, UserError, color_differences, is_color, list_files, positive,
-    read_image, run_cli)
+
+from colorizer.metrics import FAR, Scores, color_differences, has_color
+from dataset import resize, rgb_to_lab
+from fileio.images import IMAGE_SUFFIXES, read_image
+from film.analysis.shot_detection import find_gray_cuts
+from film.io.planes import planes_of
+from film.io.video import read_frames
+from film.report.consistency import CDC, WarpError
+from utils import ArgumentParser, UserError, list_files, positive, run_cli
 
 COLUMNS = {  # name: (title, format)
     "ciede2000": ("CIEDE2000", ".2f"), "far": ("share > 10", ".1%"), "bodies": ("bodies", ".2f"),
@@ -85,7 +86,7 @@ def measure(result, truth, every=12, episode=None, lpips=None):
     scores, bodies, distances, in_color, index = Scores(), {}, [], False, 0
     for index, ours, true in pairs(result, truth, every):
         scores.add(ours, true)
-        in_color = in_color or is_color(true)
+        in_color = in_color or has_color(true)
         if lpips and min(true.shape[:2]) >= 32:  # AlexNet sees nothing in smaller ones
             distances.append(lpips(ours, true))
         if episode:

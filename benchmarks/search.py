@@ -5,8 +5,8 @@
 One training on a film serves both protocols of quality.py, on frames that it does not look at: those at 1/8, 3/8, 5/8
 and 7/8 of the shots that are trained on, and of the shots that another draw (SEED) holds out. NAME is a constant of
 SpatialConfig, with each value of which the spatial memory is filled and read anew; ``trust`` or ``temperature`` of
-VotesConfig, with each value of which votes are joined anew; or a flag of train.py or a constant of LearningConfig or
-VotesConfig, with each value of which all is trained again. Without --vary, READING is tried.
+PaletteClassifierConfig, with each value of which votes are joined anew; or a flag of train.py or a constant of TrainingConstants or
+PaletteClassifierConfig, with each value of which all is trained again. Without --vary, READING is tried.
 
 Prints the mean CIEDE2000 for each film and protocol, a line as soon as it is known, as a table in Markdown.
 """
@@ -22,8 +22,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.quality import PROTOCOLS, film_frames, measure, split_frames
-from colorizer.painter import Painter, load_colorizer
-from config import LearningConfig, SpatialConfig, TrainConfig, VotesConfig
+
+from colorizer.predictor import Predictor, load_colorizer
+from config import PaletteClassifierConfig, SpatialConfig, TrainConfig, TrainingConstants
 from dataset import ColorizationDataset
 from train import train
 from training.preparation import remember
@@ -33,9 +34,9 @@ FRAMES, SEED = 9, 3  # of each shot; the shots that quality.py holds out are tho
 READING = ["frames=4,16", "variety=0.25,0.75", "sharpness=15.0,60.0", "discord=0.01,0.05", "lightness=1.0,4.0",
            "position=0.0,0.3", "color=2.0,8.0", "carried=1,4", "unlike=0.25,1.0", "unlit=50.0,400.0",
            "choice=5.0,80.0"]
-SPATIAL, LEARNING = ({f.name for f in fields(kind)} for kind in (SpatialConfig, LearningConfig))
+SPATIAL, LEARNING = ({f.name for f in fields(kind)} for kind in (SpatialConfig, TrainingConstants))
 JOINING = {"trust", "temperature"}
-VOTES = {f.name for f in fields(VotesConfig)} - SPATIAL
+VOTES = {f.name for f in fields(PaletteClassifierConfig)} - SPATIAL
 FLAGS = {f.name for f in fields(TrainConfig) if "help" in f.metadata}
 
 
@@ -43,7 +44,7 @@ def parse(text):
     """NAME=VALUE,VALUE as the name and its values, numbers."""
     name, _, values = text.partition("=")
     if name not in SPATIAL | LEARNING | VOTES | FLAGS:
-        raise UserError(f"{name} is no constant of SpatialConfig, LearningConfig or VotesConfig and no flag of "
+        raise UserError(f"{name} is no constant of SpatialConfig, TrainingConstants or PaletteClassifierConfig and no flag of "
                         f"train.py; correct --vary {text}")
     try:
         return name, [float(value) if "." in value else int(value) for value in values.split(",")]
@@ -74,7 +75,7 @@ class Case:
 
     def score(self, colorizer):
         """Mean CIEDE2000 over the test frames, one for each of PROTOCOLS."""
-        predict = Painter(colorizer, self.device).predict
+        predict = Predictor(colorizer, self.device).predict
         return [measure({"full": predict}, self.tested[protocol], self.args.img_size)[0]["full"]["ciede2000"]
                 for protocol in PROTOCOLS]
 
@@ -105,7 +106,7 @@ class Case:
             return self.join_with(name, value)
         if name in SPATIAL:
             return self.read_with(name, value)
-        kinds = {"learning": (LEARNING, LearningConfig), "votes": (VOTES, VotesConfig)}
+        kinds = {"learning": (LEARNING, TrainingConstants), "votes": (VOTES, PaletteClassifierConfig)}
         settings = next(({part: kind(**{name: value})} for part, (names, kind) in kinds.items() if name in names),
                         {name: value})
         return self.score(self.trained(f"{name}_{value}", **settings))

@@ -7,7 +7,7 @@ knows few, and lets a process of its own load each and color the first seconds o
 repeated; their features those of shots, of which each is a random direction with 20 frames around it, so that what is
 chosen, and read, is spread over the file. Linux only.
 
-- start: seconds of load_painter.
+- start: seconds of load_predictor.
 - choice: milliseconds of SpatialMemory.nearest for 8 frames, neighbors of a shot and of 8 shots; median of 21.
 - resident: most memory in GB (VmHWM), with everything, when the film is colored.
 """
@@ -23,20 +23,22 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import colorizer.waiting  # noqa: F401  before torch is imported
+import colorizer.threads  # noqa: F401  before torch is imported
 
 import torch
 import torch.nn.functional as F
 from benchmarks import speed
-from colorizer.archive import FIELDS, write_archive
-from colorizer.painter import load_painter
-from colorizer.spatial import looks_of
-from config import FilmConfig, PainterConfig, TrainConfig
+
+from colorizer.memory.frame_archive import FIELDS, write_archive
+from colorizer.memory.spatial_memory import quantize_embeddings
+from colorizer.predictor import load_predictor
+from config import FilmConfig, PredictorConfig, TrainConfig
 from dataset import ColorizationDataset
-from film.episode import color_film
-from film.video import VideoFile
+from fileio.checkpoints import save_checkpoint
+from film.io.video import VideoFile
+from film.render.rendering import color_film
 from networks import MemoryNetwork
-from utils import ArgumentParser, UserError, run_cli, save_checkpoint, select_device
+from utils import ArgumentParser, UserError, run_cli, select_device
 
 IMG_SIZE, PICTURES, SHOT = 128, 16, 20  # SHOT: frames
 ROUNDS = 21
@@ -91,7 +93,7 @@ def status(name):
 def measure(checkpoint, film, seconds):
     """In a process of its own: {figure: value} of a checkpoint."""
     began = time.monotonic()
-    painter = load_painter(PainterConfig(checkpoint=checkpoint))
+    painter = load_predictor(PredictorConfig(checkpoint=checkpoint))
     found, choice = {"start": time.monotonic() - began}, {}
     with tempfile.TemporaryDirectory() as folder:
         color_film(painter, VideoFile(film), Path(folder) / "colored.mp4", FilmConfig(end=seconds))
@@ -100,7 +102,7 @@ def measure(checkpoint, film, seconds):
     size = len(spatial.features)
     for name, slots in (("of one shot", numbers % size), ("of 8 shots", numbers * (size // 8))):
         looks, taken = spatial.features[slots].float(), []
-        looks = looks_of(looks + 0.01 * torch.rand(looks.shape).to(looks))
+        looks = quantize_embeddings(looks + 0.01 * torch.rand(looks.shape).to(looks))
         for _ in range(ROUNDS):
             began = time.perf_counter()
             spatial.nearest(looks)

@@ -39,17 +39,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import reference
-from colorizer.painter import Painter
-from config import FilmConfig, GeneratorConfig, LearningConfig, TrainConfig
+
+from colorizer.predictor import Predictor
+from config import FilmConfig, GeneratorConfig, TrainConfig, TrainingConstants
 from dataset import GRAY_SIZE, ColorizationDataset, color_feature, resize, rgb_to_lab
 from dataset_generator import generate
-from film.episode import color_film
-from film.video import VideoFile
+from fileio.atomic import atomic_write
+from fileio.images import write_image
+from film.io.video import VideoFile
+from film.render.rendering import color_film
 from networks import ColorConv
+from training.augmentation import TrainingViews, ViewSampler
 from training.learner import Learner
 from training.preparation import fit_model_config, remember, see_all
-from training.views import TrainingViews, ViewSampler
-from utils import ArgumentParser, UserError, autocast, replace_when_done, run_cli, select_device, write_image
+from utils import ArgumentParser, UserError, autocast, run_cli, select_device
 
 FILM = Path(__file__).resolve().parents[1] / "resources" / "episode_2.mp4"
 ROUNDS = 3
@@ -57,7 +60,7 @@ SIZES = 128, 256
 WIDTH, BATCH = 64, 8  # of the paper
 STYLE_HIDDEN = 6144  # width of the hidden layers from which the reference takes its styles
 PICTURES = 24  # frames of the film to train on
-PAPER = {"use_spatial_memory": False, "dis_every": 1, "mislead": 0.0}
+PAPER = {"use_spatial_memory": False, "dis_every": 1, "conditioning_dropout": 0.0}
 SET_SIZES = 1_000, 10_000
 CLIP_SECONDS, REFERENCE_FRAMES = 5, 16  # how much of the film is colored by ours and by the reference
 MATRIX = 2048  # side of the large matrices
@@ -152,7 +155,7 @@ def our_step(data, config, device):
     learner = Learner(config, fit_model_config(config, len(data)), device)
     cast = partial(autocast, device, config.precision)
     features = see_all(data, learner.colorizer, cast)
-    batches = iter(DataLoader(TrainingViews(data, config.learning, config.mislead), config.batch_size,
+    batches = iter(DataLoader(TrainingViews(data, config.learning, config.conditioning_dropout), config.batch_size,
                               sampler=ViewSampler(data, 10**5 // len(data), config.seed)))
 
     def step():
@@ -217,7 +220,7 @@ def step_with(count, device):
     learner = Learner(config, fit_model_config(config, count), device)
     fill_memory(learner.colorizer.memory)
     features = torch.rand(count, learner.colorizer.memory.encoder.in_features, device=device)
-    views = TrainingViews(data, LearningConfig())
+    views = TrainingViews(data, TrainingConstants())
     batches = iter(DataLoader(views, BATCH, sampler=ViewSampler(data, 10**5 // count, 0)))
 
     def step():
@@ -268,7 +271,7 @@ def memory_of_training(paths):
 
 
 def make_painter(data, config, device, precision):
-    """A Painter of an untrained colorizer that remembers the pictures."""
+    """A Predictor of an untrained colorizer that remembers the pictures."""
     cast = partial(autocast, device)
     learner = Learner(config, fit_model_config(config, len(data)), device)
     memory = learner.colorizer.memory
@@ -277,7 +280,7 @@ def make_painter(data, config, device, precision):
             remember(data, learner.colorizer, cast)
         memory.update(memory.query(see_all(data, learner.colorizer, cast)), data.color_features.to(device),
                       torch.tensor(data.ids))
-    return Painter(learner.colorizer.eval(), device, precision)
+    return Predictor(learner.colorizer.eval(), device, precision)
 
 
 def coloring(film, paths, device, rounds, folder):
@@ -351,7 +354,7 @@ def main(argv):
                 print(f"{line['figure']}: ratio {line['ratio']:.2f}", file=sys.stderr)
     report = {"machine": machine(device, precisions), "film": args.film.name, "rounds": rounds,
               "seconds": round(time.monotonic() - started), "rows": rows}
-    with replace_when_done(args.output) as path:
+    with atomic_write(args.output) as path:
         path.write_text(json.dumps(report, indent=2) + "\n")
     print("{cpu}, {threads} threads, GPU: {gpu}, torch {torch}; ".format(**report["machine"])
           + f"{args.film.name}; medians of {rounds}\n{table(rows)}\nwritten to {args.output}")

@@ -19,19 +19,22 @@ from pathlib import Path
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import colorizer.waiting  # noqa: F401  before torch is imported
+import colorizer.threads  # noqa: F401  before torch is imported
 
 import numpy as np
 import torch
 
 from benchmarks.speed import machine
-from colorizer import between, flow, motion, painter, spatial, votes
+
+from colorizer import palette_classifier as votes, predictor as painter
 from colorizer.backbone import Backbone
 from colorizer.colorizer import Colorizer
+from colorizer.memory import spatial_memory as spatial
+from colorizer.warping import in_betweens as between, optical_flow as flow, optical_flow_gpu as motion
 from config import FilmConfig
-from film import episode
-from film.scan import scan
-from film.video import VideoFile
+from film.analysis.first_pass import scan
+from film.io.video import VideoFile
+from film.render import rendering as episode
 from networks import Generator
 from utils import ArgumentParser, positive, run_cli
 
@@ -40,13 +43,13 @@ STAGES = {
     "first pass, the rest": (episode, "scan"),
     "backbone, 224 px": (Backbone, "forward"),
     "backbone, look of the voter": (Colorizer, "maps_of"),
-    "votes": (votes.Voter, "forward"),
-    "regions (CPU)": (votes.Voter, "regions"),
-    "which drawings are painted": (between.Between, "__init__"),
-    "colors of the others": (between.Between, "colors"),
-    "what is known of these": (between.Between, "known"),
+    "votes": (votes.PaletteClassifier, "forward"),
+    "regions (CPU)": (votes.PaletteClassifier, "regions"),
+    "which drawings are painted": (between.InBetweens, "__init__"),
+    "colors of the others": (between.InBetweens, "colors"),
+    "what is known of these": (between.InBetweens, "known"),
     "generator": (Generator, "forward"),
-    "votes and generator joined": (votes.Voter, "join"),
+    "votes and generator joined": (votes.PaletteClassifier, "join"),
     "keys": (spatial.SpatialMemory, "key"),
     "frames to read": (spatial.SpatialMemory, "nearest"),
     "optical flow (CPU)": (flow.Flow, "__call__"),
@@ -54,8 +57,8 @@ STAGES = {
     "colors carried": (spatial.SpatialMemory, "carry"),
     "colors looked up": (spatial.SpatialMemory, "read"),
     "what is known": (Colorizer, "_known"),
-    "the rest of painting": (painter.Painter, "look_and_paint"),
-    "colors steadied": (flow.SteadyColors, "__call__"),
+    "the rest of painting": (painter.Predictor, "predict_with_embeddings"),
+    "colors steadied": (flow.TemporalFilter, "__call__"),
     "chroma at the film's size": (episode, "finish"),
 }
 
@@ -104,7 +107,7 @@ def waits(painter_, film, seconds):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
-        painter_.look_and_paint(np.stack(frames), plan.shots[0].palette)
+        painter_.predict_with_embeddings(np.stack(frames), plan.shots[0].palette)
         torch.cuda.set_sync_debug_mode("default")
     return Counter(f"{Path(each.filename).name}:{each.lineno}" for each in caught if "synchroniz" in str(each.message))
 
@@ -117,7 +120,7 @@ def main(argv):
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="of the networks")
     args = parser.parse_args(argv)
     started = time.perf_counter()
-    ours = painter.Painter.load(args.checkpoint, precision=args.precision)
+    ours = painter.Predictor.load(args.checkpoint, precision=args.precision)
     loaded = time.perf_counter() - started
     color(ours, args.film, 1)  # warm
     clock = Clock(ours.device)

@@ -23,15 +23,16 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from colorizer.certainty import Known
-from colorizer.painter import Painter
-from config import FilmConfig, SteadyConfig
+from colorizer.confidence import Confidence
+from colorizer.metrics import ciede2000, has_color
+from colorizer.predictor import Predictor
+from config import FilmConfig, TemporalFilterConfig
 from dataset import rgb_to_lab
-from film.episode import color_film
-from film.planes import planes_of
-from film.steadiness import CDC, WarpError
-from film.video import VideoFile, ahead, frame_rate, open_video, read_frames
-from utils import ArgumentParser, UserError, ciede2000, is_color, run_cli
+from film.io.planes import planes_of
+from film.io.video import VideoFile, ahead, frame_rate, open_video, read_frames
+from film.render.rendering import color_film
+from film.report.consistency import CDC, WarpError
+from utils import ArgumentParser, UserError, run_cli
 
 ROWS = ("result", "frame by frame", "truth")
 
@@ -45,7 +46,7 @@ def read_shots(colored):
 
 
 class Alone:
-    """A ``plan.FilmPainter`` that gives each frame a palette of its own."""
+    """A ``plan.FilmPredictor`` that gives each frame a palette of its own."""
 
     def __init__(self, painter):
         self._painter = painter
@@ -56,16 +57,16 @@ class Alone:
     def through(self, response):
         return Alone(self._painter.through(response))
 
-    def look_and_paint(self, lightness, palette):
+    def predict_with_embeddings(self, lightness, palette):
         labs = [cv2.merge([L, 0 * L, 0 * L]) for L in lightness]
-        each = [self._painter.look_and_paint(lab[None, ..., 0], self._painter.palette([lab])) for lab in labs]
+        each = [self._painter.predict_with_embeddings(lab[None, ..., 0], self._painter.palette([lab])) for lab in labs]
         ab, known, looks = zip(*each, strict=True)
-        return np.concatenate(ab), Known(*map(np.concatenate, zip(*known, strict=True))), np.concatenate(looks)
+        return np.concatenate(ab), Confidence(*map(np.concatenate, zip(*known, strict=True))), np.concatenate(looks)
 
 
 def color_alone(painter, film, shots, target):
     """Color the part of a film that ``shots`` are of, each frame by itself, and encode it as test.py does."""
-    film, alone = VideoFile(film), SteadyConfig(keep=0.0)  # nothing is left of the frame before
+    film, alone = VideoFile(film), TemporalFilterConfig(keep=0.0)  # nothing is left of the frame before
     start, end = (time - float(film.start) for time in (shots[0]["start_time"], shots[-1]["end_time"]))
     color_film(Alone(painter), film, target, FilmConfig(start=start, end=end, steady=alone))
 
@@ -82,7 +83,7 @@ def compare(film, colored, by_itself, shots):
     """What ``measure`` returns, by the films of the rows."""
     with open_video(film) as (_, stream):
         begin, every = round(shots[0]["start_time"] / stream.time_base), max(1, round(frame_rate(stream)))
-    values, weights, distances, has_color = [], [], [], False
+    values, weights, distances, in_color = [], [], [], False
     with (closing(ahead(read_frames(film, begin), 8)) as sources, closing(ahead(read_frames(colored), 8)) as results,
           closing(ahead(read_frames(by_itself), 8)) as others,
           tqdm(total=shots[-1]["end_frame"], unit=" frames", disable=None) as bar):
@@ -99,8 +100,8 @@ def compare(film, colored, by_itself, shots):
                 for cdc, picture in zip(cdcs, pictures, strict=True):
                     cdc.add(picture)
                 warp.add(source.luma(*size), *pictures)
-                if index % every == every // 2 and is_color(pictures[2]):
-                    has_color = True
+                if index % every == every // 2 and has_color(pictures[2]):
+                    in_color = True
                     *labs, truth = map(rgb_to_lab, pictures)
                     distances.append([ciede2000(lab, truth) for lab in labs])
             if not shot["kept"]:
@@ -111,7 +112,7 @@ def compare(film, colored, by_itself, shots):
     values, weights = np.array(values), np.array(weights)[:, None, None] * np.isfinite(values)
     cdc, warp = np.nansum(values * weights, 0) / weights.sum(0)
     rows = {name: {"cdc": c, "warp_error": w} for name, c, w in zip(ROWS, cdc, warp, strict=True)}
-    if not has_color:
+    if not in_color:
         del rows["truth"]
     else:
         for name, distance in zip(ROWS, [*np.mean(distances, 0), 0.0], strict=True):
@@ -138,7 +139,7 @@ def main(argv):
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to run the networks")
     args = parser.parse_args(argv)
     shots = read_shots(args.colored)
-    painter = Painter.load(args.checkpoint, device=args.device)
+    painter = Predictor.load(args.checkpoint, device=args.device)
     print(table(measure(painter, args.film, args.colored, shots)))
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from config import BACKBONES
-from dataset import GRAY_SIZE, IMAGENET_MEAN, IMAGENET_STD, L_SCALE, gray_image, resize
+from dataset import GRAY_SIZE, IMAGENET_MEAN, IMAGENET_STD, L_SCALE, backbone_input, resize
 from networks import channels_last
 from utils import UserError, autocast, upload
 
@@ -46,7 +46,7 @@ TIMM = "timm/"  # in front of timm's own name of a network
 BATCH = {"cuda": 8}  # cuDNN plans anew for each number of pictures, in each thread: longer than to look at some more
 
 
-class Seen(NamedTuple):
+class Features(NamedTuple):
     """What the backbone sees of N pictures."""
 
     features: torch.Tensor  # (N, D), of the whole picture
@@ -236,13 +236,13 @@ class Backbone(nn.Module):
         return _unit(self._run(gray)[0])
 
     @torch.no_grad()
-    def forward(self, gray: torch.Tensor) -> Seen:
+    def forward(self, gray: torch.Tensor) -> Features:
         """gray (N, 3, H, W), ImageNet-normalized -> what is Seen of it, on G = ``grid`` places along a side. A place's
         features are the three coarsest ``maps``; a picture's are the mean over the network's last map."""
         maps, last = self._run(gray)
         size = (self.grid, self.grid)
         places = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in _unit(maps[-3:])]
-        return Seen(last.float().mean((2, 3)), torch.cat(places, 1))
+        return Features(last.float().mean((2, 3)), torch.cat(places, 1))
 
     def _run(self, gray):
         """The maps as the network has them, from fine to coarse, and its last map; a multiple of BATCH is looked at."""
@@ -285,11 +285,11 @@ def _read_weights(path):
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def look(backbone: Backbone, lightness: Iterable[np.ndarray], device: torch.device, precision: str = "auto") -> Seen:
+def look(backbone: Backbone, lightness: Iterable[np.ndarray], device: torch.device, precision: str = "auto") -> Features:
     """What the backbone sees of pictures of any size, L (H, W) in [0, 100] each."""
     L = np.stack([resize(plane, GRAY_SIZE, GRAY_SIZE) for plane in lightness])
     with autocast(device, precision):
-        return backbone(gray_image(upload(L, device)[:, None] / L_SCALE))
+        return backbone(backbone_input(upload(L, device)[:, None] / L_SCALE))
 
 
 _torchvision_schemas = None  # must live as long as torchvision is used

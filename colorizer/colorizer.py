@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from colorizer import certainty
-from colorizer.backbone import Backbone, Dims, Seen, Weights, dims_of
-from colorizer.certainty import Known
-from colorizer.spatial import SpatialMemory, looks_of
-from colorizer.votes import Voter, in_parts, moved
-from config import CertaintyConfig, ModelConfig, restore
-from dataset import gray_image, shrink
-from networks import Advice, FeatureIntegrator, Generator, MemoryNetwork, Recall
+from colorizer import confidence as certainty
+from colorizer.backbone import Backbone, Dims, Features, Weights, dims_of
+from colorizer.confidence import Confidence
+from colorizer.memory.spatial_memory import SpatialMemory, quantize_embeddings
+from colorizer.palette_classifier import PaletteClassifier, in_parts, moved
+from config import CalibrationConfig, ModelConfig, restore
+from dataset import backbone_input, shrink
+from networks import Conditioning, FeatureIntegrator, Generator, MemoryMatches, MemoryNetwork
 
 
 class Colorizer(nn.Module):
@@ -24,7 +24,7 @@ class Colorizer(nn.Module):
     def __init__(self, config: ModelConfig, backbone_weights: Weights = False) -> None:
         """``backbone_weights`` as for Backbone; False when a state dict is loaded next."""
         super().__init__()
-        self.config, self.certainty = config, CertaintyConfig()
+        self.config, self.certainty = config, CalibrationConfig()
         dims = dims_of(config.backbone) if config.use_memory else Dims(0, ())
         place_dim = dims.place if config.use_spatial_memory else 0
         self.generator = Generator(config.gen_norm, config.width, place_dim, config.img_size, config.spatial.grid)
@@ -36,40 +36,40 @@ class Colorizer(nn.Module):
         if config.use_spatial_memory:
             self.spatial = SpatialMemory(dims.frame, place_dim, config.spatial_size, config.spatial,
                                          config.archived)
-        if config.use_votes:
+        if config.use_palette_classifier:
             if not config.use_spatial_memory:
                 raise ValueError("votes need the places of a spatial memory")
-            self.voter = Voter(dims.maps, config.votes)
+            self.voter = PaletteClassifier(dims.maps, config.votes)
 
-    def recall(self, features: torch.Tensor) -> Recall:
+    def recall(self, features: torch.Tensor) -> MemoryMatches:
         """Backbone features (N, D) -> the 3 best slots (fewer in a memory of fewer slots)."""
         return self.memory.read(self.memory.query(features), FeatureIntegrator.TOP)
 
-    def advise(self, recall: Recall, rank: int | None = None) -> Advice:
+    def advise(self, recall: MemoryMatches, rank: int | None = None) -> Conditioning:
         """What the generator is told of the colors, by what the memory recalled.
 
         ``rank`` 1, 2 or 3 takes that slot (the best one where it is empty); None takes the integrator's combination
         where there is an integrator (with the score of the best slot), else the best slot.
         """
         if rank is None and self.config.use_feat_integrator:
-            return Advice(self.integrator(recall.values, recall.scores), recall.scores[:, 0])
+            return Conditioning(self.integrator(recall.values, recall.scores), recall.scores[:, 0])
         place = min(rank or 1, recall.values.shape[1]) - 1
         slot = torch.where(recall.scores[:, place].isfinite(), place, 0)[:, None]
-        return Advice(recall.values.take_along_dim(slot[:, :, None], 1)[:, 0],
+        return Conditioning(recall.values.take_along_dim(slot[:, :, None], 1)[:, 0],
                       recall.scores.take_along_dim(slot, 1)[:, 0])
 
     def maps_of(self, L: torch.Tensor) -> list[torch.Tensor]:
         """The backbone's maps that the voter sees of pictures, L (N, 1, H, H) in [0, 1], H the size of its look."""
-        return self.backbone.maps(gray_image(L))
+        return self.backbone.maps(backbone_input(L))
 
     def vote(self, L: torch.Tensor) -> torch.Tensor:
         """The votes (N, K, G, G) for the colors of pictures, L as for ``maps_of``."""
         parts = zip(*(in_parts(x) for x in (L, *self.maps_of(L))), strict=True)
         return torch.cat([self.voter(maps, L) for L, *maps in parts])
 
-    def forward(self, L: torch.Tensor, advice: Advice | None = None, seen: Seen | None = None,
+    def forward(self, L: torch.Tensor, advice: Conditioning | None = None, seen: Features | None = None,
                 remember: bool = True,
-                shown: Callable[[int], np.ndarray] | None = None) -> tuple[torch.Tensor, Known | None]:
+                shown: Callable[[int], np.ndarray] | None = None) -> tuple[torch.Tensor, Confidence | None]:
         """L (N, 1, S, S) in [0, 1], S = ``config.side`` -> ab (N, 2, S, S) in [-1, 1], and what is Known of G x G
         places, each of 2 x 2 of the votes, else those of the spatial memory; None where that is not read.
 
@@ -91,7 +91,7 @@ class Colorizer(nn.Module):
         ab = F.interpolate(guess, L.shape[2:], mode="bilinear", align_corners=False)
         if not remember:
             return ab, None
-        keys, nearest = self.spatial.key(seen.places, L, guess), self.spatial.nearest(looks_of(seen.features))
+        keys, nearest = self.spatial.key(seen.places, L, guess), self.spatial.nearest(quantize_embeddings(seen.features))
         carried = self.spatial.carry(nearest, keys, L, shown)
         certain = F.adaptive_avg_pool2d(carried[:, 2], self.config.spatial.grid)
         hint = self.spatial.read(nearest, keys, certain.flatten(1) < self.config.spatial.certain)
@@ -99,7 +99,7 @@ class Colorizer(nn.Module):
         return ab, self._known(ab, joint, hint[:, 2], carried[:, 2])
 
     def _join(self, guess, votes):
-        """``Voter.join`` of guesses and votes; of the joint votes, the means over 2 x 2 places, which are enough to
+        """``PaletteClassifier.join`` of guesses and votes; of the joint votes, the means over 2 x 2 places, which are enough to
         tell what is Known, in a quarter of the time."""
         joined = [self.voter.join(*part) for part in zip(in_parts(guess), in_parts(votes), strict=True)]
         return torch.cat([ab for ab, _ in joined]), torch.cat([F.avg_pool2d(joint.float(), 2) for _, joint in joined])
@@ -114,7 +114,7 @@ class Colorizer(nn.Module):
             else:
                 recalled = certainty.recalled(hint, carried, joint.shape[2])
                 agreed = certainty.agreed(joint, self.voter.palette, ab)
-            return Known(recalled, agreed, certainty.sure(recalled, agreed, self.certainty))
+            return Confidence(recalled, agreed, certainty.sure(recalled, agreed, self.certainty))
 
 
 def model_config_of(content: dict[str, Any]) -> ModelConfig:

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from colorizer import detail
 from colorizer.colorizer import Colorizer
-from colorizer.painter import load_colorizer
-from colorizer.votes import STRIDE, moved
+from colorizer.palette_classifier import STRIDE, moved
+from colorizer.predictor import load_colorizer
+from colorizer.warping import upsampling as detail
 from config import ExportConfig, read_flags
-from dataset import AB_BINS, AB_SCALE, GRAY_SIZE, L_SCALE, N_BINS, gray_image
-from networks import Advice, FeatureIntegrator
+from dataset import AB_BINS, AB_SCALE, GRAY_SIZE, L_SCALE, N_BINS, backbone_input
+from networks import Conditioning, FeatureIntegrator
 from utils import UserError, run_cli
 
 FORMAT, OPSET = 1, 18
@@ -114,7 +114,7 @@ class Look(nn.Module):
         self.backbone, self.memory = colorizer.backbone, colorizer.memory
 
     def forward(self, L: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        features, places, _ = self.backbone(gray_image(L))
+        features, places, _ = self.backbone(backbone_input(L))
         return features, places, self.memory.query(features)
 
 
@@ -127,7 +127,7 @@ class Paint(nn.Module):
 
     def forward(self, L: torch.Tensor, color_feature: torch.Tensor, score: torch.Tensor,
                 places: torch.Tensor | None = None) -> torch.Tensor:
-        return self.generator(L, Advice(color_feature, score), places)
+        return self.generator(L, Conditioning(color_feature, score), places)
 
 
 class Vote(nn.Module):
@@ -138,7 +138,7 @@ class Vote(nn.Module):
         self.backbone, self.voter = colorizer.backbone, colorizer.voter
 
     def forward(self, L: torch.Tensor, guess: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
-        votes = self.voter(self.backbone.maps(gray_image(L)), L, regions.flatten(1))
+        votes = self.voter(self.backbone.maps(backbone_input(L)), L, regions.flatten(1))
         return self.voter.join(guess, votes)[0]
 
 
@@ -173,7 +173,7 @@ def graphs_of(colorizer: Colorizer) -> dict[str, Graph]:
                                                             "scores": torch.zeros(n, top)}, ("color_feature",))
     seen = {"places": places} if config.use_spatial_memory else {}
     graphs["generator"] = Graph(Paint(colorizer), {"L": L, **advice, **seen}, ("ab",))
-    if config.use_votes:
+    if config.use_palette_classifier:
         look, votes = config.votes.look, config.votes.look // STRIDE
         graphs["voter"] = Graph(Vote(colorizer), {"L": torch.zeros(n, 1, look, look), "guess": guess, "regions":
                                                   torch.zeros(n, votes, votes, dtype=torch.int64)}, ("ab",))

@@ -4,15 +4,15 @@ import shlex
 import shutil
 from pathlib import Path
 
+from editing.jobs import PredictorCache
 from editing.project import Project
-from editing.work import Painters
-from film.found import link
-from film.panel import memory_pictures
-from film.report import Report, write_report
+from film.analysis.detected_shots import link
+from film.report.html_report import Report, write_report
+from film.report.memory_video import memory_pictures
 from utils import UserError
 
 
-def export(project: Project, painters: Painters) -> Path:
+def export(project: Project, painters: PredictorCache) -> Path:
     """Write what is taken away into the project's folder export/; returns that. The film is the one that test.py writes
     with the same checkpoint and references. Raises UserError before the film is colored."""
     records = project.records()

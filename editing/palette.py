@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from sklearn.cluster import KMeans
 
-from colorizer.painter import Painter
+from colorizer.predictor import Predictor
 from dataset import lab_to_rgb, rgb_to_lab
 from editing.regions import Point
 from utils import UserError, spread
@@ -85,13 +85,13 @@ def shaded(color: str, L: np.ndarray, flat: float) -> np.ndarray:
     return reached[..., None] * (ab / chroma)
 
 
-def remembered(painter: Painter, slot: int) -> np.ndarray:
+def remembered(painter: Predictor, slot: int) -> np.ndarray:
     """The picture that a painter's spatial memory keeps in a slot: RGB uint8 (S, S, 3)."""
     codes = painter.colorizer.spatial.kept("pictures", [slot])[0].cpu().numpy()
     return cv2.cvtColor(codes, cv2.COLOR_Lab2RGB)
 
 
-def palette_of(painter: Painter, count: int = 40) -> list[Swatch]:
+def palette_of(painter: Predictor, count: int = 40) -> list[Swatch]:
     """The distinct colors that a painter remembers, at most ``count``, by their shares.
 
     Colors of at most PICTURES frames, spread evenly, are counted in small cells of Lab, and the cells clustered by the

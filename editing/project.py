@@ -26,16 +26,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from colorizer.archive import open_archive
-from colorizer.response import Response
+from colorizer.adaptation.film_response import FilmResponse
+from colorizer.memory.frame_archive import open_archive
+from colorizer.metrics import has_color
 from editing.palette import lab_of
-from film.encoding import OUTPUT_SUFFIXES
-from film.parts import Records
-from film.plan import Plan
-from film.video import VideoFile, is_film
-from utils import (
-    IMAGE_SUFFIXES, UserError, is_color, list_files, load_checkpoint, natural_key, only_one, read_image,
-    replace_when_done, save_checkpoint, write_image)
+from fileio.atomic import atomic_write, exclusive_lock
+from fileio.checkpoints import load_checkpoint, save_checkpoint
+from fileio.images import IMAGE_SUFFIXES, read_image, write_image
+from film.analysis.plan import Plan
+from film.io.encoding import OUTPUT_SUFFIXES
+from film.io.video import VideoFile, is_video
+from film.report.records import Records
+from utils import UserError, list_files, natural_key
 
 PROJECT_FORMAT = 1
 MOST = 2000  # files of the given folders that are offered
@@ -111,7 +113,7 @@ class Found:
         return self.pictures[min(len(self.pictures) - 1, round(frame / self.every))]
 
 
-class Reach:
+class AllowedPaths:
     """The folders and files that may be read: a path from a page must lie in one of them."""
 
     def __init__(self, given: Sequence[str | Path]) -> None:
@@ -161,10 +163,10 @@ class Project:
             except (OSError, ValueError, TypeError, KeyError, AttributeError, UserError) as error:
                 raise UserError(f"{path} is not that of a project of this version ({error}); mend it or name another "
                                 "--project") from error
-        self.reach = Reach([self.folder, *given])
+        self.reach = AllowedPaths([self.folder, *given])
 
     def save(self) -> None:
-        with replace_when_done(self.folder / "project.json") as temporary:
+        with atomic_write(self.folder / "project.json") as temporary:
             temporary.write_text(_plain(self.facts), encoding="utf-8")
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -185,7 +187,7 @@ class Project:
         if self.facts.film and Path(self.facts.film) != path:
             raise UserError(f"the project {self.folder} colors {Path(self.facts.film).name}; name another --project "
                             "for another film")
-        if not is_film(path):
+        if not is_video(path):
             raise UserError(f"{path.name} is no video that FFmpeg reads; choose another")
         self.facts.film = str(path)
         self.save()
@@ -208,7 +210,7 @@ class Project:
         content = load_checkpoint(path)
         if (frames := open_archive(path, content)) is not None:
             frames.bring(self.folder)
-        with replace_when_done(ours) as temporary:
+        with atomic_write(ours) as temporary:
             shutil.copyfile(path, temporary)
 
     @property
@@ -249,7 +251,7 @@ class Project:
     def remember(self, frame: int, rgb: np.ndarray) -> Correction:
         """Keep a painted frame, RGB uint8 (H, W, 3), as a reference. One of the same frame that is there already is
         taken back. Raises UserError when it has no color."""
-        if not is_color(rgb):
+        if not has_color(rgb):
             raise UserError("the frame has no color yet; paint it and try again")
         for earlier in [each for each in self.facts.corrections if each.frame == frame]:
             self.take_back(earlier.file)
@@ -284,14 +286,14 @@ class Project:
         self.save()
 
     def reference_pictures(self, more: Mapping[int, np.ndarray] | None = None) -> list[np.ndarray]:
-        """The remembered frames in the order in which ``colorizer.painter.read_references`` reads them, [] if there is
+        """The remembered frames in the order in which ``colorizer.predictor.read_references`` reads them, [] if there is
         none; with those of ``more``, {number of the frame: RGB uint8}, as if they were remembered, too."""
         paths = list_files(self.references, IMAGE_SUFFIXES) if self.references.is_dir() else []
         named: dict[str, Any] = {path.name: path for path in paths} | {
             reference_name(frame): rgb for frame, rgb in (more or {}).items()}
         pictures = [read_image(item) if isinstance(item, Path) else item
                     for _, item in sorted(named.items(), key=lambda pair: natural_key(pair[0]))]
-        return [picture for picture in pictures if is_color(picture)]
+        return [picture for picture in pictures if has_color(picture)]
 
     # -----------------------------------------------------------------------------------------------------------------
     # Records
@@ -334,7 +336,7 @@ class Project:
         try:
             if content["film"] != self.facts.film:
                 return None
-            response = content["response"] and Response.of(content["response"])
+            response = content["response"] and FilmResponse.of(content["response"])
             pts = array("q", content["pts"].tolist())
             return Records(Plan(pts, 1, [], False, np.zeros((0, 2), np.float32), response), content["records"])
         except (KeyError, TypeError, AttributeError) as error:
@@ -374,7 +376,7 @@ class Project:
                 return target
             number += 1
             target = target.with_name(f"{number}_{name or 'file'}")
-        with replace_when_done(target) as temporary:
+        with atomic_write(target) as temporary:
             shutil.copyfile(path, temporary)
         return target
 
@@ -391,7 +393,7 @@ def open_project(folder: Path, given: Sequence[str | Path] = ()) -> Iterator[Pro
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(only_one(lock, f"another studio works on {folder}; close it or name another --project"))
+            stack.enter_context(exclusive_lock(lock, f"another studio works on {folder}; close it or name another --project"))
             for path in folder.rglob(".*.partial.*"):  # left by a program that was killed while writing
                 path.unlink()
         except OSError as error:

@@ -11,14 +11,14 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from colorizer.certainty import Known
-from colorizer.painter import Palette
-from colorizer.response import Response
+from colorizer.adaptation.film_response import FilmResponse
+from colorizer.confidence import Confidence
+from colorizer.predictor import Palette
 from config import RecolorConfig
 from dataset import resize
 from editing.palette import LIGHT, lab_of, shaded
 from editing.regions import nearest
-from film.plan import FilmPainter
+from film.analysis.plan import FilmPredictor
 
 
 class Change(NamedTuple):
@@ -81,10 +81,10 @@ def _shares(ab, L, alike, config):
     return np.where(edge, np.maximum(alike, share), alike), np.where(edge & ~line, thing[..., 0] / LIGHT, L)
 
 
-class Recolored(FilmPainter):
+class Recolored(FilmPredictor):
     """What another painter paints, after changes."""
 
-    def __init__(self, painter: FilmPainter, changes: Sequence[Change], response: Response | None = None) -> None:
+    def __init__(self, painter: FilmPredictor, changes: Sequence[Change], response: FilmResponse | None = None) -> None:
         self.painter, self.changes, self.response = painter, list(changes), response
         self.source = painter.source
         for change in self.changes:
@@ -100,27 +100,27 @@ class Recolored(FilmPainter):
     def side(self) -> int:
         return self.painter.side
 
-    def respond(self, lightness: Sequence[np.ndarray]) -> Response | None:
+    def respond(self, lightness: Sequence[np.ndarray]) -> FilmResponse | None:
         return self.painter.respond(lightness)
 
-    def through(self, response: Response | None) -> "Recolored":
+    def through(self, response: FilmResponse | None) -> "Recolored":
         return Recolored(self.painter.through(response), self.changes, response)
 
     def palette(self, labs: Sequence[np.ndarray]) -> Palette:
         return self.painter.palette(labs)
 
-    def paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Known]:
-        return self.look_and_paint(lightness, palette)[:2]
+    def paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence]:
+        return self.predict_with_embeddings(lightness, palette)[:2]
 
-    def look_and_paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Known, np.ndarray]:
-        ab, known, looks = self.painter.look_and_paint(lightness, palette)
+    def predict_with_embeddings(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence, np.ndarray]:
+        ab, known, looks = self.painter.predict_with_embeddings(lightness, palette)
         height, width = ab.shape[1:3]
         seen = [L if self.response is None else self.response(L) for L in lightness]
         return np.stack([recolored(each, resize(L, height, width), self.changes)
                          for each, L in zip(ab, seen, strict=True)]), known, looks
 
-    def recall_again(self, palette: Palette) -> Palette:
-        return self.painter.recall_again(palette)
+    def requery_palette(self, palette: Palette) -> Palette:
+        return self.painter.requery_palette(palette)
 
     def reading(self, palette: Palette, looks: np.ndarray) -> str:
         return self.painter.reading(palette, looks)

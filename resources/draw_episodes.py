@@ -14,8 +14,9 @@ import av
 import cv2
 import numpy as np
 
+from fileio.atomic import atomic_write
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from utils import replace_when_done
 
 FPS, WIDTH, HEIGHT = 24, 640, 360
 WORLD = (1200, 540)  # width, height of a background
@@ -731,7 +732,7 @@ def tune(episode):
 
 def write_episode(episode, path, crf=20):
     """Write an episode as H.264 with AAC sound; the file appears whole or not at all."""
-    with replace_when_done(path) as temporary, av.open(str(temporary), "w", options={"movflags": "faststart"}) as film:
+    with atomic_write(path) as temporary, av.open(str(temporary), "w", options={"movflags": "faststart"}) as film:
         video = film.add_stream("libx264", rate=FPS, options={"crf": str(crf), "preset": "slow", "tune": "animation",
                                                                "g": "240"})
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"

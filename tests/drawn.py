@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 
 import train
-from colorizer.certainty import Known
-from colorizer.painter import Palette
-from film.plan import FilmPainter
-from film.planes import planes_of
+from colorizer.confidence import Confidence
+from colorizer.predictor import Palette
+from fileio.images import write_image
+from film.analysis.plan import FilmPredictor
+from film.io.planes import planes_of
 from training import preparation
 from training.runs import Run
-from utils import write_image
 
 # A program that holds the lock on a file until it reads a line.
 HOLD_LOCK = """
@@ -120,8 +120,8 @@ def times_and_sound(path):
     return times, sound, size
 
 
-class StubPainter(FilmPainter):
-    """Takes the place of test.Painter: colors by the mean lightness of the shot and of the frame, and counts."""
+class StubPainter(FilmPredictor):
+    """Takes the place of test.Predictor: colors by the mean lightness of the shot and of the frame, and counts."""
 
     side, source, identity = 64, "memory", "stub"
 
@@ -143,7 +143,7 @@ class StubPainter(FilmPainter):
         ab = np.empty((len(L), 16, 16, 2), np.float32)
         ab[..., 0] = palette.color_feature[0, 0].item() - 50
         ab[..., 1] = (L.mean((1, 2)) - 50)[:, None, None]
-        return ab, Known(*np.full((3, len(L), 2, 2), 0.25, np.float32))
+        return ab, Confidence(*np.full((3, len(L), 2, 2), 0.25, np.float32))
 
 
 def draw_shots(path, shots, size=(128, 96), hold=1, options=None, codec="libx264", rate=12, pix_fmt="yuv420p", noise=0):

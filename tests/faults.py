@@ -22,8 +22,9 @@ import torch._dynamo  # noqa: F401  which every optimizer imports, in seconds: h
 from drawn import be_quick, draw_dataset
 
 import train
+from fileio.checkpoints import load_checkpoint
 from training import learner
-from utils import load_checkpoint, run_cli
+from utils import run_cli
 
 EPOCHS = 3
 WAITS = 300  # seconds, for a training of some; then it is killed

@@ -10,13 +10,15 @@ import torch
 from drawn import draw_dataset, draw_picture
 
 import dataset
-from config import LearningConfig, TrainConfig
-from dataset import ColorizationDataset, cached, key_of
+from config import TrainConfig, TrainingConstants
+from dataset import ColorizationDataset
+from fileio import record_cache
+from fileio.images import write_image
+from fileio.record_cache import cached, key_of
 from train import main
+from training.augmentation import TrainingViews
 from training.learner import Learner
 from training.preparation import fit_model_config, remember, see_all
-from training.views import TrainingViews
-from utils import write_image
 
 FIELDS = [("number", "i8", ()), ("line", "u1", (3,))]
 
@@ -84,7 +86,7 @@ def test_a_damaged_file_is_mended(tmp_path, keys, budget):
     size = len(whole) // 4
     damages = {"cut": (whole[:-1], [3]), "empty": (b"", [0, 1, 2, 3]),
                "no cache": (b"something else" * 40, [0, 1, 2, 3])}
-    for place in (0, dataset._CHECKSUM, size - 1, 2 * size + dataset._CHECKSUM + dataset._KEY):  # a bit of one record
+    for place in (0, record_cache._CHECKSUM, size - 1, 2 * size + record_cache._CHECKSUM + record_cache._KEY):  # a bit of one record
         data = bytearray(whole)
         data[place] ^= 1
         damages[f"bit at {place}"] = (bytes(data), [place // size])
@@ -155,7 +157,7 @@ def test_pictures_are_prepared_once(folder, decoded, monkeypatch):
     again, mapped = ColorizationDataset(folder, 128), ColorizationDataset(folder, 128, cache_gb=900e3 / 1e9)
     assert len(decoded) == 5 and same(first, again) and same(first, mapped)
     assert [isinstance(records, np.memmap) for records, _ in kinds] == [False, False, True]  # 5 * 198 kB are more
-    views = [TrainingViews(data, LearningConfig())[2, 7] for data in (first, mapped)]
+    views = [TrainingViews(data, TrainingConstants())[2, 7] for data in (first, mapped)]
     assert all(torch.equal(torch.as_tensor(views[0][name]), torch.as_tensor(views[1][name])) for name in views[0])
     assert same(first, ColorizationDataset(first.paths, 128)) and len(decoded) == 10  # a list has no folder to keep in
 

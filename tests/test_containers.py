@@ -10,13 +10,14 @@ import pytest
 from av.stream import Disposition
 from drawn import StubPainter, draw_film, draw_picture
 
-from dataset_generator import find_videos
-from film import video
-from film.encoding import OUTPUT_SUFFIXES
-from film.episode import color_film
-from film.video import VideoFile, find_films, open_video
+from dataset_generator import list_videos
+from fileio.images import write_image
+from film.io import video
+from film.io.encoding import OUTPUT_SUFFIXES
+from film.io.video import VideoFile, find_videos, open_video
+from film.render.rendering import color_film
 from test import find_work
-from utils import UserError, write_image
+from utils import UserError
 
 
 def frames_of(path):
@@ -56,7 +57,7 @@ def test_ffmpeg_tells_what_is_a_film(tmp_path, capsys):
     (tmp_path / "release.nfo").write_text("\x1b[1mdrawn\x1b[0m by \x1b[2mhand\n" * 9)
     (tmp_path / "damaged.mxf").write_text("no film")  # which its name calls one
     films = ["damaged.mxf", "episode", "film.mkv", "Folge 2.bak"]
-    assert [path.name for path in find_films(tmp_path)] == films
+    assert [path.name for path in list_videos(tmp_path)] == films
     assert [path.name for path in find_videos(tmp_path)] == films
     pictures, work = find_work(tmp_path, tmp_path / "out")
     assert [film.name for film, _ in work] == films and [path.name for path, _ in pictures] == ["still.png"]

@@ -12,7 +12,8 @@ from skimage.color import lab2rgb, rgb2lab
 
 from dataset import (
     AB_BINS, AB_SCALE, ColorizationDataset, color_feature, lab_to_rgb, resize, rgb_to_lab, shrink, soft_encode)
-from utils import UserError, image_ids, read_image, write_image
+from fileio.images import read_image, write_image
+from utils import UserError, image_ids
 
 
 def dense_encoding(ab):

@@ -21,12 +21,13 @@ from scenedetect.detectors import AdaptiveDetector, ContentDetector
 import dataset_generator as generator
 from config import GeneratorConfig
 from dataset_generator import split_shots
-from film import figures
-from film.planes import Coding, Planes, plane_array
-from film.shots import (
+from fileio.images import read_image
+from film.analysis.shot_detection import (
     ChangeDetector, FramePool, HistogramDetector, checksum, detect_shots, frame_positions, small_picture)
-from film.video import VideoFile
-from utils import UserError, read_image
+from film.io.planes import Coding, Planes, plane_array
+from film.io.video import VideoFile
+from film.report import shot_figures as figures
+from utils import UserError
 
 SCRIPT = Path(generator.__file__)
 RED, GREEN, BLUE, WHITE = (20, 20, 220), (20, 70, 20), (220, 40, 30), (255, 255, 255)  # BGR

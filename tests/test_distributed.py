@@ -15,11 +15,12 @@ import pytest
 import torch
 from drawn import draw_dataset
 
+from fileio.checkpoints import load_checkpoint
 from networks import SharedBatchNorm
 from train import main
 from training import distributed
-from training.distributed import Team
-from utils import UserError, load_checkpoint
+from training.distributed import ProcessGroup
+from utils import UserError
 
 STEPS = 5  # in two of which the discriminator learns
 WAYS = {"memory": {}, "gan": {"use_memory": False, "use_feat_integrator": False, "gen_norm": "batch",
@@ -119,7 +120,7 @@ def test_torchrun_ends_with_an_error_when_a_process_is_killed(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
                Path(distributed.__file__).parents[1] / "train.py", "--data_path", data_path, "--save_path",
                tmp_path / "run", "--width", "4", "--batch_size", "4", "--end_epoch", "100000", "--device", "cpu",
-               "--use_votes", "False"]
+               "--use_palette_classifier", "False"]
     with (open(tmp_path / "printed", "w") as printed, subprocess.Popen(
             command, stdout=printed, stderr=printed, env={**os.environ, "OMP_NUM_THREADS": "1"}) as job):
         try:
@@ -145,7 +146,7 @@ def rank_of(process):
 
 def test_a_team_of_one_changes_nothing():
     x = torch.rand(4, 3)
-    with Team(torch.device("cpu")) as team:
+    with ProcessGroup(torch.device("cpu")) as team:
         assert team.leader and team.gather(x) is x and torch.equal(team.mine(x), x) and team.mean(x) is x
         assert team.largest(1.5, True) == (1.5, True)
     norm, plain = SharedBatchNorm(3), torch.nn.BatchNorm2d(3)
@@ -157,7 +158,7 @@ def test_more_processes_than_gpus_are_a_users_error(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="as many processes as GPUs"):
-        Team(torch.device("cuda"))
+        ProcessGroup(torch.device("cuda"))
 
 
 if __name__ == "__main__":

@@ -8,16 +8,18 @@ from drawn import draw_film
 
 from benchmarks import effort
 from benchmarks.effort import equal_steps, gains, main
-from colorizer.certainty import Known
-from colorizer.painter import Palette
+
+from colorizer.confidence import Confidence
+from colorizer.predictor import Palette
 from dataset import on_video, rgb_to_lab
-from film.plan import FilmPainter
-from utils import UserError, read_image
+from fileio.images import read_image
+from film.analysis.plan import FilmPredictor
+from utils import UserError
 
 SHOTS = [((200, 60, 40), 24), ((20, 60, 20), 12), ((90, 200, 250), 14)]  # color, frames; L of their luma is 42, 18, 71
 
 
-class Copier(FilmPainter):
+class Copier(FilmPredictor):
     """Paints each frame in the color of the reference that is as light, else gray. Its doubt is equal everywhere, and
     no two lightnesses look alike."""
 
@@ -36,13 +38,13 @@ class Copier(FilmPainter):
 
     def paint(self, lightness, palette):
         colors = [next((ab for light, ab in self.known if abs(light - L.mean()) < 5), np.zeros(2)) for L in lightness]
-        known = Known(*np.full((3, len(lightness), 1, 1), 0.5))
+        known = Confidence(*np.full((3, len(lightness), 1, 1), 0.5))
         return np.float32(colors)[:, None, None].repeat(16, 1).repeat(16, 2), known
 
 
 @pytest.fixture
 def film(tmp_path, monkeypatch):
-    monkeypatch.setattr(effort.Painter, "load", lambda checkpoint: Copier())
+    monkeypatch.setattr(effort.Predictor, "load", lambda checkpoint: Copier())
     path = tmp_path / "film.mp4"
     with av.open(str(path), "w") as output:
         stream = output.add_stream("libx264", rate=24)

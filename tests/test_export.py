@@ -13,12 +13,14 @@ from drawn import draw_picture
 from colorizer.backbone import look
 from colorizer.colorizer import Colorizer
 from colorizer.export import graphs_of, main
-from colorizer.painter import Painter
-from colorizer.spatial import SpatialMemory, looks_of
-from colorizer.votes import Voter
-from config import ModelConfig, SpatialConfig, VotesConfig
+from colorizer.memory.spatial_memory import SpatialMemory, quantize_embeddings
+from colorizer.palette_classifier import PaletteClassifier
+from colorizer.predictor import Predictor
+from config import ModelConfig, PaletteClassifierConfig, SpatialConfig
 from dataset import color_feature, lab_to_tensors, resize, rgb_to_lab
-from utils import UserError, read_image, save_checkpoint, write_image
+from fileio.checkpoints import save_checkpoint
+from fileio.images import read_image, write_image
+from utils import UserError
 
 SIZE, KNOWN, OWN = 128, 12, 4  # pixels, known pictures, and the one of them that the user added
 FOREIGN = ("torch", "torchvision", "scipy", "skimage", "sklearn", "av", "PIL", "onnx")  # packages the sample needs not
@@ -28,7 +30,7 @@ def untrained(**settings):
     """A Colorizer of small networks that have not learned, and that knows pictures."""
     torch.manual_seed(0)
     config = ModelConfig(img_size=SIZE, width=4, mem_size=KNOWN, spatial_size=KNOWN, spatial=SpatialConfig(side=SIZE),
-                         votes=VotesConfig(look=128, colors=6, axes=5), **settings)
+                         votes=PaletteClassifierConfig(look=128, colors=6, axes=5), **settings)
     colorizer = Colorizer(config, None if config.use_memory else False).eval()
     labs = [rgb_to_lab(draw_picture(seed)) for seed in range(KNOWN)]
     if config.use_memory:
@@ -42,7 +44,7 @@ def untrained(**settings):
         spatial.pinned[OWN] = True
         L, ab = (torch.cat(x) for x in zip(*(lab_to_tensors(resize(lab, SIZE, SIZE)) for lab in labs), strict=True))
         spatial.write(torch.arange(KNOWN), seen, L, ab, torch.arange(KNOWN), 0.2 * ab)
-    if config.use_votes:
+    if config.use_palette_classifier:
         colorizer.voter.projection.normal_()
         colorizer.voter.palette.uniform_(-60, 60)
     return colorizer
@@ -65,7 +67,7 @@ def export(checkpoint, folder):
 
 @pytest.fixture(scope="module")
 def colorizer():
-    return untrained(use_votes=True, use_feat_integrator=True)
+    return untrained(use_palette_classifier=True, use_feat_integrator=True)
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +126,10 @@ def test_the_sample_colors_as_the_program_does(colorizer, folder, sample, source
     if source == "memory":
         del exported.graphs["integrator"]
     monkeypatch.setattr(SpatialMemory, "carry", lambda self, nearest, keys, L, shown: L.expand(-1, 3, -1, -1) * 0)
-    monkeypatch.setattr(Voter, "regions", lambda self, lightness: torch.arange(lightness[0].numel()).expand(
+    monkeypatch.setattr(PaletteClassifier, "regions", lambda self, lightness: torch.arange(lightness[0].numel()).expand(
         len(lightness), -1))
     pictures = [draw_picture(seed, size) for seed, size in ((OWN, (96, 64)), (20, (300, 180)), (21, (150, 150)))]
-    expected = Painter(colorizer, torch.device("cpu"), "fp32", source).colorize(pictures)
+    expected = Predictor(colorizer, torch.device("cpu"), "fp32", source).colorize(pictures)
     for picture, x, y in zip(pictures, expected, exported.color(pictures), strict=True):
         assert x.shape == y.shape == picture.shape and np.ptp(x.astype(int) - picture, (0, 1)).min() > 5
         assert np.abs(x.astype(int) - y).max() <= 1
@@ -136,7 +138,7 @@ def test_the_sample_colors_as_the_program_does(colorizer, folder, sample, source
 def test_the_sample_chooses_the_frames_of_the_program(colorizer, folder, sample):
     exported, features = sample["Exported"](folder), np.random.default_rng(0).random((6, 1280), np.float32)
     features[1] = colorizer.spatial.features[OWN]
-    expected = colorizer.spatial.nearest(looks_of(torch.from_numpy(features)))
+    expected = colorizer.spatial.nearest(quantize_embeddings(torch.from_numpy(features)))
     frames, preferred = exported.nearest(features)
     assert frames.tolist() == expected.slots.tolist() and preferred.astype(bool).tolist() == expected.preferred.tolist()
     assert preferred.any() and not preferred.all()

@@ -21,13 +21,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import utils
 from config import FilmConfig, GeneratorConfig
 from dataset_generator import scan_film
-from film import video
-from film.episode import color_film
-from film.video import VideoFile
-from utils import UserError, load_checkpoint, read_image
+from fileio import checkpoints
+from fileio.checkpoints import load_checkpoint
+from fileio.images import read_image
+from film.io import video
+from film.io.video import VideoFile
+from film.render.rendering import color_film
+from utils import UserError
 
 CASES = int(os.environ.get("FUZZ_CASES", 25))
 fuzz = settings(max_examples=CASES, deadline=None, database=None, derandomize=True,
@@ -231,7 +233,7 @@ def test_a_list_of_other_files_is_no_video(tmp_path):
 def checkpoint_bytes():
     file = BytesIO()
     content = {"weights": {"a": torch.arange(60.0).view(6, 10), "b": torch.ones(3, dtype=torch.float16)},
-               "format": utils.CHECKPOINT_FORMAT, "epoch": 3, "names": ["x", None, 2.5]}
+               "format": checkpoints.CHECKPOINT_FORMAT, "epoch": 3, "names": ["x", None, 2.5]}
     torch.save(content, file)
     return file.getvalue()
 
@@ -242,7 +244,7 @@ def check_checkpoint(path):
     except UserError as error:
         assert str(path) in str(error) and "\n" not in str(error)
     else:
-        assert content["format"] == utils.CHECKPOINT_FORMAT
+        assert content["format"] == checkpoints.CHECKPOINT_FORMAT
 
 
 @fuzz

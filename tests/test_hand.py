@@ -4,8 +4,9 @@ import cv2
 import numpy as np
 
 from benchmarks.hand import corrected
+
+from colorizer.metrics import color_differences
 from dataset import lab_to_rgb, rgb_to_lab
-from utils import color_differences
 
 
 def drawn():

@@ -6,15 +6,17 @@ import pytest
 from drawn import draw_shots
 
 import test
+
 from benchmarks import hd
 from benchmarks.long_film import OneColor
-from film import episode
-from film.video import VideoFile
+
+from film.io.video import VideoFile
+from film.render import rendering as episode
 
 
 def test_the_whole_benchmark(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(hd, "in_a_process", lambda function, *arguments: function(*arguments))
-    monkeypatch.setattr(test, "load_painter", lambda config: OneColor())
+    monkeypatch.setattr(test, "load_predictor", lambda config: OneColor())
     scan, film = episode.scan, draw_shots(tmp_path / "film.mp4", [(60, 16), (200, 16)])
     hd.main(["any.pt", "--film", str(film), "--seconds", "1", "--rounds", "2", "--lines", "64", "96", "--depths", "8",
              "10", "--output", str(tmp_path / "hd.json")])

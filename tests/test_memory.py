@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from drawn import feature, fill, unit
 from torch import nn
 
-from colorizer.backbone import Seen
-from colorizer.spatial import SpatialMemory, looks_of
+from colorizer.backbone import Features
+from colorizer.memory.spatial_memory import SpatialMemory, quantize_embeddings
 from config import SpatialConfig
 from dataset import REFERENCE_ID
 from networks import FeatureIntegrator, MemoryNetwork, color_distance
@@ -192,7 +192,7 @@ def spatial_with(frames, colors):
     net.projection.copy_(torch.eye(80)[:, :64])
     ab = torch.stack([colors[torch.as_tensor(frame).long()].permute(2, 0, 1) for frame in frames])
     slots = torch.arange(len(frames))
-    seen, L = Seen(torch.eye(4)[slots], places_of(*frames)), torch.full((len(frames), 1, 32, 32), 0.5)
+    seen, L = Features(torch.eye(4)[slots], places_of(*frames)), torch.full((len(frames), 1, 32, 32), 0.5)
     net.write(slots, seen, L, ab, slots)
     return net
 
@@ -206,7 +206,7 @@ def test_the_hint_follows_the_places_that_look_alike():
     seen, now = torch.zeros(32, 32), torch.zeros(32, 32)
     seen[8:16, 4:10], now[12:20, 22:28] = 1, 1
     net = spatial_with([seen], COLORS)
-    hint = net.read(net.nearest(looks_of(torch.eye(4)[:1])),
+    hint = net.read(net.nearest(quantize_embeddings(torch.eye(4)[:1])),
                     net.key(places_of(now), torch.full((1, 1, 64, 64), 0.5), GRAY))
     assert hint.shape == (1, 3, 32, 32)
     expected = COLORS[now.long()].permute(2, 0, 1)
@@ -218,7 +218,7 @@ def test_what_was_never_seen_has_a_low_confidence():
     net = spatial_with([torch.zeros(32, 32)], COLORS)
     now = torch.zeros(32, 32)
     now[:, 16:] = 2
-    hint = net.read(net.nearest(looks_of(torch.eye(4)[:1])),
+    hint = net.read(net.nearest(quantize_embeddings(torch.eye(4)[:1])),
                     net.key(places_of(now), torch.full((1, 1, 32, 32), 0.5), GRAY))
     assert hint[0, 2, :, :16].min() > 0.9 and hint[0, 2, :, 16:].max() < 0.2
 
@@ -228,7 +228,7 @@ def test_places_that_look_alike_and_differ_in_color_have_a_low_confidence():
     net = spatial_with([torch.zeros(32, 32), torch.zeros(32, 32)], COLORS)
     net.ab[1] = COLORS[1].half()
     keys = net.key(places_of(torch.zeros(32, 32)), torch.full((1, 1, 32, 32), 0.5), GRAY)
-    hint = net.read(net.nearest(looks_of(torch.eye(4)[:1])), keys)
+    hint = net.read(net.nearest(quantize_embeddings(torch.eye(4)[:1])), keys)
     assert torch.allclose(hint[0, :2, 9, 9], COLORS[:2].mean(0), atol=0.01) and hint[0, 2].max() < 0.01
 
 
@@ -241,10 +241,10 @@ def test_the_read_is_the_dense_definition(bf16, tolerance):
     places = F.normalize(torch.randn(4, 70, 32, 32), dim=1)
     L, ab = torch.rand(4, 1, 32, 32), torch.rand(4, 2, 32, 32) - 0.5
     frames = torch.eye(4)
-    net.write(torch.arange(3), Seen(frames[:3], places[:3]), L[:3], ab[:3], torch.arange(3))
+    net.write(torch.arange(3), Features(frames[:3], places[:3]), L[:3], ab[:3], torch.arange(3))
     query = net.key(places[3:], L[3:], ab[3:])
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        hint = net.read(net.nearest(looks_of(frames[3:])), query)[0]
+        hint = net.read(net.nearest(quantize_embeddings(frames[3:])), query)[0]
     keys, colors = net.keys.flatten(0, 1).double(), net.ab.flatten(0, 1).double()
     for place in (0, 17, 500, 1023):
         distance = ((query[0, place].double() - keys) ** 2).sum(1)
@@ -261,7 +261,7 @@ def test_only_the_places_that_are_wanted_are_read():
     keys = net.key(places_of(kinds, kinds), torch.full((2, 1, 32, 32), 0.5), GRAY.expand(2, -1, -1, -1))
     wanted = torch.zeros(2, 1024, dtype=torch.bool)
     wanted[0, 100:200] = True
-    nearest = net.nearest(looks_of(torch.eye(4)[:2]))
+    nearest = net.nearest(quantize_embeddings(torch.eye(4)[:2]))
     hint, whole = (net.read(nearest, keys, places).flatten(2) for places in (wanted, None))
     torch.testing.assert_close(hint[0, :, 100:200], whole[0, :, 100:200])
     assert (hint[0, :, :100] == 0).all() and (hint[1] == 0).all() and (whole[:, 2] > 0).all()
@@ -272,11 +272,11 @@ def test_frames_are_chosen_alike_but_various():
     net.features.copy_(torch.tensor([[0.95, 0.31, 0, 0], [0.94, 0.34, 0, 0], [0.8, -0.6, 0, 0], [0, 0, 0, 1]]))
     query = torch.tensor([[1.0, 0, 0, 0]])
     net.config.variety = 0.0
-    assert net.nearest(looks_of(query))[0].tolist() == [[0, 1]]  # cosines 0.95, 0.94, 0.8, 0
+    assert net.nearest(quantize_embeddings(query))[0].tolist() == [[0, 1]]  # cosines 0.95, 0.94, 0.8, 0
     net.config.variety = 0.5
-    assert net.nearest(looks_of(query))[0].tolist() == [[0, 2]]  # 0.94 - 0.5 * 1.0 is less than 0.8 - 0.5 * 0.574
+    assert net.nearest(quantize_embeddings(query))[0].tolist() == [[0, 2]]  # 0.94 - 0.5 * 1.0 is less than 0.8 - 0.5 * 0.574
     net.config.frames = 9  # no more than there are, and none twice
-    assert sorted(net.nearest(looks_of(query))[0][0].tolist()) == [0, 1, 2, 3]
+    assert sorted(net.nearest(quantize_embeddings(query))[0][0].tolist()) == [0, 1, 2, 3]
 
 
 def drawing(shift):
@@ -293,8 +293,8 @@ def test_colors_are_carried_with_what_has_moved():
     """To the pixel, inside what is seen in both; places that look different, and another lightness, are not trusted."""
     net, places = spatial_with([torch.zeros(32, 32)], COLORS), places_of(torch.zeros(32, 32))
     (L, ab), (L_now, ab_now) = drawing(0), drawing(8)
-    net.write(torch.arange(1), Seen(torch.eye(4)[:1], places), L, ab, torch.arange(1))
-    carried = net.carry(net.nearest(looks_of(torch.eye(4)[:1])), net.key(places, L_now, GRAY), L_now)
+    net.write(torch.arange(1), Features(torch.eye(4)[:1], places), L, ab, torch.arange(1))
+    carried = net.carry(net.nearest(quantize_embeddings(torch.eye(4)[:1])), net.key(places, L_now, GRAY), L_now)
     assert carried.shape == (1, 3, 192, 192) and carried[:, 2].min() >= 0 and carried[:, 2].max() <= 1
     inside = carried[..., 24:-24, 24:-24], ab_now[..., 24:-24, 24:-24]
     assert ((inside[0][:, :2] - inside[1]).abs().amax(1) < 0.02).float().mean() > 0.95
@@ -302,11 +302,11 @@ def test_colors_are_carried_with_what_has_moved():
     half = torch.zeros(32, 32)
     half[:, 16:] = 1
     keys = net.key(3**0.5 * places_of(half), L_now, GRAY)  # a place has three maps of unit length
-    net.write(torch.arange(1), Seen(torch.eye(4)[:1], 3**0.5 * places), L, ab, torch.arange(1))
-    carried = net.carry(net.nearest(looks_of(torch.eye(4)[:1])), keys, L_now)
+    net.write(torch.arange(1), Features(torch.eye(4)[:1], 3**0.5 * places), L, ab, torch.arange(1))
+    carried = net.carry(net.nearest(quantize_embeddings(torch.eye(4)[:1])), keys, L_now)
     assert carried[:, 2, 24:-24, 24:84].mean() > 0.8 and carried[:, 2, :, 105:].max() < 0.5
     dark = 0.5 * L_now
-    assert net.carry(net.nearest(looks_of(torch.eye(4)[:1])), net.key(places, dark, GRAY), dark)[:, 2].mean() < 0.2
+    assert net.carry(net.nearest(quantize_embeddings(torch.eye(4)[:1])), net.key(places, dark, GRAY), dark)[:, 2].mean() < 0.2
 
 
 def test_what_is_carried_comes_from_the_frames_that_fit():
@@ -315,9 +315,9 @@ def test_what_is_carried_comes_from_the_frames_that_fit():
     net, places = spatial_with([there, elsewhere], COLORS), places_of(there, elsewhere)
     (L, _), both = drawing(0), COLORS[:2, :, None, None].expand(2, 2, 192, 192)
     L = L.repeat(2, 1, 1, 1)
-    net.write(torch.arange(2), Seen(torch.eye(4)[:2], places), L, both, torch.arange(2))
+    net.write(torch.arange(2), Features(torch.eye(4)[:2], places), L, both, torch.arange(2))
     keys = net.key(places, L, torch.zeros(2, 2, 192, 192))
-    carried = net.carry(net.nearest(looks_of(torch.eye(4)[[2, 2]])), keys, L)
+    carried = net.carry(net.nearest(quantize_embeddings(torch.eye(4)[[2, 2]])), keys, L)
     assert (carried[:, :2] - both).abs().max() < 0.01 and carried[:, 2].min() > 0.9
 
 
@@ -328,8 +328,8 @@ def test_a_rough_guess_chooses_between_twins(twin):
     net.config.color = SpatialConfig.color
     both = COLORS[:2, :, None, None].expand(2, 2, 32, 32)
     L, places = torch.full((2, 1, 32, 32), 0.5), places_of(*[torch.zeros(32, 32)] * 2)
-    net.write(torch.arange(2), Seen(torch.eye(4)[:2], places), L, both, torch.arange(2))
-    hint = net.read(net.nearest(looks_of(torch.eye(4)[2:3])), net.key(places[:1], L[:1], 0.6 * both[twin:twin + 1]))
+    net.write(torch.arange(2), Features(torch.eye(4)[:2], places), L, both, torch.arange(2))
+    hint = net.read(net.nearest(quantize_embeddings(torch.eye(4)[2:3])), net.key(places[:1], L[:1], 0.6 * both[twin:twin + 1]))
     assert torch.allclose(hint[0, :2, 7, 7], COLORS[twin], atol=0.01)
 
 
@@ -364,11 +364,11 @@ def test_a_correction_of_the_very_same_frame_wins():
     net.config.color = SpatialConfig.color
     L, places = torch.full((1, 1, 32, 32), 0.5), places_of(torch.zeros(32, 32))
     learned, right = (COLORS[i][None, :, None, None].expand(1, 2, 32, 32) for i in (0, 1))
-    net.write(torch.arange(1), Seen(torch.eye(4)[:1], places), L, learned, torch.arange(1))
-    net.pin(Seen(torch.eye(4)[:1], places), L, right, learned)
-    hint = net.read(net.nearest(looks_of(torch.eye(4)[:1])), net.key(places, L, learned))
+    net.write(torch.arange(1), Features(torch.eye(4)[:1], places), L, learned, torch.arange(1))
+    net.pin(Features(torch.eye(4)[:1], places), L, right, learned)
+    hint = net.read(net.nearest(quantize_embeddings(torch.eye(4)[:1])), net.key(places, L, learned))
     assert (hint[:, :2] - right).abs().max() < 0.01 and hint[:, 2].min() > 0.9
-    carried = net.carry(net.nearest(looks_of(torch.eye(4)[:1])), net.key(places, L, learned), L)
+    carried = net.carry(net.nearest(quantize_embeddings(torch.eye(4)[:1])), net.key(places, L, learned), L)
     assert (carried[:, :2] - COLORS[1][:, None, None]).abs().max() < 0.01 and carried[:, 2].min() > 0.9
 
 
@@ -379,6 +379,6 @@ def test_a_reference_corrects_frames_like_it_and_leaves_others_alone(cosine, kin
     net = spatial_with([torch.zeros(32, 32)], COLORS)
     places, right = places_of(torch.zeros(32, 32)), COLORS[1][None, :, None, None].expand(1, 2, 32, 32)
     reference = torch.tensor([[cosine, (1 - cosine**2) ** 0.5, 0, 0]])
-    net.pin(Seen(reference, places), torch.full((1, 1, 32, 32), 0.7), right, GRAY)
-    hint = net.read(net.nearest(looks_of(torch.eye(4)[:1])), net.key(places, torch.full((1, 1, 32, 32), 0.5), GRAY))
+    net.pin(Features(reference, places), torch.full((1, 1, 32, 32), 0.7), right, GRAY)
+    hint = net.read(net.nearest(quantize_embeddings(torch.eye(4)[:1])), net.key(places, torch.full((1, 1, 32, 32), 0.5), GRAY))
     assert torch.allclose(hint[0, :2, 5, 5], COLORS[kind], atol=0.02)

@@ -13,10 +13,10 @@ from efficientnet_lite_pytorch.utils import Conv2dDynamicSamePadding
 from torch import nn
 
 from colorizer import backbone as backbones
-from colorizer.backbone import BATCH, Backbone, BackboneUnavailable, Seen, fold_norms, make_plain
+from colorizer.backbone import BATCH, Backbone, BackboneUnavailable, Features, fold_norms, make_plain
 from colorizer.colorizer import Colorizer
 from config import ModelConfig
-from networks import AdaIN, Advice, ColorConv, Discriminator, Generator
+from networks import AdaIN, ColorConv, Conditioning, Discriminator, Generator
 
 torch.manual_seed(0)
 
@@ -62,7 +62,7 @@ def test_color_conv_is_the_convolution_over_concatenated_maps(height, width):
 @pytest.mark.parametrize("norm", ["adain", "batch"])
 def test_generator_and_discriminator_shapes(size, norm):
     L, color = torch.rand(2, 1, size, size), torch.rand(2, 313)
-    ab = Generator(norm, width=8)(L, Advice(color, torch.ones(len(color))))
+    ab = Generator(norm, width=8)(L, Conditioning(color, torch.ones(len(color))))
     assert ab.shape == (2, 2, size, size) and ab.abs().max() <= 1
     logits = Discriminator("adain" if norm == "adain" else None, width=8)(L, ab, color)
     assert logits.shape == (2, 1, size // 8 - 2, size // 8 - 2)
@@ -177,7 +177,7 @@ def test_the_generator_sees_the_places(img_size):
     torch.manual_seed(0)
     generator = Generator("adain", 4, 20, img_size).eval()
     L, places = torch.rand(1, 1, img_size, img_size), torch.rand(1, 20, 32, 32)
-    advice = Advice(torch.rand(1, 313), torch.ones(1))
+    advice = Conditioning(torch.rand(1, 313), torch.ones(1))
     plain = generator(L, advice, places)
     places[..., :8] += 1
     assert (generator(L, advice, places) - plain).abs().max() > 1e-4
@@ -187,8 +187,8 @@ def test_a_hint_moves_the_mean_of_a_place_as_far_as_it_is_confident(monkeypatch)
     """Left without confidence, in the middle of a quarter, right certain: places then have the remembered mean, and the
     generator's detail around it."""
     colorizer = Colorizer(ModelConfig(mem_size=4, top_k=4, width=8, spatial_size=1), None).eval()
-    L, advice = torch.rand(1, 1, 256, 256), Advice(torch.rand(1, 313), torch.ones(1))
-    seen = Seen(torch.rand(1, 1280), torch.rand(1, 472, 32, 32))
+    L, advice = torch.rand(1, 1, 256, 256), Conditioning(torch.rand(1, 313), torch.ones(1))
+    seen = Features(torch.rand(1, 1280), torch.rand(1, 472, 32, 32))
     hint = torch.tensor([0.9, -0.3, 0.0]).view(1, 3, 1, 1).repeat(1, 1, 32, 32)
     hint[:, 2, :, 10:20], hint[:, 2, :, 20:] = 0.25, 1
     nothing = torch.zeros(1, 3, 192, 192)
@@ -213,8 +213,8 @@ def test_colors_that_are_carried_are_laid_over_all_others(monkeypatch):
     carried[:, 2, :, 96:] = 1
     monkeypatch.setattr(colorizer.spatial, "read", lambda nearest, keys, wanted: hint)
     monkeypatch.setattr(colorizer.spatial, "carry", lambda nearest, keys, L, shown: carried)
-    ab, known = colorizer(torch.rand(1, 1, 192, 192), Advice(torch.rand(1, 313), torch.ones(1)),
-                          Seen(torch.rand(1, 1280), torch.rand(1, 472, 32, 32)))
+    ab, known = colorizer(torch.rand(1, 1, 192, 192), Conditioning(torch.rand(1, 313), torch.ones(1)),
+                          Features(torch.rand(1, 1280), torch.rand(1, 472, 32, 32)))
     torch.testing.assert_close(ab[..., 96:], carried[:, :2, :, 96:])
     assert (ab[..., :96] - carried[:, :2, :, :96]).abs().mean() > 0.1
     assert known.recalled[..., :16].unique().tolist() == [0.5] and known.recalled[..., 16:].unique().tolist() == [1]

@@ -7,8 +7,8 @@ import pytest
 from drawn import draw_picture
 
 from dataset import resize
-from film import planes as film_planes
-from film.planes import Coding, Planes, change_depth, paint_chroma, planes_of
+from film.io import planes as film_planes
+from film.io.planes import Coding, Planes, change_depth, paint_chroma, planes_of
 
 CODINGS = [Coding(depth, full, space) for depth in (8, 10) for full in (False, True) for space in (1, 6)]
 

@@ -15,16 +15,17 @@ from drawn import HOLD_LOCK, StubPainter, draw_dataset, draw_film, draw_picture,
 import studio
 import test
 import train
-from colorizer.painter import Painter
+from colorizer.predictor import Predictor
 from config import FilmConfig, StudioConfig, TrainConfig
-from editing.frames import Frames, times_of
-from editing import learn as learning
+from editing import training_job as learning
+from editing.frame_reader import Frames, times_of
+from editing.jobs import BackgroundRunner, BackgroundTask, PredictorCache, Stopped, color, find_shots
 from editing.project import Facts, Found, Project, open_project
 from editing.recolor import Change, Recolored
-from editing.work import Background, Painters, Stopped, Work, color, find_shots
-from film.episode import color_film
-from film.video import VideoFile
-from utils import UserError, read_image, write_image
+from fileio.images import read_image, write_image
+from film.io.video import VideoFile
+from film.render.rendering import color_film
+from utils import UserError
 
 SHOTS = [(60, 14), (200, 12), (110, 16)]
 
@@ -211,7 +212,7 @@ def test_a_mended_cut_is_mended_back(project):
 
 
 def test_shots_are_found_without_a_checkpoint(project):
-    work = Work()
+    work = BackgroundTask()
     find_shots(project, work)
     found = project.found()
     assert found.starts == [0, 14, 26] and len(found.pts) == 42 and len(found.pictures) == 42
@@ -232,14 +233,14 @@ def _write(path, data):
 
 
 def test_the_film_is_colored_as_on_the_command_line(project, home, tmp_path, monkeypatch):
-    monkeypatch.setattr(Painter, "respond", lambda *_: None)  # which takes longer than all else
-    painters = Painters(project)
+    monkeypatch.setattr(Predictor, "respond", lambda *_: None)  # which takes longer than all else
+    painters = PredictorCache(project)
     with pytest.raises(UserError, match="no checkpoint"):
         painters.plain()
     project.take_checkpoint(home / "best.pt")
     project.remember(5, draw_picture(1, (128, 96)))
     assert not project.is_current()
-    work = Work()
+    work = BackgroundTask()
     color(project, painters, work)
     assert project.is_current() and len(project.records()) == 3
     test.main(["--checkpoint", str(project.checkpoint), "--input", str(home / "gray.mkv"), "--output",
@@ -256,10 +257,10 @@ def test_the_film_is_colored_as_on_the_command_line(project, home, tmp_path, mon
 
 def test_coloring_can_be_stopped(project, home):
     project.take_checkpoint(home / "best.pt")
-    work = Work()
+    work = BackgroundTask()
     work.stop.set()
     with pytest.raises(Stopped):
-        color(project, Painters(project), work)
+        color(project, PredictorCache(project), work)
     assert not project.colored.exists() and project.records() is None
 
 
@@ -268,7 +269,7 @@ def test_coloring_can_be_stopped(project, home):
 
 
 def test_one_work_at_a_time():
-    background, go = Background(), threading.Event()
+    background, go = BackgroundRunner(), threading.Event()
     background.start("coloring", lambda work: go.wait(20))
     with pytest.raises(UserError, match="coloring is still going on"):
         background.start("training", lambda work: None)
@@ -378,7 +379,7 @@ def test_settings_of_the_studio(settings, message):
     ("import time; print(flush=True); time.sleep(60)", True, "stopped before its first epoch")])
 def test_a_training_that_fails_is_told_in_a_sentence(project, home, monkeypatch, program, stop, message):
     monkeypatch.setattr(learning, "SCRIPT", [sys.executable, "-c", program])
-    work = Work()
+    work = BackgroundTask()
     if stop:
         work.stop.set()
     with pytest.raises(UserError, match=message):

@@ -11,11 +11,15 @@ import pytest
 from drawn import draw_picture
 
 import train
+
 from benchmarks import quality, search
 from benchmarks.quality import COLUMNS, ROWS, film_frames, main, make_methods, measure, split_frames, summarize, table
+
+from colorizer.metrics import ciede2000
 from config import SpatialConfig
 from dataset import rgb_to_lab
-from utils import UserError, ciede2000, read_image, write_image
+from fileio.images import read_image, write_image
+from utils import UserError
 
 
 @pytest.fixture(scope="module")

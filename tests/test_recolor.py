@@ -9,17 +9,19 @@ import pytest
 import torch
 from drawn import planes_in
 
-from colorizer.certainty import Known
-from colorizer.painter import Palette
+from resources.draw_episodes import draw_frame
+
+from colorizer.confidence import Confidence
+from colorizer.metrics import color_differences
+from colorizer.predictor import Palette
 from config import FilmConfig
 from dataset import lab_to_rgb, rgb_to_lab
 from editing.palette import lab_of, palette_of, remembered
 from editing.recolor import Change, Recolored, recolored
-from film.episode import color_film
-from film.plan import FilmPainter
-from film.video import VideoFile
-from resources.draw_episodes import draw_frame
-from utils import UserError, color_differences
+from film.analysis.plan import FilmPredictor
+from film.io.video import VideoFile
+from film.render.rendering import color_film
+from utils import UserError
 
 RED, BLUE = "#d02838", "#3060c0"
 OTHERS = {"skin": "#e8b898", "brown": "#6a3a28", "orange": "#e8883a", "pink": "#f0a0a8"}  # near the red
@@ -72,7 +74,7 @@ def test_the_cat_of_the_drawn_episode_changes_alone():
     assert difference[cv2.dilate(np.uint8(body), np.ones((9, 9))) == 0].mean() < 0.5
 
 
-class ByLightness(FilmPainter):
+class ByLightness(FilmPredictor):
     """Paints what it saw in color once: each pixel as the one of the nearest lightness."""
 
     side, source, identity = 64, "memory", "by lightness"
@@ -84,7 +86,7 @@ class ByLightness(FilmPainter):
         known = np.array([lab_of(color) for color in (RED, *OTHERS.values())])
         nearest = np.abs(L[..., None] - known[:, 0]).argmin(-1)
         ab = known[nearest, 1:].astype(np.float32)
-        return np.stack([cv2.blur(each, (3, 3)) for each in ab]), Known.nothing(len(L))
+        return np.stack([cv2.blur(each, (3, 3)) for each in ab]), Confidence.nothing(len(L))
 
 
 def test_a_film_changes_as_a_whole(tmp_path):
@@ -121,7 +123,7 @@ def test_a_painter_is_another_one_by_its_changes():
 
 
 def painter_of(pictures):
-    """What is read of a Painter that remembers pictures, RGB uint8 (S, S, 3)."""
+    """What is read of a Predictor that remembers pictures, RGB uint8 (S, S, 3)."""
     codes = np.stack([cv2.cvtColor(picture, cv2.COLOR_RGB2Lab) for picture in pictures])
     spatial = SimpleNamespace(kept=lambda name, slots: torch.from_numpy(codes[slots]),
                               ids=torch.arange(7, 7 + len(codes)))

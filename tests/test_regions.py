@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks.clicks import measure
+
 from dataset import rgb_to_lab
 from editing.regions import Regions, Stroke
 from utils import UserError

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from colorizer.response import Response
-from film import report
-from film.parts import ShotRecord
-from film.report import Report, suggest_frames, write_report
-from utils import Scores, UserError
+from colorizer.adaptation.film_response import FilmResponse
+from colorizer.metrics import Scores
+from film.report import html_report as report
+from film.report.html_report import Report, suggest_frames, write_report
+from film.report.records import ShotRecord
+from utils import UserError
 
 TITLE = """Käpt'n "Blau" & Söhne 🎨 <script>document.title = 'broken'; window.broken = true</script><b>"""
 
@@ -196,7 +197,7 @@ def test_what_is_unknown_is_not_told(tmp_path):
 @pytest.mark.parametrize("stock", [None, np.array([0.05, 0.5, 0.45])])
 def test_how_the_film_sees_is_told(tmp_path, stock, curve):
     film = np.array([0, 10, 50, 100.0])
-    response = Response(film, np.array([0, 20, 70, 100.0]) if curve else film, stock)
+    response = FilmResponse(film, np.array([0, 20, 70, 100.0]) if curve else film, stock)
     write_report(tmp_path / "report.html", Report("Film", [record(0)], response=response))
     text = " ".join(Page(tmp_path / "report.html").text.split())
     assert ("stock that sees 5% red, 50% green and 45% blue light" in text) == (stock is not None)

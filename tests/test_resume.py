@@ -15,10 +15,11 @@ from faults import results
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
+from fileio.checkpoints import load_checkpoint, save_checkpoint
 from train import main
 from training import learner
 from training.learner import Learner
-from utils import UserError, load_checkpoint, save_checkpoint
+from utils import UserError
 
 HERE = Path(__file__).resolve().parent
 

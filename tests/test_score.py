@@ -11,12 +11,15 @@ from drawn import draw_film, draw_picture, draw_shots
 
 from benchmarks import baselines, material, score
 from benchmarks.score import COLUMNS, body_errors, main, measure, steadiness
-from dataset import rgb_to_lab
-from film.planes import planes_of
-from film.steadiness import CDC
-from film.video import read_frames
 from resources.draw_episodes import HEIGHT, PALETTE, WIDTH, draw_frame
-from utils import UserError, ciede2000, write_image
+
+from colorizer.metrics import ciede2000
+from dataset import rgb_to_lab
+from fileio.images import write_image
+from film.io.planes import planes_of
+from film.io.video import read_frames
+from film.report.consistency import CDC
+from utils import UserError
 
 RED, BLUE = (200, 60, 40), (60, 90, 210)
 

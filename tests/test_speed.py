@@ -12,14 +12,17 @@ import torch
 from drawn import draw_dataset, draw_picture, draw_shots
 
 import train
+
 from benchmarks import large_set, precision, reference, speed
+
 from colorizer.backbone import Backbone
-from config import TrainConfig, VotesConfig
+from config import PaletteClassifierConfig, TrainConfig
 from dataset import ColorizationDataset, color_feature, rgb_to_lab
+from fileio.images import read_image, write_image
 from networks import ColorConv
 from training.learner import Learner
 from training.preparation import fit_model_config
-from utils import autocast, read_image, write_image
+from utils import autocast
 
 
 @pytest.mark.parametrize("picture", [draw_picture(0), np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)])
@@ -104,7 +107,7 @@ def test_a_film_of_one_drawing(tmp_path):
 def test_the_whole_benchmark(tmp_path, monkeypatch, capsys):
     for name, value in {"WIDTH": 4, "BATCH": 2, "SIZES": (128,), "STYLE_HIDDEN": 32, "PICTURES": 4, "MATRIX": 64,
                         "SET_SIZES": (8, 16), "CLIP_SECONDS": 1, "REFERENCE_FRAMES": 2,
-                        "TrainConfig": partial(TrainConfig, width=4, votes=VotesConfig(look=128))}.items():
+                        "TrainConfig": partial(TrainConfig, width=4, votes=PaletteClassifierConfig(look=128))}.items():
         monkeypatch.setattr(speed, name, value)
     # Processes would take most of the time, to import.
     monkeypatch.setattr(speed, "ProcessPoolExecutor", lambda count, context: ThreadPoolExecutor(count))

@@ -15,12 +15,15 @@ import pytest
 from drawn import draw_picture, planes_in
 
 import studio
-from colorizer.painter import Painter
-from config import StudioConfig
-from editing import learn as learning
-from editing.project import open_project
+
 from resources.draw_episodes import draw_frame
-from utils import UserError, read_image, write_image
+
+from colorizer.predictor import Predictor
+from config import StudioConfig
+from editing import training_job as learning
+from editing.project import open_project
+from fileio.images import read_image, write_image
+from utils import UserError
 
 pytest.importorskip("gradio", reason="the studio needs requirements-studio.txt")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, see requirements-dev.txt")
@@ -79,7 +82,7 @@ def opened(folder, given):
         port = free.getsockname()[1]
     config = StudioConfig(project=folder, port=port)
     with open_project(folder, given) as project:
-        desk = studio.Desk(project)
+        desk = studio.EditingSession(project)
         desk.open()
         page = studio.serve(desk, config, wait=False)
         try:
@@ -120,7 +123,7 @@ def colored(browser, home, tmp_path_factory):
     folder = tmp_path_factory.mktemp("studio") / "project"
     with pytest.MonkeyPatch.context() as patch, opened(folder, [home]) as (desk, address):
         patch.setattr(learning, "SCRIPT", [sys.executable, "-c", QUICK])
-        patch.setattr(Painter, "respond", lambda *_: None)  # which takes longer than all else
+        patch.setattr(Predictor, "respond", lambda *_: None)  # which takes longer than all else
         with visited(browser, address) as page:
             box = page.get_by_label("In the folders given at the start", exact=True)
             box.fill(str(home / "gray.mkv"))

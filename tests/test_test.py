@@ -13,15 +13,19 @@ from skimage.color import rgb2lab
 from test_train import WAYS, flags
 
 import train
-from colorizer.colorizer import Colorizer
-from colorizer.painter import Painter
-from colorizer.votes import STRIDE
-from config import LearningConfig, ModelConfig, SpatialConfig, TrainConfig, VotesConfig, restore
-from dataset import REFERENCE_ID, color_feature, resize, rgb_to_lab
+
 from resources.draw_episodes import PALETTE, TWINS, draw_frame
+
+from colorizer.colorizer import Colorizer
+from colorizer.palette_classifier import STRIDE
+from colorizer.predictor import Predictor
+from config import ModelConfig, PaletteClassifierConfig, SpatialConfig, TrainConfig, TrainingConstants, restore
+from dataset import REFERENCE_ID, color_feature, resize, rgb_to_lab
+from fileio.checkpoints import load_checkpoint, save_checkpoint
+from fileio.images import read_image, write_image
 from test import Evaluation, main
 from train import config_to_go_on
-from utils import UserError, load_checkpoint, read_image, save_checkpoint, write_image
+from utils import UserError
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +216,7 @@ def test_one_palette_a_shot(home):
     content = load_checkpoint(home / "spatial" / "best.pt")
     colorizer = Colorizer(restore(ModelConfig, content["model_config"])).eval()
     colorizer.load_state_dict(content["colorizer"])
-    painter = Painter(colorizer, torch.device("cpu"), "fp32")
+    painter = Predictor(colorizer, torch.device("cpu"), "fp32")
     labs = [resize(rgb_to_lab(draw_picture(i)), painter.side, painter.side) for i in range(3)]
     palette = painter.palette(labs)
     alone = [painter.palette([lab]) for lab in labs]
@@ -233,7 +237,7 @@ def test_one_palette_a_shot(home):
 
 def test_painters_of_other_colors_have_another_identity(home, tmp_path):
     def identity(way="memory", **settings):
-        return Painter.load(home / way / "best.pt", device="cpu", precision="fp32", **settings).identity
+        return Predictor.load(home / way / "best.pt", device="cpu", precision="fp32", **settings).identity
 
     first = identity()
     assert first == identity() and len({first, identity(rank=2), identity(color_feature="truth"),
@@ -358,7 +362,7 @@ def test_a_checkpoint_gives_identical_output(home):
         colorizers.append(colorizer)
         content = {**content, "colorizer": colorizer.state_dict()}
     pictures = [draw_picture(i) for i in range(3)]
-    one, other = (Painter(c, torch.device("cpu"), source="integrator").colorize(pictures) for c in colorizers)
+    one, other = (Predictor(c, torch.device("cpu"), source="integrator").colorize(pictures) for c in colorizers)
     assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -377,9 +381,9 @@ def test_a_checkpoint_of_format_7_colors_the_same(home, tmp_path):
     content["model_config"]["votes"]["unlit"] = content["train_config"]["votes"]["unlit"] = 150.0
     torch.save(content, tmp_path / "old.pt")
     pictures = [draw_picture(i) for i in range(3)]
-    one, other = (Painter.load(tmp_path / name).colorize(pictures) for name in ("new.pt", "old.pt"))
+    one, other = (Predictor.load(tmp_path / name).colorize(pictures) for name in ("new.pt", "old.pt"))
     assert len(seen) == 474 and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
-    assert config_to_go_on(load_checkpoint(tmp_path / "old.pt")["train_config"], {}).votes == VotesConfig()
+    assert config_to_go_on(load_checkpoint(tmp_path / "old.pt")["train_config"], {}).votes == PaletteClassifierConfig()
 
 
 def test_a_checkpoint_of_format_9_colors_the_same(home, tmp_path):
@@ -392,7 +396,7 @@ def test_a_checkpoint_of_format_9_colors_the_same(home, tmp_path):
             del config["spatial"][name]
     torch.save(content, tmp_path / "old.pt")
     pictures = [draw_picture(i) for i in range(3)]
-    one, other = (Painter.load(path).colorize(pictures) for path in (home / "spatial" / "best.pt", tmp_path / "old.pt"))
+    one, other = (Predictor.load(path).colorize(pictures) for path in (home / "spatial" / "best.pt", tmp_path / "old.pt"))
     assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
     assert config_to_go_on(load_checkpoint(tmp_path / "old.pt")["train_config"], {}).spatial == SpatialConfig()
 
@@ -403,20 +407,20 @@ def test_a_checkpoint_of_an_older_format_colors_the_same(home, tmp_path, number)
     format 7 there were no votes."""
     content = torch.load(home / "spatial" / "best.pt", weights_only=True)
     content["colorizer"] = {name: x for name, x in content["colorizer"].items() if not name.startswith("voter.")}
-    content["model_config"]["use_votes"] = content["train_config"]["use_votes"] = False
+    content["model_config"]["use_palette_classifier"] = content["train_config"]["use_palette_classifier"] = False
     torch.save(content, tmp_path / "new.pt")
     content["format"] = number
     for config in (content["model_config"], content["train_config"]):
-        del config["use_votes"], config["votes"]
+        del config["use_palette_classifier"], config["votes"]
     if number == 5:
         content["colorizer"]["spatial.frames"] = content["colorizer"].pop("spatial.features")
         del content["model_config"]["spatial"], content["train_config"]["spatial"], content["train_config"]["learning"]
     torch.save(content, tmp_path / "old.pt")
     pictures = [draw_picture(i) for i in range(3)]
-    one, other = (Painter.load(tmp_path / name).colorize(pictures) for name in ("new.pt", "old.pt"))
+    one, other = (Predictor.load(tmp_path / name).colorize(pictures) for name in ("new.pt", "old.pt"))
     assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
     config = config_to_go_on(load_checkpoint(tmp_path / "old.pt")["train_config"], {})
-    assert config.learning == LearningConfig() and config.votes == VotesConfig() and not config.use_votes
+    assert config.learning == TrainingConstants() and config.votes == PaletteClassifierConfig() and not config.use_palette_classifier
 
 
 def test_constants_are_those_of_the_checkpoint(home, tmp_path):
@@ -424,13 +428,13 @@ def test_constants_are_those_of_the_checkpoint(home, tmp_path):
     content = torch.load(home / "spatial" / "best.pt", weights_only=True)
     content["model_config"]["spatial"]["certain"] = 0.5
     torch.save(content, tmp_path / "other.pt")
-    assert Painter.load(tmp_path / "other.pt").config.spatial == SpatialConfig(certain=0.5)
+    assert Predictor.load(tmp_path / "other.pt").config.spatial == SpatialConfig(certain=0.5)
     for name, value in (("sharpness", math.nan), ("frames", 2.5), ("carried", 0), ("pull", -0.5), ("pull", "much"),
                         ("new", 1.0), ("side", 64)):
         content["model_config"]["spatial"] = {name: value}
         torch.save(content, tmp_path / "bad.pt")
         with pytest.raises(UserError, match="bad.pt does not hold a whole colorizer"):
-            Painter.load(tmp_path / "bad.pt")
+            Predictor.load(tmp_path / "bad.pt")
 
 
 def test_the_reference_gives_its_color_feature_to_the_generator(home, tmp_path, monkeypatch):

@@ -16,10 +16,12 @@ import train
 from colorizer import backbone as backbones
 from colorizer.backbone import Backbone, BackboneUnavailable, Dims, dims_of, make_timm, timm_maps
 from colorizer.colorizer import model_config_of
-from colorizer.painter import Painter
+from colorizer.predictor import Predictor
 from config import TrainConfig
-from dataset import gray_image
-from utils import UserError, read_image, save_checkpoint
+from dataset import backbone_input
+from fileio.checkpoints import save_checkpoint
+from fileio.images import read_image
+from utils import UserError
 
 VIT, CONV = "timm/test_vit.r160_in1k", "timm/test_resnet.r160_in1k"
 DIMS = {VIT: Dims(64, (64, 64, 64)), CONV: Dims(96, (48, 192, 96))}
@@ -81,7 +83,7 @@ def test_the_network_gets_the_picture_as_it_knows_it(name, weights):
         tokens = net.eval().forward_features((L.repeat(1, 3, 1, 1) - 0.5) / net.pretrained_cfg["std"][0])
         last = tokens[:, net.num_prefix_tokens:].transpose(1, 2) if name == VIT else tokens.flatten(2)
         backbone.grid = round(last.shape[2]**0.5)
-        features, places, _ = backbone(gray_image(L))
+        features, places, _ = backbone(backbone_input(L))
     torch.testing.assert_close(features, last.mean(2), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(places.flatten(2)[:, -last.shape[1]:], F.normalize(last, dim=1), rtol=1e-3, atol=1e-4)
 
@@ -132,7 +134,7 @@ def test_train_and_color(name, weights, tmp_path, monkeypatch, offline):
                 "batch_size": 2, "end_epoch": 1}
     train.main([word for key, value in settings.items() for word in (f"--{key}", str(value))])
     picture = read_image(next((data / "test").glob("*.png")))
-    painter = Painter.load(run / "best.pt")  # the weights are in the checkpoint
+    painter = Predictor.load(run / "best.pt")  # the weights are in the checkpoint
     colored, = painter.colorize([picture])
     assert colored.shape == picture.shape and painter.colorizer.vote(torch.rand(1, 1, 512, 512)).isfinite().all()
     for key, tensor in Backbone(name, weights[name]).state_dict().items():
@@ -164,7 +166,7 @@ def test_without_timm(monkeypatch, tmp_path):
     pinned, = re.findall(r"(?m)^timm==.+$", (Path(__file__).parents[1] / "requirements-dev.txt").read_text())
     assert message.endswith(f"pip install {pinned}")
     save_checkpoint(tmp_path / "best.pt", {"model_config": {"backbone": VIT}, "colorizer": {}})
-    assert refusal(lambda: Painter.load(tmp_path / "best.pt"), UserError) == message
+    assert refusal(lambda: Predictor.load(tmp_path / "best.pt"), UserError) == message
 
 
 class Trap:
@@ -204,5 +206,5 @@ def test_a_checkpoint_that_does_not_fit_its_network(weights, tmp_path, offline):
     """It is refused, and nothing is downloaded that could take its place."""
     state = {f"backbone.net.{key}": value for key, value in torch.load(weights[CONV], weights_only=True).items()}
     save_checkpoint(tmp_path / "best.pt", {"model_config": {"backbone": DINO}, "colorizer": state})
-    assert "not hold a whole colorizer" in refusal(lambda: Painter.load(tmp_path / "best.pt"), UserError)
+    assert "not hold a whole colorizer" in refusal(lambda: Predictor.load(tmp_path / "best.pt"), UserError)
     assert not offline

@@ -14,14 +14,16 @@ from torch.utils.tensorboard import SummaryWriter
 
 import train
 from colorizer.colorizer import Colorizer
-from config import GeneratorConfig, LearningConfig, ModelConfig, PainterConfig, TrainConfig, read_flags, restore
+from config import GeneratorConfig, ModelConfig, PredictorConfig, TrainConfig, TrainingConstants, read_flags, restore
 from dataset import ColorizationDataset, decode_lab
+from fileio.checkpoints import load_checkpoint
+from fileio.images import read_image, write_image
 from train import main
+from training.augmentation import TrainingViews, ViewSampler
 from training.learner import Learner, color_loss, discriminator_loss, generator_loss, integrator_loss
 from training.preparation import REMEMBERED, fit_model_config
 from training.runs import Run
-from training.views import TrainingViews, ViewSampler
-from utils import UserError, load_checkpoint, read_image, write_image
+from utils import UserError
 
 WAYS = {  # the three ways to train of the original, and with the spatial memory
     "gan": {"use_memory": False, "use_feat_integrator": False, "gen_norm": "batch", "dis_norm": "None"},
@@ -105,7 +107,7 @@ def test_settings_that_make_no_sense_say_which_to_change(data_path, tmp_path, se
 
 
 @pytest.mark.parametrize("config", [
-    TrainConfig(backbone="vgg"), TrainConfig(device="tpu"), GeneratorConfig(detector="eyes"), PainterConfig(rank=4)])
+    TrainConfig(backbone="vgg"), TrainConfig(device="tpu"), GeneratorConfig(detector="eyes"), PredictorConfig(rank=4)])
 def test_settings_from_python_have_the_choices_of_the_flags(config):
     with pytest.raises(UserError, match="choose from"):
         config.check()
@@ -136,8 +138,8 @@ def test_the_memory_fits_the_set():
     assert fit_model_config(TrainConfig(), 10).mem_size == 12
     assert fit_model_config(TrainConfig(), 1000).top_k == 256
     assert fit_model_config(TrainConfig(mem_size=5, top_k=3), 1000) == ModelConfig(
-        img_size=128, mem_size=5, top_k=3, width=TrainConfig.width, spatial_size=0, use_votes=True)
-    assert fit_model_config(TrainConfig(use_spatial_memory=False), 10).use_votes is False
+        img_size=128, mem_size=5, top_k=3, width=TrainConfig.width, spatial_size=0, use_palette_classifier=True)
+    assert fit_model_config(TrainConfig(use_spatial_memory=False), 10).use_palette_classifier is False
     assert fit_model_config(TrainConfig(**WAYS["gan"]), 10).use_spatial_memory is False
 
 
@@ -168,7 +170,7 @@ def make_learner(data, **settings):
 
 
 def make_batch(data, indices=(0, 1, 2)):
-    views = TrainingViews(data, LearningConfig(), 0.5)
+    views = TrainingViews(data, TrainingConstants(), 0.5)
     items = [views[index, index] for index in indices]
     return {name: torch.stack([torch.as_tensor(item[name]) for item in items]) for name in items[0]}
 
@@ -241,7 +243,7 @@ def test_learning_rates_fall_over_the_last_part():
 
 def test_a_view_depends_on_its_picture_and_seed_alone(data_path):
     data = ColorizationDataset(data_path / "train", 128)
-    views = TrainingViews(data, LearningConfig(), 0.5)
+    views = TrainingViews(data, TrainingConstants(), 0.5)
     one, again, other = views[0, 5], views[0, 5], views[0, 6]
     assert all(torch.equal(torch.as_tensor(one[name]), torch.as_tensor(again[name])) for name in one)
     assert not torch.equal(one["L"], other["L"])
@@ -258,7 +260,7 @@ def test_a_view_keeps_lightness_and_colors_together(data_path):
     L, ab = decode_lab(data.codes[0].float())
     sides, dimmed = set(), 0
     for seed in range(60):
-        view = TrainingViews(data, LearningConfig(pasted=0.0))[0, seed]
+        view = TrainingViews(data, TrainingConstants(pasted=0.0))[0, seed]
         left = (view["L"] - view["L"].max()).abs() < 1e-3
         if left.sum() < 3 * 128:  # a column or two at the border of the two areas are a mixture of both
             continue
@@ -280,7 +282,7 @@ def test_a_view_may_hold_a_part_of_another_picture(data_path):
         data.codes[index] = 40 + 30 * index
     pasted = 0
     for seed in range(60):
-        view = TrainingViews(data, LearningConfig(dimmed=0.0))[0, seed]
+        view = TrainingViews(data, TrainingConstants(dimmed=0.0))[0, seed]
         other = (view["L"][0] * 255).round() != 40
         if not other.any():
             continue
@@ -298,8 +300,8 @@ def test_a_view_may_hold_a_part_of_another_picture(data_path):
 
 def test_a_share_of_the_views_is_misled(data_path):
     data = ColorizationDataset(data_path / "train", 128)
-    assert 5 < sum(TrainingViews(data, LearningConfig(), 0.5)[0, seed]["misled"] for seed in range(40)) < 35
-    assert not any(TrainingViews(data, LearningConfig(), 0.0)[0, seed]["misled"] for seed in range(10))
+    assert 5 < sum(TrainingViews(data, TrainingConstants(), 0.5)[0, seed]["misled"] for seed in range(40)) < 35
+    assert not any(TrainingViews(data, TrainingConstants(), 0.0)[0, seed]["misled"] for seed in range(10))
 
 
 def test_the_sampler_visits_every_picture_in_an_order_of_its_epoch(data_path):

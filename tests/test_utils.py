@@ -11,9 +11,12 @@ import pytest
 import torch
 
 import utils
-from utils import (
-    Scores, UserError, boolean, ciede2000, colorfulness, is_color, load_checkpoint, measured_size, metrics_table,
-    picture_grid, psnr, read_image, replace_when_done, run_cli, save_checkpoint, write_image)
+from colorizer.metrics import Scores, ciede2000, colorfulness, has_color, measured_size, metrics_table, psnr
+from fileio import checkpoints
+from fileio.atomic import atomic_write
+from fileio.checkpoints import load_checkpoint, save_checkpoint
+from fileio.images import picture_grid, read_image, write_image
+from utils import UserError, boolean, run_cli
 
 
 def test_ciede2000_of_published_pairs():
@@ -66,12 +69,12 @@ def test_colorfulness_by_hand():
 
 def test_is_color():
     gray = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, 2).repeat(8, 0)
-    assert not is_color(gray)
+    assert not has_color(gray)
     noisy = np.clip(gray.astype(int) + np.random.default_rng(0).integers(0, 2, gray.shape), 0, 255).astype(np.uint8)
-    assert not is_color(noisy)
+    assert not has_color(noisy)
     hat = np.zeros((100, 100, 3), np.uint8)
     hat[:10, :10] = (255, 0, 0)
-    assert is_color(hat)
+    assert has_color(hat)
 
 
 def test_picture_grid():
@@ -88,7 +91,7 @@ def test_flags_that_are_true_or_false(text, value):
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError), replace_when_done(path) as temporary:
+    with pytest.raises(RuntimeError), atomic_write(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file.txt"]
@@ -161,7 +164,7 @@ def test_what_is_no_checkpoint_is_refused_and_nothing_is_executed(tmp_path, monk
 
 
 def test_another_format_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(utils, "CHECKPOINT_FORMAT", 99)
+    monkeypatch.setattr(checkpoints, "CHECKPOINT_FORMAT", 99)
     save_checkpoint(tmp_path / "a.pt", {})
     monkeypatch.undo()
     with pytest.raises(UserError, match="format 99"):

@@ -12,9 +12,9 @@ import pytest
 from drawn import StubPainter, draw_film, draw_picture, draw_shots, planes_in, times_and_sound
 
 from config import FilmConfig, parse_time
-from film.episode import color_film
-from film.planes import planes_of
-from film.video import VideoFile, frames_at, read_frames
+from film.io.planes import planes_of
+from film.io.video import VideoFile, frames_at, read_frames
+from film.render.rendering import color_film
 from utils import UserError
 
 

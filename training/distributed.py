@@ -19,7 +19,7 @@ from utils import UserError, rank_and_size
 TIMEOUT = timedelta(minutes=30)  # for the longest that one process works while the others wait: validation
 
 
-class Team:
+class ProcessGroup:
     """The processes of one training: ``rank`` of ``size``, of which the ``leader`` alone writes files.
 
     A context manager: NCCL between GPUs, gloo on CPUs, as torchrun's environment says.
@@ -34,7 +34,7 @@ class Team:
                 raise UserError(f"there are {torch.cuda.device_count()} GPUs for more processes; start as many "
                                 "processes as GPUs")
 
-    def __enter__(self) -> "Team":
+    def __enter__(self) -> "ProcessGroup":
         if self.size > 1:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from colorizer.backbone import Weights
 from colorizer.colorizer import Colorizer
 from config import ModelConfig, TrainConfig
-from networks import Advice, Discriminator
-from training.distributed import Team
+from networks import Conditioning, Discriminator
+from training.distributed import ProcessGroup
 from utils import UserError
 
 Cast = Callable[[], torch.autocast]  # makes the autocast context that networks run in
@@ -62,8 +62,8 @@ class Learner:
     skipped: torch.Tensor  # bool, whether a part of the step was not finite
 
     def __init__(self, config: TrainConfig, model_config: ModelConfig, device: torch.device,
-                 backbone_weights: Weights = None, team: Team | None = None) -> None:
-        self.config, self.team = config, team or Team(device)
+                 backbone_weights: Weights = None, team: ProcessGroup | None = None) -> None:
+        self.config, self.team = config, team or ProcessGroup(device)
         self.colorizer = Colorizer(model_config, backbone_weights).to(device)
         norm = None if config.dis_norm == "None" else config.dis_norm
         self.discriminator = Discriminator(norm, config.width).to(device)
@@ -124,7 +124,7 @@ class Learner:
         """
         self.skipped = torch.zeros((), dtype=torch.bool, device=self.team.device)
         view = batch["view_feature"]
-        losses, advice = {}, Advice(view, torch.ones_like(view[:, 0]))
+        losses, advice = {}, Conditioning(view, torch.ones_like(view[:, 0]))
         if self.config.use_memory:
             losses, advice = self._step_memory(batch, features, advice)
         judged = self.steps % self.config.dis_every == 0
@@ -157,7 +157,7 @@ class Learner:
             losses["int_kl"] = loss.detach()
         value, score = (team.mine(x) for x in colorizer.memory.recall_other(query, ids))
         other = batch["misled"] & score.isfinite()
-        return losses, Advice(torch.where(other[:, None], value, own.color_feature),
+        return losses, Conditioning(torch.where(other[:, None], value, own.color_feature),
                               torch.where(other, score, own.score))
 
     def _step_generator(self, batch, advice, judged, cast):

@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from colorizer.archive import write_archive
-from colorizer.backbone import Seen
+from colorizer.backbone import Features
 from colorizer.colorizer import Colorizer
-from colorizer.novelty import Novelty
-from colorizer.votes import STRIDE
+from colorizer.memory.deduplication import Deduplicator
+from colorizer.memory.frame_archive import write_archive
+from colorizer.palette_classifier import STRIDE
 from config import ModelConfig, SpatialConfig, TrainConfig
 from dataset import AB_SCALE, ColorizationDataset, lab_to_tensors, resize, rgb_to_lab, shrink
+from fileio.images import IMAGE_SUFFIXES, read_image
+from training.degradation import degrade
 from training.learner import Cast
-from training.material import weathered
-from utils import IMAGE_SUFFIXES, UserError, list_files, read_image, spread, warn
+from utils import UserError, list_files, spread, warn
 
 VOTER_LOOKS = 256  # at least, from which the voter learns, or VIEWS a picture if that is less; at most 4 times as many
 VIEWS = 16
@@ -43,7 +44,7 @@ def fit_model_config(config: TrainConfig, n_pictures: int) -> ModelConfig:
     ``remember`` chooses. Raises UserError when top_k exceeds the memory."""
     shared = {f.name: getattr(config, f.name) for f in fields(ModelConfig) if f.name not in REMEMBERED}
     shared["use_spatial_memory"] = config.use_spatial_memory and config.use_memory
-    shared["use_votes"] = config.use_votes and shared["use_spatial_memory"]
+    shared["use_palette_classifier"] = config.use_palette_classifier and shared["use_spatial_memory"]
     shared["mem_size"] = config.mem_size or math.ceil(1.2 * n_pictures)
     if config.use_memory and config.top_k > shared["mem_size"]:
         raise UserError(f"top_k is {config.top_k} and the memory has {shared['mem_size']} slots; set top_k to at most "
@@ -53,7 +54,7 @@ def fit_model_config(config: TrainConfig, n_pictures: int) -> ModelConfig:
 
 
 def see(data: ColorizationDataset, indices: torch.Tensor, colorizer: Colorizer,
-        cast: Cast) -> tuple[Seen | None, torch.Tensor, torch.Tensor]:
+        cast: Cast) -> tuple[Features | None, torch.Tensor, torch.Tensor]:
     """(what the backbone sees of the pictures at ``indices``, None without a memory; their L (N, 1, S, S); their
     ab (N, 2, S, S)), S the colorizer's side."""
     device = next(colorizer.parameters()).device
@@ -85,7 +86,7 @@ def see_all(data: ColorizationDataset, colorizer: Colorizer, cast: Cast,
 def choose_frames(data: ColorizationDataset, config: SpatialConfig) -> tuple[list[int], bool]:
     """The indices of the pictures that the spatial memory keeps: those that show anything new, or if they are too many,
     some of them, spread evenly; and whether they are too many."""
-    is_new = Novelty(config)
+    is_new = Deduplicator(config)
     new = [index for index in range(len(data)) if is_new(data.codes[index].permute(1, 2, 0).contiguous().numpy())]
     return [new[place] for place in spread(len(new), config.most)], len(new) > config.most
 
@@ -117,7 +118,7 @@ def remember(data: ColorizationDataset, colorizer: Colorizer, cast: Cast,
                 kept = (slot_of[part] >= 0).to(L.device)
                 slots, names = (x[part].to(L.device)[kept] for x in (slot_of, ids))
                 if len(slots):
-                    yield spatial.write(slots, Seen(seen.features[kept], seen.places[kept]), L[kept], ab[kept], names)
+                    yield spatial.write(slots, Features(seen.features[kept], seen.places[kept]), L[kept], ab[kept], names)
 
     if archived and folder is not None:
         spatial.open(write_archive(folder, spatial.config, archived, write()))
@@ -138,7 +139,7 @@ def _look(path, side, view):
     lab = rgb_to_lab(rgb)
     if view:
         rng = np.random.default_rng(view)
-        lab[..., 0] = weathered(rgb, rng)
+        lab[..., 0] = degrade(rgb, rng)
         zoom = rng.uniform(1, 2)
         height, width = (round(size / zoom) for size in lab.shape[:2])
         top, left = rng.integers(0, lab.shape[0] - height + 1), rng.integers(0, lab.shape[1] - width + 1)

@@ -14,8 +14,10 @@ from matplotlib.figure import Figure
 
 from config import TrainConfig
 from dataset import ColorizationDataset, lab_to_rgb, tensors_to_lab
+from fileio.atomic import atomic_write, exclusive_lock
+from fileio.images import picture_grid
 from training.learner import not_whole
-from utils import UserError, only_one, picture_grid, replace_when_done
+from utils import UserError
 
 
 class Run:
@@ -40,7 +42,7 @@ class Run:
             raise UserError(f"save_path {self.path} is a file; name a folder")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.lock = only_one(self.path / ".lock", f"another run is writing to {self.path}; wait for it or choose "
+            self.lock = exclusive_lock(self.path / ".lock", f"another run is writing to {self.path}; wait for it or choose "
                                                       "another --save_path")
             self.lock.__enter__()
         except OSError as error:
@@ -69,7 +71,7 @@ class Run:
                     path.unlink()
         elif self.log.exists():
             lines = self.log.read_text().splitlines()[:epoch]  # the last one may be cut short by a kill
-            with replace_when_done(self.log) as temporary:
+            with atomic_write(self.log) as temporary:
                 temporary.write_text("".join(line + "\n" for line in lines))
 
     def add(self, record: dict[str, Any]) -> None:
@@ -89,7 +91,7 @@ class Run:
             axes.set_title(name)
             axes.set_xlabel("epoch")
             axes.grid(alpha=0.3)
-        with replace_when_done(self.path / "curves.png") as temporary:
+        with atomic_write(self.path / "curves.png") as temporary:
             figure.savefig(temporary, dpi=100)
 
 

@@ -1,0 +1,1 @@
+"""The spatial memory of training frames: storage, retrieval and deduplication."""

@@ -1,0 +1,1 @@
+"""Optical flow, and colors warped along it or upsampled along edges."""

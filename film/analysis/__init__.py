@@ -1,0 +1,1 @@
+"""The first pass over a film: shots, transitions, letterbox, exposure and noise."""

@@ -1,0 +1,1 @@
+"""Read and write films: decoding, pixel formats, image sequences, encoding and muxing."""

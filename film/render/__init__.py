@@ -1,0 +1,1 @@
+"""Color a film shot by shot: scheduling, resuming, and joining the result."""

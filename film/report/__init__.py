@@ -1,0 +1,1 @@
+"""Explain a colored film: report page, plots, confidence video and memory video."""

@@ -1,0 +1,267 @@
+"""How sure is a color? Examples by hand, the calibration, and the maps of pictures and films."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from drawn import StubPainter, draw_dataset, draw_picture, draw_shots, planes_in, times_and_sound
+from test_train import flags
+
+import test
+import train
+
+from benchmarks import calibration
+
+from colorizer import confidence as certainty
+from colorizer.confidence import Confidence
+from colorizer.palette_classifier import STRIDE
+from colorizer.predictor import Predictor
+from config import CalibrationConfig, FilmConfig
+from dataset import AB_SCALE, rgb_to_lab
+from fileio.images import read_image, write_image
+from film.io.video import VideoFile
+from film.render.rendering import color_film
+from film.report.confidence_video import COLORS, mixture, tint
+from test import find_work
+from utils import UserError
+
+SHOTS = [(60, 20), (200, 15), (110, 22)]
+CONFIG = CalibrationConfig(least=0.01, bias=0.5, memory=1.0, votes=0.5)
+
+
+def grid(*values):
+    return torch.tensor(values).view(1, 1, -1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Probabilities by hand
+
+
+def test_what_is_recalled_is_no_guess_of_either_memory():
+    """A quarter by what is looked up, half by what is carried on average: 1 - 0.75 * 0.5."""
+    carried = torch.tensor([[1.0, 0.0], [0.5, 0.5]]).repeat_interleave(2, 0).repeat_interleave(2, 1)[None]
+    assert certainty.recalled(torch.tensor([[[0.25]]]), carried, 1).item() == pytest.approx(0.625)
+    assert certainty.recalled(torch.tensor([[[0.25]]]), carried, 2)[0].tolist() == [[1.0, 0.25], [0.625, 0.625]]
+
+
+def test_votes_agree_that_are_for_colors_near_the_painted_one():
+    """Painted is a color of chroma 50. The palette has this one, one of 13 more chroma, and one 35 away in hue: CIE94
+    says 0, 13 / 3.25 = 4 and 35 / 1.75 = 20."""
+    palette = torch.tensor([[30.0, 40.0], [37.8, 50.4], [2.0, 61.0]])
+    ab = (palette[0] / AB_SCALE).view(1, 2, 1, 1).expand(1, 2, 4, 4)
+    near = torch.tensor([1, np.exp(-0.4**2), np.exp(-2.0**2)]).float()
+    for votes in ([1, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.25, 0.25]):
+        votes = torch.tensor(votes).float()
+        agreed = certainty.agreed(votes.view(1, 3, 1, 1).expand(1, 3, 2, 2), palette, ab)
+        torch.testing.assert_close(agreed, (votes @ near).expand(1, 2, 2), atol=1e-4, rtol=0)
+
+
+def test_the_probability_by_hand():
+    """The odds are e^0.5 times those of the recalled, times the root of those of the votes; both are clipped."""
+    sure = certainty.sure(grid(0.5, 0.8, 0.8, 0.0), grid(0.5, 0.5, 0.9, 1.0), CONFIG)
+    odds = np.exp(0.5) * np.array([1, 4, 4 * 3, 99**-1 * 99**0.5])
+    assert sure.flatten().tolist() == pytest.approx(odds / (1 + odds))
+
+
+def test_the_more_is_known_the_surer():
+    config = CalibrationConfig()
+    steps = torch.linspace(0, 1, 21)
+    for sure in (certainty.sure(steps, steps * 0, config), certainty.sure(steps * 0, steps, config)):
+        assert (sure.diff() >= 0).all() and sure[0] < 0.1
+    assert certainty.sure(grid(1.0), grid(1.0), config) > 0.99
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Calibration
+
+
+def test_reliability_by_hand():
+    """Two places say 0.25, of which a half is right; one says 1 and is; the second counts three times."""
+    rows = calibration.reliability(np.array([0.25, 0.25, 1.0]), np.array([1.0, 1 / 3, 1.0]), np.array([1, 3, 1]))
+    assert np.allclose(rows, [(0.25, 0.5, 0.8), (1, 1, 0.2)])
+
+
+def test_the_fit_finds_the_constants_that_made_the_colors_right():
+    rng = np.random.default_rng(0)
+    recalled, agreed = rng.uniform(0, 1, (2, 4000)).astype(np.float32)
+    right = certainty.sure(torch.from_numpy(recalled), torch.from_numpy(agreed), CONFIG).numpy()
+    found = calibration.fit(recalled, agreed, right, np.full(4000, 1 / 4000), CalibrationConfig(least=0.01))
+    assert (found.bias, found.memory, found.votes) == pytest.approx((0.5, 1.0, 0.5), abs=0.01)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Networks
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a drawn dataset, and best.pt of small networks with votes, and without a spatial memory in gan/."""
+    home = draw_dataset(tmp_path_factory.mktemp("home"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "EPOCH_STEPS", 4)
+        for folder, way in ((home, {}), (home / "gan", {"use_memory": False, "gen_norm": "batch", "dis_norm": "None"})):
+            train.main(flags(data_path=home, save_path=folder, width=4, batch_size=6, end_epoch=1, **way))
+    return home
+
+
+def run(home, source, output, **settings):
+    test.main(flags(checkpoint=home / "best.pt", input=source, output=output, **settings))
+
+
+def test_a_known_picture_is_recalled_and_a_foreign_one_is_unknown(home):
+    painter = Predictor.load(home / "best.pt", precision="fp32")
+    foreign = np.random.default_rng(0).integers(0, 255, (64, 96, 1)).astype(np.uint8).repeat(3, 2)
+    pictures = [read_image(path) for path in sorted((home / "train").glob("*.png"))]
+    _, known = painter.explain([*pictures, foreign])
+    places = painter.config.votes.look // STRIDE // 2
+    assert all(x.shape == (len(pictures) + 1, places, places) for x in known)
+    assert known.recalled[:-1].mean() > 0.95 and known.sure[:-1].mean() > 0.9
+    assert known.recalled[-1].mean() < 0.2 and known.sure[-1].mean() < 0.7
+
+
+def test_where_nothing_is_read_nothing_is_known(home):
+    for painter in (Predictor.load(home / "gan" / "best.pt"), Predictor.load(home / "best.pt", color_feature="truth")):
+        _, known = painter.judge([rgb_to_lab(draw_picture(0))])
+        assert all(x.shape == (1, 1, 1) and np.isnan(x).all() for x in known)
+    for settings in ({"checkpoint": home / "gan" / "best.pt"}, {"color_feature": "truth"}):
+        with pytest.raises(UserError, match="--confidence shows what the spatial memory recalls"):
+            test.main(flags(**{"checkpoint": home / "best.pt", "input": home / "test", "output": home / "no",
+                               "confidence": True, **settings}))
+
+
+def test_the_table_and_the_curve(home, tmp_path, capsys):
+    pair = [str(home / "best.pt"), str(home / "test")]
+    calibration.main([*pair, *pair, "--every", "1", "--figure", str(tmp_path / "curve.png"), "--fit", "True"])
+    printed = capsys.readouterr().out
+    assert "bias " in printed and "| said | right | share of the pixels |" in printed
+    rows = [line for line in printed.splitlines() if line.startswith("| ") and line.endswith("% |")]
+    assert rows and sum(float(row.split("|")[3].strip(" %")) for row in rows) == pytest.approx(100, abs=1)
+    assert "expected calibration error" in printed and read_image(tmp_path / "curve.png").shape == (400, 400, 3)
+    for arguments, message in ((pair[:1], "there are 1 paths"), ([*pair, "--every", "0"], "at least 1, got .0."),
+                               ([str(home / "gan" / "best.pt"), pair[1]], "no spatial memory")):
+        with pytest.raises(UserError, match=message):
+            calibration.main(arguments)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Maps
+
+
+def test_the_hues_are_mixed_by_what_is_known():
+    known = Confidence(*(np.array([x], np.float32) for x in ([1, 0, 1, 0.5], [0, 0, 0, 0], [1, 1, 0, 0.5])))
+    blue, green, red = (np.array(color) for color in COLORS.values())
+    assert mixture(known).tolist() == [[*(color.tolist() for color in (blue, green, red)),
+                                        np.rint(blue / 4 + green / 4 + red / 2).astype(int).tolist()]]
+    gray = draw_picture(0)[..., 1]
+    picture = tint(gray, mixture(known))
+    assert picture.shape == (64, 96, 3) and np.abs(picture[:, :8] - 0.45 * gray[:, :8, None] - 0.55 * blue).max() <= 1
+    assert np.array_equal(tint(gray, np.zeros((0, 0, 3), np.uint8)), gray[..., None].repeat(3, 2))
+
+
+def test_pictures_have_their_maps_beside_them_and_the_same_colors(home, tmp_path):
+    run(home, home / "test", tmp_path / "plain")
+    run(home, home / "test", tmp_path / "mapped", confidence=True)
+    names = sorted(path.name for path in (home / "test").iterdir())
+    for name in names:
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "mapped" / name).read_bytes()
+        mapped = read_image(tmp_path / "mapped" / f"{name.removesuffix('.png')}_confidence.png")
+        assert mapped.shape == read_image(home / "test" / name).shape
+    assert len(list((tmp_path / "mapped").glob("*_confidence.png"))) == len(names)
+    (tmp_path / "mapped" / names[0]).unlink()
+    with pytest.raises(UserError, match="_confidence.png exists already"):
+        run(home, home / "test", tmp_path / "mapped", confidence=True)
+
+
+def test_maps_are_no_inputs(tmp_path):
+    for name in ("a.png", "a_confidence.png", "full_confidence.png", "b.jpg"):
+        write_image(tmp_path / name, draw_picture(0))
+    for name in ("film.mp4", "film_confidence.mp4", "film_panel.mp4"):
+        (tmp_path / name).write_bytes(b"")
+    pictures, films = find_work(tmp_path, tmp_path / "out", True)
+    assert [path.name for path, _ in pictures] == ["a.png", "b.jpg", "full_confidence.png"]
+    assert [film.path.name for film, _ in films] == ["film.mp4"]
+    write_image(tmp_path / "a.jpg", draw_picture(0))
+    with pytest.raises(UserError, match="a.jpg and .*a.png would both be written to .*a_confidence.png"):
+        find_work(tmp_path, tmp_path / "out", True)
+
+
+class Doubter(StubPainter):
+    """Knows the left half of each picture, and nothing of the rest."""
+
+    def paint(self, L, palette):
+        ab, _ = super().paint(L, palette)
+        sure = np.zeros((len(L), 2, 2), np.float32)
+        sure[..., 0] = 1
+        return ab, Confidence(sure, sure, sure)
+
+
+def color(source, output, painter, **settings):
+    return color_film(painter, VideoFile(source), output, FilmConfig(confidence=True), **settings)
+
+
+def test_the_map_of_a_film_has_its_times_and_size(tmp_path):
+    source = draw_shots(tmp_path / "in.mkv", SHOTS, hold=2)
+    records = color(source, tmp_path / "out.mkv", Doubter())
+    assert [record.confidence for record in records] == [0.5] * 3 == [record.recalled for record in records]
+    times, sound, size = times_and_sound(tmp_path / "out_confidence.mp4")
+    assert (times, size) == (times_and_sound(source)[0], (128, 96)) and not sound
+    for index, read in enumerate(calibration.readers(tmp_path / "out_confidence.mp4")):
+        if index % 8 == 0:
+            picture = read().astype(int)
+            assert picture[:, 8].mean(0).argmax() == 2 and picture[:, -8].mean(0).argmax() == 0  # blue, vermillion
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mkv", "out.mkv", "out_confidence.mp4",
+                                                               "out_shots.jsonl"]
+    color_film(StubPainter(), VideoFile(source), tmp_path / "plain.mkv", FilmConfig())
+    plain, mapped = (planes_in(tmp_path / name) for name in ("plain.mkv", "out.mkv"))
+    assert all(map(np.array_equal, itertools.chain(*plain), itertools.chain(*mapped)))
+
+
+def test_a_film_that_goes_on_has_the_same_map(tmp_path):
+    """Interrupted while it is colored, and behind that, before all that goes with it is written."""
+    source = draw_shots(tmp_path / "in.mkv", SHOTS)
+    color(source, tmp_path / "whole.mkv", Doubter())
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        color(source, tmp_path / "out.mkv", Doubter(fail_at=30, action=stop))
+    with pytest.raises(KeyboardInterrupt):
+        color(source, tmp_path / "out.mkv", Doubter(), explain=stop)
+    painter = Doubter()
+    color(source, tmp_path / "out.mkv", painter)
+    assert painter.frames == 0
+    assert (tmp_path / "out_confidence.mp4").read_bytes() == (tmp_path / "whole_confidence.mp4").read_bytes()
+
+
+def test_a_map_that_exists_is_kept(tmp_path):
+    source = draw_shots(tmp_path / "in.mkv", SHOTS[:1])
+    (tmp_path / "out_confidence.mp4").write_bytes(b"of the user")
+    with pytest.raises(UserError, match="out_confidence.mp4 exists already"):
+        color(source, tmp_path / "out.mkv", Doubter())
+    assert (tmp_path / "out_confidence.mp4").read_bytes() == b"of the user"
+    color(source, tmp_path / "out.mkv", Doubter(), overwrite=True)
+    assert len(times_and_sound(tmp_path / "out_confidence.mp4")[0]) == 20
+
+
+def test_a_film_of_odd_size_and_one_of_which_nothing_is_known(tmp_path):
+    """The map of the second one is its gray picture."""
+    source = draw_shots(tmp_path / "in.mkv", [(60, 12)], size=(131, 97), pix_fmt="yuv444p")
+    color(source, tmp_path / "out.mkv", StubPainter())
+    assert times_and_sound(tmp_path / "out_confidence.mp4")[2] == (131, 97)
+
+    class Blind(StubPainter):
+        def paint(self, L, palette):
+            return super().paint(L, palette)[0], Confidence.nothing(len(L))
+
+    assert np.isnan(color(source, tmp_path / "blind.mkv", Blind())[0].confidence)
+    assert all(np.ptp(read(), 2).max() < 8 for read in calibration.readers(tmp_path / "blind_confidence.mp4"))
+
+
+def test_numbered_frames_have_a_film_as_map(home, tmp_path):
+    for number in range(12):
+        write_image(tmp_path / "in" / f"frame_{number}.png", draw_picture(0))
+    run(home, tmp_path / "in", tmp_path / "out", confidence=True)
+    assert len(times_and_sound(tmp_path / "out" / "frame_confidence.mp4")[0]) == 12
+    assert (tmp_path / "out" / "frame_11.png").exists() and not list((tmp_path / "out").glob("*_confidence.png"))

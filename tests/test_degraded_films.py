@@ -1,0 +1,294 @@
+"""A gray that is not our own: what counts as color, light that changes, and the response of faded film."""
+
+import math
+from dataclasses import replace
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+from drawn import StubPainter, draw_shots
+
+from colorizer.adaptation.film_response import IDENTITY_RESPONSE, FilmResponse
+from colorizer.colorizer import Colorizer
+from colorizer.predictor import Palette, Predictor
+from config import FilmConfig, ModelConfig
+from dataset import AB_SCALE, L_SCALE, exposed, lab_to_rgb, on_video, resize, rgb_to_lab, shot_has_color
+from film.analysis.exposure import ExposureTracker, lit
+from film.analysis.first_pass import scan
+from film.analysis.plan import Plan
+from film.io.planes import gray_lightness
+from film.io.video import VideoFile
+from film.render.rendering import color_film
+
+from resources.draw_episodes import draw_frame
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is color
+
+
+GRAYS = draw_frame(1, 30)[..., :1].astype(np.float32)  # of a drawn frame, a picture like any other
+
+
+def noise(seed, sigma, height, width):
+    """Noise of one seed, enlarged to the size of GRAYS, on Cr and Cb, as RGB."""
+    coarse = np.random.default_rng(seed).normal(0, sigma, (height, width, 2)).astype(np.float32)
+    cr, cb = cv2.split(cv2.resize(coarse, GRAYS.shape[1::-1]))
+    return np.dstack([1.402 * cr, -0.714 * cr - 0.344 * cb, 1.772 * cb])
+
+
+def in_corner(picture):
+    height, width = picture.shape[:2]
+    picture[height // 20:height // 5, -width // 6:-width // 20] = 220, 30, 40
+    return picture
+
+
+@pytest.mark.parametrize("paint", [
+    lambda i: GRAYS * [1.07, 0.95, 0.75] + [18, 6, 0],  # sepia
+    lambda i: GRAYS * [0.8, 0.9, 1.1] + [0, 0, 20],  # blue
+    lambda i: GRAYS + noise(i, 10, 90, 80),  # the chroma of a VHS tape
+    lambda i: GRAYS * [1.07, 0.95, 0.75] + noise(i, 20, *GRAYS.shape[:2]),
+    lambda i: in_corner(GRAYS.repeat(3, 2)),  # a logo
+    lambda i: np.dstack([GRAYS, GRAYS, np.roll(GRAYS, 3, 1)]),  # a fringe of color along lines
+], ids=["sepia", "blue", "noise", "noisy sepia", "logo", "fringe"])
+def test_no_tint_noise_logo_or_fringe_makes_a_shot_colored(paint):
+    assert not shot_has_color([np.clip(paint(i), 0, 255).astype(np.uint8) for i in range(8)])
+
+
+def test_real_colors_make_a_shot_colored_also_pale_or_with_a_cast():
+    frames = [draw_frame(1, i).astype(np.float32) for i in range(30, 54, 3)]
+    gray = [frame.mean(2, keepdims=True) for frame in frames]
+    for pictures in (frames, [0.5 * a + 0.5 * b for a, b in zip(frames, gray, strict=True)],
+                     [frame * [1.15, 0.95, 0.7] for frame in frames]):
+        assert shot_has_color([np.clip(picture, 0, 255).astype(np.uint8) for picture in pictures])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Light
+
+
+def lightness(luma):
+    return gray_lightness(luma.astype(np.float32) / 255)
+
+
+def lumas(first, count):
+    return [cv2.cvtColor(draw_frame(1, first + i), cv2.COLOR_RGB2GRAY) for i in range(count)]
+
+
+def light_of(pictures):
+    light = ExposureTracker()
+    for picture in pictures:
+        light.add(np.rint(picture).astype(np.uint8))
+    return light.of_shot(0, len(pictures))
+
+
+def test_nothing_is_done_to_a_shot_in_steady_light():
+    """Neither where characters move, nor in a pan, nor over a sky that is darker above, nor in a missed dissolve."""
+    wide = np.concatenate([lumas(1, 1)[0], lumas(200, 1)[0]], 1)
+    pan = [wide[:, 6 * i:6 * i + 640] for i in range(12)]
+    one, other = lumas(1, 1)[0].astype(np.float32), lumas(200, 1)[0].astype(np.float32)
+    dissolve = [one + i / 36 * (other - one) for i in range(37)]
+    tall = 0.5 * np.tile(one, (2, 1)) + np.linspace(120, 0, 720)[:, None]
+    tilt = [tall[3 * i:3 * i + 360] for i in range(60)]
+    for pictures in (lumas(30, 12), pan, tilt, dissolve, [pan[0]] * 3, [np.zeros((36, 64))] * 3):
+        assert np.array_equal(light_of(pictures), [[1, 0]] * len(pictures))
+
+
+def test_a_flash_leaves_no_light_behind():
+    one, other = (lumas(first, 1)[0].astype(np.float32) for first in (1, 200))
+    dissolve = [one + i / 36 * (other - one) for i in range(37)]
+    for pictures, most in ((lumas(30, 12), 1e-3), (dissolve, 1.5)):
+        flashed = [0.5 * picture + 127 if i == 8 else picture for i, picture in enumerate(pictures)]
+        for picture, light in zip(pictures, light_of(flashed), strict=True):
+            assert light[0] > 1.5 or np.abs(lit(lightness(picture), light) - lightness(picture)).mean() < most
+
+
+def test_fades_and_flicker_are_undone():
+    plain = lumas(30, 28)  # one shot
+    fade = [picture * min(1, (i + 3) / 24) for i, picture in enumerate(plain)]
+    flicker = [np.clip(picture + 15 * math.sin(1.9 * i), 0, 255) for i, picture in enumerate(plain)]
+    for pictures, true, seen in ((fade, plain, slice(2, None)), (fade[::-1], plain[::-1], slice(0, -2)),
+                                 (flicker, plain, slice(None))):
+        light = light_of(pictures)
+        undone = [np.abs(lightness(a) - lightness(b)).mean() for a, b in zip(pictures, true, strict=True)]
+        done = [np.abs(lit(lightness(a), at) - lightness(b)).mean()
+                for a, at, b in zip(pictures, light, true, strict=True)]
+        assert np.mean(undone[seen]) > 3 * np.mean(done[seen]) and max(done[seen]) < 4
+
+
+def test_colors_fade_with_the_light(tmp_path):
+    """The painter sees a shot in full light; what is written is as much paler as there is less contrast."""
+    source = tmp_path / "in.mkv"
+    picture = cv2.resize(draw_frame(1, 30), (128, 72)).astype(np.float32)
+    with av.open(str(source), "w") as film:
+        stream = film.add_stream("ffv1", 12)
+        stream.width, stream.height, stream.pix_fmt = 128, 72, "yuv444p"
+        for i in range(30):
+            faded = np.rint(picture * min(1, (i + 1) / 15)).astype(np.uint8)
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(faded, format="rgb24")))
+        film.mux(stream.encode(None))
+    seen = []
+
+    class Watcher(StubPainter):
+        def paint(self, L, palette):
+            seen.extend(L)
+            ab, known = super().paint(L, palette)
+            return np.full_like(ab, 20), known
+
+    color_film(Watcher(), VideoFile(source), tmp_path / "out.mkv", FilmConfig(crf=0, pix_fmt="yuv444p"))
+    assert np.abs(seen[8] - seen[-1]).mean() < 3 and np.abs(seen[8].std() / seen[-1].std() - 1) < 0.1
+    with av.open(str(tmp_path / "out.mkv")) as film:
+        chroma = [np.abs(frame.to_ndarray()[1:].astype(float) - 128).mean() for frame in film.decode(video=0)]
+    assert chroma[-1] > 8 and chroma[5] / chroma[-1] == pytest.approx((6 / 15)**0.73, abs=0.12)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Response
+
+CURVES = {"faded": lambda luma: 0.5 + 0.4 * luma, "hard": lambda luma: luma + 0.12 * np.sin(2 * np.pi * (luma - 0.5)),
+          "dark": lambda luma: luma**1.8}
+
+
+def turned(lab, curve):
+    """L of a picture, Lab (H, W, 3), whose Y' went through a curve."""
+    luma = np.interp(lab[..., 0], gray_lightness(np.linspace(0, 1, 256, dtype=np.float32)), np.linspace(0, 1, 256))
+    return gray_lightness(curve(luma).clip(0, 1).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def painter():
+    """An untrained painter that remembers every 12th frame of a drawn shot or two."""
+    torch.manual_seed(0)
+    config = ModelConfig(img_size=128, width=4, mem_size=2, spatial_size=12, top_k=2)
+    painter = Predictor(Colorizer(config, None).eval(), torch.device("cpu"), "fp32")
+    spatial = painter.colorizer.spatial
+    labs = [resize(rgb_to_lab(draw_frame(1, 12 * i)), 256, 256) for i in range(12)]
+    seen = painter.look([lab[..., 0] for lab in labs])
+    spatial.fit(seen.places)
+    planes = torch.from_numpy(np.stack(labs)).permute(0, 3, 1, 2)
+    spatial.write(torch.arange(12), seen, planes[:, :1] / L_SCALE, planes[:, 1:] / AB_SCALE, torch.arange(12))
+    painter.colorizer.memory.used[:] = True
+    painter.colorizer.memory.keys[:] = torch.eye(2, 512)
+    return painter
+
+
+FRAMES = [rgb_to_lab(draw_frame(1, 12 * i + 5)) for i in range(0, 12, 3)]  # none of these is remembered
+
+
+@pytest.mark.parametrize("kind", CURVES)
+def test_the_curve_of_a_film_is_found(painter, kind):
+    film = [turned(lab, CURVES[kind]) for lab in FRAMES]
+    response = painter.respond(film)
+    undone, done = (np.mean([np.abs(change(L) - lab[..., 0]).mean() for L, lab in zip(film, FRAMES, strict=True)])
+                    for change in (lambda L: L, response))
+    assert done < min(2.5, undone / 3)
+
+
+def test_a_film_like_what_is_known_has_none(painter):
+    assert painter.respond([lab[..., 0] for lab in FRAMES]) is None
+    assert painter.respond([turned(lab, lambda luma: 0.02 + 0.97 * luma) for lab in FRAMES]) is None
+    assert replace(painter, source="truth").respond([turned(lab, CURVES["faded"]) for lab in FRAMES]) is None
+
+
+ORTHOCHROMATIC = np.array([0.05, 0.5, 0.45])
+
+
+@pytest.mark.parametrize("curve", [None, CURVES["faded"]], ids=["plain", "faded"])
+@pytest.mark.parametrize("stock", [ORTHOCHROMATIC, np.array([0.7, 0.2, 0.1])], ids=["orthochromatic", "red filter"])
+def test_the_stock_of_a_film_is_found(painter, stock, curve):
+    film = [exposed(lab_to_rgb(lab), stock) for lab in FRAMES]
+    response = painter.respond(film if curve is None else [turned(L[..., None], curve) for L in film])
+    assert response.stock == pytest.approx(stock, abs=0.15)
+    assert response.is_straight == (curve is None)
+    if curve is not None:
+        done = [np.abs(response(turned(L[..., None], curve)) - L).mean() for L in film]
+        assert np.mean(done) < 3
+
+
+@pytest.mark.parametrize("gray", [on_video, lambda rgb: rgb_to_lab(rgb)[..., 0]], ids=["luma", "luminance"])
+def test_a_film_of_usual_gray_has_no_stock(painter, gray):
+    assert painter.respond([gray(lab_to_rgb(lab)) for lab in FRAMES]) is None
+
+
+def test_what_is_known_is_compared_as_the_stock_shows_it(painter):
+    """Of a frame that is known, on another stock as much is found again as of it in video, of which less is without."""
+    known, response = draw_frame(1, 48), replace(IDENTITY_RESPONSE, stock=ORTHOCHROMATIC)
+    nothing = Palette(torch.ones(1, 313) / 313, [], [], torch.zeros(512))
+
+    def wrong(L, response):
+        through = painter.through(response)
+        ab = through.paint(resize(L, through.side, through.side)[None], nothing)[0][0]
+        return np.linalg.norm(ab - resize(rgb_to_lab(known), *ab.shape[:2])[..., 1:], axis=2).mean()
+
+    video = wrong(on_video(known), None)
+    assert wrong(exposed(known, ORTHOCHROMATIC), response) < 1.1 * video
+    assert wrong(exposed(known, ORTHOCHROMATIC), None) > 1.3 * video
+
+
+def test_gray_of_video_by_hand():
+    colors = np.array([[[255, 0, 0], [0, 0, 255], [119, 119, 119]]], np.uint8)
+    red, blue, gray = on_video(colors)[0]
+    assert red == pytest.approx(gray_lightness(np.float32([0.299]))[0], abs=0.3)
+    assert blue == pytest.approx(gray_lightness(np.float32([0.114]))[0], abs=0.3)
+    assert gray == pytest.approx(rgb_to_lab(colors)[0, 2, 0], abs=0.3)
+
+
+def test_a_response_goes_on_straight_and_survives_a_run():
+    response = FilmResponse.between(np.linspace(20, 60, 1000), np.linspace(10, 90, 1000))
+    assert response(np.array([20, 40, 60, 25, 100, 0])) == pytest.approx([10, 50, 90, 20, 100, 0], abs=0.1)
+    assert response.span == pytest.approx((10.8, 20.4, 89.2, 59.6), abs=0.1)
+    assert FilmResponse.of(response.state())(np.arange(100)) == pytest.approx(response(np.arange(100)))
+    assert FilmResponse.of(response.state()).stock is None
+    assert FilmResponse.of(replace(response, stock=ORTHOCHROMATIC).state()).stock == pytest.approx(ORTHOCHROMATIC)
+    many_equal = FilmResponse.between(np.zeros(10), np.full(10, 50.0))  # a black film
+    assert np.isfinite(many_equal(np.array([0, 50, 100]))).all()
+
+
+def test_frames_painted_over_faded_film_are_found_again(painter):
+    """Corrections are in the film's gray: through its response, they match its frames as before, also when they come
+    from a checkpoint; one in the show's own gray stays as it is."""
+    lab = FRAMES[0].copy()
+    lab[..., 1:] = 40, -30  # what a user paints
+    over = lab.copy()
+    over[..., 0] = turned(lab, CURVES["faded"])
+    response = painter.respond([turned(each, CURVES["faded"]) for each in FRAMES])
+    for picture in (over, lab):
+        corrected = replace(painter, colorizer=Colorizer(painter.config, None).eval())
+        corrected.colorizer.load_state_dict(painter.colorizer.state_dict())
+        corrected.add_references([lab_to_rgb(picture)])
+        through = corrected.through(response)
+        ab = through.predict([over])[0].mean((0, 1))
+        assert ab == pytest.approx([40, -30], abs=6)
+        assert corrected.colorizer.spatial.pictures[-1, ..., 0].float().mean() == pytest.approx(
+            2.55 * picture[..., 0].mean(), abs=2)  # its own memory is not touched
+
+
+def test_frames_painted_over_film_of_a_stock_are_told_from_others(painter):
+    lab = FRAMES[0]
+    over = lab.copy()
+    over[..., 0] = exposed(lab_to_rgb(lab), ORTHOCHROMATIC)
+    corrected = replace(painter, colorizer=Colorizer(painter.config, None).eval())
+    corrected.colorizer.load_state_dict(painter.colorizer.state_dict())
+    corrected.add_references([lab_to_rgb(over), lab_to_rgb(lab)], matched=False)
+    assert corrected.through(replace(IDENTITY_RESPONSE, stock=ORTHOCHROMATIC)).films == {12}  # the other is in the show's own gray
+
+
+def test_the_plan_keeps_response_and_light(painter, tmp_path):
+    source = draw_shots(tmp_path / "in.mkv", [(60, 14), (200, 14)])
+    plan = scan(VideoFile(source), StubPainter(), FilmConfig())
+    plan.response, plan.light[3] = FilmResponse.between(np.arange(50), np.arange(100)), (2, -3)
+    again = Plan.of(plan.state())
+    assert np.array_equal(again.light, plan.light) and again.response.state() == plan.response.state()
+
+
+def test_response_none_looks_at_a_film_as_it_is(tmp_path):
+    source, asked = draw_shots(tmp_path / "in.mkv", [(60, 14), (200, 14)]), []
+
+    class Asked(StubPainter):
+        def respond(self, lightness):
+            asked.append(len(lightness))
+
+    scan(VideoFile(source), Asked(), FilmConfig())
+    scan(VideoFile(source), Asked(), FilmConfig(response="none"))
+    assert asked == [12]

@@ -1,0 +1,307 @@
+"""A memory of a whole show: its file, the choice among many frames, what is not kept, and joined checkpoints."""
+
+import copy
+import shutil
+from dataclasses import asdict, replace
+
+import drawn
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from drawn import draw_dataset, draw_picture
+
+import train
+from colorizer.colorizer import Colorizer
+from colorizer.memory import frame_index as index
+from colorizer.memory.deduplication import Deduplicator
+from colorizer.memory.frame_archive import FrameArchive
+from colorizer.memory.spatial_memory import SpatialMemory, quantize_embeddings
+from colorizer.predictor import Predictor
+from config import SpatialConfig, TrainConfig
+from dataset import REFERENCE_ID, ColorizationDataset, rgb_to_lab
+from editing.project import Project
+from fileio.checkpoints import load_checkpoint, save_checkpoint
+from fileio.images import write_image
+from training.preparation import fit_model_config, remember, see_all
+from utils import UserError
+
+PLACES = SpatialConfig(frames=2)
+
+
+def cast():
+    return torch.autocast("cpu", enabled=False)
+
+
+def made(folder, numbers, inside, seed=0, **settings):
+    """The path of a checkpoint of untrained networks that remembers drawings, and a checkpoint's content."""
+    torch.manual_seed(seed)
+    paths = [folder / "pictures" / f"drawn_{number}.png" for number in numbers]
+    for number, path in zip(numbers, paths, strict=True):
+        write_image(path, draw_picture(number))
+    data = ColorizationDataset(paths, 128)
+    config = TrainConfig(width=4, img_size=128, use_palette_classifier=False, spatial=replace(PLACES, inside=inside), **settings)
+    colorizer = Colorizer(fit_model_config(config, len(data)), None).eval()
+    memory, content = colorizer.memory, {"frames": dict(zip(data.ids, (path.name for path in paths), strict=True))}
+    with torch.no_grad():
+        if config.use_spatial_memory:
+            remember(data, colorizer, cast, folder)
+            if archive := colorizer.spatial.archive:
+                content["archive"] = archive.state()
+        memory.update(memory.query(see_all(data, colorizer, cast)), data.color_features, torch.tensor(data.ids))
+    save_checkpoint(folder / "best.pt", {**content, "colorizer": colorizer.state_dict(),
+                                         "model_config": asdict(colorizer.config)})
+    return folder / "best.pt"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Two checkpoints of the same pictures: small/ keeps the frames itself, large/ in a file beside it."""
+    home = tmp_path_factory.mktemp("home")
+    for name, inside in (("small", 6), ("large", 5)):
+        made(home / name, range(6), inside)
+    return home
+
+
+@pytest.fixture
+def large(home, tmp_path):
+    """A copy of large/, and the file of its frames."""
+    shutil.copytree(home / "large", tmp_path / "large")
+    [frames] = (tmp_path / "large").glob("frames_*.npy")
+    return tmp_path / "large", frames
+
+
+PICTURES = [draw_picture(3), draw_picture(20)]
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The file
+
+
+def test_frames_in_a_file_are_those_in_a_checkpoint(home, monkeypatch):
+    """The same colors, and only the frames that are looked up are read."""
+    small, large = (Predictor.load(home / name / "best.pt") for name in ("small", "large"))
+    assert (small.config.archived, large.config.archived, large.config.spatial_size) == (0, 6, 6)
+    assert not list((home / "small").glob("*.npy"))
+    sizes = [(home / name / "best.pt").stat().st_size for name in ("small", "large")]
+    assert sizes[0] - sizes[1] > 6 * 250_000 - 700_000  # the axes of the index
+    assert small.colorizer.spatial.digests() == large.colorizer.spatial.digests()
+    for name in ("keys", "ab", "pictures"):
+        assert torch.equal(*(each.colorizer.spatial.kept(name, [4, 0]) for each in (small, large)))
+    read, plain = set(), FrameArchive.read
+    monkeypatch.setattr(FrameArchive, "read", lambda self, name, slot: read.add(slot) or plain(self, name, slot))
+    for one, other in zip(small.colorize(PICTURES[:1]), large.colorize(PICTURES[:1]), strict=True):
+        assert np.array_equal(one, other)
+    assert len(read) == 2  # frames
+
+
+def test_references_are_kept_beside_the_file_and_move_with_it(large, tmp_path):
+    path, frames = large
+    painter = Predictor.load(path / "best.pt")
+    painter.add_references([draw_picture(41)], matched=False)
+    assert copy.deepcopy(painter.colorizer).spatial.archive is painter.colorizer.spatial.archive
+    painter.save(tmp_path / "other" / "better.pt")
+    assert (tmp_path / "other" / frames.name).read_bytes() == frames.read_bytes()
+    again = Predictor.load(tmp_path / "other" / "better.pt")
+    assert again.colorizer.spatial.ids.tolist()[6:] == [REFERENCE_ID] and again.identity != painter.identity
+    assert all(map(np.array_equal, again.colorize(PICTURES), painter.colorize(PICTURES)))
+    (tmp_path / "project").mkdir()
+    project = Project(tmp_path / "project")
+    project.take_checkpoint(path / "best.pt")
+    assert Predictor.load(project.checkpoint).colorizer.spatial.digests()[:3] == again.colorizer.spatial.digests()[:3]
+
+
+def test_a_run_with_a_file_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "EPOCH_STEPS", 2)
+    draw_dataset(tmp_path / "data", train=4, val=1)
+    config = TrainConfig(data_path=str(tmp_path / "data"), save_path=str(tmp_path / "run"), width=4, batch_size=2,
+                         end_epoch=1, use_palette_classifier=False, spatial=replace(PLACES, inside=3))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "frames_0123456789ab.npy").touch()  # of a run that was killed before it saved anything
+    train.train(config)
+    [frames] = (tmp_path / "run").glob("frames_*.npy")
+    train.train(replace(config, resume=True, end_epoch=2), load_checkpoint(tmp_path / "run" / "last.pt"))
+    assert [*(tmp_path / "run").glob("frames_*.npy")] == [frames]
+    for name in ("best.pt", "last.pt", "epoch_0001.pt", "epoch_0002.pt"):
+        assert load_checkpoint(tmp_path / "run" / name)["archive"]["file"] == frames.name
+    assert len(Predictor.load(tmp_path / "run" / "last.pt").colorizer.spatial.archive) == 4
+
+
+def spoil(kind, frames):
+    data = bytearray(frames.read_bytes())
+    if kind == "missing":
+        return frames.unlink()
+    if kind == "shape":
+        data = data.replace(b"(6,)", b"(5,)", 1)
+    elif kind == "places":
+        data = data.replace(b"(1024, 69)", b"(1024, 68)", 1)
+    elif kind == "other":
+        data[-1] ^= 1
+    elif kind == "pickle":
+        data = data.replace(b"'<f2'", b"'|O8'", 1)
+    frames.write_bytes({"cut": data[:-1], "empty": b"", "grown": data + b"0"}.get(kind, data))
+
+
+@pytest.mark.parametrize("kind, told", [
+    ("missing", "a checkpoint and its frames_.* move together"), ("cut", "it is cut short or has grown"),
+    ("grown", "it is cut short or has grown"), ("empty", "does not hold the frames"),
+    ("shape", r"it holds \(5,\) records"), ("places", "it holds"), ("pickle", "does not hold the frames"),
+    ("other", "of another checkpoint, or is damaged")])
+def test_a_file_that_is_not_that_of_the_checkpoint_is_refused(large, kind, told):
+    path, frames = large
+    spoil(kind, frames)
+    with pytest.raises(UserError, match=told) as caught:
+        Predictor.load(path / "best.pt")
+    assert "\n" not in str(caught.value) and str(frames) in str(caught.value)
+
+
+def test_a_file_that_is_cut_in_use_ends_in_a_sentence(large):
+    path, frames = large
+    painter = Predictor.load(path / "best.pt")
+    with open(frames, "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(UserError, match="was cut short while it was in use"):
+        painter.colorize(PICTURES)
+
+
+@pytest.mark.parametrize("change", [{"archive": None}, {"archive": {"file": "../frames_0123456789ab.npy"}},
+                                    {"archive": {"file": "frames_0123456789ab.npy", "digests": torch.zeros(6, 32)}}])
+def test_a_checkpoint_that_does_not_tell_of_its_file_is_refused(large, change):
+    path, _ = large
+    content = torch.load(path / "best.pt", weights_only=True)
+    torch.save({**content, **change}, path / "best.pt")
+    with pytest.raises(UserError, match="not whole|whole colorizer"):
+        Predictor.load(path / "best.pt")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The choice
+
+
+def slowly(net, looks):
+    """``nearest`` as it is defined: all similarities, in float64."""
+    features, config = net.features.double(), net.config
+    similarity = (looks.double() / index.LOOK_STEPS) @ features.T
+    preferred = net.pinned & (similarity >= similarity.amax(1, keepdim=True) - config.preference)
+    similarity, slots = (similarity + config.preference * preferred).sort(dim=1, descending=True, stable=True)
+    found = []
+    for scores, order in zip(similarity[:, :config.candidates], slots[:, :config.candidates], strict=True):
+        known, chosen = features[order], []
+        for _ in range(min(config.frames, len(features))):
+            penalty = (known @ known[chosen].T).amax(1).clamp(min=0) if chosen else torch.zeros(len(order))
+            score = scores - config.variety * penalty
+            score[chosen] = -torch.inf
+            chosen.append(int(score.argmax()))
+        found.append(order[chosen].tolist())
+    return found, preferred
+
+
+def of_shots(count, dim=96, like=0.15):
+    """Features of unit length, alike in shots of 10 frames."""
+    middles = torch.rand(-(-count // 10), dim).repeat_interleave(10, 0)[:count]
+    return F.normalize(middles + like * torch.rand(count, dim), dim=1)
+
+
+@pytest.mark.parametrize("kind", ["few", "many", "equal", "pinned"])
+def test_the_choice_among_an_archive_is_that_among_all(kind, monkeypatch):
+    """Also where some are pinned, and where all are equal; and for each picture alone as for a batch."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(index, "AXES", 24)  # a quarter of all
+    features = of_shots(20 if kind == "few" else 700, like=0.0 if kind == "equal" else 0.15)
+    features = features[:1].expand(700, -1) if kind == "equal" else features
+    net = SpatialMemory(96, 1, 0, SpatialConfig(grid=1, side=2, candidates=16))
+    net.resize(len(features), archived=len(features) - 10)
+    net.features.copy_(features)
+    net.index = index.FrameIndex.of(net.features[:net.archived])
+    net.pinned[-10:] = kind == "pinned"
+    looks = quantize_embeddings(features[5::90][:8] + 0.03 * torch.rand(len(features[5::90][:8]), 96))
+    expected, preferred = slowly(net, looks)
+    nearest = net.nearest(looks)
+    assert nearest.slots.tolist() == expected
+    assert torch.equal(nearest.preferred, preferred.gather(1, nearest.slots))
+    assert torch.cat([net.nearest(look[None]).slots for look in looks]).tolist() == expected
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is not kept
+
+
+def test_only_what_shows_something_new_is_kept():
+    is_new, picture = Deduplicator(SpatialConfig()), draw_picture(1, (192, 192))
+    noisy = picture + np.random.default_rng(0).integers(-3, 4, picture.shape)
+    moved, recolored = np.roll(picture, 3, 1), picture.copy()
+    recolored[96:, 96:, 1] += 8
+    shown = [picture, picture, noisy.clip(0, 255).astype(np.uint8), moved, recolored, moved]
+    assert [is_new(each) for each in shown] == [True, False, False, True, True, False]
+
+
+def test_a_held_drawing_is_learned_and_kept_once(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "draw_picture", lambda number: drawn.draw_picture(number // 2))
+    painter = Predictor.load(made(tmp_path, range(7), 10))
+    assert len(painter.names) == 7 + 1 and painter.colorizer.spatial.ids.tolist() == [0, 2, 4, 6]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Joining
+
+
+@pytest.fixture(scope="module")
+def joined(home, tmp_path_factory):
+    """A checkpoint joined of large/ and other.pt, which knows other pictures, one that both know, and a reference."""
+    folder = tmp_path_factory.mktemp("joined")
+    other = Predictor.load(made(folder / "other", (0, 50, 51), 10, seed=1))
+    other.add_references([draw_picture(60)], matched=False)
+    other.save(folder / "other.pt")
+    paths = [str(home / "large" / "best.pt"), str(folder / "other.pt")]
+    train.main(["--join", *paths, "--save_path", str(folder / "all")])
+    return folder
+
+
+def test_joined_checkpoints_know_the_frames_of_all(home, joined):
+    first, other, both = (Predictor.load(path) for path in (home / "large" / "best.pt", joined / "other.pt",
+                                                         joined / "all" / "best.pt"))
+    spatial, names = both.colorizer.spatial, both.names
+    assert spatial.archived == 8 and spatial.pinned.tolist() == [False] * 8 + [True]
+    ids = spatial.ids.tolist()
+    assert [names[i] for i in ids[:6]] == [first.names[i] for i in first.colorizer.spatial.ids.tolist()]
+    assert [names[i] for i in ids[6:]] == ["drawn_50.png", "drawn_51.png", "a reference"]
+    assert names[52] == f"drawn_0.png of {joined / 'other.pt'}"
+    assert both.config.mem_size == len(both.colorizer.memory.keys) == first.config.mem_size + 3
+    for name, x in first.colorizer.generator.state_dict().items():
+        assert torch.equal(x, both.colorizer.generator.state_dict()[name])
+    assert torch.equal(spatial.kept("pictures", [6, 8]), other.colorizer.spatial.kept("pictures", [1, 3]))
+    # What the second projection kept is seen through the first: the keys are those of the first, but for what is lost.
+    picture = draw_picture(50)
+    seen, L, ab, _ = first.guessed(rgb_to_lab(picture))
+    true, mapped = first.colorizer.spatial.key(seen.places, L, ab), spatial.kept("keys", [6]).float()
+    assert (true - mapped).square().sum(2).mean() < 0.05 * true.var(1).sum()
+
+
+def test_a_joined_checkpoint_recalls_what_the_second_knew(joined):
+    painter = Predictor.load(joined / "all" / "best.pt")
+    _, known = painter.explain([draw_picture(50)])
+    assert known.recalled.mean() > 0.9
+    assert painter.colorize([draw_picture(50)])[0].shape == (64, 96, 3)
+
+
+@pytest.mark.parametrize("flags, told", [
+    (["--join", "a.pt"], "takes two checkpoints or more"),
+    (["--join", "a.pt", "b.pt", "--width", "8"], "takes no --width"),
+    (["--join", "all/a.pt", "b.pt", "--save_path", "all"], "holds one of the checkpoints")])
+def test_what_cannot_be_joined_is_refused(flags, told):
+    with pytest.raises(UserError, match=told):
+        train.main(flags)
+
+
+def test_joined_checkpoints_are_of_one_kind(home, joined, tmp_path):
+    plain = made(tmp_path / "plain", range(2), 10, use_spatial_memory=False)
+    first = str(home / "large" / "best.pt")
+    with pytest.raises(UserError, match="keeps no frames"):
+        train.main(["--join", first, str(plain), "--save_path", str(tmp_path / "all")])
+    content = load_checkpoint(joined / "other.pt")
+    content["colorizer"]["backbone.net._conv_stem.weight"] += 1
+    torch.save({"format": 10, **content}, tmp_path / "backbone.pt")
+    with pytest.raises(UserError, match="another backbone"):
+        train.main(["--join", first, str(tmp_path / "backbone.pt"), "--save_path", str(tmp_path / "all")])
+    assert not (tmp_path / "all" / "best.pt").exists()
+    with pytest.raises(UserError, match="holds another run"):
+        train.main(["--join", first, str(home / "small" / "best.pt"), "--save_path", str(joined / "all")])

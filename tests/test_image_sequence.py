@@ -1,0 +1,169 @@
+"""Numbered frames as a film: which pictures are one, and that it is colored like one."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from drawn import StubPainter, draw_film, draw_picture, draw_shots, planes_in
+
+from config import FilmConfig
+from fileio.images import read_image, write_image
+from film.io.image_sequence import find_sequences
+from film.io.video import VideoFile, read_frames
+from film.render.rendering import color_film
+from film.render.segments import is_done
+from test import find_work
+from utils import UserError, list_files
+
+SHOTS = [(60, 16), (200, 12)]
+
+
+def bars(i, level=60, size=(64, 48)):
+    """A frame of a film of bars that move, RGB uint8."""
+    return np.repeat((level + 20 * np.sin((np.arange(size[0]) + i) / 3)).astype(np.uint8)[None].repeat(size[1], 0)
+                     [..., None], 3, 2)
+
+
+def write_frames(folder, frames, name="shot.v2_{:04d}.png", numbers=None):
+    for number, frame in zip(numbers or range(1, len(frames) + 1), frames, strict=True):
+        write_image(folder / name.format(number), frame)
+    return folder
+
+
+def found(folder):
+    sequences, others = find_sequences(list_files(folder, (".png", ".jpg")))
+    return [len(sequence.paths) for sequence in sequences], len(others)
+
+
+@pytest.fixture
+def shots(tmp_path):
+    """A folder with the frames of two shots, and the lumas of these."""
+    film = draw_shots(tmp_path / "film.mkv", SHOTS, options={"crf": "0"})
+    frames = [frame.to_ndarray(format="rgb24") for _, frame in read_frames(film)]
+    return write_frames(tmp_path / "in", [frame.mean(-1, keepdims=True).repeat(3, 2).astype(np.uint8)
+                                          for frame in frames])
+
+
+def color(folder, output, painter=None, overwrite=False, explain=None, **settings):
+    (sequence,), _ = find_sequences(list_files(folder, (".png",)))
+    return color_film(painter or StubPainter(), sequence, output / sequence.stem, FilmConfig(**settings),
+                      overwrite=overwrite, explain=explain)
+
+
+def pictures(folder):
+    return {path.name: read_image(path) for path in list_files(folder, (".png",))}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which pictures are a film
+
+
+MOVING = [bars(i) for i in range(14)]
+
+
+@pytest.mark.parametrize("name, frames, numbers, expected", [
+    ("{:04d}.png", MOVING, None, ([14], 0)),
+    ("film{}.jpg", MOVING, range(995, 1009), ([14], 0)),  # not padded
+    ("film_{:03d}.png", MOVING, range(1, 29, 2), ([14], 0)),  # drawn on twos
+    ("film_{:03d}.png", MOVING, range(1, 43, 3), ([], 14)),  # too few of a film
+    ("film_{:03d}.png", MOVING[:11], None, ([], 11)),
+    ("film_{:03d}_x.png", MOVING, None, ([], 14)),  # no number at the end
+    ("a film\n{:03d}.png", MOVING, None, ([14], 0)),  # a name may be of several lines
+    ("film_{:03d}.png", [draw_picture(i % 2, (64, 48)) if i % 2 else bars(i) for i in range(14)], None, ([], 14)),
+    ("film_{:03d}.png", [bars(i, size=(64 + i, 48)) for i in range(14)], None, ([], 14)),
+])
+def test_what_is_a_film(tmp_path, name, frames, numbers, expected):
+    assert found(write_frames(tmp_path, frames, name, numbers)) == expected
+
+
+def test_films_and_other_pictures_of_one_folder(tmp_path):
+    write_frames(tmp_path, MOVING, "one_{:02d}.png")
+    write_frames(tmp_path, MOVING[:12], "two_{:02d}.png")
+    write_image(tmp_path / "poster.png", draw_picture(0))
+    (tmp_path / "one_03.png").write_bytes(b"damaged")  # is still one of the film
+    assert found(tmp_path) == ([14, 12], 1)
+    write_image(tmp_path / "one_1.png", MOVING[0])  # the same number twice: what follows what?
+    assert found(tmp_path) == ([12], 16)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Colored
+
+
+def test_numbered_frames_are_colored_shot_by_shot(tmp_path, shots):
+    """As the same film in a file: its shots, palettes and held drawings; the luma and the names are the source's."""
+    film, painter = StubPainter(), StubPainter()
+    expected = color_film(film, VideoFile(tmp_path / "film.mkv"), tmp_path / "out.mkv", FilmConfig(crf=0))
+    records = color(shots, tmp_path / "out", painter)
+    assert [(r.start_frame, r.end_frame, r.slot_ids) for r in records] == [
+        (r.start_frame, r.end_frame, r.slot_ids) for r in expected] and len(records) == 2
+    assert painter.shots == 2 and painter.frames == film.frames
+    assert [round(24 * r.end_time) for r in records] == [16, 28]
+    before, after = pictures(shots), pictures(tmp_path / "out")
+    assert list(before) == list(after)
+    luma = np.float32([0.299, 0.587, 0.114])
+    for (name, picture), result in zip(before.items(), planes_in(tmp_path / "out.mkv"), strict=True):
+        assert after[name].shape == picture.shape
+        assert np.ptp(after[name].astype(int), -1).mean() > 5  # in color
+        clipped = (after[name] == 0) | (after[name] == 255)
+        assert np.abs(after[name] @ luma - picture[..., 0])[~clipped.any(-1)].max() <= 1.5
+        assert result[0].shape == picture.shape[:2]
+    lines = (tmp_path / "out" / "shot_v2_shots.jsonl").read_text().splitlines()
+    assert [json.loads(line)["end_frame"] for line in lines] == [16, 28]
+    assert len(os.listdir(tmp_path / "out")) == 28 + 1
+
+
+def test_an_interrupted_run_goes_on_with_the_frames_of_the_first_unfinished_shot(tmp_path, shots):
+    def stop():
+        raise KeyboardInterrupt
+
+    color(shots, tmp_path / "whole", batch_size=4)
+    with pytest.raises(KeyboardInterrupt):
+        color(shots, tmp_path / "out", StubPainter(24, stop), batch_size=4)
+    begun = {path: path.stat().st_mtime_ns for path in list_files(tmp_path / "out", (".png",))}
+    assert 16 <= len(begun) < 28
+    painter = StubPainter()
+    color(shots, tmp_path / "out", painter, batch_size=4)
+    assert painter.shots == 0 and painter.frames == 12
+    whole, out = pictures(tmp_path / "whole"), pictures(tmp_path / "out")
+    assert list(whole) == list(out) and all(np.array_equal(whole[name], out[name]) for name in whole)
+    assert all(path.stat().st_mtime_ns == before for path, before in begun.items())
+
+
+def test_what_is_there_stays(tmp_path, shots):
+    (work, target), = find_work(shots, tmp_path / "out")[1]
+    write_image(tmp_path / "out" / "shot.v2_0003.png", draw_picture(0))
+    assert not is_done(work, target)
+    color(shots, tmp_path / "out")
+    assert is_done(work, target)
+    assert np.array_equal(read_image(tmp_path / "out" / "shot.v2_0003.png"), draw_picture(0))
+    color(shots, tmp_path / "out", overwrite=True)
+    assert not np.array_equal(read_image(tmp_path / "out" / "shot.v2_0003.png"), draw_picture(0))
+
+    def fail(_):
+        raise UserError("the report cannot be written")
+
+    with pytest.raises(UserError, match="the report"):
+        color(shots, tmp_path / "out", explain=fail)
+    assert not is_done(work, target)
+
+
+def test_a_part_of_it_and_frames_that_cannot_be_read(tmp_path, shots, capsys):
+    (shots / "shot.v2_0010.png").write_bytes(b"damaged")
+    records = color(shots, tmp_path / "out", start=0.25, end=0.82)
+    said = capsys.readouterr().err
+    assert said.count("warning") == 1 and "shot.v2_0010.png" in said
+    assert list(records.pts) == [6, 7, 8, *range(10, 20)]
+    assert list(pictures(tmp_path / "out")) == [f"shot.v2_{pts + 1:04d}.png" for pts in records.pts]
+
+
+def test_bad_folders_of_frames_are_one_sentence(tmp_path, shots):
+    with pytest.raises(UserError, match="the output .*in is the input itself"):
+        find_work(shots, shots)
+    draw_film(shots / "shot_v2.mp4", times=range(3))
+    with pytest.raises(UserError, match="would both be written to .*shot_v2_report.html"):
+        find_work(shots, tmp_path / "out")
+    write_image(shots / "shot.v2_0017.png", bars(0))
+    with pytest.raises(UserError, match="shot.v2_0017.png is 64x48 and the frames before it are 128x96"):
+        color(shots, tmp_path / "out")

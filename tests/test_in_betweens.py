@@ -1,0 +1,86 @@
+"""Drawings between painted ones: which are painted, and what the others take from these."""
+
+import cv2
+import numpy as np
+import pytest
+
+from colorizer.confidence import Confidence
+from colorizer.warping.in_betweens import InBetweens
+from config import InBetweenConfig, PaletteClassifierConfig
+from dataset import resize
+
+SIDE = 256
+EVERY_FOUR = PaletteClassifierConfig(every=4, side=128)
+
+
+def drawing(shift):
+    """(L, ab), float32 (SIDE, SIDE) and (SIDE, SIDE, 2), of smooth noise that has moved right by ``shift`` pixels; its
+    colors are noise of their own."""
+    noise = np.random.default_rng(0).random((SIDE, SIDE + 64, 3), np.float32)
+    noise = cv2.GaussianBlur(noise, (0, 0), 8)
+    noise = (noise - noise.min()) / np.ptp(noise)
+    L, *ab = np.moveaxis(noise[:, 32 - shift:32 - shift + SIDE], 2, 0)
+    return 100 * L, np.stack(ab, 2) * 100 - 50
+
+
+def film(*shifts):
+    """(L, ab) of several drawings."""
+    return tuple(map(np.stack, zip(*map(drawing, shifts), strict=True)))
+
+
+def between(L):
+    return InBetweens(L, EVERY_FOUR, InBetweenConfig())
+
+
+def test_of_drawings_that_move_a_little_one_of_four_is_painted():
+    L, ab = film(0, 2, 4, 6, 8, 10, 12, 14)
+    some = between(L)
+    assert some.painted == [2, 6]
+    found, inside = some.colors(ab[some.painted]), slice(24, -24)
+    assert found.shape == ab.shape and np.array_equal(found[[2, 6]], ab[[2, 6]])
+    off = np.abs(found - ab)[:, inside, inside].mean((1, 2, 3))
+    pasted = np.abs(ab[[2, 2, 2, 2, 6, 6, 6, 6]] - ab)[:, inside, inside].mean((1, 2, 3))
+    assert off.max() < 0.1 and pasted[4] > 2
+
+
+@pytest.mark.parametrize("size, painted", [(8, [2, 6]), (64, [2, 4, 6])])
+def test_what_fits_no_painted_drawing_is_painted(size, painted):
+    """Something bright that only one drawing shows: a spark, or a thing."""
+    L, _ = film(*[0] * 8)
+    L[4, 64:64 + size, 96:96 + size] = 100
+    assert between(L).painted == painted
+
+
+def test_a_drawing_in_another_light_is_painted():
+    L, _ = film(*[0] * 8)
+    L[3] *= 0.6
+    assert between(L).painted == [2, 3, 6]
+
+
+def test_each_pixel_has_the_color_of_the_drawing_that_it_fits():
+    """A thing that is gone behind the middle: before it the color is that of the first painted drawing, behind it that
+    of the second."""
+    L, _ = film(*[0] * 8)
+    L[:4, 120:136, 120:136] = 100
+    some = InBetweens(L, EVERY_FOUR, InBetweenConfig(most=1))
+    first, second = np.zeros((64, 64, 2), np.float32), np.full((64, 64, 2), 50, np.float32)
+    ab = some.colors(np.stack([first, second]))
+    assert ab[3, 31:33, 31:33].mean() < 3 and ab[4, 31:33, 31:33].mean() > 47
+    assert ab[4, 8, 8] == pytest.approx(25, abs=1)  # which fits both, and lies in the middle of them
+
+
+def test_one_drawing_is_painted_as_it_is():
+    L, ab = film(0)
+    some = between(L)
+    assert some.painted == [0] and np.array_equal(some.colors(ab), ab)
+
+
+def test_what_is_known_and_looked_at_comes_along():
+    L, _ = film(0, 4, 8, 12)
+    some = between(L)
+    known = Confidence(*(resize(drawing(8)[1][..., 0], 64, 64)[None] / 100 + 0.5 for _ in range(3)))
+    found, right = some.known(known), resize(drawing(12)[1][..., 0], 64, 64) / 100 + 0.5
+    assert found.sure.shape == (4, 64, 64) and np.array_equal(found.recalled[2], known.recalled[0])
+    assert np.abs(found.sure[3] - right)[6:-6, 6:-6].max() < 0.05
+    assert some.looks(np.array([[7, 8]], np.int16)).tolist() == [[7, 8]] * 4
+    assert np.isnan(some.known(Confidence.nothing(1)).sure).all()

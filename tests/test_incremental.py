@@ -1,0 +1,311 @@
+"""Other references: which shots they change, what of a colored film is taken as it is, and taking them back."""
+
+import json
+import os
+import shutil
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+from drawn import StubPainter, draw_shots, planes_in
+from test_transitions import BEFORE, BEHIND, joined, shot, store
+from test_train import flags
+
+import train
+
+from resources.draw_episodes import draw_frame
+
+from colorizer.memory.spatial_memory import SpatialMemory, quantize_embeddings
+from colorizer.predictor import Predictor
+from config import FilmConfig, SpatialConfig, TrainConfig
+from fileio.images import write_image
+from film.io.image_sequence import find_sequences
+from film.io.video import VideoFile
+from film.render import rendering as episode
+from film.render.incremental import affected
+from film.render.rendering import color_film
+from film.render.segments import finished_by, is_done, pack_embeddings, segment_folder, unpack_embeddings
+from networks import MemoryNetwork
+from test import main
+from utils import UserError
+
+SCENES = (5, 70, 170, 215)  # frames of the drawn episode 2: in a forest, a room, on a beach and in a street
+FRAMES, FILM = 4, "films/film.mkv"  # of a shot; in home
+
+
+def scene(number, moved=0):
+    """A frame of a scene, RGB uint8 (96, 128, 3)."""
+    return cv2.resize(draw_frame(2, SCENES[number] + moved), (128, 96), interpolation=cv2.INTER_AREA)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a film of all scenes in gray, the checkpoint of a small network that knows some of them, and in
+    paint/ a painted frame of each."""
+    home = tmp_path_factory.mktemp("home")
+    pictures = [cv2.resize(draw_frame(1, 55 * number + 8), (128, 96)) for number in range(11)]
+    for number, picture in enumerate(pictures):
+        write_image(home / ("val" if number < 2 else "train") / f"{number}.png", picture)
+    (home / "films").mkdir()
+    with av.open(str(home / FILM), "w") as film:
+        stream = film.add_stream("libx264", rate=12, options={"crf": "4"})
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for number in range(len(SCENES)):
+            write_image(home / "paint" / f"{number}.png", scene(number, 2)[..., [2, 0, 1]])
+            for moved in range(FRAMES):
+                gray = cv2.cvtColor(cv2.cvtColor(scene(number, moved), cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+                film.mux(stream.encode(av.VideoFrame.from_ndarray(gray, format="rgb24")))
+        film.mux(stream.encode(None))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "EPOCH_STEPS", 4)
+        train.train(TrainConfig(data_path=str(home), save_path=str(home / "run"), width=4, batch_size=4, end_epoch=1,
+                                num_workers=0, img_size=128, mem_size=8, use_palette_classifier=False,
+                                spatial=SpatialConfig(frames=2)))
+    return home
+
+
+@pytest.fixture(scope="module")
+def plain(home, tmp_path_factory):
+    """A folder with the film colored without references, not to be changed."""
+    folder = tmp_path_factory.mktemp("plain")
+    color(home, folder)
+    return folder
+
+
+@pytest.fixture
+def work(plain, tmp_path):
+    """A copy of it."""
+    shutil.copytree(plain, tmp_path / "work")
+    return tmp_path / "work"
+
+
+def references(home, folder, *numbers):
+    """A folder of the painted frames of some scenes."""
+    for number in numbers:
+        folder.mkdir(exist_ok=True)
+        shutil.copy(home / "paint" / f"{number}.png", folder)
+    return folder
+
+
+def color(home, folder, **settings):
+    main(flags(checkpoint=home / "run" / "best.pt", input=home / FILM, output=folder / "film.mkv", suggest=0,
+               match_references=False, **settings))
+
+
+def painter(home, folder=None):
+    return Predictor.load(home / "run" / "best.pt", references=folder, match_references=False)
+
+
+def contents(folder):
+    """{name: all bytes of a file, but for the seconds that it took}."""
+    told = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    told["film_metrics.json"] = {**json.loads(told["film_metrics.json"]), "seconds": 0}
+    told["film_shots.jsonl"] = [{**json.loads(line), "seconds": 0} for line in told["film_shots.jsonl"].splitlines()]
+    return told
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Only some shots
+
+
+def test_shots_that_read_nothing_else_are_taken_as_they_are(home, plain, tmp_path, capsys, monkeypatch):
+    """And what comes out is, bit by bit, what coloring all would give; what is taken back leaves no trace."""
+    work, painted = tmp_path / "work", []
+    shutil.copytree(plain, work)
+    folder = references(home, tmp_path / "references", 1, 3)
+    told = affected(painter(home, folder), VideoFile(home / FILM), work / "film.mkv")
+    assert {1, 3} <= set(told) and len(told) < len(SCENES)
+    color_shot = episode.FilmRendering._color_shot
+    monkeypatch.setattr(episode.FilmRendering, "_color_shot",
+                        lambda self, number, *rest: (painted.append(number), color_shot(self, number, *rest))[1])
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(episode, "scan", None)  # the film is not looked at again
+        color(home, work, references=folder)
+    assert painted == told and f"{len(told)} of 4 shots are colored again: " in capsys.readouterr().out
+    (tmp_path / "all").mkdir()
+    color(home, tmp_path / "all", references=folder)
+    assert contents(work) == contents(tmp_path / "all")
+    before, after = planes_in(plain / "film.mkv"), planes_in(work / "film.mkv")
+    changed = {index // FRAMES for index, (one, other) in enumerate(zip(before, after, strict=True))
+               if not all(map(np.array_equal, one, other))}
+    assert {1, 3} <= changed <= set(told)
+    (folder / "3.png").unlink()
+    one_less = affected(painter(home, folder), VideoFile(home / FILM), work / "film.mkv")
+    assert 3 in one_less and 1 not in one_less
+    color(home, work)  # all are taken back
+    assert contents(work) == contents(plain)
+    assert affected(painter(home), VideoFile(home / FILM), work / "film.mkv") == []
+
+
+def test_what_depends_on_which_other_frames_there_are():
+    """Nothing: neither which frames are chosen, in whatever company, nor what the memory answers, to the last bit."""
+    generator = torch.Generator().manual_seed(0)
+    features, looks = torch.rand(30, 1280, generator=generator), torch.rand(9, 1280, generator=generator)
+    net = SpatialMemory(1280, 1, 30, SpatialConfig(frames=4))
+    net.features[:] = torch.nn.functional.normalize(features, dim=1)
+    together = net.nearest(quantize_embeddings(looks)).slots
+    assert torch.equal(torch.cat([net.nearest(quantize_embeddings(look[None])).slots for look in looks]), together)
+    unlike = torch.zeros(7, 1280)
+    unlike[:, 5] = 1
+    net.features, net.pinned = torch.cat([net.features, unlike.half()]), torch.cat([net.pinned, torch.ones(7).bool()])
+    assert torch.equal(net.nearest(quantize_embeddings(looks)).slots, together)
+    memory, query = MemoryNetwork(512, 40, 40, 0.1, 0.5), torch.rand(1, 512, generator=generator)
+    memory.keys[:], memory.used[:] = torch.rand(40, 512, generator=generator), True
+    answer = memory.read(query, 3)
+    memory.pin(-torch.ones(3, 512), torch.zeros(3, 313))
+    assert all(map(torch.equal, memory.read(query, 3), answer))
+
+
+def test_looks_are_kept_as_they_are():
+    looks = np.random.default_rng(0).integers(-256, 257, (50, 1280)).astype(np.int16)
+    assert np.array_equal(unpack_embeddings(pack_embeddings(looks)), looks) and unpack_embeddings(pack_embeddings(looks)).dtype == np.int16
+    assert unpack_embeddings(pack_embeddings(np.zeros((0, 0), np.int16))).shape == (0, 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All kinds of films, and interrupted runs
+
+
+class Corrected(StubPainter):
+    """Gives the shots that are lighter than ``above`` other colors, as references would."""
+
+    origin = "stub"
+
+    def __init__(self, change=0, above=60, **settings):
+        super().__init__(**settings)
+        self.change, self.above, self.identity = change, above, f"stub, {change} above {above}"
+
+    def _change(self, palette):
+        return np.float32(self.change * (palette.color_feature[0, 0].item() > self.above))
+
+    def paint(self, L, palette):
+        ab, known = super().paint(L, palette)
+        return ab + self._change(palette), known
+
+    def reading(self, palette, looks):
+        return f"{self._change(palette)} for {len(looks)} frames"
+
+
+SHOTS = [(60, 12), (200, 10), (110, 12), (190, 8)]
+
+
+def color_shots(source, output, change=0, painter=None, **settings):
+    painter = painter or Corrected(change)
+    color_film(painter, VideoFile(source), output, FilmConfig(batch_size=4, **settings))
+    return painter.frames
+
+
+@pytest.mark.parametrize("suffix, codec", [(".mp4", None), (".mkv", None), (".webm", None), (".mkv", "hevc")])
+def test_shots_are_cut_out_of_films_of_all_kinds(tmp_path, suffix, codec):
+    source, output, whole = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / f"out{suffix}", tmp_path / f"all{suffix}"
+    assert color_shots(source, output, codec=codec) == 42
+    before = output.read_bytes()
+    assert color_shots(source, output, 20, codec=codec) == 18  # the second and the fourth
+    color_shots(source, whole, 20, codec=codec)
+    assert output.read_bytes() == whole.read_bytes() != before
+    assert len(planes_in(output)) == 42
+    assert color_shots(source, output, codec=codec) == 18
+    assert output.read_bytes() == before
+    assert not list(segment_folder(output).glob("*.part"))  # no second copy of the pictures
+
+
+class Stop(Exception):
+    pass
+
+
+def stop():
+    raise Stop
+
+
+def test_an_interrupted_change_loses_nothing(tmp_path):
+    source, output, other = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mp4", tmp_path / "other.mp4"
+    color_shots(source, output)
+    color_shots(source, other, 20)
+    before, after = output.read_bytes(), other.read_bytes()
+    with pytest.raises(Stop):
+        color_shots(source, output, painter=Corrected(20, fail_at=14, action=stop))
+    assert output.read_bytes() == before and not is_done(VideoFile(source), output)
+    assert color_shots(source, output, 20) == 8  # the second shot was finished
+    assert output.read_bytes() == after and is_done(VideoFile(source), output)
+    with pytest.raises(Stop):
+        color_shots(source, output, painter=Corrected(0, fail_at=14, action=stop))
+    assert color_shots(source, output, 20) == 18 and output.read_bytes() == after  # not taken back after all
+    third = tmp_path / "third.mp4"
+    with pytest.raises(Stop):
+        color_shots(source, third, painter=Corrected(0, fail_at=26, action=stop))
+    assert color_shots(source, third, 20) == 30 and third.read_bytes() == after  # the first shot was finished
+
+
+def test_a_film_stays_that_cannot_be_replaced(tmp_path, monkeypatch):
+    """A disk that is full, when all is colored; the next run joins what is there."""
+    source, output = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mkv"
+    color_shots(source, output)
+    before = output.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda one, other: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+                      if str(other) == str(output) else os.rename(one, other))
+        with pytest.raises(UserError, match="No space left on device; make room"):
+            color_shots(source, output, 20)
+    assert output.read_bytes() == before
+    assert color_shots(source, output, 20) == 0 and output.read_bytes() != before
+
+
+def test_a_dissolve_changes_with_the_shot_that_it_leads_to(tmp_path):
+    frames = joined("dissolve", [np.minimum(frame, 90) for frame in shot(1, BEFORE)],
+                    [np.maximum(frame, 120) for frame in shot(2, BEHIND)])[0]
+    source, output, whole = store(tmp_path / "in.mkv", frames), tmp_path / "out.mkv", tmp_path / "all.mkv"
+    records = color_film(Corrected(), VideoFile(source), output)
+    dark, light = sorted(record.feature[0] for record in records)
+    assert records[0].blend and light > dark + 5
+    for above, changed in (((dark + light) / 2, [0, 1]), (dark - 1, [0, 1]), (light + 1, [])):
+        assert affected(Corrected(20, above), VideoFile(source), output) == changed
+    color_film(Corrected(20, (dark + light) / 2), VideoFile(source), output)
+    color_film(Corrected(20, (dark + light) / 2), VideoFile(source), whole)
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_what_nothing_can_be_built_on_is_refused(tmp_path):
+    source, output = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mp4"
+    color_shots(source, output)
+    with pytest.raises(UserError, match="out.mp4 exists already"):
+        color_shots(source, output)  # nothing is to be changed
+    with pytest.raises(UserError, match="out.mp4 exists already"):
+        color_shots(source, output, 20, crf=30)
+    assert affected(Corrected(20), VideoFile(source), output, FilmConfig(crf=30)) is None
+    other = Corrected(20)
+    other.origin = "another checkpoint"
+    with pytest.raises(UserError, match="out.mp4 exists already"):
+        color_shots(source, output, painter=other)
+    output.write_bytes(b"of the user")
+    assert affected(Corrected(20), VideoFile(source), output, FilmConfig(batch_size=4)) is None
+    with pytest.raises(UserError, match="out.mp4 exists already"):
+        color_shots(source, output, 20)
+    assert output.read_bytes() == b"of the user"
+
+
+def test_a_folder_of_films(home, plain, tmp_path, capsys):
+    """Films of other references are changed, once, and all others skipped."""
+    output, said = tmp_path / "out", []
+    shutil.copytree(plain, output)
+    settings = {"checkpoint": home / "run" / "best.pt", "input": home / "films", "output": output, "suggest": 0,
+                "match_references": False}
+    folder = references(home, tmp_path / "references", 1)
+    for added in ({}, {"references": folder}, {"references": folder}, {}, {}):
+        main(flags(**settings, **added))
+        said.append([line.partition(" (")[0] for line in capsys.readouterr().out.splitlines() if " again" in line])
+    changed, skipped = "1 of 4 shots are colored again: 2", f"1 of {home / 'films'} are in {output} already and skipped"
+    assert said == [[skipped], [changed], [skipped], [changed], [skipped]]
+    assert finished_by(output / "film.mkv").references is False and contents(output) == contents(plain)
+
+
+def test_numbered_frames_are_colored_as_ever(tmp_path):
+    """A picture that is there may be the user's by now, and stays."""
+    for number in range(14):
+        write_image(tmp_path / "in" / f"{number:02d}.png", np.roll(scene(0), number, 1))
+    (sequence,), _ = find_sequences(sorted((tmp_path / "in").iterdir()))
+    output = tmp_path / "out" / sequence.stem
+    color_film(Corrected(), sequence, output)
+    assert not segment_folder(output).exists() and affected(Corrected(20), sequence, output) is None

@@ -1,0 +1,145 @@
+"""Interlaced film: flags are kept, colors are of one field each, and nothing is combed."""
+
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from drawn import StubPainter, draw_film, planes_in
+
+from config import FilmConfig, GeneratorConfig
+from dataset_generator import scan_film
+from film.io.interlacing import FieldFlagger, field_order, options_of, split, weave
+from film.io.planes import planes_of
+from film.io.video import VideoFile
+from film.render.rendering import color_film
+
+SIZE = 64
+DARK, LIGHT = 80, 250  # so light that no strong color fits it
+
+
+def field_at(time):
+    """Luma of a field (SIZE / 2, SIZE): a light bar that moves fast."""
+    plane = np.full((SIZE // 2, SIZE), DARK, np.uint8)
+    plane[:, 6 * time % 40:6 * time % 40 + 20] = LIGHT
+    return plane
+
+
+def draw_fields(path, order, count=6):
+    """A gray film whose frame i shows the moments 2 i and 2 i + 1, as an interlacing camera sees them."""
+    with av.open(str(path), "w") as film:
+        stream = film.add_stream("libx264", rate=25, options={"crf": "0", **options_of(order)})
+        stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
+        mark = FieldFlagger(order, SIZE, SIZE, "yuv420p")
+        for i in range(count):
+            first, second = field_at(2 * i), field_at(2 * i + 1)
+            picture = np.empty((SIZE, SIZE), np.uint8)
+            picture[::2], picture[1::2] = (first, second) if order == "tff" else (second, first)
+            frame = mark(av.VideoFrame.from_ndarray(picture, format="gray").reformat(
+                format="yuv420p", src_color_range=1, dst_color_range=1))
+            frame.pts = i
+            film.mux(stream.encode(frame))
+        film.mux(stream.encode(None))
+    return path
+
+
+def order_in(path):
+    with av.open(str(path)) as film:
+        return field_order(film.decode(video=0))
+
+
+class Predictor(StubPainter):
+    """Paints all in one color, and keeps what it has looked at."""
+
+    AB = 40, -30
+
+    def paint(self, L, palette):
+        ab, known = super().paint(L, palette)
+        ab[:] = self.AB
+        self.seen = L
+        return ab, known
+
+
+def colors_of(planes):
+    """ab (H, W, 2) of a picture."""
+    return cv2.cvtColor(planes.rgb(*planes.y.shape), cv2.COLOR_RGB2Lab)[..., 1:]
+
+
+@pytest.mark.parametrize("order", ["tff", "bff"])
+@pytest.mark.parametrize("suffix, settings", [(".mkv", {"crf": 0}), (".mp4", {"crf": 0}),
+                                              (".mov", {"codec": "prores_ks"})])
+def test_an_interlaced_film_stays_so_and_each_field_has_its_colors(tmp_path, capsys, order, suffix, settings):
+    source, target = draw_fields(tmp_path / "in.mkv", order), tmp_path / f"out{suffix}"
+    painter = Predictor()
+    color_film(painter, VideoFile(source), target, FilmConfig(**settings))
+    said = capsys.readouterr().err
+    assert said.count("warning") == 1 and f"is interlaced ({'top' if order == 'tff' else 'bottom'} field first)" in said
+    assert order_in(target) == order_in(source) == order
+    assert np.abs(np.diff(painter.seen, axis=1)).max() < 1  # no row differs from that below it
+    with av.open(str(target)) as film:
+        pictures = [planes_of(frame) for frame in film.decode(video=0)]
+    assert len(pictures) == 6 and all(planes.interlaced for planes in pictures)
+    for before, planes in zip(planes_in(source), pictures, strict=True):
+        if "crf" in settings:
+            assert np.array_equal(before[0], planes.y)
+        assert all(np.median(np.abs(colors_of(half) - Predictor.AB)) < 3 for half in split(planes))
+        assert np.array_equal(weave(*split(planes)).y, planes.y)
+
+
+def test_chroma_is_not_combed(tmp_path):
+    """A color at two lightnesses has two pairs of Cb and Cr: where the fields differ, so do their rows."""
+    source = draw_fields(tmp_path / "in.mkv", "tff", 1)
+    color_film(Predictor(), VideoFile(source), tmp_path / "out.mkv", FilmConfig(crf=0))
+    (y, cb, cr), = planes_in(tmp_path / "out.mkv")
+    dark, light = np.unique(y)
+    assert (y[0] != y[1]).sum() > 10  # the fields show two moments
+    for plane in (cb.astype(int), cr.astype(int)):
+        codes = {level: np.concatenate([plane[i::2][:, (y[i, ::2] == level) & (y[i, 1::2] == level)].ravel()
+                                        for i in (0, 1)]) for level in (dark, light)}
+        assert all(np.mean(np.abs(part - np.median(part)) <= 2) > 0.9 for part in codes.values())
+    assert abs(np.median(codes[dark]) - np.median(codes[light])) > 10
+
+
+@pytest.mark.parametrize("height, pix_fmt, order", [
+    (52, "yuv420p", "tff"), (54, "yuv422p", "tff"), (51, "yuv444p", "")])
+def test_lines_of_any_number(tmp_path, height, pix_fmt, order):
+    """H.264 halves the chroma of each field, which 486 lines do not allow; an odd number makes no two fields."""
+    with av.open(str(tmp_path / "in.mxf"), "w") as film:
+        stream = film.add_stream("mpeg2video", rate=25, options=options_of("tff"))
+        stream.width, stream.height, stream.pix_fmt = SIZE, height, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.full((height, SIZE), 99, np.uint8), format="gray")
+        film.mux(stream.encode(FieldFlagger("tff", SIZE, height, "yuv420p")(frame.reformat(format="yuv420p"))))
+        film.mux(stream.encode(None))
+    color_film(StubPainter(), VideoFile(tmp_path / "in.mxf"), tmp_path / "out.mkv")
+    assert order_in(tmp_path / "in.mxf") == "tff" and order_in(tmp_path / "out.mkv") == order
+    with av.open(str(tmp_path / "out.mkv")) as film:
+        assert film.streams.video[0].pix_fmt == pix_fmt and film.streams.video[0].height == height
+
+
+def test_progressive_film_is_never_marked(tmp_path, capsys):
+    source = draw_film(tmp_path / "in.mp4", times=range(4))
+    color_film(StubPainter(), VideoFile(source), tmp_path / "out.mp4")
+    assert order_in(source) == order_in(tmp_path / "out.mp4") == "" and capsys.readouterr().err == ""
+
+
+def test_what_cannot_be_marked_is_said(tmp_path, capsys):
+    source = draw_fields(tmp_path / "in.mkv", "tff")
+    color_film(StubPainter(), VideoFile(source), tmp_path / "out.webm")
+    assert "interlaced, which libvpx-vp9 cannot tell" in capsys.readouterr().err
+    assert order_in(tmp_path / "out.webm") == ""
+
+
+@pytest.mark.parametrize("flags, order", [([1, 1, 0, 0, 0] * 4, "bff"), ([0] * 20, ""), ([1] * 3 + [0] * 17, "")])
+def test_telecined_film_is_flagged_in_part(flags, order):
+    """Of pictures from 24 frames/s two of five are woven from two; a few flags at the beginning are no sign of that."""
+    mark = FieldFlagger("bff", 16, 16, "yuv420p")
+    assert field_order(mark(frame) if flag else frame for flag, frame in
+                           ((flag, av.VideoFrame(16, 16, "yuv420p")) for flag in flags)) == order
+
+
+def test_pictures_to_learn_from_are_not_combed(tmp_path, capsys):
+    scan_film(draw_fields(tmp_path / "in.mkv", "tff", 20), Path(tmp_path / "pictures"), GeneratorConfig())
+    assert "in.mkv is interlaced: its pictures are the mean of both fields" in capsys.readouterr().err
+    written = [cv2.imread(str(path)) for path in (tmp_path / "pictures").glob("*.png")]
+    assert written and all(np.abs(np.diff(picture.astype(int), axis=0)).max() <= 1 for picture in written)

@@ -1,0 +1,232 @@
+"""Bars around a picture: found, left neutral, and kept away from what looks at the film."""
+
+from fractions import Fraction
+from itertools import chain
+
+import av
+import cv2
+import numpy as np
+import pytest
+from drawn import StubPainter, planes_in
+
+from config import FilmConfig, GeneratorConfig
+from dataset_generator import generate
+from fileio.images import read_image
+from film.analysis.first_pass import scan
+from film.analysis.letterbox import find_boxes, margins, profile
+from film.analysis.plan import Plan
+from film.io.encoding import Target
+from film.io.planes import Coding, Planes
+from film.io.video import VideoFile
+from film.render.pipeline import FrameTask, finish
+from film.render.rendering import color_film
+from film.render.segments import SegmentStore
+from utils import list_files
+
+SIZE = HEIGHT, WIDTH = 96, 128  # of the picture
+FULL = Coding(8, True, 6)
+
+
+def drawn(seed, count=4, darkness=1.0):
+    """Pictures of one shot, uint8: patches of many grays that move."""
+    rng = np.random.default_rng(seed)
+    wide = cv2.resize(rng.integers(30, 256, (8, 14)).astype(np.uint8), (WIDTH + 4 * count, HEIGHT),
+                      interpolation=cv2.INTER_NEAREST)
+    return [(wide[:, 4 * i:4 * i + WIDTH] * darkness).astype(np.uint8) for i in range(count)]
+
+
+def framed(pictures, top=0, bottom=0, left=0, right=0, level=0, line=0, noise=0):
+    """The pictures with bars, a white line of ``line`` pixels between, and noise over all."""
+    rng = np.random.default_rng(9)
+    for picture in pictures:
+        lines = [min(line, side) for side in (top, bottom, left, right)]
+        picture = cv2.copyMakeBorder(picture, *lines, cv2.BORDER_CONSTANT, value=255)
+        picture = cv2.copyMakeBorder(picture, *(side - each for side, each in
+                                                zip((top, bottom, left, right), lines, strict=True)),
+                                     cv2.BORDER_CONSTANT, value=level)
+        noisy = picture + rng.normal(0, noise, picture.shape)
+        yield np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+
+
+def boxes_of(*shots):
+    """The boxes of shots, lists of pictures."""
+    shots = [list(shot) for shot in shots]
+    told = [margins([profile(Planes(picture, None, None, FULL)) for picture in shot]) for shot in shots]
+    return find_boxes(told, [len(shot) for shot in shots], shots[0][0].shape)
+
+
+PILLARS, LETTER = {"left": 22, "right": 26}, {"top": 14, "bottom": 12}
+
+
+@pytest.mark.parametrize("bars", [PILLARS, LETTER, PILLARS | LETTER, {"left": 21}, {"bottom": 12}, {"top": 8}], ids=str)
+@pytest.mark.parametrize("how", [{}, {"level": 30}, {"noise": 12}, {"line": 1}, {"line": 3, "noise": 8}], ids=str)
+def test_bars_are_found(bars, how):
+    found = boxes_of(*(framed(drawn(seed), **bars, **how) for seed in range(3)))
+    top, left = bars.get("top", 0), bars.get("left", 0)
+    assert found == [(top, top + HEIGHT, left + left % 2, left + WIDTH)] * 3  # even, where chroma begins
+
+
+def test_fades_and_dark_shots_have_the_bars_of_the_film():
+    night = list(framed(drawn(3, darkness=0.05), **PILLARS))
+    fade = [picture // 8 * i for i, picture in enumerate(framed(drawn(4, 8), **PILLARS))]
+    shots = [*(framed(drawn(seed), **PILLARS) for seed in range(3)), night, fade, [0 * night[0]]]
+    assert boxes_of(*shots) == [(0, HEIGHT, 22, 22 + WIDTH)] * 6
+
+
+def test_a_shot_with_a_framing_of_its_own_has_its_own_box():
+    whole = [cv2.resize(picture, (WIDTH + 48, HEIGHT)) for picture in drawn(0, 20)]
+    insert, wide = list(framed(drawn(1), **PILLARS)), [cv2.resize(picture, (WIDTH + 48, 72)) for picture in drawn(2)]
+    night = [picture // 12 for picture in whole[:4]]
+    assert boxes_of(whole, insert, framed(wide, top=12, bottom=12), night) == [
+        None, (0, HEIGHT, 22, 22 + WIDTH), (12, 84, 0, WIDTH + 48), None]
+
+
+def card(*lines, size=0.6):
+    """A black title card."""
+    picture = np.zeros((HEIGHT, WIDTH), np.uint8)
+    for i, text in enumerate(lines):
+        width = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 2)[0][0]
+        cv2.putText(picture, text, ((WIDTH - width) // 2, 54 - 10 * len(lines) + 22 * i), cv2.FONT_HERSHEY_SIMPLEX,
+                    size, 255, 2)
+    return picture
+
+
+def vignette(picture, power):
+    """A picture that gets dark towards its borders."""
+    y, x = np.ogrid[-1:1:HEIGHT * 1j, -1:1:WIDTH * 1j]
+    return (picture * (1 - np.maximum(abs(x), abs(y)) ** power)).astype(np.uint8)
+
+
+def night_sky(picture):
+    """A picture with a black sky over roofs of many heights."""
+    picture = picture.copy()
+    for i in range(0, WIDTH, 8):
+        picture[:10 + i * 37 % 23, i:i + 8] = 3
+    return picture
+
+
+@pytest.mark.parametrize("shots", [
+    [drawn(0), drawn(1)],
+    [[card("THE END")] * 6], [[card("EPISODE")] * 6, [card("A FILM", "OF MINE")] * 6], [[card("HI", size=2.2)] * 6],
+    [[vignette(picture, 2) for picture in drawn(seed)] for seed in range(3)],
+    [[vignette(picture, 12) for picture in drawn(seed)] for seed in range(3)],
+    [[night_sky(picture) for picture in drawn(seed)] for seed in range(3)],
+    [framed(drawn(seed), **PILLARS, level=140) for seed in range(3)],  # a wall, rather
+    [framed([picture[:, 40:] for picture in drawn(0)], left=40), *(drawn(seed, 12) for seed in range(1, 5))],
+    [[np.zeros(SIZE, np.uint8)] * 4], [[np.full(SIZE, 255, np.uint8)] * 4], [[np.zeros((1, 2), np.uint8)]],
+], ids=["bright", "card", "cards", "large letters", "vignette", "hard vignette", "night", "gray", "door", "black",
+        "white", "tiny"])
+def test_what_is_no_bars_is_left_in(shots):
+    assert not any(boxes_of(*shots))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In a film
+
+
+def write_film(path, pictures):
+    """A gray film without loss, of pictures uint8 (H, W)."""
+    with av.open(str(path), "w") as film:
+        height, width = pictures[0].shape
+        stream = film.add_stream("ffv1", rate=12)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for luma in pictures:
+            luma = 16 + luma * (219 / 255)
+            planes = np.concatenate([luma.ravel(), np.full(height * width // 2, 128)]).astype(np.uint8)
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(planes.reshape(-1, width), format="yuv420p")))
+        film.mux(stream.encode(None))
+    return path
+
+
+def shots_drawn():
+    return list(chain.from_iterable(drawn(seed, 14, darkness) for seed, darkness in ((0, 1), (1, 0.4), (2, 0.9))))
+
+
+def color(source, output, painter=None, **settings):
+    settings = {"crf": 0, "batch_size": 4, **settings}
+    return color_film(painter or StubPainter(), VideoFile(source), output, FilmConfig(**settings))
+
+
+def test_a_film_with_bars_is_colored_as_the_one_without(tmp_path):
+    pictures, bars = shots_drawn(), PILLARS | LETTER
+    plain = write_film(tmp_path / "plain.mkv", pictures)
+    barred = write_film(tmp_path / "barred.mkv", list(framed(pictures, **bars, line=2)))
+    box, inside = (14, 14 + HEIGHT, 22, 22 + WIDTH), (slice(7, 7 + HEIGHT // 2), slice(11, 11 + WIDTH // 2))
+    expected = color(plain, tmp_path / "plain_out.mkv", confidence=True)
+    records = color(barred, tmp_path / "out.mkv", confidence=True)
+    assert [record.box for record in expected] == [None] * 3 and [record.box for record in records] == [box] * 3
+    for record, other in zip(records, expected, strict=True):
+        assert (record.start_frame, record.end_frame) == (other.start_frame, other.end_frame)
+        assert np.array_equal(record.feature, other.feature)
+        assert record.cdc == pytest.approx(other.cdc, rel=0.1) and record.gray.shape[0] == 222  # with bars
+    source, result, alone = map(planes_in, (barred, tmp_path / "out.mkv", tmp_path / "plain_out.mkv"))
+    outside = np.ones(result[0][1].shape, bool)
+    outside[inside] = False
+    for (luma, *_), (y, *chroma), (_, *wanted) in zip(source, result, alone, strict=True):
+        assert np.array_equal(y, luma)
+        for plane, other in zip(chroma, wanted, strict=True):
+            assert (plane[outside] == 128).all() and np.array_equal(plane[inside], other) and np.ptp(other)
+    (_, cb, cr), *_ = planes_in(tmp_path / "out_confidence.mp4")  # the map
+    away = cv2.erode(outside.astype(np.uint8), np.ones((9, 9)), borderValue=1) > 0  # from the ringing of H.264
+    assert abs(cb[away].astype(int) - 128).max() <= 2 < abs(cb[inside].mean() - 128) + abs(cr[inside].mean() - 128)
+
+
+def test_an_interrupted_run_keeps_the_box(tmp_path):
+    source = write_film(tmp_path / "in.mkv", list(framed(shots_drawn(), **PILLARS)))
+    color(source, tmp_path / "whole.mkv")
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        color(source, tmp_path / "out.mkv", StubPainter(20, stop))
+    assert any((tmp_path / ".out.mkv.parts").glob("*.part"))
+    painter = StubPainter()
+    assert [record.box for record in color(source, tmp_path / "out.mkv", painter)] == [(0, HEIGHT, 22, 22 + WIDTH)] * 3
+    assert painter.shots == 0  # nothing was scanned again
+    for one, other in zip(planes_in(tmp_path / "out.mkv"), planes_in(tmp_path / "whole.mkv"), strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_plan_tells_the_box_of_frames(tmp_path):
+    whole = [cv2.resize(picture, (WIDTH + 48, HEIGHT)) for picture in drawn(3, 14)]
+    plan = scan(VideoFile(write_film(tmp_path / "in.mkv", [*framed(drawn(0, 14), **PILLARS), *whole,
+                                                           *framed(drawn(1, 14), **PILLARS)])),
+                StubPainter(), FilmConfig())
+    box, ends = (0, HEIGHT, 22, 22 + WIDTH), (14, 28, 42)
+    parts = SegmentStore(tmp_path / "out.mkv", "key")
+    parts.begin(plan)
+    for each in (plan, Plan.of(plan.state()), parts.plan()):
+        assert [(shot.end, shot.box) for shot in each.shots] == list(zip(ends, (box, None, box), strict=True))
+        assert [each.box(i, i + 1) for i in (0, 13, 14, 27, 28, 41)] == [box, box, None, None, box, box]
+        assert each.box(28, 42) == box and each.box(13, 15) is None
+    plan.shots[1].box = (10, 90, 30, 100)
+    assert plan.box(13, 15) == (0, HEIGHT, 22, 22 + WIDTH)
+
+
+def test_pictures_to_learn_from_have_no_bars(tmp_path, monkeypatch):
+    source = write_film(tmp_path / "in.mkv", list(framed(shots_drawn(), **PILLARS, line=1)))
+
+    def pictures(folder):
+        generate(GeneratorConfig(video_path=source, save_path=tmp_path / folder, split=(1, 0, 0), shots_len_thres=2))
+        return [read_image(path) for path in list_files(tmp_path / folder / "train")]
+
+    found = pictures("held")
+    assert len(found) >= 9 and all(picture.shape == (HEIGHT, WIDTH, 3) for picture in found)
+    assert min(picture[:, side].max() for picture in found for side in (0, -1)) > 60
+    monkeypatch.setattr("dataset_generator.POOL_BYTES", 0)  # all but a shot's ends are read again
+    assert all(np.array_equal(one, other) for one, other in zip(found, pictures("read again"), strict=True))
+
+
+def test_fields_of_a_film_with_bars():
+    rng = np.random.default_rng(0)
+    y = rng.integers(16, 235, (48, 64)).astype(np.uint8)
+    planes = Planes(y, None, None, FULL._replace(full=False), True)
+    target = Target("libx264", {}, "yuv420p", 64, 48, (24, 32), planes.coding, Fraction(25), Fraction(1, 25), {}, "nut",
+                    "tff")
+    job = FrameTask(0, 0, planes, ab=np.full((8, 8, 2), 30, np.float32))
+    result = finish(job, target, False, (8, 40, 10, 64))
+    assert np.array_equal(result.y, y)
+    for plane in (result.cb, result.cr):
+        colored = plane != 128
+        assert colored[4:20, 5:].all() and not colored[:4].any() and not colored[20:].any() and not colored[:, :5].any()

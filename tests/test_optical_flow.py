@@ -1,0 +1,90 @@
+"""Optical flow: what is carried along it, what both pictures show, and colors that keep steady along it."""
+
+import cv2
+import numpy as np
+import pytest
+
+from colorizer.warping.optical_flow import Flow, TemporalFilter, fetch, relit, visible
+from colorizer.warping.upsampling import enlarged
+from config import TemporalFilterConfig
+from dataset import resize
+
+
+def drawing(shift, size=96):
+    """Gray noise, smooth, uint8 (size, size), that has moved right by ``shift`` pixels."""
+    noise = cv2.GaussianBlur(np.random.default_rng(0).random((size, size + 40), np.float32), (0, 0), 3)
+    noise = np.uint8(255 * (noise - noise.min()) / np.ptp(noise))
+    return np.ascontiguousarray(noise[:, 20 - shift:20 - shift + size])
+
+
+def test_what_is_fetched_lies_where_the_first_picture_has_it():
+    first, second = drawing(0), drawing(6)
+    flow = Flow()(first, second)
+    assert flow.shape == (96, 96, 2)
+    assert np.abs(flow[16:-16, 16:-16] - [6, 0]).max() < 0.5
+    assert np.abs(fetch(np.float32(second), flow) - first)[16:-16, 16:-16].max() < 12
+
+
+def test_colors_move_with_lightness_as_they_do_around():
+    """Leaves, bright ones yellow and dark ones blue, half a pixel away from where they were; and an even wall."""
+    L = cv2.GaussianBlur(np.random.default_rng(0).random((64, 65), np.float32), (0, 0), 1)
+    color = np.stack([0 * L, 2 * (L - 0.5)], 2)
+    known, ab, now, right = (L[:, :64] + L[:, 1:]) / 2, (color[:, :64] + color[:, 1:]) / 2, L[:, :64], color[:, :64]
+    assert np.abs(relit(ab, known, now) - right).mean() < 0.3 * np.abs(ab - right).mean()
+    wall = np.full((64, 64, 2), 0.3, np.float32)
+    np.testing.assert_allclose(relit(wall, known, now), wall, atol=1e-5)
+
+
+def test_colors_that_are_enlarged_follow_the_lines_of_the_large_picture():
+    """A red ground with thin dark lines of no color, of which 64 x 64 places are known."""
+    y, x = np.indices((256, 256))
+    line = (x + y // 3) % 16 < 2
+    L, ab = np.where(line, 10, 60).astype(np.float32), np.where(line[..., None], 0, [50, 30]).astype(np.float32)
+    small = resize(ab, 64, 64)
+    plain, ours = (np.abs(result - ab).mean() for result in (resize(small, 256, 256), enlarged(small, L)))
+    assert ours < 0.4 * plain
+    np.testing.assert_allclose(enlarged(small, resize(L, 64, 64)), small, atol=1e-4)  # of the same size they stay
+    wall = np.full((64, 64, 2), 30, np.float32)
+    np.testing.assert_allclose(enlarged(wall, L), 30, atol=1e-3)
+
+
+def test_a_border_between_things_of_one_lightness_gives_no_grain_strong_colors():
+    grain = np.random.default_rng(0).normal(0, 3, (256, 256)).astype(np.float32)
+    ab = np.zeros((64, 64, 2), np.float32)
+    ab[:, :32], ab[:, 32:] = (50, 20), (-40, -10)
+    assert np.abs(enlarged(ab, 50 + grain)).max() < 75
+
+
+def test_visible_is_what_both_pictures_show():
+    """A square that moves over a background covers what is in front of it."""
+    def scene(x):
+        picture = drawing(0)
+        picture[30:60, x:x + 30] = 255 - drawing(0)[30:60, 20:50]
+        return picture
+
+    flow, first, second = Flow(), scene(20), scene(30)
+    shown = visible(flow(first, second), flow(second, first))
+    assert shown[5:25].mean() > 0.95 and shown[35:55, 24:46].mean() > 0.95  # the background; the square itself
+    assert shown[35:55, 52:58].mean() < 0.5  # background that the square covers in the second picture
+
+
+@pytest.mark.parametrize("moving", [0, 2])
+def test_flicker_is_damped_and_colors_move_along(moving):
+    """Colors that jump by +-10 from frame to frame around those of a drawing that moves."""
+    y, x = np.indices((96, 96))
+    steady, errors, colors = TemporalFilter(TemporalFilterConfig()), [], []
+    for i in range(12):
+        truth = np.where((x - 40 - moving * i < 20)[..., None], [40, 10], [-30, 20]).astype(np.float32)
+        ab = steady(drawing(moving * i - 10) / np.float32(2.55), truth + (-1)**i * np.float32(10))
+        inside = np.abs(ab - truth)[16:-16, 36:-16]
+        errors.append(np.median(inside))
+        colors.append(ab[20, 60])  # above the thing
+    assert errors[0] == 10  # the first frame of a shot is what it is
+    assert np.mean(errors[4:]) < 3
+    assert np.abs(np.diff(colors[4:], axis=0)).mean() < 6  # 20 without
+
+
+def test_nothing_is_dragged_along_where_the_lightness_differs():
+    steady, ab = TemporalFilter(TemporalFilterConfig()), np.zeros((96, 96, 2), np.float32)
+    steady(np.full((96, 96), 20, np.float32), ab + 50)
+    assert np.abs(steady(np.full((96, 96), 80, np.float32), ab)).max() < 1e-3

@@ -1,0 +1,252 @@
+"""The voter: colors of the show, their discriminant projection, votes, what is painted."""
+
+from contextlib import nullcontext
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from drawn import draw_picture, feature
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from colorizer.colorizer import Colorizer
+from colorizer.palette_classifier import GroupDropout, PaletteClassifier, _pooled, moved
+from colorizer.predictor import Palette, Predictor
+from config import ModelConfig, PaletteClassifierConfig, TrainConfig
+from dataset import AB_SCALE, ColorizationDataset, rgb_to_lab
+from fileio.images import write_image
+from training import preparation
+from training.preparation import fit_model_config, teach_voter, vote_all
+
+CHANNELS = (2,)  # of the one map of a backbone; with the lightness around, places have 12 features
+RED, CREAM, TEAL = (60.0, 45.0), (5.0, 20.0), (-40.0, -8.0)
+
+
+def voter_of(*colors, **settings):
+    """A PaletteClassifier with the given colors as its palette."""
+    voter = PaletteClassifier(CHANNELS, PaletteClassifierConfig(colors=len(colors), axes=2, **settings))
+    voter.palette.copy_(torch.tensor(colors))
+    return voter
+
+
+def clouds(count=2000, seed=0):
+    """Features (P, 12) of places and their ab (P, 2), of three colors: two numbers tell them apart, the others are
+    noise, one of it much stronger than all."""
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(0, 3, count)
+    features = rng.normal(size=(count, 12)) * [0.1, 0.1, 5, 0.3, 0.1, *[0.2] * 7]
+    features[:, 0] += 0.5 * (kind == 1)
+    features[:, 4] += 0.5 * (kind == 2)
+    features[:, 1] += features[:, 2] / 9  # the noise shows elsewhere, too
+    ab = np.array([RED, CREAM, TEAL])[kind]
+    return torch.from_numpy(features).float(), torch.from_numpy(ab).float(), kind
+
+
+def test_the_palette_has_the_colors_of_the_show():
+    features, ab, _ = clouds()
+    voter = PaletteClassifier(CHANNELS, PaletteClassifierConfig(colors=5, axes=2))  # two more than there are
+    voter.fit(features, ab)
+    distance = torch.cdist(voter.palette, torch.tensor([RED, CREAM, TEAL]))
+    assert (distance.min(1).values < 0.01).all() and (distance.min(0).values < 0.01).all()
+
+
+def test_labels_are_soft_and_weights_have_mean_one():
+    voter = voter_of(RED, CREAM, (5.0, 25.0))
+    labels = voter.labels(torch.tensor([RED, CREAM]))
+    torch.testing.assert_close(labels[0], torch.tensor([1.0, 0, 0]), atol=1e-6, rtol=0)
+    near = np.exp(-25 / (2 * 5**2))
+    torch.testing.assert_close(labels[1], torch.tensor([0, 1 / (1 + near), near / (1 + near)]).float())
+    weights = voter.weights(torch.tensor([[110.0, 0], [0, 0]]))
+    assert weights.mean() == 1 and weights[0] / weights[1] == pytest.approx(1 + PaletteClassifierConfig.vividness)
+
+
+def test_the_projection_is_that_of_discriminant_analysis():
+    """Beside scikit-learn's, with hard labels, equal weights and no shrinkage: the same distances between centers."""
+    features, ab, kind = clouds()
+    voter = PaletteClassifier(CHANNELS, PaletteClassifierConfig(colors=3, axes=2, shrinkage=0.0, softness=0.1, vividness=0.0))
+    projected = voter.fit(features, ab).numpy()
+    reference = LinearDiscriminantAnalysis(solver="eigen").fit(features.numpy(), kind).transform(features.numpy())
+
+    def distances(points):
+        centers = np.stack([points[kind == k].mean(0) for k in range(3)])
+        return np.linalg.norm(centers[:, None] - centers[None], axis=2)
+
+    np.testing.assert_allclose(distances(projected), distances(reference), rtol=5e-3)
+    spread = np.concatenate([projected[kind == k] - projected[kind == k].mean(0) for k in range(3)])
+    np.testing.assert_allclose(spread.T @ spread / len(spread), np.eye(2), atol=1e-2)
+
+
+def test_features_of_a_place_by_hand():
+    """Maps enlarged to the places, finer ones made smaller; the lightness of 3 x 3 places, at a border its own."""
+    maps = [torch.randn(2, 3, 16, 16), torch.randn(2, 4, 8, 8), torch.randn(2, 5, 3, 3)]
+    L = torch.rand(2, 1, 32, 32)
+    features = PaletteClassifier.describe(maps, L, torch.arange(64)).unflatten(1, (8, 8))
+    expected = torch.nn.functional.interpolate(maps[2], (8, 8), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(features[..., :3], torch.nn.functional.avg_pool2d(maps[0], 2).permute(0, 2, 3, 1))
+    torch.testing.assert_close(features[..., 3:7], maps[1].permute(0, 2, 3, 1))
+    torch.testing.assert_close(features[..., 7:12], expected.permute(0, 2, 3, 1))
+    lightness = torch.nn.functional.avg_pool2d(L, 4)[:, 0]
+    torch.testing.assert_close(features[:, 1:-1, 1:-1, 12:21].flatten(3), torch.stack(
+        [lightness[:, y:y + 6, x:x + 6] for y in range(3) for x in range(3)], 3))
+    torch.testing.assert_close(features[:, 0, 0, 12:14], lightness[:, 0, 0, None].expand(2, 2))
+    torch.testing.assert_close(features[..., 21], lightness.square())
+
+
+def test_all_places_vote_as_each_alone(monkeypatch):
+    """The maps are projected before they are enlarged, which is the same. Here each place is a region of its own."""
+    torch.manual_seed(0)
+    voter = PaletteClassifier((3, 4), PaletteClassifierConfig(look=64, colors=5, axes=4))
+    for weights in (voter.mean, voter.projection):
+        weights.normal_()
+    maps, L = [torch.randn(2, 3, 32, 32), torch.randn(2, 4, 4, 4)], torch.rand(2, 1, 64, 64)
+    monkeypatch.setattr(voter, "regions", lambda lightness: torch.arange(256).expand(2, -1))
+    votes = voter.eval()(maps, L)
+    chosen = torch.tensor([200, 3, 17])
+    alone = voter.mlp((voter.describe(maps, L, chosen) - voter.mean) @ voter.projection).log_softmax(2)
+    assert votes.shape == (2, 5, 16, 16)
+    torch.testing.assert_close(votes.flatten(2)[..., chosen].transpose(1, 2), alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_thing_votes_as_a_whole():
+    """Of a dark disc on a light ground, the part that is surely red decides for one that could as well be teal; the
+    ground keeps its own color."""
+    y, x = np.indices((32, 32))
+    far = torch.from_numpy(np.hypot(y - 16, x - 16))
+    region, = voter_of(RED, CREAM, TEAL).regions(torch.where(far < 10, 0.2, 0.9)[None].float())
+    disc, ground = (far < 8).flatten(), (far > 12).flatten()  # what is at their edge may be a region of its own
+    assert [region[part].unique().numel() for part in (disc, ground, disc | ground)] == [1, 1, 2]
+    chances = torch.tensor([0.02, 0.96, 0.02]).repeat(1024, 1)
+    chances[disc] = torch.tensor([0.9, 0.05, 0.05])
+    unsure = disc & torch.from_numpy(x < 12).flatten()
+    chances[unsure] = torch.tensor([0.45, 0.05, 0.5])
+    pooled, = _pooled(chances.log()[None], region[None], int(region.max()) + 1)
+    torch.testing.assert_close(pooled[unsure][0].exp(), chances[region == region[disc][0]].mean(0))
+    joint = (chances.log() + pooled).argmax(1)
+    assert (joint[disc] == 0).all() and (joint[ground] == 1).all()
+
+
+def test_it_learns_to_vote():
+    torch.manual_seed(0)
+    features, ab, _ = clouds()
+    voter = PaletteClassifier(CHANNELS, PaletteClassifierConfig(colors=3, axes=2, hidden=32, rate=1e-2))
+    voter.learn(voter.fit(features, ab), ab, steps=300, batch=256)
+    new, true, _ = clouds(400, seed=1)
+    votes = voter.mlp((new - voter.mean) @ voter.projection)
+    assert (voter.palette[votes.argmax(1)] - true).norm(dim=1).lt(1).float().mean() > 0.95
+
+
+def test_a_color_is_chosen_where_a_mean_would_be_pale():
+    """The generator is between red and cream, a little nearer to red, and the votes cannot tell; what is painted is
+    red, not the mean. With clear votes it is theirs, and one voter alone does not overrule a sure generator."""
+    voter = voter_of(RED, CREAM, TEAL, trust=15.0)
+    between = torch.tensor(CREAM) + 0.6 * (torch.tensor(RED) - torch.tensor(CREAM))
+    ab = (between / AB_SCALE).view(1, 2, 1, 1).expand(1, 2, 16, 16).clone()
+    equal = torch.tensor([0.0, 0.0, -9.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    painted = AB_SCALE * voter.join(ab, equal)[0][0, :, 8, 8]
+    assert (painted - torch.tensor(RED)).norm() < 5 < 15 < (between - torch.tensor(RED)).norm()
+    cream = torch.tensor([0.0, 5.0, -9.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    assert (AB_SCALE * voter.join(ab, cream)[0][0, :, 8, 8] - torch.tensor(CREAM)).norm() < 3
+    teal = (torch.tensor(TEAL) / AB_SCALE).view(1, 2, 1, 1).expand(1, 2, 16, 16)
+    cream = torch.tensor([0.0, 5.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    assert (AB_SCALE * voter.join(teal, cream)[0][0, :, 8, 8] - torch.tensor(TEAL)).norm() < 3
+
+
+def test_the_joint_vote_by_hand():
+    voter = voter_of(RED, CREAM, trust=20.0, temperature=0.5)
+    ab = torch.tensor([30.0, 30.0])
+    odds = 1.5 + (-(30**2 + 15**2) + 25**2 + 10**2) / (2 * 20**2)  # of red against cream, as a logarithm
+    share = 1 / (1 + np.exp(-odds / 0.5))
+    expected = share * torch.tensor(RED) + (1 - share) * torch.tensor(CREAM)
+    joined, votes = voter.join((ab / AB_SCALE).view(1, 2, 1, 1), torch.tensor([1.5, 0.0]).view(1, 2, 1, 1))
+    torch.testing.assert_close(AB_SCALE * joined.flatten(), expected.float(), atol=1e-3, rtol=0)
+    assert votes.flatten().tolist() == pytest.approx([share, 1 - share], abs=1e-4)
+
+
+def test_detail_finer_than_a_place_stays():
+    ab = torch.rand(2, 2, 32, 32)
+    hint = torch.rand(2, 2, 4, 4)
+    assert torch.equal(moved(ab, hint, torch.zeros(2, 1, 4, 4)), ab)
+    change = moved(ab, hint) - ab
+    smooth = torch.nn.functional.interpolate(hint - torch.nn.functional.adaptive_avg_pool2d(ab, 4), (32, 32),
+                                             mode="bilinear", align_corners=False)
+    torch.testing.assert_close(change, smooth)
+
+
+def test_a_mask_of_dropout_is_that_of_a_group():
+    torch.manual_seed(0)
+    dropout, x = GroupDropout(0.25), torch.ones(4 * GroupDropout.GROUPS, 50)
+    dropped = dropout(x).view(GroupDropout.GROUPS, 4, 50)
+    assert torch.equal(dropped, dropped[:, :1].expand(-1, 4, -1))
+    assert sorted(dropped.unique().tolist()) == pytest.approx([0, 4 / 3])
+    assert 0.7 < (dropped > 0).float().mean() < 0.8 and not torch.equal(dropped[0], dropped[1])
+    assert dropout.eval()(x) is x
+
+
+class CountingPainter(Predictor):
+    def _vote(self, lightness):
+        self.looked.append(len(lightness))
+        return super()._vote(lightness)
+
+
+@pytest.fixture(scope="module")
+def painter():
+    torch.manual_seed(0)
+    colorizer = Colorizer(ModelConfig(img_size=128, width=4, mem_size=2, spatial_size=2, top_k=2, use_palette_classifier=True,
+                                      votes=PaletteClassifierConfig(look=512, every=4)), None).eval()
+    colorizer.memory.used[:] = True
+    colorizer.memory.keys[:] = torch.eye(2, 512)
+    colorizer.voter.palette.normal_(0, 40)
+    colorizer.voter.projection.normal_()
+    return CountingPainter(colorizer, torch.device("cpu"), "fp32")
+
+
+def test_a_film_is_looked_at_once_for_some_frames(painter):
+    """Held drawings give every frame the same votes, and what is painted is what each picture alone would get."""
+    L = rgb_to_lab(draw_picture(1, (512, 512)))[..., 0]
+    painter.looked = []
+    palette = Palette(feature(3)[None], [], [], torch.zeros(0), 1.0)
+    together, _ = painter.paint(np.stack([L] * 6), palette)
+    alone, _ = painter.paint(L[None], palette)
+    assert painter.looked == [2, 1]
+    np.testing.assert_allclose(together, np.repeat(alone, 6, 0), atol=0.5)
+
+
+def test_votes_are_only_read_where_memories_are(painter):
+    """Who gives a palette by hand does not want the show's colors."""
+    lab = rgb_to_lab(draw_picture(1, (128, 128)))
+    own = CountingPainter(painter.colorizer, torch.device("cpu"), "fp32", source="truth")
+    own.looked = []
+    voter = painter.colorizer.voter.palette.clone()
+    before = own.predict([lab])
+    painter.colorizer.voter.palette.neg_()
+    after, changed = own.predict([lab]), painter.predict([lab])
+    painter.colorizer.voter.palette.copy_(voter)
+    assert np.array_equal(before, after) and np.abs(changed - painter.predict([lab])).max() > 5
+
+
+def test_a_voter_knows_its_show_after_some_looks(tmp_path, monkeypatch):
+    """Trained on drawings of red discs and blue squares, it tells them in one that it has not seen."""
+    monkeypatch.setattr(preparation, "VOTER_LOOKS", 16)
+    monkeypatch.setattr(preparation, "VOTER_STEPS", 150)
+    for number in range(9):
+        write_image(tmp_path / f"drawn_{number}.png", draw_picture(number))
+    data = ColorizationDataset(sorted(tmp_path.iterdir()), 128)
+    known = ColorizationDataset(sorted(tmp_path.iterdir())[:8], 128)
+    torch.manual_seed(0)
+    colorizer = Colorizer(fit_model_config(TrainConfig(width=4, img_size=128, votes=PaletteClassifierConfig(look=512)), 8), None)
+    teach_voter(known, colorizer, nullcontext, seed=0)
+    votes = vote_all(data, [8], colorizer, nullcontext).float()
+    assert votes.shape == (1, 48, 128, 128)
+    painted = colorizer.voter.palette[votes[0].argmax(0)]
+    truth = torch.from_numpy(cv2.resize(rgb_to_lab(draw_picture(8)), (128, 128), interpolation=cv2.INTER_AREA)[..., 1:])
+    assert ((painted - truth).norm(dim=2) < 15).float().mean() > 0.9
+    square = truth[..., 1] < -40
+    assert square.sum() > 80 and ((painted - truth).norm(dim=2)[square] < 30).float().mean() > 0.7
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"votes": PaletteClassifierConfig(look=500)}, "look of 500"), ({"votes": PaletteClassifierConfig(look=2**20)}, "look of 1048576"),
+    ({"use_spatial_memory": False}, "votes need")])
+def test_a_checkpoint_cannot_ask_for_the_impossible(settings, message):
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        Colorizer(ModelConfig(use_palette_classifier=True, **settings))

@@ -1,0 +1,147 @@
+"""References from another source get the colors of the show, and those that the user painted keep theirs."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from skimage import data
+
+from benchmarks.references import FADED, VIVID, cut
+from resources.draw_episodes import PALETTE, draw_frame
+
+from colorizer.adaptation.film_response import FilmResponse
+from colorizer.adaptation.reference_grading import Grade, find_grade
+from colorizer.backbone import look
+from colorizer.colorizer import Colorizer
+from colorizer.metrics import color_differences
+from colorizer.predictor import Predictor
+from config import ColorConfig, GradeConfig, ModelConfig
+from dataset import color_feature, decode_lab, lab_to_rgb, lab_to_tensors, resize, rgb_to_lab, tensors_to_lab
+from fileio.checkpoints import save_checkpoint
+from fileio.images import write_image
+from test import facts_of
+
+KNOWN = (8, 76, 216, 330)  # frames of the drawn episode 1 that the show is learned from, of four shots
+
+
+@pytest.fixture(scope="module")
+def show(tmp_path_factory):
+    """A checkpoint whose memories have KNOWN; nothing was trained."""
+    colorizer = Colorizer(ModelConfig(img_size=128, width=4, mem_size=len(KNOWN), spatial_size=len(KNOWN)), None).eval()
+    labs = [rgb_to_lab(draw_frame(1, frame)) for frame in KNOWN]
+    ids, cpu = torch.arange(len(KNOWN)), torch.device("cpu")
+    with torch.no_grad():
+        seen = look(colorizer.backbone, [lab[..., 0] for lab in labs], cpu, "fp32")
+        L, ab = map(torch.cat, zip(*(lab_to_tensors(resize(lab, 192, 192)) for lab in labs), strict=True))
+        colorizer.spatial.fit(seen.places)
+        colorizer.spatial.write(ids, seen, L, ab, ids)
+        features = torch.stack([torch.from_numpy(color_feature(lab[::8, ::8, 1:])) for lab in labs])
+        colorizer.memory.update(colorizer.memory.query(seen.features), features, ids)
+    path = tmp_path_factory.mktemp("show") / "best.pt"
+    save_checkpoint(path, {"colorizer": colorizer.state_dict(), "model_config": asdict(colorizer.config),
+                           "frames": {frame: str(frame) for frame in ids.tolist()}})
+    return path
+
+
+@pytest.fixture(scope="module")
+def others():
+    """Another frame of each of these shots."""
+    return [draw_frame(1, frame + 6) for frame in KNOWN]
+
+
+@pytest.fixture(scope="module")
+def find(show):
+    """``find_grade`` for pictures, with the memory and the eyes of the show."""
+    painter = Predictor.load(show, precision="fp32")
+
+    @torch.inference_mode()
+    def find(pictures):
+        return find_grade(painter._look, painter.colorizer.spatial, pictures, GradeConfig())
+
+    return find
+
+
+def test_a_grade_by_hand():
+    """Cb and Cr of a pixel as BT.601 has them: turned by 90 degrees, halved, moved; its Y' stays, and gray is gray."""
+    codes = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+    pixel = np.array([120, 130, 100], np.uint8)
+    y, cb, cr = codes @ pixel
+    turned = codes @ Grade(0.5, 90, (10, 0))(pixel[None, None])[0, 0]
+    assert turned == pytest.approx([y, 10 - cr / 2, cb / 2], abs=1)
+    gray = np.full((2, 2, 3), 77, np.uint8)
+    assert np.array_equal(Grade(2, 20, (0, 0))(gray), gray)
+
+
+def test_a_grade_and_its_matrix():
+    grade = Grade(1.3, -6, (2, 5))
+    again = Grade.of(grade.matrix)
+    assert (again.gain, again.turn, *again.shift) == pytest.approx((1.3, -6, 2, 5))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_another_source_is_found(find, others, count):
+    """Its saturation and hue are found from few pictures, and they come out in the colors of the show."""
+    grade = find([VIVID(picture) for picture in others[:count]])
+    assert 1 / grade.gain == pytest.approx(1.3, rel=0.06) and grade.turn == pytest.approx(-6, abs=2.5)
+    assert np.hypot(*grade.shift) < 3
+    lab = rgb_to_lab(others[0])
+    own, mended = (distance(change(others[0]), lab) for change in (VIVID.grade, lambda p: grade(VIVID.grade(p))))
+    assert mended < own / 3
+
+
+def distance(picture, lab):
+    return color_differences(rgb_to_lab(picture), lab).mean()
+
+
+def test_another_contrast_of_another_source_is_found(find, others):
+    """Of a faded source, L comes nearer to the show's, too."""
+    faded = [FADED(picture) for picture in others[:2]]
+    grade = find(faded)
+    assert 1 / grade.gain == pytest.approx(0.5, abs=0.08) and "contrast" in str(grade)
+    truth = rgb_to_lab(cut(others[0]))[..., 0]
+    own, mended = (np.abs(rgb_to_lab(picture)[..., 0] - truth).mean() for picture in (faded[0], grade(faded[0])))
+    assert mended < own / 2
+
+
+def repainted(monkeypatch, gray=None):
+    """Frames like ``others`` with the red cat in teal, painted over the gray that a Response makes of the show's."""
+    monkeypatch.setitem(PALETTE, "ruby", PALETTE["tilo"])
+    labs = [rgb_to_lab(draw_frame(1, frame + 6)) for frame in KNOWN]
+    for lab in labs if gray else []:
+        lab[..., 0] = gray(lab[..., 0])
+    return [lab_to_rgb(lab) for lab in labs]
+
+
+@pytest.mark.parametrize("gray", [None, FilmResponse(np.array([0, 100.0]), np.array([20, 80.0]))], ids=["own", "faded"])
+def test_a_correction_stays(find, monkeypatch, gray):
+    corrected = repainted(monkeypatch, gray)
+    assert find(corrected) is None and find(corrected[2:3]) is None
+
+
+@pytest.mark.parametrize("change", [
+    lambda picture: picture, Grade(0.2, 0, (0, 0)), Grade(1, 120, (0, 0)), lambda picture: data.coffee(),
+], ids=["the show", "nearly gray", "other hues", "a photo"])
+def test_what_is_the_shows_or_wanted_so_or_unknown_stays(find, others, change):
+    assert find([change(picture) for picture in others[:2]]) is None
+
+
+def test_the_memory_keeps_the_matched_ones(show, others, tmp_path, capsys):
+    """Told in one line, kept in the checkpoint; another setting is another painter, which keeps their colors."""
+    vivid = [VIVID(picture) for picture in others[:2]]
+    for index, picture in enumerate(vivid):
+        write_image(tmp_path / "references" / f"{index}.png", picture)
+    asked = {"references": tmp_path / "references", "precision": "fp32"}
+    plain = Predictor.load(show, match_references=False, **asked)
+    assert plain.grade is None and capsys.readouterr().err == ""
+    matched = Predictor.load(show, save_checkpoint=tmp_path / "kept.pt", **asked)
+    line, = capsys.readouterr().err.splitlines()
+    assert f"the references are {matched.grade}; brought to its colors (--match_references False" in line
+    assert plain.identity != matched.identity
+    assert "references" not in facts_of(plain, ColorConfig())
+    assert facts_of(matched, ColorConfig())["references"].startswith(str(matched.grade))
+    kept = Predictor.load(tmp_path / "kept.pt")
+    for painter, expected in ((plain, vivid[1]), (matched, matched.grade(vivid[1])), (kept, matched.grade(vivid[1]))):
+        codes = painter.colorizer.spatial.pictures[-1].float().permute(2, 0, 1)[None]
+        found = tensors_to_lab(*decode_lab(codes))[0]
+        assert np.abs(found - resize(rgb_to_lab(expected), *found.shape[:2])).mean() < 0.5

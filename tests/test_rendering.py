@@ -1,0 +1,380 @@
+"""Shot by shot: palettes, held drawings, cuts, interrupted runs."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from drawn import HOLD_LOCK, StubPainter, draw_film, draw_shots, planes_in, times_and_sound
+
+from benchmarks import long_film
+from resources.draw_episodes import draw_frame
+
+from config import FilmConfig
+from film.analysis.shot_detection import find_gray_cuts
+from film.io import video
+from film.io.planes import planes_of
+from film.io.video import VideoFile, ahead
+from film.render import rendering as episode
+from film.render.rendering import color_film
+from film.render.segments import is_joined
+from film.report.consistency import CDC
+from utils import UserError
+
+LOSSLESS = {"crf": "0"}  # of libx264
+SHOTS = [(60, 20), (200, 15), (110, 22)]
+
+
+def color(source, output, painter=None, **settings):
+    return color_film(painter or StubPainter(), VideoFile(source), output, FilmConfig(**settings))
+
+
+def same(one, other):
+    return len(one) == len(other) and all(
+        np.array_equal(a, b) for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shots
+
+
+def still(*levels):
+    """Lumas of a fixed pattern, brighter or darker."""
+    pattern = np.random.default_rng(1).integers(0, 30, (256, 256)).astype(np.uint8)
+    return [(np.clip(level + pattern.astype(int) - 15, 0, 255) if level else 0 * pattern).astype(np.uint8)
+            for level in levels]
+
+
+FADE_OUT, FADE_IN = list(range(120, 0, -6)), list(range(0, 180, 6))
+
+
+@pytest.mark.parametrize("levels, cuts", [
+    ([90] * 12 + [160] * 12, [12]),
+    ([90] * 12 + [160] * 9 + [40] * 12, [12, 21]),
+    ([90] * 12 + [250] + [90] * 12, []),  # a flash of one frame
+    ([90] * 12 + [250] * 3 + [90] * 12, []),
+    ([90] * 12 + [250, 210, 170, 130] + [90] * 12, []),  # one that dies away
+    ([90] * 12 + [250, 90, 250, 90, 250] + [90] * 12, []),
+    ([90] * 12 + [0, 0] + [90] * 12, []),  # a black frame or two
+    ([90] * 12 + [160] * 20 + [90] * 12, [12, 32]),  # too long for a flash
+    (FADE_OUT + [0] * 12 + FADE_IN + [180] * 12, [len(FADE_OUT) + 12 + 1]),  # through black: one cut, as it rises
+    (list(range(60, 160)), []),  # slowly brighter
+    ([round(90 + 14 * math.sin(1.9 * i)) for i in range(12)] + [160] * 3 + [170, 150] * 6, [12]),  # flicker
+    ([90] * 20 + [160] * 2, [20]),  # in the film's last frames
+    ([90], []), ([90, 200], [1]), ([], []),
+])
+def test_cuts_of_gray_films(levels, cuts):
+    assert list(find_gray_cuts(iter(still(*levels)))) == cuts
+
+
+def test_shots_palettes_and_records(tmp_path):
+    source = draw_shots(tmp_path / "in.mkv", SHOTS)
+    painter = StubPainter()
+    records = color(source, tmp_path / "out.mkv", painter, batch_size=4)
+    assert [(r.start_frame, r.end_frame) for r in records] == [(0, 20), (20, 35), (35, 57)]
+    assert painter.shots == 3 and max(painter.batches) == 4
+    assert [round(r.start_time * 12) for r in records] == [0, 20, 35] and round(records[-1].end_time * 12) == 57
+    for number, (record, (gray, _)) in enumerate(zip(records, SHOTS, strict=True)):
+        assert (record.index, record.slot_ids, record.slot_scores) == (number, [number + 1, 7], [0.9, 0.5])
+        assert record.confidence == 0.25 and record.truth is None and not record.kept
+        assert record.gray.shape == record.result.shape == (240, 320, 3) and record.gray.dtype == np.uint8
+        assert abs(record.gray.mean() - gray) < 4 and np.ptp(record.gray, 2).max() < 12  # JPEG's noise
+        assert record.feature.dtype == np.float32 and record.feature.shape == (3,)
+    lines = [json.loads(line) for line in (tmp_path / "out_shots.jsonl").read_text().splitlines()]
+    assert [line["slot_ids"] for line in lines] == [[1, 7], [2, 7], [3, 7]]
+    assert sorted(os.listdir(tmp_path)) == ["in.mkv", "out.mkv", "out_shots.jsonl"]
+
+
+def test_no_state_crosses_a_cut(tmp_path):
+    """A shot comes out the same, whatever is around it: hard cuts, a flash, and a fade through black."""
+    def flash(i):
+        return 245 if i == 9 else 100
+
+    def fade(i):
+        return max(0, 230 - 12 * i)
+
+    def rise(i):
+        return min(190, 8 * i)
+
+    shots = [(60, 16), (flash, 20), (fade, 24), (rise, 40), (200, 14)]
+    whole = draw_shots(tmp_path / "whole.mkv", shots, options=LOSSLESS)
+    records = color(whole, tmp_path / "whole_out.mkv", crf=0, batch_size=5)
+    # The black of the fade's end belongs to it, and the frames of the rise that are still black.
+    assert [r.start_frame for r in records] == [0, 16, 36, 61, 100]
+    source, result = planes_in(whole), planes_in(tmp_path / "whole_out.mkv")
+    assert all(np.array_equal(a[0], b[0]) for a, b in zip(source, result, strict=True))  # the luma is the source's
+    for record in records:
+        part = tmp_path / f"{record.index}.mkv"
+        settings = {"start": record.start_time, "end": record.end_time}
+        color(whole, part, crf=0, batch_size=5, **settings)
+        assert same(planes_in(part), result[record.start_frame:record.end_frame])
+
+
+def test_a_drawing_that_is_held_gets_the_very_same_color(tmp_path):
+    source = draw_shots(tmp_path / "in.mp4", [(90, 40)], hold=2, options=LOSSLESS, noise=2)
+    painter = StubPainter()
+    color(source, tmp_path / "out.mp4", painter, crf=0)
+    frames, sources = planes_in(tmp_path / "out.mp4"), planes_in(source)
+    assert painter.frames == 20  # half of them
+    assert all(not np.array_equal(sources[i][0], sources[i + 1][0]) for i in range(39))  # noise is never the same
+    for i in range(0, 40, 2):  # the noise of the luma reaches Cb and Cr, by rounding and the gamut
+        assert all(np.abs(frames[i][c].astype(int) - frames[i + 1][c]).mean() < 0.5 for c in (1, 2))
+
+
+def test_a_slow_change_is_no_held_drawing(tmp_path):
+    source = draw_shots(tmp_path / "in.mkv", [(lambda i: 60 + i, 60)], hold=100, options=LOSSLESS)
+    painter = StubPainter()
+    color(source, tmp_path / "out.mkv", painter)
+    assert 12 <= painter.frames <= 20  # a new color every 4 steps of lightness
+
+
+def cdc(path, record):
+    """The CDC of a shot in a film of 64 x 48."""
+    import av
+    measure = CDC()
+    with av.open(str(path)) as film:
+        for index, frame in enumerate(film.decode(video=0)):
+            if record.start_frame <= index < record.end_frame:
+                measure.add(planes_of(frame).picture(240, 320))
+    return measure.value()
+
+
+def test_shots_in_color_can_be_kept(tmp_path):
+    import av
+    source = tmp_path / "in.mkv"
+    with av.open(str(source), "w") as film:
+        stream = film.add_stream("libx264", rate=10, options=LOSSLESS)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(30):
+            picture = np.full((48, 64, 3), 40, np.uint8) if i < 15 else cv2.resize(draw_frame(1, i), (64, 48))
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        film.mux(stream.encode(None))
+    records = color(source, tmp_path / "out.mkv", crf=0, keep_color_shots=True)
+    assert [record.kept for record in records] == [False, True]
+    assert records[0].truth is None and records[1].truth is not None
+    before, after = planes_in(source), planes_in(tmp_path / "out.mkv")
+    assert same(before[15:], after[15:]) and not np.array_equal(before[3][1], after[3][1])
+    records = color(source, tmp_path / "all.mkv", crf=0)
+    assert not any(record.kept for record in records)
+    for record in records:
+        assert record.cdc == pytest.approx(cdc(tmp_path / "all.mkv", record))
+    assert math.isnan(records[0].cdc_truth) and records[1].cdc_truth == pytest.approx(cdc(source, records[1]))
+    assert records[1].cdc_truth > 0 and json.loads((tmp_path / "all_shots.jsonl").open().readline())["cdc"] is not None
+    assert not np.array_equal(before[20][1], planes_in(tmp_path / "all.mkv")[20][1])
+
+
+def test_color_only_is_the_chroma_of_the_result_on_neutral_gray(tmp_path):
+    source = draw_shots(tmp_path / "in.mkv", SHOTS)
+    color(source, tmp_path / "out.mkv", crf=0)
+    records = color(source, tmp_path / "chroma.mkv", crf=0, color_only=True)
+    assert all(math.isnan(record.cdc) for record in records)  # nothing that a truth could be beside
+    for result, chroma in zip(planes_in(tmp_path / "out.mkv"), planes_in(tmp_path / "chroma.mkv"), strict=True):
+        assert np.array_equal(result[1], chroma[1]) and np.array_equal(result[2], chroma[2])
+        assert (chroma[0] == 118).all()  # 16 + 219 * 0.4663, the gray of L 50
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Interrupted runs
+
+
+class Stop(Exception):
+    pass
+
+
+def stop():
+    raise Stop
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])
+def test_an_interrupted_run_goes_on(tmp_path, suffix):
+    source = draw_shots(tmp_path / "in.mkv", SHOTS)
+    whole, output = tmp_path / f"whole{suffix}", tmp_path / f"out{suffix}"
+    expected = color(source, whole, batch_size=4)
+    with pytest.raises(Stop):
+        color(source, output, StubPainter(24, stop), batch_size=4)
+    assert not output.exists() and (tmp_path / f".out{suffix}.parts").is_dir()
+    painter = StubPainter()
+    painter.shots = 100  # palettes are not chosen again
+    records = color(source, output, painter, batch_size=4)
+    assert painter.shots == 100 and painter.frames == 15 + 22  # the first shot was finished
+    assert same(planes_in(output), planes_in(whole)) and times_and_sound(output) == times_and_sound(whole)
+    assert [r.log_line() | {"seconds": 0} for r in records] == [r.log_line() | {"seconds": 0} for r in expected]
+    assert all(np.array_equal(a.result, b.result) for a, b in zip(records, expected, strict=True))
+    assert not (tmp_path / f".out{suffix}.parts").exists()
+    assert len((tmp_path / "out_shots.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_killed_process_leaves_what_the_next_one_needs(tmp_path):
+    source = draw_shots(tmp_path / "in.mkv", SHOTS)
+    color(source, tmp_path / "whole.mp4", batch_size=4)
+    code = """
+import os, signal, sys
+from drawn import StubPainter
+from test_rendering import color
+color(*sys.argv[1:], StubPainter(36, lambda: os.kill(os.getpid(), signal.SIGKILL)), batch_size=4)
+"""
+    here = Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", code, str(source), str(tmp_path / "out.mp4")],
+                          env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}, capture_output=True,
+                          timeout=120)
+    assert done.returncode == -signal.SIGKILL and not (tmp_path / "out.mp4").exists()
+    painter = StubPainter()
+    color(source, tmp_path / "out.mp4", painter, batch_size=4)
+    assert 0 < painter.frames < 57
+    assert same(planes_in(tmp_path / "out.mp4"), planes_in(tmp_path / "whole.mp4"))
+
+
+@pytest.mark.parametrize("change", ["painter", "settings", "input", "part", "plan"])
+def test_stale_and_damaged_parts_are_not_used(tmp_path, change):
+    source, output = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mkv"
+    with pytest.raises(Stop):
+        color(source, output, StubPainter(36, stop), batch_size=4)
+    parts = tmp_path / ".out.mkv.parts"
+    assert (parts / "000000.part").exists()
+    painter, settings, frames = StubPainter(), {"batch_size": 4}, 57
+    if change == "painter":
+        painter.identity = "another"
+    elif change == "settings":
+        settings["crf"] = 30
+    elif change == "input":
+        draw_shots(source, [(60, 20), (200, 15), (120, 22)])
+    elif change == "part":
+        (parts / "000000.part").write_bytes((parts / "000000.part").read_bytes()[:1500])
+        frames = 42  # the second shot is whole
+    else:
+        (parts / "plan.pt").write_bytes(b"damaged")
+    color(source, output, painter, **settings)
+    assert painter.frames == frames and len(planes_in(output)) == 57
+
+
+def test_what_goes_with_a_film_is_made_by_the_next_run(tmp_path):
+    """Killed between the two, the film is whole and the rest is missing; another painter is another film."""
+    source, output, explained = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mp4", []
+    with pytest.raises(Stop):
+        color_film(StubPainter(), VideoFile(source), output, FilmConfig(), explain=lambda _: stop())
+    assert is_joined(output) and not list((tmp_path / ".out.mp4.parts").glob("*.part"))
+    before, painter, other = output.stat().st_mtime_ns, StubPainter(), StubPainter()
+    other.identity = "another"
+    with pytest.raises(UserError, match="out.mp4 exists already"):
+        color_film(other, VideoFile(source), output, FilmConfig(), explain=explained.append)
+    records = color_film(painter, VideoFile(source), output, FilmConfig(), explain=explained.append)
+    assert explained == [records] and len(records) == 3 and painter.frames == painter.shots == 0
+    assert output.stat().st_mtime_ns == before
+    assert sorted(os.listdir(tmp_path)) == ["in.mkv", "out.mp4", "out_shots.jsonl"]
+    with pytest.raises(UserError, match="out.mp4 exists already"):
+        color(source, output)
+    color_film(other, VideoFile(source), output, FilmConfig(), overwrite=True)
+    assert other.frames == 57
+
+
+def test_a_film_that_took_the_place_of_ours_stays(tmp_path):
+    """Also when a record of ours is damaged, so that its shot has to be made again."""
+    source, output = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mp4"
+    with pytest.raises(Stop):
+        color_film(StubPainter(), VideoFile(source), output, FilmConfig(), explain=lambda _: stop())
+    (tmp_path / ".out.mp4.parts" / "000001.pt").write_bytes(b"damaged")
+    painter = StubPainter()
+    color_film(painter, VideoFile(source), tmp_path / "out.mp4", FilmConfig())
+    assert painter.frames == 15 and len(planes_in(output)) == 57
+    with pytest.raises(Stop):
+        color_film(StubPainter(), VideoFile(source), output, FilmConfig(), overwrite=True, explain=lambda _: stop())
+    output.unlink()
+    output.write_bytes(b"of the user")
+    with pytest.raises(UserError, match="out.mp4 exists already"):
+        color(source, output)
+    assert output.read_bytes() == b"of the user"
+
+
+def test_a_second_run_into_the_same_output_is_refused(tmp_path):
+    source = draw_film(tmp_path / "in.mp4", times=range(3))
+    with subprocess.Popen([sys.executable, "-c", HOLD_LOCK, tmp_path / ".out.mp4.lock"], stdin=subprocess.PIPE,
+                          text=True, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == "\n"
+        with pytest.raises(UserError, match="another run is writing .*out.mp4; wait for it"):
+            color(source, tmp_path / "out.mp4")
+        assert not (tmp_path / "out.mp4").exists()
+        other.kill()
+    color(source, tmp_path / "out.mp4")  # the lock died with its owner
+    assert sorted(os.listdir(tmp_path)) == ["in.mp4", "out.mp4", "out_shots.jsonl"]
+
+
+def test_few_frames_are_held_at_a_time(tmp_path, monkeypatch):
+    """However long the film and its shots are, and fewer where they are large; the film is the same."""
+    class Watched(VideoFile):
+        alive, most = [], 0
+
+        def read(self, *args):
+            for pts, duration, planes in super().read(*args):
+                self.alive.append(weakref.ref(planes.y))
+                self.alive[:] = [frame for frame in self.alive if frame() is not None]
+                self.most = max(self.most, len(self.alive))
+                yield pts, duration, planes
+
+    source, returned = draw_shots(tmp_path / "in.mkv", [(60, 100), (200, 120)]), []
+    monkeypatch.setattr(video, "return_large_blocks", lambda: returned.append(True))
+    for name, large, most in (("small", episode.LARGE, 20 + 6 * 4), ("large", 1, 12 + 5 * 4)):
+        film = Watched(source)
+        for module in (episode, video):
+            monkeypatch.setattr(module, "LARGE", large)
+        color_film(StubPainter(), film, tmp_path / f"{name}.mkv", FilmConfig(batch_size=4))
+        assert 4 <= film.most <= most and bool(returned) == (name == "large")
+    assert (tmp_path / "small.mkv").read_bytes() == (tmp_path / "large.mkv").read_bytes()
+
+
+def test_the_benchmark_of_a_long_film(tmp_path):
+    assert 50 < long_film.peak(long_film.draw(tmp_path / "film.mkv", 5)) < 1e6
+    assert len((tmp_path / "film_colored_shots.jsonl").read_text().splitlines()) == 2  # a shot every four seconds
+    assert times_and_sound(tmp_path / "film_colored.mkv") == times_and_sound(tmp_path / "film.mkv")
+    assert (tmp_path / "film_colored_report.html").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Threads
+
+
+def test_ahead_passes_items_errors_and_the_end():
+    assert list(ahead((i for i in range(100)), 3)) == list(range(100))
+
+    def breaks():
+        yield 1
+        raise UserError("broken")
+
+    items = ahead(breaks(), 3)
+    assert next(items) == 1
+    with pytest.raises(UserError, match="broken"):
+        next(items)
+
+
+def test_closing_ahead_closes_what_it_reads():
+    closed = []
+
+    def endless():
+        try:
+            while True:
+                yield 0
+        finally:
+            closed.append(True)
+
+    items = ahead(ahead(endless(), 2), 2)
+    assert next(items) == 0
+    items.close()
+    assert closed == [True]
+
+
+def test_an_error_of_a_thread_ends_the_run(tmp_path, monkeypatch):
+    source = draw_film(tmp_path / "in.mp4")
+
+    def broken(*_):
+        raise UserError("the reader is broken")
+
+    monkeypatch.setattr(episode, "frames_at", broken)
+    with pytest.raises(UserError, match="the reader is broken"):
+        color(source, tmp_path / "out.mp4")
+    assert not (tmp_path / "out.mp4").exists()

@@ -1,0 +1,218 @@
+"""One shot becomes the next bit by bit: found on the luma, and colored as both."""
+
+import av
+import cv2
+import numpy as np
+import pytest
+from drawn import StubPainter, planes_in
+
+from colorizer.confidence import Confidence
+from config import FilmConfig
+from film.analysis.first_pass import scan
+from film.analysis.plan import Plan, Shot
+from film.analysis.transitions import LATE, find_boundaries
+from film.io.video import VideoFile
+from film.render.rendering import color_film
+from film.render.transition_blending import ColoredFrame, TransitionBlender
+
+LENGTH = 12  # frames of a transition
+BEFORE, BEHIND = 40, 44  # frames of the shots, both with it
+
+
+def ground(seed, width=256):
+    """A picture of large shapes of many grays, uint8 (256, width)."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(20, 235, (8, 8 * width // 256)).astype(np.uint8)
+    return cv2.resize(coarse, (width, 256), interpolation=cv2.INTER_CUBIC)
+
+
+def shot(seed, count, speed=2):
+    """Frames over which a disc of another gray walks."""
+    picture, frames = ground(seed), []
+    for i in range(count):
+        frames.append(cv2.circle(picture.copy(), (40 + speed * i, 150), 30, 30 + 90 * (seed % 3), -1))
+    return frames
+
+
+def pan(speed, count=70):
+    """A camera that goes over a picture three times as wide, by so many pixels a frame."""
+    wide = ground(4, 768)
+    return [wide[:, speed * i:speed * i + 256] for i in range(count)]
+
+
+def share(kind, done):
+    """Of each pixel, how much is of the next shot."""
+    y, x = np.mgrid[:256, :256] / 255
+    return {"dissolve": np.full((256, 256), done), "wipe": x > 1 - done,
+            "iris": np.hypot(x - 0.5, y - 0.5) < 0.71 * done}[kind]
+
+
+def joined(kind, one=None, other=None):
+    """(frames, first mixed one, first of the next shot alone)."""
+    one, other = one or shot(1, BEFORE), other or shot(2, BEHIND)
+    shares = [share(kind, (i + 1) / (LENGTH + 1)) for i in range(LENGTH)]
+    mixed = [np.rint(a + w * (b.astype(float) - a)).astype(np.uint8)
+             for a, b, w in zip(one[-LENGTH:], other, shares, strict=False)]
+    return [*one[:-LENGTH], *mixed, *other[LENGTH:]], len(one) - LENGTH, len(one)
+
+
+@pytest.mark.parametrize("kind", ["dissolve", "wipe", "iris"])
+@pytest.mark.parametrize("one, other", [(None, None), (pan(1, 40), None), (None, pan(3, 50))])
+def test_it_is_found(kind, one, other):
+    frames, start, end = joined(kind, one, other)
+    (boundary,) = find_boundaries(iter(frames))
+    near = 1 if kind == "dissolve" else 3  # the first and the last places of an iris are few
+    assert abs(boundary.start - start) <= near and abs(boundary.end - end) <= near
+    assert boundary.wipe == (kind != "dissolve")
+
+
+def stroll(seed, speed, count):
+    """A camera that goes around a picture of small things."""
+    fine = cv2.resize(np.random.default_rng(seed).integers(20, 235, (12, 12)).astype(np.uint8), (256, 256))
+    return [np.roll(fine, speed * i, 1) for i in range(count)]
+
+
+def test_shots_that_move_much():
+    frames, start, end = joined("dissolve", stroll(1, 3, BEFORE), stroll(2, -3, BEHIND))
+    (boundary,) = find_boundaries(iter(frames))
+    assert abs(boundary.start - start) <= 1 and abs(boundary.end - end) <= 1 and not boundary.wipe
+
+
+def test_several_and_cuts_are_found_in_order_and_in_time():
+    frames, start, end = joined("dissolve")
+    film = [*frames, *shot(3, 60), *frames, *shot(5, 200)]
+    seen, found = 0, []
+
+    def counted():
+        nonlocal seen
+        for frame in film:
+            seen += 1
+            yield frame
+
+    for boundary in find_boundaries(counted()):
+        assert seen == len(film) or seen - boundary.start <= LATE + 2  # the cuts are judged 2 frames late
+        found.append(boundary)
+    cut, second = len(frames), len(frames) + 60
+    assert [boundary.start == boundary.end for boundary in found] == [False, True, True, False, True]
+    places = [start, cut, second, second + start, second + cut]
+    assert np.abs(np.subtract([boundary.start for boundary in found], places)).max() <= 1
+
+
+def faded(frames, levels, color=0):
+    return [np.rint(frame * level + color * (1 - level)).astype(np.uint8)
+            for frame, level in zip(frames, levels, strict=False)]
+
+
+def flash(level):
+    frames = shot(1, 50)
+    frames[20:22] = [np.full((256, 256), level, np.uint8)] * 2
+    return frames
+
+
+OUT = np.linspace(1, 0, 24)
+
+
+@pytest.mark.parametrize("frames", [
+    pan(3, 60), pan(7, 60),
+    [cv2.resize(ground(4)[i:256 - i, i:256 - i], (256, 256)) for i in range(60)],  # a zoom
+    [*shot(1, 30), *faded(shot(1, 54)[30:], OUT)],  # to black
+    [*faded(shot(1, 24), OUT[::-1]), *shot(1, 54)[24:]],  # from black
+    [*shot(1, 30), *faded(shot(1, 54)[30:], OUT, 255)],  # to white
+    faded(shot(1, 90), 0.6 + 0.4 * np.sin(np.arange(90) / 9)),  # a light
+    shot(1, 60, speed=12), [ground(1)] * 60,  # fast, and held
+    [*shot(1, 40), *shot(2, 40)],  # a cut
+    flash(255), flash(0)])
+def test_what_is_none(frames):
+    assert all(boundary.start == boundary.end for boundary in find_boundaries(iter(frames)))
+
+
+@pytest.mark.parametrize("level", [0, 255])
+def test_a_flash_is_no_cut(level):
+    assert not list(find_boundaries(iter(flash(level))))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Colors
+
+RED, BLUE, GREEN, SAND = (200, 40, 40), (50, 70, 210), (60, 140, 70), (220, 200, 150)
+NOTHING = Confidence(*np.full((3, 4, 4), 0.5, np.float32))
+
+
+def thing(color, ground_, x):
+    return cv2.circle(np.full((64, 64, 3), ground_, np.uint8), (x, 32), 14, color, -1)
+
+
+def painted(rgb):
+    lab = cv2.cvtColor(rgb.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
+    return ColoredFrame(lab[..., 0], lab[..., 1:], NOTHING)
+
+
+@pytest.mark.parametrize("wipe", [False, True])
+def test_the_colors_of_the_middle_are_the_mixture(wipe):
+    """A red thing on green and a blue one on sand, each where it is."""
+    one, other = thing(RED, GREEN, 18), thing(BLUE, SAND, 46)
+    mixture, right = TransitionBlender(3, wipe, painted(one), painted(other), 64), np.arange(64)[None, :, None] >= 32
+    for done in (0.25, 0.5, 0.75):
+        place = right * 1.0 if wipe else done
+        truth = painted(np.rint(one + place * (other.astype(float) - one)).astype(np.uint8))
+        ab, known = mixture(truth.L)
+        far = np.linalg.norm(ab - truth.ab, axis=-1)
+        if wipe:
+            far = np.delete(far, range(28, 37), axis=1)  # places of the edge see both
+        assert far.mean() < 2 and np.percentile(far, 95) < 6
+        assert np.allclose(known.sure, 0.5)
+    assert np.linalg.norm(painted(one).ab - painted(other).ab, axis=-1).mean() > 20
+
+
+class Stop(Exception):
+    pass
+
+
+def stop():
+    raise Stop
+
+
+def store(path, frames):
+    with av.open(str(path), "w") as film:
+        stream = film.add_stream("ffv1", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 256, 256, "yuv444p"
+        for frame in frames:
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(np.dstack([frame] * 3), format="rgb24")))
+        film.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["dissolve", "wipe"])
+def test_a_film_with_one(tmp_path, kind):
+    """Palettes are of what each shot shows alone, colors go from one to the other, and a stopped run comes out the
+    same."""
+    frames, _, end = joined(kind, [np.minimum(frame, 90) for frame in shot(1, BEFORE)],
+                            [np.maximum(frame, 120) for frame in shot(2, BEHIND)])
+    source, output, settings = store(tmp_path / "in.mkv", frames), tmp_path / "out.mkv", FilmConfig(crf=0, batch_size=4)
+    records = color_film(StubPainter(), VideoFile(source), tmp_path / "whole.mkv", settings)
+    assert [abs(record.start_frame - place) <= 2 for record, place in zip(records, (0, end), strict=True)] == [True] * 2
+    assert LENGTH - 3 <= records[0].blend <= LENGTH + 3 and not records[1].blend
+    assert records[0].middle == (records[0].end_frame - records[0].blend) // 2
+    result = planes_in(tmp_path / "whole.mkv")
+    assert all(np.array_equal(a[0], b[0]) for a, b in zip(planes_in(source), result, strict=True))  # the luma
+    red = np.array([planes[2].mean() for planes in result])  # StubPainter: by the mean lightness of the shot
+    assert red[end + 2] - red[2] > 20
+    first, last = records[0].end_frame - records[0].blend, records[0].end_frame
+    middle = (first + last) // 2
+    assert abs(red[middle] - (red[first - 1] + red[last]) / 2) < 0.2 * (red[last] - red[first - 1])
+    with pytest.raises(Stop):
+        color_film(StubPainter(records[0].end_frame - records[0].blend + 12, stop), VideoFile(source), output, settings)
+    painter = StubPainter()
+    color_film(painter, VideoFile(source), output, settings)
+    assert 0 < painter.frames < len(frames) - LENGTH and not painter.shots
+    for one, other in zip(planes_in(output), result, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_a_plan_comes_back(tmp_path):
+    source = store(tmp_path / "in.mkv", joined("dissolve")[0])
+    plan = scan(VideoFile(source), StubPainter(), FilmConfig())
+    again = Plan.of(plan.state())
+    one, other = plan.shots[0], again.shots[0]
+    assert isinstance(other, Shot) and other.alone == one.alone < one.end and again.shots[1].blend is None
+    assert other.blend.following.dtype == np.float16 and np.array_equal(other.blend.following, one.blend.following)

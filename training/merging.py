@@ -1,0 +1,169 @@
+"""How do several checkpoints of one show become one? The networks of the first, the frames of all, and no training."""
+
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from colorizer.backbone import look
+from colorizer.memory.deduplication import Deduplicator
+from colorizer.memory.frame_archive import FIELDS, record_of, write_archive
+from colorizer.memory.spatial_memory import SpatialMemory
+from colorizer.predictor import Predictor
+from config import TrainConfig
+from dataset import REFERENCE_ID
+from fileio.checkpoints import load_checkpoint, save_checkpoint
+from networks import grow
+from training.runs import Run
+from utils import UserError
+
+OF_TRAINING = "generator", "discriminator", "optimizers", "steps", "archive"  # what a joined checkpoint has not
+IN_KEYS = "lightness", "position", "color"  # constants that keys depend on
+
+
+class Source(NamedTuple):
+    """A checkpoint to join, and which of its frames show something that those before it do not."""
+
+    painter: Predictor
+    slots: list[int]  # of training frames
+    pinned: list[int]  # of the user's
+    ids: dict[int, int]  # {id of a frame: its id in the joined checkpoint}
+
+    @property
+    def spatial(self) -> SpatialMemory:
+        return self.painter.colorizer.spatial
+
+
+def merge_checkpoints(config: TrainConfig, given: dict[str, Any]) -> None:
+    """Write the checkpoint that is joined of those of ``config`` into its save_path. Raises UserError as ``join``, for
+    other settings that are ``given``, and for a save_path that holds one of the checkpoints."""
+    if others := given.keys() - {"join", "save_path", "overwrite"}:
+        raise UserError(f"--join trains nothing and takes no --{min(others)}; leave it out")
+    if len(config.join) < 2:
+        raise UserError("--join takes two checkpoints or more")
+    paths, target = [Path(path) for path in config.join], Path(config.save_path)
+    if any(path.resolve().parent == target.resolve() for path in paths):
+        raise UserError(f"{target} holds one of the checkpoints to join; name another folder by --save_path")
+    with Run(config) as run:
+        content = join(paths, target)
+        run.begin(None, target / content["archive"]["file"] if "archive" in content else None)
+        save_checkpoint(target / "best.pt", content)
+    print(f"{content['model_config']['spatial_size']:,} frames of {len(paths)} checkpoints in {target / 'best.pt'}")
+
+
+def join(paths: Sequence[Path], folder: Path) -> dict[str, Any]:
+    """What a checkpoint holds that has the networks of the first of these and the frames of all; those of a large one
+    are written into an archive in ``folder``.
+
+    A frame that an earlier checkpoint knows is left out. Keys are what each projection kept of the places, seen through
+    that of the first; of frames that the user added, they have the colors that the networks of the first guess. Raises
+    UserError for checkpoints that do not go together.
+    """
+    painters = [Predictor.load(path, device="cpu") for path in paths]
+    for path, painter in zip(paths[1:], painters[1:], strict=True):
+        _check(path, painter, painters[0])
+    names: dict[int, str] = {}
+    is_new = Deduplicator(painters[0].config.spatial)
+    sources = [_source(painter, names, is_new) for painter in painters]
+    count, config = sum(len(source.slots) for source in sources), painters[0].config.spatial
+    if count > config.most:
+        raise UserError(f"together they know {count:,} frames, and a memory keeps at most {config.most:,}; join fewer")
+    colorizer, archived = painters[0].colorizer, count if count > config.inside else 0
+    pinned = sum(len(source.pinned) for source in sources)
+    joined = SpatialMemory(colorizer.spatial.features.shape[1], len(colorizer.spatial.mean), 0, config)
+    joined.mean, joined.projection = colorizer.spatial.mean, colorizer.spatial.projection
+    joined.resize(count + pinned, archived)
+    grow(colorizer.memory, _empty_slots(colorizer.memory, count - len(sources[0].slots)))
+    batches = _write(sources, joined)
+    archive = write_archive(folder, config, archived, batches) if archived else None
+    deque(batches, 0)  # what is not in an archive
+    joined.open(archive)
+    _pin(sources, joined, count)
+    colorizer.spatial = joined
+    config = replace(colorizer.config, spatial_size=count + pinned, archived=archived,
+                     mem_size=len(colorizer.memory.keys))
+    content = {name: value for name, value in load_checkpoint(paths[0]).items() if name not in OF_TRAINING}
+    return {**content, "frames": names, "colorizer": colorizer.state_dict(), "model_config": asdict(config),
+            **({"archive": archive.state()} if archive else {})}
+
+
+def _empty_slots(memory, count):
+    """Rows for ``grow`` of so many slots of a memory of color features."""
+    nothing = {name: buffer[:1].expand(count, *buffer.shape[1:]) * 0 for name, buffer in memory.named_buffers()}
+    return {**nothing, "ids": nothing["ids"] - 1}
+
+
+def _write(sources, joined):
+    """Store the training frames of all in the joined memory, some at a time; yields their rows. What the first does not
+    know of their colors is written into its memory of color features, as in training."""
+    painter, start = sources[0].painter, 0
+    memory = painter.colorizer.memory
+    for source in sources:
+        for slots in (source.slots[place:place + 8] for place in range(0, len(source.slots), 8)):
+            rows = _rows(source, slots)
+            if source is not sources[0]:
+                labs = source.spatial.labs(slots)
+                seen = look(painter.colorizer.backbone, [lab[..., 0] for lab in labs], painter.device)
+                rows["keys"] = joined.translated(rows["keys"], source.spatial, seen.places)
+                features = seen.features.norm(dim=1, keepdim=True) * rows["features"].float()
+                memory.update(memory.query(features), painter.features_of(labs), rows["ids"])
+            yield joined.store(torch.arange(start, start + len(slots)), rows)
+            start += len(slots)
+
+
+def _rows(source, slots):
+    """{name of a buffer: rows} of some frames of a Source."""
+    spatial, ids = source.spatial, [source.ids[i] for i in source.spatial.ids[slots].tolist()]
+    return {"features": spatial.features[slots], "ids": torch.tensor(ids),
+            **{name: spatial.kept(name, slots) for name in FIELDS}}
+
+
+def _pin(sources, joined, start):
+    """Store the frames that users added to any of the checkpoints, from the slot ``start`` on."""
+    painter = sources[0].painter
+    memory, config = painter.colorizer.memory, joined.config
+    for source in sources:
+        for slot in source.pinned:
+            rows = _rows(source, [slot])
+            if source is not sources[0]:
+                lab = source.spatial.labs([slot])[0]
+                seen, _, _, guess = painter.guessed(lab)
+                color = config.color * F.adaptive_avg_pool2d(guess.float(), config.grid).flatten(2).transpose(1, 2)
+                keys = joined.translated(rows["keys"], source.spatial, seen.places)
+                rows["keys"] = torch.cat([keys[..., :-2], color], -1)
+                memory.pin(memory.query(seen.features), painter.features_of([lab]))
+            joined.store(torch.tensor([start]), {**rows, "pinned": torch.tensor([True])})
+            start += 1
+
+
+def _check(path, painter, first):
+    """Raises UserError unless a checkpoint can be joined to the first."""
+    for each in (painter, first):
+        if not each.config.use_spatial_memory:
+            raise UserError(f"{each.checkpoint} keeps no frames that could be joined; train with use_spatial_memory "
+                            "True")
+    ours, theirs = (asdict(each.config.spatial) for each in (first, painter))
+    differ = [name for name in IN_KEYS if ours[name] != theirs[name]]
+    if record_of(first.config.spatial) != record_of(painter.config.spatial) or differ:
+        raise UserError(f"the frames of {path} are kept in another way than those of {first.checkpoint}; train both "
+                        "with one version")
+    if painter.colorizer.backbone.identity() != first.colorizer.backbone.identity():
+        raise UserError(f"{path} was trained with another backbone than {first.checkpoint}; train both with one")
+
+
+def _source(painter, names, is_new):
+    """The Source of a checkpoint, whose frames are entered into ``names`` {id: file name} of all."""
+    spatial, ids = painter.colorizer.spatial, {REFERENCE_ID: REFERENCE_ID}
+    taken, free = set(names.values()), itertools.count(max([*names, *painter.names]) + 1)
+    for i, name in painter.names.items():
+        if i != REFERENCE_ID:
+            ids[i] = next(free) if i in names else i
+            names[ids[i]] = f"{name} of {painter.checkpoint}" if name in taken else name
+    pinned = spatial.pinned.tolist()
+    slots = [slot for slot, own in enumerate(pinned) if not own and is_new(spatial.kept("pictures", [slot])[0].numpy())]
+    return Source(painter, slots, [slot for slot, own in enumerate(pinned) if own], ids)
