@@ -6,72 +6,21 @@ trials (``benchmarks/trials.md``; ``benchmarks/search.py`` varies them). All but
 checkpoint.
 """
 
-import argparse
 import math
 import re
-import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from utils import ArgumentParser, UserError, boolean
+from utils import UserError, check_at_least, check_choices, parse_time, setting
 
 SIZE_STEP = 128  # pixels; the generator halves the picture 7 times
 BACKBONES = r"efficientnet_lite0|resnet18|timm/[A-Za-z0-9_.]+"  # a pattern; no name of a file or of a repository fits
 SAMPLE_FILM = Path(__file__).resolve().parent / "resources" / "episode_1.mp4"
 
 T = TypeVar("T")
-
-# ---------------------------------------------------------------------------------------------------------------------
-# From fields to flags
-
-
-def setting(default: Any, help: str, *, group: str | None = None, **flag: Any) -> Any:
-    """A field of a dataclass that is also a flag.
-
-    ``group`` is the heading of ``--help`` under which this flag and those after it stand; None keeps the heading of the
-    field before. ``flag`` is handed to ``add_argument``: choices, metavar, nargs, or a ``type`` that reads the text.
-    """
-    return field(default=default, metadata={"help": help, "group": group, "flag": flag})
-
-
-def read_flags(settings: type, argv: Sequence[str], description: str) -> dict[str, Any]:
-    """The settings that a command line gives: {name: value}; flags that it does not give are left out.
-
-    Raises UserError for an unknown flag or a value that cannot be read.
-    """
-    parser = ArgumentParser(description=description)
-    groups: dict[str, Any] = {}
-    place: Any = parser
-    for f in fields(settings):
-        if "help" not in f.metadata:
-            continue
-        if title := f.metadata["group"]:
-            place = groups[title] = groups.get(title) or parser.add_argument_group(title)
-        shown = "" if f.default in (None, math.inf, ()) else f" (default: {_shown(f.default)})"
-        flag = {"type": _reader(f.type), **f.metadata["flag"]}
-        if flag["type"] is boolean:
-            flag["metavar"] = "True|False"
-        place.add_argument(f"--{f.name}", default=argparse.SUPPRESS, help=f"{f.metadata['help']}{shown}", **flag)
-    given = vars(parser.parse_args(argv))
-    given.pop("debug", None)
-    return given
-
-
-def _shown(value):
-    """A default as the text that ``--help`` shows."""
-    if value == SAMPLE_FILM:
-        return "the bundled episode"
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _reader(kind):
-    """The function that turns text into a value of a field's type; for ``X | None``, into X."""
-    if isinstance(kind, types.UnionType):
-        kind = next(part for part in typing.get_args(kind) if part is not type(None))
-    return boolean if kind is bool else kind
 
 
 def restore(settings: type[T], plain: dict[str, Any]) -> T:
@@ -91,33 +40,6 @@ def restore(settings: type[T], plain: dict[str, Any]) -> T:
 def _check_constant(f, value):
     if type(value) is not f.type or not (f.type is int) <= value < math.inf:  # an int is a count, at least 1
         raise ValueError(f"{f.name} is {value!r}")
-
-
-def _at_least(config: Any, least: float, *names: str, flag: str = "") -> None:
-    """Raises UserError for a setting that is below ``least``, NaN or infinite; ``flag`` is a prefix of its name."""
-    for name in names:
-        if not least <= getattr(config, name) < math.inf:
-            raise UserError(f"{flag}{name} is {getattr(config, name)}; set it to at least {least}")
-
-
-def _check_choices(config: Any) -> None:
-    """Raises UserError for a setting that is none of its choices; on a command line the parser does."""
-    for f in fields(config):
-        choices = f.metadata.get("flag", {}).get("choices")
-        if choices and getattr(config, f.name) not in choices:
-            raise UserError(f"{f.name} is {getattr(config, f.name)!r}; choose from {', '.join(map(str, choices))}")
-
-
-def parse_time(text: str) -> float:
-    """Seconds of a time given in seconds, mm:ss or hh:mm:ss."""
-    parts = text.split(":")
-    try:
-        seconds = sum(float(part) * 60**place for place, part in enumerate(reversed(parts)))
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf or len(parts) > 3:
-        raise argparse.ArgumentTypeError(f"expected seconds, mm:ss or hh:mm:ss, got '{text}'")
-    return seconds
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -307,7 +229,8 @@ class CalibrationConfig:
 class GeneratorConfig:
     """One run of dataset_generator.py."""
 
-    video_path: Path = setting(SAMPLE_FILM, "a folder of videos, or one video", group="what to read and where to write")
+    video_path: Path = setting(SAMPLE_FILM, "a folder of videos, or one video", default_text="the bundled episode",
+                               group="what to read and where to write")
     video_names: Sequence[str] = setting((), "only these videos of the folder, named with or without suffix; none "
                                          "named: all", nargs="+", metavar="NAME", type=str)
     save_path: Path = setting(Path("dataset"), "folder to write train/, val/, test/, frames.csv and figures/ to")
@@ -332,9 +255,9 @@ class GeneratorConfig:
 
     def check(self) -> None:
         """Raises UserError for a value out of its range."""
-        _check_choices(self)
-        _at_least(self, 1, "frames_per_shot", "shots_len_thres", flag="--")
-        _at_least(self, 0, "seed", "col_diff_thres", flag="--")
+        check_choices(self)
+        check_at_least(self, 1, "frames_per_shot", "shots_len_thres", flag="--")
+        check_at_least(self, 0, "seed", "col_diff_thres", flag="--")
         if self.scene_thres is not None and not self.scene_thres > 0:
             raise UserError(f"--scene_thres is {self.scene_thres} but must be above 0")
         if len(self.split) != 3 or not all(0 <= share <= 1 for share in self.split) or abs(sum(self.split) - 1) > 1e-6:
@@ -413,9 +336,9 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raises UserError when settings are out of range or make no sense together."""
-        _check_choices(self)
-        _at_least(self, 1, "end_epoch", "save_freq", "batch_size", "img_size", "width", "dis_every")
-        _at_least(self, 0, "start_epoch", "max_minutes", "mem_size", "top_k", "color_thres", "alpha", "num_workers",
+        check_choices(self)
+        check_at_least(self, 1, "end_epoch", "save_freq", "batch_size", "img_size", "width", "dis_every")
+        check_at_least(self, 0, "start_epoch", "max_minutes", "mem_size", "top_k", "color_thres", "alpha", "num_workers",
                   "gen_lr", "dis_lr", "mem_lr", "int_lr", "lambda_l1", "clip_grad", "seed", "cache_gb")
         for name in ("lr_decay_start", "label_smoothing", "conditioning_dropout"):
             if not 0 <= getattr(self, name) <= 1:
@@ -470,7 +393,7 @@ class PredictorConfig:
 
     def check(self) -> None:
         """Raises UserError for a value that is none of the choices, or without what it needs."""
-        _check_choices(self)
+        check_choices(self)
         if self.save_checkpoint and not self.references:
             raise UserError("--save_checkpoint keeps the references; name their folder by --references")
 
@@ -515,9 +438,9 @@ class ColorConfig(FilmConfig, PredictorConfig):
     def check(self) -> None:
         """Raises UserError for a value out of its range."""
         PredictorConfig.check(self)
-        _check_choices(self)
-        _at_least(self, 1, "batch_size")
-        _at_least(self, 0, "suggest")
+        check_choices(self)
+        check_at_least(self, 1, "batch_size")
+        check_at_least(self, 0, "suggest")
         if self.proof and self.color_only:
             raise UserError("--proof compares the luma, which --color_only leaves out; use one of them")
         if self.end <= self.start:

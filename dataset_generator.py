@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from config import GeneratorConfig, read_flags
+from config import GeneratorConfig
 from fileio.atomic import exclusive_lock
 from fileio.images import IMAGE_SUFFIXES
 from film.analysis.detected_shots import SPLITS, DetectedFilm, DetectedShot, DetectionResults, link
@@ -36,7 +36,7 @@ from film.io.planes import Box, Planes
 from film.io.video import Damage, VideoFile, ahead, find_videos
 from film.render.work_queue import WorkerGroup, share_isolated
 from film.report.shot_figures import SHEET_COLUMNS, SHEET_PAGES, SHEET_ROWS, SIGNATURE, draw_contact_sheets, draw_curve
-from utils import UserError, list_files, rank_and_size, run_cli, warn
+from utils import UserError, list_files, rank_and_size, read_flags, run_cli, warn
 
 CSV_HEADER = ["file", "video", "frame", "time", "shot", "split"]
 OWN_PICTURE = re.compile(r"(train|val|test)/raw_image_[^/\\]*_\d+\.png")  # files that --overwrite may remove

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import colorizer.threads  # noqa: F401  before torch is imported
-from config import StudioConfig, read_flags
+from config import StudioConfig
 from editing.export import command, export
 from editing.project import Project, open_project
 from editing.session import EditingSession
 from film.io.video import VIDEO_SUFFIXES
-from utils import UserError, list_files, natural_key, run_cli
+from utils import UserError, list_files, natural_key, read_flags, run_cli
 
 ROOT = Path(__file__).resolve().parent
 DEMO_FILM = ROOT / "resources" / "episode_2.mp4"

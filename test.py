@@ -23,7 +23,7 @@ from tqdm import tqdm
 from colorizer.confidence import Confidence
 from colorizer.metrics import Scores, has_color, measured_size, metrics_table
 from colorizer.predictor import Predictor, load_predictor
-from config import ColorConfig, FilmConfig, part_of, read_flags
+from config import ColorConfig, FilmConfig, part_of
 from dataset import lab_to_rgb, resize, rgb_to_lab
 from fileio.atomic import atomic_write
 from fileio.images import IMAGE_SUFFIXES, picture_grid, read_picture, write_image
@@ -41,7 +41,7 @@ from film.report.confidence_video import mixture, tint
 from film.report.html_report import Report, Suggestion, suggest_frames, write_report
 from film.report.memory_video import memory_pictures, write_panel
 from film.report.records import Records
-from utils import UserError, list_files, run_cli, warn
+from utils import UserError, list_files, read_flags, run_cli, warn
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Evaluation

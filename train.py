@@ -24,7 +24,7 @@ from tqdm import tqdm
 from colorizer.colorizer import model_config_of
 from colorizer.memory.frame_archive import open_archive
 from colorizer.metrics import AB_PEAK, ciede2000, psnr
-from config import TrainConfig, read_flags, restore
+from config import TrainConfig, restore
 from dataset import AB_SCALE, ColorizationDataset, resize, tensors_to_lab
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from fileio.images import write_image
@@ -34,7 +34,7 @@ from training.learner import Cast, Learner, not_whole
 from training.merging import merge_checkpoints
 from training.preparation import fit_model_config, load_data, remember, see, see_all, teach_voter, vote_all
 from training.runs import Position, Run, Signals, sample_grid
-from utils import UserError, autocast, run_cli, select_device, spread
+from utils import UserError, autocast, evenly_spaced, read_flags, run_cli, select_device
 
 EPOCH_STEPS = 50  # at least, in an epoch: a small set is passed over several times
 SAVE_SECONDS = 120  # last.pt is never older; writing it takes about a second
@@ -58,8 +58,8 @@ def validate(learner: Learner, data: ColorizationDataset, cast: Cast, votes: tor
     (index, predicted Lab (S, S, 3), ids of the best 3 slots).
     """
     colorizer = learner.colorizer.eval()
-    chosen = spread(len(data), VAL_PICTURES)
-    shown = {chosen[place] for place in spread(len(chosen), SAMPLES)}
+    chosen = evenly_spaced(len(data), VAL_PICTURES)
+    shown = {chosen[place] for place in evenly_spaced(len(chosen), SAMPLES)}
     errors, squares, overlaps, samples = [], [], [], []
     for part in torch.arange(len(chosen)).split(learner.config.batch_size):
         indices = torch.tensor(chosen)[part]
@@ -196,7 +196,7 @@ class Training:
         colorizer = self.learner.colorizer
         if not (colorizer.config.use_palette_classifier and self.team.leader) or self.val_data is self.data:
             return None
-        return vote_all(self.val_data, spread(len(self.val_data), VAL_PICTURES), colorizer, self.cast)
+        return vote_all(self.val_data, evenly_spaced(len(self.val_data), VAL_PICTURES), colorizer, self.cast)
 
     def _make_loader(self):
         config, team = self.config, self.team

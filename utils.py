@@ -1,37 +1,40 @@
-"""What do the scripts share? Errors, flags, pictures, checkpoints, locks and metrics."""
+"""Helpers shared by all modules: user errors, command lines made from dataclasses, file lists and torch devices."""
 
 import argparse
 import ctypes
 import gc
+import math
 import os
 import re
 import signal
 import sys
 import traceback
+import types
+import typing
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
-
 # ---------------------------------------------------------------------------------------------------------------------
-# Errors and flags
+# Errors and the exit code of a script
 
 
 class UserError(Exception):
-    """Something the user can mend. The message is one sentence: what is wrong and what to change."""
+    """An error that the user can fix. The message is one sentence: what is wrong and what to do."""
 
 
 def run_cli(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
-    """Run ``main(argv)`` as a script: exit code 0 done, 1 a user's error in one sentence, 130 interrupted.
+    """Run ``main(argv)`` as a script: exit code 0 on success, 1 on a UserError (printed), 130 on an interrupt.
 
     SIGTERM counts as Ctrl-C. ``--debug`` anywhere on the command line shows the traceback.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    gc.freeze()  # what was imported stays: looking through it for garbage takes 0.4 s at the end alone
+    gc.freeze()  # imported objects stay alive: scanning them for garbage takes 0.4 s at exit alone
     try:
         main(argv)
     except UserError as error:
@@ -46,8 +49,17 @@ def run_cli(main: Callable[[list[str]], None], argv: Sequence[str] | None = None
         sys.exit(130)
 
 
+def warn(message: str) -> None:
+    """Print a one-line warning to stderr."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command lines
+
+
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with our conventions: defaults shown, whole names only, a wrong flag is a user's error (exit code 1)."""
+    """An ArgumentParser that shows defaults, accepts no abbreviated flags and raises UserError for wrong usage."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
@@ -58,8 +70,8 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
-def boolean(text: str) -> bool:
-    """The value of a flag that takes True or False. ``type=bool`` would make every non-empty text True."""
+def parse_bool(text: str) -> bool:
+    """Parse True or False; ``type=bool`` would turn every non-empty text into True."""
     if text in ("True", "true"):
         return True
     if text in ("False", "false"):
@@ -67,63 +79,115 @@ def boolean(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"expected True or False, got '{text}'")
 
 
-def positive(text: str) -> int:
-    """The value of a flag that takes a whole number of at least 1."""
+def parse_positive_int(text: str) -> int:
+    """Parse an integer of at least 1."""
     try:
         if (value := int(text)) >= 1:
             return value
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
+    raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got '{text}'")
 
 
-def warn(message: str) -> None:
-    """Tell the user on stderr, in one line, about something that does not stop the work."""
-    print(f"warning: {message}", file=sys.stderr)
+def parse_time(text: str) -> float:
+    """Parse a time given as seconds, mm:ss or hh:mm:ss into seconds."""
+    parts = text.split(":")
+    try:
+        seconds = sum(float(part) * 60**place for place, part in enumerate(reversed(parts)))
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf or len(parts) > 3:
+        raise argparse.ArgumentTypeError(f"expected seconds, mm:ss or hh:mm:ss, got '{text}'")
+    return seconds
 
 
-def return_large_blocks() -> None:
-    """From now on, blocks of memory of 4 MB and more go back to the system when they are freed. GNU's C library keeps
-    blocks of up to 32 MB, once one as large was freed, and of 4K frames hundreds of MB come together. Others do not,
-    and are left as they are."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-3, 2**22)  # M_MMAP_THRESHOLD
+def setting(default: Any, help: str, *, group: str | None = None, default_text: str | None = None, **flag: Any) -> Any:
+    """Return a dataclass field that ``read_flags`` turns into a flag.
+
+    Args:
+        default: default of the field.
+        help: text for ``--help``.
+        group: heading in ``--help`` for this flag and the following ones; None continues the previous group.
+        default_text: text that ``--help`` shows for the default instead of its value.
+        flag: arguments of ``add_argument``, such as choices, metavar, nargs or a ``type`` that parses the text.
+    """
+    return field(default=default, metadata={"help": help, "group": group, "default_text": default_text, "flag": flag})
 
 
-def rank_and_size() -> tuple[int, int]:
-    """Which process this is, from 0, of how many that torchrun started; (0, 1) without it."""
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    return 0, 1
+def read_flags(settings: type, argv: Sequence[str], description: str) -> dict[str, Any]:
+    """Parse a command line into {field name: value} of the dataclass ``settings``, for the flags that are given.
+
+    Raises UserError for an unknown flag or a value that cannot be parsed.
+    """
+    parser = ArgumentParser(description=description)
+    groups: dict[str, Any] = {}
+    group: Any = parser
+    for f in fields(settings):
+        if "help" not in f.metadata:
+            continue
+        if title := f.metadata["group"]:
+            group = groups[title] = groups.get(title) or parser.add_argument_group(title)
+        flag = {"type": _parser_of(f.type), **f.metadata["flag"]}
+        if flag["type"] is parse_bool:
+            flag["metavar"] = "True|False"
+        group.add_argument(f"--{f.name}", default=argparse.SUPPRESS, help=f.metadata["help"] + _default_note(f), **flag)
+    given = vars(parser.parse_args(argv))
+    given.pop("debug", None)
+    return given
+
+
+def _default_note(f):
+    if f.default in (None, math.inf, ()):
+        return ""
+    default = " ".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
+    return f" (default: {f.metadata['default_text'] or default})"
+
+
+def _parser_of(kind):
+    """Return the function that parses text into a field's type; for ``X | None``, into X."""
+    if isinstance(kind, types.UnionType):
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    return parse_bool if kind is bool else kind
+
+
+def check_at_least(config: Any, minimum: float, *names: str, flag: str = "") -> None:
+    """Raise UserError if a setting is below ``minimum``, NaN or infinite; ``flag`` is a prefix of its name."""
+    for name in names:
+        if not minimum <= getattr(config, name) < math.inf:
+            raise UserError(f"{flag}{name} is {getattr(config, name)}; set it to at least {minimum}")
+
+
+def check_choices(config: Any) -> None:
+    """Raise UserError if a setting is not one of its choices (on a command line, the parser checks this)."""
+    for f in fields(config):
+        choices = f.metadata.get("flag", {}).get("choices")
+        if choices and getattr(config, f.name) not in choices:
+            raise UserError(f"{f.name} is {getattr(config, f.name)!r}; choose from {', '.join(map(str, choices))}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Files and pictures
+# Files and lists
 
 
 def natural_key(name: str) -> list[int | str]:
-    """Sort key that puts ``a_2`` before ``a_10``."""
+    """Return a sort key that puts ``a_2`` before ``a_10``."""
     return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", str(name))]
 
 
 def list_files(folder: str | Path, suffixes: Collection[str] | None = None) -> list[Path]:
-    """Files directly in ``folder`` with one of ``suffixes`` (any case; None: with any), in natural order. Hidden files
-    are left out."""
+    """Return the files directly in ``folder`` with one of ``suffixes`` (any case; None: all), in natural order.
+
+    Hidden files are left out.
+    """
     paths = (path for path in Path(folder).iterdir() if suffixes is None or path.suffix.lower() in suffixes)
     return sorted((path for path in paths if path.is_file() and not path.name.startswith(".")),
                   key=lambda path: natural_key(path.name))
 
 
-def spread(count: int, wanted: int) -> list[int]:
-    """At most ``wanted`` indices below ``count``, evenly spread."""
-    return sorted({round(i) for i in torch.linspace(0, count - 1, min(count, wanted)).tolist()})
-
-
 def image_ids(names: Iterable[str]) -> list[int]:
-    """Image ids: the number at the end of each name's stem (``ep01_5.png`` -> 5), unique within the list.
+    """Return an id for each file name: the number at the end of its stem (``ep01_5.png`` -> 5), unique in the list.
 
-    A name without a number, with that of an earlier name, or with one of 2^62 or more gets the next number above all.
+    A name with no number, a number that is taken, or one of 2^62 or more gets the next number above all others.
     """
     numbers = [re.findall(r"\d*$", Path(name).stem)[0] for name in names]
     numbers = [int(number) if number and int(number) < 2**62 else None for number in numbers]
@@ -137,12 +201,38 @@ def image_ids(names: Iterable[str]) -> list[int]:
     return ids
 
 
+def evenly_spaced(count: int, maximum: int) -> list[int]:
+    """Return at most ``maximum`` evenly spaced indices in [0, count)."""
+    return sorted({round(i) for i in torch.linspace(0, count - 1, min(count, maximum)).tolist()})
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# Checkpoints and devices
+# Processes, memory and devices
+
+
+def rank_and_size() -> tuple[int, int]:
+    """Return (rank, number of processes) set by torchrun; (0, 1) without it."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return 0, 1
+
+
+def return_freed_memory() -> None:
+    """Make the C library return freed blocks of 4 MB and more to the system.
+
+    GNU's C library keeps blocks of up to 32 MB once one of that size was freed, hundreds of MB with 4K frames. Other C
+    libraries are left unchanged.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-3, 2**22)  # M_MMAP_THRESHOLD
+
 
 def select_device(name: str) -> torch.device:
-    """The torch device for auto, cpu or cuda; the processes of torchrun share the GPUs of their machine. Raises
-    UserError when CUDA is asked for and not there."""
+    """Return the torch device for auto, cpu or cuda; processes of torchrun share the GPUs of their machine.
+
+    Raises UserError if CUDA is requested and not available.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no CUDA device for --device cuda; use --device cpu")
     if name == "cpu" or not torch.cuda.is_available():
@@ -152,15 +242,14 @@ def select_device(name: str) -> torch.device:
     return torch.device("cuda")
 
 
-def upload(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of an array on a device. To a GPU it is brought from pinned memory, and nobody waits for what the GPU
-    still has to do before."""
+def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy an array to a device; to a GPU from pinned memory, without waiting for its pending work."""
     tensor = torch.as_tensor(array)
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
-    """A context for the networks: bfloat16 where the hardware is fast at it (``auto``), or as told by fp32 or bf16."""
+    """Return the autocast context for the networks: fp32, bf16, or auto (bfloat16 if the hardware is fast at it)."""
     if precision == "auto":
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -169,9 +258,3 @@ def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
             fast = cpu.get("avx512_bf16", False) or cpu.get("amx_bf16", False)
         precision = "bf16" if fast else "fp32"
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Metrics
-
-

@@ -24,7 +24,7 @@ from fileio.images import IMAGE_SUFFIXES
 from film.analysis.plan import FilmPredictor
 from film.io.video import VideoFile
 from film.render.rendering import color_film
-from utils import ArgumentParser, UserError, boolean, list_files, run_cli, select_device
+from utils import ArgumentParser, UserError, list_files, parse_bool, run_cli, select_device
 
 SIZE = 128  # side of the pictures that colors are taken from
 NOTHING = Palette(None, [], [], torch.zeros(0))
@@ -56,7 +56,7 @@ def main(argv):
     parser.add_argument("film", type=Path, metavar="FILM", help="the film to color")
     parser.add_argument("--data_path", type=Path, required=True, help="a dataset, whose train/ has the known colors")
     parser.add_argument("--output", type=Path, default=Path("results/baselines"), help="folder of the films")
-    parser.add_argument("--overwrite", type=boolean, default=False, help="replace films that exist")
+    parser.add_argument("--overwrite", type=parse_bool, default=False, help="replace films that exist")
     args = parser.parse_args(argv)
     train = args.data_path / "train"
     paths = list_files(train, IMAGE_SUFFIXES) if train.is_dir() else []

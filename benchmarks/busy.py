@@ -29,7 +29,7 @@ from colorizer.predictor import Predictor
 from config import SAMPLE_FILM
 from dataset import ColorizationDataset
 from test import Evaluation, color_pictures
-from utils import ArgumentParser, positive, run_cli
+from utils import ArgumentParser, parse_positive_int, run_cli
 
 PICTURES, STEPS = 12, 6
 INSIDE = f"""
@@ -89,7 +89,7 @@ def timed(checkpoint, spinning):
 def main(argv):
     parser = ArgumentParser(prog="busy.py", description="Measure coloring and training on a busy machine.")
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of train.py")
-    parser.add_argument("--rounds", type=positive, default=3, help="of which the median is taken")
+    parser.add_argument("--rounds", type=parse_positive_int, default=3, help="of which the median is taken")
     args = parser.parse_args(argv)
     ways = [(beside, spinning) for beside in BESIDE for spinning in (False, True)]
     seconds = {way: [] for way in ways}

@@ -30,7 +30,7 @@ from colorizer.predictor import Predictor
 from config import CalibrationConfig
 from dataset import resize, rgb_to_lab
 from fileio.atomic import atomic_write
-from utils import ArgumentParser, UserError, boolean, positive, run_cli
+from utils import ArgumentParser, UserError, parse_bool, parse_positive_int, run_cli
 
 BINS = 10
 
@@ -99,8 +99,8 @@ def draw(rows, path):
 def main(argv):
     parser = ArgumentParser(prog="calibration.py", description="Measure whether what is said to be sure is right.")
     parser.add_argument("pairs", nargs="+", type=Path, metavar="CHECKPOINT FRAMES", help="what colors, and the truth")
-    parser.add_argument("--every", type=positive, default=12, help="measure one of so many frames")
-    parser.add_argument("--fit", type=boolean, default=False, help="fit the constants to these frames")
+    parser.add_argument("--every", type=parse_positive_int, default=12, help="measure one of so many frames")
+    parser.add_argument("--fit", type=parse_bool, default=False, help="fit the constants to these frames")
     parser.add_argument("--figure", type=Path, help="picture of the curve to write, such as curve.png")
     args = parser.parse_args(argv)
     if len(args.pairs) % 2:

@@ -21,7 +21,7 @@ from resources.draw_episodes import INK, PALETTE, draw_frame, effect_frames, fra
 from dataset import rgb_to_lab
 from editing.regions import Regions
 from fileio.images import write_image
-from utils import ArgumentParser, positive, run_cli
+from utils import ArgumentParser, parse_positive_int, run_cli
 
 EPISODE, CLICKS = 2, 3
 AREAS = (40, 120, 400, 1500)  # pixels; smaller parts are not counted
@@ -85,7 +85,7 @@ def measure(index, show=None):
 
 def main(argv):
     parser = ArgumentParser(prog="clicks.py", description="Measure how many clicks the things of a film take.")
-    parser.add_argument("--every", type=positive, default=24, help="measure one of so many frames")
+    parser.add_argument("--every", type=parse_positive_int, default=24, help="measure one of so many frames")
     parser.add_argument("--show", type=Path, help="folder for pictures of what was filled")
     args = parser.parse_args(argv)
     flash, fade = effect_frames(EPISODE)

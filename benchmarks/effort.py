@@ -29,7 +29,7 @@ from film.io.video import VideoFile
 from film.render.incremental import can_change
 from film.render.rendering import color_film
 from film.report.html_report import suggest_frames
-from utils import ArgumentParser, positive, run_cli
+from utils import ArgumentParser, parse_positive_int, run_cli
 
 PAINTED = (0, 1, 2, 5, 10)
 WAYS = ("suggested", "equal steps")
@@ -90,7 +90,7 @@ def main(argv):
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of train.py")
     parser.add_argument("film", type=Path, metavar="FILM", help="a film in color, which counts as the truth")
     parser.add_argument("--episode", type=int, choices=EPISODES, help="which drawn one it is, to measure characters")
-    parser.add_argument("--every", type=positive, default=12, help="measure one of so many frames")
+    parser.add_argument("--every", type=parse_positive_int, default=12, help="measure one of so many frames")
     parser.add_argument("--figure", type=Path, help="picture of the curves to write, such as effort.png")
     args = parser.parse_args(argv)
     rows = []

@@ -34,7 +34,7 @@ from dataset import L_SCALE, resize
 from film.io.video import VideoFile
 from film.render.rendering import compare
 from test import color
-from utils import ArgumentParser, positive, run_cli
+from utils import ArgumentParser, parse_positive_int, run_cli
 
 
 class WithRegions(Exported):
@@ -87,7 +87,7 @@ def main(argv):
     parser = ArgumentParser(prog="benchmarks/exported.py", description=__doc__.partition("\n")[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("film", type=Path)
-    parser.add_argument("--every", type=positive, default=24, help="measure one of so many frames")
+    parser.add_argument("--every", type=parse_positive_int, default=24, help="measure one of so many frames")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder, output = Path(temporary) / "exported", Path(temporary) / "colored.mp4"

@@ -33,7 +33,7 @@ from fileio.images import picture_grid, write_image
 from film.io.video import VideoFile
 from film.render.incremental import can_change
 from film.render.rendering import color_film
-from utils import ArgumentParser, positive, run_cli
+from utils import ArgumentParser, parse_positive_int, run_cli
 
 WRONG = 6.0  # CIEDE2000 that a person sees at once
 SMALLEST = 60  # pixels; smaller wrong areas are left
@@ -99,9 +99,9 @@ def main(argv):
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of train.py")
     parser.add_argument("film", type=Path, metavar="FILM", help="a film in color, which counts as the truth")
     parser.add_argument("--episode", type=int, choices=EPISODES, help="which drawn one it is, to measure characters")
-    parser.add_argument("--clicks", type=positive, default=40, help="at most, in a frame")
-    parser.add_argument("--rounds", type=positive, default=2, help="of correcting and coloring again")
-    parser.add_argument("--every", type=positive, default=12, help="measure one of so many frames")
+    parser.add_argument("--clicks", type=parse_positive_int, default=40, help="at most, in a frame")
+    parser.add_argument("--rounds", type=parse_positive_int, default=2, help="of correcting and coloring again")
+    parser.add_argument("--every", type=parse_positive_int, default=12, help="measure one of so many frames")
     parser.add_argument("--show", type=Path, help="folder for pictures of the corrected frames")
     args = parser.parse_args(argv)
     frames, clicks, references, done = 0, 0, [], set()

@@ -37,7 +37,7 @@ from fileio.atomic import atomic_write
 from film.io.video import VideoFile, ahead
 from film.render import rendering as episode
 from film.render.writers import FilmWriter
-from utils import ArgumentParser, UserError, positive, run_cli
+from utils import ArgumentParser, UserError, parse_positive_int, run_cli
 
 FILM = Path(__file__).resolve().parents[1] / "resources" / "episode_2.mp4"
 STAGES: dict[str, list[tuple[Any, str]]] = {  # stage: (where its function is, its name)
@@ -145,9 +145,9 @@ def main(argv):
     parser = ArgumentParser(prog="hd.py", description="Color films of several sizes, beside decoding and encoding.")
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of train.py")
     parser.add_argument("--film", type=Path, default=FILM, help="the film to scale")
-    parser.add_argument("--seconds", type=positive, default=5, help="how much of it")
-    parser.add_argument("--rounds", type=positive, default=3, help="of which the median is taken")
-    parser.add_argument("--lines", type=positive, nargs="+", default=[360, 1080, 2160], help="even heights")
+    parser.add_argument("--seconds", type=parse_positive_int, default=5, help="how much of it")
+    parser.add_argument("--rounds", type=parse_positive_int, default=3, help="of which the median is taken")
+    parser.add_argument("--lines", type=parse_positive_int, nargs="+", default=[360, 1080, 2160], help="even heights")
     parser.add_argument("--depths", type=int, nargs="+", choices=[8, 10], default=[8, 10], help="bits of a sample")
     parser.add_argument("--output", type=Path, default=Path("results/bench/hd.json"), help="replaced if it exists")
     args = parser.parse_args(argv)

@@ -39,7 +39,7 @@ from film.analysis.shot_detection import find_gray_cuts
 from film.io.planes import planes_of
 from film.io.video import VideoFile
 from film.render.rendering import color_film
-from utils import ArgumentParser, UserError, positive, run_cli
+from utils import ArgumentParser, UserError, parse_positive_int, run_cli
 
 FILM = Path(__file__).resolve().parents[1] / "resources" / "episode_2.mp4"
 WIDTH = 192
@@ -220,7 +220,7 @@ def main(argv):
     parser.add_argument("checkpoint", type=Path, nargs="?", metavar="CHECKPOINT",
                         help="of train.py; without one, what another program has made in the folder --keep is measured")
     parser.add_argument("--film", type=Path, default=FILM, help="a film in color, which counts as the truth")
-    parser.add_argument("--every", type=positive, default=16, help="measure one of so many frames")
+    parser.add_argument("--every", type=parse_positive_int, default=16, help="measure one of so many frames")
     parser.add_argument("--rows", nargs="+", choices=[*ROWS, *TRANSITIONS], default=[*ROWS, *TRANSITIONS],
                         help="which of the rows")
     parser.add_argument("--keep", type=Path, help="a folder for all films")

@@ -51,7 +51,7 @@ from fileio.atomic import atomic_write
 from fileio.images import picture_grid, read_image, write_image
 from test import refuse_existing
 from train import train
-from utils import ArgumentParser, UserError, boolean, run_cli, select_device, spread
+from utils import ArgumentParser, UserError, evenly_spaced, parse_bool, run_cli, select_device
 
 WAYS: dict[str, dict[str, Any]] = {  # the trainings, as settings of TrainConfig
     "gan": {"use_memory": False, "gen_norm": "batch", "dis_norm": "None"},
@@ -227,7 +227,7 @@ def measure(methods, paths, img_size, lpips=None):
     Returns a dict row -> columns, and PLACES rows of RGB pictures, WIDTH wide: the result of each method, the truth.
     """
     measured = {name: Measured(lpips) for name in methods}
-    shown, pictures, index = spread(len(paths), PLACES), [], 0
+    shown, pictures, index = evenly_spaced(len(paths), PLACES), [], 0
     for labs in read_batches(paths):
         row_of = {i: [] for i in range(len(labs)) if index + i in shown}
         for name, method in methods.items():
@@ -331,7 +331,7 @@ def main(argv):
     parser.add_argument("--protocol", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS), help="what is held out")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="the ways of coloring")
     parser.add_argument("--output", type=Path, default=Path("results/quality"), help="folder of a folder for each film")
-    parser.add_argument("--overwrite", type=boolean, default=False, help="replace results that exist")
+    parser.add_argument("--overwrite", type=parse_bool, default=False, help="replace results that exist")
     args = parser.parse_args(argv)
     if not args.minutes > 0 or args.seeds < 1:
         raise UserError(f"--minutes is {args.minutes:g} and --seeds {args.seeds}; set them above 0")

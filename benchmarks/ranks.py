@@ -35,7 +35,7 @@ import test
 
 from resources.draw_episodes import FPS, HEIGHT, WIDTH, draw_frame, frame_count, shot_starts
 
-from utils import ArgumentParser, positive, run_cli
+from utils import ArgumentParser, parse_positive_int, run_cli
 
 WAYS = {  # name: (ranks, 0 for a plain command; whether each has but one core)
     "1 process": (0, False), "4 ranks": (4, False), "1 rank, 1 core": (1, True), "2 ranks, 1 core each": (2, True)}
@@ -75,9 +75,9 @@ def color(checkpoint, film, output, ranks, pinned):
 def main(argv):
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--shots", type=positive, default=40)
-    parser.add_argument("--frames", type=positive, default=24, help="of a shot, at most")
-    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--shots", type=parse_positive_int, default=40)
+    parser.add_argument("--frames", type=parse_positive_int, default=24, help="of a shot, at most")
+    parser.add_argument("--rounds", type=parse_positive_int, default=3)
     args = parser.parse_args(argv)
     times = {way: [] for way in WAYS}
     made = {way: set() for way in WAYS}

@@ -32,7 +32,7 @@ from film.analysis.shot_detection import find_gray_cuts
 from film.io.planes import planes_of
 from film.io.video import read_frames
 from film.report.consistency import CDC, WarpError
-from utils import ArgumentParser, UserError, list_files, positive, run_cli
+from utils import ArgumentParser, UserError, list_files, parse_positive_int, run_cli
 
 COLUMNS = {  # name: (title, format)
     "ciede2000": ("CIEDE2000", ".2f"), "far": ("share > 10", ".1%"), "bodies": ("bodies", ".2f"),
@@ -168,7 +168,7 @@ def main(argv):
     parser.add_argument("result", type=Path, metavar="RESULT", help="a film, or a folder of pictures")
     parser.add_argument("--truth", type=Path, required=True, help="the same in color")
     parser.add_argument("--episode", type=int, choices=EPISODES, help="which drawn one it is, to measure characters")
-    parser.add_argument("--every", type=positive, default=12, help="measure one of so many frames")
+    parser.add_argument("--every", type=parse_positive_int, default=12, help="measure one of so many frames")
     args = parser.parse_args(argv)
     columns, bodies = measure(args.result, args.truth, args.every, args.episode, load_lpips())
     if args.truth.is_file():

@@ -36,7 +36,7 @@ from film.analysis.first_pass import scan
 from film.io.video import VideoFile
 from film.render import rendering as episode
 from networks import Generator
-from utils import ArgumentParser, positive, run_cli
+from utils import ArgumentParser, parse_positive_int, run_cli
 
 FILM = Path(__file__).resolve().parents[1] / "resources" / "episode_2.mp4"
 STAGES = {
@@ -116,7 +116,7 @@ def main(argv):
     parser = ArgumentParser(prog="stages.py", description="Time each stage of coloring a film.")
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of train.py")
     parser.add_argument("film", type=Path, nargs="?", default=FILM, metavar="FILM", help="the film to color")
-    parser.add_argument("--seconds", type=positive, default=10, help="how much of the film is colored")
+    parser.add_argument("--seconds", type=parse_positive_int, default=10, help="how much of the film is colored")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="of the networks")
     args = parser.parse_args(argv)
     started = time.perf_counter()

@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from config import BACKBONES
 from dataset import GRAY_SIZE, IMAGENET_MEAN, IMAGENET_STD, L_SCALE, backbone_input, resize
 from networks import channels_last
-from utils import UserError, autocast, upload
+from utils import UserError, autocast, to_device
 
 Weights = str | Path | Literal[False] | None  # where the weights of a Backbone come from; see there
 
@@ -289,7 +289,7 @@ def look(backbone: Backbone, lightness: Iterable[np.ndarray], device: torch.devi
     """What the backbone sees of pictures of any size, L (H, W) in [0, 100] each."""
     L = np.stack([resize(plane, GRAY_SIZE, GRAY_SIZE) for plane in lightness])
     with autocast(device, precision):
-        return backbone(backbone_input(upload(L, device)[:, None] / L_SCALE))
+        return backbone(backbone_input(to_device(L, device)[:, None] / L_SCALE))
 
 
 _torchvision_schemas = None  # must live as long as torchvision is used

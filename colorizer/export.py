@@ -21,10 +21,10 @@ from colorizer.colorizer import Colorizer
 from colorizer.palette_classifier import STRIDE, moved
 from colorizer.predictor import load_colorizer
 from colorizer.warping import upsampling as detail
-from config import ExportConfig, read_flags
+from config import ExportConfig
 from dataset import AB_BINS, AB_SCALE, GRAY_SIZE, L_SCALE, N_BINS, backbone_input
 from networks import Conditioning, FeatureIntegrator
-from utils import UserError, run_cli
+from utils import UserError, read_flags, run_cli
 
 FORMAT, OPSET = 1, 18
 SAMPLE = Path(__file__).resolve().parents[1] / "resources" / "color_by_onnx.py"

@@ -16,7 +16,7 @@ from torch import nn
 
 from config import PaletteClassifierConfig
 from dataset import AB_SCALE
-from utils import upload
+from utils import to_device
 
 LARGEST_LOOK = 2048  # pixels; a checkpoint could ask for any
 STRIDE = 4  # pixels of a look along a side of a place
@@ -160,7 +160,7 @@ class PaletteClassifier(nn.Module):
             if regions is None:
                 regions = self.regions(lightness[:, AROUND**2 // 2].unflatten(1, (grid, grid)))
                 count = int(regions.max()) + 1
-            regions = upload(regions, votes.device)
+            regions = to_device(regions, votes.device)
             pooled = _pooled if votes.device.type == "cpu" else _pooled_by_product
             return ((votes + pooled(votes, regions, count)) / 2).transpose(1, 2).unflatten(2, (grid, grid))
 

@@ -29,7 +29,7 @@ from dataset import (
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from fileio.images import IMAGE_SUFFIXES, read_image
 from networks import Conditioning, MemoryMatches
-from utils import UserError, autocast, list_files, select_device, upload, warn
+from utils import UserError, autocast, list_files, select_device, to_device, warn
 
 
 SHOWN = 256  # pictures of the memory, as a film shows them, that are held at a time
@@ -121,7 +121,7 @@ class Predictor:
     def _tensor(self, lightness, side):
         """Pictures of any size, L (H, W) in [0, 100] each, as a tensor (N, 1, side, side) in [0, 1]."""
         planes = np.stack([resize(plane, side, side) for plane in self._through(lightness)])
-        return upload(planes, self.device)[:, None] / L_SCALE
+        return to_device(planes, self.device)[:, None] / L_SCALE
 
     def given(self, labs: Sequence[np.ndarray]) -> Conditioning:
         """The advice for pictures, Lab (H, W, 3), without a memory: the colors of each, or those of the reference."""
@@ -217,7 +217,7 @@ class Predictor:
         between = InBetweens(lightness, self.config.votes, InBetweenConfig())
         painted, advice, seen = lightness[between.painted], None, None
         if palette.color_feature is not None:
-            feature = upload(palette.color_feature, self.device).expand(len(painted), -1)
+            feature = to_device(palette.color_feature, self.device).expand(len(painted), -1)
             advice = Conditioning(feature, torch.full((len(painted),), palette.score, device=self.device))
         if self.config.use_memory:
             seen = self._look(painted)._replace(votes=self._vote(painted))

@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 from colorizer.predictor import Predictor
 from dataset import lab_to_rgb, rgb_to_lab
 from editing.regions import Point
-from utils import UserError, spread
+from utils import UserError, evenly_spaced
 
 CELL = 4.0  # side of a cell of Lab within which colors are counted as one
 FLAT = 3.0  # a pixel whose Lab is further from the mean of 3 x 3 is on an edge, and no color of anything
@@ -101,7 +101,7 @@ def palette_of(painter: Predictor, count: int = 40) -> list[Swatch]:
     if not painter.config.use_spatial_memory:
         raise UserError("the checkpoint keeps no pictures, so there is no palette; train with use_spatial_memory True")
     spatial = painter.colorizer.spatial
-    looked = spread(len(spatial.ids), PICTURES)
+    looked = evenly_spaced(len(spatial.ids), PICTURES)
     cells, counts = _counted(spatial.kept("pictures", looked).cpu().numpy())
     weights = np.sqrt(counts.sum(0)) * (1 + VIVID * np.hypot(*cells.T[1:]) / 110)
     scaled = cells * (LIGHT, 1, 1)

@@ -26,7 +26,7 @@ from film.render.rendering import map_of
 from film.render.segments import segment_folder
 from film.report.html_report import suggest_frames
 from film.report.memory_video import memory_pictures
-from utils import UserError, spread
+from utils import UserError, evenly_spaced
 
 DOUBTFUL = 0.5  # a shot of which less is known is marked
 SUGGESTED = 10  # shots to color next
@@ -336,7 +336,7 @@ class EditingSession:
         painter = self.painters.plain()
         known = list(self._sources(painter)[0])
         frames = [{"name": painter.names.get(i, f"frame {i}"), "picture": self._source_picture(painter, i)}
-                  for i in (known[place] for place in spread(len(known), SOURCES))]
+                  for i in (known[place] for place in evenly_spaced(len(known), SOURCES))]
         with self.counting:
             if self.swatches is None or self.swatches[0] != painter.identity:
                 keeps = painter.config.use_spatial_memory

@@ -13,9 +13,9 @@ import torch
 from drawn import draw_dataset, draw_shots, planes_in
 
 import train
-from config import ColorConfig, GeneratorConfig, StudioConfig, TrainConfig, read_flags
+from config import ColorConfig, GeneratorConfig, StudioConfig, TrainConfig
 from fileio.images import read_image
-from utils import UserError
+from utils import UserError, read_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]

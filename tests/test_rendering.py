@@ -318,7 +318,7 @@ def test_few_frames_are_held_at_a_time(tmp_path, monkeypatch):
                 yield pts, duration, planes
 
     source, returned = draw_shots(tmp_path / "in.mkv", [(60, 100), (200, 120)]), []
-    monkeypatch.setattr(video, "return_large_blocks", lambda: returned.append(True))
+    monkeypatch.setattr(video, "return_freed_memory", lambda: returned.append(True))
     for name, large, most in (("small", episode.LARGE, 20 + 6 * 4), ("large", 1, 12 + 5 * 4)):
         film = Watched(source)
         for module in (episode, video):

@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import train
 from colorizer.colorizer import Colorizer
-from config import GeneratorConfig, ModelConfig, PredictorConfig, TrainConfig, TrainingConstants, read_flags, restore
+from config import GeneratorConfig, ModelConfig, PredictorConfig, TrainConfig, TrainingConstants, restore
 from dataset import ColorizationDataset, decode_lab
 from fileio.checkpoints import load_checkpoint
 from fileio.images import read_image, write_image
@@ -23,7 +23,7 @@ from training.augmentation import TrainingViews, ViewSampler
 from training.learner import Learner, color_loss, discriminator_loss, generator_loss, integrator_loss
 from training.preparation import REMEMBERED, fit_model_config
 from training.runs import Run
-from utils import UserError
+from utils import UserError, read_flags
 
 WAYS = {  # the three ways to train of the original, and with the spatial memory
     "gan": {"use_memory": False, "use_feat_integrator": False, "gen_norm": "batch", "dis_norm": "None"},

@@ -16,7 +16,7 @@ from fileio import checkpoints
 from fileio.atomic import atomic_write
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from fileio.images import picture_grid, read_image, write_image
-from utils import UserError, boolean, run_cli
+from utils import UserError, parse_bool, run_cli
 
 
 def test_ciede2000_of_published_pairs():
@@ -85,7 +85,7 @@ def test_picture_grid():
 
 @pytest.mark.parametrize("text, value", [("True", True), ("False", False), ("true", True), ("false", False)])
 def test_flags_that_are_true_or_false(text, value):
-    assert boolean(text) is value
+    assert parse_bool(text) is value
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):

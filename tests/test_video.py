@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from drawn import StubPainter, draw_film, draw_picture, draw_shots, planes_in, times_and_sound
 
-from config import FilmConfig, parse_time
+from config import FilmConfig
 from film.io.planes import planes_of
 from film.io.video import VideoFile, frames_at, read_frames
 from film.render.rendering import color_film
-from utils import UserError
+from utils import UserError, parse_time
 
 
 def color(source, output, painter=None, **settings):

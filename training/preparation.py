@@ -19,7 +19,7 @@ from dataset import AB_SCALE, ColorizationDataset, lab_to_tensors, resize, rgb_t
 from fileio.images import IMAGE_SUFFIXES, read_image
 from training.degradation import degrade
 from training.learner import Cast
-from utils import UserError, list_files, spread, warn
+from utils import UserError, evenly_spaced, list_files, warn
 
 VOTER_LOOKS = 256  # at least, from which the voter learns, or VIEWS a picture if that is less; at most 4 times as many
 VIEWS = 16
@@ -88,7 +88,7 @@ def choose_frames(data: ColorizationDataset, config: SpatialConfig) -> tuple[lis
     some of them, spread evenly; and whether they are too many."""
     is_new = Deduplicator(config)
     new = [index for index in range(len(data)) if is_new(data.codes[index].permute(1, 2, 0).contiguous().numpy())]
-    return [new[place] for place in spread(len(new), config.most)], len(new) > config.most
+    return [new[place] for place in evenly_spaced(len(new), config.most)], len(new) > config.most
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def remember(data: ColorizationDataset, colorizer: Colorizer, cast: Cast,
     Returns the backbone's features (N, D) of the pictures if it saw all of them, else None.
     """
     spatial, ids, features = colorizer.spatial, torch.tensor(data.ids), []
-    sample = torch.tensor(spread(len(data), FITTED)).split(8)
+    sample = torch.tensor(evenly_spaced(len(data), FITTED)).split(8)
     looks = (see(data, part, colorizer, cast)[0] for part in sample)
     spatial.fit(torch.cat([seen.places.half() for seen in looks if seen is not None]))  # never None: there is a memory
     chosen, thinned = choose_frames(data, spatial.config)
@@ -164,7 +164,7 @@ def teach_voter(data: ColorizationDataset, colorizer: Colorizer, cast: Cast, see
     """Fit the voter to views of the pictures, each first seen whole, and train it on a sample of their places."""
     voter, device = colorizer.voter, next(colorizer.parameters()).device
     count = min(max(VOTER_LOOKS, min(len(data), 4 * VOTER_LOOKS)), VIEWS * len(data))
-    paths = [data.paths[index] for index in spread(len(data), count)]
+    paths = [data.paths[index] for index in evenly_spaced(len(data), count)]
     rng = np.random.default_rng(seed)
     views = [0 if number < len(paths) else int(rng.integers(1, 2**62)) for number in range(count)]
     paths = [paths[number % len(paths)] for number in range(count)]

@@ -18,7 +18,7 @@ from colorizer.memory.spatial_memory import SpatialMemory
 from config import ResponseConfig
 from dataset import AB_SCALE, L_SCALE, decode_lab, exposed, lab_to_rgb, on_video, resize, tensors_to_lab
 from fileio.images import LUMINANCE
-from utils import spread
+from utils import evenly_spaced
 
 QUANTILES = (0.01, 0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95, 0.99)  # of lightness, where a curve has its knots
 NEAR = 3.0  # L, from which a difference rather counts as that of another thing
@@ -173,7 +173,7 @@ def find_curve(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialM
     brings more; what differs in between, since other things are shown, is mended by the places that match.
     """
     free = (~memory.pinned).nonzero()[:, 0].tolist()
-    some = memory.kept("pictures", [free[place] for place in spread(len(free), config.pictures)])
+    some = memory.kept("pictures", [free[place] for place in evenly_spaced(len(free), config.pictures)])
     known = some[:, ::4, ::4, 0].cpu().numpy() / 255 * L_SCALE
     plain = match(see, memory, lightness, None, config)
     response = FilmResponse.between(np.stack([resize(L, 64, 64) for L in lightness]), known)

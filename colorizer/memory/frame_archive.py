@@ -19,7 +19,7 @@ import torch
 
 from colorizer.memory.frame_index import FrameIndex
 from config import SpatialConfig, restore
-from utils import UserError, spread
+from utils import UserError, evenly_spaced
 
 PROVED = 8  # records, spread evenly, by which a file is known as that of a checkpoint when it is opened
 FIELDS = "keys", "ab", "pictures"  # of a record, as the buffers of a SpatialMemory
@@ -71,7 +71,7 @@ class FrameArchive:
             raise UserError(f"{self.path} does not hold the frames of the checkpoint: {error}; copy it again from "
                             "beside the checkpoint") from error
         self.start = start
-        for slot in spread(len(self), PROVED):
+        for slot in evenly_spaced(len(self), PROVED):
             if digest_of(*(self.read(name, slot) for name in FIELDS)) != self.digest(slot):
                 raise UserError(f"{self.path} holds the frames of another checkpoint, or is damaged; copy the one from "
                                 "beside the checkpoint")

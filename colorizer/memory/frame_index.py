@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from utils import spread
+from utils import evenly_spaced
 
 AXES = 128  # of greatest variance of the features, along which frames are compared
 SAMPLE = 4096  # frames, at most, spread evenly, by which the axes are found
@@ -29,7 +29,7 @@ class FrameIndex:
     @classmethod
     def of(cls, features: torch.Tensor) -> "FrameIndex":
         """The Index of frames by their features (A, D), float16 of unit length."""
-        sample = features[spread(len(features), SAMPLE)].double()
+        sample = features[evenly_spaced(len(features), SAMPLE)].double()
         axes = torch.linalg.eigh(sample.T @ sample).eigenvectors[:, -AXES:].half()  # not centered: as products see it
         parts = [part.float() @ axes.float() for part in features.split(SAMPLE)]
         return cls(axes, (STEPS * torch.cat(parts)).round().to(torch.int16))

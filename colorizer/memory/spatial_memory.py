@@ -21,7 +21,7 @@ from colorizer.warping.optical_flow import Flow, blur, fetch, relit
 from config import SpatialConfig
 from dataset import REFERENCE_ID, decode_lab, encode_lab, round_codes, shrink, tensors_to_lab
 from networks import grow
-from utils import UserError, upload
+from utils import UserError, to_device
 
 
 def quantize_embeddings(features: torch.Tensor) -> torch.Tensor:
@@ -381,7 +381,7 @@ class SpatialMemory(nn.Module):
         if shown is None:
             pictures = self.kept("pictures", slots)
         else:
-            pictures = upload(np.stack([shown(slot) for slot in slots.cpu().tolist()]), L.device)
+            pictures = to_device(np.stack([shown(slot) for slot in slots.cpu().tolist()]), L.device)
         second = pictures.float().permute(0, 3, 1, 2)
         way = motion.flows(first, second[:, 0])
         lightness, (found, ab) = first[:, None] / 255, decode_lab(motion.fetch(second, way))

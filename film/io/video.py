@@ -17,7 +17,7 @@ from config import FilmConfig
 from fileio.images import IMAGE_SUFFIXES
 from film.io.isolation import ProcessDied, apart
 from film.io.planes import Planes, planes_of
-from utils import UserError, list_files, return_large_blocks, warn
+from utils import UserError, list_files, return_freed_memory, warn
 
 LISTS = b"#EXTM3U", b"ffconcat version"  # how playlists begin
 NO_FILMS = "tty", "bin", "xbin", "adf", "idf", "ico", "fits"  # texts and stills that FFmpeg takes for films
@@ -57,7 +57,7 @@ def open_video(path: str | Path) -> Iterator[tuple[av.container.InputContainer, 
         if size.width * size.height > MAX_FRAME_PIXELS:
             raise UserError(f"the frames of {path} have more than {MAX_FRAME_PIXELS:,} pixels; give a smaller video")
         if size.width * size.height >= LARGE:
-            return_large_blocks()
+            return_freed_memory()
         video.thread_type = "AUTO"
         yield container, video
 

@@ -24,7 +24,7 @@ from film.analysis.held_frames import HeldFrameDetector
 from film.io.encoding import write_pictures
 from film.io.video import Film, ahead
 from film.report.records import ShotRecord
-from utils import spread
+from utils import evenly_spaced
 
 COLORS = ((66, 133, 255), (60, 190, 90), (240, 70, 70))  # blue, green, red: slots 1, 2, 3
 GROUND = (24, 24, 27)
@@ -225,7 +225,7 @@ class Panel:
         self.cell, self.size = cell_size(height, width), panel_size(height, width, truth)
         pictures = memory_pictures(painter.colorizer)
         ids = list(pictures)
-        shown = {i: pictures[i] for i in (ids[place] for place in spread(len(ids), MOST))}
+        shown = {i: pictures[i] for i in (ids[place] for place in evenly_spaced(len(ids), MOST))}
         self.mosaic = Mosaic(shown, *mosaic_size(height, width, truth), width / height)
 
     @torch.inference_mode()
