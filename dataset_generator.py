@@ -34,7 +34,7 @@ from film.analysis.shot_detection import (
     ChangeDetector, Detector, FramePool, HistogramDetector, detect_shots, frame_positions, reread_frames, small_picture)
 from film.io.planes import Box, Planes
 from film.io.video import Damage, VideoFile, ahead, find_videos
-from film.render.work_queue import WorkerGroup, share_isolated
+from film.render.work_queue import WorkerGroup, run_isolated
 from film.report.shot_figures import SHEET_COLUMNS, SHEET_PAGES, SHEET_ROWS, SIGNATURE, draw_contact_sheets, draw_curve
 from utils import UserError, list_files, rank_and_size, read_flags, run_cli, warn
 
@@ -313,17 +313,17 @@ def generate(config: GeneratorConfig) -> tuple[list[dict[str, Any]], int]:
     ``save_path`` is as it was. A run that is interrupted goes on with the films that were not read.
     """
     config.check()
-    save_path, crew = Path(os.path.abspath(config.save_path)), WorkerGroup.join()
+    save_path, group = Path(os.path.abspath(config.save_path)), WorkerGroup.join()
     try:
-        work = crew.decide("work", partial(plan_work, config, save_path))
+        work = group.compute_on_leader("work", partial(plan_work, config, save_path))
         findings = DetectionResults(save_path, map(Path, work["videos"]), config)
-        with lead(findings, config) if crew.leads else nullcontext():
-            crew.decide("begun", bool)  # the others wait for the leader
-            if crew.alone and len(work["videos"]) > 1:
-                errors = share_isolated(work["videos"], read_films, config, findings)
+        with lead(findings, config) if group.is_leader else nullcontext():
+            group.compute_on_leader("begun", bool)  # the others wait for the leader
+            if group.is_single_process and len(work["videos"]) > 1:
+                errors = run_isolated(work["videos"], read_films, config, findings)
             else:
-                errors = read_films(crew, config, findings)
-            films, left_out = crew.decide("dataset", partial(
+                errors = read_films(group, config, findings)
+            films, left_out = group.compute_on_leader("dataset", partial(
                 make_dataset, config, save_path, findings, errors, [Path(path) for path in work["earlier"]]))
             return films, left_out
     except OSError as error:
@@ -344,7 +344,7 @@ def lead(findings: DetectionResults, config: GeneratorConfig) -> Iterator[None]:
         yield
 
 
-def read_films(crew: WorkerGroup, config: GeneratorConfig, findings: DetectionResults) -> dict[str, UserError]:
+def read_films(group: WorkerGroup, config: GeneratorConfig, findings: DetectionResults) -> dict[str, UserError]:
     """Read the films that were not read yet, each by one process of the crew; returns {path: error} of those that
     cannot be."""
     def host(path):
@@ -353,7 +353,7 @@ def read_films(crew: WorkerGroup, config: GeneratorConfig, findings: DetectionRe
                 pictures = Path(folder) / "pictures"
                 findings.add(scan_film(Path(path), pictures, config), pictures)
 
-    return crew.share(list(map(str, findings.keys)), host)
+    return group.run_all(list(map(str, findings.keys)), host)
 
 
 def make_dataset(config: GeneratorConfig, save_path: Path, findings: DetectionResults, errors: dict[str, UserError],

@@ -33,10 +33,10 @@ from film.io.luma_check import check_luma
 from film.io.planes import Planes, paint_chroma, planes_of_picture
 from film.io.thread_pool import coloring_threads, in_order
 from film.io.video import VIDEO_SUFFIXES, Film, VideoFile, find_videos, frames_at, is_video
-from film.render.incremental import can_change
-from film.render.rendering import RenderJob, compare, map_of
-from film.render.segments import finished_by, is_done, segment_folder
-from film.render.work_queue import WorkQueue, WorkerGroup, share_isolated
+from film.render.incremental import can_update
+from film.render.rendering import RenderJob, compare, confidence_video_path
+from film.render.segments import read_completion, is_complete, segment_folder
+from film.render.work_queue import WorkQueue, WorkerGroup, run_isolated
 from film.report.confidence_video import mixture, tint
 from film.report.html_report import Report, Suggestion, suggest_frames, write_report
 from film.report.memory_video import memory_pictures, write_panel
@@ -233,12 +233,12 @@ def save_suggestions(folder: Path, film: Film, times: Sequence[int],
             pass
 
 
-def explain_film(painter: Predictor, records: Records, film: Film, target: Path, summaries: dict[str, dict[str, float]],
+def write_film_report(painter: Predictor, records: Records, film: Film, target: Path, summaries: dict[str, dict[str, float]],
                  config: ColorConfig) -> None:
     """Write what goes with a colored film: the report, the frames to color next, the panel."""
     suggestions, folder = suggest_frames(records, config.suggest), beside(target, "color_these")
     thumbnails = memory_pictures(painter.colorizer) if painter.remembers else {}
-    facts = {label.replace("color_feature", "palette from"): text for label, text in facts_of(painter, config).items()}
+    facts = {label.replace("color_feature", "palette from"): text for label, text in coloring_facts(painter, config).items()}
     report = Report(film.name, records, suggestions, folder.name, painter.names, thumbnails, summaries,
                     facts, records.response)
     write_report(beside(target, "report.html"), report)
@@ -247,7 +247,7 @@ def explain_film(painter: Predictor, records: Records, film: Film, target: Path,
         save_suggestions(folder, film, records.pts, suggestions)
         print(f"{len(suggestions)} frames to color next, for --references: {folder}")
     if config.confidence:
-        print(f"what is recalled, guessed and unknown: {map_of(target)}")
+        print(f"what is recalled, guessed and unknown: {confidence_video_path(target)}")
     if config.panel:
         begin = records.pts[0] if config.start else None
         write_panel(painter.through(records.response), film, beside(target, "panel.mp4"), records, begin,
@@ -255,7 +255,7 @@ def explain_film(painter: Predictor, records: Records, film: Film, target: Path,
         print(f"what the memory recalls: {beside(target, 'panel.mp4')}")
 
 
-def find_work(source: Path, output: Path,
+def find_inputs(source: Path, output: Path,
               maps: bool = False) -> tuple[list[tuple[Path, Path]], list[tuple[Film, Path]]]:
     """(pictures, films) for --input and --output, each a list of (input, output). For numbered frames, output is the
     path that report, metrics and log are named after. What an earlier run wrote beside a result, a map (``maps``: with
@@ -306,7 +306,7 @@ def refuse_clashes(pictures: Sequence[tuple[Path, Path]], films: Sequence[tuple[
         names[target] = path
 
 
-def color_work(painter: Predictor, config: ColorConfig, work: tuple[Film, Path], board: WorkQueue | None = None) -> None:
+def color_film_and_report(painter: Predictor, config: ColorConfig, work: tuple[Film, Path], queue: WorkQueue | None = None) -> None:
     """Color a film of ``find_work``, a pair of (input, output), with all who help by the ``board``, and write what goes
     with it."""
     film, target = work
@@ -326,13 +326,13 @@ def color_work(painter: Predictor, config: ColorConfig, work: tuple[Film, Path],
             if not config.color_only and any(record.truth is not None for record in records):
                 measure_film(records, film, result, config, evaluation)
             evaluation.report(target.parent, f"{target.stem}_", {
-                "input": str(film.path), **facts_of(painter, config), "pictures": count, "shots": len(records),
+                "input": str(film.path), **coloring_facts(painter, config), "pictures": count, "shots": len(records),
                 "seconds": round(seconds, 2), **proof}, True)
-            explain_film(painter, records, film, target, evaluation.summaries(), config)
+            write_film_report(painter, records, film, target, evaluation.summaries(), config)
         except UserError as error:
             raise UserError(f"{error}; the film itself is whole, and the same command makes what is missing") from error
 
-    film_work(painter, config, work).host(board or WorkQueue(), explain)
+    film_work(painter, config, work).run_as_owner(queue or WorkQueue(), explain)
 
 
 def film_work(painter: Predictor, config: ColorConfig, work: tuple[Film, Path]) -> RenderJob:
@@ -340,7 +340,7 @@ def film_work(painter: Predictor, config: ColorConfig, work: tuple[Film, Path]) 
     return RenderJob(painter, *work, part_of(config, FilmConfig), config.overwrite)
 
 
-def facts_of(painter: Predictor, config: ColorConfig) -> dict[str, str]:
+def coloring_facts(painter: Predictor, config: ColorConfig) -> dict[str, str]:
     """The entries of metrics.json and of the report that tell how the input was colored."""
     told = {"references": f"{painter.grade}; brought to its colors"} if painter.grade else {}
     return {"checkpoint": str(config.checkpoint), "color_feature": painter.source, **told}
@@ -350,13 +350,13 @@ def color(config: ColorConfig) -> None:
     """Color ``config.input`` into ``config.output``, with all processes that torchrun started. Raises UserError for all
     that the user can mend; of several processes the others raise SystemExit then."""
     config.check()
-    crew = WorkerGroup.join()
-    work = crew.decide("work", partial(plan_work, config, crew.size > 1))
+    group = WorkerGroup.join()
+    work = group.compute_on_leader("work", partial(plan_work, config, group.size > 1))
     config = replace(config, save_checkpoint=None)  # it is written
-    if crew.alone and len(work["films"]) > 1:
-        share_isolated(keys_of(work), color_shared, config, work)
+    if group.is_single_process and len(work["films"]) > 1:
+        run_isolated(keys_of(work), color_shared, config, work)
     elif work["pictures"] or work["films"]:
-        color_shared(crew, config, work)
+        color_shared(group, config, work)
 
 
 def prepare(config: ColorConfig) -> Predictor:
@@ -380,22 +380,22 @@ def plan_work(config: ColorConfig, largest_first: bool) -> dict[str, Any]:
         paths = film.paths.values() if isinstance(film, NumberedFrames) else [film.path]
         return sum(path.stat().st_size for path in paths)
 
-    pictures, films = find_work(config.input, config.output, config.confidence)
+    pictures, films = find_inputs(config.input, config.output, config.confidence)
     asked, done = len(pictures) + len(films), []
     if config.input.is_dir() and not config.overwrite:
         pictures = [pair for pair in pictures if not pair[1].exists()]
-        done = [(film, target) for film, target in films if is_done(film, target)]
+        done = [(film, target) for film, target in films if is_complete(film, target)]
         films = [pair for pair in films if pair not in done]
     kept = [config.save_checkpoint] if config.save_checkpoint else []
     maps = [beside(target, MAP) for _, target in pictures] if config.confidence else []
     refuse_existing([target for _, target in pictures]
-                    + [target for film, target in films if is_done(film, target) and not finished_by(target)]
+                    + [target for film, target in films if is_complete(film, target) and not read_completion(target)]
                     + kept + maps, config.overwrite)
     done = [(film, target) for film, target in done
-            if (finished := finished_by(target)) and (config.references or finished.references)]
+            if (finished := read_completion(target)) and (config.references or finished.references)]
     if done or config.save_checkpoint:
         painter = prepare(config)
-        films += [(film, target) for film, target in done if can_change(painter, film, target, config)]
+        films += [(film, target) for film, target in done if can_update(painter, film, target, config)]
     if skipped := asked - len(pictures) - len(films):
         print(f"{skipped} of {config.input} are in {config.output} already and skipped (--overwrite True does them "
               "again)")
@@ -419,7 +419,7 @@ def planned_film(source: str | dict[str, str], prefix: str, target: str) -> tupl
     return NumberedFrames({int(number): Path(path) for number, path in source.items()}, prefix), Path(target)
 
 
-def color_shared(crew: WorkerGroup, config: ColorConfig, work: dict[str, Any]) -> None:
+def color_shared(group: WorkerGroup, config: ColorConfig, work: dict[str, Any]) -> None:
     """Do what ``plan_work`` found, with all processes of the crew: pictures by one of them, films shot by shot.
     Returns, or raises UserError, when all is done."""
     load = cache(partial(prepare, config))
@@ -430,18 +430,18 @@ def color_shared(crew: WorkerGroup, config: ColorConfig, work: dict[str, Any]) -
         if key == STILLS:
             color_stills(load(), config, stills)
         else:
-            color_work(load(), config, films[key], WorkQueue(crew, key))
+            color_film_and_report(load(), config, films[key], WorkQueue(group, key))
 
-    def help(key, board):
-        film_work(load(), config, films[key]).help(WorkQueue(crew, key, board))
+    def help(key, queue):
+        film_work(load(), config, films[key]).run_as_helper(WorkQueue(group, key, queue))
 
     keys = keys_of(work)
-    if crew.left(keys):
+    if group.left(keys):
         load()  # or raise what is wrong with it, once
-    errors = crew.share(keys, host, help)
+    errors = group.run_all(keys, host, help)
     if not errors:
         return
-    if not crew.leads:
+    if not group.is_leader:
         raise SystemExit(1)
     failed = len(films.keys() & errors.keys())
     if failed == 0 or len(films) == 1:
@@ -459,7 +459,7 @@ def color_stills(painter: Predictor, config: ColorConfig, pictures: Sequence[tup
         place = pictures[0][1]
         folder, prefix = place.parent, f"{place.stem}_"
     print(f"colored {count} pictures in {seconds:.1f} s: {place}")
-    evaluation.report(folder, prefix, {"input": str(config.input), **facts_of(painter, config), "pictures": count,
+    evaluation.report(folder, prefix, {"input": str(config.input), **coloring_facts(painter, config), "pictures": count,
                                        "seconds": round(seconds, 2)}, config.overwrite)
 
 

@@ -25,7 +25,7 @@ from colorizer.predictor import Predictor
 from config import ColorConfig
 from fileio.images import write_image
 from film.io.video import VideoFile
-from film.render.incremental import affected
+from film.render.incremental import find_changed_shots
 from film.render.segments import segment_folder
 from test import color
 from utils import ArgumentParser, run_cli
@@ -84,7 +84,7 @@ def main(argv):
         _, whole = timed(color, plain)
         before, kept = output.read_bytes(), sum(path.stat().st_size for path in segment_folder(output).iterdir())
         painter = Predictor.load(checkpoint, references=references)
-        told, asking = timed(affected, painter, VideoFile(film), output)
+        told, asking = timed(find_changed_shots, painter, VideoFile(film), output)
         _, again = timed(color, added)
         _, back = timed(color, plain)
         print(f"the whole film: {whole:.1f} s")

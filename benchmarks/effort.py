@@ -26,7 +26,7 @@ from colorizer.predictor import Predictor
 from config import FilmConfig
 from fileio.atomic import atomic_write
 from film.io.video import VideoFile
-from film.render.incremental import can_change
+from film.render.incremental import can_update
 from film.render.rendering import color_film
 from film.report.html_report import suggest_frames
 from utils import ArgumentParser, parse_positive_int, run_cli
@@ -46,7 +46,7 @@ def color(checkpoint, film, painted, output):
     painter, source, config = Predictor.load(checkpoint), VideoFile(film), FilmConfig()
     if painted:
         painter.add_references([picture() for index, picture in enumerate(readers(film)) if index in painted])
-    return color_film(painter, source, output, config, overwrite=not can_change(painter, source, output, config))
+    return color_film(painter, source, output, config, overwrite=not can_update(painter, source, output, config))
 
 
 def gains(checkpoint, film, every, episode):

@@ -31,7 +31,7 @@ from editing.palette import eyedropper
 from editing.regions import Regions
 from fileio.images import picture_grid, write_image
 from film.io.video import VideoFile
-from film.render.incremental import can_change
+from film.render.incremental import can_update
 from film.render.rendering import color_film
 from utils import ArgumentParser, parse_positive_int, run_cli
 
@@ -113,7 +113,7 @@ def main(argv):
             if references:
                 painter.add_references(references)
             records = color_film(painter, film, output, config,
-                                 overwrite=not can_change(painter, film, output, config))
+                                 overwrite=not can_update(painter, film, output, config))
             minutes, values = (time.monotonic() - started) / 60, measure(output, args.film, args.every, args.episode)[0]
             if not number:
                 titles = [COLUMNS[name][0] for name in MEASURES if name in values]

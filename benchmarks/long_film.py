@@ -27,7 +27,7 @@ from colorizer.predictor import Palette
 from config import ColorConfig
 from film.analysis.plan import FilmPredictor
 from film.io.video import VideoFile
-from test import color_work
+from test import color_film_and_report
 from utils import ArgumentParser, UserError, run_cli
 
 SIZE = 96, 64
@@ -72,7 +72,7 @@ class OneColor(FilmPredictor):
 def peak(path):
     """Color a film; returns the most memory that this process ever had, in MB."""
     painter: Any = OneColor()
-    color_work(painter, ColorConfig(), (VideoFile(path), path.with_name(f"{path.stem}_colored.mkv")))
+    color_film_and_report(painter, ColorConfig(), (VideoFile(path), path.with_name(f"{path.stem}_colored.mkv")))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
 
 

@@ -25,7 +25,7 @@ from film.analysis.first_pass import EvenSample, boundaries
 from film.analysis.plan import FilmPredictor
 from film.io.planes import Planes
 from film.io.video import Damage, VideoFile, ahead
-from film.render.incremental import can_change
+from film.render.incremental import can_update
 from film.render.rendering import RenderJob
 from film.render.work_queue import WorkQueue
 from utils import UserError
@@ -231,8 +231,8 @@ def color(project: Project, painters: PredictorCache, work: BackgroundTask, fram
     records = None if frame is None else project.records()
     first = [number for number, state in enumerate(records.states if records else ())  # a record unpacks its pictures
              if frame in range(state["start_frame"], state["end_frame"])]
-    anew = not can_change(changed, film, project.colored, config)
-    RenderJob(changed, film, project.colored, config, anew).host(WorkQueue(first=first), project.save_records)
+    anew = not can_update(changed, film, project.colored, config)
+    RenderJob(changed, film, project.colored, config, anew).run_as_owner(WorkQueue(first=first), project.save_records)
 
 
 def _watch(work, log, film):

@@ -21,8 +21,8 @@ from editing.project import AllowedPaths, Project
 from editing.training_job import learn
 from fileio.images import IMAGE_SUFFIXES, read_image
 from film.io.video import VideoFile
-from film.render.incremental import affected
-from film.render.rendering import map_of
+from film.render.incremental import find_changed_shots
+from film.render.rendering import confidence_video_path
 from film.render.segments import segment_folder
 from film.report.html_report import suggest_frames
 from film.report.memory_video import memory_pictures
@@ -152,7 +152,7 @@ class EditingSession:
                 return None
             stamp, make = str(film), lambda: Frames(film, found.pts)
         else:
-            path = {"colored": project.colored, "map": map_of(project.colored)}[kind]
+            path = {"colored": project.colored, "map": confidence_video_path(project.colored)}[kind]
             if not project.facts.film or not path.exists():
                 return None
             stat = path.stat()
@@ -323,7 +323,7 @@ class EditingSession:
         if self.background.work.running or not project.is_current() or project.film is None:
             return {"told": "The film is being colored, or changed since; which shots this changes is known after it."}
         painter = self.painters.corrected({frame: rgb})
-        shots = affected(with_changes(project, painter), project.film, project.colored, film_config(project, painter))
+        shots = find_changed_shots(with_changes(project, painter), project.film, project.colored, film_config(project, painter))
         if shots is None:
             return {"told": "It will color the whole film again."}
         names = ", ".join(str(number + 1) for number in shots[:20]) + (", \u2026" if len(shots) > 20 else "")

@@ -23,7 +23,7 @@ from fileio.images import read_image, write_image
 from film.io.video import VideoFile
 from film.render.rendering import color_film
 from film.report.confidence_video import COLORS, mixture, tint
-from test import find_work
+from test import find_inputs
 from utils import UserError
 
 SHOTS = [(60, 20), (200, 15), (110, 22)]
@@ -178,12 +178,12 @@ def test_maps_are_no_inputs(tmp_path):
         write_image(tmp_path / name, draw_picture(0))
     for name in ("film.mp4", "film_confidence.mp4", "film_panel.mp4"):
         (tmp_path / name).write_bytes(b"")
-    pictures, films = find_work(tmp_path, tmp_path / "out", True)
+    pictures, films = find_inputs(tmp_path, tmp_path / "out", True)
     assert [path.name for path, _ in pictures] == ["a.png", "b.jpg", "full_confidence.png"]
     assert [film.path.name for film, _ in films] == ["film.mp4"]
     write_image(tmp_path / "a.jpg", draw_picture(0))
     with pytest.raises(UserError, match="a.jpg and .*a.png would both be written to .*a_confidence.png"):
-        find_work(tmp_path, tmp_path / "out", True)
+        find_inputs(tmp_path, tmp_path / "out", True)
 
 
 class Doubter(StubPainter):
@@ -228,7 +228,7 @@ def test_a_film_that_goes_on_has_the_same_map(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         color(source, tmp_path / "out.mkv", Doubter(fail_at=30, action=stop))
     with pytest.raises(KeyboardInterrupt):
-        color(source, tmp_path / "out.mkv", Doubter(), explain=stop)
+        color(source, tmp_path / "out.mkv", Doubter(), on_complete=stop)
     painter = Doubter()
     color(source, tmp_path / "out.mkv", painter)
     assert painter.frames == 0

@@ -16,7 +16,7 @@ from film.io import video
 from film.io.encoding import OUTPUT_SUFFIXES
 from film.io.video import VideoFile, find_videos, open_video
 from film.render.rendering import color_film
-from test import find_work
+from test import find_inputs
 from utils import UserError
 
 
@@ -59,15 +59,15 @@ def test_ffmpeg_tells_what_is_a_film(tmp_path, capsys):
     films = ["damaged.mxf", "episode", "film.mkv", "Folge 2.bak"]
     assert [path.name for path in list_videos(tmp_path)] == films
     assert [path.name for path in find_videos(tmp_path)] == films
-    pictures, work = find_work(tmp_path, tmp_path / "out")
+    pictures, work = find_inputs(tmp_path, tmp_path / "out")
     assert [film.name for film, _ in work] == films and [path.name for path, _ in pictures] == ["still.png"]
     assert [target.name for _, target in work] == ["damaged.mkv", "episode.mkv", "film.mkv", "Folge 2.mkv"]
     assert capsys.readouterr().err == ""
-    (_, target), = find_work(tmp_path / "episode", tmp_path / "out.mp4")[1]
+    (_, target), = find_inputs(tmp_path / "episode", tmp_path / "out.mp4")[1]
     assert target == tmp_path / "out.mp4"
     for name in ("song.mp3", "picture", "release.nfo", "notes.txt"):
         with pytest.raises(UserError, match=f"{name} is neither a picture .* nor a video that FFmpeg reads"):
-            find_work(tmp_path / name, tmp_path / "out")
+            find_inputs(tmp_path / name, tmp_path / "out")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def facts(path):
 def test_a_film_of_any_container_is_colored(tmp_path, capsys, suffix):
     """Count and times of the frames and the shape of the pixels are those of the source."""
     source = draw_in(tmp_path / f"in{suffix}")
-    (film, target), = find_work(source, tmp_path / "out")[1]
+    (film, target), = find_inputs(source, tmp_path / "out")[1]
     assert target.name == (f"in{suffix}" if suffix in OUTPUT_SUFFIXES else "in.mkv")
     color_film(StubPainter(), film, target)
     before, after = facts(source), facts(target)

@@ -9,7 +9,7 @@ from colorizer.confidence import Confidence
 from fileio.images import read_image, read_picture, srgb_decode, srgb_encode, write_image
 from film.io.planes import planes_of_picture
 from film.render.rendering import color_film
-from test import Evaluation, color_pictures, find_work
+from test import Evaluation, color_pictures, find_inputs
 from utils import UserError
 
 DEPTHS = [(".png", 16), (".tif", 16), (".tiff", 16), (".dpx", 8), (".dpx", 10), (".dpx", 12), (".dpx", 16)]
@@ -94,7 +94,7 @@ def is_inside(codes, depth):
 def test_numbered_frames_keep_their_depth(tmp_path, suffix, depth):
     for number in range(12):
         write_image(tmp_path / "in" / f"scan_{number:04d}{suffix}", gray_codes(depth, number), depth)
-    (film, target), = find_work(tmp_path / "in", tmp_path / "out")[1]
+    (film, target), = find_inputs(tmp_path / "in", tmp_path / "out")[1]
     color_film(StubPainter(), film, target)
     for number in (0, 11):
         result = read_picture(tmp_path / "out" / f"scan_{number:04d}{suffix}")
@@ -110,7 +110,7 @@ def test_frames_of_light_keep_their_luminance(tmp_path):
              for i in range(12)]
     for number, picture in enumerate(light):
         write_image(tmp_path / "in" / f"render.{number:04d}.exr", picture - 0.02)
-    (film, target), = find_work(tmp_path / "in", tmp_path / "out")[1]
+    (film, target), = find_inputs(tmp_path / "in", tmp_path / "out")[1]
     color_film(StubPainter(), film, target)
     weights = np.array([0.2126, 0.7152, 0.0722], np.float32)
     for number in (0, 11):
@@ -131,7 +131,7 @@ class StillPainter:
 @pytest.mark.parametrize("suffix, depth", [(".tif", 16), (".dpx", 12), (".exr", 16)])
 def test_stills_keep_their_depth(tmp_path, suffix, depth):
     write_image(tmp_path / f"in{suffix}", gray_codes(depth), depth)
-    pairs, _ = find_work(tmp_path / f"in{suffix}", tmp_path / f"out{suffix}")
+    pairs, _ = find_inputs(tmp_path / f"in{suffix}", tmp_path / f"out{suffix}")
     evaluation = Evaluation()
     assert color_pictures(StillPainter(), pairs, evaluation, False) == 1
     before, after = (read_picture(tmp_path / f"{name}{suffix}") for name in ("in", "out"))

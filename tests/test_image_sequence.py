@@ -12,8 +12,8 @@ from fileio.images import read_image, write_image
 from film.io.image_sequence import find_sequences
 from film.io.video import VideoFile, read_frames
 from film.render.rendering import color_film
-from film.render.segments import is_done
-from test import find_work
+from film.render.segments import is_complete
+from test import find_inputs
 from utils import UserError, list_files
 
 SHOTS = [(60, 16), (200, 12)]
@@ -45,10 +45,10 @@ def shots(tmp_path):
                                           for frame in frames])
 
 
-def color(folder, output, painter=None, overwrite=False, explain=None, **settings):
+def color(folder, output, painter=None, overwrite=False, on_complete=None, **settings):
     (sequence,), _ = find_sequences(list_files(folder, (".png",)))
     return color_film(painter or StubPainter(), sequence, output / sequence.stem, FilmConfig(**settings),
-                      overwrite=overwrite, explain=explain)
+                      overwrite=overwrite, on_complete=on_complete)
 
 
 def pictures(folder):
@@ -132,11 +132,11 @@ def test_an_interrupted_run_goes_on_with_the_frames_of_the_first_unfinished_shot
 
 
 def test_what_is_there_stays(tmp_path, shots):
-    (work, target), = find_work(shots, tmp_path / "out")[1]
+    (work, target), = find_inputs(shots, tmp_path / "out")[1]
     write_image(tmp_path / "out" / "shot.v2_0003.png", draw_picture(0))
-    assert not is_done(work, target)
+    assert not is_complete(work, target)
     color(shots, tmp_path / "out")
-    assert is_done(work, target)
+    assert is_complete(work, target)
     assert np.array_equal(read_image(tmp_path / "out" / "shot.v2_0003.png"), draw_picture(0))
     color(shots, tmp_path / "out", overwrite=True)
     assert not np.array_equal(read_image(tmp_path / "out" / "shot.v2_0003.png"), draw_picture(0))
@@ -145,8 +145,8 @@ def test_what_is_there_stays(tmp_path, shots):
         raise UserError("the report cannot be written")
 
     with pytest.raises(UserError, match="the report"):
-        color(shots, tmp_path / "out", explain=fail)
-    assert not is_done(work, target)
+        color(shots, tmp_path / "out", on_complete=fail)
+    assert not is_complete(work, target)
 
 
 def test_a_part_of_it_and_frames_that_cannot_be_read(tmp_path, shots, capsys):
@@ -160,10 +160,10 @@ def test_a_part_of_it_and_frames_that_cannot_be_read(tmp_path, shots, capsys):
 
 def test_bad_folders_of_frames_are_one_sentence(tmp_path, shots):
     with pytest.raises(UserError, match="the output .*in is the input itself"):
-        find_work(shots, shots)
+        find_inputs(shots, shots)
     draw_film(shots / "shot_v2.mp4", times=range(3))
     with pytest.raises(UserError, match="would both be written to .*shot_v2_report.html"):
-        find_work(shots, tmp_path / "out")
+        find_inputs(shots, tmp_path / "out")
     write_image(shots / "shot.v2_0017.png", bars(0))
     with pytest.raises(UserError, match="shot.v2_0017.png is 64x48 and the frames before it are 128x96"):
         color(shots, tmp_path / "out")

@@ -24,9 +24,9 @@ from fileio.images import write_image
 from film.io.image_sequence import find_sequences
 from film.io.video import VideoFile
 from film.render import rendering as episode
-from film.render.incremental import affected
+from film.render.incremental import find_changed_shots
 from film.render.rendering import color_film
-from film.render.segments import finished_by, is_done, pack_embeddings, segment_folder, unpack_embeddings
+from film.render.segments import read_completion, is_complete, pack_embeddings, segment_folder, unpack_embeddings
 from networks import MemoryNetwork
 from test import main
 from utils import UserError
@@ -115,7 +115,7 @@ def test_shots_that_read_nothing_else_are_taken_as_they_are(home, plain, tmp_pat
     work, painted = tmp_path / "work", []
     shutil.copytree(plain, work)
     folder = references(home, tmp_path / "references", 1, 3)
-    told = affected(painter(home, folder), VideoFile(home / FILM), work / "film.mkv")
+    told = find_changed_shots(painter(home, folder), VideoFile(home / FILM), work / "film.mkv")
     assert {1, 3} <= set(told) and len(told) < len(SCENES)
     color_shot = episode.FilmRendering._color_shot
     monkeypatch.setattr(episode.FilmRendering, "_color_shot",
@@ -133,11 +133,11 @@ def test_shots_that_read_nothing_else_are_taken_as_they_are(home, plain, tmp_pat
                if not all(map(np.array_equal, one, other))}
     assert {1, 3} <= changed <= set(told)
     (folder / "3.png").unlink()
-    one_less = affected(painter(home, folder), VideoFile(home / FILM), work / "film.mkv")
+    one_less = find_changed_shots(painter(home, folder), VideoFile(home / FILM), work / "film.mkv")
     assert 3 in one_less and 1 not in one_less
     color(home, work)  # all are taken back
     assert contents(work) == contents(plain)
-    assert affected(painter(home), VideoFile(home / FILM), work / "film.mkv") == []
+    assert find_changed_shots(painter(home), VideoFile(home / FILM), work / "film.mkv") == []
 
 
 def test_what_depends_on_which_other_frames_there_are():
@@ -227,9 +227,9 @@ def test_an_interrupted_change_loses_nothing(tmp_path):
     before, after = output.read_bytes(), other.read_bytes()
     with pytest.raises(Stop):
         color_shots(source, output, painter=Corrected(20, fail_at=14, action=stop))
-    assert output.read_bytes() == before and not is_done(VideoFile(source), output)
+    assert output.read_bytes() == before and not is_complete(VideoFile(source), output)
     assert color_shots(source, output, 20) == 8  # the second shot was finished
-    assert output.read_bytes() == after and is_done(VideoFile(source), output)
+    assert output.read_bytes() == after and is_complete(VideoFile(source), output)
     with pytest.raises(Stop):
         color_shots(source, output, painter=Corrected(0, fail_at=14, action=stop))
     assert color_shots(source, output, 20) == 18 and output.read_bytes() == after  # not taken back after all
@@ -261,7 +261,7 @@ def test_a_dissolve_changes_with_the_shot_that_it_leads_to(tmp_path):
     dark, light = sorted(record.feature[0] for record in records)
     assert records[0].blend and light > dark + 5
     for above, changed in (((dark + light) / 2, [0, 1]), (dark - 1, [0, 1]), (light + 1, [])):
-        assert affected(Corrected(20, above), VideoFile(source), output) == changed
+        assert find_changed_shots(Corrected(20, above), VideoFile(source), output) == changed
     color_film(Corrected(20, (dark + light) / 2), VideoFile(source), output)
     color_film(Corrected(20, (dark + light) / 2), VideoFile(source), whole)
     assert output.read_bytes() == whole.read_bytes()
@@ -274,13 +274,13 @@ def test_what_nothing_can_be_built_on_is_refused(tmp_path):
         color_shots(source, output)  # nothing is to be changed
     with pytest.raises(UserError, match="out.mp4 exists already"):
         color_shots(source, output, 20, crf=30)
-    assert affected(Corrected(20), VideoFile(source), output, FilmConfig(crf=30)) is None
+    assert find_changed_shots(Corrected(20), VideoFile(source), output, FilmConfig(crf=30)) is None
     other = Corrected(20)
     other.origin = "another checkpoint"
     with pytest.raises(UserError, match="out.mp4 exists already"):
         color_shots(source, output, painter=other)
     output.write_bytes(b"of the user")
-    assert affected(Corrected(20), VideoFile(source), output, FilmConfig(batch_size=4)) is None
+    assert find_changed_shots(Corrected(20), VideoFile(source), output, FilmConfig(batch_size=4)) is None
     with pytest.raises(UserError, match="out.mp4 exists already"):
         color_shots(source, output, 20)
     assert output.read_bytes() == b"of the user"
@@ -298,7 +298,7 @@ def test_a_folder_of_films(home, plain, tmp_path, capsys):
         said.append([line.partition(" (")[0] for line in capsys.readouterr().out.splitlines() if " again" in line])
     changed, skipped = "1 of 4 shots are colored again: 2", f"1 of {home / 'films'} are in {output} already and skipped"
     assert said == [[skipped], [changed], [skipped], [changed], [skipped]]
-    assert finished_by(output / "film.mkv").references is False and contents(output) == contents(plain)
+    assert read_completion(output / "film.mkv").references is False and contents(output) == contents(plain)
 
 
 def test_numbered_frames_are_colored_as_ever(tmp_path):
@@ -308,4 +308,4 @@ def test_numbered_frames_are_colored_as_ever(tmp_path):
     (sequence,), _ = find_sequences(sorted((tmp_path / "in").iterdir()))
     output = tmp_path / "out" / sequence.stem
     color_film(Corrected(), sequence, output)
-    assert not segment_folder(output).exists() and affected(Corrected(20), sequence, output) is None
+    assert not segment_folder(output).exists() and find_changed_shots(Corrected(20), sequence, output) is None

@@ -20,7 +20,7 @@ from config import ColorConfig, GradeConfig, ModelConfig
 from dataset import color_feature, decode_lab, lab_to_rgb, lab_to_tensors, resize, rgb_to_lab, tensors_to_lab
 from fileio.checkpoints import save_checkpoint
 from fileio.images import write_image
-from test import facts_of
+from test import coloring_facts
 
 KNOWN = (8, 76, 216, 330)  # frames of the drawn episode 1 that the show is learned from, of four shots
 
@@ -138,8 +138,8 @@ def test_the_memory_keeps_the_matched_ones(show, others, tmp_path, capsys):
     line, = capsys.readouterr().err.splitlines()
     assert f"the references are {matched.grade}; brought to its colors (--match_references False" in line
     assert plain.identity != matched.identity
-    assert "references" not in facts_of(plain, ColorConfig())
-    assert facts_of(matched, ColorConfig())["references"].startswith(str(matched.grade))
+    assert "references" not in coloring_facts(plain, ColorConfig())
+    assert coloring_facts(matched, ColorConfig())["references"].startswith(str(matched.grade))
     kept = Predictor.load(tmp_path / "kept.pt")
     for painter, expected in ((plain, vivid[1]), (matched, matched.grade(vivid[1])), (kept, matched.grade(vivid[1]))):
         codes = painter.colorizer.spatial.pictures[-1].float().permute(2, 0, 1)[None]

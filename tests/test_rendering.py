@@ -258,13 +258,13 @@ def test_what_goes_with_a_film_is_made_by_the_next_run(tmp_path):
     """Killed between the two, the film is whole and the rest is missing; another painter is another film."""
     source, output, explained = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mp4", []
     with pytest.raises(Stop):
-        color_film(StubPainter(), VideoFile(source), output, FilmConfig(), explain=lambda _: stop())
+        color_film(StubPainter(), VideoFile(source), output, FilmConfig(), on_complete=lambda _: stop())
     assert is_joined(output) and not list((tmp_path / ".out.mp4.parts").glob("*.part"))
     before, painter, other = output.stat().st_mtime_ns, StubPainter(), StubPainter()
     other.identity = "another"
     with pytest.raises(UserError, match="out.mp4 exists already"):
-        color_film(other, VideoFile(source), output, FilmConfig(), explain=explained.append)
-    records = color_film(painter, VideoFile(source), output, FilmConfig(), explain=explained.append)
+        color_film(other, VideoFile(source), output, FilmConfig(), on_complete=explained.append)
+    records = color_film(painter, VideoFile(source), output, FilmConfig(), on_complete=explained.append)
     assert explained == [records] and len(records) == 3 and painter.frames == painter.shots == 0
     assert output.stat().st_mtime_ns == before
     assert sorted(os.listdir(tmp_path)) == ["in.mkv", "out.mp4", "out_shots.jsonl"]
@@ -278,13 +278,13 @@ def test_a_film_that_took_the_place_of_ours_stays(tmp_path):
     """Also when a record of ours is damaged, so that its shot has to be made again."""
     source, output = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mp4"
     with pytest.raises(Stop):
-        color_film(StubPainter(), VideoFile(source), output, FilmConfig(), explain=lambda _: stop())
+        color_film(StubPainter(), VideoFile(source), output, FilmConfig(), on_complete=lambda _: stop())
     (tmp_path / ".out.mp4.parts" / "000001.pt").write_bytes(b"damaged")
     painter = StubPainter()
     color_film(painter, VideoFile(source), tmp_path / "out.mp4", FilmConfig())
     assert painter.frames == 15 and len(planes_in(output)) == 57
     with pytest.raises(Stop):
-        color_film(StubPainter(), VideoFile(source), output, FilmConfig(), overwrite=True, explain=lambda _: stop())
+        color_film(StubPainter(), VideoFile(source), output, FilmConfig(), overwrite=True, on_complete=lambda _: stop())
     output.unlink()
     output.write_bytes(b"of the user")
     with pytest.raises(UserError, match="out.mp4 exists already"):

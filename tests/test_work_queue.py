@@ -29,7 +29,7 @@ from fileio.images import write_image
 from film.io.video import VideoFile
 from film.render import rendering as episode, work_queue as crews
 from film.render.rendering import RenderJob, color_film
-from film.render.work_queue import WorkQueue, WorkerGroup, share_isolated
+from film.render.work_queue import WorkQueue, WorkerGroup, run_isolated
 from utils import UserError, run_cli
 
 WAITS = 120  # seconds, for what takes some
@@ -44,10 +44,10 @@ def hand_out(lengths, size, turns, first=()):
     """What boards of ``size`` processes hand out, of shots of these lengths, when they ask in this order: {process:
     [numbers]}."""
     store = dist.HashStore()
-    crew = [WorkerGroup(store, rank, size) for rank in range(size)]
-    host = WorkQueue(crew[0], "film", first=first)
+    group = [WorkerGroup(store, rank, size) for rank in range(size)]
+    host = WorkQueue(group[0], "film", first=first)
     host.post(lengths)
-    boards = [iter(host), *(iter(WorkQueue(other, "film", host.name)) for other in crew[1:])]
+    boards = [iter(host), *(iter(WorkQueue(other, "film", host.name)) for other in group[1:])]
     taken = {rank: [] for rank in range(size)}
     for turn in turns:
         if (number := next(boards[turn], None)) is not None:
@@ -77,7 +77,7 @@ def test_some_shots_can_be_colored_first(tmp_path):
             super().done(number)
 
     work = RenderJob(StubPainter(), VideoFile(source), tmp_path / "out.mkv", FilmConfig())
-    records = work.host(Told(first=[4, 1]))
+    records = work.run_as_owner(Told(first=[4, 1]))
     assert order == [4, 1, 2, 3, 5, 0]
     expected = color_film(StubPainter(), VideoFile(source), tmp_path / "plain.mkv")
     assert (tmp_path / "out.mkv").read_bytes() == (tmp_path / "plain.mkv").read_bytes()
@@ -94,9 +94,9 @@ class Killed(BaseException):
     pass
 
 
-def die(crew):
+def die(group):
     """Let a process end without a word."""
-    crew._leave = lambda notes: None
+    group._leave = lambda notes: None
     raise Killed
 
 
@@ -104,16 +104,16 @@ def test_a_file_that_kills_its_process_is_tried_twice_and_after_all_others(capsy
     store, done = dist.HashStore(), []
 
     def work():
-        crew = WorkerGroup(store, 0, 1)
+        group = WorkerGroup(store, 0, 1)
 
         def host(key):
             done.append(key)
             if key == "b":
-                die(crew)
+                die(group)
             if key == "c":
                 raise UserError("c is bad")
 
-        return crew.share(["a", "b", "c", "d"], host)
+        return group.run_all(["a", "b", "c", "d"], host)
 
     for _ in range(2):
         with pytest.raises(Killed):
@@ -130,17 +130,17 @@ def test_many_deaths_at_a_time_count_as_one(monkeypatch):
     monkeypatch.setattr(crews, "PATIENCE", 0)  # all are in this process: nobody comes
     store = dist.HashStore()
     one, two = (WorkerGroup(store, rank, 2) for rank in range(2))
-    board = WorkQueue(one, "film")
+    queue = WorkQueue(one, "film")
 
     def host(key):
-        board.post({0: 5, 1: 5})
+        queue.post({0: 5, 1: 5})
         assert two._choose([key])
         die(one)
 
     with pytest.raises(Killed):
-        one.share(["film"], host)
+        one.run_all(["film"], host)
     again, _ = (WorkerGroup(store, rank, 2) for rank in range(2))
-    assert again.share(["film"], lambda key: None) == {}
+    assert again.run_all(["film"], lambda key: None) == {}
 
 
 def test_who_is_interrupted_costs_a_file_nothing():
@@ -151,8 +151,8 @@ def test_who_is_interrupted_costs_a_file_nothing():
 
     for _ in range(crews.DEATHS + 1):
         with pytest.raises(KeyboardInterrupt):
-            WorkerGroup(store, 0, 1).share(["a"], stop)
-    assert WorkerGroup(store, 0, 1).share(["a"], lambda key: None) == {}
+            WorkerGroup(store, 0, 1).run_all(["a"], stop)
+    assert WorkerGroup(store, 0, 1).run_all(["a"], lambda key: None) == {}
 
 
 def test_nobody_takes_a_film_on_which_somebody_still_works():
@@ -160,12 +160,12 @@ def test_nobody_takes_a_film_on_which_somebody_still_works():
     store = dist.HashStore()
     one, two = (WorkerGroup(store, rank, 2) for rank in range(2))
     one.change("film", one._begin)
-    board = WorkQueue(one, "film")
-    board.post(dict.fromkeys(range(4), 5))
-    assert two._choose(["film"]) == ("film", board.name)
+    queue = WorkQueue(one, "film")
+    queue.post(dict.fromkeys(range(4), 5))
+    assert two._choose(["film"]) == ("film", queue.name)
     one = WorkerGroup(store, 0, 2)  # started again
     assert one._take(["film"], False) is None
-    assert list(WorkQueue(two, "film", board.name)) == [0, 1, 2, 3]
+    assert list(WorkQueue(two, "film", queue.name)) == [0, 1, 2, 3]
     two.change("film", two._leave)
     assert one._take(["film"], False) == "film"
 
@@ -178,17 +178,17 @@ def test_all_help_with_one_film(tmp_path, size):
     helped, made = [], {}
 
     def process(rank, name, painter, told):
-        crew = WorkerGroup(store, rank, size)
+        group = WorkerGroup(store, rank, size)
         work = RenderJob(painter, VideoFile(source), tmp_path / name, FilmConfig())
 
         def host(key):
-            made[key] = work.host(WorkQueue(crew, key))
+            made[key] = work.run_as_owner(WorkQueue(group, key))
 
-        def help(key, board):
+        def help(key, queue):
             helped.append(rank)
-            work.help(WorkQueue(crew, key, board))
+            work.run_as_helper(WorkQueue(group, key, queue))
 
-        told[rank] = crew.share([name], host, help)
+        told[rank] = group.run_all([name], host, help)
 
     def run(name, painters):
         told = {}
@@ -259,10 +259,10 @@ def host_and_help(painter, source, output):
     store = dist.HashStore()
 
     def process(rank):
-        crew, work = WorkerGroup(store, rank, 2), RenderJob(painter, VideoFile(source), output, FilmConfig())
+        group, work = WorkerGroup(store, rank, 2), RenderJob(painter, VideoFile(source), output, FilmConfig())
         with suppress(Killed):
-            crew.share(["film"], lambda key: work.host(WorkQueue(crew, key)),
-                       lambda key, board: work.help(WorkQueue(crew, key, board)))
+            group.run_all(["film"], lambda key: work.run_as_owner(WorkQueue(group, key)),
+                       lambda key, queue: work.run_as_helper(WorkQueue(group, key, queue)))
 
     threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
     for thread in threads:
@@ -295,56 +295,56 @@ def test_the_leader_decides_once(monkeypatch):
     monkeypatch.setattr(crews, "PATIENCE", 0)  # all are in this process: nobody comes
     store = dist.HashStore()
     leader, other = (WorkerGroup(store, rank, 2) for rank in range(2))
-    assert leader.decide("a", lambda: {"x": [1]}) == other.decide("a", None) == {"x": [1]}
+    assert leader.compute_on_leader("a", lambda: {"x": [1]}) == other.compute_on_leader("a", None) == {"x": [1]}
 
     def refuse():
         raise UserError("in the way")
 
-    for crew in (leader, WorkerGroup(store, 0, 2)):  # also when it is started again
+    for group in (leader, WorkerGroup(store, 0, 2)):  # also when it is started again
         with pytest.raises(UserError, match="in the way"):
-            crew.decide("b", refuse)
+            group.compute_on_leader("b", refuse)
     with pytest.raises(SystemExit):
-        other.decide("b", refuse)
+        other.compute_on_leader("b", refuse)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A process apart
 
 
-def share_with_one_that_dies(crew, deadly):
+def share_with_one_that_dies(group, deadly):
     def host(key):
         if key == deadly:
             os._exit(9)
 
-    return crew.share(["a", "b", "c"], host)
+    return group.run_all(["a", "b", "c"], host)
 
 
-def end(crew):
+def end(group):
     os._exit(7)
 
 
-def refuse(crew):
+def refuse(group):
     raise UserError("there is no checkpoint")
 
 
 def test_of_many_files_one_that_kills_its_process_costs_only_itself(capfd):
-    errors = share_isolated(["a", "b", "c"], share_with_one_that_dies, "b")
+    errors = run_isolated(["a", "b", "c"], share_with_one_that_dies, "b")
     assert list(errors) == ["b"] and "the process that worked on b ended 2 times" in str(errors["b"])
     assert capfd.readouterr().err.count("at work on b, its process ended with exit code 9") == 2
     with pytest.raises(UserError, match="cannot be begun: its process ended with exit code 7"):
-        share_isolated(["a"], end)
+        run_isolated(["a"], end)
     with pytest.raises(UserError, match="there is no checkpoint"):
-        share_isolated(["a"], refuse)
+        run_isolated(["a"], refuse)
 
 
-def work_long(crew, folder):
+def work_long(group, folder):
     """Say who works, and work on."""
     def host(key):
         (folder / f".{key}").write_text(str(os.getpid()))
         os.replace(folder / f".{key}", folder / key)
         time.sleep(WAITS)  # as long as anyone waits for it to end
 
-    crew.share(["a", "b"], host)
+    group.run_all(["a", "b"], host)
 
 
 def alive(process):
@@ -480,7 +480,7 @@ def test_a_process_that_is_killed_is_started_again_and_nothing_is_lost(home, tmp
 
 def main(way, *folders):
     if way == "apart":
-        share_isolated(["a", "b"], work_long, Path(folders[0]))
+        run_isolated(["a", "b"], work_long, Path(folders[0]))
         return
     home, folder = map(Path, folders)
     color_shot = episode.FilmRendering._color_shot

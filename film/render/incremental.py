@@ -19,13 +19,13 @@ from config import FilmConfig, part_of
 from film.analysis.plan import FilmPredictor, Plan
 from film.io.image_sequence import NumberedFrames
 from film.io.video import Film
-from film.render.segments import SegmentStore, finished_by
+from film.render.segments import SegmentStore, read_completion
 from film.render.writers import FilmWriter, Writer
 
 SEGMENTS_FORMAT = 12  # of what is kept of a film's shots
 
 
-def segment_store_of(painter: FilmPredictor, film: Film, output: Path, writer: Writer, config: FilmConfig) -> SegmentStore:
+def open_segment_store(painter: FilmPredictor, film: Film, output: Path, writer: Writer, config: FilmConfig) -> SegmentStore:
     """The Parts of a film, whose key is a hash of all that they depend on, but for references that ``reading_of`` tells
     of."""
     identity = painter.origin if writer.cuts and painter.origin else painter.identity
@@ -34,7 +34,7 @@ def segment_store_of(painter: FilmPredictor, film: Film, output: Path, writer: W
     return SegmentStore(output, hashlib.sha256(json.dumps(content).encode()).hexdigest())
 
 
-def reading_of(painter: FilmPredictor, plan: Plan, number: int, looks: np.ndarray, config: FilmConfig) -> str:
+def shot_digest(painter: FilmPredictor, plan: Plan, number: int, looks: np.ndarray, config: FilmConfig) -> str:
     """A hash of all that is read for a shot of a plan ``by`` the painter, by the looks of its drawings and, where it
     becomes the next shot bit by bit, that of the first frame of this."""
     shot = plan.shots[number]
@@ -52,19 +52,19 @@ def finished_shots(painter: FilmPredictor, plan: Plan, parts: SegmentStore,
     None for a shot that is not finished."""
     for number in range(len(plan.shots)):
         noted = parts.finished(plan, number)
-        yield noted, None if noted is None else reading_of(painter, plan, number, noted["looks"], config)
+        yield noted, None if noted is None else shot_digest(painter, plan, number, noted["looks"], config)
 
 
-def can_change(painter: FilmPredictor, film: Film, output: Path, config: FilmConfig) -> bool:
+def can_update(painter: FilmPredictor, film: Film, output: Path, config: FilmConfig) -> bool:
     """Whether ``affected`` can tell what other references than those of ``painter`` have changed in a colored film."""
-    finished = finished_by(output)
+    finished = read_completion(output)
     if isinstance(film, NumberedFrames) or finished is None or finished.painter == painter.identity:
         return False
     config = part_of(config, FilmConfig)
-    return segment_store_of(painter, film, output, FilmWriter(film.path, output, config), config).plan() is not None
+    return open_segment_store(painter, film, output, FilmWriter(film.path, output, config), config).plan() is not None
 
 
-def affected(painter: FilmPredictor, film: Film, output: str | Path,
+def find_changed_shots(painter: FilmPredictor, film: Film, output: str | Path,
              config: FilmConfig | None = None) -> list[int] | None:
     """The numbers, from 0, of the shots that ``color_film`` with the same arguments would color again: those that read
     something else, as the painter's references are others than those by which the film ``output`` was colored. None
@@ -75,7 +75,7 @@ def affected(painter: FilmPredictor, film: Film, output: str | Path,
     output, config = Path(output), part_of(config or FilmConfig(), FilmConfig)
     if isinstance(film, NumberedFrames):
         return None
-    parts = segment_store_of(painter, film, output, FilmWriter(film.path, output, config), config)
+    parts = open_segment_store(painter, film, output, FilmWriter(film.path, output, config), config)
     plan, held = parts.plan(), parts.held()
     if plan is None or not held:
         return None

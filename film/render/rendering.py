@@ -33,9 +33,9 @@ from film.io.image_sequence import NumberedFrames
 from film.io.interlacing import NAMES
 from film.io.planes import Planes
 from film.io.video import LARGE, Film, ahead, window
-from film.render.incremental import finished_shots, reading_of, segment_store_of
+from film.render.incremental import finished_shots, shot_digest, open_segment_store
 from film.render.pipeline import finish, predict_tasks, read_tasks
-from film.render.segments import SegmentStore, finished_by
+from film.render.segments import SegmentStore, read_completion
 from film.render.work_queue import PAUSE, WorkQueue
 from film.render.writers import FilmWriter, FrameWriter, Writer
 from film.report.confidence_video import keep, write_confidence_video
@@ -91,22 +91,22 @@ class FilmRendering:
         mapped = not self.config.confidence or self.parts.known(number).exists()
         return mapped and (in_film or self.writer.has_shot(part, times))
 
-    def color(self, board: WorkQueue) -> None:
+    def color(self, queue: WorkQueue) -> None:
         """Color the shots that are not finished, with all who help by the ``board``, and join all."""
         plan = self.plan
         missing = sum(plan.shots[number].end - plan.shots[number].start for number in self.todo)
         if self.parts.held():
             print(_told(self.todo, len(plan.shots)))
         log = self.output.with_name(f"{self.output.stem}_shots.jsonl")
-        with (board.failing(), open(log, "w", encoding="utf-8") as lines,
+        with (queue.failing(), open(log, "w", encoding="utf-8") as lines,
               tqdm(total=len(plan.pts), initial=len(plan.pts) - missing, unit=" frames", desc=self.output.name,
                    disable=None) as bar):
             logged: dict[int, str] = {}
             self._log(lines, logged)
             while self.todo:
-                board.post({number: plan.shots[number].end - plan.shots[number].start for number in self.todo})
-                for _ in itertools.chain(self.color_shots(board, bar), board.wait()):
-                    self._take_in_others(board, bar)
+                queue.post({number: plan.shots[number].end - plan.shots[number].start for number in self.todo})
+                for _ in itertools.chain(self.color_shots(queue, bar), queue.wait()):
+                    self._take_in_others(queue, bar)
                     self._log(lines, logged)
             lines.seek(0)
             lines.truncate()
@@ -114,11 +114,11 @@ class FilmRendering:
         if self.parts.held() != self.readings:
             self.writer.join(self.parts, plan, self.readings)
 
-    def color_shots(self, board: WorkQueue, bar: tqdm) -> Iterator[int]:
+    def color_shots(self, queue: WorkQueue, bar: tqdm) -> Iterator[int]:
         """Color shots that the ``board`` hands out; yields the number of each that is finished."""
         plan, config = self.plan, self.config
         large = self.writer.target.width * self.writer.target.height >= LARGE
-        jobs = ahead(read_tasks(self.film, plan, board, self.painter.side, config.keep_color_shots),
+        jobs = ahead(read_tasks(self.film, plan, queue, self.painter.side, config.keep_color_shots),
                      1 if large else config.batch_size)
         painting = ahead(self._finished(predict_tasks(jobs, self.painter, plan, config, large)),
                          max(1, config.batch_size // 2) if large else config.batch_size)
@@ -126,7 +126,7 @@ class FilmRendering:
             for number, frames in itertools.groupby(painted, key=lambda job: job.shot):
                 self._color_shot(number, frames, bar)
                 self.todo.remove(number)
-                board.done(number)
+                queue.done(number)
                 yield number
 
     def _finished(self, jobs):
@@ -136,9 +136,9 @@ class FilmRendering:
                 job.result = finish(job, self.writer.target, self.config.color_only, self.plan.shots[job.shot].box)
                 yield job
 
-    def _take_in_others(self, board, bar):
+    def _take_in_others(self, queue, bar):
         """Take in the shots that others have finished."""
-        for number in board.finished(self.todo):
+        for number in queue.finished(self.todo):
             if noted := self.parts.finished(self.plan, number):  # else another machine's disk is late: see again
                 self._take_in(number, noted)
                 bar.update(self.plan.shots[number].end - self.plan.shots[number].start)
@@ -154,7 +154,7 @@ class FilmRendering:
         """Write the map of what is known, by what was kept of each shot while it was colored."""
         plan = self.plan
         shots = [(self.parts.known(number), shot) for number, shot in enumerate(plan.shots)]
-        write_confidence_video(self.film, map_of(self.output), plan.pts, shots, origin=plan.pts[0] if self.config.start else 0,
+        write_confidence_video(self.film, confidence_video_path(self.output), plan.pts, shots, origin=plan.pts[0] if self.config.start else 0,
                     aspect=self.writer.target.tags.get("sample_aspect_ratio"))
 
     def _color_shot(self, number, jobs, bar):
@@ -194,12 +194,12 @@ class FilmRendering:
             math.nan if truth is None else cdc_truth.value(), recalled, shot.box, time.monotonic() - started,
             shot.end - shot.alone)
         looks = np.stack(looks) if looks else np.zeros((0, 0), np.int16)
-        reading = reading_of(self.painter, plan, number, looks, config)
+        reading = shot_digest(self.painter, plan, number, looks, config)
         self.records.states[number] = self.parts.save(plan, record, looks, reading)
         self.readings[number] = reading
 
 
-def map_of(output: Path) -> Path:
+def confidence_video_path(output: Path) -> Path:
     """The path of the map of what is known of the colored film ``output``."""
     return output.with_name(f"{output.stem}_confidence.mp4")
 
@@ -223,7 +223,7 @@ class RenderJob:
     config: FilmConfig
     overwrite: bool = False
 
-    def host(self, board: WorkQueue, explain: Callable[[Records], None] | None = None) -> Records:
+    def run_as_owner(self, queue: WorkQueue, on_complete: Callable[[Records], None] | None = None) -> Records:
         """``color_film``, with all who help by the ``board``."""
         painter, film, output, config, overwrite = self.painter, self.film, self.output, self.config, self.overwrite
         busy = f"another run is writing {output}; wait for it or choose another --output"
@@ -234,65 +234,65 @@ class RenderJob:
                      "of both fields, and each field gets its own")
             output.parent.mkdir(parents=True, exist_ok=True)
             with exclusive_lock(output.with_name(f".{output.name}.lock"), busy):
-                parts = segment_store_of(painter, film, output, writer, config)
-                plan, done_by = parts.plan(), finished_by(output)
+                parts = open_segment_store(painter, film, output, writer, config)
+                plan, done_by = parts.plan(), read_completion(output)
                 ours = plan is not None and bool(parts.held())
                 if done_by is not None and (overwrite or done_by.painter == painter.identity):
                     plan, ours = None, False
                 if writer.replaces() and not overwrite and not ours:
                     raise UserError(f"{output} exists already; pass --overwrite True or another --output")
-                if config.confidence and plan is None and map_of(output).exists() and not overwrite:
-                    raise UserError(f"{map_of(output)} exists already; pass --overwrite True or another --output")
+                if config.confidence and plan is None and confidence_video_path(output).exists() and not overwrite:
+                    raise UserError(f"{confidence_video_path(output)} exists already; pass --overwrite True or another --output")
                 if plan is None:
-                    plan = self._find_plan(parts, board, writer.cuts)
+                    plan = self._find_plan(parts, queue, writer.cuts)
                 if painter.source == "truth" and not plan.has_color:
                     raise UserError(f"{film.path} has no colors of its own for --color_feature truth; use another "
                                     "--color_feature")
                 parts.go_on()
                 work = self._coloring(writer, parts, plan)
                 work.look()
-                work.color(board)
+                work.color(queue)
                 if config.confidence:
                     work.draw_map()
-                if explain:
-                    explain(work.records)
+                if on_complete:
+                    on_complete(work.records)
                 if writer.cuts and painter.origin:
                     parts.finish(painter)
                 else:
                     parts.remove()
                 return work.records
 
-    def help(self, board: WorkQueue) -> None:
+    def run_as_helper(self, queue: WorkQueue) -> None:
         """Color shots that the ``board`` of the host hands out, until none is left. An error is the host's to tell."""
-        with suppress(UserError), board.failing(), write_errors(self.output):
+        with suppress(UserError), queue.failing(), write_errors(self.output):
             writer = self._writer()
-            parts = segment_store_of(self.painter, self.film, self.output, writer, self.config)
+            parts = open_segment_store(self.painter, self.film, self.output, writer, self.config)
             deadline = time.monotonic() + LATE
             while (found := parts.plan_so_far()) is None:
                 if time.monotonic() > deadline:
                     raise UserError(f"{parts.folder} is not seen on all machines; choose an --output that is")
                 time.sleep(PAUSE)
             plan, whole = found
-            board.known = len(plan.shots) if whole else len(plan.shots) - 1
-            if not sum(1 for _ in self._coloring(writer, parts, plan).color_shots(board, tqdm(disable=True))):
+            queue.known = len(plan.shots) if whole else len(plan.shots) - 1
+            if not sum(1 for _ in self._coloring(writer, parts, plan).color_shots(queue, tqdm(disable=True))):
                 time.sleep(PAUSE)  # another one was quicker, or this machine's disk is late
 
-    def _find_plan(self, parts, board, early):
+    def _find_plan(self, parts, queue, early):
         """The plan of the film. While it is found, who helps colors ``early`` the shots that are known, as if it had
         neither bars nor a Response; where that is not so, these are colored again."""
         outlines = []
 
         def found(plan):
             new = range(len(outlines), len(plan.shots) - 1)  # the last one may go over into one that is not known
-            if new and board.idle():
+            if new and queue.idle():
                 parts.begin(plan, whole=False)
                 outlines.extend(map(plan.outline, new))
-                board.post({number: plan.shots[number].end - plan.shots[number].start for number in new})
+                queue.post({number: plan.shots[number].end - plan.shots[number].start for number in new})
 
-        plan = scan(self.film, self.painter, self.config, found if early and board.shared else None)
+        plan = scan(self.film, self.painter, self.config, found if early and queue.shared else None)
         if outlines != [plan.outline(number) for number in range(min(len(outlines), len(plan.shots)))]:
-            board.withdraw()
-            for _ in board.wait():
+            queue.withdraw()
+            for _ in queue.wait():
                 pass
         parts.begin(plan)
         return plan
@@ -308,7 +308,7 @@ class RenderJob:
 
 
 def color_film(painter: FilmPredictor, film: Film, output: str | Path, config: FilmConfig | None = None, *,
-               overwrite: bool = False, explain: Callable[[Records], None] | None = None) -> Records:
+               overwrite: bool = False, on_complete: Callable[[Records], None] | None = None) -> Records:
     """Color ``film``, such as VideoFile("episode.mkv"), into ``output``; returns the Records of its shots.
 
     ``explain(records)`` is called when the film is whole, to write what goes with it. Numbered frames are written into
@@ -320,7 +320,7 @@ def color_film(painter: FilmPredictor, film: Film, output: str | Path, config: F
     shots are kept then.
     """
     settings = part_of(config or FilmConfig(), FilmConfig)
-    return RenderJob(painter, film, Path(output), settings, overwrite).host(WorkQueue(), explain)
+    return RenderJob(painter, film, Path(output), settings, overwrite).run_as_owner(WorkQueue(), on_complete)
 
 
 def compare(film: Film, result: Film, config: FilmConfig, every: int) -> Iterator[tuple[int, Planes, Planes]]:

@@ -143,7 +143,7 @@ class Finished(NamedTuple):
     references: bool  # whether it had any
 
 
-def finished_by(output: Path) -> Finished | None:
+def read_completion(output: Path) -> Finished | None:
     """By what the film ``output`` was colored, if all that goes with it was written; None where that is not known, or
     another film is there."""
     content = _read(segment_folder(output) / FINISHED)
@@ -154,10 +154,10 @@ def finished_by(output: Path) -> Finished | None:
 
 def is_joined(output: Path) -> bool:
     """Whether the film ``output`` is whole, but what goes with it was not written yet, or is to be written again."""
-    return bool(SegmentStore(output, "").held()) and finished_by(output) is None
+    return bool(SegmentStore(output, "").held()) and read_completion(output) is None
 
 
-def is_done(film: Film, output: Path) -> bool:
+def is_complete(film: Film, output: Path) -> bool:
     """Return whether ``film`` is colored into ``output`` and everything that accompanies it was written."""
     if isinstance(film, NumberedFrames):
         written = all(path.exists() for path in film.colored(output, film.paths).paths.values())

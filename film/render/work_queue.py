@@ -61,7 +61,7 @@ class WorkerGroup:
     """The processes of a run: ``rank`` of ``size``, of which rank 0 leads. Without arguments one that is alone."""
 
     def __init__(self, store: dist.Store | None = None, rank: int = 0, size: int = 1) -> None:
-        self.store, self.rank, self.size, self.alone = store or dist.HashStore(), rank, size, store is None
+        self.store, self.rank, self.size, self.is_single_process = store or dist.HashStore(), rank, size, store is None
         self.me = f"{rank}.{self.store.add(f'starts of {rank}', 1)}"
         self.stamps = itertools.count()
 
@@ -80,7 +80,7 @@ class WorkerGroup:
             return cls(dist.PrefixStore(f"crew {next(_crews)}", store), rank, size)
 
     @property
-    def leads(self) -> bool:
+    def is_leader(self) -> bool:
         return self.rank == 0
 
     def change(self, key: str, how: Callable[[dict[str, Any]], T], store: dist.Store | None = None) -> T:
@@ -94,17 +94,17 @@ class WorkerGroup:
         with _lost():
             return rank < self.size and self.store.add(f"starts of {rank}", 0) == start
 
-    def decide(self, key: str, make: Callable[[], Any]) -> Any:
+    def compute_on_leader(self, key: str, make: Callable[[], Any]) -> Any:
         """What ``make()`` returns, a plain value, in the leader; the others wait for it, and so does a leader that is
         started again. Where it raises a UserError there, the others raise SystemExit."""
         while not (notes := self.change(key, dict)):
-            if self.leads:
+            if self.is_leader:
                 self._decide(key, make)
             else:
                 time.sleep(PAUSE)
         if "error" in notes:
             self._meet(key)
-            raise UserError(notes["error"]) if self.leads else SystemExit(1)
+            raise UserError(notes["error"]) if self.is_leader else SystemExit(1)
         return notes["answer"]
 
     def _decide(self, key, make):
@@ -114,7 +114,7 @@ class WorkerGroup:
             decided = {"error": str(error)}
         self.change(key, lambda notes: notes.update(decided))
 
-    def share(self, keys: Sequence[str], host: Callable[[str], None],
+    def run_all(self, keys: Sequence[str], host: Callable[[str], None],
               help: Callable[[str, str], None] | None = None) -> dict[str, UserError]:
         """Work on all ``keys``, which name files: ``host(key)`` in one process each, in order, and ``help(key, board)``
         in those that are idle, while the host has a Board of that name.
@@ -132,9 +132,9 @@ class WorkerGroup:
                     except UserError as error:
                         here[key] = error
                     self._end(key, here.get(key, ""), len(keys) > 1)
-            elif board := help and self._choose(left):
-                with self._leaving(board[0]):
-                    help(*board)
+            elif queue := help and self._choose(left):
+                with self._leaving(queue[0]):
+                    help(*queue)
             else:
                 time.sleep(PAUSE)
             left = self.left(left)
@@ -173,7 +173,7 @@ class WorkerGroup:
             self._bury(notes)
             others = [worker for worker in notes.get("workers", []) if worker != self.me]
             if not others:
-                notes.pop("board", None)
+                notes.pop("queue", None)
             return others
 
         return self.change(key, look)
@@ -194,7 +194,7 @@ class WorkerGroup:
         self._bury(notes)
         if "end" in notes or notes["workers"]:
             return None
-        notes.pop("board", None)
+        notes.pop("queue", None)
         notes["workers"] = [self.me]
         notes["deaths"] = notes.get("deaths", 0) + notes.pop("died", 0)
         return notes["deaths"]
@@ -225,20 +225,20 @@ class WorkerGroup:
         if self.me in notes["workers"]:
             notes["workers"].remove(self.me)
 
-    def _join_in(self, notes, board):
+    def _join_in(self, notes, queue):
         """Note that this process works on a file, if that still has the board; whether it does."""
         self._bury(notes)
-        if notes.get("board") == board:
+        if notes.get("queue") == queue:
             notes["workers"].append(self.me)
-        return notes.get("board") == board
+        return notes.get("queue") == queue
 
     def _choose(self, keys):
         """(key, name of its Board) of the file that has most shots to hand out, and on which this process works now;
         None if there is none."""
-        boards = {key: board for key in keys if (board := self.change(key, dict).get("board"))}
-        free = {key: self.change(board, lambda notes: len(notes.get("free", ()))) for key, board in boards.items()}
+        boards = {key: queue for key in keys if (queue := self.change(key, dict).get("queue"))}
+        free = {key: self.change(queue, lambda notes: len(notes.get("free", ()))) for key, queue in boards.items()}
         key = max(free, key=free.__getitem__, default=None)
-        if key is None or not free[key] or not self.change(key, partial(self._join_in, board=boards[key])):
+        if key is None or not free[key] or not self.change(key, partial(self._join_in, queue=boards[key])):
             return None
         return key, boards[key]
 
@@ -251,18 +251,18 @@ class WorkQueue:
     would be the last to be done. So one process colors from first to last, but for those that shall be ``first``.
     """
 
-    def __init__(self, crew: WorkerGroup | None = None, key: str = "", name: str = "", first: Sequence[int] = ()) -> None:
+    def __init__(self, group: WorkerGroup | None = None, key: str = "", name: str = "", first: Sequence[int] = ()) -> None:
         """``key``: of the film in ``Crew.share``. ``name``: of the host's board, for who helps."""
-        self.crew, self.key, self.name, self.first = crew or WorkerGroup(), key, name, first
+        self.group, self.key, self.name, self.first = group or WorkerGroup(), key, name, first
         self.known = sys.maxsize  # this process takes shots of lower numbers only
-        self.shared = self.crew.size > 1
-        self.store = self.crew.store if self.shared else dist.HashStore()  # nobody else need see it
+        self.shared = self.group.size > 1
+        self.store = self.group.store if self.shared else dist.HashStore()  # nobody else need see it
 
     def post(self, lengths: Mapping[int, int]) -> None:
         """Hand out these shots, {number: frames}, from now on, but for those that were handed out since the board was
         begun. It is the host's."""
         if not self.name:
-            self.name = f"shots of {self.key} by {self.crew.me} {next(self.crew.stamps)}"
+            self.name = f"shots of {self.key} by {self.group.me} {next(self.group.stamps)}"
             self._change(lambda notes: notes.update(busy=[], done=[]))
 
         def add(notes):
@@ -270,7 +270,7 @@ class WorkQueue:
             notes["free"] = {str(number): frames for number, frames in lengths.items() if number not in begun}
 
         self._change(add)
-        self.crew.change(self.key, lambda notes: notes.update(board=self.name))
+        self.group.change(self.key, lambda notes: notes.update(queue=self.name))
 
     def idle(self) -> bool:
         """Whether no shot is free for who may help. It is the host's."""
@@ -301,7 +301,7 @@ class WorkQueue:
         """Yields again and again until nobody helps any more; then this board ends, and the next ``post`` begins
         another one. What is not done then is still to be done."""
         while True:
-            helped = self.crew.helpers(self.key)
+            helped = self.group.helpers(self.key)
             yield
             if not helped:
                 self.name = ""
@@ -320,7 +320,7 @@ class WorkQueue:
             raise
 
     def _change(self, how):
-        return self.crew.change(self.name, how, self.store)
+        return self.group.change(self.name, how, self.store)
 
     def _take(self, notes, last):
         free = {int(number): frames for number, frames in notes["free"].items() if int(number) < self.known}
@@ -336,9 +336,9 @@ class WorkQueue:
         longest = max(free, key=free.__getitem__, default=None)
         if wanted := [number for number in self.first if number in free]:
             return wanted[0]
-        if longest is None or free[longest] * self.crew.size >= sum(free.values()):
+        if longest is None or free[longest] * self.group.size >= sum(free.values()):
             return longest
-        if self.crew.size == 1:
+        if self.group.size == 1:
             return min(free) if following is None else following
         if following is not None and following == last + 1:
             return following
@@ -351,7 +351,7 @@ class WorkQueue:
         return next(number for number, frames in zip(reversed(run), ends, strict=True) if 2 * frames >= ends[-1])
 
 
-def share_isolated(keys: Sequence[str], work: Callable[..., T], *arguments: object) -> T:
+def run_isolated(keys: Sequence[str], work: Callable[..., T], *arguments: object) -> T:
     """``work(crew, *arguments)``, which shares ``keys``, by a crew of one process apart, which is started again when it
     dies: of many files, one that crashes a decoder costs only itself. All is pickled."""
     with TemporaryDirectory() as folder:
