@@ -31,12 +31,12 @@ from fileio.images import IMAGE_SUFFIXES
 from film.analysis.detected_shots import SPLITS, DetectedFilm, DetectedShot, DetectionResults, link
 from film.analysis.letterbox import Margin, Profile, find_boxes, margins, profile
 from film.analysis.shot_detection import (
-    ChangeDetector, Detector, FramePool, HistogramDetector, detect_shots, frame_positions, reread_frames, small_picture)
+    ChangeDetector, Detector, FramePool, HistogramDetector, detect_shots, reread_frames, small_picture)
 from film.io.planes import Box, Planes
 from film.io.video import Damage, VideoFile, ahead, find_videos
 from film.render.work_queue import WorkerGroup, run_isolated
 from film.report.shot_figures import SHEET_COLUMNS, SHEET_PAGES, SHEET_ROWS, SIGNATURE, draw_contact_sheets, draw_curve
-from utils import UserError, list_files, rank_and_size, read_flags, run_cli, warn
+from utils import UserError, evenly_spaced, list_files, rank_and_size, read_flags, run_cli, warn
 
 CSV_HEADER = ["file", "video", "frame", "time", "shot", "split"]
 OWN_PICTURE = re.compile(r"(train|val|test)/raw_image_[^/\\]*_\d+\.png")  # files that --overwrite may remove
@@ -205,8 +205,8 @@ class Scan:
         """A shot has ended: write the wanted frames that are held, and note the others to be read again."""
         first, last = shot.first, shot.last
         if last - first + 1 >= self.config.shots_len_thres:
-            positions = frame_positions(first, last, self.config.frames_per_shot)
-            shot.images = {index: next(self.numbers) for index in positions}
+            positions = evenly_spaced(last - first + 1, self.config.frames_per_shot)
+            shot.images = {first + index: next(self.numbers) for index in positions}
         wanted = sorted({*shot.images, (first + last) // 2})
         for index in wanted:
             held = pool.held[index]

@@ -35,7 +35,7 @@ from film.io.thread_pool import coloring_threads, in_order
 from film.io.video import VIDEO_SUFFIXES, Film, VideoFile, find_videos, frames_at, is_video
 from film.render.incremental import can_update
 from film.render.rendering import RenderJob, compare, confidence_video_path
-from film.render.segments import read_completion, is_complete, segment_folder
+from film.render.segments import is_complete, read_completion, segment_folder
 from film.render.work_queue import WorkQueue, WorkerGroup, run_isolated
 from film.report.confidence_video import mixture, tint
 from film.report.html_report import Report, Suggestion, suggest_frames, write_report

@@ -14,10 +14,13 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 import numpy as np
 import torch
+
+T = TypeVar("T")
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Errors and the exit code of a script
@@ -184,6 +187,36 @@ def list_files(folder: str | Path, suffixes: Collection[str] | None = None) -> l
                   key=lambda path: natural_key(path.name))
 
 
+def evenly_spaced(count: int, n: int) -> list[int]:
+    """Return min(n, count) different indices in [0, count), evenly spaced from the first to the last index; for
+    ``n`` = 1, the middle index."""
+    n = min(n, count)
+    if n == 1:
+        return [(count - 1) // 2]
+    return [i * (count - 1) // (n - 1) for i in range(n)]
+
+
+class StreamSample(Generic[T]):
+    """A sample of ``size`` evenly spaced items of a stream of unknown length; holds fewer than twice as many."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.stride, self.count = size, 1, 0
+        self.held: list[T] = []  # every ``stride``-th item of the stream
+
+    def add(self, make: Callable[[], T]) -> None:
+        """Advance by one item; ``make`` is called to create it only if it is held."""
+        if self.count % self.stride == 0:
+            self.held.append(make())
+            if len(self.held) == 2 * self.size:
+                self.held = self.held[::2]
+                self.stride *= 2
+        self.count += 1
+
+    def items(self) -> list[T]:
+        """Return at most ``size`` evenly spaced items of the stream so far."""
+        return [self.held[i] for i in evenly_spaced(len(self.held), self.size)]
+
+
 def image_ids(names: Iterable[str]) -> list[int]:
     """Return an id for each file name: the number at the end of its stem (``ep01_5.png`` -> 5), unique in the list.
 
@@ -199,11 +232,6 @@ def image_ids(names: Iterable[str]) -> list[int]:
         ids.append(number)
         taken.add(number)
     return ids
-
-
-def evenly_spaced(count: int, maximum: int) -> list[int]:
-    """Return at most ``maximum`` evenly spaced indices in [0, count)."""
-    return sorted({round(i) for i in torch.linspace(0, count - 1, min(count, maximum)).tolist()})
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from colorizer.colorizer import Colorizer
 from colorizer.memory import spatial_memory as spatial
 from colorizer.warping import in_betweens as between, optical_flow as flow, optical_flow_gpu as motion
 from config import FilmConfig
-from film.analysis.first_pass import scan
+from film.analysis.first_pass import analyze_film
 from film.io.video import VideoFile
 from film.render import rendering as episode
 from networks import Generator
@@ -102,7 +102,7 @@ def color(painter_, film, seconds):
 def waits(painter_, film, seconds):
     """How often a batch of 8 frames waits for a CUDA device, by the line of our code that does."""
     film = VideoFile(film)
-    plan = scan(film, painter_, FilmConfig(end=seconds))
+    plan = analyze_film(film, painter_, FilmConfig(end=seconds))
     frames = [planes.lightness(painter_.side) for _, (_, _, planes) in zip(range(8), film.read(), strict=False)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -21,14 +21,14 @@ from config import FilmConfig, PredictorConfig
 from editing.frame_reader import jpeg
 from editing.project import Found, Project
 from editing.recolor import Change, Recolored
-from film.analysis.first_pass import EvenSample, boundaries
+from film.analysis.first_pass import find_edited_boundaries
 from film.analysis.plan import FilmPredictor
 from film.io.planes import Planes
 from film.io.video import Damage, VideoFile, ahead
 from film.render.incremental import can_update
 from film.render.rendering import RenderJob
 from film.render.work_queue import WorkQueue
-from utils import UserError
+from utils import StreamSample, UserError
 
 PICTURES = 2000  # at least, of a long film, that are kept while shots are found, spread evenly
 SMALL = 240  # width of these
@@ -111,7 +111,7 @@ def find_shots(project: Project, work: BackgroundTask) -> None:
     film = project.film
     if film is None:
         raise UserError("there is no film yet; choose one")
-    pts, pictures = array("q"), EvenSample[bytes](PICTURES)
+    pts, pictures = array("q"), StreamSample[bytes](PICTURES)
 
     def lumas():
         with closing(ahead(film.read(), 8)) as frames:
@@ -126,7 +126,7 @@ def find_shots(project: Project, work: BackgroundTask) -> None:
         height, width = planes.y.shape
         return jpeg(planes.gray(max(1, round(height * SMALL / width)), SMALL), SMALL)
 
-    starts = [0, *(boundary.end for boundary in boundaries(lumas(), FilmConfig()))]
+    starts = [0, *(boundary.end for boundary in find_edited_boundaries(lumas(), FilmConfig()))]
     if not pts:
         raise UserError(f"no frame of {film.path} can be decoded; choose another film")
     project.save_found(Found(pts, starts, pictures.held, pictures.stride))

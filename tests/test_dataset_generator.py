@@ -23,11 +23,11 @@ from config import GeneratorConfig
 from dataset_generator import split_shots
 from fileio.images import read_image
 from film.analysis.shot_detection import (
-    ChangeDetector, FramePool, HistogramDetector, checksum, detect_shots, frame_positions, small_picture)
+    ChangeDetector, FramePool, HistogramDetector, checksum, detect_shots, small_picture)
 from film.io.planes import Coding, Planes, plane_array
 from film.io.video import VideoFile
 from film.report import shot_figures as figures
-from utils import UserError
+from utils import UserError, evenly_spaced
 
 SCRIPT = Path(generator.__file__)
 RED, GREEN, BLUE, WHITE = (20, 20, 220), (20, 70, 20), (220, 40, 30), (255, 255, 255)  # BGR
@@ -206,8 +206,8 @@ def test_shots_stream():
     (0, 12, 5, [0, 3, 6, 9, 12]),
     (7, 8, 3, [7, 8]), (7, 7, 3, [7]), (7, 7, 1, [7]), (4, 6, 3, [4, 5, 6]), (0, 3, 9, [0, 1, 2, 3]), (3, 3, 2, [3]),
 ])
-def test_frame_positions_by_hand(first, last, count, expected):
-    assert frame_positions(first, last, count) == expected
+def test_evenly_spaced_frames_of_a_shot_match_a_worked_example(first, last, count, expected):
+    assert [first + i for i in evenly_spaced(last - first + 1, count)] == expected
 
 
 def test_split_gives_every_split_a_shot_and_follows_the_shares():
@@ -249,7 +249,7 @@ def test_pool_holds_what_a_shot_of_any_length_wants(count, delay, budget):
         assert pool.bytes == 300 * sum(isinstance(held, Planes) for held in pool.held.values())
         assert pool.bytes <= budget + (delay + 3) * 300
         if cut is not None and index == cut + delay:
-            for wanted in {*frame_positions(begin, cut - 1, count), (begin + cut - 1) // 2}:
+            for wanted in {*(begin + i for i in evenly_spaced(cut - begin, count)), (begin + cut - 1) // 2}:
                 held = pool.held[wanted]
                 if budget == 10**9 or isinstance(held, Planes):
                     pixels += 1

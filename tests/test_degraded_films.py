@@ -15,8 +15,8 @@ from colorizer.colorizer import Colorizer
 from colorizer.predictor import Palette, Predictor
 from config import FilmConfig, ModelConfig
 from dataset import AB_SCALE, L_SCALE, exposed, lab_to_rgb, on_video, resize, rgb_to_lab, shot_has_color
-from film.analysis.exposure import ExposureTracker, lit
-from film.analysis.first_pass import scan
+from film.analysis.exposure import ExposureTracker, normalize_exposure
+from film.analysis.first_pass import analyze_film
 from film.analysis.plan import Plan
 from film.io.planes import gray_lightness
 from film.io.video import VideoFile
@@ -101,7 +101,7 @@ def test_a_flash_leaves_no_light_behind():
     for pictures, most in ((lumas(30, 12), 1e-3), (dissolve, 1.5)):
         flashed = [0.5 * picture + 127 if i == 8 else picture for i, picture in enumerate(pictures)]
         for picture, light in zip(pictures, light_of(flashed), strict=True):
-            assert light[0] > 1.5 or np.abs(lit(lightness(picture), light) - lightness(picture)).mean() < most
+            assert light[0] > 1.5 or np.abs(normalize_exposure(lightness(picture), light) - lightness(picture)).mean() < most
 
 
 def test_fades_and_flicker_are_undone():
@@ -112,7 +112,7 @@ def test_fades_and_flicker_are_undone():
                                  (flicker, plain, slice(None))):
         light = light_of(pictures)
         undone = [np.abs(lightness(a) - lightness(b)).mean() for a, b in zip(pictures, true, strict=True)]
-        done = [np.abs(lit(lightness(a), at) - lightness(b)).mean()
+        done = [np.abs(normalize_exposure(lightness(a), at) - lightness(b)).mean()
                 for a, at, b in zip(pictures, light, true, strict=True)]
         assert np.mean(undone[seen]) > 3 * np.mean(done[seen]) and max(done[seen]) < 4
 
@@ -276,10 +276,10 @@ def test_frames_painted_over_film_of_a_stock_are_told_from_others(painter):
 
 def test_the_plan_keeps_response_and_light(painter, tmp_path):
     source = draw_shots(tmp_path / "in.mkv", [(60, 14), (200, 14)])
-    plan = scan(VideoFile(source), StubPainter(), FilmConfig())
-    plan.response, plan.light[3] = FilmResponse.between(np.arange(50), np.arange(100)), (2, -3)
-    again = Plan.of(plan.state())
-    assert np.array_equal(again.light, plan.light) and again.response.state() == plan.response.state()
+    plan = analyze_film(VideoFile(source), StubPainter(), FilmConfig())
+    plan.response, plan.exposure[3] = FilmResponse.between(np.arange(50), np.arange(100)), (2, -3)
+    again = Plan.from_state(plan.state())
+    assert np.array_equal(again.exposure, plan.exposure) and again.response.state() == plan.response.state()
 
 
 def test_response_none_looks_at_a_film_as_it_is(tmp_path):
@@ -289,6 +289,6 @@ def test_response_none_looks_at_a_film_as_it_is(tmp_path):
         def respond(self, lightness):
             asked.append(len(lightness))
 
-    scan(VideoFile(source), Asked(), FilmConfig())
-    scan(VideoFile(source), Asked(), FilmConfig(response="none"))
+    analyze_film(VideoFile(source), Asked(), FilmConfig())
+    analyze_film(VideoFile(source), Asked(), FilmConfig(response="none"))
     assert asked == [12]

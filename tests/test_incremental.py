@@ -26,7 +26,7 @@ from film.io.video import VideoFile
 from film.render import rendering as episode
 from film.render.incremental import find_changed_shots
 from film.render.rendering import color_film
-from film.render.segments import read_completion, is_complete, pack_embeddings, segment_folder, unpack_embeddings
+from film.render.segments import is_complete, pack_embeddings, read_completion, segment_folder, unpack_embeddings
 from networks import MemoryNetwork
 from test import main
 from utils import UserError

@@ -12,7 +12,7 @@ from drawn import StubPainter, planes_in
 from config import FilmConfig, GeneratorConfig
 from dataset_generator import generate
 from fileio.images import read_image
-from film.analysis.first_pass import scan
+from film.analysis.first_pass import analyze_film
 from film.analysis.letterbox import find_boxes, margins, profile
 from film.analysis.plan import Plan
 from film.io.encoding import Target
@@ -190,13 +190,13 @@ def test_an_interrupted_run_keeps_the_box(tmp_path):
 
 def test_a_plan_tells_the_box_of_frames(tmp_path):
     whole = [cv2.resize(picture, (WIDTH + 48, HEIGHT)) for picture in drawn(3, 14)]
-    plan = scan(VideoFile(write_film(tmp_path / "in.mkv", [*framed(drawn(0, 14), **PILLARS), *whole,
+    plan = analyze_film(VideoFile(write_film(tmp_path / "in.mkv", [*framed(drawn(0, 14), **PILLARS), *whole,
                                                            *framed(drawn(1, 14), **PILLARS)])),
                 StubPainter(), FilmConfig())
     box, ends = (0, HEIGHT, 22, 22 + WIDTH), (14, 28, 42)
     parts = SegmentStore(tmp_path / "out.mkv", "key")
     parts.begin(plan)
-    for each in (plan, Plan.of(plan.state()), parts.plan()):
+    for each in (plan, Plan.from_state(plan.state()), parts.plan()):
         assert [(shot.end, shot.box) for shot in each.shots] == list(zip(ends, (box, None, box), strict=True))
         assert [each.box(i, i + 1) for i in (0, 13, 14, 27, 28, 41)] == [box, box, None, None, box, box]
         assert each.box(28, 42) == box and each.box(13, 15) is None

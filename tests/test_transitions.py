@@ -8,7 +8,7 @@ from drawn import StubPainter, planes_in
 
 from colorizer.confidence import Confidence
 from config import FilmConfig
-from film.analysis.first_pass import scan
+from film.analysis.first_pass import analyze_film
 from film.analysis.plan import Plan, Shot
 from film.analysis.transitions import LATE, find_boundaries
 from film.io.video import VideoFile
@@ -211,8 +211,8 @@ def test_a_film_with_one(tmp_path, kind):
 
 def test_a_plan_comes_back(tmp_path):
     source = store(tmp_path / "in.mkv", joined("dissolve")[0])
-    plan = scan(VideoFile(source), StubPainter(), FilmConfig())
-    again = Plan.of(plan.state())
+    plan = analyze_film(VideoFile(source), StubPainter(), FilmConfig())
+    again = Plan.from_state(plan.state())
     one, other = plan.shots[0], again.shots[0]
-    assert isinstance(other, Shot) and other.alone == one.alone < one.end and again.shots[1].blend is None
-    assert other.blend.following.dtype == np.float16 and np.array_equal(other.blend.following, one.blend.following)
+    assert isinstance(other, Shot) and other.transition_start == one.transition_start < one.end and again.shots[1].transition is None
+    assert other.transition.next_lightness.dtype == np.float16 and np.array_equal(other.transition.next_lightness, one.transition.next_lightness)

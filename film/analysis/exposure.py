@@ -19,7 +19,7 @@ STILL = 1.0, 0.0  # gain and offset between two frames in one light
 GREATEST = 8.0  # gain: what is darker shows nothing
 
 
-def lit(L: np.ndarray, light: np.ndarray) -> np.ndarray:
+def normalize_exposure(L: np.ndarray, light: np.ndarray) -> np.ndarray:
     """L in [0, 100], of any shape, in the full light of its shot: gain * L + offset, ``light`` being both."""
     gain, offset = light
     return L if gain == 1 and offset == 0 else (gain * L + offset).clip(0, L_SCALE)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,39 +20,16 @@ from tqdm import tqdm
 
 from config import FilmConfig
 from dataset import resize, shot_has_color
-from film.analysis.exposure import STEADY, ExposureTracker, lit
+from film.analysis.exposure import STEADY, ExposureTracker, normalize_exposure
 from film.analysis.letterbox import Profile, find_boxes, margins, profile
-from film.analysis.plan import Blend, FilmPredictor, Plan, Shot
-from film.analysis.shot_detection import frame_positions
+from film.analysis.plan import FilmPredictor, Plan, Shot, Transition
 from film.analysis.transitions import LATE, Boundary, find_boundaries
 from film.io.planes import Planes
 from film.io.video import Damage, Film, ahead, window
-from utils import UserError
+from utils import StreamSample, UserError
 
 SAMPLES = 8  # frames of a shot that its palette is chosen by
 LOOKS, LOOK = 12, 256  # frames of a film by which its response is found, and pixels along a side of them
-T = TypeVar("T")
-
-
-class EvenSample(Generic[T]):
-    """Of things that come one by one, ``count`` that are spread evenly over all; less than twice as many are held."""
-
-    def __init__(self, count: int) -> None:
-        self.count, self.stride, self.seen = count, 1, 0
-        self.held: list[T] = []
-
-    def add(self, make: Callable[[], T]) -> None:
-        """Take the next thing, which is made only if it is held."""
-        if self.seen % self.stride == 0:
-            self.held.append(make())
-            if len(self.held) == 2 * self.count:
-                self.held = self.held[::2]
-                self.stride *= 2
-        self.seen += 1
-
-    def chosen(self) -> list[T]:
-        """At most ``count`` of those that came."""
-        return [self.held[i] for i in frame_positions(0, len(self.held) - 1, self.count)]
 
 
 class Sample(NamedTuple):
@@ -70,7 +47,7 @@ class Samples:
     def __init__(self, side: int, bars: bool) -> None:
         self.side, self.bars, self.seen = side, bars, 0
         self.recent = deque()  # (index, planes of side x side, Profile) that may belong to the next shot
-        self.open: EvenSample[Sample] = EvenSample(SAMPLES)
+        self.open: StreamSample[Sample] = StreamSample(SAMPLES)
 
     def add(self, planes: Planes) -> None:
         self.recent.append((self.seen, planes.reduced(self.side), profile(planes) if self.bars else None))
@@ -87,32 +64,32 @@ class Samples:
 
         self.open.add(make)
 
-    def close(self, boundary: Boundary) -> tuple[list[Sample], Blend | None]:
+    def close(self, boundary: Boundary) -> tuple[list[Sample], Transition | None]:
         """End the open shot; returns at most SAMPLES frames of it, and how it becomes the next one, None by a cut."""
         while self.recent and self.recent[0][0] < boundary.start:
             self._keep(*self.recent.popleft())
         while self.recent and self.recent[0][0] < boundary.end:
             self.recent.popleft()
-        chosen, self.open = self.open.chosen(), EvenSample(SAMPLES)
+        chosen, self.open = self.open.items(), StreamSample(SAMPLES)
         if boundary.start == boundary.end:
             return chosen, None
         following = self.recent[0][1].lightness(self.side).astype(np.float16)
-        return chosen, Blend(boundary.end - boundary.start, boundary.wipe, following)
+        return chosen, Transition(boundary.end - boundary.start, boundary.wipe, following)
 
 
-def scan(film: Film, painter: FilmPredictor, config: FilmConfig, found: Callable[[Plan], None] | None = None) -> Plan:
+def analyze_film(film: Film, painter: FilmPredictor, config: FilmConfig, found: Callable[[Plan], None] | None = None) -> Plan:
     """The first pass over a film: its Plan. A film that has bars or is looked at through a curve is read once more, for
     shots and palettes without the bars and through the curve. Raises UserError when no frame between start and end
     decodes.
 
     At the end of each shot, ``found(plan)`` gets what is known by then, as if the film had neither bars nor a Response.
     """
-    looks: EvenSample[tuple[int, Sample]] = EvenSample(LOOKS)
+    looks: StreamSample[tuple[int, Sample]] = StreamSample(LOOKS)
     plan, response = _scan(film, painter, config, looks, found=found), None
     if config.response == "auto":
-        response = painter.respond([_lightness(sample, plan.shots[number].box) for number, sample in looks.chosen()])
+        response = painter.respond([_lightness(sample, plan.shots[number].box) for number, sample in looks.items()])
     if response and not response.is_straight or any(shot.box for shot in plan.shots):
-        plan = _scan(film, painter.through(response), config, EvenSample(LOOKS), plan)
+        plan = _scan(film, painter.through(response), config, StreamSample(LOOKS), plan)
     plan.response = response
     return plan
 
@@ -127,7 +104,7 @@ def _lightness(sample, box):
     return resize(L, side, side)
 
 
-def boundaries(lumas: Iterator[np.ndarray], config: FilmConfig) -> Iterator[Boundary]:
+def find_edited_boundaries(lumas: Iterator[np.ndarray], config: FilmConfig) -> Iterator[Boundary]:
     """Every Boundary of ``find_boundaries``, but for those at ``config.join_at``, and cuts at ``config.cut_at``."""
     cuts = sorted({cut for cut in config.cut_at if cut > 0})
     for start, cut in zip([0, *cuts], [*cuts, None], strict=True):
@@ -173,7 +150,7 @@ def _scan(film, painter, config, looks, first=None, found=None):
         lights.append(light.of_shot(start, boundary.start))
         lights.append(STEADY.repeat(boundary.end - boundary.start, 0))
         for sample in chosen:
-            sample.lab[..., 0] = lit(sample.lab[..., 0], lights[-2][sample.frame - start])
+            sample.lab[..., 0] = normalize_exposure(sample.lab[..., 0], lights[-2][sample.frame - start])
             looks.add(partial(tuple, (len(shots), sample)))
         _, labs, pictures, profiles = zip(*chosen, strict=True)
         if first is None:
@@ -187,7 +164,7 @@ def _scan(film, painter, config, looks, first=None, found=None):
     def plan():
         return Plan(pts, duration, list(shots), has_color, np.concatenate(lights))
 
-    for boundary in boundaries(lumas(), config):
+    for boundary in find_edited_boundaries(lumas(), config):
         close(boundary)
     if not pts:
         part = "" if (config.start, config.end) == (0, math.inf) else " between --start and --end"

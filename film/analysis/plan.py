@@ -57,71 +57,75 @@ class FilmPredictor(Protocol):
 
 
 @dataclass
-class Blend:
-    """How a shot becomes the next one: its last frames show both."""
+class Transition:
+    """A gradual change from a shot to the next one. The last ``frames`` frames of the shot show both."""
 
-    frames: int  # how many
-    wipe: bool  # whether each place shows one of both, not a mixture
-    following: np.ndarray  # L (side, side), float16 in [0, 100], of the first frame that shows the next shot alone
+    frames: int  # length in frames
+    wipe: bool  # True: each pixel shows one of both shots (wipe, iris); False: a mixture of both (dissolve)
+    next_lightness: np.ndarray  # L float16 (side, side) in [0, 100] of the first frame that shows only the next shot
 
 
 @dataclass
 class Shot:
-    """Frames [start, end) of the film and what they are colored by."""
+    """Frames [start, end) of a film, and the palette that they are colored with."""
 
     start: int
     end: int
     palette: Palette
-    in_color: bool  # already; keep_color_shots leaves it as it is
-    box: Box | None = None  # what is colored, without the bars; None is all
-    blend: Blend | None = None
+    in_color: bool  # whether the source is already in color
+    box: Box | None = None  # the picture inside of the letterbox; None: the whole frame
+    transition: Transition | None = None  # into the next shot; None: a cut
 
     @property
-    def alone(self) -> int:
-        """End of the frames that show this shot alone."""
-        return self.end - (self.blend.frames if self.blend else 0)
+    def transition_start(self) -> int:
+        """First frame that also shows the next shot; ``end`` if a cut follows."""
+        return self.end - (self.transition.frames if self.transition else 0)
 
     def state(self) -> dict[str, Any]:
-        """The shot as plain values and tensors."""
-        blend = self.blend and {**vars(self.blend), "following": torch.from_numpy(self.blend.following)}
-        return {**vars(self), "palette": tuple(self.palette), "blend": blend}
+        """Return the shot as plain values and tensors."""
+        transition = self.transition and {**vars(self.transition),
+                                          "next_lightness": torch.from_numpy(self.transition.next_lightness)}
+        return {**vars(self), "palette": tuple(self.palette), "transition": transition}
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> "Shot":
-        """The inverse of ``state``."""
-        blend = state["blend"] and Blend(**{**state["blend"], "following": state["blend"]["following"].numpy()})
-        return cls(**{**state, "palette": Palette(*state["palette"]), "blend": blend})
+    def from_state(cls, state: dict[str, Any]) -> "Shot":
+        """Restore a shot from the result of ``state``."""
+        transition = state["transition"]
+        if transition:
+            transition = Transition(**{**transition, "next_lightness": transition["next_lightness"].numpy()})
+        return cls(**{**state, "palette": Palette(*state["palette"]), "transition": transition})
 
 
 @dataclass
 class Plan:
-    """What the first pass over a film found: the time and the light of every frame, and the shots with what is colored
-    of them."""
+    """Result of the first pass over a film: timestamps, exposure, film response and shots."""
 
-    pts: array  # of int64, in the film's time base
-    last_duration: int  # of the last frame
+    pts: array  # int64 timestamp of each frame, in the time base of the film
+    last_duration: int  # duration of the last frame, in the same time base
     shots: list[Shot]
-    has_color: bool  # whether any frame that was sampled has, so that there is a truth
-    light: np.ndarray  # (n, 2) float32, gain and offset of L of each frame, see film/analysis/exposure.py
-    response: FilmResponse | None = None  # through which it is looked at
+    has_color: bool  # whether any sampled frame is in color, so that ground truth exists
+    exposure: np.ndarray  # float32 (n, 2), gain and offset of L for each frame, see film.analysis.exposure
+    response: FilmResponse | None = None  # film response of the source; None: that of the training frames
 
-    def by(self, painter: FilmPredictor) -> "Plan":
-        """The same plan with the palettes that ``painter``, which may have other references, recalls."""
-        return replace(self, shots=[replace(shot, palette=painter.requery_palette(shot.palette)) for shot in self.shots])
+    def requery_palettes(self, predictor: FilmPredictor) -> "Plan":
+        """Return a copy with the palettes that ``predictor``, which may have other references, recalls."""
+        return replace(self, shots=[replace(shot, palette=predictor.requery_palette(shot.palette))
+                                    for shot in self.shots])
 
-    def times(self, shot: Shot) -> array:
-        """The pts of the frames of a Shot."""
+    def shot_pts(self, shot: Shot) -> array:
+        """Return the timestamps of the frames of a shot."""
         return self.pts[shot.start:shot.end]
 
-    def outline(self, number: int) -> list[Any]:
-        """Plain values of a shot, on which alone it depends what it is colored by, and its record, for one film and one
-        painter."""
+    def shot_signature(self, number: int) -> list[Any]:
+        """Return plain values that are equal if a shot is colored from the same frames in the same way, given the same
+        film and predictor."""
         shot, response = self.shots[number], self.response and self.response.state()
-        following = self.shots[number + 1] if shot.blend else shot
-        return [shot.start, shot.alone, shot.end, following.alone, shot.box, self.has_color, response]
+        following = self.shots[number + 1] if shot.transition else shot
+        return [shot.start, shot.transition_start, shot.end, following.transition_start, shot.box, self.has_color,
+                response]
 
     def box(self, start: int, end: int) -> Box | None:
-        """What is colored of any of the frames [start, end); None is all."""
+        """Return the smallest box around the pictures of frames [start, end); None is the whole frame."""
         first = bisect_right(self.shots, start, key=lambda shot: shot.end)
         last = bisect_left(self.shots, end, first, key=lambda shot: shot.end)
         boxes = {shot.box for shot in self.shots[min(first, len(self.shots) - 1):last + 1]}
@@ -131,16 +135,14 @@ class Plan:
         return min(top), max(bottom), min(left), max(right)
 
     def state(self) -> dict[str, Any]:
-        """The plan as plain values and tensors."""
-        shots = [shot.state() for shot in self.shots]
-        response = self.response and self.response.state()
-        return {"pts": torch.tensor(self.pts, dtype=torch.int64), "last_duration": self.last_duration, "shots": shots,
-                "has_color": self.has_color, "light": torch.from_numpy(self.light), "response": response}
+        """Return the plan as plain values and tensors."""
+        return {**vars(self), "pts": torch.tensor(self.pts, dtype=torch.int64),
+                "shots": [shot.state() for shot in self.shots], "exposure": torch.from_numpy(self.exposure),
+                "response": self.response and self.response.state()}
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> "Plan":
-        """The inverse of ``state``."""
-        shots = [Shot.of(shot) for shot in state["shots"]]
-        response = state["response"] and FilmResponse.of(state["response"])
-        return cls(array("q", state["pts"].tolist()), state["last_duration"], shots, state["has_color"],
-                   state["light"].numpy(), response)
+    def from_state(cls, state: dict[str, Any]) -> "Plan":
+        """Restore a plan from the result of ``state``."""
+        return cls(**{**state, "pts": array("q", state["pts"].tolist()), "exposure": state["exposure"].numpy(),
+                      "shots": [Shot.from_state(shot) for shot in state["shots"]],
+                      "response": state["response"] and FilmResponse.of(state["response"])})

@@ -211,17 +211,6 @@ def judge_gray_cuts(lumas: Iterable[np.ndarray]) -> Iterator[list[int]]:
     yield [cut for cut, _ in pending]
 
 
-def frame_positions(first: int, last: int, count: int) -> list[int]:
-    """``count`` different frames spread evenly over [first, last], both ends included; 1 is the middle.
-
-    A shot of ``count`` frames or fewer gives each of its frames once.
-    """
-    if count == 1:
-        return [(first + last) // 2]
-    count = min(count, last - first + 1)
-    return [first + i * (last - first) // max(count - 1, 1) for i in range(count)]
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The frames that are wanted
 

@@ -22,7 +22,7 @@ from film.io.video import Film
 from film.render.segments import SegmentStore, read_completion
 from film.render.writers import FilmWriter, Writer
 
-SEGMENTS_FORMAT = 12  # of what is kept of a film's shots
+SEGMENTS_FORMAT = 13  # of what is kept of a film's shots
 
 
 def open_segment_store(painter: FilmPredictor, film: Film, output: Path, writer: Writer, config: FilmConfig) -> SegmentStore:
@@ -40,7 +40,7 @@ def shot_digest(painter: FilmPredictor, plan: Plan, number: int, looks: np.ndarr
     shot = plan.shots[number]
     if config.keep_color_shots and shot.in_color:
         return ""
-    if shot.blend is None:
+    if shot.transition is None:
         return painter.reading(shot.palette, looks)
     return (painter.reading(shot.palette, looks[:-1])
             + painter.reading(plan.shots[number + 1].palette, looks[-1:]))
@@ -80,5 +80,5 @@ def find_changed_shots(painter: FilmPredictor, film: Film, output: str | Path,
     if plan is None or not held:
         return None
     painter = painter.through(plan.response)
-    shots = finished_shots(painter, plan.by(painter), parts, config)
+    shots = finished_shots(painter, plan.requery_palettes(painter), parts, config)
     return [number for number, (_, reading) in enumerate(shots) if reading is None or reading != held[number]]

@@ -12,7 +12,7 @@ from colorizer.warping.optical_flow import TemporalFilter
 from config import FilmConfig
 from dataset import resize
 from film.analysis.denoising import denoise_shot
-from film.analysis.exposure import lit
+from film.analysis.exposure import normalize_exposure
 from film.analysis.held_frames import HeldFrameDetector
 from film.analysis.plan import FilmPredictor, Plan
 from film.io.encoding import Target
@@ -48,9 +48,9 @@ def read_tasks(film: Film, plan: Plan, todo: Iterable[int], side: int,
     def jobs(number, read):
         shot = plan.shots[number]
         for _, (index, planes) in read:
-            job = FrameTask(number, index, planes, blends=index >= shot.alone)
+            job = FrameTask(number, index, planes, blends=index >= shot.transition_start)
             if not (keep and shot.in_color) and (job.blends or drawing.is_new(planes, index == shot.start)):
-                job.L = lit(planes.part(shot.box).lightness(side), plan.light[index])
+                job.L = normalize_exposure(planes.part(shot.box).lightness(side), plan.exposure[index])
             yield job
 
     with closing(frames_at(film, plan.pts, (index for _, index in indices))) as frames:
@@ -88,11 +88,11 @@ def predict_tasks(jobs: Generator[FrameTask, None, None], painter: FilmPredictor
     def mix(shot, before):
         """The Mixture between a shot, of which ``before`` is the last frame that shows it alone, and the next one, and
         the look of the first frame that shows this alone."""
-        blend, following = plan.shots[shot].blend, plan.shots[shot + 1]
-        L = blend.following.astype(np.float32)
+        transition, following = plan.shots[shot].transition, plan.shots[shot + 1]
+        L = transition.next_lightness.astype(np.float32)
         ab, known, looks = painter.predict_with_embeddings(L[None], following.palette)
         behind = ColoredFrame(L, ab[0], next(known.each()))
-        return TransitionBlender(blend.frames, blend.wipe, before, behind, config.steady.side), looks[0]
+        return TransitionBlender(transition.frames, transition.wipe, before, behind, config.steady.side), looks[0]
 
     def fill(batch, answers):
         nonlocal steady, last, mixture
@@ -108,7 +108,7 @@ def predict_tasks(jobs: Generator[FrameTask, None, None], painter: FilmPredictor
                 last = ColoredFrame(job.L, steady(job.L, ab), known)
             if not (job.blends or config.keep_color_shots and plan.shots[job.shot].in_color):
                 # In less light, colors are as much weaker as contrast.
-                job.ab, job.known = last.ab / plan.light[job.index, 0], last.known
+                job.ab, job.known = last.ab / plan.exposure[job.index, 0], last.known
             job.L = None
         batch.reverse()
         while batch:  # a frame that is taken is held no longer

@@ -26,14 +26,14 @@ from tqdm import tqdm
 from colorizer.metrics import has_color
 from config import FilmConfig, part_of
 from fileio.atomic import exclusive_lock
-from film.analysis.first_pass import scan
+from film.analysis.first_pass import analyze_film
 from film.analysis.plan import FilmPredictor, Plan
 from film.io.encoding import write_errors
 from film.io.image_sequence import NumberedFrames
 from film.io.interlacing import NAMES
 from film.io.planes import Planes
 from film.io.video import LARGE, Film, ahead, window
-from film.render.incremental import finished_shots, shot_digest, open_segment_store
+from film.render.incremental import finished_shots, open_segment_store, shot_digest
 from film.render.pipeline import finish, predict_tasks, read_tasks
 from film.render.segments import SegmentStore, read_completion
 from film.render.work_queue import PAUSE, WorkQueue
@@ -87,7 +87,7 @@ class FilmRendering:
 
     def _is_kept(self, number, in_film):
         """Whether all that is made of the frames of a shot is there, ``in_film`` or as a part."""
-        part, times = self.parts.part(number), self.plan.times(self.plan.shots[number])
+        part, times = self.parts.part(number), self.plan.shot_pts(self.plan.shots[number])
         mapped = not self.config.confidence or self.parts.known(number).exists()
         return mapped and (in_film or self.writer.has_shot(part, times))
 
@@ -162,11 +162,11 @@ class FilmRendering:
         plan, config, target = self.plan, self.config, self.writer.target
         shot, started, known, looks = plan.shots[number], time.monotonic(), [], []
         self.parts.forget(number)
-        middle, cdc, cdc_truth = (shot.start + shot.alone) // 2, CDC(), CDC()
+        middle, cdc, cdc_truth = (shot.start + shot.transition_start) // 2, CDC(), CDC()
         ratio = target.tags.get("sample_aspect_ratio") or 1
         size = max(1, round(THUMBNAIL * target.height / (target.width * ratio))), THUMBNAIL
         keeping = keep(self.parts.known(number)) if config.confidence else nullcontext(lambda known: None)
-        with self.writer.shot(self.parts.part(number), plan.times(shot)) as write, keeping as keep_known:
+        with self.writer.shot(self.parts.part(number), plan.shot_pts(shot)) as write, keeping as keep_known:
             for job in itertools.islice(jobs, shot.end - shot.start):
                 write(job.result, plan.pts[job.index])
                 keep_known(job.known)
@@ -192,7 +192,7 @@ class FilmRendering:
             shot.palette.feature.numpy(),
             config.keep_color_shots and shot.in_color, cdc.value(),
             math.nan if truth is None else cdc_truth.value(), recalled, shot.box, time.monotonic() - started,
-            shot.end - shot.alone)
+            shot.end - shot.transition_start)
         looks = np.stack(looks) if looks else np.zeros((0, 0), np.int16)
         reading = shot_digest(self.painter, plan, number, looks, config)
         self.records.states[number] = self.parts.save(plan, record, looks, reading)
@@ -286,11 +286,11 @@ class RenderJob:
             new = range(len(outlines), len(plan.shots) - 1)  # the last one may go over into one that is not known
             if new and queue.idle():
                 parts.begin(plan, whole=False)
-                outlines.extend(map(plan.outline, new))
+                outlines.extend(map(plan.shot_signature, new))
                 queue.post({number: plan.shots[number].end - plan.shots[number].start for number in new})
 
-        plan = scan(self.film, self.painter, self.config, found if early and queue.shared else None)
-        if outlines != [plan.outline(number) for number in range(min(len(outlines), len(plan.shots)))]:
+        plan = analyze_film(self.film, self.painter, self.config, found if early and queue.shared else None)
+        if outlines != [plan.shot_signature(number) for number in range(min(len(outlines), len(plan.shots)))]:
             queue.withdraw()
             for _ in queue.wait():
                 pass
@@ -304,7 +304,7 @@ class RenderJob:
 
     def _coloring(self, writer, parts, plan):
         through = self.painter.through(plan.response)
-        return FilmRendering(self.film, through, self.config, self.output, writer, parts, plan.by(through))
+        return FilmRendering(self.film, through, self.config, self.output, writer, parts, plan.requery_palettes(through))
 
 
 def color_film(painter: FilmPredictor, film: Film, output: str | Path, config: FilmConfig | None = None, *,

@@ -38,7 +38,7 @@ class SegmentStore:
         content = _read(self.folder / PLAN)  # there may be none, or not a whole one
         if content is None or content["key"] != self.key:
             return None
-        return Plan.of(content["plan"]), content["whole"]
+        return Plan.from_state(content["plan"]), content["whole"]
 
     def begin(self, plan: Plan, whole: bool = True) -> None:
         """Save a plan, ``whole`` or as much of it as is found. The folder is emptied before, but while this plan is
@@ -66,13 +66,13 @@ class SegmentStore:
         state = Records.pack(record)
         save_checkpoint(self.part(record.index).with_suffix(".pt"), {
             "record": {**state, "feature": None}, "looks": pack_embeddings(looks), "reading": reading,
-            "outline": plan.outline(record.index)})
+            "outline": plan.shot_signature(record.index)})
         return state
 
     def finished(self, plan: Plan, index: int) -> dict[str, Any] | None:
         """What ``save`` noted of a shot that was finished by a plan: record (packed), looks, reading; else None."""
         content = _read(self.part(index).with_suffix(".pt"))
-        if content is None or content["outline"] != plan.outline(index):
+        if content is None or content["outline"] != plan.shot_signature(index):
             return None
         return {**content, "looks": unpack_embeddings(content["looks"])}
 
