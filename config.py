@@ -54,27 +54,27 @@ class SpatialConfig:
     """
 
     grid: int = 32  # places along a side of the picture; 32 is the finest map of the backbone
-    dim: int = 64  # numbers of a place's features after the PCA
-    frames: int = 8  # frames in memory that the attention reads for a picture
-    candidates: int = 64  # most similar frames, among which these are chosen
-    variety: float = 0.5  # a frame's score is its similarity minus this times that to the nearest frame already chosen
-    sharpness: float = 30.0  # of the attention: weights are softmax(-sharpness * squared distance of keys)
-    discord: float = 0.02  # variance of ab / 110 that divides the confidence by e
-    lightness: float = 2.0  # weight of L in [0, 1] in a key
-    position: float = 0.1  # weight of (y, x) in [-1, 1] in a key
-    color: float = 4.0  # weight of ab / 110 in a key
-    preference: float = 0.05  # a user's frame comes first if its cosine similarity is at most this below the best
-    pull: float = 0.5  # taken off the squared distances of keys to places of a user's frame that comes first
-    carried: int = 2  # frames whose colors are carried along the optical flow
-    side: int = 192  # pixels along a side of the picture kept of each frame; trials of carrying, trials.md
-    unlike: float = 0.27  # weight of the squared distance of keys in the misfit; 50 random settings, trials.md
-    unlit: float = 100.0  # weight of the squared difference in L in [0, 1] in the misfit; chosen as unlike
-    choice: float = 15.0  # carried frames are mixed with weights softmax(-choice * misfit); chosen as unlike
-    doubt: float = 1.3  # a pixel adds at most this to the mean misfit of its picture; chosen as unlike
-    certain: float = 0.95  # a place whose carried colors have at least this mean confidence is not looked up
-    most: int = 50_000  # frames in memory; of a larger training set, so many spread evenly
-    inside: int = 4096  # a memory of more frames, 258 kB each, is kept in a file beside the checkpoint
-    same: int = 2  # codes of 255; a frame that nowhere differs by more from another one in memory is not kept
+    key_dim: int = 64  # numbers of a place's features after the PCA
+    attended_frames: int = 8  # frames in memory that the attention reads for a picture
+    candidate_frames: int = 64  # most similar frames, among which these are chosen
+    mmr_diversity: float = 0.5  # a frame's score is its similarity minus this times that to the nearest frame already chosen
+    inverse_temperature: float = 30.0  # of the attention: weights are softmax(-sharpness * squared distance of keys)
+    disagreement_scale: float = 0.02  # variance of ab / 110 that divides the confidence by e
+    lightness_weight: float = 2.0  # weight of L in [0, 1] in a key
+    position_weight: float = 0.1  # weight of (y, x) in [-1, 1] in a key
+    color_weight: float = 4.0  # weight of ab / 110 in a key
+    reference_margin: float = 0.05  # a user's frame comes first if its cosine similarity is at most this below the best
+    reference_bias: float = 0.5  # taken off the squared distances of keys to places of a user's frame that comes first
+    warped_frames: int = 2  # frames whose colors are carried along the optical flow
+    picture_size: int = 192  # pixels along a side of the picture kept of each frame; trials of carrying, trials.md
+    feature_weight: float = 0.27  # weight of the squared distance of keys in the misfit; 50 random settings, trials.md
+    photometric_weight: float = 100.0  # weight of the squared difference in L in [0, 1] in the misfit; chosen as unlike
+    cost_inverse_temperature: float = 15.0  # carried frames are mixed with weights softmax(-choice * misfit); chosen as unlike
+    cost_clamp: float = 1.3  # a pixel adds at most this to the mean misfit of its picture; chosen as unlike
+    skip_attention_above: float = 0.95  # a place whose carried colors have at least this mean confidence is not looked up
+    max_frames: int = 50_000  # frames in memory; of a larger training set, so many spread evenly
+    max_inline_frames: int = 4096  # a memory of more frames, 258 kB each, is kept in a file beside the checkpoint
+    duplicate_tolerance: int = 2  # codes of 255; a frame that nowhere differs by more from another one in memory is not kept
 
 
 @dataclass
@@ -82,19 +82,19 @@ class PaletteClassifierConfig:
     """Constants of the voter (``colorizer/palette_classifier.py``), saved with the checkpoint. Chosen on held-out shots of the drawn
     episode 1 and on episode 2 (``benchmarks/trials.md``)."""
 
-    look: int = 512  # side, in pixels, of the gray picture that the backbone looks at, 4 pixels a place
-    colors: int = 48  # of the show, that are voted for
-    axes: int = 47  # directions in which the colors differ; one less than the colors is all that there are
-    hidden: int = 256  # width of the MLP
-    rate: float = 2e-3  # its learning rate
+    input_size: int = 512  # side, in pixels, of the gray picture that the backbone looks at, 4 pixels a place
+    palette_size: int = 48  # of the show, that are voted for
+    discriminant_axes: int = 47  # directions in which the colors differ; one less than the colors is all that there are
+    hidden_dim: int = 256  # width of the MLP
+    learning_rate: float = 2e-3  # its learning rate
     shrinkage: float = 0.1  # share of the mean variance that is added to that of every direction
-    softness: float = 5.0  # ab that the labels of a color are blurred by
-    regions: float = 600.0  # scale of the regions over which votes are pooled: larger ones for more
-    vividness: float = 4.0  # how much more a place of chroma 110 counts than a gray one
-    trust: float = 25.0  # ab, standard deviation at which the generator's color counts as a vote
+    label_sigma: float = 5.0  # ab that the labels of a color are blurred by
+    region_scale: float = 600.0  # scale of the regions over which votes are pooled: larger ones for more
+    chroma_weight: float = 4.0  # how much more a place of chroma 110 counts than a gray one
+    generator_sigma: float = 25.0  # ab, standard deviation at which the generator's color counts as a vote
     temperature: float = 0.4  # of the joint votes: 1 paints their mean, 0 the winner
-    every: int = 4  # drawings of a film of which at least one is painted
-    side: int = 128  # side, in pixels, of the pictures in which the motion between these is found
+    keyframe_interval: int = 4  # drawings of a film of which at least one is painted
+    flow_size: int = 128  # side, in pixels, of the pictures in which the motion between these is found
 
 
 @dataclass
@@ -102,13 +102,13 @@ class ResponseConfig:
     """Constants of how a film's response is found (``colorizer/adaptation/film_response.py``). Chosen on the drawn episodes and what
     FFmpeg makes of them (``benchmarks/trials.md``)."""
 
-    frames: int = 4  # frames in memory that are matched with one of the film
-    pictures: int = 256  # and so many, spread evenly, have the lightness of what is known
-    rounds: int = 2  # at most so many times is it mended by what matches
-    clearly: float = 0.03  # a curve must shorten the mean squared distance to what is known by this share
-    pairs: int = 100  # places that match, at least, for a stock to be found
-    fitting: float = 0.05  # a stock must lessen the misfit of what matches by this share
-    curved: float = 0.4  # and a curve by this one
+    matched_frames: int = 4  # frames in memory that are matched with one of the film
+    histogram_frames: int = 256  # and so many, spread evenly, have the lightness of what is known
+    max_rounds: int = 2  # at most so many times is it mended by what matches
+    min_distance_reduction: float = 0.03  # a curve must shorten the mean squared distance to what is known by this share
+    min_pairs: int = 100  # places that match, at least, for a stock to be found
+    min_sensitivity_reduction: float = 0.05  # a stock must lessen the misfit of what matches by this share
+    min_curve_reduction: float = 0.4  # and a curve by this one
 
 
 @dataclass
@@ -116,13 +116,13 @@ class GradeConfig:
     """Constants of how the colors of references are brought to the show's (``colorizer/adaptation/reference_grading.py``). Chosen on the
     drawn episodes (``benchmarks/trials.md``)."""
 
-    pictures: int = 32  # references that are looked at, at equal steps
-    pairs: int = 20  # places that show the same thing, at least
-    near: float = 3.0  # two Cb and Cr in [-128, 127] are the same color up to this distance
-    clearly: float = 0.1  # a grade must explain more pairs of colors than no grade, by this share of all
-    gain: float = 2.5  # a stronger or weaker saturation than this or its inverse is wanted so
-    turn: float = 30.0  # degrees; hues that are turned by more are wanted so
-    shift: float = 20.0  # of Cb and Cr in [-128, 127]; a stronger tint is wanted so
+    sampled_references: int = 32  # references that are looked at, at equal steps
+    min_pairs: int = 20  # places that show the same thing, at least
+    color_tolerance: float = 3.0  # two Cb and Cr in [-128, 127] are the same color up to this distance
+    min_explained_gain: float = 0.1  # a grade must explain more pairs of colors than no grade, by this share of all
+    max_gain: float = 2.5  # a stronger or weaker saturation than this or its inverse is wanted so
+    max_hue_rotation: float = 30.0  # degrees; hues that are turned by more are wanted so
+    max_shift: float = 20.0  # of Cb and Cr in [-128, 127]; a stronger tint is wanted so
 
 
 @dataclass
@@ -138,39 +138,39 @@ class ModelConfig:
     backbone: str = "efficientnet_lite0"  # fits BACKBONES
     mem_size: int = 100  # slots
     spatial_size: int = 80  # frames
-    archived: int = 0  # of these, the first so many are kept in a file beside the checkpoint
+    archived_frames: int = 0  # of these, the first so many are kept in a file beside the checkpoint
     top_k: int = 100  # slots
     alpha: float = 0.1  # cosine similarity
     color_thres: float = 0.5  # nats
     width: int = 64  # channels
     spatial: SpatialConfig = field(default_factory=SpatialConfig)
-    votes: PaletteClassifierConfig = field(default_factory=PaletteClassifierConfig)
+    palette_classifier: PaletteClassifierConfig = field(default_factory=PaletteClassifierConfig)
 
     @property
     def side(self) -> int:
         """Pixels along a side of the square pictures that a Colorizer takes and gives."""
-        return max(self.img_size, self.spatial.side) if self.use_spatial_memory else self.img_size
+        return max(self.img_size, self.spatial.picture_size) if self.use_spatial_memory else self.img_size
 
 
 @dataclass
 class TrainingConstants:
     """Constants of training, saved with the checkpoint. Chosen on the drawn episodes (``benchmarks/trials.md``)."""
 
-    vivid: float = 2.0  # how much more a pixel of chroma 110 counts than a gray one in the color loss
+    chroma_weight: float = 2.0  # how much more a pixel of chroma 110 counts than a gray one in the color loss
     ema_decay: float = 0.995  # decay per step of the moving average of the generator's weights
     max_zoom: float = 2.0  # greatest zoom of a view
-    dimmed: float = 0.15  # share of the views that are dimmed as in a fade
-    darkest: float = 0.3  # a dimmed view has at least darkest^3 of its light
-    pasted: float = 0.5  # share of the views with a part of another view pasted in, 1/4 to 3/4 of each side
+    fade_probability: float = 0.15  # share of the views that are dimmed as in a fade
+    min_exposure: float = 0.3  # a dimmed view has at least darkest^3 of its light
+    paste_probability: float = 0.5  # share of the views with a part of another view pasted in, 1/4 to 3/4 of each side
 
 
 @dataclass
 class TemporalFilterConfig:
     """Constants that keep the colors of a film steady (``colorizer/warping/optical_flow.py``; chosen in ``benchmarks/trials.md``)."""
 
-    keep: float = 0.8  # weight of the colors of the frame before, where it shows the same lightness
-    unlit: float = 150.0  # elsewhere that weight is multiplied by exp(-unlit * squared difference in L in [0, 1])
-    side: int = 128  # greatest side, in pixels, of the pictures in which the motion is found
+    previous_weight: float = 0.8  # weight of the colors of the frame before, where it shows the same lightness
+    photometric_weight: float = 150.0  # elsewhere that weight is multiplied by exp(-unlit * squared difference in L in [0, 1])
+    flow_size: int = 128  # greatest side, in pixels, of the pictures in which the motion is found
 
 
 @dataclass
@@ -178,8 +178,8 @@ class InBetweenConfig:
     """Constants that tell which drawings of a film need not be painted (``colorizer/warping/in_betweens.py``; chosen in
     ``benchmarks/trials.md``)."""
 
-    unlit: float = 150.0  # a pixel fits where the flow leads to by exp(-unlit * squared difference in L in [0, 1])
-    most: float = 0.55  # how much of a place may not fit, in a mean of the 8th power over a drawing
+    photometric_weight: float = 150.0  # a pixel fits where the flow leads to by exp(-unlit * squared difference in L in [0, 1])
+    max_mismatch: float = 0.55  # how much of a place may not fit, in a mean of the 8th power over a drawing
 
 
 @dataclass
@@ -215,10 +215,10 @@ class CalibrationConfig:
     films of which some shots were held out, the drawn episode 1 and Big Buck Bunny (``benchmarks/trials.md``). They
     belong to the program, not to a checkpoint."""
 
-    least: float = 0.001  # no share is believed to be nearer to 0 or to 1
+    probability_margin: float = 0.001  # no share is believed to be nearer to 0 or to 1
     bias: float = 0.63  # logit of the probability of a color that is half recalled and that half of the votes agree on
-    memory: float = 0.69  # weight of the logit of how much of it is recalled
-    votes: float = 0.42  # weight of the logit of how many votes agree
+    recalled_weight: float = 0.69  # weight of the logit of how much of it is recalled
+    agreement_weight: float = 0.42  # weight of the logit of how many votes agree
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -331,8 +331,8 @@ class TrainConfig:
     deterministic: bool = setting(False, "the same result again on a GPU too, more slowly; on a CPU it always is")
 
     spatial: SpatialConfig = field(default_factory=SpatialConfig)
-    votes: PaletteClassifierConfig = field(default_factory=PaletteClassifierConfig)
-    learning: TrainingConstants = field(default_factory=TrainingConstants)
+    palette_classifier: PaletteClassifierConfig = field(default_factory=PaletteClassifierConfig)
+    training: TrainingConstants = field(default_factory=TrainingConstants)
 
     def check(self) -> None:
         """Raises UserError when settings are out of range or make no sense together."""
@@ -419,7 +419,7 @@ class FilmConfig:
                             choices=["auto", "none"])
     confidence: bool = setting(False, "write a map beside each film or picture: what is recalled, guessed and unknown")
     batch_size: int = setting(8, "frames of a video in one pass of the network", group="machine")
-    steady: TemporalFilterConfig = field(default_factory=TemporalFilterConfig)
+    temporal_filter: TemporalFilterConfig = field(default_factory=TemporalFilterConfig)
 
 
 @dataclass

@@ -149,7 +149,7 @@ class Training:
                           self.team)
         if saved:
             learner.load(saved)
-            if model_config.archived and self.team.leader:
+            if model_config.archived_frames and self.team.leader:
                 learner.colorizer.spatial.open(open_archive(self.run.path / "last.pt", saved))
         return learner
 
@@ -202,7 +202,7 @@ class Training:
         config, team = self.config, self.team
         passes = math.ceil(EPOCH_STEPS * config.batch_size / len(self.data))
         sampler = ViewSampler(self.data, passes, config.seed, config.batch_size, team.rank, team.size)
-        views = TrainingViews(self.data, config.learning, config.conditioning_dropout)
+        views = TrainingViews(self.data, config.training, config.conditioning_dropout)
         return sampler, DataLoader(
             views, config.batch_size // team.size, sampler=sampler, num_workers=config.num_workers,
             pin_memory=self.device.type == "cuda", persistent_workers=config.num_workers > 0,

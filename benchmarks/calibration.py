@@ -61,12 +61,13 @@ def read_places(checkpoint, frames, every):
 
 def fit(recalled, agreed, right, weight, config):
     """A CalibrationConfig with the constants that explain best what is right: shares (P,), weighted."""
-    logits = certainty.evidence(torch.from_numpy(recalled), torch.from_numpy(agreed), config.least)
+    logits = certainty.evidence(torch.from_numpy(recalled), torch.from_numpy(agreed), config.probability_margin)
     classes = np.repeat([1, 0], len(right))  # each place is right as far as it is, and else wrong
     model = LogisticRegression(C=np.inf).fit(np.tile(np.stack(logits, 1), (2, 1)), classes,
                                              np.concatenate([weight * right, weight * (1 - right)]) * len(right))
     memory, votes = model.coef_[0]
-    return replace(config, bias=float(model.intercept_[0]), memory=float(memory), votes=float(votes))
+    return replace(config, bias=float(model.intercept_[0]), recalled_weight=float(memory),
+                   agreement_weight=float(votes))
 
 
 def reliability(sure, right, weight):
@@ -111,7 +112,7 @@ def main(argv):
     config = CalibrationConfig()
     if args.fit:
         config = fit(recalled, agreed, right, weight, config)
-        print(f"bias {config.bias:.3f}, memory {config.memory:.3f}, votes {config.votes:.3f}\n")
+        print(f"bias {config.bias:.3f}, recalled_weight {config.recalled_weight:.3f}, agreement_weight {config.agreement_weight:.3f}\n")
     sure = certainty.sure(torch.from_numpy(recalled), torch.from_numpy(agreed), config).numpy()
     rows = reliability(sure, right, weight)
     print("| said | right | share of the pixels |\n|---|---|---|")

@@ -45,7 +45,7 @@ class WithRegions(Exported):
         self.voter = voter
 
     def regions(self, lightness):
-        grid = self.voter.config.look // STRIDE
+        grid = self.voter.config.input_size // STRIDE
         places = np.stack([resize(resize(L, 4 * grid, 4 * grid), grid, grid) for L in lightness]) / np.float32(L_SCALE)
         return self.voter.regions(torch.from_numpy(places)).view(-1, grid, grid).numpy()
 

@@ -137,9 +137,9 @@ def memory_reading(painter, device, rounds):
 
     known, looks = {}, quantize_embeddings(torch.rand(8, frame_dim, device=device))
     for frames in SLOTS:
-        config = SpatialConfig(grid=1, side=1)
+        config = SpatialConfig(grid=1, picture_size=1)
         known[frames] = SpatialMemory(frame_dim, 1, 0, config).to(device)
-        known[frames].resize(frames, frames if frames > config.inside else 0)
+        known[frames].resize(frames, frames if frames > config.max_inline_frames else 0)
         known[frames].features.copy_(quantize_embeddings(torch.rand(frames, frame_dim, device=device)) / LOOK_STEPS)
         known[frames].index = FrameIndex.of(known[frames].features) if known[frames].archived else None
     yield from one_read(rows("spatial memory, choice for 8 frames", "frames", {

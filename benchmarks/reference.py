@@ -162,7 +162,7 @@ class Learner:
         self.memory.update(self.memory.query(features).detach(), color, batch["image_id"])
 
         fake = self.generator(L, (color, torch.ones(len(L)).to(L)))
-        l1 = color_loss(fake, ab, self.config.learning.vivid)
+        l1 = color_loss(fake, ab, self.config.training.chroma_weight)
         loss, parts = generator_loss(self.discriminator(L, fake, color), l1, self.config.lambda_l1)
         self._descend("gen", loss)
         real = self.discriminator(L, ab, color)

@@ -4,7 +4,7 @@
 
 One training on a film serves both protocols of quality.py, on frames that it does not look at: those at 1/8, 3/8, 5/8
 and 7/8 of the shots that are trained on, and of the shots that another draw (SEED) holds out. NAME is a constant of
-SpatialConfig, with each value of which the spatial memory is filled and read anew; ``trust`` or ``temperature`` of
+SpatialConfig, with each value of which the spatial memory is filled and read anew; ``generator_sigma`` or ``temperature`` of
 PaletteClassifierConfig, with each value of which votes are joined anew; or a flag of train.py or a constant of TrainingConstants or
 PaletteClassifierConfig, with each value of which all is trained again. Without --vary, READING is tried.
 
@@ -31,11 +31,11 @@ from training.preparation import remember
 from utils import ArgumentParser, UserError, autocast, run_cli, select_device
 
 FRAMES, SEED = 9, 3  # of each shot; the shots that quality.py holds out are those of its seeds from 0 on
-READING = ["frames=4,16", "variety=0.25,0.75", "sharpness=15.0,60.0", "discord=0.01,0.05", "lightness=1.0,4.0",
-           "position=0.0,0.3", "color=2.0,8.0", "carried=1,4", "unlike=0.25,1.0", "unlit=50.0,400.0",
-           "choice=5.0,80.0"]
+READING = ["attended_frames=4,16", "mmr_diversity=0.25,0.75", "inverse_temperature=15.0,60.0", "disagreement_scale=0.01,0.05", "lightness_weight=1.0,4.0",
+           "position_weight=0.0,0.3", "color_weight=2.0,8.0", "warped_frames=1,4", "feature_weight=0.25,1.0", "photometric_weight=50.0,400.0",
+           "cost_inverse_temperature=5.0,80.0"]
 SPATIAL, LEARNING = ({f.name for f in fields(kind)} for kind in (SpatialConfig, TrainingConstants))
-JOINING = {"trust", "temperature"}
+JOINING = {"generator_sigma", "temperature"}
 VOTES = {f.name for f in fields(PaletteClassifierConfig)} - SPATIAL
 FLAGS = {f.name for f in fields(TrainConfig) if "help" in f.metadata}
 
@@ -106,7 +106,7 @@ class Case:
             return self.join_with(name, value)
         if name in SPATIAL:
             return self.read_with(name, value)
-        kinds = {"learning": (LEARNING, TrainingConstants), "votes": (VOTES, PaletteClassifierConfig)}
+        kinds = {"training": (LEARNING, TrainingConstants), "palette_classifier": (VOTES, PaletteClassifierConfig)}
         settings = next(({part: kind(**{name: value})} for part, (names, kind) in kinds.items() if name in names),
                         {name: value})
         return self.score(self.trained(f"{name}_{value}", **settings))

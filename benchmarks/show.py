@@ -59,7 +59,7 @@ def write(film, folder, count):
     net = painter.colorizer
     spatial, some = net.spatial, {name: getattr(net.spatial, name) for name in FIELDS}  # before it gets another size
     folder.mkdir()
-    archived = count if count > spatial.config.inside else 0
+    archived = count if count > spatial.config.max_inline_frames else 0
     spatial.resize(count, archived)
     spatial.features.copy_(shots(count, spatial.features.shape[1]))
 
@@ -79,7 +79,7 @@ def write(film, folder, count):
     memory.encoder = net.memory.encoder
     speed.fill_memory(memory)
     net.memory = memory
-    config = replace(net.config, spatial_size=count, archived=archived, mem_size=slots, top_k=min(256, slots))
+    config = replace(net.config, spatial_size=count, archived_frames=archived, mem_size=slots, top_k=min(256, slots))
     save_checkpoint(folder / "best.pt", {**content, "colorizer": net.state_dict(), "model_config": asdict(config)})
     return folder / "best.pt"
 

@@ -155,7 +155,7 @@ def our_step(data, config, device):
     learner = Learner(config, fit_model_config(config, len(data)), device)
     cast = partial(autocast, device, config.precision)
     features = see_all(data, learner.colorizer, cast)
-    batches = iter(DataLoader(TrainingViews(data, config.learning, config.conditioning_dropout), config.batch_size,
+    batches = iter(DataLoader(TrainingViews(data, config.training, config.conditioning_dropout), config.batch_size,
                               sampler=ViewSampler(data, 10**5 // len(data), config.seed)))
 
     def step():

@@ -66,9 +66,9 @@ class Alone:
 
 def color_alone(painter, film, shots, target):
     """Color the part of a film that ``shots`` are of, each frame by itself, and encode it as test.py does."""
-    film, alone = VideoFile(film), TemporalFilterConfig(keep=0.0)  # nothing is left of the frame before
+    film, alone = VideoFile(film), TemporalFilterConfig(previous_weight=0.0)  # nothing is left of the frame before
     start, end = (time - float(film.start) for time in (shots[0]["start_time"], shots[-1]["end_time"]))
-    color_film(Alone(painter), film, target, FilmConfig(start=start, end=end, steady=alone))
+    color_film(Alone(painter), film, target, FilmConfig(start=start, end=end, temporal_filter=alone))
 
 
 def measure(painter, film, colored, shots):

@@ -35,11 +35,11 @@ class Colorizer(nn.Module):
             self.integrator = FeatureIntegrator()
         if config.use_spatial_memory:
             self.spatial = SpatialMemory(dims.frame, place_dim, config.spatial_size, config.spatial,
-                                         config.archived)
+                                         config.archived_frames)
         if config.use_palette_classifier:
             if not config.use_spatial_memory:
                 raise ValueError("votes need the places of a spatial memory")
-            self.voter = PaletteClassifier(dims.maps, config.votes)
+            self.voter = PaletteClassifier(dims.maps, config.palette_classifier)
 
     def recall(self, features: torch.Tensor) -> MemoryMatches:
         """Backbone features (N, D) -> the 3 best slots (fewer in a memory of fewer slots)."""
@@ -94,7 +94,7 @@ class Colorizer(nn.Module):
         keys, nearest = self.spatial.key(seen.places, L, guess), self.spatial.nearest(quantize_embeddings(seen.features))
         carried = self.spatial.carry(nearest, keys, L, shown)
         certain = F.adaptive_avg_pool2d(carried[:, 2], self.config.spatial.grid)
-        hint = self.spatial.read(nearest, keys, certain.flatten(1) < self.config.spatial.certain)
+        hint = self.spatial.read(nearest, keys, certain.flatten(1) < self.config.spatial.skip_attention_above)
         ab = moved(moved(ab, *hint.split([2, 1], 1)), *carried.split([2, 1], 1))
         return ab, self._known(ab, joint, hint[:, 2], carried[:, 2])
 

@@ -65,5 +65,5 @@ def evidence(recalled: torch.Tensor, agreed: torch.Tensor, least: float) -> tupl
 def sure(recalled: torch.Tensor, agreed: torch.Tensor, config: CalibrationConfig) -> torch.Tensor:
     """The probability, of the shape of both, that a color is right: a logistic model of their ``evidence``, whose
     constants are fit to what is right on shots that were held out (Platt 1999)."""
-    memory, votes = evidence(recalled, agreed, config.least)
-    return (config.bias + config.memory * memory + config.votes * votes).sigmoid()
+    memory, votes = evidence(recalled, agreed, config.probability_margin)
+    return (config.bias + config.recalled_weight * memory + config.agreement_weight * votes).sigmoid()

@@ -58,7 +58,7 @@ ARRAYS = {  # name in memory.npz: what it holds
     "place_keys": "keys of the places of each known frame, line by line",
     "place_ab": "their colors, ab / 110",
 }
-CHOICE = ("frames", "candidates", "variety", "preference")  # of SpatialConfig, by which known frames are chosen
+CHOICE = ("attended_frames", "candidate_frames", "mmr_diversity", "reference_margin")  # of SpatialConfig, by which known frames are chosen
 README = """# Networks that color, as ONNX
 
 Exported with opset {opset} in {precision}; N, the number of pictures, is any from 1 on. `color.py` colors a picture by
@@ -174,11 +174,11 @@ def graphs_of(colorizer: Colorizer) -> dict[str, Graph]:
     seen = {"places": places} if config.use_spatial_memory else {}
     graphs["generator"] = Graph(Paint(colorizer), {"L": L, **advice, **seen}, ("ab",))
     if config.use_palette_classifier:
-        look, votes = config.votes.look, config.votes.look // STRIDE
+        look, votes = config.palette_classifier.input_size, config.palette_classifier.input_size // STRIDE
         graphs["voter"] = Graph(Vote(colorizer), {"L": torch.zeros(n, 1, look, look), "guess": guess, "regions":
                                                   torch.zeros(n, votes, votes, dtype=torch.int64)}, ("ab",))
     if config.use_spatial_memory:
-        known = {"keys": torch.zeros(n, 2, grid**2, config.spatial.dim + 5), "colors": torch.zeros(n, 2, grid**2, 2),
+        known = {"keys": torch.zeros(n, 2, grid**2, config.spatial.key_dim + 5), "colors": torch.zeros(n, 2, grid**2, 2),
                  "preferred": torch.zeros(n, 2)}
         graphs["spatial"] = Graph(Remember(colorizer), {"L": L, "guess": guess, **seen, **known}, ("ab", "confidence"))
     return graphs
@@ -242,10 +242,10 @@ def export(config: ExportConfig) -> None:
     if not colorizer.config.use_memory:
         raise UserError(f"{config.checkpoint} is a plain GAN, which remembers nothing to color by; train with "
                         "use_memory True")
-    if colorizer.config.archived:
-        raise UserError(f"the {colorizer.config.archived:,} frames of {config.checkpoint} are in a file of their own, "
+    if colorizer.config.archived_frames:
+        raise UserError(f"the {colorizer.config.archived_frames:,} frames of {config.checkpoint} are in a file of their own, "
                         "too many for memory.npz; export a checkpoint of at most "
-                        f"{colorizer.config.spatial.inside:,}")
+                        f"{colorizer.config.spatial.max_inline_frames:,}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
@@ -279,7 +279,7 @@ def readme(stated: dict[str, Any]) -> str:
     graphs = "".join(f"### {name}.onnx\n\n{_table(graph['inputs'], 'input')}\n{_table(graph['outputs'], 'output')}\n"
                      for name, graph in stated["graphs"].items())
     return README.format(**{**stated, "graphs": graphs, "memory": _table(stated["memory"], "array"),
-                            "frames": stated["spatial"]["frames"]})
+                            "frames": stated["spatial"]["attended_frames"]})
 
 
 def _table(tensors, kind):

@@ -68,14 +68,14 @@ class PaletteClassifier(nn.Module):
         """For a backbone whose maps have so many ``channels``. Raises ValueError for a look that is no multiple of 32
         pixels, by which the backbone's coarsest map divides it, or that nobody could pay for."""
         super().__init__()
-        if config.look % 32 or config.look > LARGEST_LOOK:
-            raise ValueError(f"the look of {config.look} pixels is no multiple of 32 up to {LARGEST_LOOK}")
+        if config.input_size % 32 or config.input_size > LARGEST_LOOK:
+            raise ValueError(f"the look of {config.input_size} pixels is no multiple of 32 up to {LARGEST_LOOK}")
         self.config, self.parts = config, [*channels, AROUND**2 + 1]  # of the features: E is their sum
         self.register_buffer("mean", torch.zeros(sum(self.parts)))
-        self.register_buffer("projection", torch.zeros(sum(self.parts), config.axes))
-        self.register_buffer("palette", torch.zeros(config.colors, 2))
-        self.mlp = nn.Sequential(GroupDropout(0.2), nn.Linear(config.axes, config.hidden), nn.ReLU(), GroupDropout(0.3),
-                                 nn.Linear(config.hidden, config.colors))
+        self.register_buffer("projection", torch.zeros(sum(self.parts), config.discriminant_axes))
+        self.register_buffer("palette", torch.zeros(config.palette_size, 2))
+        self.mlp = nn.Sequential(GroupDropout(0.2), nn.Linear(config.discriminant_axes, config.hidden_dim), nn.ReLU(), GroupDropout(0.3),
+                                 nn.Linear(config.hidden_dim, config.palette_size))
 
     @staticmethod
     def describe(maps: Sequence[torch.Tensor], L: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
@@ -92,11 +92,11 @@ class PaletteClassifier(nn.Module):
         """Soft labels (P, K) of sum 1 of colors (P, 2) in Lab units: exp(-d^2 / (2 softness^2)) of the distances d to
         the K colors."""
         nearness = ab @ self.palette.T - self.palette.square().sum(1) / 2  # -d^2 / 2, but for a constant
-        return (nearness / self.config.softness**2).softmax(1)
+        return (nearness / self.config.label_sigma**2).softmax(1)
 
     def weights(self, ab: torch.Tensor) -> torch.Tensor:
         """How much colors (P, 2) in Lab units count, of mean 1: characters are small and vivid."""
-        weight = 1 + self.config.vividness * ab.norm(dim=1) / AB_SCALE
+        weight = 1 + self.config.chroma_weight * ab.norm(dim=1) / AB_SCALE
         return weight / weight.mean()
 
     @torch.no_grad()
@@ -104,11 +104,11 @@ class PaletteClassifier(nn.Module):
         """Find the colors and the projection by P places: features (P, E), float16 or float32, and ab (P, 2) in Lab
         units. Returns the projected features (P, axes), float32."""
         weight = self.weights(ab)
-        self.palette.copy_(_clusters(ab, weight, self.config.colors))
+        self.palette.copy_(_clusters(ab, weight, self.config.palette_size))
         self.mean.copy_(features.mean(0, dtype=torch.float32))
         dim = len(self.mean)
-        scatter, sums = torch.zeros(dim, dim).to(self.mean), torch.zeros(self.config.colors, dim).to(self.mean)
-        share = torch.zeros(self.config.colors).to(self.mean)
+        scatter, sums = torch.zeros(dim, dim).to(self.mean), torch.zeros(self.config.palette_size, dim).to(self.mean)
+        share = torch.zeros(self.config.palette_size).to(self.mean)
         for part, color, factor in zip(features.split(2**14), ab.split(2**14), weight.split(2**14), strict=True):
             centered, label = part.float() - self.mean, factor[:, None] * self.labels(color)
             scatter += (factor[:, None] * centered).T @ centered
@@ -121,16 +121,16 @@ class PaletteClassifier(nn.Module):
         size, axes = torch.linalg.eigh(within)
         whitening = axes * size.clamp(min=1e-12).rsqrt()
         _, axes = torch.linalg.eigh(whitening.T @ between.double() @ whitening)
-        self.projection.copy_(whitening @ axes[:, -self.config.axes:])
+        self.projection.copy_(whitening @ axes[:, -self.config.discriminant_axes:])
         return torch.cat([(part.float() - self.mean) @ self.projection for part in features.split(2**14)])
 
     @torch.enable_grad()
     def learn(self, projected: torch.Tensor, ab: torch.Tensor, steps: int, batch: int = 4096) -> None:
         """Train the MLP on P places, as ``fit`` returned them, for so many steps."""
         self.mlp.train()
-        optimizer = torch.optim.AdamW(self.mlp.parameters(), self.config.rate, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(self.mlp.parameters(), self.config.learning_rate, weight_decay=0.01)
         for step in range(steps):
-            optimizer.param_groups[0]["lr"] = self.config.rate * min(1, 2 * (1 - step / steps))
+            optimizer.param_groups[0]["lr"] = self.config.learning_rate * min(1, 2 * (1 - step / steps))
             chosen = torch.randint(len(ab), (batch,)).to(ab.device)
             color = ab[chosen]
             votes = self.mlp(projected[chosen]).log_softmax(1)
@@ -168,7 +168,7 @@ class PaletteClassifier(nn.Module):
         """Which region each place belongs to, numbers (N, G^2) from 0, on the CPU, by the lightness (N, G, G) in [0, 1]
         of places: parts that differ from each other by more than within (Felzenszwalb and Huttenlocher 2004)."""
         pictures = lightness.cpu().numpy()
-        found = [felzenszwalb(picture, self.config.regions, sigma=0.5, min_size=8) for picture in pictures]
+        found = [felzenszwalb(picture, self.config.region_scale, sigma=0.5, min_size=8) for picture in pictures]
         return torch.from_numpy(np.stack(found)).flatten(1)
 
     def join(self, ab: torch.Tensor, votes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -181,7 +181,7 @@ class PaletteClassifier(nn.Module):
         config, palette = self.config, self.palette / AB_SCALE
         mean = F.adaptive_avg_pool2d(ab.float(), votes.shape[2])
         nearness = torch.einsum("nchw,kc->nkhw", mean, palette) - palette.square().sum(1)[:, None, None] / 2
-        joint = ((votes + nearness * (AB_SCALE / config.trust)**2) / config.temperature).softmax(1)
+        joint = ((votes + nearness * (AB_SCALE / config.generator_sigma)**2) / config.temperature).softmax(1)
         return moved(ab, torch.einsum("nkhw,kc->nchw", joint, palette)), joint
 
 

@@ -82,7 +82,7 @@ class Predictor:
     @property
     def side(self) -> int:
         """Pixels along a side of the pictures for ``palette`` and ``paint``: enough for all networks."""
-        return max(GRAY_SIZE, self.config.side, self.config.votes.look if self.config.use_palette_classifier else 0)
+        return max(GRAY_SIZE, self.config.side, self.config.palette_classifier.input_size if self.config.use_palette_classifier else 0)
 
     @property
     def remembers(self) -> bool:
@@ -114,7 +114,7 @@ class Predictor:
         is asked."""
         if not (self.config.use_palette_classifier and self.remembers):
             return None
-        L = self._tensor(lightness, self.config.votes.look)
+        L = self._tensor(lightness, self.config.palette_classifier.input_size)
         with autocast(self.device, self.precision):
             return self.colorizer.vote(L)
 
@@ -214,7 +214,7 @@ class Predictor:
     def predict_with_embeddings(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence, np.ndarray]:
         """``paint``, and the looks int16 (N, D) by which it chose what to read of the spatial memory; (N, 0) where it
         reads none. Where the motion tells the colors of a frame, they and its looks are those of frames beside it."""
-        between = InBetweens(lightness, self.config.votes, InBetweenConfig())
+        between = InBetweens(lightness, self.config.palette_classifier, InBetweenConfig())
         painted, advice, seen = lightness[between.painted], None, None
         if palette.color_feature is not None:
             feature = to_device(palette.color_feature, self.device).expand(len(painted), -1)

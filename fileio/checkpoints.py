@@ -10,7 +10,7 @@ import torch
 from fileio.atomic import atomic_write
 from utils import UserError
 
-CHECKPOINT_FORMAT = 10
+CHECKPOINT_FORMAT = 11
 
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:

@@ -104,13 +104,13 @@ class Exported:
         features = features.astype(np.float64)
         looks = np.rint(256 * features / np.linalg.norm(features, axis=1, keepdims=True)) / 256
         similarity = looks @ self.known.T
-        preferred = pinned & (similarity >= similarity.max(1, keepdims=True) - spatial["preference"])
+        preferred = pinned & (similarity >= similarity.max(1, keepdims=True) - spatial["reference_margin"])
         chosen = []
-        for row in similarity + spatial["preference"] * preferred:
-            candidates = np.argsort(-row, kind="stable")[:spatial["candidates"]]
+        for row in similarity + spatial["reference_margin"] * preferred:
+            candidates = np.argsort(-row, kind="stable")[:spatial["candidate_frames"]]
             score, penalty, frames = row[candidates], np.zeros(len(candidates)), []
-            for _ in range(min(spatial["frames"], len(candidates))):
-                best = np.argmax(score - spatial["variety"] * penalty)
+            for _ in range(min(spatial["attended_frames"], len(candidates))):
+                best = np.argmax(score - spatial["mmr_diversity"] * penalty)
                 frames.append(candidates[best])
                 penalty = np.maximum(penalty, self.known[candidates] @ self.known[candidates[best]])
                 score[best] = -np.inf

@@ -55,7 +55,7 @@ def be_quick():
     """Make trainings quick, in this process and those that it forks: voters learn from few small looks in few steps,
     nothing waits for the disk, and the curves, which take longer than all steps of a test, are empty."""
     def fit_model_config(config, n_pictures):
-        return preparation.fit_model_config(replace(config, votes=replace(config.votes, look=128)), n_pictures)
+        return preparation.fit_model_config(replace(config, palette_classifier=replace(config.palette_classifier, input_size=128)), n_pictures)
 
     preparation.VOTER_LOOKS, preparation.VOTER_STEPS = 12, 20
     train.fit_model_config = fit_model_config

@@ -219,7 +219,7 @@ def test_the_backbone_looks_at_each_frame_once_for_the_memories(folder):
     learner.colorizer.backbone.register_forward_hook(lambda *_: calls.append(1))
     features = see_all(data, learner.colorizer, cast, known)
     assert not calls and torch.equal(features, known.half().float())
-    config.spatial.most = 3
+    config.spatial.max_frames = 3
     learner = Learner(config, fit_model_config(config, len(data)), device)
     assert remember(data, learner.colorizer, cast) is None  # it has not looked at all
     assert learner.colorizer.spatial.ids.tolist() == [data.ids[i] for i in (0, 2, 4)]

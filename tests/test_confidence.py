@@ -27,7 +27,7 @@ from test import find_inputs
 from utils import UserError
 
 SHOTS = [(60, 20), (200, 15), (110, 22)]
-CONFIG = CalibrationConfig(least=0.01, bias=0.5, memory=1.0, votes=0.5)
+CONFIG = CalibrationConfig(probability_margin=0.01, bias=0.5, recalled_weight=1.0, agreement_weight=0.5)
 
 
 def grid(*values):
@@ -86,8 +86,8 @@ def test_the_fit_finds_the_constants_that_made_the_colors_right():
     rng = np.random.default_rng(0)
     recalled, agreed = rng.uniform(0, 1, (2, 4000)).astype(np.float32)
     right = certainty.sure(torch.from_numpy(recalled), torch.from_numpy(agreed), CONFIG).numpy()
-    found = calibration.fit(recalled, agreed, right, np.full(4000, 1 / 4000), CalibrationConfig(least=0.01))
-    assert (found.bias, found.memory, found.votes) == pytest.approx((0.5, 1.0, 0.5), abs=0.01)
+    found = calibration.fit(recalled, agreed, right, np.full(4000, 1 / 4000), CalibrationConfig(probability_margin=0.01))
+    assert (found.bias, found.recalled_weight, found.agreement_weight) == pytest.approx((0.5, 1.0, 0.5), abs=0.01)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def test_a_known_picture_is_recalled_and_a_foreign_one_is_unknown(home):
     foreign = np.random.default_rng(0).integers(0, 255, (64, 96, 1)).astype(np.uint8).repeat(3, 2)
     pictures = [read_image(path) for path in sorted((home / "train").glob("*.png"))]
     _, known = painter.explain([*pictures, foreign])
-    places = painter.config.votes.look // STRIDE // 2
+    places = painter.config.palette_classifier.input_size // STRIDE // 2
     assert all(x.shape == (len(pictures) + 1, places, places) for x in known)
     assert known.recalled[:-1].mean() > 0.95 and known.sure[:-1].mean() > 0.9
     assert known.recalled[-1].mean() < 0.2 and known.sure[-1].mean() < 0.7

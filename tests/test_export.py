@@ -29,8 +29,8 @@ FOREIGN = ("torch", "torchvision", "scipy", "skimage", "sklearn", "av", "PIL", "
 def untrained(**settings):
     """A Colorizer of small networks that have not learned, and that knows pictures."""
     torch.manual_seed(0)
-    config = ModelConfig(img_size=SIZE, width=4, mem_size=KNOWN, spatial_size=KNOWN, spatial=SpatialConfig(side=SIZE),
-                         votes=PaletteClassifierConfig(look=128, colors=6, axes=5), **settings)
+    config = ModelConfig(img_size=SIZE, width=4, mem_size=KNOWN, spatial_size=KNOWN, spatial=SpatialConfig(picture_size=SIZE),
+                         palette_classifier=PaletteClassifierConfig(input_size=128, palette_size=6, discriminant_axes=5), **settings)
     colorizer = Colorizer(config, None if config.use_memory else False).eval()
     labs = [rgb_to_lab(draw_picture(seed)) for seed in range(KNOWN)]
     if config.use_memory:

@@ -21,12 +21,12 @@ from colorizer.predictor import Predictor
 from config import SpatialConfig, TrainConfig
 from dataset import REFERENCE_ID, ColorizationDataset, rgb_to_lab
 from editing.project import Project
-from fileio.checkpoints import load_checkpoint, save_checkpoint
+from fileio.checkpoints import CHECKPOINT_FORMAT, load_checkpoint, save_checkpoint
 from fileio.images import write_image
 from training.preparation import fit_model_config, remember, see_all
 from utils import UserError
 
-PLACES = SpatialConfig(frames=2)
+PLACES = SpatialConfig(attended_frames=2)
 
 
 def cast():
@@ -80,7 +80,7 @@ PICTURES = [draw_picture(3), draw_picture(20)]
 def test_frames_in_a_file_are_those_in_a_checkpoint(home, monkeypatch):
     """The same colors, and only the frames that are looked up are read."""
     small, large = (Predictor.load(home / name / "best.pt") for name in ("small", "large"))
-    assert (small.config.archived, large.config.archived, large.config.spatial_size) == (0, 6, 6)
+    assert (small.config.archived_frames, large.config.archived_frames, large.config.spatial_size) == (0, 6, 6)
     assert not list((home / "small").glob("*.npy"))
     sizes = [(home / name / "best.pt").stat().st_size for name in ("small", "large")]
     assert sizes[0] - sizes[1] > 6 * 250_000 - 700_000  # the axes of the index
@@ -181,14 +181,14 @@ def slowly(net, looks):
     """``nearest`` as it is defined: all similarities, in float64."""
     features, config = net.features.double(), net.config
     similarity = (looks.double() / index.LOOK_STEPS) @ features.T
-    preferred = net.pinned & (similarity >= similarity.amax(1, keepdim=True) - config.preference)
-    similarity, slots = (similarity + config.preference * preferred).sort(dim=1, descending=True, stable=True)
+    preferred = net.pinned & (similarity >= similarity.amax(1, keepdim=True) - config.reference_margin)
+    similarity, slots = (similarity + config.reference_margin * preferred).sort(dim=1, descending=True, stable=True)
     found = []
-    for scores, order in zip(similarity[:, :config.candidates], slots[:, :config.candidates], strict=True):
+    for scores, order in zip(similarity[:, :config.candidate_frames], slots[:, :config.candidate_frames], strict=True):
         known, chosen = features[order], []
-        for _ in range(min(config.frames, len(features))):
+        for _ in range(min(config.attended_frames, len(features))):
             penalty = (known @ known[chosen].T).amax(1).clamp(min=0) if chosen else torch.zeros(len(order))
-            score = scores - config.variety * penalty
+            score = scores - config.mmr_diversity * penalty
             score[chosen] = -torch.inf
             chosen.append(int(score.argmax()))
         found.append(order[chosen].tolist())
@@ -208,7 +208,7 @@ def test_the_choice_among_an_archive_is_that_among_all(kind, monkeypatch):
     monkeypatch.setattr(index, "AXES", 24)  # a quarter of all
     features = of_shots(20 if kind == "few" else 700, like=0.0 if kind == "equal" else 0.15)
     features = features[:1].expand(700, -1) if kind == "equal" else features
-    net = SpatialMemory(96, 1, 0, SpatialConfig(grid=1, side=2, candidates=16))
+    net = SpatialMemory(96, 1, 0, SpatialConfig(grid=1, picture_size=2, candidate_frames=16))
     net.resize(len(features), archived=len(features) - 10)
     net.features.copy_(features)
     net.index = index.FrameIndex.of(net.features[:net.archived])
@@ -299,7 +299,7 @@ def test_joined_checkpoints_are_of_one_kind(home, joined, tmp_path):
         train.main(["--join", first, str(plain), "--save_path", str(tmp_path / "all")])
     content = load_checkpoint(joined / "other.pt")
     content["colorizer"]["backbone.net._conv_stem.weight"] += 1
-    torch.save({"format": 10, **content}, tmp_path / "backbone.pt")
+    torch.save({"format": CHECKPOINT_FORMAT, **content}, tmp_path / "backbone.pt")
     with pytest.raises(UserError, match="another backbone"):
         train.main(["--join", first, str(tmp_path / "backbone.pt"), "--save_path", str(tmp_path / "all")])
     assert not (tmp_path / "all" / "best.pt").exists()

@@ -13,7 +13,7 @@ from dataset_generator import generate
 
 
 def test_the_whole_benchmark(tmp_path, monkeypatch, capsys):
-    small = partial(TrainConfig, width=4, votes=PaletteClassifierConfig(look=128))
+    small = partial(TrainConfig, width=4, palette_classifier=PaletteClassifierConfig(input_size=128))
     for module, name, value in ((speed, "WIDTH", 4), (speed, "BATCH", 2), (speed, "PICTURES", 4),
                                 (speed, "SIZES", (128,)), (growth, "LOOPS", (1, 2)), (growth, "SET_SIZES", (4, 8)),
                                 (growth, "SLOTS", (10, 200)), (growth, "READS", 1), (growth, "CLIP_SECONDS", (1,)),

@@ -10,7 +10,7 @@ from config import InBetweenConfig, PaletteClassifierConfig
 from dataset import resize
 
 SIDE = 256
-EVERY_FOUR = PaletteClassifierConfig(every=4, side=128)
+EVERY_FOUR = PaletteClassifierConfig(keyframe_interval=4, flow_size=128)
 
 
 def drawing(shift):
@@ -62,7 +62,7 @@ def test_each_pixel_has_the_color_of_the_drawing_that_it_fits():
     of the second."""
     L, _ = film(*[0] * 8)
     L[:4, 120:136, 120:136] = 100
-    some = InBetweens(L, EVERY_FOUR, InBetweenConfig(most=1))
+    some = InBetweens(L, EVERY_FOUR, InBetweenConfig(max_mismatch=1))
     first, second = np.zeros((64, 64, 2), np.float32), np.full((64, 64, 2), 50, np.float32)
     ab = some.colors(np.stack([first, second]))
     assert ab[3, 31:33, 31:33].mean() < 3 and ab[4, 31:33, 31:33].mean() > 47

@@ -62,7 +62,7 @@ def home(tmp_path_factory):
         patch.setattr(train, "EPOCH_STEPS", 4)
         train.train(TrainConfig(data_path=str(home), save_path=str(home / "run"), width=4, batch_size=4, end_epoch=1,
                                 num_workers=0, img_size=128, mem_size=8, use_palette_classifier=False,
-                                spatial=SpatialConfig(frames=2)))
+                                spatial=SpatialConfig(attended_frames=2)))
     return home
 
 
@@ -144,7 +144,7 @@ def test_what_depends_on_which_other_frames_there_are():
     """Nothing: neither which frames are chosen, in whatever company, nor what the memory answers, to the last bit."""
     generator = torch.Generator().manual_seed(0)
     features, looks = torch.rand(30, 1280, generator=generator), torch.rand(9, 1280, generator=generator)
-    net = SpatialMemory(1280, 1, 30, SpatialConfig(frames=4))
+    net = SpatialMemory(1280, 1, 30, SpatialConfig(attended_frames=4))
     net.features[:] = torch.nn.functional.normalize(features, dim=1)
     together = net.nearest(quantize_embeddings(looks)).slots
     assert torch.equal(torch.cat([net.nearest(quantize_embeddings(look[None])).slots for look in looks]), together)

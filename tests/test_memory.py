@@ -188,7 +188,7 @@ def spatial_with(frames, colors):
 
     What color is guessed hardly counts, so that places are found by their looks alone.
     """
-    net = SpatialMemory(4, 80, len(frames), SpatialConfig(color=0.01))
+    net = SpatialMemory(4, 80, len(frames), SpatialConfig(color_weight=0.01))
     net.projection.copy_(torch.eye(80)[:, :64])
     ab = torch.stack([colors[torch.as_tensor(frame).long()].permute(2, 0, 1) for frame in frames])
     slots = torch.arange(len(frames))
@@ -251,7 +251,7 @@ def test_the_read_is_the_dense_definition(bf16, tolerance):
         weights = (-30 * distance).softmax(0)
         mean = weights @ colors
         variance = (weights[:, None] * (colors - mean) ** 2).sum()
-        expected = torch.cat([mean, (-weights @ distance - variance / net.config.discord).exp()[None]])
+        expected = torch.cat([mean, (-weights @ distance - variance / net.config.disagreement_scale).exp()[None]])
         torch.testing.assert_close(hint[:, place // 32, place % 32].double(), expected, atol=tolerance, rtol=0)
 
 
@@ -268,14 +268,14 @@ def test_only_the_places_that_are_wanted_are_read():
 
 
 def test_frames_are_chosen_alike_but_various():
-    net = SpatialMemory(4, 80, 4, SpatialConfig(frames=2))
+    net = SpatialMemory(4, 80, 4, SpatialConfig(attended_frames=2))
     net.features.copy_(torch.tensor([[0.95, 0.31, 0, 0], [0.94, 0.34, 0, 0], [0.8, -0.6, 0, 0], [0, 0, 0, 1]]))
     query = torch.tensor([[1.0, 0, 0, 0]])
-    net.config.variety = 0.0
+    net.config.mmr_diversity = 0.0
     assert net.nearest(quantize_embeddings(query))[0].tolist() == [[0, 1]]  # cosines 0.95, 0.94, 0.8, 0
-    net.config.variety = 0.5
+    net.config.mmr_diversity = 0.5
     assert net.nearest(quantize_embeddings(query))[0].tolist() == [[0, 2]]  # 0.94 - 0.5 * 1.0 is less than 0.8 - 0.5 * 0.574
-    net.config.frames = 9  # no more than there are, and none twice
+    net.config.attended_frames = 9  # no more than there are, and none twice
     assert sorted(net.nearest(quantize_embeddings(query))[0][0].tolist()) == [0, 1, 2, 3]
 
 
@@ -325,7 +325,7 @@ def test_what_is_carried_comes_from_the_frames_that_fit():
 def test_a_rough_guess_chooses_between_twins(twin):
     """Places of the same looks, red in one frame and teal in the other: the generator's guess settles which."""
     net = spatial_with([torch.zeros(32, 32), torch.zeros(32, 32)], COLORS)
-    net.config.color = SpatialConfig.color
+    net.config.color_weight = SpatialConfig.color_weight
     both = COLORS[:2, :, None, None].expand(2, 2, 32, 32)
     L, places = torch.full((2, 1, 32, 32), 0.5), places_of(*[torch.zeros(32, 32)] * 2)
     net.write(torch.arange(2), Features(torch.eye(4)[:2], places), L, both, torch.arange(2))
@@ -361,7 +361,7 @@ def test_a_pinned_slot_is_never_evicted():
 def test_a_correction_of_the_very_same_frame_wins():
     """The memory has a frame in one color and the generator guesses that color; the user adds it in another."""
     net = spatial_with([torch.zeros(32, 32)], COLORS)
-    net.config.color = SpatialConfig.color
+    net.config.color_weight = SpatialConfig.color_weight
     L, places = torch.full((1, 1, 32, 32), 0.5), places_of(torch.zeros(32, 32))
     learned, right = (COLORS[i][None, :, None, None].expand(1, 2, 32, 32) for i in (0, 1))
     net.write(torch.arange(1), Features(torch.eye(4)[:1], places), L, learned, torch.arange(1))

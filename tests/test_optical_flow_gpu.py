@@ -74,7 +74,7 @@ def test_flows_are_scaled_with_the_picture(side):
 def memory():
     """A spatial memory of three frames of one drawing that moves, and (what is near, keys, L) of two others."""
     torch.manual_seed(0)
-    config = SpatialConfig(side=SIDE, grid=16, dim=8)
+    config = SpatialConfig(picture_size=SIDE, grid=16, key_dim=8)
     memory = SpatialMemory(4, 8, 3, config)
     L = torch.stack([drawing(shift) for shift in (0, 3, 6, 1, 5)])[:, None] / 255
     memory.pictures[:, ..., 0] = (255 * L[:3, 0]).byte()
@@ -134,7 +134,7 @@ def test_a_batch_waits_for_the_device_only_where_it_must(monkeypatch):
     the looks."""
     torch.manual_seed(0)
     colorizer = Colorizer(ModelConfig(img_size=128, width=4, mem_size=2, spatial_size=70, top_k=2, use_palette_classifier=True,
-                                      votes=PaletteClassifierConfig(look=256))).eval()
+                                      palette_classifier=PaletteClassifierConfig(input_size=256))).eval()
     brought = []
 
     def bring(tensor):

@@ -24,7 +24,7 @@ RED, CREAM, TEAL = (60.0, 45.0), (5.0, 20.0), (-40.0, -8.0)
 
 def voter_of(*colors, **settings):
     """A PaletteClassifier with the given colors as its palette."""
-    voter = PaletteClassifier(CHANNELS, PaletteClassifierConfig(colors=len(colors), axes=2, **settings))
+    voter = PaletteClassifier(CHANNELS, PaletteClassifierConfig(palette_size=len(colors), discriminant_axes=2, **settings))
     voter.palette.copy_(torch.tensor(colors))
     return voter
 
@@ -44,7 +44,7 @@ def clouds(count=2000, seed=0):
 
 def test_the_palette_has_the_colors_of_the_show():
     features, ab, _ = clouds()
-    voter = PaletteClassifier(CHANNELS, PaletteClassifierConfig(colors=5, axes=2))  # two more than there are
+    voter = PaletteClassifier(CHANNELS, PaletteClassifierConfig(palette_size=5, discriminant_axes=2))  # two more than there are
     voter.fit(features, ab)
     distance = torch.cdist(voter.palette, torch.tensor([RED, CREAM, TEAL]))
     assert (distance.min(1).values < 0.01).all() and (distance.min(0).values < 0.01).all()
@@ -57,13 +57,13 @@ def test_labels_are_soft_and_weights_have_mean_one():
     near = np.exp(-25 / (2 * 5**2))
     torch.testing.assert_close(labels[1], torch.tensor([0, 1 / (1 + near), near / (1 + near)]).float())
     weights = voter.weights(torch.tensor([[110.0, 0], [0, 0]]))
-    assert weights.mean() == 1 and weights[0] / weights[1] == pytest.approx(1 + PaletteClassifierConfig.vividness)
+    assert weights.mean() == 1 and weights[0] / weights[1] == pytest.approx(1 + PaletteClassifierConfig.chroma_weight)
 
 
 def test_the_projection_is_that_of_discriminant_analysis():
     """Beside scikit-learn's, with hard labels, equal weights and no shrinkage: the same distances between centers."""
     features, ab, kind = clouds()
-    voter = PaletteClassifier(CHANNELS, PaletteClassifierConfig(colors=3, axes=2, shrinkage=0.0, softness=0.1, vividness=0.0))
+    voter = PaletteClassifier(CHANNELS, PaletteClassifierConfig(palette_size=3, discriminant_axes=2, shrinkage=0.0, label_sigma=0.1, chroma_weight=0.0))
     projected = voter.fit(features, ab).numpy()
     reference = LinearDiscriminantAnalysis(solver="eigen").fit(features.numpy(), kind).transform(features.numpy())
 
@@ -95,7 +95,7 @@ def test_features_of_a_place_by_hand():
 def test_all_places_vote_as_each_alone(monkeypatch):
     """The maps are projected before they are enlarged, which is the same. Here each place is a region of its own."""
     torch.manual_seed(0)
-    voter = PaletteClassifier((3, 4), PaletteClassifierConfig(look=64, colors=5, axes=4))
+    voter = PaletteClassifier((3, 4), PaletteClassifierConfig(input_size=64, palette_size=5, discriminant_axes=4))
     for weights in (voter.mean, voter.projection):
         weights.normal_()
     maps, L = [torch.randn(2, 3, 32, 32), torch.randn(2, 4, 4, 4)], torch.rand(2, 1, 64, 64)
@@ -128,7 +128,7 @@ def test_a_thing_votes_as_a_whole():
 def test_it_learns_to_vote():
     torch.manual_seed(0)
     features, ab, _ = clouds()
-    voter = PaletteClassifier(CHANNELS, PaletteClassifierConfig(colors=3, axes=2, hidden=32, rate=1e-2))
+    voter = PaletteClassifier(CHANNELS, PaletteClassifierConfig(palette_size=3, discriminant_axes=2, hidden_dim=32, learning_rate=1e-2))
     voter.learn(voter.fit(features, ab), ab, steps=300, batch=256)
     new, true, _ = clouds(400, seed=1)
     votes = voter.mlp((new - voter.mean) @ voter.projection)
@@ -192,7 +192,7 @@ class CountingPainter(Predictor):
 def painter():
     torch.manual_seed(0)
     colorizer = Colorizer(ModelConfig(img_size=128, width=4, mem_size=2, spatial_size=2, top_k=2, use_palette_classifier=True,
-                                      votes=PaletteClassifierConfig(look=512, every=4)), None).eval()
+                                      palette_classifier=PaletteClassifierConfig(input_size=512, keyframe_interval=4)), None).eval()
     colorizer.memory.used[:] = True
     colorizer.memory.keys[:] = torch.eye(2, 512)
     colorizer.voter.palette.normal_(0, 40)
@@ -233,7 +233,7 @@ def test_a_voter_knows_its_show_after_some_looks(tmp_path, monkeypatch):
     data = ColorizationDataset(sorted(tmp_path.iterdir()), 128)
     known = ColorizationDataset(sorted(tmp_path.iterdir())[:8], 128)
     torch.manual_seed(0)
-    colorizer = Colorizer(fit_model_config(TrainConfig(width=4, img_size=128, votes=PaletteClassifierConfig(look=512)), 8), None)
+    colorizer = Colorizer(fit_model_config(TrainConfig(width=4, img_size=128, palette_classifier=PaletteClassifierConfig(input_size=512)), 8), None)
     teach_voter(known, colorizer, nullcontext, seed=0)
     votes = vote_all(data, [8], colorizer, nullcontext).float()
     assert votes.shape == (1, 48, 128, 128)
@@ -245,7 +245,7 @@ def test_a_voter_knows_its_show_after_some_looks(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("settings, message", [
-    ({"votes": PaletteClassifierConfig(look=500)}, "look of 500"), ({"votes": PaletteClassifierConfig(look=2**20)}, "look of 1048576"),
+    ({"palette_classifier": PaletteClassifierConfig(input_size=500)}, "look of 500"), ({"palette_classifier": PaletteClassifierConfig(input_size=2**20)}, "look of 1048576"),
     ({"use_spatial_memory": False}, "votes need")])
 def test_a_checkpoint_cannot_ask_for_the_impossible(settings, message):
     with torch.device("meta"), pytest.raises(ValueError, match=message):

@@ -142,7 +142,7 @@ def test_bad_input_is_told_before_any_work(film, tmp_path, extra, message):
 
 
 @pytest.mark.parametrize("text, wrong", [
-    ("nonsense=1", "no constant"), ("unlit=much", "no numbers"), ("unlit", "no numbers")])
+    ("nonsense=1", "no constant"), ("photometric_weight=much", "no numbers"), ("photometric_weight", "no numbers")])
 def test_what_cannot_be_varied_is_an_error(text, wrong):
     with pytest.raises(UserError, match=wrong):
         search.parse(text)
@@ -151,16 +151,16 @@ def test_what_cannot_be_varied_is_an_error(text, wrong):
 def test_the_search_scores_each_value_on_frames_that_nobody_reports(film, capsys, monkeypatch, small_networks):
     """A constant of the spatial memory is the default again afterwards, and has an effect while it is varied, as one by
     which votes are joined has."""
-    tested, unlike = [], SpatialConfig().unlike
+    tested, unlike = [], SpatialConfig().feature_weight
     measure = search.measure
     monkeypatch.setattr(search, "measure", lambda *args: (tested.append(args[1]), measure(*args))[1])
-    search.main([str(film), "--vary", "unlike=1000.0", "trust=1.0", "lambda_l1=1", "--minutes", "0.01"])
+    search.main([str(film), "--vary", "feature_weight=1000.0", "generator_sigma=1.0", "lambda_l1=1", "--minutes", "0.01"])
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
     assert rows[0] == ["", "three, known shots", "three, unseen shots", "mean"]
-    assert [row[0] for row in rows[2:]] == ["default", "unlike 1000", "trust 1", "lambda_l1 1"]
+    assert [row[0] for row in rows[2:]] == ["default", "feature_weight 1000", "generator_sigma 1", "lambda_l1 1"]
     scores = [[float(cell) for cell in row[1:]] for row in rows[2:]]
     assert all(math.isclose(sum(row[:2]) / 2, row[2], abs_tol=0.02) for row in scores)
     assert scores[1][0] > scores[0][0]  # nothing is carried
-    assert unlike == SpatialConfig().unlike
+    assert unlike == SpatialConfig().feature_weight
     assert scores[2] != scores[0]
     assert len(tested) == 8 and [len(paths) for paths in tested[:2]] == [8, 4]  # four of each shot

@@ -107,7 +107,7 @@ def test_a_film_of_one_drawing(tmp_path):
 def test_the_whole_benchmark(tmp_path, monkeypatch, capsys):
     for name, value in {"WIDTH": 4, "BATCH": 2, "SIZES": (128,), "STYLE_HIDDEN": 32, "PICTURES": 4, "MATRIX": 64,
                         "SET_SIZES": (8, 16), "CLIP_SECONDS": 1, "REFERENCE_FRAMES": 2,
-                        "TrainConfig": partial(TrainConfig, width=4, votes=PaletteClassifierConfig(look=128))}.items():
+                        "TrainConfig": partial(TrainConfig, width=4, palette_classifier=PaletteClassifierConfig(input_size=128))}.items():
         monkeypatch.setattr(speed, name, value)
     # Processes would take most of the time, to import.
     monkeypatch.setattr(speed, "ProcessPoolExecutor", lambda count, context: ThreadPoolExecutor(count))

@@ -228,7 +228,7 @@ def test_one_palette_a_shot(home):
     assert palette.score == palette.slot_scores[0]
     ab, known = painter.paint(np.stack([lab[..., 0] for lab in labs]), palette)
     assert ab.shape == (3, 192, 192, 2)
-    places = painter.config.votes.look // STRIDE // 2
+    places = painter.config.palette_classifier.input_size // STRIDE // 2
     assert all(x.shape == (3, places, places) and ((x >= 0) & (x < 1 + 1e-6)).all() for x in known)
     assert known.sure.min() > 0
     one, _ = painter.paint(labs[1][None, ..., 0], palette)
@@ -420,17 +420,18 @@ def test_a_checkpoint_of_an_older_format_colors_the_same(home, tmp_path, number)
     one, other = (Predictor.load(tmp_path / name).colorize(pictures) for name in ("new.pt", "old.pt"))
     assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
     config = config_to_go_on(load_checkpoint(tmp_path / "old.pt")["train_config"], {})
-    assert config.learning == TrainingConstants() and config.votes == PaletteClassifierConfig() and not config.use_palette_classifier
+    assert config.training == TrainingConstants() and config.palette_classifier == PaletteClassifierConfig() and not config.use_palette_classifier
 
 
 def test_constants_are_those_of_the_checkpoint(home, tmp_path):
     """Also hostile ones: a constant of another type, or one that is not finite, is refused."""
     content = torch.load(home / "spatial" / "best.pt", weights_only=True)
-    content["model_config"]["spatial"]["certain"] = 0.5
+    content["model_config"]["spatial"]["skip_attention_above"] = 0.5
     torch.save(content, tmp_path / "other.pt")
-    assert Predictor.load(tmp_path / "other.pt").config.spatial == SpatialConfig(certain=0.5)
-    for name, value in (("sharpness", math.nan), ("frames", 2.5), ("carried", 0), ("pull", -0.5), ("pull", "much"),
-                        ("new", 1.0), ("side", 64)):
+    assert Predictor.load(tmp_path / "other.pt").config.spatial == SpatialConfig(skip_attention_above=0.5)
+    for name, value in (("inverse_temperature", math.nan), ("attended_frames", 2.5), ("warped_frames", 0), ("reference_bias", -0.5),
+                        ("reference_bias", "much"),
+                        ("new", 1.0), ("picture_size", 64)):
         content["model_config"]["spatial"] = {name: value}
         torch.save(content, tmp_path / "bad.pt")
         with pytest.raises(UserError, match="bad.pt does not hold a whole colorizer"):
@@ -453,7 +454,7 @@ def test_the_reference_gives_its_color_feature_to_the_generator(home, tmp_path, 
 
 
 RUBY_WALKS, BO_WALKS, TWINS_TALK = 28, 172, 216  # frames of the sample film, of different shots
-GUESSED = SpatialConfig(color=0.1)  # for a generator that has learned next to nothing and guesses gray
+GUESSED = SpatialConfig(color_weight=0.1)  # for a generator that has learned next to nothing and guesses gray
 
 
 @pytest.fixture(scope="module")

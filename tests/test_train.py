@@ -260,7 +260,7 @@ def test_a_view_keeps_lightness_and_colors_together(data_path):
     L, ab = decode_lab(data.codes[0].float())
     sides, dimmed = set(), 0
     for seed in range(60):
-        view = TrainingViews(data, TrainingConstants(pasted=0.0))[0, seed]
+        view = TrainingViews(data, TrainingConstants(paste_probability=0.0))[0, seed]
         left = (view["L"] - view["L"].max()).abs() < 1e-3
         if left.sum() < 3 * 128:  # a column or two at the border of the two areas are a mixture of both
             continue
@@ -282,7 +282,7 @@ def test_a_view_may_hold_a_part_of_another_picture(data_path):
         data.codes[index] = 40 + 30 * index
     pasted = 0
     for seed in range(60):
-        view = TrainingViews(data, TrainingConstants(dimmed=0.0))[0, seed]
+        view = TrainingViews(data, TrainingConstants(fade_probability=0.0))[0, seed]
         other = (view["L"][0] * 255).round() != 40
         if not other.any():
             continue

@@ -32,7 +32,7 @@ class TrainingViews(Dataset):
         index, seed = index_and_seed
         rng = np.random.default_rng(seed)
         codes = self._view(index, rng)
-        if rng.random() < self.config.pasted:
+        if rng.random() < self.config.paste_probability:
             size = rng.integers(self.GRID // 4, 3 * self.GRID // 4 + 1, 2)
             start = rng.integers(0, self.GRID - size + 1)
             (top, left), (bottom, right) = (edge * self.data.side // self.GRID for edge in (start, start + size))
@@ -54,9 +54,9 @@ class TrainingViews(Dataset):
         if rng.random() < 0.5:
             part = part[:, ::-1]
         codes = torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1))).float()
-        if rng.random() < self.config.dimmed:  # light * s^3 is, in CIE Lab, ab * s and (L + 16) * s
+        if rng.random() < self.config.fade_probability:  # light * s^3 is, in CIE Lab, ab * s and (L + 16) * s
             black = torch.tensor([-0.16 * 255, 128, 128])[:, None, None]
-            codes = torch.lerp(black, codes, float(rng.uniform(self.config.darkest, 1))).clamp(min=0)
+            codes = torch.lerp(black, codes, float(rng.uniform(self.config.min_exposure, 1))).clamp(min=0)
         return codes
 
 

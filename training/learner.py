@@ -106,7 +106,7 @@ class Learner:
     def _average(self):
         """Move the colorizer's generator towards the trained one, faster in the first steps."""
         self.steps += 1
-        share = max(1 - self.config.learning.ema_decay, 9 / (9 + self.steps))
+        share = max(1 - self.config.training.ema_decay, 9 / (9 + self.steps))
         torch._foreach_lerp_(list(self.colorizer.generator.parameters()), list(self.generator.parameters()), share)
         for average, buffer in zip(self.colorizer.generator.buffers(), self.generator.buffers(), strict=True):
             # Statistics of a batch norm are averages already: they are copied, or after a skipped step restored.
@@ -168,7 +168,7 @@ class Learner:
             seen = self.colorizer.backbone(batch["gray"]) if self.colorizer.config.use_spatial_memory else None
             fake = self.paint(L, advice, None if seen is None else seen.places)
             logits = self.discriminator(L, fake, batch["view_feature"]) if judged else None
-        l1 = color_loss(fake, ab, self.config.learning.vivid, self.team.mean)
+        l1 = color_loss(fake, ab, self.config.training.chroma_weight, self.team.mean)
         loss, losses = generator_loss(logits, l1, self.config.lambda_l1)
         self._descend("gen", loss)
         self._average()

@@ -71,9 +71,9 @@ def join(paths: Sequence[Path], folder: Path) -> dict[str, Any]:
     is_new = Deduplicator(painters[0].config.spatial)
     sources = [_source(painter, names, is_new) for painter in painters]
     count, config = sum(len(source.slots) for source in sources), painters[0].config.spatial
-    if count > config.most:
-        raise UserError(f"together they know {count:,} frames, and a memory keeps at most {config.most:,}; join fewer")
-    colorizer, archived = painters[0].colorizer, count if count > config.inside else 0
+    if count > config.max_frames:
+        raise UserError(f"together they know {count:,} frames, and a memory keeps at most {config.max_frames:,}; join fewer")
+    colorizer, archived = painters[0].colorizer, count if count > config.max_inline_frames else 0
     pinned = sum(len(source.pinned) for source in sources)
     joined = SpatialMemory(colorizer.spatial.features.shape[1], len(colorizer.spatial.mean), 0, config)
     joined.mean, joined.projection = colorizer.spatial.mean, colorizer.spatial.projection
@@ -85,7 +85,7 @@ def join(paths: Sequence[Path], folder: Path) -> dict[str, Any]:
     joined.open(archive)
     _pin(sources, joined, count)
     colorizer.spatial = joined
-    config = replace(colorizer.config, spatial_size=count + pinned, archived=archived,
+    config = replace(colorizer.config, spatial_size=count + pinned, archived_frames=archived,
                      mem_size=len(colorizer.memory.keys))
     content = {name: value for name, value in load_checkpoint(paths[0]).items() if name not in OF_TRAINING}
     return {**content, "frames": names, "colorizer": colorizer.state_dict(), "model_config": asdict(config),
@@ -133,7 +133,7 @@ def _pin(sources, joined, start):
             if source is not sources[0]:
                 lab = source.spatial.labs([slot])[0]
                 seen, _, _, guess = painter.guessed(lab)
-                color = config.color * F.adaptive_avg_pool2d(guess.float(), config.grid).flatten(2).transpose(1, 2)
+                color = config.color_weight * F.adaptive_avg_pool2d(guess.float(), config.grid).flatten(2).transpose(1, 2)
                 keys = joined.translated(rows["keys"], source.spatial, seen.places)
                 rows["keys"] = torch.cat([keys[..., :-2], color], -1)
                 memory.pin(memory.query(seen.features), painter.features_of([lab]))

@@ -25,7 +25,7 @@ VOTER_LOOKS = 256  # at least, from which the voter learns, or VIEWS a picture i
 VIEWS = 16
 VOTER_STEPS = 1000
 VOTER_SHARE = 16  # of the places of a look, one in so many is learned from
-REMEMBERED = "spatial_size", "archived"  # what ``remember`` sets of a ModelConfig
+REMEMBERED = "spatial_size", "archived_frames"  # what ``remember`` sets of a ModelConfig
 FITTED = 128  # pictures, at most, spread evenly, to which the spatial memory's projection is fitted
 
 
@@ -88,7 +88,7 @@ def choose_frames(data: ColorizationDataset, config: SpatialConfig) -> tuple[lis
     some of them, spread evenly; and whether they are too many."""
     is_new = Deduplicator(config)
     new = [index for index in range(len(data)) if is_new(data.codes[index].permute(1, 2, 0).contiguous().numpy())]
-    return [new[place] for place in evenly_spaced(len(new), config.most)], len(new) > config.most
+    return [new[place] for place in evenly_spaced(len(new), config.max_frames)], len(new) > config.max_frames
 
 
 @torch.no_grad()
@@ -104,9 +104,9 @@ def remember(data: ColorizationDataset, colorizer: Colorizer, cast: Cast,
     looks = (see(data, part, colorizer, cast)[0] for part in sample)
     spatial.fit(torch.cat([seen.places.half() for seen in looks if seen is not None]))  # never None: there is a memory
     chosen, thinned = choose_frames(data, spatial.config)
-    archived = len(chosen) if len(chosen) > spatial.config.inside else 0
+    archived = len(chosen) if len(chosen) > spatial.config.max_inline_frames else 0
     spatial.resize(len(chosen), archived)
-    colorizer.config = replace(colorizer.config, spatial_size=len(chosen), archived=archived)
+    colorizer.config = replace(colorizer.config, spatial_size=len(chosen), archived_frames=archived)
     slot_of = torch.full((len(data),), -1)
     slot_of[chosen] = torch.arange(len(chosen))
 
@@ -168,8 +168,8 @@ def teach_voter(data: ColorizationDataset, colorizer: Colorizer, cast: Cast, see
     rng = np.random.default_rng(seed)
     views = [0 if number < len(paths) else int(rng.integers(1, 2**62)) for number in range(count)]
     paths = [paths[number % len(paths)] for number in range(count)]
-    features, colors, grid = [], [], voter.config.look // STRIDE
-    for L, ab in _looks(paths, views, voter.config.look):
+    features, colors, grid = [], [], voter.config.input_size // STRIDE
+    for L, ab in _looks(paths, views, voter.config.input_size):
         L, ab = L.to(device), ab.to(device)
         with cast():
             maps = colorizer.maps_of(L)
@@ -185,7 +185,7 @@ def vote_all(data: ColorizationDataset, indices: Sequence[int], colorizer: Color
     """The votes for the pictures at ``indices``, float16 (N, K, G, G)."""
     device, votes = next(colorizer.parameters()).device, []
     colorizer.eval()
-    for L, _ in _looks([data.paths[index] for index in indices], [0] * len(indices), colorizer.voter.config.look):
+    for L, _ in _looks([data.paths[index] for index in indices], [0] * len(indices), colorizer.voter.config.input_size):
         with cast():
             votes.append(colorizer.vote(L.to(device)).half())
     return torch.cat(votes)

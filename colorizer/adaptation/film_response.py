@@ -113,7 +113,7 @@ def find_response(see: Callable[[Sequence[np.ndarray]], Features], memory: Spati
     if memory.pinned.all():
         return None
     response = on_stock(*find_curve(see, memory, lightness, config), config)
-    for _ in range(config.rounds):
+    for _ in range(config.max_rounds):
         if response is None or response.stock is None:
             break
         shown = as_shown(see, memory, lightness, response, config)
@@ -142,7 +142,7 @@ def on_stock(curve: FilmResponse | None, pairs: Matches, config: ResponseConfig)
     It has a stock where one is clearly better than the luma of video and the luminance of light, whatever the curve
     from film to stock. Where there is a curve or a stock, it has the curve that leads there, if that is needed.
     """
-    if len(pairs.film) < config.pairs:
+    if len(pairs.film) < config.min_pairs:
         return curve
     lab = np.column_stack([pairs.known, pairs.ab]).astype(np.float32)[None]
 
@@ -156,13 +156,13 @@ def on_stock(curve: FilmResponse | None, pairs: Matches, config: ResponseConfig)
         return FilmResponse.between(pairs.film, straight(stock).shown(lab), stock)
 
     best = min(map(curved, STOCKS), key=misfit)
-    if misfit(best) <= (1 - config.fitting) * min(misfit(curved(None)), misfit(curved(LUMINANCE))):
+    if misfit(best) <= (1 - config.min_sensitivity_reduction) * min(misfit(curved(None)), misfit(curved(LUMINANCE))):
         plain = min(map(straight, STOCKS), key=misfit)
     elif curve is not None:
         best, plain = curved(None), None
     else:
         return None
-    return best if misfit(best) < (1 - config.curved) * misfit(plain or IDENTITY_RESPONSE) else plain
+    return best if misfit(best) < (1 - config.min_curve_reduction) * misfit(plain or IDENTITY_RESPONSE) else plain
 
 
 def find_curve(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialMemory, lightness: Sequence[np.ndarray],
@@ -173,20 +173,20 @@ def find_curve(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialM
     brings more; what differs in between, since other things are shown, is mended by the places that match.
     """
     free = (~memory.pinned).nonzero()[:, 0].tolist()
-    some = memory.kept("pictures", [free[place] for place in evenly_spaced(len(free), config.pictures)])
+    some = memory.kept("pictures", [free[place] for place in evenly_spaced(len(free), config.histogram_frames)])
     known = some[:, ::4, ::4, 0].cpu().numpy() / 255 * L_SCALE
     plain = match(see, memory, lightness, None, config)
     response = FilmResponse.between(np.stack([resize(L, 64, 64) for L in lightness]), known)
     best = match(see, memory, lightness, response, config)
     if plain.distance <= best.distance:
         response, best = None, plain
-    for _ in range(config.rounds):
+    for _ in range(config.max_rounds):
         refined = FilmResponse.between(best.film, best.known)
         matches = match(see, memory, lightness, refined, config)
         if matches.distance >= best.distance:
             break
         response, best = refined, matches
-    return (response, best) if best.distance < (1 - config.clearly) * plain.distance else (None, plain)
+    return (response, best) if best.distance < (1 - config.min_distance_reduction) * plain.distance else (None, plain)
 
 
 def match(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialMemory, lightness: Sequence[np.ndarray],
@@ -195,13 +195,13 @@ def match(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialMemory
 
     Pinned frames are left aside: they may come from the film itself.
     """
-    grid, dim = memory.config.grid, memory.config.dim
+    grid, dim = memory.config.grid, memory.config.key_dim
     seen = see([L if response is None else response(L) for L in lightness])
     places = (seen.places.flatten(2).transpose(1, 2).float() - memory.mean) @ memory.projection  # (N, P, dim)
     mutual, film, known, colors, distances = [], [], [], [], []
     for L, place, slots in zip(lightness, places, _near(memory, seen, config), strict=True):
         keys, ab = (memory.kept(name, slots).flatten(0, 1).float() for name in ("keys", "ab"))
-        keys, light = keys[:, :dim], keys[:, dim + 2] / memory.config.lightness * L_SCALE
+        keys, light = keys[:, :dim], keys[:, dim + 2] / memory.config.lightness_weight * L_SCALE
         distance = keys.square().sum(1) - 2 * place @ keys.T  # but for the square of the place, the same in a row
         nearest, back = distance.min(1), (distance + place.square().sum(1)[:, None]).T.contiguous().argmin(1)
         mutual.append((back[nearest.indices] == torch.arange(len(place), device=place.device)).cpu().numpy())
@@ -217,4 +217,4 @@ def match(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialMemory
 def _near(memory, seen, config):
     """For each of N frames that are Seen, the slots of the frames in memory to match with it."""
     similarity = memory.similarity(F.normalize(seen.features.float(), dim=1)).masked_fill(memory.pinned, -torch.inf)
-    return similarity.topk(min(config.frames, int((~memory.pinned).sum()))).indices.tolist()
+    return similarity.topk(min(config.matched_frames, int((~memory.pinned).sum()))).indices.tolist()

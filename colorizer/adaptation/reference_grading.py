@@ -72,7 +72,7 @@ def find_grade(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialM
     """
     if memory.pinned.all():
         return None
-    pictures = pictures[::-(-len(pictures) // config.pictures)]
+    pictures = pictures[::-(-len(pictures) // config.sampled_references)]
     grade = _explain(see, memory, pictures, config)
     if grade is None:
         return None
@@ -94,19 +94,19 @@ def _explain(see, memory, pictures, config):
     pairs = match(see, memory, [lab[..., 0] for lab in labs], None, ResponseConfig())
     own = _chroma(np.concatenate([resize(lab, grid, grid).reshape(-1, 3) for lab in labs])[pairs.places])
     known = _chroma(np.column_stack([pairs.known, pairs.ab]))
-    if len(own) < config.pairs:
+    if len(own) < config.min_pairs:
         return None
-    matrix, _ = cv2.estimateAffinePartial2D(own, known, method=cv2.RANSAC, ransacReprojThreshold=config.near)
+    matrix, _ = cv2.estimateAffinePartial2D(own, known, method=cv2.RANSAC, ransacReprojThreshold=config.color_tolerance)
     if matrix is None:
         return None
     grade = Grade.of(matrix)
-    if not (1 / config.gain < grade.gain < config.gain and abs(grade.turn) < config.turn
-            and np.hypot(*grade.shift) < config.shift):
+    if not (1 / config.max_gain < grade.gain < config.max_gain and abs(grade.turn) < config.max_hue_rotation
+            and np.hypot(*grade.shift) < config.max_shift):
         return None
     # Near in both colors, theirs and ours: what makes all colors paler brings all of them nearer to each other.
     off = np.linalg.norm(own @ matrix[:, :2].T + matrix[:, 2] - known, axis=1) / min(1, grade.gain)
-    explained, same = (float((x < config.near).mean()) for x in (off, np.linalg.norm(own - known, axis=1)))
-    return grade if explained - same > config.clearly else None
+    explained, same = (float((x < config.color_tolerance).mean()) for x in (off, np.linalg.norm(own - known, axis=1)))
+    return grade if explained - same > config.min_explained_gain else None
 
 
 def _chroma(lab):

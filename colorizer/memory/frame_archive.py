@@ -29,7 +29,7 @@ NAMED, PARTIAL = r"frames_[0-9a-f]{12}\.npy", ".frames.partial.npy"  # a file, a
 def record_of(config: SpatialConfig) -> np.dtype:
     """What is kept of a frame."""
     places = config.grid**2
-    shapes = ("<f2", (places, config.dim + 5)), ("<f2", (places, 2)), ("u1", (config.side, config.side, 3))
+    shapes = ("<f2", (places, config.key_dim + 5)), ("<f2", (places, 2)), ("u1", (config.picture_size, config.picture_size, 3))
     return np.dtype([(name, *shape) for name, shape in zip(FIELDS, shapes, strict=True)])
 
 

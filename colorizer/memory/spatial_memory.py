@@ -72,17 +72,17 @@ class SpatialMemory(nn.Module):
         super().__init__()
         self.config = config
         self.register_buffer("mean", torch.zeros(place_dim))
-        self.register_buffer("projection", torch.zeros(place_dim, config.dim))
+        self.register_buffer("projection", torch.zeros(place_dim, config.key_dim))
         self.register_buffer("features", torch.zeros(0, frame_dim, dtype=torch.float16))
         self.resize(size, archived)
 
     def resize(self, size: int, archived: int = 0) -> None:
         """Make it one of ``size`` frames that are to be written, the first ``archived`` of them in an archive."""
         config, rest, device = self.config, size - archived, self.features.device
-        places, side = config.grid**2, config.side
+        places, side = config.grid**2, config.picture_size
         with device:
             self.register_buffer("features", torch.zeros(size, self.features.shape[1], dtype=torch.float16))
-            self.register_buffer("keys", torch.zeros(rest, places, config.dim + 5, dtype=torch.float16))
+            self.register_buffer("keys", torch.zeros(rest, places, config.key_dim + 5, dtype=torch.float16))
             self.register_buffer("ab", torch.zeros(rest, places, 2, dtype=torch.float16))
             self.register_buffer("pictures", torch.zeros(rest, side, side, 3, dtype=torch.uint8))
             self.register_buffer("ids", torch.full((size,), -1, dtype=torch.long))
@@ -127,7 +127,7 @@ class SpatialMemory(nn.Module):
         sample = places.flatten(2).transpose(1, 2)[:, ::4].flatten(0, 1).float().cpu().numpy()
         from sklearn.decomposition import PCA  # takes half a second, for which no coloring needs wait
 
-        pca = PCA(self.config.dim, svd_solver="covariance_eigh").fit(sample)
+        pca = PCA(self.config.key_dim, svd_solver="covariance_eigh").fit(sample)
         self.mean.copy_(torch.from_numpy(pca.mean_))
         self.projection.copy_(torch.from_numpy(pca.components_.T))
 
@@ -140,8 +140,8 @@ class SpatialMemory(nn.Module):
         lightness, color = (F.adaptive_avg_pool2d(x.float(), config.grid) for x in (L, ab))
         line = torch.linspace(-1, 1, config.grid, device=features.device)
         position = torch.cartesian_prod(line, line).expand(features.shape[0], -1, -1)
-        rest = torch.cat([config.lightness * lightness, config.color * color], 1).flatten(2).transpose(1, 2)
-        return torch.cat([features, config.position * position, rest], 2)
+        rest = torch.cat([config.lightness_weight * lightness, config.color_weight * color], 1).flatten(2).transpose(1, 2)
+        return torch.cat([features, config.position_weight * position, rest], 2)
 
     @torch.no_grad()
     def write(self, slots: torch.Tensor, seen: Features, L: torch.Tensor, ab: torch.Tensor, ids: torch.Tensor,
@@ -169,7 +169,7 @@ class SpatialMemory(nn.Module):
         Of the places, what the other's projection kept is known; the rest is taken from what is ``seen`` of the kept
         pictures, (n, E, G, G), which are smaller than those that the keys were made of.
         """
-        places, rest = keys.float().split([self.config.dim, keys.shape[-1] - self.config.dim], -1)
+        places, rest = keys.float().split([self.config.key_dim, keys.shape[-1] - self.config.key_dim], -1)
         seen = seen.flatten(2).transpose(1, 2).float() - other.mean
         seen = seen + (places - seen @ other.projection) @ other.projection.T
         return torch.cat([(seen + other.mean - self.mean) @ self.projection, rest], -1)
@@ -189,7 +189,7 @@ class SpatialMemory(nn.Module):
 
     def _picture(self, L, ab):
         """L (N, 1, H, H) in [0, 1] and ab (N, 2, H, H) in [-1, 1] -> rows of ``pictures``, uint8 (N, S, S, 3)."""
-        return round_codes(shrink(encode_lab(L.float(), ab.float()), self.config.side)).permute(0, 2, 3, 1)
+        return round_codes(shrink(encode_lab(L.float(), ab.float()), self.config.picture_size)).permute(0, 2, 3, 1)
 
     def _gray(self, L):
         """L (N, 1, H, H) in [0, 1] as in ``pictures``, uint8 (N, S, S)."""
@@ -211,8 +211,8 @@ class SpatialMemory(nn.Module):
             some, place = slots.flatten(), torch.arange(slots.numel(), device=looks.device).view_as(slots)
         known = self.features[some].double()
         chosen, penalty = [], torch.zeros_like(similarity)
-        for _ in range(min(config.frames, len(self.features))):
-            best = (similarity - config.variety * penalty).argmax(1, keepdim=True)
+        for _ in range(min(config.attended_frames, len(self.features))):
+            best = (similarity - config.mmr_diversity * penalty).argmax(1, keepdim=True)
             chosen.append(best)
             alike = known[place.gather(1, best)[:, 0]] @ known.T
             penalty = torch.maximum(penalty, alike.gather(1, place))
@@ -229,13 +229,13 @@ class SpatialMemory(nn.Module):
         similarity = torch.cat([look @ part.double().T for part in rest], 1)
         slots = torch.arange(self.archived, len(self.features), device=looks.device).expand(len(looks), -1)
         if self.index is not None:
-            near = self.index.shortlist(looks, 2 * config.candidates)
+            near = self.index.shortlist(looks, 2 * config.candidate_frames)
             products = [self.features[some].double() @ one for some, one in zip(near, look, strict=True)]
             slots, similarity = torch.cat([near, slots], 1), torch.cat([torch.stack(products), similarity], 1)
-        preferred = self.pinned[slots] & (similarity >= similarity.amax(1, keepdim=True) - config.preference)
-        similarity, order = (similarity + config.preference * preferred).sort(dim=1, descending=True, stable=True)
-        order = order[:, :config.candidates]
-        return slots.gather(1, order), similarity[:, :config.candidates].clone(), preferred.gather(1, order)
+        preferred = self.pinned[slots] & (similarity >= similarity.amax(1, keepdim=True) - config.reference_margin)
+        similarity, order = (similarity + config.reference_margin * preferred).sort(dim=1, descending=True, stable=True)
+        order = order[:, :config.candidate_frames]
+        return slots.gather(1, order), similarity[:, :config.candidate_frames].clone(), preferred.gather(1, order)
 
     def digests(self) -> list[bytes]:
         """Of each frame, a hash of all that is read of it: its keys, colors and picture."""
@@ -279,7 +279,7 @@ class SpatialMemory(nn.Module):
         values = torch.cat([ab, ab.square().sum(-1, keepdim=True), pulled], -1).mT.contiguous()
         (known, length), (query, own_length) = self._rounded(known, dtype), self._rounded(query, dtype)
         # sharpness * (pull * pulled - |q - k|^2) in one product, from 2 q.k, -|k|^2 and -|q|^2.
-        known = torch.cat([2 * known, *_in_two(config.sharpness * config.pull * pulled - length, dtype),
+        known = torch.cat([2 * known, *_in_two(config.inverse_temperature * config.reference_bias * pulled - length, dtype),
                            torch.ones_like(known[..., :2])], -1).mT
         query = torch.cat([query, torch.ones_like(query[..., :2]), *_in_two(-own_length, dtype)], -1)
         means, scores = [], []
@@ -290,9 +290,9 @@ class SpatialMemory(nn.Module):
             means.append(values @ weight.mT)
             scores.append(score.mul_(weight).sum(-1))
         color, square, pulled = torch.cat(means, -1).split([2, 1, 1], -2)
-        distance = config.pull * pulled - torch.cat(scores, -1).unsqueeze(-2) / config.sharpness
+        distance = config.reference_bias * pulled - torch.cat(scores, -1).unsqueeze(-2) / config.inverse_temperature
         variance = square - color.square().sum(-2, keepdim=True)
-        confidence = (-distance.clamp(min=0) - variance.clamp(min=0) / config.discord).exp()
+        confidence = (-distance.clamp(min=0) - variance.clamp(min=0) / config.disagreement_scale).exp()
         return torch.cat([color, confidence], -2)
 
     def attend_at_once(self, query: torch.Tensor, known: torch.Tensor, ab: torch.Tensor,
@@ -302,10 +302,10 @@ class SpatialMemory(nn.Module):
         The mean squared distance is |q|^2 - 2 q.E(k) + E(|k|^2), by the means of keys and of their squared lengths,
         which are mixed like colors.
         """
-        sharpness, length = self.config.sharpness, known.square().sum(-1, keepdim=True)
+        sharpness, length = self.config.inverse_temperature, known.square().sum(-1, keepdim=True)
         values = torch.cat([ab, ab.square().sum(-1, keepdim=True), length, known], -1)
         # But for -|q|^2, which is the same for all of them; zeros make numbers a multiple of 8, as the kernel needs.
-        key = torch.cat([2 * sharpness * known, sharpness * (self.config.pull * pulled - length)], -1)
+        key = torch.cat([2 * sharpness * known, sharpness * (self.config.reference_bias * pulled - length)], -1)
         place = torch.cat([query, torch.ones_like(query[..., :1])], -1)
         place, key, values = (F.pad(x, (0, -x.shape[-1] % 8))[:, None] for x in (place, key, values))
         with torch.autocast(query.device.type, enabled=False):
@@ -313,7 +313,7 @@ class SpatialMemory(nn.Module):
         color, square, length, known = means.split([2, 1, 1, known.shape[-1]], -1)
         distance = query.square().sum(-1, keepdim=True) - 2 * (query * known).sum(-1, keepdim=True) + length
         variance = square - color.square().sum(-1, keepdim=True)
-        confidence = (-distance.clamp(min=0) - variance.clamp(min=0) / self.config.discord).exp()
+        confidence = (-distance.clamp(min=0) - variance.clamp(min=0) / self.config.disagreement_scale).exp()
         return torch.cat([color, confidence], -1).mT
 
     def _known(self, name, slots):
@@ -323,7 +323,7 @@ class SpatialMemory(nn.Module):
     def _rounded(self, keys, dtype):
         """Keys (..., R, K) times the root of the sharpness, rounded to ``dtype``, and the squared lengths (..., R, 1)
         of the rounded keys. So distances are exact for these keys: rounding moves a key a little, and does no more."""
-        keys = (self.config.sharpness**0.5 * keys).to(dtype)
+        keys = (self.config.inverse_temperature**0.5 * keys).to(dtype)
         return keys, keys.float().square().sum(-1, keepdim=True)
 
     @torch.no_grad()
@@ -338,7 +338,7 @@ class SpatialMemory(nn.Module):
         and the one that the flow leads to. The confidence is 1 / (1 + (misfit + m / 2)^6), where m is the mean over the
         picture of the misfits, each cut off at ``doubt``: where little of a picture fits, the rest fits by chance.
         """
-        near = NearestFrames(*(x[:, :self.config.carried] for x in nearest))
+        near = NearestFrames(*(x[:, :self.config.warped_frames] for x in nearest))
         if L.device.type != "cpu":
             with torch.autocast(L.device.type, enabled=False):
                 return self.carry_at_once(near, keys, L, shown)
@@ -357,18 +357,18 @@ class SpatialMemory(nn.Module):
         way = flow(picture, np.ascontiguousarray(known[..., 0]))
         found, ab = decode_lab(fetch(known.astype(np.float32), way).transpose(2, 0, 1))
         found, ab = found[0], ab.transpose(1, 2, 0)
-        small = cv2.resize(way, (config.grid, config.grid), interpolation=cv2.INTER_AREA) * (config.grid / config.side)
+        small = cv2.resize(way, (config.grid, config.grid), interpolation=cv2.INTER_AREA) * (config.grid / config.picture_size)
         unlike = self._unlike(query[None], self.kept("keys", [slot]), torch.from_numpy(small)[None])[0, 0]
-        unlike = config.unlike * (unlike - config.pull * pull).clamp(min=0).numpy()
-        misfit = config.unlit * blur(np.square(found - lightness)) + unlike
+        unlike = config.feature_weight * (unlike - config.reference_bias * pull).clamp(min=0).numpy()
+        misfit = config.photometric_weight * blur(np.square(found - lightness)) + unlike
         return relit(ab, found, lightness), misfit
 
     def _mix(self, colors, misfits):
         """Mix k carried colors (k, S, S, 2) by their misfits (k, S, S) -> ab / 110 and confidence (3, S, S)."""
-        weight = np.exp(self.config.choice * (misfits.min(0) - misfits))
+        weight = np.exp(self.config.cost_inverse_temperature * (misfits.min(0) - misfits))
         weight /= weight.sum(0)
         color, misfit = (weight[..., None] * colors).sum(0), (weight * misfits).sum(0)
-        misfit += np.minimum(misfit, self.config.doubt).mean() / 2
+        misfit += np.minimum(misfit, self.config.cost_clamp).mean() / 2
         confidence = 1 / (1 + misfit**6)
         return np.concatenate([color, confidence[..., None]], 2).transpose(2, 0, 1)
 
@@ -387,20 +387,20 @@ class SpatialMemory(nn.Module):
         lightness, (found, ab) = first[:, None] / 255, decode_lab(motion.fetch(second, way))
         unlike = self._unlike(keys.repeat_interleave(several, 0), self.kept("keys", slots),
                               motion.scaled(way, config.grid))
-        unlike = unlike - config.pull * near.preferred.reshape(-1, 1, 1, 1)
-        misfit = config.unlit * motion.blur((found - lightness).square()) + config.unlike * unlike.clamp(min=0)
+        unlike = unlike - config.reference_bias * near.preferred.reshape(-1, 1, 1, 1)
+        misfit = config.photometric_weight * motion.blur((found - lightness).square()) + config.feature_weight * unlike.clamp(min=0)
         colors, misfit = (x.unflatten(0, (count, several)) for x in (motion.relit(ab, found, lightness), misfit))
         other = near.preferred.any(1, keepdim=True) & ~near.preferred
         misfit = misfit.masked_fill(other[:, :, None, None, None], 1e6)  # so that it has no weight
-        weight = (-config.choice * misfit).softmax(1)
+        weight = (-config.cost_inverse_temperature * misfit).softmax(1)
         color, misfit = (weight * colors).sum(1), (weight * misfit).sum(1)
-        misfit = misfit + misfit.clamp(max=config.doubt).mean((2, 3), keepdim=True) / 2
+        misfit = misfit + misfit.clamp(max=config.cost_clamp).mean((2, 3), keepdim=True) / 2
         return torch.cat([color, 1 / (1 + misfit**6)], 1)
 
     def _unlike(self, query, known, way):
         """Squared distances (N, 1, S, S) between keys ``query`` (N, P, K) and those of ``known`` (N, P, K) that the
         flows ``way`` (N, G, G, 2) lead to."""
-        size, side = self.config.grid, self.config.side
+        size, side = self.config.grid, self.config.picture_size
         known = known.float().mT.unflatten(2, (size, size))
         found = motion.fetch(known, way).flatten(2).mT
         distance = (found - query).square().sum(2).view(-1, 1, size, size)

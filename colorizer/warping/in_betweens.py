@@ -40,10 +40,10 @@ class InBetweens:
     def __init__(self, lightness: np.ndarray, votes: PaletteClassifierConfig, config: InBetweenConfig) -> None:
         """``lightness`` L (N, H, H) in [0, 100]."""
         self.lightness, self.config, self._flow = lightness, config, Flow()
-        self._pictures = [picture_of(L, votes.side, votes.side) for L in lightness]
+        self._pictures = [picture_of(L, votes.flow_size, votes.flow_size) for L in lightness]
         self._ties: dict[tuple[int, int], KeyframeLink] = {}
         numbers = np.arange(len(lightness))
-        groups = np.array_split(numbers, -(-len(numbers) // votes.every))
+        groups = np.array_split(numbers, -(-len(numbers) // votes.keyframe_interval))
         self.painted = [int(group[len(group) // 2]) for group in groups]
         while missing := self._missing():
             self.painted = sorted([*self.painted, *missing])
@@ -61,7 +61,7 @@ class InBetweens:
         does not, in a mean of POWER: a hand that comes into view counts more than as much of lines here and there."""
         unlike = 1 - np.maximum.reduce([tie.fit for tie in self._beside(number)])
         places = cv2.resize(unlike, (PLACES, PLACES), interpolation=cv2.INTER_AREA)
-        return (places**POWER).mean() ** (1 / POWER) <= self.config.most
+        return (places**POWER).mean() ** (1 / POWER) <= self.config.max_mismatch
 
     def _beside(self, number):
         """The Ties to the painted drawings before and behind one."""
@@ -72,7 +72,7 @@ class InBetweens:
         if (number, other) not in self._ties:
             picture, painted = self._pictures[number], self._pictures[other]
             flow = self._flow(picture, painted)
-            fit = np.exp(-self.config.unlit * unlit(picture, painted, flow))
+            fit = np.exp(-self.config.photometric_weight * unlit(picture, painted, flow))
             self._ties[number, other] = KeyframeLink(other, flow, fit)
         return self._ties[number, other]
 

@@ -99,10 +99,10 @@ class TemporalFilter:
         height, width = ab.shape[:2]
         picture = picture_of(lightness, height, width)
         if self._picture is not None and self._ab is not None:
-            side = min(self.config.side, height)
+            side = min(self.config.flow_size, height)
             flow = self._flow(*(resize(p, side, side) for p in (picture, self._picture)))
             flow = scaled(flow, height)
-            weight = self.config.keep * np.exp(-self.config.unlit * unlit(picture, self._picture, flow))[..., None]
+            weight = self.config.previous_weight * np.exp(-self.config.photometric_weight * unlit(picture, self._picture, flow))[..., None]
             ab = ab + weight * cv2.blur(fetch(self._ab, flow) - ab, (3, 3))
         self._picture, self._ab = picture, ab
         return ab

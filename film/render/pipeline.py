@@ -76,7 +76,7 @@ def predict_tasks(jobs: Generator[FrameTask, None, None], painter: FilmPredictor
                large: bool = False) -> Generator[FrameTask, None, None]:
     """Yield the jobs, in order, with ab and what is known filled in; PAINTERS batches are colored at a time, of
     ``large`` frames one, since encoding them takes longer."""
-    steady, last, mixture = TemporalFilter(config.steady), None, None
+    steady, last, mixture = TemporalFilter(config.temporal_filter), None, None
 
     def paint(batch):
         fresh = [job.L for job in batch if job.L is not None and not job.blends]
@@ -92,12 +92,12 @@ def predict_tasks(jobs: Generator[FrameTask, None, None], painter: FilmPredictor
         L = transition.next_lightness.astype(np.float32)
         ab, known, looks = painter.predict_with_embeddings(L[None], following.palette)
         behind = ColoredFrame(L, ab[0], next(known.each()))
-        return TransitionBlender(transition.frames, transition.wipe, before, behind, config.steady.side), looks[0]
+        return TransitionBlender(transition.frames, transition.wipe, before, behind, config.temporal_filter.flow_size), looks[0]
 
     def fill(batch, answers):
         nonlocal steady, last, mixture
         if batch[0].index == plan.shots[batch[0].shot].start:
-            steady, mixture = TemporalFilter(config.steady), None
+            steady, mixture = TemporalFilter(config.temporal_filter), None
         for job in batch:
             if job.L is not None and job.blends:
                 if mixture is None:
