@@ -1,8 +1,8 @@
 """What can be set? Every setting of the program, as dataclasses, from which the command lines are made.
 
 A field with a ``help`` text is a flag of its script. The fields of SpatialConfig, PaletteClassifierConfig, TrainingConstants,
-TemporalFilterConfig, InBetweenConfig, CalibrationConfig, RegionsConfig and RecolorConfig are constants of the method, chosen in
-trials (``benchmarks/trials.md``; ``benchmarks/search.py`` varies them). All but the last five are saved with a
+TemporalFilterConfig, InBetweenConfig and CalibrationConfig are constants of the method, chosen in
+trials (``benchmarks/trials.md``; ``benchmarks/search.py`` varies them). All but the last three are saved with a
 checkpoint.
 """
 
@@ -180,33 +180,6 @@ class InBetweenConfig:
 
     photometric_weight: float = 150.0  # a pixel fits where the flow leads to by exp(-unlit * squared difference in L in [0, 1])
     max_mismatch: float = 0.55  # how much of a place may not fit, in a mean of the 8th power over a drawing
-
-
-@dataclass
-class RegionsConfig:
-    """Constants that find the things of a gray frame (``editing/regions.py``), chosen by ``benchmarks/clicks.py``.
-    Lengths are in pixels of a frame of 360 rows, and grow with it; L is in [0, 100]."""
-
-    sharp: float = 0.7  # standard deviation, in pixels, of the blur before edges are found; grows with the root
-    low: float = 1.0  # slope of L a pixel with which an edge goes on
-    high: float = 2.0  # and with which it begins
-    line: float = 7.0  # width of the widest line
-    ink: float = 12.0  # how much darker in L a line is than what is beside it
-    ball: float = 4.0  # radius of the largest ball: a gap in a line of up to twice this is closed
-    finer: float = 0.6  # each ball is so many times as large as the one before; a way out as wide is no gap
-    least: float = 10.0  # area in square pixels of the smallest region
-    step: float = 6.0  # difference in L of two flats between which an edge is mixed of both
-
-
-@dataclass
-class RecolorConfig:
-    """Constants that tell what has a color of the show (``editing/recolor.py``), chosen on the drawn episode 2."""
-
-    inner: float = 4.0  # CIE94 difference, without lightness, up to which a color is the same
-    outer: float = 7.0  # and from which it is another one
-    shade: float = 20.0  # difference in L that light and shade make
-    edge: int = 3  # pixels beside a thing that may be mixed of it and what is around it
-    off: float = 8.0  # distance in Lab, where L counts half, from a mixture at which a pixel is hardly one
 
 
 @dataclass

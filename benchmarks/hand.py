@@ -26,8 +26,7 @@ from colorizer.metrics import color_differences
 from colorizer.predictor import Predictor
 from config import FilmConfig
 from dataset import lab_to_rgb, rgb_to_lab
-from editing.correction import Canvas, Correction
-from editing.palette import eyedropper
+from editing.correction import CorrectionRenderer, Correction
 from editing.regions import Regions
 from fileio.images import picture_grid, write_image
 from film.io.video import VideoFile
@@ -41,13 +40,20 @@ GAIN = 200.0  # sum of CIEDE2000 over the pixels that a click must gain
 MEASURES = ("ciede2000", "far", "bodies", "bodies_far", "lpips", "colorfulness")
 
 
+def median_color(picture, point):
+    """Return the median color of the 5 x 5 pixels around a point (x, y) of a picture, RGB uint8 (H, W, 3), as "#rrggbb"."""
+    x, y = point
+    pixels = picture[max(0, y - 2):y + 3, max(0, x - 2):x + 3].reshape(-1, 3)
+    return "#" + np.uint8(np.median(pixels, axis=0)).tobytes().hex()
+
+
 def corrected(machine, truth, most):
     """Correct a frame by at most ``most`` clicks: RGB uint8 (H, W, 3) as the machine colored it and as it should be.
     Returns the corrected frame and the number of clicks."""
     lab, true = rgb_to_lab(machine), rgb_to_lab(truth)
     height, width = truth.shape[:2]
     L, known = np.ascontiguousarray(true[..., 0]), np.zeros((height, width), bool)
-    canvas, correction = Canvas(Regions(L), lab[..., 1:]), Correction((height, width))
+    canvas, correction = CorrectionRenderer(Regions(L), lab[..., 1:]), Correction((height, width))
     ab = lab[..., 1:]
     error = color_differences(np.dstack([L, ab]), true)
     for click in range(most):
@@ -59,7 +65,7 @@ def corrected(machine, truth, most):
         point = middle(parts == part)
         alike = np.linalg.norm(true[..., 1:] - true[point[1], point[0], 1:], axis=2) < WRONG
         point = middle((parts == part) & alike)  # in the middle of one color, and not between two
-        correction.fill(point, eyedropper(truth, point))
+        correction.fill(point, median_color(truth, point))
         tried = canvas.apply(correction)
         changed = color_differences(np.dstack([L, tried]), true)
         if error.sum() - changed.sum() < GAIN:

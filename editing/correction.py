@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from dataset import resize
-from editing.palette import lab_of, shaded
+from editing.palette import hex_to_lab, shade_color
 from editing.regions import Point, Regions, Stroke
 from utils import UserError
 
@@ -121,7 +121,7 @@ class Correction:
         return cls((size[0], size[1]), done, undone)
 
 
-class Canvas:
+class CorrectionRenderer:
     """A frame on which corrections are shown: its Regions, and the machine's ab, float32 (h, w, 2) of any size.
 
     What was painted below the last layer is kept, so that a click costs one layer. Raises UserError for a correction of
@@ -157,7 +157,7 @@ class Canvas:
         part = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
         mask, L, ab = mask[part], L[part], ab.copy()
         whole = mask >= min(0.9, float(mask.max()))
-        wanted = self.machine[part] if layer.color is None else shaded(layer.color, L, float(np.median(L[whole])))
+        wanted = self.machine[part] if layer.color is None else shade_color(layer.color, L, float(np.median(L[whole])))
         ab[part] += mask[..., None] * (wanted - ab[part])
         return ab
 
@@ -207,7 +207,7 @@ def _check(steps, size):
         if "points" in step and (not step["points"] or not _is_number(step["radius"]) or step["radius"] <= 0):
             raise _damaged("a stroke has no points or no radius above 0")
         if step.get("color") is not None:
-            lab_of(step["color"])
+            hex_to_lab(step["color"])
     if points > MOST:
         raise UserError(f"the correction has more than {MOST:,} points; use fills where the brush is wide")
 

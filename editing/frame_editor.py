@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset import lab_to_rgb, rgb_to_lab
-from editing.correction import Canvas, Correction
+from editing.correction import CorrectionRenderer, Correction
 from editing.regions import Point, Regions
 from fileio.atomic import atomic_write
 from utils import UserError
@@ -24,7 +24,7 @@ class FrameEditor:
     def __init__(self, path: Path, gray: np.ndarray, machine: np.ndarray) -> None:
         self.path, self.lock = path, threading.Lock()
         self.L = np.ascontiguousarray(rgb_to_lab(gray)[..., 0])
-        self.canvas = Canvas(Regions(self.L), rgb_to_lab(machine)[..., 1:])
+        self.canvas = CorrectionRenderer(Regions(self.L), rgb_to_lab(machine)[..., 1:])
         self.correction = Correction(self.L.shape)  # type: ignore[arg-type]  # of two dimensions
         if path.exists():
             try:

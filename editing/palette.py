@@ -12,7 +12,6 @@ from sklearn.cluster import KMeans
 
 from colorizer.predictor import Predictor
 from dataset import lab_to_rgb, rgb_to_lab
-from editing.regions import Point
 from utils import UserError, evenly_spaced
 
 CELL = 4.0  # side of a cell of Lab within which colors are counted as one
@@ -23,7 +22,7 @@ ALIKE = 6.0  # colors that are nearer than this are one
 PICTURES = 1024  # frames in memory whose colors are counted, at most
 
 
-class Swatch(NamedTuple):
+class PaletteColor(NamedTuple):
     """A color of the show."""
 
     color: str
@@ -32,7 +31,7 @@ class Swatch(NamedTuple):
     frame: str  # and its file name
 
 
-def lab_of(color: str) -> np.ndarray:
+def hex_to_lab(color: str) -> np.ndarray:
     """Lab (3,) of a color. Raises UserError for what is none."""
     if not isinstance(color, str) or not re.fullmatch(r"#[0-9a-fA-F]{6}", color):
         raise UserError(f"{color!r:.40} is no color; give it as # and 6 hexadecimal digits, such as #ee6c80")
@@ -40,24 +39,12 @@ def lab_of(color: str) -> np.ndarray:
     return lab[0, 0]
 
 
-def color_of(lab: np.ndarray) -> str:
+def lab_to_hex(lab: np.ndarray) -> str:
     """The color of Lab (3,), the inverse of ``lab_of``; one outside sRGB is clipped channel by channel."""
     return "#" + lab_to_rgb(np.asarray(lab, np.float32)[None, None]).tobytes().hex()
 
 
-def eyedropper(picture: np.ndarray, point: Point) -> str:
-    """The color of a picture, RGB uint8 (H, W, 3), at a point (x, y): the median of 5 x 5 pixels. Raises UserError for
-    a point outside."""
-    height, width = picture.shape[:2]
-    x, y = (int(np.floor(value + 0.5)) for value in point)
-    if not (0 <= x < width and 0 <= y < height):
-        raise UserError(f"the point ({point[0]:g}, {point[1]:g}) is outside the picture, which is {width}x{height}; "
-                        "click into it")
-    around = picture[max(0, y - 2):y + 3, max(0, x - 2):x + 3].reshape(-1, 3)
-    return "#" + np.uint8(np.median(around, axis=0)).tobytes().hex()
-
-
-def most_chroma(hue: np.ndarray, L: np.ndarray) -> np.ndarray:
+def max_chroma(hue: np.ndarray, L: np.ndarray) -> np.ndarray:
     """How far the colors of a hue, a unit vector (2,) of ab, go within sRGB at lightness L: chroma, float32 of its
     shape.
 
@@ -74,24 +61,18 @@ def most_chroma(hue: np.ndarray, L: np.ndarray) -> np.ndarray:
     return np.interp(L, levels, low).astype(np.float32)
 
 
-def shaded(color: str, L: np.ndarray, flat: float) -> np.ndarray:
+def shade_color(color: str, L: np.ndarray, flat: float) -> np.ndarray:
     """A color on a thing of lightness L (H, W), as ab (H, W, 2): at the lightness ``flat`` with its own hue and chroma,
     and as much weaker as there is less light, for the same surface reflects it; nowhere beyond sRGB."""
-    ab = lab_of(color)[1:]
+    ab = hex_to_lab(color)[1:]
     chroma = np.float32(np.hypot(*ab))
     if chroma == 0:
         return np.zeros((*L.shape, 2), np.float32)
-    reached = np.minimum(chroma * L / np.float32(max(flat, 1)), most_chroma(ab / chroma, L))
+    reached = np.minimum(chroma * L / np.float32(max(flat, 1)), max_chroma(ab / chroma, L))
     return reached[..., None] * (ab / chroma)
 
 
-def remembered(painter: Predictor, slot: int) -> np.ndarray:
-    """The picture that a painter's spatial memory keeps in a slot: RGB uint8 (S, S, 3)."""
-    codes = painter.colorizer.spatial.kept("pictures", [slot])[0].cpu().numpy()
-    return cv2.cvtColor(codes, cv2.COLOR_Lab2RGB)
-
-
-def palette_of(painter: Predictor, count: int = 40) -> list[Swatch]:
+def extract_palette(painter: Predictor, count: int = 40) -> list[PaletteColor]:
     """The distinct colors that a painter remembers, at most ``count``, by their shares.
 
     Colors of at most PICTURES frames, spread evenly, are counted in small cells of Lab, and the cells clustered by the
@@ -106,7 +87,7 @@ def palette_of(painter: Predictor, count: int = 40) -> list[Swatch]:
     weights = np.sqrt(counts.sum(0)) * (1 + VIVID * np.hypot(*cells.T[1:]) / 110)
     scaled = cells * (LIGHT, 1, 1)
     clusters = KMeans(min(count, len(cells)), n_init=4, random_state=0).fit(scaled, sample_weight=weights).labels_
-    swatches: list[Swatch] = []
+    swatches: list[PaletteColor] = []
     taken: list[np.ndarray] = []
     groups = sorted((np.flatnonzero(clusters == number) for number in np.unique(clusters)),
                     key=lambda group: -counts[:, group].sum())
@@ -120,7 +101,7 @@ def palette_of(painter: Predictor, count: int = 40) -> list[Swatch]:
             continue
         slot = looked[int(counts[:, group].sum(1).argmax())]
         taken.append(scaled[common])
-        swatches.append(Swatch(color_of(cells[common]), share, slot, painter.names.get(int(spatial.ids[slot]), "")))
+        swatches.append(PaletteColor(lab_to_hex(cells[common]), share, slot, painter.names.get(int(spatial.ids[slot]), "")))
     return sorted(swatches, key=lambda swatch: -swatch.share)
 
 

@@ -29,7 +29,7 @@ import torch
 from colorizer.adaptation.film_response import FilmResponse
 from colorizer.memory.frame_archive import open_archive
 from colorizer.metrics import has_color
-from editing.palette import lab_of
+from editing.palette import hex_to_lab
 from fileio.atomic import atomic_write, exclusive_lock
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from fileio.images import IMAGE_SUFFIXES, read_image, write_image
@@ -88,7 +88,7 @@ def _read_facts(text):
     if any(not isinstance(change, list) or len(change) != 2 for change in content["changes"]):
         raise ValueError("a change of a color is no pair")
     for color in (color for change in content["changes"] for color in change):
-        lab_of(color)
+        hex_to_lab(color)
     return Facts(**{**content, "corrections": corrections})
 
 
@@ -279,7 +279,7 @@ class Project:
     def change_color(self, old: str, new: str) -> None:
         """Let all that has the color ``old`` have ``new``, both "#rrggbb". A change of the same color that is there
         already is replaced. Raises UserError for what is no color."""
-        lab_of(old), lab_of(new)
+        hex_to_lab(old), hex_to_lab(new)
         self.facts.changes = [change for change in self.facts.changes if change[0] != old]
         if old != new:
             self.facts.changes.append([old, new])

@@ -6,6 +6,7 @@ ab is float32 (..., H, W, 2) in Lab units, L (..., H, W) in [0, 100].
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
@@ -14,11 +15,21 @@ import numpy as np
 from colorizer.adaptation.film_response import FilmResponse
 from colorizer.confidence import Confidence
 from colorizer.predictor import Palette
-from config import RecolorConfig
 from dataset import resize
-from editing.palette import LIGHT, lab_of, shaded
+from editing.palette import LIGHT, hex_to_lab, shade_color
 from editing.regions import nearest
 from film.analysis.plan import FilmPredictor
+
+
+@dataclass
+class RecolorConfig:
+    """Parameters that select the pixels of a color, chosen on the drawn episode 2."""
+
+    full_distance: float = 4.0  # CIE94 difference up to which a pixel changes fully; larger: more similar colors change
+    zero_distance: float = 7.0  # CIE94 difference from which a pixel does not change; larger: softer selection
+    lightness_tolerance: float = 20.0  # difference in L attributed to shading; larger: darker or lighter shades change
+    edge_width: int = 3  # pixels around an object that may mix its color and the background; larger: wider soft edges
+    mixture_tolerance: float = 8.0  # Lab distance (L counts half) from a mixture; larger: more edge pixels change
 
 
 class Change(NamedTuple):
@@ -38,9 +49,9 @@ def recolored(ab: np.ndarray, L: np.ndarray, changes: Sequence[Change],
     """
     config, moves, total = config or RecolorConfig(), np.zeros_like(ab), np.zeros(L.shape, np.float32)
     for change in changes:
-        flat = lab_of(change.old)[0]
-        weight, own = _shares(ab, L, _likeness(ab, shaded(change.old, L, flat), L - flat, config), config)
-        moves += weight[..., None] * (shaded(change.new, own, flat) - shaded(change.old, own, flat))
+        flat = hex_to_lab(change.old)[0]
+        weight, own = _shares(ab, L, _likeness(ab, shade_color(change.old, L, flat), L - flat, config), config)
+        moves += weight[..., None] * (shade_color(change.new, own, flat) - shade_color(change.old, own, flat))
         total += weight
     return ab + moves / np.maximum(total, 1)[..., None]
 
@@ -55,16 +66,16 @@ def _likeness(ab, old, lighter, config):
     away = ab - old
     along = (away * old).sum(-1) / length
     across = (away**2).sum(-1) - along**2
-    light = np.maximum(np.abs(lighter) - config.shade, 0)
+    light = np.maximum(np.abs(lighter) - config.lightness_tolerance, 0)
     distance = np.sqrt(np.maximum((along / (1 + 0.045 * length))**2 + across / (1 + 0.015 * length)**2 + light**2, 0))
-    x = np.clip((config.outer - distance) / (config.outer - config.inner), 0, 1)
+    x = np.clip((config.zero_distance - distance) / (config.zero_distance - config.full_distance), 0, 1)
     return x * x * (3 - 2 * x)
 
 
 def _shares(ab, L, alike, config):
     """The share (H, W) of each pixel that is of the thing, and the lightness (H, W) of that: where it is ``alike`` all
     its own, and beside that, how far it is on the way from what is around the thing to the thing."""
-    core, size = alike > 0.9, np.ones((2 * config.edge + 1,) * 2, np.uint8)
+    core, size = alike > 0.9, np.ones((2 * config.edge_width + 1,) * 2, np.uint8)
     around = (cv2.dilate(core.astype(np.uint8), size) == 0) & (alike < 0.1)
     if not (core.any() and around.any()):
         return alike, L
@@ -76,7 +87,7 @@ def _shares(ab, L, alike, config):
     way = thing - ground
     share = np.clip(((lab - ground) * way).sum(-1) / np.maximum((way**2).sum(-1), 1), 0, 1)
     off = np.square(lab - ground - share[..., None] * way).sum(-1)
-    share *= np.exp(-off / config.off**2)
+    share *= np.exp(-off / config.mixture_tolerance**2)
     edge = ~(core | around)
     return np.where(edge, np.maximum(alike, share), alike), np.where(edge & ~line, thing[..., 0] / LIGHT, L)
 
@@ -89,7 +100,7 @@ class Recolored(FilmPredictor):
         self.source = painter.source
         for change in self.changes:
             for color in change:
-                lab_of(color)  # is one
+                hex_to_lab(color)  # is one
         self.identity = self._digest(painter.identity)
         self.origin = self._digest(painter.origin) if painter.origin else ""
 

@@ -4,6 +4,7 @@ L is float32 (H, W) in [0, 100]. Points are (x, y) in pixels; (0, 0) is the midd
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -11,7 +12,6 @@ import cv2
 import numpy as np
 from skimage.segmentation import watershed
 
-from config import RegionsConfig
 from utils import UserError
 
 Point = tuple[float, float]
@@ -23,6 +23,24 @@ class Stroke(NamedTuple):
 
     points: Sequence[Point]
     radius: float  # pixels, half its width
+
+
+@dataclass
+class RegionsConfig:
+    """Parameters of the segmentation, chosen with ``benchmarks/clicks.py``.
+
+    Lengths and areas are those of a frame with 360 rows and are scaled with the frame. L is in [0, 100].
+    """
+
+    edge_blur: float = 0.7  # sigma in pixels of the blur before edge detection; larger: less noise, fewer fine edges
+    edge_low_threshold: float = 1.0  # slope in L per pixel that continues an edge; larger: shorter edges
+    edge_high_threshold: float = 2.0  # slope in L per pixel that starts an edge; larger: fewer edges
+    max_line_width: float = 7.0  # pixels; larger: thicker dark strokes count as lines instead of as regions
+    min_line_contrast: float = 12.0  # L by which a line is darker than both sides; larger: only darker lines count
+    max_ball_radius: float = 4.0  # pixels; larger: wider gaps in lines are closed (up to twice this)
+    ball_shrink_factor: float = 0.6  # ratio of successive ball radii; larger: more passes, finer gap detection
+    min_region_area: float = 10.0  # square pixels; larger: small regions merge into their neighbors
+    min_edge_contrast: float = 6.0  # difference in L of two sides; larger: fewer mask edges follow the lightness
 
 
 class Regions:
@@ -41,11 +59,11 @@ class Regions:
     @cached_property
     def lines(self) -> np.ndarray:
         """Where drawn lines are, bool (H, W): thin, long, and darker than what is on both sides."""
-        config, size = self.config, 2 * int(self.config.line * self.scale / 2) + 1
+        config, size = self.config, 2 * int(self.config.max_line_width * self.scale / 2) + 1
         disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
         darker = cv2.morphologyEx(self.L, cv2.MORPH_CLOSE, disc) - self.L
         deep = self.L - cv2.erode(self.L, disc) < 0.35 * darker  # the line, not a thin thing that is outlined by it
-        found = np.uint8((darker > config.ink) & deep)
+        found = np.uint8((darker > config.min_line_contrast) & deep)
         count, parts, stats, _ = cv2.connectedComponentsWithStats(found, connectivity=8)
         half = np.zeros(count, np.float32)
         np.maximum.at(half, parts[found > 0], cv2.distanceTransform(found, cv2.DIST_L2, 5)[found > 0])
@@ -57,11 +75,11 @@ class Regions:
     def edges(self) -> np.ndarray:
         """Where lightness steps, bool (H, W), a pixel wide: more than noise does."""
         config = self.config
-        smooth = cv2.GaussianBlur(self.L, (0, 0), config.sharp * self.scale**0.5)
+        smooth = cv2.GaussianBlur(self.L, (0, 0), config.edge_blur * self.scale**0.5)
         slopes = [cv2.Sobel(smooth, cv2.CV_32F, *axis, ksize=3, scale=1 / 8) for axis in ((1, 0), (0, 1))]
         # Of noise alone, the median slope is that of most of a picture (a Rayleigh distribution).
         noise = np.median(np.hypot(*(slope[::4, ::4] for slope in slopes))) / 1.1774
-        low, high = (max(least, times * noise) for least, times in ((config.low, 2.5), (config.high, 4.0)))
+        low, high = (max(least, times * noise) for least, times in ((config.edge_low_threshold, 2.5), (config.edge_high_threshold, 4.0)))
         codes = [np.clip(slope * STEPS, -2**15 + 1, 2**15 - 1).astype(np.int16) for slope in slopes]
         return cv2.Canny(*codes, low * STEPS, high * STEPS, L2gradient=True) > 0
 
@@ -100,9 +118,9 @@ class Regions:
         new one, unless they are no wider than the way that leads out of them.
         """
         room = cv2.distanceTransform(np.uint8(~barrier), cv2.DIST_L2, 5)
-        balls = [self.config.ball * self.scale]
-        while balls[-1] * self.config.finer >= 1:
-            balls.append(balls[-1] * self.config.finer)
+        balls = [self.config.max_ball_radius * self.scale]
+        while balls[-1] * self.config.ball_shrink_factor >= 1:
+            balls.append(balls[-1] * self.config.ball_shrink_factor)
         labels, inside = np.zeros(barrier.shape, np.int32), np.zeros((1, 2), int)  # a pixel inside of each label
         for ball in (*balls, 0.0):
             count, parts, stats, _ = cv2.connectedComponentsWithStats(np.uint8(room > ball), connectivity=4)
@@ -110,8 +128,8 @@ class Regions:
             owners = parts[inside[1:, 0], inside[1:, 1]]
             own[owners] = np.arange(1, len(inside))
             np.add.at(held, owners, 1)
-            wide = (np.bincount(parts[room >= ball / self.config.finer], minlength=count) > 0 if ball else
-                    stats[:, cv2.CC_STAT_AREA] >= self.config.least * self.scale**2)
+            wide = (np.bincount(parts[room >= ball / self.config.ball_shrink_factor], minlength=count) > 0 if ball else
+                    stats[:, cv2.CC_STAT_AREA] >= self.config.min_region_area * self.scale**2)
             fresh = np.flatnonzero((held == 0) & wide)
             fresh = fresh[fresh > 0]
             own[fresh] = len(inside) + np.arange(len(fresh))
@@ -151,8 +169,8 @@ class Regions:
                                           for plane in (L, np.float32(1)))
         known = (weight > 1e-3) & (other > 1e-3) & (inner == 0) & (outer == 0)
         here, there = here / np.maximum(weight, 1e-3), there / np.maximum(other, 1e-3)
-        share = (L - there) / np.where(np.abs(here - there) > self.config.step, here - there, np.inf)
-        between = known & (np.abs(here - there) > self.config.step) & (share > -0.2) & (share < 1.2)
+        share = (L - there) / np.where(np.abs(here - there) > self.config.min_edge_contrast, here - there, np.inf)
+        between = known & (np.abs(here - there) > self.config.min_edge_contrast) & (share > -0.2) & (share < 1.2)
         between &= cv2.dilate(np.uint8(self.lines[part]), disc) == 0
         soft[part] = np.where(between, np.clip(share, 0, 1), smooth)
         return soft

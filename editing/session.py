@@ -16,7 +16,7 @@ from editing.frame_editor import FrameEditor
 from editing.frame_reader import Frames, jpeg, times_of, write_clip
 from editing.jobs import (
     BackgroundRunner, BackgroundTask, PredictorCache, color, film_config, find_shots, log_lines, with_changes)
-from editing.palette import palette_of
+from editing.palette import extract_palette
 from editing.project import AllowedPaths, Project
 from editing.training_job import learn
 from fileio.images import IMAGE_SUFFIXES, read_image
@@ -342,7 +342,7 @@ class EditingSession:
                 keeps = painter.config.use_spatial_memory
                 self.swatches = painter.identity, [
                     {"hex": each.color, "name": f"{each.share:.1%}, as in {each.frame}"}
-                    for each in (palette_of(painter) if keeps else [])]
+                    for each in (extract_palette(painter) if keeps else [])]
             return {"colors": self.swatches[1], "frames": frames}
 
     # -----------------------------------------------------------------------------------------------------------------

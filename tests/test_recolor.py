@@ -16,7 +16,7 @@ from colorizer.metrics import color_differences
 from colorizer.predictor import Palette
 from config import FilmConfig
 from dataset import lab_to_rgb, rgb_to_lab
-from editing.palette import lab_of, palette_of, remembered
+from editing.palette import hex_to_lab, extract_palette
 from editing.recolor import Change, Recolored, recolored
 from film.analysis.plan import FilmPredictor
 from film.io.video import VideoFile
@@ -35,7 +35,7 @@ def scene():
         rgb[:, 256 * number:256 * (number + 1)] = list(bytes.fromhex(color[1:]))
     mask = cv2.circle(np.zeros(rgb.shape[:2], np.uint8), (460, 400), 230, 1, -1)
     lab = rgb_to_lab(rgb)
-    lab[mask > 0] = lab_of(RED)
+    lab[mask > 0] = hex_to_lab(RED)
     dark = cv2.circle(np.zeros_like(mask), (530, 450), 120, 1, -1) > 0
     lab[dark] *= 0.8
     return lab_to_rgb(cv2.resize(lab, (128, 96), interpolation=cv2.INTER_AREA)), cv2.resize(
@@ -50,8 +50,8 @@ def test_what_has_the_color_follows_softly_and_nothing_else_does():
     difference = color_differences(after, lab)
     assert np.quantile(difference[mask == 0], 0.999) < 1 and difference[mask == 0].max() < 1.5
     hue = np.arctan2(*ab[mask == 1].T[::-1])
-    assert np.abs(hue - np.arctan2(*lab_of(BLUE)[:0:-1])).max() < 0.1  # the shaded side, too
-    part = np.linalg.norm(ab - lab[..., 1:], axis=-1) / np.linalg.norm(lab_of(BLUE)[1:] - lab_of(RED)[1:])
+    assert np.abs(hue - np.arctan2(*hex_to_lab(BLUE)[:0:-1])).max() < 0.1  # the shaded side, too
+    part = np.linalg.norm(ab - lab[..., 1:], axis=-1) / np.linalg.norm(hex_to_lab(BLUE)[1:] - hex_to_lab(RED)[1:])
     edge = (mask > 0.3) & (mask < 0.7)
     assert edge.sum() > 20 and np.median(np.abs(part - mask)[edge]) < 0.25  # less light on one side
     assert part[edge].max() < 1 and part[edge].min() > 0.05
@@ -61,7 +61,7 @@ def test_two_colors_can_be_swapped():
     rgb, mask = scene()
     lab = rgb_to_lab(rgb)
     ab = recolored(lab[..., 1:], lab[..., 0], [Change(RED, OTHERS["orange"]), Change(OTHERS["orange"], RED)])
-    assert np.abs(ab[(mask == 1) & (lab[..., 0] > 42)] - lab_of(OTHERS["orange"])[1:]).mean() < 12
+    assert np.abs(ab[(mask == 1) & (lab[..., 0] > 42)] - hex_to_lab(OTHERS["orange"])[1:]).mean() < 12
     assert ab[50, 92, 0] > lab[50, 92, 1] + 15
 
 
@@ -83,7 +83,7 @@ class ByLightness(FilmPredictor):
         return Palette(torch.ones(1, 313) / 313, [], [], torch.zeros(3))
 
     def paint(self, L, palette):
-        known = np.array([lab_of(color) for color in (RED, *OTHERS.values())])
+        known = np.array([hex_to_lab(color) for color in (RED, *OTHERS.values())])
         nearest = np.abs(L[..., None] - known[:, 0]).argmin(-1)
         ab = known[nearest, 1:].astype(np.float32)
         return np.stack([cv2.blur(each, (3, 3)) for each in ab]), Confidence.nothing(len(L))
@@ -142,16 +142,15 @@ def test_the_palette_has_the_colors_of_the_show_and_loses_no_scarf():
             picture[40:48, 30:42] = 208, 40, 56  # a scarf, 0.3% of all
         pictures.append(picture.clip(0, 255).astype(np.uint8))
     painter = painter_of(pictures)
-    swatches = palette_of(painter)
+    swatches = extract_palette(painter)
     assert sum(swatch.share for swatch in swatches) == pytest.approx(1)
     assert [swatch.share for swatch in swatches] == sorted((swatch.share for swatch in swatches), reverse=True)
     for color in ("#d02838", "#5a8c46"):
-        away = [np.linalg.norm(lab_of(swatch.color) - lab_of(color)) for swatch in swatches]
+        away = [np.linalg.norm(hex_to_lab(swatch.color) - hex_to_lab(color)) for swatch in swatches]
         assert min(away) < 4
         if color == "#d02838":
             scarf = swatches[int(np.argmin(away))]
             assert (scarf.slot, scarf.frame) == (2, "2.png") and scarf.share < 0.005
-    assert np.abs(remembered(painter, 2).astype(int) - pictures[2]).mean() < 3
     painter.config.use_spatial_memory = False
     with pytest.raises(UserError, match="keeps no pictures"):
-        palette_of(painter)
+        extract_palette(painter)
