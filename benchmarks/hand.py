@@ -26,7 +26,7 @@ from colorizer.metrics import color_differences
 from colorizer.predictor import Predictor
 from config import FilmConfig
 from dataset import lab_to_rgb, rgb_to_lab
-from editing.correction import CorrectionRenderer, Correction
+from editing.correction import Correction, CorrectionRenderer
 from editing.regions import Regions
 from fileio.images import picture_grid, write_image
 from film.io.video import VideoFile

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset import lab_to_rgb, rgb_to_lab
-from editing.correction import CorrectionRenderer, Correction
+from editing.correction import Correction, CorrectionRenderer
 from editing.regions import Point, Regions
 from fileio.atomic import atomic_write
 from utils import UserError

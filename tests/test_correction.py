@@ -9,7 +9,7 @@ from test_regions import SIZE, disc, lightness
 from benchmarks.hand import median_color
 
 from dataset import lab_to_rgb, rgb_to_lab
-from editing.correction import CorrectionRenderer, Correction
+from editing.correction import Correction, CorrectionRenderer
 from editing.palette import hex_to_lab, lab_to_hex, max_chroma, shade_color
 from editing.regions import Regions
 from utils import UserError
