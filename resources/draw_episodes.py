@@ -1,7 +1,7 @@
-"""Draws the sample film: two short episodes of one cartoon show, every frame from its index alone.
+"""Draw the sample film: two short episodes of one cartoon show. Each frame is a function of its index.
 
-``python resources/draw_episodes.py`` writes episode_1.mp4 and episode_2.mp4 beside this file. Positions are in the
-units of a painted world (x to the right, y down, 1200 x 540); at zoom 1 the camera sees 640 x 360 of them.
+``python resources/draw_episodes.py`` writes episode_1.mp4 and episode_2.mp4 to the folder of this file. Positions are
+in world units: x points right, y points down, and a background is 1200 x 540. At zoom 1 the camera shows 640 x 360.
 """
 
 import sys
@@ -14,16 +14,16 @@ import av
 import cv2
 import numpy as np
 
-from fileio.atomic import atomic_write
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from fileio.atomic import atomic_write
+
 FPS, WIDTH, HEIGHT = 24, 640, 360
-WORLD = (1200, 540)  # width, height of a background
-FINE = 2  # everything is drawn this many times larger, then averaged down: smoother lines than anti-aliasing alone
+WORLD = (1200, 540)  # width and height of a background in world units
+SUPERSAMPLING = 2  # frames are drawn at this multiple of their size and averaged down, which gives smoother lines
 SAMPLE_RATE = 44100
 
-# Ruby and Tilo share one CIE lightness (L = 62.1) at opposite hues: in gray only their drawing tells them apart.
+# Ruby and Tilo have the same CIE lightness (L = 62.1) and opposite hues. In grayscale, only their shapes differ.
 PALETTE = {"ruby": (238, 108, 128), "tilo": (18, 168, 156), "pip": (249, 197, 57), "bo": (134, 109, 200),
            "momo": (250, 233, 208)}
 TWINS = ("ruby", "tilo")
@@ -31,12 +31,13 @@ INK, WHITE, CREAM, BLUSH = (52, 38, 52), (255, 255, 252), (255, 240, 219), (246,
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The script: who does what, where, and how the camera sees it
+# Episodes: the shots with their backgrounds, characters and camera moves
 
 
 @dataclass(frozen=True)
 class Actor:
-    """A character in a shot: its feet go from ``start`` to ``end`` (x, y); ``facing`` is 1 right, -1 left."""
+    """A character in a shot. Its feet move from ``start`` to ``end`` (x, y); ``facing`` is 1 for right and -1 for left.
+    """
     name: str
     act: str  # stand, talk, wave, walk, bounce or cheer
     start: tuple
@@ -46,10 +47,10 @@ class Actor:
 
 @dataclass(frozen=True)
 class Shot:
-    """``length`` frames in front of one background; ``camera`` is (x, y, zoom) at the first and at the last frame.
+    """``length`` frames in front of one background. ``camera`` is (x, y, zoom) in the first and in the last frame.
 
-    ``hold`` 2 draws on twos: each pose stays for two frames. ``fade`` is how many of the last frames go to black, and
-    ``flash`` (first, count) which frames of the shot are white.
+    ``hold`` is the number of frames that show the same pose. The last ``fade`` frames fade to black. ``flash`` is
+    (first, count): the range of frames of the shot that are white.
     """
     length: int
     place: str
@@ -61,6 +62,7 @@ class Shot:
 
 
 def still(x, y, zoom):
+    """Return a camera that does not move."""
     return (x, y, zoom), (x, y, zoom)
 
 
@@ -133,17 +135,17 @@ EPISODES = {
 
 
 def frame_count(episode):
-    """How many frames the episode has."""
+    """Return the number of frames of an episode."""
     return sum(shot.length for shot in EPISODES[episode])
 
 
 def shot_starts(episode):
-    """Frame indices at which a hard cut lies: the first frame of every shot but the first."""
+    """Return the index of the first frame of every shot except the first: the positions of the hard cuts."""
     return np.cumsum([shot.length for shot in EPISODES[episode]])[:-1].tolist()
 
 
 def effect_frames(episode):
-    """(flash, fade): the sets of frame indices that are white, and that are on their way to black."""
+    """Return (flash, fade): the sets of indices of white frames and of frames that fade to black."""
     flash, fade = set(), set()
     for start, shot in zip([0, *shot_starts(episode)], EPISODES[episode], strict=True):
         flash.update(range(start + shot.flash[0], start + sum(shot.flash)))
@@ -152,11 +154,11 @@ def effect_frames(episode):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Backgrounds, painted once and kept
+# Backgrounds, painted once and cached
 
 
 def oval(x, y, rx, ry, tilt=0.0, turns=(0.0, 1.0)):
-    """Points (n, 2) of an ellipse, or of the part of it between two ``turns``; ``tilt`` in degrees."""
+    """Return points (n, 2) of an ellipse, or of its arc between two ``turns``; ``tilt`` is in degrees."""
     angle = 2 * np.pi * np.linspace(*turns, 48)
     cos, sin = np.cos(np.radians(tilt)), np.sin(np.radians(tilt))
     dx, dy = rx * np.cos(angle), ry * np.sin(angle)
@@ -164,30 +166,34 @@ def oval(x, y, rx, ry, tilt=0.0, turns=(0.0, 1.0)):
 
 
 def box(x0, y0, x1, y1):
+    """Return the corners (4, 2) of a rectangle."""
     return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], float)
 
 
 def fill(picture, points, color):
-    """Fill a polygon (n, 2), in pixels of ``picture`` with their fractions, anti-aliased."""
+    """Fill a polygon (n, 2), in fractional pixels of ``picture``, with anti-aliasing."""
     cv2.fillPoly(picture, [np.round(np.asarray(points) * 16).astype(np.int32)], color, cv2.LINE_AA, shift=4)
 
 
 class Painting:
-    """A background under the brush: ``pixels`` is RGB float32 of 0..255, (1080, 2400, 3)."""
+    """A background that is being painted: ``pixels`` is RGB float32 in [0, 255], (1080, 2400, 3)."""
 
     def __init__(self, seed):
         self.rng = np.random.default_rng(seed)
-        width, height = WORLD[0] * FINE, WORLD[1] * FINE
+        width, height = WORLD[0] * SUPERSAMPLING, WORLD[1] * SUPERSAMPLING
         self.pixels, self.grain = np.zeros((2, height, width, 3), np.float32)
-        for cell, strength in ((220, 0.9), (90, 0.6), (36, 0.35)):  # paper: smooth, mostly in lightness, some in tint
+        for cell, strength in ((220, 0.9), (90, 0.6), (36, 0.35)):  # smooth paper texture, mostly in lightness
             noise = self.rng.normal(size=(height // cell + 3, width // cell + 3, 4)).astype(np.float32)
             noise = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
             self.grain += strength * (noise[..., 3:] + 0.15 * noise[..., :3])
 
     def wash(self, points, top, bottom=None, rough=7.0, soft=0.0, alpha=1.0):
-        """Paint a polygon from color ``top`` down to ``bottom``; ``soft`` blurs its edge, in units."""
-        points = np.asarray(points, float) * FINE
-        pad = int(soft * FINE * 3) + 2
+        """Paint a polygon with a vertical gradient from ``top`` to ``bottom``.
+
+        ``rough`` scales the paper texture. ``soft`` is the standard deviation of the edge's blur in world units.
+        """
+        points = np.asarray(points, float) * SUPERSAMPLING
+        pad = int(soft * SUPERSAMPLING * 3) + 2
         height, width = self.pixels.shape[:2]
         x0, y0 = np.clip(np.floor(points.min(0)).astype(int) - pad, 0, (width, height))
         x1, y1 = np.clip(np.ceil(points.max(0)).astype(int) + pad, 0, (width, height))
@@ -197,7 +203,7 @@ class Painting:
         fill(mask, points - (x0, y0), 255)
         mask = mask.astype(np.float32)[..., None] * (alpha / 255)
         if soft:
-            mask = cv2.GaussianBlur(mask, (0, 0), soft * FINE)[..., None]
+            mask = cv2.GaussianBlur(mask, (0, 0), soft * SUPERSAMPLING)[..., None]
         span = max(points[:, 1].max() - points[:, 1].min(), 1)
         down = np.clip((np.arange(y0, y1) - points[:, 1].min()) / span, 0, 1).astype(np.float32)[:, None, None]
         top, bottom = np.float32(top), np.float32(top if bottom is None else bottom)
@@ -206,21 +212,21 @@ class Painting:
         part += mask * (color - part)
 
     def ridge(self, y, swell, step=260.0):
-        """Points of a land that fills everything below a wavy line around ``y``."""
+        """Return the polygon of the ground below a wavy line around ``y``."""
         x = np.linspace(-20, WORLD[0] + 20, 200)
         waves = sum(np.sin(x / (step / k) + self.rng.uniform(0, 6.3)) / k for k in (1, 2, 3))
         return np.concatenate([np.stack([x, y + swell * waves], 1), [(WORLD[0] + 20, 560), (-20, 560)]])
 
     def scatter(self, count, x, y):
-        """``count`` points within the ranges ``x`` and ``y``, the farthest (smallest y) first, with nearness 0..1."""
+        """Return ``count`` random (x, y, nearness in [0, 1]) in the ranges ``x`` and ``y``, sorted by y."""
         ys = np.sort(self.rng.uniform(*y, count))
         return zip(self.rng.uniform(*x, count), ys, (ys - y[0]) / (y[1] - y[0]), strict=True)
 
     def leaves(self, x, y, radius, dark, light):
-        """A crown of leaves: soft tufts, dark below and lit from the upper left."""
+        """Paint the crown of a tree: soft tufts, dark at the bottom and lit from the upper left."""
         for tuft in range(26):
             lit = tuft / 25
-            angle = 2.4 * tuft + self.rng.uniform(0, 1)  # the golden angle spreads them evenly
+            angle = 2.4 * tuft + self.rng.uniform(0, 1)  # steps of the golden angle are evenly spread
             reach = radius * np.sqrt(tuft * 0.618 % 1) * (0.85 - 0.3 * lit)
             lift = 0.22 * radius * lit
             center = x + reach * np.cos(angle) - lift, y + 0.7 * reach * np.sin(angle) - lift
@@ -305,7 +311,7 @@ def room():
     art.wash(oval(600, 462, 240, 34), (164, 176, 150), (126, 144, 128), rough=8)
     for x, y, wide, tall, light in ((210, 326, 130, 46, 0), (155, 366, 66, 24, 14), (265, 366, 66, 24, 14),
                                     (210, 392, 134, 20, -8), (80, 362, 26, 48, 4), (340, 362, 26, 48, 4)):
-        cloth = np.array((112, 150, 138)) + light  # the sofa: back, two cushions, seat and arms as rounded boxes
+        cloth = np.array((112, 150, 138)) + light  # sofa: back, two cushions, seat and arms, all rounded boxes
         corner = oval(0, 0, 14, 14)
         pad = corner + np.sign(corner.round(6)) * (wide - 14, tall - 14) + (x, y)
         art.wash(pad + (0, 3), (54, 74, 80), soft=1.5, alpha=0.8)
@@ -347,7 +353,7 @@ def beach():
         art.wash(np.concatenate([spine - width, spine[::-1]]), (116, 176, 92), (66, 132, 84))
         art.wash(np.concatenate([spine, (spine + width * 0.8)[::-1]]), (70, 134, 84), (46, 102, 76))
     art.wash([(936, 190), (942, 190), (946, 420), (940, 420)], (236, 220, 200), (186, 160, 140))
-    for panel in range(6):  # the parasol: meridians of a dome, red and cream in turn
+    for panel in range(6):  # parasol: panels of a dome, alternately red and cream
         left, right = (oval(938, 248, 150 * k, 98, turns=(0.75, 1.0)) for k in np.linspace(-1, 1, 7)[panel:panel + 2])
         red = ((236, 112, 88), (200, 80, 72))
         art.wash([*left, *right[::-1]], *(((255, 246, 226), (228, 208, 184)) if panel % 2 else red), rough=5)
@@ -363,7 +369,7 @@ def street():
     art.wash(oval(180, 90, 90, 90), (170, 170, 210), soft=24, alpha=0.35)
     art.wash(oval(180, 90, 34, 34), (250, 244, 214), (222, 214, 190))
     x = -20
-    while x < 1200:  # a far row of dark houses, then a near one with lit windows
+    while x < 1200:  # a far row of dark houses; the near row has lit windows
         wide = art.rng.uniform(50, 110)
         art.wash(box(x, art.rng.uniform(190, 270), x + wide, 420), (62, 58, 112), (76, 64, 112), rough=4)
         x += wide
@@ -407,7 +413,7 @@ def forest():
     art.wash(box(0, 0, 1200, 420), (96, 158, 136), (214, 226, 166), soft=1)
     trunks = (((128, 172, 142), (156, 194, 154), 26), ((92, 136, 112), (122, 160, 120), 18),
               ((62, 84, 74), (96, 108, 82), 9))
-    for depth, (dark, light, count) in enumerate(trunks):  # the far ones pale, the near ones dark
+    for depth, (dark, light, count) in enumerate(trunks):  # far trunks are pale, near ones dark
         for x in np.linspace(0, 1200, count) + art.rng.uniform(-25, 25, count):
             half = (6, 11, 22)[depth] * art.rng.uniform(0.8, 1.2)
             foot = (372, 386, 404)[depth] + art.rng.uniform(-4, 4)
@@ -441,7 +447,7 @@ PLACES = {"meadow": meadow, "room": room, "beach": beach, "street": street, "for
 
 @cache
 def background(place):
-    """The painting of a place: RGB uint8 (1080, 2400, 3), the world drawn FINE times larger."""
+    """Return the background of a place: RGB uint8 (1080, 2400, 3), at SUPERSAMPLING times its size."""
     return np.clip(np.round(PLACES[place]().pixels), 0, 255).astype(np.uint8)
 
 
@@ -451,7 +457,8 @@ def background(place):
 
 @cache
 def tone(color, change):
-    """``color`` (RGB 0..255) with its CIE lightness moved by ``change``, hue and saturation kept."""
+    """Return ``color`` (RGB in [0, 255]) with its CIE lightness shifted by ``change`` and the same hue and saturation.
+    """
     lab = cv2.cvtColor(np.float32([[color]]) / 255, cv2.COLOR_RGB2LAB)
     lab[..., 0] += change
     lab[..., 1:] *= lab[..., :1] / (lab[..., :1] - change)
@@ -459,22 +466,23 @@ def tone(color, change):
 
 
 class Pen:
-    """Draws one character's cel. Points are in units from its feet, x towards where it faces.
+    """Draw one character. Points are in world units relative to its feet, with x in the direction that it faces.
 
-    ``picture`` is RGB uint8 (720, 1280, 3); ``labels``, if given, is uint8 (720, 1280) and receives ``label`` where a
-    shape of body color lies and 0 where anything else covers one.
+    ``picture`` is RGB uint8 (720, 1280, 3). ``labels`` is None or uint8 (720, 1280): it is set to ``label`` inside
+    shapes of the body color, and to 0 inside other shapes.
     """
 
     def __init__(self, picture, labels, label, feet, size, facing):
         self.picture, self.labels, self.label = picture, labels, label
         self.feet, self.size, self.facing = np.asarray(feet), size, facing
 
-    def place(self, points):
+    def to_pixels(self, points):
+        """Return points in pixels of ``picture``."""
         return self.feet + np.asarray(points, float) * (self.facing * self.size, self.size)
 
     def shape(self, points, color, body=True, line=2.2):
-        """A filled outline; ``line`` is the width of its ink, 0 for none."""
-        points = self.place(points)
+        """Fill a polygon and draw its outline, ``line`` units wide; 0 draws no outline."""
+        points = self.to_pixels(points)
         fill(self.picture, points, color)
         if self.labels is not None:
             cv2.fillPoly(self.labels, [np.round(points).astype(np.int32)], self.label if body else 0)
@@ -482,9 +490,11 @@ class Pen:
             self.polyline(points, INK, line, closed=True)
 
     def stroke(self, points, color=INK, width=2.2, body=False):
-        self.polyline(self.place(points), color, width, self.label if body else 0)
+        """Draw an open line through points in world units."""
+        self.polyline(self.to_pixels(points), color, width, self.label if body else 0)
 
     def polyline(self, points, color, width, label=0, closed=False):
+        """Draw a line through points in pixels."""
         thick = max(round(width * self.size), 1)
         points = np.round(points * 16).astype(np.int32)
         cv2.polylines(self.picture, [points], closed, color, thick, cv2.LINE_AA, shift=4)
@@ -492,20 +502,20 @@ class Pen:
             cv2.polylines(self.labels, [points], closed, label, thick, cv2.LINE_8, shift=4)
 
     def limb(self, start, bend, end, width, color, body=True):
-        """A bent tube with round ends and an inked edge."""
+        """Draw a bent tube with round ends and an outline."""
         t = np.linspace(0, 1, 12)[:, None]
         points = (1 - t) ** 2 * np.array(start) + 2 * t * (1 - t) * np.array(bend) + t ** 2 * np.array(end)
         self.stroke(points, INK, width + 4.4)
         self.stroke(points, color, width, body)
 
     def ball(self, x, y, rx, ry, color, tilt=0.0, body=True):
-        """An oval in two flat tones, lit from the upper left of the screen."""
+        """Draw an ellipse in two flat tones, lit from the upper left of the screen."""
         self.shape(oval(x, y, rx, ry, tilt), tone(color, -9), body, line=0)
         self.shape(oval(x - 0.09 * rx * self.facing, y - 0.08 * ry, rx * 0.9, ry * 0.9, tilt), color, body, line=0)
-        self.polyline(self.place(oval(x, y, rx, ry, tilt)), INK, 2.2, closed=True)
+        self.polyline(self.to_pixels(oval(x, y, rx, ry, tilt)), INK, 2.2, closed=True)
 
 
-# ``legs``, ``belly`` and ``head`` are in units: leg height, radii of the trunk, and (height, rx, ry) of the head.
+# In world units: height of the ``legs``, radii of the ``belly``, and (height, rx, ry) of the ``head``.
 BUILD = {
     "ruby": {"legs": 16, "belly": (24, 27), "head": (94, 37, 32), "patch": CREAM},
     "tilo": {"legs": 16, "belly": (24, 27), "head": (94, 37, 32), "patch": CREAM},
@@ -516,8 +526,12 @@ BUILD = {
 
 
 def pose_of(act, t):
-    """How a character holds itself ``t`` frames into its act: lift, squash, step (radians or None), arms, mouth."""
-    lift, squash, step, arms, mouth = 0.0, 1.0, None, (-62, -62), 0.0  # arms: degrees below the shoulder line
+    """Return the pose of a character ``t`` frames into its act.
+
+    It is (lift, squash, step, arms, mouth): height above the ground, vertical scale, phase of the gait in radians or
+    None, angles of both arms in degrees above the horizontal, and how far the mouth is open in [0, 1].
+    """
+    lift, squash, step, arms, mouth = 0.0, 1.0, None, (-62, -62), 0.0
     if act == "walk":
         step = 2 * np.pi * t / 18
         lift, swing = 3 * abs(np.sin(step)), 26 * np.sin(step)
@@ -537,7 +551,7 @@ def pose_of(act, t):
 
 
 def draw_actor(pen, name, act, t):
-    """Draw a character ``t`` frames into its act, back to front."""
+    """Draw a character ``t`` frames into its act, from back to front."""
     build, base = BUILD[name], PALETTE[name]
     lift, squash, step, arms, mouth = pose_of(act, t)
     (wide, tall), (head_y, head_x, head_r) = build["belly"], build["head"]
@@ -545,7 +559,7 @@ def draw_actor(pen, name, act, t):
     limb = {"bo": 18, "pip": 3}.get(name, 11)
     foot_color = {"pip": (238, 140, 62), "momo": base}.get(name, tone(base, -14))
 
-    for side in (-1, 1):  # legs, the far one first
+    for side in (-1, 1):  # legs, far one first
         swing, raise_foot = (0.0, 0.0) if step is None else (np.sin(step + side * np.pi / 2) * wide * 0.55,
                                                              max(0.0, np.cos(step + side * np.pi / 2)) * 9)
         foot = (side * wide * 0.42 + swing, -4 - raise_foot - lift * (step is None))
@@ -553,7 +567,7 @@ def draw_actor(pen, name, act, t):
                  foot, limb, foot_color if name == "pip" else base, name != "pip")
         pen.shape(oval(foot[0] + 3, foot[1], limb * 0.55 + 6, 5.5), foot_color, name == "momo")
 
-    def up(y):  # squash and stretch about the hips
+    def up(y):  # apply squash and stretch, which leave the hips in place
         return (y + legs) * squash - legs - lift
 
     if name == "ruby":
@@ -583,7 +597,7 @@ def draw_actor(pen, name, act, t):
 
 
 def draw_head(pen, name, center, rx, ry, mouth, blink):
-    """Ears, head and face around ``center``; ``mouth`` is how far it is open, 0..1."""
+    """Draw ears, head and face around ``center``; ``mouth`` is how far the mouth is open, in [0, 1]."""
     base, patch = PALETTE[name], BUILD[name]["patch"]
 
     def at(points):
@@ -606,12 +620,12 @@ def draw_head(pen, name, center, rx, ry, mouth, blink):
             pen.limb(at((0, -0.8)), at((x * 0.6, -1.2)), at((x, y)), 3.5, base)
     pen.ball(*center, rx, ry, base)
 
-    look = 0.16  # the face sits a little towards where the character looks: a three-quarter view
+    turn = 0.16  # the face is shifted in the direction that the character faces, as in a three-quarter view
     if name in ("ruby", "tilo", "bo"):
-        pen.shape(oval(*at((look, 0.42)), rx * 0.5, ry * 0.4), patch, False, line=0)
+        pen.shape(oval(*at((turn, 0.42)), rx * 0.5, ry * 0.4), patch, False, line=0)
     for side in (-1, 1):
-        pen.shape(oval(*at((look + side * 0.66, 0.34)), rx * 0.14, ry * 0.11), BLUSH, False, line=0)
-        eye = at((look + side * 0.38, -0.12))
+        pen.shape(oval(*at((turn + side * 0.66, 0.34)), rx * 0.14, ry * 0.11), BLUSH, False, line=0)
+        eye = at((turn + side * 0.38, -0.12))
         if blink:
             pen.stroke(oval(*eye, rx * 0.14, ry * 0.1, turns=(0.0, 0.5)), width=2.4)
             continue
@@ -624,14 +638,14 @@ def draw_head(pen, name, center, rx, ry, mouth, blink):
         pen.shape(at([(-0.1, 0.25), (0.25, 0.05), (0.68, 0.36), (0.2, 0.44)]), (242, 150, 62), False, line=1.8)
         return
     if name != "bo":
-        pen.shape(oval(*at((look, 0.2)), rx * 0.1, ry * 0.075), (96, 52, 66), False, line=0)
+        pen.shape(oval(*at((turn, 0.2)), rx * 0.1, ry * 0.075), (96, 52, 66), False, line=0)
     if mouth > 0.1:
         deep = ry * (0.1 + 0.26 * mouth)
-        pen.shape(oval(*at((look, 0.4)), rx * 0.2, deep, turns=(0.0, 0.5)), (136, 48, 62), False, line=1.8)
-        tongue = at((look, 0.4)) + (0, deep * 0.72)
+        pen.shape(oval(*at((turn, 0.4)), rx * 0.2, deep, turns=(0.0, 0.5)), (136, 48, 62), False, line=1.8)
+        tongue = at((turn, 0.4)) + (0, deep * 0.72)
         pen.shape(oval(*tongue, rx * 0.1, deep * 0.22), (240, 128, 126), False, line=0)
     else:
-        pen.stroke(oval(*at((look, 0.4)), rx * 0.2, ry * 0.16, turns=(0.05, 0.45)), width=2.2)
+        pen.stroke(oval(*at((turn, 0.4)), rx * 0.2, ry * 0.16, turns=(0.05, 0.45)), width=2.2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -640,10 +654,10 @@ def draw_head(pen, name, center, rx, ry, mouth, blink):
 
 @cache
 def lighting():
-    """Added to every finished frame, int16 (360, 640, 1): light from the upper left and a slow paper grain.
+    """Return what is added to every frame, int16 (360, 640, 1): light from the upper left and smooth paper texture.
 
-    It spreads each flat fill over some neighboring values, as a scan of a cel does; without it the codec's rounding
-    would move thousands of pixels at once from one value to the next.
+    It spreads each flat area over several neighboring values, as in the scan of a cel. Without it, rounding in the
+    codec would move thousands of pixels from one value to the next at the same time.
     """
     rng = np.random.default_rng(5)
     x, y = np.meshgrid(np.linspace(-1, 1, WIDTH), np.linspace(-1, 1, HEIGHT))
@@ -653,10 +667,10 @@ def lighting():
 
 
 def draw_frame(episode, index, mask_of=None):
-    """Frame ``index`` of an episode: RGB uint8 (360, 640, 3).
+    """Return frame ``index`` of an episode: RGB uint8 (360, 640, 3).
 
-    With ``mask_of``, a name in PALETTE, returns instead where that character's body color (lit or in its own shade)
-    is seen: bool (360, 640), without outlines, face and clothes, and nowhere while the frame is white or black.
+    With ``mask_of``, a name in PALETTE, return the mask of the body color of that character instead: bool (360, 640),
+    True in its lit and its shaded tone, False in outlines, face and clothes, and all False in a white or black frame.
     """
     starts = [0, *shot_starts(episode)]
     number = int(np.searchsorted(starts, index, side="right")) - 1
@@ -671,28 +685,29 @@ def draw_frame(episode, index, mask_of=None):
         return np.full((HEIGHT, WIDTH, 3), 255, np.uint8)
 
     cx, cy, zoom = np.array(shot.camera[0]) + np.subtract(*shot.camera[::-1]) * (t / (shot.length - 1))
-    shift = FINE * (np.array((WIDTH, HEIGHT)) / 2 - np.array((cx, cy)) * zoom)
+    shift = SUPERSAMPLING * (np.array((WIDTH, HEIGHT)) / 2 - np.array((cx, cy)) * zoom)
     picture = cv2.warpAffine(background(shot.place), np.float64([[zoom, 0, shift[0]], [0, zoom, shift[1]]]),
-                             (WIDTH * FINE, HEIGHT * FINE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+                             (WIDTH * SUPERSAMPLING, HEIGHT * SUPERSAMPLING), flags=cv2.INTER_LINEAR,
+                             borderMode=cv2.BORDER_REFLECT)
     labels = None if mask_of is None else np.zeros(picture.shape[:2], np.uint8)
-    held = t - t % shot.hold
+    pose_frame = t - t % shot.hold
     for actor in shot.actors:
         start, end = np.array(actor.start, float), np.array(actor.end or actor.start, float)
-        feet = (start + (end - start) * (held / (shot.length - 1))) * zoom * FINE + shift
-        size, lift = zoom * FINE, pose_of(actor.act, held)[0]
-        shade(picture, feet, size * BUILD[actor.name]["belly"][0] * (1.3 - lift / 120))
+        feet = (start + (end - start) * (pose_frame / (shot.length - 1))) * zoom * SUPERSAMPLING + shift
+        size, lift = zoom * SUPERSAMPLING, pose_of(actor.act, pose_frame)[0]
+        draw_shadow(picture, feet, size * BUILD[actor.name]["belly"][0] * (1.3 - lift / 120))
         draw_actor(Pen(picture, labels, 1 + list(PALETTE).index(actor.name), feet, size, actor.facing),
-                   actor.name, actor.act, held)
+                   actor.name, actor.act, pose_frame)
     if mask_of is not None:
         own = (labels == 1 + list(PALETTE).index(mask_of)).astype(np.uint8)
-        own = cv2.erode(own, np.ones((3, 3), np.uint8))  # off the anti-aliased edges
+        own = cv2.erode(own, np.ones((3, 3), np.uint8))  # exclude anti-aliased edges
         return cv2.resize(own * 255, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA) == 255
     picture = cv2.resize(picture, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA).astype(np.int16) + lighting()
     return np.round(np.clip(picture, 0, 255) * bright).astype(np.uint8)
 
 
-def shade(picture, feet, radius):
-    """Darken the ground under a character."""
+def draw_shadow(picture, feet, radius):
+    """Draw the shadow of a character on the ground."""
     x0, y0 = np.maximum(np.floor(feet - (radius * 1.3, radius * 0.5)).astype(int), 0)
     x1, y1 = np.maximum(np.ceil(feet + (radius * 1.3, radius * 0.5)).astype(int), 0)
     part = picture[y0:y1, x0:x1]
@@ -708,7 +723,7 @@ def shade(picture, feet, radius):
 
 
 def tune(episode):
-    """A little music-box melody as long as the episode: float32 (samples,) of -1..1."""
+    """Return a music-box melody that is as long as the episode: float32 (samples,) in [-1, 1]."""
     length = frame_count(episode) * SAMPLE_RATE // FPS
     rng = np.random.default_rng(100 + episode)
     sound, step = np.zeros(length + SAMPLE_RATE * 2, np.float32), SAMPLE_RATE // 4
@@ -731,7 +746,7 @@ def tune(episode):
 
 
 def write_episode(episode, path, crf=20):
-    """Write an episode as H.264 with AAC sound; the file appears whole or not at all."""
+    """Write an episode as H.264 with AAC sound. The file is written atomically."""
     with atomic_write(path) as temporary, av.open(str(temporary), "w", options={"movflags": "faststart"}) as film:
         video = film.add_stream("libx264", rate=FPS, options={"crf": str(crf), "preset": "slow", "tune": "animation",
                                                                "g": "240"})
@@ -744,7 +759,7 @@ def write_episode(episode, path, crf=20):
             frame.pts, frame.time_base = index, Fraction(1, FPS)
             film.mux(video.encode(frame))
             last = index == frame_count(episode) - 1
-            while sent < len(samples) and (last or sent * FPS < index * SAMPLE_RATE):  # keep the tracks side by side
+            while sent < len(samples) and (last or sent * FPS < index * SAMPLE_RATE):  # interleave the tracks
                 chunk = av.AudioFrame.from_ndarray(samples[None, sent:sent + 1024], format="fltp", layout="mono")
                 chunk.sample_rate, chunk.pts, chunk.time_base = SAMPLE_RATE, sent, Fraction(1, SAMPLE_RATE)
                 film.mux(sound.encode(chunk))

@@ -1,4 +1,4 @@
-"""The sample film: the committed files show what draw_episodes draws, and have the cuts it says they have."""
+"""Tests of the sample film: the committed files show the drawn frames and have the expected cuts."""
 
 from collections import Counter
 from functools import cache
@@ -16,18 +16,19 @@ from resources.draw_episodes import (
 
 FOLDER = Path(draw_episodes.__file__).parent
 CUT = 7000  # the shot detector's default threshold
-STEP = 12  # every so many frames are drawn again
+STEP = 12  # every 12th frame is drawn and compared with the file
 
 
 def histograms(bgr):
-    """Counts of the 256 values of each channel of a frame made 256x256: float32 (3, 256)."""
+    """Return the histogram of each channel of a frame resized to 256 x 256: float32 (3, 256)."""
     small = cv2.resize(bgr, (256, 256), interpolation=cv2.INTER_AREA)
     return np.stack([cv2.calcHist([small], [channel], None, [256], [0, 256])[:, 0] for channel in range(3)])
 
 
 @cache
 def decode(episode):
-    """(number of frames, every STEP-th frame in RGB by its index, difference of each frame from the one before)."""
+    """Return (number of frames, {index: RGB frame} of every STEP-th frame, difference of each frame from the previous).
+    """
     film = cv2.VideoCapture(str(FOLDER / f"episode_{episode}.mp4"))
     kept, differences, last, index = {}, [0.0], None, 0
     while (frame := film.read()[1]) is not None:
@@ -41,13 +42,13 @@ def decode(episode):
 
 
 def find_shot(episode, condition):
-    """(index of the first frame, shot) of the first shot of which ``condition`` holds."""
+    """Return (index of the first frame, shot) of the first shot that satisfies ``condition``."""
     starts = [0, *shot_starts(episode)]
     return next((start, shot) for start, shot in zip(starts, EPISODES[episode], strict=True) if condition(shot))
 
 
 @pytest.mark.parametrize("episode", EPISODES)
-def test_streams(episode):
+def test_the_files_have_the_expected_streams(episode):
     with av.open(str(FOLDER / f"episode_{episode}.mp4")) as film:
         video, sound = film.streams.video[0], film.streams.audio[0]
         assert (video.codec_context.name, video.width, video.height) == ("h264", WIDTH, HEIGHT) == ("h264", 640, 360)
@@ -58,12 +59,12 @@ def test_streams(episode):
         assert float(sound.duration * sound.time_base) == pytest.approx(seconds, abs=0.1)
 
 
-def test_files_are_small():
+def test_the_files_are_small():
     assert sum(path.stat().st_size for path in FOLDER.glob("*.mp4")) < 3_000_000
 
 
 @pytest.mark.parametrize("episode", EPISODES)
-def test_film_shows_the_drawings(episode):
+def test_decoded_frames_match_the_drawn_frames(episode):
     count, frames, _ = decode(episode)
     assert count == frame_count(episode)
     for index, frame in frames.items():
@@ -73,7 +74,7 @@ def test_film_shows_the_drawings(episode):
 
 
 @pytest.mark.parametrize("episode", EPISODES)
-def test_detector_sees_the_cuts_and_nothing_else(episode):
+def test_histogram_differences_separate_cuts_from_motion(episode):
     differences, cuts = decode(episode)[2], shot_starts(episode)
     flash, fade = effect_frames(episode)
     effects = flash | fade | {index + 1 for index in flash}
@@ -81,10 +82,10 @@ def test_detector_sees_the_cuts_and_nothing_else(episode):
     within[list({0, *cuts, *effects})] = False
     assert differences[cuts].min() > 15000
     assert differences[within].max() < CUT
-    assert differences[sorted(effects - {0, *cuts})].max() > CUT  # the flash and the end of the fade are not smooth
+    assert differences[sorted(effects - {0, *cuts})].max() > CUT  # flashes and fades exceed the threshold, too
 
 
-def test_twins_differ_in_hue_alone():
+def test_the_twins_differ_in_hue_and_not_in_lightness():
     (light, *one), (other_light, *two) = (rgb2lab(np.uint8([[PALETTE[name]]]))[0, 0] for name in TWINS)
     assert abs(light - other_light) < 0.5
     cosine = np.dot(one, two) / np.linalg.norm(one) / np.linalg.norm(two)
@@ -95,7 +96,7 @@ def test_twins_differ_in_hue_alone():
         assert all(any({name} == cast & set(TWINS) for cast in casts) for name in TWINS)
 
 
-def test_second_episode_shows_what_the_first_taught():
+def test_the_second_episode_shows_places_and_characters_of_the_first():
     first, second = EPISODES[1], EPISODES[2]
     places, names = Counter(shot.place for shot in first), Counter(a.name for shot in first for a in shot.actors)
     assert all(places[shot.place] >= 2 and all(names[actor.name] >= 2 for actor in shot.actors) for shot in second)
@@ -117,14 +118,14 @@ def test_masks_cover_the_body_color():
 
 
 @pytest.mark.parametrize("episode", EPISODES)
-def test_drawings_are_held_on_twos(episode):
+def test_frames_of_shots_on_twos_are_held(episode):
     start, shot = find_shot(episode, lambda shot: shot.hold == 2 and not shot.fade and shot.actors[0].act == "wave")
-    one, same, other = (draw_frame(episode, start + offset) for offset in (10, 11, 12))
-    assert np.array_equal(one, same) and not np.array_equal(one, other)
+    first, second, third = (draw_frame(episode, start + offset) for offset in (10, 11, 12))
+    assert np.array_equal(first, second) and not np.array_equal(first, third)
 
 
 @pytest.mark.parametrize("episode", EPISODES)
-def test_flash_and_fade(episode):
+def test_flashes_are_white_and_fades_end_in_black(episode):
     flash, fade = effect_frames(episode)
     assert sum(bool(shot.flash[1]) for shot in EPISODES[episode]) == sum(bool(s.fade) for s in EPISODES[episode]) == 1
     assert all(draw_frame(episode, index).min() == 255 for index in flash)
@@ -133,10 +134,10 @@ def test_flash_and_fade(episode):
     assert not draw_frame(episode, max(fade), mask_of="ruby").any()
 
 
-def test_drawing_needs_nothing_but_the_index():
-    once = draw_frame(2, 100)
-    assert once.shape == (HEIGHT, WIDTH, 3) and once.dtype == np.uint8
+def test_a_frame_depends_only_on_its_index():
+    frame = draw_frame(2, 100)
+    assert frame.shape == (HEIGHT, WIDTH, 3) and frame.dtype == np.uint8
     draw_episodes.background.cache_clear()
-    assert np.array_equal(draw_frame(2, 100), once)
+    assert np.array_equal(draw_frame(2, 100), frame)
     with pytest.raises(IndexError):
         draw_frame(2, frame_count(2))
