@@ -66,8 +66,8 @@ def validate(learner: Learner, data: ColorizationDataset, cast: Cast, votes: tor
         seen, L, ab = see(data, indices, colorizer, cast)
         advice, ids = None, torch.empty(len(indices), 0)
         if seen is not None:
-            seen = seen._replace(votes=None if votes is None else votes[part].float())
-            recall = colorizer.recall(seen.features)
+            seen = seen._replace(class_logits=None if votes is None else votes[part].float())
+            recall = colorizer.recall(seen.embedding)
             advice, ids = colorizer.advise(recall), recall.ids
             shared = torch.minimum(advice.color_feature, data.color_features[indices].to(L.device))
             overlaps += shared.sum(1).tolist()

@@ -42,7 +42,7 @@ def places_of(painter, lab):
     wrong = color_differences(np.dstack([truth[..., 0], ab]), truth) > FAR
     grid = known.recalled.shape[1]
     right = 1 - resize(wrong.astype(np.float32), grid, grid)
-    return np.stack([known.recalled[0], known.agreed[0], right]).reshape(3, -1)
+    return np.stack([known.recalled[0], known.agreement[0], right]).reshape(3, -1)
 
 
 def read_places(checkpoint, frames, every):

@@ -42,12 +42,12 @@ class WithRegions(Exported):
 
     def __init__(self, folder: Path, voter: PaletteClassifier) -> None:
         super().__init__(folder)
-        self.voter = voter
+        self.palette_classifier = voter
 
     def regions(self, lightness):
-        grid = self.voter.config.input_size // STRIDE
+        grid = self.palette_classifier.config.input_size // STRIDE
         places = np.stack([resize(resize(L, 4 * grid, 4 * grid), grid, grid) for L in lightness]) / np.float32(L_SCALE)
-        return self.voter.regions(torch.from_numpy(places)).view(-1, grid, grid).numpy()
+        return self.palette_classifier.regions(torch.from_numpy(places)).view(-1, grid, grid).numpy()
 
 
 @contextmanager
@@ -107,7 +107,7 @@ def main(argv):
         measure("test.py, as pictures", painter.colorize, frames)
         with nothing_carried():
             measure("the same, nothing carried", painter.colorize, frames)
-        measure("exported, with the program's regions", WithRegions(folder, painter.colorizer.voter).color, frames)
+        measure("exported, with the program's regions", WithRegions(folder, painter.colorizer.palette_classifier).color, frames)
         exported = measure("exported, color.py", Exported(folder).color, frames)
         with nothing_carried(), no_regions():
             bare = measure("the program with as little", painter.colorize, frames)

@@ -130,7 +130,7 @@ class Pasted:
         self.ab, self.features = np.stack(ab), torch.cat(features)
 
     def _features(self, labs):
-        return F.normalize(look(self.backbone, [lab[..., 0] for lab in labs], self.device).features, dim=1)
+        return F.normalize(look(self.backbone, [lab[..., 0] for lab in labs], self.device).embedding, dim=1)
 
     def __call__(self, labs):
         return self.ab[(self._features(labs) @ self.features.T).argmax(1).cpu().numpy()]
@@ -147,8 +147,8 @@ def spatial_alone(painter):
         seen = painter.look([lab[..., 0] for lab in labs])
         L = torch.from_numpy(np.stack([resize(lab[..., 0], size, size) for lab in labs]))[:, None] / L_SCALE
         L = L.to(painter.device)
-        keys = spatial.key(seen.places, L, torch.cat([L, L], 1) * 0)
-        hint = spatial.read(spatial.nearest(quantize_embeddings(seen.features)), keys)[:, :2]
+        keys = spatial.key(seen.cells, L, torch.cat([L, L], 1) * 0)
+        hint = spatial.read(spatial.nearest(quantize_embeddings(seen.embedding)), keys)[:, :2]
         hint = F.interpolate(hint, (size, size), mode="bilinear", align_corners=False)
         return (hint * AB_SCALE).permute(0, 2, 3, 1).cpu().numpy()
 

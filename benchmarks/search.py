@@ -93,7 +93,7 @@ class Case:
 
     def join_with(self, name, value):
         """The scores with another constant by which votes are joined."""
-        voter = self.colorizer.voter
+        voter = self.colorizer.palette_classifier
         before, voter.config = voter.config, replace(voter.config, **{name: value})
         try:
             return self.score(self.colorizer)

@@ -49,9 +49,9 @@ BATCH = {"cuda": 8}  # cuDNN plans anew for each number of pictures, in each thr
 class Features(NamedTuple):
     """What the backbone sees of N pictures."""
 
-    features: torch.Tensor  # (N, D), of the whole picture
-    places: torch.Tensor  # (N, E, G, G), of its places
-    votes: torch.Tensor | None = None  # (N, K, H, H) what the voter, if asked, makes of a larger look, on finer places
+    embedding: torch.Tensor  # (N, D), of the whole picture
+    cells: torch.Tensor  # (N, E, G, G), of its cells
+    class_logits: torch.Tensor | None = None  # (N, K, H, H) of the palette classifier, on finer cells
 
 
 def fold_norms(network: nn.Module) -> None:

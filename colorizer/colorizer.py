@@ -39,7 +39,7 @@ class Colorizer(nn.Module):
         if config.use_palette_classifier:
             if not config.use_spatial_memory:
                 raise ValueError("votes need the places of a spatial memory")
-            self.voter = PaletteClassifier(dims.maps, config.palette_classifier)
+            self.palette_classifier = PaletteClassifier(dims.maps, config.palette_classifier)
 
     def recall(self, features: torch.Tensor) -> MemoryMatches:
         """Backbone features (N, D) -> the 3 best slots (fewer in a memory of fewer slots)."""
@@ -65,7 +65,7 @@ class Colorizer(nn.Module):
     def vote(self, L: torch.Tensor) -> torch.Tensor:
         """The votes (N, K, G, G) for the colors of pictures, L as for ``maps_of``."""
         parts = zip(*(in_parts(x) for x in (L, *self.maps_of(L))), strict=True)
-        return torch.cat([self.voter(maps, L) for L, *maps in parts])
+        return torch.cat([self.palette_classifier(maps, L) for L, *maps in parts])
 
     def forward(self, L: torch.Tensor, advice: Conditioning | None = None, seen: Features | None = None,
                 remember: bool = True,
@@ -84,14 +84,14 @@ class Colorizer(nn.Module):
             return self.generator(L, advice), None
         if seen is None:
             raise ValueError("a spatial memory needs what the backbone has seen")
-        guess = self.generator(shrink(L, self.config.img_size), advice, seen.places)
+        guess = self.generator(shrink(L, self.config.img_size), advice, seen.cells)
         joint = None
-        if seen.votes is not None:
-            guess, joint = self._join(guess, seen.votes)
+        if seen.class_logits is not None:
+            guess, joint = self._join(guess, seen.class_logits)
         ab = F.interpolate(guess, L.shape[2:], mode="bilinear", align_corners=False)
         if not remember:
             return ab, None
-        keys, nearest = self.spatial.key(seen.places, L, guess), self.spatial.nearest(quantize_embeddings(seen.features))
+        keys, nearest = self.spatial.key(seen.cells, L, guess), self.spatial.nearest(quantize_embeddings(seen.embedding))
         carried = self.spatial.carry(nearest, keys, L, shown)
         certain = F.adaptive_avg_pool2d(carried[:, 2], self.config.spatial.grid)
         hint = self.spatial.read(nearest, keys, certain.flatten(1) < self.config.spatial.skip_attention_above)
@@ -101,7 +101,7 @@ class Colorizer(nn.Module):
     def _join(self, guess, votes):
         """``PaletteClassifier.join`` of guesses and votes; of the joint votes, the means over 2 x 2 places, which are enough to
         tell what is Known, in a quarter of the time."""
-        joined = [self.voter.join(*part) for part in zip(in_parts(guess), in_parts(votes), strict=True)]
+        joined = [self.palette_classifier.join(*part) for part in zip(in_parts(guess), in_parts(votes), strict=True)]
         return torch.cat([ab for ab, _ in joined]), torch.cat([F.avg_pool2d(joint.float(), 2) for _, joint in joined])
 
     def _known(self, ab, joint, hint, carried):
@@ -113,7 +113,7 @@ class Colorizer(nn.Module):
                 agreed = torch.zeros_like(recalled)
             else:
                 recalled = certainty.recalled(hint, carried, joint.shape[2])
-                agreed = certainty.agreed(joint, self.voter.palette, ab)
+                agreed = certainty.agreed(joint, self.palette_classifier.palette, ab)
             return Confidence(recalled, agreed, certainty.sure(recalled, agreed, self.certainty))
 
 

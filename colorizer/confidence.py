@@ -20,8 +20,8 @@ class Confidence(NamedTuple):
     """What is known of the colors of N pictures, by their places: (N, G, G) each, in [0, 1], tensors or arrays."""
 
     recalled: Any  # how much of the color comes from the spatial memory; the rest is a guess
-    agreed: Any  # share of the joint votes for colors near the painted one; 0 where there are no votes
-    sure: Any  # calibrated probability that the painted color is right: within CIEDE2000 FAR of the truth
+    agreement: Any  # share of the joint votes for colors near the painted one; 0 where there are no votes
+    probability: Any  # calibrated probability that the painted color is right: within CIEDE2000 FAR of the truth
 
     @classmethod
     def nothing(cls, count: int) -> "Confidence":

@@ -69,7 +69,7 @@ this folder with numpy, OpenCV and onnxruntime alone (`python color.py GRAY COLO
 2. The slot of `memory.npz` with the greatest dot product of its key and the query gives color feature and score; a
    pinned one counts {slot_preference} more.
 3. `generator` paints.
-4. `voter`, if there is one, moves each place to a color of the show. Its `guess` is the `ab` of the graph before it.
+4. `palette_classifier`, if there is one, moves each place to a color of the show. Its `guess` is the `ab` of the graph before it.
 5. `spatial`, if there is one, lays over it what is known of places that look alike, in up to {frames} frames of
    `memory.npz` that look like the picture but not like each other (`nearest` in `color.py`).
 6. `ab` is enlarged to the picture's size, along its lightness (`enlarged` in `color.py`), and joined to its own L.
@@ -135,11 +135,11 @@ class Vote(nn.Module):
 
     def __init__(self, colorizer: Colorizer) -> None:
         super().__init__()
-        self.backbone, self.voter = colorizer.backbone, colorizer.voter
+        self.backbone, self.palette_classifier = colorizer.backbone, colorizer.palette_classifier
 
     def forward(self, L: torch.Tensor, guess: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
-        votes = self.voter(self.backbone.maps(backbone_input(L)), L, regions.flatten(1))
-        return self.voter.join(guess, votes)[0]
+        votes = self.palette_classifier(self.backbone.maps(backbone_input(L)), L, regions.flatten(1))
+        return self.palette_classifier.join(guess, votes)[0]
 
 
 class Remember(nn.Module):
@@ -175,7 +175,7 @@ def graphs_of(colorizer: Colorizer) -> dict[str, Graph]:
     graphs["generator"] = Graph(Paint(colorizer), {"L": L, **advice, **seen}, ("ab",))
     if config.use_palette_classifier:
         look, votes = config.palette_classifier.input_size, config.palette_classifier.input_size // STRIDE
-        graphs["voter"] = Graph(Vote(colorizer), {"L": torch.zeros(n, 1, look, look), "guess": guess, "regions":
+        graphs["palette_classifier"] = Graph(Vote(colorizer), {"L": torch.zeros(n, 1, look, look), "guess": guess, "regions":
                                                   torch.zeros(n, votes, votes, dtype=torch.int64)}, ("ab",))
     if config.use_spatial_memory:
         known = {"keys": torch.zeros(n, 2, grid**2, config.spatial.key_dim + 5), "colors": torch.zeros(n, 2, grid**2, 2),

@@ -101,7 +101,7 @@ class Predictor:
         if not self.config.use_memory:
             return None
         lightness = list(lightness)
-        return self._look(lightness)._replace(votes=self._vote(lightness))
+        return self._look(lightness)._replace(class_logits=self._vote(lightness))
 
     def _look(self, lightness):
         return look(self.colorizer.backbone, self._through(lightness), self.device, self.precision)
@@ -148,7 +148,7 @@ class Predictor:
         for ``SpatialMemory.carry``."""
         L = self._tensor(lightness, self.config.side)
         if seen is not None and not self.remembers:
-            seen = seen._replace(votes=None)
+            seen = seen._replace(class_logits=None)
         with autocast(self.device, self.precision):
             ab, known = self.colorizer(L, advice, seen, self.remembers, shown)
         known = Confidence.nothing(len(ab)) if known is None else Confidence(*(x.cpu().numpy() for x in known))
@@ -161,7 +161,7 @@ class Predictor:
         lightness = [lab[..., 0] for lab in labs]
         seen, advice = self.look(lightness), None
         if self.remembers:
-            advice = self.recalled(self.colorizer.recall(seen.features))  # type: ignore[union-attr]  # has a memory
+            advice = self.recalled(self.colorizer.recall(seen.embedding))  # type: ignore[union-attr]  # has a memory
         elif self.source != "none":
             advice = self.given(labs)
         return self.generate(lightness, advice, seen, self._shown if self.response else None)
@@ -196,7 +196,7 @@ class Predictor:
             return Palette(None, [], [], nothing)
         if not self.remembers:
             return Palette(self.given(labs).color_feature.mean(0, keepdim=True).cpu(), [], [], nothing)
-        return self._recalled_by(self._look([lab[..., 0] for lab in labs]).features.mean(0))
+        return self._recalled_by(self._look([lab[..., 0] for lab in labs]).embedding.mean(0))
 
     def _recalled_by(self, feature):
         """The Palette of a shot by what the backbone sees of it, (D,)."""
@@ -220,11 +220,11 @@ class Predictor:
             feature = to_device(palette.color_feature, self.device).expand(len(painted), -1)
             advice = Conditioning(feature, torch.full((len(painted),), palette.score, device=self.device))
         if self.config.use_memory:
-            seen = self._look(painted)._replace(votes=self._vote(painted))
+            seen = self._look(painted)._replace(class_logits=self._vote(painted))
         ab, known = self.generate(painted, advice, seen, self._shown)
         looks = np.zeros((len(painted), 0), np.int16)
         if seen is not None and self.looks_up:
-            looks = quantize_embeddings(seen.features).cpu().numpy()
+            looks = quantize_embeddings(seen.embedding).cpu().numpy()
         return between.colors(ab), between.known(known), between.looks(looks)
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ class Predictor:
             if better < plain:
                 seen, L, ab, guess = painter.guessed(lab)
                 spatial.write(torch.tensor([slot]), seen, L, ab, torch.tensor([REFERENCE_ID]), guess)
-                memory.keys[own_slot] = memory.query(seen.features)[0]
+                memory.keys[own_slot] = memory.query(seen.embedding)[0]
                 films.append(slot)
         return replace(painter, films=frozenset(films))
 
@@ -337,7 +337,7 @@ class Predictor:
             seen, L, ab, guess = self.guessed(lab)
             if config.use_spatial_memory:
                 colorizer.spatial.pin(seen, L, ab, guess)
-            colorizer.memory.pin(colorizer.memory.query(seen.features), self.features_of([lab]))
+            colorizer.memory.pin(colorizer.memory.query(seen.embedding), self.features_of([lab]))
         self.__dict__.pop("_digests", None)
         colorizer.config = replace(config, mem_size=config.mem_size + len(pictures),
                                    spatial_size=config.spatial_size + config.use_spatial_memory * len(pictures))
@@ -349,7 +349,7 @@ class Predictor:
         side = self.config.side
         L, ab = self._tensor([lab[..., 0]], side), lab_to_tensors(resize(lab, side, side))[1].to(self.device)
         with autocast(self.device, self.precision):
-            advice = self.colorizer.advise(self.colorizer.recall(seen.features))
+            advice = self.colorizer.advise(self.colorizer.recall(seen.embedding))
             return seen, L, ab, self.colorizer(L, advice, seen, remember=False)[0]
 
     def save(self, path: str | Path) -> None:

@@ -62,8 +62,8 @@ class Exported:
         color_feature, score = self.recall(query)
         seen = {"places": places} if "spatial" in self.graphs else {}
         ab, = self.run("generator", lightness, color_feature=color_feature, score=score, **seen)
-        if "voter" in self.graphs:
-            ab, = self.run("voter", lightness, guess=ab, regions=self.regions(lightness))
+        if "palette_classifier" in self.graphs:
+            ab, = self.run("palette_classifier", lightness, guess=ab, regions=self.regions(lightness))
         if "spatial" in self.graphs:
             frames, preferred = self.nearest(features)
             keys, colors = (self.memory[name][frames].astype(np.float32) for name in ("place_keys", "place_ab"))
@@ -93,7 +93,7 @@ class Exported:
     def regions(self, lightness):
         """The regions of each picture, int64 (N, G, G): every place is one of its own. Who cuts the pictures into
         regions that have one color each gets colors that are more even within them."""
-        side = self.stated["graphs"]["voter"]["inputs"]["regions"]["shape"][-1]
+        side = self.stated["graphs"]["palette_classifier"]["inputs"]["regions"]["shape"][-1]
         return np.tile(np.arange(side * side).reshape(1, side, side), (len(lightness), 1, 1))
 
     def nearest(self, features):

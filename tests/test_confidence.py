@@ -116,8 +116,8 @@ def test_a_known_picture_is_recalled_and_a_foreign_one_is_unknown(home):
     _, known = painter.explain([*pictures, foreign])
     places = painter.config.palette_classifier.input_size // STRIDE // 2
     assert all(x.shape == (len(pictures) + 1, places, places) for x in known)
-    assert known.recalled[:-1].mean() > 0.95 and known.sure[:-1].mean() > 0.9
-    assert known.recalled[-1].mean() < 0.2 and known.sure[-1].mean() < 0.7
+    assert known.recalled[:-1].mean() > 0.95 and known.probability[:-1].mean() > 0.9
+    assert known.recalled[-1].mean() < 0.2 and known.probability[-1].mean() < 0.7
 
 
 def test_where_nothing_is_read_nothing_is_known(home):

@@ -165,7 +165,7 @@ def painter():
     spatial = painter.colorizer.spatial
     labs = [resize(rgb_to_lab(draw_frame(1, 12 * i)), 256, 256) for i in range(12)]
     seen = painter.look([lab[..., 0] for lab in labs])
-    spatial.fit(seen.places)
+    spatial.fit(seen.cells)
     planes = torch.from_numpy(np.stack(labs)).permute(0, 3, 1, 2)
     spatial.write(torch.arange(12), seen, planes[:, :1] / L_SCALE, planes[:, 1:] / AB_SCALE, torch.arange(12))
     painter.colorizer.memory.used[:] = True

@@ -36,7 +36,7 @@ def untrained(**settings):
     if config.use_memory:
         memory = colorizer.memory
         seen = look(colorizer.backbone, [lab[..., 0] for lab in labs], torch.device("cpu"), "fp32")
-        memory.keys[:], memory.used[:], memory.pinned[OWN] = memory.query(seen.features), True, True
+        memory.keys[:], memory.used[:], memory.pinned[OWN] = memory.query(seen.embedding), True, True
         memory.values[:] = torch.from_numpy(np.stack([color_feature(lab[..., 1:]) for lab in labs]))
     if config.use_spatial_memory:
         spatial = colorizer.spatial
@@ -45,8 +45,8 @@ def untrained(**settings):
         L, ab = (torch.cat(x) for x in zip(*(lab_to_tensors(resize(lab, SIZE, SIZE)) for lab in labs), strict=True))
         spatial.write(torch.arange(KNOWN), seen, L, ab, torch.arange(KNOWN), 0.2 * ab)
     if config.use_palette_classifier:
-        colorizer.voter.projection.normal_()
-        colorizer.voter.palette.uniform_(-60, 60)
+        colorizer.palette_classifier.projection.normal_()
+        colorizer.palette_classifier.palette.uniform_(-60, 60)
     return colorizer
 
 
@@ -101,7 +101,7 @@ def some(name, shape, rng):
 def test_graphs_give_what_torch_gives(colorizer, folder, sample, count, frames):
     rng = np.random.default_rng(count)
     graphs, found = graphs_of(colorizer), sample["Exported"](folder).graphs
-    assert list(found) == list(graphs) == ["backbone", "integrator", "generator", "voter", "spatial"]
+    assert list(found) == list(graphs) == ["backbone", "integrator", "generator", "palette_classifier", "spatial"]
     for name, graph in graphs.items():
         sizes = {"N": count, "F": frames}
         inputs = {x.name: some(x.name, [sizes.get(size, size) for size in x.shape], rng)

@@ -80,7 +80,7 @@ def test_what_is_known_and_looked_at_comes_along():
     some = between(L)
     known = Confidence(*(resize(drawing(8)[1][..., 0], 64, 64)[None] / 100 + 0.5 for _ in range(3)))
     found, right = some.known(known), resize(drawing(12)[1][..., 0], 64, 64) / 100 + 0.5
-    assert found.sure.shape == (4, 64, 64) and np.array_equal(found.recalled[2], known.recalled[0])
-    assert np.abs(found.sure[3] - right)[6:-6, 6:-6].max() < 0.05
+    assert found.probability.shape == (4, 64, 64) and np.array_equal(found.recalled[2], known.recalled[0])
+    assert np.abs(found.probability[3] - right)[6:-6, 6:-6].max() < 0.05
     assert some.looks(np.array([[7, 8]], np.int16)).tolist() == [[7, 8]] * 4
-    assert np.isnan(some.known(Confidence.nothing(1)).sure).all()
+    assert np.isnan(some.known(Confidence.nothing(1)).probability).all()

@@ -194,9 +194,9 @@ def test_a_hint_moves_the_mean_of_a_place_as_far_as_it_is_confident(monkeypatch)
     nothing = torch.zeros(1, 3, 192, 192)
     monkeypatch.setattr(colorizer.spatial, "read", lambda nearest, keys, wanted: hint)
     monkeypatch.setattr(colorizer.spatial, "carry", lambda nearest, keys, L, shown: nothing)
-    plain = colorizer.generator(L, advice, seen.places)
+    plain = colorizer.generator(L, advice, seen.cells)
     ab, known = colorizer(L, advice, seen)
-    assert torch.allclose(known.recalled, hint[:, 2]) and known.agreed.max() == 0  # there are no votes
+    assert torch.allclose(known.recalled, hint[:, 2]) and known.agreement.max() == 0  # there are no votes
     torch.testing.assert_close(ab[..., :72], plain[..., :72])
     pooled, means = (F.adaptive_avg_pool2d(x, 32) for x in (ab, plain))
     expected = means + 0.25 * (hint[:, :2] - means)

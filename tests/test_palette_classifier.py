@@ -195,8 +195,8 @@ def painter():
                                       palette_classifier=PaletteClassifierConfig(input_size=512, keyframe_interval=4)), None).eval()
     colorizer.memory.used[:] = True
     colorizer.memory.keys[:] = torch.eye(2, 512)
-    colorizer.voter.palette.normal_(0, 40)
-    colorizer.voter.projection.normal_()
+    colorizer.palette_classifier.palette.normal_(0, 40)
+    colorizer.palette_classifier.projection.normal_()
     return CountingPainter(colorizer, torch.device("cpu"), "fp32")
 
 
@@ -216,11 +216,11 @@ def test_votes_are_only_read_where_memories_are(painter):
     lab = rgb_to_lab(draw_picture(1, (128, 128)))
     own = CountingPainter(painter.colorizer, torch.device("cpu"), "fp32", source="truth")
     own.looked = []
-    voter = painter.colorizer.voter.palette.clone()
+    voter = painter.colorizer.palette_classifier.palette.clone()
     before = own.predict([lab])
-    painter.colorizer.voter.palette.neg_()
+    painter.colorizer.palette_classifier.palette.neg_()
     after, changed = own.predict([lab]), painter.predict([lab])
-    painter.colorizer.voter.palette.copy_(voter)
+    painter.colorizer.palette_classifier.palette.copy_(voter)
     assert np.array_equal(before, after) and np.abs(changed - painter.predict([lab])).max() > 5
 
 
@@ -237,7 +237,7 @@ def test_a_voter_knows_its_show_after_some_looks(tmp_path, monkeypatch):
     teach_voter(known, colorizer, nullcontext, seed=0)
     votes = vote_all(data, [8], colorizer, nullcontext).float()
     assert votes.shape == (1, 48, 128, 128)
-    painted = colorizer.voter.palette[votes[0].argmax(0)]
+    painted = colorizer.palette_classifier.palette[votes[0].argmax(0)]
     truth = torch.from_numpy(cv2.resize(rgb_to_lab(draw_picture(8)), (128, 128), interpolation=cv2.INTER_AREA)[..., 1:])
     assert ((painted - truth).norm(dim=2) < 15).float().mean() > 0.9
     square = truth[..., 1] < -40

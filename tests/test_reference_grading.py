@@ -34,10 +34,10 @@ def show(tmp_path_factory):
     with torch.no_grad():
         seen = look(colorizer.backbone, [lab[..., 0] for lab in labs], cpu, "fp32")
         L, ab = map(torch.cat, zip(*(lab_to_tensors(resize(lab, 192, 192)) for lab in labs), strict=True))
-        colorizer.spatial.fit(seen.places)
+        colorizer.spatial.fit(seen.cells)
         colorizer.spatial.write(ids, seen, L, ab, ids)
         features = torch.stack([torch.from_numpy(color_feature(lab[::8, ::8, 1:])) for lab in labs])
-        colorizer.memory.update(colorizer.memory.query(seen.features), features, ids)
+        colorizer.memory.update(colorizer.memory.query(seen.embedding), features, ids)
     path = tmp_path_factory.mktemp("show") / "best.pt"
     save_checkpoint(path, {"colorizer": colorizer.state_dict(), "model_config": asdict(colorizer.config),
                            "frames": {frame: str(frame) for frame in ids.tolist()}})

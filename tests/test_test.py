@@ -230,7 +230,7 @@ def test_one_palette_a_shot(home):
     assert ab.shape == (3, 192, 192, 2)
     places = painter.config.palette_classifier.input_size // STRIDE // 2
     assert all(x.shape == (3, places, places) and ((x >= 0) & (x < 1 + 1e-6)).all() for x in known)
-    assert known.sure.min() > 0
+    assert known.probability.min() > 0
     one, _ = painter.paint(labs[1][None, ..., 0], palette)
     assert np.abs(one[0] - ab[1]).max() < 0.1
 
@@ -371,7 +371,7 @@ def test_a_checkpoint_of_format_7_colors_the_same(home, tmp_path):
     lightness of the places around."""
     content = torch.load(home / "spatial" / "best.pt", weights_only=True)
     finer, around = [*range(16 + 24)], [512 + place for place in range(9) if place != 4]
-    rows = {name: content["colorizer"][name] for name in ("voter.mean", "voter.projection")}
+    rows = {name: content["colorizer"][name] for name in ("palette_classifier.mean", "palette_classifier.projection")}
     for matrix in rows.values():
         matrix[finer + around] = 0
     torch.save(content, tmp_path / "new.pt")
@@ -406,7 +406,7 @@ def test_a_checkpoint_of_an_older_format_colors_the_same(home, tmp_path, number)
     """Before format 6 the features of frames were called frames, and constants of the method were not saved; before
     format 7 there were no votes."""
     content = torch.load(home / "spatial" / "best.pt", weights_only=True)
-    content["colorizer"] = {name: x for name, x in content["colorizer"].items() if not name.startswith("voter.")}
+    content["colorizer"] = {name: x for name, x in content["colorizer"].items() if not name.startswith("palette_classifier.")}
     content["model_config"]["use_palette_classifier"] = content["train_config"]["use_palette_classifier"] = False
     torch.save(content, tmp_path / "new.pt")
     content["format"] = number

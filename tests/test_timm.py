@@ -93,9 +93,9 @@ def test_the_network_gets_the_picture_as_it_knows_it(name, weights):
 def test_a_corner_of_the_picture_is_seen_at_that_corner(name, y, x, weights):
     backbone = Backbone(name, weights[name], grid=16)
     gray = torch.zeros(1, 3, 256, 256)
-    before = backbone(gray).places
+    before = backbone(gray).cells
     gray[..., y * 224:, x * 224:][..., :32, :32] = torch.randn(32, 32)
-    change = (backbone(gray).places - before).square().sum((0, 1))
+    change = (backbone(gray).cells - before).square().sum((0, 1))
     row, column = divmod(change.argmax().item(), 16)
     assert (row // 8, column // 8) == (y, x)
     assert change[::15, ::15].argmax().item() == 2 * y + x  # of the places in the four corners

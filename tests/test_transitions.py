@@ -160,7 +160,7 @@ def test_the_colors_of_the_middle_are_the_mixture(wipe):
         if wipe:
             far = np.delete(far, range(28, 37), axis=1)  # places of the edge see both
         assert far.mean() < 2 and np.percentile(far, 95) < 6
-        assert np.allclose(known.sure, 0.5)
+        assert np.allclose(known.probability, 0.5)
     assert np.linalg.norm(painted(one).ab - painted(other).ab, axis=-1).mean() > 20
 
 

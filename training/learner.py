@@ -166,7 +166,7 @@ class Learner:
         self.discriminator.requires_grad_(False)
         with cast():
             seen = self.colorizer.backbone(batch["gray"]) if self.colorizer.config.use_spatial_memory else None
-            fake = self.paint(L, advice, None if seen is None else seen.places)
+            fake = self.paint(L, advice, None if seen is None else seen.cells)
             logits = self.discriminator(L, fake, batch["view_feature"]) if judged else None
         l1 = color_loss(fake, ab, self.config.training.chroma_weight, self.team.mean)
         loss, losses = generator_loss(logits, l1, self.config.lambda_l1)

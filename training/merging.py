@@ -109,8 +109,8 @@ def _write(sources, joined):
             if source is not sources[0]:
                 labs = source.spatial.labs(slots)
                 seen = look(painter.colorizer.backbone, [lab[..., 0] for lab in labs], painter.device)
-                rows["keys"] = joined.translated(rows["keys"], source.spatial, seen.places)
-                features = seen.features.norm(dim=1, keepdim=True) * rows["features"].float()
+                rows["keys"] = joined.translated(rows["keys"], source.spatial, seen.cells)
+                features = seen.embedding.norm(dim=1, keepdim=True) * rows["features"].float()
                 memory.update(memory.query(features), painter.features_of(labs), rows["ids"])
             yield joined.store(torch.arange(start, start + len(slots)), rows)
             start += len(slots)
@@ -134,9 +134,9 @@ def _pin(sources, joined, start):
                 lab = source.spatial.labs([slot])[0]
                 seen, _, _, guess = painter.guessed(lab)
                 color = config.color_weight * F.adaptive_avg_pool2d(guess.float(), config.grid).flatten(2).transpose(1, 2)
-                keys = joined.translated(rows["keys"], source.spatial, seen.places)
+                keys = joined.translated(rows["keys"], source.spatial, seen.cells)
                 rows["keys"] = torch.cat([keys[..., :-2], color], -1)
-                memory.pin(memory.query(seen.features), painter.features_of([lab]))
+                memory.pin(memory.query(seen.embedding), painter.features_of([lab]))
             joined.store(torch.tensor([start]), {**rows, "pinned": torch.tensor([True])})
             start += 1
 

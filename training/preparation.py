@@ -77,7 +77,7 @@ def see_all(data: ColorizationDataset, colorizer: Colorizer, cast: Cast,
     def compute(part):
         if known is not None:
             return known[part.to(device)]
-        return see(data, part, colorizer, cast)[0].features  # type: ignore[union-attr]  # there is a memory
+        return see(data, part, colorizer, cast)[0].embedding  # type: ignore[union-attr]  # there is a memory
 
     file = "features_" + backbone.name.replace("/", "_")
     return data.features(file, backbone.dims.frame, (backbone.identity(), precision), compute).to(device)
@@ -102,7 +102,7 @@ def remember(data: ColorizationDataset, colorizer: Colorizer, cast: Cast,
     spatial, ids, features = colorizer.spatial, torch.tensor(data.ids), []
     sample = torch.tensor(evenly_spaced(len(data), FITTED)).split(8)
     looks = (see(data, part, colorizer, cast)[0] for part in sample)
-    spatial.fit(torch.cat([seen.places.half() for seen in looks if seen is not None]))  # never None: there is a memory
+    spatial.fit(torch.cat([seen.cells.half() for seen in looks if seen is not None]))  # never None: there is a memory
     chosen, thinned = choose_frames(data, spatial.config)
     archived = len(chosen) if len(chosen) > spatial.config.max_inline_frames else 0
     spatial.resize(len(chosen), archived)
@@ -114,11 +114,11 @@ def remember(data: ColorizationDataset, colorizer: Colorizer, cast: Cast,
         for part in (torch.tensor(chosen) if thinned else torch.arange(len(data))).split(8):
             seen, L, ab = see(data, part, colorizer, cast)
             if seen is not None:
-                features.append(seen.features)
+                features.append(seen.embedding)
                 kept = (slot_of[part] >= 0).to(L.device)
                 slots, names = (x[part].to(L.device)[kept] for x in (slot_of, ids))
                 if len(slots):
-                    yield spatial.write(slots, Features(seen.features[kept], seen.places[kept]), L[kept], ab[kept], names)
+                    yield spatial.write(slots, Features(seen.embedding[kept], seen.cells[kept]), L[kept], ab[kept], names)
 
     if archived and folder is not None:
         spatial.open(write_archive(folder, spatial.config, archived, write()))
@@ -162,7 +162,7 @@ def _looks(paths: Sequence[Path], views: Sequence[int], side: int) -> Iterator[t
 @torch.no_grad()
 def teach_voter(data: ColorizationDataset, colorizer: Colorizer, cast: Cast, seed: int) -> None:
     """Fit the voter to views of the pictures, each first seen whole, and train it on a sample of their places."""
-    voter, device = colorizer.voter, next(colorizer.parameters()).device
+    voter, device = colorizer.palette_classifier, next(colorizer.parameters()).device
     count = min(max(VOTER_LOOKS, min(len(data), 4 * VOTER_LOOKS)), VIEWS * len(data))
     paths = [data.paths[index] for index in evenly_spaced(len(data), count)]
     rng = np.random.default_rng(seed)
@@ -185,7 +185,7 @@ def vote_all(data: ColorizationDataset, indices: Sequence[int], colorizer: Color
     """The votes for the pictures at ``indices``, float16 (N, K, G, G)."""
     device, votes = next(colorizer.parameters()).device, []
     colorizer.eval()
-    for L, _ in _looks([data.paths[index] for index in indices], [0] * len(indices), colorizer.voter.config.input_size):
+    for L, _ in _looks([data.paths[index] for index in indices], [0] * len(indices), colorizer.palette_classifier.config.input_size):
         with cast():
             votes.append(colorizer.vote(L.to(device)).half())
     return torch.cat(votes)

@@ -197,7 +197,7 @@ def match(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialMemory
     """
     grid, dim = memory.config.grid, memory.config.key_dim
     seen = see([L if response is None else response(L) for L in lightness])
-    places = (seen.places.flatten(2).transpose(1, 2).float() - memory.mean) @ memory.projection  # (N, P, dim)
+    places = (seen.cells.flatten(2).transpose(1, 2).float() - memory.mean) @ memory.projection  # (N, P, dim)
     mutual, film, known, colors, distances = [], [], [], [], []
     for L, place, slots in zip(lightness, places, _near(memory, seen, config), strict=True):
         keys, ab = (memory.kept(name, slots).flatten(0, 1).float() for name in ("keys", "ab"))
@@ -216,5 +216,5 @@ def match(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialMemory
 
 def _near(memory, seen, config):
     """For each of N frames that are Seen, the slots of the frames in memory to match with it."""
-    similarity = memory.similarity(F.normalize(seen.features.float(), dim=1)).masked_fill(memory.pinned, -torch.inf)
+    similarity = memory.similarity(F.normalize(seen.embedding.float(), dim=1)).masked_fill(memory.pinned, -torch.inf)
     return similarity.topk(min(config.matched_frames, int((~memory.pinned).sum()))).indices.tolist()

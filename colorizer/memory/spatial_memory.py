@@ -184,7 +184,7 @@ class SpatialMemory(nn.Module):
     def _rows(self, seen, L, ab, guess):
         """{name of a buffer: its new rows}, not yet in the buffer's dtype; the keys have the colors ``guess``."""
         color = F.adaptive_avg_pool2d(ab.float(), self.config.grid).flatten(2).transpose(1, 2)
-        return {"features": F.normalize(seen.features.float(), dim=1), "keys": self.key(seen.places, L, guess),
+        return {"features": F.normalize(seen.embedding.float(), dim=1), "keys": self.key(seen.cells, L, guess),
                 "ab": color, "pictures": self._picture(L, ab)}
 
     def _picture(self, L, ab):

@@ -173,7 +173,7 @@ class FilmRendering:
                 if job.look is not None:
                     looks.append(job.look)
                 known.append((math.nan, math.nan) if job.known is None else
-                             (job.known.sure.mean(), job.known.recalled.mean()))
+                             (job.known.probability.mean(), job.known.recalled.mean()))
                 if job.index == middle:
                     shown = job.planes, job.result
                 if not config.color_only:

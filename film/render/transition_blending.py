@@ -54,7 +54,7 @@ class TransitionBlender:
         return fetch(lab[..., 1:], scaled(self._flow(*grays), self.size)), self._known(share)
 
     def _known(self, share):
-        share = resize(share, *self.before.known.sure.shape)
+        share = resize(share, *self.before.known.probability.shape)
         return Confidence(*(one + share * (other - one)
                        for one, other in zip(self.before.known, self.behind.known, strict=True)))
 

@@ -28,7 +28,7 @@ TINT = 0.55  # share of these in the map; the rest is the gray picture
 def mixture(known: Confidence) -> np.ndarray:
     """What is Known of a picture, (G, G) each, as a mixture of COLORS, RGB uint8 (G, G, 3): as much of a place is
     unknown as is not sure, and the rest is recalled or guessed."""
-    recalled, sure = np.asarray(known.recalled, np.float32), np.asarray(known.sure, np.float32)
+    recalled, sure = np.asarray(known.recalled, np.float32), np.asarray(known.probability, np.float32)
     shares = np.stack([sure * recalled, sure * (1 - recalled), 1 - sure], 2)
     return np.rint(shares @ np.array(list(COLORS.values()), np.float32)).astype(np.uint8)
 
@@ -56,7 +56,7 @@ def keep(path: Path) -> Iterator[Callable[[Confidence | None], None]]:
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1, mtime=0) as packed:
             def write(known):
-                stays = known is None or np.isnan(known.sure).any()
+                stays = known is None or np.isnan(known.probability).any()
                 colors = np.zeros((0, 0, 3), np.uint8) if stays else mixture(known)
                 np.lib.format.write_array(packed, colors, allow_pickle=False)
 

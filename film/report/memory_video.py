@@ -238,7 +238,7 @@ class Panel:
         labs = [rgb_to_lab(picture) for picture in pictures]
         lightness = [lab[..., 0] for lab in labs]
         seen = self.painter.look(lightness)
-        feature = torch.as_tensor(shot).to(seen.features)  # type: ignore[union-attr]  # there is a memory
+        feature = torch.as_tensor(shot).to(seen.embedding)  # type: ignore[union-attr]  # there is a memory
         recall = self.painter.colorizer.recall(feature.expand(len(labs), -1))
         results = [self._results(replace(self.painter, source="memory", rank=rank), lightness, recall, seen)
                    for rank in (1, 2, 3)]
