@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from fileio.images import IMAGE_SUFFIXES, read_image, srgb_decode
-from fileio.record_cache import cached, key_of
+from fileio.record_cache import load_or_make_records, record_key
 from utils import UserError, image_ids, list_files, warn
 
 GRAY_SIZE = 256  # side of the gray picture that the backbone sees, whatever img_size is
@@ -276,10 +276,10 @@ class ColorizationDataset(Dataset):
                         bar.update()
                         yield values
 
-        keys = [key_of(PREPARATION, path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        keys = [record_key(PREPARATION, path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         fields = [("color_feature", "f4", (N_BINS,)), ("lab", "u1", (3, self.side, self.side))]
-        records, readable = cached(self.cache and self.cache / f"pictures_{img_size}", fields,
-                                   [key_of(key, img_size) for key in keys], prepare_all, cache_gb * 1e9)
+        records, readable = load_or_make_records(self.cache and self.cache / f"pictures_{img_size}", fields,
+                                   [record_key(key, img_size) for key in keys], prepare_all, cache_gb * 1e9)
         if not readable:
             raise UserError(f"no readable picture in {source} (expected {', '.join(IMAGE_SUFFIXES)})")
         self.paths, self.keys = [paths[index] for index in readable], [keys[index] for index in readable]
@@ -299,8 +299,8 @@ class ColorizationDataset(Dataset):
                 features = compute(torch.tensor(indices[start:start + 8]))
                 yield from ((feature,) for feature in features.cpu().numpy())
 
-        records, _ = cached(self.cache and self.cache / name, [("feature", "f2", (dim,))],
-                            [key_of(key, identity) for key in self.keys], compute_all, math.inf)
+        records, _ = load_or_make_records(self.cache and self.cache / name, [("feature", "f2", (dim,))],
+                            [record_key(key, identity) for key in self.keys], compute_all, math.inf)
         return torch.from_numpy(records["feature"].astype(np.float32))
 
     def __len__(self) -> int:

@@ -33,7 +33,7 @@ from film.analysis.letterbox import Margin, Profile, find_boxes, margins, profil
 from film.analysis.shot_detection import (
     ChangeDetector, Detector, FramePool, HistogramDetector, detect_shots, reread_frames, small_picture)
 from film.io.planes import Box, Planes
-from film.io.video import Damage, VideoFile, ahead, find_videos
+from film.io.video import DamageLog, VideoFile, find_videos, prefetch
 from film.render.work_queue import WorkerGroup, run_isolated
 from film.report.shot_figures import SHEET_COLUMNS, SHEET_PAGES, SHEET_ROWS, SIGNATURE, draw_contact_sheets, draw_curve
 from utils import UserError, evenly_spaced, list_files, rank_and_size, read_flags, run_cli, warn
@@ -112,7 +112,7 @@ class PictureWriter:
         self.backlog = backlog
 
     def submit(self, path: Path, planes: Planes) -> None:
-        self._submit(lambda: self._write(path, cv2.cvtColor(planes.picture(), cv2.COLOR_RGB2BGR)))
+        self._submit(lambda: self._write(path, cv2.cvtColor(planes.rgb_uint8(), cv2.COLOR_RGB2BGR)))
 
     def crop(self, path: Path, box: Box) -> None:
         """Crop a picture that is written."""
@@ -173,9 +173,9 @@ class Scan:
 
     def run(self, detector: Detector) -> None:
         """Read the film, fill in what was found and write its pictures."""
-        film, found, damage = self.film, self.found, Damage()
+        film, found, damage = self.film, self.found, DamageLog()
         pool = FramePool(self.config.frames_per_shot, detector.delay, POOL_BYTES)
-        with closing(ahead(film.read(None, damage), AHEAD)) as frames:
+        with closing(prefetch(film.read(None, damage), AHEAD)) as frames:
             smalls = map(small_picture, pool.collect(self._clocked(frames)))
             for first, last in detect_shots(smalls, detector, found.differences):
                 self._close(DetectedShot(len(found.shots), first, last), pool)
@@ -187,14 +187,14 @@ class Scan:
             self._deliver(self.later[index], index, planes)
         self._crop_bars()
         decoded = len(self.times)
-        if film.promised - decoded > max(5, film.promised // 100):
-            warn(f"{film.path} ends early: {decoded} of {film.promised} frames can be decoded, and these are used")
+        if film.stated_frames - decoded > max(5, film.stated_frames // 100):
+            warn(f"{film.path} ends early: {decoded} of {film.stated_frames} frames can be decoded, and these are used")
         else:
             damage.report(film.path)
 
     def _clocked(self, frames):
         """Yield the planes of ``frames`` (pts, duration, planes), and note their pts."""
-        for pts, _, planes in tqdm(frames, desc=self.film.name, total=self.film.promised or None, unit=" frames",
+        for pts, _, planes in tqdm(frames, desc=self.film.name, total=self.film.stated_frames or None, unit=" frames",
                                    leave=False, disable=None):
             self.times.append(pts)
             self.interlaced |= planes.interlaced
@@ -227,7 +227,7 @@ class Scan:
         if index == (shot.first + shot.last) // 2 and shot.number < SHEET_COLUMNS * SHEET_ROWS * SHEET_PAGES:
             height, width = planes.y.shape
             scale = min(224 / width, 126 / height)
-            small = planes.picture(*(max(1, round(side * scale)) for side in (height, width)))
+            small = planes.rgb_uint8(*(max(1, round(side * scale)) for side in (height, width)))
             shot.thumbnail = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1]
 
     def _crop_bars(self):

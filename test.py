@@ -26,12 +26,12 @@ from colorizer.predictor import Predictor, load_predictor
 from config import ColorConfig, FilmConfig, part_of
 from dataset import lab_to_rgb, resize, rgb_to_lab
 from fileio.atomic import atomic_write
-from fileio.images import IMAGE_SUFFIXES, picture_grid, read_picture, write_image
+from fileio.images import IMAGE_SUFFIXES, image_grid, read_deep_image, write_image
 from film.io.encoding import OUTPUT_SUFFIXES
-from film.io.image_sequence import NumberedFrames, find_sequences, write_colored
+from film.io.image_sequence import ImageSequence, find_sequences, write_colored_frame
 from film.io.luma_check import check_luma
-from film.io.planes import Planes, paint_chroma, planes_of_picture
-from film.io.thread_pool import coloring_threads, in_order
+from film.io.planes import Planes, ab_to_chroma, planes_from_rgb
+from film.io.thread_pool import coloring_threads, map_in_order
 from film.io.video import VIDEO_SUFFIXES, Film, VideoFile, find_videos, frames_at, is_video
 from film.render.incremental import can_update
 from film.render.rendering import RenderJob, compare, confidence_video_path
@@ -110,7 +110,7 @@ class Evaluation:
             comparison = folder / f"{prefix}comparison.png"
             if not (folder / f"{prefix}metrics.json").exists():  # else an earlier run wrote the comparison
                 refuse_existing([comparison], overwrite)
-            write_image(comparison, picture_grid(self.rows[:self.ROWS]))
+            write_image(comparison, image_grid(self.rows[:self.ROWS]))
             print(f"compare gray | result | truth in {comparison}")
         with atomic_write(folder / f"{prefix}metrics.json") as temporary:
             temporary.write_text(json.dumps(summary, indent=2) + "\n")
@@ -137,7 +137,7 @@ def color_deep(painter: Predictor, planes: Planes) -> tuple[Planes, Confidence]:
     """Color a picture of more than 8 bits, at its own luma; returns it and what is Known of its places."""
     height, width = planes.y.shape
     (ab,), known = painter.judge([cv2.cvtColor(planes.rgb(height, width), cv2.COLOR_RGB2Lab)])
-    cb, cr = paint_chroma(planes, ab, height, width, planes.coding)
+    cb, cr = ab_to_chroma(planes, ab, height, width, planes.coding)
     return planes._replace(cb=cb, cr=cr), known
 
 
@@ -146,7 +146,7 @@ def color_picture(painter: Predictor, confidence: bool, pair: tuple[Path, Path])
     the result, RGB uint8 (H, W, 3). An unreadable one is skipped: None."""
     source, target = pair
     try:
-        read = read_picture(source)
+        read = read_deep_image(source)
     except UserError as error:
         warn(f"{error}; skipped")
         return None
@@ -156,12 +156,12 @@ def color_picture(painter: Predictor, confidence: bool, pair: tuple[Path, Path])
         (result,), known = painter.explain([picture])
         write_image(target, result)
     else:
-        planes = planes_of_picture(read.rgb, read.depth)
-        picture = planes.picture()
+        planes = planes_from_rgb(read.rgb, read.depth)
+        picture = planes.rgb_uint8()
         need_color(painter, picture, source)
         planes, known = color_deep(painter, planes)
-        write_colored(target, planes, source)
-        result = planes.picture()
+        write_colored_frame(target, planes, source)
+        result = planes.rgb_uint8()
     if confidence:
         gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
         write_image(beside(target, MAP), tint(gray, mixture(next(known.each()))))
@@ -179,7 +179,7 @@ def color_pictures(painter: Predictor, pairs: Sequence[tuple[Path, Path]], evalu
         return (False, None) if pictures is None else (True, evaluation.measure(*pictures))
 
     with coloring_threads() as pool:
-        answers = in_order(pool, colored, pairs)
+        answers = map_in_order(pool, colored, pairs)
         for _, (was_colored, measured) in tqdm(answers, total=len(pairs), unit="picture", disable=None):
             evaluation.add(measured)
             done += was_colored
@@ -195,14 +195,14 @@ def measure_film(records: Records, film: Film, result: Film, config: ColorConfig
     frames = records[-1].end_frame
     rate = frames / (records[-1].end_time - records[0].start_time)
     every = min(frames, max(1, round(rate), math.ceil(frames / 200)))
-    pairs = ((truth.part(box), painted.part(box)) for index, truth, painted in compare(film, result, config, every)
+    pairs = ((truth.crop(box), painted.crop(box)) for index, truth, painted in compare(film, result, config, every)
              for shot, box in shots if index in shot)
 
     def measure(pair):
-        return evaluation.measure(*(planes.picture(*measured_size(*planes.y.shape)) for planes in pair))
+        return evaluation.measure(*(planes.rgb_uint8(*measured_size(*planes.y.shape)) for planes in pair))
 
     with coloring_threads() as pool:
-        for _, measured in in_order(pool, measure, pairs):
+        for _, measured in map_in_order(pool, measure, pairs):
             evaluation.add(measured)
 
 
@@ -225,11 +225,11 @@ def save_suggestions(folder: Path, film: Film, times: Sequence[int],
 
     def write(frame):
         index, planes = frame
-        planes = planes.part(missing[index].shot.box)
-        write_image(folder / missing[index].file_name, planes.gray(*planes.y.shape))
+        planes = planes.crop(missing[index].shot.box)
+        write_image(folder / missing[index].file_name, planes.gray_uint8(*planes.y.shape))
 
     with coloring_threads() as pool, closing(frames_at(film, times, sorted(missing))) as frames:
-        for _ in in_order(pool, write, frames):
+        for _ in map_in_order(pool, write, frames):
             pass
 
 
@@ -296,7 +296,7 @@ def refuse_clashes(pictures: Sequence[tuple[Path, Path]], films: Sequence[tuple[
                    maps: bool) -> None:
     """Raises UserError when two outputs, or an input and an output, are the same file."""
     if (any(path.resolve() == target.resolve() for path, target in pictures)
-            or any(film.is_output(target) for film, target in films)):
+            or any(film.is_overwritten_by(target) for film, target in films)):
         raise UserError(f"the output {output} is the input itself; name another --output")
     names: dict[Path, Path] = {}
     mapped = [(path, beside(target, MAP)) for path, target in pictures] if maps else []
@@ -316,7 +316,7 @@ def color_film_and_report(painter: Predictor, config: ColorConfig, work: tuple[F
 
     def explain(records):
         seconds, count = time.monotonic() - started, records[-1].end_frame
-        evaluation, result = Evaluation(), film.colored(target, records.pts)
+        evaluation, result = Evaluation(), film.colored_film(target, records.pts)
         print(f"colored {count} frames of {len(records)} shots in {seconds:.1f} s: {result.path}")
         proof = {}
         if config.proof:
@@ -377,7 +377,7 @@ def plan_work(config: ColorConfig, largest_first: bool) -> dict[str, Any]:
     in the way."""
     def size(pair):
         film, _ = pair
-        paths = film.paths.values() if isinstance(film, NumberedFrames) else [film.path]
+        paths = film.paths.values() if isinstance(film, ImageSequence) else [film.path]
         return sum(path.stat().st_size for path in paths)
 
     pictures, films = find_inputs(config.input, config.output, config.confidence)
@@ -403,7 +403,7 @@ def plan_work(config: ColorConfig, largest_first: bool) -> dict[str, Any]:
         films.sort(key=size, reverse=True)
     return {"pictures": [(str(path), str(target)) for path, target in pictures],
             "films": {str(film): ({number: str(path) for number, path in film.paths.items()}, film.prefix, str(target))
-                      if isinstance(film, NumberedFrames) else (str(film.path), "", str(target))
+                      if isinstance(film, ImageSequence) else (str(film.path), "", str(target))
                       for film, target in films}}
 
 
@@ -416,7 +416,7 @@ def planned_film(source: str | dict[str, str], prefix: str, target: str) -> tupl
     """(film, output) of a film of ``plan_work``."""
     if isinstance(source, str):
         return VideoFile(source), Path(target)
-    return NumberedFrames({int(number): Path(path) for number, path in source.items()}, prefix), Path(target)
+    return ImageSequence({int(number): Path(path) for number, path in source.items()}, prefix), Path(target)
 
 
 def color_shared(group: WorkerGroup, config: ColorConfig, work: dict[str, Any]) -> None:

@@ -38,7 +38,7 @@ from utils import UserError, autocast, evenly_spaced, read_flags, run_cli, selec
 
 EPOCH_STEPS = 50  # at least, in an epoch: a small set is passed over several times
 SAVE_SECONDS = 120  # last.pt is never older; writing it takes about a second
-PATIENCE = 10  # after so many steps in a row without a finite loss or gradient the training ends
+EXIT_TIMEOUT = 10  # after so many steps in a row without a finite loss or gradient the training ends
 VAL_PICTURES = 64  # validation looks at no more than these many, spread evenly over the set
 SAMPLES = 4  # rows of the sample grid
 ABOUT = 1.1  # a validation error of so many times the lowest is as good
@@ -284,8 +284,8 @@ class Training:
                 counted = counted.masked_fill(skipped > 0, 0)
             position.sums[name] = position.sums.get(name, 0) + counted
         self.skipped_in_row = (self.skipped_in_row + skipped) * skipped
-        if position.step % PATIENCE == 0 and self.skipped_in_row >= PATIENCE:
-            raise UserError(f"{PATIENCE} steps in a row gave no finite loss or gradient; lower gen_lr or set "
+        if position.step % EXIT_TIMEOUT == 0 and self.skipped_in_row >= EXIT_TIMEOUT:
+            raise UserError(f"{EXIT_TIMEOUT} steps in a row gave no finite loss or gradient; lower gen_lr or set "
                             f"clip_grad 1, and go on from last.pt with --resume True")
 
     def _close_epoch(self):

@@ -96,8 +96,8 @@ def main(argv):
             color(config)
         film, scores, frames = VideoFile(args.film), Scores(), []
         for _, truth, painted in compare(film, VideoFile(output), config, args.every):
-            frames.append(truth.picture())
-            scores.add(painted.picture(), frames[-1])
+            frames.append(truth.rgb_uint8())
+            scores.add(painted.rgb_uint8(), frames[-1])
         painter = Predictor.load(args.checkpoint, precision="fp32")
         export(ExportConfig(args.checkpoint, folder))
         size = sum(path.stat().st_size for path in folder.iterdir())

@@ -28,7 +28,7 @@ from config import FilmConfig
 from dataset import lab_to_rgb, rgb_to_lab
 from editing.correction import Correction, CorrectionRenderer
 from editing.regions import Regions
-from fileio.images import picture_grid, write_image
+from fileio.images import image_grid, write_image
 from film.io.video import VideoFile
 from film.render.incremental import can_update
 from film.render.rendering import color_film
@@ -96,7 +96,7 @@ def correct(output, film, chosen, args):
             pictures.append(picture)
             clicks += count
             if args.show:
-                write_image(args.show / f"frame_{index:06d}.png", picture_grid([[ours, picture, true]]))
+                write_image(args.show / f"frame_{index:06d}.png", image_grid([[ours, picture, true]]))
     return pictures, clicks
 
 

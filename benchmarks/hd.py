@@ -34,7 +34,7 @@ import av
 import test
 from config import ColorConfig, FilmConfig
 from fileio.atomic import atomic_write
-from film.io.video import VideoFile, ahead
+from film.io.video import VideoFile, prefetch
 from film.render import rendering as episode
 from film.render.writers import FilmWriter
 from utils import ArgumentParser, UserError, parse_positive_int, run_cli
@@ -79,7 +79,7 @@ def alone(film, output):
     source, writer = VideoFile(film), FilmWriter(film, output, FilmConfig())
     times = [pts for pts, _, _ in source.read()]
     started, on_cores = time.perf_counter(), time.process_time()
-    with writer.shot(output.with_suffix(".part"), times) as write, closing(ahead(source.read(), 8)) as frames:
+    with writer.shot(output.with_suffix(".part"), times) as write, closing(prefetch(source.read(), 8)) as frames:
         for pts, _, planes in frames:
             write(planes, pts)
     return {"all": time.perf_counter() - started, "cores": time.process_time() - on_cores}, peak()

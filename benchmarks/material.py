@@ -36,7 +36,7 @@ from colorizer.predictor import Predictor
 from config import FilmConfig
 from dataset import resize, rgb_to_lab
 from film.analysis.shot_detection import find_gray_cuts
-from film.io.planes import planes_of
+from film.io.planes import planes_from_frame
 from film.io.video import VideoFile
 from film.render.rendering import color_film
 from utils import ArgumentParser, UserError, parse_positive_int, run_cli
@@ -121,7 +121,7 @@ def turned(path: Path, chain: str) -> Iterator[av.VideoFrame]:
 def shots_of(path: Path) -> Iterator[list[np.ndarray]]:
     """The frames of one shot after another, Y, Cb and Cr uint8 (3, H, W)."""
     with av.open(str(path)) as film:
-        cuts = {*find_gray_cuts(planes_of(frame).luma(256, 256) for frame in film.decode(video=0))}
+        cuts = {*find_gray_cuts(planes_from_frame(frame).luma_uint8(256, 256) for frame in film.decode(video=0))}
     with av.open(str(path)) as film:
         shot = []
         for index, frame in enumerate(film.decode(video=0)):

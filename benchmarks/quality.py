@@ -48,7 +48,7 @@ from config import GeneratorConfig, TrainConfig
 from dataset import AB_SCALE, L_SCALE, color_feature, lab_to_rgb, resize, rgb_to_lab
 from dataset_generator import generate, split_shots
 from fileio.atomic import atomic_write
-from fileio.images import picture_grid, read_image, write_image
+from fileio.images import image_grid, read_image, write_image
 from test import refuse_existing
 from train import train
 from utils import ArgumentParser, UserError, evenly_spaced, parse_bool, run_cli, select_device
@@ -287,7 +287,7 @@ def table(summary):
 
 def draw_pictures(pictures, names):
     """Rows of pictures, one column a row of the table and the truth, under their titles."""
-    grid, gap, header = picture_grid(pictures), 4, 22
+    grid, gap, header = image_grid(pictures), 4, 22
     canvas = Image.new("RGB", (grid.shape[1], grid.shape[0] + header), "white")
     canvas.paste(Image.fromarray(grid), (0, header))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)

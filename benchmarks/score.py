@@ -29,7 +29,7 @@ from colorizer.metrics import FAR, Scores, color_differences, has_color
 from dataset import resize, rgb_to_lab
 from fileio.images import IMAGE_SUFFIXES, read_image
 from film.analysis.shot_detection import find_gray_cuts
-from film.io.planes import planes_of
+from film.io.planes import planes_from_frame
 from film.io.video import read_frames
 from film.report.consistency import CDC, WarpError
 from utils import ArgumentParser, UserError, list_files, parse_positive_int, run_cli
@@ -52,7 +52,7 @@ def readers(path):
     if path.is_dir():
         yield from (partial(read_image, picture) for picture in list_files(path, IMAGE_SUFFIXES))
     else:
-        yield from (planes_of(frame).picture for _, frame in read_frames(path))
+        yield from (planes_from_frame(frame).picture for _, frame in read_frames(path))
 
 
 def pairs(result, truth, every=1):

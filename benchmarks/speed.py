@@ -107,7 +107,7 @@ def film_pictures(film, folder, count):
     wanted = set(np.linspace(0, frames - 1, count).round().astype(int).tolist())
     for number, (_, _, planes) in enumerate(VideoFile(film).read()):
         if number in wanted:
-            write_image(folder / f"frame_{number}.png", planes.picture())
+            write_image(folder / f"frame_{number}.png", planes.rgb_uint8())
     return sorted(folder.glob("*.png"))
 
 

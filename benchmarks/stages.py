@@ -126,7 +126,7 @@ def main(argv):
     clock = Clock(ours.device)
     whole, frames = color(ours, args.film, args.seconds)
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(episode, "PAINTERS", 1))
+        stack.enter_context(mock.patch.object(episode, "COLORING_THREADS", 1))
         for stage, (owner, name) in STAGES.items():
             stack.enter_context(mock.patch.object(owner, name, clock.around(stage, getattr(owner, name))))
         color(ours, args.film, args.seconds)

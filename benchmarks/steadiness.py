@@ -28,8 +28,8 @@ from colorizer.metrics import ciede2000, has_color
 from colorizer.predictor import Predictor
 from config import FilmConfig, TemporalFilterConfig
 from dataset import rgb_to_lab
-from film.io.planes import planes_of
-from film.io.video import VideoFile, ahead, frame_rate, open_video, read_frames
+from film.io.planes import planes_from_frame
+from film.io.video import VideoFile, frame_rate, open_video, prefetch, read_frames
 from film.render.rendering import color_film
 from film.report.consistency import CDC, WarpError
 from utils import ArgumentParser, UserError, run_cli
@@ -84,22 +84,22 @@ def compare(film, colored, by_itself, shots):
     with open_video(film) as (_, stream):
         begin, every = round(shots[0]["start_time"] / stream.time_base), max(1, round(frame_rate(stream)))
     values, weights, distances, in_color = [], [], [], False
-    with (closing(ahead(read_frames(film, begin), 8)) as sources, closing(ahead(read_frames(colored), 8)) as results,
-          closing(ahead(read_frames(by_itself), 8)) as others,
+    with (closing(prefetch(read_frames(film, begin), 8)) as sources, closing(prefetch(read_frames(colored), 8)) as results,
+          closing(prefetch(read_frames(by_itself), 8)) as others,
           tqdm(total=shots[-1]["end_frame"], unit=" frames", disable=None) as bar):
         for shot in shots:
             cdcs, warp = [CDC() for _ in ROWS], WarpError()
             for index in range(shot["start_frame"], shot["end_frame"]):
-                source, result, other = (planes_of(next(frames)[1]) for frames in (sources, results, others))
+                source, result, other = (planes_from_frame(next(frames)[1]) for frames in (sources, results, others))
                 bar.update()
                 if shot["kept"]:
                     continue
                 height, width = source.y.shape
                 size = max(1, round(WarpError.WIDTH * height / width)), WarpError.WIDTH
-                pictures = [planes.picture(*size) for planes in (result, other, source)]
+                pictures = [planes.rgb_uint8(*size) for planes in (result, other, source)]
                 for cdc, picture in zip(cdcs, pictures, strict=True):
                     cdc.add(picture)
-                warp.add(source.luma(*size), *pictures)
+                warp.add(source.luma_uint8(*size), *pictures)
                 if index % every == every // 2 and has_color(pictures[2]):
                     in_color = True
                     *labs, truth = map(rgb_to_lab, pictures)

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 
 from dataset import resize
-from film.io.encoding import write_pictures
+from film.io.encoding import write_video
 from film.io.planes import Planes
-from film.io.video import Film, VideoFile, open_video, planned_frames
+from film.io.video import Film, VideoFile, open_video, read_known_frames
 from utils import UserError
 
 HELD = 24  # frames
@@ -51,7 +51,7 @@ class Frames:
     def _read(self, index):
         if self.reader is None or not self.next <= index <= self.next + NEAR:
             self.close()
-            self.reader, self.next = planned_frames(self.film, self.times, index), index
+            self.reader, self.next = read_known_frames(self.film, self.times, index), index
         for number, planes in self.reader:
             self.next = number + 1
             if number > index - HELD // 2:
@@ -83,11 +83,11 @@ def write_clip(path: Path, start: int, end: int, target: Path) -> None:
     film, times = VideoFile(path), times_of(path)
 
     def pictures():
-        frames = planned_frames(film, times[:end], start)
+        frames = read_known_frames(film, times[:end], start)
         for index, planes in frames:
             height, width = planes.y.shape
             scale = min(1, CLIP_WIDTH / width)
             size = (max(2, 2 * round(side * scale / 2)) for side in (height, width))
-            yield times[index] - times[start], planes.picture(*size)
+            yield times[index] - times[start], planes.rgb_uint8(*size)
 
-    write_pictures(target, film, pictures())
+    write_video(target, film, pictures())

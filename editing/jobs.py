@@ -24,7 +24,7 @@ from editing.recolor import Change, Recolored
 from film.analysis.first_pass import find_edited_boundaries
 from film.analysis.plan import FilmPredictor
 from film.io.planes import Planes
-from film.io.video import Damage, VideoFile, ahead
+from film.io.video import DamageLog, VideoFile, prefetch
 from film.render.incremental import can_update
 from film.render.rendering import RenderJob
 from film.render.work_queue import WorkQueue
@@ -114,17 +114,17 @@ def find_shots(project: Project, work: BackgroundTask) -> None:
     pts, pictures = array("q"), StreamSample[bytes](PICTURES)
 
     def lumas():
-        with closing(ahead(film.read(), 8)) as frames:
+        with closing(prefetch(film.read(), 8)) as frames:
             for time_, _, planes in frames:
                 work.go_on()
                 pts.append(time_)
-                work.done = min(0.98, len(pts) / max(1, film.promised))
+                work.done = min(0.98, len(pts) / max(1, film.stated_frames))
                 pictures.add(partial(small, planes))
-                yield planes.luma(256, 256)
+                yield planes.luma_uint8(256, 256)
 
     def small(planes):
         height, width = planes.y.shape
-        return jpeg(planes.gray(max(1, round(height * SMALL / width)), SMALL), SMALL)
+        return jpeg(planes.gray_uint8(max(1, round(height * SMALL / width)), SMALL), SMALL)
 
     starts = [0, *(boundary.end for boundary in find_edited_boundaries(lumas(), FilmConfig()))]
     if not pts:
@@ -159,7 +159,7 @@ class WatchedFilm(VideoFile):
         self.work, self.seen = work, 0
 
     def read(self, begin: int | None = None,
-             damage: Damage | None = None) -> Generator[tuple[int, int, Planes], None, None]:
+             damage: DamageLog | None = None) -> Generator[tuple[int, int, Planes], None, None]:
         with closing(super().read(begin, damage)) as frames:
             for item in frames:
                 self.work.go_on()
@@ -237,7 +237,7 @@ def color(project: Project, painters: PredictorCache, work: BackgroundTask, fram
 
 def _watch(work, log, film):
     """Tell how far the coloring is: by what is read while shots are found, then by the log of shots."""
-    total = max(1, film.promised)
+    total = max(1, film.stated_frames)
     while work.running:
         if shots := log_lines(log):
             work.note = f"{len(shots)} shots colored"

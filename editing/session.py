@@ -187,7 +187,7 @@ class EditingSession:
         planes = self._planes("gray", frame)
         if planes is None:
             raise UserError("there is no film yet, or its shots are not found; choose one")
-        return planes.gray(*planes.y.shape)
+        return planes.gray_uint8(*planes.y.shape)
 
     def frame(self, index: int, width: int, kinds: list[str]) -> dict[str, Any]:
         """A frame as pictures, at most ``width`` pixels wide: of ``kinds``, "gray", "colored" and "map", those that
@@ -196,7 +196,7 @@ class EditingSession:
         answer: dict[str, Any] = {"index": index}
         for kind in kinds:
             if (planes := self._planes(kind, index)) is not None:
-                rgb = planes.gray(*planes.y.shape) if kind == "gray" else planes.picture()
+                rgb = planes.gray_uint8(*planes.y.shape) if kind == "gray" else planes.rgb_uint8()
                 answer[kind] = picture(jpeg(rgb, width))
         return answer
 

@@ -14,7 +14,7 @@ from utils import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".dpx", ".exr")
 
-LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)  # shares of linear light with sRGB's primaries
+LUMINANCE_WEIGHTS = np.array([0.2126, 0.7152, 0.0722], np.float32)  # shares of linear light with sRGB's primaries
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which MAX_PIXELS replaces
 MAX_PIXELS = 200_000_000  # a larger picture is refused by its header, before 600 MB of RGB are allocated
@@ -29,7 +29,7 @@ def read_image(path: str | Path) -> np.ndarray:
     if not Path(path).is_file():  # a pipe or a device might never end
         raise UserError(f"{path} is not a file; name a picture")
     if Path(path).suffix.lower() != ".png" and is_deep(path):
-        picture = read_picture(path)
+        picture = read_deep_image(path)
         return (picture.rgb >> picture.depth - 8).astype(np.uint8)
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP", "TIFF")) as image:
@@ -49,12 +49,12 @@ def read_image(path: str | Path) -> np.ndarray:
         raise UserError(f"cannot read {path} as a picture: {error}") from error
 
 
-class Picture(NamedTuple):
+class DeepImage(NamedTuple):
     """A picture in the depth of its file."""
 
     rgb: np.ndarray  # codes (H, W, 3): uint8, or uint16 of ``depth`` bits
     depth: int
-    light: np.ndarray | None = None  # of OpenEXR, of which rgb is what is seen: linear float32 (H, W, 3) of any range
+    linear: np.ndarray | None = None  # of OpenEXR, of which rgb is what is seen: linear float32 (H, W, 3) of any range
 
 BITS_PER_SAMPLE = 258  # a tag of TIFF
 
@@ -81,13 +81,13 @@ def is_deep(path: str | Path) -> bool:
     return suffix in _DECODERS
 
 
-def read_picture(path: str | Path) -> Picture:
+def read_deep_image(path: str | Path) -> DeepImage:
     """Read a picture in its own depth; TIFF and PNG of 16 bits, DPX and OpenEXR without their transparency.
 
     Raises UserError as ``read_image`` does.
     """
     if not Path(path).is_file() or not is_deep(path):
-        return Picture(read_image(path), 8)
+        return DeepImage(read_image(path), 8)
     try:
         with open(path, "rb") as file, av.open(
                 file, format=_DECODERS[Path(path).suffix.lower()], options={"max_pixels": str(MAX_PIXELS)},
@@ -105,9 +105,9 @@ def read_picture(path: str | Path) -> Picture:
         raise UserError(f"cannot read {path} as a picture: {getattr(error, 'strerror', None) or error}") from error
     pixels = pixels[..., :3] if pixels.ndim == 3 else pixels[..., None].repeat(3, -1)
     if depth < 32:
-        return Picture(pixels, depth)
+        return DeepImage(pixels, depth)
     seen = np.clip(srgb_encode(np.nan_to_num(pixels)), 0, 1)
-    return Picture(np.rint(seen * 65535).astype(np.uint16), 16, pixels)
+    return DeepImage(np.rint(seen * 65535).astype(np.uint16), 16, pixels)
 
 
 def _has_all_chunks(exr):
@@ -162,7 +162,7 @@ def write_image(path: str | Path, rgb: np.ndarray, depth: int = 8) -> None:
             Image.fromarray(eight).save(temporary, quality=95)  # PNG, BMP and TIFF take no quality
 
 
-def picture_grid(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
+def image_grid(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
     """Rows of equally large RGB uint8 pictures (H, W, 3) -> one picture with white gaps."""
     height, width = rows[0][0].shape[:2]
     grid = np.full((len(rows) * (height + gap) - gap, len(rows[0]) * (width + gap) - gap, 3), 255, np.uint8)

@@ -15,12 +15,12 @@ import numpy as np
 from utils import warn
 
 
-def key_of(*facts: object) -> bytes:
+def record_key(*facts: object) -> bytes:
     """A key, bytes (32,), that differs for different facts (plain values)."""
     return hashlib.blake2b(repr(facts).encode(), digest_size=_KEY // 2).hexdigest().encode()
 
 
-def cached(path: Path | None, fields: list[tuple], keys: Sequence[bytes],
+def load_or_make_records(path: Path | None, fields: list[tuple], keys: Sequence[bytes],
            make: Callable[[Sequence[int]], Iterable[tuple | None]], budget: float) -> tuple[np.ndarray, list[int]]:
     """Records of ``fields`` (as for np.dtype), one for each of the distinct ``keys``: read from the file ``path`` if
     they are there, else made and added to it. Records of other keys are dropped from the file.

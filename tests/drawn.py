@@ -14,7 +14,7 @@ from colorizer.confidence import Confidence
 from colorizer.predictor import Palette
 from fileio.images import write_image
 from film.analysis.plan import FilmPredictor
-from film.io.planes import planes_of
+from film.io.planes import planes_from_frame
 from training import preparation
 from training.runs import Run
 
@@ -170,4 +170,4 @@ def draw_shots(path, shots, size=(128, 96), hold=1, options=None, codec="libx264
 def planes_in(path):
     """The (Y, Cb, Cr) arrays of every frame of a 4:2:0 or 4:4:4 film."""
     with av.open(str(path)) as film:
-        return [tuple(np.array(plane) for plane in planes_of(frame)[:3]) for frame in film.decode(video=0)]
+        return [tuple(np.array(plane) for plane in planes_from_frame(frame)[:3]) for frame in film.decode(video=0)]

@@ -14,7 +14,7 @@ from config import TrainConfig, TrainingConstants
 from dataset import ColorizationDataset
 from fileio import record_cache
 from fileio.images import write_image
-from fileio.record_cache import cached, key_of
+from fileio.record_cache import load_or_make_records, record_key
 from train import main
 from training.augmentation import TrainingViews
 from training.learner import Learner
@@ -38,7 +38,7 @@ class Maker:
 def numbers(path, keys, budget=1e9, without=()):
     """The numbers of the records, those that were made anew, and whether the file is mapped."""
     maker = Maker(without)
-    records, places = cached(path, FIELDS, keys, maker, budget)
+    records, places = load_or_make_records(path, FIELDS, keys, maker, budget)
     assert [row.tolist() for row in records["line"]] == [[(n // 10 - 1) % 256] * 2 + [255] for n in records["number"]]
     assert len(records) == len(places)
     return records["number"].tolist(), maker.asked, isinstance(records, np.memmap)
@@ -46,7 +46,7 @@ def numbers(path, keys, budget=1e9, without=()):
 
 @pytest.fixture
 def keys():
-    return [key_of("key", i) for i in range(4)]
+    return [record_key("key", i) for i in range(4)]
 
 
 @pytest.mark.parametrize("budget", [0, 1e9])
@@ -62,7 +62,7 @@ def test_what_changed_is_made_anew_and_what_is_gone_is_dropped(tmp_path, keys):
     path = tmp_path / "records"
     numbers(path, keys)
     size = path.stat().st_size
-    assert numbers(path, [keys[0], key_of("another"), keys[2], keys[3]]) == ([10, 20, 30, 40], [1], False)
+    assert numbers(path, [keys[0], record_key("another"), keys[2], keys[3]]) == ([10, 20, 30, 40], [1], False)
     assert numbers(path, keys[2:] + keys[:2])[1] == [3]  # in another order, and the changed one is back
     assert numbers(path, [keys[2]]) == ([30], [], False)
     assert path.stat().st_size == size // 4
@@ -98,7 +98,7 @@ def test_a_damaged_file_is_mended(tmp_path, keys, budget):
 
 def test_changes_stay_in_the_process(tmp_path, keys):
     for budget in (0, 1e9):
-        records, _ = cached(tmp_path / "records", FIELDS, keys, Maker(), budget)
+        records, _ = load_or_make_records(tmp_path / "records", FIELDS, keys, Maker(), budget)
         records["number"][0] = 99
         assert records["number"][0] == 99
     assert numbers(tmp_path / "records", keys)[0] == [10, 20, 30, 40]
@@ -151,7 +151,7 @@ def same(one, other):
 
 def test_pictures_are_prepared_once(folder, decoded, monkeypatch):
     kinds = []
-    monkeypatch.setattr(dataset, "cached", lambda *a: (kinds.append(cached(*a)), kinds[-1])[1])
+    monkeypatch.setattr(dataset, "load_or_make_records", lambda *a: (kinds.append(load_or_make_records(*a)), kinds[-1])[1])
     first = ColorizationDataset(folder, 128)
     assert len(decoded) == 5
     again, mapped = ColorizationDataset(folder, 128), ColorizationDataset(folder, 128, cache_gb=900e3 / 1e9)

@@ -144,7 +144,7 @@ def test_a_film_of_any_container_is_colored(tmp_path, capsys, suffix):
         assert "cannot carry the sound track 1 (wmav2)" in capsys.readouterr().err and after[2] == ["video"]
     else:
         assert after[2] == before[2]
-    assert np.ptp(next(VideoFile(target).read())[2].picture().astype(int), 2).mean() > 3  # in color
+    assert np.ptp(next(VideoFile(target).read())[2].rgb_uint8().astype(int), 2).mean() > 3  # in color
 
 
 def test_the_table_of_containers_is_that_of_the_test():

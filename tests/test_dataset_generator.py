@@ -60,7 +60,7 @@ def write_clip(path, spec, codec="ffv1", fps=24, pixels="yuv444p", **options):
 
 def decode(path):
     """The pictures of a film, RGB, as test.py sees them."""
-    return [planes.picture() for _, _, planes in VideoFile(path).read()]
+    return [planes.rgb_uint8() for _, _, planes in VideoFile(path).read()]
 
 
 def run(video_path, save_path, **options):

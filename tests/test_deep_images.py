@@ -6,8 +6,8 @@ import pytest
 from drawn import StubPainter, draw_picture
 
 from colorizer.confidence import Confidence
-from fileio.images import read_image, read_picture, srgb_decode, srgb_encode, write_image
-from film.io.planes import planes_of_picture
+from fileio.images import read_deep_image, read_image, srgb_decode, srgb_encode, write_image
+from film.io.planes import planes_from_rgb
 from film.render.rendering import color_film
 from test import Evaluation, color_pictures, find_inputs
 from utils import UserError
@@ -35,18 +35,18 @@ def test_every_bit_is_written_and_read(tmp_path, suffix, depth):
     path = tmp_path / f"a%02d{suffix}"  # a pattern is a name like any other
     drawn = codes_of(draw_picture(0), depth)
     write_image(path, drawn, depth)
-    picture = read_picture(path)
+    picture = read_deep_image(path)
     assert picture.depth == depth and picture.rgb.dtype == drawn.dtype and np.array_equal(picture.rgb, drawn)
     assert np.array_equal(read_image(path), draw_picture(0))
-    assert planes_of_picture(drawn, depth).coding.depth == depth
-    assert np.abs(planes_of_picture(drawn, depth).codes().astype(int) - drawn).max() <= 2  # of Y', Cb and Cr
+    assert planes_from_rgb(drawn, depth).coding.depth == depth
+    assert np.abs(planes_from_rgb(drawn, depth).rgb_codes().astype(int) - drawn).max() <= 2  # of Y', Cb and Cr
 
 
 def test_light_is_written_and_read(tmp_path):
     light = np.random.default_rng(0).random((48, 64, 3)).astype(np.float32) * 20
     write_image(tmp_path / "a.exr", light)
-    picture = read_picture(tmp_path / "a.exr")
-    assert np.array_equal(picture.light, light) and picture.depth == 16
+    picture = read_deep_image(tmp_path / "a.exr")
+    assert np.array_equal(picture.linear, light) and picture.depth == 16
     assert np.array_equal(picture.rgb == 65535, light > 0.99999)
     values = np.linspace(0, 1, 1000)
     assert np.abs(srgb_encode(srgb_decode(values)) - values).max() < 1e-4
@@ -57,7 +57,7 @@ def test_light_is_written_and_read(tmp_path):
 def test_another_format_keeps_what_it_can(tmp_path, suffix, depth):
     drawn = gray_codes(10)
     write_image(tmp_path / f"a{suffix}", drawn, 10)
-    picture = read_picture(tmp_path / f"a{suffix}")
+    picture = read_deep_image(tmp_path / f"a{suffix}")
     assert picture.depth == depth
     wrong = np.abs(picture.rgb / (2**depth - 1) - drawn / 1023).max()
     assert wrong < (0.02 if depth == 8 else 1e-4)
@@ -72,7 +72,7 @@ def test_bad_deep_pictures_are_one_sentence(tmp_path):
            "none.tif": b"", "other.tif": whole, "none.png": b"no picture at all, but a long text"}
     for name, content in bad.items():
         (tmp_path / name).write_bytes(content)
-        for read in (read_picture, read_image):
+        for read in (read_deep_image, read_image):
             with pytest.raises(UserError, match=f"cannot read .*{name} as a picture"):
                 read(tmp_path / name)
 
@@ -97,7 +97,7 @@ def test_numbered_frames_keep_their_depth(tmp_path, suffix, depth):
     (film, target), = find_inputs(tmp_path / "in", tmp_path / "out")[1]
     color_film(StubPainter(), film, target)
     for number in (0, 11):
-        result = read_picture(tmp_path / "out" / f"scan_{number:04d}{suffix}")
+        result = read_deep_image(tmp_path / "out" / f"scan_{number:04d}{suffix}")
         assert result.depth == depth
         inside, before = is_inside(result.rgb, depth), gray_codes(depth, number)
         assert inside.mean() > 0.5 and np.ptp(result.rgb.astype(int), -1).mean() > 0.01 * 2**depth  # in color
@@ -114,7 +114,7 @@ def test_frames_of_light_keep_their_luminance(tmp_path):
     color_film(StubPainter(), film, target)
     weights = np.array([0.2126, 0.7152, 0.0722], np.float32)
     for number in (0, 11):
-        before, after = (read_picture(tmp_path / name / f"render.{number:04d}.exr").light for name in ("in", "out"))
+        before, after = (read_deep_image(tmp_path / name / f"render.{number:04d}.exr").linear for name in ("in", "out"))
         assert np.abs(after @ weights - before @ weights).max() < 1e-5
         assert np.ptp(after, -1).mean() > 0.01
 
@@ -134,7 +134,7 @@ def test_stills_keep_their_depth(tmp_path, suffix, depth):
     pairs, _ = find_inputs(tmp_path / f"in{suffix}", tmp_path / f"out{suffix}")
     evaluation = Evaluation()
     assert color_pictures(StillPainter(), pairs, evaluation, False) == 1
-    before, after = (read_picture(tmp_path / f"{name}{suffix}") for name in ("in", "out"))
+    before, after = (read_deep_image(tmp_path / f"{name}{suffix}") for name in ("in", "out"))
     assert after.depth == before.depth == depth
     inside = is_inside(after.rgb, depth)
     ab = cv2.cvtColor((after.rgb / (2**depth - 1)).astype(np.float32), cv2.COLOR_RGB2Lab)[..., 1:]

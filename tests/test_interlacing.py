@@ -10,8 +10,8 @@ from drawn import StubPainter, draw_film, planes_in
 
 from config import FilmConfig, GeneratorConfig
 from dataset_generator import scan_film
-from film.io.interlacing import FieldFlagger, field_order, options_of, split, weave
-from film.io.planes import planes_of
+from film.io.interlacing import FieldFlagger, field_order, interlacing_options, split_fields, weave_fields
+from film.io.planes import planes_from_frame
 from film.io.video import VideoFile
 from film.render.rendering import color_film
 
@@ -29,7 +29,7 @@ def field_at(time):
 def draw_fields(path, order, count=6):
     """A gray film whose frame i shows the moments 2 i and 2 i + 1, as an interlacing camera sees them."""
     with av.open(str(path), "w") as film:
-        stream = film.add_stream("libx264", rate=25, options={"crf": "0", **options_of(order)})
+        stream = film.add_stream("libx264", rate=25, options={"crf": "0", **interlacing_options(order)})
         stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
         mark = FieldFlagger(order, SIZE, SIZE, "yuv420p")
         for i in range(count):
@@ -78,13 +78,13 @@ def test_an_interlaced_film_stays_so_and_each_field_has_its_colors(tmp_path, cap
     assert order_in(target) == order_in(source) == order
     assert np.abs(np.diff(painter.seen, axis=1)).max() < 1  # no row differs from that below it
     with av.open(str(target)) as film:
-        pictures = [planes_of(frame) for frame in film.decode(video=0)]
+        pictures = [planes_from_frame(frame) for frame in film.decode(video=0)]
     assert len(pictures) == 6 and all(planes.interlaced for planes in pictures)
     for before, planes in zip(planes_in(source), pictures, strict=True):
         if "crf" in settings:
             assert np.array_equal(before[0], planes.y)
-        assert all(np.median(np.abs(colors_of(half) - Predictor.AB)) < 3 for half in split(planes))
-        assert np.array_equal(weave(*split(planes)).y, planes.y)
+        assert all(np.median(np.abs(colors_of(half) - Predictor.AB)) < 3 for half in split_fields(planes))
+        assert np.array_equal(weave_fields(*split_fields(planes)).y, planes.y)
 
 
 def test_chroma_is_not_combed(tmp_path):
@@ -106,7 +106,7 @@ def test_chroma_is_not_combed(tmp_path):
 def test_lines_of_any_number(tmp_path, height, pix_fmt, order):
     """H.264 halves the chroma of each field, which 486 lines do not allow; an odd number makes no two fields."""
     with av.open(str(tmp_path / "in.mxf"), "w") as film:
-        stream = film.add_stream("mpeg2video", rate=25, options=options_of("tff"))
+        stream = film.add_stream("mpeg2video", rate=25, options=interlacing_options("tff"))
         stream.width, stream.height, stream.pix_fmt = SIZE, height, "yuv420p"
         frame = av.VideoFrame.from_ndarray(np.full((height, SIZE), 99, np.uint8), format="gray")
         film.mux(stream.encode(FieldFlagger("tff", SIZE, height, "yuv420p")(frame.reformat(format="yuv420p"))))

@@ -15,7 +15,7 @@ from fileio.images import read_image
 from film.analysis.first_pass import analyze_film
 from film.analysis.letterbox import find_boxes, margins, profile
 from film.analysis.plan import Plan
-from film.io.encoding import Target
+from film.io.encoding import EncodingTarget
 from film.io.planes import Coding, Planes
 from film.io.video import VideoFile
 from film.render.pipeline import FrameTask, finish
@@ -222,7 +222,7 @@ def test_fields_of_a_film_with_bars():
     rng = np.random.default_rng(0)
     y = rng.integers(16, 235, (48, 64)).astype(np.uint8)
     planes = Planes(y, None, None, FULL._replace(full=False), True)
-    target = Target("libx264", {}, "yuv420p", 64, 48, (24, 32), planes.coding, Fraction(25), Fraction(1, 25), {}, "nut",
+    target = EncodingTarget("libx264", {}, "yuv420p", 64, 48, (24, 32), planes.coding, Fraction(25), Fraction(1, 25), {}, "nut",
                     "tff")
     job = FrameTask(0, 0, planes, ab=np.full((8, 8, 2), 30, np.float32))
     result = finish(job, target, False, (8, 40, 10, 64))

@@ -12,9 +12,9 @@ from drawn import StubPainter, draw_shots, planes_in
 from benchmarks.long_film import OneColor
 
 from config import ColorConfig, FilmConfig
-from film.io.encoding import SegmentWriter, choose_target
+from film.io.encoding import SegmentWriter, choose_encoding
 from film.io.luma_check import check_luma
-from film.io.planes import planes_of
+from film.io.planes import planes_from_frame
 from film.io.video import VideoFile
 from film.render.rendering import color_film
 from test import color_film_and_report
@@ -40,10 +40,10 @@ def test_a_lossless_film_has_the_very_luma(tmp_path, pix_fmt, depth):
 
 def copy(source, target, change, stop=None):
     """Write a film anew with what ``change`` makes of the luma of each frame (pts, luma), up to frame ``stop``."""
-    wanted = choose_target(source, target.with_suffix(".mkv"), FilmConfig(codec="ffv1"))
+    wanted = choose_encoding(source, target.with_suffix(".mkv"), FilmConfig(codec="ffv1"))
     with av.open(str(source)) as film, open(target, "wb") as file, SegmentWriter(file, wanted) as writer:
         for frame in itertools.islice(film.decode(video=0), stop):
-            planes = planes_of(frame)
+            planes = planes_from_frame(frame)
             writer.write(planes._replace(y=change(frame.pts, planes.y.copy())), frame.pts)
     return target
 

@@ -8,7 +8,7 @@ from drawn import draw_picture
 
 from dataset import resize
 from film.io import planes as film_planes
-from film.io.planes import Coding, Planes, change_depth, paint_chroma, planes_of
+from film.io.planes import Coding, Planes, ab_to_chroma, change_depth, planes_from_frame
 
 CODINGS = [Coding(depth, full, space) for depth in (8, 10) for full in (False, True) for space in (1, 6)]
 
@@ -16,7 +16,7 @@ CODINGS = [Coding(depth, full, space) for depth in (8, 10) for full in (False, T
 @pytest.mark.parametrize("coding", CODINGS)
 def test_rgb_to_codes_and_back(coding):
     rgb = np.random.default_rng(0).random((12, 10, 3)).astype(np.float32)
-    black, span = coding.luma
+    black, span = coding.luma_range
     y = np.rint(coding.luma_of(rgb) * span + black).astype(coding.dtype)
     assert np.abs(coding.to_rgb(y, *coding.to_chroma(rgb)) - rgb).max() < 0.012 / 4 ** (coding.depth == 10)
 
@@ -34,25 +34,25 @@ def test_decoded_frames_mean_what_ffmpeg_says(coding):
     picture = draw_picture(0)
     frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
         format="yuv444p" if coding.depth == 8 else "yuv444p10le", dst_colorspace=coding.colorspace,
-        dst_color_range=1 + coding.full)
-    frame.colorspace, frame.color_range = coding.colorspace, 1 + coding.full
-    planes = planes_of(frame)
+        dst_color_range=1 + coding.full_range)
+    frame.colorspace, frame.color_range = coding.colorspace, 1 + coding.full_range
+    planes = planes_from_frame(frame)
     assert planes.coding == coding
-    assert np.abs(planes.picture().astype(int) - picture).max() <= 3
+    assert np.abs(planes.rgb_uint8().astype(int) - picture).max() <= 3
 
 
 @pytest.mark.parametrize("format_", ["rgb24", "gray", "nv12", "yuyv422", "gbrp", "bgra", "yuvj420p", "gray10le"])
 def test_pictures_of_any_format(format_):
     picture = np.full((32, 48, 3), 150, np.uint8)
-    planes = planes_of(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=format_))
+    planes = planes_from_frame(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=format_))
     assert planes.y.shape == (32, 48)
-    assert np.abs(planes.picture().astype(int) - 150).max() <= 2
+    assert np.abs(planes.rgb_uint8().astype(int) - 150).max() <= 2
 
 
 @pytest.mark.parametrize("height, colorspace", [(480, 6), (720, 1)])
 def test_an_untagged_matrix_is_that_of_the_size(height, colorspace):
     frame = av.VideoFrame(16, height, "yuv420p")
-    assert planes_of(frame).coding == Coding(8, False, colorspace)
+    assert planes_from_frame(frame).coding == Coding(8, False, colorspace)
 
 
 def test_depth():
@@ -65,14 +65,14 @@ def test_depth():
 def test_painted_chroma_gives_the_colors_at_the_luma_of_the_picture(coding):
     """The luma and ab of a picture give the picture, also where its colors are strong."""
     rgb = cv2.GaussianBlur(draw_picture(3), (5, 5), 0).astype(np.float32) / 255
-    black, span = coding.luma
+    black, span = coding.luma_range
     y = np.rint(coding.luma_of(rgb) * span + black).astype(coding.dtype)
     lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab)
-    chroma = paint_chroma(Planes(y, None, None, coding), lab[..., 1:], *y.shape, coding)
+    chroma = ab_to_chroma(Planes(y, None, None, coding), lab[..., 1:], *y.shape, coding)
     result = cv2.cvtColor(coding.to_rgb(y, *chroma), cv2.COLOR_RGB2Lab)
     assert np.abs(result - lab).mean() < 0.7
-    neutral = paint_chroma(Planes(y, None, None, coding), np.zeros((4, 4, 2), np.float32), 6, 8, coding)
-    assert all(np.abs(plane.astype(int) - coding.chroma[0]).max() <= 1 for plane in neutral)
+    neutral = ab_to_chroma(Planes(y, None, None, coding), np.zeros((4, 4, 2), np.float32), 6, 8, coding)
+    assert all(np.abs(plane.astype(int) - coding.chroma_range[0]).max() <= 1 for plane in neutral)
 
 
 @pytest.mark.parametrize("coding", CODINGS[::3])
@@ -83,7 +83,7 @@ def test_chroma_does_not_depend_on_how_much_is_painted_at_a_time(coding, monkeyp
     found = []
     for count in (1, 1000, 10**9):
         monkeypatch.setattr(film_planes, "PAINTED", count)
-        found.append(paint_chroma(picture, ab, 45, 64, coding))
+        found.append(ab_to_chroma(picture, ab, 45, 64, coding))
     assert all(np.array_equal(*planes) for other in found[1:] for planes in zip(found[0], other, strict=True))
     assert len(np.unique(found[0][0])) > 20
 
@@ -92,9 +92,9 @@ def test_chroma_does_not_depend_on_how_much_is_painted_at_a_time(coding, monkeyp
 def test_a_gray_picture_is_that_of_the_luma_alone(coding):
     y = np.arange(2**coding.depth, dtype=coding.dtype).reshape(16, -1)
     picture = Planes(y, y, y, coding)
-    expected = picture._replace(cb=None, cr=None).picture()
+    expected = picture._replace(cb=None, cr=None).rgb_uint8()
     # Of 10 bits and limited range, one code lies between two grays, and is rounded either way.
-    assert (picture.gray(*y.shape) != expected).sum() <= 1
+    assert (picture.gray_uint8(*y.shape) != expected).sum() <= 1
 
 
 def test_large_pictures_are_halved_before_they_are_looked_at():
@@ -103,10 +103,10 @@ def test_large_pictures_are_halved_before_they_are_looked_at():
         y, cb = (cv2.resize(rng.integers(20, 230, (9, 16), np.uint8), (width // part, height // part),
                             interpolation=cv2.INTER_CUBIC) for part in (1, 2))
         picture = Planes(y, cb, cb, Coding(8, False, 1))
-        looks = picture.luma(256, 256), picture.reduced(512).y, picture.rgb(512, 512)
+        looks = picture.luma_uint8(256, 256), picture.downscale(512).y, picture.rgb(512, 512)
         plain = resize(y, 256, 256), resize(y, 512, 512), picture.coding.to_rgb(
             resize(y, 512, 512), *[resize(cb, 512, 512)] * 2)
-        plain = (picture._replace(y=plain[0]).luma(256, 256), *plain[1:])
+        plain = (picture._replace(y=plain[0]).luma_uint8(256, 256), *plain[1:])
         for look, expected, step in zip(looks, plain, (1, 1, 1 / 255), strict=True):
             far = np.abs(np.subtract(look, expected, dtype=np.float32)) / step
             if min(height, width) < 1024 or height % 2:

@@ -20,8 +20,8 @@ from resources.draw_episodes import draw_frame
 from config import FilmConfig
 from film.analysis.shot_detection import find_gray_cuts
 from film.io import video
-from film.io.planes import planes_of
-from film.io.video import VideoFile, ahead
+from film.io.planes import planes_from_frame
+from film.io.video import VideoFile, prefetch
 from film.render import rendering as episode
 from film.render.rendering import color_film
 from film.render.segments import is_joined
@@ -142,7 +142,7 @@ def cdc(path, record):
     with av.open(str(path)) as film:
         for index, frame in enumerate(film.decode(video=0)):
             if record.start_frame <= index < record.end_frame:
-                measure.add(planes_of(frame).picture(240, 320))
+                measure.add(planes_from_frame(frame).rgb_uint8(240, 320))
     return measure.value()
 
 
@@ -319,10 +319,10 @@ def test_few_frames_are_held_at_a_time(tmp_path, monkeypatch):
 
     source, returned = draw_shots(tmp_path / "in.mkv", [(60, 100), (200, 120)]), []
     monkeypatch.setattr(video, "return_freed_memory", lambda: returned.append(True))
-    for name, large, most in (("small", episode.LARGE, 20 + 6 * 4), ("large", 1, 12 + 5 * 4)):
+    for name, large, most in (("small", episode.LARGE_FRAME_PIXELS, 20 + 6 * 4), ("large", 1, 12 + 5 * 4)):
         film = Watched(source)
         for module in (episode, video):
-            monkeypatch.setattr(module, "LARGE", large)
+            monkeypatch.setattr(module, "LARGE_FRAME_PIXELS", large)
         color_film(StubPainter(), film, tmp_path / f"{name}.mkv", FilmConfig(batch_size=4))
         assert 4 <= film.most <= most and bool(returned) == (name == "large")
     assert (tmp_path / "small.mkv").read_bytes() == (tmp_path / "large.mkv").read_bytes()
@@ -340,13 +340,13 @@ def test_the_benchmark_of_a_long_film(tmp_path):
 
 
 def test_ahead_passes_items_errors_and_the_end():
-    assert list(ahead((i for i in range(100)), 3)) == list(range(100))
+    assert list(prefetch((i for i in range(100)), 3)) == list(range(100))
 
     def breaks():
         yield 1
         raise UserError("broken")
 
-    items = ahead(breaks(), 3)
+    items = prefetch(breaks(), 3)
     assert next(items) == 1
     with pytest.raises(UserError, match="broken"):
         next(items)
@@ -362,7 +362,7 @@ def test_closing_ahead_closes_what_it_reads():
         finally:
             closed.append(True)
 
-    items = ahead(ahead(endless(), 2), 2)
+    items = prefetch(prefetch(endless(), 2), 2)
     assert next(items) == 0
     items.close()
     assert closed == [True]

@@ -16,7 +16,7 @@ from resources.draw_episodes import HEIGHT, PALETTE, WIDTH, draw_frame
 from colorizer.metrics import ciede2000
 from dataset import rgb_to_lab
 from fileio.images import write_image
-from film.io.planes import planes_of
+from film.io.planes import planes_from_frame
 from film.io.video import read_frames
 from film.report.consistency import CDC
 from utils import UserError
@@ -35,7 +35,7 @@ def write(folder, pictures):
 
 
 def pictures_of(film):
-    return [planes_of(frame).picture() for _, frame in read_frames(film)]
+    return [planes_from_frame(frame).rgb_uint8() for _, frame in read_frames(film)]
 
 
 def test_two_pictures_by_hand(tmp_path):

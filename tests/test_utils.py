@@ -15,7 +15,7 @@ from colorizer.metrics import Scores, ciede2000, colorfulness, has_color, measur
 from fileio import checkpoints
 from fileio.atomic import atomic_write
 from fileio.checkpoints import load_checkpoint, save_checkpoint
-from fileio.images import picture_grid, read_image, write_image
+from fileio.images import image_grid, read_image, write_image
 from utils import UserError, parse_bool, run_cli
 
 
@@ -78,7 +78,7 @@ def test_is_color():
 
 
 def test_picture_grid():
-    grid = picture_grid([[np.zeros((2, 3, 3), np.uint8)] * 2] * 3, gap=1)
+    grid = image_grid([[np.zeros((2, 3, 3), np.uint8)] * 2] * 3, gap=1)
     assert grid.shape == (8, 7, 3)
     assert (grid[2] == 255).all() and (grid[0, :3] == 0).all()
 

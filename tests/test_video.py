@@ -12,7 +12,7 @@ import pytest
 from drawn import StubPainter, draw_film, draw_picture, draw_shots, planes_in, times_and_sound
 
 from config import FilmConfig
-from film.io.planes import planes_of
+from film.io.planes import planes_from_frame
 from film.io.video import VideoFile, frames_at, read_frames
 from film.render.rendering import color_film
 from utils import UserError, parse_time
@@ -362,8 +362,8 @@ def test_a_full_disk_keeps_finished_shots(tmp_path, room):
 
 def test_read_frames_from_the_middle(tmp_path):
     source = draw_film(tmp_path / "in.mp4", times=range(40))
-    whole = [(pts, planes_of(frame).y.copy()) for pts, frame in read_frames(source)]
-    part = [(pts, planes_of(frame).y.copy()) for pts, frame in read_frames(source, whole[25][0])]
+    whole = [(pts, planes_from_frame(frame).y.copy()) for pts, frame in read_frames(source)]
+    part = [(pts, planes_from_frame(frame).y.copy()) for pts, frame in read_frames(source, whole[25][0])]
     assert len(part) == 15
     assert all(a[0] == b[0] and np.array_equal(a[1], b[1]) for a, b in zip(whole[25:], part, strict=True))
 

@@ -127,7 +127,7 @@ def test_a_file_that_kills_its_process_is_tried_twice_and_after_all_others(capsy
 
 def test_many_deaths_at_a_time_count_as_one(monkeypatch):
     """As when a machine fails."""
-    monkeypatch.setattr(crews, "PATIENCE", 0)  # all are in this process: nobody comes
+    monkeypatch.setattr(crews, "EXIT_TIMEOUT", 0)  # all are in this process: nobody comes
     store = dist.HashStore()
     one, two = (WorkerGroup(store, rank, 2) for rank in range(2))
     queue = WorkQueue(one, "film")
@@ -292,7 +292,7 @@ def test_what_was_colored_before_all_was_found_outlives_its_host(tmp_path):
 
 
 def test_the_leader_decides_once(monkeypatch):
-    monkeypatch.setattr(crews, "PATIENCE", 0)  # all are in this process: nobody comes
+    monkeypatch.setattr(crews, "EXIT_TIMEOUT", 0)  # all are in this process: nobody comes
     store = dist.HashStore()
     leader, other = (WorkerGroup(store, rank, 2) for rank in range(2))
     assert leader.compute_on_leader("a", lambda: {"x": [1]}) == other.compute_on_leader("a", None) == {"x": [1]}

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from config import TrainConfig
 from dataset import ColorizationDataset, lab_to_rgb, tensors_to_lab
 from fileio.atomic import atomic_write, exclusive_lock
-from fileio.images import picture_grid
+from fileio.images import image_grid
 from training.learner import not_whole
 from utils import UserError
 
@@ -160,7 +160,7 @@ def sample_grid(samples: Iterable[tuple[int, np.ndarray, list[int]]], val: Color
         pictures = [gray, lab, item_lab(val[index])]
         pictures += [item_lab(train[place[i]]) if i in place else gray * 0 for i in top]
         rows.append([lab_to_rgb(picture) for picture in pictures])
-    return picture_grid(rows)
+    return image_grid(rows)
 
 
 def item_lab(item: dict[str, Any]) -> np.ndarray:

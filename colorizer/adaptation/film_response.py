@@ -17,7 +17,7 @@ from colorizer.backbone import Features
 from colorizer.memory.spatial_memory import SpatialMemory
 from config import ResponseConfig
 from dataset import AB_SCALE, L_SCALE, decode_lab, exposed, lab_to_rgb, on_video, resize, tensors_to_lab
-from fileio.images import LUMINANCE
+from fileio.images import LUMINANCE_WEIGHTS
 from utils import evenly_spaced
 
 QUANTILES = (0.01, 0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95, 0.99)  # of lightness, where a curve has its knots
@@ -156,7 +156,7 @@ def on_stock(curve: FilmResponse | None, pairs: Matches, config: ResponseConfig)
         return FilmResponse.between(pairs.film, straight(stock).shown(lab), stock)
 
     best = min(map(curved, STOCKS), key=misfit)
-    if misfit(best) <= (1 - config.min_sensitivity_reduction) * min(misfit(curved(None)), misfit(curved(LUMINANCE))):
+    if misfit(best) <= (1 - config.min_sensitivity_reduction) * min(misfit(curved(None)), misfit(curved(LUMINANCE_WEIGHTS))):
         plain = min(map(straight, STOCKS), key=misfit)
     elif curve is not None:
         best, plain = curved(None), None

@@ -25,7 +25,7 @@ from film.analysis.letterbox import Profile, find_boxes, margins, profile
 from film.analysis.plan import FilmPredictor, Plan, Shot, Transition
 from film.analysis.transitions import LATE, Boundary, find_boundaries
 from film.io.planes import Planes
-from film.io.video import Damage, Film, ahead, window
+from film.io.video import DamageLog, Film, prefetch, pts_window
 from utils import StreamSample, UserError
 
 SAMPLES = 8  # frames of a shot that its palette is chosen by
@@ -50,7 +50,7 @@ class Samples:
         self.open: StreamSample[Sample] = StreamSample(SAMPLES)
 
     def add(self, planes: Planes) -> None:
-        self.recent.append((self.seen, planes.reduced(self.side), profile(planes) if self.bars else None))
+        self.recent.append((self.seen, planes.downscale(self.side), profile(planes) if self.bars else None))
         self.seen += 1
         if len(self.recent) > LATE:
             self._keep(*self.recent.popleft())
@@ -121,26 +121,26 @@ def find_edited_boundaries(lumas: Iterator[np.ndarray], config: FilmConfig) -> I
 def _scan(film, painter, config, looks, first=None, found=None):
     """The Plan of a film without its Response; ``looks`` gets some of its frames, each with the number of its shot. The
     Plan ``first``, of an earlier reading, tells of bars; without it, they are looked for."""
-    samples, light, damage, pts = Samples(painter.side, first is None), ExposureTracker(), Damage(), array("q")
+    samples, light, damage, pts = Samples(painter.side, first is None), ExposureTracker(), DamageLog(), array("q")
     shots, told, lights, has_color = [], [], [], False
-    begin, beyond = window(film, config)
+    begin, beyond = pts_window(film, config)
     duration, size = 0, (0, 0)
 
     def lumas():
         nonlocal duration, size
-        frames = ahead(film.read(begin, damage), 8)
-        with closing(frames), tqdm(total=film.promised or None, unit=" frames", desc="finding shots", leave=False,
+        frames = prefetch(film.read(begin, damage), 8)
+        with closing(frames), tqdm(total=film.stated_frames or None, unit=" frames", desc="finding shots", leave=False,
                                    disable=None) as bar:
             for time_, length, planes in frames:
                 if time_ >= beyond:
                     return
                 if first is not None:
-                    planes = planes.part(first.box(len(pts), len(pts) + 1))
+                    planes = planes.crop(first.box(len(pts), len(pts) + 1))
                 pts.append(time_)
                 duration, size = length, planes.y.shape
                 samples.add(planes)
                 bar.update()
-                luma = planes.luma(256, 256)
+                luma = planes.luma_uint8(256, 256)
                 light.add(luma)
                 yield luma
 

@@ -40,7 +40,7 @@ class Margin(NamedTuple):
 
 def profile(planes: Planes) -> Profile:
     """The Profile of a frame."""
-    black, span = planes.coding.luma
+    black, span = planes.coding.luma_range
     height, width = planes.y.shape
     rows, columns = resize(planes.y, height, SEGMENTS), resize(planes.y, SEGMENTS, width).T
     return Profile(*((each.astype(np.float32) - black) * np.float32(255 / span) for each in (rows, columns)))

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from film.io.planes import Planes
-from film.io.video import Film, planned_frames
+from film.io.video import Film, read_known_frames
 from utils import UserError
 
 SIDE = 256  # of the pictures that detectors look at
@@ -119,7 +119,7 @@ def small_picture(planes: Planes) -> np.ndarray:
     small = [cv2.resize(plane, (SIDE, SIDE)) for plane in (planes.y, planes.cr, planes.cb) if plane is not None]
     if planes.coding.depth > 8:
         small = [(plane >> (planes.coding.depth - 8)).astype(np.uint8) for plane in small]
-    if not planes.coding.full:  # luma 16..235 and chroma 16..240 to 0..255
+    if not planes.coding.full_range:  # luma 16..235 and chroma 16..240 to 0..255
         small = [cv2.convertScaleAbs(cv2.subtract(plane, 16), None, 255 / reach, half)  # both clip
                  for plane, (reach, half) in zip(small, ((219, 0), (224, 0.5), (224, 0.5)), strict=False)]
     return cv2.merge(small[:1] * 3) if gray else cv2.cvtColor(cv2.merge(small), cv2.COLOR_YCrCb2RGB)
@@ -233,7 +233,7 @@ def reread_frames(film: Film, times: Sequence[int], checksums: dict[int, int]) -
     """
     for index, expected in checksums.items():
         try:
-            with closing(planned_frames(film, times, index)) as frames:
+            with closing(read_known_frames(film, times, index)) as frames:
                 _, planes = next(frames)
         except UserError:  # the second reading has other times
             break

@@ -17,9 +17,9 @@ import numpy as np
 
 from config import FilmConfig
 from fileio.atomic import atomic_write
-from film.io.interlacing import INTERLACING, FieldFlagger, field_order, options_of
-from film.io.mux import _carries, _muxer
-from film.io.planes import BT709, Coding, Planes, has_fields, plane_array, planes_of
+from film.io.interlacing import INTERLACED_ENCODERS, FieldFlagger, field_order, interlacing_options
+from film.io.mux import can_carry, container_format
+from film.io.planes import BT709, Coding, Planes, has_fields, plane_array, planes_from_frame
 from film.io.video import Film, frame_rate, open_video, read_frames
 from utils import UserError, warn
 
@@ -37,7 +37,7 @@ _ENCODERS = {  # encoder: (crf, other options); x264's default preset takes twic
 }  # fmt: skip
 
 
-class Target(NamedTuple):
+class EncodingTarget(NamedTuple):
     """How pictures are encoded."""
 
     codec: str  # FFmpeg's encoder
@@ -45,16 +45,16 @@ class Target(NamedTuple):
     pix_fmt: str
     width: int
     height: int
-    chroma: tuple[int, int]  # (height, width) of Cb and Cr
+    chroma_size: tuple[int, int]  # (height, width) of Cb and Cr
     coding: Coding
     rate: Fraction  # frames a second
     time_base: Fraction  # seconds
     tags: dict[str, Any]  # attribute of the codec context -> value
-    part_format: str  # muxer of a part, in which times need only be in order, not exact
-    fields: str = ""  # "tff" or "bff" of interlaced film: which field is first
+    segment_format: str  # muxer of a part, in which times need only be in order, not exact
+    field_order: str = ""  # "tff" or "bff" of interlaced film: which field is first
 
 
-def choose_target(path: Path, output: Path, config: FilmConfig) -> Target:
+def choose_encoding(path: Path, output: Path, config: FilmConfig) -> EncodingTarget:
     """The Target for a film and the file to write, tried on one black frame. Raises UserError when no frame decodes, or
     the settings do not go together."""
     if output.suffix.lower() not in OUTPUT_SUFFIXES:
@@ -62,23 +62,23 @@ def choose_target(path: Path, output: Path, config: FilmConfig) -> Target:
                         "file by --output")
     codec = _choose_codec(output, config)
     frame, fields = _first_look(path)
-    if fields and codec.name not in INTERLACING:
+    if fields and codec.name not in INTERLACED_ENCODERS:
         warn(f"{path} is interlaced, which {codec.name} cannot tell, and players may show combs; write h264 instead")
         fields = ""
-    planes = planes_of(frame)
+    planes = planes_from_frame(frame)
     height, width = planes.y.shape
     pix_fmt = _choose_pix_fmt(codec, planes, fields, config)
     layout = av.VideoFormat(pix_fmt, width, height)
-    coding = Coding(layout.components[0].bits, planes.coding.full, planes.coding.colorspace)
-    options = {**_choose_options(codec, config), **options_of(fields)}
+    coding = Coding(layout.components[0].bits, planes.coding.full_range, planes.coding.colorspace)
+    options = {**_choose_options(codec, config), **interlacing_options(fields)}
     with open_video(path) as (_, stream):
         rate = frame_rate(stream)
-        if not _carries(_muxer(output), codec.name, rate):
+        if not can_carry(container_format(output), codec.name, rate):
             raise UserError(f"{output.suffix} cannot carry --codec {config.codec or codec.name}; name a .mkv file by "
                             "--output")
-        part_format = "nut" if _carries("nut", codec.name, rate) else "mov"
-        target = Target(codec.name, options, pix_fmt, width, height, (layout.chroma_height(), layout.chroma_width()),
-                        coding, rate, stream.time_base, _tags(stream, coding, frame.rotation), part_format,
+        segment_format = "nut" if can_carry("nut", codec.name, rate) else "mov"
+        target = EncodingTarget(codec.name, options, pix_fmt, width, height, (layout.chroma_height(), layout.chroma_width()),
+                        coding, rate, stream.time_base, _tags(stream, coding, frame.rotation), segment_format,
                         fields)
     try:
         with SegmentWriter(io.BytesIO(), target) as probe:
@@ -145,7 +145,7 @@ def _choose_options(codec, config):
 def _tags(stream, coding, rotation):
     """{attribute of the codec context: value}: color range, matrix, primaries, transfer and shape of the pixels."""
     context, ratio = stream.codec_context, stream.sample_aspect_ratio
-    tags = {"color_range": 2 if coding.full else 1, "colorspace": coding.colorspace,
+    tags = {"color_range": 2 if coding.full_range else 1, "colorspace": coding.colorspace,
             "color_primaries": context.color_primaries, "color_trc": context.color_trc}
     if ratio:
         tags["sample_aspect_ratio"] = 1 / ratio if rotation % 180 else ratio
@@ -154,17 +154,17 @@ def _tags(stream, coding, rotation):
 
 def _black(target):
     """A black frame, to try an encoder with."""
-    y = np.full((target.height, target.width), target.coding.luma[0], target.coding.dtype)
-    cb = np.full(target.chroma, target.coding.chroma[0], target.coding.dtype)
+    y = np.full((target.height, target.width), target.coding.luma_range[0], target.coding.dtype)
+    cb = np.full(target.chroma_size, target.coding.chroma_range[0], target.coding.dtype)
     return Planes(y, cb, cb, target.coding)
 
 
 class SegmentWriter:
     """Encodes the frames of one shot into a file that holds nothing else."""
 
-    def __init__(self, file: BinaryIO, target: Target) -> None:
+    def __init__(self, file: BinaryIO, target: EncodingTarget) -> None:
         self.target = target
-        self.container = av.open(file, "w", format=target.part_format)
+        self.container = av.open(file, "w", format=target.segment_format)
         stream = self.container.add_stream(target.codec, rate=target.rate, options=target.options)
         stream.width, stream.height, stream.pix_fmt = target.width, target.height, target.pix_fmt
         stream.time_base = stream.codec_context.time_base = target.time_base
@@ -172,7 +172,7 @@ class SegmentWriter:
         for tag, value in target.tags.items():
             setattr(stream.codec_context, tag, value)
         self.stream = stream
-        self.mark = FieldFlagger(target.fields, target.width, target.height, target.pix_fmt) if target.fields else None
+        self.mark = FieldFlagger(target.field_order, target.width, target.height, target.pix_fmt) if target.field_order else None
 
     def write(self, planes: Planes, pts: int) -> None:
         """Encode the next frame: planes of the target's coding and sizes, pts in its time base."""
@@ -196,7 +196,7 @@ class SegmentWriter:
                 self.container.close()
 
 
-def write_pictures(target: Path, film: Film, pictures: Iterable[tuple[int, np.ndarray]], aspect: Any = None) -> None:
+def write_video(target: Path, film: Film, pictures: Iterable[tuple[int, np.ndarray]], aspect: Any = None) -> None:
     """Write pictures about ``film``, (pts in its time base, RGB uint8 (H, W, 3) of one size), as the H.264 film
     ``target`` without sound, which appears when it is complete. ``aspect``: shape of the pixels, None for square."""
     with atomic_write(target) as temporary, av.open(str(temporary), "w") as output:
@@ -217,7 +217,7 @@ def write_pictures(target: Path, film: Film, pictures: Iterable[tuple[int, np.nd
 
 
 @contextmanager
-def write_errors(output: Path) -> Iterator[None]:
+def explain_write_errors(output: Path) -> Iterator[None]:
     """Turn errors of writing ``output``, or files beside it, into a UserError with advice; other UserErrors pass."""
     try:
         yield

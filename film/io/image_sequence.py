@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 
 from dataset import resize
-from fileio.images import LUMINANCE, read_image, read_picture, srgb_decode, write_image
-from film.io.planes import Planes, planes_of_picture
-from film.io.video import Damage
+from fileio.images import LUMINANCE_WEIGHTS, read_deep_image, read_image, srgb_decode, write_image
+from film.io.planes import Planes, planes_from_rgb
+from film.io.video import DamageLog
 from utils import UserError, warn
 
 FEWEST = 12  # least number of pictures of a film: half a second
@@ -22,7 +22,7 @@ ALIKE = 8  # a film's neighbors differ by less, of 255, in the median: by 1 at 2
 RATE = Fraction(24)  # frames a second that numbered frames stand for
 
 
-def find_sequences(paths: Sequence[Path]) -> tuple[list["NumberedFrames"], list[Path]]:
+def find_sequences(paths: Sequence[Path]) -> tuple[list["ImageSequence"], list[Path]]:
     """(list of NumberedFrames, other paths) of the pictures of one folder.
 
     Pictures are a film if there are at least FEWEST whose names differ only in the number at their end, with more than
@@ -36,7 +36,7 @@ def find_sequences(paths: Sequence[Path]) -> tuple[list["NumberedFrames"], list[
     for (prefix, _), numbered in groups.items():
         frames = dict(sorted(numbered))
         if FEWEST <= len(numbered) == len(frames) > (max(frames) - min(frames)) / 2 and _follow(list(frames.values())):
-            sequences.append(NumberedFrames(frames, prefix))
+            sequences.append(ImageSequence(frames, prefix))
     taken = {path for sequence in sequences for path in sequence.paths.values()}
     return sequences, [path for path in paths if path not in taken]
 
@@ -56,7 +56,7 @@ def _follow(paths):
     return bool(changes) and np.median(changes) < ALIKE
 
 
-class NumberedFrames:
+class ImageSequence:
     """Numbered pictures as a ``video.Film``. A frame's pts is its number, counted from the first; RATE a second."""
 
     rate, time_base, start = RATE, 1 / RATE, 0.0
@@ -70,23 +70,23 @@ class NumberedFrames:
         self.path = path.parent / self.name
         # What the files that go with the film (report, log) are named after.
         self.stem = prefix.strip(" ._-").replace(".", "_") or path.parent.resolve().name.replace(".", "_")
-        self.promised = len(paths)
+        self.stated_frames = len(paths)
 
     def __str__(self) -> str:
         return str(self.path)
 
-    def stamp(self) -> list[Any]:
+    def fingerprint(self) -> list[Any]:
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths.values()]
         return [hashlib.sha256(repr(stats).encode()).hexdigest()]
 
-    def colored(self, output: Path, times: Iterable[int]) -> "NumberedFrames":
-        return NumberedFrames({pts: output.parent / self.paths[pts].name for pts in times}, self.prefix)
+    def colored_film(self, output: Path, times: Iterable[int]) -> "ImageSequence":
+        return ImageSequence({pts: output.parent / self.paths[pts].name for pts in times}, self.prefix)
 
-    def is_output(self, output: Path) -> bool:
+    def is_overwritten_by(self, output: Path) -> bool:
         return self.path.parent.resolve() == output.parent.resolve()
 
     def read(self, begin: int | None = None,
-             damage: Damage | None = None) -> Generator[tuple[int, int, Planes], None, None]:
+             damage: DamageLog | None = None) -> Generator[tuple[int, int, Planes], None, None]:
         """As ``video.Film`` says; an unreadable picture is left out. Raises UserError when a frame has not the
         size of those before it."""
         size = None
@@ -94,7 +94,7 @@ class NumberedFrames:
             if pts < (begin or 0):
                 continue
             try:
-                picture = read_picture(path)
+                picture = read_deep_image(path)
             except UserError as error:
                 if damage is not None:
                     warn(f"{error}; skipped")
@@ -104,18 +104,18 @@ class NumberedFrames:
                 raise UserError(f"{path} is {width}x{height} and the frames before it are "
                                 f"{size[1]}x{size[0]}; make all of one size or take it out")
             size = height, width
-            yield pts, 1, planes_of_picture(picture.rgb, picture.depth)
+            yield pts, 1, planes_from_rgb(picture.rgb, picture.depth)
 
 
-def write_colored(path: Path, planes: Planes, source: Path) -> None:
+def write_colored_frame(path: Path, planes: Planes, source: Path) -> None:
     """Write a colored picture in the depth of ``source``, from which it was made. That of an OpenEXR keeps the
     luminance of its light, of any range."""
-    light = read_picture(source).light if path.suffix.lower() == source.suffix.lower() == ".exr" else None
+    light = read_deep_image(source).linear if path.suffix.lower() == source.suffix.lower() == ".exr" else None
     if light is None:
-        write_image(path, planes.codes(), planes.coding.depth)
+        write_image(path, planes.rgb_codes(), planes.coding.depth)
         return
     colored = srgb_decode(planes.rgb(*planes.y.shape))
-    has, wanted = colored @ LUMINANCE[:, None], light @ LUMINANCE[:, None]
+    has, wanted = colored @ LUMINANCE_WEIGHTS[:, None], light @ LUMINANCE_WEIGHTS[:, None]
     write_image(path, np.where(has > 0, colored * (wanted / np.maximum(has, np.finfo(np.float32).tiny)), wanted))
 
 

@@ -12,8 +12,8 @@ from film.io.planes import Planes
 
 LOOK = 25  # frames at a film's beginning whose flags are asked
 FLAGGED = 0.3  # a film is interlaced if more of them are: of telecined film at least 2 of 5 frames may be flagged
-NAMES = {"tff": "top field first", "bff": "bottom field first"}  # FFmpeg's order of fields: in words
-INTERLACING = ("libx264", "mpeg2video", "prores_ks")  # encoders that write interlaced film
+FIELD_ORDER_NAMES = {"tff": "top field first", "bff": "bottom field first"}  # FFmpeg's order of fields: in words
+INTERLACED_ENCODERS = ("libx264", "mpeg2video", "prores_ks")  # encoders that write interlaced film
 
 
 def field_order(frames: Iterable[av.VideoFrame]) -> str:
@@ -59,18 +59,18 @@ def _filtered(width, height, pix_fmt, name, argument):
     return graph
 
 
-def options_of(order: str) -> dict[str, str]:
+def interlacing_options(order: str) -> dict[str, str]:
     """Options of one of INTERLACING for an order of fields; none for ""."""
     return {"flags": "+ildct+ilme", "field_order": {"tff": "tt", "bff": "bb"}[order]} if order else {}
 
 
-def split(planes: Planes) -> list[Planes]:
+def split_fields(planes: Planes) -> list[Planes]:
     """The top and the bottom field of a picture, as pictures of half the height."""
     return [planes._replace(y=planes.y[i::2], cb=None if planes.cb is None else planes.cb[i::2],
                             cr=None if planes.cr is None else planes.cr[i::2], interlaced=False) for i in (0, 1)]
 
 
-def weave(top: Planes, bottom: Planes) -> Planes:
+def weave_fields(top: Planes, bottom: Planes) -> Planes:
     """The inverse of ``split``."""
     y, cb, cr = (_woven(*pair) for pair in zip(top[:3], bottom[:3], strict=True))
     return Planes(y, cb, cr, top.coding, True)

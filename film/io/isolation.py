@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from utils import UserError
 
-PATIENCE = 10  # seconds to wait for processes that should soon end
+EXIT_TIMEOUT = 10  # seconds to wait for processes that should soon end
 T = TypeVar("T")
 
 
@@ -31,7 +31,7 @@ class _Streams:
             os.dup2(stream.detach(), number)
 
 
-def apart(work: Callable[..., T], *arguments: object) -> T:
+def run_in_subprocess(work: Callable[..., T], *arguments: object) -> T:
     """``work(*arguments)`` in a process of its own; work, arguments and answer are pickled.
 
     A UserError or an OSError of the work is raised here; Died when its process ends without an answer. The process ends
@@ -57,7 +57,7 @@ def apart(work: Callable[..., T], *arguments: object) -> T:
         raise ProcessDied(f"its process ended with exit code {process.exitcode}") from end
     finally:
         process.terminate()
-        process.join(PATIENCE)
+        process.join(EXIT_TIMEOUT)
         process.kill()
     if error is not None:
         raise error

@@ -8,7 +8,7 @@ import cv2
 
 from config import FilmConfig
 from film.io.planes import change_depth
-from film.io.video import Film, VideoFile, ahead, open_video, window
+from film.io.video import Film, VideoFile, open_video, prefetch, pts_window
 from utils import UserError
 
 
@@ -21,9 +21,9 @@ def check_luma(film: Film, result: Film, config: FilmConfig) -> str:
     frames.
     """
     lossless, digest = _is_lossless(result), hashlib.sha256()
-    begin, beyond = window(film, config)
+    begin, beyond = pts_window(film, config)
     count, most, total = 0, 0, 0.0
-    with closing(ahead(film.read(begin), 4)) as sources, closing(ahead(result.read(), 4)) as results:
+    with closing(prefetch(film.read(begin), 4)) as sources, closing(prefetch(result.read(), 4)) as results:
         wanted = itertools.takewhile(lambda item: item[0] < beyond, sources)
         for source, painted in itertools.zip_longest(wanted, results):
             if source is None or painted is None:

@@ -5,6 +5,7 @@ import itertools
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -92,18 +93,18 @@ _OWN_TAGS = ("encoder", "major_brand", "minor_version", "compatible_brands", "DU
              "NUMBER_OF")  # what a muxer says about the file it wrote
 
 
-def _metadata(tags):
+def source_tags(tags: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in tags.items() if not key.startswith(_OWN_TAGS)}
 
 
-def carried_streams(film: av.container.InputContainer, video: av.VideoStream, path: Path, output: Path) -> list[Stream]:
+def copyable_streams(film: av.container.InputContainer, video: av.VideoStream, path: Path, output: Path) -> list[Stream]:
     """The streams beside ``video`` that the output's container can carry as they are; the others are named."""
     carried = []
     for stream in film.streams:
         if stream is video or (stream.type == "data" and film.chapters()):  # of a .mp4, the titles of its chapters
             continue
         try:
-            with av.open(io.BytesIO(), "w", format=_muxer(output)) as probe:
+            with av.open(io.BytesIO(), "w", format=container_format(output)) as probe:
                 probe.add_stream_from_template(stream, opaque=True)
                 probe.start_encoding()
         except (ValueError, av.error.FFmpegError, OSError):
@@ -111,7 +112,7 @@ def carried_streams(film: av.container.InputContainer, video: av.VideoStream, pa
             kind = {"audio": "sound track", "subtitle": "subtitles", "video": "second picture"}.get(
                 stream.type, stream.type)
             language = f", {stream.language}" if stream.language else ""
-            advice = "convert it before" if _muxer(output) == "matroska" else "write a .mkv"
+            advice = "convert it before" if container_format(output) == "matroska" else "write a .mkv"
             warn(f"{output} cannot carry the {kind} {stream.index} ({name}{language}) of {path}, left out; {advice} to "
                  "keep it")
             continue
@@ -119,11 +120,11 @@ def carried_streams(film: av.container.InputContainer, video: av.VideoStream, pa
     return carried
 
 
-def _muxer(output):
+def container_format(output: Path) -> str:
     return {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov", ".webm": "webm"}[output.suffix.lower()]
 
 
-def _carries(muxer, codec, rate):
+def can_carry(muxer: str, codec: str, rate: Fraction) -> bool:
     """Whether a container can hold what an encoder makes."""
     try:
         with av.open(io.BytesIO(), "w", format=muxer) as probe:

@@ -23,23 +23,23 @@ class Coding(NamedTuple):
     """What the numbers in the planes of a picture mean."""
 
     depth: int  # bits
-    full: bool  # full range, 0..255 at 8 bits; limited is 16..235 for luma and 16..240 for chroma
+    full_range: bool  # full range, 0..255 at 8 bits; limited is 16..235 for luma and 16..240 for chroma
     colorspace: int  # the matrix, as tagged in files; one of _LUMA_WEIGHTS
 
     @property
-    def luma(self) -> tuple[int, int]:
+    def luma_range(self) -> tuple[int, int]:
         """(code of black, number of codes from black to white)."""
-        return (0, 2**self.depth - 1) if self.full else (16 << self.depth - 8, 219 << self.depth - 8)
+        return (0, 2**self.depth - 1) if self.full_range else (16 << self.depth - 8, 219 << self.depth - 8)
 
     @property
-    def chroma(self) -> tuple[int, int]:
+    def chroma_range(self) -> tuple[int, int]:
         """(code of neutral, number of codes from -0.5 to 0.5)."""
-        return 1 << self.depth - 1, 2**self.depth - 1 if self.full else 224 << self.depth - 8
+        return 1 << self.depth - 1, 2**self.depth - 1 if self.full_range else 224 << self.depth - 8
 
     def to_rgb(self, y: np.ndarray, cb: np.ndarray, cr: np.ndarray) -> np.ndarray:
         """Planes of codes (H, W) -> RGB float32 (H, W, 3) in [0, 1], clipped."""
         red, blue = _LUMA_WEIGHTS[self.colorspace]
-        (black, span), (neutral, reach) = self.luma, self.chroma
+        (black, span), (neutral, reach) = self.luma_range, self.chroma_range
         # In place: a new map of a whole picture costs more than the arithmetic.
         y = np.subtract(y, black, dtype=np.float32)
         y /= np.float32(span)
@@ -62,7 +62,7 @@ class Coding(NamedTuple):
     def to_chroma(self, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """RGB float32 (H, W, 3) in [0, 1] -> Cb and Cr, planes of codes (H, W): the inverse of ``to_rgb``."""
         red, blue = _LUMA_WEIGHTS[self.colorspace]
-        neutral, reach = self.chroma
+        neutral, reach = self.chroma_range
         y = self.luma_of(rgb)
 
         def codes(plane, weight):
@@ -82,7 +82,7 @@ class Coding(NamedTuple):
 Box = tuple[int, int, int, int]  # the part of a picture that is no bars: top, bottom, left and right, in pixels
 
 
-def within(box: Box | None, picture: tuple[int, ...], plane: tuple[int, ...]) -> tuple[slice, slice]:
+def plane_slices(box: Box | None, picture: tuple[int, ...], plane: tuple[int, ...]) -> tuple[slice, slice]:
     """The rows and columns of a ``plane`` (h, w) of a ``picture`` (H, W) that lie in its box as a whole; None is all.
     """
     if box is None:
@@ -112,41 +112,41 @@ class Planes(NamedTuple):
         y, cb, cr = map(_mean_of_fields, self[:3])
         return Planes(y, cb, cr, self.coding)
 
-    def part(self, box: Box | None) -> "Planes":
+    def crop(self, box: Box | None) -> "Planes":
         """What lies in the box; None is all."""
-        cb, cr = (plane if plane is None else plane[within(box, self.y.shape, plane.shape)] for plane in self[1:3])
-        return self._replace(y=self.y[within(box, self.y.shape, self.y.shape)], cb=cb, cr=cr)
+        cb, cr = (plane if plane is None else plane[plane_slices(box, self.y.shape, plane.shape)] for plane in self[1:3])
+        return self._replace(y=self.y[plane_slices(box, self.y.shape, self.y.shape)], cb=cb, cr=cr)
 
     def rgb(self, height: int, width: int) -> np.ndarray:
         """RGB float32 (height, width, 3) in [0, 1]; of interlaced pictures, the mean of their fields."""
         self = self._still()
         y = _resized(self.y, height, width)
         if self.cb is None or self.cr is None:
-            cb = cr = np.full((height, width), self.coding.chroma[0], self.coding.dtype)
+            cb = cr = np.full((height, width), self.coding.chroma_range[0], self.coding.dtype)
         else:
             cb, cr = _resized(self.cb, height, width), _resized(self.cr, height, width)
         return self.coding.to_rgb(y, cb, cr)
 
-    def reduced(self, side: int) -> "Planes":
+    def downscale(self, side: int) -> "Planes":
         """The picture of side x side pixels, all planes of one size; its ``rgb`` and ``lightness`` of that size are
         this one's."""
         self = self._still()
         cb, cr = (plane if plane is None else _resized(plane, side, side) for plane in (self.cb, self.cr))
         return Planes(_resized(self.y, side, side), cb, cr, self.coding)
 
-    def picture(self, height: int | None = None, width: int | None = None) -> np.ndarray:
+    def rgb_uint8(self, height: int | None = None, width: int | None = None) -> np.ndarray:
         """RGB uint8 (height, width, 3); None takes the picture's own size."""
         rgb = self.rgb(height or self.y.shape[0], width or self.y.shape[1])
         rgb *= 255
         return np.rint(rgb, out=rgb).astype(np.uint8)
 
-    def codes(self) -> np.ndarray:
+    def rgb_codes(self) -> np.ndarray:
         """The picture in its own depth: RGB codes (H, W, 3), uint8 or uint16."""
         rgb = self.rgb(*self.y.shape)
         rgb *= 2**self.coding.depth - 1
         return np.rint(rgb, out=rgb).astype(self.coding.dtype)
 
-    def gray(self, height: int, width: int) -> np.ndarray:
+    def gray_uint8(self, height: int, width: int) -> np.ndarray:
         """The luma alone as RGB uint8 (height, width, 3)."""
         y = _resized(self._still().y, height, width)
         return cv2.cvtColor(_grays_of_codes(self.coding)[y], cv2.COLOR_GRAY2RGB)
@@ -155,9 +155,9 @@ class Planes(NamedTuple):
         """L float32 (side, side) in [0, 100] of the gray that the luma alone shows, whatever the chroma."""
         return _lightness_of_codes(self.coding)[_resized(self._still().y, side, side)]
 
-    def luma(self, height: int, width: int) -> np.ndarray:
+    def luma_uint8(self, height: int, width: int) -> np.ndarray:
         """Y' uint8 (height, width), full range."""
-        black, span = self.coding.luma
+        black, span = self.coding.luma_range
         return cv2.convertScaleAbs(np.maximum(_resized(self.y, height, width), black), None, 255 / span,
                                    -255 * black / span)
 
@@ -191,7 +191,7 @@ def has_fields(frame: av.VideoFrame) -> bool:
     return not (frame.rotation % 360 or frame.height % 2) and frame.height > 3
 
 
-def planes_of(frame: av.VideoFrame) -> Planes:
+def planes_from_frame(frame: av.VideoFrame) -> Planes:
     """Planes of a decoded frame, turned upright. Planar Y'CbCr and gray are taken as they are; any other format is
     converted to 4:4:4. An untagged matrix counts as BT.601 below 720 lines, else as BT.709, as in players."""
     name, depth = frame.format.name, frame.format.components[0].bits
@@ -216,7 +216,7 @@ def planes_of(frame: av.VideoFrame) -> Planes:
     return Planes(planes[0], cb, cr, coding, interlaced)
 
 
-def planes_of_picture(rgb: np.ndarray, depth: int = 8) -> Planes:
+def planes_from_rgb(rgb: np.ndarray, depth: int = 8) -> Planes:
     """Planes of a picture, RGB codes (H, W, 3) of ``depth`` bits: 4:4:4 in full range, so that the Y' of a gray is its
     R, G and B."""
     coding, rgb = Coding(depth, True, BT601), rgb.astype(np.float32) / (2**depth - 1)
@@ -263,14 +263,14 @@ def lightness_of(y: np.ndarray, coding: Coding) -> np.ndarray:
 
 def _luma_of_codes(coding):
     """Y' in [0, 1] of each code of luma."""
-    black, span = coding.luma
+    black, span = coding.luma_range
     return np.clip((np.arange(2**coding.depth, dtype=np.float32) - black) / np.float32(span), 0, 1)
 
 
 PAINTED = 2**16  # pixels that are painted at a time: what is computed of them fits into the cache of a core
 
 
-def paint_chroma(planes: Planes, ab: np.ndarray, height: int, width: int,
+def ab_to_chroma(planes: Planes, ab: np.ndarray, height: int, width: int,
                  coding: Coding) -> tuple[np.ndarray, np.ndarray]:
     """Cb and Cr (height, width), codes of ``coding``, that give the picture the colors ab (h, w, 2) at its own luma.
 

@@ -10,14 +10,14 @@ import cv2
 import torch
 
 
-PAINTERS = 2  # threads that color, a batch or a picture each
+COLORING_THREADS = 2  # threads that color, a batch or a picture each
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 
 @contextmanager
-def coloring_threads(painters: int = PAINTERS) -> Iterator[ThreadPoolExecutor]:
+def coloring_threads(painters: int = COLORING_THREADS) -> Iterator[ThreadPoolExecutor]:
     """A pool of so many threads, or of as many as torch has. Within the block they share torch's threads, and OpenCV
     has none of its own: batches side by side wait for each other less than threads within one small operation."""
     threads = torch.get_num_threads(), cv2.getNumThreads()
@@ -32,8 +32,8 @@ def coloring_threads(painters: int = PAINTERS) -> Iterator[ThreadPoolExecutor]:
         cv2.setNumThreads(threads[1])
 
 
-def in_order(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T],
-             most: int = PAINTERS + 1) -> Iterator[tuple[T, U]]:
+def map_in_order(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T],
+             most: int = COLORING_THREADS + 1) -> Iterator[tuple[T, U]]:
     """Yield (item, function(item)) of all items, in order; the function runs in the ``coloring_threads``. So many items
     are held at ``most``: by default, one more than there are threads waits for the one that is done first."""
     waiting: deque[tuple[T, Future[U]]] = deque()

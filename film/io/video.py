@@ -15,15 +15,15 @@ from av.stream import Disposition, Stream
 
 from config import FilmConfig
 from fileio.images import IMAGE_SUFFIXES
-from film.io.isolation import ProcessDied, apart
-from film.io.planes import Planes, planes_of
+from film.io.isolation import ProcessDied, run_in_subprocess
+from film.io.planes import Planes, planes_from_frame
 from utils import UserError, list_files, return_freed_memory, warn
 
 LISTS = b"#EXTM3U", b"ffconcat version"  # how playlists begin
 NO_FILMS = "tty", "bin", "xbin", "adf", "idf", "ico", "fits"  # texts and stills that FFmpeg takes for films
 COVER = Disposition.attached_pic
 SEEK_MARGIN = 10  # seconds that decoding starts early after a seek, so that every frame has all that it refers to
-LARGE = 2**22  # pixels of frames of which fewer are held at a time; 4K has twice as many
+LARGE_FRAME_PIXELS = 2**22  # pixels of frames of which fewer are held at a time; 4K has twice as many
 T = TypeVar("T")
 
 
@@ -56,7 +56,7 @@ def open_video(path: str | Path) -> Iterator[tuple[av.container.InputContainer, 
             raise UserError(f"{path} has a video stream of an unknown kind; convert it, for example to H.264")
         if size.width * size.height > MAX_FRAME_PIXELS:
             raise UserError(f"the frames of {path} have more than {MAX_FRAME_PIXELS:,} pixels; give a smaller video")
-        if size.width * size.height >= LARGE:
+        if size.width * size.height >= LARGE_FRAME_PIXELS:
             return_freed_memory()
         video.thread_type = "AUTO"
         yield container, video
@@ -80,7 +80,7 @@ def find_videos(folder: Path) -> list[Path]:
 
 def _is_film_apart(path):
     try:
-        return apart(is_video, path)
+        return run_in_subprocess(is_video, path)
     except ProcessDied as error:
         warn(f"{path} crashes the reader ({error}); it is left out")
         return False
@@ -91,7 +91,7 @@ def frame_rate(stream: av.VideoStream) -> Fraction:
     return stream.average_rate or stream.guessed_rate or Fraction(25)
 
 
-def packets_of(film: av.container.InputContainer, streams: Stream | Sequence[Stream],
+def demux_packets(film: av.container.InputContainer, streams: Stream | Sequence[Stream],
                path: str | Path) -> Iterator[av.Packet]:
     """The packets of ``streams`` as far as the file can be read."""
     try:
@@ -102,7 +102,7 @@ def packets_of(film: av.container.InputContainer, streams: Stream | Sequence[Str
         warn(f"{path} breaks off ({error.strerror}); what could be read is used")
 
 
-class Damage:
+class DamageLog:
     """Where packets could not be decoded: less than a second apart they are one gap, which gets one warning."""
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class Damage:
 
 
 def read_frames(path: str | Path, begin: int | None = None,
-                damage: Damage | None = None) -> Generator[tuple[int, av.VideoFrame], None, None]:
+                damage: DamageLog | None = None) -> Generator[tuple[int, av.VideoFrame], None, None]:
     """Yield (pts, frame) of a film in order, pts in the stream's time base and strictly increasing.
 
     ``begin`` is the pts to start from: decoding starts some seconds in front of it, and earlier frames are dropped.
@@ -134,7 +134,7 @@ def read_frames(path: str | Path, begin: int | None = None,
         if begin is not None:
             with suppress(av.error.FFmpegError):  # a film that cannot seek is read from its start
                 film.seek(max(begin - round(SEEK_MARGIN / stream.time_base), 0), stream=stream)
-        for packet in packets_of(film, stream, path):
+        for packet in demux_packets(film, stream, path):
             try:
                 frames = packet.decode()
             except av.error.FFmpegError as error:
@@ -175,21 +175,21 @@ class Film(Protocol):
         """Seconds at which the earliest track begins."""
 
     @property
-    def promised(self) -> int:
+    def stated_frames(self) -> int:
         """Number of frames as the file states it; 0 if it states none."""
 
-    def stamp(self) -> list[Any]:
+    def fingerprint(self) -> list[Any]:
         """Plain values that differ for every other film, and once this one is changed."""
 
     def read(self, begin: int | None = None,
-             damage: Damage | None = None) -> Generator[tuple[int, int, Planes], None, None]:
+             damage: DamageLog | None = None) -> Generator[tuple[int, int, Planes], None, None]:
         """Yield (pts, duration, Planes) of the frames from the pts ``begin`` on, pts strictly increasing. What does not
         decode is left out; with ``damage`` given, it is entered there or warned about."""
 
-    def colored(self, output: Path, times: Iterable[int]) -> "Film":
+    def colored_film(self, output: Path, times: Iterable[int]) -> "Film":
         """The film at ``output`` into which the frames at ``times`` (pts) of this one were colored."""
 
-    def is_output(self, output: Path) -> bool:
+    def is_overwritten_by(self, output: Path) -> bool:
         """Whether coloring into ``output`` would overwrite the film itself."""
 
 
@@ -224,38 +224,38 @@ class VideoFile:
         return self._stated[2]
 
     @property
-    def promised(self) -> int:
+    def stated_frames(self) -> int:
         return self._stated[3]
 
     def __str__(self) -> str:
         return str(self.path)
 
-    def stamp(self) -> list[Any]:
+    def fingerprint(self) -> list[Any]:
         stat = self.path.stat()
         return [str(self.path.resolve()), stat.st_size, stat.st_mtime_ns]
 
     def read(self, begin: int | None = None,
-             damage: Damage | None = None) -> Generator[tuple[int, int, Planes], None, None]:
+             damage: DamageLog | None = None) -> Generator[tuple[int, int, Planes], None, None]:
         """``read_frames`` as (pts, duration, Planes)."""
         with closing(read_frames(self.path, begin, damage)) as frames:
             for pts, frame in frames:
-                yield pts, frame.duration, planes_of(frame)
+                yield pts, frame.duration, planes_from_frame(frame)
 
-    def colored(self, output: Path, times: Iterable[int]) -> "VideoFile":
+    def colored_film(self, output: Path, times: Iterable[int]) -> "VideoFile":
         return VideoFile(output)
 
-    def is_output(self, output: Path) -> bool:
+    def is_overwritten_by(self, output: Path) -> bool:
         return self.path.resolve() == output.resolve()
 
 
-def window(film: Film, config: FilmConfig) -> tuple[int | None, float]:
+def pts_window(film: Film, config: FilmConfig) -> tuple[int | None, float]:
     """config.start and config.end as pts of a film: (the first to take, or None for its beginning; the first to leave
     out, inf for none)."""
     begin = round((film.start + config.start) / film.time_base) if config.start else None
     return begin, (film.start + config.end) / film.time_base
 
 
-def planned_frames(film: Film, times: Sequence[int], index: int) -> Generator[tuple[int, Planes], None, None]:
+def read_known_frames(film: Film, times: Sequence[int], index: int) -> Generator[tuple[int, Planes], None, None]:
     """Yield (index, Planes) of the frames from ``index`` on. Raises UserError unless their pts are those in ``times``,
     the pts of all frames as they were found before."""
     frames: Any = film.read(times[index])
@@ -283,12 +283,12 @@ def frames_at(film: Film, times: Sequence[int], indices: Iterable[int]) -> Gener
         for index in indices:
             if frames is None or index < place or (times[index] - times[place]) * film.time_base > SEEK_MARGIN:
                 stack.close()
-                frames = stack.enter_context(closing(planned_frames(film, times, index)))
+                frames = stack.enter_context(closing(read_known_frames(film, times, index)))
             place = index + 1
             yield next(frame for frame in frames if frame[0] == index)
 
 
-def ahead(items: Generator[T, None, None], size: int) -> Generator[T, None, None]:
+def prefetch(items: Generator[T, None, None], size: int) -> Generator[T, None, None]:
     """Iterate ``items`` in a thread of its own, at most ``size`` items ahead; what it raises is raised here.
 
     Closing this generator, or leaving it by an error, stops the thread and closes ``items`` before it returns.

@@ -17,7 +17,7 @@ import numpy as np
 
 from config import FilmConfig, part_of
 from film.analysis.plan import FilmPredictor, Plan
-from film.io.image_sequence import NumberedFrames
+from film.io.image_sequence import ImageSequence
 from film.io.video import Film
 from film.render.segments import SegmentStore, read_completion
 from film.render.writers import FilmWriter, Writer
@@ -29,7 +29,7 @@ def open_segment_store(painter: FilmPredictor, film: Film, output: Path, writer:
     """The Parts of a film, whose key is a hash of all that they depend on, but for references that ``reading_of`` tells
     of."""
     identity = painter.origin if writer.cuts and painter.origin else painter.identity
-    content = [SEGMENTS_FORMAT, identity, *film.stamp(), repr(writer.target), repr(asdict(config)),
+    content = [SEGMENTS_FORMAT, identity, *film.fingerprint(), repr(writer.target), repr(asdict(config)),
                sorted(av.library_versions.items())]
     return SegmentStore(output, hashlib.sha256(json.dumps(content).encode()).hexdigest())
 
@@ -58,7 +58,7 @@ def finished_shots(painter: FilmPredictor, plan: Plan, parts: SegmentStore,
 def can_update(painter: FilmPredictor, film: Film, output: Path, config: FilmConfig) -> bool:
     """Whether ``affected`` can tell what other references than those of ``painter`` have changed in a colored film."""
     finished = read_completion(output)
-    if isinstance(film, NumberedFrames) or finished is None or finished.painter == painter.identity:
+    if isinstance(film, ImageSequence) or finished is None or finished.painter == painter.identity:
         return False
     config = part_of(config, FilmConfig)
     return open_segment_store(painter, film, output, FilmWriter(film.path, output, config), config).plan() is not None
@@ -73,7 +73,7 @@ def find_changed_shots(painter: FilmPredictor, film: Film, output: str | Path,
     It takes seconds, as it does not look at the film. Raises UserError as ``color_film`` does.
     """
     output, config = Path(output), part_of(config or FilmConfig(), FilmConfig)
-    if isinstance(film, NumberedFrames):
+    if isinstance(film, ImageSequence):
         return None
     parts = open_segment_store(painter, film, output, FilmWriter(film.path, output, config), config)
     plan, held = parts.plan(), parts.held()

@@ -15,10 +15,10 @@ from film.analysis.denoising import denoise_shot
 from film.analysis.exposure import normalize_exposure
 from film.analysis.held_frames import HeldFrameDetector
 from film.analysis.plan import FilmPredictor, Plan
-from film.io.encoding import Target
-from film.io.interlacing import split, weave
-from film.io.planes import Box, Planes, change_depth, paint_chroma, within
-from film.io.thread_pool import PAINTERS, coloring_threads, in_order
+from film.io.encoding import EncodingTarget
+from film.io.interlacing import split_fields, weave_fields
+from film.io.planes import Box, Planes, ab_to_chroma, change_depth, plane_slices
+from film.io.thread_pool import COLORING_THREADS, coloring_threads, map_in_order
 from film.io.video import Film, frames_at
 from film.render.transition_blending import ColoredFrame, TransitionBlender
 
@@ -50,7 +50,7 @@ def read_tasks(film: Film, plan: Plan, todo: Iterable[int], side: int,
         for _, (index, planes) in read:
             job = FrameTask(number, index, planes, blends=index >= shot.transition_start)
             if not (keep and shot.in_color) and (job.blends or drawing.is_new(planes, index == shot.start)):
-                job.L = normalize_exposure(planes.part(shot.box).lightness(side), plan.exposure[index])
+                job.L = normalize_exposure(planes.crop(shot.box).lightness(side), plan.exposure[index])
             yield job
 
     with closing(frames_at(film, plan.pts, (index for _, index in indices))) as frames:
@@ -114,38 +114,38 @@ def predict_tasks(jobs: Generator[FrameTask, None, None], painter: FilmPredictor
         while batch:  # a frame that is taken is held no longer
             yield batch.pop()
 
-    painters = 1 if large else PAINTERS
+    painters = 1 if large else COLORING_THREADS
     with closing(batches(jobs, config.batch_size)) as todo, coloring_threads(painters) as pool:
-        for batch, answers in in_order(pool, paint, todo, 1 if large else painters + 1):
+        for batch, answers in map_in_order(pool, paint, todo, 1 if large else painters + 1):
             yield from fill(batch, answers)
 
 
-def finish(job: FrameTask, target: Target, color_only: bool, box: Box | None = None) -> Planes:
+def finish(job: FrameTask, target: EncodingTarget, color_only: bool, box: Box | None = None) -> Planes:
     """The planes of a result, in the target's coding: luma of the source (for ``color_only`` that of a middle gray),
     and Cb and Cr by the job's ab within the box, neutral around it; without ab those of the source, or neutral ones.
     Interlaced pictures are finished field by field."""
-    if target.fields:
-        (height, width), halves = target.chroma, split(job.planes)
+    if target.field_order:
+        (height, width), halves = target.chroma_size, split_fields(job.planes)
         box = box and (box[0] // 2, box[1] // 2, *box[2:])
-        return weave(*(_finish(half, job.ab, target.coding, ((height + 1 - i) // 2, width), color_only, box)
+        return weave_fields(*(_finish(half, job.ab, target.coding, ((height + 1 - i) // 2, width), color_only, box)
                        for i, half in enumerate(halves)))
-    return _finish(job.planes, job.ab, target.coding, target.chroma, color_only, box)
+    return _finish(job.planes, job.ab, target.coding, target.chroma_size, color_only, box)
 
 
 def _finish(planes, ab, coding, size, color_only, box):
     y = change_depth(planes.y, planes.coding.depth, coding.depth)
     if ab is not None:
-        cb, cr = (np.full(size, coding.chroma[0], coding.dtype) for _ in range(2))
-        inside = within(box, planes.y.shape, size)
+        cb, cr = (np.full(size, coding.chroma_range[0], coding.dtype) for _ in range(2))
+        inside = plane_slices(box, planes.y.shape, size)
         height, width = cb[inside].shape
-        cb[inside], cr[inside] = paint_chroma(planes.part(box), ab, height, width, coding)
+        cb[inside], cr[inside] = ab_to_chroma(planes.crop(box), ab, height, width, coding)
     elif planes.cb is None or planes.cr is None:
-        cb = cr = np.full(size, coding.chroma[0], coding.dtype)
+        cb = cr = np.full(size, coding.chroma_range[0], coding.dtype)
     else:
         cb, cr = (change_depth(resize(plane, *size), planes.coding.depth, coding.depth)
                   for plane in (planes.cb, planes.cr))
     if color_only:
-        black, span = coding.luma
+        black, span = coding.luma_range
         y = np.full_like(y, round(black + span * NEUTRAL))
     return Planes(y, cb, cr, coding)
 

@@ -28,11 +28,11 @@ from config import FilmConfig, part_of
 from fileio.atomic import exclusive_lock
 from film.analysis.first_pass import analyze_film
 from film.analysis.plan import FilmPredictor, Plan
-from film.io.encoding import write_errors
-from film.io.image_sequence import NumberedFrames
-from film.io.interlacing import NAMES
+from film.io.encoding import explain_write_errors
+from film.io.image_sequence import ImageSequence
+from film.io.interlacing import FIELD_ORDER_NAMES
 from film.io.planes import Planes
-from film.io.video import LARGE, Film, ahead, window
+from film.io.video import LARGE_FRAME_PIXELS, Film, prefetch, pts_window
 from film.render.incremental import finished_shots, open_segment_store, shot_digest
 from film.render.pipeline import finish, predict_tasks, read_tasks
 from film.render.segments import SegmentStore, read_completion
@@ -117,10 +117,10 @@ class FilmRendering:
     def color_shots(self, queue: WorkQueue, bar: tqdm) -> Iterator[int]:
         """Color shots that the ``board`` hands out; yields the number of each that is finished."""
         plan, config = self.plan, self.config
-        large = self.writer.target.width * self.writer.target.height >= LARGE
-        jobs = ahead(read_tasks(self.film, plan, queue, self.painter.side, config.keep_color_shots),
+        large = self.writer.target.width * self.writer.target.height >= LARGE_FRAME_PIXELS
+        jobs = prefetch(read_tasks(self.film, plan, queue, self.painter.side, config.keep_color_shots),
                      1 if large else config.batch_size)
-        painting = ahead(self._finished(predict_tasks(jobs, self.painter, plan, config, large)),
+        painting = prefetch(self._finished(predict_tasks(jobs, self.painter, plan, config, large)),
                          max(1, config.batch_size // 2) if large else config.batch_size)
         with closing(painting) as painted:
             for number, frames in itertools.groupby(painted, key=lambda job: job.shot):
@@ -177,17 +177,17 @@ class FilmRendering:
                 if job.index == middle:
                     shown = job.planes, job.result
                 if not config.color_only:
-                    cdc.add(job.result.part(shot.box).picture(*size))
+                    cdc.add(job.result.crop(shot.box).rgb_uint8(*size))
                 if plan.has_color:
-                    cdc_truth.add(job.planes.part(shot.box).picture(*size))
+                    cdc_truth.add(job.planes.crop(shot.box).rgb_uint8(*size))
                 bar.update()
-        truth = shown[0].picture(*size)
+        truth = shown[0].rgb_uint8(*size)
         truth = truth if plan.has_color and has_color(truth) else None
         confidence, recalled = np.mean(known, 0).tolist()
         following = plan.pts[shot.end] if shot.end < len(plan.pts) else plan.pts[-1] + plan.last_duration
         record = ShotRecord(
             number, shot.start, shot.end, float(plan.pts[shot.start] * target.time_base),
-            float(following * target.time_base), shown[0].gray(*size), shown[1].picture(*size), truth,
+            float(following * target.time_base), shown[0].gray_uint8(*size), shown[1].rgb_uint8(*size), truth,
             list(shot.palette.slot_ids), list(shot.palette.slot_scores), confidence,
             shot.palette.feature.numpy(),
             config.keep_color_shots and shot.in_color, cdc.value(),
@@ -227,10 +227,10 @@ class RenderJob:
         """``color_film``, with all who help by the ``board``."""
         painter, film, output, config, overwrite = self.painter, self.film, self.output, self.config, self.overwrite
         busy = f"another run is writing {output}; wait for it or choose another --output"
-        with write_errors(output):
+        with explain_write_errors(output):
             writer = self._writer()
-            if order := writer.target.fields:
-                warn(f"{film.path} is interlaced ({NAMES[order]}), and {output} will be: colors are chosen on the mean "
+            if order := writer.target.field_order:
+                warn(f"{film.path} is interlaced ({FIELD_ORDER_NAMES[order]}), and {output} will be: colors are chosen on the mean "
                      "of both fields, and each field gets its own")
             output.parent.mkdir(parents=True, exist_ok=True)
             with exclusive_lock(output.with_name(f".{output.name}.lock"), busy):
@@ -264,7 +264,7 @@ class RenderJob:
 
     def run_as_helper(self, queue: WorkQueue) -> None:
         """Color shots that the ``board`` of the host hands out, until none is left. An error is the host's to tell."""
-        with suppress(UserError), queue.failing(), write_errors(self.output):
+        with suppress(UserError), queue.failing(), explain_write_errors(self.output):
             writer = self._writer()
             parts = open_segment_store(self.painter, self.film, self.output, writer, self.config)
             deadline = time.monotonic() + LATE
@@ -298,7 +298,7 @@ class RenderJob:
         return plan
 
     def _writer(self) -> Writer:
-        if isinstance(self.film, NumberedFrames):
+        if isinstance(self.film, ImageSequence):
             return FrameWriter(self.film, self.output, self.overwrite)
         return FilmWriter(self.film.path, self.output, self.config)
 
@@ -325,8 +325,8 @@ def color_film(painter: FilmPredictor, film: Film, output: str | Path, config: F
 
 def compare(film: Film, result: Film, config: FilmConfig, every: int) -> Iterator[tuple[int, Planes, Planes]]:
     """Yield one of ``every`` frames of a film and of its result: (index, truth, result)."""
-    begin, _ = window(film, config)
-    with closing(ahead(film.read(begin), 2)) as truths, closing(ahead(result.read(), 2)) as results:
+    begin, _ = pts_window(film, config)
+    with closing(prefetch(film.read(begin), 2)) as truths, closing(prefetch(result.read(), 2)) as results:
         for index, ((_, _, truth), (_, _, painted)) in enumerate(zip(truths, results, strict=False)):
             if index % every == every // 2:
                 yield index, truth, painted

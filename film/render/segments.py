@@ -14,7 +14,7 @@ import torch
 
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from film.analysis.plan import FilmPredictor, Plan
-from film.io.image_sequence import NumberedFrames
+from film.io.image_sequence import ImageSequence
 from film.io.video import Film
 from film.report.records import Records, ShotRecord
 from utils import UserError
@@ -159,8 +159,8 @@ def is_joined(output: Path) -> bool:
 
 def is_complete(film: Film, output: Path) -> bool:
     """Return whether ``film`` is colored into ``output`` and everything that accompanies it was written."""
-    if isinstance(film, NumberedFrames):
-        written = all(path.exists() for path in film.colored(output, film.paths).paths.values())
+    if isinstance(film, ImageSequence):
+        written = all(path.exists() for path in film.colored_film(output, film.paths).paths.values())
         return written and not segment_folder(output).exists()
     return output.exists() and not is_joined(output)
 

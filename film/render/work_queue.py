@@ -24,7 +24,7 @@ import cv2
 import torch
 import torch.distributed as dist
 
-from film.io.isolation import PATIENCE, ProcessDied, apart
+from film.io.isolation import EXIT_TIMEOUT, ProcessDied, run_in_subprocess
 from utils import UserError, rank_and_size, warn
 
 PAUSE = 0.1  # seconds between two looks at the notes of others
@@ -149,7 +149,7 @@ class WorkerGroup:
             notes["here"].append(self.me)
             return len(notes["here"])
 
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + EXIT_TIMEOUT
         while self.change(f"at {key}", come) < self.size and time.monotonic() < deadline:
             time.sleep(PAUSE)
 
@@ -358,7 +358,7 @@ def run_isolated(keys: Sequence[str], work: Callable[..., T], *arguments: object
         notes = str(Path(folder) / "notes")
         while True:
             try:
-                return apart(_work_alone, notes, work, arguments)
+                return run_in_subprocess(_work_alone, notes, work, arguments)
             except ProcessDied as death:
                 files = WorkerGroup(dist.FileStore(notes, -1)).left_at_work(keys)
                 if not files:

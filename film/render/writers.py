@@ -14,11 +14,11 @@ import av
 from config import FilmConfig
 from fileio.atomic import atomic_write
 from film.analysis.plan import Plan
-from film.io.encoding import SegmentWriter, Target, choose_target, write_errors
-from film.io.image_sequence import NumberedFrames, write_colored
-from film.io.mux import _metadata, _muxer, carried_streams, segment_order, segment_packets
+from film.io.encoding import EncodingTarget, SegmentWriter, choose_encoding, explain_write_errors
+from film.io.image_sequence import ImageSequence, write_colored_frame
+from film.io.mux import container_format, copyable_streams, segment_order, segment_packets, source_tags
 from film.io.planes import Planes
-from film.io.video import open_video, packets_of
+from film.io.video import demux_packets, open_video
 from film.render.segments import SegmentStore
 from utils import UserError, warn
 
@@ -33,7 +33,7 @@ class FilmWriter:
         if output.exists() and output.samefile(path):
             raise UserError(f"the output {output} is the input itself; name another --output")
         self.path, self.output, self.config = path, output, config
-        self.target = choose_target(path, output, config)
+        self.target = choose_encoding(path, output, config)
 
     def replaces(self) -> bool:
         return self.output.exists()
@@ -65,21 +65,21 @@ class FilmWriter:
         """Write the film at ``temporary``: the packets of ``parts``, with the other streams, chapters and tags of the
         source. Nothing is encoded."""
         target, of_encoder = self.target, next(part for part in parts if isinstance(part, Path))
-        with (open_video(self.path) as (film, video), av.open(str(of_encoder)) as first, write_errors(self.output),
-              av.open(str(temporary), "w", format=_muxer(self.output)) as out):
+        with (open_video(self.path) as (film, video), av.open(str(of_encoder)) as first, explain_write_errors(self.output),
+              av.open(str(temporary), "w", format=container_format(self.output)) as out):
             out.flags |= av.container.Flags.bitexact.value  # no random numbers: of the same film, the same bytes
-            others = carried_streams(film, video, self.path, self.output)
+            others = copyable_streams(film, video, self.path, self.output)
             streams = {}
             for stream in sorted([video, *others], key=lambda stream: stream.index):
                 new = out.add_stream_from_template(first.streams.video[0] if stream is video else stream, opaque=True)
-                new.metadata.update(_metadata(stream.metadata))
+                new.metadata.update(source_tags(stream.metadata))
                 new.disposition = stream.disposition.value
                 if stream.time_base:
                     new.time_base = stream.time_base
                 streams[stream.index] = new
             for tag, value in target.tags.items():
                 setattr(streams[video.index].codec_context, tag, value)
-            out.metadata.update(_metadata(film.metadata))
+            out.metadata.update(source_tags(film.metadata))
             out.set_chapters(self._chapters(film))
             origin = (film.start_time or 0) / 1e6 + self.config.start
             packets = [self._pictures(parts, plan, origin), self._rest(film, others, origin) if others else ()]
@@ -112,7 +112,7 @@ class FilmWriter:
     def _rest(self, film, others, origin):
         """Yield (seconds, packet, index of its stream) of the source's ``others``, cut and moved as pictures are."""
         config, shift = self.config, origin if self.config.start else 0.0
-        for packet in packets_of(film, others, self.path):
+        for packet in demux_packets(film, others, self.path):
             at = packet.dts if packet.dts is not None else packet.pts
             if at is None or not packet.size:
                 continue
@@ -139,7 +139,7 @@ class FilmWriter:
 class Writer(Protocol):
     """What writes a colored film: into a file (``encoding.py``), or picture by picture (``sequence.py``)."""
 
-    target: Target
+    target: EncodingTarget
     cuts: bool  # whether it can take shots out of a film that it wrote
 
     def replaces(self) -> bool:
@@ -163,14 +163,14 @@ class FrameWriter:
 
     cuts = False
 
-    def __init__(self, film: NumberedFrames, output: Path, overwrite: bool) -> None:
+    def __init__(self, film: ImageSequence, output: Path, overwrite: bool) -> None:
         """Raises UserError when no frame can be read."""
         planes = next((planes for _, _, planes in film.read()), None)
         if planes is None:
             raise UserError(f"no picture of {film.path} can be read")
         self.film, self.folder, self.overwrite = film, output.parent, overwrite
         height, width = planes.y.shape
-        self.target = Target("pictures", {}, "", width, height, (height, width), planes.coding, film.rate,
+        self.target = EncodingTarget("pictures", {}, "", width, height, (height, width), planes.coding, film.rate,
                              film.time_base, {}, "")
 
     def replaces(self) -> bool:
@@ -186,7 +186,7 @@ class FrameWriter:
         source = self.film.paths[pts]
         path = self.folder / source.name
         if self.overwrite or not path.exists():
-            write_colored(path, planes, source)
+            write_colored_frame(path, planes, source)
 
     def has_shot(self, part: Path, times: Sequence[int]) -> bool:
         return all((self.folder / self.film.paths[pts].name).exists() for pts in times)

@@ -16,9 +16,9 @@ from colorizer.confidence import Confidence
 from dataset import resize
 from fileio.atomic import atomic_write
 from film.analysis.plan import Shot
-from film.io.encoding import write_pictures
-from film.io.planes import Box, within
-from film.io.video import Film, ahead, planned_frames
+from film.io.encoding import write_video
+from film.io.planes import Box, plane_slices
+from film.io.video import Film, prefetch, read_known_frames
 
 # Blue, bluish green and vermillion of Okabe and Ito's palette, which color-blind people tell apart.
 COLORS = {"recalled": (0, 114, 178), "guessed": (0, 158, 115), "unknown": (213, 94, 0)}
@@ -38,7 +38,7 @@ def tint(gray: np.ndarray, colors: np.ndarray, box: Box | None = None) -> np.nda
     that; where it is empty, it stays gray."""
     picture = cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB)
     if colors.size:
-        inside = within(box, gray.shape, gray.shape)
+        inside = plane_slices(box, gray.shape, gray.shape)
         part = picture[inside]
         picture[inside] = cv2.addWeighted(part, 1 - TINT, resize(colors, *part.shape[:2]), TINT, 0)
     return picture
@@ -82,10 +82,10 @@ def write_confidence_video(film: Film, target: Path, times: Sequence[int], shots
     maps = itertools.chain.from_iterable(itertools.starmap(_kept, shots))
 
     def pictures():
-        with closing(planned_frames(film, times, 0)) as frames:
+        with closing(read_known_frames(film, times, 0)) as frames:
             for (index, planes), (colors, box) in zip(frames, maps, strict=True):
-                yield times[index] - origin, tint(planes.luma(*planes.y.shape), colors, box)
+                yield times[index] - origin, tint(planes.luma_uint8(*planes.y.shape), colors, box)
 
-    with closing(ahead(pictures(), 8)) as drawn:
-        write_pictures(target, film, tqdm(drawn, total=len(times), unit=" frames", desc=target.name, disable=None),
+    with closing(prefetch(pictures(), 8)) as drawn:
+        write_video(target, film, tqdm(drawn, total=len(times), unit=" frames", desc=target.name, disable=None),
                        aspect)

@@ -19,10 +19,10 @@ from tqdm import tqdm
 from colorizer.colorizer import Colorizer
 from colorizer.predictor import Predictor
 from dataset import AB_BINS, REFERENCE_ID, lab_to_rgb, resize, rgb_to_lab
-from fileio.images import picture_grid
+from fileio.images import image_grid
 from film.analysis.held_frames import HeldFrameDetector
-from film.io.encoding import write_pictures
-from film.io.video import Film, ahead
+from film.io.encoding import write_video
+from film.io.video import Film, prefetch
 from film.report.records import ShotRecord
 from utils import evenly_spaced
 
@@ -81,7 +81,7 @@ def _sheet(pictures):
     """As many columns as rows of equally large pictures, RGB uint8, as one."""
     columns = math.ceil(math.sqrt(len(pictures)))
     pictures = pictures + [np.full_like(pictures[0], 255)] * (-len(pictures) % columns)
-    return picture_grid([pictures[i:i + columns] for i in range(0, len(pictures), columns)], gap=1)
+    return image_grid([pictures[i:i + columns] for i in range(0, len(pictures), columns)], gap=1)
 
 
 def color_stripes(color_feature: np.ndarray, side: int = 32) -> np.ndarray:
@@ -268,9 +268,9 @@ def write_panel(painter: Predictor, film: Film, target: Path, records: Sequence[
     ``begin`` is the pts of the film at which the first record's shot, and so the panel, begins; None is the film's
     beginning.
     """
-    with closing(ahead(_sheets(painter, film, records, begin, batch_size), batch_size)) as sheets:
+    with closing(prefetch(_sheets(painter, film, records, begin, batch_size), batch_size)) as sheets:
         timed = ((pts - (begin or 0), sheet) for pts, sheet in sheets)
-        write_pictures(target, film, tqdm(timed, total=records[-1].end_frame, unit=" frames", desc=target.name,
+        write_video(target, film, tqdm(timed, total=records[-1].end_frame, unit=" frames", desc=target.name,
                                           disable=None))
 
 
@@ -289,7 +289,7 @@ def _sheets(painter, film, records, begin, batch_size):
             yield pts, sheet
         pending.clear()
 
-    with closing(ahead(film.read(begin), 2 * batch_size)) as frames:
+    with closing(prefetch(film.read(begin), 2 * batch_size)) as frames:
         for index, (pts, _, planes) in enumerate(frames):
             if index == shot.end_frame:
                 yield from paint()
@@ -297,9 +297,9 @@ def _sheets(painter, film, records, begin, batch_size):
                 if shot is None:
                     return
                 cut = True
-            part = planes.part(shot.box)
+            part = planes.crop(shot.box)
             panel = panel or Panel(painter, part.y.shape[0], part.y.shape[1], truth)
-            pending.append((pts, part.picture() if drawing.is_new(planes, cut) else None))
+            pending.append((pts, part.rgb_uint8() if drawing.is_new(planes, cut) else None))
             cut = False
             if len(pending) == 2 * batch_size or sum(picture is not None for _, picture in pending) == batch_size:
                 yield from paint()
