@@ -52,7 +52,7 @@ def readers(path):
     if path.is_dir():
         yield from (partial(read_image, picture) for picture in list_files(path, IMAGE_SUFFIXES))
     else:
-        yield from (planes_from_frame(frame).picture for _, frame in read_frames(path))
+        yield from (planes_from_frame(frame).rgb_uint8 for _, frame in read_frames(path))
 
 
 def pairs(result, truth, every=1):

@@ -230,8 +230,8 @@ class RenderJob:
         with explain_write_errors(output):
             writer = self._writer()
             if order := writer.target.field_order:
-                warn(f"{film.path} is interlaced ({FIELD_ORDER_NAMES[order]}), and {output} will be: colors are chosen on the mean "
-                     "of both fields, and each field gets its own")
+                warn(f"{film.path} is interlaced ({FIELD_ORDER_NAMES[order]}), and {output} will be: colors are chosen on "
+                     "the mean of both fields, and each field gets its own")
             output.parent.mkdir(parents=True, exist_ok=True)
             with exclusive_lock(output.with_name(f".{output.name}.lock"), busy):
                 parts = open_segment_store(painter, film, output, writer, config)
