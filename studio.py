@@ -143,7 +143,7 @@ def build_correct(gr: Any, desk: EditingSession) -> None:
 def build_export(gr: Any, desk: EditingSession) -> None:
     """Take film, checkpoint and references away."""
     def give():
-        folder = export(desk.project, desk.painters)
+        folder = export(desk.project, desk.predictors)
         told = f"All of it lies in `{folder}`. The same film by the command line:\n\n```\n{command(desk.project)}\n```"
         if desk.project.facts.changes:
             told += "\n\nOnly the studio changes a color everywhere: the command line gives the film without that."

@@ -127,21 +127,21 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
         raise UserError(f"{existing[0]} exists already; pass --overwrite True or another --output")
 
 
-def need_color(painter: Predictor, picture: np.ndarray, path: Path) -> None:
+def need_color(predictor: Predictor, picture: np.ndarray, path: Path) -> None:
     """Raises UserError when the input's own colors are asked for (--color_feature truth) and it has none."""
-    if painter.source == "truth" and not has_color(picture):
+    if predictor.source == "truth" and not has_color(picture):
         raise UserError(f"{path} has no colors of its own for --color_feature truth; use another --color_feature")
 
 
-def color_deep(painter: Predictor, planes: Planes) -> tuple[Planes, Confidence]:
+def color_deep(predictor: Predictor, planes: Planes) -> tuple[Planes, Confidence]:
     """Color a picture of more than 8 bits, at its own luma; returns it and what is Known of its places."""
     height, width = planes.y.shape
-    (ab,), known = painter.judge([cv2.cvtColor(planes.rgb(height, width), cv2.COLOR_RGB2Lab)])
+    (ab,), known = predictor.predict_ab([cv2.cvtColor(planes.rgb(height, width), cv2.COLOR_RGB2Lab)])
     cb, cr = ab_to_chroma(planes, ab, height, width, planes.coding)
     return planes._replace(cb=cb, cr=cr), known
 
 
-def color_picture(painter: Predictor, confidence: bool, pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray] | None:
+def color_picture(predictor: Predictor, confidence: bool, pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray] | None:
     """Color a picture, a pair of (input, output) paths, and map what is known of it if ``confidence``; returns it and
     the result, RGB uint8 (H, W, 3). An unreadable one is skipped: None."""
     source, target = pair
@@ -152,14 +152,14 @@ def color_picture(painter: Predictor, confidence: bool, pair: tuple[Path, Path])
         return None
     if read.depth == 8:
         picture = read.rgb
-        need_color(painter, picture, source)
-        (result,), known = painter.explain([picture])
+        need_color(predictor, picture, source)
+        (result,), known = predictor.colorize_with_confidence([picture])
         write_image(target, result)
     else:
         planes = planes_from_rgb(read.rgb, read.depth)
         picture = planes.rgb_uint8()
-        need_color(painter, picture, source)
-        planes, known = color_deep(painter, planes)
+        need_color(predictor, picture, source)
+        planes, known = color_deep(predictor, planes)
         write_colored_frame(target, planes, source)
         result = planes.rgb_uint8()
     if confidence:
@@ -168,14 +168,14 @@ def color_picture(painter: Predictor, confidence: bool, pair: tuple[Path, Path])
     return picture, result
 
 
-def color_pictures(painter: Predictor, pairs: Sequence[tuple[Path, Path]], evaluation: Evaluation,
+def color_pictures(predictor: Predictor, pairs: Sequence[tuple[Path, Path]], evaluation: Evaluation,
                    confidence: bool) -> int:
     """``color_picture`` for all pairs; returns how many were colored."""
     done = 0
 
     def colored(pair):
         """Whether the picture was colored, and what was measured of it."""
-        pictures = color_picture(painter, confidence, pair)
+        pictures = color_picture(predictor, confidence, pair)
         return (False, None) if pictures is None else (True, evaluation.measure(*pictures))
 
     with coloring_threads() as pool:
@@ -233,13 +233,13 @@ def save_suggestions(folder: Path, film: Film, times: Sequence[int],
             pass
 
 
-def write_film_report(painter: Predictor, records: Records, film: Film, target: Path, summaries: dict[str, dict[str, float]],
+def write_film_report(predictor: Predictor, records: Records, film: Film, target: Path, summaries: dict[str, dict[str, float]],
                  config: ColorConfig) -> None:
     """Write what goes with a colored film: the report, the frames to color next, the panel."""
     suggestions, folder = suggest_frames(records, config.suggest), beside(target, "color_these")
-    thumbnails = memory_pictures(painter.colorizer) if painter.remembers else {}
-    facts = {label.replace("color_feature", "palette from"): text for label, text in coloring_facts(painter, config).items()}
-    report = Report(film.name, records, suggestions, folder.name, painter.names, thumbnails, summaries,
+    thumbnails = memory_pictures(predictor.colorizer) if predictor.uses_memory else {}
+    facts = {label.replace("color_feature", "palette from"): text for label, text in coloring_facts(predictor, config).items()}
+    report = Report(film.name, records, suggestions, folder.name, predictor.names, thumbnails, summaries,
                     facts, records.response)
     write_report(beside(target, "report.html"), report)
     print(f"how it went, shot by shot: {beside(target, 'report.html')}")
@@ -250,7 +250,7 @@ def write_film_report(painter: Predictor, records: Records, film: Film, target: 
         print(f"what is recalled, guessed and unknown: {confidence_video_path(target)}")
     if config.panel:
         begin = records.pts[0] if config.start else None
-        write_panel(painter.through(records.response), film, beside(target, "panel.mp4"), records, begin,
+        write_panel(predictor.with_response(records.response), film, beside(target, "panel.mp4"), records, begin,
                     config.batch_size)
         print(f"what the memory recalls: {beside(target, 'panel.mp4')}")
 
@@ -306,7 +306,7 @@ def refuse_clashes(pictures: Sequence[tuple[Path, Path]], films: Sequence[tuple[
         names[target] = path
 
 
-def color_film_and_report(painter: Predictor, config: ColorConfig, work: tuple[Film, Path], queue: WorkQueue | None = None) -> None:
+def color_film_and_report(predictor: Predictor, config: ColorConfig, work: tuple[Film, Path], queue: WorkQueue | None = None) -> None:
     """Color a film of ``find_work``, a pair of (input, output), with all who help by the ``board``, and write what goes
     with it."""
     film, target = work
@@ -326,24 +326,24 @@ def color_film_and_report(painter: Predictor, config: ColorConfig, work: tuple[F
             if not config.color_only and any(record.truth is not None for record in records):
                 measure_film(records, film, result, config, evaluation)
             evaluation.report(target.parent, f"{target.stem}_", {
-                "input": str(film.path), **coloring_facts(painter, config), "pictures": count, "shots": len(records),
+                "input": str(film.path), **coloring_facts(predictor, config), "pictures": count, "shots": len(records),
                 "seconds": round(seconds, 2), **proof}, True)
-            write_film_report(painter, records, film, target, evaluation.summaries(), config)
+            write_film_report(predictor, records, film, target, evaluation.summaries(), config)
         except UserError as error:
             raise UserError(f"{error}; the film itself is whole, and the same command makes what is missing") from error
 
-    film_work(painter, config, work).run_as_owner(queue or WorkQueue(), explain)
+    film_work(predictor, config, work).run_as_owner(queue or WorkQueue(), explain)
 
 
-def film_work(painter: Predictor, config: ColorConfig, work: tuple[Film, Path]) -> RenderJob:
+def film_work(predictor: Predictor, config: ColorConfig, work: tuple[Film, Path]) -> RenderJob:
     """The work on a film of ``find_work``, a pair of (input, output)."""
-    return RenderJob(painter, *work, part_of(config, FilmConfig), config.overwrite)
+    return RenderJob(predictor, *work, part_of(config, FilmConfig), config.overwrite)
 
 
-def coloring_facts(painter: Predictor, config: ColorConfig) -> dict[str, str]:
+def coloring_facts(predictor: Predictor, config: ColorConfig) -> dict[str, str]:
     """The entries of metrics.json and of the report that tell how the input was colored."""
-    told = {"references": f"{painter.grade}; brought to its colors"} if painter.grade else {}
-    return {"checkpoint": str(config.checkpoint), "color_feature": painter.source, **told}
+    told = {"references": f"{predictor.grade}; brought to its colors"} if predictor.grade else {}
+    return {"checkpoint": str(config.checkpoint), "color_feature": predictor.source, **told}
 
 
 def color(config: ColorConfig) -> None:
@@ -360,15 +360,15 @@ def color(config: ColorConfig) -> None:
 
 
 def prepare(config: ColorConfig) -> Predictor:
-    """The painter. Raises UserError where it cannot do what ``config`` asks for."""
-    painter = load_predictor(config)
-    if config.panel and not painter.remembers:
+    """The predictor. Raises UserError where it cannot do what ``config`` asks for."""
+    predictor = load_predictor(config)
+    if config.panel and not predictor.uses_memory:
         raise UserError("--panel shows what the memory recalls, and none is read here; leave --color_feature and "
                         "--reference out, or train with use_memory True")
-    if config.confidence and not painter.looks_up:
+    if config.confidence and not predictor.uses_spatial_memory:
         raise UserError("--confidence shows what the spatial memory recalls, and none is read here; leave "
                         "--color_feature and --reference out, or train with use_spatial_memory True")
-    return painter
+    return predictor
 
 
 def plan_work(config: ColorConfig, largest_first: bool) -> dict[str, Any]:
@@ -394,8 +394,8 @@ def plan_work(config: ColorConfig, largest_first: bool) -> dict[str, Any]:
     done = [(film, target) for film, target in done
             if (finished := read_completion(target)) and (config.references or finished.references)]
     if done or config.save_checkpoint:
-        painter = prepare(config)
-        films += [(film, target) for film, target in done if can_update(painter, film, target, config)]
+        predictor = prepare(config)
+        films += [(film, target) for film, target in done if can_update(predictor, film, target, config)]
     if skipped := asked - len(pictures) - len(films):
         print(f"{skipped} of {config.input} are in {config.output} already and skipped (--overwrite True does them "
               "again)")
@@ -449,17 +449,17 @@ def color_shared(group: WorkerGroup, config: ColorConfig, work: dict[str, Any]) 
     raise UserError(f"{failed} of {len(films)} films failed; mend or remove them and run again")
 
 
-def color_stills(painter: Predictor, config: ColorConfig, pictures: Sequence[tuple[Path, Path]]) -> None:
+def color_stills(predictor: Predictor, config: ColorConfig, pictures: Sequence[tuple[Path, Path]]) -> None:
     """Color pictures of ``find_work``, pairs of (input, output), and measure them together."""
     evaluation, started = Evaluation(), time.monotonic()
-    count = color_pictures(painter, pictures, evaluation, config.confidence)
+    count = color_pictures(predictor, pictures, evaluation, config.confidence)
     seconds = time.monotonic() - started
     folder, prefix, place = config.output, "", config.output
     if not config.input.is_dir():
         place = pictures[0][1]
         folder, prefix = place.parent, f"{place.stem}_"
     print(f"colored {count} pictures in {seconds:.1f} s: {place}")
-    evaluation.report(folder, prefix, {"input": str(config.input), **coloring_facts(painter, config), "pictures": count,
+    evaluation.report(folder, prefix, {"input": str(config.input), **coloring_facts(predictor, config), "pictures": count,
                                        "seconds": round(seconds, 2)}, config.overwrite)
 
 

@@ -41,7 +41,7 @@ class Baseline(FilmPredictor):
     def palette(self, labs):
         return NOTHING
 
-    def paint(self, lightness, palette):
+    def predict(self, lightness, palette):
         ab = self._colors([cv2.merge([L, 0 * L, 0 * L]) for L in lightness])
         return ab.astype(np.float32), Confidence.nothing(len(lightness))
 

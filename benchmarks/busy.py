@@ -49,12 +49,12 @@ def seconds_of(checkpoint):
     """The seconds that (coloring, training) take in this process, after a first time that does not count."""
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(StringIO()):
         paths = film_pictures(SAMPLE_FILM, Path(folder), PICTURES)
-        painter = Predictor.load(checkpoint)
+        predictor = Predictor.load(checkpoint)
         pairs = [(path, Path(folder, "colored", path.name)) for path in paths]
         step = our_step(ColorizationDataset(paths, 128), step_settings(128), torch.device("cpu"))
         for count in (4, PICTURES):
             started = time.perf_counter()
-            color_pictures(painter, pairs[:count], Evaluation(), False)
+            color_pictures(predictor, pairs[:count], Evaluation(), False)
             coloring = time.perf_counter() - started
         for count in (1, STEPS):
             started = time.perf_counter()

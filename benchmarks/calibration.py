@@ -35,9 +35,9 @@ from utils import ArgumentParser, UserError, parse_bool, parse_positive_int, run
 BINS = 10
 
 
-def places_of(painter, lab):
+def places_of(predictor, lab):
     """(recalled, agreed, share of pixels that are right) of the places of a picture, Lab (H, W, 3): float32 (P,)."""
-    (ab,), known = painter.judge([lab])
+    (ab,), known = predictor.predict_ab([lab])
     truth = resize(lab, *ab.shape[:2])
     wrong = color_differences(np.dstack([truth[..., 0], ab]), truth) > FAR
     grid = known.recalled.shape[1]
@@ -48,12 +48,12 @@ def places_of(painter, lab):
 def read_places(checkpoint, frames, every):
     """``places_of`` all of one of ``every`` frames, as one array (3, P). Raises UserError where nothing is remembered,
     and for frames without color."""
-    painter = Predictor.load(checkpoint)
-    if not painter.looks_up:
+    predictor = Predictor.load(checkpoint)
+    if not predictor.uses_spatial_memory:
         raise UserError(f"{checkpoint} has no spatial memory, so that it is never sure; train with use_spatial_memory "
                         "True")
     pictures = (read() for index, read in enumerate(readers(frames)) if index % every == 0)
-    found = [places_of(painter, rgb_to_lab(picture)) for picture in pictures if has_color(picture)]
+    found = [places_of(predictor, rgb_to_lab(picture)) for picture in pictures if has_color(picture)]
     if not found:
         raise UserError(f"there is no picture in color in {frames}; name a film or a folder in color")
     return np.concatenate(found, 1)

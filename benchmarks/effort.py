@@ -3,7 +3,7 @@
     python benchmarks/effort.py CHECKPOINT FILM [--episode 2] [--figure effort.png]
 
 FILM has color, which counts as the truth: it is colored from its gray as test.py does. The frames that the program then
-suggests (``suggest_frames``, "color these next") get their true colors in place of a painter's and are added as
+suggests (``suggest_frames``, "color these next") get their true colors in place of a predictor's and are added as
 references, the first k of the list made once, before anything is painted, since the program suggests them all at
 once; then the whole film is colored again, by a Predictor loaded anew. Beside them, as many frames at equal steps: the
 middles of k equal parts of the film.
@@ -43,10 +43,10 @@ def equal_steps(frames, count):
 
 def color(checkpoint, film, painted, output):
     """Color a film whose frames ``painted``, indices, are painted by the truth; returns the Records of its shots."""
-    painter, source, config = Predictor.load(checkpoint), VideoFile(film), FilmConfig()
+    predictor, source, config = Predictor.load(checkpoint), VideoFile(film), FilmConfig()
     if painted:
-        painter.add_references([picture() for index, picture in enumerate(readers(film)) if index in painted])
-    return color_film(painter, source, output, config, overwrite=not can_update(painter, source, output, config))
+        predictor.add_references([picture() for index, picture in enumerate(readers(film)) if index in painted])
+    return color_film(predictor, source, output, config, overwrite=not can_update(predictor, source, output, config))
 
 
 def gains(checkpoint, film, every, episode):

@@ -98,19 +98,19 @@ def main(argv):
         for _, truth, painted in compare(film, VideoFile(output), config, args.every):
             frames.append(truth.rgb_uint8())
             scores.add(painted.rgb_uint8(), frames[-1])
-        painter = Predictor.load(args.checkpoint, precision="fp32")
+        predictor = Predictor.load(args.checkpoint, precision="fp32")
         export(ExportConfig(args.checkpoint, folder))
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{len(frames)} frames; the exported folder has {size / 1e6:.0f} MB\n")
         print("| colored by | CIEDE2000 | share > 10 | seconds a frame |\n|---|---|---|---|")
         tell("test.py, as a film", scores)
-        measure("test.py, as pictures", painter.colorize, frames)
+        measure("test.py, as pictures", predictor.colorize, frames)
         with nothing_carried():
-            measure("the same, nothing carried", painter.colorize, frames)
-        measure("exported, with the program's regions", WithRegions(folder, painter.colorizer.palette_classifier).color, frames)
+            measure("the same, nothing carried", predictor.colorize, frames)
+        measure("exported, with the program's regions", WithRegions(folder, predictor.colorizer.palette_classifier).color, frames)
         exported = measure("exported, color.py", Exported(folder).color, frames)
         with nothing_carried(), no_regions():
-            bare = measure("the program with as little", painter.colorize, frames)
+            bare = measure("the program with as little", predictor.colorize, frames)
         apart = [np.abs(x.astype(int) - y).mean() for x, y in zip(exported, bare, strict=True)]
         print(f"\ncolor.py and the program with as little are {np.mean(apart):.2f} of 255 apart")
 

@@ -117,15 +117,15 @@ def repeated(function, *arguments):
     return lambda: [function(*arguments) for _ in range(READS)]
 
 
-def memory_reading(painter, device, rounds):
-    """Reading both memories of the painter's colorizer, were they as large."""
+def memory_reading(predictor, device, rounds):
+    """Reading both memories of the predictor's colorizer, were they as large."""
     def state_bytes(module):
         return sum(buffer.nbytes for buffer in module.buffers())
 
     def one_read(lines):
         return ({**line, "seconds": line["seconds"] / READS} for line in lines)
 
-    memories, frame_dim = {}, painter.colorizer.memory.encoder.in_features
+    memories, frame_dim = {}, predictor.colorizer.memory.encoder.in_features
     for slots in SLOTS:
         memories[slots] = MemoryNetwork(frame_dim, slots, 3, 0.1, 0.5).to(device)
         speed.fill_memory(memories[slots])
@@ -147,7 +147,7 @@ def memory_reading(painter, device, rounds):
         size_in_bytes=lambda frames: known[frames].features.nbytes))
     known.clear()
 
-    spatial = painter.colorizer.spatial
+    spatial = predictor.colorizer.spatial
     size, chosen = len(spatial.ids), spatial.nearest(looks)
     a_frame = sum(buffer.nbytes for buffer in spatial.buffers() if len(buffer) == size) // size
     keys, L = spatial.keys[torch.arange(8) % size].float(), torch.rand(8, 1, IMG_SIZE, IMG_SIZE, device=device)
@@ -159,10 +159,10 @@ def memory_reading(painter, device, rounds):
            "milliseconds_a_frame": None, "bytes": a_frame}
 
 
-def coloring(film, painter, folder, rounds):
+def coloring(film, predictor, folder, rounds):
     def color(path, seconds):
         (folder / "colored.mp4").unlink(missing_ok=True)
-        color_film(painter, VideoFile(path), folder / "colored.mp4", FilmConfig(end=seconds))
+        color_film(predictor, VideoFile(path), folder / "colored.mp4", FilmConfig(end=seconds))
 
     with av.open(str(film)) as source:
         rate = float(source.streams.video[0].average_rate)
@@ -208,9 +208,9 @@ def main(argv):
         (folder / "pictures").mkdir()
         paths = speed.film_pictures(args.film, folder / "pictures", speed.PICTURES)
         data, config = ColorizationDataset(paths, IMG_SIZE), TrainConfig(img_size=IMG_SIZE)
-        painter = speed.make_painter(data, config, device, "auto")
+        predictor = speed.make_predictor(data, config, device, "auto")
         for part in (dataset_making(args.film, folder, rounds), training(device, rounds),
-                     memory_reading(painter, device, rounds), coloring(args.film, painter, folder, rounds)):
+                     memory_reading(predictor, device, rounds), coloring(args.film, predictor, folder, rounds)):
             for line in part:
                 lines.append(line)
                 print(f"{line['figure']}, {line['size']:,} {line['unit']}: {number(line['seconds'], 's')}",

@@ -115,11 +115,11 @@ def main(argv):
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "film.mp4"
         for number in range(args.rounds + 1):
-            painter, started = Predictor.load(args.checkpoint), time.monotonic()
+            predictor, started = Predictor.load(args.checkpoint), time.monotonic()
             if references:
-                painter.add_references(references)
-            records = color_film(painter, film, output, config,
-                                 overwrite=not can_update(painter, film, output, config))
+                predictor.add_references(references)
+            records = color_film(predictor, film, output, config,
+                                 overwrite=not can_update(predictor, film, output, config))
             minutes, values = (time.monotonic() - started) / 60, measure(output, args.film, args.every, args.episode)[0]
             if not number:
                 titles = [COLUMNS[name][0] for name in MEASURES if name in values]

@@ -3,7 +3,7 @@
     python benchmarks/long_film.py [--minutes 20]
 
 Draws two small films in color with sound, of 30 seconds and of ``--minutes``, with a cut every four seconds, and
-colors each in a process of its own with all that goes with a film: report, metrics, frames to color next. A painter
+colors each in a process of its own with all that goes with a film: report, metrics, frames to color next. A predictor
 of one color takes the place of the networks, which are fed a batch at a time and do not know how long the film is.
 Prints the peak of the resident memory of both processes, and the growth.
 """
@@ -65,14 +65,14 @@ class OneColor(FilmPredictor):
     def palette(self, labs):
         return Palette(None, [], [], torch.from_numpy(labs[0].ravel()[:1280].copy()))
 
-    def paint(self, L, palette):
+    def predict(self, L, palette):
         return np.full((len(L), 32, 32, 2), 20, np.float32), Confidence.nothing(len(L))
 
 
 def peak(path):
     """Color a film; returns the most memory that this process ever had, in MB."""
-    painter: Any = OneColor()
-    color_film_and_report(painter, ColorConfig(), (VideoFile(path), path.with_name(f"{path.stem}_colored.mkv")))
+    predictor: Any = OneColor()
+    color_film_and_report(predictor, ColorConfig(), (VideoFile(path), path.with_name(f"{path.stem}_colored.mkv")))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
 
 

@@ -185,31 +185,31 @@ def measure(result: Path, truth: Path, every: int, across: float = 1,
     return {"ciede2000": float(np.mean(errors)), "far": share_far(np.array(errors)), "chroma": float(ours / true)}
 
 
-def colored(painter: Predictor | None, source: Path) -> Path | None:
-    """The colored film beside ``source``, NAME_gray.mkv; without a painter None if there is none."""
+def colored(predictor: Predictor | None, source: Path) -> Path | None:
+    """The colored film beside ``source``, NAME_gray.mkv; without a predictor None if there is none."""
     result = source.with_name(source.name.replace("_gray.", "_colored."))
-    if painter is not None:
-        color_film(painter, VideoFile(source), result, FilmConfig(), overwrite=True)
+    if predictor is not None:
+        color_film(predictor, VideoFile(source), result, FilmConfig(), overwrite=True)
     elif not result.exists():
         print(f"{source} is to be colored into {result}", file=sys.stderr)
         return None
     return result
 
 
-def measure_row(painter: Predictor | None, film: Path, name: str, folder: Path, every: int) -> dict[str, float] | None:
+def measure_row(predictor: Predictor | None, film: Path, name: str, folder: Path, every: int) -> dict[str, float] | None:
     """Make the film of one of ROWS, and measure what comes of it; None where it is still to be colored."""
     source = folder / f"{name.replace(' ', '_')}_gray.mkv"
     store(turned(film, ROWS[name].filters), source, VideoFile(film).rate)
-    result = colored(painter, source)
+    result = colored(predictor, source)
     return None if result is None else measure(result, film, every, ROWS[name].across)
 
 
-def measure_transition(painter: Predictor | None, film: Path, kind: str, folder: Path) -> None:
+def measure_transition(predictor: Predictor | None, film: Path, kind: str, folder: Path) -> None:
     """Print the row of one of TRANSITIONS."""
     truth, source, middles = folder / f"{kind}.mkv", folder / f"{kind}_gray.mkv", []
     store(joined(film, kind, middles), truth, VideoFile(film).rate)
     store(turned(truth, GRAY), source, VideoFile(film).rate)
-    result = colored(painter, source)
+    result = colored(predictor, source)
     if result is not None:
         whole, middle = (measure(result, truth, 3, among=among)["ciede2000"] for among in (None, middles))
         print(f"| {kind} | {whole:.2f} | {middle:.2f} | {middle / whole:.2f} |", flush=True)
@@ -227,14 +227,14 @@ def main(argv):
     args = parser.parse_args(argv)
     if args.checkpoint is None and args.keep is None:
         raise UserError("name a CHECKPOINT, or by --keep the folder of films that another program has colored")
-    painter, base = args.checkpoint and Predictor.load(args.checkpoint), None
+    predictor, base = args.checkpoint and Predictor.load(args.checkpoint), None
     with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.mkdir(parents=True, exist_ok=True)
         if {*args.rows} & {*ROWS}:
             print("| material | CIEDE2000 | > 10 | chroma | times the first |\n|---|---|---|---|---|")
         for row in [row for row in args.rows if row in ROWS]:
-            values = measure_row(painter, args.film, row, folder, args.every)
+            values = measure_row(predictor, args.film, row, folder, args.every)
             if values is not None:
                 base = base or values["ciede2000"]
                 print(f"| {row} | {values['ciede2000']:.2f} | {values['far']:.1%} | {values['chroma']:.2f} | "
@@ -242,7 +242,7 @@ def main(argv):
         if {*args.rows} & {*TRANSITIONS}:
             print("| between two shots | CIEDE2000 | of the middle third | times all |\n|---|---|---|---|")
         for kind in [row for row in args.rows if row in TRANSITIONS]:
-            measure_transition(painter, args.film, kind, folder)
+            measure_transition(predictor, args.film, kind, folder)
 
 
 if __name__ == "__main__":

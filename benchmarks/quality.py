@@ -40,7 +40,7 @@ from PIL import Image, ImageDraw, ImageFont
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.lpips import load_lpips
 
-from colorizer.backbone import Backbone, look
+from colorizer.backbone import Backbone, extract_features
 from colorizer.memory.spatial_memory import quantize_embeddings
 from colorizer.metrics import AB_PEAK, FAR, Scores, color_differences, psnr
 from colorizer.predictor import Predictor, load_colorizer
@@ -130,23 +130,23 @@ class Pasted:
         self.ab, self.features = np.stack(ab), torch.cat(features)
 
     def _features(self, labs):
-        return F.normalize(look(self.backbone, [lab[..., 0] for lab in labs], self.device).embedding, dim=1)
+        return F.normalize(extract_features(self.backbone, [lab[..., 0] for lab in labs], self.device).embedding, dim=1)
 
     def __call__(self, labs):
         return self.ab[(self._features(labs) @ self.features.T).argmax(1).cpu().numpy()]
 
 
-def spatial_alone(painter):
-    """What the spatial memory of a painter's colorizer reads, enlarged and trusted everywhere, without generator: keys
+def spatial_alone(predictor):
+    """What the spatial memory of a predictor's colorizer reads, enlarged and trusted everywhere, without generator: keys
     hold no colors, since nobody guesses those of a query."""
-    spatial, size = copy.deepcopy(painter.colorizer.spatial), painter.colorizer.config.img_size
+    spatial, size = copy.deepcopy(predictor.colorizer.spatial), predictor.colorizer.config.img_size
     spatial.keys[:, :, -2:] = 0
 
     @torch.inference_mode()
     def colors(labs):
-        seen = painter.look([lab[..., 0] for lab in labs])
+        seen = predictor.extract_features([lab[..., 0] for lab in labs])
         L = torch.from_numpy(np.stack([resize(lab[..., 0], size, size) for lab in labs]))[:, None] / L_SCALE
-        L = L.to(painter.device)
+        L = L.to(predictor.device)
         keys = spatial.key(seen.cells, L, torch.cat([L, L], 1) * 0)
         hint = spatial.read(spatial.nearest(quantize_embeddings(seen.embedding)), keys)[:, :2]
         hint = F.interpolate(hint, (size, size), mode="bilinear", align_corners=False)
@@ -183,8 +183,9 @@ def make_methods(rows, paths, folder, minutes, img_size, seed):
         "nearest": pasted}
     for name in set(rows) - set(methods):
         source = {"gan": "none", "full": "memory", "spatial": "memory"}.get(name, name)
-        painter = Predictor(colorizers[ROWS[name][1]], device, source=source)
-        methods[name] = spatial_alone(painter) if name == "spatial" else painter.predict
+        predictor = Predictor(colorizers[ROWS[name][1]], device, source=source)
+        methods[name] = (spatial_alone(predictor) if name == "spatial"
+                         else lambda labs, predict_ab=predictor.predict_ab: predict_ab(labs)[0])
     return {name: methods[name] for name in rows}, {name: seconds[ROWS[name][1]] for name in rows}
 
 

@@ -171,7 +171,7 @@ class Learner:
         return {"mem_triplet": triplet.detach(), **parts, "dis": loss.detach()}
 
 
-def color_film(painter, source, output, frames):
+def color_film(predictor, source, output, frames):
     """Color the first ``frames`` frames of a film one after another: read, color at full resolution, write."""
     with av.open(str(source)) as film, av.open(str(output), "w") as result:
         stream = result.add_stream("h264", rate=film.streams.video[0].average_rate, options={"crf": "16"})
@@ -179,6 +179,6 @@ def color_film(painter, source, output, frames):
             if number == frames:
                 break
             stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, "yuv420p"
-            picture, = painter.colorize([frame.to_ndarray(format="rgb24")])
+            picture, = predictor.colorize([frame.to_ndarray(format="rgb24")])
             result.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         result.mux(stream.encode(None))

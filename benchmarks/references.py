@@ -81,10 +81,10 @@ def frames():
             {index: wanted[index] for index in sorted(quarters[0] + quarters[2])})
 
 
-def measure(painter, truths):
-    """(CIEDE2000, share > 10, chroma beside the truth's) of the colors that a painter gives to ``truths``."""
-    labs = [resize(rgb_to_lab(truth), painter.config.side, painter.config.side) for truth in truths]
-    colors = np.concatenate([painter.predict([lab]) for lab in labs])
+def measure(predictor, truths):
+    """(CIEDE2000, share > 10, chroma beside the truth's) of the colors that a predictor gives to ``truths``."""
+    labs = [resize(rgb_to_lab(truth), predictor.config.side, predictor.config.side) for truth in truths]
+    colors = np.concatenate([predictor.predict_ab([lab])[0] for lab in labs])
     errors = np.array([color_differences(np.dstack([lab[..., :1], ab]), lab)
                        for ab, lab in zip(colors, labs, strict=True)])
     chroma = np.linalg.norm(colors, axis=-1).mean() / np.linalg.norm(np.stack(labs)[..., 1:], axis=-1).mean()
@@ -111,11 +111,11 @@ def main(argv):
         for index, picture in enumerate(pictures if args.keep else []):
             write_image(args.keep / f"{name.replace(' ', '_')}_{index + 1}.png", picture)
         for matched in (False, True) if pictures else (False,):
-            painter = copy.deepcopy(loaded)
+            predictor = copy.deepcopy(loaded)
             if pictures:
-                painter.add_references(pictures, matched)
-            error, far, chroma = measure(painter, truth)
-            told = painter.grade or "nothing to do" if matched else "no"
+                predictor.add_references(pictures, matched)
+            error, far, chroma = measure(predictor, truth)
+            told = predictor.grade or "nothing to do" if matched else "no"
             print(f"| {name} | {told} | {error:.2f} | {far:.1%} | {chroma:.3f} |", flush=True)
 
 

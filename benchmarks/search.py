@@ -75,8 +75,8 @@ class Case:
 
     def score(self, colorizer):
         """Mean CIEDE2000 over the test frames, one for each of PROTOCOLS."""
-        predict = Predictor(colorizer, self.device).predict
-        return [measure({"full": predict}, self.tested[protocol], self.args.img_size)[0]["full"]["ciede2000"]
+        predictor = Predictor(colorizer, self.device)
+        return [measure({"full": lambda labs: predictor.predict_ab(labs)[0]}, self.tested[protocol], self.args.img_size)[0]["full"]["ciede2000"]
                 for protocol in PROTOCOLS]
 
     def read_with(self, name, value):

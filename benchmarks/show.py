@@ -55,8 +55,8 @@ def write(film, folder, count):
     """A checkpoint, in a folder of its own, that knows ``count`` frames."""
     with tempfile.TemporaryDirectory() as pictures:
         data = ColorizationDataset(speed.film_pictures(film, Path(pictures), PICTURES), IMG_SIZE)
-    painter = speed.make_painter(data, TrainConfig(img_size=IMG_SIZE), torch.device("cpu"), "auto")
-    net = painter.colorizer
+    predictor = speed.make_predictor(data, TrainConfig(img_size=IMG_SIZE), torch.device("cpu"), "auto")
+    net = predictor.colorizer
     spatial, some = net.spatial, {name: getattr(net.spatial, name) for name in FIELDS}  # before it gets another size
     folder.mkdir()
     archived = count if count > spatial.config.max_inline_frames else 0
@@ -93,12 +93,12 @@ def status(name):
 def measure(checkpoint, film, seconds):
     """In a process of its own: {figure: value} of a checkpoint."""
     began = time.monotonic()
-    painter = load_predictor(PredictorConfig(checkpoint=checkpoint))
+    predictor = load_predictor(PredictorConfig(checkpoint=checkpoint))
     found, choice = {"start": time.monotonic() - began}, {}
     with tempfile.TemporaryDirectory() as folder:
-        color_film(painter, VideoFile(film), Path(folder) / "colored.mp4", FilmConfig(end=seconds))
+        color_film(predictor, VideoFile(film), Path(folder) / "colored.mp4", FilmConfig(end=seconds))
     found |= {"resident": status("VmRSS"), "most": status("VmHWM")}
-    spatial, numbers = painter.colorizer.spatial, torch.arange(8)
+    spatial, numbers = predictor.colorizer.spatial, torch.arange(8)
     size = len(spatial.features)
     for name, slots in (("of one shot", numbers % size), ("of 8 shots", numbers * (size // 8))):
         looks, taken = spatial.features[slots].float(), []

@@ -270,7 +270,7 @@ def memory_of_training(paths):
 # Films
 
 
-def make_painter(data, config, device, precision):
+def make_predictor(data, config, device, precision):
     """A Predictor of an untrained colorizer that remembers the pictures."""
     cast = partial(autocast, device)
     learner = Learner(config, fit_model_config(config, len(data)), device)
@@ -287,12 +287,12 @@ def coloring(film, paths, device, rounds, folder):
     data = {size: ColorizationDataset(paths, size) for size in SIZES}
     for size, spatial in itertools.product(reversed(SIZES), (True, False)):
         config = TrainConfig(img_size=size, use_spatial_memory=spatial)
-        ours, plain = (make_painter(data[size], config, device, precision) for precision in ("auto", "fp32"))
+        ours, plain = (make_predictor(data[size], config, device, precision) for precision in ("auto", "fp32"))
         records = []
 
-        def color(painter=ours, records=records):
+        def color(predictor=ours, records=records):
             (folder / "ours.mp4").unlink(missing_ok=True)
-            records[:] = color_film(painter, VideoFile(film), folder / "ours.mp4", FilmConfig(end=CLIP_SECONDS))
+            records[:] = color_film(predictor, VideoFile(film), folder / "ours.mp4", FilmConfig(end=CLIP_SECONDS))
 
         seconds = in_turn(rounds, ours=color, reference=partial(
             reference.color_film, plain, film, folder / "reference.mp4", REFERENCE_FRAMES))

@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.speed import machine
 
-from colorizer import palette_classifier as votes, predictor as painter
+from colorizer import palette_classifier as votes, predictor
 from colorizer.backbone import Backbone
 from colorizer.colorizer import Colorizer
 from colorizer.memory import spatial_memory as spatial
@@ -57,7 +57,7 @@ STAGES = {
     "colors carried": (spatial.SpatialMemory, "carry"),
     "colors looked up": (spatial.SpatialMemory, "read"),
     "what is known": (Colorizer, "_known"),
-    "the rest of painting": (painter.Predictor, "predict_with_embeddings"),
+    "the rest of painting": (predictor.Predictor, "predict_with_embeddings"),
     "colors steadied": (flow.TemporalFilter, "__call__"),
     "chroma at the film's size": (episode, "finish"),
 }
@@ -91,23 +91,23 @@ class Clock(threading.local):
         return timed
 
 
-def color(painter_, film, seconds):
+def color(predictor_, film, seconds):
     """Color the first seconds; returns how long that took and how many frames there are."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        records = episode.color_film(painter_, VideoFile(film), Path(folder) / "film.mkv", FilmConfig(end=seconds))
+        records = episode.color_film(predictor_, VideoFile(film), Path(folder) / "film.mkv", FilmConfig(end=seconds))
         return time.perf_counter() - started, records[-1].end_frame
 
 
-def waits(painter_, film, seconds):
+def waits(predictor_, film, seconds):
     """How often a batch of 8 frames waits for a CUDA device, by the line of our code that does."""
     film = VideoFile(film)
-    plan = analyze_film(film, painter_, FilmConfig(end=seconds))
-    frames = [planes.lightness(painter_.side) for _, (_, _, planes) in zip(range(8), film.read(), strict=False)]
+    plan = analyze_film(film, predictor_, FilmConfig(end=seconds))
+    frames = [planes.lightness(predictor_.side) for _, (_, _, planes) in zip(range(8), film.read(), strict=False)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
-        painter_.predict_with_embeddings(np.stack(frames), plan.shots[0].palette)
+        predictor_.predict_with_embeddings(np.stack(frames), plan.shots[0].palette)
         torch.cuda.set_sync_debug_mode("default")
     return Counter(f"{Path(each.filename).name}:{each.lineno}" for each in caught if "synchroniz" in str(each.message))
 
@@ -120,7 +120,7 @@ def main(argv):
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="of the networks")
     args = parser.parse_args(argv)
     started = time.perf_counter()
-    ours = painter.Predictor.load(args.checkpoint, precision=args.precision)
+    ours = predictor.Predictor.load(args.checkpoint, precision=args.precision)
     loaded = time.perf_counter() - started
     color(ours, args.film, 1)  # warm
     clock = Clock(ours.device)

@@ -48,34 +48,34 @@ def read_shots(colored):
 class Alone:
     """A ``plan.FilmPredictor`` that gives each frame a palette of its own."""
 
-    def __init__(self, painter):
-        self._painter = painter
+    def __init__(self, predictor):
+        self._predictor = predictor
 
     def __getattr__(self, name):
-        return getattr(self._painter, name)
+        return getattr(self._predictor, name)
 
-    def through(self, response):
-        return Alone(self._painter.through(response))
+    def with_response(self, response):
+        return Alone(self._predictor.with_response(response))
 
     def predict_with_embeddings(self, lightness, palette):
         labs = [cv2.merge([L, 0 * L, 0 * L]) for L in lightness]
-        each = [self._painter.predict_with_embeddings(lab[None, ..., 0], self._painter.palette([lab])) for lab in labs]
+        each = [self._predictor.predict_with_embeddings(lab[None, ..., 0], self._predictor.palette([lab])) for lab in labs]
         ab, known, looks = zip(*each, strict=True)
         return np.concatenate(ab), Confidence(*map(np.concatenate, zip(*known, strict=True))), np.concatenate(looks)
 
 
-def color_alone(painter, film, shots, target):
+def color_alone(predictor, film, shots, target):
     """Color the part of a film that ``shots`` are of, each frame by itself, and encode it as test.py does."""
     film, alone = VideoFile(film), TemporalFilterConfig(previous_weight=0.0)  # nothing is left of the frame before
     start, end = (time - float(film.start) for time in (shots[0]["start_time"], shots[-1]["end_time"]))
-    color_film(Alone(painter), film, target, FilmConfig(start=start, end=end, temporal_filter=alone))
+    color_film(Alone(predictor), film, target, FilmConfig(start=start, end=end, temporal_filter=alone))
 
 
-def measure(painter, film, colored, shots):
+def measure(predictor, film, colored, shots):
     """{row: {"cdc", "warp_error", "ciede2000"}}; without "truth" and "ciede2000" when the film has no color."""
     with tempfile.TemporaryDirectory() as folder:
         by_itself = Path(folder) / "alone.mkv"
-        color_alone(painter, film, shots, by_itself)
+        color_alone(predictor, film, shots, by_itself)
         return compare(film, colored, by_itself, shots)
 
 
@@ -139,8 +139,8 @@ def main(argv):
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to run the networks")
     args = parser.parse_args(argv)
     shots = read_shots(args.colored)
-    painter = Predictor.load(args.checkpoint, device=args.device)
-    print(table(measure(painter, args.film, args.colored, shots)))
+    predictor = Predictor.load(args.checkpoint, device=args.device)
+    print(table(measure(predictor, args.film, args.colored, shots)))
 
 
 if __name__ == "__main__":

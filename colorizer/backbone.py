@@ -285,7 +285,7 @@ def _read_weights(path):
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def look(backbone: Backbone, lightness: Iterable[np.ndarray], device: torch.device, precision: str = "auto") -> Features:
+def extract_features(backbone: Backbone, lightness: Iterable[np.ndarray], device: torch.device, precision: str = "auto") -> Features:
     """What the backbone sees of pictures of any size, L (H, W) in [0, 100] each."""
     L = np.stack([resize(plane, GRAY_SIZE, GRAY_SIZE) for plane in lightness])
     with autocast(device, precision):

@@ -14,7 +14,7 @@ import torch
 
 from colorizer.adaptation.film_response import IDENTITY_RESPONSE, FilmResponse, find_response, match
 from colorizer.adaptation.reference_grading import Grade, find_grade
-from colorizer.backbone import Features, look
+from colorizer.backbone import Features, extract_features
 from colorizer.colorizer import Colorizer, model_config_of
 from colorizer.confidence import Confidence
 from colorizer.memory.frame_archive import open_archive
@@ -59,7 +59,7 @@ class Predictor:
     source: str = "memory"
     rank: int = 1
     reference: np.ndarray | None = None
-    identity: str = ""  # differs for painters that color differently
+    identity: str = ""  # differs for predictors that color differently
     origin: str = ""  # its identity before references were added
     names: dict[int, str] = field(default_factory=dict)  # image id -> file name, of the frames in memory
     checkpoint: Path | None = None  # that it was loaded from
@@ -81,38 +81,38 @@ class Predictor:
 
     @property
     def side(self) -> int:
-        """Pixels along a side of the pictures for ``palette`` and ``paint``: enough for all networks."""
+        """Pixels along a side of the pictures for ``palette`` and ``predict``: enough for all networks."""
         return max(GRAY_SIZE, self.config.side, self.config.palette_classifier.input_size if self.config.use_palette_classifier else 0)
 
     @property
-    def remembers(self) -> bool:
+    def uses_memory(self) -> bool:
         """Whether memories are read. Colors of the truth or of a reference are the user's own choice, which remembered
         ones would contradict."""
         return self.source in ("memory", "integrator")
 
     @property
-    def looks_up(self) -> bool:
+    def uses_spatial_memory(self) -> bool:
         """Whether the spatial memory is read."""
-        return self.remembers and self.config.use_spatial_memory
+        return self.uses_memory and self.config.use_spatial_memory
 
-    def look(self, lightness: Iterable[np.ndarray]) -> Features | None:
+    def extract_features(self, lightness: Iterable[np.ndarray]) -> Features | None:
         """What the backbone sees of pictures of any size, L (H, W) in [0, 100] each, and the votes for their colors;
         None for a plain GAN, which has no backbone."""
         if not self.config.use_memory:
             return None
         lightness = list(lightness)
-        return self._look(lightness)._replace(class_logits=self._vote(lightness))
+        return self._backbone_features(lightness)._replace(class_logits=self._vote(lightness))
 
-    def _look(self, lightness):
-        return look(self.colorizer.backbone, self._through(lightness), self.device, self.precision)
+    def _backbone_features(self, lightness):
+        return extract_features(self.colorizer.backbone, self._through_response(lightness), self.device, self.precision)
 
-    def _through(self, lightness):
+    def _through_response(self, lightness):
         return lightness if self.response is None else [self.response(L) for L in lightness]
 
     def _vote(self, lightness):
         """The votes (N, K, G, G) for the colors of pictures, L (H, W) each; None where there is no voter, or none who
         is asked."""
-        if not (self.config.use_palette_classifier and self.remembers):
+        if not (self.config.use_palette_classifier and self.uses_memory):
             return None
         L = self._tensor(lightness, self.config.palette_classifier.input_size)
         with autocast(self.device, self.precision):
@@ -120,7 +120,7 @@ class Predictor:
 
     def _tensor(self, lightness, side):
         """Pictures of any size, L (H, W) in [0, 100] each, as a tensor (N, 1, side, side) in [0, 1]."""
-        planes = np.stack([resize(plane, side, side) for plane in self._through(lightness)])
+        planes = np.stack([resize(plane, side, side) for plane in self._through_response(lightness)])
         return to_device(planes, self.device)[:, None] / L_SCALE
 
     def given(self, labs: Sequence[np.ndarray]) -> Conditioning:
@@ -147,41 +147,34 @@ class Predictor:
         what is Known of their places, arrays (N, G, G), nan (N, 1, 1) where no spatial memory is read; ``shown`` is as
         for ``SpatialMemory.carry``."""
         L = self._tensor(lightness, self.config.side)
-        if seen is not None and not self.remembers:
+        if seen is not None and not self.uses_memory:
             seen = seen._replace(class_logits=None)
         with autocast(self.device, self.precision):
-            ab, known = self.colorizer(L, advice, seen, self.remembers, shown)
+            ab, known = self.colorizer(L, advice, seen, self.uses_memory, shown)
         known = Confidence.nothing(len(ab)) if known is None else Confidence(*(x.cpu().numpy() for x in known))
         return (ab * AB_SCALE).permute(0, 2, 3, 1).contiguous().cpu().numpy(), known
 
     @torch.inference_mode()
-    def judge(self, labs: Sequence[np.ndarray]) -> tuple[np.ndarray, Confidence]:
-        """The colors of pictures, Lab (H, W, 3) each, as ``predict`` gives them, and what is Known of their places, as
-        ``generate`` does."""
+    def predict_ab(self, labs: Sequence[np.ndarray]) -> tuple[np.ndarray, Confidence]:
+        """Predict ab float32 (N, S, S, 2) in Lab units, S the colorizer's side, of pictures, Lab (H, W, 3) each, and the
+        Confidence of their grid cells. Only the lightness is used, except for "truth"."""
         lightness = [lab[..., 0] for lab in labs]
-        seen, advice = self.look(lightness), None
-        if self.remembers:
+        seen, advice = self.extract_features(lightness), None
+        if self.uses_memory:
             advice = self.recalled(self.colorizer.recall(seen.embedding))  # type: ignore[union-attr]  # has a memory
         elif self.source != "none":
             advice = self.given(labs)
         return self.generate(lightness, advice, seen, self._shown if self.response else None)
 
-    def predict(self, labs: Sequence[np.ndarray]) -> np.ndarray:
-        """The colors of pictures, Lab (H, W, 3) each: ab float32 (N, S, S, 2) in Lab units, S the colorizer's side.
-
-        Only the lightness is used (and the colors for "truth"); each picture has advice of its own.
-        """
-        return self.judge(labs)[0]
-
     def colorize(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Color pictures, RGB uint8 (H, W, 3) of any sizes. Returns RGB uint8 of the same sizes: ab is predicted at
         the colorizer's side, enlarged along lightness and joined to the full-resolution L."""
-        return self.explain(pictures)[0]
+        return self.colorize_with_confidence(pictures)[0]
 
-    def explain(self, pictures: Sequence[np.ndarray]) -> tuple[list[np.ndarray], Confidence]:
+    def colorize_with_confidence(self, pictures: Sequence[np.ndarray]) -> tuple[list[np.ndarray], Confidence]:
         """Color pictures as ``colorize`` does; returns them and what is Known of their places, as ``generate`` does."""
         labs = [rgb_to_lab(picture) for picture in pictures]
-        results, (colors, known) = [], self.judge(labs)
+        results, (colors, known) = [], self.predict_ab(labs)
         for lab, ab in zip(labs, colors, strict=True):
             lab[..., 1:] = enlarged(ab, lab[..., 0])
             results.append(lab_to_rgb(lab))
@@ -194,9 +187,9 @@ class Predictor:
         nothing = torch.zeros(0)
         if self.source == "none":
             return Palette(None, [], [], nothing)
-        if not self.remembers:
+        if not self.uses_memory:
             return Palette(self.given(labs).color_feature.mean(0, keepdim=True).cpu(), [], [], nothing)
-        return self._recalled_by(self._look([lab[..., 0] for lab in labs]).embedding.mean(0))
+        return self._recalled_by(self._backbone_features([lab[..., 0] for lab in labs]).embedding.mean(0))
 
     def _recalled_by(self, feature):
         """The Palette of a shot by what the backbone sees of it, (D,)."""
@@ -205,14 +198,14 @@ class Predictor:
         return Palette(advice.color_feature.cpu(), recall.ids[0][filled].tolist(), recall.scores[0][filled].tolist(),
                        feature.cpu(), advice.score.item())
 
-    def paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence]:
+    def predict(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence]:
         """Color frames of one shot by its Palette: L (N, side, side) in [0, 100] -> ab (N, S, S, 2) in Lab units, S the
         colorizer's side, and what is Known of their places, as ``generate`` gives it."""
         return self.predict_with_embeddings(lightness, palette)[:2]
 
     @torch.inference_mode()
     def predict_with_embeddings(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence, np.ndarray]:
-        """``paint``, and the looks int16 (N, D) by which it chose what to read of the spatial memory; (N, 0) where it
+        """``predict``, and the looks int16 (N, D) by which it chose what to read of the spatial memory; (N, 0) where it
         reads none. Where the motion tells the colors of a frame, they and its looks are those of frames beside it."""
         between = InBetweens(lightness, self.config.palette_classifier, InBetweenConfig())
         painted, advice, seen = lightness[between.painted], None, None
@@ -220,10 +213,10 @@ class Predictor:
             feature = to_device(palette.color_feature, self.device).expand(len(painted), -1)
             advice = Conditioning(feature, torch.full((len(painted),), palette.score, device=self.device))
         if self.config.use_memory:
-            seen = self._look(painted)._replace(class_logits=self._vote(painted))
+            seen = self._backbone_features(painted)._replace(class_logits=self._vote(painted))
         ab, known = self.generate(painted, advice, seen, self._shown)
         looks = np.zeros((len(painted), 0), np.int16)
-        if seen is not None and self.looks_up:
+        if seen is not None and self.uses_spatial_memory:
             looks = quantize_embeddings(seen.embedding).cpu().numpy()
         return between.colors(ab), between.known(known), between.looks(looks)
 
@@ -233,13 +226,13 @@ class Predictor:
     @torch.inference_mode()
     def requery_palette(self, palette: Palette) -> Palette:
         """The Palette of the same frames, by the memory as it is now."""
-        return self._recalled_by(palette.feature) if self.remembers else palette
+        return self._recalled_by(palette.feature) if self.uses_memory else palette
 
     @torch.inference_mode()
-    def reading(self, palette: Palette, looks: np.ndarray) -> str:
+    def lookup_digest(self, palette: Palette, looks: np.ndarray) -> str:
         """A hash of all that is read of the memories for a shot, by its Palette and the looks, int16 (n, D), that
-        ``predict_with_embeddings`` gave of its frames; painters of one ``origin`` that read the same give the same colors."""
-        if not self.remembers:
+        ``predict_with_embeddings`` gave of its frames; predictors of one ``origin`` that read the same give the same colors."""
+        if not self.uses_memory:
             return ""
         digest = hashlib.sha256(repr(palette.score).encode())
         digest.update(palette.color_feature.numpy().tobytes())  # type: ignore[union-attr]  # one is recalled
@@ -260,7 +253,7 @@ class Predictor:
     def _shown(self):
         """A function that gives the picture of a slot as a film shows it, codes of encode_lab, uint8 (S, S, 3); None
         where no spatial memory is read."""
-        if not self.looks_up:
+        if not self.uses_spatial_memory:
             return None
         response, spatial = self.response or IDENTITY_RESPONSE, self.colorizer.spatial
 
@@ -275,15 +268,15 @@ class Predictor:
         return shown
 
     @torch.inference_mode()
-    def respond(self, lightness: Sequence[np.ndarray]) -> FilmResponse | None:
+    def fit_response(self, lightness: Sequence[np.ndarray]) -> FilmResponse | None:
         """The Response of a film by some of its frames, L (H, W) in [0, 100] each; None where none makes it clearly
         more like what is known, or where no spatial memory is read."""
-        if not self.looks_up:
+        if not self.uses_spatial_memory:
             return None
-        return find_response(self._look, self.colorizer.spatial, lightness, ResponseConfig())
+        return find_response(self._backbone_features, self.colorizer.spatial, lightness, ResponseConfig())
 
     @torch.inference_mode()
-    def through(self, response: FilmResponse | None) -> "Predictor":
+    def with_response(self, response: FilmResponse | None) -> "Predictor":
         """A Predictor that looks at gray pictures through a Response, for None this one.
 
         Frames that the user painted over such a film are in its gray, too. They are kept as seen through the Response
@@ -294,19 +287,19 @@ class Predictor:
         pinned = self.colorizer.spatial.pinned.nonzero()[:, 0].tolist()
         if not pinned:
             return replace(self, response=response)
-        painter, films = replace(self, colorizer=copy.deepcopy(self.colorizer), response=response), []
-        memory, spatial = painter.colorizer.memory, painter.colorizer.spatial
+        predictor, films = replace(self, colorizer=copy.deepcopy(self.colorizer), response=response), []
+        memory, spatial = predictor.colorizer.memory, predictor.colorizer.spatial
         own = memory.pinned.nonzero()[:, 0].tolist()
         for slot, own_slot in zip(pinned, own, strict=True):
             lab = spatial.labs([slot])[0]
-            plain, better = (each.misfit(match(self._look, spatial, [lab[..., 0]], each, ResponseConfig()))
+            plain, better = (each.misfit(match(self._backbone_features, spatial, [lab[..., 0]], each, ResponseConfig()))
                              for each in (IDENTITY_RESPONSE, response))
             if better < plain:
-                seen, L, ab, guess = painter.guessed(lab)
+                seen, L, ab, guess = predictor.guessed(lab)
                 spatial.write(torch.tensor([slot]), seen, L, ab, torch.tensor([REFERENCE_ID]), guess)
                 memory.keys[own_slot] = memory.query(seen.embedding)[0]
                 films.append(slot)
-        return replace(painter, films=frozenset(films))
+        return replace(predictor, films=frozenset(films))
 
     # -----------------------------------------------------------------------------------------------------------------
     # References
@@ -323,13 +316,13 @@ class Predictor:
         if not config.use_memory:
             raise UserError("references are kept in the memory, and the checkpoint is a plain GAN; leave --references "
                             "out or train with use_memory True")
-        if not self.remembers:
+        if not self.uses_memory:
             raise UserError("--references adds to the memory, which --color_feature truth and --reference leave aside; "
                             "use one of them")
         self.identity = _digest([self.identity.encode(), bytes([matched]), *(each.tobytes() for each in pictures)])
         self.grade = None
         if matched and config.use_spatial_memory:
-            self.grade = find_grade(self._look, colorizer.spatial, pictures, GradeConfig())
+            self.grade = find_grade(self._backbone_features, colorizer.spatial, pictures, GradeConfig())
         if self.grade is not None:
             warn(f"the references are {self.grade}; brought to its colors (--match_references False keeps theirs)")
             pictures = [self.grade(picture) for picture in pictures]
@@ -345,7 +338,7 @@ class Predictor:
     def guessed(self, lab: np.ndarray) -> tuple[Features, torch.Tensor, torch.Tensor, torch.Tensor]:
         """What is Seen of a picture in color, Lab (H, W, 3), its L (1, 1, S, S) and ab (1, 2, S, S), S the colorizer's
         side, and the ab that is guessed of it, without what is remembered of places."""
-        seen: Any = self.look([lab[..., 0]])
+        seen: Any = self.extract_features([lab[..., 0]])
         side = self.config.side
         L, ab = self._tensor([lab[..., 0]], side), lab_to_tensors(resize(lab, side, side))[1].to(self.device)
         with autocast(self.device, self.precision):
@@ -440,17 +433,17 @@ def load_predictor(config: PredictorConfig) -> Predictor:
     device = select_device(config.device)
     torch.backends.cudnn.deterministic = True  # else two runs on a GPU differ: cuDNN may add in any order
     colorizer, content = load_colorizer(config.checkpoint, device)
-    painter = Predictor(colorizer, device, config.precision, _source(config, colorizer.config), config.rank,
+    predictor = Predictor(colorizer, device, config.precision, _source(config, colorizer.config), config.rank,
                       names={**content["frames"], REFERENCE_ID: "a reference"}, checkpoint=config.checkpoint)
     if config.reference:
-        painter.reference = painter.features_of([rgb_to_lab(_read_reference(config.reference))])[0].cpu().numpy()
-    colors = b"" if painter.reference is None else painter.reference.tobytes()
-    settings = repr((painter.source, painter.rank, config.precision, device.type)).encode()
+        predictor.reference = predictor.features_of([rgb_to_lab(_read_reference(config.reference))])[0].cpu().numpy()
+    colors = b"" if predictor.reference is None else predictor.reference.tobytes()
+    settings = repr((predictor.source, predictor.rank, config.precision, device.type)).encode()
     with open(config.checkpoint, "rb") as file:  # frames that are beside it are in it by their digests
         parts = iter(partial(file.read, 2**20), b"")
-        painter.identity = painter.origin = _digest(chain(parts, [settings, colors]))
+        predictor.identity = predictor.origin = _digest(chain(parts, [settings, colors]))
     if config.references:
-        painter.add_references(read_references(config.references), config.match_references)
+        predictor.add_references(read_references(config.references), config.match_references)
         if config.save_checkpoint:
-            painter.save(config.save_checkpoint)
-    return painter
+            predictor.save(config.save_checkpoint)
+    return predictor

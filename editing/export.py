@@ -12,19 +12,19 @@ from film.report.memory_video import memory_pictures
 from utils import UserError
 
 
-def export(project: Project, painters: PredictorCache) -> Path:
+def export(project: Project, predictors: PredictorCache) -> Path:
     """Write what is taken away into the project's folder export/; returns that. The film is the one that test.py writes
     with the same checkpoint and references. Raises UserError before the film is colored."""
     records = project.records()
     if records is None or not project.is_current():
         raise UserError("the film is not colored with all that was changed; color it and export again")
-    folder, painter = project.folder / "export", painters.corrected()
+    folder, predictor = project.folder / "export", predictors.corrected()
     references = folder / "references"
     references.mkdir(parents=True, exist_ok=True)
     film = folder / project.colored.name
     film.unlink(missing_ok=True)
     link(project.colored, film)
-    painter.save(folder / "better.pt")
+    predictor.save(folder / "better.pt")
     for path in [*references.glob("frame_*.png"), folder / "references.zip"]:  # of an earlier export
         path.unlink(missing_ok=True)
     for each in project.facts.corrections:
@@ -32,9 +32,9 @@ def export(project: Project, painters: PredictorCache) -> Path:
     if project.facts.corrections:
         shutil.make_archive(str(references), "zip", references)
     facts = {"corrections": str(len(project.facts.corrections))}
-    pictures = memory_pictures(painter.colorizer) if painter.remembers else {}
+    pictures = memory_pictures(predictor.colorizer) if predictor.uses_memory else {}
     write_report(folder / f"{project.colored.stem}_report.html", Report(
-        Path(project.facts.film).name, records, names=painter.names, thumbnails=pictures, facts=facts,
+        Path(project.facts.film).name, records, names=predictor.names, thumbnails=pictures, facts=facts,
         response=records.response))
     return folder
 

@@ -168,7 +168,7 @@ class WatchedFilm(VideoFile):
 
 
 class PredictorCache:
-    """The painter of a project's checkpoint, which is loaded once, with the references of the moment."""
+    """The predictor of a project's checkpoint, which is loaded once, with the references of the moment."""
 
     def __init__(self, project: Project) -> None:
         self.project, self.lock = project, threading.Lock()
@@ -176,7 +176,7 @@ class PredictorCache:
         self.last: tuple[Any, Predictor] | None = None
 
     def plain(self) -> Predictor:
-        """The painter without references. Raises UserError without a checkpoint."""
+        """The predictor without references. Raises UserError without a checkpoint."""
         path = self.project.checkpoint
         if path is None:
             raise UserError("there is no checkpoint yet; train one, or start the studio with --checkpoint")
@@ -188,7 +188,7 @@ class PredictorCache:
             return self.loaded[1]
 
     def corrected(self, more: Mapping[int, np.ndarray] | None = None) -> Predictor:
-        """The painter with the references, as ``load_predictor`` makes it of the folder, and those of ``more``, see
+        """The predictor with the references, as ``load_predictor`` makes it of the folder, and those of ``more``, see
         ``Project.reference_pictures``. The last one is kept: who remembers a frame has just asked what that changes."""
         plain, pictures = self.plain(), self.project.reference_pictures(more)
         if not pictures:
@@ -196,38 +196,38 @@ class PredictorCache:
         key = plain.identity, *(hashlib.sha256(picture.tobytes()).digest() for picture in pictures)
         with self.lock:
             if self.last is None or self.last[0] != key:
-                painter = replace(plain, colorizer=copy.deepcopy(plain.colorizer))
-                painter.add_references(pictures)
-                self.last = key, painter
+                predictor = replace(plain, colorizer=copy.deepcopy(plain.colorizer))
+                predictor.add_references(pictures)
+                self.last = key, predictor
             return self.last[1]
 
 
-def film_config(project: Project, painter: Predictor) -> FilmConfig:
+def film_config(project: Project, predictor: Predictor) -> FilmConfig:
     """How the film of a project is colored: as test.py does by default, with a map where there can be one."""
     facts = project.facts
-    return FilmConfig(confidence=painter.looks_up, cut_at=tuple(facts.cut_at), join_at=tuple(facts.join_at))
+    return FilmConfig(confidence=predictor.uses_spatial_memory, cut_at=tuple(facts.cut_at), join_at=tuple(facts.join_at))
 
 
-def with_changes(project: Project, painter: Predictor) -> FilmPredictor:
-    """What paints the film of a project: its painter, with the colors that are changed everywhere."""
+def with_changes(project: Project, predictor: Predictor) -> FilmPredictor:
+    """What paints the film of a project: its predictor, with the colors that are changed everywhere."""
     changes = [Change(*change) for change in project.facts.changes]
-    return Recolored(painter, changes) if changes else painter
+    return Recolored(predictor, changes) if changes else predictor
 
 
-def color(project: Project, painters: PredictorCache, work: BackgroundTask, frame: int | None = None) -> None:
+def color(project: Project, predictors: PredictorCache, work: BackgroundTask, frame: int | None = None) -> None:
     """Color the film of a project, with all that is remembered; of shots that change, that of the ``frame`` first."""
     film = project.film
     if film is None:
         raise UserError("there is no film yet; choose one")
     work.note = "reading the checkpoint"
     project.begin_coloring()
-    painter = painters.corrected()
-    watched = WatchedPredictor(**{f.name: getattr(painter, f.name) for f in fields(Predictor)}, work=work)
+    predictor = predictors.corrected()
+    watched = WatchedPredictor(**{f.name: getattr(predictor, f.name) for f in fields(Predictor)}, work=work)
     log = project.colored.with_name(f"{project.colored.stem}_shots.jsonl")
     log.unlink(missing_ok=True)
     film = WatchedFilm(film.path, work)
     threading.Thread(target=_watch, args=(work, log, film), daemon=True).start()
-    config, changed = film_config(project, painter), with_changes(project, watched)
+    config, changed = film_config(project, predictor), with_changes(project, watched)
     records = None if frame is None else project.records()
     first = [number for number, state in enumerate(records.states if records else ())  # a record unpacks its pictures
              if frame in range(state["start_frame"], state["end_frame"])]

@@ -72,16 +72,16 @@ def shade_color(color: str, L: np.ndarray, flat: float) -> np.ndarray:
     return reached[..., None] * (ab / chroma)
 
 
-def extract_palette(painter: Predictor, count: int = 40) -> list[PaletteColor]:
-    """The distinct colors that a painter remembers, at most ``count``, by their shares.
+def extract_palette(predictor: Predictor, count: int = 40) -> list[PaletteColor]:
+    """The distinct colors that a predictor remembers, at most ``count``, by their shares.
 
     Colors of at most PICTURES frames, spread evenly, are counted in small cells of Lab, and the cells clustered by the
     roots of their counts, the more so as they are vivid: a scarf is not lost beside a sky. A swatch has the commonest
     color of its cluster. Raises UserError for a checkpoint without a spatial memory.
     """
-    if not painter.config.use_spatial_memory:
+    if not predictor.config.use_spatial_memory:
         raise UserError("the checkpoint keeps no pictures, so there is no palette; train with use_spatial_memory True")
-    spatial = painter.colorizer.spatial
+    spatial = predictor.colorizer.spatial
     looked = evenly_spaced(len(spatial.ids), PICTURES)
     cells, counts = _counted(spatial.kept("pictures", looked).cpu().numpy())
     weights = np.sqrt(counts.sum(0)) * (1 + VIVID * np.hypot(*cells.T[1:]) / 110)
@@ -101,7 +101,7 @@ def extract_palette(painter: Predictor, count: int = 40) -> list[PaletteColor]:
             continue
         slot = looked[int(counts[:, group].sum(1).argmax())]
         taken.append(scaled[common])
-        swatches.append(PaletteColor(lab_to_hex(cells[common]), share, slot, painter.names.get(int(spatial.ids[slot]), "")))
+        swatches.append(PaletteColor(lab_to_hex(cells[common]), share, slot, predictor.names.get(int(spatial.ids[slot]), "")))
     return sorted(swatches, key=lambda swatch: -swatch.share)
 
 

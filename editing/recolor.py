@@ -93,45 +93,45 @@ def _shares(ab, L, alike, config):
 
 
 class Recolored(FilmPredictor):
-    """What another painter paints, after changes."""
+    """What another predictor paints, after changes."""
 
-    def __init__(self, painter: FilmPredictor, changes: Sequence[Change], response: FilmResponse | None = None) -> None:
-        self.painter, self.changes, self.response = painter, list(changes), response
-        self.source = painter.source
+    def __init__(self, predictor: FilmPredictor, changes: Sequence[Change], response: FilmResponse | None = None) -> None:
+        self.predictor, self.changes, self.response = predictor, list(changes), response
+        self.source = predictor.source
         for change in self.changes:
             for color in change:
                 hex_to_lab(color)  # is one
-        self.identity = self._digest(painter.identity)
-        self.origin = self._digest(painter.origin) if painter.origin else ""
+        self.identity = self._digest(predictor.identity)
+        self.origin = self._digest(predictor.origin) if predictor.origin else ""
 
     def _digest(self, text):
         return hashlib.sha256(json.dumps([text, self.changes]).encode()).hexdigest()
 
     @property
     def side(self) -> int:
-        return self.painter.side
+        return self.predictor.side
 
-    def respond(self, lightness: Sequence[np.ndarray]) -> FilmResponse | None:
-        return self.painter.respond(lightness)
+    def fit_response(self, lightness: Sequence[np.ndarray]) -> FilmResponse | None:
+        return self.predictor.fit_response(lightness)
 
-    def through(self, response: FilmResponse | None) -> "Recolored":
-        return Recolored(self.painter.through(response), self.changes, response)
+    def with_response(self, response: FilmResponse | None) -> "Recolored":
+        return Recolored(self.predictor.with_response(response), self.changes, response)
 
     def palette(self, labs: Sequence[np.ndarray]) -> Palette:
-        return self.painter.palette(labs)
+        return self.predictor.palette(labs)
 
-    def paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence]:
+    def predict(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence]:
         return self.predict_with_embeddings(lightness, palette)[:2]
 
     def predict_with_embeddings(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence, np.ndarray]:
-        ab, known, looks = self.painter.predict_with_embeddings(lightness, palette)
+        ab, known, looks = self.predictor.predict_with_embeddings(lightness, palette)
         height, width = ab.shape[1:3]
         seen = [L if self.response is None else self.response(L) for L in lightness]
         return np.stack([recolored(each, resize(L, height, width), self.changes)
                          for each, L in zip(ab, seen, strict=True)]), known, looks
 
     def requery_palette(self, palette: Palette) -> Palette:
-        return self.painter.requery_palette(palette)
+        return self.predictor.requery_palette(palette)
 
-    def reading(self, palette: Palette, looks: np.ndarray) -> str:
-        return self.painter.reading(palette, looks)
+    def lookup_digest(self, palette: Palette, looks: np.ndarray) -> str:
+        return self.predictor.lookup_digest(palette, looks)

@@ -54,7 +54,7 @@ class EditingSession:
     """A project on a page: answers what the page asks, and starts what it wants to be done."""
 
     def __init__(self, project: Project) -> None:
-        self.project, self.background, self.painters = project, BackgroundRunner(), PredictorCache(project)
+        self.project, self.background, self.predictors = project, BackgroundRunner(), PredictorCache(project)
         self.lock, self.counting, self.changing = threading.Lock(), threading.Lock(), threading.RLock()
         self.version = 1  # grows whenever the page shall look again
         self.films: dict[str, tuple[Any, Frames]] = {}
@@ -79,7 +79,7 @@ class EditingSession:
 
     def color(self, frame: int | None = None) -> None:
         """Color the film with all that is remembered, in the background, the shot of ``frame`` first."""
-        self.begin("coloring", lambda work: color(self.project, self.painters, work, frame))
+        self.begin("coloring", lambda work: color(self.project, self.predictors, work, frame))
 
     def open(self) -> None:
         """Do what is to be done first: find the shots, or color."""
@@ -89,15 +89,15 @@ class EditingSession:
             self.begin("finding shots", self._find_and_color)
         elif self.project.checkpoint and not self.project.is_current():
             self.color()
-        elif self.project.checkpoint:  # so that what is asked of the painter first is answered soon
-            threading.Thread(target=self.painters.plain, daemon=True).start()
+        elif self.project.checkpoint:  # so that what is asked of the predictor first is answered soon
+            threading.Thread(target=self.predictors.plain, daemon=True).start()
 
     def _find_and_color(self, work):
         find_shots(self.project, work)
         if self.project.checkpoint:
             self.version += 1
             work.title, work.done = "coloring", 0.0
-            color(self.project, self.painters, work)
+            color(self.project, self.predictors, work)
 
     def status(self) -> dict[str, Any]:
         """How it stands; asked for every second."""
@@ -221,23 +221,23 @@ class EditingSession:
         records = self.project.records()
         if records is None or not 0 <= _whole("the shot", shot) < len(records):
             return {"sources": []}
-        record, painter = records[shot], self.painters.plain()
-        return {"sources": [{"name": painter.names.get(slot, f"frame {slot}"), "score": round(score, 3),
-                             "picture": self._source_picture(painter, slot)}
+        record, predictor = records[shot], self.predictors.plain()
+        return {"sources": [{"name": predictor.names.get(slot, f"frame {slot}"), "score": round(score, 3),
+                             "picture": self._source_picture(predictor, slot)}
                             for slot, score in zip(record.slot_ids, record.slot_scores, strict=True)]}
 
-    def _source_picture(self, painter: Predictor, i: int) -> str:
+    def _source_picture(self, predictor: Predictor, i: int) -> str:
         """The picture of the frame ``i`` in memory, made when it is first asked for; "" where there is none."""
-        pictures, small = self._sources(painter)
+        pictures, small = self._sources(predictor)
         if i not in small and i in pictures:
             small[i] = _small(pictures[i], 128)
         return small.get(i, "")
 
-    def _sources(self, painter):
+    def _sources(self, predictor):
         """The pictures of the frames in memory by their ids, and the small ones that were made of them."""
-        stamp = painter.identity, self.version
+        stamp = predictor.identity, self.version
         if self.known_sources is None or self.known_sources[0] != stamp:
-            self.known_sources = stamp, memory_pictures(painter.colorizer) if painter.remembers else {}, {}
+            self.known_sources = stamp, memory_pictures(predictor.colorizer) if predictor.uses_memory else {}, {}
         return self.known_sources[1:]
 
     def split(self, frame: int) -> dict[str, Any]:
@@ -322,8 +322,8 @@ class EditingSession:
         project, rgb = self.project, self.easel(frame).picture()
         if self.background.work.running or not project.is_current() or project.film is None:
             return {"told": "The film is being colored, or changed since; which shots this changes is known after it."}
-        painter = self.painters.corrected({frame: rgb})
-        shots = find_changed_shots(with_changes(project, painter), project.film, project.colored, film_config(project, painter))
+        predictor = self.predictors.corrected({frame: rgb})
+        shots = find_changed_shots(with_changes(project, predictor), project.film, project.colored, film_config(project, predictor))
         if shots is None:
             return {"told": "It will color the whole film again."}
         names = ", ".join(str(number + 1) for number in shots[:20]) + (", \u2026" if len(shots) > 20 else "")
@@ -333,16 +333,16 @@ class EditingSession:
 
     def palette(self) -> dict[str, Any]:
         """The colors of the show, and the known frames to pick from."""
-        painter = self.painters.plain()
-        known = list(self._sources(painter)[0])
-        frames = [{"name": painter.names.get(i, f"frame {i}"), "picture": self._source_picture(painter, i)}
+        predictor = self.predictors.plain()
+        known = list(self._sources(predictor)[0])
+        frames = [{"name": predictor.names.get(i, f"frame {i}"), "picture": self._source_picture(predictor, i)}
                   for i in (known[place] for place in evenly_spaced(len(known), SOURCES))]
         with self.counting:
-            if self.swatches is None or self.swatches[0] != painter.identity:
-                keeps = painter.config.use_spatial_memory
-                self.swatches = painter.identity, [
+            if self.swatches is None or self.swatches[0] != predictor.identity:
+                keeps = predictor.config.use_spatial_memory
+                self.swatches = predictor.identity, [
                     {"hex": each.color, "name": f"{each.share:.1%}, as in {each.frame}"}
-                    for each in (extract_palette(painter) if keeps else [])]
+                    for each in (extract_palette(predictor) if keeps else [])]
             return {"colors": self.swatches[1], "frames": frames}
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -415,7 +415,7 @@ class EditingSession:
                 work.title, work.done, work.note = "coloring", 0.0, ""
                 work.stop.clear()  # who stops the training wants to see what it has learned
                 work.began = time.monotonic()
-                color(self.project, self.painters, work)
+                color(self.project, self.predictors, work)
 
         self.begin("training", run)
 

@@ -120,7 +120,7 @@ def times_and_sound(path):
     return times, sound, size
 
 
-class StubPainter(FilmPredictor):
+class StubPredictor(FilmPredictor):
     """Takes the place of test.Predictor: colors by the mean lightness of the shot and of the frame, and counts."""
 
     side, source, identity = 64, "memory", "stub"
@@ -135,7 +135,7 @@ class StubPainter(FilmPredictor):
         mean = float(np.mean([lab[..., 0].mean() for lab in labs]))
         return Palette(torch.full((1, 313), mean), [self.shots, 7], [0.9, 0.5], torch.full((3,), mean))
 
-    def paint(self, L, palette):
+    def predict(self, L, palette):
         self.batches.append(len(L))
         self.frames += len(L)
         if self.fail_at is not None and self.frames > self.fail_at:

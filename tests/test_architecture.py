@@ -81,8 +81,8 @@ def test_the_example_of_the_api_runs(tmp_path, monkeypatch):
     assert len(source) == len(result) == 15
     assert read_image("colored.png").shape == seen["rgb"].shape
     again = seen["Predictor"].load("better.pt")
-    assert again.config == seen["painter"].config and again.config.mem_size > 4
-    for name, tensor in seen["painter"].colorizer.state_dict().items():
+    assert again.config == seen["predictor"].config and again.config.mem_size > 4
+    for name, tensor in seen["predictor"].colorizer.state_dict().items():
         assert torch.equal(again.colorizer.state_dict()[name], tensor), name
 
 

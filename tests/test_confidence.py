@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from drawn import StubPainter, draw_dataset, draw_picture, draw_shots, planes_in, times_and_sound
+from drawn import StubPredictor, draw_dataset, draw_picture, draw_shots, planes_in, times_and_sound
 from test_train import flags
 
 import test
@@ -110,19 +110,19 @@ def run(home, source, output, **settings):
 
 
 def test_a_known_picture_is_recalled_and_a_foreign_one_is_unknown(home):
-    painter = Predictor.load(home / "best.pt", precision="fp32")
+    predictor = Predictor.load(home / "best.pt", precision="fp32")
     foreign = np.random.default_rng(0).integers(0, 255, (64, 96, 1)).astype(np.uint8).repeat(3, 2)
     pictures = [read_image(path) for path in sorted((home / "train").glob("*.png"))]
-    _, known = painter.explain([*pictures, foreign])
-    places = painter.config.palette_classifier.input_size // STRIDE // 2
+    _, known = predictor.colorize_with_confidence([*pictures, foreign])
+    places = predictor.config.palette_classifier.input_size // STRIDE // 2
     assert all(x.shape == (len(pictures) + 1, places, places) for x in known)
     assert known.recalled[:-1].mean() > 0.95 and known.probability[:-1].mean() > 0.9
     assert known.recalled[-1].mean() < 0.2 and known.probability[-1].mean() < 0.7
 
 
 def test_where_nothing_is_read_nothing_is_known(home):
-    for painter in (Predictor.load(home / "gan" / "best.pt"), Predictor.load(home / "best.pt", color_feature="truth")):
-        _, known = painter.judge([rgb_to_lab(draw_picture(0))])
+    for predictor in (Predictor.load(home / "gan" / "best.pt"), Predictor.load(home / "best.pt", color_feature="truth")):
+        _, known = predictor.predict_ab([rgb_to_lab(draw_picture(0))])
         assert all(x.shape == (1, 1, 1) and np.isnan(x).all() for x in known)
     for settings in ({"checkpoint": home / "gan" / "best.pt"}, {"color_feature": "truth"}):
         with pytest.raises(UserError, match="--confidence shows what the spatial memory recalls"):
@@ -186,18 +186,18 @@ def test_maps_are_no_inputs(tmp_path):
         find_inputs(tmp_path, tmp_path / "out", True)
 
 
-class Doubter(StubPainter):
+class Doubter(StubPredictor):
     """Knows the left half of each picture, and nothing of the rest."""
 
-    def paint(self, L, palette):
-        ab, _ = super().paint(L, palette)
+    def predict(self, L, palette):
+        ab, _ = super().predict(L, palette)
         sure = np.zeros((len(L), 2, 2), np.float32)
         sure[..., 0] = 1
         return ab, Confidence(sure, sure, sure)
 
 
-def color(source, output, painter, **settings):
-    return color_film(painter, VideoFile(source), output, FilmConfig(confidence=True), **settings)
+def color(source, output, predictor, **settings):
+    return color_film(predictor, VideoFile(source), output, FilmConfig(confidence=True), **settings)
 
 
 def test_the_map_of_a_film_has_its_times_and_size(tmp_path):
@@ -212,7 +212,7 @@ def test_the_map_of_a_film_has_its_times_and_size(tmp_path):
             assert picture[:, 8].mean(0).argmax() == 2 and picture[:, -8].mean(0).argmax() == 0  # blue, vermillion
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mkv", "out.mkv", "out_confidence.mp4",
                                                                "out_shots.jsonl"]
-    color_film(StubPainter(), VideoFile(source), tmp_path / "plain.mkv", FilmConfig())
+    color_film(StubPredictor(), VideoFile(source), tmp_path / "plain.mkv", FilmConfig())
     plain, mapped = (planes_in(tmp_path / name) for name in ("plain.mkv", "out.mkv"))
     assert all(map(np.array_equal, itertools.chain(*plain), itertools.chain(*mapped)))
 
@@ -229,9 +229,9 @@ def test_a_film_that_goes_on_has_the_same_map(tmp_path):
         color(source, tmp_path / "out.mkv", Doubter(fail_at=30, action=stop))
     with pytest.raises(KeyboardInterrupt):
         color(source, tmp_path / "out.mkv", Doubter(), on_complete=stop)
-    painter = Doubter()
-    color(source, tmp_path / "out.mkv", painter)
-    assert painter.frames == 0
+    predictor = Doubter()
+    color(source, tmp_path / "out.mkv", predictor)
+    assert predictor.frames == 0
     assert (tmp_path / "out_confidence.mp4").read_bytes() == (tmp_path / "whole_confidence.mp4").read_bytes()
 
 
@@ -248,12 +248,12 @@ def test_a_map_that_exists_is_kept(tmp_path):
 def test_a_film_of_odd_size_and_one_of_which_nothing_is_known(tmp_path):
     """The map of the second one is its gray picture."""
     source = draw_shots(tmp_path / "in.mkv", [(60, 12)], size=(131, 97), pix_fmt="yuv444p")
-    color(source, tmp_path / "out.mkv", StubPainter())
+    color(source, tmp_path / "out.mkv", StubPredictor())
     assert times_and_sound(tmp_path / "out_confidence.mp4")[2] == (131, 97)
 
-    class Blind(StubPainter):
-        def paint(self, L, palette):
-            return super().paint(L, palette)[0], Confidence.nothing(len(L))
+    class Blind(StubPredictor):
+        def predict(self, L, palette):
+            return super().predict(L, palette)[0], Confidence.nothing(len(L))
 
     assert np.isnan(color(source, tmp_path / "blind.mkv", Blind())[0].confidence)
     assert all(np.ptp(read(), 2).max() < 8 for read in calibration.readers(tmp_path / "blind_confidence.mp4"))

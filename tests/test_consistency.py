@@ -5,7 +5,7 @@ import math
 import cv2
 import numpy as np
 import pytest
-from drawn import StubPainter, draw_shots
+from drawn import StubPredictor, draw_shots
 from scipy.stats import entropy
 
 from benchmarks.steadiness import measure, read_shots, table
@@ -137,8 +137,8 @@ def test_nothing_to_compare():
 
 def test_the_benchmark_measures_a_colored_film(tmp_path):
     source, output = draw_shots(tmp_path / "in.mkv", [(60, 9), (lambda i: 150 + 5 * i, 7)]), tmp_path / "out.mkv"
-    records = color_film(StubPainter(), VideoFile(source), output, FilmConfig(crf=0))
-    rows = measure(StubPainter(), source, output, read_shots(output))
+    records = color_film(StubPredictor(), VideoFile(source), output, FilmConfig(crf=0))
+    rows = measure(StubPredictor(), source, output, read_shots(output))
     assert list(rows) == ["result", "frame by frame"]  # a gray film is no truth
     expected = np.average([record.cdc for record in records], weights=[9, 7])
     assert rows["result"]["cdc"] == pytest.approx(expected, rel=1e-6)

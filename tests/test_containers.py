@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
-from drawn import StubPainter, draw_film, draw_picture
+from drawn import StubPredictor, draw_film, draw_picture
 
 from dataset_generator import list_videos
 from fileio.images import write_image
@@ -133,7 +133,7 @@ def test_a_film_of_any_container_is_colored(tmp_path, capsys, suffix):
     source = draw_in(tmp_path / f"in{suffix}")
     (film, target), = find_inputs(source, tmp_path / "out")[1]
     assert target.name == (f"in{suffix}" if suffix in OUTPUT_SUFFIXES else "in.mkv")
-    color_film(StubPainter(), film, target)
+    color_film(StubPredictor(), film, target)
     before, after = facts(source), facts(target)
     rate = float(CONTAINERS[suffix][3])
     drawn = [0, 1, 2, 3, 6, 7, 8, 9] if suffix in UNEVEN else list(range(8))

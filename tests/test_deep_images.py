@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from drawn import StubPainter, draw_picture
+from drawn import StubPredictor, draw_picture
 
 from colorizer.confidence import Confidence
 from fileio.images import read_deep_image, read_image, srgb_decode, srgb_encode, write_image
@@ -95,7 +95,7 @@ def test_numbered_frames_keep_their_depth(tmp_path, suffix, depth):
     for number in range(12):
         write_image(tmp_path / "in" / f"scan_{number:04d}{suffix}", gray_codes(depth, number), depth)
     (film, target), = find_inputs(tmp_path / "in", tmp_path / "out")[1]
-    color_film(StubPainter(), film, target)
+    color_film(StubPredictor(), film, target)
     for number in (0, 11):
         result = read_deep_image(tmp_path / "out" / f"scan_{number:04d}{suffix}")
         assert result.depth == depth
@@ -111,7 +111,7 @@ def test_frames_of_light_keep_their_luminance(tmp_path):
     for number, picture in enumerate(light):
         write_image(tmp_path / "in" / f"render.{number:04d}.exr", picture - 0.02)
     (film, target), = find_inputs(tmp_path / "in", tmp_path / "out")[1]
-    color_film(StubPainter(), film, target)
+    color_film(StubPredictor(), film, target)
     weights = np.array([0.2126, 0.7152, 0.0722], np.float32)
     for number in (0, 11):
         before, after = (read_deep_image(tmp_path / name / f"render.{number:04d}.exr").linear for name in ("in", "out"))
@@ -119,12 +119,12 @@ def test_frames_of_light_keep_their_luminance(tmp_path):
         assert np.ptp(after, -1).mean() > 0.01
 
 
-class StillPainter:
-    """Colors every picture in one color, as a painter of stills does."""
+class StillPredictor:
+    """Colors every picture in one color, as a predictor of stills does."""
 
     source = "memory"
 
-    def judge(self, labs):
+    def predict_ab(self, labs):
         return np.full((len(labs), 16, 16, 2), (20, -15), np.float32), Confidence.nothing(len(labs))
 
 
@@ -133,7 +133,7 @@ def test_stills_keep_their_depth(tmp_path, suffix, depth):
     write_image(tmp_path / f"in{suffix}", gray_codes(depth), depth)
     pairs, _ = find_inputs(tmp_path / f"in{suffix}", tmp_path / f"out{suffix}")
     evaluation = Evaluation()
-    assert color_pictures(StillPainter(), pairs, evaluation, False) == 1
+    assert color_pictures(StillPredictor(), pairs, evaluation, False) == 1
     before, after = (read_deep_image(tmp_path / f"{name}{suffix}") for name in ("in", "out"))
     assert after.depth == before.depth == depth
     inside = is_inside(after.rgb, depth)

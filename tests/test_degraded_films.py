@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from drawn import StubPainter, draw_shots
+from drawn import StubPredictor, draw_shots
 
 from colorizer.adaptation.film_response import IDENTITY_RESPONSE, FilmResponse
 from colorizer.colorizer import Colorizer
@@ -118,7 +118,7 @@ def test_fades_and_flicker_are_undone():
 
 
 def test_colors_fade_with_the_light(tmp_path):
-    """The painter sees a shot in full light; what is written is as much paler as there is less contrast."""
+    """The predictor sees a shot in full light; what is written is as much paler as there is less contrast."""
     source = tmp_path / "in.mkv"
     picture = cv2.resize(draw_frame(1, 30), (128, 72)).astype(np.float32)
     with av.open(str(source), "w") as film:
@@ -130,10 +130,10 @@ def test_colors_fade_with_the_light(tmp_path):
         film.mux(stream.encode(None))
     seen = []
 
-    class Watcher(StubPainter):
-        def paint(self, L, palette):
+    class Watcher(StubPredictor):
+        def predict(self, L, palette):
             seen.extend(L)
-            ab, known = super().paint(L, palette)
+            ab, known = super().predict(L, palette)
             return np.full_like(ab, 20), known
 
     color_film(Watcher(), VideoFile(source), tmp_path / "out.mkv", FilmConfig(crf=0, pix_fmt="yuv444p"))
@@ -157,38 +157,38 @@ def turned(lab, curve):
 
 
 @pytest.fixture(scope="module")
-def painter():
-    """An untrained painter that remembers every 12th frame of a drawn shot or two."""
+def predictor():
+    """An untrained predictor that remembers every 12th frame of a drawn shot or two."""
     torch.manual_seed(0)
     config = ModelConfig(img_size=128, width=4, mem_size=2, spatial_size=12, top_k=2)
-    painter = Predictor(Colorizer(config, None).eval(), torch.device("cpu"), "fp32")
-    spatial = painter.colorizer.spatial
+    predictor = Predictor(Colorizer(config, None).eval(), torch.device("cpu"), "fp32")
+    spatial = predictor.colorizer.spatial
     labs = [resize(rgb_to_lab(draw_frame(1, 12 * i)), 256, 256) for i in range(12)]
-    seen = painter.look([lab[..., 0] for lab in labs])
+    seen = predictor.extract_features([lab[..., 0] for lab in labs])
     spatial.fit(seen.cells)
     planes = torch.from_numpy(np.stack(labs)).permute(0, 3, 1, 2)
     spatial.write(torch.arange(12), seen, planes[:, :1] / L_SCALE, planes[:, 1:] / AB_SCALE, torch.arange(12))
-    painter.colorizer.memory.used[:] = True
-    painter.colorizer.memory.keys[:] = torch.eye(2, 512)
-    return painter
+    predictor.colorizer.memory.used[:] = True
+    predictor.colorizer.memory.keys[:] = torch.eye(2, 512)
+    return predictor
 
 
 FRAMES = [rgb_to_lab(draw_frame(1, 12 * i + 5)) for i in range(0, 12, 3)]  # none of these is remembered
 
 
 @pytest.mark.parametrize("kind", CURVES)
-def test_the_curve_of_a_film_is_found(painter, kind):
+def test_the_curve_of_a_film_is_found(predictor, kind):
     film = [turned(lab, CURVES[kind]) for lab in FRAMES]
-    response = painter.respond(film)
+    response = predictor.fit_response(film)
     undone, done = (np.mean([np.abs(change(L) - lab[..., 0]).mean() for L, lab in zip(film, FRAMES, strict=True)])
                     for change in (lambda L: L, response))
     assert done < min(2.5, undone / 3)
 
 
-def test_a_film_like_what_is_known_has_none(painter):
-    assert painter.respond([lab[..., 0] for lab in FRAMES]) is None
-    assert painter.respond([turned(lab, lambda luma: 0.02 + 0.97 * luma) for lab in FRAMES]) is None
-    assert replace(painter, source="truth").respond([turned(lab, CURVES["faded"]) for lab in FRAMES]) is None
+def test_a_film_like_what_is_known_has_none(predictor):
+    assert predictor.fit_response([lab[..., 0] for lab in FRAMES]) is None
+    assert predictor.fit_response([turned(lab, lambda luma: 0.02 + 0.97 * luma) for lab in FRAMES]) is None
+    assert replace(predictor, source="truth").fit_response([turned(lab, CURVES["faded"]) for lab in FRAMES]) is None
 
 
 ORTHOCHROMATIC = np.array([0.05, 0.5, 0.45])
@@ -196,9 +196,9 @@ ORTHOCHROMATIC = np.array([0.05, 0.5, 0.45])
 
 @pytest.mark.parametrize("curve", [None, CURVES["faded"]], ids=["plain", "faded"])
 @pytest.mark.parametrize("stock", [ORTHOCHROMATIC, np.array([0.7, 0.2, 0.1])], ids=["orthochromatic", "red filter"])
-def test_the_stock_of_a_film_is_found(painter, stock, curve):
+def test_the_stock_of_a_film_is_found(predictor, stock, curve):
     film = [exposed(lab_to_rgb(lab), stock) for lab in FRAMES]
-    response = painter.respond(film if curve is None else [turned(L[..., None], curve) for L in film])
+    response = predictor.fit_response(film if curve is None else [turned(L[..., None], curve) for L in film])
     assert response.stock == pytest.approx(stock, abs=0.15)
     assert response.is_straight == (curve is None)
     if curve is not None:
@@ -207,18 +207,18 @@ def test_the_stock_of_a_film_is_found(painter, stock, curve):
 
 
 @pytest.mark.parametrize("gray", [on_video, lambda rgb: rgb_to_lab(rgb)[..., 0]], ids=["luma", "luminance"])
-def test_a_film_of_usual_gray_has_no_stock(painter, gray):
-    assert painter.respond([gray(lab_to_rgb(lab)) for lab in FRAMES]) is None
+def test_a_film_of_usual_gray_has_no_stock(predictor, gray):
+    assert predictor.fit_response([gray(lab_to_rgb(lab)) for lab in FRAMES]) is None
 
 
-def test_what_is_known_is_compared_as_the_stock_shows_it(painter):
+def test_what_is_known_is_compared_as_the_stock_shows_it(predictor):
     """Of a frame that is known, on another stock as much is found again as of it in video, of which less is without."""
     known, response = draw_frame(1, 48), replace(IDENTITY_RESPONSE, stock=ORTHOCHROMATIC)
     nothing = Palette(torch.ones(1, 313) / 313, [], [], torch.zeros(512))
 
     def wrong(L, response):
-        through = painter.through(response)
-        ab = through.paint(resize(L, through.side, through.side)[None], nothing)[0][0]
+        through = predictor.with_response(response)
+        ab = through.predict(resize(L, through.side, through.side)[None], nothing)[0][0]
         return np.linalg.norm(ab - resize(rgb_to_lab(known), *ab.shape[:2])[..., 1:], axis=2).mean()
 
     video = wrong(on_video(known), None)
@@ -245,38 +245,38 @@ def test_a_response_goes_on_straight_and_survives_a_run():
     assert np.isfinite(many_equal(np.array([0, 50, 100]))).all()
 
 
-def test_frames_painted_over_faded_film_are_found_again(painter):
+def test_frames_painted_over_faded_film_are_found_again(predictor):
     """Corrections are in the film's gray: through its response, they match its frames as before, also when they come
     from a checkpoint; one in the show's own gray stays as it is."""
     lab = FRAMES[0].copy()
     lab[..., 1:] = 40, -30  # what a user paints
     over = lab.copy()
     over[..., 0] = turned(lab, CURVES["faded"])
-    response = painter.respond([turned(each, CURVES["faded"]) for each in FRAMES])
+    response = predictor.fit_response([turned(each, CURVES["faded"]) for each in FRAMES])
     for picture in (over, lab):
-        corrected = replace(painter, colorizer=Colorizer(painter.config, None).eval())
-        corrected.colorizer.load_state_dict(painter.colorizer.state_dict())
+        corrected = replace(predictor, colorizer=Colorizer(predictor.config, None).eval())
+        corrected.colorizer.load_state_dict(predictor.colorizer.state_dict())
         corrected.add_references([lab_to_rgb(picture)])
-        through = corrected.through(response)
-        ab = through.predict([over])[0].mean((0, 1))
+        through = corrected.with_response(response)
+        ab = through.predict_ab([over])[0][0].mean((0, 1))
         assert ab == pytest.approx([40, -30], abs=6)
         assert corrected.colorizer.spatial.pictures[-1, ..., 0].float().mean() == pytest.approx(
             2.55 * picture[..., 0].mean(), abs=2)  # its own memory is not touched
 
 
-def test_frames_painted_over_film_of_a_stock_are_told_from_others(painter):
+def test_frames_painted_over_film_of_a_stock_are_told_from_others(predictor):
     lab = FRAMES[0]
     over = lab.copy()
     over[..., 0] = exposed(lab_to_rgb(lab), ORTHOCHROMATIC)
-    corrected = replace(painter, colorizer=Colorizer(painter.config, None).eval())
-    corrected.colorizer.load_state_dict(painter.colorizer.state_dict())
+    corrected = replace(predictor, colorizer=Colorizer(predictor.config, None).eval())
+    corrected.colorizer.load_state_dict(predictor.colorizer.state_dict())
     corrected.add_references([lab_to_rgb(over), lab_to_rgb(lab)], matched=False)
-    assert corrected.through(replace(IDENTITY_RESPONSE, stock=ORTHOCHROMATIC)).films == {12}  # the other is in the show's own gray
+    assert corrected.with_response(replace(IDENTITY_RESPONSE, stock=ORTHOCHROMATIC)).films == {12}  # the other is in the show's own gray
 
 
-def test_the_plan_keeps_response_and_light(painter, tmp_path):
+def test_the_plan_keeps_response_and_light(predictor, tmp_path):
     source = draw_shots(tmp_path / "in.mkv", [(60, 14), (200, 14)])
-    plan = analyze_film(VideoFile(source), StubPainter(), FilmConfig())
+    plan = analyze_film(VideoFile(source), StubPredictor(), FilmConfig())
     plan.response, plan.exposure[3] = FilmResponse.between(np.arange(50), np.arange(100)), (2, -3)
     again = Plan.from_state(plan.state())
     assert np.array_equal(again.exposure, plan.exposure) and again.response.state() == plan.response.state()
@@ -285,8 +285,8 @@ def test_the_plan_keeps_response_and_light(painter, tmp_path):
 def test_response_none_looks_at_a_film_as_it_is(tmp_path):
     source, asked = draw_shots(tmp_path / "in.mkv", [(60, 14), (200, 14)]), []
 
-    class Asked(StubPainter):
-        def respond(self, lightness):
+    class Asked(StubPredictor):
+        def fit_response(self, lightness):
             asked.append(len(lightness))
 
     analyze_film(VideoFile(source), Asked(), FilmConfig())

@@ -6,7 +6,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from drawn import StubPainter, planes_in
+from drawn import StubPredictor, planes_in
 
 from config import FilmConfig
 from dataset import resize, rgb_to_lab
@@ -80,10 +80,10 @@ def test_networks_look_at_a_film_without_its_grain_and_its_luma_stays(tmp_path):
             film.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv444p")))
         film.mux(stream.encode(None))
 
-    class Watcher(StubPainter):
-        def paint(self, L, palette):
+    class Watcher(StubPredictor):
+        def predict(self, L, palette):
             seen.extend(L)
-            return super().paint(L, palette)
+            return super().predict(L, palette)
 
     color_film(Watcher(), VideoFile(source), tmp_path / "out.mkv", FilmConfig(crf=0, pix_fmt="yuv444p"))
     true = gray_lightness(picture / np.float32(255))

@@ -1,4 +1,4 @@
-"""What painting by hand gains, with a painter that gives each shot the color of the reference of its lightness."""
+"""What painting by hand gains, with a predictor that gives each shot the color of the reference of its lightness."""
 
 import av
 import numpy as np
@@ -36,7 +36,7 @@ class Copier(FilmPredictor):
         feature[int(labs[0][..., 0].mean()) // 34] = 1
         return Palette(None, [], [], feature)
 
-    def paint(self, lightness, palette):
+    def predict(self, lightness, palette):
         colors = [next((ab for light, ab in self.known if abs(light - L.mean()) < 5), np.zeros(2)) for L in lightness]
         known = Confidence(*np.full((3, len(lightness), 1, 1), 0.5))
         return np.float32(colors)[:, None, None].repeat(16, 1).repeat(16, 2), known

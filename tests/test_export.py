@@ -10,7 +10,7 @@ import pytest
 import torch
 from drawn import draw_picture
 
-from colorizer.backbone import look
+from colorizer.backbone import extract_features
 from colorizer.colorizer import Colorizer
 from colorizer.export import graphs_of, main
 from colorizer.memory.spatial_memory import SpatialMemory, quantize_embeddings
@@ -35,7 +35,7 @@ def untrained(**settings):
     labs = [rgb_to_lab(draw_picture(seed)) for seed in range(KNOWN)]
     if config.use_memory:
         memory = colorizer.memory
-        seen = look(colorizer.backbone, [lab[..., 0] for lab in labs], torch.device("cpu"), "fp32")
+        seen = extract_features(colorizer.backbone, [lab[..., 0] for lab in labs], torch.device("cpu"), "fp32")
         memory.keys[:], memory.used[:], memory.pinned[OWN] = memory.query(seen.embedding), True, True
         memory.values[:] = torch.from_numpy(np.stack([color_feature(lab[..., 1:]) for lab in labs]))
     if config.use_spatial_memory:

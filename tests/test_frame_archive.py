@@ -96,14 +96,14 @@ def test_frames_in_a_file_are_those_in_a_checkpoint(home, monkeypatch):
 
 def test_references_are_kept_beside_the_file_and_move_with_it(large, tmp_path):
     path, frames = large
-    painter = Predictor.load(path / "best.pt")
-    painter.add_references([draw_picture(41)], matched=False)
-    assert copy.deepcopy(painter.colorizer).spatial.archive is painter.colorizer.spatial.archive
-    painter.save(tmp_path / "other" / "better.pt")
+    predictor = Predictor.load(path / "best.pt")
+    predictor.add_references([draw_picture(41)], matched=False)
+    assert copy.deepcopy(predictor.colorizer).spatial.archive is predictor.colorizer.spatial.archive
+    predictor.save(tmp_path / "other" / "better.pt")
     assert (tmp_path / "other" / frames.name).read_bytes() == frames.read_bytes()
     again = Predictor.load(tmp_path / "other" / "better.pt")
-    assert again.colorizer.spatial.ids.tolist()[6:] == [REFERENCE_ID] and again.identity != painter.identity
-    assert all(map(np.array_equal, again.colorize(PICTURES), painter.colorize(PICTURES)))
+    assert again.colorizer.spatial.ids.tolist()[6:] == [REFERENCE_ID] and again.identity != predictor.identity
+    assert all(map(np.array_equal, again.colorize(PICTURES), predictor.colorize(PICTURES)))
     (tmp_path / "project").mkdir()
     project = Project(tmp_path / "project")
     project.take_checkpoint(path / "best.pt")
@@ -156,11 +156,11 @@ def test_a_file_that_is_not_that_of_the_checkpoint_is_refused(large, kind, told)
 
 def test_a_file_that_is_cut_in_use_ends_in_a_sentence(large):
     path, frames = large
-    painter = Predictor.load(path / "best.pt")
+    predictor = Predictor.load(path / "best.pt")
     with open(frames, "r+b") as file:
         file.truncate(1000)
     with pytest.raises(UserError, match="was cut short while it was in use"):
-        painter.colorize(PICTURES)
+        predictor.colorize(PICTURES)
 
 
 @pytest.mark.parametrize("change", [{"archive": None}, {"archive": {"file": "../frames_0123456789ab.npy"}},
@@ -236,8 +236,8 @@ def test_only_what_shows_something_new_is_kept():
 
 def test_a_held_drawing_is_learned_and_kept_once(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "draw_picture", lambda number: drawn.draw_picture(number // 2))
-    painter = Predictor.load(made(tmp_path, range(7), 10))
-    assert len(painter.names) == 7 + 1 and painter.colorizer.spatial.ids.tolist() == [0, 2, 4, 6]
+    predictor = Predictor.load(made(tmp_path, range(7), 10))
+    assert len(predictor.names) == 7 + 1 and predictor.colorizer.spatial.ids.tolist() == [0, 2, 4, 6]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -277,10 +277,10 @@ def test_joined_checkpoints_know_the_frames_of_all(home, joined):
 
 
 def test_a_joined_checkpoint_recalls_what_the_second_knew(joined):
-    painter = Predictor.load(joined / "all" / "best.pt")
-    _, known = painter.explain([draw_picture(50)])
+    predictor = Predictor.load(joined / "all" / "best.pt")
+    _, known = predictor.colorize_with_confidence([draw_picture(50)])
     assert known.recalled.mean() > 0.9
-    assert painter.colorize([draw_picture(50)])[0].shape == (64, 96, 3)
+    assert predictor.colorize([draw_picture(50)])[0].shape == (64, 96, 3)
 
 
 @pytest.mark.parametrize("flags, told", [

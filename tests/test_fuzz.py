@@ -16,7 +16,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from drawn import StubPainter, draw_picture
+from drawn import StubPredictor, draw_picture
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -188,7 +188,7 @@ def check_video(path):
     shutil.rmtree(pictures, ignore_errors=True)
     target = path.with_name("painted.mkv")
     try:
-        color_film(StubPainter(), VideoFile(path), target, FilmConfig(batch_size=4))
+        color_film(StubPredictor(), VideoFile(path), target, FilmConfig(batch_size=4))
     except UserError as error:
         assert str(path) in str(error) or str(target) in str(error)
 

@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from drawn import StubPainter, draw_film, draw_picture, draw_shots, planes_in
+from drawn import StubPredictor, draw_film, draw_picture, draw_shots, planes_in
 
 from config import FilmConfig
 from fileio.images import read_image, write_image
@@ -45,9 +45,9 @@ def shots(tmp_path):
                                           for frame in frames])
 
 
-def color(folder, output, painter=None, overwrite=False, on_complete=None, **settings):
+def color(folder, output, predictor=None, overwrite=False, on_complete=None, **settings):
     (sequence,), _ = find_sequences(list_files(folder, (".png",)))
-    return color_film(painter or StubPainter(), sequence, output / sequence.stem, FilmConfig(**settings),
+    return color_film(predictor or StubPredictor(), sequence, output / sequence.stem, FilmConfig(**settings),
                       overwrite=overwrite, on_complete=on_complete)
 
 
@@ -93,12 +93,12 @@ def test_films_and_other_pictures_of_one_folder(tmp_path):
 
 def test_numbered_frames_are_colored_shot_by_shot(tmp_path, shots):
     """As the same film in a file: its shots, palettes and held drawings; the luma and the names are the source's."""
-    film, painter = StubPainter(), StubPainter()
+    film, predictor = StubPredictor(), StubPredictor()
     expected = color_film(film, VideoFile(tmp_path / "film.mkv"), tmp_path / "out.mkv", FilmConfig(crf=0))
-    records = color(shots, tmp_path / "out", painter)
+    records = color(shots, tmp_path / "out", predictor)
     assert [(r.start_frame, r.end_frame, r.slot_ids) for r in records] == [
         (r.start_frame, r.end_frame, r.slot_ids) for r in expected] and len(records) == 2
-    assert painter.shots == 2 and painter.frames == film.frames
+    assert predictor.shots == 2 and predictor.frames == film.frames
     assert [round(24 * r.end_time) for r in records] == [16, 28]
     before, after = pictures(shots), pictures(tmp_path / "out")
     assert list(before) == list(after)
@@ -120,12 +120,12 @@ def test_an_interrupted_run_goes_on_with_the_frames_of_the_first_unfinished_shot
 
     color(shots, tmp_path / "whole", batch_size=4)
     with pytest.raises(KeyboardInterrupt):
-        color(shots, tmp_path / "out", StubPainter(24, stop), batch_size=4)
+        color(shots, tmp_path / "out", StubPredictor(24, stop), batch_size=4)
     begun = {path: path.stat().st_mtime_ns for path in list_files(tmp_path / "out", (".png",))}
     assert 16 <= len(begun) < 28
-    painter = StubPainter()
-    color(shots, tmp_path / "out", painter, batch_size=4)
-    assert painter.shots == 0 and painter.frames == 12
+    predictor = StubPredictor()
+    color(shots, tmp_path / "out", predictor, batch_size=4)
+    assert predictor.shots == 0 and predictor.frames == 12
     whole, out = pictures(tmp_path / "whole"), pictures(tmp_path / "out")
     assert list(whole) == list(out) and all(np.array_equal(whole[name], out[name]) for name in whole)
     assert all(path.stat().st_mtime_ns == before for path, before in begun.items())

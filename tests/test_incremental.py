@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from drawn import StubPainter, draw_shots, planes_in
+from drawn import StubPredictor, draw_shots, planes_in
 from test_transitions import BEFORE, BEHIND, joined, shot, store
 from test_train import flags
 
@@ -94,7 +94,7 @@ def color(home, folder, **settings):
                match_references=False, **settings))
 
 
-def painter(home, folder=None):
+def predictor(home, folder=None):
     return Predictor.load(home / "run" / "best.pt", references=folder, match_references=False)
 
 
@@ -115,7 +115,7 @@ def test_shots_that_read_nothing_else_are_taken_as_they_are(home, plain, tmp_pat
     work, painted = tmp_path / "work", []
     shutil.copytree(plain, work)
     folder = references(home, tmp_path / "references", 1, 3)
-    told = find_changed_shots(painter(home, folder), VideoFile(home / FILM), work / "film.mkv")
+    told = find_changed_shots(predictor(home, folder), VideoFile(home / FILM), work / "film.mkv")
     assert {1, 3} <= set(told) and len(told) < len(SCENES)
     color_shot = episode.FilmRendering._color_shot
     monkeypatch.setattr(episode.FilmRendering, "_color_shot",
@@ -133,11 +133,11 @@ def test_shots_that_read_nothing_else_are_taken_as_they_are(home, plain, tmp_pat
                if not all(map(np.array_equal, one, other))}
     assert {1, 3} <= changed <= set(told)
     (folder / "3.png").unlink()
-    one_less = find_changed_shots(painter(home, folder), VideoFile(home / FILM), work / "film.mkv")
+    one_less = find_changed_shots(predictor(home, folder), VideoFile(home / FILM), work / "film.mkv")
     assert 3 in one_less and 1 not in one_less
     color(home, work)  # all are taken back
     assert contents(work) == contents(plain)
-    assert find_changed_shots(painter(home), VideoFile(home / FILM), work / "film.mkv") == []
+    assert find_changed_shots(predictor(home), VideoFile(home / FILM), work / "film.mkv") == []
 
 
 def test_what_depends_on_which_other_frames_there_are():
@@ -169,7 +169,7 @@ def test_looks_are_kept_as_they_are():
 # All kinds of films, and interrupted runs
 
 
-class Corrected(StubPainter):
+class Corrected(StubPredictor):
     """Gives the shots that are lighter than ``above`` other colors, as references would."""
 
     origin = "stub"
@@ -181,21 +181,21 @@ class Corrected(StubPainter):
     def _change(self, palette):
         return np.float32(self.change * (palette.color_feature[0, 0].item() > self.above))
 
-    def paint(self, L, palette):
-        ab, known = super().paint(L, palette)
+    def predict(self, L, palette):
+        ab, known = super().predict(L, palette)
         return ab + self._change(palette), known
 
-    def reading(self, palette, looks):
+    def lookup_digest(self, palette, looks):
         return f"{self._change(palette)} for {len(looks)} frames"
 
 
 SHOTS = [(60, 12), (200, 10), (110, 12), (190, 8)]
 
 
-def color_shots(source, output, change=0, painter=None, **settings):
-    painter = painter or Corrected(change)
-    color_film(painter, VideoFile(source), output, FilmConfig(batch_size=4, **settings))
-    return painter.frames
+def color_shots(source, output, change=0, predictor=None, **settings):
+    predictor = predictor or Corrected(change)
+    color_film(predictor, VideoFile(source), output, FilmConfig(batch_size=4, **settings))
+    return predictor.frames
 
 
 @pytest.mark.parametrize("suffix, codec", [(".mp4", None), (".mkv", None), (".webm", None), (".mkv", "hevc")])
@@ -226,16 +226,16 @@ def test_an_interrupted_change_loses_nothing(tmp_path):
     color_shots(source, other, 20)
     before, after = output.read_bytes(), other.read_bytes()
     with pytest.raises(Stop):
-        color_shots(source, output, painter=Corrected(20, fail_at=14, action=stop))
+        color_shots(source, output, predictor=Corrected(20, fail_at=14, action=stop))
     assert output.read_bytes() == before and not is_complete(VideoFile(source), output)
     assert color_shots(source, output, 20) == 8  # the second shot was finished
     assert output.read_bytes() == after and is_complete(VideoFile(source), output)
     with pytest.raises(Stop):
-        color_shots(source, output, painter=Corrected(0, fail_at=14, action=stop))
+        color_shots(source, output, predictor=Corrected(0, fail_at=14, action=stop))
     assert color_shots(source, output, 20) == 18 and output.read_bytes() == after  # not taken back after all
     third = tmp_path / "third.mp4"
     with pytest.raises(Stop):
-        color_shots(source, third, painter=Corrected(0, fail_at=26, action=stop))
+        color_shots(source, third, predictor=Corrected(0, fail_at=26, action=stop))
     assert color_shots(source, third, 20) == 30 and third.read_bytes() == after  # the first shot was finished
 
 
@@ -278,7 +278,7 @@ def test_what_nothing_can_be_built_on_is_refused(tmp_path):
     other = Corrected(20)
     other.origin = "another checkpoint"
     with pytest.raises(UserError, match="out.mp4 exists already"):
-        color_shots(source, output, painter=other)
+        color_shots(source, output, predictor=other)
     output.write_bytes(b"of the user")
     assert find_changed_shots(Corrected(20), VideoFile(source), output, FilmConfig(batch_size=4)) is None
     with pytest.raises(UserError, match="out.mp4 exists already"):

@@ -6,7 +6,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from drawn import StubPainter, draw_film, planes_in
+from drawn import StubPredictor, draw_film, planes_in
 
 from config import FilmConfig, GeneratorConfig
 from dataset_generator import scan_film
@@ -49,13 +49,13 @@ def order_in(path):
         return field_order(film.decode(video=0))
 
 
-class Predictor(StubPainter):
+class Predictor(StubPredictor):
     """Paints all in one color, and keeps what it has looked at."""
 
     AB = 40, -30
 
-    def paint(self, L, palette):
-        ab, known = super().paint(L, palette)
+    def predict(self, L, palette):
+        ab, known = super().predict(L, palette)
         ab[:] = self.AB
         self.seen = L
         return ab, known
@@ -71,12 +71,12 @@ def colors_of(planes):
                                               (".mov", {"codec": "prores_ks"})])
 def test_an_interlaced_film_stays_so_and_each_field_has_its_colors(tmp_path, capsys, order, suffix, settings):
     source, target = draw_fields(tmp_path / "in.mkv", order), tmp_path / f"out{suffix}"
-    painter = Predictor()
-    color_film(painter, VideoFile(source), target, FilmConfig(**settings))
+    predictor = Predictor()
+    color_film(predictor, VideoFile(source), target, FilmConfig(**settings))
     said = capsys.readouterr().err
     assert said.count("warning") == 1 and f"is interlaced ({'top' if order == 'tff' else 'bottom'} field first)" in said
     assert order_in(target) == order_in(source) == order
-    assert np.abs(np.diff(painter.seen, axis=1)).max() < 1  # no row differs from that below it
+    assert np.abs(np.diff(predictor.seen, axis=1)).max() < 1  # no row differs from that below it
     with av.open(str(target)) as film:
         pictures = [planes_from_frame(frame) for frame in film.decode(video=0)]
     assert len(pictures) == 6 and all(planes.interlaced for planes in pictures)
@@ -111,7 +111,7 @@ def test_lines_of_any_number(tmp_path, height, pix_fmt, order):
         frame = av.VideoFrame.from_ndarray(np.full((height, SIZE), 99, np.uint8), format="gray")
         film.mux(stream.encode(FieldFlagger("tff", SIZE, height, "yuv420p")(frame.reformat(format="yuv420p"))))
         film.mux(stream.encode(None))
-    color_film(StubPainter(), VideoFile(tmp_path / "in.mxf"), tmp_path / "out.mkv")
+    color_film(StubPredictor(), VideoFile(tmp_path / "in.mxf"), tmp_path / "out.mkv")
     assert order_in(tmp_path / "in.mxf") == "tff" and order_in(tmp_path / "out.mkv") == order
     with av.open(str(tmp_path / "out.mkv")) as film:
         assert film.streams.video[0].pix_fmt == pix_fmt and film.streams.video[0].height == height
@@ -119,13 +119,13 @@ def test_lines_of_any_number(tmp_path, height, pix_fmt, order):
 
 def test_progressive_film_is_never_marked(tmp_path, capsys):
     source = draw_film(tmp_path / "in.mp4", times=range(4))
-    color_film(StubPainter(), VideoFile(source), tmp_path / "out.mp4")
+    color_film(StubPredictor(), VideoFile(source), tmp_path / "out.mp4")
     assert order_in(source) == order_in(tmp_path / "out.mp4") == "" and capsys.readouterr().err == ""
 
 
 def test_what_cannot_be_marked_is_said(tmp_path, capsys):
     source = draw_fields(tmp_path / "in.mkv", "tff")
-    color_film(StubPainter(), VideoFile(source), tmp_path / "out.webm")
+    color_film(StubPredictor(), VideoFile(source), tmp_path / "out.webm")
     assert "interlaced, which libvpx-vp9 cannot tell" in capsys.readouterr().err
     assert order_in(tmp_path / "out.webm") == ""
 

@@ -7,7 +7,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from drawn import StubPainter, planes_in
+from drawn import StubPredictor, planes_in
 
 from config import FilmConfig, GeneratorConfig
 from dataset_generator import generate
@@ -142,9 +142,9 @@ def shots_drawn():
     return list(chain.from_iterable(drawn(seed, 14, darkness) for seed, darkness in ((0, 1), (1, 0.4), (2, 0.9))))
 
 
-def color(source, output, painter=None, **settings):
+def color(source, output, predictor=None, **settings):
     settings = {"crf": 0, "batch_size": 4, **settings}
-    return color_film(painter or StubPainter(), VideoFile(source), output, FilmConfig(**settings))
+    return color_film(predictor or StubPredictor(), VideoFile(source), output, FilmConfig(**settings))
 
 
 def test_a_film_with_bars_is_colored_as_the_one_without(tmp_path):
@@ -179,11 +179,11 @@ def test_an_interrupted_run_keeps_the_box(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        color(source, tmp_path / "out.mkv", StubPainter(20, stop))
+        color(source, tmp_path / "out.mkv", StubPredictor(20, stop))
     assert any((tmp_path / ".out.mkv.parts").glob("*.part"))
-    painter = StubPainter()
-    assert [record.box for record in color(source, tmp_path / "out.mkv", painter)] == [(0, HEIGHT, 22, 22 + WIDTH)] * 3
-    assert painter.shots == 0  # nothing was scanned again
+    predictor = StubPredictor()
+    assert [record.box for record in color(source, tmp_path / "out.mkv", predictor)] == [(0, HEIGHT, 22, 22 + WIDTH)] * 3
+    assert predictor.shots == 0  # nothing was scanned again
     for one, other in zip(planes_in(tmp_path / "out.mkv"), planes_in(tmp_path / "whole.mkv"), strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -192,7 +192,7 @@ def test_a_plan_tells_the_box_of_frames(tmp_path):
     whole = [cv2.resize(picture, (WIDTH + 48, HEIGHT)) for picture in drawn(3, 14)]
     plan = analyze_film(VideoFile(write_film(tmp_path / "in.mkv", [*framed(drawn(0, 14), **PILLARS), *whole,
                                                            *framed(drawn(1, 14), **PILLARS)])),
-                StubPainter(), FilmConfig())
+                StubPredictor(), FilmConfig())
     box, ends = (0, HEIGHT, 22, 22 + WIDTH), (14, 28, 42)
     parts = SegmentStore(tmp_path / "out.mkv", "key")
     parts.begin(plan)

@@ -7,7 +7,7 @@ import json
 import av
 import numpy as np
 import pytest
-from drawn import StubPainter, draw_shots, planes_in
+from drawn import StubPredictor, draw_shots, planes_in
 
 from benchmarks.long_film import OneColor
 
@@ -24,7 +24,7 @@ from utils import UserError
 def color(source, output, **settings):
     """The proof of a film that is colored with these settings."""
     config = FilmConfig(**settings)
-    color_film(StubPainter(), VideoFile(source), output, config)
+    color_film(StubPredictor(), VideoFile(source), output, config)
     return check_luma(VideoFile(source), VideoFile(output), config)
 
 

@@ -40,7 +40,7 @@ def colorizer():
     return colorizer
 
 
-def painter(colorizer):
+def predictor(colorizer):
     return Predictor(colorizer, torch.device("cpu"), "fp32")
 
 
@@ -175,7 +175,7 @@ def decode(path):
 
 def test_the_panel_of_a_film_in_color(colorizer, tmp_path):
     source = draw_color_film(tmp_path / "film.mp4")
-    write_panel(painter(colorizer), VideoFile(source), tmp_path / "panel.mp4", records(8, 10 ** 6, truth=1),
+    write_panel(predictor(colorizer), VideoFile(source), tmp_path / "panel.mp4", records(8, 10 ** 6, truth=1),
                 batch_size=4)
     frames = decode(tmp_path / "panel.mp4")
     assert times_and_sound(tmp_path / "panel.mp4")[0] == times_and_sound(source)[0]
@@ -196,7 +196,7 @@ def test_the_panel_of_a_film_in_color(colorizer, tmp_path):
 def test_the_panel_of_a_gray_film_keeps_times(colorizer, tmp_path):
     source = draw_film(tmp_path / "film.mkv", times=(0, 1, 2, 5, 6))
     # The last frame is of no shot.
-    write_panel(painter(colorizer), VideoFile(source), tmp_path / "panel.mkv", records(2, 4))
+    write_panel(predictor(colorizer), VideoFile(source), tmp_path / "panel.mkv", records(2, 4))
     times, _, size = times_and_sound(tmp_path / "panel.mkv")
     assert times == times_and_sound(source)[0][:4]
     assert size == panel_size(48, 64, False)[::-1]
@@ -207,7 +207,7 @@ def test_a_held_drawing_is_painted_once(colorizer, tmp_path, monkeypatch):
     monkeypatch.setattr(Panel, "paint", lambda self, pictures, shot: (
         counts.append(len(pictures)), paint(self, pictures, shot))[1])
     source = draw_shots(tmp_path / "film.mkv", [(90, 12)], hold=3, options={"crf": "0"})
-    write_panel(painter(colorizer), VideoFile(source), tmp_path / "panel.mp4", records(6, 10 ** 6), batch_size=2)
+    write_panel(predictor(colorizer), VideoFile(source), tmp_path / "panel.mp4", records(6, 10 ** 6), batch_size=2)
     assert counts == [2, 2]
     frames = decode(tmp_path / "panel.mp4")
     change = [np.abs(a.astype(int) - b).mean() for a, b in zip(frames, frames[1:], strict=False)]
@@ -218,7 +218,7 @@ def test_a_shot_reads_the_memory_once(colorizer, monkeypatch):
     """What the backbone sees of the shot chooses the slots, whatever a frame of it looks like."""
     chosen = []
     monkeypatch.setattr("film.report.memory_video.panel_frame", lambda *args: chosen.append(args[-1]))
-    panel, pictures = Panel(painter(colorizer), 64, 96, False), [draw_picture(0), draw_picture(1)]
+    panel, pictures = Panel(predictor(colorizer), 64, 96, False), [draw_picture(0), draw_picture(1)]
     encoder = colorizer.memory.encoder
     for slot in range(3):
         panel.paint(pictures, encoder.weight[slot].detach())  # its query is nearest to the key along that axis

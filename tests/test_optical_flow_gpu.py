@@ -145,9 +145,9 @@ def test_a_batch_waits_for_the_device_only_where_it_must(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "cpu", bring)
     L = np.random.default_rng(0).random((6, 224, 224), np.float32)
     with Copies() as copies:
-        painter = Predictor(colorizer.to("meta"), torch.device("meta"), "fp32")
+        predictor = Predictor(colorizer.to("meta"), torch.device("meta"), "fp32")
         copies.waited.clear()
-        ab, _, looks = painter.predict_with_embeddings(L, Palette(feature(3)[None], [], [], torch.zeros(0)))
+        ab, _, looks = predictor.predict_with_embeddings(L, Palette(feature(3)[None], [], [], torch.zeros(0)))
     assert ab.shape == (6, 192, 192, 2) and looks.shape == (6, 1280)
     # Which frames are carried from, and their pictures where they are not held yet; the second is here already.
     which = [(4,), (192, 192, 3), (1, 192, 192, 3)]

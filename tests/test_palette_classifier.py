@@ -182,14 +182,14 @@ def test_a_mask_of_dropout_is_that_of_a_group():
     assert dropout.eval()(x) is x
 
 
-class CountingPainter(Predictor):
+class CountingPredictor(Predictor):
     def _vote(self, lightness):
         self.looked.append(len(lightness))
         return super()._vote(lightness)
 
 
 @pytest.fixture(scope="module")
-def painter():
+def predictor():
     torch.manual_seed(0)
     colorizer = Colorizer(ModelConfig(img_size=128, width=4, mem_size=2, spatial_size=2, top_k=2, use_palette_classifier=True,
                                       palette_classifier=PaletteClassifierConfig(input_size=512, keyframe_interval=4)), None).eval()
@@ -197,31 +197,31 @@ def painter():
     colorizer.memory.keys[:] = torch.eye(2, 512)
     colorizer.palette_classifier.palette.normal_(0, 40)
     colorizer.palette_classifier.projection.normal_()
-    return CountingPainter(colorizer, torch.device("cpu"), "fp32")
+    return CountingPredictor(colorizer, torch.device("cpu"), "fp32")
 
 
-def test_a_film_is_looked_at_once_for_some_frames(painter):
+def test_a_film_is_looked_at_once_for_some_frames(predictor):
     """Held drawings give every frame the same votes, and what is painted is what each picture alone would get."""
     L = rgb_to_lab(draw_picture(1, (512, 512)))[..., 0]
-    painter.looked = []
+    predictor.looked = []
     palette = Palette(feature(3)[None], [], [], torch.zeros(0), 1.0)
-    together, _ = painter.paint(np.stack([L] * 6), palette)
-    alone, _ = painter.paint(L[None], palette)
-    assert painter.looked == [2, 1]
+    together, _ = predictor.predict(np.stack([L] * 6), palette)
+    alone, _ = predictor.predict(L[None], palette)
+    assert predictor.looked == [2, 1]
     np.testing.assert_allclose(together, np.repeat(alone, 6, 0), atol=0.5)
 
 
-def test_votes_are_only_read_where_memories_are(painter):
+def test_votes_are_only_read_where_memories_are(predictor):
     """Who gives a palette by hand does not want the show's colors."""
     lab = rgb_to_lab(draw_picture(1, (128, 128)))
-    own = CountingPainter(painter.colorizer, torch.device("cpu"), "fp32", source="truth")
+    own = CountingPredictor(predictor.colorizer, torch.device("cpu"), "fp32", source="truth")
     own.looked = []
-    voter = painter.colorizer.palette_classifier.palette.clone()
-    before = own.predict([lab])
-    painter.colorizer.palette_classifier.palette.neg_()
-    after, changed = own.predict([lab]), painter.predict([lab])
-    painter.colorizer.palette_classifier.palette.copy_(voter)
-    assert np.array_equal(before, after) and np.abs(changed - painter.predict([lab])).max() > 5
+    voter = predictor.colorizer.palette_classifier.palette.clone()
+    before = own.predict_ab([lab])[0]
+    predictor.colorizer.palette_classifier.palette.neg_()
+    after, changed = own.predict_ab([lab])[0], predictor.predict_ab([lab])[0]
+    predictor.colorizer.palette_classifier.palette.copy_(voter)
+    assert np.array_equal(before, after) and np.abs(changed - predictor.predict_ab([lab])[0]).max() > 5
 
 
 def test_a_voter_knows_its_show_after_some_looks(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn import HOLD_LOCK, StubPainter, draw_dataset, draw_film, draw_picture, draw_shots, planes_in
+from drawn import HOLD_LOCK, StubPredictor, draw_dataset, draw_film, draw_picture, draw_shots, planes_in
 
 import studio
 import test
@@ -191,7 +191,7 @@ def test_a_file_that_was_removed_by_hand_can_be_taken_back(project):
     ((), (), [0, 14, 26]), ((7,), (), [0, 7, 14, 26]), ((), (14,), [0, 26]), ((30, 5), (26,), [0, 5, 14, 30]),
     ((14,), (), [0, 14, 26]), ((4000, 0), (1,), [0, 14, 26]), ((13, 15), (14, 26), [0, 13, 15])])
 def test_cuts_can_be_mended(tmp_path, home, cut_at, join_at, starts):
-    records = color_film(StubPainter(), VideoFile(home / "gray.mkv"), tmp_path / "colored.mkv",
+    records = color_film(StubPredictor(), VideoFile(home / "gray.mkv"), tmp_path / "colored.mkv",
                          FilmConfig(cut_at=cut_at, join_at=join_at))
     assert [record.start_frame for record in records] == starts and records[-1].end_frame == 42
     assert len(planes_in(tmp_path / "colored.mkv")) == 42
@@ -233,15 +233,15 @@ def _write(path, data):
 
 
 def test_the_film_is_colored_as_on_the_command_line(project, home, tmp_path, monkeypatch):
-    monkeypatch.setattr(Predictor, "respond", lambda *_: None)  # which takes longer than all else
-    painters = PredictorCache(project)
+    monkeypatch.setattr(Predictor, "fit_response", lambda *_: None)  # which takes longer than all else
+    predictors = PredictorCache(project)
     with pytest.raises(UserError, match="no checkpoint"):
-        painters.plain()
+        predictors.plain()
     project.take_checkpoint(home / "best.pt")
     project.remember(5, draw_picture(1, (128, 96)))
     assert not project.is_current()
     work = BackgroundTask()
-    color(project, painters, work)
+    color(project, predictors, work)
     assert project.is_current() and len(project.records()) == 3
     test.main(["--checkpoint", str(project.checkpoint), "--input", str(home / "gray.mkv"), "--output",
                str(tmp_path / "line.mkv"), "--references", str(project.references), "--suggest", "0"])
@@ -326,12 +326,12 @@ def test_a_color_is_changed_everywhere_and_back(project, home):
 
 
 def test_a_film_with_changed_colors_is_built_upon_as_well():
-    painter, red, green = StubPainter(), Change("#ee6c80", "#2255cc"), Change("#ee6c80", "#22cc55")
-    assert Recolored(painter, [red]).origin == "", "what cannot tell what it reads cannot with changes, either"
-    painter.origin = "a checkpoint"
-    origins = {Recolored(painter, changes).origin for changes in ([red], [green], [red, green])}
-    assert len(origins) == 3 and painter.origin not in origins
-    assert Recolored(painter, [red]).origin == Recolored(painter, [Change(*red)]).origin
+    predictor, red, green = StubPredictor(), Change("#ee6c80", "#2255cc"), Change("#ee6c80", "#22cc55")
+    assert Recolored(predictor, [red]).origin == "", "what cannot tell what it reads cannot with changes, either"
+    predictor.origin = "a checkpoint"
+    origins = {Recolored(predictor, changes).origin for changes in ([red], [green], [red, green])}
+    assert len(origins) == 3 and predictor.origin not in origins
+    assert Recolored(predictor, [red]).origin == Recolored(predictor, [Change(*red)]).origin
 
 
 def test_pictures_of_the_references_folder(project):

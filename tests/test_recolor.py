@@ -16,7 +16,7 @@ from colorizer.metrics import color_differences
 from colorizer.predictor import Palette
 from config import FilmConfig
 from dataset import lab_to_rgb, rgb_to_lab
-from editing.palette import hex_to_lab, extract_palette
+from editing.palette import extract_palette, hex_to_lab
 from editing.recolor import Change, Recolored, recolored
 from film.analysis.plan import FilmPredictor
 from film.io.video import VideoFile
@@ -82,7 +82,7 @@ class ByLightness(FilmPredictor):
     def palette(self, labs):
         return Palette(torch.ones(1, 313) / 313, [], [], torch.zeros(3))
 
-    def paint(self, L, palette):
+    def predict(self, L, palette):
         known = np.array([hex_to_lab(color) for color in (RED, *OTHERS.values())])
         nearest = np.abs(L[..., None] - known[:, 0]).argmin(-1)
         ab = known[nearest, 1:].astype(np.float32)
@@ -100,8 +100,8 @@ def test_a_film_changes_as_a_whole(tmp_path):
             film.mux(stream.encode(av.VideoFrame.from_ndarray(gray, format="rgb24")))
         film.mux(stream.encode(None))
     change = [Change(RED, BLUE)]
-    for name, painter in (("before", ByLightness()), ("after", Recolored(ByLightness(), change))):
-        color_film(painter, VideoFile(tmp_path / "gray.mkv"), tmp_path / f"{name}.mkv", FilmConfig(crf=0))
+    for name, predictor in (("before", ByLightness()), ("after", Recolored(ByLightness(), change))):
+        color_film(predictor, VideoFile(tmp_path / "gray.mkv"), tmp_path / f"{name}.mkv", FilmConfig(crf=0))
     before, after = (planes_in(tmp_path / f"{name}.mkv") for name in ("before", "after"))
     inside = cv2.resize(mask, (64, 48), interpolation=cv2.INTER_AREA)
     inside[18:38, 23:43] = 0.5  # the dark side, which is as light as the brown
@@ -111,18 +111,18 @@ def test_a_film_changes_as_a_whole(tmp_path):
         assert np.abs(new_cb.astype(int) - cb)[:, 54:].max() <= 2
 
 
-def test_a_painter_is_another_one_by_its_changes():
+def test_a_predictor_is_another_one_by_its_changes():
     plain, change = ByLightness(), Change(RED, BLUE)
     identities = [plain.identity, *(Recolored(plain, changes).identity for changes in (
         [], [change], [Change(BLUE, RED)], [change, change]))]
     assert len(set(identities)) == 5
     assert Recolored(plain, [change]).identity == identities[2]
-    assert Recolored(plain, [change]).through(None).identity == identities[2]
+    assert Recolored(plain, [change]).with_response(None).identity == identities[2]
     with pytest.raises(UserError, match="is no color"):
         Recolored(plain, [Change(RED, "blue")])
 
 
-def painter_of(pictures):
+def predictor_of(pictures):
     """What is read of a Predictor that remembers pictures, RGB uint8 (S, S, 3)."""
     codes = np.stack([cv2.cvtColor(picture, cv2.COLOR_RGB2Lab) for picture in pictures])
     spatial = SimpleNamespace(kept=lambda name, slots: torch.from_numpy(codes[slots]),
@@ -141,8 +141,8 @@ def test_the_palette_has_the_colors_of_the_show_and_loses_no_scarf():
         if number == 2:
             picture[40:48, 30:42] = 208, 40, 56  # a scarf, 0.3% of all
         pictures.append(picture.clip(0, 255).astype(np.uint8))
-    painter = painter_of(pictures)
-    swatches = extract_palette(painter)
+    predictor = predictor_of(pictures)
+    swatches = extract_palette(predictor)
     assert sum(swatch.share for swatch in swatches) == pytest.approx(1)
     assert [swatch.share for swatch in swatches] == sorted((swatch.share for swatch in swatches), reverse=True)
     for color in ("#d02838", "#5a8c46"):
@@ -151,6 +151,6 @@ def test_the_palette_has_the_colors_of_the_show_and_loses_no_scarf():
         if color == "#d02838":
             scarf = swatches[int(np.argmin(away))]
             assert (scarf.slot, scarf.frame) == (2, "2.png") and scarf.share < 0.005
-    painter.config.use_spatial_memory = False
+    predictor.config.use_spatial_memory = False
     with pytest.raises(UserError, match="keeps no pictures"):
-        extract_palette(painter)
+        extract_palette(predictor)

@@ -12,7 +12,7 @@ from resources.draw_episodes import PALETTE, draw_frame
 
 from colorizer.adaptation.film_response import FilmResponse
 from colorizer.adaptation.reference_grading import Grade, find_grade
-from colorizer.backbone import look
+from colorizer.backbone import extract_features
 from colorizer.colorizer import Colorizer
 from colorizer.metrics import color_differences
 from colorizer.predictor import Predictor
@@ -32,7 +32,7 @@ def show(tmp_path_factory):
     labs = [rgb_to_lab(draw_frame(1, frame)) for frame in KNOWN]
     ids, cpu = torch.arange(len(KNOWN)), torch.device("cpu")
     with torch.no_grad():
-        seen = look(colorizer.backbone, [lab[..., 0] for lab in labs], cpu, "fp32")
+        seen = extract_features(colorizer.backbone, [lab[..., 0] for lab in labs], cpu, "fp32")
         L, ab = map(torch.cat, zip(*(lab_to_tensors(resize(lab, 192, 192)) for lab in labs), strict=True))
         colorizer.spatial.fit(seen.cells)
         colorizer.spatial.write(ids, seen, L, ab, ids)
@@ -53,11 +53,11 @@ def others():
 @pytest.fixture(scope="module")
 def find(show):
     """``find_grade`` for pictures, with the memory and the eyes of the show."""
-    painter = Predictor.load(show, precision="fp32")
+    predictor = Predictor.load(show, precision="fp32")
 
     @torch.inference_mode()
     def find(pictures):
-        return find_grade(painter._look, painter.colorizer.spatial, pictures, GradeConfig())
+        return find_grade(predictor._look, predictor.colorizer.spatial, pictures, GradeConfig())
 
     return find
 
@@ -127,7 +127,7 @@ def test_what_is_the_shows_or_wanted_so_or_unknown_stays(find, others, change):
 
 
 def test_the_memory_keeps_the_matched_ones(show, others, tmp_path, capsys):
-    """Told in one line, kept in the checkpoint; another setting is another painter, which keeps their colors."""
+    """Told in one line, kept in the checkpoint; another setting is another predictor, which keeps their colors."""
     vivid = [VIVID(picture) for picture in others[:2]]
     for index, picture in enumerate(vivid):
         write_image(tmp_path / "references" / f"{index}.png", picture)
@@ -141,7 +141,7 @@ def test_the_memory_keeps_the_matched_ones(show, others, tmp_path, capsys):
     assert "references" not in coloring_facts(plain, ColorConfig())
     assert coloring_facts(matched, ColorConfig())["references"].startswith(str(matched.grade))
     kept = Predictor.load(tmp_path / "kept.pt")
-    for painter, expected in ((plain, vivid[1]), (matched, matched.grade(vivid[1])), (kept, matched.grade(vivid[1]))):
-        codes = painter.colorizer.spatial.pictures[-1].float().permute(2, 0, 1)[None]
+    for predictor, expected in ((plain, vivid[1]), (matched, matched.grade(vivid[1])), (kept, matched.grade(vivid[1]))):
+        codes = predictor.colorizer.spatial.pictures[-1].float().permute(2, 0, 1)[None]
         found = tensors_to_lab(*decode_lab(codes))[0]
         assert np.abs(found - resize(rgb_to_lab(expected), *found.shape[:2])).mean() < 0.5

@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from drawn import HOLD_LOCK, StubPainter, draw_film, draw_shots, planes_in, times_and_sound
+from drawn import HOLD_LOCK, StubPredictor, draw_film, draw_shots, planes_in, times_and_sound
 
 from benchmarks import long_film
 from resources.draw_episodes import draw_frame
@@ -32,8 +32,8 @@ LOSSLESS = {"crf": "0"}  # of libx264
 SHOTS = [(60, 20), (200, 15), (110, 22)]
 
 
-def color(source, output, painter=None, **settings):
-    return color_film(painter or StubPainter(), VideoFile(source), output, FilmConfig(**settings))
+def color(source, output, predictor=None, **settings):
+    return color_film(predictor or StubPredictor(), VideoFile(source), output, FilmConfig(**settings))
 
 
 def same(one, other):
@@ -76,10 +76,10 @@ def test_cuts_of_gray_films(levels, cuts):
 
 def test_shots_palettes_and_records(tmp_path):
     source = draw_shots(tmp_path / "in.mkv", SHOTS)
-    painter = StubPainter()
-    records = color(source, tmp_path / "out.mkv", painter, batch_size=4)
+    predictor = StubPredictor()
+    records = color(source, tmp_path / "out.mkv", predictor, batch_size=4)
     assert [(r.start_frame, r.end_frame) for r in records] == [(0, 20), (20, 35), (35, 57)]
-    assert painter.shots == 3 and max(painter.batches) == 4
+    assert predictor.shots == 3 and max(predictor.batches) == 4
     assert [round(r.start_time * 12) for r in records] == [0, 20, 35] and round(records[-1].end_time * 12) == 57
     for number, (record, (gray, _)) in enumerate(zip(records, SHOTS, strict=True)):
         assert (record.index, record.slot_ids, record.slot_scores) == (number, [number + 1, 7], [0.9, 0.5])
@@ -119,10 +119,10 @@ def test_no_state_crosses_a_cut(tmp_path):
 
 def test_a_drawing_that_is_held_gets_the_very_same_color(tmp_path):
     source = draw_shots(tmp_path / "in.mp4", [(90, 40)], hold=2, options=LOSSLESS, noise=2)
-    painter = StubPainter()
-    color(source, tmp_path / "out.mp4", painter, crf=0)
+    predictor = StubPredictor()
+    color(source, tmp_path / "out.mp4", predictor, crf=0)
     frames, sources = planes_in(tmp_path / "out.mp4"), planes_in(source)
-    assert painter.frames == 20  # half of them
+    assert predictor.frames == 20  # half of them
     assert all(not np.array_equal(sources[i][0], sources[i + 1][0]) for i in range(39))  # noise is never the same
     for i in range(0, 40, 2):  # the noise of the luma reaches Cb and Cr, by rounding and the gamut
         assert all(np.abs(frames[i][c].astype(int) - frames[i + 1][c]).mean() < 0.5 for c in (1, 2))
@@ -130,9 +130,9 @@ def test_a_drawing_that_is_held_gets_the_very_same_color(tmp_path):
 
 def test_a_slow_change_is_no_held_drawing(tmp_path):
     source = draw_shots(tmp_path / "in.mkv", [(lambda i: 60 + i, 60)], hold=100, options=LOSSLESS)
-    painter = StubPainter()
-    color(source, tmp_path / "out.mkv", painter)
-    assert 12 <= painter.frames <= 20  # a new color every 4 steps of lightness
+    predictor = StubPredictor()
+    color(source, tmp_path / "out.mkv", predictor)
+    assert 12 <= predictor.frames <= 20  # a new color every 4 steps of lightness
 
 
 def cdc(path, record):
@@ -198,12 +198,12 @@ def test_an_interrupted_run_goes_on(tmp_path, suffix):
     whole, output = tmp_path / f"whole{suffix}", tmp_path / f"out{suffix}"
     expected = color(source, whole, batch_size=4)
     with pytest.raises(Stop):
-        color(source, output, StubPainter(24, stop), batch_size=4)
+        color(source, output, StubPredictor(24, stop), batch_size=4)
     assert not output.exists() and (tmp_path / f".out{suffix}.parts").is_dir()
-    painter = StubPainter()
-    painter.shots = 100  # palettes are not chosen again
-    records = color(source, output, painter, batch_size=4)
-    assert painter.shots == 100 and painter.frames == 15 + 22  # the first shot was finished
+    predictor = StubPredictor()
+    predictor.shots = 100  # palettes are not chosen again
+    records = color(source, output, predictor, batch_size=4)
+    assert predictor.shots == 100 and predictor.frames == 15 + 22  # the first shot was finished
     assert same(planes_in(output), planes_in(whole)) and times_and_sound(output) == times_and_sound(whole)
     assert [r.log_line() | {"seconds": 0} for r in records] == [r.log_line() | {"seconds": 0} for r in expected]
     assert all(np.array_equal(a.result, b.result) for a, b in zip(records, expected, strict=True))
@@ -216,31 +216,31 @@ def test_a_killed_process_leaves_what_the_next_one_needs(tmp_path):
     color(source, tmp_path / "whole.mp4", batch_size=4)
     code = """
 import os, signal, sys
-from drawn import StubPainter
+from drawn import StubPredictor
 from test_rendering import color
-color(*sys.argv[1:], StubPainter(36, lambda: os.kill(os.getpid(), signal.SIGKILL)), batch_size=4)
+color(*sys.argv[1:], StubPredictor(36, lambda: os.kill(os.getpid(), signal.SIGKILL)), batch_size=4)
 """
     here = Path(__file__).parent
     done = subprocess.run([sys.executable, "-c", code, str(source), str(tmp_path / "out.mp4")],
                           env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}, capture_output=True,
                           timeout=120)
     assert done.returncode == -signal.SIGKILL and not (tmp_path / "out.mp4").exists()
-    painter = StubPainter()
-    color(source, tmp_path / "out.mp4", painter, batch_size=4)
-    assert 0 < painter.frames < 57
+    predictor = StubPredictor()
+    color(source, tmp_path / "out.mp4", predictor, batch_size=4)
+    assert 0 < predictor.frames < 57
     assert same(planes_in(tmp_path / "out.mp4"), planes_in(tmp_path / "whole.mp4"))
 
 
-@pytest.mark.parametrize("change", ["painter", "settings", "input", "part", "plan"])
+@pytest.mark.parametrize("change", ["predictor", "settings", "input", "part", "plan"])
 def test_stale_and_damaged_parts_are_not_used(tmp_path, change):
     source, output = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mkv"
     with pytest.raises(Stop):
-        color(source, output, StubPainter(36, stop), batch_size=4)
+        color(source, output, StubPredictor(36, stop), batch_size=4)
     parts = tmp_path / ".out.mkv.parts"
     assert (parts / "000000.part").exists()
-    painter, settings, frames = StubPainter(), {"batch_size": 4}, 57
-    if change == "painter":
-        painter.identity = "another"
+    predictor, settings, frames = StubPredictor(), {"batch_size": 4}, 57
+    if change == "predictor":
+        predictor.identity = "another"
     elif change == "settings":
         settings["crf"] = 30
     elif change == "input":
@@ -250,22 +250,22 @@ def test_stale_and_damaged_parts_are_not_used(tmp_path, change):
         frames = 42  # the second shot is whole
     else:
         (parts / "plan.pt").write_bytes(b"damaged")
-    color(source, output, painter, **settings)
-    assert painter.frames == frames and len(planes_in(output)) == 57
+    color(source, output, predictor, **settings)
+    assert predictor.frames == frames and len(planes_in(output)) == 57
 
 
 def test_what_goes_with_a_film_is_made_by_the_next_run(tmp_path):
-    """Killed between the two, the film is whole and the rest is missing; another painter is another film."""
+    """Killed between the two, the film is whole and the rest is missing; another predictor is another film."""
     source, output, explained = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mp4", []
     with pytest.raises(Stop):
-        color_film(StubPainter(), VideoFile(source), output, FilmConfig(), on_complete=lambda _: stop())
+        color_film(StubPredictor(), VideoFile(source), output, FilmConfig(), on_complete=lambda _: stop())
     assert is_joined(output) and not list((tmp_path / ".out.mp4.parts").glob("*.part"))
-    before, painter, other = output.stat().st_mtime_ns, StubPainter(), StubPainter()
+    before, predictor, other = output.stat().st_mtime_ns, StubPredictor(), StubPredictor()
     other.identity = "another"
     with pytest.raises(UserError, match="out.mp4 exists already"):
         color_film(other, VideoFile(source), output, FilmConfig(), on_complete=explained.append)
-    records = color_film(painter, VideoFile(source), output, FilmConfig(), on_complete=explained.append)
-    assert explained == [records] and len(records) == 3 and painter.frames == painter.shots == 0
+    records = color_film(predictor, VideoFile(source), output, FilmConfig(), on_complete=explained.append)
+    assert explained == [records] and len(records) == 3 and predictor.frames == predictor.shots == 0
     assert output.stat().st_mtime_ns == before
     assert sorted(os.listdir(tmp_path)) == ["in.mkv", "out.mp4", "out_shots.jsonl"]
     with pytest.raises(UserError, match="out.mp4 exists already"):
@@ -278,13 +278,13 @@ def test_a_film_that_took_the_place_of_ours_stays(tmp_path):
     """Also when a record of ours is damaged, so that its shot has to be made again."""
     source, output = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mp4"
     with pytest.raises(Stop):
-        color_film(StubPainter(), VideoFile(source), output, FilmConfig(), on_complete=lambda _: stop())
+        color_film(StubPredictor(), VideoFile(source), output, FilmConfig(), on_complete=lambda _: stop())
     (tmp_path / ".out.mp4.parts" / "000001.pt").write_bytes(b"damaged")
-    painter = StubPainter()
-    color_film(painter, VideoFile(source), tmp_path / "out.mp4", FilmConfig())
-    assert painter.frames == 15 and len(planes_in(output)) == 57
+    predictor = StubPredictor()
+    color_film(predictor, VideoFile(source), tmp_path / "out.mp4", FilmConfig())
+    assert predictor.frames == 15 and len(planes_in(output)) == 57
     with pytest.raises(Stop):
-        color_film(StubPainter(), VideoFile(source), output, FilmConfig(), overwrite=True, on_complete=lambda _: stop())
+        color_film(StubPredictor(), VideoFile(source), output, FilmConfig(), overwrite=True, on_complete=lambda _: stop())
     output.unlink()
     output.write_bytes(b"of the user")
     with pytest.raises(UserError, match="out.mp4 exists already"):
@@ -323,7 +323,7 @@ def test_few_frames_are_held_at_a_time(tmp_path, monkeypatch):
         film = Watched(source)
         for module in (episode, video):
             monkeypatch.setattr(module, "LARGE_FRAME_PIXELS", large)
-        color_film(StubPainter(), film, tmp_path / f"{name}.mkv", FilmConfig(batch_size=4))
+        color_film(StubPredictor(), film, tmp_path / f"{name}.mkv", FilmConfig(batch_size=4))
         assert 4 <= film.most <= most and bool(returned) == (name == "large")
     assert (tmp_path / "small.mkv").read_bytes() == (tmp_path / "large.mkv").read_bytes()
 

@@ -94,9 +94,9 @@ def test_a_film_of_one_drawing(tmp_path):
     """Its frames and its one shot have the same palette, so both ways of coloring give the same colors."""
     film = draw_shots(tmp_path / "film.mp4", [(120, 8)], hold=8)
     folder = draw_dataset(tmp_path / "data", val=0, test=0) / "train"
-    painter = speed.make_painter(ColorizationDataset(folder, 128), TrainConfig(width=4), torch.device("cpu"), "fp32")
-    reference.color_film(painter, film, tmp_path / "reference.mp4", 4)
-    speed.color_film(painter, speed.VideoFile(film), tmp_path / "ours.mp4", speed.FilmConfig(response="none"))
+    predictor = speed.make_predictor(ColorizationDataset(folder, 128), TrainConfig(width=4), torch.device("cpu"), "fp32")
+    reference.color_film(predictor, film, tmp_path / "reference.mp4", 4)
+    speed.color_film(predictor, speed.VideoFile(film), tmp_path / "ours.mp4", speed.FilmConfig(response="none"))
     pictures = []
     for name in ("reference", "ours"):
         found = speed.film_pictures(tmp_path / f"{name}.mp4", tmp_path / name, 4)

@@ -123,7 +123,7 @@ def colored(browser, home, tmp_path_factory):
     folder = tmp_path_factory.mktemp("studio") / "project"
     with pytest.MonkeyPatch.context() as patch, opened(folder, [home]) as (desk, address):
         patch.setattr(learning, "SCRIPT", [sys.executable, "-c", QUICK])
-        patch.setattr(Predictor, "respond", lambda *_: None)  # which takes longer than all else
+        patch.setattr(Predictor, "fit_response", lambda *_: None)  # which takes longer than all else
         with visited(browser, address) as page:
             box = page.get_by_label("In the folders given at the start", exact=True)
             box.fill(str(home / "gray.mkv"))

@@ -216,26 +216,26 @@ def test_one_palette_a_shot(home):
     content = load_checkpoint(home / "spatial" / "best.pt")
     colorizer = Colorizer(restore(ModelConfig, content["model_config"])).eval()
     colorizer.load_state_dict(content["colorizer"])
-    painter = Predictor(colorizer, torch.device("cpu"), "fp32")
-    labs = [resize(rgb_to_lab(draw_picture(i)), painter.side, painter.side) for i in range(3)]
-    palette = painter.palette(labs)
-    alone = [painter.palette([lab]) for lab in labs]
+    predictor = Predictor(colorizer, torch.device("cpu"), "fp32")
+    labs = [resize(rgb_to_lab(draw_picture(i)), predictor.side, predictor.side) for i in range(3)]
+    palette = predictor.palette(labs)
+    alone = [predictor.palette([lab]) for lab in labs]
     assert torch.allclose(palette.feature, torch.stack([p.feature for p in alone]).mean(0), atol=1e-5)
     with torch.inference_mode():
         recall = colorizer.recall(palette.feature[None])
     assert palette.slot_ids == recall.ids[0].tolist() and palette.slot_scores == recall.scores[0].tolist()
     assert torch.equal(palette.color_feature, colorizer.advise(recall, 1).color_feature)
     assert palette.score == palette.slot_scores[0]
-    ab, known = painter.paint(np.stack([lab[..., 0] for lab in labs]), palette)
+    ab, known = predictor.predict(np.stack([lab[..., 0] for lab in labs]), palette)
     assert ab.shape == (3, 192, 192, 2)
-    places = painter.config.palette_classifier.input_size // STRIDE // 2
+    places = predictor.config.palette_classifier.input_size // STRIDE // 2
     assert all(x.shape == (3, places, places) and ((x >= 0) & (x < 1 + 1e-6)).all() for x in known)
     assert known.probability.min() > 0
-    one, _ = painter.paint(labs[1][None, ..., 0], palette)
+    one, _ = predictor.predict(labs[1][None, ..., 0], palette)
     assert np.abs(one[0] - ab[1]).max() < 0.1
 
 
-def test_painters_of_other_colors_have_another_identity(home, tmp_path):
+def test_predictors_of_other_colors_have_another_identity(home, tmp_path):
     def identity(way="memory", **settings):
         return Predictor.load(home / way / "best.pt", device="cpu", precision="fp32", **settings).identity
 

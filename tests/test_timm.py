@@ -134,11 +134,11 @@ def test_train_and_color(name, weights, tmp_path, monkeypatch, offline):
                 "batch_size": 2, "end_epoch": 1}
     train.main([word for key, value in settings.items() for word in (f"--{key}", str(value))])
     picture = read_image(next((data / "test").glob("*.png")))
-    painter = Predictor.load(run / "best.pt")  # the weights are in the checkpoint
-    colored, = painter.colorize([picture])
-    assert colored.shape == picture.shape and painter.colorizer.vote(torch.rand(1, 1, 512, 512)).isfinite().all()
+    predictor = Predictor.load(run / "best.pt")  # the weights are in the checkpoint
+    colored, = predictor.colorize([picture])
+    assert colored.shape == picture.shape and predictor.colorizer.vote(torch.rand(1, 1, 512, 512)).isfinite().all()
     for key, tensor in Backbone(name, weights[name]).state_dict().items():
-        assert torch.equal(painter.colorizer.state_dict()[f"backbone.{key}"], tensor)
+        assert torch.equal(predictor.colorizer.state_dict()[f"backbone.{key}"], tensor)
     assert not offline
 
 

@@ -4,7 +4,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from drawn import StubPainter, planes_in
+from drawn import StubPredictor, planes_in
 
 from colorizer.confidence import Confidence
 from config import FilmConfig
@@ -189,29 +189,29 @@ def test_a_film_with_one(tmp_path, kind):
     frames, _, end = joined(kind, [np.minimum(frame, 90) for frame in shot(1, BEFORE)],
                             [np.maximum(frame, 120) for frame in shot(2, BEHIND)])
     source, output, settings = store(tmp_path / "in.mkv", frames), tmp_path / "out.mkv", FilmConfig(crf=0, batch_size=4)
-    records = color_film(StubPainter(), VideoFile(source), tmp_path / "whole.mkv", settings)
+    records = color_film(StubPredictor(), VideoFile(source), tmp_path / "whole.mkv", settings)
     assert [abs(record.start_frame - place) <= 2 for record, place in zip(records, (0, end), strict=True)] == [True] * 2
     assert LENGTH - 3 <= records[0].blend <= LENGTH + 3 and not records[1].blend
     assert records[0].middle == (records[0].end_frame - records[0].blend) // 2
     result = planes_in(tmp_path / "whole.mkv")
     assert all(np.array_equal(a[0], b[0]) for a, b in zip(planes_in(source), result, strict=True))  # the luma
-    red = np.array([planes[2].mean() for planes in result])  # StubPainter: by the mean lightness of the shot
+    red = np.array([planes[2].mean() for planes in result])  # StubPredictor: by the mean lightness of the shot
     assert red[end + 2] - red[2] > 20
     first, last = records[0].end_frame - records[0].blend, records[0].end_frame
     middle = (first + last) // 2
     assert abs(red[middle] - (red[first - 1] + red[last]) / 2) < 0.2 * (red[last] - red[first - 1])
     with pytest.raises(Stop):
-        color_film(StubPainter(records[0].end_frame - records[0].blend + 12, stop), VideoFile(source), output, settings)
-    painter = StubPainter()
-    color_film(painter, VideoFile(source), output, settings)
-    assert 0 < painter.frames < len(frames) - LENGTH and not painter.shots
+        color_film(StubPredictor(records[0].end_frame - records[0].blend + 12, stop), VideoFile(source), output, settings)
+    predictor = StubPredictor()
+    color_film(predictor, VideoFile(source), output, settings)
+    assert 0 < predictor.frames < len(frames) - LENGTH and not predictor.shots
     for one, other in zip(planes_in(output), result, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_a_plan_comes_back(tmp_path):
     source = store(tmp_path / "in.mkv", joined("dissolve")[0])
-    plan = analyze_film(VideoFile(source), StubPainter(), FilmConfig())
+    plan = analyze_film(VideoFile(source), StubPredictor(), FilmConfig())
     again = Plan.from_state(plan.state())
     one, other = plan.shots[0], again.shots[0]
     assert isinstance(other, Shot) and other.transition_start == one.transition_start < one.end and again.shots[1].transition is None

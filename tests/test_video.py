@@ -9,7 +9,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from drawn import StubPainter, draw_film, draw_picture, draw_shots, planes_in, times_and_sound
+from drawn import StubPredictor, draw_film, draw_picture, draw_shots, planes_in, times_and_sound
 
 from config import FilmConfig
 from film.io.planes import planes_from_frame
@@ -18,8 +18,8 @@ from film.render.rendering import color_film
 from utils import UserError, parse_time
 
 
-def color(source, output, painter=None, **settings):
-    color_film(painter or StubPainter(), VideoFile(source), output, FilmConfig(**settings))
+def color(source, output, predictor=None, **settings):
+    color_film(predictor or StubPredictor(), VideoFile(source), output, FilmConfig(**settings))
     return output
 
 
@@ -350,9 +350,9 @@ def test_a_full_disk_keeps_finished_shots(tmp_path, room):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(error.value) and not output.exists()
-    painter, kept = StubPainter(), len(list((tmp_path / ".out.mkv.parts").glob("*.part")))
-    color(source, output, painter, crf=0)
-    assert painter.shots == 0 and painter.frames == (50, 30, 0)[kept]  # neither chosen nor painted again
+    predictor, kept = StubPredictor(), len(list((tmp_path / ".out.mkv.parts").glob("*.part")))
+    color(source, output, predictor, crf=0)
+    assert predictor.shots == 0 and predictor.frames == (50, 30, 0)[kept]  # neither chosen nor painted again
     assert len(planes_in(output)) == 50
 
 

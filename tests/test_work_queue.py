@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch.distributed as dist
-from drawn import StubPainter, draw_dataset, draw_film, draw_picture, draw_shots
+from drawn import StubPredictor, draw_dataset, draw_film, draw_picture, draw_shots
 from test_train import WAYS, flags
 
 import dataset_generator as generator
@@ -76,10 +76,10 @@ def test_some_shots_can_be_colored_first(tmp_path):
             order.append(number)
             super().done(number)
 
-    work = RenderJob(StubPainter(), VideoFile(source), tmp_path / "out.mkv", FilmConfig())
+    work = RenderJob(StubPredictor(), VideoFile(source), tmp_path / "out.mkv", FilmConfig())
     records = work.run_as_owner(Told(first=[4, 1]))
     assert order == [4, 1, 2, 3, 5, 0]
-    expected = color_film(StubPainter(), VideoFile(source), tmp_path / "plain.mkv")
+    expected = color_film(StubPredictor(), VideoFile(source), tmp_path / "plain.mkv")
     assert (tmp_path / "out.mkv").read_bytes() == (tmp_path / "plain.mkv").read_bytes()
     assert without_seconds(tmp_path / "out_shots.jsonl") == without_seconds(tmp_path / "plain_shots.jsonl")
     assert [record.log_line() | {"seconds": 0} for record in records] == [
@@ -174,12 +174,12 @@ def test_nobody_takes_a_film_on_which_somebody_still_works():
 def test_all_help_with_one_film(tmp_path, size):
     """And the error of one that helps is the film's."""
     source, store = draw_shots(tmp_path / "in.mkv", SHOTS), dist.HashStore()
-    expected = color_film(StubPainter(), VideoFile(source), tmp_path / "one.mkv")
+    expected = color_film(StubPredictor(), VideoFile(source), tmp_path / "one.mkv")
     helped, made = [], {}
 
-    def process(rank, name, painter, told):
+    def process(rank, name, predictor, told):
         group = WorkerGroup(store, rank, size)
-        work = RenderJob(painter, VideoFile(source), tmp_path / name, FilmConfig())
+        work = RenderJob(predictor, VideoFile(source), tmp_path / name, FilmConfig())
 
         def host(key):
             made[key] = work.run_as_owner(WorkQueue(group, key))
@@ -190,10 +190,10 @@ def test_all_help_with_one_film(tmp_path, size):
 
         told[rank] = group.run_all([name], host, help)
 
-    def run(name, painters):
+    def run(name, predictors):
         told = {}
-        threads = [threading.Thread(target=process, args=(rank, name, painter, told))
-                   for rank, painter in enumerate(painters)]
+        threads = [threading.Thread(target=process, args=(rank, name, predictor, told))
+                   for rank, predictor in enumerate(predictors)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -201,12 +201,12 @@ def test_all_help_with_one_film(tmp_path, size):
         return [{key: str(error) for key, error in told[rank].items()} for rank in range(size)]
 
     def broken():
-        raise UserError("a painter is broken")
+        raise UserError("a predictor is broken")
 
-    class Slow(StubPainter):
-        def paint(self, *args):
+    class Slow(StubPredictor):
+        def predict(self, *args):
             time.sleep(0.2)  # so that there is something to help with
-            return super().paint(*args)
+            return super().predict(*args)
 
     assert run("all.mkv", [Slow() for _ in range(size)]) == [{}] * size and helped
     assert (tmp_path / "all.mkv").read_bytes() == (tmp_path / "one.mkv").read_bytes()
@@ -214,22 +214,22 @@ def test_all_help_with_one_film(tmp_path, size):
     assert [r.log_line() | {"seconds": 0} for r in made["all.mkv"]] == [
         r.log_line() | {"seconds": 0} for r in expected]
     failed = run("bad.mkv", [Slow(0, broken) for _ in range(size)])
-    assert failed == [{"bad.mkv": "a painter is broken"}] * size and not (tmp_path / "bad.mkv").exists()
+    assert failed == [{"bad.mkv": "a predictor is broken"}] * size and not (tmp_path / "bad.mkv").exists()
 
 
-class Responding(StubPainter):
+class Responding(StubPredictor):
     """One that looks at a film through a response, or dies when it is asked for one."""
 
     def __init__(self, response=None):
         super().__init__()
         self.response = response
 
-    def respond(self, lightness):
+    def fit_response(self, lightness):
         if self.response is Killed:
             raise Killed
         return self.response
 
-    def through(self, response):
+    def with_response(self, response):
         return self if response is None else Brighter()
 
 
@@ -244,22 +244,22 @@ class Awaited(Responding):
         assert self.shots < len(SHOTS) - 1 or self.painting.wait(WAITS)
         return super().palette(labs)
 
-    def paint(self, L, palette):
+    def predict(self, L, palette):
         self.painting.set()
-        return super().paint(L, palette)
+        return super().predict(L, palette)
 
 
-class Brighter(StubPainter):
+class Brighter(StubPredictor):
     def palette(self, labs):
         return super().palette([lab + np.float32(9) for lab in labs])
 
 
-def host_and_help(painter, source, output):
+def host_and_help(predictor, source, output):
     """Color a film by one process with the help of another one."""
     store = dist.HashStore()
 
     def process(rank):
-        group, work = WorkerGroup(store, rank, 2), RenderJob(painter, VideoFile(source), output, FilmConfig())
+        group, work = WorkerGroup(store, rank, 2), RenderJob(predictor, VideoFile(source), output, FilmConfig())
         with suppress(Killed):
             group.run_all(["film"], lambda key: work.run_as_owner(WorkQueue(group, key)),
                        lambda key, queue: work.run_as_helper(WorkQueue(group, key, queue)))
@@ -283,7 +283,7 @@ def test_shots_are_colored_while_others_are_found(tmp_path, response):
 
 def test_what_was_colored_before_all_was_found_outlives_its_host(tmp_path):
     source, killed = draw_shots(tmp_path / "in.mkv", SHOTS), Awaited(Killed)
-    after, alone = StubPainter(), StubPainter()
+    after, alone = StubPredictor(), StubPredictor()
     host_and_help(killed, source, tmp_path / "two.mkv")
     color_film(after, VideoFile(source), tmp_path / "two.mkv")
     color_film(alone, VideoFile(source), tmp_path / "one.mkv")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from colorizer.backbone import look
+from colorizer.backbone import extract_features
 from colorizer.memory.deduplication import Deduplicator
 from colorizer.memory.frame_archive import FIELDS, record_of, write_archive
 from colorizer.memory.spatial_memory import SpatialMemory
@@ -29,14 +29,14 @@ IN_KEYS = "lightness", "position", "color"  # constants that keys depend on
 class Source(NamedTuple):
     """A checkpoint to join, and which of its frames show something that those before it do not."""
 
-    painter: Predictor
+    predictor: Predictor
     slots: list[int]  # of training frames
     pinned: list[int]  # of the user's
     ids: dict[int, int]  # {id of a frame: its id in the joined checkpoint}
 
     @property
     def spatial(self) -> SpatialMemory:
-        return self.painter.colorizer.spatial
+        return self.predictor.colorizer.spatial
 
 
 def merge_checkpoints(config: TrainConfig, given: dict[str, Any]) -> None:
@@ -64,16 +64,16 @@ def join(paths: Sequence[Path], folder: Path) -> dict[str, Any]:
     that of the first; of frames that the user added, they have the colors that the networks of the first guess. Raises
     UserError for checkpoints that do not go together.
     """
-    painters = [Predictor.load(path, device="cpu") for path in paths]
-    for path, painter in zip(paths[1:], painters[1:], strict=True):
-        _check(path, painter, painters[0])
+    predictors = [Predictor.load(path, device="cpu") for path in paths]
+    for path, predictor in zip(paths[1:], predictors[1:], strict=True):
+        _check(path, predictor, predictors[0])
     names: dict[int, str] = {}
-    is_new = Deduplicator(painters[0].config.spatial)
-    sources = [_source(painter, names, is_new) for painter in painters]
-    count, config = sum(len(source.slots) for source in sources), painters[0].config.spatial
+    is_new = Deduplicator(predictors[0].config.spatial)
+    sources = [_source(predictor, names, is_new) for predictor in predictors]
+    count, config = sum(len(source.slots) for source in sources), predictors[0].config.spatial
     if count > config.max_frames:
         raise UserError(f"together they know {count:,} frames, and a memory keeps at most {config.max_frames:,}; join fewer")
-    colorizer, archived = painters[0].colorizer, count if count > config.max_inline_frames else 0
+    colorizer, archived = predictors[0].colorizer, count if count > config.max_inline_frames else 0
     pinned = sum(len(source.pinned) for source in sources)
     joined = SpatialMemory(colorizer.spatial.features.shape[1], len(colorizer.spatial.mean), 0, config)
     joined.mean, joined.projection = colorizer.spatial.mean, colorizer.spatial.projection
@@ -101,17 +101,17 @@ def _empty_slots(memory, count):
 def _write(sources, joined):
     """Store the training frames of all in the joined memory, some at a time; yields their rows. What the first does not
     know of their colors is written into its memory of color features, as in training."""
-    painter, start = sources[0].painter, 0
-    memory = painter.colorizer.memory
+    predictor, start = sources[0].predictor, 0
+    memory = predictor.colorizer.memory
     for source in sources:
         for slots in (source.slots[place:place + 8] for place in range(0, len(source.slots), 8)):
             rows = _rows(source, slots)
             if source is not sources[0]:
                 labs = source.spatial.labs(slots)
-                seen = look(painter.colorizer.backbone, [lab[..., 0] for lab in labs], painter.device)
+                seen = extract_features(predictor.colorizer.backbone, [lab[..., 0] for lab in labs], predictor.device)
                 rows["keys"] = joined.translated(rows["keys"], source.spatial, seen.cells)
                 features = seen.embedding.norm(dim=1, keepdim=True) * rows["features"].float()
-                memory.update(memory.query(features), painter.features_of(labs), rows["ids"])
+                memory.update(memory.query(features), predictor.features_of(labs), rows["ids"])
             yield joined.store(torch.arange(start, start + len(slots)), rows)
             start += len(slots)
 
@@ -125,45 +125,45 @@ def _rows(source, slots):
 
 def _pin(sources, joined, start):
     """Store the frames that users added to any of the checkpoints, from the slot ``start`` on."""
-    painter = sources[0].painter
-    memory, config = painter.colorizer.memory, joined.config
+    predictor = sources[0].predictor
+    memory, config = predictor.colorizer.memory, joined.config
     for source in sources:
         for slot in source.pinned:
             rows = _rows(source, [slot])
             if source is not sources[0]:
                 lab = source.spatial.labs([slot])[0]
-                seen, _, _, guess = painter.guessed(lab)
+                seen, _, _, guess = predictor.guessed(lab)
                 color = config.color_weight * F.adaptive_avg_pool2d(guess.float(), config.grid).flatten(2).transpose(1, 2)
                 keys = joined.translated(rows["keys"], source.spatial, seen.cells)
                 rows["keys"] = torch.cat([keys[..., :-2], color], -1)
-                memory.pin(memory.query(seen.embedding), painter.features_of([lab]))
+                memory.pin(memory.query(seen.embedding), predictor.features_of([lab]))
             joined.store(torch.tensor([start]), {**rows, "pinned": torch.tensor([True])})
             start += 1
 
 
-def _check(path, painter, first):
+def _check(path, predictor, first):
     """Raises UserError unless a checkpoint can be joined to the first."""
-    for each in (painter, first):
+    for each in (predictor, first):
         if not each.config.use_spatial_memory:
             raise UserError(f"{each.checkpoint} keeps no frames that could be joined; train with use_spatial_memory "
                             "True")
-    ours, theirs = (asdict(each.config.spatial) for each in (first, painter))
+    ours, theirs = (asdict(each.config.spatial) for each in (first, predictor))
     differ = [name for name in IN_KEYS if ours[name] != theirs[name]]
-    if record_of(first.config.spatial) != record_of(painter.config.spatial) or differ:
+    if record_of(first.config.spatial) != record_of(predictor.config.spatial) or differ:
         raise UserError(f"the frames of {path} are kept in another way than those of {first.checkpoint}; train both "
                         "with one version")
-    if painter.colorizer.backbone.identity() != first.colorizer.backbone.identity():
+    if predictor.colorizer.backbone.identity() != first.colorizer.backbone.identity():
         raise UserError(f"{path} was trained with another backbone than {first.checkpoint}; train both with one")
 
 
-def _source(painter, names, is_new):
+def _source(predictor, names, is_new):
     """The Source of a checkpoint, whose frames are entered into ``names`` {id: file name} of all."""
-    spatial, ids = painter.colorizer.spatial, {REFERENCE_ID: REFERENCE_ID}
-    taken, free = set(names.values()), itertools.count(max([*names, *painter.names]) + 1)
-    for i, name in painter.names.items():
+    spatial, ids = predictor.colorizer.spatial, {REFERENCE_ID: REFERENCE_ID}
+    taken, free = set(names.values()), itertools.count(max([*names, *predictor.names]) + 1)
+    for i, name in predictor.names.items():
         if i != REFERENCE_ID:
             ids[i] = next(free) if i in names else i
-            names[ids[i]] = f"{name} of {painter.checkpoint}" if name in taken else name
+            names[ids[i]] = f"{name} of {predictor.checkpoint}" if name in taken else name
     pinned = spatial.pinned.tolist()
     slots = [slot for slot, own in enumerate(pinned) if not own and is_new(spatial.kept("pictures", [slot])[0].numpy())]
-    return Source(painter, slots, [slot for slot, own in enumerate(pinned) if own], ids)
+    return Source(predictor, slots, [slot for slot, own in enumerate(pinned) if own], ids)

@@ -77,7 +77,7 @@ class Samples:
         return chosen, Transition(boundary.end - boundary.start, boundary.wipe, following)
 
 
-def analyze_film(film: Film, painter: FilmPredictor, config: FilmConfig, found: Callable[[Plan], None] | None = None) -> Plan:
+def analyze_film(film: Film, predictor: FilmPredictor, config: FilmConfig, found: Callable[[Plan], None] | None = None) -> Plan:
     """The first pass over a film: its Plan. A film that has bars or is looked at through a curve is read once more, for
     shots and palettes without the bars and through the curve. Raises UserError when no frame between start and end
     decodes.
@@ -85,11 +85,11 @@ def analyze_film(film: Film, painter: FilmPredictor, config: FilmConfig, found: 
     At the end of each shot, ``found(plan)`` gets what is known by then, as if the film had neither bars nor a Response.
     """
     looks: StreamSample[tuple[int, Sample]] = StreamSample(LOOKS)
-    plan, response = _scan(film, painter, config, looks, found=found), None
+    plan, response = _scan(film, predictor, config, looks, found=found), None
     if config.response == "auto":
-        response = painter.respond([_lightness(sample, plan.shots[number].box) for number, sample in looks.items()])
+        response = predictor.fit_response([_lightness(sample, plan.shots[number].box) for number, sample in looks.items()])
     if response and not response.is_straight or any(shot.box for shot in plan.shots):
-        plan = _scan(film, painter.through(response), config, StreamSample(LOOKS), plan)
+        plan = _scan(film, predictor.with_response(response), config, StreamSample(LOOKS), plan)
     plan.response = response
     return plan
 
@@ -118,10 +118,10 @@ def find_edited_boundaries(lumas: Iterator[np.ndarray], config: FilmConfig) -> I
         yield Boundary(cut, cut)
 
 
-def _scan(film, painter, config, looks, first=None, found=None):
+def _scan(film, predictor, config, looks, first=None, found=None):
     """The Plan of a film without its Response; ``looks`` gets some of its frames, each with the number of its shot. The
     Plan ``first``, of an earlier reading, tells of bars; without it, they are looked for."""
-    samples, light, damage, pts = Samples(painter.side, first is None), ExposureTracker(), DamageLog(), array("q")
+    samples, light, damage, pts = Samples(predictor.side, first is None), ExposureTracker(), DamageLog(), array("q")
     shots, told, lights, has_color = [], [], [], False
     begin, beyond = pts_window(film, config)
     duration, size = 0, (0, 0)
@@ -155,7 +155,7 @@ def _scan(film, painter, config, looks, first=None, found=None):
         _, labs, pictures, profiles = zip(*chosen, strict=True)
         if first is None:
             told.append(margins(profiles))
-        shots.append(Shot(start, boundary.end, painter.palette(labs), shot_has_color(pictures),
+        shots.append(Shot(start, boundary.end, predictor.palette(labs), shot_has_color(pictures),
                           first and first.box(start, boundary.end), blend))
         has_color = has_color or shots[-1].in_color
         if found:

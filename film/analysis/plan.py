@@ -19,40 +19,40 @@ class FilmPredictor(Protocol):
     """What paints a film; ``colorizer.predictor.Predictor`` does. One that says nothing of responses has none."""
 
     source: str  # where its colors come from: "memory", "integrator", "truth", "reference" or "none"
-    identity: str  # differs for every painter that colors differently
+    identity: str  # differs for every predictor that colors differently
     origin: str = ""  # its identity before references were added; "" where it cannot tell what it reads of them
 
     @property
     def side(self) -> int:
         """Pixels along a side of the square pictures that it wants."""
 
-    def respond(self, lightness: Sequence[np.ndarray]) -> FilmResponse | None:
+    def fit_response(self, lightness: Sequence[np.ndarray]) -> FilmResponse | None:
         """How the gray of a film differs from what is known, by some of its frames, L float32 (h, w) in [0, 100] each;
         None where it does not, clearly."""
         return None
 
-    def through(self, response: FilmResponse | None) -> "FilmPredictor":
+    def with_response(self, response: FilmResponse | None) -> "FilmPredictor":
         """What paints a film with that Response."""
         return self
 
     def palette(self, labs: Sequence[np.ndarray]) -> Palette:
         """The colors of a shot, by some of its frames, Lab float32 (side, side, 3) each."""
 
-    def paint(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence]:
+    def predict(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence]:
         """Frames of a shot, L float32 (n, side, side) in [0, 100] -> ab float32 (n, S, S, 2) in Lab units, of any S,
         and what is Known of their places, arrays (n, G, G) of any G, nan if nothing is (``Known.nothing(n)``)."""
 
     def predict_with_embeddings(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence, np.ndarray]:
-        """``paint``, and what the frames look like to the painter, int16 (n, D) of any D, for ``reading``."""
-        return *self.paint(lightness, palette), np.zeros((len(lightness), 0), np.int16)
+        """``predict``, and what the frames look like to the predictor, int16 (n, D) of any D, for ``lookup_digest``."""
+        return *self.predict(lightness, palette), np.zeros((len(lightness), 0), np.int16)
 
     def requery_palette(self, palette: Palette) -> Palette:
         """The palette of the same frames as another one, which was chosen with other references."""
         return palette
 
-    def reading(self, palette: Palette, looks: np.ndarray) -> str:
-        """A hash of all that ``paint`` reads of references and of what else is known, for frames of a shot of these
-        looks by this palette: where it is the same, of painters of one ``origin``, so are their colors."""
+    def lookup_digest(self, palette: Palette, looks: np.ndarray) -> str:
+        """A hash of all that ``predict`` reads of references and of what else is known, for frames of a shot of these
+        looks by this palette: where it is the same, of predictors of one ``origin``, so are their colors."""
         return ""
 
 

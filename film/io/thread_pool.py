@@ -17,15 +17,15 @@ U = TypeVar("U")
 
 
 @contextmanager
-def coloring_threads(painters: int = COLORING_THREADS) -> Iterator[ThreadPoolExecutor]:
+def coloring_threads(predictors: int = COLORING_THREADS) -> Iterator[ThreadPoolExecutor]:
     """A pool of so many threads, or of as many as torch has. Within the block they share torch's threads, and OpenCV
     has none of its own: batches side by side wait for each other less than threads within one small operation."""
     threads = torch.get_num_threads(), cv2.getNumThreads()
-    painters = min(painters, threads[0])
-    torch.set_num_threads(threads[0] // painters)
+    predictors = min(predictors, threads[0])
+    torch.set_num_threads(threads[0] // predictors)
     cv2.setNumThreads(1)
     try:
-        with ThreadPoolExecutor(painters) as pool:
+        with ThreadPoolExecutor(predictors) as pool:
             yield pool
     finally:
         torch.set_num_threads(threads[0])

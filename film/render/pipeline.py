@@ -72,7 +72,7 @@ def batches(jobs: Generator[FrameTask, None, None], batch_size: int) -> Generato
             yield batch
 
 
-def predict_tasks(jobs: Generator[FrameTask, None, None], painter: FilmPredictor, plan: Plan, config: FilmConfig,
+def predict_tasks(jobs: Generator[FrameTask, None, None], predictor: FilmPredictor, plan: Plan, config: FilmConfig,
                large: bool = False) -> Generator[FrameTask, None, None]:
     """Yield the jobs, in order, with ab and what is known filled in; PAINTERS batches are colored at a time, of
     ``large`` frames one, since encoding them takes longer."""
@@ -82,7 +82,7 @@ def predict_tasks(jobs: Generator[FrameTask, None, None], painter: FilmPredictor
         fresh = [job.L for job in batch if job.L is not None and not job.blends]
         if not fresh:
             return iter(())
-        ab, known, looks = painter.predict_with_embeddings(np.stack(fresh), plan.shots[batch[0].shot].palette)
+        ab, known, looks = predictor.predict_with_embeddings(np.stack(fresh), plan.shots[batch[0].shot].palette)
         return zip(ab, known.each(), looks, strict=True)
 
     def mix(shot, before):
@@ -90,7 +90,7 @@ def predict_tasks(jobs: Generator[FrameTask, None, None], painter: FilmPredictor
         the look of the first frame that shows this alone."""
         transition, following = plan.shots[shot].transition, plan.shots[shot + 1]
         L = transition.next_lightness.astype(np.float32)
-        ab, known, looks = painter.predict_with_embeddings(L[None], following.palette)
+        ab, known, looks = predictor.predict_with_embeddings(L[None], following.palette)
         behind = ColoredFrame(L, ab[0], next(known.each()))
         return TransitionBlender(transition.frames, transition.wipe, before, behind, config.temporal_filter.flow_size), looks[0]
 
@@ -114,9 +114,9 @@ def predict_tasks(jobs: Generator[FrameTask, None, None], painter: FilmPredictor
         while batch:  # a frame that is taken is held no longer
             yield batch.pop()
 
-    painters = 1 if large else COLORING_THREADS
-    with closing(batches(jobs, config.batch_size)) as todo, coloring_threads(painters) as pool:
-        for batch, answers in map_in_order(pool, paint, todo, 1 if large else painters + 1):
+    predictors = 1 if large else COLORING_THREADS
+    with closing(batches(jobs, config.batch_size)) as todo, coloring_threads(predictors) as pool:
+        for batch, answers in map_in_order(pool, paint, todo, 1 if large else predictors + 1):
             yield from fill(batch, answers)
 
 

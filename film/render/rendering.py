@@ -55,7 +55,7 @@ class FilmRendering:
     """A film that is being colored: what is worked on, and what is finished."""
 
     film: Film
-    painter: FilmPredictor
+    predictor: FilmPredictor
     config: FilmConfig
     output: Path
     writer: Writer
@@ -72,7 +72,7 @@ class FilmRendering:
     def look(self) -> None:
         """See which shots are finished."""
         held: Sequence[str | None] = self.parts.held() or [None] * len(self.plan.shots)
-        for number, (noted, reading) in enumerate(finished_shots(self.painter, self.plan, self.parts, self.config)):
+        for number, (noted, reading) in enumerate(finished_shots(self.predictor, self.plan, self.parts, self.config)):
             self.readings[number] = reading or ""
             if noted is not None and noted["reading"] == reading and self._is_kept(number, reading == held[number]):
                 self._take_in(number, noted)
@@ -118,9 +118,9 @@ class FilmRendering:
         """Color shots that the ``board`` hands out; yields the number of each that is finished."""
         plan, config = self.plan, self.config
         large = self.writer.target.width * self.writer.target.height >= LARGE_FRAME_PIXELS
-        jobs = prefetch(read_tasks(self.film, plan, queue, self.painter.side, config.keep_color_shots),
+        jobs = prefetch(read_tasks(self.film, plan, queue, self.predictor.side, config.keep_color_shots),
                      1 if large else config.batch_size)
-        painting = prefetch(self._finished(predict_tasks(jobs, self.painter, plan, config, large)),
+        painting = prefetch(self._finished(predict_tasks(jobs, self.predictor, plan, config, large)),
                          max(1, config.batch_size // 2) if large else config.batch_size)
         with closing(painting) as painted:
             for number, frames in itertools.groupby(painted, key=lambda job: job.shot):
@@ -194,7 +194,7 @@ class FilmRendering:
             math.nan if truth is None else cdc_truth.value(), recalled, shot.box, time.monotonic() - started,
             shot.end - shot.transition_start)
         looks = np.stack(looks) if looks else np.zeros((0, 0), np.int16)
-        reading = shot_digest(self.painter, plan, number, looks, config)
+        reading = shot_digest(self.predictor, plan, number, looks, config)
         self.records.states[number] = self.parts.save(plan, record, looks, reading)
         self.readings[number] = reading
 
@@ -217,7 +217,7 @@ def _told(numbers, count):
 class RenderJob:
     """A film to be colored into ``output``: by one process, its host, and by any that help."""
 
-    painter: FilmPredictor
+    predictor: FilmPredictor
     film: Film
     output: Path
     config: FilmConfig
@@ -225,7 +225,7 @@ class RenderJob:
 
     def run_as_owner(self, queue: WorkQueue, on_complete: Callable[[Records], None] | None = None) -> Records:
         """``color_film``, with all who help by the ``board``."""
-        painter, film, output, config, overwrite = self.painter, self.film, self.output, self.config, self.overwrite
+        predictor, film, output, config, overwrite = self.predictor, self.film, self.output, self.config, self.overwrite
         busy = f"another run is writing {output}; wait for it or choose another --output"
         with explain_write_errors(output):
             writer = self._writer()
@@ -234,10 +234,10 @@ class RenderJob:
                      "the mean of both fields, and each field gets its own")
             output.parent.mkdir(parents=True, exist_ok=True)
             with exclusive_lock(output.with_name(f".{output.name}.lock"), busy):
-                parts = open_segment_store(painter, film, output, writer, config)
+                parts = open_segment_store(predictor, film, output, writer, config)
                 plan, done_by = parts.plan(), read_completion(output)
                 ours = plan is not None and bool(parts.held())
-                if done_by is not None and (overwrite or done_by.painter == painter.identity):
+                if done_by is not None and (overwrite or done_by.predictor == predictor.identity):
                     plan, ours = None, False
                 if writer.replaces() and not overwrite and not ours:
                     raise UserError(f"{output} exists already; pass --overwrite True or another --output")
@@ -245,7 +245,7 @@ class RenderJob:
                     raise UserError(f"{confidence_video_path(output)} exists already; pass --overwrite True or another --output")
                 if plan is None:
                     plan = self._find_plan(parts, queue, writer.cuts)
-                if painter.source == "truth" and not plan.has_color:
+                if predictor.source == "truth" and not plan.has_color:
                     raise UserError(f"{film.path} has no colors of its own for --color_feature truth; use another "
                                     "--color_feature")
                 parts.go_on()
@@ -256,8 +256,8 @@ class RenderJob:
                     work.draw_map()
                 if on_complete:
                     on_complete(work.records)
-                if writer.cuts and painter.origin:
-                    parts.finish(painter)
+                if writer.cuts and predictor.origin:
+                    parts.finish(predictor)
                 else:
                     parts.remove()
                 return work.records
@@ -266,7 +266,7 @@ class RenderJob:
         """Color shots that the ``board`` of the host hands out, until none is left. An error is the host's to tell."""
         with suppress(UserError), queue.failing(), explain_write_errors(self.output):
             writer = self._writer()
-            parts = open_segment_store(self.painter, self.film, self.output, writer, self.config)
+            parts = open_segment_store(self.predictor, self.film, self.output, writer, self.config)
             deadline = time.monotonic() + LATE
             while (found := parts.plan_so_far()) is None:
                 if time.monotonic() > deadline:
@@ -289,7 +289,7 @@ class RenderJob:
                 outlines.extend(map(plan.shot_signature, new))
                 queue.post({number: plan.shots[number].end - plan.shots[number].start for number in new})
 
-        plan = analyze_film(self.film, self.painter, self.config, found if early and queue.shared else None)
+        plan = analyze_film(self.film, self.predictor, self.config, found if early and queue.shared else None)
         if outlines != [plan.shot_signature(number) for number in range(min(len(outlines), len(plan.shots)))]:
             queue.withdraw()
             for _ in queue.wait():
@@ -303,11 +303,11 @@ class RenderJob:
         return FilmWriter(self.film.path, self.output, self.config)
 
     def _coloring(self, writer, parts, plan):
-        through = self.painter.through(plan.response)
+        through = self.predictor.with_response(plan.response)
         return FilmRendering(self.film, through, self.config, self.output, writer, parts, plan.requery_palettes(through))
 
 
-def color_film(painter: FilmPredictor, film: Film, output: str | Path, config: FilmConfig | None = None, *,
+def color_film(predictor: FilmPredictor, film: Film, output: str | Path, config: FilmConfig | None = None, *,
                overwrite: bool = False, on_complete: Callable[[Records], None] | None = None) -> Records:
     """Color ``film``, such as VideoFile("episode.mkv"), into ``output``; returns the Records of its shots.
 
@@ -320,7 +320,7 @@ def color_film(painter: FilmPredictor, film: Film, output: str | Path, config: F
     shots are kept then.
     """
     settings = part_of(config or FilmConfig(), FilmConfig)
-    return RenderJob(painter, film, Path(output), settings, overwrite).run_as_owner(WorkQueue(), on_complete)
+    return RenderJob(predictor, film, Path(output), settings, overwrite).run_as_owner(WorkQueue(), on_complete)
 
 
 def compare(film: Film, result: Film, config: FilmConfig, every: int) -> Iterator[tuple[int, Planes, Planes]]:

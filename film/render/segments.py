@@ -99,10 +99,10 @@ class SegmentStore:
         for path in self.folder.glob("*.part"):
             path.unlink()
 
-    def finish(self, painter: FilmPredictor) -> None:
-        """Note that all is written, as ``painter`` colors."""
+    def finish(self, predictor: FilmPredictor) -> None:
+        """Note that all is written, as ``predictor`` colors."""
         self.drop_pictures()
-        finished = Finished(painter.identity, painter.identity != painter.origin)
+        finished = Finished(predictor.identity, predictor.identity != predictor.origin)
         save_checkpoint(self.folder / FINISHED, finished._asdict())
 
     def remove(self) -> None:
@@ -139,7 +139,7 @@ def segment_folder(output: Path) -> Path:
 class Finished(NamedTuple):
     """By what a film was colored."""
 
-    painter: str  # its identity
+    predictor: str  # its identity
     references: bool  # whether it had any
 
 
@@ -149,7 +149,7 @@ def read_completion(output: Path) -> Finished | None:
     content = _read(segment_folder(output) / FINISHED)
     if content is None or not SegmentStore(output, "").held():
         return None
-    return Finished(content["painter"], content["references"])
+    return Finished(content["predictor"], content["references"])
 
 
 def is_joined(output: Path) -> bool:

@@ -219,11 +219,11 @@ class Panel:
     The checkpoint needs a memory.
     """
 
-    def __init__(self, painter: Predictor, height: int, width: int, truth: bool) -> None:
-        """For a film of the given size, in color (``truth``) or not, colored by the Predictor ``painter``."""
-        self.painter, self.truth = painter, truth
+    def __init__(self, predictor: Predictor, height: int, width: int, truth: bool) -> None:
+        """For a film of the given size, in color (``truth``) or not, colored by the Predictor ``predictor``."""
+        self.predictor, self.truth = predictor, truth
         self.cell, self.size = cell_size(height, width), panel_size(height, width, truth)
-        pictures = memory_pictures(painter.colorizer)
+        pictures = memory_pictures(predictor.colorizer)
         ids = list(pictures)
         shown = {i: pictures[i] for i in (ids[place] for place in evenly_spaced(len(ids), MOST))}
         self.mosaic = Mosaic(shown, *mosaic_size(height, width, truth), width / height)
@@ -237,30 +237,30 @@ class Panel:
         pictures = [resize(picture, *fitting(picture, *self.cell)) for picture in pictures]
         labs = [rgb_to_lab(picture) for picture in pictures]
         lightness = [lab[..., 0] for lab in labs]
-        seen = self.painter.look(lightness)
+        seen = self.predictor.extract_features(lightness)
         feature = torch.as_tensor(shot).to(seen.embedding)  # type: ignore[union-attr]  # there is a memory
-        recall = self.painter.colorizer.recall(feature.expand(len(labs), -1))
-        results = [self._results(replace(self.painter, source="memory", rank=rank), lightness, recall, seen)
+        recall = self.predictor.colorizer.recall(feature.expand(len(labs), -1))
+        results = [self._results(replace(self.predictor, source="memory", rank=rank), lightness, recall, seen)
                    for rank in (1, 2, 3)]
         true = [None] * len(labs)
         if self.truth:
-            painter = replace(self.painter, source="truth")
-            true = self._join(lightness, painter.generate(lightness, painter.given(labs), seen)[0])
+            predictor = replace(self.predictor, source="truth")
+            true = self._join(lightness, predictor.generate(lightness, predictor.given(labs), seen)[0])
         return [panel_frame(picture if self.truth else None,
                             fit(lab_to_rgb(lab * np.array([1, 0, 0], np.float32)), *self.cell),
                             list(slots), by_truth, self.mosaic, (ids + [-1, -1])[:3])
                 for picture, lab, slots, by_truth, ids in zip(
                     pictures, labs, zip(*results, strict=True), true, recall.ids.tolist(), strict=True)]
 
-    def _results(self, painter, lightness, recall, seen):
-        return self._join(lightness, painter.generate(lightness, painter.recalled(recall), seen)[0])
+    def _results(self, predictor, lightness, recall, seen):
+        return self._join(lightness, predictor.generate(lightness, predictor.recalled(recall), seen)[0])
 
     @staticmethod
     def _join(lightness: Sequence[np.ndarray], ab: np.ndarray) -> list[np.ndarray]:
         return [lab_to_rgb(np.dstack([L, resize(colors, *L.shape)])) for L, colors in zip(lightness, ab, strict=True)]
 
 
-def write_panel(painter: Predictor, film: Film, target: Path, records: Sequence[ShotRecord],
+def write_panel(predictor: Predictor, film: Film, target: Path, records: Sequence[ShotRecord],
                 begin: int | None = None, batch_size: int = 8) -> None:
     """Write the panel of ``film``, colored as ``records`` say, as the H.264 film ``target``
     without sound. A drawing that is held is painted once.
@@ -268,13 +268,13 @@ def write_panel(painter: Predictor, film: Film, target: Path, records: Sequence[
     ``begin`` is the pts of the film at which the first record's shot, and so the panel, begins; None is the film's
     beginning.
     """
-    with closing(prefetch(_sheets(painter, film, records, begin, batch_size), batch_size)) as sheets:
+    with closing(prefetch(_sheets(predictor, film, records, begin, batch_size), batch_size)) as sheets:
         timed = ((pts - (begin or 0), sheet) for pts, sheet in sheets)
         write_video(target, film, tqdm(timed, total=records[-1].end_frame, unit=" frames", desc=target.name,
                                           disable=None))
 
 
-def _sheets(painter, film, records, begin, batch_size):
+def _sheets(predictor, film, records, begin, batch_size):
     """Yield (pts, frame of the panel, RGB uint8) of a film."""
     truth = any(record.truth is not None for record in records)
     panel, drawing, sheet, shots = None, HeldFrameDetector(), None, iter(records)
@@ -298,7 +298,7 @@ def _sheets(painter, film, records, begin, batch_size):
                     return
                 cut = True
             part = planes.crop(shot.box)
-            panel = panel or Panel(painter, part.y.shape[0], part.y.shape[1], truth)
+            panel = panel or Panel(predictor, part.y.shape[0], part.y.shape[1], truth)
             pending.append((pts, part.rgb_uint8() if drawing.is_new(planes, cut) else None))
             cut = False
             if len(pending) == 2 * batch_size or sum(picture is not None for _, picture in pending) == batch_size:
