@@ -37,10 +37,12 @@ from film.render.incremental import can_update
 from film.render.rendering import RenderJob, compare, confidence_video_path
 from film.render.segments import is_complete, read_completion, segment_folder
 from film.render.work_queue import WorkQueue, WorkerGroup, run_isolated
-from film.report.confidence_video import mixture, tint
-from film.report.html_report import Report, Suggestion, suggest_frames, write_report
-from film.report.memory_video import memory_pictures, write_panel
+from film.report.confidence_video import confidence_map, tint_grayscale
+from film.report.html_report import Report, write_report
+from film.report.memory_thumbnails import memory_thumbnails
+from film.report.memory_video import write_memory_video
 from film.report.records import Records
+from film.report.suggestions import Suggestion, suggest_frames
 from utils import UserError, list_files, read_flags, run_cli, warn
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -164,7 +166,7 @@ def color_picture(predictor: Predictor, confidence: bool, pair: tuple[Path, Path
         result = planes.rgb_uint8()
     if confidence:
         gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-        write_image(beside(target, MAP), tint(gray, mixture(next(known.each()))))
+        write_image(beside(target, MAP), tint_grayscale(gray, confidence_map(next(known.each()))))
     return picture, result
 
 
@@ -191,7 +193,7 @@ def color_pictures(predictor: Predictor, pairs: Sequence[tuple[Path, Path]], eva
 def measure_film(records: Records, film: Film, result: Film, config: ColorConfig, evaluation: Evaluation) -> None:
     """Compare one frame a second, at most 200, of a film with its ``result``, both read from their files, at their
     ``measured_size``. Shots that were left as they were do not count, nor do bars."""
-    shots = [(range(record.start_frame, record.end_frame), record.box) for record in records if not record.kept]
+    shots = [(range(record.start_frame, record.end_frame), record.box) for record in records if not record.left_unchanged]
     frames = records[-1].end_frame
     rate = frames / (records[-1].end_time - records[0].start_time)
     every = min(frames, max(1, round(rate), math.ceil(frames / 200)))
@@ -237,7 +239,7 @@ def write_film_report(predictor: Predictor, records: Records, film: Film, target
                  config: ColorConfig) -> None:
     """Write what goes with a colored film: the report, the frames to color next, the panel."""
     suggestions, folder = suggest_frames(records, config.suggest), beside(target, "color_these")
-    thumbnails = memory_pictures(predictor.colorizer) if predictor.uses_memory else {}
+    thumbnails = memory_thumbnails(predictor.colorizer) if predictor.uses_memory else {}
     facts = {label.replace("color_feature", "palette from"): text for label, text in coloring_facts(predictor, config).items()}
     report = Report(film.name, records, suggestions, folder.name, predictor.names, thumbnails, summaries,
                     facts, records.response)
@@ -250,7 +252,7 @@ def write_film_report(predictor: Predictor, records: Records, film: Film, target
         print(f"what is recalled, guessed and unknown: {confidence_video_path(target)}")
     if config.panel:
         begin = records.pts[0] if config.start else None
-        write_panel(predictor.with_response(records.response), film, beside(target, "panel.mp4"), records, begin,
+        write_memory_video(predictor.with_response(records.response), film, beside(target, "panel.mp4"), records, begin,
                     config.batch_size)
         print(f"what the memory recalls: {beside(target, 'panel.mp4')}")
 
@@ -323,7 +325,7 @@ def color_film_and_report(predictor: Predictor, config: ColorConfig, work: tuple
             proof["luma"] = check_luma(film, result, config)
             print(proof["luma"])
         try:
-            if not config.color_only and any(record.truth is not None for record in records):
+            if not config.color_only and any(record.ground_truth is not None for record in records):
                 measure_film(records, film, result, config, evaluation)
             evaluation.report(target.parent, f"{target.stem}_", {
                 "input": str(film.path), **coloring_facts(predictor, config), "pictures": count, "shots": len(records),

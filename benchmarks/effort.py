@@ -28,7 +28,7 @@ from fileio.atomic import atomic_write
 from film.io.video import VideoFile
 from film.render.incremental import can_update
 from film.render.rendering import color_film
-from film.report.html_report import suggest_frames
+from film.report.suggestions import suggest_frames
 from utils import ArgumentParser, parse_positive_int, run_cli
 
 PAINTED = (0, 1, 2, 5, 10)

@@ -92,7 +92,7 @@ def compare(film, colored, by_itself, shots):
             for index in range(shot["start_frame"], shot["end_frame"]):
                 source, result, other = (planes_from_frame(next(frames)[1]) for frames in (sources, results, others))
                 bar.update()
-                if shot["kept"]:
+                if shot["left_unchanged"]:
                     continue
                 height, width = source.y.shape
                 size = max(1, round(WarpError.WIDTH * height / width)), WarpError.WIDTH
@@ -104,7 +104,7 @@ def compare(film, colored, by_itself, shots):
                     in_color = True
                     *labs, truth = map(rgb_to_lab, pictures)
                     distances.append([ciede2000(lab, truth) for lab in labs])
-            if not shot["kept"]:
+            if not shot["left_unchanged"]:
                 values.append([[cdc.value() for cdc in cdcs], warp.values()])
                 weights.append(shot["end_frame"] - shot["start_frame"])
     if not values:

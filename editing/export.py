@@ -8,7 +8,7 @@ from editing.jobs import PredictorCache
 from editing.project import Project
 from film.analysis.detected_shots import link
 from film.report.html_report import Report, write_report
-from film.report.memory_video import memory_pictures
+from film.report.memory_thumbnails import memory_thumbnails
 from utils import UserError
 
 
@@ -32,7 +32,7 @@ def export(project: Project, predictors: PredictorCache) -> Path:
     if project.facts.corrections:
         shutil.make_archive(str(references), "zip", references)
     facts = {"corrections": str(len(project.facts.corrections))}
-    pictures = memory_pictures(predictor.colorizer) if predictor.uses_memory else {}
+    pictures = memory_thumbnails(predictor.colorizer) if predictor.uses_memory else {}
     write_report(folder / f"{project.colored.stem}_report.html", Report(
         Path(project.facts.film).name, records, names=predictor.names, thumbnails=pictures, facts=facts,
         response=records.response))

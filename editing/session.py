@@ -24,8 +24,8 @@ from film.io.video import VideoFile
 from film.render.incremental import find_changed_shots
 from film.render.rendering import confidence_video_path
 from film.render.segments import segment_folder
-from film.report.html_report import suggest_frames
-from film.report.memory_video import memory_pictures
+from film.report.memory_thumbnails import memory_thumbnails
+from film.report.suggestions import suggest_frames
 from utils import UserError, evenly_spaced
 
 DOUBTFUL = 0.5  # a shot of which less is known is marked
@@ -127,7 +127,7 @@ class EditingSession:
                  enumerate(suggest_frames(records, SUGGESTED), 1)}
         shots = []
         for record in records:
-            sure = None if record.kept or not np.isfinite(record.confidence) else round(record.confidence, 3)
+            sure = None if record.left_unchanged or not np.isfinite(record.confidence) else round(record.confidence, 3)
             shots.append({"index": record.index, "start": record.start_frame, "end": record.end_frame,
                           "middle": record.middle, "time": round(record.start_time, 3),
                           "seconds": round(record.end_time - record.start_time, 3), "sure": sure,
@@ -237,7 +237,7 @@ class EditingSession:
         """The pictures of the frames in memory by their ids, and the small ones that were made of them."""
         stamp = predictor.identity, self.version
         if self.known_sources is None or self.known_sources[0] != stamp:
-            self.known_sources = stamp, memory_pictures(predictor.colorizer) if predictor.uses_memory else {}, {}
+            self.known_sources = stamp, memory_thumbnails(predictor.colorizer) if predictor.uses_memory else {}, {}
         return self.known_sources[1:]
 
     def split(self, frame: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from dataset import AB_SCALE, rgb_to_lab
 from fileio.images import read_image, write_image
 from film.io.video import VideoFile
 from film.render.rendering import color_film
-from film.report.confidence_video import COLORS, mixture, tint
+from film.report.confidence_video import COLORS, confidence_map, tint_grayscale
 from test import find_inputs
 from utils import UserError
 
@@ -151,12 +151,12 @@ def test_the_table_and_the_curve(home, tmp_path, capsys):
 def test_the_hues_are_mixed_by_what_is_known():
     known = Confidence(*(np.array([x], np.float32) for x in ([1, 0, 1, 0.5], [0, 0, 0, 0], [1, 1, 0, 0.5])))
     blue, green, red = (np.array(color) for color in COLORS.values())
-    assert mixture(known).tolist() == [[*(color.tolist() for color in (blue, green, red)),
+    assert confidence_map(known).tolist() == [[*(color.tolist() for color in (blue, green, red)),
                                         np.rint(blue / 4 + green / 4 + red / 2).astype(int).tolist()]]
     gray = draw_picture(0)[..., 1]
-    picture = tint(gray, mixture(known))
+    picture = tint_grayscale(gray, confidence_map(known))
     assert picture.shape == (64, 96, 3) and np.abs(picture[:, :8] - 0.45 * gray[:, :8, None] - 0.55 * blue).max() <= 1
-    assert np.array_equal(tint(gray, np.zeros((0, 0, 3), np.uint8)), gray[..., None].repeat(3, 2))
+    assert np.array_equal(tint_grayscale(gray, np.zeros((0, 0, 3), np.uint8)), gray[..., None].repeat(3, 2))
 
 
 def test_pictures_have_their_maps_beside_them_and_the_same_colors(home, tmp_path):

@@ -258,8 +258,8 @@ def test_a_dissolve_changes_with_the_shot_that_it_leads_to(tmp_path):
                     [np.maximum(frame, 120) for frame in shot(2, BEHIND)])[0]
     source, output, whole = store(tmp_path / "in.mkv", frames), tmp_path / "out.mkv", tmp_path / "all.mkv"
     records = color_film(Corrected(), VideoFile(source), output)
-    dark, light = sorted(record.feature[0] for record in records)
-    assert records[0].blend and light > dark + 5
+    dark, light = sorted(record.embedding[0] for record in records)
+    assert records[0].transition_frames and light > dark + 5
     for above, changed in (((dark + light) / 2, [0, 1]), (dark - 1, [0, 1]), (light + 1, [])):
         assert find_changed_shots(Corrected(20, above), VideoFile(source), output) == changed
     color_film(Corrected(20, (dark + light) / 2), VideoFile(source), output)

@@ -157,7 +157,7 @@ def test_a_film_with_bars_is_colored_as_the_one_without(tmp_path):
     assert [record.box for record in expected] == [None] * 3 and [record.box for record in records] == [box] * 3
     for record, other in zip(records, expected, strict=True):
         assert (record.start_frame, record.end_frame) == (other.start_frame, other.end_frame)
-        assert np.array_equal(record.feature, other.feature)
+        assert np.array_equal(record.embedding, other.embedding)
         assert record.cdc == pytest.approx(other.cdc, rel=0.1) and record.gray.shape[0] == 222  # with bars
     source, result, alone = map(planes_in, (barred, tmp_path / "out.mkv", tmp_path / "plain_out.mkv"))
     outside = np.ones(result[0][1].shape, bool)

@@ -13,8 +13,9 @@ from colorizer.predictor import Predictor
 from config import ModelConfig
 from dataset import AB_BINS, AB_SCALE, REFERENCE_ID, backbone_input, resize, rgb_to_lab
 from film.io.video import VideoFile
+from film.report.memory_thumbnails import color_stripes, memory_thumbnails
 from film.report.memory_video import (
-    COLORS, GROUND, Mosaic, Panel, color_stripes, memory_pictures, mosaic_size, panel_frame, panel_size, write_panel)
+    COLORS, GROUND, Mosaic, Panel, mosaic_size, panel_frame, panel_size, write_memory_video)
 
 CONFIG = ModelConfig(img_size=128, width=4, mem_size=6, spatial_size=5, top_k=4)
 
@@ -46,7 +47,7 @@ def predictor(colorizer):
 
 def records(*ends, truth=None):
     """Shots that end in front of these frames, all of which look the same to the backbone."""
-    return [SimpleNamespace(box=None, end_frame=end, feature=torch.ones(1280), truth=truth) for end in ends]
+    return [SimpleNamespace(box=None, end_frame=end, embedding=torch.ones(1280), ground_truth=truth) for end in ends]
 
 
 def flat(*color, size=(72, 128)):
@@ -63,7 +64,7 @@ def holds(picture, color):
 
 
 def test_the_spatial_memory_shows_its_frames(colorizer):
-    pictures = memory_pictures(colorizer)
+    pictures = memory_thumbnails(colorizer)
     assert list(pictures) == [10, 11, 12, 13, 14]
     for i, picture in pictures.items():
         drawn = resize(draw_picture(i - 10), *picture.shape[:2])
@@ -72,7 +73,7 @@ def test_the_spatial_memory_shows_its_frames(colorizer):
 
 def test_without_a_spatial_memory_the_slots_show_their_colors(colorizer):
     plain = SimpleNamespace(config=SimpleNamespace(use_spatial_memory=False), memory=colorizer.memory)
-    pictures = memory_pictures(plain)
+    pictures = memory_thumbnails(plain)
     assert list(pictures) == [10, 11, 13]
     for i, color in zip((11, 13, 10), SLOTS, strict=True):
         assert rgb_to_lab(pictures[i])[..., 1:].mean((0, 1)) == pytest.approx(color, abs=2)
@@ -85,7 +86,7 @@ def test_references_share_a_picture(count, size):
     used = torch.ones(count + 2, dtype=torch.bool)
     plain = SimpleNamespace(config=SimpleNamespace(use_spatial_memory=False),
                             memory=SimpleNamespace(ids=ids, used=used, values=values))
-    pictures = memory_pictures(plain)
+    pictures = memory_thumbnails(plain)
     assert list(pictures) == [REFERENCE_ID, 5] and pictures[REFERENCE_ID].shape == (size, size, 3)
     last = pictures[REFERENCE_ID][-32:, :32] if count == 3 else pictures[REFERENCE_ID]  # the third is the lower left
     assert np.array_equal(last, color_stripes(feature(200).numpy())) and not np.array_equal(last, pictures[5])
@@ -175,7 +176,7 @@ def decode(path):
 
 def test_the_panel_of_a_film_in_color(colorizer, tmp_path):
     source = draw_color_film(tmp_path / "film.mp4")
-    write_panel(predictor(colorizer), VideoFile(source), tmp_path / "panel.mp4", records(8, 10 ** 6, truth=1),
+    write_memory_video(predictor(colorizer), VideoFile(source), tmp_path / "panel.mp4", records(8, 10 ** 6, truth=1),
                 batch_size=4)
     frames = decode(tmp_path / "panel.mp4")
     assert times_and_sound(tmp_path / "panel.mp4")[0] == times_and_sound(source)[0]
@@ -196,7 +197,7 @@ def test_the_panel_of_a_film_in_color(colorizer, tmp_path):
 def test_the_panel_of_a_gray_film_keeps_times(colorizer, tmp_path):
     source = draw_film(tmp_path / "film.mkv", times=(0, 1, 2, 5, 6))
     # The last frame is of no shot.
-    write_panel(predictor(colorizer), VideoFile(source), tmp_path / "panel.mkv", records(2, 4))
+    write_memory_video(predictor(colorizer), VideoFile(source), tmp_path / "panel.mkv", records(2, 4))
     times, _, size = times_and_sound(tmp_path / "panel.mkv")
     assert times == times_and_sound(source)[0][:4]
     assert size == panel_size(48, 64, False)[::-1]
@@ -207,7 +208,7 @@ def test_a_held_drawing_is_painted_once(colorizer, tmp_path, monkeypatch):
     monkeypatch.setattr(Panel, "paint", lambda self, pictures, shot: (
         counts.append(len(pictures)), paint(self, pictures, shot))[1])
     source = draw_shots(tmp_path / "film.mkv", [(90, 12)], hold=3, options={"crf": "0"})
-    write_panel(predictor(colorizer), VideoFile(source), tmp_path / "panel.mp4", records(6, 10 ** 6), batch_size=2)
+    write_memory_video(predictor(colorizer), VideoFile(source), tmp_path / "panel.mp4", records(6, 10 ** 6), batch_size=2)
     assert counts == [2, 2]
     frames = decode(tmp_path / "panel.mp4")
     change = [np.abs(a.astype(int) - b).mean() for a, b in zip(frames, frames[1:], strict=False)]

@@ -83,10 +83,10 @@ def test_shots_palettes_and_records(tmp_path):
     assert [round(r.start_time * 12) for r in records] == [0, 20, 35] and round(records[-1].end_time * 12) == 57
     for number, (record, (gray, _)) in enumerate(zip(records, SHOTS, strict=True)):
         assert (record.index, record.slot_ids, record.slot_scores) == (number, [number + 1, 7], [0.9, 0.5])
-        assert record.confidence == 0.25 and record.truth is None and not record.kept
+        assert record.confidence == 0.25 and record.ground_truth is None and not record.left_unchanged
         assert record.gray.shape == record.result.shape == (240, 320, 3) and record.gray.dtype == np.uint8
         assert abs(record.gray.mean() - gray) < 4 and np.ptp(record.gray, 2).max() < 12  # JPEG's noise
-        assert record.feature.dtype == np.float32 and record.feature.shape == (3,)
+        assert record.embedding.dtype == np.float32 and record.embedding.shape == (3,)
     lines = [json.loads(line) for line in (tmp_path / "out_shots.jsonl").read_text().splitlines()]
     assert [line["slot_ids"] for line in lines] == [[1, 7], [2, 7], [3, 7]]
     assert sorted(os.listdir(tmp_path)) == ["in.mkv", "out.mkv", "out_shots.jsonl"]
@@ -157,16 +157,16 @@ def test_shots_in_color_can_be_kept(tmp_path):
             film.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         film.mux(stream.encode(None))
     records = color(source, tmp_path / "out.mkv", crf=0, keep_color_shots=True)
-    assert [record.kept for record in records] == [False, True]
-    assert records[0].truth is None and records[1].truth is not None
+    assert [record.left_unchanged for record in records] == [False, True]
+    assert records[0].ground_truth is None and records[1].ground_truth is not None
     before, after = planes_in(source), planes_in(tmp_path / "out.mkv")
     assert same(before[15:], after[15:]) and not np.array_equal(before[3][1], after[3][1])
     records = color(source, tmp_path / "all.mkv", crf=0)
-    assert not any(record.kept for record in records)
+    assert not any(record.left_unchanged for record in records)
     for record in records:
         assert record.cdc == pytest.approx(cdc(tmp_path / "all.mkv", record))
-    assert math.isnan(records[0].cdc_truth) and records[1].cdc_truth == pytest.approx(cdc(source, records[1]))
-    assert records[1].cdc_truth > 0 and json.loads((tmp_path / "all_shots.jsonl").open().readline())["cdc"] is not None
+    assert math.isnan(records[0].cdc_ground_truth) and records[1].cdc_ground_truth == pytest.approx(cdc(source, records[1]))
+    assert records[1].cdc_ground_truth > 0 and json.loads((tmp_path / "all_shots.jsonl").open().readline())["cdc"] is not None
     assert not np.array_equal(before[20][1], planes_in(tmp_path / "all.mkv")[20][1])
 
 

@@ -19,8 +19,9 @@ from PIL import Image
 from colorizer.adaptation.film_response import FilmResponse
 from colorizer.metrics import Scores
 from film.report import html_report as report
-from film.report.html_report import Report, suggest_frames, write_report
+from film.report.html_report import Report, write_report
 from film.report.records import ShotRecord
+from film.report.suggestions import SuggestionConfig, suggest_frames
 from utils import UserError
 
 TITLE = """Käpt'n "Blau" & Söhne 🎨 <script>document.title = 'broken'; window.broken = true</script><b>"""
@@ -34,13 +35,13 @@ def draw(color, size=(90, 160)):
 
 def record(index, confidence=0.5, frames=100, feature=(1, 0), truth=True, size=(90, 160), **settings):
     """A shot of 100 frames at 25 per second, as one of equally long ones."""
-    known = {
+    values = {
         "index": index, "start_frame": 100 * index, "end_frame": 100 * index + frames, "start_time": 4.0 * index,
         "end_time": 4.0 * index + frames / 25, "gray": draw((128,) * 3, size), "result": draw((200, 40, 40), size),
-        "truth": draw((220, 30, 30), size) if truth else None, "slot_ids": [7, 3], "slot_scores": [0.91, 0.62],
-        "confidence": confidence, "feature": np.float32(feature),
-        "cdc": 0.0021, "cdc_truth": 0.0020}
-    return ShotRecord(**(known | settings))
+        "ground_truth": draw((220, 30, 30), size) if truth else None, "slot_ids": [7, 3], "slot_scores": [0.91, 0.62],
+        "confidence": confidence, "embedding": np.float32(feature),
+        "cdc": 0.0021, "cdc_ground_truth": 0.0020}
+    return ShotRecord(**(values | settings))
 
 
 def axis(*places, size=5):
@@ -137,9 +138,9 @@ def test_a_cover_is_the_best_of_all_where_that_can_be_tried():
     """Greedy is within 1 - 1/e of the best set (Nemhauser et al. 1978), and its first choice is the best single one."""
     rng = np.random.default_rng(0)
     records = [record(i, rng.random(), feature=rng.random(5) ** 3) for i in range(12)]
-    features = np.stack([r.feature / np.linalg.norm(r.feature) for r in records])
+    features = np.stack([r.embedding / np.linalg.norm(r.embedding) for r in records])
     doubt = np.array([100 * (1 - r.confidence) for r in records])
-    similarity = (features @ features.T) ** report.SHARPNESS
+    similarity = (features @ features.T) ** SuggestionConfig().power
     pairs = {(i, j): doubt @ similarity[:, [i, j]].max(1) / doubt.sum() for i in range(12) for j in range(12)}
     first, second = suggest_frames(records, 2)
     assert first.gain == pytest.approx(max(pairs[i, i] for i in range(12)), rel=1e-5)
@@ -150,7 +151,7 @@ def test_a_cover_is_the_best_of_all_where_that_can_be_tried():
 def test_nothing_to_suggest():
     assert suggest_frames([record(0, 1.0), record(1, 1.0)]) == []
     assert suggest_frames([record(0, 0.2), record(1, 0.2)], 0) == []
-    assert suggest_frames([record(0, 0.2, kept=True)]) == []
+    assert suggest_frames([record(0, 0.2, left_unchanged=True)]) == []
     assert suggest_frames([record(0, math.nan, feature=()), record(1, math.nan, feature=())]) == []  # no backbone
     assert len(suggest_frames([record(0, 0.2, feature=(0, 0)), record(1, 0.2)])) == 1  # a black frame looks like none
 
@@ -160,8 +161,8 @@ def test_nothing_to_suggest():
 
 
 def test_doubtful_shots_come_first_with_all_that_is_known(tmp_path):
-    records = [record(0, 0.9), record(1, 0.31, recalled=0.12, cdc_truth=math.nan),
-               record(2, 0.6, cdc=math.nan, cdc_truth=math.nan)]
+    records = [record(0, 0.9), record(1, 0.31, recalled=0.12, cdc_ground_truth=math.nan),
+               record(2, 0.6, cdc=math.nan, cdc_ground_truth=math.nan)]
     write_report(tmp_path / "report.html", Report(
         "The film", records, names={7: "ep_7.png"}, facts={"checkpoint": "best.pt"},
         thumbnails={7: draw((40, 40, 220), (32, 32))}))
@@ -185,7 +186,7 @@ def test_doubtful_shots_come_first_with_all_that_is_known(tmp_path):
 
 def test_what_is_unknown_is_not_told(tmp_path):
     """A plain GAN has no confidence and no memory, and a shot in color may be left as it is."""
-    records = [record(0, math.nan, kept=True, feature=()), record(1, math.nan, feature=(), slot_ids=[], slot_scores=[])]
+    records = [record(0, math.nan, left_unchanged=True, feature=()), record(1, math.nan, feature=(), slot_ids=[], slot_scores=[])]
     write_report(tmp_path / "report.html", Report("Film", records, suggest_frames(records)))
     page = Page(tmp_path / "report.html")
     assert [article["id"] for article in page.all("article")] == ["shot-2", "shot-1"]

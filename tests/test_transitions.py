@@ -191,17 +191,17 @@ def test_a_film_with_one(tmp_path, kind):
     source, output, settings = store(tmp_path / "in.mkv", frames), tmp_path / "out.mkv", FilmConfig(crf=0, batch_size=4)
     records = color_film(StubPredictor(), VideoFile(source), tmp_path / "whole.mkv", settings)
     assert [abs(record.start_frame - place) <= 2 for record, place in zip(records, (0, end), strict=True)] == [True] * 2
-    assert LENGTH - 3 <= records[0].blend <= LENGTH + 3 and not records[1].blend
-    assert records[0].middle == (records[0].end_frame - records[0].blend) // 2
+    assert LENGTH - 3 <= records[0].transition_frames <= LENGTH + 3 and not records[1].transition_frames
+    assert records[0].middle == (records[0].end_frame - records[0].transition_frames) // 2
     result = planes_in(tmp_path / "whole.mkv")
     assert all(np.array_equal(a[0], b[0]) for a, b in zip(planes_in(source), result, strict=True))  # the luma
     red = np.array([planes[2].mean() for planes in result])  # StubPredictor: by the mean lightness of the shot
     assert red[end + 2] - red[2] > 20
-    first, last = records[0].end_frame - records[0].blend, records[0].end_frame
+    first, last = records[0].end_frame - records[0].transition_frames, records[0].end_frame
     middle = (first + last) // 2
     assert abs(red[middle] - (red[first - 1] + red[last]) / 2) < 0.2 * (red[last] - red[first - 1])
     with pytest.raises(Stop):
-        color_film(StubPredictor(records[0].end_frame - records[0].blend + 12, stop), VideoFile(source), output, settings)
+        color_film(StubPredictor(records[0].end_frame - records[0].transition_frames + 12, stop), VideoFile(source), output, settings)
     predictor = StubPredictor()
     color_film(predictor, VideoFile(source), output, settings)
     assert 0 < predictor.frames < len(frames) - LENGTH and not predictor.shots

@@ -38,7 +38,7 @@ from film.render.pipeline import finish, predict_tasks, read_tasks
 from film.render.segments import SegmentStore, read_completion
 from film.render.work_queue import PAUSE, WorkQueue
 from film.render.writers import FilmWriter, FrameWriter, Writer
-from film.report.confidence_video import keep, write_confidence_video
+from film.report.confidence_video import save_confidence_maps, write_confidence_video
 from film.report.consistency import CDC
 from film.report.records import THUMBNAIL, Records, ShotRecord
 from utils import UserError, warn
@@ -80,7 +80,7 @@ class FilmRendering:
     def _take_in(self, number, noted):
         """Take in what ``Parts.save`` noted of a finished shot."""
         palette = self.plan.shots[number].palette
-        self.records.states[number] = {**noted["record"], "feature": palette.feature,
+        self.records.states[number] = {**noted["record"], "embedding": palette.feature,
                                        "slot_ids": list(palette.slot_ids), "slot_scores": list(palette.slot_scores)}
         self.readings[number] = noted["reading"]
         self.todo.remove(number)
@@ -162,10 +162,10 @@ class FilmRendering:
         plan, config, target = self.plan, self.config, self.writer.target
         shot, started, known, looks = plan.shots[number], time.monotonic(), [], []
         self.parts.forget(number)
-        middle, cdc, cdc_truth = (shot.start + shot.transition_start) // 2, CDC(), CDC()
+        middle, cdc, cdc_ground_truth = (shot.start + shot.transition_start) // 2, CDC(), CDC()
         ratio = target.tags.get("sample_aspect_ratio") or 1
         size = max(1, round(THUMBNAIL * target.height / (target.width * ratio))), THUMBNAIL
-        keeping = keep(self.parts.known(number)) if config.confidence else nullcontext(lambda known: None)
+        keeping = save_confidence_maps(self.parts.known(number)) if config.confidence else nullcontext(lambda known: None)
         with self.writer.shot(self.parts.part(number), plan.shot_pts(shot)) as write, keeping as keep_known:
             for job in itertools.islice(jobs, shot.end - shot.start):
                 write(job.result, plan.pts[job.index])
@@ -179,7 +179,7 @@ class FilmRendering:
                 if not config.color_only:
                     cdc.add(job.result.crop(shot.box).rgb_uint8(*size))
                 if plan.has_color:
-                    cdc_truth.add(job.planes.crop(shot.box).rgb_uint8(*size))
+                    cdc_ground_truth.add(job.planes.crop(shot.box).rgb_uint8(*size))
                 bar.update()
         truth = shown[0].rgb_uint8(*size)
         truth = truth if plan.has_color and has_color(truth) else None
@@ -191,7 +191,7 @@ class FilmRendering:
             list(shot.palette.slot_ids), list(shot.palette.slot_scores), confidence,
             shot.palette.feature.numpy(),
             config.keep_color_shots and shot.in_color, cdc.value(),
-            math.nan if truth is None else cdc_truth.value(), recalled, shot.box, time.monotonic() - started,
+            math.nan if truth is None else cdc_ground_truth.value(), recalled, shot.box, time.monotonic() - started,
             shot.end - shot.transition_start)
         looks = np.stack(looks) if looks else np.zeros((0, 0), np.int16)
         reading = shot_digest(self.predictor, plan, number, looks, config)

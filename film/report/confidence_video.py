@@ -25,7 +25,7 @@ COLORS = {"recalled": (0, 114, 178), "guessed": (0, 158, 115), "unknown": (213, 
 TINT = 0.55  # share of these in the map; the rest is the gray picture
 
 
-def mixture(known: Confidence) -> np.ndarray:
+def confidence_map(known: Confidence) -> np.ndarray:
     """What is Known of a picture, (G, G) each, as a mixture of COLORS, RGB uint8 (G, G, 3): as much of a place is
     unknown as is not sure, and the rest is recalled or guessed."""
     recalled, sure = np.asarray(known.recalled, np.float32), np.asarray(known.probability, np.float32)
@@ -33,7 +33,7 @@ def mixture(known: Confidence) -> np.ndarray:
     return np.rint(shares @ np.array(list(COLORS.values()), np.float32)).astype(np.uint8)
 
 
-def tint(gray: np.ndarray, colors: np.ndarray, box: Box | None = None) -> np.ndarray:
+def tint_grayscale(gray: np.ndarray, colors: np.ndarray, box: Box | None = None) -> np.ndarray:
     """The map of a picture, RGB uint8 (H, W, 3): its gray, uint8 (H, W), tinted within the box by the ``mixture`` of
     that; where it is empty, it stays gray."""
     picture = cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB)
@@ -49,7 +49,7 @@ def tint(gray: np.ndarray, colors: np.ndarray, box: Box | None = None) -> np.nda
 
 
 @contextmanager
-def keep(path: Path) -> Iterator[Callable[[Confidence | None], None]]:
+def save_confidence_maps(path: Path) -> Iterator[Callable[[Confidence | None], None]]:
     """Yield a function that takes what is Known of each frame of a shot, in order, None for one that stays as it is
     (where nothing is known, nan, it is gray as well). The file ``path``, a few kB a drawing, gets its name when the
     block ends."""
@@ -57,7 +57,7 @@ def keep(path: Path) -> Iterator[Callable[[Confidence | None], None]]:
         with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1, mtime=0) as packed:
             def write(known):
                 stays = known is None or np.isnan(known.probability).any()
-                colors = np.zeros((0, 0, 3), np.uint8) if stays else mixture(known)
+                colors = np.zeros((0, 0, 3), np.uint8) if stays else confidence_map(known)
                 np.lib.format.write_array(packed, colors, allow_pickle=False)
 
             yield write
@@ -77,14 +77,14 @@ def write_confidence_video(film: Film, target: Path, times: Sequence[int], shots
     """Write the map of ``film`` as the H.264 film ``target`` without sound, of its size and times.
 
     ``times`` are the pts of its frames, of which the first shall be at ``origin``'s distance from 0; ``shots`` the
-    files that ``keep`` wrote, with their Shots; ``aspect`` the shape of the pixels, None for square ones.
+    files that ``save_confidence_maps`` wrote, with their Shots; ``aspect`` the shape of the pixels, None for square ones.
     """
     maps = itertools.chain.from_iterable(itertools.starmap(_kept, shots))
 
     def pictures():
         with closing(read_known_frames(film, times, 0)) as frames:
             for (index, planes), (colors, box) in zip(frames, maps, strict=True):
-                yield times[index] - origin, tint(planes.luma_uint8(*planes.y.shape), colors, box)
+                yield times[index] - origin, tint_grayscale(planes.luma_uint8(*planes.y.shape), colors, box)
 
     with closing(prefetch(pictures(), 8)) as drawn:
         write_video(target, film, tqdm(drawn, total=len(times), unit=" frames", desc=target.name, disable=None),

@@ -20,69 +20,11 @@ from colorizer.metrics import Scores
 from dataset import resize
 from fileio.atomic import atomic_write
 from film.report.records import THUMBNAIL, ShotRecord
-
-
-def _frames(record):
-    return record.end_frame - record.start_frame
-
-
-def _certainty(record):
-    """The confidence, 0 where it is unknown; the colors of a shot that was left as it is are certain."""
-    return 1.0 if record.kept else record.confidence if math.isfinite(record.confidence) else 0.0
+from film.report.suggestions import Suggestion
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Color these next
-
-# Similarity is cosine^SHARPNESS. The backbone gives frames of one shot cosines of 0.8 to 1 (0.2 to 1 when sharpened),
-# and three in four pairs of frames of different shots less than 0.65 (0.03).
-SHARPNESS = 8
-WORTH = 0.005  # a suggested frame must remove more than this share of the film's doubt
-HELPED = 0.25  # a shot counts as helped when its best similarity grows by this much
-
-
-@dataclass
-class Suggestion:
-    """A frame worth coloring by hand: the middle frame of ``shot``."""
-
-    shot: ShotRecord
-    gain: float  # share of the film's doubt that it removes, beyond the suggestions before it
-    helped: list[int]  # indices of the shots that it helps, most helped first, its own included
-
-    @property
-    def frame(self) -> int:
-        """Index of the frame among all colored frames: in the film, or counted from --start on."""
-        return self.shot.middle
-
-    @property
-    def file_name(self) -> str:
-        return f"shot_{self.shot.index + 1}_frame_{self.frame}.png"
-
-
-def suggest_frames(records: Sequence[ShotRecord], count: int = 10) -> list[Suggestion]:
-    """The at most ``count`` frames whose coloring would help the most low-confidence shots, best first.
-
-    A greedy cover (facility location; Nemhauser, Wolsey and Fisher 1978): it maximizes the sum over shots of doubt
-    times similarity to the most similar chosen frame. So it takes one frame for many shots that look alike. The doubt
-    of a shot is frames * (1 - confidence), the number of frames in full of which the colors are unknown.
-    """
-    features, doubt, indices = zip(*((r.feature, _frames(r) * (1 - _certainty(r)), r.index) for r in records),
-                                   strict=True)
-    features, doubt = np.stack(features).astype(np.float32), np.array(doubt)
-    features /= np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
-    similarity = (features @ features.T).clip(0, 1) ** SHARPNESS  # (shots, candidates)
-    covered, suggestions = np.zeros(len(records), np.float32), []
-    while len(suggestions) < count:
-        growth = (similarity - covered[:, None]).clip(min=0)
-        gain = doubt @ growth
-        best = int(gain.argmax())
-        if gain[best] <= WORTH * doubt.sum():  # what is left is not worth the painting
-            break
-        helped = [indices[i] for i in np.argsort(-doubt * growth[:, best], kind="stable")
-                  if growth[i, best] >= HELPED and doubt[i] > 0]
-        suggestions.append(Suggestion(records[best], float(gain[best] / doubt.sum()), helped))
-        covered = np.maximum(covered, similarity[:, best])
-    return suggestions
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -138,14 +80,14 @@ class _Shot:
     recalled: float | None
     certainty: float
     cdc: float | None
-    cdc_truth: float | None
+    cdc_ground_truth: float | None
     pictures: int  # how many it has
 
     @classmethod
     def of(cls, record: ShotRecord) -> "_Shot":
         return cls(record.index + 1, record.start_frame, record.end_frame, record.start_time, record.end_time,
-                   record.kept, _known(record.confidence), _known(record.recalled), _certainty(record),
-                   _known(record.cdc), _known(record.cdc_truth), 2 + (record.truth is not None))
+                   record.left_unchanged, _known(record.confidence), _known(record.recalled), record.known_confidence,
+                   _known(record.cdc), _known(record.cdc_ground_truth), 2 + (record.ground_truth is not None))
 
 
 def _known(value):
@@ -156,7 +98,7 @@ def _summarize(shots):
     """Figures of the whole film; means are weighted by frames, and None where unknown. That of cdc_truth is over the
     shots whose cdc is known, and None if one of these has no truth."""
     frames, start, end, confidence, cdc, truth = np.array(
-        [(s.end_frame - s.start_frame, s.start_time, s.end_time, s.confidence, s.cdc, s.cdc_truth) for s in shots],
+        [(s.end_frame - s.start_frame, s.start_time, s.end_time, s.confidence, s.cdc, s.cdc_ground_truth) for s in shots],
         float).T  # None becomes nan
 
     def mean(values, where):
@@ -164,7 +106,7 @@ def _summarize(shots):
         return _known(np.average(values[known], weights=frames[known])) if known.any() else None
 
     return {"frames": int(frames.sum()), "shots": len(shots), "start": float(start.min()), "end": float(end.max()),
-            "confidence": mean(confidence, confidence), "cdc": mean(cdc, cdc), "cdc_truth": mean(truth, cdc)}
+            "confidence": mean(confidence, confidence), "cdc": mean(cdc, cdc), "cdc_ground_truth": mean(truth, cdc)}
 
 
 def _place(time, film):
@@ -199,7 +141,7 @@ def _views(report, shots, width):
     sources = {i: _picture(report.thumbnails[i], min(SOURCE_THUMBNAIL, width)) for i in wanted}
     for place in np.argsort([shot.certainty for shot in shots], kind="stable"):
         record = report.records[place]
-        pictures = [("gray", record.gray), ("colored", record.result), ("truth", record.truth)]
+        pictures = [("gray", record.gray), ("colored", record.result), ("truth", record.ground_truth)]
         yield shots[place], {
             "pictures": [(label, _picture(rgb, width)) for label, rgb in pictures if rgb is not None],
             "aspect": f"{record.gray.shape[1]}/{record.gray.shape[0]}",

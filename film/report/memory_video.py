@@ -5,7 +5,7 @@ slots and by the true color feature; and a mosaic of all frames in memory, with 
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,81 +16,29 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from colorizer.colorizer import Colorizer
 from colorizer.predictor import Predictor
-from dataset import AB_BINS, REFERENCE_ID, lab_to_rgb, resize, rgb_to_lab
-from fileio.images import image_grid
+from dataset import REFERENCE_ID, lab_to_rgb, resize, rgb_to_lab
 from film.analysis.held_frames import HeldFrameDetector
 from film.io.encoding import write_video
 from film.io.video import Film, prefetch
+from film.report.memory_thumbnails import memory_thumbnails
 from film.report.records import ShotRecord
 from utils import evenly_spaced
 
 COLORS = ((66, 133, 255), (60, 190, 90), (240, 70, 70))  # blue, green, red: slots 1, 2, 3
 GROUND = (24, 24, 27)
-REMEMBERED = 96  # side of the picture of a frame in memory
 MOST = 4096  # frames, at most, spread evenly, in the mosaic
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The frames in memory
 
 
-def memory_pictures(colorizer: Colorizer) -> Mapping[int, np.ndarray]:
-    """The frames in a colorizer's memory as small square pictures {frame id: RGB uint8}, in order of the film; each is
-    read when it is asked for.
-
-    The spatial memory keeps pictures. Without it, all that is known of a frame is its color feature, and the picture
-    shows its colors as stripes, each as wide as its share. Frames of one id, which are the user's references, share a
-    larger picture.
-    """
-    if colorizer.config.use_spatial_memory:
-        ids = colorizer.spatial.ids.tolist()
-
-        def picture(slot):
-            codes = colorizer.spatial.kept("pictures", [slot])[0].cpu().numpy()
-            return cv2.cvtColor(resize(codes, REMEMBERED, REMEMBERED), cv2.COLOR_Lab2RGB)
-    else:
-        memory = colorizer.memory
-        ids, values = memory.ids[memory.used].tolist(), memory.values[memory.used]
-
-        def picture(slot):
-            return color_stripes(values[slot].cpu().numpy())
-    return _Pictures(ids, picture)
 
 
-class _Pictures(Mapping):
-    """{id: picture} by the ids of slots, of which -1 is none, and the picture of each slot."""
-
-    def __init__(self, ids: list[int], picture: Callable[[int], np.ndarray]) -> None:
-        self.slots, self.picture = {i: [] for i in sorted(set(ids) - {-1})}, picture
-        for slot, i in enumerate(ids):
-            self.slots.get(i, []).append(slot)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        several = [self.picture(slot) for slot in self.slots[i]]
-        return several[0] if len(several) == 1 else _sheet(several)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.slots)
-
-    def __len__(self) -> int:
-        return len(self.slots)
 
 
-def _sheet(pictures):
-    """As many columns as rows of equally large pictures, RGB uint8, as one."""
-    columns = math.ceil(math.sqrt(len(pictures)))
-    pictures = pictures + [np.full_like(pictures[0], 255)] * (-len(pictures) % columns)
-    return image_grid([pictures[i:i + columns] for i in range(0, len(pictures), columns)], gap=1)
 
 
-def color_stripes(color_feature: np.ndarray, side: int = 32) -> np.ndarray:
-    """The colors of a color feature (313,) as stripes of one lightness, RGB uint8 (side, side, 3), sorted by hue."""
-    order = np.argsort(np.arctan2(AB_BINS[:, 1], AB_BINS[:, 0]))
-    ends = np.cumsum(color_feature[order]) / color_feature.sum()
-    ab = AB_BINS[order][np.searchsorted(ends, (np.arange(side) + 0.5) / side)]
-    lab = np.concatenate([np.full((side, 1), 65, np.float32), ab], 1)
-    return lab_to_rgb(np.repeat(lab[None], side, 0))
 
 
 class Mosaic:
@@ -223,7 +171,7 @@ class Panel:
         """For a film of the given size, in color (``truth``) or not, colored by the Predictor ``predictor``."""
         self.predictor, self.truth = predictor, truth
         self.cell, self.size = cell_size(height, width), panel_size(height, width, truth)
-        pictures = memory_pictures(predictor.colorizer)
+        pictures = memory_thumbnails(predictor.colorizer)
         ids = list(pictures)
         shown = {i: pictures[i] for i in (ids[place] for place in evenly_spaced(len(ids), MOST))}
         self.mosaic = Mosaic(shown, *mosaic_size(height, width, truth), width / height)
@@ -260,7 +208,7 @@ class Panel:
         return [lab_to_rgb(np.dstack([L, resize(colors, *L.shape)])) for L, colors in zip(lightness, ab, strict=True)]
 
 
-def write_panel(predictor: Predictor, film: Film, target: Path, records: Sequence[ShotRecord],
+def write_memory_video(predictor: Predictor, film: Film, target: Path, records: Sequence[ShotRecord],
                 begin: int | None = None, batch_size: int = 8) -> None:
     """Write the panel of ``film``, colored as ``records`` say, as the H.264 film ``target``
     without sound. A drawing that is held is painted once.
@@ -276,14 +224,14 @@ def write_panel(predictor: Predictor, film: Film, target: Path, records: Sequenc
 
 def _sheets(predictor, film, records, begin, batch_size):
     """Yield (pts, frame of the panel, RGB uint8) of a film."""
-    truth = any(record.truth is not None for record in records)
+    truth = any(record.ground_truth is not None for record in records)
     panel, drawing, sheet, shots = None, HeldFrameDetector(), None, iter(records)
     shot, cut, pending = next(shots), True, []  # (pts, picture), None for a drawing that is held
 
     def paint():
         nonlocal sheet
         new = [picture for _, picture in pending if picture is not None]
-        painted = iter(panel.paint(new, shot.feature) if new else [])  # type: ignore[attr-defined]  # made by now
+        painted = iter(panel.paint(new, shot.embedding) if new else [])  # type: ignore[attr-defined]  # made by now
         for pts, picture in pending:
             sheet = sheet if picture is None else next(painted)
             yield pts, sheet
