@@ -34,7 +34,7 @@ from film.analysis.shot_detection import (
     ChangeDetector, Detector, FramePool, HistogramDetector, detect_shots, reread_frames, small_picture)
 from film.io.planes import Box, Planes
 from film.io.video import DamageLog, VideoFile, find_videos, prefetch
-from film.render.work_queue import WorkerGroup, run_isolated
+from film.render.worker_group import WorkerGroup, run_isolated
 from film.report.shot_figures import SHEET_COLUMNS, SHEET_PAGES, SHEET_ROWS, SIGNATURE, draw_contact_sheets, draw_curve
 from utils import UserError, evenly_spaced, list_files, rank_and_size, read_flags, run_cli, warn
 

@@ -36,7 +36,8 @@ from film.io.video import VIDEO_SUFFIXES, Film, VideoFile, find_videos, frames_a
 from film.render.incremental import can_update
 from film.render.rendering import RenderJob, compare, confidence_video_path
 from film.render.segments import is_complete, read_completion, segment_folder
-from film.render.work_queue import WorkQueue, WorkerGroup, run_isolated
+from film.render.work_queue import WorkQueue
+from film.render.worker_group import WorkerGroup, run_isolated
 from film.report.confidence_video import confidence_map, tint_grayscale
 from film.report.html_report import Report, write_report
 from film.report.memory_thumbnails import memory_thumbnails
@@ -438,7 +439,7 @@ def color_shared(group: WorkerGroup, config: ColorConfig, work: dict[str, Any]) 
         film_work(load(), config, films[key]).run_as_helper(WorkQueue(group, key, queue))
 
     keys = keys_of(work)
-    if group.left(keys):
+    if group.pending(keys):
         load()  # or raise what is wrong with it, once
     errors = group.run_all(keys, host, help)
     if not errors:

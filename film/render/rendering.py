@@ -36,7 +36,8 @@ from film.io.video import LARGE_FRAME_PIXELS, Film, prefetch, pts_window
 from film.render.incremental import finished_shots, open_segment_store, shot_digest
 from film.render.pipeline import finish, predict_tasks, read_tasks
 from film.render.segments import SegmentStore, read_completion
-from film.render.work_queue import PAUSE, WorkQueue
+from film.render.work_queue import WorkQueue
+from film.render.worker_group import POLL_SECONDS
 from film.render.writers import FilmWriter, FrameWriter, Writer
 from film.report.confidence_video import save_confidence_maps, write_confidence_video
 from film.report.consistency import CDC
@@ -98,14 +99,14 @@ class FilmRendering:
         if self.parts.held():
             print(_told(self.todo, len(plan.shots)))
         log = self.output.with_name(f"{self.output.stem}_shots.jsonl")
-        with (queue.failing(), open(log, "w", encoding="utf-8") as lines,
+        with (queue.sharing_errors(), open(log, "w", encoding="utf-8") as lines,
               tqdm(total=len(plan.pts), initial=len(plan.pts) - missing, unit=" frames", desc=self.output.name,
                    disable=None) as bar):
             logged: dict[int, str] = {}
             self._log(lines, logged)
             while self.todo:
-                queue.post({number: plan.shots[number].end - plan.shots[number].start for number in self.todo})
-                for _ in itertools.chain(self.color_shots(queue, bar), queue.wait()):
+                queue.publish({number: plan.shots[number].end - plan.shots[number].start for number in self.todo})
+                for _ in itertools.chain(self.color_shots(queue, bar), queue.wait_for_helpers()):
                     self._take_in_others(queue, bar)
                     self._log(lines, logged)
             lines.seek(0)
@@ -126,7 +127,7 @@ class FilmRendering:
             for number, frames in itertools.groupby(painted, key=lambda job: job.shot):
                 self._color_shot(number, frames, bar)
                 self.todo.remove(number)
-                queue.done(number)
+                queue.mark_done(number)
                 yield number
 
     def _finished(self, jobs):
@@ -264,18 +265,18 @@ class RenderJob:
 
     def run_as_helper(self, queue: WorkQueue) -> None:
         """Color shots that the ``board`` of the host hands out, until none is left. An error is the host's to tell."""
-        with suppress(UserError), queue.failing(), explain_write_errors(self.output):
+        with suppress(UserError), queue.sharing_errors(), explain_write_errors(self.output):
             writer = self._writer()
             parts = open_segment_store(self.predictor, self.film, self.output, writer, self.config)
             deadline = time.monotonic() + LATE
             while (found := parts.plan_so_far()) is None:
                 if time.monotonic() > deadline:
                     raise UserError(f"{parts.folder} is not seen on all machines; choose an --output that is")
-                time.sleep(PAUSE)
+                time.sleep(POLL_SECONDS)
             plan, whole = found
-            queue.known = len(plan.shots) if whole else len(plan.shots) - 1
+            queue.end = len(plan.shots) if whole else len(plan.shots) - 1
             if not sum(1 for _ in self._coloring(writer, parts, plan).color_shots(queue, tqdm(disable=True))):
-                time.sleep(PAUSE)  # another one was quicker, or this machine's disk is late
+                time.sleep(POLL_SECONDS)  # another one was quicker, or this machine's disk is late
 
     def _find_plan(self, parts, queue, early):
         """The plan of the film. While it is found, who helps colors ``early`` the shots that are known, as if it had
@@ -284,15 +285,15 @@ class RenderJob:
 
         def found(plan):
             new = range(len(outlines), len(plan.shots) - 1)  # the last one may go over into one that is not known
-            if new and queue.idle():
+            if new and queue.is_empty():
                 parts.begin(plan, whole=False)
                 outlines.extend(map(plan.shot_signature, new))
-                queue.post({number: plan.shots[number].end - plan.shots[number].start for number in new})
+                queue.publish({number: plan.shots[number].end - plan.shots[number].start for number in new})
 
-        plan = analyze_film(self.film, self.predictor, self.config, found if early and queue.shared else None)
+        plan = analyze_film(self.film, self.predictor, self.config, found if early and queue.is_shared else None)
         if outlines != [plan.shot_signature(number) for number in range(min(len(outlines), len(plan.shots)))]:
             queue.withdraw()
-            for _ in queue.wait():
+            for _ in queue.wait_for_helpers():
                 pass
         parts.begin(plan)
         return plan
