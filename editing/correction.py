@@ -1,11 +1,11 @@
-"""What was corrected of a frame? Fills and strokes of the brush, as a document, and the colors that they give.
+"""The correction of a frame: a JSON document of fills and brush strokes, and the colors that it gives the frame.
 
-A document is plain values, to and from JSON. Points are (x, y) in pixels of the frame.
+Points are (x, y) in pixels of the frame.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
@@ -16,16 +16,16 @@ from editing.palette import hex_to_lab, shade_color
 from editing.regions import Point, Regions, Stroke
 from utils import UserError
 
-FORMAT = 1
-FARTHEST = 2**15  # pixels; no frame has a point or a radius beyond
-MOST = 100_000  # points of a document
-KINDS = {"fill": {"point", "color"}, "grow": {"point"}, "cut": {"points", "radius"},
-         "brush": {"points", "radius", "color"}, "reset": set()}
+CORRECTION_FORMAT = 2
+MAX_COORDINATE = 2**15  # pixels; larger coordinates and radii are rejected
+MAX_POINTS = 100_000  # points of a document; more are rejected
+EDIT_FIELDS = {"fill": {"point", "color"}, "grow": {"point"}, "cut": {"points", "radius"},
+               "brush": {"points", "radius", "color"}, "reset": set()}
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A thing or a stroke of the brush with its color; None gives the machine's color back."""
+class ColoredArea:
+    """A filled region or a brush stroke with its color; the color None restores the predicted colors."""
 
     color: str | None
     clicks: tuple[Point, ...] = ()
@@ -33,192 +33,198 @@ class Layer:
     brush: Stroke | None = None
 
     def mask(self, regions: Regions) -> np.ndarray:
-        """How much of each pixel is colored, float32 (H, W) in [0, 1]."""
-        return regions.fill(self.clicks, self.cuts) if self.brush is None else drawn(self.brush, regions.L.shape)
+        """Return the opacity of the area, float32 (H, W) in [0, 1]."""
+        if self.brush is not None:
+            return draw_stroke(self.brush, regions.L.shape)
+        return regions.fill(self.clicks, self.cuts)
 
 
 @dataclass
 class Correction:
-    """The steps that correct a frame of ``size`` (height, width), of which those undone can be done again.
+    """The edits of a frame of ``size`` (height, width), and those that were undone, which ``redo`` restores.
 
-    A step is a dict: {"do": "fill", "point", "color"} colors a thing, "grow" adds the one at a "point" to the last
-    fill, "cut" divides that by a stroke of "points" and "radius", and "brush" colors along one; a color of None is the
-    machine's; "reset" takes all back, and can be undone. All raise UserError for what is no step or cannot follow.
+    An edit is a dict: {"kind": "fill", "point", "color"} colors a region, "grow" adds the region at "point" to the last
+    fill, "cut" divides that fill by a stroke of "points" and "radius", "brush" colors along a stroke, and "reset"
+    removes all colors. The color None restores the predicted colors. All methods raise UserError for an invalid edit.
     """
 
     size: tuple[int, int]
-    done: list[dict[str, Any]] = field(default_factory=list)
+    edits: list[dict[str, Any]] = field(default_factory=list)
     undone: list[dict[str, Any]] = field(default_factory=list)
 
     def fill(self, point: Point, color: str | None) -> None:
-        self._do({"do": "fill", "point": _plain(point), "color": color})
+        self._add({"kind": "fill", "point": _to_list(point), "color": color})
 
     def grow(self, point: Point) -> None:
-        self._do({"do": "grow", "point": _plain(point)})
+        self._add({"kind": "grow", "point": _to_list(point)})
 
     def cut(self, points: Sequence[Point], radius: float) -> None:
-        self._do({"do": "cut", "points": [_plain(point) for point in points], "radius": radius})
+        self._add({"kind": "cut", "points": [_to_list(point) for point in points], "radius": radius})
 
     def brush(self, points: Sequence[Point], radius: float, color: str | None) -> None:
-        self._do({"do": "brush", "points": [_plain(point) for point in points], "radius": radius, "color": color})
+        self._add({"kind": "brush", "points": [_to_list(point) for point in points], "radius": radius, "color": color})
 
     def reset(self) -> None:
-        self._do({"do": "reset"})
+        self._add({"kind": "reset"})
 
     def undo(self) -> None:
-        if not self.done:
-            raise UserError("nothing is left to undo; correct something first")
-        self.undone.append(self.done.pop())
+        if not self.edits:
+            raise UserError("there is nothing to undo; edit the frame first")
+        self.undone.append(self.edits.pop())
 
     def redo(self) -> None:
         if not self.undone:
-            raise UserError("nothing was undone; undo something first")
-        self.done.append(self.undone.pop())
+            raise UserError("there is nothing to redo; undo an edit first")
+        self.edits.append(self.undone.pop())
 
-    def _do(self, step):
-        _check([*self.done, step], self.size)
-        self.done.append(step)
+    def _add(self, edit):
+        _check([*self.edits, edit], self.size)
+        self.edits.append(edit)
         self.undone.clear()
 
-    def layers(self) -> list[Layer]:
-        """What is to be colored, in order."""
-        layers = []
-        for step in self.done:
-            match step["do"]:
+    def areas(self) -> list[ColoredArea]:
+        """Return the areas to color, from bottom to top."""
+        areas = []
+        for edit in self.edits:
+            match edit["kind"]:
                 case "reset":
-                    layers = []
+                    areas = []
                 case "fill":
-                    layers.append(Layer(step["color"], (tuple(step["point"]),)))
+                    areas.append(ColoredArea(edit["color"], (tuple(edit["point"]),)))
                 case "brush":
-                    layers.append(Layer(step["color"], brush=_stroke(step)))
-                case do:
-                    last = max(number for number, layer in enumerate(layers) if layer.clicks)
-                    old = layers.pop(last)
-                    new = (Layer(old.color, (*old.clicks, tuple(step["point"])), old.cuts) if do == "grow" else
-                           Layer(old.color, old.clicks, (*old.cuts, _stroke(step))))
-                    layers.insert(last, new)
-        return layers
+                    areas.append(ColoredArea(edit["color"], brush=_stroke_of(edit)))
+                case kind:
+                    last = max(index for index, area in enumerate(areas) if area.clicks)
+                    area = areas[last]
+                    areas[last] = (replace(area, clicks=(*area.clicks, tuple(edit["point"]))) if kind == "grow" else
+                                   replace(area, cuts=(*area.cuts, _stroke_of(edit))))
+        return areas
 
     def state(self) -> dict[str, Any]:
-        """The document as plain values, for JSON."""
-        return {"format": FORMAT, "size": list(self.size), "done": list(self.done), "undone": list(self.undone)}
+        """Return the document as plain values for JSON."""
+        return {"format": CORRECTION_FORMAT, "size": list(self.size), "edits": list(self.edits),
+                "undone": list(self.undone)}
 
     @classmethod
     def of(cls, state: object) -> "Correction":
-        """The inverse of ``state``. Raises UserError for what is no correction."""
-        if not isinstance(state, dict) or set(state) != {"format", "size", "done", "undone"}:
-            raise _damaged("it does not have format, size, done and undone")
-        if state["format"] != FORMAT:
-            raise UserError(f"the correction has format {state['format']!r:.20}, and this version reads {FORMAT}; use "
-                            "the version that wrote it")
-        size, done, undone = state["size"], state["done"], state["undone"]
+        """Create a correction from the result of ``state``. Raises UserError for an invalid document."""
+        if not isinstance(state, dict) or set(state) != {"format", "size", "edits", "undone"}:
+            raise _damaged("its entries are not format, size, edits and undone")
+        if state["format"] != CORRECTION_FORMAT:
+            raise UserError(f"the correction has format {state['format']!r:.20}, and this version reads "
+                            f"{CORRECTION_FORMAT}; use the version that wrote it")
+        size, edits, undone = state["size"], state["edits"], state["undone"]
         if not (isinstance(size, list) and len(size) == 2
-                and all(type(side) is int and 0 < side <= FARTHEST for side in size)):
+                and all(type(side) is int and 0 < side <= MAX_COORDINATE for side in size)):
             raise _damaged("its size is not a height and a width")
-        if not (isinstance(done, list) and isinstance(undone, list)):
-            raise _damaged("its steps are no lists")
-        _check([*done, *reversed(undone)], size)
-        return cls((size[0], size[1]), done, undone)
+        if not (isinstance(edits, list) and isinstance(undone, list)):
+            raise _damaged("its edits are not lists")
+        _check([*edits, *reversed(undone)], size)
+        return cls((size[0], size[1]), edits, undone)
 
 
 class CorrectionRenderer:
-    """A frame on which corrections are shown: its Regions, and the machine's ab, float32 (h, w, 2) of any size.
+    """Computes the colors of a corrected frame from its regions and its predicted ab, float32 (h, w, 2) of any size.
 
-    What was painted below the last layer is kept, so that a click costs one layer. Raises UserError for a correction of
-    a frame of another size.
+    The result below the topmost area is cached, so that a click costs one area.
     """
 
     def __init__(self, regions: Regions, ab: np.ndarray) -> None:
         self.regions = regions
-        self.machine = resize(np.ascontiguousarray(ab, np.float32), *regions.L.shape)
-        self._below: tuple[list[Layer], np.ndarray] = [], self.machine
+        self.predicted_ab = resize(np.ascontiguousarray(ab, np.float32), *regions.L.shape)
+        self._cache: tuple[list[ColoredArea], np.ndarray] = [], self.predicted_ab
 
     def apply(self, correction: Correction) -> np.ndarray:
-        """The ab of the corrected frame, float32 (H, W, 2) in Lab units; L stays as it is."""
+        """Return the ab of the corrected frame, float32 (H, W, 2) in Lab units.
+
+        Raises UserError for a correction of a frame of another size.
+        """
         if tuple(correction.size) != self.regions.L.shape:
             (height, width), (own_height, own_width) = correction.size, self.regions.L.shape
             raise UserError(f"the correction is of a frame of {width}x{height}, and this one is {own_width}x"
-                            f"{own_height}; correct this frame anew")
-        layers = correction.layers()
-        known, ab = self._below
-        if known != layers[:len(known)]:
-            known, ab = [], self.machine
-        for number in range(len(known), len(layers)):
-            if number == len(layers) - 1:
-                self._below = layers[:-1], ab
-            ab = self._paint(ab, layers[number])
+                            f"{own_height}; correct this frame again")
+        areas = correction.areas()
+        cached, ab = self._cache
+        if cached != areas[:len(cached)]:
+            cached, ab = [], self.predicted_ab
+        for index in range(len(cached), len(areas)):
+            if index == len(areas) - 1:
+                self._cache = areas[:-1], ab
+            ab = self._blend(ab, areas[index])
         return ab.copy()
 
-    def _paint(self, ab, layer):
-        mask, L = layer.mask(self.regions), self.regions.L
+    def _blend(self, ab, area):
+        mask, L = area.mask(self.regions), self.regions.L
         rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
         if not len(rows):
             return ab
-        part = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
-        mask, L, ab = mask[part], L[part], ab.copy()
-        whole = mask >= min(0.9, float(mask.max()))
-        wanted = self.machine[part] if layer.color is None else shade_color(layer.color, L, float(np.median(L[whole])))
-        ab[part] += mask[..., None] * (wanted - ab[part])
+        box = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+        mask, L, ab = mask[box], L[box], ab.copy()
+        opaque = mask >= min(0.9, float(mask.max()))
+        color = (self.predicted_ab[box] if area.color is None else
+                 shade_color(area.color, L, float(np.median(L[opaque]))))
+        ab[box] += mask[..., None] * (color - ab[box])
         return ab
 
 
-def drawn(stroke: Stroke, size: tuple[int, ...]) -> np.ndarray:
-    """A stroke as a mask, float32 (H, W) in [0, 1], with an anti-aliased edge."""
+def draw_stroke(stroke: Stroke, size: tuple[int, ...]) -> np.ndarray:
+    """Return a stroke as an anti-aliased mask, float32 (H, W) in [0, 1]."""
     mask = np.zeros(size, np.uint8)
     points = np.round(np.array(stroke.points) * 16).astype(np.int32)
-    for point in points:  # round ends and bends
+    for point in points:  # round ends and joints
         cv2.circle(mask, point.tolist(), round(16 * stroke.radius), 255, -1, cv2.LINE_AA, shift=4)
     for start, end in zip(points[:-1], points[1:], strict=True):
-        across = np.array([start[1] - end[1], end[0] - start[0]], float)
-        across *= 16 * stroke.radius / max(1e-9, np.hypot(*across))
-        side = np.array([start - across, start + across, end + across, end - across]).round().astype(np.int32)
-        cv2.fillConvexPoly(mask, side, 255, cv2.LINE_AA, shift=4)
+        normal = np.array([start[1] - end[1], end[0] - start[0]], float)
+        normal *= 16 * stroke.radius / max(1e-9, np.hypot(*normal))
+        corners = np.array([start - normal, start + normal, end + normal, end - normal]).round().astype(np.int32)
+        cv2.fillConvexPoly(mask, corners, 255, cv2.LINE_AA, shift=4)
     return mask.astype(np.float32) / 255
 
 
-def _plain(point):
-    """A point as a list of Python's numbers."""
+def _to_list(point):
     return [float(value) for value in point]
 
 
-def _stroke(step):
-    return Stroke(tuple(tuple(point) for point in step["points"]), step["radius"])
+def _stroke_of(edit):
+    return Stroke(tuple(tuple(point) for point in edit["points"]), edit["radius"])
 
 
-def _damaged(why):
-    return UserError(f"the correction is damaged: {why}; use another copy of it, or correct the frame anew")
+def _damaged(reason):
+    return UserError(f"the correction is damaged: {reason}; use a backup or correct the frame again")
 
 
-def _check(steps, size):
-    """Raises UserError unless ``steps`` are steps that can follow each other in a frame of ``size``."""
+def _check(edits, size):
+    """Raise UserError unless ``edits`` are valid in this order for a frame of ``size``."""
     filled, points = False, 0
-    for step in steps:
-        kind = step.get("do") if isinstance(step, Mapping) else None
-        if not isinstance(kind, str) or kind not in KINDS or set(step) != {"do", *KINDS[kind]}:
-            raise _damaged("a step is none of fill, grow, cut, brush and reset with all that they need")
+    for edit in edits:
+        kind = edit.get("kind") if isinstance(edit, Mapping) else None
+        if not isinstance(kind, str) or kind not in EDIT_FIELDS or set(edit) != {"kind", *EDIT_FIELDS[kind]}:
+            raise _damaged("an edit is not a fill, grow, cut, brush or reset with all its fields")
         if kind in ("grow", "cut") and not filled:
-            raise UserError(f"there is no fill to {kind}; fill a thing first")
+            raise UserError(f"there is no fill to {kind}; fill a region first")
         filled = kind != "reset" and (filled or kind == "fill")
-        if "points" in step and not isinstance(step["points"], list):
-            raise _damaged("the points of a stroke are no list")
-        for point in [step["point"]] if "point" in step else step.get("points", []):
+        if "points" in edit:
+            if not isinstance(edit["points"], list) or not edit["points"]:
+                raise _damaged("a stroke has no points")
+            if not _is_number(edit["radius"]) or edit["radius"] <= 0:
+                raise _damaged("the radius of a stroke is not above 0")
+        for point in edit.get("points", [edit["point"]] if "point" in edit else []):
             points += 1
-            _check_point(point, None if kind in ("brush", "cut") else size)
-        if "points" in step and (not step["points"] or not _is_number(step["radius"]) or step["radius"] <= 0):
-            raise _damaged("a stroke has no points or no radius above 0")
-        if step.get("color") is not None:
-            hex_to_lab(step["color"])
-    if points > MOST:
-        raise UserError(f"the correction has more than {MOST:,} points; use fills where the brush is wide")
+            _check_point(point, None if "points" in edit else size)
+        if edit.get("color") is not None:
+            hex_to_lab(edit["color"])
+    if points > MAX_POINTS:
+        raise UserError(f"the correction has more than {MAX_POINTS:,} points; use fills instead of wide brush strokes")
 
 
 def _check_point(point, size):
+    """Raise UserError unless a point is a pair of numbers, and inside a frame of ``size`` if that is not None."""
     if not (isinstance(point, (list, tuple)) and len(point) == 2 and all(map(_is_number, point))):
         raise _damaged("a point is not a pair of numbers")
     if size and not all(-0.5 <= value < side - 0.5 for value, side in zip(point, reversed(size), strict=True)):
         raise UserError(f"the point ({point[0]:g}, {point[1]:g}) is outside the frame, which is {size[1]}x{size[0]}; "
-                        "click into it")
+                        "click into the frame")
 
 
 def _is_number(value):
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) <= FARTHEST
+    return type(value) in (int, float) and math.isfinite(value) and abs(value) <= MAX_COORDINATE

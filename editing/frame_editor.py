@@ -1,4 +1,4 @@
-"""How is one frame corrected, click by click? The film's lightness, the machine's colors, and what was done to them."""
+"""The editor of one frame: applies edits, stores them in a file, and renders the corrected frame."""
 
 import json
 import threading
@@ -15,17 +15,17 @@ from utils import UserError
 
 
 class FrameEditor:
-    """A frame that is being corrected. What is done to it is kept in the file ``path`` at once.
+    """Edits the frame whose correction is stored in the JSON file ``path``.
 
-    ``gray`` and ``machine``: RGB uint8 (H, W, 3), the frame as it is in the film and as it was colored. Raises
-    UserError when there is a file that is no correction of this frame.
+    ``gray`` and ``predicted`` are RGB uint8 (H, W, 3): the frame in the film and in the colored film. Raises UserError
+    if ``path`` holds anything other than a correction.
     """
 
-    def __init__(self, path: Path, gray: np.ndarray, machine: np.ndarray) -> None:
+    def __init__(self, path: Path, gray: np.ndarray, predicted: np.ndarray) -> None:
         self.path, self.lock = path, threading.Lock()
         self.L = np.ascontiguousarray(rgb_to_lab(gray)[..., 0])
-        self.canvas = CorrectionRenderer(Regions(self.L), rgb_to_lab(machine)[..., 1:])
-        self.correction = Correction(self.L.shape)  # type: ignore[arg-type]  # of two dimensions
+        self.renderer = CorrectionRenderer(Regions(self.L), rgb_to_lab(predicted)[..., 1:])
+        self.correction = Correction(self.L.shape)  # type: ignore[arg-type]  # a 2-tuple
         if path.exists():
             try:
                 self.correction = Correction.of(json.loads(path.read_text(encoding="utf-8")))
@@ -33,48 +33,35 @@ class FrameEditor:
                 raise UserError(f"{path} is not a correction of a frame ({error}); remove it") from error
 
     def prepare(self) -> None:
-        """Divide the frame among its things, so that the first click is answered as soon as the others."""
+        """Compute the regions of the frame, so that the first click is answered without delay."""
         with self.lock:
-            self.canvas.regions.labels  # noqa: B018  # is found when it is asked for
+            self.renderer.regions.labels  # noqa: B018  # a cached property
 
-    def act(self, kind: str, points: Sequence[Point], color: str, radius: float) -> None:
-        """Do one thing: "fill" or "grow" at the first of the points, "cut", "brush" or "erase" along them, in pixels.
-        Raises UserError for what cannot be done."""
+    def edit(self, tool: str, points: Sequence[Point] = (), color: str | None = None, radius: float = 1.0) -> None:
+        """Apply a tool and store the correction.
+
+        "fill" and "grow" act at the first of the points, "cut", "brush" and "erase" along them, in pixels; "undo",
+        "redo" and "reset" need none. Raises UserError for an invalid edit.
+        """
         correction = self.correction
-        if not points:
-            raise UserError("there is no place to color; click into the frame")
-        match kind:
-            case "fill":
-                correction.fill(points[0], color)
-            case "grow":
-                correction.grow(points[0])
-            case "cut":
-                correction.cut(points, 1.0)
-            case "brush":
-                correction.brush(points, radius, color)
-            case "erase":
-                correction.brush(points, radius, None)
-            case _:
-                raise UserError(f"{kind!r:.20} is no tool; take fill, grow, cut, brush or erase")
-        self._save()
-
-    def undo(self) -> None:
-        self.correction.undo()
-        self._save()
-
-    def redo(self) -> None:
-        self.correction.redo()
-        self._save()
-
-    def reset(self) -> None:
-        self.correction.reset()
-        self._save()
-
-    def _save(self):
+        if tool in ("undo", "redo", "reset"):
+            getattr(correction, tool)()
+        elif not points:
+            raise UserError("the edit has no point; click into the frame")
+        elif tool == "fill":
+            correction.fill(points[0], color)
+        elif tool == "grow":
+            correction.grow(points[0])
+        elif tool == "cut":
+            correction.cut(points, 1.0)
+        elif tool in ("brush", "erase"):
+            correction.brush(points, radius, color if tool == "brush" else None)
+        else:
+            raise UserError(f"{tool!r:.20} is not a tool; use fill, grow, cut, brush, erase, undo, redo or reset")
         with atomic_write(self.path) as temporary:
-            temporary.write_text(json.dumps(self.correction.state()) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(correction.state()) + "\n", encoding="utf-8")
 
     def picture(self) -> np.ndarray:
-        """The frame as it is corrected, RGB uint8 (H, W, 3), of the film's lightness as far as sRGB has it."""
+        """Return the corrected frame, RGB uint8 (H, W, 3), with the lightness of the film within sRGB."""
         with self.lock:
-            return lab_to_rgb(np.dstack([self.L, self.canvas.apply(self.correction)]))
+            return lab_to_rgb(np.dstack([self.L, self.renderer.apply(self.correction)]))

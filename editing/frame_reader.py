@@ -1,4 +1,4 @@
-"""How is one frame of a film looked at? By its number, quickly where one goes forward."""
+"""Random access to the frames of a film, JPEG pictures of them, and short clips for a browser."""
 
 import threading
 from collections import OrderedDict
@@ -14,77 +14,67 @@ from film.io.planes import Planes
 from film.io.video import Film, VideoFile, open_video, read_known_frames
 from utils import UserError
 
-HELD = 24  # frames
-NEAR = 48  # a frame that is no more ahead is reached by reading on
-CLIP_WIDTH = 960  # of a shot that is played
+CACHE_SIZE = 24  # decoded frames kept per film; larger: more memory, fewer seeks
+MAX_READ_AHEAD = 48  # frames; up to this distance decoding forward is preferred to seeking
+CLIP_WIDTH = 960  # pixels; maximum width of a clip
 
 
-def times_of(path: Path) -> list[int]:
-    """The pts of all frames of a film that was written by ``film.io.encoding``, without decoding it."""
+def read_timestamps(path: Path) -> list[int]:
+    """Return the pts of all frames of a film written by ``film.io.encoding``, without decoding it."""
     with open_video(path) as (film, stream):
         return sorted(packet.pts for packet in film.demux(stream) if packet.pts is not None)
 
 
-class Frames:
-    """The frames of a film by their number, for several threads. ``times`` are the pts of all of them."""
+class FrameReader:
+    """Thread-safe access to the frames of a film by number; ``times`` are the pts of all frames."""
 
     def __init__(self, film: Film, times: Sequence[int]) -> None:
         self.film, self.times = film, times
         self.lock = threading.Lock()
-        self.held: OrderedDict[int, Planes] = OrderedDict()
-        self.reader: Generator[tuple[int, Planes], None, None] | None = None
-        self.next = 0  # number of the frame that the reader gives next
+        self.cache: OrderedDict[int, Planes] = OrderedDict()
+        self.frames: Generator[tuple[int, Planes], None, None] | None = None
+        self.next = 0  # number of the frame that ``frames`` yields next
 
-    def __len__(self) -> int:
-        return len(self.times)
-
-    def get(self, index: int) -> Planes:
-        """The planes of a frame. Raises UserError when there is no such frame, or when it cannot be read."""
+    def read(self, index: int) -> Planes:
+        """Return the planes of a frame. Raises UserError if it does not exist or cannot be decoded."""
         if not 0 <= index < len(self.times):
-            raise UserError(f"there is no frame {index}; the film has {len(self.times)}")
+            raise UserError(f"there is no frame {index}; the film has {len(self.times)} frames")
         with self.lock:
-            if index not in self.held:
-                self._read(index)
-            self.held.move_to_end(index)
-            return self.held[index]
+            if index not in self.cache:
+                self._decode(index)
+            self.cache.move_to_end(index)
+            return self.cache[index]
 
-    def _read(self, index):
-        if self.reader is None or not self.next <= index <= self.next + NEAR:
-            self.close()
-            self.reader, self.next = read_known_frames(self.film, self.times, index), index
-        for number, planes in self.reader:
+    def _decode(self, index):
+        if self.frames is None or not self.next <= index <= self.next + MAX_READ_AHEAD:
+            if self.frames is not None:
+                self.frames.close()
+            self.frames, self.next = read_known_frames(self.film, self.times, index), index
+        for number, planes in self.frames:
             self.next = number + 1
-            if number > index - HELD // 2:
+            if number > index - CACHE_SIZE // 2:
                 cb, cr = (plane if plane is None else plane.copy() for plane in planes[1:3])
-                self.held[number] = planes._replace(y=planes.y.copy(), cb=cb, cr=cr)
-            while len(self.held) > HELD:
-                self.held.popitem(last=False)
+                self.cache[number] = planes._replace(y=planes.y.copy(), cb=cb, cr=cr)
+            while len(self.cache) > CACHE_SIZE:
+                self.cache.popitem(last=False)
             if number == index:
                 return
-        raise UserError(f"frame {index} of {self.film.path} cannot be read; copy it to a good disk")
-
-    def close(self) -> None:
-        """Let go of the file."""
-        if self.reader is not None:
-            self.reader.close()
-            self.reader = None
+        raise UserError(f"cannot read frame {index} of {self.film.path}; check the file and its disk")
 
 
-def jpeg(rgb: np.ndarray, width: int, quality: int = 90) -> bytes:
-    """RGB uint8 (H, W, 3) as a JPEG of at most ``width`` pixels a row."""
+def encode_jpeg(rgb: np.ndarray, width: int, quality: int = 90) -> bytes:
+    """Encode RGB uint8 (H, W, 3) as a JPEG, reduced to at most ``width`` pixels per row."""
     if rgb.shape[1] > width:
         rgb = resize(rgb, max(1, round(rgb.shape[0] * width / rgb.shape[1])), width)
     return cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
 def write_clip(path: Path, start: int, end: int, target: Path) -> None:
-    """Write the frames [start, end) of the film ``path``, which ``film.io.encoding`` wrote, as a small film for a browser.
-    """
-    film, times = VideoFile(path), times_of(path)
+    """Write frames [start, end) of a film written by ``film.io.encoding`` as a reduced video for a browser."""
+    film, times = VideoFile(path), read_timestamps(path)
 
     def pictures():
-        frames = read_known_frames(film, times[:end], start)
-        for index, planes in frames:
+        for index, planes in read_known_frames(film, times[:end], start):
             height, width = planes.y.shape
             scale = min(1, CLIP_WIDTH / width)
             size = (max(2, 2 * round(side * scale / 2)) for side in (height, width))

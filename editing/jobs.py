@@ -18,7 +18,7 @@ import numpy as np
 from colorizer.confidence import Confidence
 from colorizer.predictor import Palette, Predictor, load_predictor
 from config import FilmConfig, PredictorConfig
-from editing.frame_reader import jpeg
+from editing.frame_reader import encode_jpeg
 from editing.project import Found, Project
 from editing.recolor import Change, Recolored
 from film.analysis.first_pass import find_edited_boundaries
@@ -124,7 +124,7 @@ def find_shots(project: Project, work: BackgroundTask) -> None:
 
     def small(planes):
         height, width = planes.y.shape
-        return jpeg(planes.gray_uint8(max(1, round(height * SMALL / width)), SMALL), SMALL)
+        return encode_jpeg(planes.gray_uint8(max(1, round(height * SMALL / width)), SMALL), SMALL)
 
     starts = [0, *(boundary.end for boundary in find_edited_boundaries(lumas(), FilmConfig()))]
     if not pts:

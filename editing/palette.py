@@ -1,9 +1,10 @@
-"""Which colors has the show? Colors by their hex numbers, and the palette of what a checkpoint remembers.
+"""Colors in hexadecimal notation, their shading, and the palette of the frames that a checkpoint remembers.
 
-A color is "#rrggbb", sRGB. Lab is float32, L in [0, 100] and ab in about [-110, 110].
+A color is "#rrggbb", sRGB. Lab is float32 with L in [0, 100] and ab in about [-110, 110].
 """
 
 import re
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import cv2
@@ -14,111 +15,125 @@ from colorizer.predictor import Predictor
 from dataset import lab_to_rgb, rgb_to_lab
 from utils import UserError, evenly_spaced
 
-CELL = 4.0  # side of a cell of Lab within which colors are counted as one
-FLAT = 3.0  # a pixel whose Lab is further from the mean of 3 x 3 is on an edge, and no color of anything
-LIGHT = 0.5  # weight of a difference in L beside one in a or b: shades of one color stay together
-VIVID = 3.0  # a color of chroma 110 counts 1 + so many times as much as gray
-ALIKE = 6.0  # colors that are nearer than this are one
-PICTURES = 1024  # frames in memory whose colors are counted, at most
+LIGHTNESS_WEIGHT = 0.5  # weight of L in color distances; larger: shades of one color are kept apart
+
+
+@dataclass
+class PaletteConfig:
+    """Parameters of the palette extraction. Distances are in Lab with L weighted by LIGHTNESS_WEIGHT."""
+
+    max_colors: int = 40  # number of clusters; larger: more similar colors are listed
+    max_frames: int = 1024  # evenly spaced remembered frames that are counted; larger: slower, more complete
+    bin_size: float = 4.0  # side of a histogram bin in Lab; larger: faster, coarser
+    flat_tolerance: float = 3.0  # Lab distance from the mean of 3 x 3 pixels up to which a pixel is counted; larger:
+    # more pixels on edges are counted
+    vividness: float = 3.0  # extra weight of a color of chroma 110 over gray; larger: more clusters for vivid colors
+    merge_distance: float = 6.0  # colors that are closer are merged; larger: fewer colors
 
 
 class PaletteColor(NamedTuple):
-    """A color of the show."""
+    """A color of the palette."""
 
     color: str
-    share: float  # of all flat pixels, in [0, 1]
-    slot: int  # of the frame in memory that has most of it
-    frame: str  # and its file name
+    share: float  # of all counted pixels, in [0, 1]
+    frame: str  # file name of the remembered frame with most pixels of this color
 
 
 def hex_to_lab(color: str) -> np.ndarray:
-    """Lab (3,) of a color. Raises UserError for what is none."""
+    """Convert "#rrggbb" to Lab (3,). Raises UserError for any other value."""
     if not isinstance(color, str) or not re.fullmatch(r"#[0-9a-fA-F]{6}", color):
-        raise UserError(f"{color!r:.40} is no color; give it as # and 6 hexadecimal digits, such as #ee6c80")
+        raise UserError(f"{color!r:.40} is not a color; give # and 6 hexadecimal digits, such as #ee6c80")
     lab: Any = rgb_to_lab(np.array([[list(bytes.fromhex(color[1:]))]], np.uint8))
     return lab[0, 0]
 
 
 def lab_to_hex(lab: np.ndarray) -> str:
-    """The color of Lab (3,), the inverse of ``lab_of``; one outside sRGB is clipped channel by channel."""
+    """Convert Lab (3,) to "#rrggbb"; a color outside sRGB is clipped channel by channel."""
     return "#" + lab_to_rgb(np.asarray(lab, np.float32)[None, None]).tobytes().hex()
 
 
 def max_chroma(hue: np.ndarray, L: np.ndarray) -> np.ndarray:
-    """How far the colors of a hue, a unit vector (2,) of ab, go within sRGB at lightness L: chroma, float32 of its
-    shape.
+    """Return the largest chroma within sRGB at lightness L, float32 of its shape, for a hue, a unit vector (2,) of ab.
 
-    Found by bisection at 201 values of L, and between them interpolated.
+    The chroma is found by bisection at 201 values of L and interpolated between them.
     """
     levels = np.linspace(0, 100, 201, dtype=np.float32)
     low, high = np.zeros_like(levels), np.full_like(levels, 150)
     for _ in range(12):
         middle = (low + high) / 2
         lab = np.dstack([levels, middle * hue[0], middle * hue[1]]).astype(np.float32)
-        again = cv2.cvtColor(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), cv2.COLOR_RGB2Lab)  # is clipped on the way
-        inside = np.abs(again - lab).max(-1)[0] < 0.5
-        low, high = np.where(inside, middle, low), np.where(inside, high, middle)
+        clipped = cv2.cvtColor(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), cv2.COLOR_RGB2Lab)
+        valid = np.abs(clipped - lab).max(-1)[0] < 0.5
+        low, high = np.where(valid, middle, low), np.where(valid, high, middle)
     return np.interp(L, levels, low).astype(np.float32)
 
 
-def shade_color(color: str, L: np.ndarray, flat: float) -> np.ndarray:
-    """A color on a thing of lightness L (H, W), as ab (H, W, 2): at the lightness ``flat`` with its own hue and chroma,
-    and as much weaker as there is less light, for the same surface reflects it; nowhere beyond sRGB."""
+def shade_color(color: str, L: np.ndarray, reference_L: float) -> np.ndarray:
+    """Return the ab (H, W, 2) of a color on a surface of lightness L (H, W).
+
+    At ``reference_L`` the color has its own hue and chroma; the chroma is proportional to L, as for a surface in less
+    light, and limited to sRGB.
+    """
     ab = hex_to_lab(color)[1:]
     chroma = np.float32(np.hypot(*ab))
     if chroma == 0:
         return np.zeros((*L.shape, 2), np.float32)
-    reached = np.minimum(chroma * L / np.float32(max(flat, 1)), max_chroma(ab / chroma, L))
-    return reached[..., None] * (ab / chroma)
+    shaded = np.minimum(chroma * L / np.float32(max(reference_L, 1)), max_chroma(ab / chroma, L))
+    return shaded[..., None] * (ab / chroma)
 
 
-def extract_palette(predictor: Predictor, count: int = 40) -> list[PaletteColor]:
-    """The distinct colors that a predictor remembers, at most ``count``, by their shares.
+def extract_palette(predictor: Predictor, config: PaletteConfig | None = None) -> list[PaletteColor]:
+    """Return the distinct colors of the frames that a predictor remembers, most frequent first.
 
-    Colors of at most PICTURES frames, spread evenly, are counted in small cells of Lab, and the cells clustered by the
-    roots of their counts, the more so as they are vivid: a scarf is not lost beside a sky. A swatch has the commonest
-    color of its cluster. Raises UserError for a checkpoint without a spatial memory.
+    The bins of a Lab histogram are clustered by k-means, weighted by the square roots of their counts and by chroma, so
+    that small vivid objects keep a color of their own. Each cluster is represented by its most frequent color. Raises
+    UserError for a checkpoint without spatial memory.
     """
     if not predictor.config.use_spatial_memory:
-        raise UserError("the checkpoint keeps no pictures, so there is no palette; train with use_spatial_memory True")
-    spatial = predictor.colorizer.spatial
-    looked = evenly_spaced(len(spatial.ids), PICTURES)
-    cells, counts = _counted(spatial.kept("pictures", looked).cpu().numpy())
-    weights = np.sqrt(counts.sum(0)) * (1 + VIVID * np.hypot(*cells.T[1:]) / 110)
-    scaled = cells * (LIGHT, 1, 1)
-    clusters = KMeans(min(count, len(cells)), n_init=4, random_state=0).fit(scaled, sample_weight=weights).labels_
-    swatches: list[PaletteColor] = []
-    taken: list[np.ndarray] = []
-    groups = sorted((np.flatnonzero(clusters == number) for number in np.unique(clusters)),
-                    key=lambda group: -counts[:, group].sum())
-    for group in groups:
-        common = group[counts[:, group].sum(0).argmax()]
-        share = float(counts[:, group].sum() / counts.sum())
-        near = [number for number, other in enumerate(taken) if np.linalg.norm(scaled[common] - other) < ALIKE]
+        raise UserError("the checkpoint has no spatial memory to take a palette from; train with "
+                        "--use_spatial_memory True")
+    config, spatial = config or PaletteConfig(), predictor.colorizer.spatial
+    slots = evenly_spaced(len(spatial.ids), config.max_frames)
+    bins, counts = _histogram(spatial.kept("pictures", slots).cpu().numpy(), config)
+    weights = np.sqrt(counts.sum(0)) * (1 + config.vividness * np.hypot(*bins.T[1:]) / 110)
+    scaled = bins * (LIGHTNESS_WEIGHT, 1, 1)
+    kmeans = KMeans(min(config.max_colors, len(bins)), n_init=4, random_state=0)
+    labels = kmeans.fit(scaled, sample_weight=weights).labels_
+    clusters = sorted((np.flatnonzero(labels == label) for label in np.unique(labels)),
+                      key=lambda cluster: -counts[:, cluster].sum())
+    palette: list[PaletteColor] = []
+    centers: list[np.ndarray] = []
+    for cluster in clusters:
+        mode = cluster[counts[:, cluster].sum(0).argmax()]
+        share = float(counts[:, cluster].sum() / counts.sum())
+        near = [index for index, center in enumerate(centers)
+                if np.linalg.norm(scaled[mode] - center) < config.merge_distance]
         if near:
-            first = near[0]
-            swatches[first] = swatches[first]._replace(share=swatches[first].share + share)
+            first = palette[near[0]]
+            palette[near[0]] = first._replace(share=first.share + share)
             continue
-        slot = looked[int(counts[:, group].sum(1).argmax())]
-        taken.append(scaled[common])
-        swatches.append(PaletteColor(lab_to_hex(cells[common]), share, slot, predictor.names.get(int(spatial.ids[slot]), "")))
-    return sorted(swatches, key=lambda swatch: -swatch.share)
+        slot = slots[int(counts[:, cluster].sum(1).argmax())]
+        centers.append(scaled[mode])
+        palette.append(PaletteColor(lab_to_hex(bins[mode]), share, predictor.names.get(int(spatial.ids[slot]), "")))
+    return sorted(palette, key=lambda color: -color.share)
 
 
-def _counted(pictures):
-    """The cells of Lab that flat pixels of pictures, codes (M, S, S, 3), have: their mean Lab (C, 3), and the
-    number of such pixels of each picture (M, C)."""
-    scale, middle = np.array((1 / 2.55, 1, 1), np.float32), np.array((0, 128, 128), np.float32)
+def _histogram(pictures, config):
+    """Count the flat pixels of pictures, 8-bit Lab (M, S, S, 3), in bins of Lab.
+
+    Returns the mean Lab of each bin that occurs (B, 3), and the number of its pixels in each picture (M, B).
+    """
+    scale, offset = np.array((1 / 2.55, 1, 1), np.float32), np.array((0, 128, 128), np.float32)
     keys, colors, frames = [], [], []
     for number, codes in enumerate(pictures):
-        lab = codes * scale - middle
-        flat = lab[np.abs(lab - cv2.blur(lab, (3, 3))).max(-1) < FLAT]
+        lab = codes * scale - offset
+        flat = lab[np.abs(lab - cv2.blur(lab, (3, 3))).max(-1) < config.flat_tolerance]
         colors.append(flat)
-        keys.append(np.floor((flat + middle) / CELL).astype(np.int64) @ (10**6, 10**3, 1))
+        keys.append(np.floor((flat + offset) / config.bin_size).astype(np.int64) @ (10**6, 10**3, 1))
         frames.append(np.full(len(flat), number))
     lab, frame = np.concatenate(colors), np.concatenate(frames)
-    _, cell = np.unique(np.concatenate(keys), return_inverse=True)
-    total = np.bincount(cell)
-    mean = np.stack([np.bincount(cell, lab[:, channel]) for channel in range(3)], 1) / total[:, None]
-    counts = np.bincount(frame * len(total) + cell, minlength=len(pictures) * len(total))
+    _, bin_of = np.unique(np.concatenate(keys), return_inverse=True)
+    total = np.bincount(bin_of)
+    mean = np.stack([np.bincount(bin_of, lab[:, channel]) for channel in range(3)], 1) / total[:, None]
+    counts = np.bincount(frame * len(total) + bin_of, minlength=len(pictures) * len(total))
     return mean, counts.reshape(len(pictures), len(total))

@@ -16,8 +16,8 @@ from colorizer.adaptation.film_response import FilmResponse
 from colorizer.confidence import Confidence
 from colorizer.predictor import Palette
 from dataset import resize
-from editing.palette import LIGHT, hex_to_lab, shade_color
-from editing.regions import nearest
+from editing.palette import LIGHTNESS_WEIGHT as LIGHT, hex_to_lab, shade_color
+from editing.regions import fill_nearest
 from film.analysis.plan import FilmPredictor
 
 
@@ -81,7 +81,7 @@ def _shares(ab, L, alike, config):
         return alike, L
     number = np.arange(1, core.size + 1, dtype=np.int32).reshape(core.shape)
     lab = np.dstack([LIGHT * L, ab])
-    thing, ground = (lab.reshape(-1, 3)[nearest(number * mask) - 1] for mask in (core, around))
+    thing, ground = (lab.reshape(-1, 3)[fill_nearest(number * mask) - 1] for mask in (core, around))
     line = lab[..., 0] < np.minimum(thing, ground)[..., 0]  # darker than both: it has no lightness of a mixture
     lab[..., 0] = np.maximum(lab[..., 0], np.minimum(thing, ground)[..., 0])
     way = thing - ground

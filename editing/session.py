@@ -13,7 +13,7 @@ import numpy as np
 
 from colorizer.predictor import Predictor
 from editing.frame_editor import FrameEditor
-from editing.frame_reader import Frames, jpeg, times_of, write_clip
+from editing.frame_reader import FrameReader, encode_jpeg, read_timestamps, write_clip
 from editing.jobs import (
     BackgroundRunner, BackgroundTask, PredictorCache, color, film_config, find_shots, log_lines, with_changes)
 from editing.palette import extract_palette
@@ -40,7 +40,7 @@ def picture(data: bytes) -> str:
 
 
 def _small(rgb, width=192):
-    return picture(jpeg(rgb, width, 80))
+    return picture(encode_jpeg(rgb, width, 80))
 
 
 def _whole(name, value, least=0):
@@ -57,7 +57,7 @@ class EditingSession:
         self.project, self.background, self.predictors = project, BackgroundRunner(), PredictorCache(project)
         self.lock, self.counting, self.changing = threading.Lock(), threading.Lock(), threading.RLock()
         self.version = 1  # grows whenever the page shall look again
-        self.films: dict[str, tuple[Any, Frames]] = {}
+        self.films: dict[str, tuple[Any, FrameReader]] = {}
         self.opened: tuple[Any, FrameEditor] | None = None
         self.swatches: tuple[str, list[dict[str, str]]] | None = None
         self.sample: tuple[float, str] = (0.0, "")
@@ -150,13 +150,13 @@ class EditingSession:
             film, found = project.film, project.found()
             if film is None or found is None:
                 return None
-            stamp, make = str(film), lambda: Frames(film, found.pts)
+            stamp, make = str(film), lambda: FrameReader(film, found.pts)
         else:
             path = {"colored": project.colored, "map": confidence_video_path(project.colored)}[kind]
             if not project.facts.film or not path.exists():
                 return None
             stat = path.stat()
-            stamp, make = [stat.st_ino, stat.st_mtime_ns], lambda: Frames(VideoFile(path), times_of(path))
+            stamp, make = [stat.st_ino, stat.st_mtime_ns], lambda: FrameReader(VideoFile(path), read_timestamps(path))
         with self.lock:
             if kind not in self.films or self.films[kind][0] != stamp:
                 self.films[kind] = stamp, make()
@@ -168,9 +168,9 @@ class EditingSession:
         if kind == "colored":
             for each in self._fresh():
                 if each["start"] <= index < each["end"]:
-                    return Frames(VideoFile(each["path"]), times_of(each["path"])).get(index - each["start"])
+                    return FrameReader(VideoFile(each["path"]), read_timestamps(each["path"])).read(index - each["start"])
         frames = self._frames(kind)
-        return frames and frames.get(index)
+        return frames and frames.read(index)
 
     def _fresh(self):
         """The shots that the coloring of now has finished: their frames and the files that hold them."""
@@ -197,7 +197,7 @@ class EditingSession:
         for kind in kinds:
             if (planes := self._planes(kind, index)) is not None:
                 rgb = planes.gray_uint8(*planes.y.shape) if kind == "gray" else planes.rgb_uint8()
-                answer[kind] = picture(jpeg(rgb, width))
+                answer[kind] = picture(encode_jpeg(rgb, width))
         return answer
 
     def clip(self, start: int, end: int) -> dict[str, Any]:
@@ -279,7 +279,7 @@ class EditingSession:
 
     def _show(self, frame, easel):
         rgb, edits = easel.picture(), easel.correction
-        return {"frame": frame, "picture": picture(jpeg(rgb, WIDEST, 92)), "width": rgb.shape[1],
+        return {"frame": frame, "picture": picture(encode_jpeg(rgb, WIDEST, 92)), "width": rgb.shape[1],
                 "height": rgb.shape[0], "undo": bool(edits.done), "redo": bool(edits.undone),
                 "changed": bool(edits.layers()), "edits": len(edits.done)}
 
@@ -291,15 +291,14 @@ class EditingSession:
         """Do one thing to a frame, see ``Easel.act``."""
         easel = self.easel(frame)
         with self.changing:
-            easel.act(**action)
+            easel.edit(**action)
             return self._show(frame, easel)
 
     def hand_step(self, frame: int, name: str) -> dict[str, Any]:
         """"undo", "redo" or "reset" what was done to a frame."""
         easel = self.easel(frame)
-        steps = {"undo": easel.undo, "redo": easel.redo, "reset": easel.reset}
         with self.changing:
-            steps[name]()
+            easel.edit(name)
             return self._show(frame, easel)
 
     def hand_remember(self, frame: int) -> dict[str, Any]:
@@ -428,5 +427,5 @@ class EditingSession:
             return {"sample": None, "errors": errors}
         changed = path.stat().st_mtime
         if self.sample[0] != changed:
-            self.sample = changed, picture(jpeg(read_image(path), 1200, 85))
+            self.sample = changed, picture(encode_jpeg(read_image(path), 1200, 85))
         return {"sample": self.sample[1], "errors": errors}

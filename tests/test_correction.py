@@ -18,7 +18,7 @@ RED = "#c03030"
 
 
 @pytest.fixture
-def canvas():
+def renderer():
     """A disc that is lit from the right, another one, and a ground; the machine painted all in one green."""
     light = 90 + 60 * disc((200, 180), 60) + 90 * disc((330, 180), 40)
     L = lightness(light * np.linspace(0.9, 1.1, SIZE[1]))
@@ -29,64 +29,64 @@ def chroma_and_hue(ab):
     return np.hypot(*np.moveaxis(ab, -1, 0)), np.degrees(np.arctan2(ab[..., 1], ab[..., 0]))
 
 
-def test_a_fill_has_its_color_in_the_middle_and_shading_stays(canvas):
+def test_a_fill_has_its_color_in_the_middle_and_shading_stays(renderer):
     correction = Correction(SIZE)
     correction.fill((200, 180), RED)
-    ab = canvas.apply(correction)
+    ab = renderer.apply(correction)
     wanted, (chroma, hue) = chroma_and_hue(hex_to_lab(RED)[1:]), chroma_and_hue(ab)
     assert chroma[180, 200] == pytest.approx(wanted[0], rel=0.01)
     inside = disc((200, 180), 55) == 1
     assert np.abs(hue[inside] - wanted[1]).max() < 0.1
     assert chroma[180, 150] < chroma[180, 200] < chroma[180, 250]
     outside = disc((200, 180), 64) == 0
-    assert (ab[outside] == canvas.machine[outside]).all()
-    L = canvas.regions.L
+    assert (ab[outside] == renderer.predicted_ab[outside]).all()
+    L = renderer.regions.L
     again = rgb_to_lab(lab_to_rgb(np.dstack([L, ab])))
     assert np.abs(again - np.dstack([L, ab]))[inside].max() < 1.2  # within sRGB, but for its 8 bits
 
 
-def test_grow_cut_brush_and_erase(canvas):
+def test_grow_cut_brush_and_erase(renderer):
     correction = Correction(SIZE)
     correction.fill((200, 180), RED)
     correction.grow((330, 180))
-    ab = canvas.apply(correction)
+    ab = renderer.apply(correction)
     assert ab[180, 200, 0] > 30 and ab[180, 330, 0] > 10
     correction.cut([(143, 180), (257, 180)], 1)
-    ab = canvas.apply(correction)
+    ab = renderer.apply(correction)
     assert ab[150, 200].tolist() == ab[20, 20].tolist() or ab[210, 200].tolist() == ab[20, 20].tolist()
     correction.brush([(20, 20), (120, 20)], 6, RED)
-    assert canvas.apply(correction)[20, 70, 0] > 20 and canvas.apply(correction)[29, 70, 0] == -20
+    assert renderer.apply(correction)[20, 70, 0] > 20 and renderer.apply(correction)[29, 70, 0] == -20
     correction.brush([(70, 20)], 3, None)
-    assert canvas.apply(correction)[20, 70].tolist() == [-20, 10] and canvas.apply(correction)[20, 40, 0] > 20
+    assert renderer.apply(correction)[20, 70].tolist() == [-20, 10] and renderer.apply(correction)[20, 40, 0] > 20
     correction.fill((330, 180), None)
-    assert canvas.apply(correction)[180, 330].tolist() == [-20, 10]
+    assert renderer.apply(correction)[180, 330].tolist() == [-20, 10]
 
 
-def test_undo_redo_and_reset_lead_back_to_the_same_colors(canvas):
+def test_undo_redo_and_reset_lead_back_to_the_same_colors(renderer):
     correction, states = Correction(SIZE), []
     correction.fill((200, 180), RED)
-    states.append(canvas.apply(correction))
+    states.append(renderer.apply(correction))
     correction.grow((330, 180))
-    states.append(canvas.apply(correction))
+    states.append(renderer.apply(correction))
     correction.reset()
-    assert (canvas.apply(correction) == canvas.machine).all()
+    assert (renderer.apply(correction) == renderer.predicted_ab).all()
     for state in reversed(states):
         correction.undo()
-        assert (canvas.apply(correction) == state).all()
+        assert (renderer.apply(correction) == state).all()
     correction.redo()
-    assert (canvas.apply(correction) == states[1]).all()
+    assert (renderer.apply(correction) == states[1]).all()
     correction.undo()
     correction.fill((330, 180), RED)
-    with pytest.raises(UserError, match="nothing was undone"):
+    with pytest.raises(UserError, match="nothing to redo"):
         correction.redo()
     correction.undo()
     correction.undo()
-    assert (canvas.apply(correction) == canvas.machine).all()
-    with pytest.raises(UserError, match="nothing is left"):
+    assert (renderer.apply(correction) == renderer.predicted_ab).all()
+    with pytest.raises(UserError, match="nothing to undo"):
         correction.undo()
 
 
-def test_a_document_survives_json(canvas):
+def test_a_document_survives_json(renderer):
     correction = Correction(SIZE)
     correction.fill((200, 180), RED)
     correction.cut(np.array([(143, 180), (257, 180)]), 1)
@@ -96,23 +96,23 @@ def test_a_document_survives_json(canvas):
     correction.undo()
     again = Correction.of(json.loads(json.dumps(correction.state())))
     assert again == correction and len(again.undone) == 2
-    assert (canvas.apply(again) == canvas.apply(correction)).all()
+    assert (renderer.apply(again) == renderer.apply(correction)).all()
 
 
-FILL = {"do": "fill", "point": [20, 20], "color": RED}
+FILL = {"kind": "fill", "point": [20, 20], "color": RED}
 DAMAGES = {
-    "no dict": [], "a step of no kind": {"do": "explode"}, "more": {**FILL, "more": 1},
+    "no dict": [], "a step of no kind": {"kind": "explode"}, "more": {**FILL, "more": 1},
     "no color": {**FILL, "color": 3},
     "words": {**FILL, "color": "red"}, "no point": {**FILL, "point": 7}, "nan": {**FILL, "point": [20, float("nan")]},
     "true": {**FILL, "point": [True, 1]}, "outside": {**FILL, "point": [480, 1]}, "huge": {**FILL, "point": [1e300, 1]},
-    "nothing to grow": {"do": "grow", "point": [1, 1]}, "no points": {"do": "brush", "points": [], "radius": 2,
+    "nothing to grow": {"kind": "grow", "point": [1, 1]}, "no points": {"kind": "brush", "points": [], "radius": 2,
                                                                       "color": None},
-    "number": {"do": "brush", "points": 3, "radius": 2, "color": None},
-    "radius": {"do": "brush", "points": [[1, 1]], "radius": 0, "color": None}}
+    "number": {"kind": "brush", "points": 3, "radius": 2, "color": None},
+    "radius": {"kind": "brush", "points": [[1, 1]], "radius": 0, "color": None}}
 
 
 @pytest.mark.parametrize("step", DAMAGES.values(), ids=DAMAGES)
-@pytest.mark.parametrize("where", ["done", "undone"])
+@pytest.mark.parametrize("where", ["edits", "undone"])
 def test_damaged_documents_are_refused(step, where):
     state = Correction(SIZE).state()
     assert Correction.of({**state, where: [FILL]})
@@ -120,15 +120,15 @@ def test_damaged_documents_are_refused(step, where):
         Correction.of({**state, where: [step]})
 
 
-@pytest.mark.parametrize("change", [{"format": 2}, {"size": [0, 3]}, {"size": "ab"}, {"done": None}, {"more": 1}])
+@pytest.mark.parametrize("change", [{"format": 1}, {"size": [0, 3]}, {"size": "ab"}, {"edits": None}, {"more": 1}])
 def test_damaged_frames_of_documents_are_refused(change):
     with pytest.raises(UserError):
         Correction.of({**Correction(SIZE).state(), **change})
 
 
-def test_a_correction_of_another_size_is_refused(canvas):
+def test_a_correction_of_another_size_is_refused(renderer):
     with pytest.raises(UserError, match="of a frame of 640x360, and this one is 480x360"):
-        canvas.apply(Correction((360, 640)))
+        renderer.apply(Correction((360, 640)))
 
 
 @pytest.mark.parametrize("color", ["#000000", "#ffffff", "#ee6c80", "#12a89c", "#0000ff"])

@@ -18,7 +18,7 @@ import train
 from colorizer.predictor import Predictor
 from config import FilmConfig, StudioConfig, TrainConfig
 from editing import training_job as learning
-from editing.frame_reader import Frames, times_of
+from editing.frame_reader import FrameReader, read_timestamps
 from editing.jobs import BackgroundRunner, BackgroundTask, PredictorCache, Stopped, color, find_shots
 from editing.project import Facts, Found, Project, open_project
 from editing.recolor import Change, Recolored
@@ -297,12 +297,12 @@ def test_one_work_at_a_time():
 def test_frames_are_those_of_the_film(tmp_path):
     film = draw_film(tmp_path / "film.mp4", times=range(60))
     whole = planes_in(film)
-    frames = Frames(VideoFile(film), times_of(film))
+    frames = FrameReader(VideoFile(film), read_timestamps(film))
     assert len(frames) == 60
     for index in (30, 31, 29, 0, 59, 58, 12, 13, 14, 40, 30):
-        assert np.array_equal(frames.get(index).y, whole[index][0]), index
+        assert np.array_equal(frames.read(index).y, whole[index][0]), index
     with pytest.raises(UserError, match="no frame 60"):
-        frames.get(60)
+        frames.read(60)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -470,7 +470,7 @@ window.studio = (() => {
         return;
       }
       if (!/^#[0-9a-f]{6}$/i.test(hex.value)) { problem = "a color is # and six digits, such as #c83c32"; tell("problem"); return; }
-      send("hand_act", { frame: at.frame, kind: tool, points, color: hex.value, radius: Number(radius.value) });
+      send("hand_act", { frame: at.frame, tool, points, color: hex.value, radius: Number(radius.value) });
     }
     const long = () => tool === "cut" || tool === "brush" || tool === "erase";
     canvas.addEventListener("pointerdown", (event) => {
