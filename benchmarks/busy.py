@@ -28,7 +28,8 @@ from benchmarks.speed import film_pictures, our_step, step_settings
 from colorizer.predictor import Predictor
 from config import SAMPLE_FILM
 from dataset import ColorizationDataset
-from test import Evaluation, color_pictures
+from film.render.pictures import color_pictures
+from film.report.evaluation import Evaluation
 from utils import ArgumentParser, parse_positive_int, run_cli
 
 PICTURES, STEPS = 12, 6

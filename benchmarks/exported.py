@@ -32,7 +32,7 @@ from colorizer.predictor import Predictor
 from config import ColorConfig, ExportConfig
 from dataset import L_SCALE, resize
 from film.io.video import VideoFile
-from film.render.rendering import compare
+from film.report.evaluation import compare_frames
 from test import color
 from utils import ArgumentParser, parse_positive_int, run_cli
 
@@ -95,7 +95,7 @@ def main(argv):
         with redirect_stdout(sys.stderr):
             color(config)
         film, scores, frames = VideoFile(args.film), Scores(), []
-        for _, truth, painted in compare(film, VideoFile(output), config, args.every):
+        for _, truth, painted in compare_frames(film, VideoFile(output), config, args.every):
             frames.append(truth.rgb_uint8())
             scores.add(painted.rgb_uint8(), frames[-1])
         predictor = Predictor.load(args.checkpoint, precision="fp32")

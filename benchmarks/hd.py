@@ -42,7 +42,7 @@ from utils import ArgumentParser, UserError, parse_positive_int, run_cli
 FILM = Path(__file__).resolve().parents[1] / "resources" / "episode_2.mp4"
 STAGES: dict[str, list[tuple[Any, str]]] = {  # stage: (where its function is, its name)
     "scan": [(episode, "scan")], "join": [(FilmWriter, "join")], "all": [(episode.RenderJob, "run_as_owner")],
-    "measuring": [(test, "measure_film"), (test.Evaluation, "report")], "report": [(test, "write_film_report")]}
+    "measuring": [(test, "measure_film"), (test.Evaluation, "write")], "report": [(test, "write_film_report")]}
 
 
 def in_a_process(function, *arguments):

@@ -72,7 +72,7 @@ class OneColor(FilmPredictor):
 def peak(path):
     """Color a film; returns the most memory that this process ever had, in MB."""
     predictor: Any = OneColor()
-    color_film_and_report(predictor, ColorConfig(), (VideoFile(path), path.with_name(f"{path.stem}_colored.mkv")))
+    color_film_and_report(predictor, ColorConfig(), VideoFile(path), path.with_name(f"{path.stem}_colored.mkv"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
 
 

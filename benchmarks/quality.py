@@ -49,7 +49,7 @@ from dataset import AB_SCALE, L_SCALE, color_feature, lab_to_rgb, resize, rgb_to
 from dataset_generator import generate, split_shots
 from fileio.atomic import atomic_write
 from fileio.images import image_grid, read_image, write_image
-from test import refuse_existing
+from fileio.outputs import refuse_existing
 from train import train
 from utils import ArgumentParser, UserError, evenly_spaced, parse_bool, run_cli, select_device
 

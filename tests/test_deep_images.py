@@ -8,8 +8,10 @@ from drawn import StubPredictor, draw_picture
 from colorizer.confidence import Confidence
 from fileio.images import read_deep_image, read_image, srgb_decode, srgb_encode, write_image
 from film.io.planes import planes_from_rgb
+from film.render.pictures import color_pictures
 from film.render.rendering import color_film
-from test import Evaluation, color_pictures, find_inputs
+from film.report.evaluation import Evaluation
+from test import find_inputs
 from utils import UserError
 
 DEPTHS = [(".png", 16), (".tif", 16), (".tiff", 16), (".dpx", 8), (".dpx", 10), (".dpx", 12), (".dpx", 16)]

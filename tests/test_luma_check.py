@@ -86,7 +86,7 @@ def test_how_far_a_lossy_film_is(tmp_path, name, settings, bits):
 
 def test_the_proof_is_printed_and_kept(tmp_path, capsys):
     source = draw_shots(tmp_path / "film.mkv", [(60, 6)])
-    color_film_and_report(OneColor(), ColorConfig(proof=True, codec="ffv1"), (VideoFile(source), tmp_path / "out.mkv"))
+    color_film_and_report(OneColor(), ColorConfig(proof=True, codec="ffv1"), VideoFile(source), tmp_path / "out.mkv")
     line = json.loads((tmp_path / "out_metrics.json").read_text())["luma"]
     assert line.startswith("luma identical: 6 frames, 128 x 96, 8 bits, SHA-256 ") and line in capsys.readouterr().out
     with pytest.raises(UserError, match="--proof compares the luma, which --color_only leaves out"):

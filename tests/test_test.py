@@ -23,7 +23,8 @@ from config import ModelConfig, PaletteClassifierConfig, SpatialConfig, TrainCon
 from dataset import REFERENCE_ID, color_feature, resize, rgb_to_lab
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from fileio.images import read_image, write_image
-from test import Evaluation, main
+from film.report.evaluation import Evaluation
+from test import main
 from train import config_to_go_on
 from utils import UserError
 
@@ -176,7 +177,7 @@ def test_a_report_that_cannot_be_written_leaves_the_film_and_comes_with_the_next
     with pytest.raises(UserError, match="out_report.html exists already"):
         color(home, "memory", tmp_path / "out.mp4", source)
     assert not (tmp_path / "out.mp4").exists()
-    with pytest.raises(UserError, match="cannot write .*out_report.html.* the film itself is whole"):
+    with pytest.raises(UserError, match="cannot write .*out_report.html.* the film itself is complete"):
         color(home, "memory", tmp_path / "out.mp4", source, overwrite=True)
     assert times_and_sound(tmp_path / "out.mp4") == times_and_sound(source)
     before = (tmp_path / "out.mp4").stat().st_mtime_ns

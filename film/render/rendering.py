@@ -31,8 +31,7 @@ from film.analysis.plan import FilmPredictor, Plan
 from film.io.encoding import explain_write_errors
 from film.io.image_sequence import ImageSequence
 from film.io.interlacing import FIELD_ORDER_NAMES
-from film.io.planes import Planes
-from film.io.video import LARGE_FRAME_PIXELS, Film, prefetch, pts_window
+from film.io.video import LARGE_FRAME_PIXELS, Film, prefetch
 from film.render.incremental import finished_shots, open_segment_store, shot_digest
 from film.render.pipeline import finish, predict_tasks, read_tasks
 from film.render.segments import SegmentStore, read_completion
@@ -214,6 +213,12 @@ def _told(numbers, count):
     return f"{len(numbers)} of {count} shots are colored again: {', '.join(names)}"
 
 
+def check_ground_truth(predictor: FilmPredictor, has_color: bool, path: Path) -> None:
+    """Raise UserError if the palette is that of the ground truth and the input ``path`` is not in color."""
+    if predictor.source == "truth" and not has_color:
+        raise UserError(f"{path} has no colors of its own for --color_feature truth; use another --color_feature")
+
+
 @dataclass
 class RenderJob:
     """A film to be colored into ``output``: by one process, its host, and by any that help."""
@@ -246,9 +251,7 @@ class RenderJob:
                     raise UserError(f"{confidence_video_path(output)} exists already; pass --overwrite True or another --output")
                 if plan is None:
                     plan = self._find_plan(parts, queue, writer.cuts)
-                if predictor.source == "truth" and not plan.has_color:
-                    raise UserError(f"{film.path} has no colors of its own for --color_feature truth; use another "
-                                    "--color_feature")
+                check_ground_truth(predictor, plan.has_color, film.path)
                 parts.go_on()
                 work = self._coloring(writer, parts, plan)
                 work.look()
@@ -322,12 +325,3 @@ def color_film(predictor: FilmPredictor, film: Film, output: str | Path, config:
     """
     settings = part_of(config or FilmConfig(), FilmConfig)
     return RenderJob(predictor, film, Path(output), settings, overwrite).run_as_owner(WorkQueue(), on_complete)
-
-
-def compare(film: Film, result: Film, config: FilmConfig, every: int) -> Iterator[tuple[int, Planes, Planes]]:
-    """Yield one of ``every`` frames of a film and of its result: (index, truth, result)."""
-    begin, _ = pts_window(film, config)
-    with closing(prefetch(film.read(begin), 2)) as truths, closing(prefetch(result.read(), 2)) as results:
-        for index, ((_, _, truth), (_, _, painted)) in enumerate(zip(truths, results, strict=False)):
-            if index % every == every // 2:
-                yield index, truth, painted

@@ -1,10 +1,15 @@
-"""Selection of the frames that are most worth coloring by hand."""
+"""Selection of the frames that are most worth coloring by hand, and their pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from fileio.images import write_image
+from film.io.thread_pool import coloring_threads, map_in_order
+from film.io.video import Film, frames_at
 from film.report.records import ShotRecord
 
 
@@ -63,3 +68,21 @@ def suggest_frames(records: Sequence[ShotRecord], count: int = 10,
         suggestions.append(Suggestion(records[best], float(gain[best] / uncertainty.sum()), helped))
         covered = np.maximum(covered, similarity[:, best])
     return suggestions
+
+
+def write_suggested_frames(folder: Path, film: Film, times: Sequence[int], suggestions: Iterable[Suggestion]) -> None:
+    """Write the suggested frames of ``film`` into ``folder`` as grayscale pictures without letterbox.
+
+    ``times`` are the pts of all colored frames. Existing files are kept, since the user may have colored them.
+    """
+    missing = {suggestion.frame: suggestion for suggestion in suggestions
+               if not (folder / suggestion.file_name).exists()}
+
+    def write(frame):
+        index, planes = frame
+        planes = planes.crop(missing[index].shot.box)
+        write_image(folder / missing[index].file_name, planes.gray_uint8(*planes.y.shape))
+
+    with coloring_threads() as pool, closing(frames_at(film, times, sorted(missing))) as frames:
+        for _ in map_in_order(pool, write, frames):
+            pass

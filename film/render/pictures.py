@@ -1,0 +1,75 @@
+"""Coloring of single pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from colorizer.metrics import has_color
+from colorizer.predictor import Predictor
+from fileio.images import read_deep_image, write_image
+from fileio.outputs import accompanying_path
+from film.io.image_sequence import write_colored_frame
+from film.io.planes import ab_to_chroma, planes_from_rgb
+from film.io.thread_pool import coloring_threads, map_in_order
+from film.render.rendering import check_ground_truth
+from film.report.confidence_video import confidence_map, tint_grayscale
+from film.report.evaluation import Evaluation
+from utils import UserError, warn
+
+CONFIDENCE_MAP = "confidence.png"  # name of the confidence map of a picture, see ``accompanying_path``
+
+
+def color_picture(predictor: Predictor, source: Path, target: Path,
+                  confidence: bool) -> tuple[np.ndarray, np.ndarray] | None:
+    """Color the picture ``source`` into ``target``, and write its confidence map if ``confidence`` is True.
+
+    Returns the picture and the result, RGB uint8 (H, W, 3), or None, with a warning, if the picture cannot be read.
+    """
+    try:
+        image = read_deep_image(source)
+    except UserError as error:
+        warn(f"{error}; skipped")
+        return None
+    if image.depth == 8:
+        picture = image.rgb
+        check_ground_truth(predictor, has_color(picture), source)
+        (result,), known = predictor.colorize_with_confidence([picture])
+        write_image(target, result)
+    else:
+        planes = planes_from_rgb(image.rgb, image.depth)
+        picture, (height, width) = planes.rgb_uint8(), planes.y.shape
+        check_ground_truth(predictor, has_color(picture), source)
+        (ab,), known = predictor.predict_ab([cv2.cvtColor(planes.rgb(height, width), cv2.COLOR_RGB2Lab)])
+        cb, cr = ab_to_chroma(planes, ab, height, width, planes.coding)
+        planes = planes._replace(cb=cb, cr=cr)
+        write_colored_frame(target, planes, source)
+        result = planes.rgb_uint8()
+    if confidence:
+        gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+        write_image(accompanying_path(target, CONFIDENCE_MAP), tint_grayscale(gray, confidence_map(next(known.each()))))
+    return picture, result
+
+
+def color_pictures(predictor: Predictor, pairs: Sequence[tuple[Path, Path]], evaluation: Evaluation,
+                   confidence: bool) -> int:
+    """Color and evaluate pictures, pairs of (input, output); return the number of pictures that were colored.
+
+    Unreadable pictures are skipped. Raises UserError if all are.
+    """
+    count = 0
+
+    def color_and_measure(pair):
+        pictures = color_picture(predictor, *pair, confidence)
+        return pictures is not None, pictures and evaluation.measure(*pictures)
+
+    with coloring_threads() as pool:
+        results = map_in_order(pool, color_and_measure, pairs)
+        for _, (is_colored, measured) in tqdm(results, total=len(pairs), unit="picture", disable=None):
+            evaluation.add(measured)
+            count += is_colored
+    if not count:
+        raise UserError(f"no picture could be read in {pairs[0][0].parent}")
+    return count
