@@ -158,15 +158,12 @@ def color_all_pictures(predictor: Predictor, config: ColorConfig, pictures: Sequ
     evaluation, started = Evaluation(), time.monotonic()
     count = color_pictures(predictor, pictures, evaluation, config.confidence)
     seconds = time.monotonic() - started
-    if config.input.is_dir():
-        place = config.output
-        paths = [place / name for name in ("metrics.json", "comparison.png")]
-    else:
-        place = pictures[0][1]
-        paths = [accompanying_path(place, name) for name in ("metrics.json", "comparison.png")]
-    print(f"colored {count} pictures in {seconds:.1f} s: {place}")
-    evaluation.write(*paths, {"input": str(config.input), **coloring_facts(predictor, config), "pictures": count,
-                              "seconds": round(seconds, 2)}, config.overwrite)
+    facts = {"input": str(config.input), **coloring_facts(predictor, config), "pictures": count,
+             "seconds": round(seconds, 2)}
+    target = config.output if config.input.is_dir() else pictures[0][1]
+    path_of = target.joinpath if config.input.is_dir() else partial(accompanying_path, target)
+    print(f"colored {count} pictures in {seconds:.1f} s: {target}")
+    evaluation.write(path_of("metrics.json"), path_of("comparison.png"), facts, config.overwrite)
 
 
 def color_film_and_report(predictor: Predictor, config: ColorConfig, film: Film, target: Path,

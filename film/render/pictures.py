@@ -62,7 +62,8 @@ def color_pictures(predictor: Predictor, pairs: Sequence[tuple[Path, Path]], eva
     count = 0
 
     def color_and_measure(pair):
-        pictures = color_picture(predictor, *pair, confidence)
+        source, target = pair
+        pictures = color_picture(predictor, source, target, confidence)
         return pictures is not None, pictures and evaluation.measure(*pictures)
 
     with coloring_threads() as pool:
