@@ -351,7 +351,7 @@ class PredictorConfig:
     checkpoint: Path = setting(Path("checkpoints/best.pt"), "what train.py wrote", group="files")
     color_feature: str = setting("auto", "where the palette of each picture comes from: the memory's slot of --rank, "
                                  "the integrator or the input's own colors; auto is the way that the checkpoint was "
-                                 "trained", choices=["auto", "memory", "integrator", "truth"], group="colors")
+                                 "trained", choices=["auto", "memory", "integrator", "ground_truth"], group="colors")
     rank: int = setting(1, "which of the memory's best slots", choices=[1, 2, 3])
     reference: Path | None = setting(None, "a picture in color whose palette is used for everything")
     references: Path | None = setting(None, "a folder of color pictures to add to the memory: frames like them take "

@@ -5,7 +5,7 @@ Pictures are RGB uint8 (H, W, 3). Lab is CIE Lab with the D65 white, L in [0, 10
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -41,20 +41,20 @@ def lab_to_rgb(lab: np.ndarray) -> np.ndarray:
     return cv2.convertScaleAbs(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), alpha=255)
 
 
-def exposed(rgb: np.ndarray, stock: np.ndarray) -> np.ndarray:
+def spectral_lightness(rgb: np.ndarray, stock: np.ndarray) -> np.ndarray:
     """L float32 (H, W) in [0, 100] of a picture, RGB uint8 (H, W, 3), on a stock that red, green and blue light of
     sRGB expose by the shares ``stock`` (3,) of sum 1."""
     light = srgb_decode(np.arange(256) / 255)[rgb] @ stock.astype(np.float32)
     return np.where(light > (6 / 29) ** 3, 116 * np.cbrt(light) - 16, light * (29 / 3) ** 3).astype(np.float32)
 
 
-def on_video(rgb: np.ndarray) -> np.ndarray:
+def luma_lightness(rgb: np.ndarray) -> np.ndarray:
     """L float32 (H, W) in [0, 100] of the gray that video makes of a picture, RGB uint8 (H, W, 3): of its luma
     (BT.601), in which red and blue are lighter than in its luminance, which CIE L is of."""
     return _L_OF_GRAY[cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)]
 
 
-_L_OF_GRAY = exposed(np.arange(256)[:, None] * [1, 1, 1], np.full(3, 1 / 3))
+_L_OF_GRAY = spectral_lightness(np.arange(256)[:, None] * [1, 1, 1], np.full(3, 1 / 3))
 
 
 def lab_to_tensors(lab: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,7 +69,7 @@ def tensors_to_lab(L: torch.Tensor, ab: torch.Tensor) -> np.ndarray:
     return torch.cat([L * L_SCALE, ab * AB_SCALE], 1).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def encode_lab(L: torch.Tensor, ab: torch.Tensor) -> torch.Tensor:
+def encode_lab8(L: torch.Tensor, ab: torch.Tensor) -> torch.Tensor:
     """L (..., 1, H, W) in [0, 1] and ab (..., 2, H, W) in [-1, 1] -> codes (..., 3, H, W) of OpenCV's 8-bit Lab, not
     yet rounded: L of CIE Lab * 2.55, and its ab + 128."""
     return torch.cat([255 * L, AB_SCALE * ab + 128], -3)
@@ -80,8 +80,8 @@ def round_codes(codes: torch.Tensor) -> torch.Tensor:
     return codes.round().clamp(0, 255).byte()
 
 
-def decode_lab(codes: Array) -> tuple[Array, Array]:
-    """The inverse of ``encode_lab``: float codes (..., 3, H, W), array or tensor -> L in [0, 1] and ab in [-1, 1]."""
+def decode_lab8(codes: Array) -> tuple[Array, Array]:
+    """The inverse of ``encode_lab8``: float codes (..., 3, H, W), array or tensor -> L in [0, 1] and ab in [-1, 1]."""
     return codes[..., :1, :, :] / 255, (codes[..., 1:, :, :] - 128) / AB_SCALE
 
 
@@ -98,7 +98,7 @@ def _shares(old, new, device):
     return (torch.minimum(pixel + 1, edge + old / new) - torch.maximum(pixel, edge)).clamp(min=0) * new / old
 
 
-def shrink(maps: torch.Tensor, side: int) -> torch.Tensor:
+def downsample(maps: torch.Tensor, side: int) -> torch.Tensor:
     """Square maps (N, C, H, H), float32, averaged by area to (N, C, side, side), side <= H. Exact also where H / side
     is not whole, as ``resize`` is for arrays and torch's own area mode is not."""
     shares = _shares(maps.shape[-1], side, maps.device).to(maps)
@@ -172,20 +172,6 @@ def _cell_table():
     """
     middle = _TILE_ORIGIN + np.arange(_SIDE, dtype=np.float32) + 0.5
     return soft_encode(np.stack(np.meshgrid(middle, middle, indexing="ij"), -1).reshape(-1, 2), NEIGHBORS + 3)
-
-
-def shot_has_color(pictures: Sequence[np.ndarray]) -> bool:
-    """True when pictures of one shot, RGB uint8 (H, W, 3), are in color: when in over a quarter of 32 x 32 places of
-    their mean, ab is further than 5 from what L explains, by a polynomial of degree 2.
-
-    So a tint, which has one hue, or one for the dark and one for the light, is none, nor is noise in the chroma, a logo
-    in a corner, or a fringe of color along lines.
-    """
-    small = [resize(picture, 32, 32) for picture in pictures]
-    lab = cv2.cvtColor(np.mean(small, 0, dtype=np.float32) / 255, cv2.COLOR_RGB2Lab).reshape(-1, 3)
-    powers = np.vander(lab[:, 0] / L_SCALE, 3)
-    unexplained = lab[:, 1:] - powers @ np.linalg.lstsq(powers, lab[:, 1:], rcond=None)[0]
-    return bool((np.linalg.norm(unexplained, axis=1) > 5).mean() > 0.25)
 
 
 def color_feature(ab: np.ndarray) -> np.ndarray:
@@ -266,7 +252,7 @@ class ColorizationDataset(Dataset):
                 return None
             feature = color_feature(resize(full, img_size, img_size)[..., 1:])
             L, ab = lab_to_tensors(resize(full, self.side, self.side))  # the whole frame: nothing is cropped away
-            return feature, round_codes(encode_lab(L, ab))[0].numpy()
+            return feature, round_codes(encode_lab8(L, ab))[0].numpy()
 
         def prepare_all(indices):
             with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(
@@ -283,7 +269,7 @@ class ColorizationDataset(Dataset):
         if not readable:
             raise UserError(f"no readable picture in {source} (expected {', '.join(IMAGE_SUFFIXES)})")
         self.paths, self.keys = [paths[index] for index in readable], [keys[index] for index in readable]
-        self.codes = torch.from_numpy(records["lab"])  # (N, 3, side, side) uint8, of encode_lab
+        self.codes = torch.from_numpy(records["lab"])  # (N, 3, side, side) uint8, of encode_lab8
         self.color_features = torch.from_numpy(records["color_feature"].copy())  # (N, 313)
         self.ids = image_ids([path.name for path in self.paths])
 
@@ -316,7 +302,7 @@ class ColorizationDataset(Dataset):
         """L (N, 1, size, size), ab (N, 2, size, size) and the backbone's gray pictures (N, 3, 256, 256) of the pictures
         at ``indices``; ``size`` is at most ``side``."""
         codes = self.codes[indices].float()
-        return *decode_lab(shrink(codes, size)), backbone_input(shrink(codes[:, :1], GRAY_SIZE) / 255)
+        return *decode_lab8(downsample(codes, size)), backbone_input(downsample(codes[:, :1], GRAY_SIZE) / 255)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

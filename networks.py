@@ -112,7 +112,7 @@ def init_weights(network: nn.Module) -> None:
 # Layers that are one over all processes of a training
 
 
-class SharedBatchNorm(nn.BatchNorm2d):
+class SyncBatchNorm2d(nn.BatchNorm2d):
     """Batch norm over the whole batch, of which each process has an equal share; torch's SyncBatchNorm has no CPU
     version."""
 
@@ -137,7 +137,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         return torch.addcmul(offset[:, None, None].to(x.dtype), x, factor[:, None, None].to(x.dtype))
 
 
-class SharedDropout2d(nn.Dropout2d):
+class SyncDropout2d(nn.Dropout2d):
     """Dropout of whole channels. The masks do not depend on the number of processes or the device: each process draws
     those of the whole batch on the CPU and uses its share."""
 
@@ -168,11 +168,11 @@ class Generator(nn.Module):
     """U-Net of 4x4 convolutions, 7 downs and 6 ups with skip connections by concatenation, and an output layer.
 
     ``norm`` is adain (styled by the color feature) or batch (the color feature is ignored and may be None). With
-    ``place_dim`` features of a place it also sees the backbone's ``grid`` x ``grid`` places, on the way down at the
+    ``cell_dim`` features of a place it also sees the backbone's ``grid`` x ``grid`` places, on the way down at the
     level of their size.
     """
 
-    def __init__(self, norm: str = "adain", width: int = 64, place_dim: int = 0, img_size: int = 256,
+    def __init__(self, norm: str = "adain", width: int = 64, cell_dim: int = 0, img_size: int = 256,
                  grid: int = 32) -> None:
         super().__init__()
         down = [width * factor for factor in (1, 2, 4, 8, 8, 8, 8)]
@@ -189,11 +189,11 @@ class Generator(nn.Module):
             self.norms = nn.ModuleList(AdaIN() for _ in normed)
         else:
             self.style = None
-            self.norms = nn.ModuleList(UnconditionalNorm(SharedBatchNorm(channels)) for channels in normed)
+            self.norms = nn.ModuleList(UnconditionalNorm(SyncBatchNorm2d(channels)) for channels in normed)
         init_weights(self)
         self.level = round(math.log2(img_size / grid)) - 1  # index of the down whose map has the size of the grid
-        if place_dim:
-            self.places = nn.Sequential(SharedDropout2d(PLACE_DROP), nn.Conv2d(place_dim, PLACE_WIDTH, 1), nn.ReLU(),
+        if cell_dim:
+            self.places = nn.Sequential(SyncDropout2d(PLACE_DROP), nn.Conv2d(cell_dim, PLACE_WIDTH, 1), nn.ReLU(),
                                         *(DilatedBlock(PLACE_WIDTH, reach) for reach in (1, 2, 4)),
                                         nn.Conv2d(PLACE_WIDTH, down[self.level], 3, padding=1))
 
@@ -371,7 +371,7 @@ class MemoryNetwork(nn.Module):
         return F.relu(negative[both] - positive[both] + self.alpha).mean()
 
     @torch.no_grad()
-    def recall_other(self, query: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample_other_frame(self, query: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """For each query, the value (N, 313) and score (N,) of a random slot, similar ones more often, that does not
         come from the frame ``ids`` (N,): what the memory would answer had it never seen the frame. Score -inf: none."""
         similarity = self._similarity(query).masked_fill(self.ids == ids[:, None], -torch.inf)

@@ -68,7 +68,7 @@ def validate(learner: Learner, data: ColorizationDataset, cast: Cast, votes: tor
         if seen is not None:
             seen = seen._replace(class_logits=None if votes is None else votes[part].float())
             recall = colorizer.recall(seen.embedding)
-            advice, ids = colorizer.advise(recall), recall.ids
+            advice, ids = colorizer.conditioning(recall), recall.ids
             shared = torch.minimum(advice.color_feature, data.color_features[indices].to(L.device))
             overlaps += shared.sum(1).tolist()
         with cast():

@@ -43,7 +43,7 @@ class Baseline(FilmPredictor):
 
     def predict(self, lightness, palette):
         ab = self._colors([cv2.merge([L, 0 * L, 0 * L]) for L in lightness])
-        return ab.astype(np.float32), Confidence.nothing(len(lightness))
+        return ab.astype(np.float32), Confidence.unknown(len(lightness))
 
 
 def one_color(ab):

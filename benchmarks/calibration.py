@@ -5,7 +5,7 @@
 FRAMES, a film in color or a folder of color pictures, are colored one by one by the CHECKPOINT before them; one of
 ``--every`` is. They should be no frames that it was trained on, both of shots that it knows and of others: such as a
 whole film, with a training on 70 % of its shots (``dataset_generator.py --split 0.7 0 0.3 --seed 1``). All pairs count
-the same. A pixel is right if it is within CIEDE2000 FAR of the truth, at the size that the networks paint.
+the same. A pixel is right if it is within CIEDE2000 LARGE_ERROR of the truth, at the size that the networks paint.
 
 Prints the table of reliability, in BINS of what is said, and the expected calibration error: the mean distance of what
 is said from what is right. ``--fit True`` fits the constants of CalibrationConfig to these frames and prints them, and
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.score import readers
 
 from colorizer import confidence as certainty
-from colorizer.metrics import FAR, color_differences, has_color
+from colorizer.metrics import LARGE_ERROR, color_differences, has_color
 from colorizer.predictor import Predictor
 from config import CalibrationConfig
 from dataset import resize, rgb_to_lab
@@ -39,7 +39,7 @@ def places_of(predictor, lab):
     """(recalled, agreed, share of pixels that are right) of the places of a picture, Lab (H, W, 3): float32 (P,)."""
     (ab,), known = predictor.predict_ab([lab])
     truth = resize(lab, *ab.shape[:2])
-    wrong = color_differences(np.dstack([truth[..., 0], ab]), truth) > FAR
+    wrong = color_differences(np.dstack([truth[..., 0], ab]), truth) > LARGE_ERROR
     grid = known.recalled.shape[1]
     right = 1 - resize(wrong.astype(np.float32), grid, grid)
     return np.stack([known.recalled[0], known.agreement[0], right]).reshape(3, -1)
@@ -61,7 +61,7 @@ def read_places(checkpoint, frames, every):
 
 def fit(recalled, agreed, right, weight, config):
     """A CalibrationConfig with the constants that explain best what is right: shares (P,), weighted."""
-    logits = certainty.evidence(torch.from_numpy(recalled), torch.from_numpy(agreed), config.probability_margin)
+    logits = certainty.confidence_logits(torch.from_numpy(recalled), torch.from_numpy(agreed), config.probability_margin)
     classes = np.repeat([1, 0], len(right))  # each place is right as far as it is, and else wrong
     model = LogisticRegression(C=np.inf).fit(np.tile(np.stack(logits, 1), (2, 1)), classes,
                                              np.concatenate([weight * right, weight * (1 - right)]) * len(right))
@@ -113,7 +113,7 @@ def main(argv):
     if args.fit:
         config = fit(recalled, agreed, right, weight, config)
         print(f"bias {config.bias:.3f}, recalled_weight {config.recalled_weight:.3f}, agreement_weight {config.agreement_weight:.3f}\n")
-    sure = certainty.sure(torch.from_numpy(recalled), torch.from_numpy(agreed), config).numpy()
+    sure = certainty.calibrated_probability(torch.from_numpy(recalled), torch.from_numpy(agreed), config).numpy()
     rows = reliability(sure, right, weight)
     print("| said | right | share of the pixels |\n|---|---|---|")
     for said, true, share in rows:

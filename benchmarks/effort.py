@@ -33,7 +33,7 @@ from utils import ArgumentParser, parse_positive_int, run_cli
 
 PAINTED = (0, 1, 2, 5, 10)
 WAYS = ("suggested", "equal steps")
-MEASURES = ("ciede2000", "far", "bodies", "bodies_far")
+MEASURES = ("ciede2000", "share_above_10", "bodies", "bodies_share_above_10")
 
 
 def equal_steps(frames, count):

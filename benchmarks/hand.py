@@ -37,7 +37,7 @@ from utils import ArgumentParser, parse_positive_int, run_cli
 WRONG = 6.0  # CIEDE2000 that a person sees at once
 SMALLEST = 60  # pixels; smaller wrong areas are left
 GAIN = 200.0  # sum of CIEDE2000 over the pixels that a click must gain
-MEASURES = ("ciede2000", "far", "bodies", "bodies_far", "lpips", "colorfulness")
+MEASURES = ("ciede2000", "share_above_10", "bodies", "bodies_share_above_10", "lpips", "colorfulness")
 
 
 def median_color(picture, point):

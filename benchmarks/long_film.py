@@ -66,7 +66,7 @@ class OneColor(FilmPredictor):
         return Palette(None, [], [], torch.from_numpy(labs[0].ravel()[:1280].copy()))
 
     def predict(self, L, palette):
-        return np.full((len(L), 32, 32, 2), 20, np.float32), Confidence.nothing(len(L))
+        return np.full((len(L), 32, 32, 2), 20, np.float32), Confidence.unknown(len(L))
 
 
 def peak(path):

@@ -168,7 +168,7 @@ def store(frames: Iterator[av.VideoFrame], path: Path, rate: Fraction) -> None:
 
 def measure(result: Path, truth: Path, every: int, across: float = 1,
             among: list[int] | None = None) -> dict[str, float]:
-    """{"ciede2000", "far", "chroma", its ratio to the truth's} of the colors of one of ``every`` frames, of those
+    """{"ciede2000", "share_above_10", "chroma", its ratio to the truth's} of the colors of one of ``every`` frames, of those
     ``among`` all."""
     errors, chroma = [], []
     for index, (ours, true) in enumerate(zip(readers(result), readers(truth), strict=True)):
@@ -182,7 +182,7 @@ def measure(result: Path, truth: Path, every: int, across: float = 1,
             errors.append(color_differences(lab, lab_truth))
             chroma.append([np.linalg.norm(each[..., 1:], axis=-1).mean() for each in (lab, lab_truth)])
     ours, true = np.mean(chroma, 0)
-    return {"ciede2000": float(np.mean(errors)), "far": share_far(np.array(errors)), "chroma": float(ours / true)}
+    return {"ciede2000": float(np.mean(errors)), "share_above_10": share_far(np.array(errors)), "chroma": float(ours / true)}
 
 
 def colored(predictor: Predictor | None, source: Path) -> Path | None:

@@ -42,7 +42,7 @@ from benchmarks.lpips import load_lpips
 
 from colorizer.backbone import Backbone, extract_features
 from colorizer.memory.spatial_memory import quantize_embeddings
-from colorizer.metrics import AB_PEAK, FAR, Scores, color_differences, psnr
+from colorizer.metrics import AB_PEAK, LARGE_ERROR, Scores, color_differences, psnr
 from colorizer.predictor import Predictor, load_colorizer
 from config import GeneratorConfig, TrainConfig
 from dataset import AB_SCALE, L_SCALE, color_feature, lab_to_rgb, resize, rgb_to_lab
@@ -65,12 +65,12 @@ ROWS = {  # name: (what it is, the training that it takes)
     "gan": ("plain GAN", "gan"),
     "memory": ("memory, top-1", "memory"),
     "integrator": ("memory + integrator", "memory"),
-    "truth": ("memory, true color feature", "memory"),
+    "ground_truth": ("memory, true color feature", "memory"),
     "spatial": ("spatial memory alone", "full"),
     "full": ("full system", "full"),
 }
 COLUMNS = {  # name: (title, decimals)
-    "ciede2000": ("CIEDE2000", 2), "far": ("share > 10", 3), "psnr_ab": ("PSNR ab", 2), "ssim": ("SSIM", 4),
+    "ciede2000": ("CIEDE2000", 2), "share_above_10": ("share > 10", 3), "psnr_ab": ("PSNR ab", 2), "ssim": ("SSIM", 4),
     "intersection": ("intersection", 3), "colorfulness": ("|colorfulness|", 2), "lpips": ("LPIPS", 4),
     "train_seconds": ("training s", 0), "frames_per_second": ("frames/s", 0),
 }
@@ -213,11 +213,11 @@ class Measured:
     def columns(self):
         """Means over the pictures (PSNR of the mean error), a dict of COLUMNS but for the seconds of training."""
         rows = self.scores.rows
-        return {"ciede2000": float(np.mean(self.errors)), "far": float((np.stack(self.errors) > FAR).mean()),
+        return {"ciede2000": float(np.mean(self.errors)), "share_above_10": float((np.stack(self.errors) > LARGE_ERROR).mean()),
                 "psnr_ab": psnr(np.mean([row["mse_ab"] for row in rows]), AB_PEAK),
                 "ssim": float(np.mean([row["ssim"] for row in rows])),
                 "intersection": float(np.mean(self.overlaps)),
-                "colorfulness": float(np.mean([abs(row["colorfulness"] - row["colorfulness_truth"]) for row in rows])),
+                "colorfulness": float(np.mean([abs(row["colorfulness"] - row["colorfulness_ground_truth"]) for row in rows])),
                 "lpips": float(np.mean(self.distances)) if self.lpips else None,
                 "frames_per_second": len(rows) / self.seconds}
 
@@ -292,7 +292,7 @@ def draw_pictures(pictures, names):
     canvas = Image.new("RGB", (grid.shape[1], grid.shape[0] + header), "white")
     canvas.paste(Image.fromarray(grid), (0, header))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
-    for column, title in enumerate([*(ROWS[name][0] for name in names), "truth"]):
+    for column, title in enumerate([*(ROWS[name][0] for name in names), "ground truth"]):
         draw.text((column * (WIDTH + gap) + 4, 2), title, fill="black", font=font)
     return np.asarray(canvas)
 

@@ -1,6 +1,6 @@
 """How good are the colors of a film or of pictures, whoever made them? A row for docs/BENCHMARK.md.
 
-    python benchmarks/score.py RESULT --truth TRUTH [--episode 2] [--every 12]
+    python benchmarks/score.py RESULT --ground_truth TRUTH [--episode 2] [--every 12]
 
 RESULT and TRUTH are films, or folders of pictures in the order of their names; each has as many frames as the other,
 of the same size. One of ``--every`` frames is measured, from the first on, whole and at full size: if the program that
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.lpips import load_lpips
 from resources.draw_episodes import EPISODES, HEIGHT, PALETTE, WIDTH, draw_frame, frame_count
 
-from colorizer.metrics import FAR, Scores, color_differences, has_color
+from colorizer.metrics import LARGE_ERROR, Scores, color_differences, has_color
 from dataset import resize, rgb_to_lab
 from fileio.images import IMAGE_SUFFIXES, read_image
 from film.analysis.shot_detection import find_gray_cuts
@@ -35,11 +35,11 @@ from film.report.consistency import CDC, WarpError
 from utils import ArgumentParser, UserError, list_files, parse_positive_int, run_cli
 
 COLUMNS = {  # name: (title, format)
-    "ciede2000": ("CIEDE2000", ".2f"), "far": ("share > 10", ".1%"), "bodies": ("bodies", ".2f"),
-    "bodies_far": ("bodies > 10", ".1%"), "psnr_rgb": ("PSNR RGB", ".2f"), "ssim": ("SSIM", ".3f"),
-    "lpips": ("LPIPS", ".4f"), "colorfulness": ("colorfulness", ".1f"), "colorfulness_truth": ("of the truth", ".1f"),
-    "cdc": ("CDC", ".4f"), "cdc_truth": ("of the truth", ".4f"), "warp_error": ("warping error", ".2f"),
-    "warp_error_truth": ("of the truth", ".2f"),
+    "ciede2000": ("CIEDE2000", ".2f"), "share_above_10": ("share > 10", ".1%"), "bodies": ("bodies", ".2f"),
+    "bodies_share_above_10": ("bodies > 10", ".1%"), "psnr_rgb": ("PSNR RGB", ".2f"), "ssim": ("SSIM", ".3f"),
+    "lpips": ("LPIPS", ".4f"), "colorfulness": ("colorfulness", ".1f"), "colorfulness_ground_truth": ("of the truth", ".1f"),
+    "cdc": ("CDC", ".4f"), "cdc_ground_truth": ("of the truth", ".4f"), "warp_error": ("warping error", ".2f"),
+    "warp_error_ground_truth": ("of the truth", ".2f"),
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def measure(result, truth, every=12, episode=None, lpips=None):
     if distances:
         summary["lpips"] = float(np.mean(distances))
     if episode:
-        summary |= {"bodies": float(bodies["bodies"].mean()), "bodies_far": share_far(bodies["bodies"])}
+        summary |= {"bodies": float(bodies["bodies"].mean()), "bodies_share_above_10": share_far(bodies["bodies"])}
     return summary, bodies
 
 
@@ -135,7 +135,7 @@ def steadiness(result, truth):
     table = np.array([[*(cdc.value() for cdc in cdcs), *warp.values()] for cdcs, warp in values])
     weights = np.array(weights)[:, None] * np.isfinite(table)  # a shot of one frame has neither
     means = np.nansum(table * weights, 0) / weights.sum(0)
-    return dict(zip(("cdc", "cdc_truth", "warp_error", "warp_error_truth"), means.tolist(), strict=True))
+    return dict(zip(("cdc", "cdc_ground_truth", "warp_error", "warp_error_ground_truth"), means.tolist(), strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -155,24 +155,24 @@ def character_table(bodies):
         return " | ".join(format(value(errors), form) if len(errors) else "-" for errors in bodies.values())
 
     return (f"| | {' | '.join(bodies)} |\n|---|{'---|' * len(bodies)}\n| CIEDE2000 | {cells('.2f', np.mean)} |\n"
-            f"| further away than {FAR} | {cells('.1%', share_far)} |")
+            f"| further away than {LARGE_ERROR} | {cells('.1%', share_far)} |")
 
 
 def share_far(errors):
     """The share of pixels, CIEDE2000 each, that have another color."""
-    return float((errors > FAR).mean())
+    return float((errors > LARGE_ERROR).mean())
 
 
 def main(argv):
     parser = ArgumentParser(prog="score.py", description="Score the colors of a film or of pictures.")
     parser.add_argument("result", type=Path, metavar="RESULT", help="a film, or a folder of pictures")
-    parser.add_argument("--truth", type=Path, required=True, help="the same in color")
+    parser.add_argument("--ground_truth", type=Path, required=True, help="the same in color")
     parser.add_argument("--episode", type=int, choices=EPISODES, help="which drawn one it is, to measure characters")
     parser.add_argument("--every", type=parse_positive_int, default=12, help="measure one of so many frames")
     args = parser.parse_args(argv)
-    columns, bodies = measure(args.result, args.truth, args.every, args.episode, load_lpips())
-    if args.truth.is_file():
-        columns |= steadiness(args.result, args.truth)
+    columns, bodies = measure(args.result, args.ground_truth, args.every, args.episode, load_lpips())
+    if args.ground_truth.is_file():
+        columns |= steadiness(args.result, args.ground_truth)
     print(row(args.result.stem, columns))
     if bodies:
         print("\n" + character_table(bodies))

@@ -42,7 +42,7 @@ FILM = Path(__file__).resolve().parents[1] / "resources" / "episode_2.mp4"
 STAGES = {
     "first pass, the rest": (episode, "scan"),
     "backbone, 224 px": (Backbone, "forward"),
-    "backbone, look of the voter": (Colorizer, "maps_of"),
+    "backbone, look of the voter": (Colorizer, "classifier_maps"),
     "votes": (votes.PaletteClassifier, "forward"),
     "regions (CPU)": (votes.PaletteClassifier, "regions"),
     "which drawings are painted": (between.InBetweens, "__init__"),

@@ -34,7 +34,7 @@ from film.render.rendering import color_film
 from film.report.consistency import CDC, WarpError
 from utils import ArgumentParser, UserError, run_cli
 
-ROWS = ("result", "frame by frame", "truth")
+ROWS = ("result", "frame by frame", "ground_truth")
 
 
 def read_shots(colored):
@@ -72,7 +72,7 @@ def color_alone(predictor, film, shots, target):
 
 
 def measure(predictor, film, colored, shots):
-    """{row: {"cdc", "warp_error", "ciede2000"}}; without "truth" and "ciede2000" when the film has no color."""
+    """{row: {"cdc", "warp_error", "ciede2000"}}; without "ground_truth" and "ciede2000" when the film has no color."""
     with tempfile.TemporaryDirectory() as folder:
         by_itself = Path(folder) / "alone.mkv"
         color_alone(predictor, film, shots, by_itself)
@@ -113,7 +113,7 @@ def compare(film, colored, by_itself, shots):
     cdc, warp = np.nansum(values * weights, 0) / weights.sum(0)
     rows = {name: {"cdc": c, "warp_error": w} for name, c, w in zip(ROWS, cdc, warp, strict=True)}
     if not in_color:
-        del rows["truth"]
+        del rows["ground_truth"]
     else:
         for name, distance in zip(ROWS, [*np.mean(distances, 0), 0.0], strict=True):
             rows[name]["ciede2000"] = distance
@@ -125,7 +125,7 @@ def table(rows):
     lines = [f"{'':16s}{'CDC':>10s}{'warping error':>16s}{'CIEDE2000':>12s}"]
     lines += [f"{name:16s}{row['cdc']:10.5f}{row['warp_error']:16.3f}{row.get('ciede2000', math.nan):12.3f}"
               for name, row in rows.items()]
-    if "truth" in rows:
+    if "ground_truth" in rows:
         lines.append(f"CDC, result / truth: {rows['result']['cdc'] / rows['truth']['cdc']:.3f}")
     ratio = rows["result"]["warp_error"] / rows["frame by frame"]["warp_error"]
     return "\n".join([*lines, f"warping error, result / frame by frame: {ratio:.3f}"])

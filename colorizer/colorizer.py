@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from colorizer import confidence as certainty
-from colorizer.backbone import Backbone, Dims, Features, Weights, dims_of
+from colorizer.backbone import Backbone, BackboneDims, Features, Weights, backbone_dims
 from colorizer.confidence import Confidence
 from colorizer.memory.spatial_memory import SpatialMemory, quantize_embeddings
 from colorizer.palette_classifier import PaletteClassifier, in_parts, moved
 from config import CalibrationConfig, ModelConfig, restore
-from dataset import backbone_input, shrink
+from dataset import backbone_input, downsample
 from networks import Conditioning, FeatureIntegrator, Generator, MemoryMatches, MemoryNetwork
 
 
@@ -25,16 +25,16 @@ class Colorizer(nn.Module):
         """``backbone_weights`` as for Backbone; False when a state dict is loaded next."""
         super().__init__()
         self.config, self.certainty = config, CalibrationConfig()
-        dims = dims_of(config.backbone) if config.use_memory else Dims(0, ())
-        place_dim = dims.place if config.use_spatial_memory else 0
-        self.generator = Generator(config.gen_norm, config.width, place_dim, config.img_size, config.spatial.grid)
+        dims = backbone_dims(config.backbone) if config.use_memory else BackboneDims(0, ())
+        cell_dim = dims.cell if config.use_spatial_memory else 0
+        self.generator = Generator(config.gen_norm, config.width, cell_dim, config.img_size, config.spatial.grid)
         if config.use_memory:
             self.backbone = Backbone(config.backbone, backbone_weights, config.spatial.grid)
             self.memory = MemoryNetwork(dims.frame, config.mem_size, config.top_k, config.alpha, config.color_thres)
         if config.use_feat_integrator:
             self.integrator = FeatureIntegrator()
         if config.use_spatial_memory:
-            self.spatial = SpatialMemory(dims.frame, place_dim, config.spatial_size, config.spatial,
+            self.spatial = SpatialMemory(dims.frame, cell_dim, config.spatial_size, config.spatial,
                                          config.archived_frames)
         if config.use_palette_classifier:
             if not config.use_spatial_memory:
@@ -45,7 +45,7 @@ class Colorizer(nn.Module):
         """Backbone features (N, D) -> the 3 best slots (fewer in a memory of fewer slots)."""
         return self.memory.read(self.memory.query(features), FeatureIntegrator.TOP)
 
-    def advise(self, recall: MemoryMatches, rank: int | None = None) -> Conditioning:
+    def conditioning(self, recall: MemoryMatches, rank: int | None = None) -> Conditioning:
         """What the generator is told of the colors, by what the memory recalled.
 
         ``rank`` 1, 2 or 3 takes that slot (the best one where it is empty); None takes the integrator's combination
@@ -58,13 +58,13 @@ class Colorizer(nn.Module):
         return Conditioning(recall.values.take_along_dim(slot[:, :, None], 1)[:, 0],
                       recall.scores.take_along_dim(slot, 1)[:, 0])
 
-    def maps_of(self, L: torch.Tensor) -> list[torch.Tensor]:
+    def classifier_maps(self, L: torch.Tensor) -> list[torch.Tensor]:
         """The backbone's maps that the voter sees of pictures, L (N, 1, H, H) in [0, 1], H the size of its look."""
         return self.backbone.maps(backbone_input(L))
 
-    def vote(self, L: torch.Tensor) -> torch.Tensor:
-        """The votes (N, K, G, G) for the colors of pictures, L as for ``maps_of``."""
-        parts = zip(*(in_parts(x) for x in (L, *self.maps_of(L))), strict=True)
+    def classify(self, L: torch.Tensor) -> torch.Tensor:
+        """The votes (N, K, G, G) for the colors of pictures, L as for ``classifier_maps``."""
+        parts = zip(*(in_parts(x) for x in (L, *self.classifier_maps(L))), strict=True)
         return torch.cat([self.palette_classifier(maps, L) for L, *maps in parts])
 
     def forward(self, L: torch.Tensor, advice: Conditioning | None = None, seen: Features | None = None,
@@ -84,7 +84,7 @@ class Colorizer(nn.Module):
             return self.generator(L, advice), None
         if seen is None:
             raise ValueError("a spatial memory needs what the backbone has seen")
-        guess = self.generator(shrink(L, self.config.img_size), advice, seen.cells)
+        guess = self.generator(downsample(L, self.config.img_size), advice, seen.cells)
         joint = None
         if seen.class_logits is not None:
             guess, joint = self._join(guess, seen.class_logits)
@@ -109,12 +109,12 @@ class Colorizer(nn.Module):
         what is looked up (N, g, g) and of what is carried (N, S, S)."""
         with torch.autocast(ab.device.type, enabled=False):
             if joint is None:
-                recalled = certainty.recalled(hint, carried, hint.shape[1])
+                recalled = certainty.recalled_share(hint, carried, hint.shape[1])
                 agreed = torch.zeros_like(recalled)
             else:
-                recalled = certainty.recalled(hint, carried, joint.shape[2])
-                agreed = certainty.agreed(joint, self.palette_classifier.palette, ab)
-            return Confidence(recalled, agreed, certainty.sure(recalled, agreed, self.certainty))
+                recalled = certainty.recalled_share(hint, carried, joint.shape[2])
+                agreed = certainty.class_agreement(joint, self.palette_classifier.palette, ab)
+            return Confidence(recalled, agreed, certainty.calibrated_probability(recalled, agreed, self.certainty))
 
 
 def model_config_of(content: dict[str, Any]) -> ModelConfig:

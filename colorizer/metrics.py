@@ -1,18 +1,22 @@
 """TODO: module docstring."""
 
 import math
+from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import structural_similarity
 
+from dataset import L_SCALE, resize
+
 AB_PEAK = 220  # peak for the PSNR of ab: the width of its range
 
-FAR = 10  # CIEDE2000 at which one sees another color: a mean over a picture hides a character
+LARGE_ERROR = 10  # CIEDE2000 at which one sees another color: a mean over a picture hides a character
 
 
 def color_differences(lab: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """CIEDE2000 of each pixel (H, W) of two Lab pictures (H, W, 3): 0 is equal, 1 just visible, FAR another color."""
+    """CIEDE2000 of each pixel (H, W) of two Lab pictures (H, W, 3): 0 is equal, 1 just visible, LARGE_ERROR another color."""
     return deltaE_ciede2000(truth, lab, channel_axis=-1)
 
 
@@ -43,7 +47,7 @@ def has_color(rgb: np.ndarray) -> bool:
 MEASURED = 720 * 576  # pixels
 
 
-def measured_size(height: int, width: int) -> tuple[int, int]:
+def evaluation_size(height: int, width: int) -> tuple[int, int]:
     """The size at which a picture is measured: its own up to MEASURED pixels, and else one of about so many. Colors
     are no finer than the networks paint them, and the metrics of 4K would take longer than coloring it."""
     scale = min(1.0, math.sqrt(MEASURED / (height * width)))
@@ -53,8 +57,8 @@ def measured_size(height: int, width: int) -> tuple[int, int]:
 class Scores:
     """Quality of results against the truth, over a set of pictures."""
 
-    COLUMNS = {"ciede2000": "CIEDE2000", "far": "share > 10", "psnr_rgb": "PSNR RGB", "psnr_ab": "PSNR ab",
-               "ssim": "SSIM", "colorfulness": "colorfulness", "colorfulness_truth": "of the truth"}
+    COLUMNS = {"ciede2000": "CIEDE2000", "share_above_10": "share > 10", "psnr_rgb": "PSNR RGB", "psnr_ab": "PSNR ab",
+               "ssim": "SSIM", "colorfulness": "colorfulness", "colorfulness_ground_truth": "of the ground truth"}
 
     def __init__(self) -> None:
         self.rows = []
@@ -75,12 +79,12 @@ class Scores:
         differences = color_differences(lab, lab_truth)
         return {
             "ciede2000": float(differences.mean()),
-            "far": float((differences > FAR).mean()),
+            "share_above_10": float((differences > LARGE_ERROR).mean()),
             "mse_rgb": float(((rgb.astype(np.float32) - truth) ** 2).mean()),
             "mse_ab": float(((lab[..., 1:] - lab_truth[..., 1:]) ** 2).mean()),
             "ssim": float(structural_similarity(rgb, truth, win_size=side, channel_axis=-1)) if side >= 3 else math.nan,
             "colorfulness": colorfulness(rgb),
-            "colorfulness_truth": colorfulness(truth)}
+            "colorfulness_ground_truth": colorfulness(truth)}
 
     def summary(self) -> dict[str, float]:
         """{name in COLUMNS: mean over the set, which must not be empty}; PSNR (peak 255 for RGB, AB_PEAK for ab) is
@@ -96,3 +100,17 @@ def metrics_table(summaries: dict[str, dict[str, float]]) -> str:
     for name, row in summaries.items():
         lines.append(f"{name:10s}" + "".join(f"{row[column]:15.3f}" for column in Scores.COLUMNS))
     return "\n".join(lines)
+
+
+def shot_has_color(pictures: Sequence[np.ndarray]) -> bool:
+    """True when pictures of one shot, RGB uint8 (H, W, 3), are in color: when in over a quarter of 32 x 32 places of
+    their mean, ab is further than 5 from what L explains, by a polynomial of degree 2.
+
+    So a tint, which has one hue, or one for the dark and one for the light, is none, nor is noise in the chroma, a logo
+    in a corner, or a fringe of color along lines.
+    """
+    small = [resize(picture, 32, 32) for picture in pictures]
+    lab = cv2.cvtColor(np.mean(small, 0, dtype=np.float32) / 255, cv2.COLOR_RGB2Lab).reshape(-1, 3)
+    powers = np.vander(lab[:, 0] / L_SCALE, 3)
+    unexplained = lab[:, 1:] - powers @ np.linalg.lstsq(powers, lab[:, 1:], rcond=None)[0]
+    return bool((np.linalg.norm(unexplained, axis=1) > 5).mean() > 0.25)

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from colorizer.adaptation.film_response import IDENTITY_RESPONSE, FilmResponse, find_response, match
-from colorizer.adaptation.reference_grading import Grade, find_grade
+from colorizer.adaptation.film_response import IDENTITY_RESPONSE, FilmResponse, fit_film_response, match
+from colorizer.adaptation.reference_grading import Grade, fit_grade
 from colorizer.backbone import Features, extract_features
 from colorizer.colorizer import Colorizer, model_config_of
 from colorizer.confidence import Confidence
@@ -24,7 +24,7 @@ from colorizer.warping.in_betweens import InBetweens
 from colorizer.warping.upsampling import enlarged
 from config import GradeConfig, InBetweenConfig, ModelConfig, PredictorConfig, ResponseConfig
 from dataset import (
-    AB_SCALE, GRAY_SIZE, L_SCALE, REFERENCE_ID, color_feature, decode_lab, lab_to_rgb, lab_to_tensors, resize,
+    AB_SCALE, GRAY_SIZE, L_SCALE, REFERENCE_ID, color_feature, decode_lab8, lab_to_rgb, lab_to_tensors, resize,
     rgb_to_lab, tensors_to_lab)
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from fileio.images import IMAGE_SUFFIXES, read_image
@@ -41,7 +41,7 @@ class Palette(NamedTuple):
     color_feature: torch.Tensor | None  # (1, 313) for the generator; None for a plain GAN
     slot_ids: list[int]  # image ids of the memory's best slots, best first; [] where no memory is read
     slot_scores: list[float]  # and their cosine similarities
-    feature: torch.Tensor  # (D,) what the backbone sees, mean over some frames; (0,) where no memory is read
+    embedding: torch.Tensor  # (D,) what the backbone sees, mean over some frames; (0,) where no memory is read
     score: float = 1.0  # cosine similarity that the color feature was recalled with; 1 if it was given
 
 
@@ -49,7 +49,7 @@ class Palette(NamedTuple):
 class Predictor:
     """A trained colorizer and where it takes its colors from. ``Predictor.load("best.pt")`` makes one.
 
-    ``source``: "memory" (the slot of ``rank`` 1, 2 or 3), "integrator", "truth" (style transfer from the input's own
+    ``source``: "memory" (the slot of ``rank`` 1, 2 or 3), "integrator", "ground_truth" (style transfer from the input's own
     colors), "reference" (the colors of the picture whose feature is ``reference``, (313,)) or "none" (plain GAN).
     """
 
@@ -116,32 +116,32 @@ class Predictor:
             return None
         L = self._tensor(lightness, self.config.palette_classifier.input_size)
         with autocast(self.device, self.precision):
-            return self.colorizer.vote(L)
+            return self.colorizer.classify(L)
 
     def _tensor(self, lightness, side):
         """Pictures of any size, L (H, W) in [0, 100] each, as a tensor (N, 1, side, side) in [0, 1]."""
         planes = np.stack([resize(plane, side, side) for plane in self._through_response(lightness)])
         return to_device(planes, self.device)[:, None] / L_SCALE
 
-    def given(self, labs: Sequence[np.ndarray]) -> Conditioning:
+    def pictures_conditioning(self, labs: Sequence[np.ndarray]) -> Conditioning:
         """The advice for pictures, Lab (H, W, 3), without a memory: the colors of each, or those of the reference."""
         if self.reference is None:
-            features = self.features_of(labs)
+            features = self.color_features(labs)
         else:
             features = torch.from_numpy(self.reference).to(self.device).expand(len(labs), -1)
         return Conditioning(features, torch.ones(len(labs), device=self.device))
 
-    def features_of(self, labs: Sequence[np.ndarray]) -> torch.Tensor:
+    def color_features(self, labs: Sequence[np.ndarray]) -> torch.Tensor:
         """The color features (N, 313) of pictures, Lab (H, W, 3) each, at the size that the networks see."""
         size = self.config.img_size
         features = [color_feature(resize(lab, size, size)[..., 1:]) for lab in labs]
         return torch.from_numpy(np.stack(features)).to(self.device)
 
-    def recalled(self, recall: MemoryMatches) -> Conditioning:
+    def memory_conditioning(self, recall: MemoryMatches) -> Conditioning:
         """The advice by what the memory recalls."""
-        return self.colorizer.advise(recall, self.rank if self.source == "memory" else None)
+        return self.colorizer.conditioning(recall, self.rank if self.source == "memory" else None)
 
-    def generate(self, lightness: Iterable[np.ndarray], advice: Conditioning | None, seen: Features | None,
+    def generate_ab(self, lightness: Iterable[np.ndarray], advice: Conditioning | None, seen: Features | None,
                  shown: Callable[[int], np.ndarray] | None = None) -> tuple[np.ndarray, Confidence]:
         """ab float32 (N, S, S, 2) in Lab units, S the colorizer's side, for pictures of any size, L (H, W) each, and
         what is Known of their places, arrays (N, G, G), nan (N, 1, 1) where no spatial memory is read; ``shown`` is as
@@ -151,20 +151,20 @@ class Predictor:
             seen = seen._replace(class_logits=None)
         with autocast(self.device, self.precision):
             ab, known = self.colorizer(L, advice, seen, self.uses_memory, shown)
-        known = Confidence.nothing(len(ab)) if known is None else Confidence(*(x.cpu().numpy() for x in known))
+        known = Confidence.unknown(len(ab)) if known is None else Confidence(*(x.cpu().numpy() for x in known))
         return (ab * AB_SCALE).permute(0, 2, 3, 1).contiguous().cpu().numpy(), known
 
     @torch.inference_mode()
     def predict_ab(self, labs: Sequence[np.ndarray]) -> tuple[np.ndarray, Confidence]:
         """Predict ab float32 (N, S, S, 2) in Lab units, S the colorizer's side, of pictures, Lab (H, W, 3) each, and the
-        Confidence of their grid cells. Only the lightness is used, except for "truth"."""
+        Confidence of their grid cells. Only the lightness is used, except for "ground_truth"."""
         lightness = [lab[..., 0] for lab in labs]
         seen, advice = self.extract_features(lightness), None
         if self.uses_memory:
-            advice = self.recalled(self.colorizer.recall(seen.embedding))  # type: ignore[union-attr]  # has a memory
+            advice = self.memory_conditioning(self.colorizer.recall(seen.embedding))  # type: ignore[union-attr]  # has a memory
         elif self.source != "none":
-            advice = self.given(labs)
-        return self.generate(lightness, advice, seen, self._shown if self.response else None)
+            advice = self.pictures_conditioning(labs)
+        return self.generate_ab(lightness, advice, seen, self._shown if self.response else None)
 
     def colorize(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Color pictures, RGB uint8 (H, W, 3) of any sizes. Returns RGB uint8 of the same sizes: ab is predicted at
@@ -188,13 +188,13 @@ class Predictor:
         if self.source == "none":
             return Palette(None, [], [], nothing)
         if not self.uses_memory:
-            return Palette(self.given(labs).color_feature.mean(0, keepdim=True).cpu(), [], [], nothing)
+            return Palette(self.pictures_conditioning(labs).color_feature.mean(0, keepdim=True).cpu(), [], [], nothing)
         return self._recalled_by(self._backbone_features([lab[..., 0] for lab in labs]).embedding.mean(0))
 
     def _recalled_by(self, feature):
         """The Palette of a shot by what the backbone sees of it, (D,)."""
         recall = self.colorizer.recall(feature[None].to(self.device))
-        advice, filled = self.recalled(recall), recall.scores[0].isfinite()
+        advice, filled = self.memory_conditioning(recall), recall.scores[0].isfinite()
         return Palette(advice.color_feature.cpu(), recall.ids[0][filled].tolist(), recall.scores[0][filled].tolist(),
                        feature.cpu(), advice.score.item())
 
@@ -214,7 +214,7 @@ class Predictor:
             advice = Conditioning(feature, torch.full((len(painted),), palette.score, device=self.device))
         if self.config.use_memory:
             seen = self._backbone_features(painted)._replace(class_logits=self._vote(painted))
-        ab, known = self.generate(painted, advice, seen, self._shown)
+        ab, known = self.generate_ab(painted, advice, seen, self._shown)
         looks = np.zeros((len(painted), 0), np.int16)
         if seen is not None and self.uses_spatial_memory:
             looks = quantize_embeddings(seen.embedding).cpu().numpy()
@@ -226,7 +226,7 @@ class Predictor:
     @torch.inference_mode()
     def requery_palette(self, palette: Palette) -> Palette:
         """The Palette of the same frames, by the memory as it is now."""
-        return self._recalled_by(palette.feature) if self.uses_memory else palette
+        return self._recalled_by(palette.embedding) if self.uses_memory else palette
 
     @torch.inference_mode()
     def lookup_digest(self, palette: Palette, looks: np.ndarray) -> str:
@@ -251,7 +251,7 @@ class Predictor:
 
     @cached_property
     def _shown(self):
-        """A function that gives the picture of a slot as a film shows it, codes of encode_lab, uint8 (S, S, 3); None
+        """A function that gives the picture of a slot as a film shows it, codes of encode_lab8, uint8 (S, S, 3); None
         where no spatial memory is read."""
         if not self.uses_spatial_memory:
             return None
@@ -261,7 +261,7 @@ class Predictor:
         def shown(slot):
             picture = spatial.picture(slot)
             if slot not in self.films:
-                lab = tensors_to_lab(*decode_lab(torch.from_numpy(picture).float().permute(2, 0, 1)[None]))[0]
+                lab = tensors_to_lab(*decode_lab8(torch.from_numpy(picture).float().permute(2, 0, 1)[None]))[0]
                 picture[..., 0] = np.rint(response.shown(lab) * (255 / L_SCALE))
             return picture
 
@@ -273,7 +273,7 @@ class Predictor:
         more like what is known, or where no spatial memory is read."""
         if not self.uses_spatial_memory:
             return None
-        return find_response(self._backbone_features, self.colorizer.spatial, lightness, ResponseConfig())
+        return fit_film_response(self._backbone_features, self.colorizer.spatial, lightness, ResponseConfig())
 
     @torch.inference_mode()
     def with_response(self, response: FilmResponse | None) -> "Predictor":
@@ -295,7 +295,7 @@ class Predictor:
             plain, better = (each.misfit(match(self._backbone_features, spatial, [lab[..., 0]], each, ResponseConfig()))
                              for each in (IDENTITY_RESPONSE, response))
             if better < plain:
-                seen, L, ab, guess = predictor.guessed(lab)
+                seen, L, ab, guess = predictor.encode_reference(lab)
                 spatial.write(torch.tensor([slot]), seen, L, ab, torch.tensor([REFERENCE_ID]), guess)
                 memory.keys[own_slot] = memory.query(seen.embedding)[0]
                 films.append(slot)
@@ -317,32 +317,32 @@ class Predictor:
             raise UserError("references are kept in the memory, and the checkpoint is a plain GAN; leave --references "
                             "out or train with use_memory True")
         if not self.uses_memory:
-            raise UserError("--references adds to the memory, which --color_feature truth and --reference leave aside; "
+            raise UserError("--references adds to the memory, which --color_feature ground_truth and --reference leave aside; "
                             "use one of them")
         self.identity = _digest([self.identity.encode(), bytes([matched]), *(each.tobytes() for each in pictures)])
         self.grade = None
         if matched and config.use_spatial_memory:
-            self.grade = find_grade(self._backbone_features, colorizer.spatial, pictures, GradeConfig())
+            self.grade = fit_grade(self._backbone_features, colorizer.spatial, pictures, GradeConfig())
         if self.grade is not None:
             warn(f"the references are {self.grade}; brought to its colors (--match_references False keeps theirs)")
             pictures = [self.grade(picture) for picture in pictures]
         for lab in map(rgb_to_lab, pictures):
-            seen, L, ab, guess = self.guessed(lab)
+            seen, L, ab, guess = self.encode_reference(lab)
             if config.use_spatial_memory:
                 colorizer.spatial.pin(seen, L, ab, guess)
-            colorizer.memory.pin(colorizer.memory.query(seen.embedding), self.features_of([lab]))
+            colorizer.memory.pin(colorizer.memory.query(seen.embedding), self.color_features([lab]))
         self.__dict__.pop("_digests", None)
         colorizer.config = replace(config, mem_size=config.mem_size + len(pictures),
                                    spatial_size=config.spatial_size + config.use_spatial_memory * len(pictures))
 
-    def guessed(self, lab: np.ndarray) -> tuple[Features, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def encode_reference(self, lab: np.ndarray) -> tuple[Features, torch.Tensor, torch.Tensor, torch.Tensor]:
         """What is Seen of a picture in color, Lab (H, W, 3), its L (1, 1, S, S) and ab (1, 2, S, S), S the colorizer's
         side, and the ab that is guessed of it, without what is remembered of places."""
         seen: Any = self.extract_features([lab[..., 0]])
         side = self.config.side
         L, ab = self._tensor([lab[..., 0]], side), lab_to_tensors(resize(lab, side, side))[1].to(self.device)
         with autocast(self.device, self.precision):
-            advice = self.colorizer.advise(self.colorizer.recall(seen.embedding))
+            advice = self.colorizer.conditioning(self.colorizer.recall(seen.embedding))
             return seen, L, ab, self.colorizer(L, advice, seen, remember=False)[0]
 
     def save(self, path: str | Path) -> None:
@@ -436,7 +436,7 @@ def load_predictor(config: PredictorConfig) -> Predictor:
     predictor = Predictor(colorizer, device, config.precision, _source(config, colorizer.config), config.rank,
                       names={**content["frames"], REFERENCE_ID: "a reference"}, checkpoint=config.checkpoint)
     if config.reference:
-        predictor.reference = predictor.features_of([rgb_to_lab(_read_reference(config.reference))])[0].cpu().numpy()
+        predictor.reference = predictor.color_features([rgb_to_lab(_read_reference(config.reference))])[0].cpu().numpy()
     colors = b"" if predictor.reference is None else predictor.reference.tobytes()
     settings = repr((predictor.source, predictor.rank, config.precision, device.type)).encode()
     with open(config.checkpoint, "rb") as file:  # frames that are beside it are in it by their digests

@@ -41,8 +41,8 @@ def grid(*values):
 def test_what_is_recalled_is_no_guess_of_either_memory():
     """A quarter by what is looked up, half by what is carried on average: 1 - 0.75 * 0.5."""
     carried = torch.tensor([[1.0, 0.0], [0.5, 0.5]]).repeat_interleave(2, 0).repeat_interleave(2, 1)[None]
-    assert certainty.recalled(torch.tensor([[[0.25]]]), carried, 1).item() == pytest.approx(0.625)
-    assert certainty.recalled(torch.tensor([[[0.25]]]), carried, 2)[0].tolist() == [[1.0, 0.25], [0.625, 0.625]]
+    assert certainty.recalled_share(torch.tensor([[[0.25]]]), carried, 1).item() == pytest.approx(0.625)
+    assert certainty.recalled_share(torch.tensor([[[0.25]]]), carried, 2)[0].tolist() == [[1.0, 0.25], [0.625, 0.625]]
 
 
 def test_votes_agree_that_are_for_colors_near_the_painted_one():
@@ -53,13 +53,13 @@ def test_votes_agree_that_are_for_colors_near_the_painted_one():
     near = torch.tensor([1, np.exp(-0.4**2), np.exp(-2.0**2)]).float()
     for votes in ([1, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.25, 0.25]):
         votes = torch.tensor(votes).float()
-        agreed = certainty.agreed(votes.view(1, 3, 1, 1).expand(1, 3, 2, 2), palette, ab)
+        agreed = certainty.class_agreement(votes.view(1, 3, 1, 1).expand(1, 3, 2, 2), palette, ab)
         torch.testing.assert_close(agreed, (votes @ near).expand(1, 2, 2), atol=1e-4, rtol=0)
 
 
 def test_the_probability_by_hand():
     """The odds are e^0.5 times those of the recalled, times the root of those of the votes; both are clipped."""
-    sure = certainty.sure(grid(0.5, 0.8, 0.8, 0.0), grid(0.5, 0.5, 0.9, 1.0), CONFIG)
+    sure = certainty.calibrated_probability(grid(0.5, 0.8, 0.8, 0.0), grid(0.5, 0.5, 0.9, 1.0), CONFIG)
     odds = np.exp(0.5) * np.array([1, 4, 4 * 3, 99**-1 * 99**0.5])
     assert sure.flatten().tolist() == pytest.approx(odds / (1 + odds))
 
@@ -67,9 +67,9 @@ def test_the_probability_by_hand():
 def test_the_more_is_known_the_surer():
     config = CalibrationConfig()
     steps = torch.linspace(0, 1, 21)
-    for sure in (certainty.sure(steps, steps * 0, config), certainty.sure(steps * 0, steps, config)):
+    for sure in (certainty.calibrated_probability(steps, steps * 0, config), certainty.calibrated_probability(steps * 0, steps, config)):
         assert (sure.diff() >= 0).all() and sure[0] < 0.1
-    assert certainty.sure(grid(1.0), grid(1.0), config) > 0.99
+    assert certainty.calibrated_probability(grid(1.0), grid(1.0), config) > 0.99
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def test_reliability_by_hand():
 def test_the_fit_finds_the_constants_that_made_the_colors_right():
     rng = np.random.default_rng(0)
     recalled, agreed = rng.uniform(0, 1, (2, 4000)).astype(np.float32)
-    right = certainty.sure(torch.from_numpy(recalled), torch.from_numpy(agreed), CONFIG).numpy()
+    right = certainty.calibrated_probability(torch.from_numpy(recalled), torch.from_numpy(agreed), CONFIG).numpy()
     found = calibration.fit(recalled, agreed, right, np.full(4000, 1 / 4000), CalibrationConfig(probability_margin=0.01))
     assert (found.bias, found.recalled_weight, found.agreement_weight) == pytest.approx((0.5, 1.0, 0.5), abs=0.01)
 
@@ -121,10 +121,10 @@ def test_a_known_picture_is_recalled_and_a_foreign_one_is_unknown(home):
 
 
 def test_where_nothing_is_read_nothing_is_known(home):
-    for predictor in (Predictor.load(home / "gan" / "best.pt"), Predictor.load(home / "best.pt", color_feature="truth")):
+    for predictor in (Predictor.load(home / "gan" / "best.pt"), Predictor.load(home / "best.pt", color_feature="ground_truth")):
         _, known = predictor.predict_ab([rgb_to_lab(draw_picture(0))])
         assert all(x.shape == (1, 1, 1) and np.isnan(x).all() for x in known)
-    for settings in ({"checkpoint": home / "gan" / "best.pt"}, {"color_feature": "truth"}):
+    for settings in ({"checkpoint": home / "gan" / "best.pt"}, {"color_feature": "ground_truth"}):
         with pytest.raises(UserError, match="--confidence shows what the spatial memory recalls"):
             test.main(flags(**{"checkpoint": home / "best.pt", "input": home / "test", "output": home / "no",
                                "confidence": True, **settings}))
@@ -253,7 +253,7 @@ def test_a_film_of_odd_size_and_one_of_which_nothing_is_known(tmp_path):
 
     class Blind(StubPredictor):
         def predict(self, L, palette):
-            return super().predict(L, palette)[0], Confidence.nothing(len(L))
+            return super().predict(L, palette)[0], Confidence.unknown(len(L))
 
     assert np.isnan(color(source, tmp_path / "blind.mkv", Blind())[0].confidence)
     assert all(np.ptp(read(), 2).max() < 8 for read in calibration.readers(tmp_path / "blind_confidence.mp4"))

@@ -11,7 +11,7 @@ from PIL import Image
 from skimage.color import lab2rgb, rgb2lab
 
 from dataset import (
-    AB_BINS, AB_SCALE, ColorizationDataset, color_feature, lab_to_rgb, resize, rgb_to_lab, shrink, soft_encode)
+    AB_BINS, AB_SCALE, ColorizationDataset, color_feature, downsample, lab_to_rgb, resize, rgb_to_lab, soft_encode)
 from fileio.images import read_image, write_image
 from utils import UserError, image_ids
 
@@ -109,7 +109,7 @@ def test_whole_frame_is_resized():
 @pytest.mark.parametrize("side", [32, 64, 72, 96, 100])
 def test_maps_shrink_as_arrays_do(side):
     picture = np.random.default_rng(0).random((96, 96, 3), np.float32)
-    maps = shrink(torch.from_numpy(picture).permute(2, 0, 1)[None], side)
+    maps = downsample(torch.from_numpy(picture).permute(2, 0, 1)[None], side)
     if side <= 96:
         np.testing.assert_allclose(maps[0].permute(1, 2, 0), resize(picture, side, side), atol=1e-5)
     torch.testing.assert_close(maps.mean((2, 3)), torch.from_numpy(picture.mean((0, 1)))[None])

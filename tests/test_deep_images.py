@@ -127,7 +127,7 @@ class StillPredictor:
     source = "memory"
 
     def predict_ab(self, labs):
-        return np.full((len(labs), 16, 16, 2), (20, -15), np.float32), Confidence.nothing(len(labs))
+        return np.full((len(labs), 16, 16, 2), (20, -15), np.float32), Confidence.unknown(len(labs))
 
 
 @pytest.mark.parametrize("suffix, depth", [(".tif", 16), (".dpx", 12), (".exr", 16)])

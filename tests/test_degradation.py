@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 from drawn import draw_picture
 
-from dataset import exposed, rgb_to_lab
+from dataset import rgb_to_lab, spectral_lightness
 from training import degradation as material
 from training.degradation import degrade
 
 
 def test_light_of_a_stock_by_hand():
     colors = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [119, 119, 119]]], np.uint8)
-    ours = exposed(colors, np.array([0.2126, 0.7152, 0.0722]))
+    ours = spectral_lightness(colors, np.array([0.2126, 0.7152, 0.0722]))
     np.testing.assert_allclose(ours, rgb_to_lab(colors)[..., 0], atol=0.3)  # a stock that sees as a person does
-    red, green, blue, gray = exposed(colors, np.array([0.0, 0.5, 0.5]))[0]  # and one that does not see red
+    red, green, blue, gray = spectral_lightness(colors, np.array([0.0, 0.5, 0.5]))[0]  # and one that does not see red
     assert red == 0 and green == pytest.approx(blue) == pytest.approx(116 * 0.5 ** (1 / 3) - 16, abs=1e-3)
     assert gray == pytest.approx(ours[0, 3], abs=1e-3)
 

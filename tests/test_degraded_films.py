@@ -12,9 +12,10 @@ from drawn import StubPredictor, draw_shots
 
 from colorizer.adaptation.film_response import IDENTITY_RESPONSE, FilmResponse
 from colorizer.colorizer import Colorizer
+from colorizer.metrics import shot_has_color
 from colorizer.predictor import Palette, Predictor
 from config import FilmConfig, ModelConfig
-from dataset import AB_SCALE, L_SCALE, exposed, lab_to_rgb, on_video, resize, rgb_to_lab, shot_has_color
+from dataset import AB_SCALE, L_SCALE, lab_to_rgb, luma_lightness, resize, rgb_to_lab, spectral_lightness
 from film.analysis.exposure import ExposureTracker, normalize_exposure
 from film.analysis.first_pass import analyze_film
 from film.analysis.plan import Plan
@@ -188,7 +189,7 @@ def test_the_curve_of_a_film_is_found(predictor, kind):
 def test_a_film_like_what_is_known_has_none(predictor):
     assert predictor.fit_response([lab[..., 0] for lab in FRAMES]) is None
     assert predictor.fit_response([turned(lab, lambda luma: 0.02 + 0.97 * luma) for lab in FRAMES]) is None
-    assert replace(predictor, source="truth").fit_response([turned(lab, CURVES["faded"]) for lab in FRAMES]) is None
+    assert replace(predictor, source="ground_truth").fit_response([turned(lab, CURVES["faded"]) for lab in FRAMES]) is None
 
 
 ORTHOCHROMATIC = np.array([0.05, 0.5, 0.45])
@@ -197,23 +198,23 @@ ORTHOCHROMATIC = np.array([0.05, 0.5, 0.45])
 @pytest.mark.parametrize("curve", [None, CURVES["faded"]], ids=["plain", "faded"])
 @pytest.mark.parametrize("stock", [ORTHOCHROMATIC, np.array([0.7, 0.2, 0.1])], ids=["orthochromatic", "red filter"])
 def test_the_stock_of_a_film_is_found(predictor, stock, curve):
-    film = [exposed(lab_to_rgb(lab), stock) for lab in FRAMES]
+    film = [spectral_lightness(lab_to_rgb(lab), stock) for lab in FRAMES]
     response = predictor.fit_response(film if curve is None else [turned(L[..., None], curve) for L in film])
-    assert response.stock == pytest.approx(stock, abs=0.15)
-    assert response.is_straight == (curve is None)
+    assert response.sensitivity == pytest.approx(stock, abs=0.15)
+    assert response.is_identity == (curve is None)
     if curve is not None:
         done = [np.abs(response(turned(L[..., None], curve)) - L).mean() for L in film]
         assert np.mean(done) < 3
 
 
-@pytest.mark.parametrize("gray", [on_video, lambda rgb: rgb_to_lab(rgb)[..., 0]], ids=["luma", "luminance"])
+@pytest.mark.parametrize("gray", [luma_lightness, lambda rgb: rgb_to_lab(rgb)[..., 0]], ids=["luma", "luminance"])
 def test_a_film_of_usual_gray_has_no_stock(predictor, gray):
     assert predictor.fit_response([gray(lab_to_rgb(lab)) for lab in FRAMES]) is None
 
 
 def test_what_is_known_is_compared_as_the_stock_shows_it(predictor):
     """Of a frame that is known, on another stock as much is found again as of it in video, of which less is without."""
-    known, response = draw_frame(1, 48), replace(IDENTITY_RESPONSE, stock=ORTHOCHROMATIC)
+    known, response = draw_frame(1, 48), replace(IDENTITY_RESPONSE, sensitivity=ORTHOCHROMATIC)
     nothing = Palette(torch.ones(1, 313) / 313, [], [], torch.zeros(512))
 
     def wrong(L, response):
@@ -221,14 +222,14 @@ def test_what_is_known_is_compared_as_the_stock_shows_it(predictor):
         ab = through.predict(resize(L, through.side, through.side)[None], nothing)[0][0]
         return np.linalg.norm(ab - resize(rgb_to_lab(known), *ab.shape[:2])[..., 1:], axis=2).mean()
 
-    video = wrong(on_video(known), None)
-    assert wrong(exposed(known, ORTHOCHROMATIC), response) < 1.1 * video
-    assert wrong(exposed(known, ORTHOCHROMATIC), None) > 1.3 * video
+    video = wrong(luma_lightness(known), None)
+    assert wrong(spectral_lightness(known, ORTHOCHROMATIC), response) < 1.1 * video
+    assert wrong(spectral_lightness(known, ORTHOCHROMATIC), None) > 1.3 * video
 
 
 def test_gray_of_video_by_hand():
     colors = np.array([[[255, 0, 0], [0, 0, 255], [119, 119, 119]]], np.uint8)
-    red, blue, gray = on_video(colors)[0]
+    red, blue, gray = luma_lightness(colors)[0]
     assert red == pytest.approx(gray_lightness(np.float32([0.299]))[0], abs=0.3)
     assert blue == pytest.approx(gray_lightness(np.float32([0.114]))[0], abs=0.3)
     assert gray == pytest.approx(rgb_to_lab(colors)[0, 2, 0], abs=0.3)
@@ -239,8 +240,8 @@ def test_a_response_goes_on_straight_and_survives_a_run():
     assert response(np.array([20, 40, 60, 25, 100, 0])) == pytest.approx([10, 50, 90, 20, 100, 0], abs=0.1)
     assert response.span == pytest.approx((10.8, 20.4, 89.2, 59.6), abs=0.1)
     assert FilmResponse.of(response.state())(np.arange(100)) == pytest.approx(response(np.arange(100)))
-    assert FilmResponse.of(response.state()).stock is None
-    assert FilmResponse.of(replace(response, stock=ORTHOCHROMATIC).state()).stock == pytest.approx(ORTHOCHROMATIC)
+    assert FilmResponse.of(response.state()).sensitivity is None
+    assert FilmResponse.of(replace(response, sensitivity=ORTHOCHROMATIC).state()).sensitivity == pytest.approx(ORTHOCHROMATIC)
     many_equal = FilmResponse.between(np.zeros(10), np.full(10, 50.0))  # a black film
     assert np.isfinite(many_equal(np.array([0, 50, 100]))).all()
 
@@ -267,11 +268,11 @@ def test_frames_painted_over_faded_film_are_found_again(predictor):
 def test_frames_painted_over_film_of_a_stock_are_told_from_others(predictor):
     lab = FRAMES[0]
     over = lab.copy()
-    over[..., 0] = exposed(lab_to_rgb(lab), ORTHOCHROMATIC)
+    over[..., 0] = spectral_lightness(lab_to_rgb(lab), ORTHOCHROMATIC)
     corrected = replace(predictor, colorizer=Colorizer(predictor.config, None).eval())
     corrected.colorizer.load_state_dict(predictor.colorizer.state_dict())
     corrected.add_references([lab_to_rgb(over), lab_to_rgb(lab)], matched=False)
-    assert corrected.with_response(replace(IDENTITY_RESPONSE, stock=ORTHOCHROMATIC)).films == {12}  # the other is in the show's own gray
+    assert corrected.with_response(replace(IDENTITY_RESPONSE, sensitivity=ORTHOCHROMATIC)).films == {12}  # the other is in the show's own gray
 
 
 def test_the_plan_keeps_response_and_light(predictor, tmp_path):

@@ -16,7 +16,7 @@ import torch
 from drawn import draw_dataset
 
 from fileio.checkpoints import load_checkpoint
-from networks import SharedBatchNorm
+from networks import SyncBatchNorm2d
 from train import main
 from training import distributed
 from training.distributed import ProcessGroup
@@ -149,7 +149,7 @@ def test_a_team_of_one_changes_nothing():
     with ProcessGroup(torch.device("cpu")) as team:
         assert team.leader and team.gather(x) is x and torch.equal(team.mine(x), x) and team.mean(x) is x
         assert team.largest(1.5, True) == (1.5, True)
-    norm, plain = SharedBatchNorm(3), torch.nn.BatchNorm2d(3)
+    norm, plain = SyncBatchNorm2d(3), torch.nn.BatchNorm2d(3)
     assert torch.equal(norm(x[:, :, None, None]), plain(x[:, :, None, None]))
 
 

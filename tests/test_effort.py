@@ -11,7 +11,7 @@ from benchmarks.effort import equal_steps, gains, main
 
 from colorizer.confidence import Confidence
 from colorizer.predictor import Palette
-from dataset import on_video, rgb_to_lab
+from dataset import luma_lightness, rgb_to_lab
 from fileio.images import read_image
 from film.analysis.plan import FilmPredictor
 from utils import UserError
@@ -29,7 +29,7 @@ class Copier(FilmPredictor):
         self.known = []
 
     def add_references(self, pictures):
-        self.known = [(on_video(picture).mean(), rgb_to_lab(picture).mean((0, 1))[1:]) for picture in pictures]
+        self.known = [(luma_lightness(picture).mean(), rgb_to_lab(picture).mean((0, 1))[1:]) for picture in pictures]
 
     def palette(self, labs):
         feature = torch.zeros(3)
@@ -65,7 +65,7 @@ def test_equal_steps_are_the_middles_of_equal_parts():
 def test_each_painted_frame_mends_its_shot(film, capsys):
     """Suggested are the middles of the first, the last and the middle shot, the longest first. At equal steps the first
     frame is one of the shortest shot, and two are of the two others."""
-    rows = {count: {way: round(50 * values["far"]) for way, values in ways.items()}
+    rows = {count: {way: round(50 * values["share_above_10"]) for way, values in ways.items()}
             for count, ways in gains("", film, 1, None)}
     assert rows == {0: {"suggested": 50, "equal steps": 50}, 1: {"suggested": 26, "equal steps": 38},
                     2: {"suggested": 12, "equal steps": 12}, 3: {"suggested": 0, "equal steps": 0}}

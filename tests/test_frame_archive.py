@@ -271,7 +271,7 @@ def test_joined_checkpoints_know_the_frames_of_all(home, joined):
     assert torch.equal(spatial.kept("pictures", [6, 8]), other.colorizer.spatial.kept("pictures", [1, 3]))
     # What the second projection kept is seen through the first: the keys are those of the first, but for what is lost.
     picture = draw_picture(50)
-    seen, L, ab, _ = first.guessed(rgb_to_lab(picture))
+    seen, L, ab, _ = first.encode_reference(rgb_to_lab(picture))
     true, mapped = first.colorizer.spatial.key(seen.cells, L, ab), spatial.kept("keys", [6]).float()
     assert (true - mapped).square().sum(2).mean() < 0.05 * true.var(1).sum()
 

@@ -83,4 +83,4 @@ def test_what_is_known_and_looked_at_comes_along():
     assert found.probability.shape == (4, 64, 64) and np.array_equal(found.recalled[2], known.recalled[0])
     assert np.abs(found.probability[3] - right)[6:-6, 6:-6].max() < 0.05
     assert some.looks(np.array([[7, 8]], np.int16)).tolist() == [[7, 8]] * 4
-    assert np.isnan(some.known(Confidence.nothing(1)).probability).all()
+    assert np.isnan(some.known(Confidence.unknown(1)).probability).all()

@@ -96,11 +96,11 @@ def test_what_is_recalled_of_others_never_comes_from_the_frame_itself():
     torch.manual_seed(0)
     net = fill(MemoryNetwork(8, 4, 3, 0.1, 0.5), [unit(0), 0.6 * unit(0) + 0.8 * unit(1), unit(2)],
                [feature(0), feature(100), feature(200)], ids=[7, 8, 9])
-    value, score = net.recall_other(unit(0).expand(200, -1), torch.tensor([7]).expand(200))
+    value, score = net.sample_other_frame(unit(0).expand(200, -1), torch.tensor([7]).expand(200))
     seconds, thirds = ((value == feature(place)).all(1) for place in (100, 200))
     assert (seconds | thirds).all() and seconds.sum() > 150 and thirds.sum() > 5
     torch.testing.assert_close(score, torch.where(seconds, 0.6, 0.0))
-    value, score = fill(MemoryNetwork(8, 4, 3, 0.1, 0.5), [unit(0)], [feature(0)]).recall_other(
+    value, score = fill(MemoryNetwork(8, 4, 3, 0.1, 0.5), [unit(0)], [feature(0)]).sample_other_frame(
         unit(0)[None], torch.tensor([0]))
     assert score.tolist() == [-torch.inf]
 

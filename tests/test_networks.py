@@ -13,7 +13,7 @@ from efficientnet_lite_pytorch.utils import Conv2dDynamicSamePadding
 from torch import nn
 
 from colorizer import backbone as backbones
-from colorizer.backbone import BATCH, Backbone, BackboneUnavailable, Features, fold_norms, make_plain
+from colorizer.backbone import BATCH, Backbone, BackboneUnavailable, Features, fold_batch_norms, use_builtin_padding
 from colorizer.colorizer import Colorizer
 from config import ModelConfig
 from networks import AdaIN, ColorConv, Conditioning, Discriminator, Generator
@@ -157,7 +157,7 @@ def test_folding_the_norms_of_a_backbone_changes_nothing():
     network(torch.randn(64, 3, 9, 9) * 3 + 1)  # statistics that are not 0 and 1
     x = torch.randn(2, 3, 9, 9)
     expected = network.eval()(x)
-    fold_norms(network)
+    fold_batch_norms(network)
     assert isinstance(network[1], nn.Identity)
     torch.testing.assert_close(network(x), expected)
 
@@ -167,7 +167,7 @@ def test_plain_convolutions_give_the_same_maps(kernel, stride):
     network = nn.Sequential(Conv2dDynamicSamePadding(4, 8, kernel, stride, groups=2), nn.ReLU6())
     x = torch.randn(2, 4, 12, 16)
     expected = network(x)
-    make_plain(network)
+    use_builtin_padding(network)
     assert type(network[0]) is nn.Conv2d
     torch.testing.assert_close(network(x), expected)
 
@@ -225,9 +225,9 @@ def test_advice_by_rank_and_by_integrator():
     fill(colorizer.memory, [unit(0), unit(1)], [feature(0), feature(100)])
     recall = colorizer.memory.read(F.normalize(unit(0) + 0.5 * unit(1), dim=0)[None], 3)
     for rank, slot in ((1, 0), (2, 1), (3, 0)):  # the third is empty: the best one instead
-        value, score = colorizer.advise(recall, rank)
+        value, score = colorizer.conditioning(recall, rank)
         assert torch.equal(value, recall.values[:, slot]) and torch.equal(score, recall.scores[:, slot])
-    value, score = colorizer.advise(recall)
+    value, score = colorizer.conditioning(recall)
     assert (value - feature(0)).abs().sum() < 2e-3 and torch.equal(score, recall.scores[:, 0])
 
 

@@ -214,7 +214,7 @@ def test_a_film_is_looked_at_once_for_some_frames(predictor):
 def test_votes_are_only_read_where_memories_are(predictor):
     """Who gives a palette by hand does not want the show's colors."""
     lab = rgb_to_lab(draw_picture(1, (128, 128)))
-    own = CountingPredictor(predictor.colorizer, torch.device("cpu"), "fp32", source="truth")
+    own = CountingPredictor(predictor.colorizer, torch.device("cpu"), "fp32", source="ground_truth")
     own.looked = []
     voter = predictor.colorizer.palette_classifier.palette.clone()
     before = own.predict_ab([lab])[0]

@@ -117,7 +117,7 @@ def test_a_run_of_every_row(film, tmp_path, capsys, small_networks):
               for name, row in report["rows"].items()}
     for row in values.values():
         assert all(math.isfinite(value) for column, value in row.items() if column != "lpips")
-    assert values["memory"]["train_seconds"] == values["truth"]["train_seconds"] > 0
+    assert values["memory"]["train_seconds"] == values["ground_truth"]["train_seconds"] > 0
     assert values["gray"]["train_seconds"] == 0 != values["gan"]["train_seconds"] != values["full"]["train_seconds"]
     picture = read_image(tmp_path / "three" / "unseen.png")
     assert picture.shape == (22 + 2 * 160 + 4, 10 * (240 + 4) - 4, 3)

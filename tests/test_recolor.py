@@ -86,7 +86,7 @@ class ByLightness(FilmPredictor):
         known = np.array([hex_to_lab(color) for color in (RED, *OTHERS.values())])
         nearest = np.abs(L[..., None] - known[:, 0]).argmin(-1)
         ab = known[nearest, 1:].astype(np.float32)
-        return np.stack([cv2.blur(each, (3, 3)) for each in ab]), Confidence.nothing(len(L))
+        return np.stack([cv2.blur(each, (3, 3)) for each in ab]), Confidence.unknown(len(L))
 
 
 def test_a_film_changes_as_a_whole(tmp_path):

@@ -11,13 +11,13 @@ from benchmarks.references import FADED, VIVID, cut
 from resources.draw_episodes import PALETTE, draw_frame
 
 from colorizer.adaptation.film_response import FilmResponse
-from colorizer.adaptation.reference_grading import Grade, find_grade
+from colorizer.adaptation.reference_grading import Grade, fit_grade
 from colorizer.backbone import extract_features
 from colorizer.colorizer import Colorizer
 from colorizer.metrics import color_differences
 from colorizer.predictor import Predictor
 from config import ColorConfig, GradeConfig, ModelConfig
-from dataset import color_feature, decode_lab, lab_to_rgb, lab_to_tensors, resize, rgb_to_lab, tensors_to_lab
+from dataset import color_feature, decode_lab8, lab_to_rgb, lab_to_tensors, resize, rgb_to_lab, tensors_to_lab
 from fileio.checkpoints import save_checkpoint
 from fileio.images import write_image
 from test import coloring_facts
@@ -52,12 +52,12 @@ def others():
 
 @pytest.fixture(scope="module")
 def find(show):
-    """``find_grade`` for pictures, with the memory and the eyes of the show."""
+    """``fit_grade`` for pictures, with the memory and the eyes of the show."""
     predictor = Predictor.load(show, precision="fp32")
 
     @torch.inference_mode()
     def find(pictures):
-        return find_grade(predictor._look, predictor.colorizer.spatial, pictures, GradeConfig())
+        return fit_grade(predictor._backbone_features, predictor.colorizer.spatial, pictures, GradeConfig())
 
     return find
 
@@ -143,5 +143,5 @@ def test_the_memory_keeps_the_matched_ones(show, others, tmp_path, capsys):
     kept = Predictor.load(tmp_path / "kept.pt")
     for predictor, expected in ((plain, vivid[1]), (matched, matched.grade(vivid[1])), (kept, matched.grade(vivid[1]))):
         codes = predictor.colorizer.spatial.pictures[-1].float().permute(2, 0, 1)[None]
-        found = tensors_to_lab(*decode_lab(codes))[0]
+        found = tensors_to_lab(*decode_lab8(codes))[0]
         assert np.abs(found - resize(rgb_to_lab(expected), *found.shape[:2])).mean() < 0.5

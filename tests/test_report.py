@@ -171,7 +171,7 @@ def test_doubtful_shots_come_first_with_all_that_is_known(tmp_path):
     text = " ".join(page.text.split())
     for known in ("The film", "checkpoint best.pt", "300 frames", "3 shots", "0:12.0 length", "60% mean confidence",
                   "31% sure 12% recalled 0:04.0 – 0:08.0 frames 100 – 199 CDC 0.0021", "0.91 ep_7.png 0.62 frame 3 ",
-                  "CDC 0.0021 truth 0.0020, × 1.05", "90% sure"):
+                  "CDC 0.0021 ground truth 0.0020, × 1.05", "90% sure"):
         assert known in text
     assert "Color these next" not in text and "CIEDE2000" not in text and "-1" not in text and "nan" not in text
     assert text.count("CDC 0.0021") == 2
@@ -179,7 +179,7 @@ def test_doubtful_shots_come_first_with_all_that_is_known(tmp_path):
     pictures = page.pictures()
     assert len(page.all("img")) == 3 * 3 + 3 and len(pictures) == 3 * 3 + 1
     for shot in (1, 2, 3):
-        for label, expected in (("gray", (128,) * 3), ("colored", (200, 40, 40)), ("truth", (220, 30, 30))):
+        for label, expected in (("gray", (128,) * 3), ("colored", (200, 40, 40)), ("ground truth", (220, 30, 30))):
             assert pictures[f"shot {shot}, {label}"][45, 80] == pytest.approx(expected, abs=6)
     assert pictures[""].shape == (32, 32, 3) and pictures[""][16, 16] == pytest.approx((40, 40, 220), abs=12)
 

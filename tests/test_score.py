@@ -42,22 +42,22 @@ def test_two_pictures_by_hand(tmp_path):
     """One is right, of the other the left half is gray."""
     half = flat(BLUE)
     half[:, :32] = 128
-    truth, result = write(tmp_path / "truth", [flat(RED), flat(BLUE)]), write(tmp_path / "ours", [flat(RED), half])
+    truth, result = write(tmp_path / "ground_truth", [flat(RED), flat(BLUE)]), write(tmp_path / "ours", [flat(RED), half])
     values, bodies = measure(result, truth, 1, lpips=lambda ours, true: float((ours != true).any(-1).mean()))
     distance = ciede2000(*(rgb_to_lab(flat(color, (1, 1))) for color in (128, BLUE)))
     assert values["ciede2000"] == pytest.approx(distance / 4, abs=0.02) and distance > 10
-    assert values["far"] == values["lpips"] == 0.25 and bodies == {}
+    assert values["share_above_10"] == values["lpips"] == 0.25 and bodies == {}
     error = (68**2 + 38**2 + 82**2) / 3 / 4
     assert values["psnr_rgb"] == pytest.approx(10 * math.log10(255**2 / error), abs=1e-4)
     # of a flat picture: 0.3 times the length of (R - G, (R + G) / 2 - B)
     expected = (0.3 * math.hypot(140, 90) + 0.3 * math.hypot(-30, -135)) / 2
-    assert values["colorfulness_truth"] == pytest.approx(expected, abs=1e-3)
+    assert values["colorfulness_ground_truth"] == pytest.approx(expected, abs=1e-3)
     first, _ = measure(result, truth, 2)
     assert first["ciede2000"] == 0 and first["psnr_rgb"] == math.inf and "lpips" not in first
 
 
 def test_another_lightness_counts(tmp_path):
-    truth, result = write(tmp_path / "truth", [flat(RED)]), write(tmp_path / "ours", [flat((150, 45, 30))])
+    truth, result = write(tmp_path / "ground_truth", [flat(RED)]), write(tmp_path / "ours", [flat((150, 45, 30))])
     assert measure(result, truth)[0]["ciede2000"] > 5
 
 
@@ -75,13 +75,13 @@ def test_a_folder_of_a_films_frames_is_the_film(tmp_path, capsys):
             output.mux(stream.encode(av.VideoFrame.from_ndarray(draw_picture(1), format="rgb24")))
         output.mux(stream.encode(None))
     folder = write(tmp_path / "frames", pictures_of(film))
-    main([str(folder), "--truth", str(film)])
+    main([str(folder), "--ground_truth", str(film)])
     titles, _, cells = ([cell.strip() for cell in line.split("|")[2:-1]] for line in
                         capsys.readouterr().out.splitlines())
     assert titles == [title for title, _ in COLUMNS.values()]
     assert cells[:6] == ["0.00", "0.0%", "-", "-", "inf", "1.000"]
     assert cells[7] == cells[8] and cells[9:11] == ["0.0000"] * 2 and cells[11] == cells[12]
-    main([str(folder), "--truth", str(folder)])
+    main([str(folder), "--ground_truth", str(folder)])
     assert capsys.readouterr().out.splitlines()[-1].endswith("| - | - | - | - |")  # pictures need not follow each other
 
 
@@ -91,8 +91,8 @@ def test_steadiness_is_the_mean_over_the_shots_by_their_frames(tmp_path):
     cdcs = CDC(), CDC()
     for index, picture in enumerate(pictures):
         cdcs[index >= 9].add(score.resize(picture, 240, 320))
-    assert values["cdc"] == values["cdc_truth"] == pytest.approx((9 * cdcs[0].value() + 7 * cdcs[1].value()) / 16)
-    assert values["warp_error"] == values["warp_error_truth"]
+    assert values["cdc"] == values["cdc_ground_truth"] == pytest.approx((9 * cdcs[0].value() + 7 * cdcs[1].value()) / 16)
+    assert values["warp_error"] == values["warp_error_ground_truth"]
     flicker = [picture.astype(int) + (20 * (index % 2), 0, 0) for index, picture in enumerate(pictures)]
     other = write(tmp_path / "flicker", [picture.clip(0, 255).astype(np.uint8) for picture in flicker])
     unsteady = steadiness(other, film)
@@ -119,8 +119,8 @@ def test_bodies_are_gathered_over_the_frames(monkeypatch):
     monkeypatch.setattr(score, "frame_count", lambda episode: 70)
     frames = {index: draw_frame(2, index) for index in (0, 60)}
     monkeypatch.setattr(score, "pairs", lambda *_: ((i, frame, frame) for i, frame in frames.items()))
-    values, bodies = measure("ours", "truth", 60, episode=2)
-    assert values["bodies"] == values["bodies_far"] == 0
+    values, bodies = measure("ours", "ground_truth", 60, episode=2)
+    assert values["bodies"] == values["bodies_share_above_10"] == 0
     assert len(bodies["tilo"]) == draw_frame(2, 60, mask_of="tilo").sum() > 0
     assert len(bodies["bodies"]) == sum(len(bodies[name]) for name in PALETTE)
 
@@ -134,9 +134,9 @@ def test_bodies_are_gathered_over_the_frames(monkeypatch):
     ([flat(RED)] * 3, "truth has 2 frames and .*ours has more"),
     ([flat(RED), flat(RED, (64, 48))], "frame 1 of .* is 48x64 and that of .* is 64x48")])
 def test_other_lengths_and_sizes_are_refused(tmp_path, result, message):
-    truth = write(tmp_path / "truth", [flat(RED)] * 2)
+    truth = write(tmp_path / "ground_truth", [flat(RED)] * 2)
     with pytest.raises(UserError, match=message):
-        main([str(write(tmp_path / "ours", result)), "--truth", str(truth), "--every", "1"])
+        main([str(write(tmp_path / "ours", result)), "--ground_truth", str(truth), "--every", "1"])
 
 
 def test_what_is_no_truth_is_refused(tmp_path):
@@ -145,13 +145,13 @@ def test_what_is_no_truth_is_refused(tmp_path):
     for paths, message in [((color, gray), "is gray"), ((none, none), "no picture in"),
                            ((color, tmp_path / "missing.mp4"), "is not a file")]:
         with pytest.raises(UserError, match=message):
-            main([str(paths[0]), "--truth", str(paths[1])])
+            main([str(paths[0]), "--ground_truth", str(paths[1])])
     with pytest.raises(UserError, match="at least 1, got .0."):
-        main([str(color), "--truth", str(color), "--every", "0"])
+        main([str(color), "--ground_truth", str(color), "--every", "0"])
     for size in ((48, 64), (HEIGHT, WIDTH)):  # of another size, and of another length
         folder = write(tmp_path / f"{size[0]}", [flat(RED, size)])
         with pytest.raises(UserError, match="is not episode 2 in its size and length"):
-            main([str(folder), "--truth", str(folder), "--episode", "2"])
+            main([str(folder), "--ground_truth", str(folder), "--episode", "2"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -50,9 +50,9 @@ def color(home, way, output, source=None, **settings):
 
 @pytest.mark.parametrize("way, settings, source", [
     ("gan", {}, "none"), ("memory", {}, "memory"), ("memory", {"rank": 2}, "memory"), ("memory", {"rank": 3}, "memory"),
-    ("memory", {"color_feature": "truth"}, "truth"), ("integrator", {}, "integrator"),
-    ("integrator", {"color_feature": "memory"}, "memory"), ("integrator", {"color_feature": "truth"}, "truth"),
-    ("spatial", {}, "memory"), ("spatial", {"color_feature": "truth"}, "truth"),
+    ("memory", {"color_feature": "ground_truth"}, "ground_truth"), ("integrator", {}, "integrator"),
+    ("integrator", {"color_feature": "memory"}, "memory"), ("integrator", {"color_feature": "ground_truth"}, "ground_truth"),
+    ("spatial", {}, "memory"), ("spatial", {"color_feature": "ground_truth"}, "ground_truth"),
 ])
 def test_all_ways_to_color_a_folder(home, tmp_path, capsys, way, settings, source):
     metrics = color(home, way, tmp_path, **settings)
@@ -60,7 +60,7 @@ def test_all_ways_to_color_a_folder(home, tmp_path, capsys, way, settings, sourc
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "metrics.json", "comparison.png"])
     assert metrics["color_feature"] == source and metrics["pictures"] == metrics["measured_pictures"] == 2
     assert metrics["gray"]["colorfulness"] < 1 and metrics["result"]["ciede2000"] > 0
-    assert metrics["gray"]["colorfulness_truth"] == metrics["result"]["colorfulness_truth"] > 10
+    assert metrics["gray"]["colorfulness_ground_truth"] == metrics["result"]["colorfulness_ground_truth"] > 10
     printed = capsys.readouterr().out
     assert "CIEDE2000" in printed and f"{metrics['result']['ciede2000']:.3f}" in printed
     for name in names:
@@ -76,7 +76,7 @@ def test_the_ways_give_the_generator_different_colors(home, tmp_path, monkeypatc
                         lambda self, L, v, *rest: (seen.append(v and v[0]), forward(self, L, v, *rest))[1])
     picture = next((home / "test").iterdir())
     for name, way, settings in (("best", "memory", {}), ("second", "memory", {"rank": 2}), ("gan", "gan", {}),
-                                ("truth", "memory", {"color_feature": "truth"})):
+                                ("ground_truth", "memory", {"color_feature": "ground_truth"})):
         color(home, way, tmp_path / name / "out.png", picture, **settings)
     best, second, gan, truth = seen
     features = [best, second, truth]
@@ -86,9 +86,9 @@ def test_the_ways_give_the_generator_different_colors(home, tmp_path, monkeypatc
 
 
 def test_the_truths_colors_are_those_of_a_reference_with_the_same_colors(home, tmp_path):
-    """--color_feature truth and --reference with the picture itself are the same request."""
+    """--color_feature ground_truth and --reference with the picture itself are the same request."""
     picture = next((home / "test").iterdir())
-    color(home, "memory", tmp_path / "truth.png", picture, color_feature="truth")
+    color(home, "memory", tmp_path / "truth.png", picture, color_feature="ground_truth")
     color(home, "memory", tmp_path / "reference.png", picture, reference=picture)
     assert np.array_equal(read_image(tmp_path / "truth.png"), read_image(tmp_path / "reference.png"))
     other = home / "train" / "raw_image_drawn_1.png"
@@ -221,11 +221,11 @@ def test_one_palette_a_shot(home):
     labs = [resize(rgb_to_lab(draw_picture(i)), predictor.side, predictor.side) for i in range(3)]
     palette = predictor.palette(labs)
     alone = [predictor.palette([lab]) for lab in labs]
-    assert torch.allclose(palette.feature, torch.stack([p.feature for p in alone]).mean(0), atol=1e-5)
+    assert torch.allclose(palette.embedding, torch.stack([p.embedding for p in alone]).mean(0), atol=1e-5)
     with torch.inference_mode():
-        recall = colorizer.recall(palette.feature[None])
+        recall = colorizer.recall(palette.embedding[None])
     assert palette.slot_ids == recall.ids[0].tolist() and palette.slot_scores == recall.scores[0].tolist()
-    assert torch.equal(palette.color_feature, colorizer.advise(recall, 1).color_feature)
+    assert torch.equal(palette.color_feature, colorizer.conditioning(recall, 1).color_feature)
     assert palette.score == palette.slot_scores[0]
     ab, known = predictor.predict(np.stack([lab[..., 0] for lab in labs]), palette)
     assert ab.shape == (3, 192, 192, 2)
@@ -241,7 +241,7 @@ def test_predictors_of_other_colors_have_another_identity(home, tmp_path):
         return Predictor.load(home / way / "best.pt", device="cpu", precision="fp32", **settings).identity
 
     first = identity()
-    assert first == identity() and len({first, identity(rank=2), identity(color_feature="truth"),
+    assert first == identity() and len({first, identity(rank=2), identity(color_feature="ground_truth"),
                                         identity("integrator"),
                                         identity(reference=next((home / "train").glob("*.png")))}) == 5
 
@@ -312,10 +312,10 @@ def bad_checkpoint(home, path, change):
     ({"input": "notes.txt"}, "neither a picture .* nor a video"),
     ({"input": "text.mp4"}, "cannot read text.mp4 as a video"),
     ({"input": "bad.png"}, "no picture could be read"),
-    ({"input": "gray.png", "color_feature": "truth"}, "no colors of its own"),
+    ({"input": "gray.png", "color_feature": "ground_truth"}, "no colors of its own"),
     ({"input": "gray.png", "reference": "gray.png"}, "reference gray.png is gray"),
     ({"input": "gray.png", "reference": "bad.png"}, "cannot read bad.png"),
-    ({"input": "gray.png", "reference": "gray.png", "color_feature": "truth"}, "leave --color_feature out"),
+    ({"input": "gray.png", "reference": "gray.png", "color_feature": "ground_truth"}, "leave --color_feature out"),
     ({"input": "gray.png", "color_feature": "integrator"}, "trained without an integrator"),
     ({"input": "gray.png", "checkpoint": "missing.pt"}, "there is no checkpoint missing.pt"),
     ({"input": "gray.png", "checkpoint": "notes.txt"}, "notes.txt is not a checkpoint"),
@@ -551,7 +551,7 @@ def test_training_goes_on_with_the_references(sample, tmp_path, monkeypatch):
     ({"references": "empty"}, "there is no picture in color in empty"),
     ({"references": "gray"}, "there is no picture in color in gray"),
     ({"references": "bad"}, "cannot read bad/bad.png"),
-    ({"references": "good", "color_feature": "truth"}, "use one of them"),
+    ({"references": "good", "color_feature": "ground_truth"}, "use one of them"),
     ({"references": "good", "checkpoint": "gan"}, "is a plain GAN; leave --references out"),
     ({"save_checkpoint": "new.pt"}, "name their folder by --references"),
     ({"references": "good", "save_checkpoint": "good/good.png"}, "good.png exists already"),

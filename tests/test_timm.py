@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import train
 from colorizer import backbone as backbones
-from colorizer.backbone import Backbone, BackboneUnavailable, Dims, dims_of, make_timm, timm_maps
+from colorizer.backbone import Backbone, BackboneDims, BackboneUnavailable, backbone_dims, make_timm, timm_maps
 from colorizer.colorizer import model_config_of
 from colorizer.predictor import Predictor
 from config import TrainConfig
@@ -24,7 +24,7 @@ from fileio.images import read_image
 from utils import UserError
 
 VIT, CONV = "timm/test_vit.r160_in1k", "timm/test_resnet.r160_in1k"
-DIMS = {VIT: Dims(64, (64, 64, 64)), CONV: Dims(96, (48, 192, 96))}
+DIMS = {VIT: BackboneDims(64, (64, 64, 64)), CONV: BackboneDims(96, (48, 192, 96))}
 DINO = "timm/vit_small_patch14_dinov2.lvd142m"
 
 
@@ -61,7 +61,7 @@ def offline(monkeypatch):
 
 @pytest.mark.parametrize("name", [VIT, CONV])
 def test_features_and_places(name, weights):
-    assert dims_of(name) == DIMS[name]
+    assert backbone_dims(name) == DIMS[name]
     backbone = Backbone(name, weights[name]).train()
     assert not any(module.training for module in backbone.modules())
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
@@ -103,7 +103,7 @@ def test_a_corner_of_the_picture_is_seen_at_that_corner(name, y, x, weights):
 
 def test_pictures_are_enlarged_to_whole_patches():
     """Of a large network nothing but shapes is computed."""
-    assert dims_of(DINO) == Dims(384, (384, 384, 384))
+    assert backbone_dims(DINO) == BackboneDims(384, (384, 384, 384))
     with torch.device("meta"):
         net = make_timm(DINO).eval()
         for side, tokens in ((256, 19), (512, 37), (518, 37)):
@@ -136,7 +136,7 @@ def test_train_and_color(name, weights, tmp_path, monkeypatch, offline):
     picture = read_image(next((data / "test").glob("*.png")))
     predictor = Predictor.load(run / "best.pt")  # the weights are in the checkpoint
     colored, = predictor.colorize([picture])
-    assert colored.shape == picture.shape and predictor.colorizer.vote(torch.rand(1, 1, 512, 512)).isfinite().all()
+    assert colored.shape == picture.shape and predictor.colorizer.classify(torch.rand(1, 1, 512, 512)).isfinite().all()
     for key, tensor in Backbone(name, weights[name]).state_dict().items():
         assert torch.equal(predictor.colorizer.state_dict()[f"backbone.{key}"], tensor)
     assert not offline
@@ -160,7 +160,7 @@ def test_without_internet(offline):
 
 
 def test_without_timm(monkeypatch, tmp_path):
-    dims_of.cache_clear()
+    backbone_dims.cache_clear()
     monkeypatch.setitem(sys.modules, "timm", None)
     message = refusal(lambda: Backbone(VIT, False))
     pinned, = re.findall(r"(?m)^timm==.+$", (Path(__file__).parents[1] / "requirements-dev.txt").read_text())
@@ -188,7 +188,7 @@ def test_files_without_the_weights(weights, tmp_path):
 
 @pytest.mark.parametrize("name", ["timm/no_such_network", "timm/test_vit.no_such_weights", "timm/mixer_b16_224"])
 def test_networks_that_are_not_there_or_look_at_one_size_only(name):
-    assert "timm.list_models()" in refusal(lambda: dims_of(name))
+    assert "timm.list_models()" in refusal(lambda: backbone_dims(name))
 
 
 @pytest.mark.parametrize("name", [

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 import train
 from colorizer.colorizer import Colorizer
 from config import GeneratorConfig, ModelConfig, PredictorConfig, TrainConfig, TrainingConstants, restore
-from dataset import ColorizationDataset, decode_lab
+from dataset import ColorizationDataset, decode_lab8
 from fileio.checkpoints import load_checkpoint
 from fileio.images import read_image, write_image
 from train import main
@@ -257,7 +257,7 @@ def test_a_view_keeps_lightness_and_colors_together(data_path):
     data = ColorizationDataset(data_path / "train", 128)
     data.codes[0] = torch.tensor([200, 160, 90], dtype=torch.uint8)[:, None, None]
     data.codes[0, :, :, 64:] = torch.tensor([100, 110, 140], dtype=torch.uint8)[:, None, None]
-    L, ab = decode_lab(data.codes[0].float())
+    L, ab = decode_lab8(data.codes[0].float())
     sides, dimmed = set(), 0
     for seed in range(60):
         view = TrainingViews(data, TrainingConstants(paste_probability=0.0))[0, seed]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import utils
-from colorizer.metrics import Scores, ciede2000, colorfulness, has_color, measured_size, metrics_table, psnr
+from colorizer.metrics import Scores, ciede2000, colorfulness, evaluation_size, has_color, metrics_table, psnr
 from fileio import checkpoints
 from fileio.atomic import atomic_write
 from fileio.checkpoints import load_checkpoint, save_checkpoint
@@ -49,7 +49,7 @@ def test_scores_of_the_truth_itself():
     scores.add(truth, truth)
     summary = scores.summary()
     assert summary["ciede2000"] == 0 and summary["ssim"] == pytest.approx(1)
-    assert summary["colorfulness"] == summary["colorfulness_truth"] > 50
+    assert summary["colorfulness"] == summary["colorfulness_ground_truth"] > 50
     assert "CIEDE2000" in metrics_table({"result": summary})
 
 
@@ -57,7 +57,7 @@ def test_scores_of_the_truth_itself():
     ((360, 640), (360, 640)), ((480, 854), (480, 854)), ((576, 720), (576, 720)), ((1080, 1920), (483, 859)),
     ((2160, 3840), (483, 859)), ((1, 10**6), (1, 643988))])
 def test_the_size_at_which_a_picture_is_measured(size, measured):
-    assert measured_size(*size) == measured
+    assert evaluation_size(*size) == measured
 
 
 def test_colorfulness_by_hand():
@@ -187,4 +187,4 @@ def test_the_share_of_another_color_is_that_of_the_pixels():
     result[:4] = 200, 40, 40
     scores = Scores()
     scores.add(result, truth)
-    assert scores.summary()["far"] == pytest.approx(1 / 3)
+    assert scores.summary()["share_above_10"] == pytest.approx(1 / 3)

@@ -8,7 +8,8 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from config import TrainingConstants
-from dataset import AB_SCALE, GRAY_SIZE, ColorizationDataset, backbone_input, color_feature, decode_lab, resize, shrink
+from dataset import (
+    AB_SCALE, GRAY_SIZE, ColorizationDataset, backbone_input, color_feature, decode_lab8, downsample, resize)
 
 
 class TrainingViews(Dataset):
@@ -37,15 +38,15 @@ class TrainingViews(Dataset):
             start = rng.integers(0, self.GRID - size + 1)
             (top, left), (bottom, right) = (edge * self.data.side // self.GRID for edge in (start, start + size))
             codes[:, top:bottom, left:right] = self._view(int(rng.integers(len(self))), rng)[:, top:bottom, left:right]
-        L, ab = (part[0] for part in decode_lab(shrink(codes[None], self.data.img_size)))
+        L, ab = (part[0] for part in decode_lab8(downsample(codes[None], self.data.img_size)))
         feature = color_feature(ab.permute(1, 2, 0).numpy() * AB_SCALE)
-        return {"L": L, "ab": ab, "gray": backbone_input(shrink(codes[None, :1], GRAY_SIZE)[0] / 255),
+        return {"L": L, "ab": ab, "gray": backbone_input(downsample(codes[None, :1], GRAY_SIZE)[0] / 255),
                 "view_feature": torch.from_numpy(feature), "misled": rng.random() < self.conditioning_dropout, "index": index,
                 "color_feature": self.data.color_features[index], "image_id": self.data.ids[index]}
 
     def _view(self, index, rng):
         """A random part of a picture, enlarged to the whole size, perhaps mirrored and dimmed: float32 codes (3, side,
-        side) of encode_lab."""
+        side) of encode_lab8."""
         side = self.data.side
         crop = round(side / rng.uniform(1, self.config.max_zoom))
         top, left = rng.integers(0, side - crop + 1, 2)

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from dataset import L_SCALE, exposed, rgb_to_lab
+from dataset import L_SCALE, rgb_to_lab, spectral_lightness
 
 SHARE = 0.5  # of the views that are changed in each way, but blur, which is as rare again
 STOCK = (1.2, 2.5, 0.8)  # of the Dirichlet distribution of how much red, green and blue light expose a stock
@@ -17,7 +17,7 @@ def degrade(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """L float32 (H, W) in [0, 100] of a picture, RGB uint8 (H, W, 3), as another film might show it, or as it is."""
     L = rgb_to_lab(rgb)[..., 0]
     if rng.random() < SHARE:
-        L = exposed(rgb, rng.dirichlet(STOCK))
+        L = spectral_lightness(rgb, rng.dirichlet(STOCK))
     if rng.random() < SHARE:
         curved = L_SCALE * (L / L_SCALE).clip(0, 1) ** np.exp(rng.normal(0, GAMMA))
         L = (curved - L.mean()) * rng.uniform(*CONTRAST) + L.mean()

@@ -90,7 +90,7 @@ class ProcessGroup:
         """The network whose gradients are the means over the processes; its parameters are those of ``network``."""
         if self.size == 1:
             return network
-        # The only buffers are the statistics of SharedBatchNorm, which are equal in all processes.
+        # The only buffers are the statistics of SyncBatchNorm2d, which are equal in all processes.
         return DistributedDataParallel(network, [self.device] if self.device.type == "cuda" else None,
                                        broadcast_buffers=False)
 

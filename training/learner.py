@@ -155,7 +155,7 @@ class Learner:
             loss = integrator_loss(colorizer.integrator(recall.values, recall.scores), color)
             self._descend("int", loss)
             losses["int_kl"] = loss.detach()
-        value, score = (team.mine(x) for x in colorizer.memory.recall_other(query, ids))
+        value, score = (team.mine(x) for x in colorizer.memory.sample_other_frame(query, ids))
         other = batch["misled"] & score.isfinite()
         return losses, Conditioning(torch.where(other[:, None], value, own.color_feature),
                               torch.where(other, score, own.score))

@@ -111,7 +111,7 @@ def _write(sources, joined):
                 seen = extract_features(predictor.colorizer.backbone, [lab[..., 0] for lab in labs], predictor.device)
                 rows["keys"] = joined.translated(rows["keys"], source.spatial, seen.cells)
                 features = seen.embedding.norm(dim=1, keepdim=True) * rows["features"].float()
-                memory.update(memory.query(features), predictor.features_of(labs), rows["ids"])
+                memory.update(memory.query(features), predictor.color_features(labs), rows["ids"])
             yield joined.store(torch.arange(start, start + len(slots)), rows)
             start += len(slots)
 
@@ -132,11 +132,11 @@ def _pin(sources, joined, start):
             rows = _rows(source, [slot])
             if source is not sources[0]:
                 lab = source.spatial.labs([slot])[0]
-                seen, _, _, guess = predictor.guessed(lab)
+                seen, _, _, guess = predictor.encode_reference(lab)
                 color = config.color_weight * F.adaptive_avg_pool2d(guess.float(), config.grid).flatten(2).transpose(1, 2)
                 keys = joined.translated(rows["keys"], source.spatial, seen.cells)
                 rows["keys"] = torch.cat([keys[..., :-2], color], -1)
-                memory.pin(memory.query(seen.embedding), predictor.features_of([lab]))
+                memory.pin(memory.query(seen.embedding), predictor.color_features([lab]))
             joined.store(torch.tensor([start]), {**rows, "pinned": torch.tensor([True])})
             start += 1
 

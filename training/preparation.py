@@ -15,7 +15,7 @@ from colorizer.memory.deduplication import Deduplicator
 from colorizer.memory.frame_archive import write_archive
 from colorizer.palette_classifier import STRIDE
 from config import ModelConfig, SpatialConfig, TrainConfig
-from dataset import AB_SCALE, ColorizationDataset, lab_to_tensors, resize, rgb_to_lab, shrink
+from dataset import AB_SCALE, ColorizationDataset, downsample, lab_to_tensors, resize, rgb_to_lab
 from fileio.images import IMAGE_SUFFIXES, read_image
 from training.degradation import degrade
 from training.learner import Cast
@@ -172,10 +172,10 @@ def teach_voter(data: ColorizationDataset, colorizer: Colorizer, cast: Cast, see
     for L, ab in _looks(paths, views, voter.config.input_size):
         L, ab = L.to(device), ab.to(device)
         with cast():
-            maps = colorizer.maps_of(L)
+            maps = colorizer.classifier_maps(L)
         chosen = torch.from_numpy(rng.choice(grid**2, grid**2 // VOTER_SHARE, replace=False)).to(device)
         features.append(voter.describe(maps, L, chosen).flatten(0, 1).half())
-        colors.append(AB_SCALE * shrink(ab, grid).flatten(2).transpose(1, 2)[:, chosen].flatten(0, 1))
+        colors.append(AB_SCALE * downsample(ab, grid).flatten(2).transpose(1, 2)[:, chosen].flatten(0, 1))
     color = torch.cat(colors)
     voter.learn(voter.fit(torch.cat(features), color), color, VOTER_STEPS)
 
@@ -187,5 +187,5 @@ def vote_all(data: ColorizationDataset, indices: Sequence[int], colorizer: Color
     colorizer.eval()
     for L, _ in _looks([data.paths[index] for index in indices], [0] * len(indices), colorizer.palette_classifier.config.input_size):
         with cast():
-            votes.append(colorizer.vote(L.to(device)).half())
+            votes.append(colorizer.classify(L.to(device)).half())
     return torch.cat(votes)

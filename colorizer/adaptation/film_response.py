@@ -1,7 +1,7 @@
-"""How did the film see? The stock that it was shot on, and the curve of its grays.
+"""How did the film see? The sensitivity that it was shot on, and the curve of its grays.
 
 A film that was faded, graded or printed hard shows the same things in another lightness than the pictures that the
-networks learned from, and one on a stock that hardly sees red, or through a filter, other things in the same lightness.
+networks learned from, and one on a sensitivity that hardly sees red, or through a filter, other things in the same lightness.
 Where both show the same thing, the memory tells which lightness, and which color, became which.
 """
 
@@ -16,32 +16,33 @@ import torch.nn.functional as F
 from colorizer.backbone import Features
 from colorizer.memory.spatial_memory import SpatialMemory
 from config import ResponseConfig
-from dataset import AB_SCALE, L_SCALE, decode_lab, exposed, lab_to_rgb, on_video, resize, tensors_to_lab
+from dataset import (
+    AB_SCALE, L_SCALE, decode_lab8, lab_to_rgb, luma_lightness, resize, spectral_lightness, tensors_to_lab)
 from fileio.images import LUMINANCE_WEIGHTS
 from utils import evenly_spaced
 
 QUANTILES = (0.01, 0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95, 0.99)  # of lightness, where a curve has its knots
 NEAR = 3.0  # L, from which a difference rather counts as that of another thing
 STEPS = 20  # of a share of light
-STOCKS = np.array([(red, green, STEPS - red - green)
+SENSITIVITIES = np.array([(red, green, STEPS - red - green)
                    for red in range(STEPS + 1) for green in range(STEPS + 1 - red)]) / STEPS
 
 
 @dataclass
 class FilmResponse:
     """A rising curve, straight between its knots, those of the lightness that most of the film has, and its ends; and
-    the stock that what is known has to be exposed on to have the lightness that the curve leads to."""
+    the sensitivity that what is known has to be exposed on to have the lightness that the curve leads to."""
 
     film: np.ndarray  # (n,) rising from 0 to 100: L of the film
     known: np.ndarray  # (n,) rising: L of what is known, of the same things; what lies outside of [0, 100] is cut off
-    stock: np.ndarray | None = None  # (3,) shares of red, green and blue light of sRGB; None: the luma of video
+    sensitivity: np.ndarray | None = None  # (3,) shares of red, green and blue light of sRGB; None: the luma of video
 
     def __call__(self, L: np.ndarray) -> np.ndarray:
-        """L of the film, of any shape, as L float32 in [0, 100] of what is known, on the stock."""
-        return L if self.is_straight else np.interp(L, self.film, self.known).clip(0, L_SCALE).astype(np.float32)
+        """L of the film, of any shape, as L float32 in [0, 100] of what is known, on the sensitivity."""
+        return L if self.is_identity else np.interp(L, self.film, self.known).clip(0, L_SCALE).astype(np.float32)
 
     @property
-    def is_straight(self) -> bool:
+    def is_identity(self) -> bool:
         """Whether the curve changes nothing."""
         return np.array_equal(self.film, self.known)
 
@@ -52,9 +53,9 @@ class FilmResponse:
         return tuple(float(L) for end in (1, -2) for L in (self.known[end], self.film[end]))  # type: ignore[return-value]
 
     def shown(self, lab: np.ndarray) -> np.ndarray:
-        """L (H, W) in [0, 100] of a known picture, Lab float32 (H, W, 3), on the stock."""
+        """L (H, W) in [0, 100] of a known picture, Lab float32 (H, W, 3), on the sensitivity."""
         rgb = lab_to_rgb(lab)
-        return on_video(rgb) if self.stock is None else exposed(rgb, self.stock)
+        return luma_lightness(rgb) if self.sensitivity is None else spectral_lightness(rgb, self.sensitivity)
 
     def misfit(self, pairs: "Matches") -> float:
         """How far it leads from what is known, in L: a robust mean over Matches."""
@@ -63,7 +64,7 @@ class FilmResponse:
 
     def state(self) -> list[list[float]]:
         """All as plain values."""
-        return [x.tolist() for x in (self.film, self.known, self.stock) if x is not None]
+        return [x.tolist() for x in (self.film, self.known, self.sensitivity) if x is not None]
 
     @classmethod
     def of(cls, state: list[list[float]]) -> "FilmResponse":
@@ -71,14 +72,14 @@ class FilmResponse:
         return cls(*map(np.array, state))
 
     @classmethod
-    def between(cls, film: np.ndarray, known: np.ndarray, stock: np.ndarray | None = None) -> "FilmResponse":
+    def between(cls, film: np.ndarray, known: np.ndarray, sensitivity: np.ndarray | None = None) -> "FilmResponse":
         """The Response by which samples of L of a film, of any number, are distributed like those of what is known, on
-        a stock; it goes on straight beyond the outer QUANTILES."""
+        a sensitivity; it goes on straight beyond the outer QUANTILES."""
         film, known = (_rising(np.quantile(L, QUANTILES)) for L in (film, known))
         slopes = np.diff(known)[[0, -1]] / np.diff(film)[[0, -1]]
         ends = known[[0, -1]] + slopes * (np.array([0, L_SCALE]) - film[[0, -1]])
         inside = (film > 0) & (film < L_SCALE)
-        return cls(np.array([0, *film[inside], L_SCALE]), np.array([ends[0], *known[inside], ends[1]]), stock)
+        return cls(np.array([0, *film[inside], L_SCALE]), np.array([ends[0], *known[inside], ends[1]]), sensitivity)
 
 
 IDENTITY_RESPONSE = FilmResponse(np.array([0, L_SCALE]), np.array([0, L_SCALE]))
@@ -106,15 +107,15 @@ class Matches(NamedTuple):
     distance: float  # mean squared distance of keys from every place of the film to the nearest known one
 
 
-def find_response(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialMemory, lightness: Sequence[np.ndarray],
+def fit_film_response(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialMemory, lightness: Sequence[np.ndarray],
                   config: ResponseConfig) -> FilmResponse | None:
     """The Response of a film by some of its frames, L (H, W) in [0, 100] each, which the backbone can ``see``; None
-    where neither a stock nor a curve brings it clearly nearer to what is known than it is."""
+    where neither a sensitivity nor a curve brings it clearly nearer to what is known than it is."""
     if memory.pinned.all():
         return None
-    response = on_stock(*find_curve(see, memory, lightness, config), config)
+    response = on_stock(*fit_tone_curve(see, memory, lightness, config), config)
     for _ in range(config.max_rounds):
-        if response is None or response.stock is None:
+        if response is None or response.sensitivity is None:
             break
         shown = as_shown(see, memory, lightness, response, config)
         response = on_stock(response, match(see, shown, lightness, response, config), config)
@@ -123,14 +124,14 @@ def find_response(see: Callable[[Sequence[np.ndarray]], Features], memory: Spati
 
 def as_shown(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialMemory, lightness: Sequence[np.ndarray],
              response: FilmResponse, config: ResponseConfig) -> SpatialMemory:
-    """A memory of the frames that are matched with those of a film, as for ``find_response``, whose keys are of what is
+    """A memory of the frames that are matched with those of a film, as for ``fit_film_response``, whose keys are of what is
     seen of them as a Response shows them, but for their lightness."""
     slots = sorted({slot for near in _near(memory, see(list(map(response, lightness))), config) for slot in near})
     codes = memory.kept("pictures", slots).permute(0, 3, 1, 2).float()
     small = SpatialMemory(memory.features.shape[1], len(memory.mean), len(slots), memory.config).to(codes.device)
     small.mean, small.projection = memory.mean, memory.projection
     for part in torch.arange(len(slots)).split(8):
-        L, ab = decode_lab(codes[part])
+        L, ab = decode_lab8(codes[part])
         seen = see([response.shown(lab) for lab in tensors_to_lab(L, ab)])
         small.write(part.to(codes.device), seen, L, ab, part)
     return small
@@ -139,8 +140,8 @@ def as_shown(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialMem
 def on_stock(curve: FilmResponse | None, pairs: Matches, config: ResponseConfig) -> FilmResponse | None:
     """The Response by which pairs of places, matched through a curve, are most alike; None for none.
 
-    It has a stock where one is clearly better than the luma of video and the luminance of light, whatever the curve
-    from film to stock. Where there is a curve or a stock, it has the curve that leads there, if that is needed.
+    It has a sensitivity where one is clearly better than the luma of video and the luminance of light, whatever the curve
+    from film to sensitivity. Where there is a curve or a sensitivity, it has the curve that leads there, if that is needed.
     """
     if len(pairs.film) < config.min_pairs:
         return curve
@@ -149,15 +150,15 @@ def on_stock(curve: FilmResponse | None, pairs: Matches, config: ResponseConfig)
     def misfit(response):
         return response.misfit(pairs)
 
-    def straight(stock):
-        return replace(IDENTITY_RESPONSE, stock=stock)
+    def straight(sensitivity):
+        return replace(IDENTITY_RESPONSE, sensitivity=sensitivity)
 
-    def curved(stock):
-        return FilmResponse.between(pairs.film, straight(stock).shown(lab), stock)
+    def curved(sensitivity):
+        return FilmResponse.between(pairs.film, straight(sensitivity).shown(lab), sensitivity)
 
-    best = min(map(curved, STOCKS), key=misfit)
+    best = min(map(curved, SENSITIVITIES), key=misfit)
     if misfit(best) <= (1 - config.min_sensitivity_reduction) * min(misfit(curved(None)), misfit(curved(LUMINANCE_WEIGHTS))):
-        plain = min(map(straight, STOCKS), key=misfit)
+        plain = min(map(straight, SENSITIVITIES), key=misfit)
     elif curve is not None:
         best, plain = curved(None), None
     else:
@@ -165,9 +166,9 @@ def on_stock(curve: FilmResponse | None, pairs: Matches, config: ResponseConfig)
     return best if misfit(best) < (1 - config.min_curve_reduction) * misfit(plain or IDENTITY_RESPONSE) else plain
 
 
-def find_curve(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialMemory, lightness: Sequence[np.ndarray],
+def fit_tone_curve(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialMemory, lightness: Sequence[np.ndarray],
                config: ResponseConfig) -> tuple[FilmResponse | None, Matches]:
-    """The Response without a stock, for arguments as of ``find_response``, and the Matches through it.
+    """The Response without a sensitivity, for arguments as of ``fit_film_response``, and the Matches through it.
 
     It begins with no response, or with that by which the film's lightness is distributed like that in memory, whichever
     brings more; what differs in between, since other things are shown, is mended by the places that match.
@@ -191,7 +192,7 @@ def find_curve(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialM
 
 def match(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialMemory, lightness: Sequence[np.ndarray],
           response: FilmResponse | None, config: ResponseConfig) -> Matches:
-    """The Matches of a film's frames, given as for ``find_response``, through a Response, or for None as they are.
+    """The Matches of a film's frames, given as for ``fit_film_response``, through a Response, or for None as they are.
 
     Pinned frames are left aside: they may come from the film itself.
     """

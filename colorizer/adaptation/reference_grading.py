@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from colorizer.adaptation.film_response import FilmResponse, find_curve, match
+from colorizer.adaptation.film_response import FilmResponse, fit_tone_curve, match
 from colorizer.backbone import Features
 from colorizer.memory.spatial_memory import SpatialMemory
 from config import GradeConfig, ResponseConfig
@@ -62,7 +62,7 @@ _MIDDLE = 0.5  # of Cb and Cr by OpenCV, of float pictures
 PLAIN = Grade(1, 0, (0, 0))
 
 
-def find_grade(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialMemory, pictures: Sequence[np.ndarray],
+def fit_grade(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialMemory, pictures: Sequence[np.ndarray],
                config: GradeConfig) -> Grade | None:
     """The Grade that brings pictures of one source, RGB uint8 (H, W, 3), of which the backbone can ``see`` the L, to
     the colors in memory; None where none explains clearly more than that they are the same.
@@ -76,7 +76,7 @@ def find_grade(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialM
     grade = _explain(see, memory, pictures, config)
     if grade is None:
         return None
-    response, _ = find_curve(see, memory, [rgb_to_lab(picture)[..., 0] for picture in pictures], ResponseConfig())
+    response, _ = fit_tone_curve(see, memory, [rgb_to_lab(picture)[..., 0] for picture in pictures], ResponseConfig())
     if response is None:
         return grade
     mend = replace(PLAIN, response=response)
@@ -84,7 +84,7 @@ def find_grade(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialM
 
 
 def _explain(see, memory, pictures, config):
-    """``find_grade`` for pictures of the show's gray.
+    """``fit_grade`` for pictures of the show's gray.
 
     It is found by RANSAC over pairs of places that look most like each other. Of frames that were painted anew, most
     keep their colors, so that these stand for themselves and nothing is found; pictures of what the show never showed

@@ -20,7 +20,7 @@ class Deduplicator:
         self.config, self.known = config, defaultdict(list)
 
     def __call__(self, codes: np.ndarray) -> bool:
-        """``codes``, uint8 (H, W, 3), are those of encode_lab; all pictures have one size."""
+        """``codes``, uint8 (H, W, 3), are those of encode_lab8; all pictures have one size."""
         grid, same = self.config.grid, self.config.duplicate_tolerance
         places = cv2.resize(codes, (grid, grid), interpolation=cv2.INTER_AREA).astype(np.int16)
         # Where no place differs by more, nor does the mean of a quarter: only pictures with such quarters are compared.

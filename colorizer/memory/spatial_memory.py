@@ -19,7 +19,7 @@ from colorizer.memory.frame_index import LOOK_STEPS, FrameIndex
 from colorizer.warping import optical_flow_gpu as motion
 from colorizer.warping.optical_flow import Flow, blur, fetch, relit
 from config import SpatialConfig
-from dataset import REFERENCE_ID, decode_lab, encode_lab, round_codes, shrink, tensors_to_lab
+from dataset import REFERENCE_ID, decode_lab8, downsample, encode_lab8, round_codes, tensors_to_lab
 from networks import grow
 from utils import UserError, to_device
 
@@ -63,16 +63,16 @@ class SpatialMemory(nn.Module):
     features: torch.Tensor  # (M, D) float16, of unit length
     keys: torch.Tensor  # (M - A, P, K) float16
     ab: torch.Tensor  # (M - A, P, 2) float16, ab / 110
-    pictures: torch.Tensor  # (M - A, S, S, 3) uint8, codes of encode_lab
+    pictures: torch.Tensor  # (M - A, S, S, 3) uint8, codes of encode_lab8
     ids: torch.Tensor  # (M,) int64
     pinned: torch.Tensor  # (M,) bool
 
-    def __init__(self, frame_dim: int, place_dim: int, size: int, config: SpatialConfig, archived: int = 0) -> None:
+    def __init__(self, frame_dim: int, cell_dim: int, size: int, config: SpatialConfig, archived: int = 0) -> None:
         """``size`` is M and ``archived`` A, of which ``open`` is told the archive."""
         super().__init__()
         self.config = config
-        self.register_buffer("mean", torch.zeros(place_dim))
-        self.register_buffer("projection", torch.zeros(place_dim, config.key_dim))
+        self.register_buffer("mean", torch.zeros(cell_dim))
+        self.register_buffer("projection", torch.zeros(cell_dim, config.key_dim))
         self.register_buffer("features", torch.zeros(0, frame_dim, dtype=torch.float16))
         self.resize(size, archived)
 
@@ -115,12 +115,12 @@ class SpatialMemory(nn.Module):
         return found
 
     def picture(self, slot: int) -> np.ndarray:
-        """The picture of the frame in a slot, codes of encode_lab, uint8 (S, S, 3)."""
+        """The picture of the frame in a slot, codes of encode_lab8, uint8 (S, S, 3)."""
         return self.kept("pictures", [slot])[0].cpu().numpy()
 
     def labs(self, slots: Sequence[int]) -> np.ndarray:
         """The pictures of some frames, Lab float32 (n, S, S, 3)."""
-        return tensors_to_lab(*decode_lab(self.kept("pictures", slots).float().permute(0, 3, 1, 2)))
+        return tensors_to_lab(*decode_lab8(self.kept("pictures", slots).float().permute(0, 3, 1, 2)))
 
     def fit(self, places: torch.Tensor) -> None:
         """Fit the PCA to every 4th place of some frames, places (N, E, G, G)."""
@@ -189,7 +189,7 @@ class SpatialMemory(nn.Module):
 
     def _picture(self, L, ab):
         """L (N, 1, H, H) in [0, 1] and ab (N, 2, H, H) in [-1, 1] -> rows of ``pictures``, uint8 (N, S, S, 3)."""
-        return round_codes(shrink(encode_lab(L.float(), ab.float()), self.config.picture_size)).permute(0, 2, 3, 1)
+        return round_codes(downsample(encode_lab8(L.float(), ab.float()), self.config.picture_size)).permute(0, 2, 3, 1)
 
     def _gray(self, L):
         """L (N, 1, H, H) in [0, 1] as in ``pictures``, uint8 (N, S, S)."""
@@ -355,7 +355,7 @@ class SpatialMemory(nn.Module):
         8-bit L (S, S), of keys ``query`` (P, K), and the misfit (S, S)."""
         config, lightness = self.config, picture.astype(np.float32) / 255
         way = flow(picture, np.ascontiguousarray(known[..., 0]))
-        found, ab = decode_lab(fetch(known.astype(np.float32), way).transpose(2, 0, 1))
+        found, ab = decode_lab8(fetch(known.astype(np.float32), way).transpose(2, 0, 1))
         found, ab = found[0], ab.transpose(1, 2, 0)
         small = cv2.resize(way, (config.grid, config.grid), interpolation=cv2.INTER_AREA) * (config.grid / config.picture_size)
         unlike = self._unlike(query[None], self.kept("keys", [slot]), torch.from_numpy(small)[None])[0, 0]
@@ -384,7 +384,7 @@ class SpatialMemory(nn.Module):
             pictures = to_device(np.stack([shown(slot) for slot in slots.cpu().tolist()]), L.device)
         second = pictures.float().permute(0, 3, 1, 2)
         way = motion.flows(first, second[:, 0])
-        lightness, (found, ab) = first[:, None] / 255, decode_lab(motion.fetch(second, way))
+        lightness, (found, ab) = first[:, None] / 255, decode_lab8(motion.fetch(second, way))
         unlike = self._unlike(keys.repeat_interleave(several, 0), self.kept("keys", slots),
                               motion.scaled(way, config.grid))
         unlike = unlike - config.reference_bias * near.preferred.reshape(-1, 1, 1, 1)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from colorizer.warping.optical_flow import EVEN, WINDOW
-from dataset import shrink
+from dataset import downsample
 
 PATCH, STRIDE = 8, 4  # pixels along a side of a patch, and from one to the next
 SMALLEST = 24  # pixels along a side of the top of the pyramid, at least
@@ -93,7 +93,7 @@ def _sample(maps, places, side):
 def _resized(flow, side):
     """Flows (P, 2, s, s) for pictures of another side."""
     ratio = side / flow.shape[2]
-    flow = shrink(flow, side) if ratio <= 1 else F.interpolate(flow, (side, side), mode="bilinear", align_corners=False)
+    flow = downsample(flow, side) if ratio <= 1 else F.interpolate(flow, (side, side), mode="bilinear", align_corners=False)
     return flow * ratio
 
 

@@ -18,8 +18,9 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from colorizer.metrics import shot_has_color
 from config import FilmConfig
-from dataset import resize, shot_has_color
+from dataset import resize
 from film.analysis.exposure import STEADY, ExposureTracker, normalize_exposure
 from film.analysis.letterbox import Profile, find_boxes, margins, profile
 from film.analysis.plan import FilmPredictor, Plan, Shot, Transition
@@ -88,7 +89,7 @@ def analyze_film(film: Film, predictor: FilmPredictor, config: FilmConfig, found
     plan, response = _scan(film, predictor, config, looks, found=found), None
     if config.response == "auto":
         response = predictor.fit_response([_lightness(sample, plan.shots[number].box) for number, sample in looks.items()])
-    if response and not response.is_straight or any(shot.box for shot in plan.shots):
+    if response and not response.is_identity or any(shot.box for shot in plan.shots):
         plan = _scan(film, predictor.with_response(response), config, StreamSample(LOOKS), plan)
     plan.response = response
     return plan

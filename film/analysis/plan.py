@@ -18,7 +18,7 @@ from film.io.planes import Box
 class FilmPredictor(Protocol):
     """What paints a film; ``colorizer.predictor.Predictor`` does. One that says nothing of responses has none."""
 
-    source: str  # where its colors come from: "memory", "integrator", "truth", "reference" or "none"
+    source: str  # where its colors come from: "memory", "integrator", "ground_truth", "reference" or "none"
     identity: str  # differs for every predictor that colors differently
     origin: str = ""  # its identity before references were added; "" where it cannot tell what it reads of them
 
@@ -40,7 +40,7 @@ class FilmPredictor(Protocol):
 
     def predict(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence]:
         """Frames of a shot, L float32 (n, side, side) in [0, 100] -> ab float32 (n, S, S, 2) in Lab units, of any S,
-        and what is Known of their places, arrays (n, G, G) of any G, nan if nothing is (``Known.nothing(n)``)."""
+        and what is Known of their places, arrays (n, G, G) of any G, nan if nothing is (``Confidence.unknown(n)``)."""
 
     def predict_with_embeddings(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence, np.ndarray]:
         """``predict``, and what the frames look like to the predictor, int16 (n, D) of any D, for ``lookup_digest``."""

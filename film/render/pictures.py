@@ -49,7 +49,7 @@ def color_picture(predictor: Predictor, source: Path, target: Path,
         result = planes.rgb_uint8()
     if confidence:
         gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-        write_image(accompanying_path(target, CONFIDENCE_MAP), tint_grayscale(gray, confidence_map(next(known.each()))))
+        write_image(accompanying_path(target, CONFIDENCE_MAP), tint_grayscale(gray, confidence_map(next(known.per_picture()))))
     return picture, result
 
 

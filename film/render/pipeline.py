@@ -83,7 +83,7 @@ def predict_tasks(jobs: Generator[FrameTask, None, None], predictor: FilmPredict
         if not fresh:
             return iter(())
         ab, known, looks = predictor.predict_with_embeddings(np.stack(fresh), plan.shots[batch[0].shot].palette)
-        return zip(ab, known.each(), looks, strict=True)
+        return zip(ab, known.per_picture(), looks, strict=True)
 
     def mix(shot, before):
         """The Mixture between a shot, of which ``before`` is the last frame that shows it alone, and the next one, and
@@ -91,7 +91,7 @@ def predict_tasks(jobs: Generator[FrameTask, None, None], predictor: FilmPredict
         transition, following = plan.shots[shot].transition, plan.shots[shot + 1]
         L = transition.next_lightness.astype(np.float32)
         ab, known, looks = predictor.predict_with_embeddings(L[None], following.palette)
-        behind = ColoredFrame(L, ab[0], next(known.each()))
+        behind = ColoredFrame(L, ab[0], next(known.per_picture()))
         return TransitionBlender(transition.frames, transition.wipe, before, behind, config.temporal_filter.flow_size), looks[0]
 
     def fill(batch, answers):

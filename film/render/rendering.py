@@ -80,7 +80,7 @@ class FilmRendering:
     def _take_in(self, number, noted):
         """Take in what ``Parts.save`` noted of a finished shot."""
         palette = self.plan.shots[number].palette
-        self.records.states[number] = {**noted["record"], "embedding": palette.feature,
+        self.records.states[number] = {**noted["record"], "embedding": palette.embedding,
                                        "slot_ids": list(palette.slot_ids), "slot_scores": list(palette.slot_scores)}
         self.readings[number] = noted["reading"]
         self.todo.remove(number)
@@ -189,7 +189,7 @@ class FilmRendering:
             number, shot.start, shot.end, float(plan.pts[shot.start] * target.time_base),
             float(following * target.time_base), shown[0].gray_uint8(*size), shown[1].rgb_uint8(*size), truth,
             list(shot.palette.slot_ids), list(shot.palette.slot_scores), confidence,
-            shot.palette.feature.numpy(),
+            shot.palette.embedding.numpy(),
             config.keep_color_shots and shot.in_color, cdc.value(),
             math.nan if truth is None else cdc_ground_truth.value(), recalled, shot.box, time.monotonic() - started,
             shot.end - shot.transition_start)
@@ -215,8 +215,8 @@ def _told(numbers, count):
 
 def check_ground_truth(predictor: FilmPredictor, has_color: bool, path: Path) -> None:
     """Raise UserError if the palette is that of the ground truth and the input ``path`` is not in color."""
-    if predictor.source == "truth" and not has_color:
-        raise UserError(f"{path} has no colors of its own for --color_feature truth; use another --color_feature")
+    if predictor.source == "ground_truth" and not has_color:
+        raise UserError(f"{path} has no colors of its own for --color_feature ground_truth; use another --color_feature")
 
 
 @dataclass

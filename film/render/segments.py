@@ -65,7 +65,7 @@ class SegmentStore:
         returns the packed ShotRecord, whose feature is that of the plan."""
         state = Records.pack(record)
         save_checkpoint(self.part(record.index).with_suffix(".pt"), {
-            "record": {**state, "feature": None}, "looks": pack_embeddings(looks), "reading": reading,
+            "record": {**state, "embedding": None}, "looks": pack_embeddings(looks), "reading": reading,
             "outline": plan.shot_signature(record.index)})
         return state
 

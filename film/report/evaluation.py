@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from colorizer.metrics import Scores, has_color, measured_size, metrics_table
+from colorizer.metrics import Scores, evaluation_size, has_color, metrics_table
 from config import FilmConfig
 from dataset import lab_to_rgb, resize, rgb_to_lab
 from fileio.atomic import atomic_write
@@ -45,13 +45,13 @@ class Evaluation:
 
     @classmethod
     def measure(cls, ground_truth: np.ndarray, result: np.ndarray) -> PictureScores | None:
-        """Score a result against its ground truth, both RGB uint8 (H, W, 3), at their ``measured_size``.
+        """Score a result against its ground truth, both RGB uint8 (H, W, 3), at their ``evaluation_size``.
 
         Returns None if the ground truth has no color.
         """
         if not has_color(ground_truth):
             return None
-        size = measured_size(*ground_truth.shape[:2])
+        size = evaluation_size(*ground_truth.shape[:2])
         ground_truth, result = resize(ground_truth, *size), resize(result, *size)
         lab = rgb_to_lab(ground_truth)
         lab[..., 1:] = 0
@@ -111,7 +111,7 @@ def measure_film(records: Sequence[ShotRecord], film: Film, result: Film, config
              for shot, box in shots if index in shot)
 
     def measure(pair):
-        return evaluation.measure(*(planes.rgb_uint8(*measured_size(*planes.y.shape)) for planes in pair))
+        return evaluation.measure(*(planes.rgb_uint8(*evaluation_size(*planes.y.shape)) for planes in pair))
 
     with coloring_threads() as pool:
         for _, measured in map_in_order(pool, measure, pairs):

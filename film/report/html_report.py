@@ -95,7 +95,7 @@ def _known(value):
 
 
 def _summarize(shots):
-    """Figures of the whole film; means are weighted by frames, and None where unknown. That of cdc_truth is over the
+    """Figures of the whole film; means are weighted by frames, and None where unknown. That of cdc_ground_truth is over the
     shots whose cdc is known, and None if one of these has no truth."""
     frames, start, end, confidence, cdc, truth = np.array(
         [(s.end_frame - s.start_frame, s.start_time, s.end_time, s.confidence, s.cdc, s.cdc_ground_truth) for s in shots],
@@ -141,7 +141,7 @@ def _views(report, shots, width):
     sources = {i: _picture(report.thumbnails[i], min(SOURCE_THUMBNAIL, width)) for i in wanted}
     for place in np.argsort([shot.certainty for shot in shots], kind="stable"):
         record = report.records[place]
-        pictures = [("gray", record.gray), ("colored", record.result), ("truth", record.ground_truth)]
+        pictures = [("gray", record.gray), ("colored", record.result), ("ground truth", record.ground_truth)]
         yield shots[place], {
             "pictures": [(label, _picture(rgb, width)) for label, rgb in pictures if rgb is not None],
             "aspect": f"{record.gray.shape[1]}/{record.gray.shape[0]}",

@@ -112,7 +112,7 @@ def panel_frame(truth: np.ndarray | None, gray: np.ndarray, slot_results: Sequen
     if truth is None:
         rows: list[list[tuple[str, Any, Any]]] = [[("gray", gray, None), memory], slots]
     else:
-        rows = [[("truth", truth, None), ("gray", gray, None), ("true color feature", true_feature_result, None)],
+        rows = [[("ground truth", truth, None), ("gray", gray, None), ("true color feature", true_feature_result, None)],
                 slots, [memory]]
     sheet = np.full((*panel_size(gray.shape[0], gray.shape[1], truth is not None), 3), GROUND, np.uint8)
     y = GAP
@@ -192,8 +192,8 @@ class Panel:
                    for rank in (1, 2, 3)]
         true = [None] * len(labs)
         if self.truth:
-            predictor = replace(self.predictor, source="truth")
-            true = self._join(lightness, predictor.generate(lightness, predictor.given(labs), seen)[0])
+            predictor = replace(self.predictor, source="ground_truth")
+            true = self._join(lightness, predictor.generate_ab(lightness, predictor.pictures_conditioning(labs), seen)[0])
         return [panel_frame(picture if self.truth else None,
                             fit(lab_to_rgb(lab * np.array([1, 0, 0], np.float32)), *self.cell),
                             list(slots), by_truth, self.mosaic, (ids + [-1, -1])[:3])
@@ -201,7 +201,7 @@ class Panel:
                     pictures, labs, zip(*results, strict=True), true, recall.ids.tolist(), strict=True)]
 
     def _results(self, predictor, lightness, recall, seen):
-        return self._join(lightness, predictor.generate(lightness, predictor.recalled(recall), seen)[0])
+        return self._join(lightness, predictor.generate_ab(lightness, predictor.memory_conditioning(recall), seen)[0])
 
     @staticmethod
     def _join(lightness: Sequence[np.ndarray], ab: np.ndarray) -> list[np.ndarray]:
