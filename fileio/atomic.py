@@ -1,4 +1,4 @@
-"""TODO: module docstring."""
+"""Atomic file writing and exclusive locks."""
 
 import os
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ from utils import UserError
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; it takes ``path``'s name only when the block ends without an error.
+    """Yield a temporary path next to ``path``; it is renamed to ``path`` when the block ends without an error.
 
-    Raises UserError for any OSError, also one that is raised in the block.
+    Raises UserError for any OSError, including those raised in the block.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
@@ -31,10 +31,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def exclusive_lock(path: Path, message: str) -> Iterator[None]:
-    """Run the block in one process at a time: the others raise UserError with ``message``.
+    """Hold the lock file ``path`` during the block; raise UserError(``message``) if another process holds it.
 
-    ``path`` is the lock file, which is removed at the end. The system releases the lock when the process dies, however
-    it does. Raises OSError when the file cannot be written.
+    The file is removed at the end. The system releases the lock if the process is killed. Raises OSError if the file
+    cannot be written.
     """
     lock = FileLock(path, blocking=False)
     try:
@@ -44,6 +44,6 @@ def exclusive_lock(path: Path, message: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if os.name == "posix":  # while locked: who has opened it then sees that it has no name any more
+        if os.name == "posix":  # before the release, so that no other process locks a file that is about to be removed
             path.unlink(missing_ok=True)
         lock.release()

@@ -1,4 +1,8 @@
-"""TODO: module docstring."""
+"""A cache file of fixed-size records, each validated by its key and checksum.
+
+Records of changed inputs, of other program versions and of damaged or truncated files are all treated alike: a record
+whose key is not requested or whose checksum is wrong is not used, and missing records are made again.
+"""
 
 import hashlib
 import heapq
@@ -14,48 +18,60 @@ import numpy as np
 
 from utils import warn
 
+_CHECKSUM, _KEY = 4, 32  # bytes of the checksum and of the key at the start of a record
+
 
 def record_key(*facts: object) -> bytes:
-    """A key, bytes (32,), that differs for different facts (plain values)."""
+    """Return a key (32 bytes) that differs for different facts (plain values)."""
     return hashlib.blake2b(repr(facts).encode(), digest_size=_KEY // 2).hexdigest().encode()
 
 
 def load_or_make_records(path: Path | None, fields: list[tuple], keys: Sequence[bytes],
-           make: Callable[[Sequence[int]], Iterable[tuple | None]], budget: float) -> tuple[np.ndarray, list[int]]:
-    """Records of ``fields`` (as for np.dtype), one for each of the distinct ``keys``: read from the file ``path`` if
-    they are there, else made and added to it. Records of other keys are dropped from the file.
+                         make: Callable[[Sequence[int]], Iterable[tuple | None]],
+                         budget: float) -> tuple[np.ndarray, list[int]]:
+    """Return one record per key, read from the cache file ``path`` if it is there, else made and added to the file.
 
-    ``make(indices)`` yields, in order, a tuple of values for each of these indices into ``keys``, or None where no
-    record can be made. Returns a structured array of the records, and the list of the indices they belong to. The array
-    is in memory if it takes at most ``budget`` bytes, else mapped from the file; changes to it stay in this process.
-    With ``path`` None, or one that cannot be written (which is warned about), it is always in memory.
+    Args:
+        path: the cache file; records of other keys are dropped from it. With None, or if the file cannot be written
+            (which prints a warning), all records are made and held in memory.
+        fields: fields of a record, as for ``np.dtype``.
+        keys: distinct keys.
+        make: called with indices into ``keys``; yields, in order, the values of each record, or None if it cannot be
+            made.
+        budget: maximum size, in bytes, of the records to hold in memory; larger files are memory-mapped. Changes of the
+            array are not written to the file.
+
+    Returns:
+        A structured array of the records and the list of their indices into ``keys``.
     """
-    kind = np.dtype([("checksum", "u4"), ("key", f"S{_KEY}"), *fields], align=True)
+    dtype = np.dtype([("checksum", "u4"), ("key", f"S{_KEY}"), *fields], align=True)
 
     def made(indices):
         for index, values in zip(indices, make(indices), strict=True):
             if values is not None:
-                yield index, _seal(kind, keys[index], values)
+                yield index, _pack(dtype, keys[index], values)
 
     if path is None:
-        return _in_memory(kind, made(range(len(keys))), len(keys))
-    old, places = _open(path, kind, budget)
-    there = [index for index, key in enumerate(keys) if key in places]
-    missing = [index for index, key in enumerate(keys) if key not in places]
+        return _collect(dtype, made(range(len(keys))), len(keys))
+    old, positions = _open(path, dtype, budget)
+    found = [index for index, key in enumerate(keys) if key in positions]
+    missing = [index for index, key in enumerate(keys) if key not in positions]
     new = made(missing)
     first = next(new, None)
-    if first is None and [places[keys[index]] for index in there] == list(range(len(old))):
-        return old, there
+    if first is None and [positions[keys[index]] for index in found] == list(range(len(old))):
+        return old, found
 
-    kept = ((index, old[places[keys[index]]].tobytes()) for index in there)
+    def merged(new):
+        kept = ((index, old[positions[keys[index]]].tobytes()) for index in found)
+        return heapq.merge(kept, new, key=itemgetter(0))
+
     indices = []
     try:
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{uuid4().hex}")  # another run may be writing too
+        temporary = path.with_name(f"{path.name}.{uuid4().hex}")  # another run may write the same file
         with open(temporary, "w+b") as file:
             try:
-                for index, record in heapq.merge(kept, itertools.chain([first] if first else [], new),
-                                                 key=itemgetter(0)):
+                for index, record in merged(itertools.chain([first] if first else [], new)):
                     file.write(record)
                     indices.append(index)
                 file.flush()
@@ -63,53 +79,49 @@ def load_or_make_records(path: Path | None, fields: list[tuple], keys: Sequence[
             except BaseException:
                 temporary.unlink()
                 raise
-            return _load(file, kind, len(indices), budget), indices
+            return _load(file, dtype, len(indices), budget), indices
     except OSError as error:
-        warn(f"cannot keep what is prepared in {path.parent} ({error.strerror or error}); it is held in memory, and "
-             "prepared again in the next run")
-    rest = heapq.merge(((index, old[places[keys[index]]].tobytes()) for index in there), made(missing),
-                       key=itemgetter(0))
-    return _in_memory(kind, rest, len(keys))
+        warn(f"cannot write the cache in {path.parent} ({error.strerror or error}); it is held in memory and made again "
+             "in the next run")
+    return _collect(dtype, merged(made(missing)), len(keys))
 
 
-def _seal(kind, key, values):
-    """The bytes of a record of dtype ``kind``: checksum, key and ``values``."""
-    record = np.zeros((), kind)
+def _pack(dtype, key, values):
+    """Return the bytes of a record: checksum, key and ``values``."""
+    record = np.zeros((), dtype)
     record["key"] = key
-    for name, value in zip(kind.names[2:], values, strict=True):
+    for name, value in zip(dtype.names[2:], values, strict=True):
         record[name] = value
     record["checksum"] = zlib.crc32(record.tobytes()[_CHECKSUM:])
     return record.tobytes()
 
 
-def _in_memory(kind, sealed, most):
-    """(array of records, their indices) from an iterable of at most ``most`` pairs (index, bytes of a record)."""
-    records, indices = np.zeros(most, kind), []
-    for index, record in sealed:
-        records[len(indices)] = np.frombuffer(record, kind)[0]
+def _collect(dtype, packed, maximum):
+    """Return (array of records, their indices) of at most ``maximum`` pairs (index, bytes of a record)."""
+    records, indices = np.zeros(maximum, dtype), []
+    for index, record in packed:
+        records[len(indices)] = np.frombuffer(record, dtype)[0]
         indices.append(index)
     return records[:len(indices)], indices
 
 
-def _open(path, kind, budget):
-    """(records of a file, {key: position} of those whose checksum is right)."""
-    places, count = {}, 0
+def _open(path, dtype, budget):
+    """Return (records of a file, {key: position} of those with a correct checksum)."""
+    positions, count = {}, 0
     try:
         with open(path, "rb") as file:
-            while len(record := file.read(kind.itemsize)) == kind.itemsize:
+            while len(record := file.read(dtype.itemsize)) == dtype.itemsize:
                 if int.from_bytes(record[:_CHECKSUM], sys.byteorder) == zlib.crc32(memoryview(record)[_CHECKSUM:]):
-                    places[record[_CHECKSUM:_CHECKSUM + _KEY]] = count
+                    positions[record[_CHECKSUM:_CHECKSUM + _KEY]] = count
                 count += 1
-            return _load(file, kind, count, budget), places
-    except OSError:  # missing or unreadable: if something is wrong, writing will report it
-        return np.zeros(0, kind), {}
+            return _load(file, dtype, count, budget), positions
+    except OSError:  # missing or unreadable; writing the file reports real problems
+        return np.zeros(0, dtype), {}
 
 
-def _load(file, kind, count, budget):
-    """The first ``count`` records of an open file: in memory up to ``budget`` bytes, else mapped."""
+def _load(file, dtype, count, budget):
+    """Return the first ``count`` records of an open file, memory-mapped if they take more than ``budget`` bytes."""
     file.seek(0)
-    if not count or count * kind.itemsize <= budget:
-        return np.fromfile(file, kind, count)
-    return np.memmap(file, kind, "c", shape=(count,))
-
-_CHECKSUM, _KEY = 4, 32  # bytes at the head of a record
+    if not count or count * dtype.itemsize <= budget:
+        return np.fromfile(file, dtype, count)
+    return np.memmap(file, dtype, "c", shape=(count,))

@@ -180,7 +180,7 @@ def spoil(name, content):
     ("a wrong shape", "generator.output.weight is missing, left over or of another shape"),
     ("not a number", "not finite"), ("missing moments", "not whole"), ("moments of a wrong shape", "another shape"),
     ("another format", "format 99"), ("absurd sizes", "not whole.*another shape"),
-    ("a tensor of more than is stored", "larger than what is stored"), ("no settings", "settings are not those"),
+    ("a tensor of more than is stored", "larger than its stored data"), ("no settings", "settings are not those"),
     ("a wrong random state", "not whole"), ("a negative epoch", "epoch is -1"), ("a wrong kind", "not whole")])
 def test_a_spoiled_checkpoint_is_refused_in_one_sentence(trained, tmp_path, fault, message):
     content = torch.load(trained / "last.pt", weights_only=True)

@@ -1,4 +1,4 @@
-"""Is a film interlaced? Told by the flags of its frames, which a colored one keeps; and its fields, apart and woven."""
+"""Interlaced film: detection and flags of the field order, and conversion between frames and fields."""
 
 from collections.abc import Iterable
 from fractions import Fraction
@@ -10,49 +10,49 @@ from av.filter import Graph
 
 from film.io.planes import Planes
 
-LOOK = 25  # frames at a film's beginning whose flags are asked
-FLAGGED = 0.3  # a film is interlaced if more of them are: of telecined film at least 2 of 5 frames may be flagged
-FIELD_ORDER_NAMES = {"tff": "top field first", "bff": "bottom field first"}  # FFmpeg's order of fields: in words
-INTERLACED_ENCODERS = ("libx264", "mpeg2video", "prores_ks")  # encoders that write interlaced film
+INSPECTED_FRAMES = 25  # frames at the start of a film whose interlacing flags are read
+MIN_INTERLACED = 0.3  # share of flagged frames above which a film is interlaced; telecine flags at least 2 of 5
+FIELD_ORDER_NAMES = {"tff": "top field first", "bff": "bottom field first"}  # FFmpeg's name: description
+INTERLACED_ENCODERS = ("libx264", "mpeg2video", "prores_ks")  # FFmpeg encoders that write interlaced film
 
 
 def field_order(frames: Iterable[av.VideoFrame]) -> str:
-    """"tff" or "bff" for the ``frames`` of an interlaced film, "" for a progressive one."""
+    """Return the field order of an interlaced film, "tff" or "bff", from its first frames; "" if it is progressive."""
     count, flagged, order = 0, 0, ""
-    for frame in islice(frames, LOOK):
+    for frame in islice(frames, INSPECTED_FRAMES):
         count += 1
         if frame.interlaced_frame:
             flagged += 1
-            order = order or _order(frame)
-    return order if flagged > FLAGGED * count else ""
+            order = order or _frame_order(frame)
+    return order if flagged > MIN_INTERLACED * count else ""
 
 
-def _order(frame):
-    graph = _filtered(frame.width, frame.height, frame.format.name, "select", "eq(interlace_type,TOPFIRST)")
+def _frame_order(frame):
+    """Return the field order of a frame. PyAV does not expose the flag, so a filter drops frames without it."""
+    graph = _filter_graph(frame.width, frame.height, frame.format.name, "select", "eq(interlace_type,TOPFIRST)")
     graph.push(frame)
     try:
         graph.pull()
-    except av.error.BlockingIOError:  # it is dropped
+    except av.error.BlockingIOError:  # the frame was dropped
         return "bff"
     return "tff"
 
 
 class FieldFlagger:
-    """Flags frames of one size and pixel format as those of a film whose ``order`` of fields is "tff" or "bff"."""
+    """Sets the interlacing flags of frames of one size and pixel format to the field order "tff" or "bff"."""
 
     def __init__(self, order: str, width: int, height: int, pix_fmt: str) -> None:
-        self.graph = _filtered(width, height, pix_fmt, "setfield", order)
+        self.graph = _filter_graph(width, height, pix_fmt, "setfield", order)
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """A flagged frame in the memory of ``frame``."""
+        """Return a flagged frame that shares the memory of ``frame``."""
         self.graph.push(frame)
-        marked = self.graph.pull()
-        assert isinstance(marked, av.VideoFrame)
-        return marked
+        flagged = self.graph.pull()
+        assert isinstance(flagged, av.VideoFrame)
+        return flagged
 
 
-def _filtered(width, height, pix_fmt, name, argument):
-    """A graph of one filter."""
+def _filter_graph(width, height, pix_fmt, name, argument):
     graph = Graph()
     source = graph.add_buffer(width=width, height=height, format=pix_fmt, time_base=Fraction(1, 25))
     graph.link_nodes(source, graph.add(name, argument), graph.add("buffersink")).configure()
@@ -60,23 +60,23 @@ def _filtered(width, height, pix_fmt, name, argument):
 
 
 def interlacing_options(order: str) -> dict[str, str]:
-    """Options of one of INTERLACING for an order of fields; none for ""."""
+    """Return the options of INTERLACED_ENCODERS for a field order; {} for ""."""
     return {"flags": "+ildct+ilme", "field_order": {"tff": "tt", "bff": "bb"}[order]} if order else {}
 
 
 def split_fields(planes: Planes) -> list[Planes]:
-    """The top and the bottom field of a picture, as pictures of half the height."""
+    """Split a frame into its top and bottom field, each a frame of half the height."""
     return [planes._replace(y=planes.y[i::2], cb=None if planes.cb is None else planes.cb[i::2],
                             cr=None if planes.cr is None else planes.cr[i::2], interlaced=False) for i in (0, 1)]
 
 
 def weave_fields(top: Planes, bottom: Planes) -> Planes:
-    """The inverse of ``split``."""
-    y, cb, cr = (_woven(*pair) for pair in zip(top[:3], bottom[:3], strict=True))
+    """Join two fields to a frame: the inverse of ``split_fields``."""
+    y, cb, cr = (_weave(*pair) for pair in zip(top[:3], bottom[:3], strict=True))
     return Planes(y, cb, cr, top.coding, True)
 
 
-def _woven(top, bottom):
+def _weave(top, bottom):
     if top is None:
         return None
     plane = np.empty((len(top) + len(bottom), top.shape[1]), top.dtype)

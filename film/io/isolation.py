@@ -1,4 +1,4 @@
-"""How does a file that crashes a decoder cost only itself? Work on it is done in a process apart."""
+"""Subprocess isolation: a file that crashes a decoder does not end the program."""
 
 import multiprocessing
 import os
@@ -12,16 +12,16 @@ from typing import Any, TypeVar
 
 from utils import UserError
 
-EXIT_TIMEOUT = 10  # seconds to wait for processes that should soon end
+EXIT_TIMEOUT = 10  # seconds that a process gets to end by itself
 T = TypeVar("T")
 
 
 class ProcessDied(UserError):
-    """The process ended before its work did."""
+    """The process ended before it returned a result."""
 
 
-class _Streams:
-    """Standard output and error, which become those of the process that this is pickled for."""
+class _StandardStreams:
+    """Standard output and error of this process; unpickling them replaces those of the other process."""
 
     def __getstate__(self) -> list[tuple[int, Any]]:
         return [(number, reduction.DupFd(number)) for number in (1, 2)]
@@ -31,27 +31,27 @@ class _Streams:
             os.dup2(stream.detach(), number)
 
 
-def run_in_subprocess(work: Callable[..., T], *arguments: object) -> T:
-    """``work(*arguments)`` in a process of its own; work, arguments and answer are pickled.
+def run_in_subprocess(function: Callable[..., T], *arguments: object) -> T:
+    """Return ``function(*arguments)``, run in a process of its own; function, arguments and result are pickled.
 
-    A UserError or an OSError of the work is raised here; Died when its process ends without an answer. The process ends
-    with this call, by whatever cause, and when this process is killed.
+    The process ends when this call returns or raises, and when this process is killed. Raises the UserError or OSError
+    of the function, or ProcessDied if the process ends without a result.
     """
-    # Decoders and torch have threads, which a fork of this process would lose: it is forked from one that has none.
+    # Decoders and torch have threads, so this process cannot be forked safely: a fork server without threads is.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "film.render.rendering"])  # which import almost all that there is
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(_Streams(), theirs, work, arguments), daemon=True)
+    context.set_forkserver_preload([__name__, "film.render.rendering"])  # which imports nearly all modules
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_serve, args=(_StandardStreams(), sender, function, arguments), daemon=True)
     resource_tracker.ensure_running()  # before SIGINT is blocked, since its start unblocks it
-    # Ctrl-C in a terminal reaches all processes; this one ends the other, which inherits what is blocked here.
+    # Ctrl-C in a terminal is sent to all processes. This one handles it; the other inherits the blocked signal.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    theirs.close()
+    sender.close()
     try:
-        answer, error = ours.recv()
+        result, error = receiver.recv()
     except EOFError as end:
         process.join()
         raise ProcessDied(f"its process ended with exit code {process.exitcode}") from end
@@ -61,20 +61,19 @@ def run_in_subprocess(work: Callable[..., T], *arguments: object) -> T:
         process.kill()
     if error is not None:
         raise error
-    return answer
+    return result
 
 
-def _serve(_, connection, work, arguments):
-    """What the process does."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # SystemExit: the work is cleaned up
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _serve(_, sender, function, arguments):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # SystemExit, so that context managers clean up
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     try:
-        answer = work(*arguments), None
+        result = function(*arguments), None
     except (UserError, OSError) as error:
-        answer = None, error
-    connection.send(answer)
+        result = None, error
+    sender.send(result)
 
 
-def _end_with_parent():
-    wait([multiprocessing.parent_process().sentinel])  # type: ignore[union-attr]  # it is a child
+def _exit_with_parent():
+    wait([multiprocessing.parent_process().sentinel])  # type: ignore[union-attr]  # it is a child process
     os._exit(1)
