@@ -108,7 +108,7 @@ def test_a_folder_that_cannot_be_written_is_done_without(tmp_path, keys, capsys)
     (tmp_path / "file").write_bytes(b"")
     for _ in range(2):
         assert numbers(tmp_path / "file" / "records", keys)[0] == [10, 20, 30, 40]
-        assert "cannot keep what is prepared in" in capsys.readouterr().err
+        assert "cannot write the cache in" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit on the size of files")
@@ -123,7 +123,7 @@ def test_a_full_disk_is_done_without(tmp_path, keys, capsys):
         assert numbers(path, keys) == ([10, 20, 30, 40], [2, 3, 2, 3], False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "cannot keep what is prepared" in capsys.readouterr().err
+    assert "cannot write the cache" in capsys.readouterr().err
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 

@@ -75,7 +75,7 @@ def test_bad_deep_pictures_are_one_sentence(tmp_path):
     for name, content in bad.items():
         (tmp_path / name).write_bytes(content)
         for read in (read_deep_image, read_image):
-            with pytest.raises(UserError, match=f"cannot read .*{name} as a picture"):
+            with pytest.raises(UserError, match=f"cannot read .*{name} as an image"):
                 read(tmp_path / name)
 
 
