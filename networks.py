@@ -1,13 +1,14 @@
-"""What is learned? The generator, the discriminator, the memory and the feature integrator.
+"""Networks of the method: generator, discriminator, memory and feature integrator.
 
-Shapes: N pictures in a batch, S = img_size, k of the m slots are read, D and E numbers of the backbone's features of a
-frame and of one of its G x G places. L is in [0, 1], ab in [-1, 1]; a color feature has 313 numbers >= 0 of sum 1. The
-method is that of "Coloring With Limited Data: Few-Shot Colorization via Memory-Augmented Networks" (CVPR 2019, arXiv
-1906.11888).
+They follow "Coloring With Limited Data: Few-Shot Colorization via Memory-Augmented Networks" (CVPR 2019, arXiv
+1906.11888). Shapes: N pictures of S x S pixels, S = img_size; m memory slots, of which k are read; D numbers of a frame
+embedding; E channels of the backbone on G x G grid cells. L is in [0, 1], ab in [-1, 1]; a color feature is a histogram
+over 313 color bins of sum 1.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,30 +19,26 @@ from torch.distributed.nn.functional import all_reduce
 
 from dataset import N_BINS, REFERENCE_ID
 
-KEY_DIM = 512  # numbers of a query or a key of the memory
-PLACE_DROP, PLACE_WIDTH = 0.2, 128  # dropout of the places' features in training, and channels made of them
+KEY_DIM = 512  # length of the queries and keys of the memory
+CELL_DROPOUT, CELL_WIDTH = 0.2, 128  # dropout probability and channels of the generator's cell encoder
 
 
 class Conditioning(NamedTuple):
-    """What the generator is told of the colors of N pictures, and how far to trust it."""
+    """Color input of the generator for N pictures."""
 
     color_feature: torch.Tensor  # (N, 313)
-    score: torch.Tensor  # (N,) cosine similarity that it was recalled with; 1 for a picture's own colors
+    score: torch.Tensor  # (N,) cosine similarity of the memory slot it comes from; 1 for a picture's own colors
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Layers whose style comes from the color feature
-
-
-class _Restyle(torch.autograd.Function):
-    """AdaIN in few passes over the maps: torch's var_mean is 10 times slower on maps whose channels are side by side,
-    and the backward pass that autograd derives would store and read more maps than this one."""
+class _AdaINFunction(torch.autograd.Function):
+    """AdaIN with its own backward pass. ``torch.var_mean`` is 10 times slower on channels-last maps, and autograd would
+    store more maps."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float) -> torch.Tensor:
         mean = x.mean((2, 3), dtype=torch.float32, keepdim=True)
         rate = torch.rsqrt((x.float() - mean).square_().mean((2, 3), keepdim=True) + eps)
-        factor = (1 + scale[:, :, None, None]) * rate  # norm and style in one multiplication and one addition
+        factor = (1 + scale[:, :, None, None]) * rate  # normalization and style as one multiply-add
         offset = shift[:, :, None, None] - mean * factor
         ctx.save_for_backward(x, mean, rate, factor)
         return torch.addcmul(offset.to(x.dtype), x, factor.to(x.dtype))
@@ -49,24 +46,24 @@ class _Restyle(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, mean, rate, factor = ctx.saved_tensors
-        grad, centered, pixels = grad.float(), x.float() - mean, x[0, 0].numel()  # float32: mixed dtypes are slower
-        along = rate * (grad * centered).sum((2, 3), keepdim=True)  # sum of grad * normed map: gradient of the scale
+        grad, centered, pixels = grad.float(), x.float() - mean, x[0, 0].numel()  # mixed dtypes are slower than float32
+        along = rate * (grad * centered).sum((2, 3), keepdim=True)  # sum of grad * normalized x: gradient of scale
         total = grad.sum((2, 3), keepdim=True)
         grad_x = centered.mul_(-factor * rate * along / pixels).addcmul_(grad, factor).sub_(factor * total / pixels)
         return grad_x.to(x.dtype), along.flatten(1), total.flatten(1), None
 
 
 class AdaIN(nn.Module):
-    """Adaptive instance norm (Huang and Belongie 2017): each channel of each sample to mean 0 and variance 1, then
-    ``x * (1 + scale) + shift``. x (N, C, H, W); scale and shift (N, C)."""
+    """Adaptive instance normalization (Huang and Belongie 2017): normalize each channel of x (N, C, H, W) to mean 0 and
+    variance 1, then return ``x * (1 + scale) + shift`` with scale and shift (N, C)."""
 
     def forward(self, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
-        return _Restyle.apply(x, scale, shift, eps)
+        return _AdaINFunction.apply(x, scale, shift, eps)
 
 
 class StyleMLP(nn.Module):
-    """An MLP of 3 layers: color feature (N, 313) and the score (N,) that it was recalled with -> (scale, shift), each
-    (N, C), for every layer of C channels. The score, 1 for a picture's own colors, tells how far to trust them."""
+    """MLP from a color feature (N, 313) and its score (N,) to (scale, shift), each (N, C), for every AdaIN layer of C
+    channels."""
 
     def __init__(self, channels: Iterable[int], hidden: int = 256) -> None:
         super().__init__()
@@ -75,32 +72,19 @@ class StyleMLP(nn.Module):
                                  nn.ReLU(True), nn.Linear(hidden, 2 * sum(self.channels)))
 
     def forward(self, color_feature: torch.Tensor, score: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        # The square root keeps rare colors in sight: a hat is 1% of a frame, and 0.1 after the root.
+        # The square root raises the weight of rare colors: a share of 0.01 becomes 0.1.
         scales, shifts = self.mlp(torch.cat([color_feature.sqrt(), score[:, None]], 1)).chunk(2, dim=1)
         return list(zip(scales.split(self.channels, 1), shifts.split(self.channels, 1), strict=True))
 
 
-class UnconditionalNorm(nn.Module):
-    """A norm without style, called like AdaIN."""
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, x: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None) -> torch.Tensor:
-        return self.norm(x)
-
-
 def channels_last(x: torch.Tensor) -> torch.Tensor:
-    """Maps with the channels of a pixel side by side, over which convolutions run about three times as fast on a CPU.
-
-    Weights stay as they are: gradients of channels-last weights would come in another layout and be copied every step.
-    """
-    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # .contiguous(memory_format) ignores single channels
+    """Return x (N, C, H, W) in channels-last memory format, in which CPU convolutions are about 3 times as fast."""
+    # Not contiguous(memory_format=torch.channels_last), which does nothing for a single channel.
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def init_weights(network: nn.Module) -> None:
-    """Convolutions start from N(0, 0.02), as in pix2pix (Isola et al. 2017): colors start near gray."""
+    """Initialize convolutions from N(0, 0.02), as in pix2pix (Isola et al. 2017)."""
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and not module.weight.is_meta:
             nn.init.normal_(module.weight, 0.0, 0.02)
@@ -108,13 +92,8 @@ def init_weights(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Layers that are one over all processes of a training
-
-
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm over the whole batch, of which each process has an equal share; torch's SyncBatchNorm has no CPU
-    version."""
+    """Batch norm over the equal-sized batches of all processes; ``nn.SyncBatchNorm`` does not run on CPUs."""
 
     running_mean: torch.Tensor
     running_var: torch.Tensor
@@ -138,8 +117,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class SyncDropout2d(nn.Dropout2d):
-    """Dropout of whole channels. The masks do not depend on the number of processes or the device: each process draws
-    those of the whole batch on the CPU and uses its share."""
+    """Channel dropout whose masks depend neither on the number of processes nor on the device: each process draws those
+    of the whole batch on the CPU and uses its share."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
@@ -149,27 +128,22 @@ class SyncDropout2d(nn.Dropout2d):
         return x * (kept / (1 - self.p)).to(x.dtype)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Generator and discriminator
-
-
 class DilatedBlock(nn.Module):
-    """A residual 3x3 convolution over places ``reach`` apart: an ear tells the color of the whole body."""
+    """Residual 3x3 convolution with dilation."""
 
-    def __init__(self, channels: int, reach: int) -> None:
+    def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=reach, dilation=reach)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + F.relu(self.conv(x))
 
 
 class Generator(nn.Module):
-    """U-Net of 4x4 convolutions, 7 downs and 6 ups with skip connections by concatenation, and an output layer.
+    """U-Net of 4x4 convolutions: 7 down, 6 up with concatenated skip connections, and an output layer.
 
-    ``norm`` is adain (styled by the color feature) or batch (the color feature is ignored and may be None). With
-    ``cell_dim`` features of a place it also sees the backbone's ``grid`` x ``grid`` places, on the way down at the
-    level of their size.
+    ``norm`` is "adain", conditioned on the color feature, or "batch", which needs no conditioning. If
+    ``cell_dim`` > 0, features of the backbone on ``grid`` x ``grid`` cells are added to the map of that size.
     """
 
     def __init__(self, norm: str = "adain", width: int = 64, cell_dim: int = 0, img_size: int = 256,
@@ -178,68 +152,70 @@ class Generator(nn.Module):
         down = [width * factor for factor in (1, 2, 4, 8, 8, 8, 8)]
         up = [width * factor for factor in (8, 8, 8, 4, 2, 1)]
         self.downs = nn.ModuleList(nn.Conv2d(i, o, 4, 2, 1) for i, o in zip([1] + down[:-1], down, strict=True))
-        skips = [0] + down[-2:0:-1]  # what is concatenated to the input of each up
+        skips = [0] + down[-2:0:-1]  # channels concatenated to the input of each up layer
         self.ups = nn.ModuleList(nn.ConvTranspose2d(i + skip, o, 4, 2, 1)
                                  for i, skip, o in zip([down[-1]] + up[:-1], skips, up, strict=True))
         self.output = nn.ConvTranspose2d(up[-1] + down[0], 2, 4, 2, 1)
-        # No norm on the first layer, where the lightness itself is, nor at the bottom, where a map may be 1 x 1.
+        # The first layer has no norm, to keep absolute lightness; the innermost has none, since its map may be 1 x 1.
         normed = down[1:-1] + up
         if norm == "adain":
             self.style: StyleMLP | None = StyleMLP(normed)
             self.norms = nn.ModuleList(AdaIN() for _ in normed)
         else:
             self.style = None
-            self.norms = nn.ModuleList(UnconditionalNorm(SyncBatchNorm2d(channels)) for channels in normed)
+            self.norms = nn.ModuleList(map(SyncBatchNorm2d, normed))
         init_weights(self)
-        self.level = round(math.log2(img_size / grid)) - 1  # index of the down whose map has the size of the grid
+        self.cell_level = round(math.log2(img_size / grid)) - 1  # index of the down layer whose map is grid x grid
         if cell_dim:
-            self.places = nn.Sequential(SyncDropout2d(PLACE_DROP), nn.Conv2d(cell_dim, PLACE_WIDTH, 1), nn.ReLU(),
-                                        *(DilatedBlock(PLACE_WIDTH, reach) for reach in (1, 2, 4)),
-                                        nn.Conv2d(PLACE_WIDTH, down[self.level], 3, padding=1))
+            self.cell_encoder = nn.Sequential(
+                SyncDropout2d(CELL_DROPOUT), nn.Conv2d(cell_dim, CELL_WIDTH, 1), nn.ReLU(),
+                *(DilatedBlock(CELL_WIDTH, dilation) for dilation in (1, 2, 4)),
+                nn.Conv2d(CELL_WIDTH, down[self.cell_level], 3, padding=1))
 
-    def forward(self, L: torch.Tensor, advice: Conditioning | None = None,
-                places: torch.Tensor | None = None) -> torch.Tensor:
-        """L (N, 1, S, S) in [0, 1], places (N, E, G, G) -> ab (N, 2, S, S) in [-1, 1]. S is a multiple of 128. Norm
-        adain needs ``advice``; norm batch ignores it."""
-        styles = self.style(*advice) if self.style and advice else [(None, None)] * len(self.norms)
-        norms = iter([(norm, style) for norm, style in zip(self.norms, styles, strict=True)])
+    def forward(self, L: torch.Tensor, conditioning: Conditioning | None = None,
+                cells: torch.Tensor | None = None) -> torch.Tensor:
+        """Predict ab (N, 2, S, S) in [-1, 1] from L (N, 1, S, S) in [0, 1] and cells (N, E, G, G).
 
-        def normed(x):
-            norm, style = next(norms)
-            return norm(x, *style)
+        S must be a multiple of 128. ``conditioning`` is required for norm "adain" and ignored for "batch".
+        """
+        norms: Iterable[Callable[[torch.Tensor], torch.Tensor]] = self.norms
+        if self.style and conditioning:
+            norms = [partial(norm, scale=scale, shift=shift)
+                     for norm, (scale, shift) in zip(self.norms, self.style(*conditioning), strict=True)]
+        norms = iter(norms)
 
-        x = F.leaky_relu(self.downs[0](channels_last(2 * L - 1)), 0.2)
+        x = F.leaky_relu(self.downs[0](channels_last(2 * L - 1)), 0.2)  # (N, width, S/2, S/2)
         skips = [x]
         for level, down in enumerate(self.downs[1:-1], 1):
-            x = normed(down(x))
-            if places is not None and level == self.level:
-                seen = self.places(10 * channels_last(places))  # times 10, since elements of unit vectors are small
-                x = x + F.interpolate(seen, x.shape[2:], mode="bilinear", align_corners=False)
+            x = next(norms)(down(x))
+            if cells is not None and level == self.cell_level:
+                encoded = self.cell_encoder(10 * channels_last(cells))  # elements of unit vectors are small
+                x = x + F.interpolate(encoded, x.shape[2:], mode="bilinear", align_corners=False)
             x = F.leaky_relu(x, 0.2)
             skips.append(x)
-        x = F.relu(normed(self.ups[0](F.leaky_relu(self.downs[-1](x), 0.2))))
+        x = F.relu(next(norms)(self.ups[0](F.leaky_relu(self.downs[-1](x), 0.2))))  # (N, 8 width, S/64, S/64)
         for up in self.ups[1:]:
-            x = F.relu(normed(up(torch.cat([x, skips.pop()], 1))))
+            x = F.relu(next(norms)(up(torch.cat([x, skips.pop()], 1))))
         return torch.tanh(self.output(torch.cat([x, skips.pop()], 1)).float())
 
 
 class ColorConv(nn.Module):
-    """A 4x4 convolution of stride 2 over a picture and 313 constant maps, the color feature, which are never built.
+    """Convolve (4x4, stride 2) a picture concatenated with its color feature at every pixel.
 
-    Over a constant map every output pixel is the sum of the kernel's taps, except along the zero-padded border, where
-    a row or a column of taps falls outside. So there are 3 x 3 different sums, which a small matrix product gives.
-    Equal to ``conv(cat(picture, color_feature at each pixel))`` of weights ``cat(picture.weight, color)``.
+    Equal to ``conv(cat(picture, color_feature at each pixel))`` with weights ``cat(picture.weight, color)``, without
+    building the 313 constant maps. On a constant map each output pixel is the sum of the kernel's taps, except at the
+    zero-padded border, where a row or column of taps is missing; a small matrix product gives these 3 x 3 sums.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.picture = nn.Conv2d(in_channels, out_channels, 4, 2, 1)
         self.color = nn.Parameter(torch.randn(out_channels, N_BINS, 4, 4) * 0.02)
-        taps = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0]])  # 1 = in the picture; first, middle, last row
+        taps = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0]])  # in the picture, by row
         self.register_buffer("taps", taps.float(), persistent=False)
 
     def forward(self, picture: torch.Tensor, color_feature: torch.Tensor) -> torch.Tensor:
-        """picture (N, C, H, W) with even H and W of at least 4, color feature (N, 313) -> (N, O, H/2, W/2)."""
+        """Return (N, O, H/2, W/2) for picture (N, C, H, W), H and W even and >= 4, and color feature (N, 313)."""
         kernel = torch.einsum("ri,ofij,cj->forc", self.taps, self.color, self.taps)  # (313, O, 3, 3)
         border = (color_feature @ kernel.flatten(1)).view(-1, *kernel.shape[1:])  # (N, O, 3, 3)
         out = self.picture(picture)
@@ -250,8 +226,8 @@ class ColorConv(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """A patch discriminator (Isola et al. 2017) that sees L and ab; with ``norm`` adain also the color feature at
-    every pixel and in its norms, with ``norm`` None neither feature nor norms. Returns logits (N, 1, h, w)."""
+    """Patch discriminator (Isola et al. 2017) of L and ab. With norm "adain" it is conditioned on the color feature, at
+    the input and in its norms; with None it has no norms."""
 
     def __init__(self, norm: str | None = "adain", width: int = 64) -> None:
         super().__init__()
@@ -264,58 +240,50 @@ class Discriminator(nn.Module):
         init_weights(self)
 
     def forward(self, L: torch.Tensor, ab: torch.Tensor, color_feature: torch.Tensor | None = None) -> torch.Tensor:
-        """L (N, 1, S, S), ab (N, 2, S, S), color feature (N, 313), which norm None ignores -> logits (N, 1, h, w)."""
-        x = channels_last(torch.cat([2 * L - 1, ab], 1))
-        if self.style is None or color_feature is None:
-            x = F.leaky_relu(self.first(x), 0.2)
-            for conv in self.middle:
-                x = F.leaky_relu(conv(x), 0.2)
-        else:
-            x = F.leaky_relu(self.first(x, color_feature), 0.2)
-            styles = self.style(color_feature, torch.ones_like(color_feature[:, 0]))
-            for conv, style in zip(self.middle, styles, strict=True):
-                x = F.leaky_relu(self.norm(conv(x), *style), 0.2)
+        """Return patch logits (N, 1, h, w) for L (N, 1, S, S), ab (N, 2, S, S) and color feature (N, 313)."""
+        condition, styles = (), [()] * len(self.middle)
+        if self.style and color_feature is not None:
+            condition, styles = (color_feature,), self.style(color_feature, torch.ones_like(color_feature[:, 0]))
+        x = F.leaky_relu(self.first(channels_last(torch.cat([2 * L - 1, ab], 1)), *condition), 0.2)
+        for conv, style in zip(self.middle, styles, strict=True):
+            x = conv(x)
+            x = F.leaky_relu(self.norm(x, *style) if style else x, 0.2)
         return self.last(x).float()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Memory
-
-
 def grow(module: nn.Module, rows: dict[str, torch.Tensor]) -> None:
-    """Append ``rows``, a dict of tensors (n, ...), to buffers of a module by their names."""
+    """Append ``rows``, {buffer name: tensor (n, ...)}, to buffers of a module."""
     for name, new in rows.items():
         buffer = getattr(module, name)
         setattr(module, name, torch.cat([buffer, new.to(buffer)]))
 
 
 def color_distance(value: torch.Tensor, feature: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
-    """KL(value || feature) in nats over the last dimension, both smoothed by eps a bin: finite, >= 0, 0 when equal."""
+    """Return KL(value || feature) in nats over the last dimension, with ``eps`` added to each bin."""
     value, feature = ((x + eps) / (1 + N_BINS * eps) for x in (value, feature))
     return (value * (value.log() - feature.log())).sum(-1)
 
 
 class MemoryMatches(NamedTuple):
-    """What the memory answers: the k best slots of each query, best first. An empty slot has score -inf and id -1."""
+    """The k best slots of each query, best first. An empty slot has score -inf and id -1."""
 
-    values: torch.Tensor  # (N, k, 313)
+    values: torch.Tensor  # (N, k, 313) color features
     scores: torch.Tensor  # (N, k) cosine similarity
-    ids: torch.Tensor  # (N, k) identity of the frame that the slot came from
+    ids: torch.Tensor  # (N, k) id of the frame in the slot
 
 
 class MemoryNetwork(nn.Module):
-    """m slots of key (512, unit length), color feature, age and frame id, and the query encoder q = normalize(Wx + b).
+    """Memory of m slots with a query encoder q = normalize(Wx + b).
 
-    The slots are buffers: they move with ``.to()`` and are saved in ``state_dict``. A slot that the user added is
-    pinned: never evicted, and preferred to a slot whose cosine similarity is greater by less than PREFERENCE.
+    Pinned slots hold references of the user: they are never overwritten, and rank higher by PREFERENCE.
     """
 
     PREFERENCE = 0.05
 
-    keys: torch.Tensor  # (m, 512)
-    values: torch.Tensor  # (m, 313)
-    ages: torch.Tensor  # (m,)
-    ids: torch.Tensor  # (m,) int64, of the frames that they came from
+    keys: torch.Tensor  # (m, 512) of unit length
+    values: torch.Tensor  # (m, 313) color features
+    ages: torch.Tensor  # (m,) updates since the slot last matched a query
+    ids: torch.Tensor  # (m,) int64, id of the frame in the slot
     used: torch.Tensor  # (m,) bool
     pinned: torch.Tensor  # (m,) bool
 
@@ -330,35 +298,35 @@ class MemoryNetwork(nn.Module):
         self.register_buffer("used", torch.zeros(mem_size, dtype=torch.bool))
         self.register_buffer("pinned", torch.zeros(mem_size, dtype=torch.bool))
 
-    def query(self, features: torch.Tensor) -> torch.Tensor:
-        """Backbone features (N, D) -> queries (N, 512) of unit length, float32."""
-        with torch.autocast(features.device.type, enabled=False):
-            return F.normalize(self.encoder(features.float()), dim=1)
+    def query(self, embedding: torch.Tensor) -> torch.Tensor:
+        """Encode frame embeddings (N, D) as queries (N, 512) of unit length, float32."""
+        with torch.autocast(embedding.device.type, enabled=False):
+            return F.normalize(self.encoder(embedding.float()), dim=1)
 
     def _similarity(self, query):
-        return (query @ self.keys.T).masked_fill(~self.used, -torch.inf)  # (N, m); empty slots are never read
+        return (query @ self.keys.T).masked_fill(~self.used, -torch.inf)  # (N, m)
 
     def read(self, query: torch.Tensor, k: int) -> MemoryMatches:
-        """The k best slots of queries (N, 512). Raises ValueError when no slot is filled."""
+        """Return the k best slots of queries (N, 512). Raises ValueError if the memory is empty."""
         if not self.used.any():
             raise ValueError("the memory is empty")
         similarity = self._similarity(query) + self.PREFERENCE * self.pinned
         slots = similarity.topk(min(k, len(self.keys)), dim=1).indices
-        scores = (query[:, None] * self.keys[slots]).sum(2)  # to the last bit the same, whatever other slots there are
+        scores = (query[:, None] * self.keys[slots]).sum(2)  # unlike a matrix product, independent of the other slots
         return MemoryMatches(self.values[slots], scores.masked_fill(~self.used[slots], -torch.inf), self.ids[slots])
 
     @torch.no_grad()
     def pin(self, query: torch.Tensor, color_feature: torch.Tensor) -> None:
-        """Add a pinned slot for each query (N, 512) with its color feature (N, 313); the memory grows by N slots."""
+        """Append N pinned slots with keys ``query`` (N, 512) and color features (N, 313)."""
         ones = torch.ones(len(query))
         grow(self, {"keys": query, "values": color_feature, "ages": 0 * ones, "ids": REFERENCE_ID * ones, "used": ones,
                     "pinned": ones})
 
     def triplet_loss(self, query: torch.Tensor, color_feature: torch.Tensor) -> torch.Tensor:
-        """Threshold triplet loss among the top_k nearest slots: max(0, q.K_neg - q.K_pos + alpha).
+        """Return the mean threshold triplet loss max(0, q.K_neg - q.K_pos + alpha) among the top_k nearest slots.
 
-        Positive: the most similar slot with color distance < color_thres; negative: the most similar one of the
-        others. The mean over the queries that have both; 0 (with zero gradient) when none has.
+        K_pos is the most similar slot with color distance < color_thres, K_neg the most similar other one. Queries
+        without both are left out; the loss is 0 if all are.
         """
         scores, slots = self._similarity(query).topk(self.top_k, dim=1)  # (N, k)
         close = color_distance(self.values[slots], color_feature[:, None]) < self.color_thres
@@ -372,39 +340,37 @@ class MemoryNetwork(nn.Module):
 
     @torch.no_grad()
     def sample_other_frame(self, query: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """For each query, the value (N, 313) and score (N,) of a random slot, similar ones more often, that does not
-        come from the frame ``ids`` (N,): what the memory would answer had it never seen the frame. Score -inf: none."""
+        """Draw a slot for each query from frames other than ``ids`` (N,), similar ones more often: the answer of a
+        memory without that frame. Returns its color feature (N, 313) and score (N,), -inf where there is none."""
         similarity = self._similarity(query).masked_fill(self.ids == ids[:, None], -torch.inf)
         slot = (similarity + torch.rand(similarity.shape).to(similarity)).argmax(1, keepdim=True)
         return self.values[slot[:, 0]], similarity.gather(1, slot)[:, 0]
 
     @torch.no_grad()
     def update(self, query: torch.Tensor, color_feature: torch.Tensor, ids: torch.Tensor) -> None:
-        """Write a batch into the memory. query (N, 512), color feature (N, 313), ids (N,).
+        """Write a batch with queries (N, 512), color features (N, 313) and frame ids (N,) into the memory.
 
-        A query whose nearest slot has color distance < color_thres is added to that slot's key, age 0. Any other one
-        goes, with its color, into a slot of its own: empty ones first, then the oldest by age + uniform noise.
-        Every other age grows by 1. A pinned slot is never given away; if a batch needs more slots than the others are,
-        its last queries are dropped. Deterministic for a given state of torch's CPU random generator.
+        A query whose nearest slot has color distance < color_thres is added to that slot's key, whose age becomes 0.
+        Each other query overwrites a slot: empty ones first, then the oldest by age + uniform noise. Pinned slots are
+        never overwritten; queries for which no slot is left are dropped. All other ages grow by 1. Deterministic for a
+        given state of torch's CPU random generator.
         """
         nearest = self._similarity(query).argmax(1)
         match = self.used[nearest] & (color_distance(self.values[nearest], color_feature) < self.color_thres)
         self.ages += self.used
 
         slots, added = nearest[match], query[match]
-        # Each slot gets the sum of all queries that match it. A product with the matrix of which queries share a slot
-        # adds them in the same order on every device; an atomic scatter would not.
+        # Sum the queries that match the same slot by a matrix product, which adds in the same order on every device.
         added = (slots[:, None] == slots[None]).to(added.dtype) @ added
         self.keys[slots] = F.normalize(self.keys[slots] + added, dim=1)
         self.ages[slots] = 0
 
         noise = torch.rand(len(self.ages)).to(self.ages)
         rank = torch.where(self.used, self.ages + noise, torch.inf)
-        rank[slots] = -1  # the slots just used go last
-        rank[self.pinned] = -2  # and pinned ones behind all; ``fresh`` is cut so that they are never reached
+        rank[slots] = -1  # slots that matched come last
+        rank[self.pinned] = -2  # behind all others; ``fresh`` is cut so that they are not reached
         fresh = (~match).nonzero().squeeze(1)[:int((~self.pinned).sum())]
-        # A stable sort, so that empty slots are filled from the first on.
-        slots = rank.argsort(descending=True, stable=True)[:len(fresh)]
+        slots = rank.argsort(descending=True, stable=True)[:len(fresh)]  # stable: fills empty slots in order
         self.keys[slots] = query[fresh]
         self.values[slots] = color_feature[fresh]
         self.ids[slots] = ids.to(self.ids)[fresh]
@@ -413,8 +379,8 @@ class MemoryNetwork(nn.Module):
 
 
 class FeatureIntegrator(nn.Module):
-    """A convex combination of the color features of the best 3 slots, by weights learned from their scores. It starts
-    as the best one alone."""
+    """Convex combination of the color features of the best 3 slots, with weights learned from their scores. Initialized
+    to the best slot alone."""
 
     TOP = 3
 
@@ -423,11 +389,11 @@ class FeatureIntegrator(nn.Module):
         last = nn.Linear(hidden, self.TOP)
         self.mlp = nn.Sequential(nn.Linear(self.TOP, hidden), nn.ReLU(True), last)
         nn.init.zeros_(last.weight)
-        last.bias.data = torch.tensor([start, 0.0, 0.0])  # softmax: 0.9993, 0.0003, 0.0003
+        last.bias.data = torch.tensor([start, 0.0, 0.0])  # weights 0.9993, 0.0003, 0.0003 after softmax
 
     def forward(self, values: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """values (N, k, 313) and scores (N, k) of at most 3 slots, -inf for an empty one -> color feature (N, 313)."""
-        missing = self.TOP - scores.shape[1]  # of a memory with fewer slots
+        """Return the color feature (N, 313) for values (N, k, 313) and scores (N, k), k <= 3, -inf for empty slots."""
+        missing = self.TOP - scores.shape[1]
         values, scores = F.pad(values, (0, 0, 0, missing)), F.pad(scores, (0, missing), value=-torch.inf)
         empty = ~scores.isfinite()
         weights = self.mlp(scores.masked_fill(empty, 0)).masked_fill(empty, -torch.inf).softmax(1)
