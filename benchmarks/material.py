@@ -121,7 +121,8 @@ def turned(path: Path, chain: str) -> Iterator[av.VideoFrame]:
 def shots_of(path: Path) -> Iterator[list[np.ndarray]]:
     """The frames of one shot after another, Y, Cb and Cr uint8 (3, H, W)."""
     with av.open(str(path)) as film:
-        cuts = {*find_gray_cuts(planes_from_frame(frame).luma_uint8(256, 256) for frame in film.decode(video=0))}
+        lumas = (planes_from_frame(frame).luma_uint8(256, 256) for frame in film.decode(video=0))
+        cuts = {*itertools.chain.from_iterable(find_gray_cuts(lumas))}
     with av.open(str(path)) as film:
         shot = []
         for index, frame in enumerate(film.decode(video=0)):

@@ -46,10 +46,11 @@ from colorizer.metrics import AB_PEAK, LARGE_ERROR, Scores, color_differences, p
 from colorizer.predictor import Predictor, load_colorizer
 from config import GeneratorConfig, TrainConfig
 from dataset import AB_SCALE, L_SCALE, color_feature, lab_to_rgb, resize, rgb_to_lab
-from dataset_generator import generate, split_shots
+from dataset_generator import generate
 from fileio.atomic import atomic_write
 from fileio.images import image_grid, read_image, write_image
 from fileio.outputs import refuse_existing
+from film.analysis.dataset_files import split_shots
 from train import train
 from utils import ArgumentParser, UserError, evenly_spaced, parse_bool, run_cli, select_device
 
@@ -99,7 +100,7 @@ def split_frames(shots, protocol, seed):
     middle and last one, and every second one of all. Raises UserError for unseen shots of a film of one shot."""
     trained = tested = shots
     if protocol == "unseen":
-        parts = split_shots(shots, (0.7, 0.0, 0.3), seed)
+        parts = split_shots(len(shots), (0.7, 0.0, 0.3), seed)
         trained, tested = ([shot for shot, part in zip(shots, parts, strict=True) if part == wanted]
                            for wanted in ("train", "test"))
         if not tested:

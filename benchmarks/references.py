@@ -11,6 +11,7 @@ references, to look at.
 """
 
 import copy
+import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ def correct(picture, index):
 def frames():
     """The middle frames of the shots, and two others of each: {index: RGB uint8 (H, W, 3)} both."""
     small = (cv2.cvtColor(resize(picture(), 256, 256), cv2.COLOR_RGB2GRAY) for picture in readers(FILM))
-    starts, count = sorted({0, *find_gray_cuts(small)}), sum(1 for _ in readers(FILM))
+    starts, count = sorted({0, *itertools.chain.from_iterable(find_gray_cuts(small))}), sum(1 for _ in readers(FILM))
     quarters = [[start + (end - start) * part // 4 for start, end in zip(starts, [*starts[1:], count], strict=True)]
                 for part in (1, 2, 3)]
     wanted = {index: picture() for index, picture in enumerate(readers(FILM)) if index in np.ravel(quarters)}

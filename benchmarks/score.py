@@ -119,7 +119,7 @@ def body_errors(episode, index, rgb, truth):
 def steadiness(result, truth):
     """{"cdc", "warp_error" and both with _truth}: means over the shots of the truth, a film, by their frames."""
     lumas = (cv2.cvtColor(resize(picture(), 256, 256), cv2.COLOR_RGB2GRAY) for picture in readers(truth))
-    cuts, values, weights = {0, *find_gray_cuts(lumas)}, [], []
+    cuts, values, weights = {0, *itertools.chain.from_iterable(find_gray_cuts(lumas))}, [], []
     for index, *pictures in pairs(result, truth):
         if index in cuts:
             cdcs, warp = (CDC(), CDC()), WarpError()

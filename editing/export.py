@@ -6,7 +6,7 @@ from pathlib import Path
 
 from editing.jobs import PredictorCache
 from editing.project import Project
-from film.analysis.detected_shots import link
+from fileio.atomic import link_or_copy
 from film.report.html_report import Report, write_report
 from film.report.memory_thumbnails import memory_thumbnails
 from utils import UserError
@@ -23,7 +23,7 @@ def export(project: Project, predictors: PredictorCache) -> Path:
     references.mkdir(parents=True, exist_ok=True)
     film = folder / project.colored.name
     film.unlink(missing_ok=True)
-    link(project.colored, film)
+    link_or_copy(project.colored, film)
     predictor.save(folder / "better.pt")
     for path in [*references.glob("frame_*.png"), folder / "references.zip"]:  # of an earlier export
         path.unlink(missing_ok=True)

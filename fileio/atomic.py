@@ -1,6 +1,7 @@
 """Atomic file writing and exclusive locks."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,3 +48,11 @@ def exclusive_lock(path: Path, message: str) -> Iterator[None]:
         if os.name == "posix":  # before the release, so that no other process locks a file that is about to be removed
             path.unlink(missing_ok=True)
         lock.release()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Create a hard link ``target`` to ``source``, or a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,4 +1,4 @@
-"""Films with known shots in, datasets out. The films are drawn here: flat colors with a square that moves."""
+"""Tests of dataset_generator.py on drawn films with known shots: flat colors with a moving square."""
 
 import csv
 import itertools
@@ -20,10 +20,12 @@ from scenedetect.detectors import AdaptiveDetector, ContentDetector
 
 import dataset_generator as generator
 from config import GeneratorConfig
-from dataset_generator import split_shots
 from fileio.images import read_image
-from film.analysis.shot_detection import (
-    ChangeDetector, FramePool, HistogramDetector, checksum, detect_shots, small_picture)
+from film.analysis import dataset_files, training_frames
+from film.analysis.dataset_files import split_shots
+from film.analysis.detected_shots import SPLITS
+from film.analysis.shot_detection import ChangeDetector, HistogramDetector, detect_shots, detector_input
+from film.analysis.training_frames import FramePool, checksum, make_detector
 from film.io.planes import Coding, Planes, plane_array
 from film.io.video import VideoFile
 from film.report import shot_figures as figures
@@ -95,25 +97,25 @@ def film(tmp_path_factory):
 
 
 EVERYWHERE = [
-    ("two colors", [(RED, 20), (GREEN, 15)], [(0, 19), (20, 34)]),
-    ("the last of three counts", [(RED, 20), (GREEN, 15), (BLUE, 13)], [(0, 19), (20, 34), (35, 47)]),
-    ("a flash of one frame", [(RED, 20), (WHITE, 1), (RED, 20)], [(0, 19), (20, 20), (21, 40)]),
-    ("no cut", [(RED, 30)], [(0, 29)]),
-    ("cut after the first frame", [(RED, 1), (GREEN, 20)], [(0, 0), (1, 20)]),
-    ("cut before the last frame", [(RED, 20), (GREEN, 1)], [(0, 19), (20, 20)]),
-    ("one frame", [(RED, 1)], [(0, 0)]),
+    ("two colors", [(RED, 20), (GREEN, 15)], [(0, 20), (20, 35)]),
+    ("the last of three counts", [(RED, 20), (GREEN, 15), (BLUE, 13)], [(0, 20), (20, 35), (35, 48)]),
+    ("a flash of one frame", [(RED, 20), (WHITE, 1), (RED, 20)], [(0, 20), (20, 21), (21, 41)]),
+    ("no cut", [(RED, 30)], [(0, 30)]),
+    ("cut after the first frame", [(RED, 1), (GREEN, 20)], [(0, 1), (1, 21)]),
+    ("cut before the last frame", [(RED, 20), (GREEN, 1)], [(0, 20), (20, 21)]),
+    ("one frame", [(RED, 1)], [(0, 1)]),
 ]
 TABLE = [(detector, *row) for row in EVERYWHERE for detector in ("histogram", "adaptive", "content")] + [
-    ("histogram", "a little lighter", [(LIGHT, 20), (LIGHTER, 20)], [(0, 19), (20, 39)]),
-    ("adaptive", "a little lighter", [(LIGHT, 20), (LIGHTER, 20)], [(0, 39)]),
-    ("content", "a little lighter", [(LIGHT, 20), (LIGHTER, 20)], [(0, 39)]),
+    ("histogram", "a little lighter", [(LIGHT, 20), (LIGHTER, 20)], [(0, 20), (20, 40)]),
+    ("adaptive", "a little lighter", [(LIGHT, 20), (LIGHTER, 20)], [(0, 40)]),
+    ("content", "a little lighter", [(LIGHT, 20), (LIGHTER, 20)], [(0, 40)]),
 ]
 
 
 @pytest.mark.parametrize("kind,name,spec,expected", TABLE, ids=[f"{row[0]}: {row[1]}" for row in TABLE])
 def test_shots_of_drawn_clips(kind, name, spec, expected):
     differences = array("f")
-    detector = generator.make_detector(GeneratorConfig(detector=kind))
+    detector = make_detector(GeneratorConfig(detector=kind))
     assert list(detect_shots(draw(spec), detector, differences)) == expected
     assert len(differences) == sum(count for _, count in spec)
     for first, _ in expected[1:]:
@@ -122,7 +124,7 @@ def test_shots_of_drawn_clips(kind, name, spec, expected):
 
 def test_flicker_is_calm_for_adaptive_only():
     flicker = [((40, 40, 40), 1), ((200, 200, 200), 1)] * 15
-    shots = {kind: len(list(detect_shots(draw(flicker), generator.make_detector(GeneratorConfig(detector=kind)),
+    shots = {kind: len(list(detect_shots(draw(flicker), make_detector(GeneratorConfig(detector=kind)),
                                          array("f")))) for kind in ("adaptive", "content")}
     assert shots["content"] == 30 and shots["adaptive"] < 5
 
@@ -163,11 +165,11 @@ def test_the_picture_for_detectors_is_clipped_and_of_full_range(depth):
     y, cb, cr = (np.full((64, 64), code * step, kind) for code in (0, 128, 128))
     for code, gray in ((0, 0), (9, 0), (16, 0), (235, 255), (255, 255)):
         y[:] = code * step
-        assert np.abs(small_picture(Planes(y, None, None, coding)).astype(int) - gray).max() == 0
-        assert np.abs(small_picture(Planes(y, cb, cr, coding)).astype(int) - gray).max() <= 1
+        assert np.abs(detector_input(Planes(y, None, None, coding)).astype(int) - gray).max() == 0
+        assert np.abs(detector_input(Planes(y, cb, cr, coding)).astype(int) - gray).max() <= 1
     for color in PATCHES:
         drawn = [np.full((64, 64), np.rint(codes[0]), kind) for codes in encode_patches(6, False, depth, color[None])]
-        assert np.abs(small_picture(Planes(*drawn, coding)).astype(int) - color).max() <= 4
+        assert np.abs(detector_input(Planes(*drawn, coding)).astype(int) - color).max() <= 4
 
 
 def test_histogram_difference_by_hand():
@@ -197,8 +199,8 @@ def test_shots_stream():
             yield frame
     seen = []
     shots = detect_shots(frames(), HistogramDetector(), array("f"))
-    assert next(shots) == (0, 19) and len(seen) == 21
-    assert next(shots) == (20, 39) and len(seen) == 41
+    assert next(shots) == (0, 20) and len(seen) == 21
+    assert next(shots) == (20, 40) and len(seen) == 41
 
 
 @pytest.mark.parametrize("first,last,count,expected", [
@@ -212,26 +214,26 @@ def test_evenly_spaced_frames_of_a_shot_match_a_worked_example(first, last, coun
 
 def test_split_gives_every_split_a_shot_and_follows_the_shares():
     for shares in ((0.7, 0.2, 0.1), (0.98, 0.01, 0.01), (0.5, 0.0, 0.5), (0.0, 1.0, 0.0), (1 / 3, 1 / 3, 1 / 3)):
-        active = {name for name, share in zip(generator.SPLITS, shares, strict=True) if share > 0}
+        active = {name for name, share in zip(SPLITS, shares, strict=True) if share > 0}
         for count in range(1, 60):
-            chosen = Counter(split_shots(range(count), shares, seed=1))
+            chosen = Counter(split_shots(count, shares, seed=1))
             assert sum(chosen.values()) == count and set(chosen) <= active
             if count >= len(active):
                 assert set(chosen) == active
-            for name, share in zip(generator.SPLITS, shares, strict=True):
+            for name, share in zip(SPLITS, shares, strict=True):
                 lent = max(chosen.values()) == chosen[name]  # may have given shots to splits without one
                 assert abs(chosen[name] - share * count) < 1 or chosen[name] == 1 or lent
-    assert Counter(split_shots(range(100), (0.7, 0.2, 0.1), 0)) == {"train": 70, "val": 20, "test": 10}
-    assert Counter(split_shots(range(10), (0.7, 0.2, 0.1), 0)) == {"train": 7, "val": 2, "test": 1}
-    assert Counter(split_shots(range(14), (0.7, 0.2, 0.1), 0)) == {"train": 10, "val": 3, "test": 1}  # 9.8 2.8 1.4
-    assert Counter(split_shots(range(12), (0.7, 0.2, 0.1), 0)) == {"train": 9, "val": 2, "test": 1}  # 8.4 2.4 1.2
-    assert Counter(split_shots(range(4), (0.9, 0.05, 0.05), 0)) == {"train": 2, "val": 1, "test": 1}
+    assert Counter(split_shots(100, (0.7, 0.2, 0.1), 0)) == {"train": 70, "val": 20, "test": 10}
+    assert Counter(split_shots(10, (0.7, 0.2, 0.1), 0)) == {"train": 7, "val": 2, "test": 1}
+    assert Counter(split_shots(14, (0.7, 0.2, 0.1), 0)) == {"train": 10, "val": 3, "test": 1}  # 9.8 2.8 1.4
+    assert Counter(split_shots(12, (0.7, 0.2, 0.1), 0)) == {"train": 9, "val": 2, "test": 1}  # 8.4 2.4 1.2
+    assert Counter(split_shots(4, (0.9, 0.05, 0.05), 0)) == {"train": 2, "val": 1, "test": 1}
 
 
 def test_split_depends_on_the_seed_alone():
-    splits = [split_shots(range(30), (0.7, 0.2, 0.1), seed) for seed in (3, 3, 4)]
+    splits = [split_shots(30, (0.7, 0.2, 0.1), seed) for seed in (3, 3, 4)]
     assert splits[0] == splits[1] != splits[2]
-    assert splits[0] != sorted(splits[0], key=generator.SPLITS.index)  # not the first shots to train, the last to test
+    assert splits[0] != sorted(splits[0], key=SPLITS.index)  # not the first shots to train, the last to test
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -307,10 +309,10 @@ def test_pictures_are_exact_when_frames_are_read_again(tmp_path, monkeypatch, na
         for (pts, duration, _), (_, _, planes) in zip(frames, frames[behind:], strict=False):
             yield pts, duration, planes
     read = VideoFile.read
-    monkeypatch.setattr(generator, "POOL_BYTES", budget)
+    monkeypatch.setattr(training_frames, "POOL_BYTES", budget)
     again = []
-    original = generator.reread_frames
-    monkeypatch.setattr(generator, "reread_frames", lambda *a: (again.append(len(a[2])), original(*a))[1])
+    original = training_frames.reread_frames
+    monkeypatch.setattr(training_frames, "reread_frames", lambda *a: (again.append(len(a[2])), original(*a))[1])
     monkeypatch.setattr(VideoFile, "read", lying)
     run(path, tmp_path / "data", frames_per_shot=5, detector="content")
     monkeypatch.undo()
@@ -457,7 +459,7 @@ def test_overwrite_replaces_its_own_files_and_no_others(film, tmp_path):
 
 def test_a_picture_of_the_users_in_the_way_is_kept(film, tmp_path):
     save = tmp_path / "d"
-    for split in generator.SPLITS:
+    for split in SPLITS:
         (save / split).mkdir(parents=True)
         (save / split / "raw_image_film_0.png").write_bytes(b"mine")
     before = tree(tmp_path)
@@ -508,7 +510,7 @@ def test_one_run_at_a_time_makes_a_dataset(film, tmp_path):
     assert run(film, tmp_path / "d")
 
 
-@pytest.mark.parametrize("place", ["scan_film", "draw_contact_sheets", "move"])
+@pytest.mark.parametrize("place", ["extract_training_frames", "draw_contact_sheets", "move"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
 def test_an_interrupted_run_leaves_the_old_dataset(film, tmp_path, monkeypatch, place, error):
     save = tmp_path / "d"
@@ -526,7 +528,7 @@ def test_an_interrupted_run_leaves_the_old_dataset(film, tmp_path, monkeypatch, 
             if next(calls) == limit:
                 fail()
             replace(source, target)
-        monkeypatch.setattr(generator.os, "replace", fail_once)
+        monkeypatch.setattr(dataset_files.os, "replace", fail_once)
     else:
         monkeypatch.setattr(generator, place, fail)
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else UserError):
@@ -534,7 +536,7 @@ def test_an_interrupted_run_leaves_the_old_dataset(film, tmp_path, monkeypatch, 
     monkeypatch.undo()
     kept = tree(tmp_path)
     assert {name: content for name, content in kept.items() if not name.startswith(".d.parts")} == before
-    assert (kept == before) == (place == "scan_film")  # else what was found stays for the next run
+    assert (kept == before) == (place == "extract_training_frames")  # else what was found stays for the next run
     run(other, save, overwrite=True)
     assert not list(tmp_path.glob(".*"))
     assert tree(tmp_path) != before
@@ -565,8 +567,8 @@ def bad(tmp_path, film):
 
 @pytest.mark.parametrize("arguments,message", [
     (["--video_path", "missing"], r"--video_path .*missing does not exist"),
-    (["--video_path", "empty"], r"no video in .*empty; name a video"),
-    (["--video_path", "films", "--video_names", "two"], r"no 'two' in .*films; there is one\.mkv"),
+    (["--video_path", "empty"], r"no video in .*empty; pass a video"),
+    (["--video_path", "films", "--video_names", "two"], r"no 'two' in .*films; available are one\.mkv"),
     (["--video_path", "text.mp4"], r"cannot read text\.mp4 as a video"),
     (["--video_path", "no_index.mp4"], r"no_index\.mp4 has no video stream"),
     (["--video_path", "no_frames.mkv"], r"no frame of .*no_frames\.mkv can be decoded"),

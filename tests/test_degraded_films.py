@@ -81,7 +81,7 @@ def light_of(pictures):
     light = ExposureTracker()
     for picture in pictures:
         light.add(np.rint(picture).astype(np.uint8))
-    return light.of_shot(0, len(pictures))
+    return light.shot_exposure(0, len(pictures))
 
 
 def test_nothing_is_done_to_a_shot_in_steady_light():

@@ -10,7 +10,7 @@ from drawn import StubPredictor, planes_in
 
 from config import FilmConfig
 from dataset import resize, rgb_to_lab
-from film.analysis.denoising import REACH, denoise_shot, estimate_grain
+from film.analysis.denoising import DenoisingConfig, denoise_shot, estimate_grain
 from film.io.planes import gray_lightness
 from film.io.video import VideoFile
 from film.render.rendering import color_film
@@ -18,6 +18,7 @@ from film.render.rendering import color_film
 from resources.draw_episodes import draw_frame
 
 SIDE = 256
+RADIUS = DenoisingConfig().radius
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Features:
 @pytest.fixture(scope="module")
 def drawn():
     """Frames of a shot in which characters walk."""
-    return [resize(rgb_to_lab(draw_frame(1, 30 + i))[..., 0], SIDE, SIDE) for i in range(2 * REACH + 3)]
+    return [resize(rgb_to_lab(draw_frame(1, 30 + i))[..., 0], SIDE, SIDE) for i in range(2 * RADIUS + 3)]
 
 
 def grainy(pictures, sigma):
@@ -54,7 +55,7 @@ def test_clean_shots_and_frames_that_are_not_looked_at_stay_as_they_are(drawn):
     assert all(a is b and a.L is L for a, b, L in zip(after, frames, before, strict=True))
 
 
-@pytest.mark.parametrize("count", [2, REACH, 2 * REACH + 3])
+@pytest.mark.parametrize("count", [2, RADIUS, 2 * RADIUS + 3])
 def test_grain_is_averaged_away_and_nothing_that_moves(drawn, count):
     frames = [Features(L) for L in grainy(drawn[:count], 4)]
     raw = [frame.L for frame in frames]

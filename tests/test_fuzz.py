@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from config import FilmConfig, GeneratorConfig
-from dataset_generator import scan_film
 from fileio import checkpoints
 from fileio.checkpoints import load_checkpoint
 from fileio.images import read_image
+from film.analysis.training_frames import extract_training_frames
 from film.io import video
 from film.io.video import VideoFile
 from film.render.rendering import color_film
@@ -181,8 +181,8 @@ def check_video(path):
     """Find the shots of a film and color it, as far as it goes."""
     pictures = path.with_name("pictures")
     try:
-        found = scan_film(path, pictures, GeneratorConfig())
-        assert found.shots and all(shot.last < len(found.differences) for shot in found.shots)
+        found = extract_training_frames(path, pictures, GeneratorConfig())
+        assert found.shots and all(shot.end <= len(found.differences) for shot in found.shots)
     except UserError as error:
         assert str(path) in str(error)
     shutil.rmtree(pictures, ignore_errors=True)

@@ -1,6 +1,5 @@
 """Interlaced film: flags are kept, colors are of one field each, and nothing is combed."""
 
-from pathlib import Path
 
 import av
 import cv2
@@ -9,7 +8,7 @@ import pytest
 from drawn import StubPredictor, draw_film, planes_in
 
 from config import FilmConfig, GeneratorConfig
-from dataset_generator import scan_film
+from film.analysis.training_frames import extract_training_frames
 from film.io.interlacing import FieldFlagger, field_order, interlacing_options, split_fields, weave_fields
 from film.io.planes import planes_from_frame
 from film.io.video import VideoFile
@@ -139,7 +138,7 @@ def test_telecined_film_is_flagged_in_part(flags, order):
 
 
 def test_pictures_to_learn_from_are_not_combed(tmp_path, capsys):
-    scan_film(draw_fields(tmp_path / "in.mkv", "tff", 20), Path(tmp_path / "pictures"), GeneratorConfig())
-    assert "in.mkv is interlaced: its pictures are the mean of both fields" in capsys.readouterr().err
+    extract_training_frames(draw_fields(tmp_path / "in.mkv", "tff", 20), tmp_path / "pictures", GeneratorConfig())
+    assert "in.mkv is interlaced: the images are the mean of both fields" in capsys.readouterr().err
     written = [cv2.imread(str(path)) for path in (tmp_path / "pictures").glob("*.png")]
     assert written and all(np.abs(np.diff(picture.astype(int), axis=0)).max() <= 1 for picture in written)

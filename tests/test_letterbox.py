@@ -13,7 +13,7 @@ from config import FilmConfig, GeneratorConfig
 from dataset_generator import generate
 from fileio.images import read_image
 from film.analysis.first_pass import analyze_film
-from film.analysis.letterbox import find_boxes, margins, profile
+from film.analysis.letterbox import find_boxes, frame_profile, measure_margins
 from film.analysis.plan import Plan
 from film.io.encoding import EncodingTarget
 from film.io.planes import Coding, Planes
@@ -51,8 +51,9 @@ def framed(pictures, top=0, bottom=0, left=0, right=0, level=0, line=0, noise=0)
 def boxes_of(*shots):
     """The boxes of shots, lists of pictures."""
     shots = [list(shot) for shot in shots]
-    told = [margins([profile(Planes(picture, None, None, FULL)) for picture in shot]) for shot in shots]
-    return find_boxes(told, [len(shot) for shot in shots], shots[0][0].shape)
+    margins = [measure_margins([frame_profile(Planes(picture, None, None, FULL)) for picture in shot])
+               for shot in shots]
+    return find_boxes(margins, [len(shot) for shot in shots], shots[0][0].shape)
 
 
 PILLARS, LETTER = {"left": 22, "right": 26}, {"top": 14, "bottom": 12}
@@ -214,7 +215,7 @@ def test_pictures_to_learn_from_have_no_bars(tmp_path, monkeypatch):
     found = pictures("held")
     assert len(found) >= 9 and all(picture.shape == (HEIGHT, WIDTH, 3) for picture in found)
     assert min(picture[:, side].max() for picture in found for side in (0, -1)) > 60
-    monkeypatch.setattr("dataset_generator.POOL_BYTES", 0)  # all but a shot's ends are read again
+    monkeypatch.setattr("film.analysis.training_frames.POOL_BYTES", 0)  # all but a shot's ends are read again
     assert all(np.array_equal(one, other) for one, other in zip(found, pictures("read again"), strict=True))
 
 

@@ -10,7 +10,7 @@ from colorizer.confidence import Confidence
 from config import FilmConfig
 from film.analysis.first_pass import analyze_film
 from film.analysis.plan import Plan, Shot
-from film.analysis.transitions import LATE, find_boundaries
+from film.analysis.transitions import TransitionConfig, find_boundaries
 from film.io.video import VideoFile
 from film.render.rendering import color_film
 from film.render.transition_blending import ColoredFrame, TransitionBlender
@@ -90,7 +90,7 @@ def test_several_and_cuts_are_found_in_order_and_in_time():
             yield frame
 
     for boundary in find_boundaries(counted()):
-        assert seen == len(film) or seen - boundary.start <= LATE + 2  # the cuts are judged 2 frames late
+        assert seen == len(film) or seen - boundary.start <= TransitionConfig().max_delay + 2  # the cuts are judged 2 frames late
         found.append(boundary)
     cut, second = len(frames), len(frames) + 60
     assert [boundary.start == boundary.end for boundary in found] == [False, True, True, False, True]

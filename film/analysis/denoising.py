@@ -1,7 +1,8 @@
-"""How does grain get out of what is looked at? It is new in every frame, and what is drawn is not."""
+"""Temporal denoising of the network input: removes film grain, which is new in each frame."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice, pairwise
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -10,85 +11,97 @@ import numpy as np
 
 from colorizer.warping.optical_flow import Flow, blur, fetch, picture_of, scaled
 
-LEAST = 0.9  # standard deviation of L: less is no grain
-REACH = 3  # frames in front of a frame and behind it that are averaged with it
-UNLIKE = 1.0  # of the grain, by which smoothed frames differ where they show the same
-SMOOTH, LEFT = 4.0, 1.0  # of the grain, the deviations of the bilateral filters of a frame, and of what was averaged
-ACROSS, WIDTH = 7, 3.0  # pixels of these filters, along a side and standard deviation
-SIDE = 128  # pixels along a side of the pictures whose motion is found
-QUARTER = 0.3186  # quantile 0.25 of the absolute value of a standard normal variable
+QUARTILE = 0.3186  # quantile 0.25 of the absolute value of a standard normal variable
+
+
+@dataclass(frozen=True)
+class DenoisingConfig:
+    """Constants of the denoiser. Deviations marked * are multiples of the standard deviation of the grain."""
+
+    min_grain: float = 0.9  # standard deviation of L; shots with less are not changed
+    radius: int = 3  # frames averaged before and after each frame; larger removes more grain and takes longer
+    max_difference: float = 1.0  # * of prefiltered frames that are averaged; larger removes more grain and more detail
+    prefilter: float = 4.0  # * range of the bilateral filter of single frames; larger smooths more
+    postfilter: float = 1.0  # * range of the bilateral filter of the average; larger smooths more
+    diameter: int = 7  # pixels of both filters; larger smooths wider
+    spatial_std: float = 3.0  # pixels of both filters; larger smooths wider
+    flow_size: int = 128  # side of the pictures for optical flow; larger follows finer motion and takes longer
 
 
 class Frame(Protocol):
     """A frame of a shot."""
 
-    L: np.ndarray | None  # float32 (side, side) in [0, 100], what is looked at; None: it is not
+    L: np.ndarray | None  # float32 (side, side) in [0, 100], the network input; None: no input is needed
 
 
 F = TypeVar("F", bound=Frame)
 
 
-class _Look(NamedTuple):
-    """What is known of a frame."""
+class _NoisyFrame(NamedTuple):
+    """A frame and its prefiltered versions."""
 
     L: np.ndarray
-    smooth: np.ndarray
-    picture: np.ndarray  # uint8 (SIDE, SIDE)
+    smooth: np.ndarray  # like L
+    picture: np.ndarray  # uint8 (flow_size, flow_size)
 
 
 def estimate_grain(pictures: Iterable[np.ndarray]) -> float:
-    """Standard deviation of the grain of neighboring frames, L float32 (H, W) in [0, 100] each; 0 of fewer than two.
-    It is told where their change within 3 x 3 pixels is least, since what moves changes, too."""
-    found = []
-    for one, other in pairwise(pictures):
-        change = other - one
-        change -= cv2.blur(change, (3, 3))  # leaves 8 / 9 of the variance of white noise, which is that of two frames
-        found.append(np.quantile(np.abs(change), 0.25) / QUARTER / np.sqrt(2 * 8 / 9))
-    return float(np.median(found)) if found else 0.0
+    """Return the standard deviation of the grain of consecutive frames, L float32 (H, W) in [0, 100]; 0 for fewer than
+    two. It is measured from the smallest local changes, since motion changes pixels, too."""
+    estimates = []
+    for a, b in pairwise(pictures):
+        change = b - a
+        change -= cv2.blur(change, (3, 3))  # keeps 8 / 9 of the variance of white noise; the change is that of 2 frames
+        estimates.append(np.quantile(np.abs(change), 0.25) / QUARTILE / np.sqrt(2 * 8 / 9))
+    return float(np.median(estimates)) if estimates else 0.0
 
 
-def denoise_shot(shot: Iterator[F]) -> Iterator[F]:
-    """The frames of a shot; where the first of them show grain, all get an L that is averaged over time. At most
-    2 * REACH + 1 are held."""
-    first = list(islice(shot, 2 * REACH + 1))
+def denoise_shot(shot: Iterator[F], config: DenoisingConfig | None = None) -> Iterator[F]:
+    """Yield the frames of a shot, with denoised L if its first frames show grain. Holds at most 2 * radius + 1 frames.
+    """
+    config = config or DenoisingConfig()
+    size = 2 * config.radius + 1
+    first = list(islice(shot, size))
     grain = estimate_grain([frame.L for frame in first if frame.L is not None])
-    if grain < LEAST:
+    if grain < config.min_grain:
         yield from chain(first, shot)
         return
-    clean = TemporalDenoiser(grain)
-    around: deque[tuple[F, _Look | None] | None] = deque([None] * REACH, 2 * REACH + 1)  # None beyond the shot's ends
-    for frame in chain(first, shot, [None] * REACH):
-        around.append(None if frame is None else (frame, None if frame.L is None else clean.look(frame.L)))
-        if len(around) > 2 * REACH and (middle := around[REACH]):
-            frame, look = middle
-            if look is not None:
-                frame.L = clean(look, [item[1] for item in around if item and item[1] and item is not middle])
+    denoiser = TemporalDenoiser(grain, config)
+    window: deque[tuple[F, _NoisyFrame | None] | None] = deque([None] * config.radius, size)  # None: outside the shot
+    for frame in chain(first, shot, [None] * config.radius):
+        window.append(None if frame is None else
+                      (frame, None if frame.L is None else denoiser.prefilter(frame.L)))
+        if len(window) == size and (middle := window[config.radius]):
+            frame, noisy = middle
+            if noisy is not None:
+                frame.L = denoiser(noisy, [item[1] for item in window if item and item[1] and item is not middle])
             yield frame
 
 
 class TemporalDenoiser:
-    """Averages frames of a shot of known grain where they show the same, as they are or along the motion. What is the
-    same is told by smoothed frames, as in other filters that are guided by a first, rough result (BM3D)."""
+    """Averages frames where they show the same content, both without and with motion compensation. Prefiltered frames
+    decide what is the same, as in other denoisers that are guided by a first estimate (BM3D)."""
 
-    def __init__(self, grain: float) -> None:
-        self.grain = grain
+    def __init__(self, grain: float, config: DenoisingConfig) -> None:
+        self.grain, self.config = grain, config
         self._flow = Flow()
 
-    def _smoothed(self, L, deviations):
-        return cv2.bilateralFilter(L, ACROSS, deviations * self.grain, WIDTH)
+    def _bilateral(self, L, deviation):
+        return cv2.bilateralFilter(L, self.config.diameter, deviation * self.grain, self.config.spatial_std)
 
-    def look(self, L: np.ndarray) -> _Look:
-        """What must be known of a frame, L float32 (H, W)."""
-        smooth = self._smoothed(L, SMOOTH)
-        return _Look(L, smooth, picture_of(smooth, SIDE, SIDE))
+    def prefilter(self, L: np.ndarray) -> _NoisyFrame:
+        """Prepare a frame, L float32 (H, W), for denoising."""
+        smooth = self._bilateral(L, self.config.prefilter)
+        return _NoisyFrame(L, smooth, picture_of(smooth, self.config.flow_size, self.config.flow_size))
 
-    def __call__(self, frame: _Look, others: Sequence[_Look]) -> np.ndarray:
-        """L (H, W) of a frame without its grain, by others around it."""
+    def __call__(self, frame: _NoisyFrame, neighbors: Sequence[_NoisyFrame]) -> np.ndarray:
+        """Return the denoised L (H, W) of a frame."""
         total, weight = frame.L.copy(), np.ones_like(frame.L)
-        for other in others:
+        scale = np.float32(-2 * (self.config.max_difference * self.grain)**2)
+        for other in neighbors:
             flow = scaled(self._flow(frame.picture, other.picture), len(frame.L))
             for L, smooth in (other[:2], (fetch(other.L, flow), fetch(other.smooth, flow))):
-                share = np.exp(blur(np.square(smooth - frame.smooth)) / np.float32(-2 * (UNLIKE * self.grain)**2))
+                share = np.exp(blur(np.square(smooth - frame.smooth)) / scale)
                 total += share * L
                 weight += share
-        return self._smoothed(total / weight, LEFT)
+        return self._bilateral(total / weight, self.config.postfilter)

@@ -1,4 +1,4 @@
-"""What was found in a film? Its shots and pictures; and what was found so far of many?"""
+"""Results of shot detection for a dataset: the shots of each film, and the store of finished films of a run."""
 
 import hashlib
 import json
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from config import GeneratorConfig
@@ -19,50 +18,57 @@ from fileio.checkpoints import load_checkpoint, save_checkpoint
 from utils import UserError
 
 SPLITS = ("train", "val", "test")
-FINDINGS_FORMAT = 4
+RESULTS_FORMAT = 5  # of a stored DetectedFilm
+MAX_THUMBNAILS = 600  # shots of a film that get a thumbnail
 
 
 @dataclass
 class DetectedShot:
-    """Frames ``first`` to ``last``, both included."""
+    """Frames [start, end) of a film."""
 
     number: int
-    first: int
-    last: int
-    images: dict[int, int] = field(default_factory=dict)  # frame -> number in its picture's name; {} if dropped
-    thumbnail: np.ndarray | None = None  # JPEG, uint8 (bytes,)
+    start: int
+    end: int
+    images: dict[int, int] = field(default_factory=dict)  # frame -> number in its file name; empty if dropped
+    thumbnail: bytes | None = None  # middle frame as JPEG
     split: str = "dropped"
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+    @property
+    def middle(self) -> int:
+        return (self.start + self.end - 1) // 2
 
 
 @dataclass
 class DetectedFilm:
-    """The shots of a film, and how much its frames differ."""
+    """The shots of a film, and the differences of its frames."""
 
     path: Path
     fps: float
     label: str  # name of the detector's difference
-    threshold: float  # of that difference, for a cut
+    threshold: float  # difference from which on a frame starts a shot
     shots: list[DetectedShot] = field(default_factory=list)
-    differences: array = field(default_factory=lambda: array("f"))  # [i]: between frames i - 1 and i; [0] is 0
+    differences: array = field(default_factory=lambda: array("f"))  # of each frame from the previous one
 
-    def picture_name(self, number: int) -> str:
+    def image_name(self, number: int) -> str:
         return f"raw_image_{self.path.stem}_{number}.png"
 
     def state(self) -> dict[str, Any]:
-        """All but the path, as plain values and tensors."""
-        shots = [{**vars(shot), "thumbnail": None if shot.thumbnail is None else torch.from_numpy(shot.thumbnail)}
-                 for shot in self.shots]
-        return {"fps": self.fps, "label": self.label, "threshold": self.threshold, "shots": shots,
-                "differences": torch.tensor(self.differences)}
+        """Return everything except the path as plain values and tensors."""
+        return {"fps": self.fps, "label": self.label, "threshold": self.threshold,
+                "shots": [vars(shot) for shot in self.shots], "differences": torch.tensor(self.differences)}
 
     @classmethod
-    def of(cls, path: Path, state: dict[str, Any]) -> "DetectedFilm":
-        """The inverse of ``state``."""
-        shots = [DetectedShot(**{**shot, "thumbnail": None if shot["thumbnail"] is None else shot["thumbnail"].numpy()})
-                 for shot in state["shots"]]
-        return cls(path, **{**state, "shots": shots, "differences": array("f", state["differences"].tolist())})
+    def from_state(cls, path: Path, state: dict[str, Any]) -> "DetectedFilm":
+        """Restore a film from the result of ``state``."""
+        return cls(path, **{**state, "shots": [DetectedShot(**shot) for shot in state["shots"]],
+                            "differences": array("f", state["differences"].tolist())})
 
     def summary(self) -> dict[str, Any]:
+        """Return the number of shots, of kept and dropped shots, and of images per split."""
         kept = sum(1 for shot in self.shots if shot.images)
         frames = {split: sum(len(shot.images) for shot in self.shots if shot.split == split) for split in SPLITS}
         return {"video": self.path.name, "shots": len(self.shots), "kept": kept, "dropped": len(self.shots) - kept,
@@ -70,27 +76,31 @@ class DetectedFilm:
 
 
 class DetectionResults:
-    """What was read so far of several films: a folder a film, with its DetectedFilm and its pictures, in a hidden folder
-    beside the dataset; from there an interrupted run goes on. It is removed when the dataset is made."""
+    """The finished films of a run in a hidden folder next to the dataset, so that an interrupted run can be resumed.
+
+    Each film has a folder with its images and its DetectedFilm. The folder name is a hash of everything that the
+    content depends on.
+    """
 
     def __init__(self, save_path: Path, videos: Iterable[Path], config: GeneratorConfig) -> None:
-        # Not in it, which may not be there yet; but on its disk, so that pictures need no copy.
-        beside = next(path for path in save_path.parents if path.is_dir())
-        self.folder, self.lock = (beside / f".{save_path.name}.{suffix}" for suffix in ("parts", "lock"))
+        # The dataset folder may not exist yet; its closest existing parent is on the same disk, so links are possible.
+        parent = next(path for path in save_path.parents if path.is_dir())
+        self.folder, self.lock = (parent / f".{save_path.name}.{suffix}" for suffix in ("parts", "lock"))
         self.keys = {video: self._key(video, config) for video in videos}
 
     @staticmethod
     def _key(video: Path, config: GeneratorConfig) -> str:
-        """A hash of all that what is found in a film depends on."""
         stat = video.stat()
-        content = [FINDINGS_FORMAT, str(video.resolve()), stat.st_size, stat.st_mtime_ns, config.detector,
+        content = [RESULTS_FORMAT, str(video.resolve()), stat.st_size, stat.st_mtime_ns, config.detector,
                    config.col_diff_thres, config.scene_thres, config.shots_len_thres, config.frames_per_shot]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @contextmanager
-    def begun(self) -> Iterator[None]:
-        """In the block the folder is there, without what is of other films or settings. It stays when the block is
-        interrupted, and is removed when it ends or the user must mend something."""
+    def open(self) -> Iterator[None]:
+        """Create the folder and remove results of other films or settings from it.
+
+        The folder is removed at the end of the block and on a UserError, and kept when the run is interrupted.
+        """
         self.folder.mkdir(exist_ok=True)
         for path in self.folder.iterdir():
             if not path.name.startswith(".") and path.name not in self.keys.values():
@@ -101,31 +111,23 @@ class DetectionResults:
             shutil.rmtree(self.folder)
             raise
         except BaseException:
-            with suppress(OSError):  # it is not empty
+            with suppress(OSError):  # not empty
                 self.folder.rmdir()
             raise
         shutil.rmtree(self.folder)
 
-    def pictures(self, video: Path) -> Path:
-        """The folder with the pictures of a film."""
+    def images(self, video: Path) -> Path:
+        """Return the folder with the images of a film."""
         return self.folder / self.keys[video]
 
     def add(self, film: DetectedFilm, folder: Path) -> None:
-        """Keep what was found by moving ``folder``, which has the pictures."""
+        """Store a film by moving ``folder``, which has its images."""
         save_checkpoint(folder / "film.pt", {"film": film.state()})
-        os.replace(folder, self.pictures(film.path))
+        os.replace(folder, self.images(film.path))
 
     def __contains__(self, video: Path) -> bool:
-        return self.pictures(video).exists()
+        return self.images(video).exists()
 
     def __getitem__(self, video: Path) -> DetectedFilm:
-        """What was found in a film that was read."""
-        return DetectedFilm.of(video, load_checkpoint(self.pictures(video) / "film.pt")["film"])
-
-
-def link(source: Path, target: Path) -> None:
-    """Give a file a second name, or where the disk cannot, a copy."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+        """Load a stored film."""
+        return DetectedFilm.from_state(video, load_checkpoint(self.images(video) / "film.pt")["film"])

@@ -1,6 +1,7 @@
-"""How does the light of a shot change? A gain and an offset for each frame, by which fades and flicker are undone."""
+"""Exposure of the frames of a shot: a gain and an offset of L for each frame, which undo fades and flicker."""
 
 from array import array
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -9,95 +10,99 @@ from colorizer.warping.optical_flow import Flow, blur, fetch
 from dataset import L_SCALE, resize
 from film.io.planes import gray_lightness
 
-SIDE = 64  # pixels along a side of the pictures that are compared
-LEAST = 0.25  # a mean change of L that is less is none: it would add up from frame to frame
-SPREAD = 2.0  # standard deviation of L below which a picture tells nothing, as a black one
-UNLIKE = 3.0  # median of what is left of the change of L: more is motion
-LEFT = 0.2  # of the change without noise: light leaves at most 0.13, a shot that becomes another one 0.28 or more
-STEADY = np.array([[1, 0]], np.float32)  # gain and offset of a frame in full light, or of two shots
-STILL = 1.0, 0.0  # gain and offset between two frames in one light
-GREATEST = 8.0  # gain: what is darker shows nothing
+NEUTRAL = 1.0, 0.0  # gain and offset of an unchanged exposure
 
 
-def normalize_exposure(L: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """L in [0, 100], of any shape, in the full light of its shot: gain * L + offset, ``light`` being both."""
-    gain, offset = light
+@dataclass(frozen=True)
+class ExposureConfig:
+    """Constants of the exposure tracker. L is in [0, 100]."""
+
+    size: int = 64  # side of the compared pictures; larger follows finer motion and takes longer
+    min_change: float = 0.25  # mean change of L; larger ignores slower fades, smaller accumulates measurement errors
+    min_std: float = 2.0  # of L; larger ignores more pictures of low contrast
+    max_median_error: float = 3.0  # of a fit to L; larger accepts more motion as a change of exposure
+    max_error_share: float = 0.2  # of the change; exposure leaves at most 0.13, a dissolve 0.28 or more
+    max_gain: float = 8.0  # larger brightens darker frames and amplifies their noise
+
+
+def normalize_exposure(L: np.ndarray, exposure: np.ndarray) -> np.ndarray:
+    """Return L in [0, 100] (any shape) at the normal exposure of its shot: gain * L + offset, clipped. ``exposure`` is
+    (gain, offset)."""
+    gain, offset = exposure
     return L if gain == 1 and offset == 0 else (gain * L + offset).clip(0, L_SCALE)
 
 
 class ExposureTracker:
-    """Follows the light through a film. L of a frame is about a * that of an earlier one + b where nothing moves, in a
-    fade, whose L + 16 falls by one factor as long as no color is very dark, and in a flicker. A frame whose light
-    differs from that of the frame before is compared with one that is as far back as both show the same, since errors
-    of steps from frame to frame would add up."""
+    """Measures the changes of exposure from frame to frame.
 
-    def __init__(self) -> None:
-        self.before: np.ndarray | None = None
-        self.steps = array("f")  # a and b of each frame that was added, beside the frame before
-        self._anchor, self._at = np.zeros(0), STILL  # the earlier frame, and a and b of the frame before beside it
+    L of static content is about a * L + b of an earlier frame, both in fades (which scale L + 16, except for very dark
+    colors) and in flicker. While a frame differs from its predecessor, it is compared with an anchor, the earliest
+    frame with comparable content, since the errors of steps between neighboring frames would accumulate.
+    """
+
+    def __init__(self, config: ExposureConfig | None = None) -> None:
+        self.config = config or ExposureConfig()
+        self.previous: np.ndarray | None = None
+        self.steps = array("f")  # a and b of each frame relative to the previous frame
+        self._anchor, self._since_anchor = np.zeros(0), NEUTRAL  # a and b of the previous frame relative to the anchor
         self._flow = Flow()
 
     def add(self, luma: np.ndarray) -> None:
-        """Take the next frame, Y' uint8 (H, W), full range."""
-        small = resize(luma, SIDE, SIDE)
-        if self.before is None:
-            self.before = self._anchor = small
-        step = self._change(self.before, small)
-        found = self._at if step == STILL else self._change(self._anchor, small)
-        if found is None and step is None and _apart(self._anchor, small) < _apart(self.before, small):
-            found = STILL  # as behind a flash
-        if found is None:
-            self._anchor, found = small, STILL
+        """Add the next frame, luma uint8 (H, W) of full range."""
+        small = resize(luma, self.config.size, self.config.size)
+        if self.previous is None:
+            self.previous = self._anchor = small
+        step = self._change(self.previous, small)
+        total = self._since_anchor if step == NEUTRAL else self._change(self._anchor, small)
+        if total is None and step is None and (cv2.norm(self._anchor, small, cv2.NORM_L1)
+                                               < cv2.norm(self.previous, small, cv2.NORM_L1)):
+            total = NEUTRAL  # after a flash
+        if total is None:
+            self._anchor, total = small, NEUTRAL
         else:
-            (a, b), (a_before, b_before) = found, self._at
+            (a, b), (a_before, b_before) = total, self._since_anchor
             step = a / a_before, b - a / a_before * b_before
-        self.steps.extend(step or STILL)
-        self.before, self._at = small, found
+        self.steps.extend(step or NEUTRAL)
+        self.previous, self._since_anchor = small, total
 
     def _change(self, before, after):
-        """a and b between two frames, None where their light cannot be compared."""
+        """Return a and b between two frames; None if their exposure cannot be compared."""
+        config = self.config
         x, y = (gray_lightness(luma / np.float32(255)) for luma in (before, after))
-        if abs(x.mean() - y.mean()) < LEAST / 2 and abs(x.std() - y.std()) < LEAST / 2:
-            return STILL  # a change of light would be less than LEAST, whatever has moved
-        moved = fetch(before.astype(np.float32), self._flow(after, before))
-        x = gray_lightness(moved / np.float32(255))
-        inside = (np.minimum(x, y) > 1) & (np.maximum(x, y) < 99)
-        fit = self._fit(x[inside], y[inside]) if inside.sum() >= SIDE else None
+        if abs(x.mean() - y.mean()) < config.min_change / 2 and abs(x.std() - y.std()) < config.min_change / 2:
+            return NEUTRAL  # whatever moves, a change of exposure would be below the minimum
+        x = gray_lightness(fetch(before.astype(np.float32), self._flow(after, before)) / np.float32(255))
+        valid = (np.minimum(x, y) > 1) & (np.maximum(x, y) < 99)
+        fit = self._fit(x[valid], y[valid]) if valid.sum() >= config.size else None
         if fit is None:
             return None
         a, b = fit
-        if np.abs((a - 1) * x[inside] + b).mean() < LEAST:
-            return STILL
-        change, left = (np.median(np.abs(blur(plane * inside)[inside])) for plane in (y - x, y - a * x - b))
-        return fit if left <= LEFT * change else None
+        if np.abs((a - 1) * x[valid] + b).mean() < config.min_change:
+            return NEUTRAL
+        change, error = (np.median(np.abs(blur(plane * valid)[valid])) for plane in (y - x, y - a * x - b))
+        return fit if error <= config.max_error_share * change else None
 
     def _fit(self, x, y):
-        """a and b of the pixels of two frames, None where they are too unlike or too even to tell."""
-        kept = np.ones(len(x), bool)
+        """Fit y = a * x + b robustly; return None if the error is too large or the contrast too low."""
+        kept, config = np.ones(len(x), bool), self.config
         for _ in range(4):
-            if x[kept].std() < SPREAD or y[kept].std() < SPREAD / 2:
+            if x[kept].std() < config.min_std or y[kept].std() < config.min_std / 2:
                 return None
-            a = y[kept].std() / x[kept].std()  # not least squares, which noise would flatten frame by frame
+            a = y[kept].std() / x[kept].std()  # unbiased; least squares would flatten noisy frames step by step
             b = y[kept].mean() - a * x[kept].mean()
-            rest = np.abs(y - a * x - b)
-            kept = rest <= max(0.5, 2 * np.median(rest))
-        return None if np.median(rest) > UNLIKE else (float(a), float(b))
+            error = np.abs(y - a * x - b)
+            kept = error <= max(0.5, 2 * np.median(error))
+        return None if np.median(error) > config.max_median_error else (float(a), float(b))
 
-    def of_shot(self, start: int, end: int) -> np.ndarray:
-        """(gain, offset) float32 (end - start, 2) of the frames from ``start`` to ``end``, counted from the first that
-        was added: by them L is that in the full light of the shot, as ``lit`` does it."""
+    def shot_exposure(self, start: int, end: int) -> np.ndarray:
+        """Return float32 (end - start, 2), the (gain, offset) that ``normalize_exposure`` takes, for the added frames
+        [start, end), which are one shot."""
         gains, offsets = np.ones(end - start), np.zeros(end - start)
-        steps = np.array(self.steps[2 * start + 2:2 * end]).reshape(-1, 2)
-        for i, (a, b) in enumerate(steps, 1):
+        for i, (a, b) in enumerate(np.array(self.steps[2 * start + 2:2 * end]).reshape(-1, 2), 1):
             gains[i], offsets[i] = a * gains[i - 1], a * offsets[i - 1] + b
-        full = np.median(gains[gains > 0.8 * gains.max()])  # of a flicker the middle, of a fade where it has not begun
-        usual = np.median(offsets[np.abs(gains / full - 1) < 0.1])
-        gain = full / gains
-        light = np.stack([gain, usual - gain * offsets], 1)
-        dark = gain > GREATEST
-        light[dark] = [GREATEST, 0]
-        return light.astype(np.float32)
-
-
-def _apart(one, other):
-    return cv2.norm(one, other, cv2.NORM_L1)
+        normal = np.median(gains[gains > 0.8 * gains.max()])  # the middle of a flicker, the bright part of a fade
+        normal_offset = np.median(offsets[np.abs(gains / normal - 1) < 0.1])
+        gain = normal / gains
+        exposure = np.stack([gain, normal_offset - gain * offsets], 1)
+        exposure[gain > self.config.max_gain] = [self.config.max_gain, 0]
+        return exposure.astype(np.float32)

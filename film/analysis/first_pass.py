@@ -1,104 +1,107 @@
-"""What does the first pass over a film find? Its shots with their palettes, bars, light and response.
+"""First pass over a film: its shots with palettes, letterbox, exposure and film response.
 
-A film that has bars, or is looked at through a curve, is passed over once more, now without the one and through the
-other.
+A film with a letterbox or a film response is read a second time, to find shots and palettes without the letterbox and
+through the response.
 """
 
 import itertools
 import math
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from colorizer.metrics import shot_has_color
 from config import FilmConfig
 from dataset import resize
-from film.analysis.exposure import STEADY, ExposureTracker, normalize_exposure
-from film.analysis.letterbox import Profile, find_boxes, margins, profile
+from film.analysis.exposure import NEUTRAL, ExposureTracker, normalize_exposure
+from film.analysis.film_scan import FilmScan
+from film.analysis.letterbox import find_boxes, frame_profile, measure_margins
 from film.analysis.plan import FilmPredictor, Plan, Shot, Transition
-from film.analysis.transitions import LATE, Boundary, find_boundaries
+from film.analysis.transitions import Boundary, TransitionConfig, find_boundaries
 from film.io.planes import Planes
-from film.io.video import DamageLog, Film, prefetch, pts_window
-from utils import StreamSample, UserError
+from film.io.video import Film, pts_window
+from utils import StreamSample
 
-SAMPLES = 8  # frames of a shot that its palette is chosen by
-LOOKS, LOOK = 12, 256  # frames of a film by which its response is found, and pixels along a side of them
+SHOT_SAMPLES = 8  # frames of a shot that its palette is chosen by
+FILM_SAMPLES, RESPONSE_SIZE = 12, 256  # frames that the film response is fitted to, and their maximum side in pixels
 
 
-class Sample(NamedTuple):
-    """A frame that its shot is known by."""
+class SampledFrame(NamedTuple):
+    """A frame that represents its shot."""
 
-    frame: int  # its number in the film
-    lab: np.ndarray  # float32 (side, side, 3), with the L of the luma alone
+    number: int  # of the frame in the film
+    lab: np.ndarray  # float32 (side, side, 3), L from the luma alone
     rgb: np.ndarray  # uint8 (side, side, 3)
-    profile: Profile | None  # None where bars are known
+    profile: Any  # Profile for letterbox detection; None if the boxes are known
 
 
-class Samples:
-    """Frames spread evenly over what is seen of the open shot alone; their profiles are wanted to find ``bars``."""
+class ShotSampler:
+    """Samples SHOT_SAMPLES evenly spaced frames of each shot that show no other shot."""
 
-    def __init__(self, side: int, bars: bool) -> None:
-        self.side, self.bars, self.seen = side, bars, 0
-        self.recent = deque()  # (index, planes of side x side, Profile) that may belong to the next shot
-        self.open: StreamSample[Sample] = StreamSample(SAMPLES)
+    def __init__(self, side: int, with_profiles: bool) -> None:
+        self.side, self.with_profiles, self.count = side, with_profiles, 0
+        self.delay = TransitionConfig().max_delay
+        self.recent = deque()  # (index, reduced planes, Profile) of frames that may belong to the next shot
+        self.sample: StreamSample[SampledFrame] = StreamSample(SHOT_SAMPLES)
 
     def add(self, planes: Planes) -> None:
-        self.recent.append((self.seen, planes.downscale(self.side), profile(planes) if self.bars else None))
-        self.seen += 1
-        if len(self.recent) > LATE:
+        """Add the next frame of the film."""
+        profile = frame_profile(planes) if self.with_profiles else None
+        self.recent.append((self.count, planes.downscale(self.side), profile))
+        self.count += 1
+        if len(self.recent) > self.delay:
             self._keep(*self.recent.popleft())
 
-    def _keep(self, index, planes, edges):
+    def _keep(self, index, planes, profile):
         def make():
             rgb = planes.rgb(self.side, self.side)
             lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab)
             lab[..., 0] = planes.lightness(self.side)
-            return Sample(index, lab, np.rint(rgb * 255).astype(np.uint8), edges)
+            return SampledFrame(index, lab, np.rint(rgb * 255).astype(np.uint8), profile)
 
-        self.open.add(make)
+        self.sample.add(make)
 
-    def close(self, boundary: Boundary) -> tuple[list[Sample], Transition | None]:
-        """End the open shot; returns at most SAMPLES frames of it, and how it becomes the next one, None by a cut."""
+    def end_shot(self, boundary: Boundary) -> tuple[list[SampledFrame], Transition | None]:
+        """Return the samples of the shot that ends at a boundary, and the transition to the next one."""
         while self.recent and self.recent[0][0] < boundary.start:
             self._keep(*self.recent.popleft())
         while self.recent and self.recent[0][0] < boundary.end:
             self.recent.popleft()
-        chosen, self.open = self.open.items(), StreamSample(SAMPLES)
+        samples, self.sample = self.sample.items(), StreamSample(SHOT_SAMPLES)
         if boundary.start == boundary.end:
-            return chosen, None
+            return samples, None
         following = self.recent[0][1].lightness(self.side).astype(np.float16)
-        return chosen, Transition(boundary.end - boundary.start, boundary.wipe, following)
+        return samples, Transition(boundary.end - boundary.start, boundary.wipe, following)
 
 
-def analyze_film(film: Film, predictor: FilmPredictor, config: FilmConfig, found: Callable[[Plan], None] | None = None) -> Plan:
-    """The first pass over a film: its Plan. A film that has bars or is looked at through a curve is read once more, for
-    shots and palettes without the bars and through the curve. Raises UserError when no frame between start and end
-    decodes.
+def analyze_film(film: Film, predictor: FilmPredictor, config: FilmConfig,
+                 on_shot: Callable[[Plan], None] | None = None) -> Plan:
+    """Run the first pass over a film, and the second reading if it has a letterbox or a film response.
 
-    At the end of each shot, ``found(plan)`` gets what is known by then, as if the film had neither bars nor a Response.
+    At the end of each shot of the first reading, ``on_shot`` receives the plan so far, without letterbox and response.
+    Raises UserError if no frame between ``config.start`` and ``config.end`` can be decoded.
     """
-    looks: StreamSample[tuple[int, Sample]] = StreamSample(LOOKS)
-    plan, response = _scan(film, predictor, config, looks, found=found), None
+    reading = _Reading(film, predictor, config, on_shot=on_shot)
+    plan, response = reading.run(), None
     if config.response == "auto":
-        response = predictor.fit_response([_lightness(sample, plan.shots[number].box) for number, sample in looks.items()])
+        response = predictor.fit_response([_picture_lightness(sample, plan.shots[number].box)
+                                    for number, sample in reading.film_sample.items()])
     if response and not response.is_identity or any(shot.box for shot in plan.shots):
-        plan = _scan(film, predictor.with_response(response), config, StreamSample(LOOKS), plan)
+        plan = _Reading(film, predictor.with_response(response), config, plan).run()
     plan.response = response
     return plan
 
 
-def _lightness(sample, box):
-    """L of what lies in the box of a Sample of a whole frame, at most LOOK pixels along a side."""
+def _picture_lightness(sample, box):
+    """Return L of a sampled frame inside of the box, with at most RESPONSE_SIZE pixels per side."""
     L, (rows, columns) = sample.lab[..., 0], map(len, sample.profile)
-    side = min(LOOK, len(L))
+    side = min(RESPONSE_SIZE, len(L))
     if box is not None:
         top, bottom, left, right = np.rint(np.array(box) * len(L) / [rows, rows, columns, columns]).astype(int)
         L = L[top:bottom, left:right]
@@ -106,7 +109,8 @@ def _lightness(sample, box):
 
 
 def find_edited_boundaries(lumas: Iterator[np.ndarray], config: FilmConfig) -> Iterator[Boundary]:
-    """Every Boundary of ``find_boundaries``, but for those at ``config.join_at``, and cuts at ``config.cut_at``."""
+    """Yield the boundaries of ``find_boundaries`` without those at ``config.join_at``, and cuts at ``config.cut_at``.
+    """
     cuts = sorted({cut for cut in config.cut_at if cut > 0})
     for start, cut in zip([0, *cuts], [*cuts, None], strict=True):
         for boundary in find_boundaries(itertools.islice(lumas, None if cut is None else cut - start)):
@@ -119,62 +123,62 @@ def find_edited_boundaries(lumas: Iterator[np.ndarray], config: FilmConfig) -> I
         yield Boundary(cut, cut)
 
 
-def _scan(film, predictor, config, looks, first=None, found=None):
-    """The Plan of a film without its Response; ``looks`` gets some of its frames, each with the number of its shot. The
-    Plan ``first``, of an earlier reading, tells of bars; without it, they are looked for."""
-    samples, light, damage, pts = Samples(predictor.side, first is None), ExposureTracker(), DamageLog(), array("q")
-    shots, told, lights, has_color = [], [], [], False
-    begin, beyond = pts_window(film, config)
-    duration, size = 0, (0, 0)
+class _Reading:
+    """One reading of a film. With ``previous``, the plan of an earlier reading, only the picture inside of its boxes is
+    analyzed; without it, the boxes are found."""
 
-    def lumas():
-        nonlocal duration, size
-        frames = prefetch(film.read(begin, damage), 8)
-        with closing(frames), tqdm(total=film.stated_frames or None, unit=" frames", desc="finding shots", leave=False,
-                                   disable=None) as bar:
-            for time_, length, planes in frames:
-                if time_ >= beyond:
-                    return
-                if first is not None:
-                    planes = planes.crop(first.box(len(pts), len(pts) + 1))
-                pts.append(time_)
-                duration, size = length, planes.y.shape
-                samples.add(planes)
-                bar.update()
+    def __init__(self, film: Film, predictor: FilmPredictor, config: FilmConfig, previous: Plan | None = None,
+                 on_shot: Callable[[Plan], None] | None = None) -> None:
+        self.film, self.predictor, self.config, self.previous, self.on_shot = film, predictor, config, previous, on_shot
+        self.scan = FilmScan(film, *pts_window(film, config))
+        self.sampler = ShotSampler(predictor.side, with_profiles=previous is None)
+        self.film_sample: StreamSample[Any] = StreamSample(FILM_SAMPLES)  # (number of the shot, SampledFrame)
+        self.tracker = ExposureTracker()
+        self.shots, self.exposures, self.margins = [], [], []
+
+    def run(self) -> Plan:
+        """Read the film and return its plan without the film response."""
+        for boundary in find_edited_boundaries(self._lumas(), self.config):
+            self._end_shot(boundary)
+        whole = (self.config.start, self.config.end) == (0, math.inf)
+        self.scan.require_frames("" if whole else " between --start and --end")
+        pts, film = self.scan.pts, self.film
+        self._end_shot(Boundary(len(pts), len(pts)))
+        self.scan.damage.report(film.path)
+        if not self.scan.last_duration:
+            self.scan.last_duration = (pts[-1] - pts[-2] if len(pts) > 1 else
+                                       max(1, round(1 / (film.rate * film.time_base))))
+        if self.previous is None:
+            boxes = find_boxes(self.margins, [shot.end - shot.start for shot in self.shots], self.scan.size)
+            self.shots = [replace(shot, box=box) for shot, box in zip(self.shots, boxes, strict=True)]
+        return self._plan()
+
+    def _plan(self):
+        return Plan(self.scan.pts, self.scan.last_duration, list(self.shots), any(shot.in_color for shot in self.shots),
+                    np.concatenate(self.exposures))
+
+    def _lumas(self):
+        with closing(self.scan.frames()) as frames:
+            for index, planes in enumerate(frames):
+                if self.previous is not None:
+                    planes = planes.crop(self.previous.box(index, index + 1))
+                self.sampler.add(planes)
                 luma = planes.luma_uint8(256, 256)
-                light.add(luma)
+                self.tracker.add(luma)
                 yield luma
 
-    def close(boundary):
-        nonlocal has_color
-        start, (chosen, blend) = shots[-1].end if shots else 0, samples.close(boundary)
-        lights.append(light.of_shot(start, boundary.start))
-        lights.append(STEADY.repeat(boundary.end - boundary.start, 0))
-        for sample in chosen:
-            sample.lab[..., 0] = normalize_exposure(sample.lab[..., 0], lights[-2][sample.frame - start])
-            looks.add(partial(tuple, (len(shots), sample)))
-        _, labs, pictures, profiles = zip(*chosen, strict=True)
-        if first is None:
-            told.append(margins(profiles))
-        shots.append(Shot(start, boundary.end, predictor.palette(labs), shot_has_color(pictures),
-                          first and first.box(start, boundary.end), blend))
-        has_color = has_color or shots[-1].in_color
-        if found:
-            found(plan())
-
-    def plan():
-        return Plan(pts, duration, list(shots), has_color, np.concatenate(lights))
-
-    for boundary in find_edited_boundaries(lumas(), config):
-        close(boundary)
-    if not pts:
-        part = "" if (config.start, config.end) == (0, math.inf) else " between --start and --end"
-        raise UserError(f"no frame of {film.path}{part} can be decoded")
-    close(Boundary(len(pts), len(pts)))
-    damage.report(film.path)
-    if not duration:
-        duration = pts[-1] - pts[-2] if len(pts) > 1 else max(1, round(1 / (film.rate * film.time_base)))
-    if first is None:
-        boxes = find_boxes(told, [shot.end - shot.start for shot in shots], size)
-        shots = [replace(shot, box=box) for shot, box in zip(shots, boxes, strict=True)]
-    return plan()
+    def _end_shot(self, boundary):
+        start = self.shots[-1].end if self.shots else 0
+        samples, transition = self.sampler.end_shot(boundary)
+        exposure = self.tracker.shot_exposure(start, boundary.start)
+        self.exposures += [exposure, np.tile(np.array(NEUTRAL, np.float32), (boundary.end - boundary.start, 1))]
+        for sample in samples:
+            sample.lab[..., 0] = normalize_exposure(sample.lab[..., 0], exposure[sample.number - start])
+            self.film_sample.add(partial(tuple, (len(self.shots), sample)))
+        if self.previous is None:
+            self.margins.append(measure_margins([sample.profile for sample in samples]))
+        box = None if self.previous is None else self.previous.box(start, boundary.end)
+        self.shots.append(Shot(start, boundary.end, self.predictor.palette([sample.lab for sample in samples]),
+                               shot_has_color([sample.rgb for sample in samples]), box, transition))
+        if self.on_shot:
+            self.on_shot(self._plan())

@@ -1,93 +1,122 @@
-"""Where does one shot become the next bit by bit, and what are the colors there?
+"""Detection of gradual transitions between shots (dissolves, wipes, irises) on luma uint8 (256, 256).
 
-Of a dissolve, every frame is a mixture of a frame in front of it and one behind it, by one share for all places. Of a
-wipe or an iris, every place is that of one of both. So motion is told from both: what moves is neither. Where
-shots move much, a dissolve is told by its detail, which falls as it does by no motion. All is seen on small lumas,
-uint8 (256, 256), without color; memory holds some seconds of vectors of 1,024 numbers.
+In a dissolve, each frame is a mixture of the frame before the dissolve and the frame after it, with one weight for all
+pixels. In a wipe or an iris, each pixel shows one of the two shots. Moving shots are extrapolated along their optical
+flow. If shots move too much for that, a dissolve is detected by the detail of the frames, which drops in its middle.
 """
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from colorizer.warping.optical_flow import Flow, fetch
 from dataset import resize
-from film.analysis.shot_detection import judge_gray_cuts
+from film.analysis.shot_detection import find_gray_cuts
 
-SIDE, FINE = 32, 64  # of the pictures that are compared, and of those whose motion is told
-PACE = 4  # frames by which it is told
-REACHES = (3, 4, 5, 7, 9, 12, 14, 16, 18, 21, 24, 28, 35, 42)  # frames from the middle of a window to its ends
-FLAT = 6.0  # standard deviation of luma, of 255, below which a picture shows nothing: black, white, a fade
-ALIKE = 0.45  # correlation of the luma of two pictures above which they may be of one shot
-CHANGED, BROAD = 12, 0.55  # luma changes by so much from shot to shot, on so large a share of the picture
-HALF = 0.2  # the middle frame of a window is so near to half of both shots
-MIXED, SWITCHED = 0.045, 0.04  # of the change, what is left by the best mixture, and by the nearer of both shots
-MIDDLE, LOOSE = 1.5, 5.0  # the middle of a window may have so many times as much, the latter before motion is told
-STAYS = 0.6  # of the places that show one shot, so many are seen in the other one, too, as it moves
-AROUND = 9  # frames in front of a window and behind it that must be of the same shots, as far as the next cut
-JUMP = 0.4  # a cut: the correlation of neighboring frames falls by so much
-MOTION = 0.8  # of the change, what the shots change by themselves in front of the window and behind it
-PARTS = 4  # of the width and of the height, whose detail is told
-THIN = 0.3  # of what an even change leaves unexplained of the detail, what a dissolve may leave
-FADES = 2.0  # a shot that has so many times its detail a little later fades, or its lens is being focused
-SHORTEST = 3  # frames of a dissolve
-STEP, BACK = 0.45, 0.15  # the share of the next shot grows by no more from frame to frame, and falls by no more in all
-MARGIN = 3  # frames around a dissolve in which there is no cut
-LATE = 3 * REACHES[-1] + 2 * MARGIN  # frames by which find_boundaries may be late
+
+@dataclass(frozen=True)
+class TransitionConfig:
+    """Constants of the transition detector, chosen on drawn and real films. Luma is 8-bit, errors are relative to the
+    squared difference of the two shots."""
+
+    # Frames and windows. A window is a middle frame with ``half_length`` frames before it and after it.
+    size: int = 32  # side of the compared pictures; larger notices smaller changes and takes longer
+    flow_size: int = 64  # side of the pictures for optical flow; larger follows finer motion and takes longer
+    flow_frames: int = 4  # frames over which motion is measured; larger is steadier for slow motion, wrong for fast
+    half_lengths: tuple[int, ...] = (3, 4, 5, 7, 9, 12, 14, 16, 18, 21, 24, 28, 35, 42)  # more finds longer transitions
+    context: int = 9  # frames around a window that must show the same shots; larger rejects more windows near cuts
+    cut_correlation_drop: float = 0.4  # drop between neighboring frames that is a cut; larger finds fewer cuts
+    cut_margin: int = 3  # frames around a transition without cuts; larger drops more cuts
+
+    # Whether the ends of a window show two shots
+    flat_std: float = 6.0  # standard deviation below which a picture is blank; larger ignores more low-contrast shots
+    max_end_correlation: float = 0.45  # of the ends of a window; larger accepts shots that look more alike
+    max_end_motion: float = 0.8  # change within each shot relative to that between them; larger accepts more motion
+    changed_luma: float = 12.0  # difference of a changed pixel; larger ignores weaker changes
+    min_changed_share: float = 0.55  # share of changed pixels; larger rejects changes of a part of the picture
+
+    # Whether mixing or switching pixels explains the frames between
+    max_middle_offset: float = 0.2  # deviation of the middle weight from 0.5; larger accepts windows off center
+    max_mixture_error: float = 0.045  # mean error of a dissolve; larger accepts worse matches
+    max_switch_error: float = 0.04  # mean error of a wipe; larger accepts worse matches
+    middle_tolerance: float = 1.5  # factor of both errors for the middle frame; larger tests more windows in full
+    still_tolerance: float = 5.0  # the same before motion is compensated
+    min_visible_share: float = 0.6  # of a moving shot, inside the picture; larger rejects more pans
+    max_weight_step: float = 0.45  # growth of the weight between frames; larger accepts more abrupt transitions
+    max_weight_decrease: float = 0.15  # sum of all decreases; larger accepts more irregular transitions
+    min_frames: int = 3  # larger drops short dissolves and wipes
+
+    # Dissolves of moving shots
+    detail_cells: int = 4  # cells per side in which detail is measured; larger localizes it and adds noise
+    max_detail_error: float = 0.3  # relative to a linear change of the detail; larger accepts worse matches
+    max_detail_ratio: float = 2.0  # change of detail within a shot; larger mistakes more fades and focus pulls
+
+    @property
+    def max_delay(self) -> int:
+        """Maximum number of frames between the first frame of a transition and its report."""
+        return 3 * self.half_lengths[-1] + 2 * self.cut_margin
 
 
 class Boundary(NamedTuple):
-    """Frames [start, end) show two shots, ``end`` is the first frame of the next one alone; at a cut, both are one."""
+    """The end of a shot: frames [start, end) show both shots, and ``end`` is the first frame that shows only the next
+    shot. At a cut, ``start`` equals ``end``."""
 
     start: int
     end: int
-    wipe: bool = False  # whether each place shows one of both shots, not a mixture
+    wipe: bool = False  # True: each pixel shows one of both shots; False: a mixture of both
 
 
-def find_boundaries(lumas: Iterable[np.ndarray]) -> Iterator[Boundary]:
-    """Yield every Boundary of a film, in order, by luma uint8 (256, 256): dissolves, and the cuts of find_gray_cuts
-    elsewhere. One is yielded at most LATE frames after its first frame."""
-    finder, found, count = TransitionDetector(), [], 0
+def find_boundaries(lumas: Iterable[np.ndarray], config: TransitionConfig | None = None) -> Iterator[Boundary]:
+    """Yield the boundaries of all shots of a film in order: transitions, and the cuts outside of transitions.
 
-    def watched():
+    A boundary is yielded at most ``config.max_delay`` frames after its first frame, plus the delay of the cut detector.
+    """
+    config = config or TransitionConfig()
+    detector, found, count = TransitionDetector(config), [], 0
+
+    def detect_transitions():
         nonlocal count
         for luma in lumas:
             count += 1
-            enter(finder.process(luma))
+            add(detector.process(luma))
             yield luma
-        enter(finder.flush())
+        add(detector.flush())
 
-    def enter(dissolves):
-        for new in dissolves:
-            found[:] = [old for old in found if not new.start - MARGIN <= old.start <= new.end + MARGIN]
+    def add(transitions):
+        for new in transitions:
+            found[:] = [old for old in found if not _near(old.start, new, config)]
             found.append(new)
 
-    for cuts in judge_gray_cuts(watched()):
-        found.extend(Boundary(cut, cut) for cut in cuts
-                     if not any(old.start - MARGIN <= cut <= old.end + MARGIN for old in found))
+    for cuts in find_gray_cuts(detect_transitions()):
+        found.extend(Boundary(cut, cut) for cut in cuts if not any(_near(cut, old, config) for old in found))
         found.sort()
-        while found and found[0].start <= count - LATE:
+        while found and found[0].start <= count - config.max_delay:
             yield found.pop(0)
     yield from found
 
 
-class _Seen(NamedTuple):
-    """A frame as a vector."""
-
-    picture: np.ndarray  # uint8 (FINE, FINE)
-    luma: np.ndarray  # float32 (SIDE * SIDE,)
-    centered: np.ndarray  # minus its mean, since brightness may flicker
-    norm: float  # of ``centered``
-    detail: np.ndarray  # float32 (PARTS * PARTS,): the mean squared gradient of each part
-    since: int = 0  # the first frame behind the last cut in front of it
+def _near(frame, boundary, config):
+    return boundary.start - config.cut_margin <= frame <= boundary.end + config.cut_margin
 
 
-class _Fit(NamedTuple):
-    """How well a window of frames is explained by two shots; the least misfit is the best."""
+class _Frame(NamedTuple):
+    """A frame in the representations that windows are compared by."""
 
-    misfit: float  # above 1 they do not explain it
+    picture: np.ndarray  # uint8 (flow_size, flow_size)
+    luma: np.ndarray  # float32 (size * size,)
+    centered: np.ndarray  # luma minus its mean, which is robust against flicker
+    norm: float  # Euclidean norm of ``centered``
+    detail: np.ndarray  # float32 (detail_cells ** 2,), mean squared gradient of each cell
+    shot_start: int = 0  # first frame after the last cut before this frame
+
+
+class _Candidate(NamedTuple):
+    """A window that is explained by a transition; candidates compare by their error."""
+
+    error: float  # relative to the maximum; at most 1
     middle: int
     boundary: Boundary
 
@@ -95,206 +124,210 @@ class _Fit(NamedTuple):
 class TransitionDetector:
     """Finds dissolves, wipes and irises of about 5 to 80 frames.
 
-    A window is a frame and those up to one of REACHES in front of it and behind it; its ends must be of two shots, each
-    of which changes little beyond them, and all frames between must be explained by both. Of windows that overlap, the
-    one that is explained best counts.
+    Each window is tested whose ends show different shots that change little beyond the window. Of overlapping windows
+    that are explained by a transition, the one with the smallest error is reported.
     """
 
-    def __init__(self) -> None:
-        self._seen: deque[_Seen] = deque(maxlen=4 * REACHES[-1] + 1)
-        self._count = self._end = 0  # frames seen, and the end of the last dissolve
-        self._best: _Fit | None = None
+    def __init__(self, config: TransitionConfig | None = None) -> None:
+        self.config = config or TransitionConfig()
+        self.model = WindowModel(self.config)
+        self._frames: deque[_Frame] = deque(maxlen=4 * self.config.half_lengths[-1] + 1)
+        self._count = self._end = 0  # number of frames so far, and end of the last transition
+        self._best: _Candidate | None = None
 
     def process(self, luma: np.ndarray) -> list[Boundary]:
-        """Take the next frame's luma; returns the dissolves, one at most, that this allows to judge."""
-        frame = _look(resize(luma, FINE, FINE))
-        if self._seen:
-            cut = 1 - _alike(self._seen[-1], frame) > JUMP
-            frame = frame._replace(since=self._count if cut else self._seen[-1].since)
-        self._seen.append(frame)
+        """Add the luma of the next frame; return the transitions (at most one) that are now certain."""
+        side, longest = self.config.flow_size, self.config.half_lengths[-1]
+        frame = self.model.frame(resize(luma, side, side))
+        if self._frames:
+            cut = 1 - self.model.correlation(self._frames[-1], frame) > self.config.cut_correlation_drop
+            frame = frame._replace(shot_start=self._count if cut else self._frames[-1].shot_start)
+        self._frames.append(frame)
         self._count += 1
-        for reach in REACHES:
-            self._judge(self._count - 1 - 2 * reach, reach)
-        return self._settle(self._count - 2 * REACHES[-1] - MARGIN)
+        for half_length in self.config.half_lengths:
+            self._test(self._count - 1 - 2 * half_length, half_length)
+        return self._settle(self._count - 2 * longest - self.config.cut_margin)
 
     def flush(self) -> list[Boundary]:
-        """Judge what is left at the film's end; returns as ``process``."""
-        found = []
-        for middle in range(self._count - 2 * REACHES[-1], self._count):
-            for reach in REACHES:
-                if middle + 2 * reach >= self._count:
-                    self._judge(middle, reach)
-            found += self._settle(middle - REACHES[-1])
+        """Return the transitions that are left at the end of the film."""
+        found, longest = [], self.config.half_lengths[-1]
+        for middle in range(self._count - 2 * longest, self._count):
+            for half_length in self.config.half_lengths:
+                if middle + 2 * half_length >= self._count:
+                    self._test(middle, half_length)
+            found += self._settle(middle - longest)
         return found + self._settle(self._count)
 
-    def _settle(self, judged):
-        """The best window as a list, once all around its middle are judged, those in front of ``judged``."""
-        if self._best is None or self._best.middle > judged:
+    def _settle(self, middle):
+        """Return the best candidate as a list if all windows around it are tested: those centered before ``middle``."""
+        if self._best is None or self._best.middle > middle:
             return []
         boundary, self._best = self._best.boundary, None
         self._end = boundary.end
         return [boundary]
 
-    def _judge(self, middle, reach):
-        first = self._count - len(self._seen)
-        start, stop = middle - reach, middle + reach
+    def _test(self, middle, half_length):
+        first = self._count - len(self._frames)
+        start, stop = middle - half_length, middle + half_length
         if start < first:
             return
-        around = min(reach, AROUND)
-        before = max(start - around, first, self._seen[start - first].since)
-        behind = min(stop + around, self._count - 1)
-        while self._seen[behind - first].since > stop:
-            behind = self._seen[behind - first].since - 1
-        if start - before < 2 or behind - stop < 2:  # nothing is known of what is around
+        context = min(half_length, self.config.context)
+        before = max(start - context, first, self._frames[start - first].shot_start)
+        after = min(stop + context, self._count - 1)
+        while self._frames[after - first].shot_start > stop:
+            after = self._frames[after - first].shot_start - 1
+        if start - before < 2 or after - stop < 2:  # too little context
             return
-        window = [self._seen[i - first] for i in range(before, behind + 1)]
-        start, stop = start - before, stop - before
-        if not _may_be(*(window[i] for i in (0, start, middle - before, stop, -1))):
-            return
-        fit = fit_window(window, start, stop, middle - reach)
-        if fit is not None and fit.boundary.start > self._end and (self._best is None or fit < self._best):
-            self._best = fit
+        frames = [self._frames[i - first] for i in range(before, after + 1)]
+        candidate = self.model.explain(frames, start - before, stop - before, start)
+        if candidate is not None and candidate.boundary.start > self._end and (
+                self._best is None or candidate < self._best):
+            self._best = candidate
 
 
-def _may_be(before, start, middle, stop, behind):
-    """Whether the ends of a window are of two shots, and its middle may be of both."""
-    motion = max(1 - _alike(before, start), 1 - _alike(stop, behind))
-    return motion <= MOTION * (1 - _alike(start, stop)) and _may_mix(start, stop, middle, LOOSE)
+class WindowModel:
+    """Explains the frames of a window by its first and its last frame."""
+
+    def __init__(self, config: TransitionConfig) -> None:
+        self.config = config
+
+    def frame(self, picture: np.ndarray) -> _Frame:
+        """Compute the representations of a picture uint8 (flow_size, flow_size)."""
+        size, cells = self.config.size, self.config.detail_cells
+        luma = resize(picture, size, size).astype(np.float32).ravel()
+        centered = luma - luma.mean()
+        x, y = (np.diff(picture.astype(np.float32), axis=axis, append=0)[:-1, :-1] for axis in (1, 0))
+        detail = resize(np.square(x) + np.square(y), cells, cells).ravel()
+        return _Frame(picture, luma, centered, float(np.linalg.norm(centered)), detail)
+
+    def correlation(self, a: _Frame, b: _Frame) -> float:
+        """Return the correlation of two frames; 0 if one of them is blank."""
+        if min(a.norm, b.norm) < self.config.flat_std * self.config.size / 2:
+            return 0.0
+        return float(a.centered @ b.centered) / (a.norm * b.norm)
+
+    def explain(self, frames: list[_Frame], start: int, stop: int, first: int) -> _Candidate | None:
+        """Explain frames[start:stop + 1] by a transition; ``first`` is the number of frames[start] in the film.
+
+        The other frames are the context. Tries still shots, then the detail, then moving shots.
+        """
+        a, b, window = frames[start], frames[stop], frames[start:stop + 1]
+        half_length = len(window) // 2
+        motion = max(1 - self.correlation(frames[0], a), 1 - self.correlation(b, frames[-1]))
+        if (motion > self.config.max_end_motion * (1 - self.correlation(a, b))
+                or not self._explains_middle(a, b, window[half_length], self.config.still_tolerance)):
+            return None
+        candidate = (self._fit(window, [a] * len(window), [b] * len(window), first)
+                     or self._fit_detail(frames, start, stop, first))
+        if candidate is not None:
+            return candidate
+        flow = Flow()
+        back, ahead = max(0, start - self.config.flow_frames), min(len(frames) - 1, stop + self.config.flow_frames)
+        past = flow(a.picture, frames[back].picture) / (start - back)
+        future = flow(b.picture, frames[ahead].picture) / (ahead - stop)
+
+        def extrapolate(i):
+            return (self.frame(fetch(a.picture, past * i)),
+                    self.frame(fetch(b.picture, future * (2 * half_length - i))))
+
+        # The middle frame alone decides most windows in little time.
+        a_middle, b_middle = extrapolate(half_length)
+        if (not self._explains_middle(a_middle, b_middle, window[half_length], self.config.middle_tolerance)
+                or self._is_pan(window[half_length], a_middle, b_middle, past * half_length, future * half_length)):
+            return None
+        a_frames, b_frames = zip(*map(extrapolate, range(len(window))), strict=True)
+        return self._fit(window, a_frames, b_frames, first)
+
+    def _explains_middle(self, a, b, frame, tolerance):
+        """Whether two pictures show different shots and explain the middle frame, within ``tolerance`` times the
+        maximum errors."""
+        config = self.config
+        if min(a.norm, b.norm) < config.flat_std * config.size or self.correlation(a, b) > config.max_end_correlation:
+            return False
+        change, offset = b.centered - a.centered, frame.centered - a.centered
+        energy = change @ change
+        weight = offset @ change / energy
+        if abs(weight - 0.5) > config.max_middle_offset:
+            return False
+        mixture_error, change = np.square(offset - weight * change).sum() / energy, b.luma - a.luma
+        switch_error = np.minimum(np.square(frame.luma - a.luma), np.square(frame.luma - b.luma)).sum() / (
+            change @ change)
+        return (min(mixture_error / config.max_mixture_error, switch_error / config.max_switch_error) <= tolerance
+                and np.mean(np.abs(change - np.median(change)) > config.changed_luma) > config.min_changed_share)
+
+    def _is_pan(self, frame, a, b, past, future):
+        """Whether two pictures are the ends of a pan: the frame shows one of them where the other has left the
+        picture by its motion."""
+        changed = np.abs(a.luma - b.luma) > self.config.changed_luma
+        shows_b = np.abs(frame.luma - b.luma) < np.abs(frame.luma - a.luma)
+        return any(pixels.any() and self._visible_share(flow)[pixels].mean() < self.config.min_visible_share
+                   for pixels, flow in ((changed & shows_b, past), (changed & ~shows_b, future)))
+
+    def _visible_share(self, flow):
+        """Return for each of size * size pixels how much of it a flow (flow_size, flow_size, 2) keeps in the picture."""
+        y, x = np.indices(flow.shape[:2], dtype=np.float32)
+        half = len(flow) / 2
+        inside = (np.abs(x + flow[..., 0] - half) <= half) & (np.abs(y + flow[..., 1] - half) <= half)
+        return resize(inside.astype(np.float32), self.config.size, self.config.size).ravel()
+
+    def _fit(self, window, a_frames, b_frames, first):
+        """Explain each frame of a window by the pictures of both shots at its time."""
+        config = self.config
+        lumas, a_lumas, b_lumas = (np.stack([frame.luma for frame in each]) for each in (window, a_frames, b_frames))
+        centered, a, b = (np.stack([frame.centered for frame in each]) for each in (window, a_frames, b_frames))
+        offset, change = centered - a, b - a
+        energy = np.square(change).sum(1)
+        weight = (offset * change).sum(1) / energy
+        growth, between = np.diff(weight), (weight > 0.2) & (weight < 0.8)
+        if (between.sum() < 3 or growth.max() > config.max_weight_step
+                or -growth[growth < 0].sum() > config.max_weight_decrease):
+            return None
+        mixture_error = np.square(offset - weight[:, None] * change).sum(1) / energy
+        change = b_lumas - a_lumas
+        switch_error = (np.minimum(np.square(lumas - a_lumas), np.square(lumas - b_lumas)).sum(1)
+                        / np.square(change).sum(1))
+        error, wipe = min((float(mixture_error[between].mean()) / config.max_mixture_error, False),
+                          (float(switch_error[between].mean()) / config.max_switch_error, True))
+        slope, offset = np.polyfit(np.flatnonzero(between), weight[between], 1)
+        start, end = -offset / slope, (1 - offset) / slope
+        if error > 1 or slope <= 0 or start < 0.5 or end > len(window) - 1.5:  # both ends must show a single shot
+            return None
+        if wipe:  # counted in pixels, since their differences may be uneven
+            changed = np.abs(change) > config.changed_luma
+            switched = ((np.abs(lumas - b_lumas) < np.abs(lumas - a_lumas)) & changed).sum(1) / changed.sum(1)
+            start, end = np.flatnonzero(switched > 0.04)[0] - 1, np.flatnonzero(switched < 0.96)[-1] + 1
+            extension = (end - start) / 5  # few pixels switch in the first and last frames
+            start, end = max(start - extension, 0), min(end + extension, len(window) - 1)
+        boundary = Boundary(first + round(start) + 1, first + round(end), wipe)
+        long_enough = boundary.end - boundary.start >= config.min_frames
+        return _Candidate(error, first + len(window) // 2, boundary) if long_enough else None
+
+    def _fit_detail(self, frames, start, stop, first):
+        """Explain a window as a dissolve by its detail alone, whatever the motion: mean squared gradients of unrelated
+        pictures add up with the squares of their weights."""
+        detail = np.stack([frame.detail for frame in frames])
+        ends, context = detail[[start, stop]].sum(1), detail[[0, -1]].sum(1)
+        if (np.maximum(ends, context) > self.config.max_detail_ratio * np.minimum(ends, context)).any():
+            return None
+        detail = detail[start:stop + 1]
+        last = len(detail) - 1
+        if _detail_error(detail, 0, last) > 2 * self.config.max_detail_error:  # decides most windows early
+            return None
+        errors = {(a, b): _detail_deviation(detail, a, b, 2).sum() for a in range(last // 4 + 1)
+                  for b in range(last - last // 4, last + 1) if b - a > self.config.min_frames}
+        a, b = min(errors, key=errors.__getitem__)
+        error = _detail_error(detail, a, b) / self.config.max_detail_error
+        return _Candidate(error, first + len(detail) // 2, Boundary(first + a + 1, first + b)) if error <= 1 else None
 
 
-def _may_mix(one, other, frame, most):
-    """Whether two pictures are of two shots and explain a frame of the middle, up to ``most`` times what is allowed."""
-    if min(one.norm, other.norm) < FLAT * SIDE or _alike(one, other) > ALIKE:
-        return False
-    change, moved = other.centered - one.centered, frame.centered - one.centered
-    share = moved @ change / (change @ change)
-    if abs(share - 0.5) > HALF:
-        return False
-    mixed, change = np.square(moved - share * change).sum() / (change @ change), other.luma - one.luma
-    nearer = np.minimum(np.square(frame.luma - one.luma), np.square(frame.luma - other.luma)).sum() / (change @ change)
-    return (min(mixed / MIXED, nearer / SWITCHED) <= most
-            and np.mean(np.abs(change - np.median(change)) > CHANGED) > BROAD)
-
-
-def _alike(one, other):
-    """The correlation of two frames, 0 if one shows nothing."""
-    if min(one.norm, other.norm) < FLAT * SIDE / 2:
-        return 0.0
-    return float(one.centered @ other.centered) / (one.norm * other.norm)
-
-
-def _look(picture):
-    """What is Seen of a picture, (FINE, FINE)."""
-    luma = resize(picture, SIDE, SIDE).astype(np.float32).ravel()
-    centered = luma - luma.mean()
-    x, y = (np.diff(picture.astype(np.float32), axis=axis, append=0)[:-1, :-1] for axis in (1, 0))
-    detail = resize(np.square(x) + np.square(y), PARTS, PARTS).ravel()
-    return _Seen(picture, luma, centered, float(np.linalg.norm(centered)), detail)
-
-
-def fit_window(seen: list[_Seen], start: int, stop: int, first: int) -> _Fit | None:
-    """Explain the frames seen[start:stop + 1], the film's from number ``first`` on, by the first and the last of them,
-    as they are, by their detail, or as they go on moving; None if nothing does."""
-    one, other, window = seen[start], seen[stop], seen[start:stop + 1]
-    still = _fit(window, [one] * len(window), [other] * len(window), first)
-    if still is not None:
-        return still
-    mixed = _fit_detail(seen, start, stop, first)
-    if mixed is not None:
-        return mixed
-    flow = Flow()
-    back, on = max(0, start - PACE), min(len(seen) - 1, stop + PACE)
-    past = flow(one.picture, seen[back].picture) / (start - back)
-    future = flow(other.picture, seen[on].picture) / (on - stop)
-    reach = len(window) // 2
-
-    def moved(i):
-        return _look(fetch(one.picture, past * i)), _look(fetch(other.picture, future * (2 * reach - i)))
-
-    # The middle alone tells most windows, in little time.
-    middle, other_middle = moved(reach)
-    if (not _may_mix(middle, other_middle, window[reach], MIDDLE)
-            or _pans(window[reach], middle, other_middle, past * reach, future * reach)):
-        return None
-    ones, others = zip(*map(moved, range(len(window))), strict=True)
-    return _fit(window, ones, others, first)
-
-
-def _pans(frame, one, other, past, future):
-    """Whether two pictures explain a frame like two ends of a pan: the other one alone where the motion leaves one."""
-    changed = np.abs(one.luma - other.luma) > CHANGED
-    behind = np.abs(frame.luma - other.luma) < np.abs(frame.luma - one.luma)
-    return any(places.any() and _stays(flow)[places].mean() < STAYS
-               for places, flow in ((changed & behind, past), (changed & ~behind, future)))
-
-
-def _stays(flow):
-    """Where a flow (FINE, FINE, 2) stays inside the picture, a share for each of SIDE * SIDE places."""
-    y, x = np.indices(flow.shape[:2], dtype=np.float32)
-    inside = (np.abs(x + flow[..., 0] - FINE / 2) <= FINE / 2) & (np.abs(y + flow[..., 1] - FINE / 2) <= FINE / 2)
-    return resize(inside.astype(np.float32), SIDE, SIDE).ravel()
-
-
-def _fit(window, ones, others, first):
-    """Explain each frame of a window by those of both shots in its place."""
-    lumas, first_lumas, last_lumas = (np.stack([frame.luma for frame in frames]) for frames in (window, ones, others))
-    centered, moved, line = (np.stack([frame.centered for frame in frames]) for frames in (window, ones, others))
-    moved, line = centered - moved, line - moved
-    length = np.square(line).sum(1)
-    share = (moved * line).sum(1) / length
-    growth, between = np.diff(share), (share > 0.2) & (share < 0.8)
-    if between.sum() < 3 or growth.max() > STEP or -growth[growth < 0].sum() > BACK:
-        return None
-    mixed = np.square(moved - share[:, None] * line).sum(1) / length
-    change = last_lumas - first_lumas
-    nearer = np.minimum(np.square(lumas - first_lumas), np.square(lumas - last_lumas)).sum(1) / np.square(change).sum(1)
-    misfit, wipe = min((float(mixed[between].mean()) / MIXED, False), (float(nearer[between].mean()) / SWITCHED, True))
-    slope, offset = np.polyfit(np.flatnonzero(between), share[between], 1)
-    start, end = -offset / slope, (1 - offset) / slope
-    if misfit > 1 or slope <= 0 or start < 0.5 or end > len(window) - 1.5:  # the ends show one shot, and then no more
-        return None
-    if wipe:  # by the places, since how they differ need not be even
-        places = np.abs(change) > CHANGED
-        switched = ((np.abs(lumas - last_lumas) < np.abs(lumas - first_lumas)) & places).sum(1) / places.sum(1)
-        start, end = np.flatnonzero(switched > 0.04)[0] - 1, np.flatnonzero(switched < 0.96)[-1] + 1
-        more = (end - start) / 5  # the first and the last places are few
-        start, end = max(start - more, 0), min(end + more, len(window) - 1)
-    boundary = Boundary(first + round(start) + 1, first + round(end), wipe)
-    return _Fit(misfit, first + len(window) // 2, boundary) if boundary.end - boundary.start >= SHORTEST else None
-
-
-def _fit_detail(seen, start, stop, first):
-    """Explain the frames of a window as a dissolve by their detail alone, however they move: of two pictures whose
-    gradients have nothing in common the mean squares add up, by the squares of the shares."""
-    detail = np.stack([frame.detail for frame in seen])
-    ends, around = detail[[start, stop]].sum(1), detail[[0, -1]].sum(1)
-    if (np.maximum(ends, around) > FADES * np.minimum(ends, around)).any():
-        return None
-    detail = detail[start:stop + 1]
-    last = len(detail) - 1
-    if _left(detail, 0, last) > 2 * THIN:  # far from it, which tells most windows
-        return None
-    errors = {(one, other): _off(detail, one, other, 2).sum() for one in range(last // 4 + 1)
-              for other in range(last - last // 4, last + 1) if other - one > SHORTEST}
-    one, other = min(errors, key=errors.__getitem__)
-    misfit = _left(detail, one, other) / THIN
-    boundary = Boundary(first + one + 1, first + other)
-    return _Fit(misfit, first + len(detail) // 2, boundary) if misfit <= 1 else None
-
-
-def _left(detail, start, end):
-    """What a dissolve of the frames between leaves unexplained, as a share of what an even change leaves."""
+def _detail_error(detail, start, end):
+    """Return the deviation from a dissolve between two frames relative to that from a linear change."""
     between = slice(start + 1, end)
-    return _off(detail, start, end, 2)[between].sum() / max(_off(detail, start, end, 1)[between].sum(), 1e-3)
+    return (_detail_deviation(detail, start, end, 2)[between].sum()
+            / max(_detail_deviation(detail, start, end, 1)[between].sum(), 1e-3))
 
 
-def _off(detail, start, end, power):
-    """How far the detail of each frame is off that of the first and the last one, by a power of their shares."""
-    share = np.clip((np.arange(len(detail)) - start) / (end - start), 0, 1)[:, None]
-    return np.abs(detail - (1 - share)**power * detail[0] - share**power * detail[-1]).sum(1)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Colors
-
-
+def _detail_deviation(detail, start, end, power):
+    """Return each frame's deviation from the mixture of the first and last detail by the powers of their weights."""
+    weight = np.clip((np.arange(len(detail)) - start) / (end - start), 0, 1)[:, None]
+    return np.abs(detail - (1 - weight)**power * detail[0] - weight**power * detail[-1]).sum(1)

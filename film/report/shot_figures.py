@@ -11,12 +11,13 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from film.analysis.detected_shots import DetectedFilm
+from film.analysis.dataset_files import SIGNATURE
+from film.analysis.detected_shots import MAX_THUMBNAILS, DetectedFilm
 
-SIGNATURE = "dataset_generator.py"  # in the metadata of each figure, so that --overwrite removes no others
 COLORS = {"train": "#2a9d4a", "val": "#2f6fd0", "test": "#d9821a", "dropped": "#8a8a8a"}
 PALE = {"train": "#bfe2c9", "val": "#c1d4f1", "test": "#f4dabb", "dropped": "#dcdcdc"}
-SHEET_COLUMNS, SHEET_ROWS, SHEET_PAGES = 6, 10, 10  # a contact sheet is bounded: at most 600 shots of a film
+SHEET_COLUMNS, SHEET_ROWS = 6, 10
+SHEET_PAGES = MAX_THUMBNAILS // (SHEET_COLUMNS * SHEET_ROWS)
 CURVE_SIZE = 1540, 495
 CURVE_BOX = 90, 36, 1270, 430  # left, top, right and bottom of the curve itself; the legend is beside it
 
@@ -48,7 +49,7 @@ def draw_curve(film: DetectedFilm, path: Path) -> None:
         return bottom - (math.log10(value) - low) / (high - low) * (bottom - top)
 
     for shot in film.shots:
-        first, end = x_of(shot.first), x_of(shot.last + 1)
+        first, end = x_of(shot.start), x_of(shot.end)
         draw.rectangle((first, top, max(first, end - 1), bottom), fill=PALE[shot.split])
     for power in range(math.ceil(low), math.floor(high) + 1):
         draw.line((left - 5, y_of(10.0**power), left, y_of(10.0**power)), fill="black")
@@ -99,11 +100,10 @@ def draw_contact_sheets(film: DetectedFilm, folder: Path) -> None:
         draw.text((8, 6), note, fill="black", font=font)
         for place, shot in enumerate(shots):
             x, y = place % SHEET_COLUMNS * cell_width, margin + place // SHEET_COLUMNS * cell_height
-            picture = cv2.imdecode(shot.thumbnail, cv2.IMREAD_COLOR_RGB)
+            picture = cv2.imdecode(np.frombuffer(shot.thumbnail or b"", np.uint8), cv2.IMREAD_COLOR_RGB)
             draw.rectangle((x + 4, y, x + 235, y + 133), fill=COLORS[shot.split])
             sheet.paste(Image.fromarray(picture), (x + 120 - picture.shape[1] // 2, y + 67 - picture.shape[0] // 2))
-            draw.text((x + 6, y + 137), f"{shot.number}: {shot.first}-{shot.last}  {shot.split}", font=font,
+            draw.text((x + 6, y + 137), f"{shot.number}: {shot.start}-{shot.end - 1}  {shot.split}", font=font,
                       fill=COLORS[shot.split])
-            length = shot.last - shot.first + 1
-            draw.text((x + 6, y + 153), f"{length} frame{'s' * (length > 1)}", font=font, fill="black")
+            draw.text((x + 6, y + 153), f"{shot.length} frame{'s' * (shot.length > 1)}", font=font, fill="black")
         save(sheet, folder / f"{film.path.name}_shots_{page}.png")

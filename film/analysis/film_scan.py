@@ -1,0 +1,44 @@
+"""One decoding pass over a film that records the timestamps, size and damage of its frames."""
+
+import math
+from array import array
+from collections.abc import Generator
+from contextlib import closing
+
+from tqdm import tqdm
+
+from film.io.planes import Planes
+from film.io.video import DamageLog, Film, prefetch
+from utils import UserError
+
+FRAMES_AHEAD = 8  # decoded ahead of the consumer; larger evens out slow frames and takes more memory
+
+
+class FilmScan:
+    """Reads the frames of a film with timestamps in [begin, end) once, with a progress bar."""
+
+    def __init__(self, film: Film, begin: int | None = None, end: float = math.inf) -> None:
+        self.film, self.begin, self.end = film, begin, end
+        self.pts = array("q")  # timestamp of each frame so far
+        self.last_duration, self.size = 0, (0, 0)  # of the last frame: duration, and (height, width)
+        self.interlaced = False  # whether any frame is
+        self.damage = DamageLog()
+
+    def frames(self) -> Generator[Planes, None, None]:
+        """Yield all frames in order."""
+        frames = prefetch(self.film.read(self.begin, self.damage), FRAMES_AHEAD)
+        with closing(frames), tqdm(total=self.film.stated_frames or None, unit=" frames", leave=False, disable=None,
+                                   desc=f"finding shots of {self.film.name}") as bar:
+            for pts, duration, planes in frames:
+                if pts >= self.end:
+                    return
+                self.pts.append(pts)
+                self.last_duration, self.size = duration, planes.y.shape
+                self.interlaced |= planes.interlaced
+                bar.update()
+                yield planes
+
+    def require_frames(self, where: str = "") -> None:
+        """Raise UserError if no frame was decoded. ``where`` says which part of the film was read."""
+        if not self.pts:
+            raise UserError(f"no frame of {self.film.path}{where} can be decoded")

@@ -1,0 +1,240 @@
+"""Extraction of training frames: finds the shots of a film and writes evenly spaced frames of each as PNG files.
+
+A film is decoded once. While a shot is open, the frames that may be selected are kept, or their checksums if they take
+too much memory. Frames kept as checksums are read again at the end. Letterboxes are cropped last, since they are known
+only after the whole film is read.
+"""
+
+import itertools
+import os
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from config import GeneratorConfig
+from film.analysis.detected_shots import MAX_THUMBNAILS, DetectedFilm, DetectedShot
+from film.analysis.film_scan import FilmScan
+from film.analysis.letterbox import Margin, Profile, find_boxes, frame_profile, measure_margins
+from film.analysis.shot_detection import ChangeDetector, Detector, HistogramDetector, detect_shots, detector_input
+from film.io.planes import Box, Planes
+from film.io.video import Film, VideoFile, read_known_frames
+from utils import UserError, evenly_spaced, warn
+
+POOL_BYTES = 512 * 2**20  # of frames kept for the open shot: 870 frames of 854 x 480, 172 of 1920 x 1080
+THUMBNAIL_SIZE = 126, 224  # maximum height and width
+
+
+def extract_training_frames(path: Path, folder: Path, config: GeneratorConfig) -> DetectedFilm:
+    """Find the shots of a film and write frames of those that are long enough to the new ``folder``.
+
+    Images are numbered from 0. Warns if the film ends early. Raises UserError if the film cannot be read.
+    """
+    film = VideoFile(path)
+    folder.mkdir()
+    with BoundedExecutor() as executor:
+        result = _Extraction(film, folder, config, executor).run()
+        executor.wait()
+    return result
+
+
+def make_detector(config: GeneratorConfig) -> Detector:
+    """Create the configured cut detector."""
+    if config.detector == "histogram":
+        return HistogramDetector(config.col_diff_thres)
+    return ChangeDetector(config.detector, config.scene_thres)
+
+
+class BoundedExecutor:
+    """Threads with at most ``backlog`` pending calls, so that a slow disk does not fill the memory."""
+
+    def __init__(self, backlog: int = 8) -> None:
+        self.threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+        self.pending, self.backlog = deque(), backlog
+
+    def submit(self, function: Callable[..., None], *args: object) -> None:
+        """Call ``function(*args)`` in a thread; blocks while there are too many pending calls."""
+        self.pending.append(self.threads.submit(function, *args))
+        self.wait(self.backlog)
+
+    def wait(self, remaining: int = 0) -> None:
+        """Wait until at most ``remaining`` calls are pending; raises what they raise."""
+        while len(self.pending) > remaining:
+            self.pending.popleft().result()
+
+    def __enter__(self) -> "BoundedExecutor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.threads.shutdown(cancel_futures=True)
+
+
+def write_png(path: Path, bgr: np.ndarray) -> None:
+    """Write a picture, BGR uint8 (H, W, 3)."""
+    # The filter UP is faster and gives smaller files than OpenCV's default, for drawn and filmed pictures.
+    path.write_bytes(cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP])[1].tobytes())
+
+
+def write_frame(path: Path, planes: Planes) -> None:
+    """Convert a frame to RGB and write it."""
+    write_png(path, cv2.cvtColor(planes.rgb_uint8(), cv2.COLOR_RGB2BGR))
+
+
+def crop_image(path: Path, box: Box) -> None:
+    """Crop a written image."""
+    top, bottom, left, right = box
+    write_png(path, cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)[top:bottom, left:right])
+
+
+class _Extraction:
+    """The state of ``extract_training_frames`` for one film."""
+
+    def __init__(self, film: VideoFile, folder: Path, config: GeneratorConfig, executor: BoundedExecutor) -> None:
+        self.film, self.folder, self.config, self.executor = film, folder, config, executor
+        self.scan, self.detector = FilmScan(film), make_detector(config)
+        self.pool = FramePool(config.frames_per_shot, self.detector.delay, POOL_BYTES)
+        self.result = DetectedFilm(film.path, float(film.rate), self.detector.label, self.detector.threshold)
+        self.numbers = itertools.count()
+        self.reread: dict[int, DetectedShot] = {}  # frame that must be read again -> its shot
+        self.checksums: dict[int, int] = {}  # the same frame -> checksum
+        self.profiles: dict[int, list[Profile]] = {}  # number of a shot -> profiles of its frames so far
+        self.margins: dict[int, list[Margin]] = {}  # number of a shot -> its margins
+
+    def run(self) -> DetectedFilm:
+        """Read the film and write its images."""
+        with closing(self.scan.frames()) as frames:
+            pictures = map(detector_input, self.pool.collect(frames))
+            for start, end in detect_shots(pictures, self.detector, self.result.differences):
+                self._end_shot(DetectedShot(len(self.result.shots), start, end))
+        self.scan.require_frames()
+        if self.scan.interlaced:
+            warn(f"{self.film.path} is interlaced: the images are the mean of both fields")
+        for index, planes in reread_frames(self.film, self.scan.pts, self.checksums) if self.reread else ():
+            self._deliver(self.reread[index], index, planes)
+        self._crop_letterbox()
+        decoded, stated = len(self.scan.pts), self.film.stated_frames
+        if stated - decoded > max(5, stated // 100):
+            warn(f"{self.film.path} ends early: {decoded} of {stated} frames can be decoded and are used")
+        else:
+            self.scan.damage.report(self.film.path)
+        return self.result
+
+    def _end_shot(self, shot):
+        """Write the selected frames that the pool holds, and note the others to be read again."""
+        if shot.length >= self.config.shots_len_thres:
+            shot.images = {shot.start + i: next(self.numbers)
+                           for i in evenly_spaced(shot.length, self.config.frames_per_shot)}
+        selected = sorted({*shot.images, shot.middle})
+        for index in selected:
+            held = self.pool.held[index]
+            if isinstance(held, Planes):
+                self._deliver(shot, index, held)
+            else:
+                self.reread[index], self.checksums[index] = shot, held
+        self.result.shots.append(shot)
+        if not any(index in self.reread for index in selected):
+            self.margins[shot.number] = measure_margins(self.profiles.pop(shot.number))
+        self.pool.start_shot(shot.end)
+
+    def _deliver(self, shot, index, planes):
+        """Write a selected frame, and make a thumbnail of the middle frame."""
+        self.profiles.setdefault(shot.number, []).append(frame_profile(planes))
+        if index in shot.images:
+            self.executor.submit(write_frame, self.folder / self.result.image_name(shot.images[index]), planes)
+        if index == shot.middle and shot.number < MAX_THUMBNAILS:
+            size = planes.y.shape
+            scale = min(limit / side for limit, side in zip(THUMBNAIL_SIZE, size, strict=True))
+            small = planes.rgb_uint8(*(max(1, round(side * scale)) for side in size))
+            shot.thumbnail = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+    def _crop_letterbox(self):
+        self.executor.wait()
+        self.margins |= {number: measure_margins(profiles) for number, profiles in self.profiles.items()}
+        shots = self.result.shots
+        boxes = find_boxes([self.margins[shot.number] for shot in shots], [shot.length for shot in shots],
+                           self.scan.size)
+        for shot, box in zip(shots, boxes, strict=True):
+            if box is not None:
+                for number in shot.images.values():
+                    self.executor.submit(crop_image, self.folder / self.result.image_name(number), box)
+
+
+class FramePool:
+    """Holds the frames of the open shot that may be selected: the first frame, and all frames from the earliest one
+    that would be the second selected frame if the shot ended now.
+
+    For three frames per shot, this is the second half of the shot so far. Beyond ``budget`` bytes, only the checksums
+    of frames are held.
+    """
+
+    def __init__(self, frames_per_shot: int, delay: int, budget: int) -> None:
+        self.intervals = max(frames_per_shot - 1, 2)  # at least 2, since the middle frame is the thumbnail
+        self.delay, self.budget = delay, budget
+        self.start = self.bytes = 0
+        self.held: dict[int, Planes | int] = {}  # frame -> planes or checksum, in order
+
+    def collect(self, frames: Iterable[Planes]) -> Iterator[Planes]:
+        """Yield all ``frames`` and hold those that may be selected."""
+        for index, planes in enumerate(frames):
+            self.held[index] = planes
+            self.bytes += _size(planes)
+            min_length = index - self.delay - self.start  # of the open shot, as far as the detector has judged it
+            self._release(self.start + 1, self.start + (min_length - 1) // self.intervals)
+            # The last frame of a shot and the first one of the next shot are always selected, so older ones go first.
+            older = index - self.delay - 2
+            if self.bytes > self.budget and older > self.start and isinstance(held := self.held.get(older), Planes):
+                self.bytes -= _size(held)
+                self.held[older] = checksum(held)
+            yield planes
+
+    def start_shot(self, start: int) -> None:
+        """End the open shot and release the frames before ``start``."""
+        self._release(self.start, start)
+        self.start = start
+
+    def _release(self, start, end):
+        for index in list(itertools.takewhile(lambda index: index < end, self.held)):
+            if index >= start:
+                held = self.held.pop(index)
+                self.bytes -= _size(held) if isinstance(held, Planes) else 0
+
+
+def _size(planes):
+    return sum(plane.nbytes for plane in planes[:3] if plane is not None)
+
+
+def checksum(planes: Planes) -> int:
+    """Return the CRC-32 of the planes of a frame."""
+    crc = 0
+    for plane in planes[:3]:
+        if plane is not None:
+            crc = zlib.crc32(plane.tobytes(), crc)
+    return crc
+
+
+def reread_frames(film: Film, times: Sequence[int], checksums: dict[int, int]) -> Iterator[tuple[int, Planes]]:
+    """Yield (frame number, planes) of the frames in ``checksums``, a dict of frame number to checksum. Some may be
+    yielded twice.
+
+    ``times`` has the timestamps of all frames. Frames are found by seeking. If a checksum differs, since seeking in
+    some films leads to a wrong frame, the film is read from its start.
+    """
+    for index, expected in checksums.items():
+        try:
+            with closing(read_known_frames(film, times, index)) as frames:
+                _, planes = next(frames)
+        except UserError:  # the timestamps differ from those of the first reading
+            break
+        if checksum(planes) != expected:
+            break
+        yield index, planes
+    else:
+        return
+    for index, (_, _, planes) in enumerate(film.read()):
+        if index in checksums:
+            yield index, planes
