@@ -618,7 +618,7 @@ def test_a_film_that_cannot_be_read_is_left_out(bad, capfd):
     films = run(bad / "films", bad / "d")
     assert [film["video"] for film in films] == ["one.mkv"]
     warnings = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning")]
-    assert len(warnings) == 1 and "two.mp4 as a video: " in warnings[0] and "the others go on" in warnings[0]
+    assert len(warnings) == 1 and "two.mp4 as a video: " in warnings[0] and "continuing with the other files" in warnings[0]
 
 
 @pytest.mark.parametrize("name", ["film.mkv", "film.mp4"])
