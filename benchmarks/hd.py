@@ -41,7 +41,7 @@ from utils import ArgumentParser, UserError, parse_positive_int, run_cli
 
 FILM = Path(__file__).resolve().parents[1] / "resources" / "episode_2.mp4"
 STAGES: dict[str, list[tuple[Any, str]]] = {  # stage: (where its function is, its name)
-    "scan": [(episode, "scan")], "join": [(FilmWriter, "join")], "all": [(episode.RenderJob, "run_as_owner")],
+    "scan": [(episode, "analyze_film")], "join": [(FilmWriter, "join")], "all": [(episode.RenderJob, "run_as_owner")],
     "measuring": [(test, "measure_film"), (test.Evaluation, "write")], "report": [(test, "write_film_report")]}
 
 
@@ -79,7 +79,7 @@ def alone(film, output):
     source, writer = VideoFile(film), FilmWriter(film, output, FilmConfig())
     times = [pts for pts, _, _ in source.read()]
     started, on_cores = time.perf_counter(), time.process_time()
-    with writer.shot(output.with_suffix(".part"), times) as write, closing(prefetch(source.read(), 8)) as frames:
+    with writer.write_shot(output.with_suffix(".part"), times) as write, closing(prefetch(source.read(), 8)) as frames:
         for pts, _, planes in frames:
             write(planes, pts)
     return {"all": time.perf_counter() - started, "cores": time.process_time() - on_cores}, peak()

@@ -40,7 +40,7 @@ from utils import ArgumentParser, parse_positive_int, run_cli
 
 FILM = Path(__file__).resolve().parents[1] / "resources" / "episode_2.mp4"
 STAGES = {
-    "first pass, the rest": (episode, "scan"),
+    "first pass, the rest": (episode, "analyze_film"),
     "backbone, 224 px": (Backbone, "forward"),
     "backbone, look of the voter": (Colorizer, "classifier_maps"),
     "votes": (votes.PaletteClassifier, "forward"),
@@ -59,7 +59,7 @@ STAGES = {
     "what is known": (Colorizer, "_known"),
     "the rest of painting": (predictor.Predictor, "predict_with_embeddings"),
     "colors steadied": (flow.TemporalFilter, "__call__"),
-    "chroma at the film's size": (episode, "finish"),
+    "chroma at the film's size": (episode, "to_planes"),
 }
 
 

@@ -179,7 +179,7 @@ class EditingSession:
             return []
         log = project.colored.with_name(f"{project.colored.stem}_shots.jsonl")
         shots = [{"start": line["start_frame"], "end": line["end_frame"],
-                  "path": segment_folder(project.colored) / f"{line['index']:06d}.part"} for line in log_lines(log)]
+                  "path": segment_folder(project.colored) / f"{line['index']:06d}.segment"} for line in log_lines(log)]
         return [shot for shot in shots if shot["path"].exists()]
 
     def gray(self, frame: int) -> np.ndarray:

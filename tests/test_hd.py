@@ -17,7 +17,7 @@ from film.render import rendering as episode
 def test_the_whole_benchmark(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(hd, "in_a_process", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(test, "load_predictor", lambda config: OneColor())
-    scan, film = episode.scan, draw_shots(tmp_path / "film.mp4", [(60, 16), (200, 16)])
+    scan, film = episode.analyze_film, draw_shots(tmp_path / "film.mp4", [(60, 16), (200, 16)])
     hd.main(["any.pt", "--film", str(film), "--seconds", "1", "--rounds", "2", "--lines", "64", "96", "--depths", "8",
              "10", "--output", str(tmp_path / "hd.json")])
     rows, printed = json.loads((tmp_path / "hd.json").read_text())["rows"], capsys.readouterr().out
@@ -28,7 +28,7 @@ def test_the_whole_benchmark(tmp_path, monkeypatch, capsys):
         ratios = [one["all"] / stages["all"] for one, stages in row["rounds"]]
         assert row["beside alone"] == pytest.approx(sum(ratios) / 2) and 0 < row["of cores"] < 1
         assert f"| {row['lines']} | {row['depth']} |" in printed
-    assert episode.scan is scan  # the clocks are gone
+    assert episode.analyze_film is scan  # the clocks are gone
 
 
 def test_a_clip_has_the_size_and_depth_that_is_asked_for(tmp_path):

@@ -1,4 +1,4 @@
-"""Other references: which shots they change, what of a colored film is taken as it is, and taking them back."""
+"""Incremental rendering: the shots that change with other references, and the shots that are copied."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from config import FilmConfig, SpatialConfig, TrainConfig
 from fileio.images import write_image
 from film.io.image_sequence import find_sequences
 from film.io.video import VideoFile
-from film.render import rendering as episode
+from film.render import rendering
 from film.render.incremental import find_changed_shots
 from film.render.rendering import color_film
 from film.render.segments import is_complete, pack_embeddings, read_completion, segment_folder, unpack_embeddings
@@ -31,19 +31,19 @@ from networks import MemoryNetwork
 from test import main
 from utils import UserError
 
-SCENES = (5, 70, 170, 215)  # frames of the drawn episode 2: in a forest, a room, on a beach and in a street
+SCENES = (5, 70, 170, 215)  # frames of the drawn episode 2: forest, room, beach and street
 FRAMES, FILM = 4, "films/film.mkv"  # of a shot; in home
 
 
 def scene(number, moved=0):
-    """A frame of a scene, RGB uint8 (96, 128, 3)."""
+    """Return a frame of a scene, RGB uint8 (96, 128, 3)."""
     return cv2.resize(draw_frame(2, SCENES[number] + moved), (128, 96), interpolation=cv2.INTER_AREA)
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with a film of all scenes in gray, the checkpoint of a small network that knows some of them, and in
-    paint/ a painted frame of each."""
+    """A folder with a grayscale film of all scenes, the checkpoint of a small network that was trained on another episode,
+    and in paint/ a colored frame of each scene."""
     home = tmp_path_factory.mktemp("home")
     pictures = [cv2.resize(draw_frame(1, 55 * number + 8), (128, 96)) for number in range(11)]
     for number, picture in enumerate(pictures):
@@ -68,7 +68,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(home, tmp_path_factory):
-    """A folder with the film colored without references, not to be changed."""
+    """A folder with the film colored without references. Tests must not change it."""
     folder = tmp_path_factory.mktemp("plain")
     color(home, folder)
     return folder
@@ -76,13 +76,13 @@ def plain(home, tmp_path_factory):
 
 @pytest.fixture
 def work(plain, tmp_path):
-    """A copy of it."""
+    """A copy of ``plain``."""
     shutil.copytree(plain, tmp_path / "work")
     return tmp_path / "work"
 
 
 def references(home, folder, *numbers):
-    """A folder of the painted frames of some scenes."""
+    """Copy the colored frames of some scenes into a folder; return it."""
     for number in numbers:
         folder.mkdir(exist_ok=True)
         shutil.copy(home / "paint" / f"{number}.png", folder)
@@ -99,59 +99,59 @@ def predictor(home, folder=None):
 
 
 def contents(folder):
-    """{name: all bytes of a file, but for the seconds that it took}."""
-    told = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    told["film_metrics.json"] = {**json.loads(told["film_metrics.json"]), "seconds": 0}
-    told["film_shots.jsonl"] = [{**json.loads(line), "seconds": 0} for line in told["film_shots.jsonl"].splitlines()]
-    return told
+    """Return {name: content} of the files in a folder, without running times."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    files["film_metrics.json"] = {**json.loads(files["film_metrics.json"]), "seconds": 0}
+    files["film_shots.jsonl"] = [{**json.loads(line), "seconds": 0} for line in files["film_shots.jsonl"].splitlines()]
+    return files
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Only some shots
+# Changed shots
 
 
-def test_shots_that_read_nothing_else_are_taken_as_they_are(home, plain, tmp_path, capsys, monkeypatch):
-    """And what comes out is, bit by bit, what coloring all would give; what is taken back leaves no trace."""
-    work, painted = tmp_path / "work", []
+def test_only_shots_with_another_lookup_digest_are_colored_again(home, plain, tmp_path, capsys, monkeypatch):
+    """The result is bitwise that of coloring all shots, also after the references are removed again."""
+    work, colored = tmp_path / "work", []
     shutil.copytree(plain, work)
     folder = references(home, tmp_path / "references", 1, 3)
-    told = find_changed_shots(predictor(home, folder), VideoFile(home / FILM), work / "film.mkv")
-    assert {1, 3} <= set(told) and len(told) < len(SCENES)
-    color_shot = episode.FilmRendering._color_shot
-    monkeypatch.setattr(episode.FilmRendering, "_color_shot",
-                        lambda self, number, *rest: (painted.append(number), color_shot(self, number, *rest))[1])
+    expected = find_changed_shots(predictor(home, folder), VideoFile(home / FILM), work / "film.mkv")
+    assert {1, 3} <= set(expected) and len(expected) < len(SCENES)
+    color_shot = rendering.FilmRendering._color_shot
+    monkeypatch.setattr(rendering.FilmRendering, "_color_shot",
+                        lambda self, number, *rest: (colored.append(number), color_shot(self, number, *rest))[1])
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(episode, "scan", None)  # the film is not looked at again
+        patch.setattr(rendering, "analyze_film", None)  # the first pass is not repeated
         color(home, work, references=folder)
-    assert painted == told and f"{len(told)} of 4 shots are colored again: " in capsys.readouterr().out
+    assert colored == expected and f"{len(expected)} of 4 shots are colored again: " in capsys.readouterr().out
     (tmp_path / "all").mkdir()
     color(home, tmp_path / "all", references=folder)
     assert contents(work) == contents(tmp_path / "all")
     before, after = planes_in(plain / "film.mkv"), planes_in(work / "film.mkv")
     changed = {index // FRAMES for index, (one, other) in enumerate(zip(before, after, strict=True))
                if not all(map(np.array_equal, one, other))}
-    assert {1, 3} <= changed <= set(told)
+    assert {1, 3} <= changed <= set(expected)
     (folder / "3.png").unlink()
     one_less = find_changed_shots(predictor(home, folder), VideoFile(home / FILM), work / "film.mkv")
     assert 3 in one_less and 1 not in one_less
-    color(home, work)  # all are taken back
+    color(home, work)  # without references
     assert contents(work) == contents(plain)
     assert find_changed_shots(predictor(home), VideoFile(home / FILM), work / "film.mkv") == []
 
 
-def test_what_depends_on_which_other_frames_there_are():
-    """Nothing: neither which frames are chosen, in whatever company, nor what the memory answers, to the last bit."""
+def test_lookups_do_not_depend_on_other_entries_of_the_batch_and_the_memory():
+    """The selected frames and the values read are bitwise the same."""
     generator = torch.Generator().manual_seed(0)
-    features, looks = torch.rand(30, 1280, generator=generator), torch.rand(9, 1280, generator=generator)
+    features, embeddings = torch.rand(30, 1280, generator=generator), torch.rand(9, 1280, generator=generator)
     net = SpatialMemory(1280, 1, 30, SpatialConfig(attended_frames=4))
     net.features[:] = torch.nn.functional.normalize(features, dim=1)
-    together = net.nearest(quantize_embeddings(looks)).slots
-    assert torch.equal(torch.cat([net.nearest(quantize_embeddings(look[None])).slots for look in looks]), together)
+    together = net.nearest(quantize_embeddings(embeddings)).slots
+    assert torch.equal(torch.cat([net.nearest(quantize_embeddings(embedding[None])).slots for embedding in embeddings]), together)
     unlike = torch.zeros(7, 1280)
     unlike[:, 5] = 1
     net.features, net.pinned = torch.cat([net.features, unlike.half()]), torch.cat([net.pinned, torch.ones(7).bool()])
-    assert torch.equal(net.nearest(quantize_embeddings(looks)).slots, together)
+    assert torch.equal(net.nearest(quantize_embeddings(embeddings)).slots, together)
     memory, query = MemoryNetwork(512, 40, 40, 0.1, 0.5), torch.rand(1, 512, generator=generator)
     memory.keys[:], memory.used[:] = torch.rand(40, 512, generator=generator), True
     answer = memory.read(query, 3)
@@ -159,18 +159,19 @@ def test_what_depends_on_which_other_frames_there_are():
     assert all(map(torch.equal, memory.read(query, 3), answer))
 
 
-def test_looks_are_kept_as_they_are():
-    looks = np.random.default_rng(0).integers(-256, 257, (50, 1280)).astype(np.int16)
-    assert np.array_equal(unpack_embeddings(pack_embeddings(looks)), looks) and unpack_embeddings(pack_embeddings(looks)).dtype == np.int16
+def test_packing_of_embeddings_is_lossless():
+    embeddings = np.random.default_rng(0).integers(-256, 257, (50, 1280)).astype(np.int16)
+    unpacked = unpack_embeddings(pack_embeddings(embeddings))
+    assert np.array_equal(unpacked, embeddings) and unpacked.dtype == np.int16
     assert unpack_embeddings(pack_embeddings(np.zeros((0, 0), np.int16))).shape == (0, 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# All kinds of films, and interrupted runs
+# Containers, codecs and interrupted runs
 
 
 class Corrected(StubPredictor):
-    """Gives the shots that are lighter than ``above`` other colors, as references would."""
+    """Adds ``change`` to the colors of shots that are lighter than ``above``, as references would."""
 
     origin = "stub"
 
@@ -185,8 +186,8 @@ class Corrected(StubPredictor):
         ab, known = super().predict(L, palette)
         return ab + self._change(palette), known
 
-    def lookup_digest(self, palette, looks):
-        return f"{self._change(palette)} for {len(looks)} frames"
+    def lookup_digest(self, palette, embeddings):
+        return f"{self._change(palette)} for {len(embeddings)} frames"
 
 
 SHOTS = [(60, 12), (200, 10), (110, 12), (190, 8)]
@@ -199,7 +200,7 @@ def color_shots(source, output, change=0, predictor=None, **settings):
 
 
 @pytest.mark.parametrize("suffix, codec", [(".mp4", None), (".mkv", None), (".webm", None), (".mkv", "hevc")])
-def test_shots_are_cut_out_of_films_of_all_kinds(tmp_path, suffix, codec):
+def test_unchanged_shots_are_copied_from_all_containers_and_codecs(tmp_path, suffix, codec):
     source, output, whole = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / f"out{suffix}", tmp_path / f"all{suffix}"
     assert color_shots(source, output, codec=codec) == 42
     before = output.read_bytes()
@@ -209,7 +210,7 @@ def test_shots_are_cut_out_of_films_of_all_kinds(tmp_path, suffix, codec):
     assert len(planes_in(output)) == 42
     assert color_shots(source, output, codec=codec) == 18
     assert output.read_bytes() == before
-    assert not list(segment_folder(output).glob("*.part"))  # no second copy of the pictures
+    assert not list(segment_folder(output).glob("*.segment"))  # the frames are stored once
 
 
 class Stop(Exception):
@@ -220,7 +221,7 @@ def stop():
     raise Stop
 
 
-def test_an_interrupted_change_loses_nothing(tmp_path):
+def test_an_interrupted_update_continues(tmp_path):
     source, output, other = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mp4", tmp_path / "other.mp4"
     color_shots(source, output)
     color_shots(source, other, 20)
@@ -232,15 +233,15 @@ def test_an_interrupted_change_loses_nothing(tmp_path):
     assert output.read_bytes() == after and is_complete(VideoFile(source), output)
     with pytest.raises(Stop):
         color_shots(source, output, predictor=Corrected(0, fail_at=14, action=stop))
-    assert color_shots(source, output, 20) == 18 and output.read_bytes() == after  # not taken back after all
+    assert color_shots(source, output, 20) == 18 and output.read_bytes() == after  # still the complete film
     third = tmp_path / "third.mp4"
     with pytest.raises(Stop):
         color_shots(source, third, predictor=Corrected(0, fail_at=26, action=stop))
     assert color_shots(source, third, 20) == 30 and third.read_bytes() == after  # the first shot was finished
 
 
-def test_a_film_stays_that_cannot_be_replaced(tmp_path, monkeypatch):
-    """A disk that is full, when all is colored; the next run joins what is there."""
+def test_the_old_film_stays_if_it_cannot_be_replaced(tmp_path, monkeypatch):
+    """The disk is full after all shots are colored; the next run only joins them."""
     source, output = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mkv"
     color_shots(source, output)
     before = output.read_bytes()
@@ -253,7 +254,7 @@ def test_a_film_stays_that_cannot_be_replaced(tmp_path, monkeypatch):
     assert color_shots(source, output, 20) == 0 and output.read_bytes() != before
 
 
-def test_a_dissolve_changes_with_the_shot_that_it_leads_to(tmp_path):
+def test_a_shot_with_a_dissolve_changes_with_the_next_shot(tmp_path):
     frames = joined("dissolve", [np.minimum(frame, 90) for frame in shot(1, BEFORE)],
                     [np.maximum(frame, 120) for frame in shot(2, BEHIND)])[0]
     source, output, whole = store(tmp_path / "in.mkv", frames), tmp_path / "out.mkv", tmp_path / "all.mkv"
@@ -267,11 +268,11 @@ def test_a_dissolve_changes_with_the_shot_that_it_leads_to(tmp_path):
     assert output.read_bytes() == whole.read_bytes()
 
 
-def test_what_nothing_can_be_built_on_is_refused(tmp_path):
+def test_an_output_that_cannot_be_updated_is_not_replaced(tmp_path):
     source, output = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mp4"
     color_shots(source, output)
     with pytest.raises(UserError, match="out.mp4 exists already"):
-        color_shots(source, output)  # nothing is to be changed
+        color_shots(source, output)  # nothing has changed
     with pytest.raises(UserError, match="out.mp4 exists already"):
         color_shots(source, output, 20, crf=30)
     assert find_changed_shots(Corrected(20), VideoFile(source), output, FilmConfig(crf=30)) is None
@@ -279,30 +280,30 @@ def test_what_nothing_can_be_built_on_is_refused(tmp_path):
     other.origin = "another checkpoint"
     with pytest.raises(UserError, match="out.mp4 exists already"):
         color_shots(source, output, predictor=other)
-    output.write_bytes(b"of the user")
+    output.write_bytes(b"foreign")
     assert find_changed_shots(Corrected(20), VideoFile(source), output, FilmConfig(batch_size=4)) is None
     with pytest.raises(UserError, match="out.mp4 exists already"):
         color_shots(source, output, 20)
-    assert output.read_bytes() == b"of the user"
+    assert output.read_bytes() == b"foreign"
 
 
-def test_a_folder_of_films(home, plain, tmp_path, capsys):
-    """Films of other references are changed, once, and all others skipped."""
-    output, said = tmp_path / "out", []
+def test_films_of_a_folder_are_updated_or_skipped(home, plain, tmp_path, capsys):
+    """Films that were colored with other references are updated, and all others are skipped."""
+    output, printed = tmp_path / "out", []
     shutil.copytree(plain, output)
     settings = {"checkpoint": home / "run" / "best.pt", "input": home / "films", "output": output, "suggest": 0,
                 "match_references": False}
     folder = references(home, tmp_path / "references", 1)
     for added in ({}, {"references": folder}, {"references": folder}, {}, {}):
         main(flags(**settings, **added))
-        said.append([line.partition(" (")[0] for line in capsys.readouterr().out.splitlines() if " again" in line])
-    changed, skipped = "1 of 4 shots are colored again: 2", f"1 of {home / 'films'} are in {output} already and skipped"
-    assert said == [[skipped], [changed], [skipped], [changed], [skipped]]
+        printed.append([line.partition(" (")[0] for line in capsys.readouterr().out.splitlines() if "colored again" in line or "skipped" in line])
+    changed, skipped = "1 of 4 shots are colored again: 2", f"1 of {home / 'films'} are in {output} already and are skipped"
+    assert printed == [[skipped], [changed], [skipped], [changed], [skipped]]
     assert read_completion(output / "film.mkv").references is False and contents(output) == contents(plain)
 
 
-def test_numbered_frames_are_colored_as_ever(tmp_path):
-    """A picture that is there may be the user's by now, and stays."""
+def test_image_sequences_are_not_updated(tmp_path):
+    """An existing picture may have been edited by the user, so it is kept."""
     for number in range(14):
         write_image(tmp_path / "in" / f"{number:02d}.png", np.roll(scene(0), number, 1))
     (sequence,), _ = find_sequences(sorted((tmp_path / "in").iterdir()))

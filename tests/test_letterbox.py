@@ -18,7 +18,7 @@ from film.analysis.plan import Plan
 from film.io.encoding import EncodingTarget
 from film.io.planes import Coding, Planes
 from film.io.video import VideoFile
-from film.render.pipeline import FrameTask, finish
+from film.render.pipeline import FrameTask, to_planes
 from film.render.rendering import color_film
 from film.render.segments import SegmentStore
 from utils import list_files
@@ -181,7 +181,7 @@ def test_an_interrupted_run_keeps_the_box(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         color(source, tmp_path / "out.mkv", StubPredictor(20, stop))
-    assert any((tmp_path / ".out.mkv.parts").glob("*.part"))
+    assert any((tmp_path / ".out.mkv.segments").glob("*.segment"))
     predictor = StubPredictor()
     assert [record.box for record in color(source, tmp_path / "out.mkv", predictor)] == [(0, HEIGHT, 22, 22 + WIDTH)] * 3
     assert predictor.shots == 0  # nothing was scanned again
@@ -195,9 +195,9 @@ def test_a_plan_tells_the_box_of_frames(tmp_path):
                                                            *framed(drawn(1, 14), **PILLARS)])),
                 StubPredictor(), FilmConfig())
     box, ends = (0, HEIGHT, 22, 22 + WIDTH), (14, 28, 42)
-    parts = SegmentStore(tmp_path / "out.mkv", "key")
-    parts.begin(plan)
-    for each in (plan, Plan.from_state(plan.state()), parts.plan()):
+    segments = SegmentStore(tmp_path / "out.mkv", "key")
+    segments.save_plan(plan)
+    for each in (plan, Plan.from_state(plan.state()), segments.load_plan()):
         assert [(shot.end, shot.box) for shot in each.shots] == list(zip(ends, (box, None, box), strict=True))
         assert [each.box(i, i + 1) for i in (0, 13, 14, 27, 28, 41)] == [box, box, None, None, box, box]
         assert each.box(28, 42) == box and each.box(13, 15) is None
@@ -226,7 +226,7 @@ def test_fields_of_a_film_with_bars():
     target = EncodingTarget("libx264", {}, "yuv420p", 64, 48, (24, 32), planes.coding, Fraction(25), Fraction(1, 25), {}, "nut",
                     "tff")
     job = FrameTask(0, 0, planes, ab=np.full((8, 8, 2), 30, np.float32))
-    result = finish(job, target, False, (8, 40, 10, 64))
+    result = to_planes(job, target, False, (8, 40, 10, 64))
     assert np.array_equal(result.y, y)
     for plane in (result.cb, result.cr):
         colored = plane != 128

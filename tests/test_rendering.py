@@ -1,4 +1,4 @@
-"""Shot by shot: palettes, held drawings, cuts, interrupted runs."""
+"""Rendering of films: shots, palettes, held frames, interrupted runs, threads."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from film.analysis.shot_detection import find_gray_cuts
 from film.io import video
 from film.io.planes import planes_from_frame
 from film.io.video import VideoFile, prefetch
-from film.render import rendering as episode
+from film.render import pipeline, rendering
 from film.render.rendering import color_film
 from film.render.segments import is_joined
 from film.report.consistency import CDC
@@ -46,7 +46,7 @@ def same(one, other):
 
 
 def still(*levels):
-    """Lumas of a fixed pattern, brighter or darker."""
+    """Return lumas of one pattern at different brightness."""
     pattern = np.random.default_rng(1).integers(0, 30, (256, 256)).astype(np.uint8)
     return [(np.clip(level + pattern.astype(int) - 15, 0, 255) if level else 0 * pattern).astype(np.uint8)
             for level in levels]
@@ -60,21 +60,21 @@ FADE_OUT, FADE_IN = list(range(120, 0, -6)), list(range(0, 180, 6))
     ([90] * 12 + [160] * 9 + [40] * 12, [12, 21]),
     ([90] * 12 + [250] + [90] * 12, []),  # a flash of one frame
     ([90] * 12 + [250] * 3 + [90] * 12, []),
-    ([90] * 12 + [250, 210, 170, 130] + [90] * 12, []),  # one that dies away
+    ([90] * 12 + [250, 210, 170, 130] + [90] * 12, []),  # a flash that decays
     ([90] * 12 + [250, 90, 250, 90, 250] + [90] * 12, []),
-    ([90] * 12 + [0, 0] + [90] * 12, []),  # a black frame or two
-    ([90] * 12 + [160] * 20 + [90] * 12, [12, 32]),  # too long for a flash
-    (FADE_OUT + [0] * 12 + FADE_IN + [180] * 12, [len(FADE_OUT) + 12 + 1]),  # through black: one cut, as it rises
-    (list(range(60, 160)), []),  # slowly brighter
+    ([90] * 12 + [0, 0] + [90] * 12, []),  # one or two black frames
+    ([90] * 12 + [160] * 20 + [90] * 12, [12, 32]),  # too long to be a flash
+    (FADE_OUT + [0] * 12 + FADE_IN + [180] * 12, [len(FADE_OUT) + 12 + 1]),  # one cut, in the fade-in
+    (list(range(60, 160)), []),  # slow brightening
     ([round(90 + 14 * math.sin(1.9 * i)) for i in range(12)] + [160] * 3 + [170, 150] * 6, [12]),  # flicker
-    ([90] * 20 + [160] * 2, [20]),  # in the film's last frames
+    ([90] * 20 + [160] * 2, [20]),  # in the last frames of the film
     ([90], []), ([90, 200], [1]), ([], []),
 ])
-def test_cuts_of_gray_films(levels, cuts):
+def test_cuts_are_found_in_grayscale_films(levels, cuts):
     assert [cut for cuts in find_gray_cuts(iter(still(*levels))) for cut in cuts] == cuts
 
 
-def test_shots_palettes_and_records(tmp_path):
+def test_each_shot_has_a_palette_a_record_and_a_log_line(tmp_path):
     source = draw_shots(tmp_path / "in.mkv", SHOTS)
     predictor = StubPredictor()
     records = color(source, tmp_path / "out.mkv", predictor, batch_size=4)
@@ -93,7 +93,7 @@ def test_shots_palettes_and_records(tmp_path):
 
 
 def test_no_state_crosses_a_cut(tmp_path):
-    """A shot comes out the same, whatever is around it: hard cuts, a flash, and a fade through black."""
+    """A shot gets the same colors when it is colored alone: with hard cuts, a flash and a fade through black."""
     def flash(i):
         return 245 if i == 9 else 100
 
@@ -106,10 +106,10 @@ def test_no_state_crosses_a_cut(tmp_path):
     shots = [(60, 16), (flash, 20), (fade, 24), (rise, 40), (200, 14)]
     whole = draw_shots(tmp_path / "whole.mkv", shots, options=LOSSLESS)
     records = color(whole, tmp_path / "whole_out.mkv", crf=0, batch_size=5)
-    # The black of the fade's end belongs to it, and the frames of the rise that are still black.
+    # The black end of the fade-out belongs to it, and so do the black frames of the fade-in.
     assert [r.start_frame for r in records] == [0, 16, 36, 61, 100]
     source, result = planes_in(whole), planes_in(tmp_path / "whole_out.mkv")
-    assert all(np.array_equal(a[0], b[0]) for a, b in zip(source, result, strict=True))  # the luma is the source's
+    assert all(np.array_equal(a[0], b[0]) for a, b in zip(source, result, strict=True))  # luma is unchanged
     for record in records:
         part = tmp_path / f"{record.index}.mkv"
         settings = {"start": record.start_time, "end": record.end_time}
@@ -117,18 +117,18 @@ def test_no_state_crosses_a_cut(tmp_path):
         assert same(planes_in(part), result[record.start_frame:record.end_frame])
 
 
-def test_a_drawing_that_is_held_gets_the_very_same_color(tmp_path):
+def test_held_frames_get_the_color_of_their_keyframe(tmp_path):
     source = draw_shots(tmp_path / "in.mp4", [(90, 40)], hold=2, options=LOSSLESS, noise=2)
     predictor = StubPredictor()
     color(source, tmp_path / "out.mp4", predictor, crf=0)
     frames, sources = planes_in(tmp_path / "out.mp4"), planes_in(source)
     assert predictor.frames == 20  # half of them
-    assert all(not np.array_equal(sources[i][0], sources[i + 1][0]) for i in range(39))  # noise is never the same
-    for i in range(0, 40, 2):  # the noise of the luma reaches Cb and Cr, by rounding and the gamut
+    assert all(not np.array_equal(sources[i][0], sources[i + 1][0]) for i in range(39))  # each frame has its own noise
+    for i in range(0, 40, 2):  # noise of the luma affects Cb and Cr by rounding and the gamut
         assert all(np.abs(frames[i][c].astype(int) - frames[i + 1][c]).mean() < 0.5 for c in (1, 2))
 
 
-def test_a_slow_change_is_no_held_drawing(tmp_path):
+def test_a_slow_change_is_not_a_held_frame(tmp_path):
     source = draw_shots(tmp_path / "in.mkv", [(lambda i: 60 + i, 60)], hold=100, options=LOSSLESS)
     predictor = StubPredictor()
     color(source, tmp_path / "out.mkv", predictor)
@@ -136,7 +136,7 @@ def test_a_slow_change_is_no_held_drawing(tmp_path):
 
 
 def cdc(path, record):
-    """The CDC of a shot in a film of 64 x 48."""
+    """Return the CDC of a shot in a 64 x 48 film."""
     import av
     measure = CDC()
     with av.open(str(path)) as film:
@@ -170,14 +170,14 @@ def test_shots_in_color_can_be_kept(tmp_path):
     assert not np.array_equal(before[20][1], planes_in(tmp_path / "all.mkv")[20][1])
 
 
-def test_color_only_is_the_chroma_of_the_result_on_neutral_gray(tmp_path):
+def test_color_only_gives_the_chroma_of_the_result_on_middle_gray(tmp_path):
     source = draw_shots(tmp_path / "in.mkv", SHOTS)
     color(source, tmp_path / "out.mkv", crf=0)
     records = color(source, tmp_path / "chroma.mkv", crf=0, color_only=True)
-    assert all(math.isnan(record.cdc) for record in records)  # nothing that a truth could be beside
+    assert all(math.isnan(record.cdc) for record in records)  # without luma, no comparison with the ground truth
     for result, chroma in zip(planes_in(tmp_path / "out.mkv"), planes_in(tmp_path / "chroma.mkv"), strict=True):
         assert np.array_equal(result[1], chroma[1]) and np.array_equal(result[2], chroma[2])
-        assert (chroma[0] == 118).all()  # 16 + 219 * 0.4663, the gray of L 50
+        assert (chroma[0] == 118).all()  # 16 + 219 * 0.4663, the gray with L = 50
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -193,25 +193,25 @@ def stop():
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])
-def test_an_interrupted_run_goes_on(tmp_path, suffix):
+def test_an_interrupted_run_continues(tmp_path, suffix):
     source = draw_shots(tmp_path / "in.mkv", SHOTS)
     whole, output = tmp_path / f"whole{suffix}", tmp_path / f"out{suffix}"
     expected = color(source, whole, batch_size=4)
     with pytest.raises(Stop):
         color(source, output, StubPredictor(24, stop), batch_size=4)
-    assert not output.exists() and (tmp_path / f".out{suffix}.parts").is_dir()
+    assert not output.exists() and (tmp_path / f".out{suffix}.segments").is_dir()
     predictor = StubPredictor()
-    predictor.shots = 100  # palettes are not chosen again
+    predictor.shots = 100  # palettes are not queried again
     records = color(source, output, predictor, batch_size=4)
     assert predictor.shots == 100 and predictor.frames == 15 + 22  # the first shot was finished
     assert same(planes_in(output), planes_in(whole)) and times_and_sound(output) == times_and_sound(whole)
     assert [r.log_line() | {"seconds": 0} for r in records] == [r.log_line() | {"seconds": 0} for r in expected]
     assert all(np.array_equal(a.result, b.result) for a, b in zip(records, expected, strict=True))
-    assert not (tmp_path / f".out{suffix}.parts").exists()
+    assert not (tmp_path / f".out{suffix}.segments").exists()
     assert len((tmp_path / "out_shots.jsonl").read_text().splitlines()) == 3
 
 
-def test_a_killed_process_leaves_what_the_next_one_needs(tmp_path):
+def test_a_run_continues_after_its_process_was_killed(tmp_path):
     source = draw_shots(tmp_path / "in.mkv", SHOTS)
     color(source, tmp_path / "whole.mp4", batch_size=4)
     code = """
@@ -232,12 +232,12 @@ color(*sys.argv[1:], StubPredictor(36, lambda: os.kill(os.getpid(), signal.SIGKI
 
 
 @pytest.mark.parametrize("change", ["predictor", "settings", "input", "part", "plan"])
-def test_stale_and_damaged_parts_are_not_used(tmp_path, change):
+def test_stale_and_damaged_segments_are_not_used(tmp_path, change):
     source, output = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mkv"
     with pytest.raises(Stop):
         color(source, output, StubPredictor(36, stop), batch_size=4)
-    parts = tmp_path / ".out.mkv.parts"
-    assert (parts / "000000.part").exists()
+    parts = tmp_path / ".out.mkv.segments"
+    assert (parts / "000000.segment").exists()
     predictor, settings, frames = StubPredictor(), {"batch_size": 4}, 57
     if change == "predictor":
         predictor.identity = "another"
@@ -246,7 +246,7 @@ def test_stale_and_damaged_parts_are_not_used(tmp_path, change):
     elif change == "input":
         draw_shots(source, [(60, 20), (200, 15), (120, 22)])
     elif change == "part":
-        (parts / "000000.part").write_bytes((parts / "000000.part").read_bytes()[:1500])
+        (parts / "000000.segment").write_bytes((parts / "000000.segment").read_bytes()[:1500])
         frames = 42  # the second shot is whole
     else:
         (parts / "plan.pt").write_bytes(b"damaged")
@@ -254,12 +254,12 @@ def test_stale_and_damaged_parts_are_not_used(tmp_path, change):
     assert predictor.frames == frames and len(planes_in(output)) == 57
 
 
-def test_what_goes_with_a_film_is_made_by_the_next_run(tmp_path):
-    """Killed between the two, the film is whole and the rest is missing; another predictor is another film."""
+def test_missing_accompanying_files_are_written_by_the_next_run(tmp_path):
+    """A run that was interrupted after joining continues; another predictor is another film."""
     source, output, explained = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mp4", []
     with pytest.raises(Stop):
         color_film(StubPredictor(), VideoFile(source), output, FilmConfig(), on_complete=lambda _: stop())
-    assert is_joined(output) and not list((tmp_path / ".out.mp4.parts").glob("*.part"))
+    assert is_joined(output) and not list((tmp_path / ".out.mp4.segments").glob("*.segment"))
     before, predictor, other = output.stat().st_mtime_ns, StubPredictor(), StubPredictor()
     other.identity = "another"
     with pytest.raises(UserError, match="out.mp4 exists already"):
@@ -274,22 +274,22 @@ def test_what_goes_with_a_film_is_made_by_the_next_run(tmp_path):
     assert other.frames == 57
 
 
-def test_a_film_that_took_the_place_of_ours_stays(tmp_path):
-    """Also when a record of ours is damaged, so that its shot has to be made again."""
+def test_a_foreign_file_at_the_output_path_is_kept(tmp_path):
+    """Our own output is replaced, also if a record is damaged, so that its shot has to be colored again."""
     source, output = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mp4"
     with pytest.raises(Stop):
         color_film(StubPredictor(), VideoFile(source), output, FilmConfig(), on_complete=lambda _: stop())
-    (tmp_path / ".out.mp4.parts" / "000001.pt").write_bytes(b"damaged")
+    (tmp_path / ".out.mp4.segments" / "000001.pt").write_bytes(b"damaged")
     predictor = StubPredictor()
     color_film(predictor, VideoFile(source), tmp_path / "out.mp4", FilmConfig())
     assert predictor.frames == 15 and len(planes_in(output)) == 57
     with pytest.raises(Stop):
         color_film(StubPredictor(), VideoFile(source), output, FilmConfig(), overwrite=True, on_complete=lambda _: stop())
     output.unlink()
-    output.write_bytes(b"of the user")
+    output.write_bytes(b"foreign")
     with pytest.raises(UserError, match="out.mp4 exists already"):
         color(source, output)
-    assert output.read_bytes() == b"of the user"
+    assert output.read_bytes() == b"foreign"
 
 
 def test_a_second_run_into_the_same_output_is_refused(tmp_path):
@@ -301,34 +301,34 @@ def test_a_second_run_into_the_same_output_is_refused(tmp_path):
             color(source, tmp_path / "out.mp4")
         assert not (tmp_path / "out.mp4").exists()
         other.kill()
-    color(source, tmp_path / "out.mp4")  # the lock died with its owner
+    color(source, tmp_path / "out.mp4")  # the lock ends with its process
     assert sorted(os.listdir(tmp_path)) == ["in.mp4", "out.mp4", "out_shots.jsonl"]
 
 
-def test_few_frames_are_held_at_a_time(tmp_path, monkeypatch):
-    """However long the film and its shots are, and fewer where they are large; the film is the same."""
+def test_the_number_of_frames_in_memory_is_bounded(tmp_path, monkeypatch):
+    """The bound does not depend on the length of the film and is lower for large frames; the result is the same."""
     class Watched(VideoFile):
-        alive, most = [], 0
+        alive, peak = [], 0
 
         def read(self, *args):
             for pts, duration, planes in super().read(*args):
                 self.alive.append(weakref.ref(planes.y))
                 self.alive[:] = [frame for frame in self.alive if frame() is not None]
-                self.most = max(self.most, len(self.alive))
+                self.peak = max(self.peak, len(self.alive))
                 yield pts, duration, planes
 
     source, returned = draw_shots(tmp_path / "in.mkv", [(60, 100), (200, 120)]), []
     monkeypatch.setattr(video, "return_freed_memory", lambda: returned.append(True))
-    for name, large, most in (("small", episode.LARGE_FRAME_PIXELS, 20 + 6 * 4), ("large", 1, 12 + 5 * 4)):
+    for name, large, bound in (("small", rendering.LARGE_FRAME_PIXELS, 20 + 6 * 4), ("large", 1, 12 + 5 * 4)):
         film = Watched(source)
-        for module in (episode, video):
+        for module in (rendering, video):
             monkeypatch.setattr(module, "LARGE_FRAME_PIXELS", large)
         color_film(StubPredictor(), film, tmp_path / f"{name}.mkv", FilmConfig(batch_size=4))
-        assert 4 <= film.most <= most and bool(returned) == (name == "large")
+        assert 4 <= film.peak <= bound and bool(returned) == (name == "large")
     assert (tmp_path / "small.mkv").read_bytes() == (tmp_path / "large.mkv").read_bytes()
 
 
-def test_the_benchmark_of_a_long_film(tmp_path):
+def test_the_benchmark_of_a_long_film_runs(tmp_path):
     assert 50 < long_film.peak(long_film.draw(tmp_path / "film.mkv", 5)) < 1e6
     assert len((tmp_path / "film_colored_shots.jsonl").read_text().splitlines()) == 2  # a shot every four seconds
     assert times_and_sound(tmp_path / "film_colored.mkv") == times_and_sound(tmp_path / "film.mkv")
@@ -374,7 +374,7 @@ def test_an_error_of_a_thread_ends_the_run(tmp_path, monkeypatch):
     def broken(*_):
         raise UserError("the reader is broken")
 
-    monkeypatch.setattr(episode, "frames_at", broken)
+    monkeypatch.setattr(pipeline, "frames_at", broken)
     with pytest.raises(UserError, match="the reader is broken"):
         color(source, tmp_path / "out.mp4")
     assert not (tmp_path / "out.mp4").exists()

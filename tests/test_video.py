@@ -350,7 +350,7 @@ def test_a_full_disk_keeps_finished_shots(tmp_path, room):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(error.value) and not output.exists()
-    predictor, kept = StubPredictor(), len(list((tmp_path / ".out.mkv.parts").glob("*.part")))
+    predictor, kept = StubPredictor(), len(list((tmp_path / ".out.mkv.segments").glob("*.segment")))
     color(source, output, predictor, crf=0)
     assert predictor.shots == 0 and predictor.frames == (50, 30, 0)[kept]  # neither chosen nor painted again
     assert len(planes_in(output)) == 50
@@ -404,4 +404,4 @@ def test_a_shape_of_pixels_that_cannot_be_carried_is_named(tmp_path, capsys):
         film.mux(stream.encode(av.VideoFrame.from_ndarray(draw_picture(0, (64, 48)), format="rgb24")))
         film.mux(stream.encode(None))
     color(source, tmp_path / "out.webm")
-    assert "cannot carry the shape of the pixels (4/3)" in capsys.readouterr().err
+    assert "cannot store the pixel aspect ratio (4/3)" in capsys.readouterr().err

@@ -1,9 +1,10 @@
-"""TODO: module docstring."""
+"""The stages between decoding and encoding: frames become tasks, get their colors, and become planes of the result."""
 
 import itertools
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,117 +23,139 @@ from film.io.thread_pool import COLORING_THREADS, coloring_threads, map_in_order
 from film.io.video import Film, frames_at
 from film.render.transition_blending import ColoredFrame, TransitionBlender
 
+MIDDLE_GRAY = 0.4663  # Y' in [0, 1] of the gray with L = 50, the luma of all pixels with ``color_only``
+
 
 @dataclass
 class FrameTask:
-    """A frame on its way through the threads."""
+    """A frame on its way through the stages."""
 
     shot: int
     index: int
     planes: Planes
-    L: np.ndarray | None = None  # (side, side), the network's input; None: a held drawing, a kept shot, or painted
-    ab: np.ndarray | None = None  # (S, S, 2) in Lab units, steadied; None for a frame that stays as it is
-    known: Confidence | None = None  # of the places of a frame that is colored
-    look: np.ndarray | None = None  # (D,) int16, of a new drawing; with the first that blends, that of the next shot
-    blends: bool = False  # whether it shows the next shot, too
-    result: Planes | None = None  # in the coding of the target
+    L: np.ndarray | None = None  # (side, side), network input; None for held frames, unchanged shots, and once colored
+    ab: np.ndarray | None = None  # (S, S, 2) in Lab units, temporally filtered; None for a frame that stays unchanged
+    confidence: Confidence | None = None  # None for a frame that stays unchanged
+    embedding: np.ndarray | None = None  # int16 (D,), of a keyframe; at the start of a transition, of the next shot
+    in_transition: bool = False  # whether the frame also shows the next shot
+    result: Planes | None = None  # in the coding of the encoding target
 
 
-def read_tasks(film: Film, plan: Plan, todo: Iterable[int], side: int,
-              keep: bool) -> Generator[FrameTask, None, None]:
-    """Jobs for the frames of the shots ``todo``, a number of which is asked for when the shot before it is read. Only
-    the first frame of a held drawing has an L, and with ``keep`` no frame of a shot in color. L is without grain."""
-    asked = ((number, index) for number in todo for index in range(plan.shots[number].start, plan.shots[number].end))
-    drawing, (numbers, indices) = HeldFrameDetector(), itertools.tee(asked)
+def read_tasks(film: Film, plan: Plan, shots: Iterable[int], side: int,
+               keep_color_shots: bool) -> Generator[FrameTask, None, None]:
+    """Yield a task for each frame of ``shots`` (indices), the next of which is requested when the last one is read.
 
-    def jobs(number, read):
+    L is denoised. It is None for held frames and, with ``keep_color_shots``, for shots in color.
+    """
+    requests = ((shot, index) for shot in shots for index in range(plan.shots[shot].start, plan.shots[shot].end))
+    held_frames, (numbers, indices) = HeldFrameDetector(), itertools.tee(requests)
+
+    def tasks(number, frames):
         shot = plan.shots[number]
-        for _, (index, planes) in read:
-            job = FrameTask(number, index, planes, blends=index >= shot.transition_start)
-            if not (keep and shot.in_color) and (job.blends or drawing.is_new(planes, index == shot.start)):
-                job.L = normalize_exposure(planes.crop(shot.box).lightness(side), plan.exposure[index])
-            yield job
+        for _, (index, planes) in frames:
+            task = FrameTask(number, index, planes, in_transition=index >= shot.transition_start)
+            if not (keep_color_shots and shot.in_color) and (
+                    task.in_transition or held_frames.is_new(planes, index == shot.start)):
+                task.L = normalize_exposure(planes.crop(shot.box).lightness(side), plan.exposure[index])
+            yield task
 
     with closing(frames_at(film, plan.pts, (index for _, index in indices))) as frames:
-        for number, read in itertools.groupby(zip(numbers, frames, strict=True), key=lambda item: item[0][0]):
-            yield from denoise_shot(jobs(number, read))
+        for number, group in itertools.groupby(zip(numbers, frames, strict=True), key=lambda item: item[0][0]):
+            yield from denoise_shot(tasks(number, group))
 
 
-def batches(jobs: Generator[FrameTask, None, None], batch_size: int) -> Generator[list[FrameTask], None, None]:
-    """Lists of jobs of one shot each, of at most ``batch_size`` new drawings and twice as many frames."""
-    with closing(jobs):
+def batches(tasks: Generator[FrameTask, None, None], batch_size: int) -> Generator[list[FrameTask], None, None]:
+    """Group tasks into lists of one shot, each with at most ``batch_size`` network inputs and twice as many frames."""
+    with closing(tasks):
         batch = []
-        for job in jobs:
-            if batch and (job.shot != batch[0].shot or sum(other.L is not None for other in batch) == batch_size
+        for task in tasks:
+            if batch and (task.shot != batch[0].shot or sum(other.L is not None for other in batch) == batch_size
                           or len(batch) == 2 * batch_size):
                 yield batch
                 batch = []
-            batch.append(job)
+            batch.append(task)
         if batch:
             yield batch
 
 
-def predict_tasks(jobs: Generator[FrameTask, None, None], predictor: FilmPredictor, plan: Plan, config: FilmConfig,
-               large: bool = False) -> Generator[FrameTask, None, None]:
-    """Yield the jobs, in order, with ab and what is known filled in; PAINTERS batches are colored at a time, of
-    ``large`` frames one, since encoding them takes longer."""
-    steady, last, mixture = TemporalFilter(config.temporal_filter), None, None
+def predict_tasks(tasks: Generator[FrameTask, None, None], predictor: FilmPredictor, plan: Plan, config: FilmConfig,
+                  large: bool = False) -> Generator[FrameTask, None, None]:
+    """Yield the tasks in order with ab, confidence and embedding.
 
-    def paint(batch):
-        fresh = [job.L for job in batch if job.L is not None and not job.blends]
-        if not fresh:
+    COLORING_THREADS batches are predicted at a time; of ``large`` frames one, since their encoding takes longer.
+    """
+    colorer = _BatchColorer(predictor, plan, config)
+    threads = 1 if large else COLORING_THREADS
+    with closing(batches(tasks, config.batch_size)) as pending, coloring_threads(threads) as pool:
+        for batch, predictions in map_in_order(pool, colorer.predict, pending, 1 if large else threads + 1):
+            colorer.fill(batch, predictions)
+            batch.reverse()
+            while batch:  # keeps no reference to a frame that was passed on
+                yield batch.pop()
+
+
+class _BatchColorer:
+    """Colors batches: ``predict`` runs in parallel, ``fill`` in the order of the frames."""
+
+    def __init__(self, predictor: FilmPredictor, plan: Plan, config: FilmConfig) -> None:
+        self.predictor, self.plan, self.config = predictor, plan, config
+        self.filter = TemporalFilter(config.temporal_filter)
+        self.last: Any = None  # ColoredFrame, the last keyframe that shows only its shot
+        self.blender: TransitionBlender | None = None  # of the transition at the end of the shot
+
+    def predict(self, batch):
+        """Return an iterator of (ab, confidence, embedding) of the keyframes of a batch."""
+        inputs = [task.L for task in batch if task.L is not None and not task.in_transition]
+        if not inputs:
             return iter(())
-        ab, known, looks = predictor.predict_with_embeddings(np.stack(fresh), plan.shots[batch[0].shot].palette)
-        return zip(ab, known.per_picture(), looks, strict=True)
+        ab, confidence, embeddings = self.predictor.predict_with_embeddings(
+            np.stack(inputs), self.plan.shots[batch[0].shot].palette)
+        return zip(ab, confidence.per_picture(), embeddings, strict=True)
 
-    def mix(shot, before):
-        """The Mixture between a shot, of which ``before`` is the last frame that shows it alone, and the next one, and
-        the look of the first frame that shows this alone."""
-        transition, following = plan.shots[shot].transition, plan.shots[shot + 1]
+    def fill(self, batch, predictions):
+        """Set the colors of the frames of a batch, which may begin a shot."""
+        shot = self.plan.shots[batch[0].shot]
+        if batch[0].index == shot.start:
+            self.filter, self.blender = TemporalFilter(self.config.temporal_filter), None
+        for task in batch:
+            if task.L is not None and task.in_transition:
+                if self.blender is None:
+                    self.blender, task.embedding = self._begin_transition(task.shot)
+                task.ab, task.confidence = self.blender(task.L)
+            elif task.L is not None:
+                ab, confidence, task.embedding = next(predictions)
+                self.last = ColoredFrame(task.L, self.filter(task.L, ab), confidence)
+            if not (task.in_transition or self.config.keep_color_shots and shot.in_color):
+                # A fade weakens colors as much as contrast.
+                task.ab, task.confidence = self.last.ab / self.plan.exposure[task.index, 0], self.last.confidence
+            task.L = None
+
+    def _begin_transition(self, number):
+        """Return the blender of the transition after a shot, and the embedding of the first frame of the next shot."""
+        transition, palette = self.plan.shots[number].transition, self.plan.shots[number + 1].palette
         L = transition.next_lightness.astype(np.float32)
-        ab, known, looks = predictor.predict_with_embeddings(L[None], following.palette)
-        behind = ColoredFrame(L, ab[0], next(known.per_picture()))
-        return TransitionBlender(transition.frames, transition.wipe, before, behind, config.temporal_filter.flow_size), looks[0]
-
-    def fill(batch, answers):
-        nonlocal steady, last, mixture
-        if batch[0].index == plan.shots[batch[0].shot].start:
-            steady, mixture = TemporalFilter(config.temporal_filter), None
-        for job in batch:
-            if job.L is not None and job.blends:
-                if mixture is None:
-                    mixture, job.look = mix(job.shot, last)
-                job.ab, job.known = mixture(job.L)
-            elif job.L is not None:
-                ab, known, job.look = next(answers)
-                last = ColoredFrame(job.L, steady(job.L, ab), known)
-            if not (job.blends or config.keep_color_shots and plan.shots[job.shot].in_color):
-                # In less light, colors are as much weaker as contrast.
-                job.ab, job.known = last.ab / plan.exposure[job.index, 0], last.known
-            job.L = None
-        batch.reverse()
-        while batch:  # a frame that is taken is held no longer
-            yield batch.pop()
-
-    predictors = 1 if large else COLORING_THREADS
-    with closing(batches(jobs, config.batch_size)) as todo, coloring_threads(predictors) as pool:
-        for batch, answers in map_in_order(pool, paint, todo, 1 if large else predictors + 1):
-            yield from fill(batch, answers)
+        ab, confidence, embeddings = self.predictor.predict_with_embeddings(L[None], palette)
+        after = ColoredFrame(L, ab[0], next(confidence.per_picture()))
+        side = self.config.temporal_filter.flow_size
+        return TransitionBlender(transition.frames, transition.wipe, self.last, after, side), embeddings[0]
 
 
-def finish(job: FrameTask, target: EncodingTarget, color_only: bool, box: Box | None = None) -> Planes:
-    """The planes of a result, in the target's coding: luma of the source (for ``color_only`` that of a middle gray),
-    and Cb and Cr by the job's ab within the box, neutral around it; without ab those of the source, or neutral ones.
-    Interlaced pictures are finished field by field."""
+def to_planes(task: FrameTask, target: EncodingTarget, color_only: bool, box: Box | None = None) -> Planes:
+    """Return the planes of a colored frame in the coding of ``target``.
+
+    Luma is that of the source, or MIDDLE_GRAY if ``color_only``. Cb and Cr are made from ab inside of the box, and
+    neutral outside. Without ab, they are those of the source. Interlaced frames are converted field by field.
+    """
     if target.field_order:
-        (height, width), halves = target.chroma_size, split_fields(job.planes)
+        (height, width), halves = target.chroma_size, split_fields(task.planes)
         box = box and (box[0] // 2, box[1] // 2, *box[2:])
-        return weave_fields(*(_finish(half, job.ab, target.coding, ((height + 1 - i) // 2, width), color_only, box)
-                       for i, half in enumerate(halves)))
-    return _finish(job.planes, job.ab, target.coding, target.chroma_size, color_only, box)
+        return weave_fields(*(
+            _to_planes(half, task.ab, target.coding, ((height + 1 - i) // 2, width), color_only, box)
+            for i, half in enumerate(halves)))
+    return _to_planes(task.planes, task.ab, target.coding, target.chroma_size, color_only, box)
 
 
-def _finish(planes, ab, coding, size, color_only, box):
+def _to_planes(planes, ab, coding, size, color_only, box):
     y = change_depth(planes.y, planes.coding.depth, coding.depth)
     if ab is not None:
         cb, cr = (np.full(size, coding.chroma_range[0], coding.dtype) for _ in range(2))
@@ -146,7 +169,5 @@ def _finish(planes, ab, coding, size, color_only, box):
                   for plane in (planes.cb, planes.cr))
     if color_only:
         black, span = coding.luma_range
-        y = np.full_like(y, round(black + span * NEUTRAL))
+        y = np.full_like(y, round(black + span * MIDDLE_GRAY))
     return Planes(y, cb, cr, coding)
-
-NEUTRAL = 0.4663  # Y' in [0, 1] of a gray of L 50

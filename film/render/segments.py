@@ -1,6 +1,7 @@
-"""What does a colored film leave behind? A record of each shot, for the log and the report; until the film and all that
-goes with it are written, its finished shots, from which an interrupted run goes on; and then what was read for them, by
-which a run with other references finds those that change.
+"""Storage of a film that is being colored: its plan, and the segment, record and embeddings of each finished shot.
+
+An interrupted run continues from it. After the film and its accompanying files are written, everything except for the
+segments is kept, so that a later run with other references finds the shots that change (see incremental.py).
 """
 
 import lzma
@@ -19,146 +20,152 @@ from film.io.video import Film
 from film.report.records import Records, ShotRecord
 from utils import UserError
 
+PLAN, JOINED, COMPLETION = "plan.pt", "joined.pt", "completion.pt"  # files in the folder
+
 
 class SegmentStore:
-    """The hidden folder beside an output that holds its plan and its finished shots with their records until the film
-    and all that goes with it are written; and then, without the pictures, what tells which shots other references
-    change. A plan of another ``key`` is ignored, and so is all that belongs to it."""
+    """The hidden folder next to an output. A plan that was saved with another ``key`` and its shots are ignored."""
 
     def __init__(self, output: Path, key: str) -> None:
         self.output, self.folder, self.key = output, segment_folder(output), key
 
-    def plan(self) -> Plan | None:
-        """The Plan of an earlier run of the same key, or None."""
-        plan, whole = self.plan_so_far() or (None, False)
-        return plan if whole else None
+    def load_plan(self) -> Plan | None:
+        """Return the complete plan that was saved with the same key, or None."""
+        plan, is_complete = self.load_partial_plan() or (None, False)
+        return plan if is_complete else None
 
-    def plan_so_far(self) -> tuple[Plan, bool] | None:
-        """``plan``, or as much of it as was found by now, and whether it is whole."""
-        content = _read(self.folder / PLAN)  # there may be none, or not a whole one
+    def load_partial_plan(self) -> tuple[Plan, bool] | None:
+        """Return the plan that was saved with the same key and whether it is complete, or None."""
+        content = _load(self.folder / PLAN)
         if content is None or content["key"] != self.key:
             return None
-        return Plan.from_state(content["plan"]), content["whole"]
+        return Plan.from_state(content["plan"]), content["is_complete"]
 
-    def begin(self, plan: Plan, whole: bool = True) -> None:
-        """Save a plan, ``whole`` or as much of it as is found. The folder is emptied before, but while this plan is
-        found: what is finished of shots of the same ``Plan.outline`` stays so."""
-        _, begun_anew = self.plan_so_far() or (None, True)
-        if self.folder.exists() and begun_anew:
+    def save_plan(self, plan: Plan, is_complete: bool = True) -> None:
+        """Save a plan, and empty the folder before, unless a partial plan with the same key is replaced."""
+        _, was_complete = self.load_partial_plan() or (None, True)
+        if self.folder.exists() and was_complete:
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(self.folder / PLAN, {"key": self.key, "plan": plan.state(), "whole": whole})
+        save_checkpoint(self.folder / PLAN, {"key": self.key, "plan": plan.state(), "is_complete": is_complete})
 
-    def go_on(self) -> None:
-        """Note that all that goes with the film may be written anew."""
-        (self.folder / FINISHED).unlink(missing_ok=True)
+    def segment_path(self, index: int) -> Path:
+        """Return the path of the encoded frames of a shot."""
+        return self.folder / f"{index:06d}.segment"
 
-    def part(self, index: int) -> Path:
-        return self.folder / f"{index:06d}.part"
+    def confidence_path(self, index: int) -> Path:
+        """Return the path of the confidence maps of a shot."""
+        return self.folder / f"{index:06d}.confidence"
 
-    def known(self, index: int) -> Path:
-        """The file of what is known of the frames of a shot, for the map."""
-        return self.part(index).with_suffix(".known")
+    def _record_path(self, index):
+        return self.folder / f"{index:06d}.pt"
 
-    def save(self, plan: Plan, record: ShotRecord, looks: np.ndarray, reading: str) -> dict[str, Any]:
-        """Note that a shot of a plan is finished, with the looks (n, D) of its drawings and what was read for them;
-        returns the packed ShotRecord, whose feature is that of the plan."""
+    def save_shot(self, plan: Plan, record: ShotRecord, embeddings: np.ndarray, digest: str) -> dict[str, Any]:
+        """Mark a shot as finished; return its packed record.
+
+        ``embeddings``, int16 (n, D), are those of the keyframes, and ``digest`` is the ``shot_digest``. The embedding
+        in the record is not stored, since it is that of the plan.
+        """
         state = Records.pack(record)
-        save_checkpoint(self.part(record.index).with_suffix(".pt"), {
-            "record": {**state, "embedding": None}, "looks": pack_embeddings(looks), "reading": reading,
-            "outline": plan.shot_signature(record.index)})
+        save_checkpoint(self._record_path(record.index), {
+            "record": {**state, "embedding": None}, "embeddings": pack_embeddings(embeddings), "digest": digest,
+            "signature": plan.shot_signature(record.index)})
         return state
 
-    def finished(self, plan: Plan, index: int) -> dict[str, Any] | None:
-        """What ``save`` noted of a shot that was finished by a plan: record (packed), looks, reading; else None."""
-        content = _read(self.part(index).with_suffix(".pt"))
-        if content is None or content["outline"] != plan.shot_signature(index):
+    def load_shot(self, plan: Plan, index: int) -> dict[str, Any] | None:
+        """Return the packed ``record``, ``embeddings`` and ``digest`` of a shot, or None if it is not finished."""
+        content = _load(self._record_path(index))
+        if content is None or content["signature"] != plan.shot_signature(index):
             return None
-        return {**content, "looks": unpack_embeddings(content["looks"])}
+        return {**content, "embeddings": unpack_embeddings(content["embeddings"])}
 
-    def forget(self, index: int) -> None:
-        """Note that the shot is not finished."""
-        self.part(index).with_suffix(".pt").unlink(missing_ok=True)
+    def discard_shot(self, index: int) -> None:
+        """Mark a shot as not finished."""
+        self._record_path(index).unlink(missing_ok=True)
 
-    def held(self) -> list[str]:
-        """What was read for each shot of the film that is there as the output; [] where none of ours is."""
-        content = _read(self.folder / JOINED)
-        return next((film["readings"] for film in content["films"] if film["file"] == _identity(self.output)),
-                    []) if content is not None and self.output.exists() else []
+    def joined_digests(self) -> list[str]:
+        """Return the digests of the shots in the output file, [] if there is none or another program wrote it."""
+        content = _load(self.folder / JOINED)
+        if content is None or not self.output.exists():
+            return []
+        return next((film["digests"] for film in content["films"] if film["file"] == _identity(self.output)), [])
 
-    def note_joined(self, path: Path, readings: Sequence[str]) -> None:
-        """Note that the file at ``path``, which will now be renamed to the output, is the whole film, for whose shots
-        ``readings`` were read. What is known of the film that it replaces stays known, should it not be renamed."""
-        films = [{"file": _identity(path), "readings": list(readings)}]
-        if held := self.held():
-            films.append({"file": _identity(self.output), "readings": held})
+    def record_join(self, path: Path, digests: Sequence[str]) -> None:
+        """Store the digests of the film ``path``, which is about to be renamed to the output.
+
+        Those of the current output are kept in case the renaming fails.
+        """
+        films = [{"file": _identity(path), "digests": list(digests)}]
+        if current := self.joined_digests():
+            films.append({"file": _identity(self.output), "digests": current})
         save_checkpoint(self.folder / JOINED, {"films": films})
 
-    def drop_pictures(self) -> None:
-        """Remove the parts of a film that is joined; the records stay."""
-        for path in self.folder.glob("*.part"):
+    def remove_segments(self) -> None:
+        """Remove the encoded frames of all shots; the records stay."""
+        for path in self.folder.glob("*.segment"):
             path.unlink()
 
-    def finish(self, predictor: FilmPredictor) -> None:
-        """Note that all is written, as ``predictor`` colors."""
-        self.drop_pictures()
-        finished = Finished(predictor.identity, predictor.identity != predictor.origin)
-        save_checkpoint(self.folder / FINISHED, finished._asdict())
+    def mark_complete(self, predictor: FilmPredictor) -> None:
+        """Record that the film and its accompanying files are written, and remove the segments."""
+        self.remove_segments()
+        completion = Completion(predictor.identity, predictor.identity != predictor.origin)
+        save_checkpoint(self.folder / COMPLETION, completion._asdict())
+
+    def mark_incomplete(self) -> None:
+        """Record that the film or its accompanying files are to be written again."""
+        (self.folder / COMPLETION).unlink(missing_ok=True)
 
     def remove(self) -> None:
         shutil.rmtree(self.folder)
 
 
-PLAN, JOINED, FINISHED = "plan.pt", "joined.pt", "finished.pt"
-
-
-def _read(path):
-    """What ``save_checkpoint`` wrote, or None where it is not there or not whole."""
+def _load(path):
+    """Return the content of a checkpoint, or None if it is missing or damaged."""
     try:
         return load_checkpoint(path)
     except UserError:
         return None
 
 
-def pack_embeddings(looks: np.ndarray) -> dict[str, Any]:
-    """Looks, int16 (n, D), in few bytes."""
-    packed = lzma.compress(np.stack([looks & 255, looks >> 8]).astype(np.uint8).tobytes())
-    return {"shape": list(looks.shape), "packed": torch.from_numpy(np.frombuffer(packed, np.uint8).copy())}
+def pack_embeddings(embeddings: np.ndarray) -> dict[str, Any]:
+    """Compress embeddings, int16 (n, D), without loss."""
+    packed = lzma.compress(np.stack([embeddings & 255, embeddings >> 8]).astype(np.uint8).tobytes())
+    return {"shape": list(embeddings.shape), "packed": torch.from_numpy(np.frombuffer(packed, np.uint8).copy())}
 
 
 def unpack_embeddings(state: dict[str, Any]) -> np.ndarray:
-    """The inverse of ``pack_embeddings``."""
-    planes = np.frombuffer(lzma.decompress(state["packed"].numpy().tobytes()), np.uint8).reshape(2, *state["shape"])
-    return planes[0] + (planes[1].view(np.int8).astype(np.int16) << 8)
+    """Invert ``pack_embeddings``."""
+    low, high = np.frombuffer(lzma.decompress(state["packed"].numpy().tobytes()), np.uint8).reshape(2, *state["shape"])
+    return low + (high.view(np.int8).astype(np.int16) << 8)
 
 
 def segment_folder(output: Path) -> Path:
-    return output.with_name(f".{output.name}.parts")
+    """Return the folder of the SegmentStore of ``output``."""
+    return output.with_name(f".{output.name}.segments")
 
 
-class Finished(NamedTuple):
-    """By what a film was colored."""
+class Completion(NamedTuple):
+    """The predictor that colored a film."""
 
     predictor: str  # its identity
-    references: bool  # whether it had any
+    references: bool  # whether it had references
 
 
-def read_completion(output: Path) -> Finished | None:
-    """By what the film ``output`` was colored, if all that goes with it was written; None where that is not known, or
-    another film is there."""
-    content = _read(segment_folder(output) / FINISHED)
-    if content is None or not SegmentStore(output, "").held():
+def read_completion(output: Path) -> Completion | None:
+    """Return the predictor that colored the film ``output``, or None if that is unknown or files are missing."""
+    content = _load(segment_folder(output) / COMPLETION)
+    if content is None or not SegmentStore(output, "").joined_digests():
         return None
-    return Finished(content["predictor"], content["references"])
+    return Completion(content["predictor"], content["references"])
 
 
 def is_joined(output: Path) -> bool:
-    """Whether the film ``output`` is whole, but what goes with it was not written yet, or is to be written again."""
-    return bool(SegmentStore(output, "").held()) and read_completion(output) is None
+    """Return whether the film ``output`` is written, but its accompanying files are not."""
+    return bool(SegmentStore(output, "").joined_digests()) and read_completion(output) is None
 
 
 def is_complete(film: Film, output: Path) -> bool:
-    """Return whether ``film`` is colored into ``output`` and everything that accompanies it was written."""
+    """Return whether ``film`` is colored into ``output`` and its accompanying files are written."""
     if isinstance(film, ImageSequence):
         written = all(path.exists() for path in film.colored_film(output, film.paths).paths.values())
         return written and not segment_folder(output).exists()
@@ -166,7 +173,6 @@ def is_complete(film: Film, output: Path) -> bool:
 
 
 def _identity(path):
+    """Return plain values that differ for any two files written to the same path."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns]
-
-

@@ -1,4 +1,4 @@
-"""TODO: module docstring."""
+"""Colors of the frames of a transition, which show two shots."""
 
 from typing import NamedTuple
 
@@ -11,55 +11,53 @@ from dataset import resize
 
 
 class ColoredFrame(NamedTuple):
-    """A frame that was colored."""
+    """A frame with predicted colors."""
 
     L: np.ndarray  # float32 (side, side) in [0, 100]
     ab: np.ndarray  # float32 (S, S, 2) in Lab units
-    known: Confidence
+    confidence: Confidence
 
 
 class TransitionBlender:
-    """Colors the frames of a Boundary: the last frame of one shot and the first of the next one are mixed as the frame
-    mixes them, and the mixture follows the frame along the motion.
+    """Colors the frames of a transition from the last frame of one shot and the first frame of the next one.
 
-    ``frames`` is their number. In a dissolve the share of the next shot grows evenly. In a wipe it is that of each
-    place: by which of both is nearer to it.
+    Both colored frames are mixed in the proportion in which the frame shows them, and the mixture is warped to the
+    frame along the optical flow. In a dissolve of ``frames`` frames, the weight of the next shot grows linearly. In a
+    wipe, it is estimated at each pixel from the difference of the frame to both.
     """
 
-    NEAR = 13  # the neighborhood of a place is one of so many parts of the width
-    SURE = 2  # power of the ratio of the mean squared differences
+    WINDOW = 13  # for wipes, differences are averaged in windows of 1 / WINDOW of the width
+    POWER = 2  # exponent of the mean squared differences; larger values give weights nearer to 0 or 1
 
-    def __init__(self, frames: int, wipe: bool, before: ColoredFrame, behind: ColoredFrame, side: int) -> None:
-        self.frames, self.wipe, self.before, self.behind = frames, wipe, before, behind
+    def __init__(self, frames: int, wipe: bool, before: ColoredFrame, after: ColoredFrame, side: int) -> None:
+        self.frames, self.wipe, self.before, self.after = frames, wipe, before, after
         self.size = before.ab.shape[0]
-        self.side = min(side, self.size)
+        self.side = min(side, self.size)  # of the pictures for the optical flow
         self.count, self._flow = 0, Flow()
-        self.pictures = [cv2.cvtColor(cv2.merge([resize(one.L, self.size, self.size), *cv2.split(one.ab)]),
-                                      cv2.COLOR_Lab2RGB) for one in (before, behind)]
+        self.pictures = [cv2.cvtColor(cv2.merge([resize(frame.L, self.size, self.size), *cv2.split(frame.ab)]),
+                                      cv2.COLOR_Lab2RGB) for frame in (before, after)]
 
     def __call__(self, L: np.ndarray) -> tuple[np.ndarray, Confidence]:
-        """ab (S, S, 2) and what is Known of the next frame, of L (side, side)."""
+        """Return ab (S, S, 2) and the confidence of the next frame, given its L (side, side)."""
         self.count += 1
         luma = _luma(L, self.size)
-        share = np.full_like(luma, self.count / (self.frames + 1))
+        weight = np.full_like(luma, self.count / (self.frames + 1))  # of the next shot
         if self.wipe:
-            near = self.size // self.NEAR | 1
-            far = [(cv2.blur(np.square(luma - _luma(one.L, self.size)), (near, near)) + 1e-4)**self.SURE
-                   for one in (self.before, self.behind)]
-            share = far[0] / (far[0] + far[1])
-        one, other = self.pictures
-        lab = cv2.cvtColor(one + share[..., None] * (other - one), cv2.COLOR_RGB2Lab)
+            window = self.size // self.WINDOW | 1
+            before, after = ((cv2.blur(np.square(luma - _luma(frame.L, self.size)), (window, window)) + 1e-4)
+                             **self.POWER for frame in (self.before, self.after))
+            weight = before / (before + after)
+        before, after = self.pictures
+        lab = cv2.cvtColor(before + weight[..., None] * (after - before), cv2.COLOR_RGB2Lab)
         grays = [np.rint(resize(plane, self.side, self.side) * 255).astype(np.uint8)
                  for plane in (luma, _luma(lab[..., 0], self.size))]
-        return fetch(lab[..., 1:], scaled(self._flow(*grays), self.size)), self._known(share)
-
-    def _known(self, share):
-        share = resize(share, *self.before.known.probability.shape)
-        return Confidence(*(one + share * (other - one)
-                       for one, other in zip(self.before.known, self.behind.known, strict=True)))
+        weight = resize(weight, *self.before.confidence.probability.shape)
+        confidence = Confidence(*(before + weight * (after - before)
+                                  for before, after in zip(self.before.confidence, self.after.confidence, strict=True)))
+        return fetch(lab[..., 1:], scaled(self._flow(*grays), self.size)), confidence
 
 
 def _luma(L, side):
-    """Y' (side, side) in [0, 1] of grays of L."""
+    """Return Y' (side, side) in [0, 1] of the grayscale picture with lightness L."""
     L = resize(L, side, side)
     return cv2.cvtColor(cv2.merge([L, 0 * L, 0 * L]), cv2.COLOR_Lab2RGB)[..., 0]

@@ -1,4 +1,4 @@
-"""TODO: module docstring."""
+"""Writers of colored films: into a video file, or frame by frame into a folder of pictures."""
 
 import errno
 import heapq
@@ -23,55 +23,85 @@ from film.render.segments import SegmentStore
 from utils import UserError, warn
 
 
-class FilmWriter:
-    """Writes the colored film of the file ``path``, as ``parts.Writer`` says: one part a shot, joined at the end."""
+class Writer(Protocol):
+    """Writes the shots of a colored film, in any order, and joins them."""
 
-    cuts = True
+    target: EncodingTarget
+    can_copy_shots: bool  # whether ``join`` can copy shots from an earlier output
+
+    def would_replace(self) -> bool:
+        """Return whether ``join`` would replace an existing file."""
+
+    def write_shot(self, segment: Path, pts: Sequence[int]) -> AbstractContextManager[Callable[[Planes, int], None]]:
+        """Yield a function that writes a frame of a shot, given its planes and pts; ``pts`` are those of all frames.
+
+        A writer that uses segments writes the file ``segment``, which exists only after the block has ended without
+        an error.
+        """
+
+    def has_shot(self, segment: Path, pts: Sequence[int]) -> bool:
+        """Return whether all frames of a shot are written."""
+
+    def join(self, segments: SegmentStore, plan: Plan, digests: Sequence[str]) -> None:
+        """Write the output atomically from the segments of all shots.
+
+        Shots whose digest is that in the current output are copied from there.
+        """
+
+
+class FilmWriter:
+    """Writes a video file: one segment per shot, joined at the end with the other streams of the source ``path``."""
+
+    can_copy_shots = True
 
     def __init__(self, path: Path, output: Path, config: FilmConfig) -> None:
-        """Raises UserError when the settings do not go together, or the output is the film itself."""
+        """Choose the encoding. Raises UserError if settings are incompatible or the output is the input."""
         if output.exists() and output.samefile(path):
-            raise UserError(f"the output {output} is the input itself; name another --output")
+            raise UserError(f"the output {output} is the input itself; pass another --output")
         self.path, self.output, self.config = path, output, config
         self.target = choose_encoding(path, output, config)
 
-    def replaces(self) -> bool:
+    def would_replace(self) -> bool:
         return self.output.exists()
 
     @contextmanager
-    def shot(self, part: Path, times: Sequence[int]) -> Iterator[Callable[[Planes, int], None]]:
-        with atomic_write(part) as temporary:
+    def write_shot(self, segment: Path, pts: Sequence[int]) -> Iterator[Callable[[Planes, int], None]]:
+        with atomic_write(segment) as temporary:
             with open(temporary, "wb") as file:
                 with SegmentWriter(file, self.target) as writer:
                     yield writer.write
                 file.flush()
                 os.fsync(file.fileno())
-            if not self.has_shot(temporary, times):
+            if not self.has_shot(temporary, pts):
                 raise OSError(errno.EIO, "not all frames were written")
 
-    def has_shot(self, part: Path, times: Sequence[int]) -> bool:
-        return len(segment_order(part)) == len(times)
+    def has_shot(self, segment: Path, pts: Sequence[int]) -> bool:
+        return len(segment_order(segment)) == len(pts)
 
-    def join(self, parts: SegmentStore, plan: Plan, readings: Sequence[str]) -> None:
-        held: Sequence[str | None] = parts.held() or [None] * len(readings)
-        pieces = [range(shot.start, shot.end) if of_film == reading else parts.part(number) for
-                  number, (shot, of_film, reading) in enumerate(zip(plan.shots, held, readings, strict=True))]
+    def join(self, segments: SegmentStore, plan: Plan, digests: Sequence[str]) -> None:
+        joined: Sequence[str | None] = segments.joined_digests() or [None] * len(digests)
+        sources = [range(shot.start, shot.end) if digest == old else segments.segment_path(index)
+                   for index, (shot, digest, old) in enumerate(zip(plan.shots, digests, joined, strict=True))]
         with atomic_write(self.output) as temporary:
-            self._join(pieces, plan, temporary)
-            parts.note_joined(temporary, readings)
-        parts.drop_pictures()
+            self._join(sources, plan, temporary)
+            segments.record_join(temporary, digests)
+        segments.remove_segments()
 
-    def _join(self, parts, plan, temporary):
-        """Write the film at ``temporary``: the packets of ``parts``, with the other streams, chapters and tags of the
-        source. Nothing is encoded."""
-        target, of_encoder = self.target, next(part for part in parts if isinstance(part, Path))
-        with (open_video(self.path) as (film, video), av.open(str(of_encoder)) as first, explain_write_errors(self.output),
+    def _join(self, sources, plan, temporary):
+        """Mux the film: the video packets of ``sources``, and the other streams, chapters and tags of the input.
+
+        A source is a segment (path) or frames of the current output (range). Nothing is encoded.
+        """
+        target, first_segment = self.target, next(source for source in sources if isinstance(source, Path))
+        with (open_video(self.path) as (film, video), av.open(str(first_segment)) as segment,
+              explain_write_errors(self.output),
               av.open(str(temporary), "w", format=container_format(self.output)) as out):
-            out.flags |= av.container.Flags.bitexact.value  # no random numbers: of the same film, the same bytes
+            out.flags |= av.container.Flags.bitexact.value  # no random numbers: the same film gives the same bytes
             others = copyable_streams(film, video, self.path, self.output)
             streams = {}
             for stream in sorted([video, *others], key=lambda stream: stream.index):
-                new = out.add_stream_from_template(first.streams.video[0] if stream is video else stream, opaque=True)
+                template = segment.streams.video[0] if stream is video else stream
+                new = out.add_stream_from_template(template, opaque=True)
                 new.metadata.update(source_tags(stream.metadata))
                 new.disposition = stream.disposition.value
                 if stream.time_base:
@@ -82,15 +112,17 @@ class FilmWriter:
             out.metadata.update(source_tags(film.metadata))
             out.set_chapters(self._chapters(film))
             origin = (film.start_time or 0) / 1e6 + self.config.start
-            packets = [self._pictures(parts, plan, origin), self._rest(film, others, origin) if others else ()]
+            packets = [self._video_packets(sources, plan, origin)]
+            if others:
+                packets.append(self._copied_packets(film, others, origin))
             for _, packet, index in heapq.merge(*packets, key=lambda item: item[0]):
                 packet.stream = streams[video.index if index is None else index]
                 out.mux(packet)
             out.close()
-            self._check_shape(temporary)
+            self._check_pixel_shape(temporary)
 
     def _chapters(self, film):
-        """The chapters of the source, moved and cut to the part that is colored."""
+        """Return the chapters of the input, shifted and cut to the colored part."""
         chapters, length = [], self.config.end - self.config.start
         for chapter in film.chapters():
             begin, end = (float(chapter[side] * chapter["time_base"]) - self.config.start for side in ("start", "end"))
@@ -99,87 +131,66 @@ class FilmWriter:
                 chapters.append({**chapter, "start": begin, "end": end})
         return chapters
 
-    def _pictures(self, parts, plan, origin):
-        """Yield (seconds, packet, None) of the pictures; with --start, times count from ``origin`` (seconds)."""
+    def _video_packets(self, sources, plan, origin):
+        """Yield (seconds, packet, None) of the video; with --start, times count from ``origin`` (seconds)."""
         base = self.target.time_base
         offset = round(origin / base) if self.config.start else 0
-        pts = array("q", (time_ - offset for time_ in plan.pts)) if offset else plan.pts
-        for packet, index in segment_packets(parts, pts, self.output):
+        pts = array("q", (time - offset for time in plan.pts)) if offset else plan.pts
+        for packet, index in segment_packets(sources, pts, self.output):
             packet.time_base = base
             packet.duration = pts[index + 1] - pts[index] if index + 1 < len(pts) else plan.last_duration
             yield float(packet.dts * base), packet, None
 
-    def _rest(self, film, others, origin):
-        """Yield (seconds, packet, index of its stream) of the source's ``others``, cut and moved as pictures are."""
+    def _copied_packets(self, film, others, origin):
+        """Yield (seconds, packet, stream index) of the other streams of the input, cut and shifted like the video."""
         config, shift = self.config, origin if self.config.start else 0.0
         for packet in demux_packets(film, others, self.path):
-            at = packet.dts if packet.dts is not None else packet.pts
-            if at is None or not packet.size:
+            time = packet.dts if packet.dts is not None else packet.pts
+            if time is None or not packet.size:
                 continue
-            at = float(at * packet.time_base)
-            if config.start and at < origin or at >= origin - config.start + config.end:
+            time = float(time * packet.time_base)
+            if config.start and time < origin or time >= origin - config.start + config.end:
                 continue
             if shift:
-                moved = round(shift / packet.time_base)
-                packet.dts = packet.dts - moved if packet.dts is not None else None
-                packet.pts = packet.pts - moved if packet.pts is not None else None
-            yield at - shift, packet, packet.stream_index
+                offset = round(shift / packet.time_base)
+                packet.dts = packet.dts - offset if packet.dts is not None else None
+                packet.pts = packet.pts - offset if packet.pts is not None else None
+            yield time - shift, packet, packet.stream_index
 
-    def _check_shape(self, path):
-        """Warn when the container has lost the shape of the pixels."""
+    def _check_pixel_shape(self, path):
+        """Warn if the container has not stored the sample aspect ratio."""
         target = self.target
         ratio = target.tags.get("sample_aspect_ratio", 1)
         with open_video(path) as (_, written):
             if (written.sample_aspect_ratio or 1) != ratio:
-                warn(f"{self.output} cannot carry the shape of the pixels ({ratio}) with {target.codec}: tell the "
-                     f"player to show it {float(target.width * ratio / target.height):.3g} times as wide as high, or "
-                     "write h264")
-
-
-class Writer(Protocol):
-    """What writes a colored film: into a file (``encoding.py``), or picture by picture (``sequence.py``)."""
-
-    target: EncodingTarget
-    cuts: bool  # whether it can take shots out of a film that it wrote
-
-    def replaces(self) -> bool:
-        """Whether there is a file already that ``join`` would replace."""
-
-    def shot(self, part: Path, times: Sequence[int]) -> AbstractContextManager[Callable[[Planes, int], None]]:
-        """Yield a function that takes planes and pts of each frame of a shot in order; ``times`` are all its pts. The
-        file ``part``, if the writer uses one, gets its name when the block ends and all frames are on the disk."""
-
-    def has_shot(self, part: Path, times: Sequence[int]) -> bool:
-        """Whether all frames of the shot, whose pts are ``times``, are written."""
-
-    def join(self, parts: SegmentStore, plan: Plan, readings: Sequence[str]) -> None:
-        """Write the output from the Parts of all shots, and from the film that is there, of which those shots are taken
-        for which the same ``readings`` were read; it appears under its name only when it is complete."""
+                warn(f"{self.output} cannot store the pixel aspect ratio ({ratio}) with {target.codec}: set the player "
+                     f"to a picture aspect ratio of {float(target.width * ratio / target.height):.3g}, or use --codec "
+                     "h264")
 
 
 class FrameWriter:
-    """A ``parts.Writer`` of NumberedFrames: writes pictures of the same names into the folder of ``output``. A picture
-    that exists there is kept, unless ``overwrite``."""
+    """Writes an image sequence: pictures with the names of the input into the folder of ``output``.
 
-    cuts = False
+    Existing pictures are kept unless ``overwrite`` is True.
+    """
+
+    can_copy_shots = False
 
     def __init__(self, film: ImageSequence, output: Path, overwrite: bool) -> None:
-        """Raises UserError when no frame can be read."""
+        """Read the size of the frames. Raises UserError if no frame can be read."""
         planes = next((planes for _, _, planes in film.read()), None)
         if planes is None:
             raise UserError(f"no picture of {film.path} can be read")
         self.film, self.folder, self.overwrite = film, output.parent, overwrite
         height, width = planes.y.shape
         self.target = EncodingTarget("pictures", {}, "", width, height, (height, width), planes.coding, film.rate,
-                             film.time_base, {}, "")
+                                     film.time_base, {}, "")
 
-    def replaces(self) -> bool:
-        """False: ``join`` writes nothing, and existing pictures are kept or replaced one by one."""
-        return False
+    def would_replace(self) -> bool:
+        return False  # ``join`` writes nothing
 
     @contextmanager
-    def shot(self, part: Path, times: Sequence[int]) -> Iterator[Callable[[Planes, int], None]]:
-        """As ``parts.Writer`` says; the pictures appear one by one, and ``part`` is not needed."""
+    def write_shot(self, segment: Path, pts: Sequence[int]) -> Iterator[Callable[[Planes, int], None]]:
         yield self._write
 
     def _write(self, planes, pts):
@@ -188,8 +199,8 @@ class FrameWriter:
         if self.overwrite or not path.exists():
             write_colored_frame(path, planes, source)
 
-    def has_shot(self, part: Path, times: Sequence[int]) -> bool:
-        return all((self.folder / self.film.paths[pts].name).exists() for pts in times)
+    def has_shot(self, segment: Path, pts: Sequence[int]) -> bool:
+        return all((self.folder / self.film.paths[number].name).exists() for number in pts)
 
-    def join(self, parts: SegmentStore, plan: Plan, readings: Sequence[str]) -> None:
-        """Does nothing: all pictures are in place."""
+    def join(self, segments: SegmentStore, plan: Plan, digests: Sequence[str]) -> None:
+        """Do nothing: all pictures are written."""
