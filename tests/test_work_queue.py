@@ -219,7 +219,7 @@ def test_idle_processes_help_with_one_film(tmp_path, size):
 
 
 class Responding(StubPredictor):
-    """A predictor that finds this film response, or dies when it is asked for one."""
+    """A predictor that returns the given film response, or dies in ``fit_response``."""
 
     def __init__(self, response=None):
         super().__init__()

@@ -55,7 +55,7 @@ def finished_shots(predictor: FilmPredictor, plan: Plan, segments: SegmentStore,
                    config: FilmConfig) -> Iterator[tuple[dict[str, Any] | None, str | None]]:
     """Yield the stored state (``SegmentStore.load_shot``) and the current lookup digest of each shot.
 
-    Both are None for a shot that is not finished.
+    For an unfinished shot, yield (None, None).
     """
     for index in range(len(plan.shots)):
         stored = segments.load_shot(plan, index)

@@ -43,7 +43,7 @@ class FrameTask:
 
 def read_tasks(film: Film, plan: Plan, shots: Iterable[int], side: int,
                keep_color_shots: bool) -> Generator[FrameTask, None, None]:
-    """Yield a task for each frame of ``shots`` (indices), the next of which is requested when the last one is read.
+    """Yield a task for each frame of ``shots``, an iterable of indices that is advanced when the last shot is read.
 
     L is denoised. It is None for held frames and, with ``keep_color_shots``, for shots in color.
     """

@@ -112,7 +112,7 @@ class SegmentStore:
         save_checkpoint(self.folder / COMPLETION, completion._asdict())
 
     def mark_incomplete(self) -> None:
-        """Record that the film or its accompanying files are to be written again."""
+        """Record that the film or its accompanying files must be written again."""
         (self.folder / COMPLETION).unlink(missing_ok=True)
 
     def remove(self) -> None:

@@ -21,8 +21,8 @@ class ColoredFrame(NamedTuple):
 class TransitionBlender:
     """Colors the frames of a transition from the last frame of one shot and the first frame of the next one.
 
-    Both colored frames are mixed in the proportion in which the frame shows them, and the mixture is warped to the
-    frame along the optical flow. In a dissolve of ``frames`` frames, the weight of the next shot grows linearly. In a
+    Both colored frames are mixed with their weights in the frame, and the mixture is warped to the frame along the
+    optical flow. In a dissolve of ``frames`` frames, the weight of the next shot grows linearly. In a
     wipe, it is estimated at each pixel from the difference of the frame to both.
     """
 

@@ -49,9 +49,9 @@ class WorkerGroup:
     """The processes of a run, ``rank`` of ``size``; rank 0 is the leader. Without arguments, a single process.
 
     The state of a key of the store is a dict of plain values. The state of a file has ``workers`` (ids of the processes
-    at work, the owner first), ``queue`` (name of the owner's WorkQueue), ``crashed`` and ``failed_attempts`` (attempts
-    in which a process died: the current one, and their number before it) and finally ``outcome`` (error message, ""
-    after success).
+    at work, the owner first), ``queue`` (name of the owner's WorkQueue), ``failed_attempts`` (earlier attempts
+    that ended with the death of a process), ``crashed`` (1 if a process died in the current attempt) and finally
+    ``outcome`` (error message, "" after success).
     """
 
     def __init__(self, store: dist.Store | None = None, rank: int = 0, size: int = 1) -> None:
@@ -141,7 +141,7 @@ class WorkerGroup:
         ``help(key, queue_name)`` while the owner of a key offers shots in a WorkQueue of that name.
 
         Returns {key: error} of the failed keys in every process, after all keys are finished; with several keys, each
-        failure is also printed at once. A key fails, too, after MAX_FAILED_ATTEMPTS attempts in which a process died.
+        failure is also printed at once. A key whose processes died in MAX_FAILED_ATTEMPTS attempts fails, too.
         Errors of ``own`` other than UserError and all errors of ``help`` are raised.
         """
         pending, errors = self.pending(keys), {}
@@ -199,7 +199,7 @@ class WorkerGroup:
         return self.update(key, inspect)
 
     def _claim(self, keys, several):
-        """Return the first key of which this process became the owner, or None."""
+        """Become the owner of a file; return its key, or None if all files have owners."""
         for key in keys:
             failed = self.update(key, self._become_owner)
             if failed is not None and failed >= MAX_FAILED_ATTEMPTS:
