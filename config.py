@@ -75,6 +75,7 @@ class SpatialConfig:
     max_frames: int = 50_000  # frames in memory; of a larger training set, so many spread evenly
     max_inline_frames: int = 4096  # a memory of more frames, 258 kB each, is kept in a file beside the checkpoint
     duplicate_tolerance: int = 2  # codes of 255; a frame that nowhere differs by more from another one in memory is not kept
+    pca_pictures: int = 128  # maximum number of pictures that the PCA is fit to, evenly spaced in the training set
 
 
 @dataclass
@@ -95,6 +96,10 @@ class PaletteClassifierConfig:
     temperature: float = 0.4  # of the joint votes: 1 paints their mean, 0 the winner
     keyframe_interval: int = 4  # drawings of a film of which at least one is painted
     flow_size: int = 128  # side, in pixels, of the pictures in which the motion between these is found
+    training_views: int = 256  # minimum number of views that it is trained on; at most 4 times this
+    views_per_picture: int = 16  # maximum for each picture, also if that gives fewer than training_views
+    training_steps: int = 1000  # steps of the optimizer
+    training_cell_step: int = 16  # the number of cells of a view divided by this is the number of its training samples
 
 
 @dataclass
@@ -156,12 +161,29 @@ class ModelConfig:
 class TrainingConstants:
     """Constants of training, saved with the checkpoint. Chosen on the drawn episodes (``benchmarks/trials.md``)."""
 
-    chroma_weight: float = 2.0  # how much more a pixel of chroma 110 counts than a gray one in the color loss
+    chroma_weight: float = 2.0  # a pixel of chroma 110 has 1 + chroma_weight times the color loss of a gray one
     ema_decay: float = 0.995  # decay per step of the moving average of the generator's weights
-    max_zoom: float = 2.0  # greatest zoom of a view
-    fade_probability: float = 0.15  # share of the views that are dimmed as in a fade
-    min_exposure: float = 0.3  # a dimmed view has at least darkest^3 of its light
-    paste_probability: float = 0.5  # share of the views with a part of another view pasted in, 1/4 to 3/4 of each side
+    max_zoom: float = 2.0  # maximum zoom of a training view
+    fade_probability: float = 0.15  # of a view that is darkened as in a fade
+    min_exposure: float = 0.3  # a darkened view has at least min_exposure^3 of its light
+    paste_probability: float = 0.5  # of a view that has a part of another view pasted in, 1/4 to 3/4 of each side
+    max_bad_steps: int = 10  # stop after this many consecutive steps without a finite loss and gradient
+    val_pictures: int = 64  # maximum number of pictures in a validation, evenly spaced in the set
+    best_tolerance: float = 0.1  # best.pt is replaced while the error is at most (1 + best_tolerance) times the lowest
+
+
+@dataclass
+class DegradationConfig:
+    """Constants of the degradation augmentations (``training/degradation.py``) that the palette classifier is trained on,
+    saved with the checkpoint. Chosen on degraded versions of the drawn episodes (``benchmarks/trials.md``)."""
+
+    probability: float = 0.5  # of each degradation; blur has half of it
+    spectral_sensitivity: tuple = (1.2, 2.5, 0.8)  # Dirichlet parameters of the weights of red, green and blue light
+    log_gamma: float = 0.15  # standard deviation of the logarithm of gamma
+    contrast: tuple = (0.8, 1.15)  # range of the contrast factor
+    blur: tuple = (0.3, 2.0)  # range of the standard deviation of the blur, in pixels of a picture of 512 rows
+    grain: float = 8.0  # maximum standard deviation of the grain in L, which is in [0, 100]
+    coarse_grain: float = 0.7  # standard deviation, in pixels, of the blur of coarse grain; half of all grain is coarse
 
 
 @dataclass
@@ -244,12 +266,13 @@ class TrainConfig:
 
     data_path: str = setting("dataset", "folder with the pictures in train/ and val/", group="files")
     save_path: str = setting("checkpoints", "folder for checkpoints, log, curves and samples")
-    save_freq: int = setting(10, "keep an epoch_NNNN.pt every so many epochs; last.pt is never older than 2 minutes")
+    save_freq: int = setting(10, "write epoch_NNNN.pt every save_freq epochs")
+    save_seconds: float = setting(120.0, "write last.pt, from which an interrupted run resumes, at this interval")
     overwrite: bool = setting(False, "start again in a save_path that holds another run, removing that run's files")
 
-    join: Sequence[str] = setting((), "instead of training, make one checkpoint of several of one show, in save_path: "
-                                  "the networks of the first, the frames of all", nargs="+", metavar="CHECKPOINT",
-                                  type=str)
+    merge: Sequence[str] = setting((), "do not train, but merge checkpoints of one show into save_path/best.pt: the "
+                                   "networks of the first one and the remembered frames of all", nargs="+",
+                                   metavar="CHECKPOINT", type=str)
 
     use_memory: bool = setting(True, "read the colors from a memory at test time", group="the way to train")
     use_feat_integrator: bool = setting(False, "combine the best three slots of the memory by learned weights")
@@ -263,8 +286,8 @@ class TrainConfig:
                             choices=["adain", "None"])
 
     start_epoch: int = setting(0, "go on from epoch_NNNN.pt of this epoch in save_path", group="length")
-    end_epoch: int = setting(100, "train up to this epoch; a set that fills less than EPOCH_STEPS batches is passed "
-                             "over more than once in an epoch")
+    end_epoch: int = setting(100, "train up to this epoch")
+    epoch_steps: int = setting(50, "minimum number of steps in an epoch; a small training set is repeated within it")
     max_minutes: float = setting(0.0, "train for about this many minutes in all, schedule fitted to it; 0: no limit")
     resume: bool = setting(False, "go on from last.pt in save_path")
 
@@ -306,13 +329,15 @@ class TrainConfig:
     spatial: SpatialConfig = field(default_factory=SpatialConfig)
     palette_classifier: PaletteClassifierConfig = field(default_factory=PaletteClassifierConfig)
     training: TrainingConstants = field(default_factory=TrainingConstants)
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
 
     def check(self) -> None:
         """Raises UserError when settings are out of range or make no sense together."""
         check_choices(self)
-        check_at_least(self, 1, "end_epoch", "save_freq", "batch_size", "img_size", "width", "dis_every")
+        check_at_least(self, 1, "end_epoch", "save_freq", "batch_size", "img_size", "width", "dis_every",
+                       "epoch_steps")
         check_at_least(self, 0, "start_epoch", "max_minutes", "mem_size", "top_k", "color_thres", "alpha", "num_workers",
-                  "gen_lr", "dis_lr", "mem_lr", "int_lr", "lambda_l1", "clip_grad", "seed", "cache_gb")
+                  "gen_lr", "dis_lr", "mem_lr", "int_lr", "lambda_l1", "clip_grad", "seed", "cache_gb", "save_seconds")
         for name in ("lr_decay_start", "label_smoothing", "conditioning_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; set it between 0 and 1")

@@ -1,6 +1,6 @@
-"""How is it learned? ``python train.py`` learns the pictures of ``dataset/train`` and writes ``checkpoints/``.
+"""Train a colorizer: ``python train.py`` reads the pictures in ``dataset/train`` and writes ``checkpoints/``.
 
-All settings are those of ``config.TrainConfig``: edit their defaults there or pass them as flags, such as
+The settings are the fields of ``config.TrainConfig``. Change the defaults there, or pass them as flags, such as
 ``python train.py --use_feat_integrator True``.
 """
 
@@ -15,7 +15,6 @@ from typing import Any
 
 import colorizer.threads  # noqa: F401  before torch is imported
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -23,357 +22,307 @@ from tqdm import tqdm
 
 from colorizer.colorizer import model_config_of
 from colorizer.memory.frame_archive import open_archive
-from colorizer.metrics import AB_PEAK, ciede2000, psnr
 from config import TrainConfig, restore
-from dataset import AB_SCALE, ColorizationDataset, resize, tensors_to_lab
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from fileio.images import write_image
 from training.augmentation import TrainingViews, ViewSampler
 from training.distributed import ProcessGroup
-from training.learner import Cast, Learner, not_whole
+from training.learner import Learner, damaged_checkpoint
 from training.merging import merge_checkpoints
-from training.preparation import fit_model_config, load_data, remember, see, see_all, teach_voter, vote_all
-from training.runs import Position, Run, Signals, sample_grid
+from training.preparation import (
+    build_model_config, classify_pictures, fill_spatial_memory, frame_embeddings, load_data, train_palette_classifier)
+from training.runs import Progress, RunFolder, StopSignals
+from training.validation import sample_grid, validate
 from utils import UserError, autocast, evenly_spaced, read_flags, run_cli, select_device
 
-EPOCH_STEPS = 50  # at least, in an epoch: a small set is passed over several times
-SAVE_SECONDS = 120  # last.pt is never older; writing it takes about a second
-EXIT_TIMEOUT = 10  # after so many steps in a row without a finite loss or gradient the training ends
-VAL_PICTURES = 64  # validation looks at no more than these many, spread evenly over the set
-SAMPLES = 4  # rows of the sample grid
-ABOUT = 1.1  # a validation error of so many times the lowest is as good
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Validation
-
-
-@torch.no_grad()
-def validate(learner: Learner, data: ColorizationDataset, cast: Cast, votes: torch.Tensor | None = None,
-             read_spatial: bool = True) -> tuple[dict[str, float], list[tuple[int, np.ndarray, list[int]]]]:
-    """Color at most VAL_PICTURES pictures as at test time: eval mode, palette from the memory (and the integrator).
-    ``votes`` are those of ``vote_all``; without ``read_spatial`` the spatial memory is not read: on the training
-    pictures, which both know, they prove nothing.
-
-    Returns {name: metric}, measured at the side that the colorizer takes, and at most SAMPLES rows for the sample grid:
-    (index, predicted Lab (S, S, 3), ids of the best 3 slots).
-    """
-    colorizer = learner.colorizer.eval()
-    chosen = evenly_spaced(len(data), VAL_PICTURES)
-    shown = {chosen[place] for place in evenly_spaced(len(chosen), SAMPLES)}
-    errors, squares, overlaps, samples = [], [], [], []
-    for part in torch.arange(len(chosen)).split(learner.config.batch_size):
-        indices = torch.tensor(chosen)[part]
-        seen, L, ab = see(data, indices, colorizer, cast)
-        advice, ids = None, torch.empty(len(indices), 0)
-        if seen is not None:
-            seen = seen._replace(class_logits=None if votes is None else votes[part].float())
-            recall = colorizer.recall(seen.embedding)
-            advice, ids = colorizer.conditioning(recall), recall.ids
-            shared = torch.minimum(advice.color_feature, data.color_features[indices].to(L.device))
-            overlaps += shared.sum(1).tolist()
-        with cast():
-            fake, _ = colorizer(L, advice, seen, read_spatial)
-        squares += ((fake - ab) * AB_SCALE).square().mean((1, 2, 3)).tolist()
-        labs, truths = tensors_to_lab(L, fake), tensors_to_lab(L, ab)
-        for index, lab, truth, top in zip(indices.tolist(), labs, truths, ids.tolist(), strict=True):
-            errors.append(ciede2000(lab, truth))
-            if index in shown:
-                samples.append((index, resize(lab, data.img_size, data.img_size), top))
-    colorizer.train()
-    metrics = {"val_ciede2000": sum(errors) / len(errors), "val_psnr_ab": psnr(sum(squares) / len(squares), AB_PEAK)}
-    if overlaps:
-        metrics["val_feature_intersection"] = sum(overlaps) / len(overlaps)
-    return metrics, samples
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The run
+# Settings of networks and memory, which cannot change when a run is resumed.
+FIXED = ("use_memory", "use_feat_integrator", "use_spatial_memory", "use_palette_classifier", "gen_norm", "dis_norm",
+         "img_size", "width", "backbone", "mem_size", "top_k", "color_thres", "alpha")
 
 
 def train(config: TrainConfig, saved: dict[str, Any] | None = None) -> Path:
-    """Train as configured, from the start or on from the checkpoint ``saved``; returns the path of best.pt.
+    """Train from scratch or, if ``saved`` is the content of a checkpoint, resume. Returns the path of best.pt.
 
-    Under torchrun every process calls it. Raises UserError for what the user can mend, and KeyboardInterrupt after
-    Ctrl-C or SIGTERM, when the step is finished and last.pt written.
+    With torchrun, all processes call this function. Raises UserError for errors that the user can correct, and
+    KeyboardInterrupt after Ctrl-C or SIGTERM, when the current step is complete and last.pt is written.
     """
     config.check()
     if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by deterministic cuBLAS
         torch.use_deterministic_algorithms(True)
-    team = ProcessGroup(select_device(config.device))
-    if config.batch_size % team.size:  # checked before the processes connect, as one that fails later blocks the others
-        raise UserError(f"batch_size {config.batch_size} cannot be shared equally by {team.size} processes; set it to "
-                        f"{-(-config.batch_size // team.size) * team.size}")
-    with team, Run(config) if team.leader else nullcontext() as run:
-        training = Training(config, saved, team, run)
-        training.run_epochs()
+    group = ProcessGroup(select_device(config.device))
+    if config.batch_size % group.size:  # checked before the processes connect: a failing one would block the others
+        raise UserError(f"batch_size {config.batch_size} cannot be divided by {group.size} processes; set it to "
+                        f"{-(-config.batch_size // group.size) * group.size}")
+    with group, RunFolder(config) if group.is_main else nullcontext() as folder:
+        Training(config, saved, group, folder).run()
     return Path(config.save_path) / "best.pt"
 
 
 class Training:
-    """A training. Making it prepares data and networks; ``run_epochs`` trains; it validates, logs and saves each epoch.
+    """A training: ``__init__`` prepares data and networks, and ``run`` trains, validates, logs and saves checkpoints.
 
-    Every process of a team has one. The leader alone has a Run, validates and writes files; elsewhere ``run`` is None.
+    Each process has an instance. Only that of the main process has a ``folder``, validates and writes files.
     """
 
-    def __init__(self, config: TrainConfig, saved: dict[str, Any] | None, team: ProcessGroup, run: Any) -> None:
-        began = time.monotonic()
+    def __init__(self, config: TrainConfig, saved: dict[str, Any] | None, group: ProcessGroup, folder: Any) -> None:
+        start = time.monotonic()
         torch.manual_seed(config.seed)
-        self.config, self.team, self.run, self.device = config, team, run, team.device
-        self.cast: Cast = partial(autocast, team.device, config.precision)
+        self.config, self.group, self.folder, self.device = config, group, folder, group.device
+        self.resumed = saved is not None
+        self.autocast = partial(autocast, self.device, config.precision)
         self.data, self.val_data = load_data(config)
-        self.learner = self._make_learner(saved)
-        self.position = self._find_position(saved)
-        self.resumed, self.first_epoch = saved is not None, self.position.epoch
-        self.began = began - self.position.elapsed  # as if the run had never stopped
-        self.features = self._prepare(saved)
-        self.votes = self._vote_on_val()
-        self.sampler, self.loader = self._make_loader()
-        self.saved_at, self.val_seconds, self.out_of_time = self.began, 0.0, False
-        self.skipped_in_row = torch.zeros((), device=self.device)
+        self.learner = self._create_learner(saved)
+        self.progress = self._load_progress(saved)
+        self.start = start - self.progress.elapsed_seconds  # as if the run had never been interrupted
+        self.embeddings = self._prepare_colorizer(saved)
+        self.val_logits = self._classify_val_pictures()
+        self.sampler, self.loader = self._create_loader()
+        self.saved_at, self.val_seconds, self.out_of_time = self.start, 0.0, False
+        self.bad_steps_in_row = torch.zeros((), device=self.device)
 
     # -----------------------------------------------------------------------------------------------------------------
-    # Prepare
+    # Preparation
 
-    def _make_learner(self, saved):
-        """A Learner with new networks, or those of a checkpoint."""
-        config = self.config
-        if saved:
-            try:
-                model_config = model_config_of(saved)
-            except ValueError as error:
-                raise not_whole(error) from error
-        else:
-            model_config = fit_model_config(config, len(self.data))
-        learner = Learner(config, model_config, self.device, False if saved else config.backbone_weights or None,
-                          self.team)
-        if saved:
-            learner.load(saved)
-            if model_config.archived_frames and self.team.leader:
-                learner.colorizer.spatial.open(open_archive(self.run.path / "last.pt", saved))
+    def _create_learner(self, saved):
+        """Return a Learner with new networks, or with those of a checkpoint."""
+        if not saved:
+            return Learner(self.config, build_model_config(self.config, len(self.data)), self.device,
+                           self.config.backbone_weights or None, self.group)
+        try:
+            model_config = model_config_of(saved)
+        except ValueError as error:
+            raise damaged_checkpoint(error) from error
+        learner = Learner(self.config, model_config, self.device, False, self.group)
+        learner.load(saved)
+        if model_config.archived_frames and self.group.is_main:
+            learner.colorizer.spatial.open(open_archive(self.folder.path / "last.pt", saved))
         return learner
 
-    def _find_position(self, saved):
-        """Where to go on, or the start. Raises UserError when there is nothing left to be done."""
-        config, position = self.config, Position()
+    def _load_progress(self, saved):
+        """Return the progress of a checkpoint, or of a new run. Raises UserError when the run is already complete."""
+        config, progress = self.config, Progress()
         if saved:
-            position = Position.of(saved, self.device)
+            progress = Progress.from_checkpoint(saved, self.device)
             if self.learner.colorizer.config.use_spatial_memory:
                 try:
                     trained = len(saved["frames"])
                 except (KeyError, TypeError) as error:
-                    raise not_whole(error) from error
+                    raise damaged_checkpoint(error) from error
                 if len(self.data) != trained:
-                    raise UserError(f"the run was trained on {trained} pictures, and there are {len(self.data)}; give "
-                                    "it back its pictures or train anew in another save_path")
-        if position.epoch >= config.end_epoch:
-            raise UserError(f"the checkpoint is of epoch {position.epoch} and end_epoch is {config.end_epoch}; raise "
+                    raise UserError(f"the run was trained on {trained} pictures, and data_path has {len(self.data)}; "
+                                    "restore the pictures or train again with another save_path")
+        if progress.epoch >= config.end_epoch:
+            raise UserError(f"the checkpoint is of epoch {progress.epoch} and end_epoch is {config.end_epoch}; raise "
                             "end_epoch")
-        if config.max_minutes and position.elapsed >= config.max_minutes * 60:
-            raise UserError(f"the run has had {position.elapsed / 60:.1f} minutes and max_minutes is "
-                            f"{config.max_minutes}, which counts them all; raise max_minutes")
-        return position
+        if config.max_minutes and progress.elapsed_seconds >= config.max_minutes * 60:
+            raise UserError(f"the run has taken {progress.elapsed_seconds / 60:.1f} minutes and max_minutes is "
+                            f"{config.max_minutes}, which includes earlier processes; raise max_minutes")
+        return progress
 
-    def _prepare(self, saved):
-        """Fill the spatial memory of a new colorizer; returns what the backbone sees of all pictures, (N, D)."""
-        colorizer, known, features = self.learner.colorizer, None, None
+    def _prepare_colorizer(self, saved):
+        """Fill the spatial memory and train the palette classifier of a new colorizer. Returns the embeddings (N, D) of
+        the training pictures, or None without a memory."""
+        colorizer, computed, embeddings = self.learner.colorizer, None, None
         if colorizer.config.use_spatial_memory and not saved:
-            known = remember(self.data, colorizer, self.cast, self.run.path if self.team.leader else None)
+            computed = fill_spatial_memory(self.data, colorizer, self.autocast,
+                                           self.folder.path if self.group.is_main else None)
         if colorizer.config.use_memory:
-            features = see_all(self.data, colorizer, self.cast, known)
+            embeddings = frame_embeddings(self.data, colorizer, self.autocast, computed)
         if colorizer.config.use_palette_classifier and not saved:
-            teach_voter(self.data, colorizer, self.cast, self.config.seed)
-        self.team.share(colorizer)  # GPUs may differ in the last bits
+            train_palette_classifier(self.data, colorizer, self.autocast, self.config.seed, self.config.degradation)
+        self.group.broadcast(colorizer)  # results may differ in the last bits between GPUs
         if saved:
             try:
-                torch.set_rng_state(saved["rng"])
+                torch.set_rng_state(saved["rng_state"])
             except (KeyError, RuntimeError, TypeError) as error:
-                raise not_whole(error) from error
-        return features
+                raise damaged_checkpoint(error) from error
+        return embeddings
 
-    def _vote_on_val(self):
-        """The votes for the validation pictures, which never change; None where nobody needs them."""
+    def _classify_val_pictures(self):
+        """Return the class logits of the validation pictures, or None if they are not needed."""
         colorizer = self.learner.colorizer
-        if not (colorizer.config.use_palette_classifier and self.team.leader) or self.val_data is self.data:
+        if not (colorizer.config.use_palette_classifier and self.group.is_main) or self.val_data is self.data:
             return None
-        return vote_all(self.val_data, evenly_spaced(len(self.val_data), VAL_PICTURES), colorizer, self.cast)
+        indices = evenly_spaced(len(self.val_data), self.config.training.val_pictures)
+        return classify_pictures(self.val_data, indices, colorizer, self.autocast)
 
-    def _make_loader(self):
-        config, team = self.config, self.team
-        passes = math.ceil(EPOCH_STEPS * config.batch_size / len(self.data))
-        sampler = ViewSampler(self.data, passes, config.seed, config.batch_size, team.rank, team.size)
+    def _create_loader(self):
+        config, group = self.config, self.group
+        passes = math.ceil(config.epoch_steps * config.batch_size / len(self.data))
+        sampler = ViewSampler(self.data, passes, config.seed, config.batch_size, group.rank, group.size)
         views = TrainingViews(self.data, config.training, config.conditioning_dropout)
         return sampler, DataLoader(
-            views, config.batch_size // team.size, sampler=sampler, num_workers=config.num_workers,
+            views, config.batch_size // group.size, sampler=sampler, num_workers=config.num_workers,
             pin_memory=self.device.type == "cuda", persistent_workers=config.num_workers > 0,
-            worker_init_fn=Signals.ignore, generator=torch.Generator())  # so that torch's own random state stays
+            worker_init_fn=StopSignals.ignore, generator=torch.Generator())  # the global generator must not advance
 
     # -----------------------------------------------------------------------------------------------------------------
     # Loop
 
-    def run_epochs(self) -> None:
-        """All epochs that are left, or as many as the time allows. Raises KeyboardInterrupt after Ctrl-C or SIGTERM."""
-        config, position, leader = self.config, self.position, self.team.leader
-        if leader:
+    def run(self) -> None:
+        """Train the remaining epochs, or as many as fit in max_minutes. Raises KeyboardInterrupt after Ctrl-C or SIGTERM.
+        """
+        config, progress, is_main = self.config, self.progress, self.group.is_main
+        first_epoch = progress.epoch + 1
+        if is_main:
             archive = self._archive()
-            self.run.begin(position.epoch if self.resumed else None, archive and archive.path)
-        self.board: Any = (SummaryWriter(self.run.path / "tensorboard",
-                                         purge_step=position.epoch + 1 if self.resumed else None)
-                           if leader else nullcontext())  # the leader alone logs
-        self.bar = tqdm(total=(config.end_epoch - position.epoch) * self.sampler.batches, initial=position.batches,
-                        unit="step", disable=None if leader else True)
-        with Signals() as self.signals, self.board, self.bar:
-            self._save_last()  # from here on there is something to go on from
-            while position.epoch < config.end_epoch and not self.out_of_time:
+            self.folder.prepare(progress.epoch if self.resumed else None, archive and archive.path)
+        self.tensorboard: Any = (SummaryWriter(self.folder.path / "tensorboard",
+                                               purge_step=first_epoch if self.resumed else None)
+                                 if is_main else nullcontext())
+        self.bar = tqdm(total=(config.end_epoch - progress.epoch) * self.sampler.batches,
+                        initial=progress.epoch_steps_done, unit="step", disable=None if is_main else True)
+        with StopSignals() as self.signals, self.tensorboard, self.bar:
+            self._save_last()  # a run that is killed from here on can resume
+            while progress.epoch < config.end_epoch and not self.out_of_time:
                 self._run_steps()
-                losses = self._close_epoch()
-                if leader:
-                    began = time.monotonic()
-                    metrics, samples = validate(self.learner, self.val_data, self.cast, self.votes,
+                losses = self._finish_epoch()
+                if is_main:
+                    start = time.monotonic()
+                    metrics, samples = validate(self.learner, self.val_data, self.autocast, self.val_logits,
                                                 self.val_data is not self.data)
-                    self.val_seconds = time.monotonic() - began
+                    self.val_seconds = time.monotonic() - start
                     grid = sample_grid(samples, self.val_data, self.data)
                     self._log(losses, metrics, grid)
                     self._save_epoch(metrics, grid)
-        if leader:
-            print(f"trained epochs {self.first_epoch + 1} to {position.epoch} in "
-                  f"{(time.monotonic() - self.began) / 60:.1f} minutes; lowest validation CIEDE2000 "
-                  f"{position.best:.3f}; checkpoints in {self.run.path}")
+        if is_main:
+            print(f"trained epochs {first_epoch} to {progress.epoch} in {(time.monotonic() - self.start) / 60:.1f} "
+                  f"minutes; lowest validation CIEDE2000 {progress.best_ciede2000:.3f}; checkpoints in "
+                  f"{self.folder.path}")
 
     def _run_steps(self):
-        """The steps that are left of an epoch, or as many as the time allows."""
-        position = self.position
-        self.sampler.epoch, self.sampler.skip = position.epoch + 1, position.batches
-        started = time.monotonic() - position.spent
-        done, stop = self.team.largest(self._progress(), self.signals.caught)
+        """Take the remaining steps of an epoch, or as many as fit in max_minutes."""
+        progress, group = self.progress, self.group
+        self.sampler.epoch, self.sampler.skip = progress.epoch + 1, progress.epoch_steps_done
+        start = time.monotonic() - progress.epoch_seconds
+        done, stop = group.max(self._fraction_done(), self.signals.received)
         for batch in self.loader:
             self.learner.set_progress(done)
             batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-            features = None if self.features is None else self.features[batch["index"]]
-            self._count(self.learner.step(batch, features, self.cast))
-            position.spent = time.monotonic() - started
+            embeddings = None if self.embeddings is None else self.embeddings[batch["index"]]
+            self._count_step(self.learner.step(batch, embeddings, self.autocast))
+            progress.epoch_seconds = time.monotonic() - start
             self.bar.update()
-            done, stop = self.team.largest(self._progress(), self.signals.caught)
+            done, stop = group.max(self._fraction_done(), self.signals.received)
             self.out_of_time = bool(self.config.max_minutes) and done >= 1
             if stop or self.out_of_time:
                 break
-            if time.monotonic() - self.saved_at > SAVE_SECONDS:
+            if time.monotonic() - self.saved_at > self.config.save_seconds:
                 self._save_last()
-        position.spent = time.monotonic() - started
+        progress.epoch_seconds = time.monotonic() - start
         if stop:
             self._save_last()
-            raise KeyboardInterrupt(f"stopped after step {position.step}; --resume True goes on from last.pt in "
+            raise KeyboardInterrupt(f"stopped after step {progress.step}; --resume True continues from last.pt in "
                                     f"{self.config.save_path}")
 
-    def _progress(self):
-        """Progress of the training, 1 at its end: by epochs or by time, whichever is further."""
-        done = (self.position.epoch + self.position.batches / self.sampler.batches) / self.config.end_epoch
+    def _fraction_done(self):
+        """Return the fraction of the epochs or of max_minutes that is over, whichever is larger; 1 at the end."""
+        done = (self.progress.epoch + self.progress.epoch_steps_done / self.sampler.batches) / self.config.end_epoch
         limit = self.config.max_minutes * 60
-        if limit:  # the last validation takes its time, too
-            return max(done, (time.monotonic() - self.began) / max(limit - self.val_seconds, 1e-9))
+        if limit:  # reserve time for the last validation
+            return max(done, (time.monotonic() - self.start) / max(limit - self.val_seconds, 1e-9))
         return done
 
-    def _count(self, losses):
-        """Add up a step's losses. Raises UserError after PATIENCE or more steps in a row that were not finite."""
-        position, skipped = self.position, losses["skipped"]
-        position.step += 1
-        position.batches += 1
+    def _count_step(self, losses):
+        """Add the losses of a step to the sums. Raises UserError after max_bad_steps or more consecutive bad steps."""
+        progress, skipped = self.progress, losses["skipped_steps"]
+        progress.step += 1
+        progress.epoch_steps_done += 1
         for name, loss in losses.items():
             counted = torch.stack([loss, torch.ones_like(loss)])
-            if name != "skipped":
+            if name != "skipped_steps":
                 counted = counted.masked_fill(skipped > 0, 0)
-            position.sums[name] = position.sums.get(name, 0) + counted
-        self.skipped_in_row = (self.skipped_in_row + skipped) * skipped
-        if position.step % EXIT_TIMEOUT == 0 and self.skipped_in_row >= EXIT_TIMEOUT:
-            raise UserError(f"{EXIT_TIMEOUT} steps in a row gave no finite loss or gradient; lower gen_lr or set "
-                            f"clip_grad 1, and go on from last.pt with --resume True")
+            progress.loss_sums[name] = progress.loss_sums.get(name, 0) + counted
+        self.bad_steps_in_row = (self.bad_steps_in_row + skipped) * skipped
+        limit = self.config.training.max_bad_steps
+        if progress.step % limit == 0 and self.bad_steps_in_row >= limit:  # read rarely: reading waits for the GPU
+            raise UserError(f"{limit} steps in a row had no finite loss or gradient; lower gen_lr or set clip_grad to 1, "
+                            "and resume from last.pt with --resume True")
 
-    def _close_epoch(self):
-        """The means of the losses of an epoch, its speed and the number of steps that were skipped."""
-        position, team = self.position, self.team
+    def _finish_epoch(self):
+        """Return the mean losses of an epoch, its images per second and the number of skipped steps."""
+        progress, group = self.progress, self.group
         if self.config.use_memory:
-            team.check_same(self.learner.colorizer.memory, "memory")
-        sums = {name: team.mean(total).tolist() for name, total in position.sums.items()}
-        skipped = round(sums.pop("skipped")[0])
-        rate = position.batches * self.config.batch_size / position.spent
-        position.epoch, position.batches, position.sums = position.epoch + 1, 0, {}
-        position.seconds, position.spent = position.seconds + position.spent, 0.0
-        return {"images_per_second": round(rate, 3), "skipped": skipped,
+            group.check_equal(self.learner.colorizer.memory, "memory")
+        sums = {name: group.mean(total).tolist() for name, total in progress.loss_sums.items()}
+        skipped = round(sums.pop("skipped_steps")[0])
+        rate = progress.epoch_steps_done * self.config.batch_size / progress.epoch_seconds
+        progress.epoch, progress.epoch_steps_done, progress.loss_sums = progress.epoch + 1, 0, {}
+        progress.train_seconds, progress.epoch_seconds = progress.train_seconds + progress.epoch_seconds, 0.0
+        return {"images_per_second": round(rate, 3), "skipped_steps": skipped,
                 **{name: total / count for name, (total, count) in sums.items() if count}}
 
     # -----------------------------------------------------------------------------------------------------------------
-    # Log and save
+    # Log and checkpoints
 
     def _log(self, losses, metrics, grid):
-        position = self.position
-        self.run.add({"epoch": position.epoch, "step": position.step, "seconds": round(position.seconds, 3),
-                      **losses, **metrics})
-        rate, skipped = losses.pop("images_per_second"), losses.pop("skipped")
+        progress = self.progress
+        self.folder.add({"epoch": progress.epoch, "step": progress.step, "seconds": round(progress.train_seconds, 3),
+                         **losses, **metrics})
+        rate, skipped = losses.pop("images_per_second"), losses.pop("skipped_steps")
         values = {**losses, **metrics}
-        self.bar.write(f"epoch {position.epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.bar.write(f"epoch {progress.epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items())
                        + f", {rate:.1f} images/s"
-                       + (f"; {skipped} steps skipped, whose loss or gradient was not finite" if skipped else ""))
+                       + (f"; skipped {skipped} steps without a finite loss or gradient" if skipped else ""))
         for name, value in values.items():
-            self.board.add_scalar(name, value, position.epoch)
-        self.board.add_image("samples", grid, position.epoch, dataformats="HWC")
+            self.tensorboard.add_scalar(name, value, progress.epoch)
+        self.tensorboard.add_image("samples", grid, progress.epoch, dataformats="HWC")
 
     def _save_epoch(self, metrics, grid):
-        """Write best.pt after an epoch of about the lowest error yet; every save_freq epochs and at the end, a
-        checkpoint and samples; the newest samples are in samples/last.png.
+        """Write the files of an epoch: last.png, and best.pt, epoch_NNNN.pt, epoch_NNNN.png and last.pt when due.
 
-        A few pictures of one shot tell little, and a later epoch has learned more: the lowest error must be lower by a
-        tenth to be better.
+        best.pt is also replaced if the error is slightly above the lowest one: the validation error of a few pictures is
+        noisy, and later epochs have trained longer.
         """
-        position, config = self.position, self.config
-        position.best = min(position.best, metrics["val_ciede2000"])
-        if metrics["val_ciede2000"] <= ABOUT * position.best:
+        progress, config = self.progress, self.config
+        error = metrics["val_ciede2000"]
+        progress.best_ciede2000 = min(progress.best_ciede2000, error)
+        if error <= (1 + config.training.best_tolerance) * progress.best_ciede2000:
             self._save("best.pt", full=False)
-        last = position.epoch == config.end_epoch or self.out_of_time
-        write_image(self.run.path / "samples" / "last.png", grid)
-        if position.epoch % config.save_freq == 0 or last:
-            write_image(self.run.path / "samples" / f"epoch_{position.epoch:04d}.png", grid)
-            self._save(f"epoch_{position.epoch:04d}.pt")
-        if last:
-            self.run.draw_curves()
-        if last or time.monotonic() - self.saved_at > SAVE_SECONDS:
+        is_last = progress.epoch == config.end_epoch or self.out_of_time
+        write_image(self.folder.path / "samples" / "last.png", grid)
+        if progress.epoch % config.save_freq == 0 or is_last:
+            write_image(self.folder.path / "samples" / f"epoch_{progress.epoch:04d}.png", grid)
+            self._save(f"epoch_{progress.epoch:04d}.pt")
+        if is_last:
+            self.folder.draw_curves()
+        if is_last or time.monotonic() - self.saved_at > config.save_seconds:
             self._save_last()
 
     def _save_last(self):
-        if self.team.leader:
-            self.board.flush()
+        if self.group.is_main:
+            self.tensorboard.flush()
             self._save("last.pt")
         self.saved_at = time.monotonic()
 
     def _archive(self):
-        """The frames that are kept in a file beside the checkpoints, None where these keep all."""
+        """Return the archive with the remembered frames, or None if the checkpoint contains them."""
         colorizer = self.learner.colorizer
         return colorizer.spatial.archive if colorizer.config.use_spatial_memory else None
 
     def _save(self, name, full=True):
-        self.position.elapsed = time.monotonic() - self.began
+        """Write a checkpoint. Without ``full`` it has only what coloring needs, a third of the size."""
+        self.progress.elapsed_seconds = time.monotonic() - self.start
         state = self.learner.state()
-        if not full:  # best.pt is for coloring, and a third as large without what only training needs
+        if not full:
             state = {"colorizer": state["colorizer"]}
         if archive := self._archive():
             state["archive"] = archive.state()
-        save_checkpoint(self.run.path / name, {
+        save_checkpoint(self.folder.path / name, {
             **state, "model_config": asdict(self.learner.colorizer.config), "train_config": asdict(self.config),
-            **vars(self.position), "rng": torch.get_rng_state(),
+            **vars(self.progress), "rng_state": torch.get_rng_state(),
             "frames": dict(zip(self.data.ids, (path.name for path in self.data.paths), strict=True))})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Command line
 
-# Settings of the networks and the memory: a run that goes on cannot change them.
-FIXED = ("use_memory", "use_feat_integrator", "use_spatial_memory", "use_palette_classifier", "gen_norm", "dis_norm", "img_size",
-         "width", "backbone", "mem_size", "top_k", "color_thres", "alpha")
 
+def resume_config(saved: Any, given: dict[str, Any]) -> TrainConfig:
+    """Return the configuration of a saved run, updated with the settings that are ``given``.
 
-def config_to_go_on(saved: Any, given: dict[str, Any]) -> TrainConfig:
-    """The configuration of a saved run, with the settings that are ``given`` now in their place.
-
-    Raises UserError for one of FIXED that differs from the saved one.
+    Raises UserError if a setting of FIXED differs from the saved one.
     """
     try:
         changed = [name for name in FIXED if given.get(name, saved[name]) != saved[name]]
@@ -381,24 +330,24 @@ def config_to_go_on(saved: Any, given: dict[str, Any]) -> TrainConfig:
                                        "save_path": TrainConfig.save_path, **given})
         config.check()
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"the checkpoint's settings are not those of this version ({error}); train anew") from error
+        raise UserError(f"the settings in the checkpoint do not fit this version ({error}); train again") from error
     for name in changed:
-        raise UserError(f"the run was trained with {name} {saved[name]}, and going on cannot change that; leave "
-                        f"{name} out or train anew in another save_path")
+        raise UserError(f"the run was trained with {name} {saved[name]}, which cannot change when it is resumed; omit "
+                        f"{name} or train again with another save_path")
     return config
 
 
 def main(argv: list[str]) -> None:
-    given = read_flags(TrainConfig, argv, "Learn the colors of the pictures in data_path/train.")
+    given = read_flags(TrainConfig, argv, "Train a colorizer on the color pictures in data_path/train.")
     config, saved = TrainConfig(**given), None
-    if config.join:
+    if config.merge:
         merge_checkpoints(config, given)
         return
     if config.resume or config.start_epoch:
         config.check()
         name = "last.pt" if config.resume else f"epoch_{config.start_epoch:04d}.pt"
         saved = load_checkpoint(Path(config.save_path) / name)
-        config = config_to_go_on(saved.get("train_config"), given)
+        config = resume_config(saved.get("train_config"), given)
     train(config, saved)
 
 

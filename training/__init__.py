@@ -1,4 +1,1 @@
-"""Training: what one step does, what a run leaves behind, how several processes train as one.
-
-It knows nothing of films.
-"""
+"""Training: data augmentation, training step, validation, output folder, and data-parallel processes."""

@@ -1,4 +1,4 @@
-"""What does the generator learn from? Random views of the training pictures, and the order in which they come."""
+"""Training data of the generator: random views of the training pictures, and the order in which they are visited."""
 
 from collections.abc import Iterator, Sized
 from typing import Any
@@ -13,15 +13,16 @@ from dataset import (
 
 
 class TrainingViews(Dataset):
-    """Views of the pictures for the generator: half mirrored, zoomed, some dimmed as in a fade, some with a part of
-    another view pasted in, so that a character is known by its looks and not by where it stands.
+    """Random views of the pictures of a dataset: zoomed, and some of them mirrored, darkened as in a fade, or with a part
+    of another view pasted in, so that characters are recognized by their appearance and not by their position.
 
-    Indexed by (index, seed): the same pair gives the same view in any process. An item holds ``L``, ``ab``, ``gray``
+    The index is (index, seed). Equal indices give equal views in all processes. An item contains ``L``, ``ab``, ``gray``
     and ``view_feature`` (the color feature) of the view, and ``color_feature``, ``image_id`` and ``index`` of its
-    picture. ``misled``, true for a share of ``conditioning_dropout``, tells to color it by what the memory recalls of other frames.
+    picture. ``drop_conditioning``, true with probability ``conditioning_dropout``, says to color the view with the color
+    feature of another frame from the memory.
     """
 
-    GRID = 32  # a pasted part begins and ends at a multiple of 1 / GRID of a side
+    PASTE_GRID = 32  # the edges of a pasted part are multiples of 1 / PASTE_GRID of a side, as grid cells are
 
     def __init__(self, data: ColorizationDataset, config: TrainingConstants, conditioning_dropout: float = 0.0) -> None:
         self.data, self.config, self.conditioning_dropout = data, config, conditioning_dropout
@@ -34,19 +35,20 @@ class TrainingViews(Dataset):
         rng = np.random.default_rng(seed)
         codes = self._view(index, rng)
         if rng.random() < self.config.paste_probability:
-            size = rng.integers(self.GRID // 4, 3 * self.GRID // 4 + 1, 2)
-            start = rng.integers(0, self.GRID - size + 1)
-            (top, left), (bottom, right) = (edge * self.data.side // self.GRID for edge in (start, start + size))
+            grid = self.PASTE_GRID
+            size = rng.integers(grid // 4, 3 * grid // 4 + 1, 2)
+            start = rng.integers(0, grid - size + 1)
+            (top, left), (bottom, right) = (edge * self.data.side // grid for edge in (start, start + size))
             codes[:, top:bottom, left:right] = self._view(int(rng.integers(len(self))), rng)[:, top:bottom, left:right]
         L, ab = (part[0] for part in decode_lab8(downsample(codes[None], self.data.img_size)))
         feature = color_feature(ab.permute(1, 2, 0).numpy() * AB_SCALE)
         return {"L": L, "ab": ab, "gray": backbone_input(downsample(codes[None, :1], GRAY_SIZE)[0] / 255),
-                "view_feature": torch.from_numpy(feature), "misled": rng.random() < self.conditioning_dropout, "index": index,
-                "color_feature": self.data.color_features[index], "image_id": self.data.ids[index]}
+                "view_feature": torch.from_numpy(feature), "drop_conditioning": rng.random() < self.conditioning_dropout,
+                "index": index, "color_feature": self.data.color_features[index], "image_id": self.data.ids[index]}
 
     def _view(self, index, rng):
-        """A random part of a picture, enlarged to the whole size, perhaps mirrored and dimmed: float32 codes (3, side,
-        side) of encode_lab8."""
+        """Return a random part of a picture at full size, maybe mirrored and darkened: float32 codes of ``encode_lab8``,
+        (3, side, side)."""
         side = self.data.side
         crop = round(side / rng.uniform(1, self.config.max_zoom))
         top, left = rng.integers(0, side - crop + 1, 2)
@@ -55,17 +57,18 @@ class TrainingViews(Dataset):
         if rng.random() < 0.5:
             part = part[:, ::-1]
         codes = torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1))).float()
-        if rng.random() < self.config.fade_probability:  # light * s^3 is, in CIE Lab, ab * s and (L + 16) * s
+        if rng.random() < self.config.fade_probability:  # light * s^3 multiplies ab and L + 16 of CIE Lab by s
             black = torch.tensor([-0.16 * 255, 128, 128])[:, None, None]
             codes = torch.lerp(black, codes, float(rng.uniform(self.config.min_exposure, 1))).clamp(min=0)
         return codes
 
 
 class ViewSampler(Sampler):
-    """(index, seed) of every picture in random order, ``passes`` times; the order depends on seed and epoch alone.
+    """Sample (index, seed) of each picture ``passes`` times per epoch, in random order. The order depends on the seed and
+    on ``epoch`` only.
 
-    An epoch has whole batches: the last one is filled up with pictures of one more pass. Of each batch process ``rank``
-    of ``size`` gets its share. ``skip`` is the number of batches to leave out, which an interrupted epoch has had.
+    All batches are complete: the last one is filled with pictures of another pass. Process ``rank`` of ``size`` gets its
+    share of each batch. The first ``skip`` batches are left out, to resume an interrupted epoch.
     """
 
     def __init__(self, data: Sized, passes: int, seed: int, batch_size: int = 1, rank: int = 0, size: int = 1) -> None:

@@ -42,11 +42,11 @@ class Source(NamedTuple):
 def merge_checkpoints(config: TrainConfig, given: dict[str, Any]) -> None:
     """Write the checkpoint that is joined of those of ``config`` into its save_path. Raises UserError as ``join``, for
     other settings that are ``given``, and for a save_path that holds one of the checkpoints."""
-    if others := given.keys() - {"join", "save_path", "overwrite"}:
-        raise UserError(f"--join trains nothing and takes no --{min(others)}; leave it out")
-    if len(config.join) < 2:
-        raise UserError("--join takes two checkpoints or more")
-    paths, target = [Path(path) for path in config.join], Path(config.save_path)
+    if others := given.keys() - {"merge", "save_path", "overwrite"}:
+        raise UserError(f"--merge trains nothing and takes no --{min(others)}; leave it out")
+    if len(config.merge) < 2:
+        raise UserError("--merge takes two checkpoints or more")
+    paths, target = [Path(path) for path in config.merge], Path(config.save_path)
     if any(path.resolve().parent == target.resolve() for path in paths):
         raise UserError(f"{target} holds one of the checkpoints to join; name another folder by --save_path")
     with Run(config) as run:

@@ -1,7 +1,8 @@
-"""What must be known before the first step? The pictures, what the backbone sees of them, the sizes of the networks."""
+"""Preparation of a training: the datasets, the sizes of the networks, and the parts that are computed before the first
+step (frame embeddings, spatial memory, palette classifier)."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,35 +15,33 @@ from colorizer.colorizer import Colorizer
 from colorizer.memory.deduplication import Deduplicator
 from colorizer.memory.frame_archive import write_archive
 from colorizer.palette_classifier import STRIDE
-from config import ModelConfig, SpatialConfig, TrainConfig
-from dataset import AB_SCALE, ColorizationDataset, downsample, lab_to_tensors, resize, rgb_to_lab
+from config import DegradationConfig, ModelConfig, SpatialConfig, TrainConfig
+from dataset import AB_SCALE, ColorizationDataset, lab_to_tensors, resize, rgb_to_lab, downsample
 from fileio.images import IMAGE_SUFFIXES, read_image
 from training.degradation import degrade
-from training.learner import Cast
 from utils import UserError, evenly_spaced, list_files, warn
 
-VOTER_LOOKS = 256  # at least, from which the voter learns, or VIEWS a picture if that is less; at most 4 times as many
-VIEWS = 16
-VOTER_STEPS = 1000
-VOTER_SHARE = 16  # of the places of a look, one in so many is learned from
-REMEMBERED = "spatial_size", "archived_frames"  # what ``remember`` sets of a ModelConfig
-FITTED = 128  # pictures, at most, spread evenly, to which the spatial memory's projection is fitted
+Autocast = Callable[[], torch.autocast]  # creates the autocast context that networks run in
+BATCH = 8  # pictures that are prepared at once
+FRAME_FIELDS = "spatial_size", "archived_frames"  # fields of ModelConfig that ``fill_spatial_memory`` sets
 
 
 def load_data(config: TrainConfig) -> tuple[ColorizationDataset, ColorizationDataset]:
-    """The datasets for training and validation; without pictures in val/, the training pictures serve for both."""
+    """Return the datasets for training and validation. Without pictures in val/, both are the training set."""
     folder = Path(config.data_path)
     data = ColorizationDataset(folder / "train", config.img_size, config.cache_gb)
     if (folder / "val").is_dir() and list_files(folder / "val", IMAGE_SUFFIXES):
         return data, ColorizationDataset(folder / "val", config.img_size, config.cache_gb)
-    warn(f"no pictures in {folder / 'val'}; validating on the training pictures, which tells little")
+    warn(f"no pictures in {folder / 'val'}; validation uses the training pictures, so its error is too low")
     return data, data
 
 
-def fit_model_config(config: TrainConfig, n_pictures: int) -> ModelConfig:
-    """The ModelConfig for a training set of ``n_pictures``, but for the frames of the spatial memory, which
-    ``remember`` chooses. Raises UserError when top_k exceeds the memory."""
-    shared = {f.name: getattr(config, f.name) for f in fields(ModelConfig) if f.name not in REMEMBERED}
+def build_model_config(config: TrainConfig, n_pictures: int) -> ModelConfig:
+    """Return the ModelConfig for a training set of ``n_pictures``, with an empty spatial memory.
+
+    Raises UserError when top_k is larger than the memory.
+    """
+    shared = {f.name: getattr(config, f.name) for f in fields(ModelConfig) if f.name not in FRAME_FIELDS}
     shared["use_spatial_memory"] = config.use_spatial_memory and config.use_memory
     shared["use_palette_classifier"] = config.use_palette_classifier and shared["use_spatial_memory"]
     shared["mem_size"] = config.mem_size or math.ceil(1.2 * n_pictures)
@@ -53,93 +52,106 @@ def fit_model_config(config: TrainConfig, n_pictures: int) -> ModelConfig:
     return ModelConfig(**shared, spatial_size=0)
 
 
-def see(data: ColorizationDataset, indices: torch.Tensor, colorizer: Colorizer,
-        cast: Cast) -> tuple[Features | None, torch.Tensor, torch.Tensor]:
-    """(what the backbone sees of the pictures at ``indices``, None without a memory; their L (N, 1, S, S); their
-    ab (N, 2, S, S)), S the colorizer's side."""
+# ---------------------------------------------------------------------------------------------------------------------
+# Embeddings and spatial memory
+
+
+def load_with_features(data: ColorizationDataset, indices: torch.Tensor, colorizer: Colorizer,
+                       autocast: Autocast) -> tuple[Features | None, torch.Tensor, torch.Tensor]:
+    """Return (features, L (N, 1, S, S), ab (N, 2, S, S)) of the pictures at ``indices``, where S is the colorizer's side.
+    The features are None for a colorizer without a memory."""
     device = next(colorizer.parameters()).device
     L, ab, gray = (part.to(device) for part in data.tensors(indices, colorizer.config.side))
     if not colorizer.config.use_memory:
         return None, L, ab
-    with cast():
+    with autocast():
         return colorizer.backbone(gray), L, ab
 
 
-def see_all(data: ColorizationDataset, colorizer: Colorizer, cast: Cast,
-            known: torch.Tensor | None = None) -> torch.Tensor:
-    """The backbone's features (N, D) of all pictures of a dataset, which never change: from the dataset's cache; if
-    they are not there, from ``known`` (N, D), or else computed."""
+def frame_embeddings(data: ColorizationDataset, colorizer: Colorizer, autocast: Autocast,
+                     computed: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the embeddings (N, D) of all pictures of a dataset.
+
+    They are read from the cache of the dataset. If they are not cached, they are ``computed`` (N, D) or, if that is None,
+    computed by the backbone.
+    """
     backbone = colorizer.backbone
     device = next(colorizer.parameters()).device
-    with cast():
+    with autocast():
         precision = str(torch.get_autocast_dtype(device.type)) if torch.is_autocast_enabled(device.type) else "float32"
 
-    def compute(part):
-        if known is not None:
-            return known[part.to(device)]
-        return see(data, part, colorizer, cast)[0].embedding  # type: ignore[union-attr]  # there is a memory
+    def compute(indices):
+        if computed is not None:
+            return computed[indices.to(device)]
+        return load_with_features(data, indices, colorizer, autocast)[0].embedding  # type: ignore[union-attr]
 
     file = "features_" + backbone.name.replace("/", "_")
     return data.features(file, backbone.dims.frame, (backbone.identity(), precision), compute).to(device)
 
 
-def choose_frames(data: ColorizationDataset, config: SpatialConfig) -> tuple[list[int], bool]:
-    """The indices of the pictures that the spatial memory keeps: those that show anything new, or if they are too many,
-    some of them, spread evenly; and whether they are too many."""
+def select_frames(data: ColorizationDataset, config: SpatialConfig) -> tuple[list[int], bool]:
+    """Return the indices of the pictures that the spatial memory keeps, and whether some had to be left out.
+
+    Near-duplicates are dropped. If more than ``max_frames`` pictures remain, evenly spaced ones are kept.
+    """
     is_new = Deduplicator(config)
     new = [index for index in range(len(data)) if is_new(data.codes[index].permute(1, 2, 0).contiguous().numpy())]
-    return [new[place] for place in evenly_spaced(len(new), config.max_frames)], len(new) > config.max_frames
+    return [new[i] for i in evenly_spaced(len(new), config.max_frames)], len(new) > config.max_frames
 
 
 @torch.no_grad()
-def remember(data: ColorizationDataset, colorizer: Colorizer, cast: Cast,
-             folder: Path | None = None) -> torch.Tensor | None:
-    """Fill the spatial memory with the pictures that ``choose_frames`` tells. Too many for a checkpoint are written
-    into an archive in ``folder``; for None, in processes that never read them, only their features are kept.
+def fill_spatial_memory(data: ColorizationDataset, colorizer: Colorizer, autocast: Autocast,
+                        folder: Path | None = None) -> torch.Tensor | None:
+    """Write the pictures of ``select_frames`` to the spatial memory of a colorizer, and set their number in its config.
 
-    Returns the backbone's features (N, D) of the pictures if it saw all of them, else None.
+    More pictures than fit in a checkpoint are written to an archive in ``folder``. If ``folder`` is None, as in processes
+    that never read the memory, they are not kept. Returns the embeddings (N, D) of all pictures, or None if they were
+    computed only for some.
     """
-    spatial, ids, features = colorizer.spatial, torch.tensor(data.ids), []
-    sample = torch.tensor(evenly_spaced(len(data), FITTED)).split(8)
-    looks = (see(data, part, colorizer, cast)[0] for part in sample)
-    spatial.fit(torch.cat([seen.cells.half() for seen in looks if seen is not None]))  # never None: there is a memory
-    chosen, thinned = choose_frames(data, spatial.config)
-    archived = len(chosen) if len(chosen) > spatial.config.max_inline_frames else 0
-    spatial.resize(len(chosen), archived)
-    colorizer.config = replace(colorizer.config, spatial_size=len(chosen), archived_frames=archived)
+    spatial, ids, embeddings = colorizer.spatial, torch.tensor(data.ids), []
+    sample = torch.tensor(evenly_spaced(len(data), spatial.config.pca_pictures)).split(BATCH)
+    features = (load_with_features(data, part, colorizer, autocast)[0] for part in sample)
+    spatial.fit(torch.cat([f.cells.half() for f in features if f is not None]))
+    selected, thinned = select_frames(data, spatial.config)
+    archived = len(selected) if len(selected) > spatial.config.max_inline_frames else 0
+    spatial.resize(len(selected), archived)
+    colorizer.config = replace(colorizer.config, spatial_size=len(selected), archived_frames=archived)
     slot_of = torch.full((len(data),), -1)
-    slot_of[chosen] = torch.arange(len(chosen))
+    slot_of[selected] = torch.arange(len(selected))
 
     def write():
-        for part in (torch.tensor(chosen) if thinned else torch.arange(len(data))).split(8):
-            seen, L, ab = see(data, part, colorizer, cast)
-            if seen is not None:
-                features.append(seen.embedding)
+        for part in (torch.tensor(selected) if thinned else torch.arange(len(data))).split(BATCH):
+            features, L, ab = load_with_features(data, part, colorizer, autocast)
+            if features is not None:
+                embeddings.append(features.embedding)
                 kept = (slot_of[part] >= 0).to(L.device)
                 slots, names = (x[part].to(L.device)[kept] for x in (slot_of, ids))
                 if len(slots):
-                    yield spatial.write(slots, Features(seen.embedding[kept], seen.cells[kept]), L[kept], ab[kept], names)
+                    kept_features = Features(features.embedding[kept], features.cells[kept])
+                    yield spatial.write(slots, kept_features, L[kept], ab[kept], names)
 
     if archived and folder is not None:
         spatial.open(write_archive(folder, spatial.config, archived, write()))
     else:
         for _ in write():
             pass
-    return None if thinned else torch.cat(features)
+    return None if thinned else torch.cat(embeddings)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The voter
+# Palette classifier
 
 
-def _look(path, side, view):
-    """A picture, or the random part of it that the number ``view`` names (0: the whole), half of them mirrored, as
-    another film might show it: L (1, 1, side, side) and ab (1, 2, side, side)."""
+def _load_view(path, side, seed, degradation):
+    """Return a random view of a picture, degraded and maybe mirrored; seed 0 returns the picture unchanged.
+
+    The result is L (1, 1, side, side) and ab (1, 2, side, side).
+    """
     rgb = read_image(path)
     lab = rgb_to_lab(rgb)
-    if view:
-        rng = np.random.default_rng(view)
-        lab[..., 0] = degrade(rgb, rng)
+    if seed:
+        rng = np.random.default_rng(seed)
+        lab[..., 0] = degrade(rgb, rng, degradation)
         zoom = rng.uniform(1, 2)
         height, width = (round(size / zoom) for size in lab.shape[:2])
         top, left = rng.integers(0, lab.shape[0] - height + 1), rng.integers(0, lab.shape[1] - width + 1)
@@ -149,43 +161,49 @@ def _look(path, side, view):
     return lab_to_tensors(resize(np.ascontiguousarray(lab), side, side))
 
 
-def _looks(paths: Sequence[Path], views: Sequence[int], side: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of what ``_look`` makes of each path with its view: L (N, 1, side, side) and ab (N, 2, side, side)."""
+def _load_views(paths: Sequence[Path], seeds: Sequence[int], side: int,
+                degradation: DegradationConfig | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield batches of views, each of one path and one seed: L (N, 1, side, side) and ab (N, 2, side, side)."""
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(paths), 8):
-            part = slice(start, start + 8)
-            looks = pool.map(_look, paths[part], [side] * 8, views[part])
-            L, ab = zip(*looks, strict=True)
+        for start in range(0, len(paths), BATCH):
+            part = slice(start, start + BATCH)
+            views = pool.map(lambda path, seed: _load_view(path, side, seed, degradation), paths[part], seeds[part])
+            L, ab = zip(*views, strict=True)
             yield torch.cat(L), torch.cat(ab)
 
 
 @torch.no_grad()
-def teach_voter(data: ColorizationDataset, colorizer: Colorizer, cast: Cast, seed: int) -> None:
-    """Fit the voter to views of the pictures, each first seen whole, and train it on a sample of their places."""
-    voter, device = colorizer.palette_classifier, next(colorizer.parameters()).device
-    count = min(max(VOTER_LOOKS, min(len(data), 4 * VOTER_LOOKS)), VIEWS * len(data))
+def train_palette_classifier(data: ColorizationDataset, colorizer: Colorizer, autocast: Autocast, seed: int,
+                             degradation: DegradationConfig) -> None:
+    """Train the palette classifier on a sample of the grid cells of views. The first view of each picture is unchanged."""
+    classifier, device = colorizer.palette_classifier, next(colorizer.parameters()).device
+    config = classifier.config
+    count = min(max(config.training_views, min(len(data), 4 * config.training_views)),
+                config.views_per_picture * len(data))
     paths = [data.paths[index] for index in evenly_spaced(len(data), count)]
     rng = np.random.default_rng(seed)
-    views = [0 if number < len(paths) else int(rng.integers(1, 2**62)) for number in range(count)]
+    seeds = [0 if number < len(paths) else int(rng.integers(1, 2**62)) for number in range(count)]
     paths = [paths[number % len(paths)] for number in range(count)]
-    features, colors, grid = [], [], voter.config.input_size // STRIDE
-    for L, ab in _looks(paths, views, voter.config.input_size):
+    features, colors, grid = [], [], config.input_size // STRIDE
+    for L, ab in _load_views(paths, seeds, config.input_size, degradation):
         L, ab = L.to(device), ab.to(device)
-        with cast():
+        with autocast():
             maps = colorizer.classifier_maps(L)
-        chosen = torch.from_numpy(rng.choice(grid**2, grid**2 // VOTER_SHARE, replace=False)).to(device)
-        features.append(voter.describe(maps, L, chosen).flatten(0, 1).half())
-        colors.append(AB_SCALE * downsample(ab, grid).flatten(2).transpose(1, 2)[:, chosen].flatten(0, 1))
+        cells = torch.from_numpy(rng.choice(grid**2, grid**2 // config.training_cell_step, replace=False)).to(device)
+        features.append(classifier.describe(maps, L, cells).flatten(0, 1).half())
+        colors.append(AB_SCALE * downsample(ab, grid).flatten(2).transpose(1, 2)[:, cells].flatten(0, 1))
     color = torch.cat(colors)
-    voter.learn(voter.fit(torch.cat(features), color), color, VOTER_STEPS)
+    classifier.learn(classifier.fit(torch.cat(features), color), color, config.training_steps)
 
 
 @torch.no_grad()
-def vote_all(data: ColorizationDataset, indices: Sequence[int], colorizer: Colorizer, cast: Cast) -> torch.Tensor:
-    """The votes for the pictures at ``indices``, float16 (N, K, G, G)."""
-    device, votes = next(colorizer.parameters()).device, []
+def classify_pictures(data: ColorizationDataset, indices: Sequence[int], colorizer: Colorizer,
+                      autocast: Autocast) -> torch.Tensor:
+    """Return the class logits of the pictures at ``indices``: float16 (N, K, G, G)."""
+    device, logits = next(colorizer.parameters()).device, []
     colorizer.eval()
-    for L, _ in _looks([data.paths[index] for index in indices], [0] * len(indices), colorizer.palette_classifier.config.input_size):
-        with cast():
-            votes.append(colorizer.classify(L.to(device)).half())
-    return torch.cat(votes)
+    paths = [data.paths[index] for index in indices]
+    for L, _ in _load_views(paths, [0] * len(paths), colorizer.palette_classifier.config.input_size):
+        with autocast():
+            logits.append(colorizer.classify(L.to(device)).half())
+    return torch.cat(logits)

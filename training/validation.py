@@ -1,0 +1,79 @@
+"""Validation: metrics on held-out pictures, and the grid of sample pictures."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from colorizer.metrics import AB_PEAK, ciede2000, psnr
+from dataset import AB_SCALE, ColorizationDataset, lab_to_rgb, resize, tensors_to_lab
+from fileio.images import image_grid
+from training.learner import Learner
+from training.preparation import Autocast, load_with_features
+from utils import evenly_spaced
+
+SAMPLE_ROWS = 4  # rows of the sample grid
+
+
+class Sample(NamedTuple):
+    """A colored validation picture."""
+
+    index: int  # in the validation set
+    lab: np.ndarray  # (S, S, 3)
+    slot_ids: list[int]  # ids of the three best slots of the memory
+
+
+@torch.no_grad()
+def validate(learner: Learner, data: ColorizationDataset, autocast: Autocast, class_logits: torch.Tensor | None = None,
+             read_spatial: bool = True) -> tuple[dict[str, float], list[Sample]]:
+    """Color up to ``val_pictures`` pictures as at test time, and return {name: metric} and at most SAMPLE_ROWS samples.
+
+    Metrics are measured at the size of the colorizer. ``class_logits`` are the result of ``classify_pictures``. Pass
+    ``read_spatial=False`` for the training pictures: the spatial memory contains their colors.
+    """
+    colorizer = learner.colorizer.eval()
+    selected = evenly_spaced(len(data), learner.config.training.val_pictures)
+    sampled = {selected[i] for i in evenly_spaced(len(selected), SAMPLE_ROWS)}
+    errors, squares, intersections, samples = [], [], [], []
+    for part in torch.arange(len(selected)).split(learner.config.batch_size):
+        indices = torch.tensor(selected)[part]
+        features, L, ab = load_with_features(data, indices, colorizer, autocast)
+        conditioning, slot_ids = None, torch.empty(len(indices), 0)
+        if features is not None:
+            features = features._replace(class_logits=None if class_logits is None else class_logits[part].float())
+            recall = colorizer.recall(features.embedding)
+            conditioning, slot_ids = colorizer.conditioning(recall), recall.ids
+            shared = torch.minimum(conditioning.color_feature, data.color_features[indices].to(L.device))
+            intersections += shared.sum(1).tolist()
+        with autocast():
+            fake, _ = colorizer(L, conditioning, features, read_spatial)
+        squares += ((fake - ab) * AB_SCALE).square().mean((1, 2, 3)).tolist()
+        labs, truths = tensors_to_lab(L, fake), tensors_to_lab(L, ab)
+        for index, lab, truth, ids in zip(indices.tolist(), labs, truths, slot_ids.tolist(), strict=True):
+            errors.append(ciede2000(lab, truth))
+            if index in sampled:
+                samples.append(Sample(index, resize(lab, data.img_size, data.img_size), ids))
+    colorizer.train()
+    metrics = {"val_ciede2000": sum(errors) / len(errors), "val_psnr_ab": psnr(sum(squares) / len(squares), AB_PEAK)}
+    if intersections:
+        metrics["val_feature_intersection"] = sum(intersections) / len(intersections)
+    return metrics, samples
+
+
+def sample_grid(samples: Iterable[Sample], val: ColorizationDataset, train: ColorizationDataset) -> np.ndarray:
+    """Return rows of grayscale, result, ground truth and the frames of the three best slots, RGB uint8 (H, W, 3)."""
+    index_of = {image_id: index for index, image_id in enumerate(train.ids)}
+    rows = []
+    for index, lab, slot_ids in samples:
+        gray = lab.copy()
+        gray[..., 1:] = 0
+        pictures = [gray, lab, _item_lab(val[index])]
+        pictures += [_item_lab(train[index_of[i]]) if i in index_of else gray * 0 for i in slot_ids]
+        rows.append([lab_to_rgb(picture) for picture in pictures])
+    return image_grid(rows)
+
+
+def _item_lab(item: dict[str, Any]) -> np.ndarray:
+    """Return an item of a dataset as Lab float32 (S, S, 3)."""
+    return tensors_to_lab(item["L"][None], item["ab"][None])[0]
