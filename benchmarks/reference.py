@@ -168,7 +168,7 @@ class Learner:
         real = self.discriminator(L, ab, color)
         loss = discriminator_loss(real, self.discriminator(L, fake.detach(), color), self.config.label_smoothing)
         self._descend("dis", loss)
-        return {"mem_triplet": triplet.detach(), **parts, "dis": loss.detach()}
+        return {"mem_triplet": triplet.detach(), **parts, "dis_bce": loss.detach()}
 
 
 def color_film(predictor, source, output, frames):

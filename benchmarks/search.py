@@ -27,7 +27,7 @@ from colorizer.predictor import Predictor, load_colorizer
 from config import PaletteClassifierConfig, SpatialConfig, TrainConfig, TrainingConstants
 from dataset import ColorizationDataset
 from train import train
-from training.preparation import remember
+from training.preparation import fill_spatial_memory
 from utils import ArgumentParser, UserError, autocast, run_cli, select_device
 
 FRAMES, SEED = 9, 3  # of each shot; the shots that quality.py holds out are those of its seeds from 0 on
@@ -86,7 +86,7 @@ class Case:
         spatial.config = config.spatial = replace(before, **{name: value})
         data = ColorizationDataset(self.folder / "data" / "train", self.args.img_size, TrainConfig.cache_gb)
         try:
-            remember(data, self.colorizer, partial(autocast, self.device, "auto"))
+            fill_spatial_memory(data, self.colorizer, partial(autocast, self.device, "auto"))
             return self.score(self.colorizer)
         finally:
             spatial.config = config.spatial = before

@@ -51,7 +51,7 @@ from film.render.rendering import color_film
 from networks import ColorConv
 from training.augmentation import TrainingViews, ViewSampler
 from training.learner import Learner
-from training.preparation import fit_model_config, remember, see_all
+from training.preparation import build_model_config, fill_spatial_memory, frame_embeddings
 from utils import ArgumentParser, UserError, autocast, run_cli, select_device
 
 FILM = Path(__file__).resolve().parents[1] / "resources" / "episode_2.mp4"
@@ -152,9 +152,9 @@ def reference_step(paths, config, device):
 
 def our_step(data, config, device):
     """A function that makes one step of ours, as train.py does."""
-    learner = Learner(config, fit_model_config(config, len(data)), device)
+    learner = Learner(config, build_model_config(config, len(data)), device)
     cast = partial(autocast, device, config.precision)
-    features = see_all(data, learner.colorizer, cast)
+    features = frame_embeddings(data, learner.colorizer, cast)
     batches = iter(DataLoader(TrainingViews(data, config.training, config.conditioning_dropout), config.batch_size,
                               sampler=ViewSampler(data, 10**5 // len(data), config.seed)))
 
@@ -217,7 +217,7 @@ class RandomPictures(ColorizationDataset):
 def step_with(count, device):
     """A function that makes one step of ours with so many pictures in the set, all of them in a full memory."""
     data, config = RandomPictures(count, SIZES[0]), step_settings(SIZES[0], "auto", **PAPER)
-    learner = Learner(config, fit_model_config(config, count), device)
+    learner = Learner(config, build_model_config(config, count), device)
     fill_memory(learner.colorizer.memory)
     features = torch.rand(count, learner.colorizer.memory.encoder.in_features, device=device)
     views = TrainingViews(data, TrainingConstants())
@@ -273,12 +273,12 @@ def memory_of_training(paths):
 def make_predictor(data, config, device, precision):
     """A Predictor of an untrained colorizer that remembers the pictures."""
     cast = partial(autocast, device)
-    learner = Learner(config, fit_model_config(config, len(data)), device)
+    learner = Learner(config, build_model_config(config, len(data)), device)
     memory = learner.colorizer.memory
     with torch.no_grad():
         if config.use_spatial_memory:
-            remember(data, learner.colorizer, cast)
-        memory.update(memory.query(see_all(data, learner.colorizer, cast)), data.color_features.to(device),
+            fill_spatial_memory(data, learner.colorizer, cast)
+        memory.update(memory.query(frame_embeddings(data, learner.colorizer, cast)), data.color_features.to(device),
                       torch.tensor(data.ids))
     return Predictor(learner.colorizer.eval(), device, precision)
 

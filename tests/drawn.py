@@ -12,11 +12,11 @@ import torch.nn.functional as F
 import train
 from colorizer.confidence import Confidence
 from colorizer.predictor import Palette
+from config import TrainConfig
 from fileio.images import write_image
 from film.analysis.plan import FilmPredictor
 from film.io.planes import planes_from_frame
-from training import preparation
-from training.runs import Run
+from training.runs import RunFolder
 
 # A program that holds the lock on a file until it reads a line.
 HOLD_LOCK = """
@@ -52,15 +52,21 @@ def fill(net, keys, values, ids=None, ages=None):
 
 
 def be_quick():
-    """Make trainings quick, in this process and those that it forks: voters learn from few small looks in few steps,
-    nothing waits for the disk, and the curves, which take longer than all steps of a test, are empty."""
-    def fit_model_config(config, n_pictures):
-        return preparation.fit_model_config(replace(config, palette_classifier=replace(config.palette_classifier, input_size=128)), n_pictures)
+    """Make trainings of this process and its forks quick.
 
-    preparation.VOTER_LOOKS, preparation.VOTER_STEPS = 12, 20
-    train.fit_model_config = fit_model_config
-    os.fsync = lambda file: None  # which helps when the power fails, alone
-    Run.draw_curves = lambda run: (run.path / "curves.png").touch()
+    Epochs are short unless epoch_steps is set, palette classifiers are trained on few small views in few steps, nothing
+    waits for the disk, and curves.png, which takes longer than all steps of a test, is empty.
+    """
+    original = train.Training.__init__
+
+    def quick_init(self, config, *args):
+        classifier = replace(config.palette_classifier, input_size=128, training_views=12, training_steps=20)
+        steps = 2 if config.epoch_steps == TrainConfig.epoch_steps else config.epoch_steps
+        original(self, replace(config, epoch_steps=steps, palette_classifier=classifier), *args)
+
+    train.Training.__init__ = quick_init
+    os.fsync = lambda file: None  # only needed for power failures
+    RunFolder.draw_curves = lambda run: (run.path / "curves.png").touch()
 
 
 def draw_picture(seed, size=(96, 64)):

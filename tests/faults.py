@@ -30,7 +30,7 @@ EPOCHS = 3
 WAITS = 300  # seconds, for a training of some; then it is killed
 SIGNALS = {"kill -9": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}
 MOMENTS = {  # what a run is about to do when it dies: the function, and which call of it. Each goes on from the last.
-    "prepare": (train, "teach_voter", 1), "step": (learner.Learner, "step", 2), "write last.pt": (torch, "save", 2),
+    "prepare": (train, "train_palette_classifier", 1), "step": (learner.Learner, "step", 2), "write last.pt": (torch, "save", 2),
     "name last.pt": (os, "replace", 2), "validate": (train, "validate", 1),
     "save, having logged": (train.Training, "_save_epoch", 1),
     "write last.pt, having written best.pt": (train.Training, "_save_last", 2), "cut the log": (os, "replace", 1)}
@@ -50,7 +50,7 @@ def die_at(owner, name, call):
     setattr(owner, name, dying)
 
 
-def start(data_path, save_path, epoch_steps=3, save_seconds=0, environment=None, moment=None, **settings):
+def start(data_path, save_path, environment=None, moment=None, **settings):
     """Fork a small training, or its going on, that writes last.pt after every step and dies in ``moment``, arguments of
     ``die_at``.
 
@@ -58,7 +58,7 @@ def start(data_path, save_path, epoch_steps=3, save_seconds=0, environment=None,
     """
     there = {"resume": True} if (save_path / "last.pt").exists() else {}
     settings = {"data_path": data_path, "width": 4, "batch_size": 3, "end_epoch": EPOCHS, "use_feat_integrator": True,
-                "device": "cpu", **settings, "save_path": save_path, **there}
+                "device": "cpu", "epoch_steps": 3, "save_seconds": 0, **settings, "save_path": save_path, **there}
     read, write = os.pipe()
     process = os.fork()
     if process:
@@ -67,7 +67,6 @@ def start(data_path, save_path, epoch_steps=3, save_seconds=0, environment=None,
     try:  # from here on nothing may leave the child: a signal may come at once
         signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell starts in the background
         os.environ.update(environment or {})
-        train.EPOCH_STEPS, train.SAVE_SECONDS = epoch_steps, save_seconds
         be_quick()
         step = learner.Learner.step
         learner.Learner.step = lambda *args: (os.write(write, b"."), step(*args))[1]
@@ -113,7 +112,7 @@ def results(save_path):
                 waiting += [(f"{place}/{key}", inner) for key, inner in value.items()]
             elif isinstance(value, torch.Tensor):
                 kept[place] = value.numpy().tobytes()
-            elif not place.endswith(("/seconds", "/spent", "/elapsed", "/save_path", "/resume")):
+            elif not place.endswith(("_seconds", "/save_path", "/resume")):
                 kept[place] = value
     lines = [json.loads(line) for line in (save_path / "log.jsonl").read_text().splitlines()]
     return kept, [{name: value for name, value in line.items() if "second" not in name} for line in lines]

@@ -12,7 +12,6 @@ import pytest
 import torch
 from drawn import draw_dataset, draw_shots, planes_in
 
-import train
 from config import ColorConfig, GeneratorConfig, StudioConfig, TrainConfig
 from fileio.images import read_image
 from utils import UserError, read_flags
@@ -73,7 +72,6 @@ def test_the_example_of_the_api_runs(tmp_path, monkeypatch):
     shutil.move(draw_dataset(tmp_path / "drawn", train=3, val=0, test=0), tmp_path / "dataset")
     draw_shots(tmp_path / "gray.mkv", [(60, 9), (200, 6)])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "EPOCH_STEPS", 2)
     seen = {}
     exec(compile(example, "docs/API.md", "exec"), seen)
     assert len(seen["records"]) == 2 and seen["records"][1].start_time == pytest.approx(0.75)

@@ -18,7 +18,7 @@ from fileio.record_cache import load_or_make_records, record_key
 from train import main
 from training.augmentation import TrainingViews
 from training.learner import Learner
-from training.preparation import fit_model_config, remember, see_all
+from training.preparation import build_model_config, fill_spatial_memory, frame_embeddings
 
 FIELDS = [("number", "i8", ()), ("line", "u1", (3,))]
 
@@ -187,41 +187,41 @@ def test_a_changed_picture_or_setting_is_prepared_anew(folder, decoded, monkeypa
 def test_features_are_computed_once_and_for_one_network(folder):
     config = TrainConfig(width=4, use_spatial_memory=False)
     data, device = ColorizationDataset(folder, 128), torch.device("cpu")
-    learner = Learner(config, fit_model_config(config, len(data)), device)
+    learner = Learner(config, build_model_config(config, len(data)), device)
     calls, backbone = [], learner.colorizer.backbone
     backbone.register_forward_hook(lambda *_: calls.append(1))
 
     def casts(enabled):
         return lambda: torch.autocast("cpu", torch.bfloat16, enabled=enabled)
 
-    features = see_all(data, learner.colorizer, casts(False))
+    features = frame_embeddings(data, learner.colorizer, casts(False))
     assert features.shape == (5, 1280) and len(calls) == 1
     exact = backbone(data.tensors(range(5), 128)[2])[0]
     torch.testing.assert_close(features, exact.half().float())
     calls.clear()
-    assert torch.equal(see_all(ColorizationDataset(folder, 256), learner.colorizer, casts(False)), features)
+    assert torch.equal(frame_embeddings(ColorizationDataset(folder, 256), learner.colorizer, casts(False)), features)
     assert not calls
-    see_all(data, learner.colorizer, casts(True))
+    frame_embeddings(data, learner.colorizer, casts(True))
     assert len(calls) == 1  # of another precision
     next(backbone.parameters()).data *= 1.5
-    assert not torch.equal(see_all(data, learner.colorizer, casts(True)), features) and len(calls) == 2
+    assert not torch.equal(frame_embeddings(data, learner.colorizer, casts(True)), features) and len(calls) == 2
 
 
 def test_the_backbone_looks_at_each_frame_once_for_the_memories(folder):
     config = TrainConfig(width=4)
     data, device = ColorizationDataset(folder, 128), torch.device("cpu")
-    learner = Learner(config, fit_model_config(config, len(data)), device)
+    learner = Learner(config, build_model_config(config, len(data)), device)
 
     def cast():
         return torch.autocast("cpu", enabled=False)
 
-    known, calls = remember(data, learner.colorizer, cast), []
+    known, calls = fill_spatial_memory(data, learner.colorizer, cast), []
     learner.colorizer.backbone.register_forward_hook(lambda *_: calls.append(1))
-    features = see_all(data, learner.colorizer, cast, known)
+    features = frame_embeddings(data, learner.colorizer, cast, known)
     assert not calls and torch.equal(features, known.half().float())
     config.spatial.max_frames = 3
-    learner = Learner(config, fit_model_config(config, len(data)), device)
-    assert remember(data, learner.colorizer, cast) is None  # it has not looked at all
+    learner = Learner(config, build_model_config(config, len(data)), device)
+    assert fill_spatial_memory(data, learner.colorizer, cast) is None  # it has not looked at all
     assert learner.colorizer.spatial.ids.tolist() == [data.ids[i] for i in (0, 2, 4)]
 
 

@@ -98,10 +98,8 @@ def test_the_fit_finds_the_constants_that_made_the_colors_right():
 def home(tmp_path_factory):
     """A folder with a drawn dataset, and best.pt of small networks with votes, and without a spatial memory in gan/."""
     home = draw_dataset(tmp_path_factory.mktemp("home"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "EPOCH_STEPS", 4)
-        for folder, way in ((home, {}), (home / "gan", {"use_memory": False, "gen_norm": "batch", "dis_norm": "None"})):
-            train.main(flags(data_path=home, save_path=folder, width=4, batch_size=6, end_epoch=1, **way))
+    for folder, way in ((home, {}), (home / "gan", {"use_memory": False, "gen_norm": "batch", "dis_norm": "None"})):
+        train.main(flags(data_path=home, save_path=folder, width=4, batch_size=6, epoch_steps=4, end_epoch=1, **way))
     return home
 
 

@@ -112,7 +112,7 @@ def test_the_death_of_one_process_ends_all_and_loses_nothing(runs):
 
 def test_a_batch_that_cannot_be_shared_is_refused(runs):
     assert codes(runs, "uneven") == [[1, 1]]
-    assert "batch_size 3 cannot be shared equally by 2 processes; set it to 4" in (runs / "uneven.txt").read_text()
+    assert "batch_size 3 cannot be divided by 2 processes; set it to 4" in (runs / "uneven.txt").read_text()
 
 
 def test_torchrun_ends_with_an_error_when_a_process_is_killed(tmp_path):
@@ -147,8 +147,8 @@ def rank_of(process):
 def test_a_team_of_one_changes_nothing():
     x = torch.rand(4, 3)
     with ProcessGroup(torch.device("cpu")) as team:
-        assert team.leader and team.gather(x) is x and torch.equal(team.mine(x), x) and team.mean(x) is x
-        assert team.largest(1.5, True) == (1.5, True)
+        assert team.is_main and team.gather(x) is x and torch.equal(team.own_share(x), x) and team.mean(x) is x
+        assert team.max(1.5, True) == (1.5, True)
     norm, plain = SyncBatchNorm2d(3), torch.nn.BatchNorm2d(3)
     assert torch.equal(norm(x[:, :, None, None]), plain(x[:, :, None, None]))
 

@@ -23,7 +23,7 @@ from dataset import REFERENCE_ID, ColorizationDataset, rgb_to_lab
 from editing.project import Project
 from fileio.checkpoints import CHECKPOINT_FORMAT, load_checkpoint, save_checkpoint
 from fileio.images import write_image
-from training.preparation import fit_model_config, remember, see_all
+from training.preparation import build_model_config, fill_spatial_memory, frame_embeddings
 from utils import UserError
 
 PLACES = SpatialConfig(attended_frames=2)
@@ -41,14 +41,14 @@ def made(folder, numbers, inside, seed=0, **settings):
         write_image(path, draw_picture(number))
     data = ColorizationDataset(paths, 128)
     config = TrainConfig(width=4, img_size=128, use_palette_classifier=False, spatial=replace(PLACES, inside=inside), **settings)
-    colorizer = Colorizer(fit_model_config(config, len(data)), None).eval()
+    colorizer = Colorizer(build_model_config(config, len(data)), None).eval()
     memory, content = colorizer.memory, {"frames": dict(zip(data.ids, (path.name for path in paths), strict=True))}
     with torch.no_grad():
         if config.use_spatial_memory:
-            remember(data, colorizer, cast, folder)
+            fill_spatial_memory(data, colorizer, cast, folder)
             if archive := colorizer.spatial.archive:
                 content["archive"] = archive.state()
-        memory.update(memory.query(see_all(data, colorizer, cast)), data.color_features, torch.tensor(data.ids))
+        memory.update(memory.query(frame_embeddings(data, colorizer, cast)), data.color_features, torch.tensor(data.ids))
     save_checkpoint(folder / "best.pt", {**content, "colorizer": colorizer.state_dict(),
                                          "model_config": asdict(colorizer.config)})
     return folder / "best.pt"
@@ -110,8 +110,7 @@ def test_references_are_kept_beside_the_file_and_move_with_it(large, tmp_path):
     assert Predictor.load(project.checkpoint).colorizer.spatial.digests()[:3] == again.colorizer.spatial.digests()[:3]
 
 
-def test_a_run_with_a_file_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "EPOCH_STEPS", 2)
+def test_a_run_with_a_file_goes_on(tmp_path):
     draw_dataset(tmp_path / "data", train=4, val=1)
     config = TrainConfig(data_path=str(tmp_path / "data"), save_path=str(tmp_path / "run"), width=4, batch_size=2,
                          end_epoch=1, use_palette_classifier=False, spatial=replace(PLACES, inside=3))
@@ -252,7 +251,7 @@ def joined(home, tmp_path_factory):
     other.add_references([draw_picture(60)], matched=False)
     other.save(folder / "other.pt")
     paths = [str(home / "large" / "best.pt"), str(folder / "other.pt")]
-    train.main(["--join", *paths, "--save_path", str(folder / "all")])
+    train.main(["--merge", *paths, "--save_path", str(folder / "all")])
     return folder
 
 
@@ -284,9 +283,9 @@ def test_a_joined_checkpoint_recalls_what_the_second_knew(joined):
 
 
 @pytest.mark.parametrize("flags, told", [
-    (["--join", "a.pt"], "takes two checkpoints or more"),
-    (["--join", "a.pt", "b.pt", "--width", "8"], "takes no --width"),
-    (["--join", "all/a.pt", "b.pt", "--save_path", "all"], "holds one of the checkpoints")])
+    (["--merge", "a.pt"], "takes two checkpoints or more"),
+    (["--merge", "a.pt", "b.pt", "--width", "8"], "takes no --width"),
+    (["--merge", "all/a.pt", "b.pt", "--save_path", "all"], "holds one of the checkpoints")])
 def test_what_cannot_be_joined_is_refused(flags, told):
     with pytest.raises(UserError, match=told):
         train.main(flags)
@@ -296,12 +295,12 @@ def test_joined_checkpoints_are_of_one_kind(home, joined, tmp_path):
     plain = made(tmp_path / "plain", range(2), 10, use_spatial_memory=False)
     first = str(home / "large" / "best.pt")
     with pytest.raises(UserError, match="keeps no frames"):
-        train.main(["--join", first, str(plain), "--save_path", str(tmp_path / "all")])
+        train.main(["--merge", first, str(plain), "--save_path", str(tmp_path / "all")])
     content = load_checkpoint(joined / "other.pt")
     content["colorizer"]["backbone.net._conv_stem.weight"] += 1
     torch.save({"format": CHECKPOINT_FORMAT, **content}, tmp_path / "backbone.pt")
     with pytest.raises(UserError, match="another backbone"):
-        train.main(["--join", first, str(tmp_path / "backbone.pt"), "--save_path", str(tmp_path / "all")])
+        train.main(["--merge", first, str(tmp_path / "backbone.pt"), "--save_path", str(tmp_path / "all")])
     assert not (tmp_path / "all" / "best.pt").exists()
-    with pytest.raises(UserError, match="holds another run"):
-        train.main(["--join", first, str(home / "small" / "best.pt"), "--save_path", str(joined / "all")])
+    with pytest.raises(UserError, match="contains another run"):
+        train.main(["--merge", first, str(home / "small" / "best.pt"), "--save_path", str(joined / "all")])

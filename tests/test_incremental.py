@@ -58,11 +58,9 @@ def home(tmp_path_factory):
                 gray = cv2.cvtColor(cv2.cvtColor(scene(number, moved), cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
                 film.mux(stream.encode(av.VideoFrame.from_ndarray(gray, format="rgb24")))
         film.mux(stream.encode(None))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "EPOCH_STEPS", 4)
-        train.train(TrainConfig(data_path=str(home), save_path=str(home / "run"), width=4, batch_size=4, end_epoch=1,
-                                num_workers=0, img_size=128, mem_size=8, use_palette_classifier=False,
-                                spatial=SpatialConfig(attended_frames=2)))
+    train.train(TrainConfig(data_path=str(home), save_path=str(home / "run"), width=4, batch_size=4, epoch_steps=4,
+                            end_epoch=1, num_workers=0, img_size=128, mem_size=8, use_palette_classifier=False,
+                            spatial=SpatialConfig(attended_frames=2)))
     return home
 
 

@@ -12,11 +12,10 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from colorizer.colorizer import Colorizer
 from colorizer.palette_classifier import GroupDropout, PaletteClassifier, _pooled, moved
 from colorizer.predictor import Palette, Predictor
-from config import ModelConfig, PaletteClassifierConfig, TrainConfig
+from config import DegradationConfig, ModelConfig, PaletteClassifierConfig, TrainConfig
 from dataset import AB_SCALE, ColorizationDataset, rgb_to_lab
 from fileio.images import write_image
-from training import preparation
-from training.preparation import fit_model_config, teach_voter, vote_all
+from training.preparation import build_model_config, classify_pictures, train_palette_classifier
 
 CHANNELS = (2,)  # of the one map of a backbone; with the lightness around, places have 12 features
 RED, CREAM, TEAL = (60.0, 45.0), (5.0, 20.0), (-40.0, -8.0)
@@ -224,18 +223,17 @@ def test_votes_are_only_read_where_memories_are(predictor):
     assert np.array_equal(before, after) and np.abs(changed - predictor.predict_ab([lab])[0]).max() > 5
 
 
-def test_a_voter_knows_its_show_after_some_looks(tmp_path, monkeypatch):
+def test_a_voter_knows_its_show_after_some_looks(tmp_path):
     """Trained on drawings of red discs and blue squares, it tells them in one that it has not seen."""
-    monkeypatch.setattr(preparation, "VOTER_LOOKS", 16)
-    monkeypatch.setattr(preparation, "VOTER_STEPS", 150)
     for number in range(9):
         write_image(tmp_path / f"drawn_{number}.png", draw_picture(number))
     data = ColorizationDataset(sorted(tmp_path.iterdir()), 128)
     known = ColorizationDataset(sorted(tmp_path.iterdir())[:8], 128)
     torch.manual_seed(0)
-    colorizer = Colorizer(fit_model_config(TrainConfig(width=4, img_size=128, palette_classifier=PaletteClassifierConfig(input_size=512)), 8), None)
-    teach_voter(known, colorizer, nullcontext, seed=0)
-    votes = vote_all(data, [8], colorizer, nullcontext).float()
+    classifier = PaletteClassifierConfig(input_size=512, training_views=16, training_steps=150)
+    colorizer = Colorizer(build_model_config(TrainConfig(width=4, img_size=128, palette_classifier=classifier), 8), None)
+    train_palette_classifier(known, colorizer, nullcontext, 0, DegradationConfig())
+    votes = classify_pictures(data, [8], colorizer, nullcontext).float()
     assert votes.shape == (1, 48, 128, 128)
     painted = colorizer.palette_classifier.palette[votes[0].argmax(0)]
     truth = torch.from_numpy(cv2.resize(rgb_to_lab(draw_picture(8)), (128, 128), interpolation=cv2.INTER_AREA)[..., 1:])

@@ -34,9 +34,7 @@ SHOTS = [(60, 14), (200, 12), (110, 16)]
 def home(tmp_path_factory):
     """best.pt of a small network, and gray.mkv, of three shots."""
     home = draw_dataset(tmp_path_factory.mktemp("home"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "EPOCH_STEPS", 2)
-        train.train(TrainConfig(data_path=str(home), save_path=str(home), width=4, batch_size=4, end_epoch=1))
+    train.train(TrainConfig(data_path=str(home), save_path=str(home), width=4, batch_size=4, end_epoch=1))
     draw_shots(home / "gray.mkv", SHOTS, hold=4)
     return home
 

@@ -14,7 +14,6 @@ from drawn import draw_dataset
 from faults import results
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import train
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from train import main
 from training import learner
@@ -29,13 +28,8 @@ def data_path(tmp_path_factory):
     return draw_dataset(tmp_path_factory.mktemp("data"), train=3, val=1)
 
 
-@pytest.fixture(autouse=True)
-def short_epochs(monkeypatch):
-    monkeypatch.setattr(train, "EPOCH_STEPS", 3)
-
-
 def flags(data_path, save_path, **settings):
-    settings = {"data_path": data_path, "save_path": save_path, "width": 4, "batch_size": 3, "end_epoch": 2,
+    settings = {"data_path": data_path, "save_path": save_path, "width": 4, "batch_size": 3, "epoch_steps": 3, "end_epoch": 2,
                 "use_spatial_memory": False, **settings}
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
@@ -44,9 +38,7 @@ def flags(data_path, save_path, **settings):
 def trained(data_path, tmp_path_factory):
     """A run of one epoch, whose folder is not to be changed."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "EPOCH_STEPS", 3)
-        main(flags(data_path, folder, end_epoch=1))
+    main(flags(data_path, folder, end_epoch=1))
     return folder
 
 
@@ -88,7 +80,7 @@ def test_a_stopped_run_goes_on_in_the_middle_of_an_epoch(data_path, tmp_path, mo
         main(flags(data_path, tmp_path / "cut"))
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     saved = load_checkpoint(tmp_path / "cut" / "last.pt")
-    assert (saved["epoch"], saved["batches"], saved["step"]) == (0, step, step)
+    assert (saved["epoch"], saved["epoch_steps_done"], saved["step"]) == (0, step, step)
     main(["--save_path", str(tmp_path / "cut"), "--resume", "True"])
     assert results(tmp_path / "cut") == results(tmp_path / "whole")
 
@@ -106,10 +98,10 @@ def test_nothing_is_logged_twice(data_path, tmp_path, monkeypatch):
 def test_time_goes_on_counting(data_path, tmp_path, trained):
     shutil.copytree(trained, tmp_path / "run")
     saved = load_checkpoint(tmp_path / "run" / "last.pt")
-    assert saved["elapsed"] >= saved["seconds"] > 0
-    save_checkpoint(tmp_path / "run" / "last.pt", {**saved, "elapsed": 120.0})
+    assert saved["elapsed_seconds"] >= saved["train_seconds"] > 0
+    save_checkpoint(tmp_path / "run" / "last.pt", {**saved, "elapsed_seconds": 120.0})
     going_on = ["--save_path", str(tmp_path / "run"), "--resume", "True", "--end_epoch", "9"]
-    with pytest.raises(UserError, match="has had 2.0 minutes and max_minutes is 1.5"):
+    with pytest.raises(UserError, match="has taken 2.0 minutes and max_minutes is 1.5"):
         main([*going_on, "--max_minutes", "1.5"])
     main([*going_on, "--max_minutes", "2.0000001"])  # so the first step is the last one
     assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == saved["step"] + 1
@@ -120,8 +112,8 @@ def test_time_goes_on_counting(data_path, tmp_path, trained):
 
 
 def test_a_second_run_is_refused_while_the_first_one_works(data_path, tmp_path):
-    code = ("import sys; from training.runs import Run; from train import TrainConfig\n"
-            "with Run(TrainConfig(save_path=sys.argv[1])):\n    print('ready', flush=True); sys.stdin.read()")
+    code = ("import sys; from training.runs import RunFolder; from train import TrainConfig\n"
+            "with RunFolder(TrainConfig(save_path=sys.argv[1])):\n    print('ready', flush=True); sys.stdin.read()")
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     with subprocess.Popen([sys.executable, "-c", code, tmp_path / "run"], stdin=subprocess.PIPE, text=True,
                           stdout=subprocess.PIPE, env=environment) as other:
@@ -168,7 +160,7 @@ def spoil(name, content):
     elif name == "no settings":
         del content["train_config"]
     elif name == "a wrong random state":
-        content["rng"] = torch.zeros(3, dtype=torch.uint8)
+        content["rng_state"] = torch.zeros(3, dtype=torch.uint8)
     elif name == "a negative epoch":
         content["epoch"] = -1
     elif name == "a wrong kind":
@@ -178,10 +170,12 @@ def spoil(name, content):
 @pytest.mark.parametrize("fault, message", [
     ("a missing tensor", "generator.output.weight is missing"), ("an extra tensor", "extra is missing, left over"),
     ("a wrong shape", "generator.output.weight is missing, left over or of another shape"),
-    ("not a number", "not finite"), ("missing moments", "not whole"), ("moments of a wrong shape", "another shape"),
-    ("another format", "format 99"), ("absurd sizes", "not whole.*another shape"),
-    ("a tensor of more than is stored", "larger than its stored data"), ("no settings", "settings are not those"),
-    ("a wrong random state", "not whole"), ("a negative epoch", "epoch is -1"), ("a wrong kind", "not whole")])
+    ("not a number", "not finite"), ("missing moments", "incomplete or damaged"),
+    ("moments of a wrong shape", "another shape"), ("another format", "format 99"),
+    ("absurd sizes", "incomplete or damaged.*another shape"),
+    ("a tensor of more than is stored", "larger than its stored data"),
+    ("no settings", "settings in the checkpoint do not fit"), ("a wrong random state", "incomplete or damaged"),
+    ("a negative epoch", "epoch is -1"), ("a wrong kind", "incomplete or damaged")])
 def test_a_spoiled_checkpoint_is_refused_in_one_sentence(trained, tmp_path, fault, message):
     content = torch.load(trained / "last.pt", weights_only=True)
     spoil(fault, content)
@@ -215,7 +209,7 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted(data_path, tmp_path
     bad_steps.update({2, 3})
     main(flags(data_path, tmp_path))
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [record["skipped"] for record in records] == [2, 0]
+    assert [record["skipped_steps"] for record in records] == [2, 0]
     state = load_checkpoint(tmp_path / "last.pt")["optimizers"]  # which refuses what is not finite
     assert state["gen"]["state"][0]["step"] == 4 and state["dis"]["state"][0]["step"] == 2  # of steps 1 and 5
 

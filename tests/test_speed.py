@@ -11,7 +11,6 @@ import pytest
 import torch
 from drawn import draw_dataset, draw_picture, draw_shots
 
-import train
 
 from benchmarks import large_set, precision, reference, speed
 
@@ -21,7 +20,7 @@ from dataset import ColorizationDataset, color_feature, rgb_to_lab
 from fileio.images import read_image, write_image
 from networks import ColorConv
 from training.learner import Learner
-from training.preparation import fit_model_config
+from training.preparation import build_model_config
 from utils import autocast
 
 
@@ -66,7 +65,7 @@ def test_training_steps(tmp_path):
     """Two steps from the same weights: the losses of both, and the weights that they leave."""
     folder = draw_dataset(tmp_path, train=6, val=0, test=0) / "train"
     config = TrainConfig(width=4, use_spatial_memory=False, dis_every=1, gen_lr=1e-4, alpha=2.0)
-    ours = Learner(config, fit_model_config(config, 6), torch.device("cpu"))
+    ours = Learner(config, build_model_config(config, 6), torch.device("cpu"))
     plain = reference.Learner(config, 8, torch.device("cpu"), ours.generator.style.mlp[0].out_features)
     plain.generator.load_state_dict(ours.generator.state_dict())
     weights = ours.discriminator.state_dict()
@@ -80,9 +79,9 @@ def test_training_steps(tmp_path):
         batch = reference.read_batch([paths[i] for i in chosen], chosen, 128)
         features = ours.colorizer.backbone(batch["gray"])[0]
         its = plain.step(batch)
-        mine = ours.step({**batch, "view_feature": batch["color_feature"], "misled": torch.zeros(3, dtype=torch.bool)},
-                         features, lambda: torch.autocast("cpu", enabled=False))
-        assert set(mine) == {*its, "skipped"} and mine["skipped"] == 0
+        views = {**batch, "view_feature": batch["color_feature"], "drop_conditioning": torch.zeros(3, dtype=torch.bool)}
+        mine = ours.step(views, features, lambda: torch.autocast("cpu", enabled=False))
+        assert set(mine) == {*its, "skipped_steps"} and mine["skipped_steps"] == 0
         for name in its:
             assert mine[name].item() == pytest.approx(its[name].item(), rel=1e-3, abs=1e-5), name
     assert its["mem_triplet"] > 0
@@ -138,8 +137,7 @@ def has_bfloat16():
 
 @pytest.mark.skipif(not has_bfloat16(), reason="a processor without bfloat16 takes minutes for it")
 def test_precisions_side_by_side(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "EPOCH_STEPS", 1)
-    monkeypatch.setattr(precision, "TrainConfig", partial(TrainConfig, width=4))
+    monkeypatch.setattr(precision, "TrainConfig", partial(TrainConfig, width=4, epoch_steps=1))
     film = draw_shots(tmp_path / "film.mp4", [(60, 30), (200, 30), (120, 30)])
     precision.main(["--film", str(film), "--epochs", "1", "--seeds", "1"])
     lines = capsys.readouterr().out.splitlines()

@@ -39,7 +39,6 @@ import train
 from config import SpatialConfig, TrainConfig, read_flags
 from utils import run_cli
 be_quick()
-train.EPOCH_STEPS = 2
 few = dict(width=4, batch_size=4, end_epoch=1, mem_size=8, spatial=SpatialConfig(attended_frames=2))
 run_cli(lambda argv: train.train(TrainConfig(**read_flags(TrainConfig, argv, ""), **few)), sys.argv[2:])
 """  # a few frames of the memory are read for a shot, so that a reference does not change all

@@ -25,7 +25,7 @@ from fileio.checkpoints import load_checkpoint, save_checkpoint
 from fileio.images import read_image, write_image
 from film.report.evaluation import Evaluation
 from test import main
-from train import config_to_go_on
+from train import resume_config
 from utils import UserError
 
 
@@ -33,10 +33,9 @@ from utils import UserError
 def home(tmp_path_factory):
     """A folder with a drawn dataset and, for each way to train, <way>/best.pt of a small network trained on it."""
     home = draw_dataset(tmp_path_factory.mktemp("home"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "EPOCH_STEPS", 4)
-        for way, settings in WAYS.items():
-            train.main(flags(data_path=home, save_path=home / way, width=4, batch_size=6, end_epoch=1, **settings))
+    for way, settings in WAYS.items():
+        train.main(flags(data_path=home, save_path=home / way, width=4, batch_size=6, epoch_steps=4, end_epoch=1,
+                         **settings))
     return home
 
 
@@ -384,14 +383,14 @@ def test_a_checkpoint_of_format_7_colors_the_same(home, tmp_path):
     pictures = [draw_picture(i) for i in range(3)]
     one, other = (Predictor.load(tmp_path / name).colorize(pictures) for name in ("new.pt", "old.pt"))
     assert len(seen) == 474 and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
-    assert config_to_go_on(load_checkpoint(tmp_path / "old.pt")["train_config"], {}).votes == PaletteClassifierConfig()
+    assert resume_config(load_checkpoint(tmp_path / "old.pt")["train_config"], {}).votes == PaletteClassifierConfig()
 
 
 def test_a_checkpoint_of_format_9_colors_the_same(home, tmp_path):
     """It kept all frames itself, and its constants did not tell how many."""
     content = torch.load(home / "spatial" / "best.pt", weights_only=True)
     content["format"] = 9
-    del content["model_config"]["archived"], content["train_config"]["join"]
+    del content["model_config"]["archived"], content["train_config"]["merge"]
     for config in (content["model_config"], content["train_config"]):
         for name in ("most", "inside", "same"):
             del config["spatial"][name]
@@ -399,7 +398,7 @@ def test_a_checkpoint_of_format_9_colors_the_same(home, tmp_path):
     pictures = [draw_picture(i) for i in range(3)]
     one, other = (Predictor.load(path).colorize(pictures) for path in (home / "spatial" / "best.pt", tmp_path / "old.pt"))
     assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
-    assert config_to_go_on(load_checkpoint(tmp_path / "old.pt")["train_config"], {}).spatial == SpatialConfig()
+    assert resume_config(load_checkpoint(tmp_path / "old.pt")["train_config"], {}).spatial == SpatialConfig()
 
 
 @pytest.mark.parametrize("number", [5, 6])
@@ -420,7 +419,7 @@ def test_a_checkpoint_of_an_older_format_colors_the_same(home, tmp_path, number)
     pictures = [draw_picture(i) for i in range(3)]
     one, other = (Predictor.load(tmp_path / name).colorize(pictures) for name in ("new.pt", "old.pt"))
     assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
-    config = config_to_go_on(load_checkpoint(tmp_path / "old.pt")["train_config"], {})
+    config = resume_config(load_checkpoint(tmp_path / "old.pt")["train_config"], {})
     assert config.training == TrainingConstants() and config.palette_classifier == PaletteClassifierConfig() and not config.use_palette_classifier
 
 
@@ -467,7 +466,6 @@ def sample(tmp_path_factory):
     for frame in (8, RUBY_WALKS, 48, 160, 190, 290):
         write_image(folder / "data" / "train" / f"frame_{frame}.png", draw_frame(1, frame))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "EPOCH_STEPS", 2)
         train.train(TrainConfig(data_path=str(folder / "data"), save_path=str(folder / "run"), width=4, end_epoch=1,
                                 spatial=GUESSED))
         patch.setitem(PALETTE, "ruby", PALETTE["tilo"])
@@ -518,10 +516,9 @@ def right_hue(path, frame):
     return np.concatenate(right).mean()
 
 
-def test_the_memory_tells_the_twins_apart(sample, tmp_path, monkeypatch):
+def test_the_memory_tells_the_twins_apart(sample, tmp_path):
     """Two characters of the same lightness stand side by side. With one frame of their shot in the memory each has its
     hue in another one; the plain GAN, trained as long, does not know."""
-    monkeypatch.setattr(train, "EPOCH_STEPS", 2)
     write_image(tmp_path / "known" / "twins.png", draw_frame(1, TWINS_TALK))
     write_image(tmp_path / "in.png", draw_frame(1, TWINS_TALK + 8))
     asked = {"input": tmp_path / "in.png", "precision": "fp32"}
@@ -533,12 +530,11 @@ def test_the_memory_tells_the_twins_apart(sample, tmp_path, monkeypatch):
     assert 0.25 < right_hue(tmp_path / "gan.png", TWINS_TALK + 8) < 0.75
 
 
-def test_training_goes_on_with_the_references(sample, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "EPOCH_STEPS", 4)
+def test_training_goes_on_with_the_references(sample, tmp_path):
     picture = next((sample / "data" / "train").iterdir())
     main(flags(checkpoint=sample / "run" / "last.pt", input=picture, output=tmp_path / "out.png",
                references=sample / "corrected", save_checkpoint=tmp_path / "run" / "last.pt"))
-    train.main(flags(save_path=tmp_path / "run", resume=True, end_epoch=2))
+    train.main(flags(save_path=tmp_path / "run", resume=True, epoch_steps=4, end_epoch=2))
     before, after = (load_checkpoint(path / "run" / "last.pt")["colorizer"] for path in (sample, tmp_path))
     assert after["memory.ids"].tolist()[len(before["memory.ids"]):] == [REFERENCE_ID]
     assert after["spatial.ids"].tolist()[len(before["spatial.ids"]):] == [REFERENCE_ID]

@@ -127,8 +127,7 @@ def test_the_identity_of_what_was_seen(weights):
 
 
 @pytest.mark.parametrize("name", [VIT, CONV])
-def test_train_and_color(name, weights, tmp_path, monkeypatch, offline):
-    monkeypatch.setattr(train, "EPOCH_STEPS", 2)
+def test_train_and_color(name, weights, tmp_path, offline):
     data, run = draw_dataset(tmp_path / "data", train=3, val=1, test=1), tmp_path / "run"
     settings = {"data_path": data, "save_path": run, "backbone": name, "backbone_weights": weights[name], "width": 4,
                 "batch_size": 2, "end_epoch": 1}

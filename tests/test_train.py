@@ -21,8 +21,8 @@ from fileio.images import read_image, write_image
 from train import main
 from training.augmentation import TrainingViews, ViewSampler
 from training.learner import Learner, color_loss, discriminator_loss, generator_loss, integrator_loss
-from training.preparation import REMEMBERED, fit_model_config
-from training.runs import Run
+from training.preparation import FRAME_FIELDS, build_model_config
+from training.runs import RunFolder
 from utils import UserError, read_flags
 
 WAYS = {  # the three ways to train of the original, and with the spatial memory
@@ -31,7 +31,7 @@ WAYS = {  # the three ways to train of the original, and with the spatial memory
     "integrator": {"use_feat_integrator": True, "use_spatial_memory": False},
     "spatial": {},
 }
-draw_curves = Run.draw_curves  # which is empty for all other tests, see conftest.py
+draw_curves = RunFolder.draw_curves  # which is empty for all other tests, see conftest.py
 
 
 def flags(**settings):
@@ -41,11 +41,6 @@ def flags(**settings):
 @pytest.fixture(scope="module")
 def data_path(tmp_path_factory):
     return draw_dataset(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(autouse=True)
-def short_epochs(monkeypatch):
-    monkeypatch.setattr(train, "EPOCH_STEPS", 2)
 
 
 def run(data_path, save_path, **settings):
@@ -82,7 +77,7 @@ def test_every_setting_is_a_flag():
     assert (config.use_memory, config.gen_norm, config.dis_norm, config.alpha, config.max_minutes, config.mem_size) == (
         False, "batch", "None", 0.3, 2.0, 7)
     assert read_flags(TrainConfig, [], "train") == {}
-    assert {f.name for f in fields(ModelConfig)} - {*REMEMBERED} <= {f.name for f in fields(TrainConfig)}
+    assert {f.name for f in fields(ModelConfig)} - {*FRAME_FIELDS} <= {f.name for f in fields(TrainConfig)}
 
 
 @pytest.mark.parametrize("settings, message", [
@@ -135,12 +130,12 @@ def test_a_wrong_flag_is_a_users_error(words, message):
 
 
 def test_the_memory_fits_the_set():
-    assert fit_model_config(TrainConfig(), 10).mem_size == 12
-    assert fit_model_config(TrainConfig(), 1000).top_k == 256
-    assert fit_model_config(TrainConfig(mem_size=5, top_k=3), 1000) == ModelConfig(
+    assert build_model_config(TrainConfig(), 10).mem_size == 12
+    assert build_model_config(TrainConfig(), 1000).top_k == 256
+    assert build_model_config(TrainConfig(mem_size=5, top_k=3), 1000) == ModelConfig(
         img_size=128, mem_size=5, top_k=3, width=TrainConfig.width, spatial_size=0, use_palette_classifier=True)
-    assert fit_model_config(TrainConfig(use_spatial_memory=False), 10).use_palette_classifier is False
-    assert fit_model_config(TrainConfig(**WAYS["gan"]), 10).use_spatial_memory is False
+    assert build_model_config(TrainConfig(use_spatial_memory=False), 10).use_palette_classifier is False
+    assert build_model_config(TrainConfig(**WAYS["gan"]), 10).use_spatial_memory is False
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -149,7 +144,7 @@ def test_the_memory_fits_the_set():
 
 def test_losses_by_hand():
     zero = torch.zeros(2, 1, 3, 3)
-    l1 = color_loss(torch.full((2, 2, 4, 4), 0.3), torch.full((2, 2, 4, 4), 0.1), vivid=2.0)
+    l1 = color_loss(torch.full((2, 2, 4, 4), 0.3), torch.full((2, 2, 4, 4), 0.1), chroma_weight=2.0)
     loss, parts = generator_loss(zero, l1, lambda_l1=100)
     assert parts["gen_l1"].item() == pytest.approx(0.2) and parts["gen_adv"].item() == pytest.approx(np.log(2))
     assert loss.item() == pytest.approx(np.log(2) + 20, rel=1e-5)
@@ -166,7 +161,7 @@ def test_losses_by_hand():
 
 def make_learner(data, **settings):
     config = TrainConfig(width=4, batch_size=3, **settings)
-    return Learner(config, fit_model_config(config, len(data)), torch.device("cpu"))
+    return Learner(config, build_model_config(config, len(data)), torch.device("cpu"))
 
 
 def make_batch(data, indices=(0, 1, 2)):
@@ -229,7 +224,7 @@ def test_the_fake_is_detached_in_the_discriminators_step(data_path):
 
 def test_learning_rates_fall_over_the_last_part():
     config = TrainConfig(width=4, gen_lr=1e-3, lr_decay_start=0.5)
-    learner = Learner(config, fit_model_config(config, 4), torch.device("cpu"))
+    learner = Learner(config, build_model_config(config, 4), torch.device("cpu"))
     rates = []
     for progress in (0, 0.5, 0.75, 1, 1.2):
         learner.set_progress(progress)
@@ -300,8 +295,8 @@ def test_a_view_may_hold_a_part_of_another_picture(data_path):
 
 def test_a_share_of_the_views_is_misled(data_path):
     data = ColorizationDataset(data_path / "train", 128)
-    assert 5 < sum(TrainingViews(data, TrainingConstants(), 0.5)[0, seed]["misled"] for seed in range(40)) < 35
-    assert not any(TrainingViews(data, TrainingConstants(), 0.0)[0, seed]["misled"] for seed in range(10))
+    assert 5 < sum(TrainingViews(data, TrainingConstants(), 0.5)[0, seed]["drop_conditioning"] for seed in range(40)) < 35
+    assert not any(TrainingViews(data, TrainingConstants(), 0.0)[0, seed]["drop_conditioning"] for seed in range(10))
 
 
 def test_the_sampler_visits_every_picture_in_an_order_of_its_epoch(data_path):
@@ -323,7 +318,7 @@ def test_the_sampler_visits_every_picture_in_an_order_of_its_epoch(data_path):
 def test_training_end_to_end(data_path, tmp_path, way, capsys):
     records = run(data_path, tmp_path, save_freq=1, **WAYS[way])
     assert [r["epoch"] for r in records] == [1, 2] and records[1]["step"] == 2 * records[0]["step"]
-    names = {"epoch", "step", "seconds", "images_per_second", "skipped", "gen_adv", "gen_l1", "dis"}
+    names = {"epoch", "step", "seconds", "images_per_second", "skipped_steps", "gen_adv", "gen_l1", "dis_bce"}
     names |= {"val_ciede2000", "val_psnr_ab"}
     if way != "gan":
         names |= {"mem_triplet", "val_feature_intersection"}
@@ -366,7 +361,7 @@ def test_the_best_checkpoint_is_the_last_of_about_the_lowest_error(data_path, tm
     monkeypatch.setattr(train, "validate", scripted)
     run(data_path, tmp_path, end_epoch=3, **WAYS["gan"])
     content = load_checkpoint(tmp_path / "best.pt")
-    assert content["epoch"] == best and content["best"] == min(errors[:best])
+    assert content["epoch"] == best and content["best_ciede2000"] == min(errors[:best])
 
 
 @pytest.mark.parametrize("way", ["gan", "integrator", "spatial"])
@@ -399,7 +394,7 @@ def test_max_minutes_ends_the_training(data_path, tmp_path, monkeypatch):
 
 
 def test_every_number_has_its_curve(tmp_path):
-    with Run(TrainConfig(save_path=str(tmp_path / "run"))) as it:
+    with RunFolder(TrainConfig(save_path=str(tmp_path / "run"))) as it:
         for epoch in (1, 2):
             it.add({"epoch": epoch, "step": 9 * epoch, "dis": epoch, "gen_l1": 2, "val_ciede2000": 3 - epoch})
         draw_curves(it)
@@ -414,7 +409,7 @@ def test_another_run_is_not_overwritten(data_path, tmp_path):
     run(data_path, tmp_path, end_epoch=1)
     (tmp_path / "mine.txt").write_text("of the user")
     before = (tmp_path / "last.pt").read_bytes()
-    with pytest.raises(UserError, match="holds another run"):
+    with pytest.raises(UserError, match="contains another run"):
         run(data_path, tmp_path, end_epoch=1)
     assert (tmp_path / "last.pt").read_bytes() == before
     records = run(data_path, tmp_path, end_epoch=1, overwrite=True, seed=1)
@@ -461,7 +456,7 @@ def test_a_single_picture_without_validation(tmp_path, capsys):
     write_image(tmp_path / "data" / "train" / "hero.png", draw_picture(1))
     records = run(tmp_path / "data", tmp_path / "run", end_epoch=1)
     assert len(records) == 1
-    assert "validating on the training pictures" in capsys.readouterr().err
+    assert "validation uses the training pictures" in capsys.readouterr().err
 
 
 def test_tensorboard_gets_scalars_and_pictures(data_path, tmp_path, monkeypatch):

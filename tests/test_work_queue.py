@@ -423,10 +423,7 @@ def run_both(home, folder):
 def home(tmp_path_factory):
     """A folder with a small checkpoint, films (one unreadable), a picture, and the output of a single process."""
     home = draw_dataset(tmp_path_factory.mktemp("crew"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "EPOCH_STEPS", 2)
-        train.main(flags(data_path=home, save_path=home / "memory", width=4, batch_size=6, end_epoch=1,
-                         **WAYS["memory"]))
+    train.main(flags(data_path=home, save_path=home / "memory", width=4, batch_size=6, end_epoch=1, **WAYS["memory"]))
     (home / "in").mkdir()
     draw_shots(home / "in" / "a.mkv", SHOTS)
     draw_film(home / "in" / "b.mkv", times=range(6))

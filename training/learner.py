@@ -179,7 +179,8 @@ class Learner:
         with autocast():
             logits = self.parallel_discriminator(batch["L"].repeat(2, 1, 1, 1), torch.cat([batch["ab"], fake]),
                                                  batch["view_feature"].repeat(2, 1))
-        loss = discriminator_loss(*logits.chunk(2), self.config.label_smoothing)
+        real, painted = logits.chunk(2)
+        loss = discriminator_loss(real, painted, self.config.label_smoothing)
         self._optimize("dis", loss)
         return loss.detach()
 

@@ -19,7 +19,7 @@ from config import TrainConfig
 from dataset import REFERENCE_ID
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from networks import grow
-from training.runs import Run
+from training.runs import RunFolder
 from utils import UserError
 
 OF_TRAINING = "generator", "discriminator", "optimizers", "steps", "archive"  # what a joined checkpoint has not
@@ -49,9 +49,9 @@ def merge_checkpoints(config: TrainConfig, given: dict[str, Any]) -> None:
     paths, target = [Path(path) for path in config.merge], Path(config.save_path)
     if any(path.resolve().parent == target.resolve() for path in paths):
         raise UserError(f"{target} holds one of the checkpoints to join; name another folder by --save_path")
-    with Run(config) as run:
+    with RunFolder(config) as run:
         content = join(paths, target)
-        run.begin(None, target / content["archive"]["file"] if "archive" in content else None)
+        run.prepare(None, target / content["archive"]["file"] if "archive" in content else None)
         save_checkpoint(target / "best.pt", content)
     print(f"{content['model_config']['spatial_size']:,} frames of {len(paths)} checkpoints in {target / 'best.pt'}")
 

@@ -1,7 +1,8 @@
 """Validation: metrics on held-out pictures, and the grid of sample pictures."""
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from utils import evenly_spaced
 SAMPLE_ROWS = 4  # rows of the sample grid
 
 
-class Sample(NamedTuple):
+@dataclass
+class Sample:
     """A colored validation picture."""
 
     index: int  # in the validation set
@@ -65,11 +67,11 @@ def sample_grid(samples: Iterable[Sample], val: ColorizationDataset, train: Colo
     """Return rows of grayscale, result, ground truth and the frames of the three best slots, RGB uint8 (H, W, 3)."""
     index_of = {image_id: index for index, image_id in enumerate(train.ids)}
     rows = []
-    for index, lab, slot_ids in samples:
-        gray = lab.copy()
+    for sample in samples:
+        gray = sample.lab.copy()
         gray[..., 1:] = 0
-        pictures = [gray, lab, _item_lab(val[index])]
-        pictures += [_item_lab(train[index_of[i]]) if i in index_of else gray * 0 for i in slot_ids]
+        pictures = [gray, sample.lab, _item_lab(val[sample.index])]
+        pictures += [_item_lab(train[index_of[i]]) if i in index_of else gray * 0 for i in sample.slot_ids]
         rows.append([lab_to_rgb(picture) for picture in pictures])
     return image_grid(rows)
 
