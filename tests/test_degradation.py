@@ -6,7 +6,7 @@ import pytest
 from drawn import draw_picture
 
 from config import DegradationConfig
-from dataset import spectral_lightness, rgb_to_lab
+from dataset import rgb_to_lab, spectral_lightness
 from training.degradation import degrade
 
 

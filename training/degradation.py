@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from config import DegradationConfig
-from dataset import L_SCALE, spectral_lightness, rgb_to_lab
+from dataset import L_SCALE, rgb_to_lab, spectral_lightness
 
 
 def degrade(rgb: np.ndarray, rng: np.random.Generator, config: DegradationConfig) -> np.ndarray:

@@ -16,7 +16,7 @@ from colorizer.memory.deduplication import Deduplicator
 from colorizer.memory.frame_archive import write_archive
 from colorizer.palette_classifier import STRIDE
 from config import DegradationConfig, ModelConfig, SpatialConfig, TrainConfig
-from dataset import AB_SCALE, ColorizationDataset, lab_to_tensors, resize, rgb_to_lab, downsample
+from dataset import AB_SCALE, ColorizationDataset, downsample, lab_to_tensors, resize, rgb_to_lab
 from fileio.images import IMAGE_SUFFIXES, read_image
 from training.degradation import degrade
 from utils import UserError, evenly_spaced, list_files, warn
