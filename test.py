@@ -18,9 +18,9 @@ from colorizer.predictor import Predictor, load_predictor
 from config import ColorConfig, FilmConfig, part_of
 from fileio.images import IMAGE_SUFFIXES
 from fileio.outputs import accompanying_path, refuse_existing
-from film.io.encoding import OUTPUT_SUFFIXES
 from film.io.image_sequence import ImageSequence, find_sequences
 from film.io.luma_check import check_luma
+from film.io.mux import OUTPUT_SUFFIXES
 from film.io.video import VIDEO_SUFFIXES, Film, VideoFile, find_videos, is_video
 from film.render.incremental import can_update
 from film.render.pictures import CONFIDENCE_MAP, color_pictures

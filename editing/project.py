@@ -34,7 +34,7 @@ from fileio.atomic import atomic_write, exclusive_lock
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from fileio.images import IMAGE_SUFFIXES, read_image, write_image
 from film.analysis.plan import Plan
-from film.io.encoding import OUTPUT_SUFFIXES
+from film.io.mux import OUTPUT_SUFFIXES
 from film.io.video import VideoFile, is_video
 from film.report.records import Records
 from utils import UserError, list_files, natural_key

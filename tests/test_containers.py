@@ -13,7 +13,7 @@ from drawn import StubPredictor, draw_film, draw_picture
 from dataset_generator import list_videos
 from fileio.images import write_image
 from film.io import video
-from film.io.encoding import OUTPUT_SUFFIXES
+from film.io.mux import OUTPUT_SUFFIXES
 from film.io.video import VideoFile, find_videos, open_video
 from film.render.rendering import color_film
 from test import find_inputs

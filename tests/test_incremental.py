@@ -246,7 +246,7 @@ def test_the_old_film_stays_if_it_cannot_be_replaced(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", lambda one, other: (_ for _ in ()).throw(OSError(28, "No space left on device"))
                       if str(other) == str(output) else os.rename(one, other))
-        with pytest.raises(UserError, match="No space left on device; make room"):
+        with pytest.raises(UserError, match="No space left on device; free disk space"):
             color_shots(source, output, 20)
     assert output.read_bytes() == before
     assert color_shots(source, output, 20) == 0 and output.read_bytes() != before

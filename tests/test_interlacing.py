@@ -125,7 +125,7 @@ def test_progressive_film_is_never_marked(tmp_path, capsys):
 def test_what_cannot_be_marked_is_said(tmp_path, capsys):
     source = draw_fields(tmp_path / "in.mkv", "tff")
     color_film(StubPredictor(), VideoFile(source), tmp_path / "out.webm")
-    assert "interlaced, which libvpx-vp9 cannot tell" in capsys.readouterr().err
+    assert "interlaced, which libvpx-vp9 cannot mark" in capsys.readouterr().err
     assert order_in(tmp_path / "out.webm") == ""
 
 

@@ -82,7 +82,7 @@ def test_chroma_does_not_depend_on_how_much_is_painted_at_a_time(coding, monkeyp
     picture, ab = Planes(y, None, None, coding), rng.normal(0, 30, (24, 24, 2)).astype(np.float32)
     found = []
     for count in (1, 1000, 10**9):
-        monkeypatch.setattr(film_planes, "PAINTED", count)
+        monkeypatch.setattr(film_planes, "CHUNK_PIXELS", count)
         found.append(ab_to_chroma(picture, ab, 45, 64, coding))
     assert all(np.array_equal(*planes) for other in found[1:] for planes in zip(found[0], other, strict=True))
     assert len(np.unique(found[0][0])) > 20

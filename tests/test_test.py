@@ -326,7 +326,7 @@ def bad_checkpoint(home, path, change):
     ({"input": "gray.png", "checkpoint": "gan.pt", "color_feature": "memory"}, "is a plain GAN"),
     ({"input": "gray.png", "rank": 4}, "invalid choice"),
     ({"input": "gray.png", "batch_size": 0}, "batch_size is 0"),
-    ({"input": "film.mp4", "output": "out.avi"}, "name a .mp4, .mkv, .mov or .webm"),
+    ({"input": "film.mp4", "output": "out.avi"}, "pass a .mp4, .mkv, .mov or .webm"),
     ({"input": "film.mp4", "suggest": -1}, "suggest is -1"),
     ({"input": "film.mp4", "checkpoint": "gan.pt", "panel": True}, "none is read here"),
     ({"input": "film.mp4", "reference": "color.png", "panel": True}, "none is read here"),

@@ -245,12 +245,12 @@ def test_masters_keep_10_bits_and_every_frame_by_itself(tmp_path, name, codec, p
 
 @pytest.mark.parametrize("name, settings, message", [
     ("out.mp4", {"codec": "nothing"}, "there is no encoder nothing"),
-    ("out.mp4", {"codec": "aac"}, "encodes no video"),
+    ("out.mp4", {"codec": "aac"}, "does not encode video"),
     ("out.webm", {"codec": "h264"}, ".webm cannot carry --codec h264"),
     ("out.mp4", {"pix_fmt": "rgb24"}, "cannot write --pix_fmt rgb24; choose from yuv420p"),
     ("out.mkv", {"codec": "ffv1", "crf": 3}, "has no --crf"),
-    ("out.mp4", {"crf": -12}, "does not take --crf -12"),
-    ("out.avi", {}, "name a .mp4, .mkv, .mov or .webm file"),
+    ("out.mp4", {"crf": -12}, "does not support --crf -12"),
+    ("out.avi", {}, "pass a .mp4, .mkv, .mov or .webm file"),
 ])
 def test_settings_that_do_not_go_together(tmp_path, name, settings, message):
     source = draw_film(tmp_path / "in.mp4", times=range(3))
@@ -345,7 +345,7 @@ def test_a_full_disk_keeps_finished_shots(tmp_path, room):
     output = tmp_path / "out.mkv"
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
-        with pytest.raises(UserError, match="cannot write .*make room and run the same command again") as error:
+        with pytest.raises(UserError, match="cannot write .*free disk space and run the same command again") as error:
             color(source, output, crf=0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
