@@ -81,8 +81,8 @@ def load_or_make_records(path: Path | None, fields: list[tuple], keys: Sequence[
                 raise
             return _load(file, dtype, len(indices), budget), indices
     except OSError as error:
-        warn(f"cannot write the cache in {path.parent} ({error.strerror or error}); it is kept in memory and made again in "
-             "the next run")
+        warn(f"cannot write the cache in {path.parent} ({error.strerror or error}); it is kept in memory and made "
+             "again in the next run")
     return _collect(dtype, merged(made(missing)), len(keys))
 
 

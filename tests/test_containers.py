@@ -179,7 +179,7 @@ def test_what_a_file_names_is_not_opened(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["list.m3u8", "list.mp4"])
 def test_ffmpeg_itself_opens_nothing_beside_the_film(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(video, "LISTS", b"nothing begins like this")
+    monkeypatch.setattr(video, "_PLAYLIST_HEADERS", b"nothing begins like this")
     test_what_a_file_names_is_not_opened(tmp_path, name)
     with av.open(str(tmp_path / name)) as followed:
         assert followed.streams.video

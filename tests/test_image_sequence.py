@@ -165,5 +165,5 @@ def test_bad_folders_of_frames_are_one_sentence(tmp_path, shots):
     with pytest.raises(UserError, match="would both be written to .*shot_v2_report.html"):
         find_inputs(shots, tmp_path / "out")
     write_image(shots / "shot.v2_0017.png", bars(0))
-    with pytest.raises(UserError, match="shot.v2_0017.png is 64x48 and the frames before it are 128x96"):
+    with pytest.raises(UserError, match="shot.v2_0017.png is 64x48, but the frames before it are 128x96"):
         color(shots, tmp_path / "out")

@@ -55,8 +55,8 @@ def test_one_sample_of_one_frame_is_found(tmp_path):
 
     source = draw_shots(tmp_path / "film.mkv", [(60, 9)], codec="ffv1")
     changed = copy(source, tmp_path / "out.nut", change)
-    with pytest.raises(UserError, match="out.nut is not that of .*film.mkv, though its codec loses nothing: frame 5 is "
-                       "the first that differs, in 1 of its 12,288 samples; color it again"):
+    with pytest.raises(UserError, match="out.nut differs from that of .*film.mkv although its codec is lossless: frame 5 "
+                       "is the first that differs, in 1 of its 12,288 samples; color it again"):
         check_luma(VideoFile(source), VideoFile(changed), FilmConfig())
     same = copy(source, tmp_path / "same.nut", lambda _, luma: luma)
     assert "luma identical: 9 frames" in check_luma(VideoFile(source), VideoFile(same), FilmConfig())
@@ -66,7 +66,7 @@ def test_a_frame_that_is_missing_is_found(tmp_path):
     source = draw_shots(tmp_path / "film.mkv", [(60, 9)], codec="ffv1")
     shorter = copy(source, tmp_path / "out.nut", lambda _, luma: luma, stop=8)
     for pair in ((source, shorter), (shorter, source)):
-        with pytest.raises(UserError, match="has not as many frames as .*: frame 8 is in one of them only"):
+        with pytest.raises(UserError, match="have different numbers of frames: only one has frame 8"):
             check_luma(*map(VideoFile, pair), FilmConfig())
 
 
@@ -78,9 +78,9 @@ def test_how_far_a_lossy_film_is(tmp_path, name, settings, bits):
     line = color(source, tmp_path / name, **settings)
     lumas = [np.stack([planes[0] for planes in planes_in(path)]).astype(int) for path in (source, tmp_path / name)]
     far = np.abs(np.subtract(*(luma << (bits - 8 if luma.max() < 256 else 0) for luma in lumas)))
-    assert line == (f"luma not identical: 6 frames, 128 x 96, {bits} bits, off by at most {far.max()} and on average "
-                    f"by {far.mean():.3g} of {2**bits - 1}; only a lossless codec of {bits} bits keeps it, such as "
-                    "--codec ffv1 in a .mkv")
+    assert line == (f"luma not identical: 6 frames, 128 x 96, {bits} bits, maximum difference {far.max()} and mean "
+                    f"difference {far.mean():.3g} of {2**bits - 1}; only a lossless codec of {bits} bits preserves it, such "
+                    "as --codec ffv1 in a .mkv")
     assert far.max() > 0
 
 

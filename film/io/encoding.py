@@ -54,8 +54,8 @@ def choose_encoding(path: Path, output: Path, config: FilmConfig) -> EncodingTar
     Raises UserError if no frame of the film can be decoded or the settings cannot be combined.
     """
     if output.suffix.lower() not in OUTPUT_SUFFIXES:
-        raise UserError(f"cannot write {output}; pass a {', '.join(OUTPUT_SUFFIXES[:-1])} or {OUTPUT_SUFFIXES[-1]} file "
-                        "to --output")
+        raise UserError(f"cannot write {output}; pass a {', '.join(OUTPUT_SUFFIXES[:-1])} or {OUTPUT_SUFFIXES[-1]} "
+                        "file to --output")
     encoder = _choose_encoder(output, config)
     frame, order = _first_frame(path)
     if order and encoder.name not in INTERLACED_ENCODERS:

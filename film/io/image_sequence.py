@@ -1,4 +1,4 @@
-"""When are numbered pictures a film? ``find_sequences`` tells, and such frames are read and written as one."""
+"""Numbered images as a film: detection in a folder, reading and writing."""
 
 import hashlib
 import re
@@ -16,17 +16,17 @@ from film.io.planes import Planes, planes_from_rgb
 from film.io.video import DamageLog
 from utils import UserError, warn
 
-FEWEST = 12  # least number of pictures of a film: half a second
-PAIRS = 8  # pairs of neighboring pictures that are compared
-ALIKE = 8  # a film's neighbors differ by less, of 255, in the median: by 1 at 24 frames/s, by 11 at one a second
-RATE = Fraction(24)  # frames a second that numbered frames stand for
+MIN_FRAMES = 12  # fewer numbered images (half a second) do not count as a film
+COMPARED_PAIRS = 8  # pairs of successive images that are compared; more are more reliable and take longer
+MAX_CHANGE = 8  # maximum median difference (8-bit gray) of successive images; 1 at 24 frames/s, 11 at 1 frame/s
+RATE = Fraction(24)  # frames per second of an image sequence
 
 
 def find_sequences(paths: Sequence[Path]) -> tuple[list["ImageSequence"], list[Path]]:
-    """(list of NumberedFrames, other paths) of the pictures of one folder.
+    """Split the images of a folder into image sequences and other images.
 
-    Pictures are a film if there are at least FEWEST whose names differ only in the number at their end, with more than
-    half of the numbers in that range; if all that are compared are of one size; and if neighbors look alike.
+    Images form a sequence if at least MIN_FRAMES names differ only in the number at their end, more than half of the
+    numbers in their range exist, and the compared images have one size and change little from one to the next.
     """
     groups, sequences = {}, []
     for path in paths:
@@ -35,40 +35,41 @@ def find_sequences(paths: Sequence[Path]) -> tuple[list["ImageSequence"], list[P
             groups.setdefault((path.stem.removesuffix(number), path.suffix), []).append((int(number), path))
     for (prefix, _), numbered in groups.items():
         frames = dict(sorted(numbered))
-        if FEWEST <= len(numbered) == len(frames) > (max(frames) - min(frames)) / 2 and _follow(list(frames.values())):
+        if (MIN_FRAMES <= len(numbered) == len(frames) > (max(frames) - min(frames)) / 2
+                and _are_successive(list(frames.values()))):
             sequences.append(ImageSequence(frames, prefix))
     taken = {path for sequence in sequences for path in sequence.paths.values()}
     return sequences, [path for path in paths if path not in taken]
 
 
-def _follow(paths):
-    """Whether pictures follow each other like the frames of a film."""
+def _are_successive(paths):
+    """Return whether images have one size and change as little as successive frames of a film."""
     changes = []
-    for place in np.linspace(0, len(paths) - 2, PAIRS).astype(int):
+    for index in np.linspace(0, len(paths) - 2, COMPARED_PAIRS).astype(int):
         try:
-            one, other = (read_image(path) for path in paths[place:place + 2])
-        except UserError:  # the warning comes when it is colored
+            one, other = (read_image(path) for path in paths[index:index + 2])
+        except UserError:  # reported when the image is colored
             continue
         if one.shape != other.shape:
             return False
-        changes.append(cv2.absdiff(*(resize(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), 16, 16)
-                                     for picture in (one, other))).mean())
-    return bool(changes) and np.median(changes) < ALIKE
+        changes.append(cv2.absdiff(*(resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), 16, 16)
+                                     for image in (one, other))).mean())
+    return bool(changes) and np.median(changes) < MAX_CHANGE
 
 
 class ImageSequence:
-    """Numbered pictures as a ``video.Film``. A frame's pts is its number, counted from the first; RATE a second."""
+    """Numbered images as a ``video.Film`` of RATE frames per second; the pts is the number minus the first number."""
 
     rate, time_base, start = RATE, 1 / RATE, 0.0
 
     def __init__(self, paths: dict[int, Path], prefix: str = "") -> None:
-        """``paths``: {number: path}, in order; ``prefix`` is the part of the names before the number."""
+        """``paths``: {number: path} in order; ``prefix``: the part of the names before the number."""
         first = min(paths)
         self.paths = {number - first: path for number, path in paths.items()}
         path = self.paths[0]
         self.prefix, self.name = prefix, f"{prefix}*{path.suffix}"
         self.path = path.parent / self.name
-        # What the files that go with the film (report, log) are named after.
+        # Stem of the names of the report and the log.
         self.stem = prefix.strip(" ._-").replace(".", "_") or path.parent.resolve().name.replace(".", "_")
         self.stated_frames = len(paths)
 
@@ -87,35 +88,38 @@ class ImageSequence:
 
     def read(self, begin: int | None = None,
              damage: DamageLog | None = None) -> Generator[tuple[int, int, Planes], None, None]:
-        """As ``video.Film`` says; an unreadable picture is left out. Raises UserError when a frame has not the
-        size of those before it."""
+        """Yield (pts, duration, Planes) as in ``video.Film``, without unreadable images.
+
+        Raises UserError if an image has another size than those before it.
+        """
         size = None
         for pts, path in self.paths.items():
             if pts < (begin or 0):
                 continue
             try:
-                picture = read_deep_image(path)
+                image = read_deep_image(path)
             except UserError as error:
                 if damage is not None:
                     warn(f"{error}; skipped")
                 continue
-            height, width = picture.rgb.shape[:2]
+            height, width = image.rgb.shape[:2]
             if size is not None and (height, width) != size:
-                raise UserError(f"{path} is {width}x{height} and the frames before it are "
-                                f"{size[1]}x{size[0]}; make all of one size or take it out")
+                raise UserError(f"{path} is {width}x{height}, but the frames before it are {size[1]}x{size[0]}; resize "
+                                "or remove it")
             size = height, width
-            yield pts, 1, planes_from_rgb(picture.rgb, picture.depth)
+            yield pts, 1, planes_from_rgb(image.rgb, image.depth)
 
 
 def write_colored_frame(path: Path, planes: Planes, source: Path) -> None:
-    """Write a colored picture in the depth of ``source``, from which it was made. That of an OpenEXR keeps the
-    luminance of its light, of any range."""
+    """Write a colored image at the bit depth of its source image.
+
+    OpenEXR sources colored to OpenEXR keep their luminance, which is unbounded linear light.
+    """
     light = read_deep_image(source).linear if path.suffix.lower() == source.suffix.lower() == ".exr" else None
     if light is None:
         write_image(path, planes.rgb_codes(), planes.coding.depth)
         return
     colored = srgb_decode(planes.rgb(*planes.y.shape))
-    has, wanted = colored @ LUMINANCE_WEIGHTS[:, None], light @ LUMINANCE_WEIGHTS[:, None]
-    write_image(path, np.where(has > 0, colored * (wanted / np.maximum(has, np.finfo(np.float32).tiny)), wanted))
-
-
+    luminance, wanted = (rgb @ LUMINANCE_WEIGHTS[:, None] for rgb in (colored, light))
+    scale = wanted / np.maximum(luminance, np.finfo(np.float32).tiny)
+    write_image(path, np.where(luminance > 0, colored * scale, wanted))

@@ -1,4 +1,4 @@
-"""How is a film read? Frames with their times, as far as they decode; and what a film is to all who read one."""
+"""Reading of films: opening and seeking video files, decoding frames with timestamps, and the ``Film`` protocol."""
 
 import itertools
 import queue
@@ -19,43 +19,49 @@ from film.io.isolation import ProcessDied, run_in_subprocess
 from film.io.planes import Planes, planes_from_frame
 from utils import UserError, list_files, return_freed_memory, warn
 
-LISTS = b"#EXTM3U", b"ffconcat version"  # how playlists begin
-NO_FILMS = "tty", "bin", "xbin", "adf", "idf", "ico", "fits"  # texts and stills that FFmpeg takes for films
-COVER = Disposition.attached_pic
-SEEK_MARGIN = 10  # seconds that decoding starts early after a seek, so that every frame has all that it refers to
-LARGE_FRAME_PIXELS = 2**22  # pixels of frames of which fewer are held at a time; 4K has twice as many
+VIDEO_SUFFIXES = (  # files with these suffixes count as videos without a check; FFmpeg inspects all other files
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".m2ts", ".mts", ".mxf", ".dv",
+    ".flv", ".wmv", ".asf", ".ogv", ".3gp", ".gif", ".nut")
+MAX_FRAME_PIXELS = 8192 * 8192  # videos with larger frames are refused, since a decoder holds many of them in memory
+LARGE_FRAME_PIXELS = 2**22  # for frames of at least this size, fewer are held in memory at a time; 4K has 2^23 pixels
+SEEK_MARGIN = 10  # seconds that decoding starts before the target of a seek, so that all referenced frames are decoded
+_PLAYLIST_HEADERS = b"#EXTM3U", b"ffconcat version"
+_NON_VIDEO_FORMATS = "tty", "bin", "xbin", "adf", "idf", "ico", "fits"  # text and still images that FFmpeg demuxes
 T = TypeVar("T")
 
 
 @contextmanager
 def open_video(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Open a film with PyAV and yield (container, its first video stream that is no cover). Raises UserError when there
-    is none."""
+    """Open a video file and yield (container, first video stream that is not a cover image).
+
+    FFmpeg gets an open file and may use no protocol, so that it opens no other file. Raises UserError if the file is
+    not a video.
+    """
     if not Path(path).is_file():  # reading a pipe might never end
-        raise UserError(f"{path} is not a file; name a video")
+        raise UserError(f"{path} is not a file; pass a video file")
     with ExitStack() as stack:
         try:
             file = stack.enter_context(open(path, "rb"))
-            if file.read(16).startswith(LISTS):
-                raise UserError(f"{path} is a list of other files, which are not opened; name one of these")
+            if file.read(16).startswith(_PLAYLIST_HEADERS):
+                raise UserError(f"{path} is a playlist, whose files are not opened; pass one of them")
             file.seek(0)
-            # FFmpeg gets an open file and may use no protocol, so that it opens nothing that this file names.
-            # (``options`` would go to the streams as well; of an .flv there are none yet, and PyAV would crash.)
+            # Not ``options``: PyAV also passes those to the streams and crashes if there are none yet, as in .flv.
             container = stack.enter_context(av.open(file, container_options={"protocol_whitelist": "none"},
                                                     metadata_errors="replace"))
         except (av.error.FFmpegError, OSError) as error:
             raise UserError(f"cannot read {path} as a video: {error.strerror or error}") from error
         kind = container.format.name
-        if kind in NO_FILMS or kind.endswith("_pipe") and kind != "yuv4mpegpipe":
-            raise UserError(f"{path} is a still picture or a text ({kind}); name a video, or convert it to PNG")
-        video = next((stream for stream in container.streams.video if not stream.disposition & COVER), None)
+        if kind in _NON_VIDEO_FORMATS or kind.endswith("_pipe") and kind != "yuv4mpegpipe":
+            raise UserError(f"{path} is a still image or a text ({kind}); pass a video, or convert the image to PNG")
+        video = next((stream for stream in container.streams.video
+                      if not stream.disposition & Disposition.attached_pic), None)
         if video is None:
-            raise UserError(f"{path} has no video stream")
+            raise UserError(f"{path} has no video stream; pass a video file")
         size = video.codec_context
         if size is None:
-            raise UserError(f"{path} has a video stream of an unknown kind; convert it, for example to H.264")
+            raise UserError(f"{path} has a video stream of an unknown codec; convert it, for example to H.264")
         if size.width * size.height > MAX_FRAME_PIXELS:
-            raise UserError(f"the frames of {path} have more than {MAX_FRAME_PIXELS:,} pixels; give a smaller video")
+            raise UserError(f"the frames of {path} have more than {MAX_FRAME_PIXELS:,} pixels; scale the video down")
         if size.width * size.height >= LARGE_FRAME_PIXELS:
             return_freed_memory()
         video.thread_type = "AUTO"
@@ -63,7 +69,7 @@ def open_video(path: str | Path) -> Iterator[tuple[av.container.InputContainer, 
 
 
 def is_video(path: Path) -> bool:
-    """Whether FFmpeg finds a film in a file: no still picture, no music with a cover, no text."""
+    """Return whether FFmpeg finds a video in a file; False for still images, music with a cover image, and text."""
     try:
         with open_video(path):
             return True
@@ -72,38 +78,41 @@ def is_video(path: Path) -> bool:
 
 
 def find_videos(folder: Path) -> list[Path]:
-    """The films directly in ``folder``, in natural order: files whose names say so, readable or not, and all others,
-    pictures apart, in which FFmpeg finds one. A file that crashes it is named and left out."""
+    """Return the videos directly in ``folder``, in natural order.
+
+    These are files with one of VIDEO_SUFFIXES, readable or not, and all others in which FFmpeg finds a video, except
+    images. A file that crashes FFmpeg is left out with a warning.
+    """
     paths = [path for path in list_files(folder) if path.suffix.lower() not in IMAGE_SUFFIXES]
-    return [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES or _is_film_apart(path)]
+    return [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES or _is_video_isolated(path)]
 
 
-def _is_film_apart(path):
+def _is_video_isolated(path):
     try:
         return run_in_subprocess(is_video, path)
     except ProcessDied as error:
-        warn(f"{path} crashes the reader ({error}); it is left out")
+        warn(f"{path} crashes the decoder ({error}); it is left out")
         return False
 
 
 def frame_rate(stream: av.VideoStream) -> Fraction:
-    """Frames a second as the file states them, as a Fraction."""
+    """Return the frames per second that the file states; 25 if it states none."""
     return stream.average_rate or stream.guessed_rate or Fraction(25)
 
 
 def demux_packets(film: av.container.InputContainer, streams: Stream | Sequence[Stream],
                path: str | Path) -> Iterator[av.Packet]:
-    """The packets of ``streams`` as far as the file can be read."""
+    """Yield the packets of ``streams`` as far as the file can be read; a read error ends them with a warning."""
     try:
         for packet in film.demux(streams):
             if packet.dts is not None or packet.stream.type == "video":  # the last, empty packet flushes the decoder
                 yield packet
     except (av.error.FFmpegError, OSError) as error:
-        warn(f"{path} breaks off ({error.strerror}); what could be read is used")
+        warn(f"{path} cannot be read to its end ({error.strerror}); the part before is used")
 
 
 class DamageLog:
-    """Where packets could not be decoded: less than a second apart they are one gap, which gets one warning."""
+    """Packets that could not be decoded, grouped into gaps: those less than a second apart share one warning."""
 
     def __init__(self) -> None:
         self.gaps = []  # [first second, last second, packets, reason]
@@ -116,23 +125,23 @@ class DamageLog:
 
     def report(self, path: str | Path) -> None:
         for first, last, count, reason in self.gaps:
-            warn(f"{path} is damaged from {first:.2f} to {last:.2f} s ({count} packets, {reason}): frames that do not "
-                 "decode are missing there, all others keep their times")
+            warn(f"{path} is damaged from {first:.2f} to {last:.2f} s ({count} packets, {reason}); frames that cannot "
+                 "be decoded are left out, all others keep their timestamps")
 
 
 def read_frames(path: str | Path, begin: int | None = None,
                 damage: DamageLog | None = None) -> Generator[tuple[int, av.VideoFrame], None, None]:
-    """Yield (pts, frame) of a film in order, pts in the stream's time base and strictly increasing.
+    """Yield (pts, frame) of a film in display order, pts in the stream's time base and strictly increasing.
 
-    ``begin`` is the pts to start from: decoding starts some seconds in front of it, and earlier frames are dropped.
-    A frame without a time is put one frame of the stated rate after the one before it; a frame whose time is not later
-    than that of the one before, one tick after it. What does not decode is entered into ``damage`` and left out.
+    ``begin`` is the first pts to yield. A frame without a timestamp gets the previous one plus one frame at the stated
+    rate; a frame whose timestamp is not later than the previous one gets that plus one tick. Frames that cannot be
+    decoded are left out and entered into ``damage``.
     """
     with open_video(path) as (film, stream):
         size, last = None, None
         step = max(1, round(1 / (frame_rate(stream) * stream.time_base)))
         if begin is not None:
-            with suppress(av.error.FFmpegError):  # a film that cannot seek is read from its start
+            with suppress(av.error.FFmpegError):  # without an index, the film is read from its start
                 film.seek(max(begin - round(SEEK_MARGIN / stream.time_base), 0), stream=stream)
         for packet in demux_packets(film, stream, path):
             try:
@@ -154,54 +163,56 @@ def read_frames(path: str | Path, begin: int | None = None,
 
 
 class Film(Protocol):
-    """What can be played: a video file, or numbered frames (``sequence.py``)."""
+    """A sequence of frames with timestamps: a video file, or numbered images (``image_sequence.ImageSequence``)."""
 
-    path: Path  # of the file, or of the frames with a star for their number
+    path: Path  # of the file, or of the images with * for their number
 
     @property
     def name(self) -> str:
-        """Name of the film, as shown to the user."""
+        """Name of the film for messages."""
 
     @property
     def rate(self) -> Fraction:
-        """Frames a second, as stated."""
+        """Stated frames per second."""
 
     @property
     def time_base(self) -> Fraction:
-        """Seconds of one unit of pts."""
+        """Seconds per unit of pts."""
 
     @property
     def start(self) -> float:
-        """Seconds at which the earliest track begins."""
+        """Start of the earliest track in seconds."""
 
     @property
     def stated_frames(self) -> int:
-        """Number of frames as the file states it; 0 if it states none."""
+        """Stated number of frames; 0 if unknown."""
 
     def fingerprint(self) -> list[Any]:
-        """Plain values that differ for every other film, and once this one is changed."""
+        """Return plain values that identify the film and change when it is modified."""
 
     def read(self, begin: int | None = None,
              damage: DamageLog | None = None) -> Generator[tuple[int, int, Planes], None, None]:
-        """Yield (pts, duration, Planes) of the frames from the pts ``begin`` on, pts strictly increasing. What does not
-        decode is left out; with ``damage`` given, it is entered there or warned about."""
+        """Yield (pts, duration, Planes) of the frames from the pts ``begin`` on, pts strictly increasing.
+
+        Frames that cannot be decoded are left out; with ``damage`` given, they are entered there or warned about.
+        """
 
     def colored_film(self, output: Path, times: Iterable[int]) -> "Film":
-        """The film at ``output`` into which the frames at ``times`` (pts) of this one were colored."""
+        """Return the film at ``output`` that holds the colored frames of this one with the pts ``times``."""
 
     def is_overwritten_by(self, output: Path) -> bool:
-        """Whether coloring into ``output`` would overwrite the film itself."""
+        """Return whether coloring into ``output`` would overwrite this film."""
 
 
 class VideoFile:
-    """A film in a file, as ``Film`` says. It is opened only when needed; then UserError is raised if it is no film."""
+    """A ``Film`` in a video file, which is opened on first use; UserError is raised then if it is not a video."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
     @cached_property
     def _stated(self):
-        """(frames a second, time base, start, number of frames) as the file states them."""
+        """(frames per second, time base, start, number of frames) as the file states them."""
         with open_video(self.path) as (film, stream):
             rate = frame_rate(stream)
             count = stream.frames or round((film.duration or 0) / 1e6 * rate)
@@ -236,7 +247,7 @@ class VideoFile:
 
     def read(self, begin: int | None = None,
              damage: DamageLog | None = None) -> Generator[tuple[int, int, Planes], None, None]:
-        """``read_frames`` as (pts, duration, Planes)."""
+        """Yield (pts, duration, Planes) of ``read_frames``."""
         with closing(read_frames(self.path, begin, damage)) as frames:
             for pts, frame in frames:
                 yield pts, frame.duration, planes_from_frame(frame)
@@ -249,18 +260,19 @@ class VideoFile:
 
 
 def pts_window(film: Film, config: FilmConfig) -> tuple[int | None, float]:
-    """config.start and config.end as pts of a film: (the first to take, or None for its beginning; the first to leave
-    out, inf for none)."""
+    """Return config.start and config.end as pts of a film: (first pts or None, end pts (exclusive) or inf)."""
     begin = round((film.start + config.start) / film.time_base) if config.start else None
     return begin, (film.start + config.end) / film.time_base
 
 
 def read_known_frames(film: Film, times: Sequence[int], index: int) -> Generator[tuple[int, Planes], None, None]:
-    """Yield (index, Planes) of the frames from ``index`` on. Raises UserError unless their pts are those in ``times``,
-    the pts of all frames as they were found before."""
+    """Yield (index, Planes) of the frames from ``index`` on, in a film whose frames had the pts ``times`` before.
+
+    Raises UserError if the pts differ now.
+    """
     frames: Any = film.read(times[index])
     first = next(frames, None)
-    if first is None or first[0] != times[index]:  # a film that cannot seek well, or states no times
+    if first is None or first[0] != times[index]:  # seeking is inexact, or the film has no timestamps
         frames.close()
         frames = itertools.dropwhile(lambda item: item[0] < times[index], film.read())
         first = next(frames, None)
@@ -271,34 +283,37 @@ def read_known_frames(film: Film, times: Sequence[int], index: int) -> Generator
         yield index, planes
         index += 1
     if index < len(times):
-        raise UserError(f"{film.path} cannot be read a second time as it was the first, from frame {index} on; copy it "
+        raise UserError(f"{film.path} has other timestamps than when it was first read, from frame {index} on; copy it "
                         "to a good disk and run again")
 
 
 def frames_at(film: Film, times: Sequence[int], indices: Iterable[int]) -> Generator[tuple[int, Planes], None, None]:
-    """Yield (index, Planes) of the frames of ``indices``, each of which is asked for when the one before it was taken;
-    ``times`` as for ``planned_frames``. What lies between rising ones is decoded where a seek would cost as much."""
+    """Yield (index, Planes) of the frames ``indices``; ``times`` as in ``read_known_frames``.
+
+    Each index is taken from ``indices`` after the frame before was consumed. Frames between increasing indices are decoded and dropped if they cover less than SEEK_MARGIN; else it seeks.
+    """
     with ExitStack() as stack:
-        frames, place = None, 0  # the next frame to read
+        frames, following = None, 0  # index of the next frame to read
         for index in indices:
-            if frames is None or index < place or (times[index] - times[place]) * film.time_base > SEEK_MARGIN:
+            if (frames is None or index < following
+                    or (times[index] - times[following]) * film.time_base > SEEK_MARGIN):
                 stack.close()
                 frames = stack.enter_context(closing(read_known_frames(film, times, index)))
-            place = index + 1
+            following = index + 1
             yield next(frame for frame in frames if frame[0] == index)
 
 
 def prefetch(items: Generator[T, None, None], size: int) -> Generator[T, None, None]:
-    """Iterate ``items`` in a thread of its own, at most ``size`` items ahead; what it raises is raised here.
+    """Iterate over ``items`` in a background thread, at most ``size`` items ahead; its exceptions are raised here.
 
-    Closing this generator, or leaving it by an error, stops the thread and closes ``items`` before it returns.
+    Closing this generator, or an error in its consumer, stops the thread and closes ``items`` before it returns.
     """
-    waiting, stop, end = queue.Queue(size), threading.Event(), object()
+    pending, stop, end = queue.Queue(size), threading.Event(), object()
 
     def put(item):
         while not stop.is_set():
             with suppress(queue.Full):
-                waiting.put(item, timeout=0.1)
+                pending.put(item, timeout=0.1)
                 return
 
     def run():
@@ -309,14 +324,14 @@ def prefetch(items: Generator[T, None, None], size: int) -> Generator[T, None, N
                     if stop.is_set():
                         return
             put((end, None))
-        except BaseException as error:  # of whatever kind: the consumer raises it
+        except BaseException as error:  # raised in the consumer
             put((end, error))
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
         while True:
-            item, error = waiting.get()
+            item, error = pending.get()
             if error is not None:
                 raise error
             if item is end:
@@ -325,9 +340,3 @@ def prefetch(items: Generator[T, None, None], size: int) -> Generator[T, None, N
     finally:
         stop.set()
         thread.join()
-
-VIDEO_SUFFIXES = (  # a file of such a name is a film or a damaged one; of others, FFmpeg decides
-    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".m2ts", ".mts", ".mxf", ".dv",
-    ".flv", ".wmv", ".asf", ".ogv", ".3gp", ".gif", ".nut")
-
-MAX_FRAME_PIXELS = 8192 * 8192  # the same for films, of which a decoder holds many frames
