@@ -34,7 +34,8 @@ import av
 import test
 from config import ColorConfig, FilmConfig
 from fileio.atomic import atomic_write
-from film.io.video import VideoFile, prefetch
+from film.io.thread_pool import prefetch
+from film.io.video import VideoFile
 from film.render import rendering as episode
 from film.render.writers import FilmWriter
 from utils import ArgumentParser, UserError, parse_positive_int, run_cli

@@ -29,7 +29,8 @@ from colorizer.predictor import Predictor
 from config import FilmConfig, TemporalFilterConfig
 from dataset import rgb_to_lab
 from film.io.planes import planes_from_frame
-from film.io.video import VideoFile, frame_rate, open_video, prefetch, read_frames
+from film.io.thread_pool import prefetch
+from film.io.video import VideoFile, frame_rate, open_video, read_frames
 from film.render.rendering import color_film
 from film.report.consistency import CDC, WarpError
 from utils import ArgumentParser, UserError, run_cli

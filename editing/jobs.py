@@ -24,7 +24,8 @@ from editing.recolor import Change, Recolored
 from film.analysis.first_pass import find_edited_boundaries
 from film.analysis.plan import FilmPredictor
 from film.io.planes import Planes
-from film.io.video import DamageLog, VideoFile, prefetch
+from film.io.thread_pool import prefetch
+from film.io.video import DamageLog, VideoFile
 from film.render.incremental import can_update
 from film.render.rendering import RenderJob
 from film.render.work_queue import WorkQueue

@@ -21,7 +21,8 @@ from config import FilmConfig
 from film.analysis.shot_detection import find_gray_cuts
 from film.io import video
 from film.io.planes import planes_from_frame
-from film.io.video import VideoFile, prefetch
+from film.io.thread_pool import prefetch
+from film.io.video import VideoFile
 from film.render import pipeline, rendering
 from film.render.rendering import color_film
 from film.render.segments import is_joined

@@ -8,7 +8,8 @@ from contextlib import closing
 from tqdm import tqdm
 
 from film.io.planes import Planes
-from film.io.video import DamageLog, Film, prefetch
+from film.io.thread_pool import prefetch
+from film.io.video import DamageLog, Film
 from utils import UserError
 
 FRAMES_AHEAD = 8  # decoded ahead of the consumer; larger evens out slow frames and takes more memory

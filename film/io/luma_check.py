@@ -8,7 +8,8 @@ import cv2
 
 from config import FilmConfig
 from film.io.planes import change_depth
-from film.io.video import Film, VideoFile, open_video, prefetch, pts_window
+from film.io.thread_pool import prefetch
+from film.io.video import Film, VideoFile, open_video, pts_window
 from utils import UserError
 
 

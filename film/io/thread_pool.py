@@ -1,9 +1,11 @@
-"""A thread pool for coloring, and an ordered, bounded map over it."""
+"""Threads: a pool for coloring, an ordered and bounded map over it, and prefetching of an iterator."""
 
+import queue
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TypeVar
 
 import cv2
@@ -47,3 +49,42 @@ def map_in_order(pool: ThreadPoolExecutor, function: Callable[[T], U], items: It
             yield item, future.result()
     for item, future in pending:
         yield item, future.result()
+
+
+def prefetch(items: Generator[T, None, None], size: int) -> Generator[T, None, None]:
+    """Iterate over ``items`` in a background thread, at most ``size`` items ahead; its exceptions are raised here.
+
+    Closing this generator, or an error in its consumer, stops the thread and closes ``items`` before it returns.
+    """
+    pending, stop, end = queue.Queue(size), threading.Event(), object()
+
+    def put(item):
+        while not stop.is_set():
+            with suppress(queue.Full):
+                pending.put(item, timeout=0.1)
+                return
+
+    def run():
+        try:
+            with closing(items):
+                for item in items:
+                    put((item, None))
+                    if stop.is_set():
+                        return
+            put((end, None))
+        except BaseException as error:  # raised in the consumer
+            put((end, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = pending.get()
+            if error is not None:
+                raise error
+            if item is end:
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()

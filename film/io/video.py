@@ -1,8 +1,6 @@
 """Reading of films: opening and seeking video files, decoding frames with timestamps, and the ``Film`` protocol."""
 
 import itertools
-import queue
-import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from fractions import Fraction
@@ -303,40 +301,3 @@ def frames_at(film: Film, times: Sequence[int], indices: Iterable[int]) -> Gener
             yield next(frame for frame in frames if frame[0] == index)
 
 
-def prefetch(items: Generator[T, None, None], size: int) -> Generator[T, None, None]:
-    """Iterate over ``items`` in a background thread, at most ``size`` items ahead; its exceptions are raised here.
-
-    Closing this generator, or an error in its consumer, stops the thread and closes ``items`` before it returns.
-    """
-    pending, stop, end = queue.Queue(size), threading.Event(), object()
-
-    def put(item):
-        while not stop.is_set():
-            with suppress(queue.Full):
-                pending.put(item, timeout=0.1)
-                return
-
-    def run():
-        try:
-            with closing(items):
-                for item in items:
-                    put((item, None))
-                    if stop.is_set():
-                        return
-            put((end, None))
-        except BaseException as error:  # raised in the consumer
-            put((end, error))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = pending.get()
-            if error is not None:
-                raise error
-            if item is end:
-                return
-            yield item
-    finally:
-        stop.set()
-        thread.join()

@@ -32,7 +32,8 @@ from film.analysis.plan import FilmPredictor, Plan
 from film.io.encoding import explain_write_errors
 from film.io.image_sequence import ImageSequence
 from film.io.interlacing import FIELD_ORDER_NAMES
-from film.io.video import LARGE_FRAME_PIXELS, Film, prefetch
+from film.io.thread_pool import prefetch
+from film.io.video import LARGE_FRAME_PIXELS, Film
 from film.render.incremental import finished_shots, open_segment_store, shot_digest
 from film.render.pipeline import predict_tasks, read_tasks, to_planes
 from film.render.segments import SegmentStore, read_completion

@@ -18,7 +18,8 @@ from fileio.atomic import atomic_write
 from film.analysis.plan import Shot
 from film.io.encoding import write_video
 from film.io.planes import Box, plane_slices
-from film.io.video import Film, prefetch, read_known_frames
+from film.io.thread_pool import prefetch
+from film.io.video import Film, read_known_frames
 
 # Blue, bluish green and vermillion of Okabe and Ito's palette, which color-blind people tell apart.
 COLORS = {"recalled": (0, 114, 178), "guessed": (0, 158, 115), "unknown": (213, 94, 0)}

@@ -16,8 +16,8 @@ from fileio.atomic import atomic_write
 from fileio.images import image_grid, write_image
 from fileio.outputs import refuse_existing
 from film.io.planes import Planes
-from film.io.thread_pool import coloring_threads, map_in_order
-from film.io.video import Film, prefetch, pts_window
+from film.io.thread_pool import coloring_threads, map_in_order, prefetch
+from film.io.video import Film, pts_window
 from film.report.records import ShotRecord
 
 MAX_MEASURED_FRAMES = 200  # of a film; they are evenly spaced

@@ -20,7 +20,8 @@ from colorizer.predictor import Predictor
 from dataset import REFERENCE_ID, lab_to_rgb, resize, rgb_to_lab
 from film.analysis.held_frames import HeldFrameDetector
 from film.io.encoding import write_video
-from film.io.video import Film, prefetch
+from film.io.thread_pool import prefetch
+from film.io.video import Film
 from film.report.memory_thumbnails import memory_thumbnails
 from film.report.records import ShotRecord
 from utils import evenly_spaced
