@@ -208,8 +208,8 @@ def write_film_report(predictor: Predictor, config: ColorConfig, records: Record
     facts = {label.replace("color_feature", "palette from"): text
              for label, text in coloring_facts(predictor, config).items()}
     report = accompanying_path(target, "report.html")
-    write_report(report, Report(film.name, records, suggestions, folder.name, predictor.names, thumbnails, summaries,
-                                facts, records.response))
+    write_report(report, Report(film.path.name, records, suggestions, folder.name, predictor.names, thumbnails,
+                                summaries, facts, records.response))
     print(f"report: {report}")
     if suggestions:
         write_suggested_frames(folder, film, records.pts, suggestions)

@@ -135,7 +135,7 @@ def shots_of(path: Path) -> Iterator[list[np.ndarray]]:
 
 def joined(path: Path, kind: str, middles: list[int]) -> Iterator[av.VideoFrame]:
     """The film of pairs of shots that a transition joins; ``middles`` gets the frames of the middle thirds."""
-    count, written, waiting = round(LASTS * VideoFile(path).rate), 0, None
+    count, written, waiting = round(LASTS * VideoFile(path).info.rate), 0, None
     for shot in shots_of(path):
         if len(shot) < count + 6:
             continue
@@ -200,7 +200,7 @@ def colored(predictor: Predictor | None, source: Path) -> Path | None:
 def measure_row(predictor: Predictor | None, film: Path, name: str, folder: Path, every: int) -> dict[str, float] | None:
     """Make the film of one of ROWS, and measure what comes of it; None where it is still to be colored."""
     source = folder / f"{name.replace(' ', '_')}_gray.mkv"
-    store(turned(film, ROWS[name].filters), source, VideoFile(film).rate)
+    store(turned(film, ROWS[name].filters), source, VideoFile(film).info.rate)
     result = colored(predictor, source)
     return None if result is None else measure(result, film, every, ROWS[name].across)
 
@@ -208,8 +208,8 @@ def measure_row(predictor: Predictor | None, film: Path, name: str, folder: Path
 def measure_transition(predictor: Predictor | None, film: Path, kind: str, folder: Path) -> None:
     """Print the row of one of TRANSITIONS."""
     truth, source, middles = folder / f"{kind}.mkv", folder / f"{kind}_gray.mkv", []
-    store(joined(film, kind, middles), truth, VideoFile(film).rate)
-    store(turned(truth, GRAY), source, VideoFile(film).rate)
+    store(joined(film, kind, middles), truth, VideoFile(film).info.rate)
+    store(turned(truth, GRAY), source, VideoFile(film).info.rate)
     result = colored(predictor, source)
     if result is not None:
         whole, middle = (measure(result, truth, 3, among=among)["ciede2000"] for among in (None, middles))

@@ -68,7 +68,7 @@ class Alone:
 def color_alone(predictor, film, shots, target):
     """Color the part of a film that ``shots`` are of, each frame by itself, and encode it as test.py does."""
     film, alone = VideoFile(film), TemporalFilterConfig(previous_weight=0.0)  # nothing is left of the frame before
-    start, end = (time - float(film.start) for time in (shots[0]["start_time"], shots[-1]["end_time"]))
+    start, end = (time - float(film.info.start) for time in (shots[0]["start_time"], shots[-1]["end_time"]))
     color_film(Alone(predictor), film, target, FilmConfig(start=start, end=end, temporal_filter=alone))
 
 

@@ -119,7 +119,7 @@ def find_shots(project: Project, work: BackgroundTask) -> None:
             for time_, _, planes in frames:
                 work.go_on()
                 pts.append(time_)
-                work.done = min(0.98, len(pts) / max(1, film.stated_frames))
+                work.done = min(0.98, len(pts) / max(1, film.info.stated_frames))
                 pictures.add(partial(small, planes))
                 yield planes.luma_uint8(256, 256)
 
@@ -238,7 +238,7 @@ def color(project: Project, predictors: PredictorCache, work: BackgroundTask, fr
 
 def _watch(work, log, film):
     """Tell how far the coloring is: by what is read while shots are found, then by the log of shots."""
-    total = max(1, film.stated_frames)
+    total = max(1, film.info.stated_frames)
     while work.running:
         if shots := log_lines(log):
             work.note = f"{len(shots)} shots colored"

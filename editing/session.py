@@ -136,7 +136,7 @@ class EditingSession:
         return {"colored": True, "shots": shots}
 
     def _found_shots(self, found):
-        base = VideoFile(self.project.facts.film).time_base
+        base = VideoFile(self.project.facts.film).info.time_base
         return [{"index": index, "start": start, "end": end, "middle": (start + end) // 2,
                  "time": round(float(found.pts[start] * base), 3),
                  "seconds": round(float((found.pts[end - 1] - found.pts[start]) * base), 3), "sure": None,

@@ -60,7 +60,7 @@ def test_ffmpeg_tells_what_is_a_film(tmp_path, capsys):
     assert [path.name for path in list_videos(tmp_path)] == films
     assert [path.name for path in find_videos(tmp_path)] == films
     pictures, work = find_inputs(tmp_path, tmp_path / "out")
-    assert [film.name for film, _ in work] == films and [path.name for path, _ in pictures] == ["still.png"]
+    assert [film.path.name for film, _ in work] == films and [path.name for path, _ in pictures] == ["still.png"]
     assert [target.name for _, target in work] == ["damaged.mkv", "episode.mkv", "film.mkv", "Folge 2.mkv"]
     assert capsys.readouterr().err == ""
     (_, target), = find_inputs(tmp_path / "episode", tmp_path / "out.mp4")[1]

@@ -28,8 +28,8 @@ class FilmScan:
     def frames(self) -> Generator[Planes, None, None]:
         """Yield all frames in order."""
         frames = prefetch(self.film.read(self.begin, self.damage), FRAMES_AHEAD)
-        with closing(frames), tqdm(total=self.film.stated_frames or None, unit=" frames", leave=False, disable=None,
-                                   desc=f"finding shots of {self.film.name}") as bar:
+        with closing(frames), tqdm(total=self.film.info.stated_frames or None, unit=" frames", leave=False,
+                                   disable=None, desc=f"finding shots of {self.film.path.name}") as bar:
             for pts, duration, planes in frames:
                 if pts >= self.end:
                     return

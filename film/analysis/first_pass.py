@@ -147,7 +147,7 @@ class _Reading:
         self.scan.damage.report(film.path)
         if not self.scan.last_duration:
             self.scan.last_duration = (pts[-1] - pts[-2] if len(pts) > 1 else
-                                       max(1, round(1 / (film.rate * film.time_base))))
+                                       max(1, round(1 / (film.info.rate * film.info.time_base))))
         if self.previous is None:
             boxes = find_boxes(self.margins, [shot.end - shot.start for shot in self.shots], self.scan.size)
             self.shots = [replace(shot, box=box) for shot, box in zip(self.shots, boxes, strict=True)]

@@ -98,7 +98,7 @@ class _Extraction:
         self.film, self.folder, self.config, self.executor = film, folder, config, executor
         self.scan, self.detector = FilmScan(film), make_detector(config)
         self.pool = FramePool(config.frames_per_shot, self.detector.delay, POOL_BYTES)
-        self.result = DetectedFilm(film.path, float(film.rate), self.detector.label, self.detector.threshold)
+        self.result = DetectedFilm(film.path, float(film.info.rate), self.detector.label, self.detector.threshold)
         self.numbers = itertools.count()
         self.reread: dict[int, DetectedShot] = {}  # frame that must be read again -> its shot
         self.checksums: dict[int, int] = {}  # the same frame -> checksum
@@ -117,7 +117,7 @@ class _Extraction:
         for index, planes in reread_frames(self.film, self.scan.pts, self.checksums) if self.reread else ():
             self._deliver(self.reread[index], index, planes)
         self._crop_letterbox()
-        decoded, stated = len(self.scan.pts), self.film.stated_frames
+        decoded, stated = len(self.scan.pts), self.film.info.stated_frames
         if stated - decoded > max(5, stated // 100):
             warn(f"{self.film.path} ends early: {decoded} of {stated} frames can be decoded and are used")
         else:

@@ -199,8 +199,8 @@ def write_video(path: Path, film: Film, frames: Iterable[tuple[int, np.ndarray]]
     The rate and the time base are those of ``film``; ``pixel_aspect`` None means square pixels.
     """
     with atomic_write(path) as temporary, av.open(str(temporary), "w") as output:
-        stream = output.add_stream("libx264", rate=film.rate, options={"crf": "18", "preset": "veryfast"})
-        stream.time_base = stream.codec_context.time_base = film.time_base
+        stream = output.add_stream("libx264", rate=film.info.rate, options={"crf": "18", "preset": "veryfast"})
+        stream.time_base = stream.codec_context.time_base = film.info.time_base
         stream.codec_context.colorspace = BT709
         for number, (pts, rgb) in enumerate(frames):
             if number == 0:
@@ -210,7 +210,7 @@ def write_video(path: Path, film: Film, frames: Iterable[tuple[int, np.ndarray]]
                     stream.codec_context.sample_aspect_ratio = pixel_aspect
             frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(
                 format=stream.pix_fmt, dst_colorspace="ITU709")
-            frame.pts, frame.time_base = pts, film.time_base
+            frame.pts, frame.time_base = pts, film.info.time_base
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
 

@@ -13,7 +13,7 @@ import numpy as np
 from dataset import resize
 from fileio.images import LUMINANCE_WEIGHTS, read_deep_image, read_image, srgb_decode, write_image
 from film.io.planes import Planes, planes_from_rgb
-from film.io.video import DamageLog
+from film.io.video import DamageLog, FilmInfo
 from utils import UserError, warn
 
 MIN_FRAMES = 12  # fewer numbered images (half a second) do not count as a film
@@ -60,18 +60,15 @@ def _are_successive(paths):
 class ImageSequence:
     """Numbered images as a ``video.Film`` of RATE frames per second; the pts is the number minus the first number."""
 
-    rate, time_base, start = RATE, 1 / RATE, 0.0
-
     def __init__(self, paths: dict[int, Path], prefix: str = "") -> None:
         """``paths``: {number: path} in order; ``prefix``: the part of the names before the number."""
         first = min(paths)
         self.paths = {number - first: path for number, path in paths.items()}
         path = self.paths[0]
-        self.prefix, self.name = prefix, f"{prefix}*{path.suffix}"
-        self.path = path.parent / self.name
+        self.prefix, self.path = prefix, path.parent / f"{prefix}*{path.suffix}"
         # Stem of the names of the report and the log.
         self.stem = prefix.strip(" ._-").replace(".", "_") or path.parent.resolve().name.replace(".", "_")
-        self.stated_frames = len(paths)
+        self.info = FilmInfo(RATE, 1 / RATE, 0.0, len(paths))
 
     def __str__(self) -> str:
         return str(self.path)

@@ -6,7 +6,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import av
 from av.stream import Disposition, Stream
@@ -25,7 +25,6 @@ LARGE_FRAME_PIXELS = 2**22  # for frames of at least this size, fewer are held i
 SEEK_MARGIN = 10  # seconds that decoding starts before the target of a seek, so that all referenced frames are decoded
 _PLAYLIST_HEADERS = b"#EXTM3U", b"ffconcat version"
 _NON_VIDEO_FORMATS = "tty", "bin", "xbin", "adf", "idf", "ico", "fits"  # text and still images that FFmpeg demuxes
-T = TypeVar("T")
 
 
 @contextmanager
@@ -160,30 +159,23 @@ def read_frames(path: str | Path, begin: int | None = None,
                     yield last, frame
 
 
+class FilmInfo(NamedTuple):
+    """The properties of a film that its file states."""
+
+    rate: Fraction  # frames per second
+    time_base: Fraction  # seconds per unit of pts
+    start: float  # start of the earliest track in seconds
+    stated_frames: int  # number of frames; 0 if unknown
+
+
 class Film(Protocol):
     """A sequence of frames with timestamps: a video file, or numbered images (``image_sequence.ImageSequence``)."""
 
     path: Path  # of the file, or of the images with * for their number
 
     @property
-    def name(self) -> str:
-        """Name of the film for messages."""
-
-    @property
-    def rate(self) -> Fraction:
-        """Stated frames per second."""
-
-    @property
-    def time_base(self) -> Fraction:
-        """Seconds per unit of pts."""
-
-    @property
-    def start(self) -> float:
-        """Start of the earliest track in seconds."""
-
-    @property
-    def stated_frames(self) -> int:
-        """Stated number of frames; 0 if unknown."""
+    def info(self) -> FilmInfo:
+        """Properties that the film states."""
 
     def fingerprint(self) -> list[Any]:
         """Return plain values that identify the film and change when it is modified."""
@@ -209,32 +201,11 @@ class VideoFile:
         self.path = Path(path)
 
     @cached_property
-    def _stated(self):
-        """(frames per second, time base, start, number of frames) as the file states them."""
+    def info(self) -> FilmInfo:
         with open_video(self.path) as (film, stream):
             rate = frame_rate(stream)
             count = stream.frames or round((film.duration or 0) / 1e6 * rate)
-            return rate, stream.time_base, (film.start_time or 0) / 1e6, count
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def rate(self) -> Fraction:
-        return self._stated[0]
-
-    @property
-    def time_base(self) -> Fraction:
-        return self._stated[1]
-
-    @property
-    def start(self) -> float:
-        return self._stated[2]
-
-    @property
-    def stated_frames(self) -> int:
-        return self._stated[3]
+            return FilmInfo(rate, stream.time_base, (film.start_time or 0) / 1e6, count)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -259,8 +230,8 @@ class VideoFile:
 
 def pts_window(film: Film, config: FilmConfig) -> tuple[int | None, float]:
     """Return config.start and config.end as pts of a film: (first pts or None, end pts (exclusive) or inf)."""
-    begin = round((film.start + config.start) / film.time_base) if config.start else None
-    return begin, (film.start + config.end) / film.time_base
+    start, time_base = film.info.start, film.info.time_base
+    return round((start + config.start) / time_base) if config.start else None, (start + config.end) / time_base
 
 
 def read_known_frames(film: Film, times: Sequence[int], index: int) -> Generator[tuple[int, Planes], None, None]:
@@ -286,15 +257,15 @@ def read_known_frames(film: Film, times: Sequence[int], index: int) -> Generator
 
 
 def frames_at(film: Film, times: Sequence[int], indices: Iterable[int]) -> Generator[tuple[int, Planes], None, None]:
-    """Yield (index, Planes) of the frames ``indices``; ``times`` as in ``read_known_frames``.
+    """Yield (index, Planes) of the frames ``indices``, each consumed before the next index is requested.
 
-    Each index is taken from ``indices`` after the frame before was consumed. Frames between increasing indices are decoded and dropped if they cover less than SEEK_MARGIN; else it seeks.
+    It seeks backward and over more than SEEK_MARGIN, and decodes otherwise. ``times`` is as in ``read_known_frames``.
     """
     with ExitStack() as stack:
         frames, following = None, 0  # index of the next frame to read
         for index in indices:
             if (frames is None or index < following
-                    or (times[index] - times[following]) * film.time_base > SEEK_MARGIN):
+                    or (times[index] - times[following]) * film.info.time_base > SEEK_MARGIN):
                 stack.close()
                 frames = stack.enter_context(closing(read_known_frames(film, times, index)))
             following = index + 1

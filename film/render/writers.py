@@ -183,8 +183,8 @@ class FrameWriter:
             raise UserError(f"no picture of {film.path} can be read")
         self.film, self.folder, self.overwrite = film, output.parent, overwrite
         height, width = planes.y.shape
-        self.target = EncodingTarget("pictures", {}, "", width, height, (height, width), planes.coding, film.rate,
-                                     film.time_base, {}, "")
+        self.target = EncodingTarget("pictures", {}, "", width, height, (height, width), planes.coding, film.info.rate,
+                                     film.info.time_base, {}, "")
 
     def would_replace(self) -> bool:
         return False  # ``join`` writes nothing
