@@ -1,4 +1,4 @@
-"""Films of any container: what FFmpeg finds in a file is read, and nothing that a file names."""
+"""Containers: FFmpeg decides what is a video, and files that are named inside a file are not opened."""
 
 import re
 from fractions import Fraction
@@ -24,17 +24,17 @@ def frames_of(path):
     return sum(1 for _ in VideoFile(path).read())
 
 
-def test_an_flv_is_read(tmp_path):
-    """PyAV could crash where streams turn up only once packets are read."""
+def test_flv_can_be_opened(tmp_path):
+    """PyAV can crash if streams are found only after packets were read."""
     assert frames_of(draw_film(tmp_path / "in.flv", times=range(6), codec="flv", sound=None)) == 6
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is a film
+# Detection of videos
 
 
 def draw_cover(path):
-    """Music with a picture, whose stream FFmpeg counts among the videos."""
+    """Write music with a cover image, which FFmpeg lists as a video stream."""
     with av.open(str(path), "w") as file:
         sound = file.add_stream("mp3", rate=44100, layout="mono")
         cover = file.add_stream("png", rate=1)
@@ -46,7 +46,7 @@ def draw_cover(path):
         file.mux(cover.encode(av.VideoFrame(16, 16, "rgb24")))
 
 
-def test_ffmpeg_tells_what_is_a_film(tmp_path, capsys):
+def test_ffmpeg_decides_which_files_are_videos(tmp_path, capsys):
     draw_film(tmp_path / "film.mkv", times=range(3))
     for name in ("episode", "Folge 2.bak"):
         (tmp_path / name).write_bytes((tmp_path / "film.mkv").read_bytes())
@@ -71,7 +71,7 @@ def test_ffmpeg_tells_what_is_a_film(tmp_path, capsys):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Containers, as the table in docs/FILMS.md has them
+# Containers of the table in docs/FILMS.md
 
 CONTAINERS = {  # suffix: (FFmpeg's muxer, encoder, its pixels, frames a second, sound, size)
     ".mp4": ("mp4", "libx264", "yuv420p", 25, "aac", (64, 48)),
@@ -96,7 +96,7 @@ UNEVEN = {".mp4", ".mov", ".mkv", ".webm", ".ts", ".m2ts", ".flv", ".wmv", ".gif
 
 
 def draw_in(path):
-    """A film of 8 frames of CONTAINERS, with pixels of 16:11 or the nearest that the container knows."""
+    """Write a film of 8 frames in a container of CONTAINERS, with a pixel aspect ratio near 16:11."""
     muxer, codec, pixels, rate, sound, size = CONTAINERS[path.suffix]
     options = {"mpegts_m2ts_mode": "1"} if path.suffix == ".m2ts" else {}
     with av.open(str(path), "w", format=muxer, options=options) as film:
@@ -120,7 +120,7 @@ def draw_in(path):
 
 
 def facts(path):
-    """(seconds of the frames since the first, shape of the pixels, kinds of tracks)."""
+    """Return (seconds of the frames since the first, pixel aspect ratio, types of tracks)."""
     with open_video(path) as (film, stream):
         times = [pts * stream.time_base for pts, *_ in VideoFile(path).read()]
         shape = stream.sample_aspect_ratio or Fraction(1)
@@ -128,8 +128,8 @@ def facts(path):
 
 
 @pytest.mark.parametrize("suffix", CONTAINERS)
-def test_a_film_of_any_container_is_colored(tmp_path, capsys, suffix):
-    """Count and times of the frames and the shape of the pixels are those of the source."""
+def test_films_of_all_containers_are_colored(tmp_path, capsys, suffix):
+    """The output keeps the number and timestamps of the frames and the pixel aspect ratio."""
     source = draw_in(tmp_path / f"in{suffix}")
     (film, target), = find_inputs(source, tmp_path / "out")[1]
     assert target.name == (f"in{suffix}" if suffix in OUTPUT_SUFFIXES else "in.mkv")
@@ -141,19 +141,19 @@ def test_a_film_of_any_container_is_colored(tmp_path, capsys, suffix):
     assert after[0] == pytest.approx(before[0], abs=0.0011) and after[1] == before[1]
     assert (before[1] == 1) == (suffix in (".webm", ".gif"))  # WebM could, but not by the muxer as PyAV calls it
     if suffix == ".wmv":
-        assert "cannot carry the sound track 1 (wmav2)" in capsys.readouterr().err and after[2] == ["video"]
+        assert "cannot store the sound track 1 (wmav2)" in capsys.readouterr().err and after[2] == ["video"]
     else:
         assert after[2] == before[2]
     assert np.ptp(next(VideoFile(target).read())[2].rgb_uint8().astype(int), 2).mean() > 3  # in color
 
 
-def test_the_table_of_containers_is_that_of_the_test():
+def test_documented_containers_are_tested():
     text = (Path(__file__).parents[1] / "docs" / "FILMS.md").read_text()
     assert re.findall(r"(?m)^\| `(\.\w+)` \|", text) == list(CONTAINERS)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a file names
+# Files that name other files
 
 
 PLAYLISTS = {
@@ -168,7 +168,7 @@ PLAYLISTS = {
 
 
 @pytest.mark.parametrize("name", PLAYLISTS)
-def test_what_a_file_names_is_not_opened(tmp_path, name):
+def test_playlists_are_refused(tmp_path, name):
     film = draw_film(tmp_path / "whole.ts", times=range(6))
     path = tmp_path / name
     path.write_text(PLAYLISTS[name].format(film=film.name))
@@ -178,8 +178,8 @@ def test_what_a_file_names_is_not_opened(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["list.m3u8", "list.mp4"])
-def test_ffmpeg_itself_opens_nothing_beside_the_film(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(video, "_PLAYLIST_HEADERS", b"nothing begins like this")
-    test_what_a_file_names_is_not_opened(tmp_path, name)
+def test_ffmpeg_opens_no_other_file(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(video, "_PLAYLIST_HEADERS", b"no such header")
+    test_playlists_are_refused(tmp_path, name)
     with av.open(str(tmp_path / name)) as followed:
         assert followed.streams.video

@@ -1,4 +1,4 @@
-"""Pictures of more than 8 bits: stills and numbered frames, in and out without losing depth."""
+"""Images of more than 8 bits: reading, writing and coloring without loss of depth."""
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def gray_codes(depth, shift=0, size=(96, 64)):
-    """A gray picture in which every code of ``depth`` bits is as likely, RGB codes."""
+    """Return a grayscale RGB image of ``depth`` bits with uniformly distributed values."""
     row = (np.arange(size[0]) + shift) % size[0]
     fine = (np.arange(size[1])[:, None] + row * size[1]) / (size[0] * size[1] - 1)
     codes = np.rint(fine * (2**depth - 1)).astype(np.uint8 if depth == 8 else np.uint16)
@@ -27,13 +27,13 @@ def gray_codes(depth, shift=0, size=(96, 64)):
 
 
 def codes_of(picture, depth):
-    """A picture of 8 bits in ``depth`` bits, with all of them used."""
+    """Return an 8-bit image with random lower bits added up to ``depth`` bits."""
     noise = np.random.default_rng(0).integers(0, 1 << depth - 8, picture.shape)
     return ((picture.astype(np.uint16) << depth - 8) + noise).astype(np.uint8 if depth == 8 else np.uint16)
 
 
 @pytest.mark.parametrize("suffix, depth", DEPTHS)
-def test_every_bit_is_written_and_read(tmp_path, suffix, depth):
+def test_images_of_all_depths_round_trip(tmp_path, suffix, depth):
     path = tmp_path / f"a%02d{suffix}"  # a pattern is a name like any other
     drawn = codes_of(draw_picture(0), depth)
     write_image(path, drawn, depth)
@@ -44,7 +44,7 @@ def test_every_bit_is_written_and_read(tmp_path, suffix, depth):
     assert np.abs(planes_from_rgb(drawn, depth).rgb_codes().astype(int) - drawn).max() <= 2  # of Y', Cb and Cr
 
 
-def test_light_is_written_and_read(tmp_path):
+def test_linear_light_round_trips(tmp_path):
     light = np.random.default_rng(0).random((48, 64, 3)).astype(np.float32) * 20
     write_image(tmp_path / "a.exr", light)
     picture = read_deep_image(tmp_path / "a.exr")
@@ -56,7 +56,7 @@ def test_light_is_written_and_read(tmp_path):
 
 
 @pytest.mark.parametrize("suffix, depth", [(".png", 16), (".jpg", 8), (".exr", 16), (".tif", 16)])
-def test_another_format_keeps_what_it_can(tmp_path, suffix, depth):
+def test_formats_without_the_depth_are_converted(tmp_path, suffix, depth):
     drawn = gray_codes(10)
     write_image(tmp_path / f"a{suffix}", drawn, 10)
     picture = read_deep_image(tmp_path / f"a{suffix}")
@@ -65,7 +65,7 @@ def test_another_format_keeps_what_it_can(tmp_path, suffix, depth):
     assert wrong < (0.02 if depth == 8 else 1e-4)
 
 
-def test_bad_deep_pictures_are_one_sentence(tmp_path):
+def test_damaged_deep_images_raise_user_errors(tmp_path):
     write_image(tmp_path / "good.dpx", gray_codes(10), 10)
     whole = (tmp_path / "good.dpx").read_bytes()
     write_image(tmp_path / "good.exr", gray_codes(8))
@@ -80,7 +80,7 @@ def test_bad_deep_pictures_are_one_sentence(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Colored
+# Coloring
 
 
 def luma_of(codes, depth):
@@ -88,12 +88,12 @@ def luma_of(codes, depth):
 
 
 def is_inside(codes, depth):
-    """Where no channel is clipped."""
+    """Return where no channel is clipped."""
     return ((codes > 0) & (codes < 2**depth - 1)).all(-1)
 
 
 @pytest.mark.parametrize("suffix, depth", [(".tif", 16), (".dpx", 10), (".png", 16)])
-def test_numbered_frames_keep_their_depth(tmp_path, suffix, depth):
+def test_colored_sequences_keep_their_depth(tmp_path, suffix, depth):
     for number in range(12):
         write_image(tmp_path / "in" / f"scan_{number:04d}{suffix}", gray_codes(depth, number), depth)
     (film, target), = find_inputs(tmp_path / "in", tmp_path / "out")[1]
@@ -106,8 +106,8 @@ def test_numbered_frames_keep_their_depth(tmp_path, suffix, depth):
         assert np.abs(luma_of(result.rgb, depth) - luma_of(before, depth))[inside].max() < 1.01 / (2**depth - 1)
 
 
-def test_frames_of_light_keep_their_luminance(tmp_path):
-    """Also where it is brighter than white, and where there is none."""
+def test_colored_openexr_keeps_its_luminance(tmp_path):
+    """Also of light brighter than white and of negative light."""
     light = [np.linspace(0, 4, 96, dtype=np.float32)[None, :, None].repeat(64, 0).repeat(3, -1) + i / 50
              for i in range(12)]
     for number, picture in enumerate(light):
@@ -122,7 +122,7 @@ def test_frames_of_light_keep_their_luminance(tmp_path):
 
 
 class StillPredictor:
-    """Colors every picture in one color, as a predictor of stills does."""
+    """Predicts one color for every image."""
 
     source = "memory"
 
@@ -131,7 +131,7 @@ class StillPredictor:
 
 
 @pytest.mark.parametrize("suffix, depth", [(".tif", 16), (".dpx", 12), (".exr", 16)])
-def test_stills_keep_their_depth(tmp_path, suffix, depth):
+def test_colored_images_keep_their_depth(tmp_path, suffix, depth):
     write_image(tmp_path / f"in{suffix}", gray_codes(depth), depth)
     pairs, _ = find_inputs(tmp_path / f"in{suffix}", tmp_path / f"out{suffix}")
     evaluation = Evaluation()

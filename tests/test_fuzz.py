@@ -1,4 +1,4 @@
-"""Files from strangers: whatever is in a file, a reader returns what it should or raises UserError, soon and in bounds.
+"""Fuzz tests: for any file content, a reader returns a valid result or raises UserError, in bounded time and memory.
 
 ``make fuzz`` tries 500 cases a test; FUZZ_CASES sets the number.
 """
@@ -38,7 +38,7 @@ fuzz = settings(max_examples=CASES, deadline=None, database=None, derandomize=Tr
 
 @st.composite
 def damage(draw, whole):
-    """The bytes of a file, cut off, with flipped bytes, with a part overwritten or repeated, or with a new head."""
+    """Return the bytes of a file truncated, with changed bytes, an overwritten or repeated part, or a new header."""
     data = bytearray(whole)
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.integers(0, max(0, len(data) - 1)))
@@ -63,7 +63,7 @@ def folder(tmp_path_factory):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pictures
+# Images
 
 
 @lru_cache
@@ -83,7 +83,7 @@ def check_picture(path):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
-def test_damaged_pictures(folder, kind):
+def test_damaged_images(folder, kind):
     path = folder / f"picture.{kind.lower()}"
 
     @fuzz
@@ -96,7 +96,7 @@ def test_damaged_pictures(folder, kind):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])
-def test_pictures_cut_at_every_tenth_are_refused(folder, kind):
+def test_truncated_images_are_refused(folder, kind):
     whole, path = picture_bytes(kind), folder / "cut.png"
     for tenth in range(10):
         path.write_bytes(whole[:len(whole) * tenth // 10])
@@ -105,7 +105,7 @@ def test_pictures_cut_at_every_tenth_are_refused(folder, kind):
 
 
 def png(width, height):
-    """A PNG of a few kB that claims a size."""
+    """Return a PNG of a few kB whose header states a size."""
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
@@ -114,7 +114,7 @@ def png(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
-def test_an_absurd_size_is_refused_by_the_header(tmp_path):
+def test_huge_size_is_refused_by_the_header(tmp_path):
     path = tmp_path / "absurd.png"
     path.write_bytes(png(60_000, 60_000))
     assert path.stat().st_size < 4000
@@ -122,7 +122,7 @@ def test_an_absurd_size_is_refused_by_the_header(tmp_path):
         read_image(path)
 
 
-def test_what_is_called_a_picture_and_is_none(tmp_path):
+def test_other_files_with_image_suffixes_are_refused(tmp_path):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "zero.png").write_bytes(b"")
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
@@ -140,7 +140,7 @@ def test_what_is_called_a_picture_and_is_none(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_what_may_not_be_read(tmp_path):
+def test_unreadable_files_are_refused(tmp_path):
     path = tmp_path / "secret.png"
     path.write_bytes(picture_bytes("PNG"))
     path.chmod(0)
@@ -151,7 +151,7 @@ def test_what_may_not_be_read(tmp_path):
 
 @fuzz
 @given(st.text(st.characters(blacklist_characters="/\0", blacklist_categories=["Cs"]), min_size=1, max_size=40))
-def test_names_in_any_script(tmp_path_factory, name):
+def test_file_names_in_any_script(tmp_path_factory, name):
     path = tmp_path_factory.getbasetemp() / f"_{name}.png"
     path.write_bytes(picture_bytes("PNG"))
     try:
@@ -178,7 +178,7 @@ def video_bytes(suffix, codec, folder):
 
 
 def check_video(path):
-    """Find the shots of a film and color it, as far as it goes."""
+    """Find the shots of a film and color it, as far as it can be read."""
     pictures = path.with_name("pictures")
     try:
         found = extract_training_frames(path, pictures, GeneratorConfig())
@@ -210,15 +210,15 @@ def test_damaged_videos(folder, suffix, codec):
 
 
 @pytest.mark.parametrize("suffix, codec", FILMS)
-def test_videos_cut_at_every_tenth(folder, suffix, codec):
+def test_truncated_videos(folder, suffix, codec):
     whole, path = video_bytes(suffix, codec, folder), folder / f"cut{suffix}"
     for tenth in range(10):
         path.write_bytes(whole[:len(whole) * tenth // 10])
         check_video(path)
 
 
-def test_a_list_of_other_files_is_no_video(tmp_path):
-    """FFmpeg knows formats that name other files and addresses, which are not the stranger's to open."""
+def test_playlists_are_not_videos(tmp_path):
+    """FFmpeg supports formats that name other files and addresses, which must not be opened."""
     (tmp_path / "whole.mp4").write_bytes(video_bytes(".mp4", "libx264", str(tmp_path)))
     (tmp_path / "list.mp4").write_text(f"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/{tmp_path}/whole.mp4\n#EXT-X-ENDLIST\n")
     with pytest.raises(UserError, match="list.mp4"), video.open_video(tmp_path / "list.mp4"):
@@ -261,7 +261,7 @@ def test_damaged_checkpoints(content):
 @fuzz
 @given(st.data())
 def test_checkpoints_with_damaged_pickles(tmp_path_factory, data):
-    """The sums of the archive are right and its pickle is not, so that the reader of pickles itself is tried."""
+    """The checksums of the archive are correct, so that the unpickler gets the damaged pickle."""
     path = tmp_path_factory.getbasetemp() / "pickle.pt"
     with zipfile.ZipFile(BytesIO(checkpoint_bytes())) as whole, zipfile.ZipFile(path, "w") as spoiled:
         for name in whole.namelist():
@@ -270,7 +270,7 @@ def test_checkpoints_with_damaged_pickles(tmp_path_factory, data):
     check_checkpoint(path)
 
 
-def test_checkpoints_cut_at_every_tenth_are_refused(tmp_path):
+def test_truncated_checkpoints_are_refused(tmp_path):
     whole, path = checkpoint_bytes(), tmp_path / "cut.pt"
     for tenth in range(10):
         path.write_bytes(whole[:len(whole) * tenth // 10])
@@ -278,7 +278,7 @@ def test_checkpoints_cut_at_every_tenth_are_refused(tmp_path):
             load_checkpoint(path)
 
 
-def test_a_compressed_checkpoint_is_refused_before_it_unfolds(tmp_path):
+def test_compressed_checkpoint_is_refused_before_decompression(tmp_path):
     path = tmp_path / "bomb.pt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
         bomb.writestr("archive/data.pkl", bytes(2**24))

@@ -1,4 +1,4 @@
-"""Numbered frames as a film: which pictures are one, and that it is colored like one."""
+"""Image sequences: detection, and coloring like a video file."""
 
 import json
 import os
@@ -20,7 +20,7 @@ SHOTS = [(60, 16), (200, 12)]
 
 
 def bars(i, level=60, size=(64, 48)):
-    """A frame of a film of bars that move, RGB uint8."""
+    """Return a frame of a film of moving bars, RGB uint8."""
     return np.repeat((level + 20 * np.sin((np.arange(size[0]) + i) / 3)).astype(np.uint8)[None].repeat(size[1], 0)
                      [..., None], 3, 2)
 
@@ -38,7 +38,7 @@ def found(folder):
 
 @pytest.fixture
 def shots(tmp_path):
-    """A folder with the frames of two shots, and the lumas of these."""
+    """Return a folder with the frames of two shots, and their luma."""
     film = draw_shots(tmp_path / "film.mkv", SHOTS, options={"crf": "0"})
     frames = [frame.to_ndarray(format="rgb24") for _, frame in read_frames(film)]
     return write_frames(tmp_path / "in", [frame.mean(-1, keepdims=True).repeat(3, 2).astype(np.uint8)
@@ -56,7 +56,7 @@ def pictures(folder):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Which pictures are a film
+# Detection
 
 
 MOVING = [bars(i) for i in range(14)]
@@ -73,11 +73,11 @@ MOVING = [bars(i) for i in range(14)]
     ("film_{:03d}.png", [draw_picture(i % 2, (64, 48)) if i % 2 else bars(i) for i in range(14)], None, ([], 14)),
     ("film_{:03d}.png", [bars(i, size=(64 + i, 48)) for i in range(14)], None, ([], 14)),
 ])
-def test_what_is_a_film(tmp_path, name, frames, numbers, expected):
+def test_which_images_form_a_sequence(tmp_path, name, frames, numbers, expected):
     assert found(write_frames(tmp_path, frames, name, numbers)) == expected
 
 
-def test_films_and_other_pictures_of_one_folder(tmp_path):
+def test_a_folder_may_hold_sequences_and_other_images(tmp_path):
     write_frames(tmp_path, MOVING, "one_{:02d}.png")
     write_frames(tmp_path, MOVING[:12], "two_{:02d}.png")
     write_image(tmp_path / "poster.png", draw_picture(0))
@@ -88,11 +88,11 @@ def test_films_and_other_pictures_of_one_folder(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Colored
+# Coloring
 
 
-def test_numbered_frames_are_colored_shot_by_shot(tmp_path, shots):
-    """As the same film in a file: its shots, palettes and held drawings; the luma and the names are the source's."""
+def test_sequence_is_colored_like_a_video_file(tmp_path, shots):
+    """Shots, palettes and held frames equal those of the same film in a file; luma and names are kept."""
     film, predictor = StubPredictor(), StubPredictor()
     expected = color_film(film, VideoFile(tmp_path / "film.mkv"), tmp_path / "out.mkv", FilmConfig(crf=0))
     records = color(shots, tmp_path / "out", predictor)
@@ -114,7 +114,7 @@ def test_numbered_frames_are_colored_shot_by_shot(tmp_path, shots):
     assert len(os.listdir(tmp_path / "out")) == 28 + 1
 
 
-def test_an_interrupted_run_goes_on_with_the_frames_of_the_first_unfinished_shot(tmp_path, shots):
+def test_interrupted_run_continues_with_the_first_unfinished_shot(tmp_path, shots):
     def stop():
         raise KeyboardInterrupt
 
@@ -131,7 +131,7 @@ def test_an_interrupted_run_goes_on_with_the_frames_of_the_first_unfinished_shot
     assert all(path.stat().st_mtime_ns == before for path, before in begun.items())
 
 
-def test_what_is_there_stays(tmp_path, shots):
+def test_existing_images_are_kept(tmp_path, shots):
     (work, target), = find_inputs(shots, tmp_path / "out")[1]
     write_image(tmp_path / "out" / "shot.v2_0003.png", draw_picture(0))
     assert not is_complete(work, target)
@@ -149,7 +149,7 @@ def test_what_is_there_stays(tmp_path, shots):
     assert not is_complete(work, target)
 
 
-def test_a_part_of_it_and_frames_that_cannot_be_read(tmp_path, shots, capsys):
+def test_start_and_end_and_unreadable_images(tmp_path, shots, capsys):
     (shots / "shot.v2_0010.png").write_bytes(b"damaged")
     records = color(shots, tmp_path / "out", start=0.25, end=0.82)
     said = capsys.readouterr().err
@@ -158,7 +158,7 @@ def test_a_part_of_it_and_frames_that_cannot_be_read(tmp_path, shots, capsys):
     assert list(pictures(tmp_path / "out")) == [f"shot.v2_{pts + 1:04d}.png" for pts in records.pts]
 
 
-def test_bad_folders_of_frames_are_one_sentence(tmp_path, shots):
+def test_bad_sequences_raise_user_errors(tmp_path, shots):
     with pytest.raises(UserError, match="the output .*in is the input itself"):
         find_inputs(shots, shots)
     draw_film(shots / "shot_v2.mp4", times=range(3))

@@ -1,4 +1,4 @@
-"""Interlaced film: flags are kept, colors are of one field each, and nothing is combed."""
+"""Interlaced film: flags are kept, each field gets its own colors, and nothing shows combing."""
 
 
 import av
@@ -19,14 +19,14 @@ DARK, LIGHT = 80, 250  # so light that no strong color fits it
 
 
 def field_at(time):
-    """Luma of a field (SIZE / 2, SIZE): a light bar that moves fast."""
+    """Return the luma of a field (SIZE / 2, SIZE): a bright bar that moves fast."""
     plane = np.full((SIZE // 2, SIZE), DARK, np.uint8)
     plane[:, 6 * time % 40:6 * time % 40 + 20] = LIGHT
     return plane
 
 
 def draw_fields(path, order, count=6):
-    """A gray film whose frame i shows the moments 2 i and 2 i + 1, as an interlacing camera sees them."""
+    """Write an interlaced grayscale film whose frame i has fields of the times 2 i and 2 i + 1."""
     with av.open(str(path), "w") as film:
         stream = film.add_stream("libx264", rate=25, options={"crf": "0", **interlacing_options(order)})
         stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
@@ -49,7 +49,7 @@ def order_in(path):
 
 
 class Predictor(StubPredictor):
-    """Paints all in one color, and keeps what it has looked at."""
+    """Predicts one color and keeps its input."""
 
     AB = 40, -30
 
@@ -61,14 +61,14 @@ class Predictor(StubPredictor):
 
 
 def colors_of(planes):
-    """ab (H, W, 2) of a picture."""
+    """Return ab (H, W, 2) of a frame."""
     return cv2.cvtColor(planes.rgb(*planes.y.shape), cv2.COLOR_RGB2Lab)[..., 1:]
 
 
 @pytest.mark.parametrize("order", ["tff", "bff"])
 @pytest.mark.parametrize("suffix, settings", [(".mkv", {"crf": 0}), (".mp4", {"crf": 0}),
                                               (".mov", {"codec": "prores_ks"})])
-def test_an_interlaced_film_stays_so_and_each_field_has_its_colors(tmp_path, capsys, order, suffix, settings):
+def test_interlaced_film_stays_interlaced_with_colors_per_field(tmp_path, capsys, order, suffix, settings):
     source, target = draw_fields(tmp_path / "in.mkv", order), tmp_path / f"out{suffix}"
     predictor = Predictor()
     color_film(predictor, VideoFile(source), target, FilmConfig(**settings))
@@ -86,8 +86,8 @@ def test_an_interlaced_film_stays_so_and_each_field_has_its_colors(tmp_path, cap
         assert np.array_equal(weave_fields(*split_fields(planes)).y, planes.y)
 
 
-def test_chroma_is_not_combed(tmp_path):
-    """A color at two lightnesses has two pairs of Cb and Cr: where the fields differ, so do their rows."""
+def test_chroma_follows_the_luma_of_its_field(tmp_path):
+    """One color at two lightnesses has two pairs of Cb and Cr, so the rows differ where the fields do."""
     source = draw_fields(tmp_path / "in.mkv", "tff", 1)
     color_film(Predictor(), VideoFile(source), tmp_path / "out.mkv", FilmConfig(crf=0))
     (y, cb, cr), = planes_in(tmp_path / "out.mkv")
@@ -102,8 +102,8 @@ def test_chroma_is_not_combed(tmp_path):
 
 @pytest.mark.parametrize("height, pix_fmt, order", [
     (52, "yuv420p", "tff"), (54, "yuv422p", "tff"), (51, "yuv444p", "")])
-def test_lines_of_any_number(tmp_path, height, pix_fmt, order):
-    """H.264 halves the chroma of each field, which 486 lines do not allow; an odd number makes no two fields."""
+def test_heights_that_limit_chroma_subsampling(tmp_path, height, pix_fmt, order):
+    """H.264 halves the chroma of each field, which 486 lines do not allow; an odd height has no two fields."""
     with av.open(str(tmp_path / "in.mxf"), "w") as film:
         stream = film.add_stream("mpeg2video", rate=25, options=interlacing_options("tff"))
         stream.width, stream.height, stream.pix_fmt = SIZE, height, "yuv420p"
@@ -116,13 +116,13 @@ def test_lines_of_any_number(tmp_path, height, pix_fmt, order):
         assert film.streams.video[0].pix_fmt == pix_fmt and film.streams.video[0].height == height
 
 
-def test_progressive_film_is_never_marked(tmp_path, capsys):
+def test_progressive_film_is_not_flagged(tmp_path, capsys):
     source = draw_film(tmp_path / "in.mp4", times=range(4))
     color_film(StubPredictor(), VideoFile(source), tmp_path / "out.mp4")
     assert order_in(source) == order_in(tmp_path / "out.mp4") == "" and capsys.readouterr().err == ""
 
 
-def test_what_cannot_be_marked_is_said(tmp_path, capsys):
+def test_codecs_that_cannot_store_interlacing_cause_a_warning(tmp_path, capsys):
     source = draw_fields(tmp_path / "in.mkv", "tff")
     color_film(StubPredictor(), VideoFile(source), tmp_path / "out.webm")
     assert "interlaced, which libvpx-vp9 cannot mark" in capsys.readouterr().err
@@ -131,13 +131,13 @@ def test_what_cannot_be_marked_is_said(tmp_path, capsys):
 
 @pytest.mark.parametrize("flags, order", [([1, 1, 0, 0, 0] * 4, "bff"), ([0] * 20, ""), ([1] * 3 + [0] * 17, "")])
 def test_telecined_film_is_flagged_in_part(flags, order):
-    """Of pictures from 24 frames/s two of five are woven from two; a few flags at the beginning are no sign of that."""
+    """Telecine interlaces two of five frames; a few flags at the beginning do not make a film interlaced."""
     mark = FieldFlagger("bff", 16, 16, "yuv420p")
     assert field_order(mark(frame) if flag else frame for flag, frame in
                            ((flag, av.VideoFrame(16, 16, "yuv420p")) for flag in flags)) == order
 
 
-def test_pictures_to_learn_from_are_not_combed(tmp_path, capsys):
+def test_training_frames_have_no_combing(tmp_path, capsys):
     extract_training_frames(draw_fields(tmp_path / "in.mkv", "tff", 20), tmp_path / "pictures", GeneratorConfig())
     assert "in.mkv is interlaced: the images are the mean of both fields" in capsys.readouterr().err
     written = [cv2.imread(str(path)) for path in (tmp_path / "pictures").glob("*.png")]

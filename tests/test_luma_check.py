@@ -1,4 +1,4 @@
-"""The luma of a colored film is proven sample by sample, and what is not the same is told."""
+"""Comparison of the luma of a colored film with that of its source."""
 
 import hashlib
 import itertools
@@ -22,14 +22,14 @@ from utils import UserError
 
 
 def color(source, output, **settings):
-    """The proof of a film that is colored with these settings."""
+    """Return the luma report of a film colored with these settings."""
     config = FilmConfig(**settings)
     color_film(StubPredictor(), VideoFile(source), output, config)
     return check_luma(VideoFile(source), VideoFile(output), config)
 
 
 @pytest.mark.parametrize("pix_fmt, depth", [("yuv420p", 8), ("yuv420p10le", 10)])
-def test_a_lossless_film_has_the_very_luma(tmp_path, pix_fmt, depth):
+def test_lossless_output_has_identical_luma(tmp_path, pix_fmt, depth):
     source = draw_shots(tmp_path / "film.mkv", [(60, 6), (200, 6)], codec="ffv1", pix_fmt=pix_fmt, noise=20)
     line = color(source, tmp_path / "out.mkv", codec="ffv1", start=0.25, end=0.9)
     lumas = [planes[0] for planes in planes_in(source)[3:11]]
@@ -39,7 +39,7 @@ def test_a_lossless_film_has_the_very_luma(tmp_path, pix_fmt, depth):
 
 
 def copy(source, target, change, stop=None):
-    """Write a film anew with what ``change`` makes of the luma of each frame (pts, luma), up to frame ``stop``."""
+    """Write a film again with the luma ``change(pts, luma)`` of each frame before frame ``stop``."""
     wanted = choose_encoding(source, target.with_suffix(".mkv"), FilmConfig(codec="ffv1"))
     with av.open(str(source)) as film, open(target, "wb") as file, SegmentWriter(file, wanted) as writer:
         for frame in itertools.islice(film.decode(video=0), stop):
@@ -48,7 +48,7 @@ def copy(source, target, change, stop=None):
     return target
 
 
-def test_one_sample_of_one_frame_is_found(tmp_path):
+def test_one_changed_sample_is_found(tmp_path):
     def change(pts, luma):
         luma[40, 7] += pts == 417  # ms of frame 5
         return luma
@@ -62,7 +62,7 @@ def test_one_sample_of_one_frame_is_found(tmp_path):
     assert "luma identical: 9 frames" in check_luma(VideoFile(source), VideoFile(same), FilmConfig())
 
 
-def test_a_frame_that_is_missing_is_found(tmp_path):
+def test_missing_frame_is_found(tmp_path):
     source = draw_shots(tmp_path / "film.mkv", [(60, 9)], codec="ffv1")
     shorter = copy(source, tmp_path / "out.nut", lambda _, luma: luma, stop=8)
     for pair in ((source, shorter), (shorter, source)):
@@ -72,7 +72,7 @@ def test_a_frame_that_is_missing_is_found(tmp_path):
 
 @pytest.mark.parametrize("name, settings, bits", [
     ("out.mkv", {}, 8), ("out.mov", {"codec": "prores"}, 10), ("out.mkv", {"codec": "ffv1", "pix_fmt": "yuv420p"}, 10)])
-def test_how_far_a_lossy_film_is(tmp_path, name, settings, bits):
+def test_lossy_output_reports_the_difference(tmp_path, name, settings, bits):
     source = draw_shots(tmp_path / "film.mkv", [(60, 6)], codec="ffv1", noise=20,
                         pix_fmt="yuv420p10le" if "pix_fmt" in settings else "yuv420p")
     line = color(source, tmp_path / name, **settings)
@@ -84,7 +84,7 @@ def test_how_far_a_lossy_film_is(tmp_path, name, settings, bits):
     assert far.max() > 0
 
 
-def test_the_proof_is_printed_and_kept(tmp_path, capsys):
+def test_report_is_printed_and_saved(tmp_path, capsys):
     source = draw_shots(tmp_path / "film.mkv", [(60, 6)])
     color_film_and_report(OneColor(), ColorConfig(proof=True, codec="ffv1"), VideoFile(source), tmp_path / "out.mkv")
     line = json.loads((tmp_path / "out_metrics.json").read_text())["luma"]

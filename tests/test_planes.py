@@ -1,4 +1,4 @@
-"""Y', Cb and Cr against FFmpeg's own conversion, and colors laid over a luma."""
+"""Conversion of planes, compared with FFmpeg's own, and chroma from ab colors."""
 
 import av
 import cv2
@@ -14,14 +14,14 @@ CODINGS = [Coding(depth, full, space) for depth in (8, 10) for full in (False, T
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-def test_rgb_to_codes_and_back(coding):
+def test_to_chroma_inverts_to_rgb(coding):
     rgb = np.random.default_rng(0).random((12, 10, 3)).astype(np.float32)
     black, span = coding.luma_range
     y = np.rint(coding.luma_of(rgb) * span + black).astype(coding.dtype)
     assert np.abs(coding.to_rgb(y, *coding.to_chroma(rgb)) - rgb).max() < 0.012 / 4 ** (coding.depth == 10)
 
 
-def test_codes_of_red_by_hand():
+def test_coding_of_red_matches_a_worked_example():
     red = np.float32([[[1, 0, 0]]])
     cb, cr = Coding(8, False, 6).to_chroma(red)  # BT.601: (81, 90, 240), the textbook's bar
     assert (round(16 + 219 * float(Coding(8, False, 6).luma_of(red)[0, 0])), cb[0, 0], cr[0, 0]) == (81, 90, 240)
@@ -30,7 +30,7 @@ def test_codes_of_red_by_hand():
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-def test_decoded_frames_mean_what_ffmpeg_says(coding):
+def test_planes_from_frame_match_the_conversion_of_ffmpeg(coding):
     picture = draw_picture(0)
     frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
         format="yuv444p" if coding.depth == 8 else "yuv444p10le", dst_colorspace=coding.colorspace,
@@ -42,7 +42,7 @@ def test_decoded_frames_mean_what_ffmpeg_says(coding):
 
 
 @pytest.mark.parametrize("format_", ["rgb24", "gray", "nv12", "yuyv422", "gbrp", "bgra", "yuvj420p", "gray10le"])
-def test_pictures_of_any_format(format_):
+def test_planes_from_frame_accepts_all_pixel_formats(format_):
     picture = np.full((32, 48, 3), 150, np.uint8)
     planes = planes_from_frame(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=format_))
     assert planes.y.shape == (32, 48)
@@ -50,20 +50,20 @@ def test_pictures_of_any_format(format_):
 
 
 @pytest.mark.parametrize("height, colorspace", [(480, 6), (720, 1)])
-def test_an_untagged_matrix_is_that_of_the_size(height, colorspace):
+def test_untagged_matrix_depends_on_the_height(height, colorspace):
     frame = av.VideoFrame(16, height, "yuv420p")
     assert planes_from_frame(frame).coding == Coding(8, False, colorspace)
 
 
-def test_depth():
+def test_change_depth_rounds_and_clips():
     codes = np.array([[0, 1, 2, 6, 1021, 1023]], np.uint16)
     assert change_depth(codes, 10, 8).tolist() == [[0, 0, 1, 2, 255, 255]]  # rounded, and never beyond white
     assert change_depth(codes.astype(np.uint8)[:, :4], 8, 10).tolist() == [[0, 4, 8, 24]]
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-def test_painted_chroma_gives_the_colors_at_the_luma_of_the_picture(coding):
-    """The luma and ab of a picture give the picture, also where its colors are strong."""
+def test_ab_to_chroma_restores_the_colors_at_the_given_luma(coding):
+    """The luma and ab of an image restore the image, also its strong colors."""
     rgb = cv2.GaussianBlur(draw_picture(3), (5, 5), 0).astype(np.float32) / 255
     black, span = coding.luma_range
     y = np.rint(coding.luma_of(rgb) * span + black).astype(coding.dtype)
@@ -76,7 +76,7 @@ def test_painted_chroma_gives_the_colors_at_the_luma_of_the_picture(coding):
 
 
 @pytest.mark.parametrize("coding", CODINGS[::3])
-def test_chroma_does_not_depend_on_how_much_is_painted_at_a_time(coding, monkeypatch):
+def test_ab_to_chroma_does_not_depend_on_the_chunk_size(coding, monkeypatch):
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2**coding.depth, (90, 128)).astype(coding.dtype)
     picture, ab = Planes(y, None, None, coding), rng.normal(0, 30, (24, 24, 2)).astype(np.float32)
@@ -89,15 +89,15 @@ def test_chroma_does_not_depend_on_how_much_is_painted_at_a_time(coding, monkeyp
 
 
 @pytest.mark.parametrize("coding", CODINGS)
-def test_a_gray_picture_is_that_of_the_luma_alone(coding):
+def test_gray_uint8_ignores_chroma(coding):
     y = np.arange(2**coding.depth, dtype=coding.dtype).reshape(16, -1)
     picture = Planes(y, y, y, coding)
     expected = picture._replace(cb=None, cr=None).rgb_uint8()
-    # Of 10 bits and limited range, one code lies between two grays, and is rounded either way.
+    # With 10 bits and limited range, one value lies between two grays and may be rounded either way.
     assert (picture.gray_uint8(*y.shape) != expected).sum() <= 1
 
 
-def test_large_pictures_are_halved_before_they_are_looked_at():
+def test_large_frames_are_halved_before_resizing():
     rng = np.random.default_rng(0)
     for height, width in ((360, 640), (720, 1280), (1080, 1920), (2160, 3840), (1079, 1919)):
         y, cb = (cv2.resize(rng.integers(20, 230, (9, 16), np.uint8), (width // part, height // part),

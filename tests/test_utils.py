@@ -1,4 +1,4 @@
-"""Metrics by known values, pictures, checkpoints and video."""
+"""Metrics with known values, images, checkpoints and the command line."""
 
 import math
 import os
@@ -19,7 +19,7 @@ from fileio.images import image_grid, read_image, write_image
 from utils import UserError, parse_bool, run_cli
 
 
-def test_ciede2000_of_published_pairs():
+def test_ciede2000_matches_published_pairs():
     # Sharma, Wu and Dalal (2005), test pairs 1, 7 and 25 with their published differences.
     pairs = [((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425), ((50, 0, 0), (50, -1, 2), 2.3669),
              ((60.2574, -34.0099, 36.2677), (60.4626, -34.1751, 39.4387), 1.2644)]
@@ -27,13 +27,13 @@ def test_ciede2000_of_published_pairs():
         assert ciede2000(np.array([[one]]), np.array([[other]])) == pytest.approx(expected, abs=1e-4)
 
 
-def test_psnr_by_hand():
+def test_psnr_matches_worked_examples():
     assert psnr(255**2, 255) == 0
     assert psnr(1.0, 255) == pytest.approx(48.1308, abs=1e-4)
     assert psnr(0.0, 255) == math.inf
 
 
-def test_psnr_of_a_set_comes_from_its_mean_squared_error():
+def test_psnr_of_a_set_uses_its_mean_squared_error():
     black = np.zeros((16, 16, 3), np.uint8)
     off = np.full((16, 16, 3), 10, np.uint8)
     scores = Scores()
@@ -42,7 +42,7 @@ def test_psnr_of_a_set_comes_from_its_mean_squared_error():
     assert scores.summary()["psnr_rgb"] == pytest.approx(psnr((0 + 100) / 2, 255))
 
 
-def test_scores_of_the_truth_itself():
+def test_scores_of_the_ground_truth_are_perfect():
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
     scores = Scores()
@@ -56,18 +56,18 @@ def test_scores_of_the_truth_itself():
 @pytest.mark.parametrize("size, measured", [
     ((360, 640), (360, 640)), ((480, 854), (480, 854)), ((576, 720), (576, 720)), ((1080, 1920), (483, 859)),
     ((2160, 3840), (483, 859)), ((1, 10**6), (1, 643988))])
-def test_the_size_at_which_a_picture_is_measured(size, measured):
+def test_measured_size_is_bounded(size, measured):
     assert evaluation_size(*size) == measured
 
 
-def test_colorfulness_by_hand():
+def test_colorfulness_matches_a_worked_example():
     assert colorfulness(np.full((4, 4, 3), 90, np.uint8)) == 0
     red = np.zeros((2, 2, 3), np.uint8)
     red[..., 0] = 200  # rg = 200, yb = 100 everywhere: 0.3 * sqrt(200^2 + 100^2)
     assert colorfulness(red) == pytest.approx(0.3 * math.hypot(200, 100), rel=1e-5)
 
 
-def test_is_color():
+def test_has_color_ignores_noise():
     gray = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, 2).repeat(8, 0)
     assert not has_color(gray)
     noisy = np.clip(gray.astype(int) + np.random.default_rng(0).integers(0, 2, gray.shape), 0, 255).astype(np.uint8)
@@ -77,18 +77,18 @@ def test_is_color():
     assert has_color(hat)
 
 
-def test_picture_grid():
+def test_image_grid():
     grid = image_grid([[np.zeros((2, 3, 3), np.uint8)] * 2] * 3, gap=1)
     assert grid.shape == (8, 7, 3)
     assert (grid[2] == 255).all() and (grid[0, :3] == 0).all()
 
 
 @pytest.mark.parametrize("text, value", [("True", True), ("False", False), ("true", True), ("false", False)])
-def test_flags_that_are_true_or_false(text, value):
+def test_parse_bool(text, value):
     assert parse_bool(text) is value
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
     with pytest.raises(RuntimeError), atomic_write(path) as temporary:
@@ -97,14 +97,14 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file.txt"]
 
 
-def test_an_unwritable_place_is_a_users_error(tmp_path):
+def test_unwritable_path_raises_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         write_image(tmp_path / "file" / "picture.png", np.zeros((4, 4, 3), np.uint8))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp"])
-def test_pictures_come_back(tmp_path, suffix):
+def test_images_round_trip(tmp_path, suffix):
     picture = np.full((20, 30, 3), (10, 200, 90), np.uint8)
     write_image(tmp_path / f"a{suffix}", picture)
     assert np.abs(read_image(tmp_path / f"a{suffix}").astype(int) - picture).max() < 5
@@ -135,24 +135,24 @@ def test_exit_codes(capsys):
 # Checkpoints
 
 
-def test_checkpoints_come_back_whole(tmp_path):
+def test_checkpoints_round_trip(tmp_path):
     content = {"tensor": torch.arange(5.0), "plain": {"a": [1, "two", None, 3.5]}}
     save_checkpoint(tmp_path / "a.pt", content)
     loaded = load_checkpoint(tmp_path / "a.pt")
     assert torch.equal(loaded["tensor"], content["tensor"]) and loaded["plain"] == content["plain"]
 
 
-class Evil:
+class MaliciousObject:
     def __reduce__(self):
         return os.system, ("touch executed",)
 
 
-def test_what_is_no_checkpoint_is_refused_and_nothing_is_executed(tmp_path, monkeypatch):
+def test_files_other_than_checkpoints_are_refused_without_executing_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.pt").write_text("hello")
     (tmp_path / "empty.pt").write_bytes(b"")
     torch.save([1, 2], tmp_path / "list.pt")
-    torch.save({"format": 1, "evil": Evil()}, tmp_path / "evil.pt")
+    torch.save({"format": 1, "evil": MaliciousObject()}, tmp_path / "evil.pt")
     save_checkpoint(tmp_path / "whole.pt", {"tensor": torch.zeros(1000)})
     (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:2000])
     for name in ("text", "empty", "list", "evil", "cut"):
@@ -163,7 +163,7 @@ def test_what_is_no_checkpoint_is_refused_and_nothing_is_executed(tmp_path, monk
         load_checkpoint(tmp_path / "missing.pt")
 
 
-def test_another_format_is_named(tmp_path, monkeypatch):
+def test_other_checkpoint_format_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "CHECKPOINT_FORMAT", 99)
     save_checkpoint(tmp_path / "a.pt", {})
     monkeypatch.undo()
@@ -171,8 +171,7 @@ def test_another_format_is_named(tmp_path, monkeypatch):
         load_checkpoint(tmp_path / "a.pt")
 
 
-def test_import_without_matplotlib_window():
-    """The scripts import without a display and without touching the network."""
+def test_scripts_import_without_display_and_network():
     code = "import utils, dataset, networks, train, test, dataset_generator"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           cwd=os.path.dirname(utils.__file__), env={"PATH": os.environ["PATH"]},
@@ -180,8 +179,8 @@ def test_import_without_matplotlib_window():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_share_of_another_color_is_that_of_the_pixels():
-    """A third of a gray picture is red: those pixels are far away, the others are not."""
+def test_share_of_far_colors_counts_pixels():
+    """A third of a gray image is red in the result."""
     truth = np.full((12, 12, 3), 128, np.uint8)
     result = truth.copy()
     result[:4] = 200, 40, 40

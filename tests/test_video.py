@@ -1,4 +1,4 @@
-"""Reading and writing: what must survive, and what is bad about films."""
+"""Reading and writing of films: what the output keeps of its source, and handling of bad input."""
 
 import argparse
 import io
@@ -69,14 +69,14 @@ def draw_rich_film(path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What must survive
+# What the output keeps
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
 @pytest.mark.parametrize("sizes, times", [
     ((64, 48), range(20)), ((853, 479), range(4)), ((64, 48), (0, 1, 2, 5, 6, 11)), ((64, 48), (0,)),
     ((16, 16), range(3)), ((2, 2), range(3))])
-def test_frames_times_size_and_sound_are_those_of_the_source(tmp_path, suffix, sizes, times):
+def test_output_keeps_frames_timestamps_size_and_sound(tmp_path, suffix, sizes, times):
     source = draw_film(tmp_path / f"in{suffix}", sizes, times)
     output = color(source, tmp_path / f"out{suffix}", crf=0, batch_size=3)
     assert times_and_sound(output) == times_and_sound(source)
@@ -85,7 +85,7 @@ def test_frames_times_size_and_sound_are_those_of_the_source(tmp_path, suffix, s
         assert np.array_equal(before[0], after[0])
 
 
-def test_webm(tmp_path):
+def test_webm_output(tmp_path):
     source = draw_film(tmp_path / "in.mkv", (63, 47), codec="libvpx-vp9", sound="libopus", times=(0, 1, 2, 5, 6))
     output = color(source, tmp_path / "out.webm")
     assert times_and_sound(output) == times_and_sound(source)
@@ -93,7 +93,7 @@ def test_webm(tmp_path):
         assert film.streams.video[0].codec_context.name.endswith("vp9")
 
 
-def test_all_tracks_chapters_and_tags(tmp_path):
+def test_output_keeps_all_tracks_chapters_and_tags(tmp_path):
     source = draw_rich_film(tmp_path / "in.mkv")
     output = color(source, tmp_path / "out.mkv")
     assert tracks(output) == tracks(source) and len(tracks(source)) == 3
@@ -104,21 +104,21 @@ def test_all_tracks_chapters_and_tags(tmp_path):
             (c["start"], c["end"], c["metadata"]) for c in b.chapters()] and len(b.chapters()) == 2
 
 
-def test_what_the_container_cannot_carry_is_named(tmp_path, capsys):
+def test_tracks_that_the_container_cannot_store_are_named_in_a_warning(tmp_path, capsys):
     source = draw_rich_film(tmp_path / "in.mkv")
     output = color(source, tmp_path / "out.mp4")
     said = capsys.readouterr().err
-    assert "cannot carry the subtitles 3 (subrip, fra)" in said and "sound" not in said
+    assert "cannot store the subtitles 3 (subrip, fra)" in said and "sound" not in said
     assert [track[:3] for track in tracks(output)] == [("audio", "aac", "eng"), ("audio", "aac", "deu")]
     with av.open(str(output)) as film:
         assert [chapter["metadata"]["title"] for chapter in film.chapters()] == ["Part 0", "Part 1"]
     color(source, tmp_path / "out.webm")
-    assert capsys.readouterr().err.count("cannot carry the sound track") == 2
+    assert capsys.readouterr().err.count("cannot store the sound track") == 2
     # and back again, from the .mp4 whose chapters are a track of their own
     assert len(tracks(color(output, tmp_path / "again.mkv"))) == 2
 
 
-def test_no_sound_and_zero_length_sound(tmp_path):
+def test_films_without_sound_or_with_empty_sound(tmp_path):
     silent = draw_film(tmp_path / "silent.mp4", sound=None)
     assert times_and_sound(color(silent, tmp_path / "out1.mp4")) == times_and_sound(silent)
     source = tmp_path / "empty.mkv"
@@ -138,7 +138,7 @@ def test_no_sound_and_zero_length_sound(tmp_path):
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("depth", [8, 10])
 @pytest.mark.parametrize("colorspace", [1, 6])
-def test_range_matrix_depth_and_aspect(tmp_path, full, depth, colorspace):
+def test_output_keeps_range_matrix_depth_and_aspect(tmp_path, full, depth, colorspace):
     source = tmp_path / "in.mkv"
     pix_fmt = "yuv420p" if depth == 8 else "yuv420p10le"
     ramp = np.arange(64 * 48).reshape(48, 64) % (2**depth - 100) + 50
@@ -169,8 +169,8 @@ def test_range_matrix_depth_and_aspect(tmp_path, full, depth, colorspace):
     assert np.array_equal(planes_in(color(source, tmp_path / "exact.mkv", codec="ffv1"))[0][0], ramp)
 
 
-def test_a_turned_film_is_turned_upright(tmp_path):
-    """The display matrix of a phone's film: the picture is turned, so that the network sees it upright."""
+def test_rotated_film_is_stored_upright(tmp_path):
+    """Films of phones are rotated by a display matrix; the networks must see them upright."""
     source = draw_shots(tmp_path / "in.mp4", [(120, 6)], options={"crf": "0"})
     content = bytearray(source.read_bytes())
     at = content.index(b"tkhd") + 4 + 40  # version, flags, times, id, duration, reserved, layer, group, volume
@@ -185,7 +185,7 @@ def test_a_turned_film_is_turned_upright(tmp_path):
         assert np.array_equal(np.rot90(before[0], -1), after[0])  # such a film is shown turned clockwise
 
 
-def test_start_and_end(tmp_path):
+def test_start_and_end_select_a_part_of_the_film(tmp_path):
     source = draw_rich_film(tmp_path / "in.mkv")
     output = color(source, tmp_path / "out.mkv", start=0.5, end=1.5, crf=0)
     times, sound, _ = times_and_sound(output)
@@ -204,12 +204,12 @@ def test_start_and_end(tmp_path):
 
 
 @pytest.mark.parametrize("text, seconds", [("90", 90), ("1:30", 90), ("01:02:03.5", 3723.5), ("0", 0)])
-def test_times(text, seconds):
+def test_parse_time(text, seconds):
     assert parse_time(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "1:2:3:4", "inf", "nan"])
-def test_what_is_no_time(text):
+def test_parse_time_refuses_other_texts(text):
     with pytest.raises(argparse.ArgumentTypeError, match="expected seconds"):
         parse_time(text)
 
@@ -218,7 +218,7 @@ def test_what_is_no_time(text):
     ({}, "h264", "yuv420p"), ({"codec": "hevc"}, "hevc", "yuv420p"), ({"pix_fmt": "yuv444p"}, "h264", "yuv444p"),
     ({"codec": "ffv1"}, "ffv1", "yuv420p"), ({"codec": "libaom-av1"}, "av1", "yuv420p"),
     ({"pix_fmt": "yuv420p10le"}, "h264", "yuv420p10le"), ({"codec": "prores"}, "prores", "yuv422p10le")])
-def test_codecs(tmp_path, settings, codec, pix_fmt):
+def test_output_codecs(tmp_path, settings, codec, pix_fmt):
     source = draw_film(tmp_path / "in.mkv", (128, 96), range(5))
     output = color(source, tmp_path / "out.mkv", **settings)
     with av.open(str(output)) as film:
@@ -231,7 +231,7 @@ def test_codecs(tmp_path, settings, codec, pix_fmt):
 
 @pytest.mark.parametrize("name, codec, pix_fmt, far", [
     ("out.mkv", "ffv1", "yuv420p10le", 0), ("out.mov", "prores", "yuv422p10le", 2)])
-def test_masters_keep_10_bits_and_every_frame_by_itself(tmp_path, name, codec, pix_fmt, far):
+def test_master_codecs_keep_10_bits_and_are_intra_only(tmp_path, name, codec, pix_fmt, far):
     source = draw_shots(tmp_path / "in.mkv", [(60, 8)], codec="ffv1", pix_fmt="yuv420p10le", noise=2)
     output = color(source, tmp_path / name, codec=codec)
     with av.open(str(output)) as film:
@@ -246,20 +246,20 @@ def test_masters_keep_10_bits_and_every_frame_by_itself(tmp_path, name, codec, p
 @pytest.mark.parametrize("name, settings, message", [
     ("out.mp4", {"codec": "nothing"}, "there is no encoder nothing"),
     ("out.mp4", {"codec": "aac"}, "does not encode video"),
-    ("out.webm", {"codec": "h264"}, ".webm cannot carry --codec h264"),
+    ("out.webm", {"codec": "h264"}, ".webm cannot store --codec h264"),
     ("out.mp4", {"pix_fmt": "rgb24"}, "cannot write --pix_fmt rgb24; choose from yuv420p"),
     ("out.mkv", {"codec": "ffv1", "crf": 3}, "has no --crf"),
     ("out.mp4", {"crf": -12}, "does not support --crf -12"),
     ("out.avi", {}, "pass a .mp4, .mkv, .mov or .webm file"),
 ])
-def test_settings_that_do_not_go_together(tmp_path, name, settings, message):
+def test_incompatible_settings_are_refused(tmp_path, name, settings, message):
     source = draw_film(tmp_path / "in.mp4", times=range(3))
     with pytest.raises(UserError, match=message):
         color(source, tmp_path / name, **settings)
     assert os.listdir(tmp_path) == ["in.mp4"]
 
 
-def test_odd_sides_and_420(tmp_path):
+def test_420_of_a_size_that_is_odd(tmp_path):
     source = draw_film(tmp_path / "in.mp4", (63, 47), times=range(3))
     with pytest.raises(UserError, match="does not take .* --pix_fmt yuv420p at 63x47"):
         color(source, tmp_path / "out.mp4", pix_fmt="yuv420p")
@@ -269,7 +269,7 @@ def test_odd_sides_and_420(tmp_path):
 # Bad input
 
 
-def test_the_input_is_never_the_output(tmp_path):
+def test_output_must_differ_from_input(tmp_path):
     source = draw_film(tmp_path / "in.mp4", times=range(3))
     (tmp_path / "link.mp4").symlink_to(source)
     before = source.read_bytes()
@@ -281,14 +281,14 @@ def test_the_input_is_never_the_output(tmp_path):
 
 @pytest.mark.parametrize("name", ["a film.mp4", "it's \"good\".mkv", "Müßiggang 🎬.mp4", "<script>alert(1)<.mkv",
                                   "100%d.mp4"])
-def test_names_of_all_kinds(tmp_path, name):
+def test_unusual_file_names(tmp_path, name):
     source = draw_film(tmp_path / name, times=range(3))
     output = color(source, tmp_path / "out" / name)
     assert times_and_sound(output) == times_and_sound(source)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_damage_in_the_middle(tmp_path, capsys, suffix):
+def test_frames_around_damage_are_colored_and_keep_their_timestamps(tmp_path, capsys, suffix):
     source = draw_shots(tmp_path / f"in{suffix}", [(60, 40), (190, 40)], options={"g": "8", "bf": "0"})
     with av.open(str(source)) as film:
         places = [(packet.pos, packet.size) for packet in film.demux(video=0) if packet.size]
@@ -308,7 +308,7 @@ def test_damage_in_the_middle(tmp_path, capsys, suffix):
         assert np.array_equal(before[time][0], after[time][0])
 
 
-def test_a_film_cut_off_in_the_middle_is_used_as_far_as_it_decodes(tmp_path):
+def test_truncated_film_is_colored_as_far_as_it_decodes(tmp_path):
     source = draw_film(tmp_path / "in.mkv", sizes=(320, 240), times=range(60))
     cut = tmp_path / "cut.mkv"
     cut.write_bytes(source.read_bytes()[:source.stat().st_size * 6 // 10])
@@ -316,7 +316,7 @@ def test_a_film_cut_off_in_the_middle_is_used_as_far_as_it_decodes(tmp_path):
     assert 5 < len(times) < 60 and times == times_and_sound(source)[0][:len(times)]
 
 
-def test_what_is_no_film_is_refused_and_leaves_nothing(tmp_path):
+def test_files_without_video_are_refused_and_nothing_is_written(tmp_path):
     (tmp_path / "text.mp4").write_text("hello")
     with pytest.raises(UserError, match="cannot read .*text.mp4 as a video"):
         color(tmp_path / "text.mp4", tmp_path / "out.mp4")
@@ -329,7 +329,7 @@ def test_what_is_no_film_is_refused_and_leaves_nothing(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["sound.mkv", "text.mp4"]
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_unwritable_folder_is_refused(tmp_path):
     source = draw_film(tmp_path / "in.mp4", times=range(3))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
@@ -338,8 +338,8 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 
 @pytest.mark.parametrize("room", [7_000, 40_000])
-def test_a_full_disk_keeps_finished_shots(tmp_path, room):
-    """The limit of the size of a file fails as a full disk does, for a shot of noise or for the whole film."""
+def test_full_disk_keeps_finished_shots(tmp_path, room):
+    """A limit on the file size stands in for a full disk, reached by a shot of noise or by the whole film."""
     source = draw_shots(tmp_path / "in.mkv", [(60, 20), (200, 30)], noise=10 * (room > 10_000), options={"crf": "0"})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     output = tmp_path / "out.mkv"
@@ -360,7 +360,7 @@ def test_a_full_disk_keeps_finished_shots(tmp_path, room):
 # Reading
 
 
-def test_read_frames_from_the_middle(tmp_path):
+def test_read_frames_starts_at_any_frame(tmp_path):
     source = draw_film(tmp_path / "in.mp4", times=range(40))
     whole = [(pts, planes_from_frame(frame).y.copy()) for pts, frame in read_frames(source)]
     part = [(pts, planes_from_frame(frame).y.copy()) for pts, frame in read_frames(source, whole[25][0])]
@@ -368,7 +368,7 @@ def test_read_frames_from_the_middle(tmp_path):
     assert all(a[0] == b[0] and np.array_equal(a[1], b[1]) for a, b in zip(whole[25:], part, strict=True))
 
 
-def test_single_frames_are_read_in_as_few_goes_as_pay(tmp_path, monkeypatch):
+def test_frames_at_seeks_only_where_it_is_faster(tmp_path, monkeypatch):
     source = draw_film(tmp_path / "in.mp4", times=range(400))  # of 40 seconds
     film = VideoFile(source)
     whole = [(pts, planes.y.copy()) for pts, _, planes in film.read()]
@@ -381,8 +381,8 @@ def test_single_frames_are_read_in_as_few_goes_as_pay(tmp_path, monkeypatch):
     assert all(np.array_equal(y, whole[index][1]) for index, y in found)
 
 
-def test_a_film_without_times(tmp_path):
-    """Raw H.264 states no times: frames follow each other at the stated rate."""
+def test_film_without_timestamps(tmp_path):
+    """Raw H.264 has no timestamps; frames follow each other at the stated rate."""
     source = tmp_path / "in.ts"
     with av.open(str(source), "w", format="h264") as film:
         stream = film.add_stream("libx264", rate=10)
@@ -395,7 +395,7 @@ def test_a_film_without_times(tmp_path):
     assert len(times) == 12 and np.ptp(np.diff(times)) < 1e-3
 
 
-def test_a_shape_of_pixels_that_cannot_be_carried_is_named(tmp_path, capsys):
+def test_lost_pixel_aspect_ratio_is_named_in_a_warning(tmp_path, capsys):
     source = tmp_path / "in.mkv"
     with av.open(str(source), "w") as film:
         stream = film.add_stream("libx264", rate=10)

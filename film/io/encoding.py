@@ -15,7 +15,7 @@ import numpy as np
 from config import FilmConfig
 from fileio.atomic import atomic_write
 from film.io.interlacing import INTERLACED_ENCODERS, FieldFlagger, field_order, interlacing_options
-from film.io.mux import OUTPUT_SUFFIXES, can_carry, container_format
+from film.io.mux import OUTPUT_SUFFIXES, can_store, container_format
 from film.io.planes import BT709, Coding, Planes, has_fields, plane_array, planes_from_frame
 from film.io.video import Film, frame_rate, open_video, read_frames
 from utils import UserError, warn
@@ -69,13 +69,13 @@ def choose_encoding(path: Path, output: Path, config: FilmConfig) -> EncodingTar
     options = {**_choose_options(encoder, config), **interlacing_options(order)}
     with open_video(path) as (_, stream):
         rate = frame_rate(stream)
-        if not can_carry(container_format(output), encoder.name, rate):
-            raise UserError(f"{output.suffix} cannot carry --codec {config.codec or encoder.name}; pass a .mkv file to "
+        if not can_store(container_format(output), encoder.name, rate):
+            raise UserError(f"{output.suffix} cannot store --codec {config.codec or encoder.name}; pass a .mkv file to "
                             "--output")
         target = EncodingTarget(
             encoder.name, options, pix_fmt, width, height, (layout.chroma_height(), layout.chroma_width()), coding,
             rate, stream.time_base, _tags(stream, coding, frame.rotation),
-            "nut" if can_carry("nut", encoder.name, rate) else "mov", order)
+            "nut" if can_store("nut", encoder.name, rate) else "mov", order)
     try:
         with SegmentWriter(io.BytesIO(), target) as probe:
             probe.write(_black(target), 0)

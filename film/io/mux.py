@@ -1,4 +1,4 @@
-"""Muxing of encoded segments: packets in display order with the timestamps of the film, and what a container can carry.
+"""Muxing of encoded segments: packets in display order with the timestamps of the film, and what a container can store.
 
 Nothing is encoded here: packets of segments and of the source are copied.
 """
@@ -109,7 +109,7 @@ def container_format(output: Path) -> str:
     return _CONTAINER_FORMATS[output.suffix.lower()]
 
 
-def can_carry(muxer: str, encoder: str, rate: Fraction) -> bool:
+def can_store(muxer: str, encoder: str, rate: Fraction) -> bool:
     """Return whether a container format can store the video of an encoder."""
     try:
         with av.open(io.BytesIO(), "w", format=muxer) as probe:
@@ -141,7 +141,7 @@ def copyable_streams(film: av.container.InputContainer, video: av.VideoStream, p
                 stream.type, stream.type)
             language = f", {stream.language}" if stream.language else ""
             advice = "convert it before" if container_format(output) == "matroska" else "write a .mkv"
-            warn(f"{output} cannot carry the {kind} {stream.index} ({name}{language}) of {path}, left out; {advice} to "
+            warn(f"{output} cannot store the {kind} {stream.index} ({name}{language}) of {path}, left out; {advice} to "
                  "keep it")
             continue
         copyable.append(stream)

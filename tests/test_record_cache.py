@@ -1,4 +1,4 @@
-"""What is kept from run to run: used when it is right, made again when it is not, done without when it cannot be."""
+"""The record cache and its use by the dataset: reuse, validation and fallback."""
 
 import os
 import resource
@@ -24,7 +24,7 @@ FIELDS = [("number", "i8", ()), ("line", "u1", (3,))]
 
 
 class Maker:
-    """Makes records of numbers 10, 20, 30, ... and notes which; there is none for a place in ``without``."""
+    """Makes records of the numbers 10, 20, 30, ... and lists the requested indices; those in ``without`` give None."""
 
     def __init__(self, without=()):
         self.asked, self.without = [], without
@@ -36,7 +36,7 @@ class Maker:
 
 
 def numbers(path, keys, budget=1e9, without=()):
-    """The numbers of the records, those that were made anew, and whether the file is mapped."""
+    """Return the numbers of the records, the indices that were made, and whether the file is memory-mapped."""
     maker = Maker(without)
     records, places = load_or_make_records(path, FIELDS, keys, maker, budget)
     assert [row.tolist() for row in records["line"]] == [[(n // 10 - 1) % 256] * 2 + [255] for n in records["number"]]
@@ -58,7 +58,7 @@ def test_records_are_made_once(tmp_path, keys, budget):
     assert path.stat().st_mtime_ns == written and list(path.parent.iterdir()) == [path]
 
 
-def test_what_changed_is_made_anew_and_what_is_gone_is_dropped(tmp_path, keys):
+def test_changed_records_are_made_again_and_unused_ones_dropped(tmp_path, keys):
     path = tmp_path / "records"
     numbers(path, keys)
     size = path.stat().st_size
@@ -68,7 +68,7 @@ def test_what_changed_is_made_anew_and_what_is_gone_is_dropped(tmp_path, keys):
     assert path.stat().st_size == size // 4
 
 
-def test_what_cannot_be_made_is_left_out_and_tried_again(tmp_path, keys):
+def test_records_that_cannot_be_made_are_left_out_and_tried_again(tmp_path, keys):
     path = tmp_path / "records"
     assert numbers(path, keys, without=[0, 2]) == ([20, 40], [0, 1, 2, 3], False)
     written = path.stat().st_mtime_ns
@@ -79,7 +79,7 @@ def test_what_cannot_be_made_is_left_out_and_tried_again(tmp_path, keys):
 
 
 @pytest.mark.parametrize("budget", [0, 1e9])
-def test_a_damaged_file_is_mended(tmp_path, keys, budget):
+def test_damaged_records_are_made_again(tmp_path, keys, budget):
     path = tmp_path / "records"
     numbers(path, keys)
     whole = path.read_bytes()
@@ -96,7 +96,7 @@ def test_a_damaged_file_is_mended(tmp_path, keys, budget):
         assert path.read_bytes() == whole
 
 
-def test_changes_stay_in_the_process(tmp_path, keys):
+def test_changes_are_not_written_to_the_file(tmp_path, keys):
     for budget in (0, 1e9):
         records, _ = load_or_make_records(tmp_path / "records", FIELDS, keys, Maker(), budget)
         records["number"][0] = 99
@@ -104,7 +104,7 @@ def test_changes_stay_in_the_process(tmp_path, keys):
     assert numbers(tmp_path / "records", keys)[0] == [10, 20, 30, 40]
 
 
-def test_a_folder_that_cannot_be_written_is_done_without(tmp_path, keys, capsys):
+def test_unwritable_folder_falls_back_to_memory(tmp_path, keys, capsys):
     (tmp_path / "file").write_bytes(b"")
     for _ in range(2):
         assert numbers(tmp_path / "file" / "records", keys)[0] == [10, 20, 30, 40]
@@ -112,8 +112,8 @@ def test_a_folder_that_cannot_be_written_is_done_without(tmp_path, keys, capsys)
 
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit on the size of files")
-def test_a_full_disk_is_done_without(tmp_path, keys, capsys):
-    """In place of a full disk: files may not grow beyond some bytes. What was there stays."""
+def test_full_disk_falls_back_to_memory(tmp_path, keys, capsys):
+    """A limit on the file size stands in for a full disk; the old file stays."""
     path = tmp_path / "records"
     numbers(path, keys[:2])
     before = path.read_bytes()
@@ -128,7 +128,7 @@ def test_a_full_disk_is_done_without(tmp_path, keys, capsys):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pictures and features
+# Images and features
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """The names of the pictures that are decoded."""
+    """Return a list that collects the names of decoded images."""
     names, read = [], dataset.read_image
     monkeypatch.setattr(dataset, "read_image", lambda path: (names.append(path.name), read(path))[1])
     return names
@@ -149,7 +149,7 @@ def same(one, other):
         one.ids == other.ids)
 
 
-def test_pictures_are_prepared_once(folder, decoded, monkeypatch):
+def test_images_are_prepared_once(folder, decoded, monkeypatch):
     kinds = []
     monkeypatch.setattr(dataset, "load_or_make_records", lambda *a: (kinds.append(load_or_make_records(*a)), kinds[-1])[1])
     first = ColorizationDataset(folder, 128)
@@ -162,7 +162,7 @@ def test_pictures_are_prepared_once(folder, decoded, monkeypatch):
     assert same(first, ColorizationDataset(first.paths, 128)) and len(decoded) == 10  # a list has no folder to keep in
 
 
-def test_a_changed_picture_or_setting_is_prepared_anew(folder, decoded, monkeypatch):
+def test_changed_images_and_settings_are_prepared_again(folder, decoded, monkeypatch):
     first = ColorizationDataset(folder, 128)
     decoded.clear()
     changed = first.paths[1]
@@ -184,7 +184,7 @@ def test_a_changed_picture_or_setting_is_prepared_anew(folder, decoded, monkeypa
     assert len(decoded) == 10
 
 
-def test_features_are_computed_once_and_for_one_network(folder):
+def test_features_are_computed_once_per_network(folder):
     config = TrainConfig(width=4, use_spatial_memory=False)
     data, device = ColorizationDataset(folder, 128), torch.device("cpu")
     learner = Learner(config, build_model_config(config, len(data)), device)
@@ -207,7 +207,7 @@ def test_features_are_computed_once_and_for_one_network(folder):
     assert not torch.equal(frame_embeddings(data, learner.colorizer, casts(True)), features) and len(calls) == 2
 
 
-def test_the_backbone_looks_at_each_frame_once_for_the_memories(folder):
+def test_the_backbone_runs_once_per_frame_for_all_memories(folder):
     config = TrainConfig(width=4)
     data, device = ColorizationDataset(folder, 128), torch.device("cpu")
     learner = Learner(config, build_model_config(config, len(data)), device)
@@ -225,8 +225,8 @@ def test_the_backbone_looks_at_each_frame_once_for_the_memories(folder):
     assert learner.colorizer.spatial.ids.tolist() == [data.ids[i] for i in (0, 2, 4)]
 
 
-def test_training_from_the_disk_is_the_same(tmp_path):
-    """With every picture read from the cache as it is needed, in processes of their own."""
+def test_training_from_a_memory_mapped_cache_is_the_same(tmp_path):
+    """Every image is read from the cache on demand, in worker processes."""
     draw_dataset(tmp_path / "data")
     states = []
     for name, extra in (("memory", []), ("disk", ["--cache_gb", "0", "--num_workers", "1"])):
