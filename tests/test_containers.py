@@ -55,7 +55,7 @@ def test_ffmpeg_decides_which_files_are_videos(tmp_path, capsys):
     (tmp_path / "picture").write_bytes((tmp_path / "still.png").read_bytes())
     (tmp_path / "notes.txt").write_text("What is to be done.\n" * 9)
     (tmp_path / "release.nfo").write_text("\x1b[1mdrawn\x1b[0m by \x1b[2mhand\n" * 9)
-    (tmp_path / "damaged.mxf").write_text("no film")  # which its name calls one
+    (tmp_path / "damaged.mxf").write_text("no film")  # a video by its suffix
     films = ["damaged.mxf", "episode", "film.mkv", "Folge 2.bak"]
     assert [path.name for path in list_videos(tmp_path)] == films
     assert [path.name for path in find_videos(tmp_path)] == films
@@ -73,7 +73,7 @@ def test_ffmpeg_decides_which_files_are_videos(tmp_path, capsys):
 # ---------------------------------------------------------------------------------------------------------------------
 # Containers of the table in docs/FILMS.md
 
-CONTAINERS = {  # suffix: (FFmpeg's muxer, encoder, its pixels, frames a second, sound, size)
+CONTAINERS = {  # suffix: (muxer, encoder, pixel format, frames per second, audio encoder, size)
     ".mp4": ("mp4", "libx264", "yuv420p", 25, "aac", (64, 48)),
     ".mov": ("mov", "prores_ks", "yuv422p10le", 24, "pcm_s16le", (64, 48)),
     ".mkv": ("matroska", "libx264", "yuv420p", Fraction(24000, 1001), "aac", (64, 48)),
@@ -92,7 +92,7 @@ CONTAINERS = {  # suffix: (FFmpeg's muxer, encoder, its pixels, frames a second,
     ".3gp": ("3gp", "h263", "yuv420p", Fraction(30000, 1001), "aac", (128, 96)),
     ".nut": ("nut", "mpeg4", "yuv420p", 25, "pcm_s16le", (64, 48)),
 }
-UNEVEN = {".mp4", ".mov", ".mkv", ".webm", ".ts", ".m2ts", ".flv", ".wmv", ".gif", ".nut"}  # carry gaps between frames
+UNEVEN = {".mp4", ".mov", ".mkv", ".webm", ".ts", ".m2ts", ".flv", ".wmv", ".gif", ".nut"}  # keep gaps between frames
 
 
 def draw_in(path):
@@ -139,7 +139,7 @@ def test_films_of_all_containers_are_colored(tmp_path, capsys, suffix):
     drawn = [0, 1, 2, 3, 6, 7, 8, 9] if suffix in UNEVEN else list(range(8))
     assert before[0] == pytest.approx([time / rate for time in drawn], abs=0.0011)
     assert after[0] == pytest.approx(before[0], abs=0.0011) and after[1] == before[1]
-    assert (before[1] == 1) == (suffix in (".webm", ".gif"))  # WebM could, but not by the muxer as PyAV calls it
+    assert (before[1] == 1) == (suffix in (".webm", ".gif"))  # WebM could store it, but PyAV's muxer does not
     if suffix == ".wmv":
         assert "cannot store the sound track 1 (wmav2)" in capsys.readouterr().err and after[2] == ["video"]
     else:

@@ -34,7 +34,7 @@ def codes_of(picture, depth):
 
 @pytest.mark.parametrize("suffix, depth", DEPTHS)
 def test_images_of_all_depths_round_trip(tmp_path, suffix, depth):
-    path = tmp_path / f"a%02d{suffix}"  # a pattern is a name like any other
+    path = tmp_path / f"a%02d{suffix}"  # FFmpeg must not expand the pattern
     drawn = codes_of(draw_picture(0), depth)
     write_image(path, drawn, depth)
     picture = read_deep_image(path)
@@ -52,7 +52,7 @@ def test_linear_light_round_trips(tmp_path):
     assert np.array_equal(picture.rgb == 65535, light > 0.99999)
     values = np.linspace(0, 1, 1000)
     assert np.abs(srgb_encode(srgb_decode(values)) - values).max() < 1e-4
-    assert srgb_encode(np.float32([0.5]))[0] == pytest.approx(0.735357, abs=1e-5)  # by the formula of IEC 61966-2-1
+    assert srgb_encode(np.float32([0.5]))[0] == pytest.approx(0.735357, abs=1e-5)  # formula of IEC 61966-2-1
 
 
 @pytest.mark.parametrize("suffix, depth", [(".png", 16), (".jpg", 8), (".exr", 16), (".tif", 16)])
@@ -141,5 +141,5 @@ def test_colored_images_keep_their_depth(tmp_path, suffix, depth):
     inside = is_inside(after.rgb, depth)
     ab = cv2.cvtColor((after.rgb / (2**depth - 1)).astype(np.float32), cv2.COLOR_RGB2Lab)[..., 1:]
     assert inside.mean() > 0.5 and np.abs(np.median(ab[inside], 0) - (20, -15)).max() < 2
-    if suffix != ".exr":  # whose luminance, not its luma, is kept
+    if suffix != ".exr":  # it keeps its luminance instead of its luma
         assert np.abs(luma_of(after.rgb, depth) - luma_of(before.rgb, depth))[inside].max() < 1.01 / (2**depth - 1)

@@ -126,15 +126,15 @@ def test_other_files_with_image_suffixes_are_refused(tmp_path):
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "zero.png").write_bytes(b"")
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
-    os.mkfifo(tmp_path / "pipe.png")  # nobody ever writes into it
+    os.mkfifo(tmp_path / "pipe.png")  # no process writes to it
     (tmp_path / "endless.png").symlink_to("/dev/zero")
-    (tmp_path / "program.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")  # never run by us
+    (tmp_path / "program.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")  # must not be executed
     for name in ("folder", "zero", "loop", "pipe", "endless", "program", "missing"):
         path = tmp_path / f"{name}.png"
         for reader in (read_image, load_checkpoint):
             with pytest.raises(UserError, match=name):
                 reader(path)
-        if name != "program":  # which FFmpeg takes for a film of pictures, and no frame of it decodes
+        if name != "program":  # FFmpeg detects a video, of which no frame can be decoded
             with pytest.raises(UserError, match=name), video.open_video(path):
                 pass
 

@@ -65,11 +65,11 @@ MOVING = [bars(i) for i in range(14)]
 @pytest.mark.parametrize("name, frames, numbers, expected", [
     ("{:04d}.png", MOVING, None, ([14], 0)),
     ("film{}.jpg", MOVING, range(995, 1009), ([14], 0)),  # not padded
-    ("film_{:03d}.png", MOVING, range(1, 29, 2), ([14], 0)),  # drawn on twos
-    ("film_{:03d}.png", MOVING, range(1, 43, 3), ([], 14)),  # too few of a film
+    ("film_{:03d}.png", MOVING, range(1, 29, 2), ([14], 0)),  # every second number
+    ("film_{:03d}.png", MOVING, range(1, 43, 3), ([], 14)),  # too few of the numbers in the range
     ("film_{:03d}.png", MOVING[:11], None, ([], 11)),
     ("film_{:03d}_x.png", MOVING, None, ([], 14)),  # no number at the end
-    ("a film\n{:03d}.png", MOVING, None, ([14], 0)),  # a name may be of several lines
+    ("a film\n{:03d}.png", MOVING, None, ([14], 0)),  # names may contain newlines
     ("film_{:03d}.png", [draw_picture(i % 2, (64, 48)) if i % 2 else bars(i) for i in range(14)], None, ([], 14)),
     ("film_{:03d}.png", [bars(i, size=(64 + i, 48)) for i in range(14)], None, ([], 14)),
 ])
@@ -81,9 +81,9 @@ def test_a_folder_may_hold_sequences_and_other_images(tmp_path):
     write_frames(tmp_path, MOVING, "one_{:02d}.png")
     write_frames(tmp_path, MOVING[:12], "two_{:02d}.png")
     write_image(tmp_path / "poster.png", draw_picture(0))
-    (tmp_path / "one_03.png").write_bytes(b"damaged")  # is still one of the film
+    (tmp_path / "one_03.png").write_bytes(b"damaged")  # still part of the sequence
     assert found(tmp_path) == ([14, 12], 1)
-    write_image(tmp_path / "one_1.png", MOVING[0])  # the same number twice: what follows what?
+    write_image(tmp_path / "one_1.png", MOVING[0])  # the same number twice: ambiguous
     assert found(tmp_path) == ([12], 16)
 
 

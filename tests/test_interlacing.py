@@ -15,7 +15,7 @@ from film.io.video import VideoFile
 from film.render.rendering import color_film
 
 SIZE = 64
-DARK, LIGHT = 80, 250  # so light that no strong color fits it
+DARK, LIGHT = 80, 250  # so bright that no strong color exists
 
 
 def field_at(time):
@@ -75,7 +75,7 @@ def test_interlaced_film_stays_interlaced_with_colors_per_field(tmp_path, capsys
     said = capsys.readouterr().err
     assert said.count("warning") == 1 and f"is interlaced ({'top' if order == 'tff' else 'bottom'} field first)" in said
     assert order_in(target) == order_in(source) == order
-    assert np.abs(np.diff(predictor.seen, axis=1)).max() < 1  # no row differs from that below it
+    assert np.abs(np.diff(predictor.seen, axis=1)).max() < 1  # successive rows are equal
     with av.open(str(target)) as film:
         pictures = [planes_from_frame(frame) for frame in film.decode(video=0)]
     assert len(pictures) == 6 and all(planes.interlaced for planes in pictures)
@@ -92,7 +92,7 @@ def test_chroma_follows_the_luma_of_its_field(tmp_path):
     color_film(Predictor(), VideoFile(source), tmp_path / "out.mkv", FilmConfig(crf=0))
     (y, cb, cr), = planes_in(tmp_path / "out.mkv")
     dark, light = np.unique(y)
-    assert (y[0] != y[1]).sum() > 10  # the fields show two moments
+    assert (y[0] != y[1]).sum() > 10  # the fields show different times
     for plane in (cb.astype(int), cr.astype(int)):
         codes = {level: np.concatenate([plane[i::2][:, (y[i, ::2] == level) & (y[i, 1::2] == level)].ravel()
                                         for i in (0, 1)]) for level in (dark, light)}

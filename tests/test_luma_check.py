@@ -55,8 +55,8 @@ def test_one_changed_sample_is_found(tmp_path):
 
     source = draw_shots(tmp_path / "film.mkv", [(60, 9)], codec="ffv1")
     changed = copy(source, tmp_path / "out.nut", change)
-    with pytest.raises(UserError, match="out.nut differs from that of .*film.mkv although its codec is lossless: frame 5 "
-                       "is the first that differs, in 1 of its 12,288 samples; color it again"):
+    with pytest.raises(UserError, match="out.nut differs from that of .*film.mkv although its codec is lossless: "
+                       "frame 5 is the first that differs, in 1 of its 12,288 samples; color it again"):
         check_luma(VideoFile(source), VideoFile(changed), FilmConfig())
     same = copy(source, tmp_path / "same.nut", lambda _, luma: luma)
     assert "luma identical: 9 frames" in check_luma(VideoFile(source), VideoFile(same), FilmConfig())
@@ -79,8 +79,8 @@ def test_lossy_output_reports_the_difference(tmp_path, name, settings, bits):
     lumas = [np.stack([planes[0] for planes in planes_in(path)]).astype(int) for path in (source, tmp_path / name)]
     far = np.abs(np.subtract(*(luma << (bits - 8 if luma.max() < 256 else 0) for luma in lumas)))
     assert line == (f"luma not identical: 6 frames, 128 x 96, {bits} bits, maximum difference {far.max()} and mean "
-                    f"difference {far.mean():.3g} of {2**bits - 1}; only a lossless codec of {bits} bits preserves it, such "
-                    "as --codec ffv1 in a .mkv")
+                    f"difference {far.mean():.3g} of {2**bits - 1}; only a lossless codec of {bits} bits preserves it, "
+                    "such as --codec ffv1 in a .mkv")
     assert far.max() > 0
 
 

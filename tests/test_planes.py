@@ -23,7 +23,7 @@ def test_to_chroma_inverts_to_rgb(coding):
 
 def test_coding_of_red_matches_a_worked_example():
     red = np.float32([[[1, 0, 0]]])
-    cb, cr = Coding(8, False, 6).to_chroma(red)  # BT.601: (81, 90, 240), the textbook's bar
+    cb, cr = Coding(8, False, 6).to_chroma(red)  # BT.601: (81, 90, 240), the standard color bar
     assert (round(16 + 219 * float(Coding(8, False, 6).luma_of(red)[0, 0])), cb[0, 0], cr[0, 0]) == (81, 90, 240)
     cb, cr = Coding(10, True, 1).to_chroma(red)  # BT.709: Cb = -0.2126 / 1.8556 = -0.11457 of 1023 codes, Cr = 0.5
     assert (cb[0, 0], cr[0, 0]) == (round(512 - 0.11457 * 1023), 1023)
@@ -57,7 +57,7 @@ def test_untagged_matrix_depends_on_the_height(height, colorspace):
 
 def test_change_depth_rounds_and_clips():
     codes = np.array([[0, 1, 2, 6, 1021, 1023]], np.uint16)
-    assert change_depth(codes, 10, 8).tolist() == [[0, 0, 1, 2, 255, 255]]  # rounded, and never beyond white
+    assert change_depth(codes, 10, 8).tolist() == [[0, 0, 1, 2, 255, 255]]  # rounded, at most white
     assert change_depth(codes.astype(np.uint8)[:, :4], 8, 10).tolist() == [[0, 4, 8, 24]]
 
 
@@ -110,6 +110,6 @@ def test_large_frames_are_halved_before_resizing():
         for look, expected, step in zip(looks, plain, (1, 1, 1 / 255), strict=True):
             far = np.abs(np.subtract(look, expected, dtype=np.float32)) / step
             if min(height, width) < 1024 or height % 2:
-                assert far.max() == 0  # there is nothing to halve
+                assert far.max() == 0  # not halved
             else:
                 assert 0 < far.mean() < 1 and far.max() <= 8

@@ -63,7 +63,7 @@ def test_changed_records_are_made_again_and_unused_ones_dropped(tmp_path, keys):
     numbers(path, keys)
     size = path.stat().st_size
     assert numbers(path, [keys[0], record_key("another"), keys[2], keys[3]]) == ([10, 20, 30, 40], [1], False)
-    assert numbers(path, keys[2:] + keys[:2])[1] == [3]  # in another order, and the changed one is back
+    assert numbers(path, keys[2:] + keys[:2])[1] == [3]  # in another order, and the key before the change
     assert numbers(path, [keys[2]]) == ([30], [], False)
     assert path.stat().st_size == size // 4
 
@@ -86,7 +86,8 @@ def test_damaged_records_are_made_again(tmp_path, keys, budget):
     size = len(whole) // 4
     damages = {"cut": (whole[:-1], [3]), "empty": (b"", [0, 1, 2, 3]),
                "no cache": (b"something else" * 40, [0, 1, 2, 3])}
-    for place in (0, record_cache._CHECKSUM, size - 1, 2 * size + record_cache._CHECKSUM + record_cache._KEY):  # a bit of one record
+    checksum, key = record_cache._CHECKSUM, record_cache._KEY
+    for place in (0, checksum, size - 1, 2 * size + checksum + key):  # positions of a changed bit
         data = bytearray(whole)
         data[place] ^= 1
         damages[f"bit at {place}"] = (bytes(data), [place // size])
@@ -151,15 +152,20 @@ def same(one, other):
 
 def test_images_are_prepared_once(folder, decoded, monkeypatch):
     kinds = []
-    monkeypatch.setattr(dataset, "load_or_make_records", lambda *a: (kinds.append(load_or_make_records(*a)), kinds[-1])[1])
+
+    def record_kind(*args):
+        kinds.append(load_or_make_records(*args))
+        return kinds[-1]
+
+    monkeypatch.setattr(dataset, "load_or_make_records", record_kind)
     first = ColorizationDataset(folder, 128)
     assert len(decoded) == 5
     again, mapped = ColorizationDataset(folder, 128), ColorizationDataset(folder, 128, cache_gb=900e3 / 1e9)
     assert len(decoded) == 5 and same(first, again) and same(first, mapped)
-    assert [isinstance(records, np.memmap) for records, _ in kinds] == [False, False, True]  # 5 * 198 kB are more
+    assert [isinstance(records, np.memmap) for records, _ in kinds] == [False, False, True]  # 5 * 198 kB exceed the budget
     views = [TrainingViews(data, TrainingConstants())[2, 7] for data in (first, mapped)]
     assert all(torch.equal(torch.as_tensor(views[0][name]), torch.as_tensor(views[1][name])) for name in views[0])
-    assert same(first, ColorizationDataset(first.paths, 128)) and len(decoded) == 10  # a list has no folder to keep in
+    assert same(first, ColorizationDataset(first.paths, 128)) and len(decoded) == 10  # no folder for a cache file
 
 
 def test_changed_images_and_settings_are_prepared_again(folder, decoded, monkeypatch):
@@ -178,7 +184,7 @@ def test_changed_images_and_settings_are_prepared_again(folder, decoded, monkeyp
     decoded.clear()
     assert ColorizationDataset(folder, 256).codes.shape[-1] == 256 and len(decoded) == 5
     ColorizationDataset(folder, 128)
-    assert len(decoded) == 5  # one size does not drive out the other
+    assert len(decoded) == 5  # each size has a file of its own
     monkeypatch.setattr(dataset, "PREPARATION", dataset.PREPARATION + 1)
     ColorizationDataset(folder, 128)
     assert len(decoded) == 10
@@ -202,7 +208,7 @@ def test_features_are_computed_once_per_network(folder):
     assert torch.equal(frame_embeddings(ColorizationDataset(folder, 256), learner.colorizer, casts(False)), features)
     assert not calls
     frame_embeddings(data, learner.colorizer, casts(True))
-    assert len(calls) == 1  # of another precision
+    assert len(calls) == 1  # another precision
     next(backbone.parameters()).data *= 1.5
     assert not torch.equal(frame_embeddings(data, learner.colorizer, casts(True)), features) and len(calls) == 2
 
@@ -221,7 +227,7 @@ def test_the_backbone_runs_once_per_frame_for_all_memories(folder):
     assert not calls and torch.equal(features, known.half().float())
     config.spatial.max_frames = 3
     learner = Learner(config, build_model_config(config, len(data)), device)
-    assert fill_spatial_memory(data, learner.colorizer, cast) is None  # it has not looked at all
+    assert fill_spatial_memory(data, learner.colorizer, cast) is None  # nothing was computed
     assert learner.colorizer.spatial.ids.tolist() == [data.ids[i] for i in (0, 2, 4)]
 
 
@@ -234,4 +240,4 @@ def test_training_from_a_memory_mapped_cache_is_the_same(tmp_path):
               "1", "--batch_size", "1", "--use_spatial_memory", "False", *extra])
         states.append(torch.load(tmp_path / name / "last.pt", weights_only=True)["generator"])
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    shutil.rmtree(tmp_path / "data" / "train" / ".cache")  # may go at any time
+    shutil.rmtree(tmp_path / "data" / "train" / ".cache")  # it may be deleted at any time

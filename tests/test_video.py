@@ -114,7 +114,7 @@ def test_tracks_that_the_container_cannot_store_are_named_in_a_warning(tmp_path,
         assert [chapter["metadata"]["title"] for chapter in film.chapters()] == ["Part 0", "Part 1"]
     color(source, tmp_path / "out.webm")
     assert capsys.readouterr().err.count("cannot store the sound track") == 2
-    # and back again, from the .mp4 whose chapters are a track of their own
+    # and back again: in .mp4, chapter titles are a track
     assert len(tracks(color(output, tmp_path / "again.mkv"))) == 2
 
 
@@ -182,7 +182,7 @@ def test_rotated_film_is_stored_upright(tmp_path):
     turned.write_bytes(content)
     output = color(turned, tmp_path / "out.mp4", crf=0)
     for before, after in zip(planes_in(source), planes_in(output), strict=True):
-        assert np.array_equal(np.rot90(before[0], -1), after[0])  # such a film is shown turned clockwise
+        assert np.array_equal(np.rot90(before[0], -1), after[0])  # players rotate such a film clockwise
 
 
 def test_start_and_end_select_a_part_of_the_film(tmp_path):
@@ -352,7 +352,7 @@ def test_full_disk_keeps_finished_shots(tmp_path, room):
     assert "\n" not in str(error.value) and not output.exists()
     predictor, kept = StubPredictor(), len(list((tmp_path / ".out.mkv.segments").glob("*.segment")))
     color(source, output, predictor, crf=0)
-    assert predictor.shots == 0 and predictor.frames == (50, 30, 0)[kept]  # neither chosen nor painted again
+    assert predictor.shots == 0 and predictor.frames == (50, 30, 0)[kept]  # no palette and no color is predicted again
     assert len(planes_in(output)) == 50
 
 
@@ -369,7 +369,7 @@ def test_read_frames_starts_at_any_frame(tmp_path):
 
 
 def test_frames_at_seeks_only_where_it_is_faster(tmp_path, monkeypatch):
-    source = draw_film(tmp_path / "in.mp4", times=range(400))  # of 40 seconds
+    source = draw_film(tmp_path / "in.mp4", times=range(400))  # 40 seconds
     film = VideoFile(source)
     whole = [(pts, planes.y.copy()) for pts, _, planes in film.read()]
     goes, read = [], VideoFile.read
