@@ -250,7 +250,7 @@ def color(config: ColorConfig) -> None:
 
 def group_keys(inputs: Inputs) -> list[str]:
     """Return the keys of the inputs in a WorkerGroup: one for all pictures, and one for each film."""
-    return [ALL_PICTURES] * bool(inputs.pictures) + [str(film) for film, _ in inputs.films]
+    return [ALL_PICTURES] * bool(inputs.pictures) + [str(film.path) for film, _ in inputs.films]
 
 
 def color_inputs(group: WorkerGroup, config: ColorConfig, inputs: Inputs) -> None:
@@ -259,7 +259,7 @@ def color_inputs(group: WorkerGroup, config: ColorConfig, inputs: Inputs) -> Non
     Raises UserError, after everything else is finished, if a film fails.
     """
     load_once = cache(partial(load, config))
-    films = {str(film): (film, target) for film, target in inputs.films}
+    films = {str(film.path): (film, target) for film, target in inputs.films}
 
     def own(key):
         if key == ALL_PICTURES:

@@ -20,8 +20,7 @@ LUMINANCE_WEIGHTS = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of linear 
 
 # Images of more than 8 bits are read and written by FFmpeg: Pillow clips or rounds them, and OpenImageIO 3.2 misreads
 # DPX files of FFmpeg that have 8 bits and a width not divisible by 4, or 12 or 16 bits and an odd width.
-_DEMUXERS = {".tif": "tiff_pipe", ".tiff": "tiff_pipe", ".dpx": "dpx_pipe", ".exr": "exr_pipe", ".png": "png_pipe"}
-_ENCODERS = {  # suffix: (FFmpeg encoder, {bits: pixel format})
+_CODECS = {  # suffix: (FFmpeg encoder and name of its demuxer without "_pipe", {bits: pixel format})
     ".png": ("png", {16: "rgb48be"}), ".tif": ("tiff", {16: "rgb48le"}), ".tiff": ("tiff", {16: "rgb48le"}),
     ".dpx": ("dpx", {8: "rgb24", 10: "gbrp10be", 12: "gbrp12be", 16: "rgb48be"}), ".exr": ("exr", {32: "gbrpf32le"}),
 }  # fmt: skip
@@ -74,7 +73,7 @@ def read_deep_image(path: str | Path) -> DeepImage:
         return DeepImage(read_image(path), 8)
     try:
         with open(path, "rb") as file, av.open(
-                file, format=_DEMUXERS[Path(path).suffix.lower()], options={"max_pixels": str(MAX_PIXELS)},
+                file, format=f"{_CODECS[Path(path).suffix.lower()][0]}_pipe", options={"max_pixels": str(MAX_PIXELS)},
                 container_options={"protocol_whitelist": "none"}) as container:
             frame = next(container.decode(video=0))
             if container.format.name == "exr_pipe" and not _has_all_chunks(Path(path).read_bytes()):
@@ -106,7 +105,7 @@ def _is_deep(path):
                 return max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) > 8  # type: ignore[attr-defined]  # is a TIFF
     except OSError:  # reported when the image is read
         return False
-    return suffix in _DEMUXERS
+    return suffix in _CODECS
 
 
 def _has_all_chunks(exr):
@@ -135,7 +134,7 @@ def write_image(path: str | Path, rgb: np.ndarray, depth: int = 8) -> None:
     OpenEXR only, linear float32. OpenEXR accepts all of these.
     """
     suffix = Path(path).suffix.lower()
-    encoder, formats = _ENCODERS.get(suffix, ("", {}))
+    encoder, formats = _CODECS.get(suffix, ("", {}))
     if suffix == ".exr":
         rgb, depth = (rgb if rgb.dtype == np.float32 else srgb_decode(rgb / np.float32(2**depth - 1))), 32
     elif depth not in formats and 16 in formats and depth > 8:

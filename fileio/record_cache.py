@@ -52,7 +52,7 @@ def load_or_make_records(path: Path | None, fields: list[tuple], keys: Sequence[
                 yield index, _pack(dtype, keys[index], values)
 
     if path is None:
-        return _collect(dtype, made(range(len(keys))), len(keys))
+        return _collect(dtype, made(range(len(keys))))
     old, positions = _open(path, dtype, budget)
     found = [index for index, key in enumerate(keys) if key in positions]
     missing = [index for index, key in enumerate(keys) if key not in positions]
@@ -83,7 +83,7 @@ def load_or_make_records(path: Path | None, fields: list[tuple], keys: Sequence[
     except OSError as error:
         warn(f"cannot write the cache in {path.parent} ({error.strerror or error}); it is kept in memory and made "
              "again in the next run")
-    return _collect(dtype, merged(made(missing)), len(keys))
+    return _collect(dtype, merged(made(missing)))
 
 
 def _pack(dtype, key, values):
@@ -96,13 +96,13 @@ def _pack(dtype, key, values):
     return record.tobytes()
 
 
-def _collect(dtype, packed, maximum):
-    """Return (array of records, their indices) of at most ``maximum`` pairs (index, bytes of a record)."""
-    records, indices = np.zeros(maximum, dtype), []
+def _collect(dtype, packed):
+    """Return (array of records, their indices) from pairs (index, bytes of a record)."""
+    records, indices = bytearray(), []
     for index, record in packed:
-        records[len(indices)] = np.frombuffer(record, dtype)[0]
+        records += record
         indices.append(index)
-    return records[:len(indices)], indices
+    return np.frombuffer(records, dtype), indices
 
 
 def _open(path, dtype, budget):

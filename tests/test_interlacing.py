@@ -9,7 +9,7 @@ from drawn import StubPredictor, draw_film, planes_in
 
 from config import FilmConfig, GeneratorConfig
 from film.analysis.training_frames import extract_training_frames
-from film.io.interlacing import FieldFlagger, field_order, interlacing_options, split_fields, weave_fields
+from film.io.interlacing import field_flagger, field_order, interlacing_options, split_fields, weave_fields
 from film.io.planes import planes_from_frame
 from film.io.video import VideoFile
 from film.render.rendering import color_film
@@ -30,7 +30,7 @@ def draw_fields(path, order, count=6):
     with av.open(str(path), "w") as film:
         stream = film.add_stream("libx264", rate=25, options={"crf": "0", **interlacing_options(order)})
         stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
-        mark = FieldFlagger(order, SIZE, SIZE, "yuv420p")
+        mark = field_flagger(order, SIZE, SIZE, "yuv420p")
         for i in range(count):
             first, second = field_at(2 * i), field_at(2 * i + 1)
             picture = np.empty((SIZE, SIZE), np.uint8)
@@ -108,7 +108,7 @@ def test_heights_that_limit_chroma_subsampling(tmp_path, height, pix_fmt, order)
         stream = film.add_stream("mpeg2video", rate=25, options=interlacing_options("tff"))
         stream.width, stream.height, stream.pix_fmt = SIZE, height, "yuv420p"
         frame = av.VideoFrame.from_ndarray(np.full((height, SIZE), 99, np.uint8), format="gray")
-        film.mux(stream.encode(FieldFlagger("tff", SIZE, height, "yuv420p")(frame.reformat(format="yuv420p"))))
+        film.mux(stream.encode(field_flagger("tff", SIZE, height, "yuv420p")(frame.reformat(format="yuv420p"))))
         film.mux(stream.encode(None))
     color_film(StubPredictor(), VideoFile(tmp_path / "in.mxf"), tmp_path / "out.mkv")
     assert order_in(tmp_path / "in.mxf") == "tff" and order_in(tmp_path / "out.mkv") == order
@@ -132,7 +132,7 @@ def test_codecs_that_cannot_store_interlacing_cause_a_warning(tmp_path, capsys):
 @pytest.mark.parametrize("flags, order", [([1, 1, 0, 0, 0] * 4, "bff"), ([0] * 20, ""), ([1] * 3 + [0] * 17, "")])
 def test_telecined_film_is_flagged_in_part(flags, order):
     """Telecine interlaces two of five frames; a few flags at the beginning do not make a film interlaced."""
-    mark = FieldFlagger("bff", 16, 16, "yuv420p")
+    mark = field_flagger("bff", 16, 16, "yuv420p")
     assert field_order(mark(frame) if flag else frame for flag, frame in
                            ((flag, av.VideoFrame(16, 16, "yuv420p")) for flag in flags)) == order
 

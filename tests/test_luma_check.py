@@ -12,7 +12,7 @@ from drawn import StubPredictor, draw_shots, planes_in
 from benchmarks.long_film import OneColor
 
 from config import ColorConfig, FilmConfig
-from film.io.encoding import SegmentWriter, choose_encoding
+from film.io.encoding import choose_encoding, segment_encoder
 from film.io.luma_check import check_luma
 from film.io.planes import planes_from_frame
 from film.io.video import VideoFile
@@ -41,10 +41,10 @@ def test_lossless_output_has_identical_luma(tmp_path, pix_fmt, depth):
 def copy(source, target, change, stop=None):
     """Write a film again with the luma ``change(pts, luma)`` of each frame before frame ``stop``."""
     wanted = choose_encoding(source, target.with_suffix(".mkv"), FilmConfig(codec="ffv1"))
-    with av.open(str(source)) as film, open(target, "wb") as file, SegmentWriter(file, wanted) as writer:
+    with av.open(str(source)) as film, open(target, "wb") as file, segment_encoder(file, wanted) as write:
         for frame in itertools.islice(film.decode(video=0), stop):
             planes = planes_from_frame(frame)
-            writer.write(planes._replace(y=change(frame.pts, planes.y.copy())), frame.pts)
+            write(planes._replace(y=change(frame.pts, planes.y.copy())), frame.pts)
     return target
 
 

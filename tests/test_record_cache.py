@@ -165,7 +165,7 @@ def test_images_are_prepared_once(folder, decoded, monkeypatch):
     assert [isinstance(records, np.memmap) for records, _ in kinds] == [False, False, True]  # 5 * 198 kB exceed the budget
     views = [TrainingViews(data, TrainingConstants())[2, 7] for data in (first, mapped)]
     assert all(torch.equal(torch.as_tensor(views[0][name]), torch.as_tensor(views[1][name])) for name in views[0])
-    assert same(first, ColorizationDataset(first.paths, 128)) and len(decoded) == 10  # no folder for a cache file
+    assert same(first, ColorizationDataset(first.paths, 128)) and len(decoded) == 10  # no cache file
 
 
 def test_changed_images_and_settings_are_prepared_again(folder, decoded, monkeypatch):

@@ -3,7 +3,7 @@
 import errno
 import io
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 
 from config import FilmConfig
 from fileio.atomic import atomic_write
-from film.io.interlacing import INTERLACED_ENCODERS, FieldFlagger, field_order, interlacing_options
+from film.io.interlacing import INTERLACED_ENCODERS, field_flagger, field_order, interlacing_options
 from film.io.mux import OUTPUT_SUFFIXES, can_store, container_format
 from film.io.planes import BT709, Coding, Planes, has_fields, plane_array, planes_from_frame
 from film.io.video import Film, frame_rate, open_video, read_frames
@@ -77,8 +77,8 @@ def choose_encoding(path: Path, output: Path, config: FilmConfig) -> EncodingTar
             rate, stream.time_base, _tags(stream, coding, frame.rotation),
             "nut" if can_store("nut", encoder.name, rate) else "mov", order)
     try:
-        with SegmentWriter(io.BytesIO(), target) as probe:
-            probe.write(_black(target), 0)
+        with segment_encoder(io.BytesIO(), target) as write:
+            write(_black(target), 0)
     except (ValueError, av.error.FFmpegError) as error:
         raise UserError(f"--codec {encoder.name} does not support --crf {options.get('crf', 'none')} and --pix_fmt "
                         f"{pix_fmt} at {width}x{height} ({error}); change one of them") from error
@@ -154,42 +154,40 @@ def _black(target):
     return Planes(y, cb, cb, target.coding)
 
 
-class SegmentWriter:
-    """Encodes the frames of one shot into a file of their own."""
+@contextmanager
+def segment_encoder(file: BinaryIO, target: EncodingTarget) -> Iterator[Callable[[Planes, int], None]]:
+    """Encode the frames of one shot into a file of their own.
 
-    def __init__(self, file: BinaryIO, target: EncodingTarget) -> None:
-        self.target = target
-        self.container = av.open(file, "w", format=target.segment_format)
-        stream = self.container.add_stream(target.codec, rate=target.rate, options=target.options)
-        stream.width, stream.height, stream.pix_fmt = target.width, target.height, target.pix_fmt
-        stream.time_base = stream.codec_context.time_base = target.time_base
-        stream.codec_context.flags |= av.codec.context.Flags.global_header
-        for tag, value in target.tags.items():
-            setattr(stream.codec_context, tag, value)
-        self.stream = stream
-        self.flag_fields = (FieldFlagger(target.field_order, target.width, target.height, target.pix_fmt)
-                            if target.field_order else None)
+    Yields a function that encodes the next frame: planes with the coding and sizes of the target, and the pts in its
+    time base. The file is complete when the block ends.
+    """
+    container = av.open(file, "w", format=target.segment_format)
+    stream = container.add_stream(target.codec, rate=target.rate, options=target.options)
+    stream.width, stream.height, stream.pix_fmt = target.width, target.height, target.pix_fmt
+    stream.time_base = stream.codec_context.time_base = target.time_base
+    stream.codec_context.flags |= av.codec.context.Flags.global_header
+    for tag, value in target.tags.items():
+        setattr(stream.codec_context, tag, value)
+    size = target.width, target.height, target.pix_fmt
+    flag_fields = field_flagger(target.field_order, *size) if target.field_order else None
 
-    def write(self, planes: Planes, pts: int) -> None:
-        """Encode the next frame: planes with the coding and sizes of the target, pts in its time base."""
-        frame = av.VideoFrame(self.target.width, self.target.height, self.target.pix_fmt)
-        frame = self.flag_fields(frame) if self.flag_fields else frame
+    def write(planes, pts):
+        frame = av.VideoFrame(*size)
+        frame = flag_fields(frame) if flag_fields else frame
         for index, plane in enumerate(planes[:3]):
-            plane_array(frame, index, self.target.coding.dtype)[:] = plane
-        frame.pts, frame.time_base = pts, self.target.time_base
-        frame.color_range, frame.colorspace = self.target.tags["color_range"], self.target.tags["colorspace"]
-        self.container.mux(self.stream.encode(frame))
+            plane_array(frame, index, target.coding.dtype)[:] = plane
+        frame.pts, frame.time_base = pts, target.time_base
+        frame.color_range, frame.colorspace = target.tags["color_range"], target.tags["colorspace"]
+        container.mux(stream.encode(frame))
 
-    def __enter__(self) -> "SegmentWriter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.container.mux(self.stream.encode(None))
-            self.container.close()
-        else:  # close it now: when garbage-collected, the container would write to a closed file
-            with suppress(OSError, av.error.FFmpegError):
-                self.container.close()
+    try:
+        yield write
+        container.mux(stream.encode(None))
+        container.close()
+    except BaseException:
+        with suppress(OSError, av.error.FFmpegError):  # not by the garbage collector, when the file is closed
+            container.close()
+        raise
 
 
 def write_video(path: Path, film: Film, frames: Iterable[tuple[int, np.ndarray]],

@@ -70,9 +70,6 @@ class ImageSequence:
         self.stem = prefix.strip(" ._-").replace(".", "_") or path.parent.resolve().name.replace(".", "_")
         self.info = FilmInfo(RATE, 1 / RATE, 0.0, len(paths))
 
-    def __str__(self) -> str:
-        return str(self.path)
-
     def fingerprint(self) -> list[Any]:
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths.values()]
         return [hashlib.sha256(repr(stats).encode()).hexdigest()]

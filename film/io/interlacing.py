@@ -1,6 +1,6 @@
 """Interlaced film: detection and flags of the field order, and conversion between frames and fields."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from itertools import islice
 
@@ -38,18 +38,15 @@ def _frame_order(frame):
     return "tff"
 
 
-class FieldFlagger:
-    """Sets the interlacing flags of frames of one size and pixel format to the field order "tff" or "bff"."""
+def field_flagger(order: str, width: int, height: int, pix_fmt: str) -> Callable[[av.VideoFrame], av.VideoFrame]:
+    """Return a function that sets the interlacing flags of frames to a field order; the result shares their memory."""
+    graph = _filter_graph(width, height, pix_fmt, "setfield", order)
 
-    def __init__(self, order: str, width: int, height: int, pix_fmt: str) -> None:
-        self.graph = _filter_graph(width, height, pix_fmt, "setfield", order)
+    def flag(frame):
+        graph.push(frame)
+        return graph.pull()
 
-    def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """Return a flagged frame that shares the memory of ``frame``."""
-        self.graph.push(frame)
-        flagged = self.graph.pull()
-        assert isinstance(flagged, av.VideoFrame)
-        return flagged
+    return flag
 
 
 def _filter_graph(width, height, pix_fmt, name, argument):

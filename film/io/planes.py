@@ -156,11 +156,11 @@ class Planes(NamedTuple):
     def gray_uint8(self, height: int, width: int) -> np.ndarray:
         """Return the luma without chroma as RGB uint8 (height, width, 3)."""
         y = _resized(self._deinterlaced().y, height, width)
-        return cv2.cvtColor(_gray_table(self.coding)[y], cv2.COLOR_GRAY2RGB)
+        return cv2.cvtColor(_gray_tables(self.coding)[0][y], cv2.COLOR_GRAY2RGB)
 
     def lightness(self, side: int) -> np.ndarray:
         """Return L float32 (side, side) in [0, 100] of the gray with the luma of the frame; chroma is ignored."""
-        return _lightness_table(self.coding)[_resized(self._deinterlaced().y, side, side)]
+        return lightness_of(_resized(self._deinterlaced().y, side, side), self.coding)
 
     def luma_uint8(self, height: int, width: int) -> np.ndarray:
         """Return Y' as uint8 (height, width) in full range."""
@@ -264,27 +264,17 @@ def gray_lightness(luma: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _gray_table(coding):
-    """Return the gray, uint8 (2^depth,), of each luma value."""
-    return np.rint(_luma_table(coding) * 255).astype(np.uint8)
-
-
-@cache
-def _lightness_table(coding):
-    """Return L of the gray of each luma value, float32 (2^depth,)."""
-    return gray_lightness(_luma_table(coding))
+def _gray_tables(coding):
+    """Return the gray (uint8) and its L (float32) of each luma value, both (2^depth,)."""
+    black, span = coding.luma_range
+    luma = np.clip((np.arange(2**coding.depth, dtype=np.float32) - black) / np.float32(span), 0, 1)
+    return np.rint(luma * 255).astype(np.uint8), gray_lightness(luma)
 
 
 def lightness_of(y: np.ndarray, coding: Coding) -> np.ndarray:
     """Return L in [0, 100] of the grays of luma values ``y``, float32 of the same shape."""
-    table = _lightness_table(coding)
+    table = _gray_tables(coding)[1]
     return cv2.LUT(y, table) if y.dtype == np.uint8 else table[y]
-
-
-def _luma_table(coding):
-    """Return Y' in [0, 1] of each luma value."""
-    black, span = coding.luma_range
-    return np.clip((np.arange(2**coding.depth, dtype=np.float32) - black) / np.float32(span), 0, 1)
 
 
 CHUNK_PIXELS = 2**16  # pixels converted at a time, so that intermediate results fit into a core's cache

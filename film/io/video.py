@@ -207,9 +207,6 @@ class VideoFile:
             count = stream.frames or round((film.duration or 0) / 1e6 * rate)
             return FilmInfo(rate, stream.time_base, (film.start_time or 0) / 1e6, count)
 
-    def __str__(self) -> str:
-        return str(self.path)
-
     def fingerprint(self) -> list[Any]:
         stat = self.path.stat()
         return [str(self.path.resolve()), stat.st_size, stat.st_mtime_ns]

@@ -14,7 +14,7 @@ import av
 from config import FilmConfig
 from fileio.atomic import atomic_write
 from film.analysis.plan import Plan
-from film.io.encoding import EncodingTarget, SegmentWriter, choose_encoding, explain_write_errors
+from film.io.encoding import EncodingTarget, choose_encoding, explain_write_errors, segment_encoder
 from film.io.image_sequence import ImageSequence, write_colored_frame
 from film.io.mux import container_format, copyable_streams, segment_order, segment_packets, source_tags
 from film.io.planes import Planes
@@ -68,8 +68,8 @@ class FilmWriter:
     def write_shot(self, segment: Path, pts: Sequence[int]) -> Iterator[Callable[[Planes, int], None]]:
         with atomic_write(segment) as temporary:
             with open(temporary, "wb") as file:
-                with SegmentWriter(file, self.target) as writer:
-                    yield writer.write
+                with segment_encoder(file, self.target) as write:
+                    yield write
                 file.flush()
                 os.fsync(file.fileno())
             if not self.has_shot(temporary, pts):
