@@ -161,8 +161,8 @@ class Training:
     # Loop
 
     def run(self) -> None:
-        """Train the remaining epochs, or as many as fit in max_minutes. Raises KeyboardInterrupt after Ctrl-C or SIGTERM.
-        """
+        """Train the remaining epochs, or as many as fit in max_minutes. Raises KeyboardInterrupt after Ctrl-C or
+        SIGTERM."""
         config, progress, is_main = self.config, self.progress, self.group.is_main
         first_epoch = progress.epoch + 1
         if is_main:
@@ -237,7 +237,7 @@ class Training:
         self.bad_steps_in_row = (self.bad_steps_in_row + skipped) * skipped
         limit = self.config.training.max_bad_steps
         if progress.step % limit == 0 and self.bad_steps_in_row >= limit:  # read rarely: reading waits for the GPU
-            raise UserError(f"{limit} steps in a row had no finite loss or gradient; lower gen_lr or set clip_grad to 1, "
+            raise UserError(f"{limit} steps in a row had no finite loss or gradient; lower gen_lr or set clip_grad to 1 "
                             "and resume from last.pt with --resume True")
 
     def _finish_epoch(self):
@@ -272,8 +272,8 @@ class Training:
     def _save_epoch(self, metrics, grid):
         """Write the files of an epoch: last.png, and best.pt, epoch_NNNN.pt, epoch_NNNN.png and last.pt when due.
 
-        best.pt is also replaced if the error is slightly above the lowest one: the validation error of a few pictures is
-        noisy, and later epochs have trained longer.
+        best.pt is also replaced if the error is slightly above the lowest one: the validation error of a few pictures
+        is noisy, and later epochs have trained longer.
         """
         progress, config = self.progress, self.config
         error = metrics["val_ciede2000"]

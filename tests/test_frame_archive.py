@@ -285,7 +285,7 @@ def test_a_joined_checkpoint_recalls_what_the_second_knew(joined):
 @pytest.mark.parametrize("flags, told", [
     (["--merge", "a.pt"], "takes two checkpoints or more"),
     (["--merge", "a.pt", "b.pt", "--width", "8"], "takes no --width"),
-    (["--merge", "all/a.pt", "b.pt", "--save_path", "all"], "holds one of the checkpoints")])
+    (["--merge", "all/a.pt", "b.pt", "--save_path", "all"], "contains one of the checkpoints")])
 def test_what_cannot_be_joined_is_refused(flags, told):
     with pytest.raises(UserError, match=told):
         train.main(flags)
@@ -294,7 +294,7 @@ def test_what_cannot_be_joined_is_refused(flags, told):
 def test_joined_checkpoints_are_of_one_kind(home, joined, tmp_path):
     plain = made(tmp_path / "plain", range(2), 10, use_spatial_memory=False)
     first = str(home / "large" / "best.pt")
-    with pytest.raises(UserError, match="keeps no frames"):
+    with pytest.raises(UserError, match="has no spatial memory"):
         train.main(["--merge", first, str(plain), "--save_path", str(tmp_path / "all")])
     content = load_checkpoint(joined / "other.pt")
     content["colorizer"]["backbone.net._conv_stem.weight"] += 1

@@ -13,13 +13,13 @@ from dataset import (
 
 
 class TrainingViews(Dataset):
-    """Random views of the pictures of a dataset: zoomed, and some of them mirrored, darkened as in a fade, or with a part
-    of another view pasted in, so that characters are recognized by their appearance and not by their position.
+    """Random views of the pictures of a dataset: zoomed, and some of them mirrored, darkened as in a fade, or with a
+    part of another view pasted in, so that characters are recognized by their appearance and not by their position.
 
-    The index is (index, seed). Equal indices give equal views in all processes. An item contains ``L``, ``ab``, ``gray``
-    and ``view_feature`` (the color feature) of the view, and ``color_feature``, ``image_id`` and ``index`` of its
-    picture. ``drop_conditioning``, true with probability ``conditioning_dropout``, says to color the view with the color
-    feature of another frame from the memory.
+    The index is (index, seed). Equal indices give equal views in all processes. An item contains ``L``, ``ab``,
+    ``gray`` and ``view_feature`` (the color feature) of the view, and ``color_feature``, ``image_id`` and ``index`` of
+    its picture. ``drop_conditioning``, true with probability ``conditioning_dropout``, says to color the view with the
+    color feature of another frame from the memory.
     """
 
     PASTE_GRID = 32  # the edges of a pasted part are multiples of 1 / PASTE_GRID of a side, as grid cells are
@@ -43,12 +43,13 @@ class TrainingViews(Dataset):
         L, ab = (part[0] for part in decode_lab8(downsample(codes[None], self.data.img_size)))
         feature = color_feature(ab.permute(1, 2, 0).numpy() * AB_SCALE)
         return {"L": L, "ab": ab, "gray": backbone_input(downsample(codes[None, :1], GRAY_SIZE)[0] / 255),
-                "view_feature": torch.from_numpy(feature), "drop_conditioning": rng.random() < self.conditioning_dropout,
-                "index": index, "color_feature": self.data.color_features[index], "image_id": self.data.ids[index]}
+                "view_feature": torch.from_numpy(feature), "index": index,
+                "drop_conditioning": rng.random() < self.conditioning_dropout,
+                "color_feature": self.data.color_features[index], "image_id": self.data.ids[index]}
 
     def _view(self, index, rng):
-        """Return a random part of a picture at full size, maybe mirrored and darkened: float32 codes of ``encode_lab8``,
-        (3, side, side)."""
+        """Return a random part of a picture at full size, maybe mirrored and darkened: float32 codes of
+        ``encode_lab8``, (3, side, side)."""
         side = self.data.side
         crop = round(side / rng.uniform(1, self.config.max_zoom))
         top, left = rng.integers(0, side - crop + 1, 2)
@@ -64,11 +65,11 @@ class TrainingViews(Dataset):
 
 
 class ViewSampler(Sampler):
-    """Sample (index, seed) of each picture ``passes`` times per epoch, in random order. The order depends on the seed and
-    on ``epoch`` only.
+    """Sample (index, seed) of each picture ``passes`` times per epoch, in random order. The order depends on the seed
+    and on ``epoch`` only.
 
-    All batches are complete: the last one is filled with pictures of another pass. Process ``rank`` of ``size`` gets its
-    share of each batch. The first ``skip`` batches are left out, to resume an interrupted epoch.
+    All batches are complete: the last one is filled with pictures of another pass. Process ``rank`` of ``size`` gets
+    its share of each batch. The first ``skip`` batches are left out, to resume an interrupted epoch.
     """
 
     def __init__(self, data: Sized, passes: int, seed: int, batch_size: int = 1, rank: int = 0, size: int = 1) -> None:

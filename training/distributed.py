@@ -22,8 +22,8 @@ TIMEOUT = timedelta(minutes=30)  # longest time that processes wait for another 
 class ProcessGroup:
     """The processes of one training. ``rank`` and ``size`` come from the environment that torchrun sets.
 
-    A context manager that connects the processes: with NCCL between GPUs, with gloo on CPUs. Without torchrun the size is
-    1, and all methods return their input.
+    A context manager that connects the processes: with NCCL between GPUs, with gloo on CPUs. Without torchrun the size
+    is 1, and all methods return their input.
     """
 
     def __init__(self, device: torch.device) -> None:

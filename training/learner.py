@@ -20,7 +20,8 @@ from utils import UserError
 
 
 def integrator_loss(combined: torch.Tensor, color_feature: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
-    """Return KL(color_feature || combined) of color features (N, 313), both smoothed by eps, averaged over the batch."""
+    """Return KL(color_feature || combined) of color features (N, 313), both smoothed by eps, averaged over the batch.
+    """
     return F.kl_div((combined + eps).log(), color_feature + eps, reduction="none").sum(1).mean()
 
 

@@ -1,4 +1,4 @@
-"""How do several checkpoints of one show become one? The networks of the first, the frames of all, and no training."""
+"""Merging of checkpoints of one show, without training: the networks of the first one and the frames of all."""
 
 import itertools
 from collections import deque
@@ -22,17 +22,17 @@ from networks import grow
 from training.runs import RunFolder
 from utils import UserError
 
-OF_TRAINING = "generator", "discriminator", "optimizers", "steps", "archive"  # what a joined checkpoint has not
-IN_KEYS = "lightness", "position", "color"  # constants that keys depend on
+TRAINING_STATE = "generator", "discriminator", "optimizers", "ema_steps", "archive"  # not in a merged checkpoint
+KEY_WEIGHTS = "lightness_weight", "position_weight", "color_weight"  # constants that keys depend on
 
 
 class Source(NamedTuple):
-    """A checkpoint to join, and which of its frames show something that those before it do not."""
+    """A checkpoint to merge, and the slots of its frames that are not duplicates of frames of earlier checkpoints."""
 
     predictor: Predictor
     slots: list[int]  # of training frames
-    pinned: list[int]  # of the user's
-    ids: dict[int, int]  # {id of a frame: its id in the joined checkpoint}
+    reference_slots: list[int]
+    ids: dict[int, int]  # {id of a frame: its id in the merged checkpoint}
 
     @property
     def spatial(self) -> SpatialMemory:
@@ -40,124 +40,80 @@ class Source(NamedTuple):
 
 
 def merge_checkpoints(config: TrainConfig, given: dict[str, Any]) -> None:
-    """Write the checkpoint that is joined of those of ``config`` into its save_path. Raises UserError as ``join``, for
-    other settings that are ``given``, and for a save_path that holds one of the checkpoints."""
+    """Merge the checkpoints in ``config.merge`` and write the result to save_path/best.pt.
+
+    Raises UserError for checkpoints that cannot be merged, for other settings in ``given``, and for a save_path that
+    contains one of the checkpoints.
+    """
     if others := given.keys() - {"merge", "save_path", "overwrite"}:
-        raise UserError(f"--merge trains nothing and takes no --{min(others)}; leave it out")
+        raise UserError(f"--merge does not train and takes no --{min(others)}; omit it")
     if len(config.merge) < 2:
         raise UserError("--merge takes two checkpoints or more")
     paths, target = [Path(path) for path in config.merge], Path(config.save_path)
     if any(path.resolve().parent == target.resolve() for path in paths):
-        raise UserError(f"{target} holds one of the checkpoints to join; name another folder by --save_path")
-    with RunFolder(config) as run:
-        content = join(paths, target)
-        run.prepare(None, target / content["archive"]["file"] if "archive" in content else None)
+        raise UserError(f"{target} contains one of the checkpoints to merge; name another folder with --save_path")
+    with RunFolder(config) as folder:
+        content = merge(paths, target)
+        folder.prepare(None, target / content["archive"]["file"] if "archive" in content else None)
         save_checkpoint(target / "best.pt", content)
-    print(f"{content['model_config']['spatial_size']:,} frames of {len(paths)} checkpoints in {target / 'best.pt'}")
+    print(f"merged {content['model_config']['spatial_size']:,} frames of {len(paths)} checkpoints into "
+          f"{target / 'best.pt'}")
 
 
-def join(paths: Sequence[Path], folder: Path) -> dict[str, Any]:
-    """What a checkpoint holds that has the networks of the first of these and the frames of all; those of a large one
-    are written into an archive in ``folder``.
+def merge(paths: Sequence[Path], folder: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint with the networks of the first checkpoint and the frames of all.
 
-    A frame that an earlier checkpoint knows is left out. Keys are what each projection kept of the places, seen through
-    that of the first; of frames that the user added, they have the colors that the networks of the first guess. Raises
-    UserError for checkpoints that do not go together.
+    Frames that an earlier checkpoint has are dropped. If the frames are too many for a checkpoint, they are written to
+    an archive in ``folder``. Keys are mapped to the projection of the first checkpoint; the keys of references contain
+    the colors that its networks predict. Raises UserError for checkpoints that cannot be merged.
     """
     predictors = [Predictor.load(path, device="cpu") for path in paths]
-    for path, predictor in zip(paths[1:], predictors[1:], strict=True):
-        _check(path, predictor, predictors[0])
+    first = predictors[0]
+    for predictor in predictors:
+        _check(predictor, first)
     names: dict[int, str] = {}
-    is_new = Deduplicator(predictors[0].config.spatial)
+    is_new = Deduplicator(first.config.spatial)
     sources = [_source(predictor, names, is_new) for predictor in predictors]
-    count, config = sum(len(source.slots) for source in sources), predictors[0].config.spatial
+    colorizer, config = first.colorizer, first.config.spatial
+    count = sum(len(source.slots) for source in sources)
+    total = count + sum(len(source.reference_slots) for source in sources)
     if count > config.max_frames:
-        raise UserError(f"together they know {count:,} frames, and a memory keeps at most {config.max_frames:,}; join fewer")
-    colorizer, archived = predictors[0].colorizer, count if count > config.max_inline_frames else 0
-    pinned = sum(len(source.pinned) for source in sources)
-    joined = SpatialMemory(colorizer.spatial.features.shape[1], len(colorizer.spatial.mean), 0, config)
-    joined.mean, joined.projection = colorizer.spatial.mean, colorizer.spatial.projection
-    joined.resize(count + pinned, archived)
+        raise UserError(f"the checkpoints have {count:,} frames, and a memory has at most {config.max_frames:,}; merge "
+                        "fewer checkpoints")
+    archived = count if count > config.max_inline_frames else 0
+    merged = SpatialMemory(colorizer.spatial.features.shape[1], len(colorizer.spatial.mean), 0, config)
+    merged.mean, merged.projection = colorizer.spatial.mean, colorizer.spatial.projection
+    merged.resize(total, archived)
     grow(colorizer.memory, _empty_slots(colorizer.memory, count - len(sources[0].slots)))
-    batches = _write(sources, joined)
+    batches = _store_frames(sources, merged)
     archive = write_archive(folder, config, archived, batches) if archived else None
-    deque(batches, 0)  # what is not in an archive
-    joined.open(archive)
-    _pin(sources, joined, count)
-    colorizer.spatial = joined
-    config = replace(colorizer.config, spatial_size=count + pinned, archived_frames=archived,
-                     mem_size=len(colorizer.memory.keys))
-    content = {name: value for name, value in load_checkpoint(paths[0]).items() if name not in OF_TRAINING}
-    return {**content, "frames": names, "colorizer": colorizer.state_dict(), "model_config": asdict(config),
+    deque(batches, 0)  # without an archive, nothing has consumed the generator
+    merged.open(archive)
+    _store_references(sources, merged, count)
+    colorizer.spatial = merged
+    model_config = replace(colorizer.config, spatial_size=total, archived_frames=archived,
+                           mem_size=len(colorizer.memory.keys))
+    content = {name: value for name, value in load_checkpoint(paths[0]).items() if name not in TRAINING_STATE}
+    return {**content, "frames": names, "colorizer": colorizer.state_dict(), "model_config": asdict(model_config),
             **({"archive": archive.state()} if archive else {})}
 
 
-def _empty_slots(memory, count):
-    """Rows for ``grow`` of so many slots of a memory of color features."""
-    nothing = {name: buffer[:1].expand(count, *buffer.shape[1:]) * 0 for name, buffer in memory.named_buffers()}
-    return {**nothing, "ids": nothing["ids"] - 1}
-
-
-def _write(sources, joined):
-    """Store the training frames of all in the joined memory, some at a time; yields their rows. What the first does not
-    know of their colors is written into its memory of color features, as in training."""
-    predictor, start = sources[0].predictor, 0
-    memory = predictor.colorizer.memory
-    for source in sources:
-        for slots in (source.slots[place:place + 8] for place in range(0, len(source.slots), 8)):
-            rows = _rows(source, slots)
-            if source is not sources[0]:
-                labs = source.spatial.labs(slots)
-                seen = extract_features(predictor.colorizer.backbone, [lab[..., 0] for lab in labs], predictor.device)
-                rows["keys"] = joined.translated(rows["keys"], source.spatial, seen.cells)
-                features = seen.embedding.norm(dim=1, keepdim=True) * rows["features"].float()
-                memory.update(memory.query(features), predictor.color_features(labs), rows["ids"])
-            yield joined.store(torch.arange(start, start + len(slots)), rows)
-            start += len(slots)
-
-
-def _rows(source, slots):
-    """{name of a buffer: rows} of some frames of a Source."""
-    spatial, ids = source.spatial, [source.ids[i] for i in source.spatial.ids[slots].tolist()]
-    return {"features": spatial.features[slots], "ids": torch.tensor(ids),
-            **{name: spatial.kept(name, slots) for name in FIELDS}}
-
-
-def _pin(sources, joined, start):
-    """Store the frames that users added to any of the checkpoints, from the slot ``start`` on."""
-    predictor = sources[0].predictor
-    memory, config = predictor.colorizer.memory, joined.config
-    for source in sources:
-        for slot in source.pinned:
-            rows = _rows(source, [slot])
-            if source is not sources[0]:
-                lab = source.spatial.labs([slot])[0]
-                seen, _, _, guess = predictor.encode_reference(lab)
-                color = config.color_weight * F.adaptive_avg_pool2d(guess.float(), config.grid).flatten(2).transpose(1, 2)
-                keys = joined.translated(rows["keys"], source.spatial, seen.cells)
-                rows["keys"] = torch.cat([keys[..., :-2], color], -1)
-                memory.pin(memory.query(seen.embedding), predictor.color_features([lab]))
-            joined.store(torch.tensor([start]), {**rows, "pinned": torch.tensor([True])})
-            start += 1
-
-
-def _check(path, predictor, first):
-    """Raises UserError unless a checkpoint can be joined to the first."""
-    for each in (predictor, first):
-        if not each.config.use_spatial_memory:
-            raise UserError(f"{each.checkpoint} keeps no frames that could be joined; train with use_spatial_memory "
-                            "True")
-    ours, theirs = (asdict(each.config.spatial) for each in (first, predictor))
-    differ = [name for name in IN_KEYS if ours[name] != theirs[name]]
-    if record_of(first.config.spatial) != record_of(predictor.config.spatial) or differ:
-        raise UserError(f"the frames of {path} are kept in another way than those of {first.checkpoint}; train both "
-                        "with one version")
+def _check(predictor, first):
+    """Raise UserError unless a checkpoint can be merged with the first one."""
+    if not predictor.config.use_spatial_memory:
+        raise UserError(f"{predictor.checkpoint} has no spatial memory to merge; train with use_spatial_memory True")
+    ours, other = (asdict(each.config.spatial) for each in (first, predictor))
+    if (record_of(first.config.spatial) != record_of(predictor.config.spatial)
+            or any(ours[name] != other[name] for name in KEY_WEIGHTS)):
+        raise UserError(f"{predictor.checkpoint} stores frames in another format than {first.checkpoint}; train both "
+                        "with the same version")
     if predictor.colorizer.backbone.identity() != first.colorizer.backbone.identity():
-        raise UserError(f"{path} was trained with another backbone than {first.checkpoint}; train both with one")
+        raise UserError(f"{predictor.checkpoint} was trained with another backbone than {first.checkpoint}; train both "
+                        "with the same one")
 
 
 def _source(predictor, names, is_new):
-    """The Source of a checkpoint, whose frames are entered into ``names`` {id: file name} of all."""
+    """Return the Source of a checkpoint, and add its frames to ``names``, {id: file name} of all checkpoints."""
     spatial, ids = predictor.colorizer.spatial, {REFERENCE_ID: REFERENCE_ID}
     taken, free = set(names.values()), itertools.count(max([*names, *predictor.names]) + 1)
     for i, name in predictor.names.items():
@@ -167,3 +123,55 @@ def _source(predictor, names, is_new):
     pinned = spatial.pinned.tolist()
     slots = [slot for slot, own in enumerate(pinned) if not own and is_new(spatial.kept("pictures", [slot])[0].numpy())]
     return Source(predictor, slots, [slot for slot, own in enumerate(pinned) if own], ids)
+
+
+def _empty_slots(memory, count):
+    """Return ``count`` empty rows of the memory of color features, for ``grow``."""
+    rows = {name: buffer[:1].expand(count, *buffer.shape[1:]) * 0 for name, buffer in memory.named_buffers()}
+    return {**rows, "ids": rows["ids"] - 1}
+
+
+def _rows(source, slots):
+    """Return {name of a buffer: rows} of frames of a Source."""
+    spatial, ids = source.spatial, [source.ids[i] for i in source.spatial.ids[slots].tolist()]
+    return {"features": spatial.features[slots], "ids": torch.tensor(ids),
+            **{name: spatial.kept(name, slots) for name in FIELDS}}
+
+
+def _store_frames(sources, merged):
+    """Store the training frames of all sources in batches, and yield their rows.
+
+    The color features of frames that the first checkpoint does not have are added to its memory, as in training.
+    """
+    predictor, start = sources[0].predictor, 0
+    memory = predictor.colorizer.memory
+    for source in sources:
+        for slots in (source.slots[i:i + 8] for i in range(0, len(source.slots), 8)):
+            rows = _rows(source, slots)
+            if source is not sources[0]:
+                labs = source.spatial.labs(slots)
+                features = extract_features(predictor.colorizer.backbone, [lab[..., 0] for lab in labs],
+                                            predictor.device)
+                rows["keys"] = merged.translated(rows["keys"], source.spatial, features.cells)
+                embedding = features.embedding.norm(dim=1, keepdim=True) * rows["features"].float()
+                memory.update(memory.query(embedding), predictor.color_features(labs), rows["ids"])
+            yield merged.store(torch.arange(start, start + len(slots)), rows)
+            start += len(slots)
+
+
+def _store_references(sources, merged, start):
+    """Store the references of all sources in the slots from ``start`` on."""
+    predictor, config = sources[0].predictor, merged.config
+    memory = predictor.colorizer.memory
+    for source in sources:
+        for slot in source.reference_slots:
+            rows = _rows(source, [slot])
+            if source is not sources[0]:
+                lab = source.spatial.labs([slot])[0]
+                features, _, _, ab = predictor.encode_reference(lab)
+                color = F.adaptive_avg_pool2d(ab.float(), config.grid).flatten(2).transpose(1, 2)
+                keys = merged.translated(rows["keys"], source.spatial, features.cells)
+                rows["keys"] = torch.cat([keys[..., :-2], config.color_weight * color], -1)
+                memory.pin(memory.query(features.embedding), predictor.color_features([lab]))
+            merged.store(torch.tensor([start]), {**rows, "pinned": torch.tensor([True])})
+            start += 1

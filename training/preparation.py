@@ -58,8 +58,8 @@ def build_model_config(config: TrainConfig, n_pictures: int) -> ModelConfig:
 
 def load_with_features(data: ColorizationDataset, indices: torch.Tensor, colorizer: Colorizer,
                        autocast: Autocast) -> tuple[Features | None, torch.Tensor, torch.Tensor]:
-    """Return (features, L (N, 1, S, S), ab (N, 2, S, S)) of the pictures at ``indices``, where S is the colorizer's side.
-    The features are None for a colorizer without a memory."""
+    """Return (features, L (N, 1, S, S), ab (N, 2, S, S)) of the pictures at ``indices``, where S is the colorizer's
+    side. The features are None for a colorizer without a memory."""
     device = next(colorizer.parameters()).device
     L, ab, gray = (part.to(device) for part in data.tensors(indices, colorizer.config.side))
     if not colorizer.config.use_memory:
@@ -72,8 +72,8 @@ def frame_embeddings(data: ColorizationDataset, colorizer: Colorizer, autocast: 
                      computed: torch.Tensor | None = None) -> torch.Tensor:
     """Return the embeddings (N, D) of all pictures of a dataset.
 
-    They are read from the cache of the dataset. If they are not cached, they are ``computed`` (N, D) or, if that is None,
-    computed by the backbone.
+    They are read from the cache of the dataset. If they are not cached, they are ``computed`` (N, D) or, if that is
+    None, computed by the backbone.
     """
     backbone = colorizer.backbone
     device = next(colorizer.parameters()).device
@@ -104,9 +104,9 @@ def fill_spatial_memory(data: ColorizationDataset, colorizer: Colorizer, autocas
                         folder: Path | None = None) -> torch.Tensor | None:
     """Write the pictures of ``select_frames`` to the spatial memory of a colorizer, and set their number in its config.
 
-    More pictures than fit in a checkpoint are written to an archive in ``folder``. If ``folder`` is None, as in processes
-    that never read the memory, they are not kept. Returns the embeddings (N, D) of all pictures, or None if they were
-    computed only for some.
+    More pictures than fit in a checkpoint are written to an archive in ``folder``. If ``folder`` is None, as in
+    processes that never read the memory, they are not kept. Returns the embeddings (N, D) of all pictures, or None if
+    they were computed only for some.
     """
     spatial, ids, embeddings = colorizer.spatial, torch.tensor(data.ids), []
     sample = torch.tensor(evenly_spaced(len(data), spatial.config.pca_pictures)).split(BATCH)
@@ -175,7 +175,8 @@ def _load_views(paths: Sequence[Path], seeds: Sequence[int], side: int,
 @torch.no_grad()
 def train_palette_classifier(data: ColorizationDataset, colorizer: Colorizer, autocast: Autocast, seed: int,
                              degradation: DegradationConfig) -> None:
-    """Train the palette classifier on a sample of the grid cells of views. The first view of each picture is unchanged."""
+    """Train the palette classifier on a sample of the grid cells of views. The first view of each picture is unchanged.
+    """
     classifier, device = colorizer.palette_classifier, next(colorizer.parameters()).device
     config = classifier.config
     count = min(max(config.training_views, min(len(data), 4 * config.training_views)),

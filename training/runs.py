@@ -118,7 +118,8 @@ class Progress:
 
 
 class StopSignals:
-    """A context manager in which Ctrl-C and SIGTERM only set ``received``, so that a step can be completed and saved."""
+    """A context manager in which Ctrl-C and SIGTERM only set ``received``, so that a step can be completed and saved.
+    """
 
     received = False
 
