@@ -237,7 +237,7 @@ class Training:
         self.bad_steps_in_row = (self.bad_steps_in_row + skipped) * skipped
         limit = self.config.training.max_bad_steps
         if progress.step % limit == 0 and self.bad_steps_in_row >= limit:  # read rarely: reading waits for the GPU
-            raise UserError(f"{limit} steps in a row had no finite loss or gradient; lower gen_lr or set clip_grad to 1 "
+            raise UserError(f"{limit} steps in a row had no finite loss or gradient; lower gen_lr or set clip_grad 1 "
                             "and resume from last.pt with --resume True")
 
     def _finish_epoch(self):
