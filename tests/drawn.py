@@ -1,4 +1,4 @@
-"""Small things that several test modules draw."""
+"""Helpers of several test modules: small pictures, films, datasets, and a predictor without networks."""
 
 import os
 from dataclasses import replace
@@ -18,7 +18,7 @@ from film.analysis.plan import FilmPredictor
 from film.io.planes import planes_from_frame
 from training.runs import RunFolder
 
-# A program that holds the lock on a file until it reads a line.
+# A program that holds the lock of a file until it reads a line.
 HOLD_LOCK = """
 import sys
 from filelock import FileLock
@@ -29,21 +29,21 @@ with FileLock(sys.argv[1]):
 
 
 def feature(*bins):
-    """A color feature with its weight spread evenly over ``bins``."""
+    """Return a color feature with equal weight in each of ``bins``."""
     v = torch.zeros(313)
     v[list(bins)] = 1 / len(bins)
     return v
 
 
-def unit(*places):
-    """A key or query of unit length along the given axes."""
+def unit(*axes):
+    """Return a key or query of unit length along the given axes."""
     key = torch.zeros(512)
-    key[list(places)] = 1
+    key[list(axes)] = 1
     return F.normalize(key, dim=0)
 
 
 def fill(net, keys, values, ids=None, ages=None):
-    """Put slots into a MemoryNetwork; returns it."""
+    """Fill slots of a MemoryNetwork, and return it."""
     for slot, (key, value) in enumerate(zip(keys, values, strict=True)):
         net.keys[slot], net.values[slot], net.used[slot] = key, value, True
         net.ids[slot] = ids[slot] if ids else slot
@@ -70,7 +70,7 @@ def be_quick():
 
 
 def draw_picture(seed, size=(96, 64)):
-    """A colored drawing, RGB uint8: a red disc or a blue square on a ground of one of two colors."""
+    """Return a drawing, RGB uint8: a red disc or a blue square on a background of one of two colors."""
     rng = np.random.default_rng(seed)
     picture = np.full((size[1], size[0], 3), ((190, 220, 160), (240, 210, 130))[seed % 2], np.uint8)
     x, y = int(rng.integers(20, size[0] - 20)), int(rng.integers(20, size[1] - 20))
@@ -83,7 +83,7 @@ def draw_picture(seed, size=(96, 64)):
 
 
 def draw_dataset(folder, train=6, val=2, test=2):
-    """A dataset as dataset_generator.py writes it; returns the folder."""
+    """Write a dataset in the format of dataset_generator.py, and return the folder."""
     number = 0
     for split, count in (("train", train), ("val", val), ("test", test)):
         for _ in range(count):
@@ -93,7 +93,7 @@ def draw_dataset(folder, train=6, val=2, test=2):
 
 
 def draw_film(path, sizes=(64, 48), times=range(20), codec="libx264", sound="aac", rate=10):
-    """A film whose frame i is a gray ramp plus i, at ``times`` in units of 1 / rate s, with a beep of its length."""
+    """Write a film with a sound track. Frame i is a gray ramp plus 3 * i, at ``times`` in units of 1 / rate seconds."""
     with av.open(str(path), "w") as film:
         video = film.add_stream(codec, rate=rate)
         video.width, video.height = sizes
@@ -117,7 +117,7 @@ def draw_film(path, sizes=(64, 48), times=range(20), codec="libx264", sound="aac
 
 
 def times_and_sound(path):
-    """(frame times in s, audio packets as bytes, (width, height))."""
+    """Return (frame times in seconds, audio packets as bytes, (width, height))."""
     with av.open(str(path)) as film:
         times = [round(frame.time, 4) for frame in film.decode(video=0)]
         size = film.streams.video[0].width, film.streams.video[0].height
@@ -153,10 +153,11 @@ class StubPredictor(FilmPredictor):
 
 
 def draw_shots(path, shots, size=(128, 96), hold=1, options=None, codec="libx264", rate=12, pix_fmt="yuv420p", noise=0):
-    """A gray film of shots [(gray 0..255, frames)]: bars that move a pixel every ``hold`` frames, over that gray.
+    """Write a gray film of shots [(gray level in [0, 255], number of frames)] with bars that move a pixel every
+    ``hold`` frames.
 
-    A gray that is a function takes the number of the frame in its shot; ``noise`` is the greatest of coding.
-    Not smaller: of pictures 64 wide, x264 makes different files of the same frames, now and then.
+    The gray level may be a function of the frame number in the shot. ``noise`` is the maximum of the added noise. Do
+    not use a smaller size: x264 output is not always deterministic at a width of 64.
     """
     with av.open(str(path), "w") as film:
         stream = film.add_stream(codec, rate=rate, options=options or {})
@@ -174,6 +175,6 @@ def draw_shots(path, shots, size=(128, 96), hold=1, options=None, codec="libx264
 
 
 def planes_in(path):
-    """The (Y, Cb, Cr) arrays of every frame of a 4:2:0 or 4:4:4 film."""
+    """Return the (Y, Cb, Cr) arrays of each frame of a 4:2:0 or 4:4:4 film."""
     with av.open(str(path)) as film:
         return [tuple(np.array(plane) for plane in planes_from_frame(frame)[:3]) for frame in film.decode(video=0)]

@@ -1,7 +1,8 @@
-"""What happens to training when it is killed: ``python tests/faults.py`` prints a table. test_resume.py runs it too.
+"""Fault injection for training: ``python tests/faults.py`` prints a table. test_resume.py runs it with few
+interruptions.
 
-A run that is never interrupted is compared with one that is killed in each of MOMENTS, and with runs that are killed
-again and again, at random moments. All runs are forked from this process, which has torch already.
+An uninterrupted run is compared with one that is killed at each of CRITICAL_POINTS and resumed, and with runs that are
+interrupted repeatedly at random times. All runs are forked from this process, which has already imported torch.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-import torch._dynamo  # noqa: F401  which every optimizer imports, in seconds: here, once for all runs
+import torch._dynamo  # noqa: F401  imported by each optimizer, which takes seconds; here once for all runs
 from drawn import be_quick, draw_dataset
 
 import train
@@ -27,17 +28,17 @@ from training import learner
 from utils import run_cli
 
 EPOCHS = 3
-WAITS = 300  # seconds, for a training of some; then it is killed
+TIMEOUT = 300  # seconds after which a training is killed
 SIGNALS = {"kill -9": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}
-MOMENTS = {  # what a run is about to do when it dies: the function, and which call of it. Each goes on from the last.
+CRITICAL_POINTS = {  # {name: (module or class, function, number of the call at which the run is killed)}
     "prepare": (train, "train_palette_classifier", 1), "step": (learner.Learner, "step", 2), "write last.pt": (torch, "save", 2),
-    "name last.pt": (os, "replace", 2), "validate": (train, "validate", 1),
-    "save, having logged": (train.Training, "_save_epoch", 1),
-    "write last.pt, having written best.pt": (train.Training, "_save_last", 2), "cut the log": (os, "replace", 1)}
+    "rename last.pt": (os, "replace", 2), "validate": (train, "validate", 1),
+    "save after logging": (train.Training, "_save_epoch", 1),
+    "write last.pt after best.pt": (train.Training, "_save_last", 2), "cut the log": (os, "replace", 1)}
 
 
 def die_at(owner, name, call):
-    """Let this process kill itself at the given call, from 1 on, of a function of ``owner``."""
+    """Make this process kill itself before call number ``call``, counted from 1, of a function of ``owner``."""
     original, calls = getattr(owner, name), 0
 
     def dying(*args, **settings):
@@ -50,28 +51,28 @@ def die_at(owner, name, call):
     setattr(owner, name, dying)
 
 
-def start(data_path, save_path, environment=None, moment=None, **settings):
-    """Fork a small training, or its going on, that writes last.pt after every step and dies in ``moment``, arguments of
-    ``die_at``.
+def start(data_path, save_path, environment=None, point=None, **settings):
+    """Fork a small training that writes last.pt after each step and resumes if there is one.
 
-    Returns its process id and the end of a pipe that gets a byte at every step.
+    It is killed at ``point``, the arguments of ``die_at``. Returns the process id and the read end of a pipe that
+    receives a byte per step.
     """
-    there = {"resume": True} if (save_path / "last.pt").exists() else {}
+    resume = {"resume": True} if (save_path / "last.pt").exists() else {}
     settings = {"data_path": data_path, "width": 4, "batch_size": 3, "end_epoch": EPOCHS, "use_feat_integrator": True,
-                "device": "cpu", "epoch_steps": 3, "save_seconds": 0, **settings, "save_path": save_path, **there}
+                "device": "cpu", "epoch_steps": 3, "save_seconds": 0, **settings, "save_path": save_path, **resume}
     read, write = os.pipe()
     process = os.fork()
     if process:
         os.close(write)
         return process, read
-    try:  # from here on nothing may leave the child: a signal may come at once
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell starts in the background
+    try:  # no exception may leave the child, and a signal may arrive at once
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes of a shell ignore it
         os.environ.update(environment or {})
         be_quick()
         step = learner.Learner.step
         learner.Learner.step = lambda *args: (os.write(write, b"."), step(*args))[1]
-        if moment:
-            die_at(*moment)
+        if point:
+            die_at(*point)
         with open(save_path.with_suffix(".txt"), "a") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
@@ -87,9 +88,9 @@ def start(data_path, save_path, environment=None, moment=None, **settings):
 
 
 def finish(process, pipe):
-    """Wait for a training, at most WAITS seconds; returns how it ended as subprocess does, and how many steps it took.
+    """Wait for a training, at most TIMEOUT seconds. Returns its exit code, as subprocess does, and its number of steps.
     """
-    deadline, steps = time.monotonic() + WAITS, 0
+    deadline, steps = time.monotonic() + TIMEOUT, 0
     while not (ended := os.waitpid(process, os.WNOHANG))[0]:
         if time.monotonic() > deadline:
             os.kill(process, signal.SIGKILL)
@@ -102,7 +103,7 @@ def finish(process, pipe):
 
 
 def results(save_path):
-    """All that a run leaves that does not tell the time: the tensors of its checkpoints, and its log."""
+    """Return the contents of the checkpoints of a run and its log, except for durations and paths."""
     kept = {}
     for name in ("last.pt", "best.pt"):
         waiting = [(name, load_checkpoint(save_path / name))]
@@ -118,20 +119,21 @@ def results(save_path):
     return kept, [{name: value for name, value in line.items() if "second" not in name} for line in lines]
 
 
-def die_everywhere(data_path, save_path, whole):
-    """Let a run die in each of MOMENTS; returns in how many it did, and 1 if it then ends otherwise than ``whole``, the
-    results of the uninterrupted one, else 0."""
-    died = sum(finish(*start(data_path, save_path, moment=moment))[0] == -signal.SIGKILL for moment in MOMENTS.values())
+def kill_at_critical_points(data_path, save_path, whole):
+    """Kill a run at each of CRITICAL_POINTS and resume it. Returns how often it was killed, and 1 if its results differ
+    from ``whole``, those of the uninterrupted run, else 0."""
+    died = sum(finish(*start(data_path, save_path, point=point))[0] == -signal.SIGKILL
+               for point in CRITICAL_POINTS.values())
     code, _ = finish(*start(data_path, save_path))
     assert code == 0, save_path.with_suffix(".txt").read_text()
     return died, int(results(save_path) != whole)
 
 
 def interrupt(folder, counts, seed=0):
-    """Let a run die in each of MOMENTS, and interrupt runs ``counts`` times, a dict name of the signal -> times.
+    """Kill a run at each of CRITICAL_POINTS, and interrupt other runs at random: ``counts`` is {signal name: times}.
 
-    Returns lines of a table, how many runs did not end like an uninterrupted one, and how many interruptions ended with
-    another exit code than they should.
+    Returns the lines of a table, the number of runs with other results than the uninterrupted run, and the number of
+    interruptions with an unexpected exit code.
     """
     rng = random.Random(seed)
     data_path = draw_dataset(folder / "data", train=3, val=1)
@@ -140,7 +142,7 @@ def interrupt(folder, counts, seed=0):
     duration = time.monotonic() - began
     assert code == 0, (folder / "whole.txt").read_text()
     whole = results(folder / "whole")
-    survived, wrong_runs = die_everywhere(data_path, folder / "moments", whole)
+    survived, wrong_runs = kill_at_critical_points(data_path, folder / "points", whole)
 
     left = [name for name, count in counts.items() for _ in range(count)]
     rng.shuffle(left)
@@ -156,46 +158,46 @@ def interrupt(folder, counts, seed=0):
                 steps_taken += steps
                 assert code == 0, save_path.with_suffix(".txt").read_text()
                 break
-            moment = rng.uniform(0, duration / 4)
-            if rng.random() < 0.8:  # the others are hit before the first step
+            delay = rng.uniform(0, duration / 4)
+            if rng.random() < 0.8:  # the others are interrupted before the first step
                 first = os.read(pipe, 1)
                 taken = len(first)
             else:
-                moment, taken = rng.uniform(0, duration / 10), 0
-            time.sleep(moment)  # the moment is part of the fault; nothing is expected of it
+                delay, taken = rng.uniform(0, duration / 10), 0
+            time.sleep(delay)  # the random time of the interruption
             os.kill(process, SIGNALS[left[-1]])
             code, steps = finish(process, pipe)
             steps_taken += taken + steps
-            if code == 0:  # it was done before
+            if code == 0:  # it was complete before the interruption
                 break
             name = left.pop()
             interruptions += 1
             tried[name] += 1
-            # Before the training began there is nothing to finish, and SIGTERM ends a program as ever.
+            # Before the training begins, SIGTERM has its default action.
             expected = {-signal.SIGKILL} if name == "kill -9" else {130} if steps > 1 else {130, -signal.SIGTERM}
             wrong_codes[name] += code not in expected
         same = results(save_path) == whole
         wrong_runs += not same
-        print(f"run {round_number}: {interruptions} interruptions, {steps_taken - whole_steps} steps of {whole_steps} "
-              f"taken twice, {'the same' if same else 'NOT the same'} in the end", file=sys.stderr)
-    lines = [f"| kill -9 in a moment of each kind | {len(MOMENTS)} | {survived} |",
+        print(f"run {round_number}: {interruptions} interruptions, {steps_taken - whole_steps} of {whole_steps} steps "
+              f"repeated, results {'equal' if same else 'DIFFER'}", file=sys.stderr)
+    lines = [f"| kill -9 at each critical point | {len(CRITICAL_POINTS)} | {survived} |",
              *(f"| {name} | {tried[name]} | {tried[name] - wrong_codes[name]} |" for name in counts)]
-    return lines, wrong_runs, sum(wrong_codes.values()) + len(MOMENTS) - survived
+    return lines, wrong_runs, sum(wrong_codes.values()) + len(CRITICAL_POINTS) - survived
 
 
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--stops", type=int, default=20, help="by Ctrl-C, and as many by SIGTERM")
+    parser.add_argument("--stops", type=int, default=20, help="number of interruptions by Ctrl-C, and by SIGTERM")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)  # threads of this process would be missing after a fork
+    torch.set_num_threads(1)  # a forked process does not have the threads of its parent
     counts = {"kill -9": args.kills, "Ctrl-C": args.stops, "SIGTERM": args.stops}
-    memory = Path("/dev/shm")  # a checkpoint after every step would test the patience of the disk
+    memory = Path("/dev/shm")  # a checkpoint is written after each step
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         lines, wrong_runs, wrong_codes = interrupt(Path(folder), counts, args.seed)
     print("\n".join(["| fault | tried | survived |", "|---|---|---|", *lines]))
-    print(f"runs that did not end bit for bit like the uninterrupted one: {wrong_runs}")
+    print(f"runs with other results than the uninterrupted one: {wrong_runs}")
     sys.exit(bool(wrong_runs or wrong_codes))
 
 

@@ -1,6 +1,7 @@
-"""Two processes train as one does: the same losses, the same memory, and no half of them goes on alone.
+"""Tests of data-parallel training: two processes give the same losses and memory as one, and fail together.
 
-Run as a script it makes the runs that the tests compare, all forked from one process that has torch already.
+Run as a script, this module creates the runs that the tests compare. They are forked from one process that has already
+imported torch.
 """
 
 import json
@@ -22,21 +23,21 @@ from training import distributed
 from training.distributed import ProcessGroup
 from utils import UserError
 
-STEPS = 5  # in two of which the discriminator learns
-WAYS = {"memory": {}, "gan": {"use_memory": False, "use_feat_integrator": False, "gen_norm": "batch",
+STEPS = 5  # the discriminator is trained in two of them
+MODES = {"memory": {}, "gan": {"use_memory": False, "use_feat_integrator": False, "gen_norm": "batch",
                              "dis_norm": "None"}}
 
 
 def make_runs(folder):
-    """The runs of this module, in ``folder``; the exit codes of their processes go to codes.json."""
+    """Create the runs of this module in ``folder``, and write the exit codes of their processes to codes.json."""
     from faults import finish, start
 
     torch.set_num_threads(1)
     data_path, codes = draw_dataset(folder / "data", train=4, val=1), {}
 
     def run(name, processes, to, kill=False, **settings):
-        """Train with epochs of one step, all four pictures, in so many processes."""
-        # At a low rate, since Adam turns a gradient of rounding errors into a step of full length.
+        """Train in ``processes`` processes up to epoch ``to``. An epoch is one step with all four pictures."""
+        # With low learning rates, because Adam turns a gradient of rounding errors into a step of full length.
         settings = {"batch_size": 4, "epoch_steps": 1, "save_seconds": 1e9, "gen_lr": 3e-5, "dis_lr": 3e-5,
                     "lr_decay_start": 1, "precision": "fp32", **settings, "end_epoch": to}
         with socket.socket() as free:
@@ -50,13 +51,13 @@ def make_runs(folder):
             os.kill(started[1][0], signal.SIGKILL)
         codes.setdefault(name, []).append([finish(*process)[0] for process in started])
 
-    for way, settings in WAYS.items():
-        run(f"{way}_one", 1, STEPS, **settings)
-        run(f"{way}_two", 2, STEPS, **settings)
-    run("changed", 2, STEPS // 2, **WAYS["memory"])
-    run("changed", 1, STEPS, **WAYS["memory"])
-    run("killed", 2, 10_000, kill=True, **WAYS["memory"])
-    run("killed", 1, STEPS, **WAYS["memory"])
+    for mode, settings in MODES.items():
+        run(f"{mode}_one", 1, STEPS, **settings)
+        run(f"{mode}_two", 2, STEPS, **settings)
+    run("changed", 2, STEPS // 2, **MODES["memory"])
+    run("changed", 1, STEPS, **MODES["memory"])
+    run("killed", 2, 10_000, kill=True, **MODES["memory"])
+    run("killed", 1, STEPS, **MODES["memory"])
     run("uneven", 2, STEPS, **{"batch_size": 3})
     (folder / "codes.json").write_text(json.dumps(codes))
 
@@ -80,12 +81,12 @@ def codes(runs, name):
 
 
 def check_equal(one, other):
-    """The losses of every step and the validation, and the memory at the end."""
+    """Compare the losses of all steps, the validation metrics, and the memory at the end."""
     assert len(log(one)) == len(log(other)) == STEPS
     for expected, record in zip(log(one), log(other), strict=True):
         for name, value in expected.items():
             if "second" not in name:
-                tolerance = 1e-3 if name.startswith("val_") else 1e-4  # rounding errors grow with every step
+                tolerance = 1e-3 if name.startswith("val_") else 1e-4  # rounding errors grow with each step
                 assert record[name] == pytest.approx(value, rel=tolerance, abs=1e-4), (record["epoch"], name)
     one, other = (load_checkpoint(folder / "last.pt")["colorizer"] for folder in (one, other))
     for name in ("ids", "ages", "used", "values"):
@@ -93,24 +94,24 @@ def check_equal(one, other):
     assert "memory.keys" not in one or torch.allclose(one["memory.keys"], other["memory.keys"], atol=1e-4)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_two_processes_train_as_one(runs, way):
-    assert codes(runs, f"{way}_one") == [[0]] and codes(runs, f"{way}_two") == [[0, 0]]
-    check_equal(runs / f"{way}_one", runs / f"{way}_two")
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_give_the_results_of_one(runs, mode):
+    assert codes(runs, f"{mode}_one") == [[0]] and codes(runs, f"{mode}_two") == [[0, 0]]
+    check_equal(runs / f"{mode}_one", runs / f"{mode}_two")
 
 
-def test_going_on_with_another_number_of_processes(runs):
+def test_a_run_resumes_with_another_number_of_processes(runs):
     assert codes(runs, "changed") == [[0, 0], [0]]
     check_equal(runs / "memory_one", runs / "changed")
 
 
-def test_the_death_of_one_process_ends_all_and_loses_nothing(runs):
+def test_a_killed_process_ends_all_and_the_run_resumes(runs):
     (survivor, killed), after = codes(runs, "killed")
     assert killed == -signal.SIGKILL and survivor > 0 and after == [0]
     check_equal(runs / "memory_one", runs / "killed")
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(runs):
+def test_a_batch_size_that_is_not_divisible_raises_an_error(runs):
     assert codes(runs, "uneven") == [[1, 1]]
     assert "batch_size 3 cannot be divided by 2 processes; set it to 4" in (runs / "uneven.txt").read_text()
 
@@ -125,7 +126,7 @@ def test_torchrun_ends_with_an_error_when_a_process_is_killed(tmp_path):
             command, stdout=printed, stderr=printed, env={**os.environ, "OMP_NUM_THREADS": "1"}) as job):
         try:
             for _ in range(3000):
-                if (tmp_path / "run" / "last.pt").exists():  # the training began
+                if (tmp_path / "run" / "last.pt").exists():  # training has begun
                     break
                 with pytest.raises(subprocess.TimeoutExpired):
                     job.wait(timeout=0.2)
@@ -139,21 +140,21 @@ def test_torchrun_ends_with_an_error_when_a_process_is_killed(tmp_path):
 
 
 def rank_of(process):
-    """The RANK in the environment of a process of torchrun, None of any other one."""
+    """Return RANK in the environment of a process, or None."""
     words = dict(word.partition("=")[::2] for word in Path(f"/proc/{process}/environ").read_text().split("\0"))
     return words.get("RANK")
 
 
-def test_a_team_of_one_changes_nothing():
+def test_a_group_of_one_process_returns_its_input():
     x = torch.rand(4, 3)
-    with ProcessGroup(torch.device("cpu")) as team:
-        assert team.is_main and team.gather(x) is x and torch.equal(team.own_share(x), x) and team.mean(x) is x
-        assert team.max(1.5, True) == (1.5, True)
+    with ProcessGroup(torch.device("cpu")) as group:
+        assert group.is_main and group.gather(x) is x and torch.equal(group.own_share(x), x) and group.mean(x) is x
+        assert group.max(1.5, True) == (1.5, True)
     norm, plain = SyncBatchNorm2d(3), torch.nn.BatchNorm2d(3)
     assert torch.equal(norm(x[:, :, None, None]), plain(x[:, :, None, None]))
 
 
-def test_more_processes_than_gpus_are_a_users_error(monkeypatch):
+def test_more_processes_than_gpus_raise_a_user_error(monkeypatch):
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

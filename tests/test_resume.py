@@ -1,4 +1,4 @@
-"""Killed, stopped, locked out, given bad files and bad numbers: what a run survives."""
+"""Tests of interrupted runs, locks, damaged checkpoints, non-finite losses and reproducibility."""
 
 import json
 import os
@@ -29,36 +29,35 @@ def data_path(tmp_path_factory):
 
 
 def flags(data_path, save_path, **settings):
-    settings = {"data_path": data_path, "save_path": save_path, "width": 4, "batch_size": 3, "epoch_steps": 3, "end_epoch": 2,
-                "use_spatial_memory": False, **settings}
+    settings = {"data_path": data_path, "save_path": save_path, "width": 4, "batch_size": 3, "epoch_steps": 3,
+                "end_epoch": 2, "use_spatial_memory": False, **settings}
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
 @pytest.fixture(scope="module")
 def trained(data_path, tmp_path_factory):
-    """A run of one epoch, whose folder is not to be changed."""
+    """Return the folder of a run of one epoch. Tests must not change it."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     main(flags(data_path, folder, end_epoch=1))
     return folder
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Killed and stopped
+# Interruptions
 
 
-def test_kills_change_nothing():
-    """Kill -9 in a moment of each kind, and all three signals at random; the script compares every bit with an
-    uninterrupted run. Many more are tried by hand."""
+def test_runs_that_are_killed_and_resumed_equal_an_uninterrupted_one():
+    """Run faults.py, which compares results bitwise, with few interruptions."""
     done = subprocess.run([sys.executable, HERE / "faults.py", "--kills", "1", "--stops", "1"], capture_output=True,
                           text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    for line in ("| kill -9 in a moment of each kind | 8 | 8 |", "| kill -9 | 1 | 1 |", "| Ctrl-C | 1 | 1 |",
+    for line in ("| kill -9 at each critical point | 8 | 8 |", "| kill -9 | 1 | 1 |", "| Ctrl-C | 1 | 1 |",
                  "| SIGTERM | 1 | 1 |", "uninterrupted one: 0"):
         assert line in done.stdout
 
 
 def stop_at(monkeypatch, step, number):
-    """Send this process a signal within the given step of training."""
+    """Send a signal to this process in the given training step."""
     original, count = Learner.step, 0
 
     def counting(*args):
@@ -71,8 +70,8 @@ def stop_at(monkeypatch, step, number):
     monkeypatch.setattr(Learner, "step", counting)
 
 
-@pytest.mark.parametrize("number, step", [(signal.SIGINT, 2), (signal.SIGTERM, 3)])  # within and at the end of an epoch
-def test_a_stopped_run_goes_on_in_the_middle_of_an_epoch(data_path, tmp_path, monkeypatch, number, step):
+@pytest.mark.parametrize("number, step", [(signal.SIGINT, 2), (signal.SIGTERM, 3)])  # within an epoch and at its end
+def test_a_stopped_run_resumes_in_the_middle_of_an_epoch(data_path, tmp_path, monkeypatch, number, step):
     main(flags(data_path, tmp_path / "whole"))
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match=f"after step {step}; --resume True"):
@@ -85,8 +84,8 @@ def test_a_stopped_run_goes_on_in_the_middle_of_an_epoch(data_path, tmp_path, mo
     assert results(tmp_path / "cut") == results(tmp_path / "whole")
 
 
-def test_nothing_is_logged_twice(data_path, tmp_path, monkeypatch):
-    """The log and TensorBoard have epochs 1 and 2 when last.pt, of epoch 1, is gone on from."""
+def test_a_resumed_run_logs_each_epoch_once(data_path, tmp_path, monkeypatch):
+    """The log and TensorBoard have epochs 1 and 2 when the run resumes from a last.pt of epoch 1."""
     main(flags(data_path, tmp_path, save_freq=1))
     shutil.copy(tmp_path / "epoch_0001.pt", tmp_path / "last.pt")
     main(["--save_path", str(tmp_path), "--resume", "True", "--end_epoch", "3"])
@@ -95,23 +94,23 @@ def test_nothing_is_logged_twice(data_path, tmp_path, monkeypatch):
     assert [event.step for event in events.Scalars("val_ciede2000")] == [1, 2, 3]
 
 
-def test_time_goes_on_counting(data_path, tmp_path, trained):
+def test_max_minutes_includes_the_time_before_resuming(data_path, tmp_path, trained):
     shutil.copytree(trained, tmp_path / "run")
     saved = load_checkpoint(tmp_path / "run" / "last.pt")
     assert saved["elapsed_seconds"] >= saved["train_seconds"] > 0
     save_checkpoint(tmp_path / "run" / "last.pt", {**saved, "elapsed_seconds": 120.0})
-    going_on = ["--save_path", str(tmp_path / "run"), "--resume", "True", "--end_epoch", "9"]
+    resume = ["--save_path", str(tmp_path / "run"), "--resume", "True", "--end_epoch", "9"]
     with pytest.raises(UserError, match="has taken 2.0 minutes and max_minutes is 1.5"):
-        main([*going_on, "--max_minutes", "1.5"])
-    main([*going_on, "--max_minutes", "2.0000001"])  # so the first step is the last one
+        main([*resume, "--max_minutes", "1.5"])
+    main([*resume, "--max_minutes", "2.0000001"])  # the first step is the last one
     assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == saved["step"] + 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# One run at a time
+# Locks
 
 
-def test_a_second_run_is_refused_while_the_first_one_works(data_path, tmp_path):
+def test_a_second_run_in_the_same_folder_raises_an_error(data_path, tmp_path):
     code = ("import sys; from training.runs import RunFolder; from train import TrainConfig\n"
             "with RunFolder(TrainConfig(save_path=sys.argv[1])):\n    print('ready', flush=True); sys.stdin.read()")
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
@@ -122,21 +121,21 @@ def test_a_second_run_is_refused_while_the_first_one_works(data_path, tmp_path):
             with pytest.raises(UserError, match="another run is writing"):
                 main(flags(data_path, tmp_path / "run", **settings))
         other.kill()
-    main(flags(data_path, tmp_path / "run", end_epoch=1))  # the lock died with its owner, who left no checkpoint
+    main(flags(data_path, tmp_path / "run", end_epoch=1))  # the lock of the killed process is released
     assert (tmp_path / "run" / "last.pt").exists()
 
 
-def test_what_a_killed_run_was_writing_is_cleared_away(data_path, tmp_path):
+def test_partial_files_of_a_killed_run_are_deleted(data_path, tmp_path):
     (tmp_path / ".last.partial.pt").write_bytes(b"half")
     main(flags(data_path, tmp_path, end_epoch=1))
     assert not list(tmp_path.glob(".*partial*"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Bad checkpoints
+# Damaged checkpoints
 
 
-def spoil(name, content):
+def damage(content, name):
     colorizer, moments = content["colorizer"], content["optimizers"]["gen"]["state"]
     weight = "generator.output.weight"
     if name == "a missing tensor":
@@ -176,9 +175,9 @@ def spoil(name, content):
     ("a tensor of more than is stored", "larger than its stored data"),
     ("no settings", "settings in the checkpoint do not fit"), ("a wrong random state", "incomplete or damaged"),
     ("a negative epoch", "epoch is -1"), ("a wrong kind", "incomplete or damaged")])
-def test_a_spoiled_checkpoint_is_refused_in_one_sentence(trained, tmp_path, fault, message):
+def test_a_damaged_checkpoint_raises_a_one_line_error(trained, tmp_path, fault, message):
     content = torch.load(trained / "last.pt", weights_only=True)
-    spoil(fault, content)
+    damage(content, fault)
     torch.save(content, tmp_path / "last.pt")
     before = (tmp_path / "last.pt").read_bytes()
     with pytest.raises(UserError, match=message) as error:
@@ -187,12 +186,12 @@ def test_a_spoiled_checkpoint_is_refused_in_one_sentence(trained, tmp_path, faul
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Bad numbers
+# Non-finite losses
 
 
 @pytest.fixture
 def bad_steps(monkeypatch):
-    """Make the generator's loss not finite in the steps put into the set that this returns."""
+    """Return a set. The loss of the generator is NaN in the steps whose numbers are in the set."""
     bad, count, original = set(), 0, learner.generator_loss
 
     def loss(*args):
@@ -205,16 +204,16 @@ def bad_steps(monkeypatch):
     return bad
 
 
-def test_a_step_without_a_finite_loss_is_skipped_and_counted(data_path, tmp_path, bad_steps):
+def test_a_step_with_a_nonfinite_loss_is_skipped_and_counted(data_path, tmp_path, bad_steps):
     bad_steps.update({2, 3})
     main(flags(data_path, tmp_path))
     records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [record["skipped_steps"] for record in records] == [2, 0]
-    state = load_checkpoint(tmp_path / "last.pt")["optimizers"]  # which refuses what is not finite
-    assert state["gen"]["state"][0]["step"] == 4 and state["dis"]["state"][0]["step"] == 2  # of steps 1 and 5
+    state = load_checkpoint(tmp_path / "last.pt")["optimizers"]  # raises an error for non-finite values
+    assert state["gen"]["state"][0]["step"] == 4 and state["dis"]["state"][0]["step"] == 2  # in steps 1 and 5
 
 
-def test_ten_bad_steps_in_a_row_end_the_training(data_path, tmp_path, bad_steps, monkeypatch):
+def test_ten_consecutive_nonfinite_steps_end_the_training(data_path, tmp_path, bad_steps, monkeypatch):
     bad_steps.update(range(5, 100))
     with pytest.raises(UserError, match="10 steps in a row.*last.pt"):
         main(flags(data_path, tmp_path, end_epoch=20))
@@ -224,7 +223,7 @@ def test_ten_bad_steps_in_a_row_end_the_training(data_path, tmp_path, bad_steps,
     main(["--save_path", str(tmp_path), "--resume", "True", "--end_epoch", "2"])
 
 
-def test_gradients_are_clipped_by_their_norm(data_path, tmp_path, monkeypatch):
+def test_gradient_norms_are_clipped(data_path, tmp_path, monkeypatch):
     norms = []
     step = torch.optim.Adam.step
 
@@ -241,20 +240,20 @@ def test_gradients_are_clipped_by_their_norm(data_path, tmp_path, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The same again
+# Reproducibility
 
 
-def test_the_same_seed_gives_the_same_run_with_any_number_of_workers(data_path, tmp_path):
-    for name, settings in (("one", {}), ("again", {}), ("workers", {"num_workers": 2}), ("other", {"seed": 1})):
+def test_equal_seeds_give_equal_runs_with_any_number_of_workers(data_path, tmp_path):
+    for name, settings in (("one", {}), ("same", {}), ("workers", {"num_workers": 2}), ("other", {"seed": 1})):
         main(flags(data_path, tmp_path / name, **settings))
     kept = {}
-    for name in ("one", "again", "workers", "other"):
+    for name in ("one", "same", "workers", "other"):
         checkpoints, log = results(tmp_path / name)
         kept[name] = {key: value for key, value in checkpoints.items() if not key.endswith("num_workers")}, log
-    assert kept["one"] == kept["again"] == kept["workers"] != kept["other"]
+    assert kept["one"] == kept["same"] == kept["workers"] != kept["other"]
 
 
-def test_deterministic_turns_the_deterministic_algorithms_on(data_path, tmp_path):
+def test_deterministic_enables_deterministic_algorithms(data_path, tmp_path):
     try:
         main(flags(data_path, tmp_path, end_epoch=1, deterministic=True))
         assert torch.are_deterministic_algorithms_enabled()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from drawn import draw_dataset, draw_film, draw_picture, draw_shots, planes_in, times_and_sound
 from skimage.color import rgb2lab
-from test_train import WAYS, flags
+from test_train import MODES, flags
 
 import train
 
@@ -33,7 +33,7 @@ from utils import UserError
 def home(tmp_path_factory):
     """A folder with a drawn dataset and, for each way to train, <way>/best.pt of a small network trained on it."""
     home = draw_dataset(tmp_path_factory.mktemp("home"))
-    for way, settings in WAYS.items():
+    for way, settings in MODES.items():
         train.main(flags(data_path=home, save_path=home / way, width=4, batch_size=6, epoch_steps=4, end_epoch=1,
                          **settings))
     return home
@@ -524,7 +524,7 @@ def test_the_memory_tells_the_twins_apart(sample, tmp_path):
     asked = {"input": tmp_path / "in.png", "precision": "fp32"}
     main(flags(checkpoint=sample / "run" / "last.pt", output=tmp_path / "memory.png", references=tmp_path / "known",
                **asked))
-    train.main(flags(data_path=sample / "data", save_path=tmp_path / "gan", width=4, end_epoch=1, **WAYS["gan"]))
+    train.main(flags(data_path=sample / "data", save_path=tmp_path / "gan", width=4, end_epoch=1, **MODES["gan"]))
     main(flags(checkpoint=tmp_path / "gan" / "last.pt", output=tmp_path / "gan.png", **asked))
     assert right_hue(tmp_path / "memory.png", TWINS_TALK + 8) > 0.95
     assert 0.25 < right_hue(tmp_path / "gan.png", TWINS_TALK + 8) < 0.75

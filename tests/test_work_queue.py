@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 from drawn import StubPredictor, draw_dataset, draw_film, draw_picture, draw_shots
-from test_train import WAYS, flags
+from test_train import MODES, flags
 
 import dataset_generator as generator
 import test as coloring
@@ -423,7 +423,7 @@ def run_both(home, folder):
 def home(tmp_path_factory):
     """A folder with a small checkpoint, films (one unreadable), a picture, and the output of a single process."""
     home = draw_dataset(tmp_path_factory.mktemp("crew"))
-    train.main(flags(data_path=home, save_path=home / "memory", width=4, batch_size=6, end_epoch=1, **WAYS["memory"]))
+    train.main(flags(data_path=home, save_path=home / "memory", width=4, batch_size=6, end_epoch=1, **MODES["memory"]))
     (home / "in").mkdir()
     draw_shots(home / "in" / "a.mkv", SHOTS)
     draw_film(home / "in" / "b.mkv", times=range(6))
