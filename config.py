@@ -265,7 +265,7 @@ class TrainConfig:
     """One run of train.py."""
 
     data_path: str = setting("dataset", "folder with the pictures in train/ and val/", group="files")
-    save_path: str = setting("checkpoints", "folder for checkpoints, log, curves and samples")
+    save_path: str = setting("checkpoints", "folder for checkpoints, log and samples")
     save_freq: int = setting(10, "write epoch_NNNN.pt every save_freq epochs")
     save_seconds: float = setting(120.0, "write last.pt, from which an interrupted run resumes, at this interval")
     overwrite: bool = setting(False, "start again in a save_path that holds another run, removing that run's files")

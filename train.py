@@ -165,12 +165,12 @@ class Training:
         SIGTERM."""
         config, progress, is_main = self.config, self.progress, self.group.is_main
         first_epoch = progress.epoch + 1
+        self.tensorboard: Any = nullcontext()
         if is_main:
             archive = self._archive()
             self.folder.prepare(progress.epoch if self.resumed else None, archive and archive.path)
-        self.tensorboard: Any = (SummaryWriter(self.folder.path / "tensorboard",
-                                               purge_step=first_epoch if self.resumed else None)
-                                 if is_main else nullcontext())
+            self.tensorboard = SummaryWriter(self.folder.path / "tensorboard",
+                                             purge_step=first_epoch if self.resumed else None)
         self.bar = tqdm(total=(config.end_epoch - progress.epoch) * self.sampler.batches,
                         initial=progress.epoch_steps_done, unit="step", disable=None if is_main else True)
         with StopSignals() as self.signals, self.tensorboard, self.bar:
@@ -285,8 +285,6 @@ class Training:
         if progress.epoch % config.save_freq == 0 or is_last:
             write_image(self.folder.path / "samples" / f"epoch_{progress.epoch:04d}.png", grid)
             self._save(f"epoch_{progress.epoch:04d}.pt")
-        if is_last:
-            self.folder.draw_curves()
         if is_last or time.monotonic() - self.saved_at > config.save_seconds:
             self._save_last()
 

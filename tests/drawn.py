@@ -16,7 +16,6 @@ from config import TrainConfig
 from fileio.images import write_image
 from film.analysis.plan import FilmPredictor
 from film.io.planes import planes_from_frame
-from training.runs import RunFolder
 
 # A program that holds the lock of a file until it reads a line.
 HOLD_LOCK = """
@@ -54,8 +53,8 @@ def fill(net, keys, values, ids=None, ages=None):
 def be_quick():
     """Make trainings of this process and its forks quick.
 
-    Epochs are short unless epoch_steps is set, palette classifiers are trained on few small views in few steps, nothing
-    waits for the disk, and curves.png, which takes longer than all steps of a test, is empty.
+    Epochs are short unless epoch_steps is set, palette classifiers are trained on few small views in few steps, and
+    nothing waits for the disk.
     """
     original = train.Training.__init__
 
@@ -66,7 +65,6 @@ def be_quick():
 
     train.Training.__init__ = quick_init
     os.fsync = lambda file: None  # only needed for power failures
-    RunFolder.draw_curves = lambda run: (run.path / "curves.png").touch()
 
 
 def draw_picture(seed, size=(96, 64)):
@@ -127,7 +125,7 @@ def times_and_sound(path):
 
 
 class StubPredictor(FilmPredictor):
-    """Takes the place of test.Predictor: colors by the mean lightness of the shot and of the frame, and counts."""
+    """A predictor whose colors depend only on the mean lightness of the shot and of the frame. It counts its calls."""
 
     side, source, identity = 64, "memory", "stub"
 

@@ -22,7 +22,6 @@ from train import main
 from training.augmentation import TrainingViews, ViewSampler
 from training.learner import Learner, color_loss, discriminator_loss, generator_loss, integrator_loss
 from training.preparation import FRAME_FIELDS, build_model_config
-from training.runs import RunFolder
 from utils import UserError, read_flags
 
 MODES = {  # the three modes of the paper, and the default with the spatial memory
@@ -31,7 +30,6 @@ MODES = {  # the three modes of the paper, and the default with the spatial memo
     "integrator": {"use_feat_integrator": True, "use_spatial_memory": False},
     "spatial": {},
 }
-draw_curves = RunFolder.draw_curves  # before conftest.py replaces it
 
 
 def flags(**settings):
@@ -325,8 +323,7 @@ def test_training_writes_all_files(data_path, tmp_path, mode, capsys):
         names.add("int_kl")
     assert set(records[0]) == names and all(np.isfinite(list(r.values())).all() for r in records)
     files = {path.name for path in tmp_path.iterdir()}
-    assert files == {"epoch_0001.pt", "epoch_0002.pt", "last.pt", "best.pt", "log.jsonl", "curves.png", "samples",
-                     "tensorboard"}
+    assert files == {"epoch_0001.pt", "epoch_0002.pt", "last.pt", "best.pt", "log.jsonl", "samples", "tensorboard"}
     rows, columns = 2, 3 if mode == "gan" else 6
     grid = read_image(tmp_path / "samples" / "epoch_0002.png")
     assert grid.shape == (rows * 132 - 4, columns * 132 - 4, 3)
@@ -389,18 +386,6 @@ def test_max_minutes_limits_training_and_schedule(data_path, tmp_path, monkeypat
     assert content["epoch"] == records[-1]["epoch"]
     rate = content["optimizers"]["gen"]["param_groups"][0]["lr"]
     assert rate < 0.5 * TrainConfig.gen_lr  # the learning rate reaches its end with the time
-
-
-def test_all_logged_metrics_are_plotted(tmp_path):
-    with RunFolder(TrainConfig(save_path=str(tmp_path / "run"))) as folder:
-        for epoch in (1, 2):
-            folder.add({"epoch": epoch, "step": 9 * epoch, "dis": epoch, "gen_l1": 2, "val_ciede2000": 3 - epoch})
-        draw_curves(folder)
-    picture = read_image(tmp_path / "run" / "curves.png")
-    assert picture.shape == (500, 640, 3)  # two plots per row
-    drawn = (picture == (31, 119, 180)).all(2)  # the default line color of matplotlib
-    assert [drawn[top:top + 250, left:left + 320].sum() > 50 for top in (0, 250) for left in (0, 320)] == [
-        True, True, True, False]
 
 
 def test_another_run_is_only_overwritten_on_request(data_path, tmp_path):

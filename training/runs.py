@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 
 from config import TrainConfig
 from fileio.atomic import atomic_write, exclusive_lock
@@ -18,14 +17,14 @@ from utils import UserError
 
 class RunFolder:
     """The files of a run in ``save_path``: checkpoints, frames_*.npy (frames of a memory that is too large for a
-    checkpoint), log.jsonl, curves.png, samples/ and tensorboard/.
+    checkpoint), log.jsonl, samples/ and tensorboard/.
 
     A context manager that locks the folder. The operating system releases the lock when the process ends. Raises
     UserError while another run holds the lock, and when the folder has checkpoints of another run and none of resume,
     start_epoch and overwrite is set.
     """
 
-    FILES = ("epoch_*.pt", "last.pt", "best.pt", "frames_*.npy", "log.jsonl", "curves.png", "samples/epoch_*.png",
+    FILES = ("epoch_*.pt", "last.pt", "best.pt", "frames_*.npy", "log.jsonl", "samples/epoch_*.png",
              "samples/last.png", "tensorboard/events.out.tfevents.*")
 
     def __init__(self, config: TrainConfig) -> None:
@@ -73,21 +72,6 @@ class RunFolder:
         """Append a record to log.jsonl."""
         with open(self.log, "a") as file:
             file.write(json.dumps(record) + "\n")
-
-    def draw_curves(self) -> None:
-        """Plot all logged losses and validation metrics over the epochs to curves.png."""
-        records = [json.loads(line) for line in self.log.read_text().splitlines()]
-        skip = ("epoch", "step", "seconds", "images_per_second", "skipped_steps")
-        names = dict.fromkeys(name for record in records for name in record if name not in skip)
-        names = sorted(names, key=lambda name: name.startswith("val_"))
-        figure = Figure(figsize=(3.2 * math.ceil(len(names) / 2), 5), layout="constrained")
-        for axes, name in zip(figure.subplots(2, math.ceil(len(names) / 2)).flat, names, strict=False):
-            axes.plot([r["epoch"] for r in records], [r.get(name, math.nan) for r in records], marker=".")
-            axes.set_title(name)
-            axes.set_xlabel("epoch")
-            axes.grid(alpha=0.3)
-        with atomic_write(self.path / "curves.png") as temporary:
-            figure.savefig(temporary, dpi=100)
 
 
 @dataclass
