@@ -1,5 +1,8 @@
-# `make demo` learns the bundled episode and colors the next one; `make test` runs every test and `make bench` measures
-# the speed. All make .venv first; what only tests, lint and benchmarks need is added to it by these.
+# make demo    train on the bundled episode and color the next one
+# make studio  correct a film by hand on a local web page
+# make test    run lint and all tests
+# make bench   measure the speed
+# Each target first creates .venv. Packages that only the studio, or tests and benchmarks, need are added on demand.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -30,8 +33,8 @@ demo: .venv/installed
 studio: .venv/installed-studio
 	$(BIN)/python studio.py
 
-# A process for each core, up to 4, of one thread each: more threads than cores wait for each other. The tests of a
-# module stay together, since they share its trainings, and in the order of their names no long module comes last.
+# One process per core, up to 4, with one thread each: more threads than cores slow each other down. The tests of a
+# module run in one process because they share trained checkpoints. In alphabetical order no long module comes last.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
@@ -43,7 +46,7 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# Damaged pictures, videos and checkpoints: 500 cases of each of 11 kinds; `make test` tries 25.
+# Read damaged pictures, videos and checkpoints: 500 cases of each of 11 kinds. `make test` runs 25 of each.
 fuzz: .venv/installed-dev
 	FUZZ_CASES=500 $(BIN)/python -m pytest tests/test_fuzz.py
 
