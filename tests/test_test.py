@@ -1,4 +1,4 @@
-"""Coloring end to end: all ways to train, all ways to color, pictures, folders and films, and bad input."""
+"""test.py end to end: all kinds of training and coloring, pictures, folders, films and bad input."""
 
 import json
 import math
@@ -19,19 +19,18 @@ from resources.draw_episodes import PALETTE, TWINS, draw_frame
 from colorizer.colorizer import Colorizer
 from colorizer.palette_classifier import STRIDE
 from colorizer.predictor import Predictor
-from config import ModelConfig, PaletteClassifierConfig, SpatialConfig, TrainConfig, TrainingConstants, restore
+from config import ModelConfig, SpatialConfig, TrainConfig, restore
 from dataset import REFERENCE_ID, color_feature, resize, rgb_to_lab
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from fileio.images import read_image, write_image
 from film.report.evaluation import Evaluation
 from test import main
-from train import resume_config
 from utils import UserError
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with a drawn dataset and, for each way to train, <way>/best.pt of a small network trained on it."""
+    """A folder with a drawn dataset and, for each kind of training, <way>/best.pt of a small network."""
     home = draw_dataset(tmp_path_factory.mktemp("home"))
     for way, settings in MODES.items():
         train.main(flags(data_path=home, save_path=home / way, width=4, batch_size=6, epoch_steps=4, end_epoch=1,
@@ -40,7 +39,7 @@ def home(tmp_path_factory):
 
 
 def color(home, way, output, source=None, **settings):
-    """Run test.py with a checkpoint; returns its metrics."""
+    """Run test.py with a checkpoint; return its metrics."""
     source = source or home / "test"
     main(flags(checkpoint=home / way / "best.pt", input=source, output=output, **settings))
     folder = output if output.is_dir() else output.parent
@@ -53,7 +52,7 @@ def color(home, way, output, source=None, **settings):
     ("integrator", {"color_feature": "memory"}, "memory"), ("integrator", {"color_feature": "ground_truth"}, "ground_truth"),
     ("spatial", {}, "memory"), ("spatial", {"color_feature": "ground_truth"}, "ground_truth"),
 ])
-def test_all_ways_to_color_a_folder(home, tmp_path, capsys, way, settings, source):
+def test_every_color_feature_colors_a_folder(home, tmp_path, capsys, way, settings, source):
     metrics = color(home, way, tmp_path, **settings)
     names = sorted(path.name for path in (home / "test").iterdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "metrics.json", "comparison.png"])
@@ -68,7 +67,7 @@ def test_all_ways_to_color_a_folder(home, tmp_path, capsys, way, settings, sourc
     assert read_image(tmp_path / "comparison.png").shape == (2 * (213 + 4) - 4, 3 * (320 + 4) - 4, 3)
 
 
-def test_the_ways_give_the_generator_different_colors(home, tmp_path, monkeypatch):
+def test_color_features_differ_between_the_sources(home, tmp_path, monkeypatch):
     seen = []
     forward = Colorizer.forward
     monkeypatch.setattr(Colorizer, "forward",
@@ -84,8 +83,7 @@ def test_the_ways_give_the_generator_different_colors(home, tmp_path, monkeypatc
     assert all(v.sum().item() == pytest.approx(1, abs=1e-4) for v in features)
 
 
-def test_the_truths_colors_are_those_of_a_reference_with_the_same_colors(home, tmp_path):
-    """--color_feature ground_truth and --reference with the picture itself are the same request."""
+def test_ground_truth_is_the_same_as_the_picture_itself_as_reference(home, tmp_path):
     picture = next((home / "test").iterdir())
     color(home, "memory", tmp_path / "truth.png", picture, color_feature="ground_truth")
     color(home, "memory", tmp_path / "reference.png", picture, reference=picture)
@@ -96,7 +94,7 @@ def test_the_truths_colors_are_those_of_a_reference_with_the_same_colors(home, t
 
 
 def test_only_the_lightness_of_the_input_is_used(home, tmp_path):
-    """Color input is turned gray first: a color picture and its gray version get the same colors."""
+    """A color picture and its grayscale version get the same colors."""
     picture = draw_picture(8)
     lab = rgb2lab(picture)
     lab[..., 1:] = 0
@@ -112,13 +110,13 @@ def test_only_the_lightness_of_the_input_is_used(home, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(300, 200), (131, 77), (40, 500), (16, 16)])
-def test_gray_input_keeps_its_lightness_at_full_resolution(home, tmp_path, size):
+def test_grayscale_input_keeps_its_lightness_at_full_resolution(home, tmp_path, size):
     rng = np.random.default_rng(0)
     gray = np.repeat(resize(rng.random((6, 8)).astype(np.float32) * 255, size[1], size[0])[..., None], 3, 2)
     write_image(tmp_path / "gray.png", gray.astype(np.uint8))
     for way, settings in (("gan", {}), ("memory", {}), ("integrator", {}), ("spatial", {})):
         metrics = color(home, way, tmp_path / way / "out.png", tmp_path / "gray.png", **settings)
-        assert "result" not in metrics  # no truth to measure against
+        assert "result" not in metrics  # no ground truth
         assert not (tmp_path / way / "out_comparison.png").exists()
         result = read_image(tmp_path / way / "out.png")
         assert result.shape == (size[1], size[0], 3)
@@ -126,14 +124,14 @@ def test_gray_input_keeps_its_lightness_at_full_resolution(home, tmp_path, size)
         assert np.abs(lightness[0] - lightness[1]).mean() <= 1
 
 
-def test_a_film_keeps_frames_times_size_and_sound(home, tmp_path):
+def test_a_film_keeps_its_frames_timestamps_size_and_sound(home, tmp_path):
     source = draw_film(tmp_path / "film.mp4", (66, 50), (0, 1, 2, 5, 6, 7, 8, 12, 13, 14, 15))
     metrics = color(home, "spatial", tmp_path / "out", source, batch_size=4)
     assert metrics["pictures"] == 11 and "result" not in metrics
     assert times_and_sound(tmp_path / "out" / "film.mp4") == times_and_sound(source)
 
 
-def test_a_film_in_color_is_measured(home, tmp_path):
+def test_a_film_in_color_is_evaluated(home, tmp_path):
     path = tmp_path / "film.mkv"
     with av.open(str(path), "w") as film:
         stream = film.add_stream("libx264", rate=5)
@@ -143,14 +141,14 @@ def test_a_film_in_color_is_measured(home, tmp_path):
             film.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         film.mux(stream.encode(None))
     metrics = color(home, "integrator", tmp_path / "new.mkv", path)
-    assert metrics["pictures"] == 15 and metrics["measured_pictures"] == 3  # one a second
+    assert metrics["pictures"] == 15 and metrics["measured_pictures"] == 3  # one per second
     assert (tmp_path / "new_comparison.png").exists() and metrics["result"]["ssim"] > 0.5
     page = (tmp_path / "new_report.html").read_text(encoding="utf-8")
     assert f"{metrics['result']['ciede2000']:.3f}" in page and "CDC" in page
 
 
-def test_what_goes_with_a_film(home, tmp_path):
-    """The report, the frames to color next and the panel; what a person has painted stays."""
+def test_a_film_gets_a_report_suggested_frames_and_a_memory_video(home, tmp_path):
+    """Suggested frames that were colored by hand are not overwritten."""
     source = draw_shots(tmp_path / "film.mkv", [(60, 9), (200, 6)])
     settings = {"overwrite": True, "start": 0.25}
     color(home, "spatial", tmp_path / "new.mkv", source, panel=True, **settings)
@@ -170,7 +168,7 @@ def test_what_goes_with_a_film(home, tmp_path):
     assert not (tmp_path / "none_color_these").exists() and not (tmp_path / "none_panel.mp4").exists()
 
 
-def test_a_report_that_cannot_be_written_leaves_the_film_and_comes_with_the_next_run(home, tmp_path):
+def test_a_report_that_cannot_be_written_is_written_by_the_next_run(home, tmp_path):
     source = draw_film(tmp_path / "film.mp4", times=range(3))
     (tmp_path / "out_report.html").mkdir()
     with pytest.raises(UserError, match="out_report.html exists already"):
@@ -181,19 +179,19 @@ def test_a_report_that_cannot_be_written_leaves_the_film_and_comes_with_the_next
     assert times_and_sound(tmp_path / "out.mp4") == times_and_sound(source)
     before = (tmp_path / "out.mp4").stat().st_mtime_ns
     (tmp_path / "out_report.html").rmdir()
-    color(home, "memory", tmp_path / "out.mp4", source)  # the same command goes on where it ended
+    color(home, "memory", tmp_path / "out.mp4", source)  # the same command continues
     assert (tmp_path / "out_report.html").is_file() and (tmp_path / "out.mp4").stat().st_mtime_ns == before
     with pytest.raises(UserError, match="out.mp4 exists already"):
         color(home, "memory", tmp_path / "out.mp4", source)
 
 
-def test_a_folder_of_films_and_pictures_skips_what_is_done(home, tmp_path, capfd):
+def test_finished_films_and_pictures_of_a_folder_are_skipped(home, tmp_path, capfd):
     folder, output = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     draw_film(folder / "a.mp4", times=range(3))
     draw_film(folder / "b.avi", times=range(3), sound=None)
     write_image(folder / "c.png", draw_picture(0))
-    (folder / "bad.mkv").write_text("no film")
+    (folder / "bad.mkv").write_text("not a film")
     settings = {"checkpoint": home / "spatial" / "best.pt", "input": folder, "output": output}
     with pytest.raises(UserError, match="1 of 3 films failed"):
         main(flags(**settings))
@@ -203,7 +201,7 @@ def test_a_folder_of_films_and_pictures_skips_what_is_done(home, tmp_path, capfd
     (output / "b.mkv").unlink()
     (folder / "bad.mkv").unlink()
     main(flags(**settings))
-    assert "3 of" not in (said := capfd.readouterr().out) and "2 of" in said and "skipped" in said
+    assert "3 of" not in (printed := capfd.readouterr().out) and "2 of" in printed and "skipped" in printed
     assert (output / "b.mkv").exists()
     draw_film(folder / "a.mkv", times=range(3))
     with pytest.raises(UserError, match="a.mkv and .*a.mp4 would both be written to .*a_report.html; rename"):
@@ -211,8 +209,8 @@ def test_a_folder_of_films_and_pictures_skips_what_is_done(home, tmp_path, capfd
     assert before == {name: (output / name).stat().st_mtime_ns for name in before}
 
 
-def test_one_palette_a_shot(home):
-    """The memory is read once, with the mean of what the backbone sees; frames then differ by their places alone."""
+def test_all_frames_of_a_shot_share_one_palette(home):
+    """The memory is queried once, with the mean embedding of some frames."""
     content = load_checkpoint(home / "spatial" / "best.pt")
     colorizer = Colorizer(restore(ModelConfig, content["model_config"])).eval()
     colorizer.load_state_dict(content["colorizer"])
@@ -235,7 +233,7 @@ def test_one_palette_a_shot(home):
     assert np.abs(one[0] - ab[1]).max() < 0.1
 
 
-def test_predictors_of_other_colors_have_another_identity(home, tmp_path):
+def test_predictors_with_different_colors_have_different_identities(home, tmp_path):
     def identity(way="memory", **settings):
         return Predictor.load(home / way / "best.pt", device="cpu", precision="fp32", **settings).identity
 
@@ -245,7 +243,7 @@ def test_predictors_of_other_colors_have_another_identity(home, tmp_path):
                                         identity(reference=next((home / "train").glob("*.png")))}) == 5
 
 
-def test_gray_row_is_the_truth_without_its_colors():
+def test_the_gray_row_measures_the_ground_truth_without_color():
     evaluation = Evaluation()
     truth = draw_picture(3)
     evaluation.add(evaluation.measure(truth, truth))
@@ -255,7 +253,7 @@ def test_gray_row_is_the_truth_without_its_colors():
     assert gray["psnr_ab"] == pytest.approx(10 * math.log10(220**2 / (lab[..., 1:] ** 2).mean()), abs=0.1)
 
 
-def test_a_large_picture_is_measured_as_a_smaller_one():
+def test_large_pictures_are_measured_at_a_smaller_size():
     truth, result = (np.kron(draw_picture(i, (640, 480)), np.ones((2, 2, 1), np.uint8)) for i in (3, 5))
     large, small = (Evaluation.measure(*(resize(picture, *size) for picture in (truth, result)))
                     for size in ((960, 1280), (558, 744)))
@@ -263,7 +261,7 @@ def test_a_large_picture_is_measured_as_a_smaller_one():
     assert [picture.shape for picture in large.row] == [(240, 320, 3)] * 3
 
 
-def test_the_comparison_stays_bounded_and_spread():
+def test_the_comparison_has_few_rows_that_are_evenly_spaced():
     evaluation = Evaluation()
     for i in range(100):
         picture = np.full((8, 8, 3), (i, 200, 0), np.uint8)
@@ -274,10 +272,10 @@ def test_the_comparison_stays_bounded_and_spread():
 
 def test_nothing_is_overwritten(home, tmp_path):
     picture = next((home / "test").iterdir())
-    (tmp_path / "out.png").write_bytes(b"of the user")
+    (tmp_path / "out.png").write_bytes(b"foreign")
     with pytest.raises(UserError, match="exists already; pass --overwrite True"):
         color(home, "gan", tmp_path / "out.png", picture)
-    assert (tmp_path / "out.png").read_bytes() == b"of the user"
+    assert (tmp_path / "out.png").read_bytes() == b"foreign"
     color(home, "gan", tmp_path / "out.png", picture, overwrite=True)
     assert read_image(tmp_path / "out.png").shape == (64, 96, 3)
     before = picture.read_bytes()
@@ -288,9 +286,9 @@ def test_nothing_is_overwritten(home, tmp_path):
     assert picture.read_bytes() == before
 
 
-def test_an_unreadable_picture_of_a_folder_is_skipped_by_name(home, tmp_path, capsys):
+def test_an_unreadable_picture_of_a_folder_is_skipped_with_a_warning(home, tmp_path, capsys):
     write_image(tmp_path / "in" / "good.png", draw_picture(0))
-    (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "in" / "bad.png").write_bytes(b"not a picture")
     assert color(home, "gan", tmp_path / "out", tmp_path / "in")["pictures"] == 1
     assert "bad.png" in capsys.readouterr().err
     (tmp_path / "in" / "good.png").unlink()
@@ -306,8 +304,8 @@ def bad_checkpoint(home, path, change):
 
 
 @pytest.mark.parametrize("settings, message", [
-    ({"input": "missing"}, "there is no missing"),
-    ({"input": "empty"}, "there is no picture in empty"),
+    ({"input": "missing"}, "missing does not exist"),
+    ({"input": "empty"}, "empty contains neither a picture"),
     ({"input": "notes.txt"}, "neither a picture .* nor a video"),
     ({"input": "text.mp4"}, "cannot read text.mp4 as a video"),
     ({"input": "bad.png"}, "no picture could be read"),
@@ -328,14 +326,14 @@ def bad_checkpoint(home, path, change):
     ({"input": "gray.png", "batch_size": 0}, "batch_size is 0"),
     ({"input": "film.mp4", "output": "out.avi"}, "pass a .mp4, .mkv, .mov or .webm"),
     ({"input": "film.mp4", "suggest": -1}, "suggest is -1"),
-    ({"input": "film.mp4", "checkpoint": "gan.pt", "panel": True}, "none is read here"),
-    ({"input": "film.mp4", "reference": "color.png", "panel": True}, "none is read here"),
+    ({"input": "film.mp4", "checkpoint": "gan.pt", "panel": True}, "memory, which is not used here"),
+    ({"input": "film.mp4", "reference": "color.png", "panel": True}, "memory, which is not used here"),
 ])
-def test_bad_input_is_one_sentence(home, tmp_path, monkeypatch, settings, message):
+def test_bad_input_gives_a_message_of_one_line(home, tmp_path, monkeypatch, settings, message):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     Path("notes.txt").write_text("notes")
-    Path("text.mp4").write_text("no film")
+    Path("text.mp4").write_text("not a film")
     Path("bad.png").write_bytes(b"")
     write_image(Path("gray.png"), np.full((32, 32, 3), 99, np.uint8))
     write_image(Path("color.png"), draw_picture(1))
@@ -352,8 +350,7 @@ def test_bad_input_is_one_sentence(home, tmp_path, monkeypatch, settings, messag
     assert sorted(path for path in Path().rglob("*") if path.name != "out") == before
 
 
-def test_a_checkpoint_gives_identical_output(home):
-    """A colorizer built anew from its file colors exactly as the one that was saved."""
+def test_a_loaded_colorizer_colors_exactly_like_the_saved_one(home):
     content = load_checkpoint(home / "integrator" / "best.pt")
     colorizers = []
     for _ in range(2):
@@ -366,65 +363,15 @@ def test_a_checkpoint_gives_identical_output(home):
     assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_a_checkpoint_of_format_7_colors_the_same(home, tmp_path):
-    """It had one constant more, for films, and until format 9 its voter did not see the two finest maps, nor the
-    lightness of the places around."""
+def test_a_checkpoint_of_another_format_is_refused(home, tmp_path):
     content = torch.load(home / "spatial" / "best.pt", weights_only=True)
-    finer, around = [*range(16 + 24)], [512 + place for place in range(9) if place != 4]
-    rows = {name: content["colorizer"][name] for name in ("palette_classifier.mean", "palette_classifier.projection")}
-    for matrix in rows.values():
-        matrix[finer + around] = 0
-    torch.save(content, tmp_path / "new.pt")
-    seen = [row for row in range(522) if row not in finer + around]
-    content["colorizer"].update({name: matrix[seen] for name, matrix in rows.items()})
-    content["format"] = 7
-    content["model_config"]["votes"]["unlit"] = content["train_config"]["votes"]["unlit"] = 150.0
-    torch.save(content, tmp_path / "old.pt")
-    pictures = [draw_picture(i) for i in range(3)]
-    one, other = (Predictor.load(tmp_path / name).colorize(pictures) for name in ("new.pt", "old.pt"))
-    assert len(seen) == 474 and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
-    assert resume_config(load_checkpoint(tmp_path / "old.pt")["train_config"], {}).votes == PaletteClassifierConfig()
+    torch.save({**content, "format": content["format"] - 1}, tmp_path / "old.pt")
+    with pytest.raises(UserError, match="old.pt has checkpoint format"):
+        Predictor.load(tmp_path / "old.pt")
 
 
-def test_a_checkpoint_of_format_9_colors_the_same(home, tmp_path):
-    """It kept all frames itself, and its constants did not tell how many."""
-    content = torch.load(home / "spatial" / "best.pt", weights_only=True)
-    content["format"] = 9
-    del content["model_config"]["archived"], content["train_config"]["merge"]
-    for config in (content["model_config"], content["train_config"]):
-        for name in ("most", "inside", "same"):
-            del config["spatial"][name]
-    torch.save(content, tmp_path / "old.pt")
-    pictures = [draw_picture(i) for i in range(3)]
-    one, other = (Predictor.load(path).colorize(pictures) for path in (home / "spatial" / "best.pt", tmp_path / "old.pt"))
-    assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
-    assert resume_config(load_checkpoint(tmp_path / "old.pt")["train_config"], {}).spatial == SpatialConfig()
-
-
-@pytest.mark.parametrize("number", [5, 6])
-def test_a_checkpoint_of_an_older_format_colors_the_same(home, tmp_path, number):
-    """Before format 6 the features of frames were called frames, and constants of the method were not saved; before
-    format 7 there were no votes."""
-    content = torch.load(home / "spatial" / "best.pt", weights_only=True)
-    content["colorizer"] = {name: x for name, x in content["colorizer"].items() if not name.startswith("palette_classifier.")}
-    content["model_config"]["use_palette_classifier"] = content["train_config"]["use_palette_classifier"] = False
-    torch.save(content, tmp_path / "new.pt")
-    content["format"] = number
-    for config in (content["model_config"], content["train_config"]):
-        del config["use_palette_classifier"], config["votes"]
-    if number == 5:
-        content["colorizer"]["spatial.frames"] = content["colorizer"].pop("spatial.features")
-        del content["model_config"]["spatial"], content["train_config"]["spatial"], content["train_config"]["learning"]
-    torch.save(content, tmp_path / "old.pt")
-    pictures = [draw_picture(i) for i in range(3)]
-    one, other = (Predictor.load(tmp_path / name).colorize(pictures) for name in ("new.pt", "old.pt"))
-    assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
-    config = resume_config(load_checkpoint(tmp_path / "old.pt")["train_config"], {})
-    assert config.training == TrainingConstants() and config.palette_classifier == PaletteClassifierConfig() and not config.use_palette_classifier
-
-
-def test_constants_are_those_of_the_checkpoint(home, tmp_path):
-    """Also hostile ones: a constant of another type, or one that is not finite, is refused."""
+def test_the_configuration_is_that_of_the_checkpoint(home, tmp_path):
+    """Values with a wrong type and values that are not finite are refused."""
     content = torch.load(home / "spatial" / "best.pt", weights_only=True)
     content["model_config"]["spatial"]["skip_attention_above"] = 0.5
     torch.save(content, tmp_path / "other.pt")
@@ -438,7 +385,7 @@ def test_constants_are_those_of_the_checkpoint(home, tmp_path):
             Predictor.load(tmp_path / "bad.pt")
 
 
-def test_the_reference_gives_its_color_feature_to_the_generator(home, tmp_path, monkeypatch):
+def test_the_generator_gets_the_color_feature_of_the_reference(home, tmp_path, monkeypatch):
     seen = []
     forward = Colorizer.forward
     monkeypatch.setattr(Colorizer, "forward",
@@ -453,14 +400,16 @@ def test_the_reference_gives_its_color_feature_to_the_generator(home, tmp_path, 
 # References
 
 
-RUBY_WALKS, BO_WALKS, TWINS_TALK = 28, 172, 216  # frames of the sample film, of different shots
-GUESSED = SpatialConfig(color_weight=0.1)  # for a generator that has learned next to nothing and guesses gray
+RUBY_WALKS, BO_WALKS, TWINS_TALK = 28, 172, 216  # frames of different shots of the sample film
+GUESSED = SpatialConfig(color_weight=0.1)  # for a generator that is almost untrained and predicts gray
 
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
-    """<folder>/run: a network trained for moments on some frames of the sample film; <folder>/corrected: a folder with
-    one frame in which the red character is repainted in the teal of another one, of the same lightness, and a gray one.
+    """A folder with run/, a network trained for two steps on frames of the sample film, and corrected/.
+
+    corrected/ has a grayscale frame, and a frame in which the red character has the teal of another one, with the same
+    lightness.
     """
     folder = tmp_path_factory.mktemp("sample")
     for frame in (8, RUBY_WALKS, 48, 160, 190, 290):
@@ -475,16 +424,16 @@ def sample(tmp_path_factory):
 
 
 def share_of_teal(path, frame):
-    """How much of the red character is nearer to teal than to red in a picture of a frame of the sample film."""
+    """Return the share of the red character that is nearer to teal than to red in a colored frame of the sample film."""
     ab = rgb_to_lab(read_image(path))[draw_frame(1, frame, mask_of="ruby")][:, 1:]
     red, teal = (np.linalg.norm(ab - rgb_to_lab(np.uint8([[PALETTE[name]]]))[0, 0, 1:], axis=1)
                  for name in ("ruby", "tilo"))
     return (teal < red).mean()
 
 
-def test_a_corrected_frame_is_followed_without_training(sample, tmp_path, capsys):
-    """One frame corrected: it and one like it (where she is elsewhere) come out so, another shot stays as it was, and
-    the checkpoint that is saved colors the same."""
+def test_a_reference_changes_similar_frames_without_training(sample, tmp_path, capsys):
+    """The corrected frame and a later frame of its shot follow the reference, another shot stays the same, and the saved
+    checkpoint gives the same colors."""
     for frame in (RUBY_WALKS, RUBY_WALKS + 4, BO_WALKS):
         write_image(tmp_path / "in" / f"{frame}.png", draw_frame(1, frame))
     asked = {"input": tmp_path / "in", "precision": "fp32"}
@@ -493,10 +442,10 @@ def test_a_corrected_frame_is_followed_without_training(sample, tmp_path, capsys
                save_checkpoint=tmp_path / "kept.pt", **asked))
     assert "waits.png is gray, so not painted yet" in capsys.readouterr().err
     main(flags(checkpoint=sample / "run" / "last.pt", output=tmp_path / "after", references=sample / "corrected",
-               save_checkpoint=tmp_path / "again.pt", **asked))  # all is done, but for the checkpoint
+               save_checkpoint=tmp_path / "again.pt", **asked))  # only the checkpoint is missing
     assert (tmp_path / "again.pt").stat().st_size == (tmp_path / "kept.pt").stat().st_size
     main(flags(checkpoint=tmp_path / "kept.pt", output=tmp_path / "kept", **asked))
-    for frame, least in ((RUBY_WALKS, 0.95), (RUBY_WALKS + 4, 0.85)):  # the votes for red stay in a moved, thin limb
+    for frame, least in ((RUBY_WALKS, 0.95), (RUBY_WALKS + 4, 0.85)):  # class probabilities stay red in a thin limb that moved
         assert share_of_teal(tmp_path / "before" / f"{frame}.png", frame) < 0.3
         assert share_of_teal(tmp_path / "after" / f"{frame}.png", frame) > least
     before, after = (read_image(tmp_path / name / f"{BO_WALKS}.png").astype(int) for name in ("before", "after"))
@@ -506,7 +455,7 @@ def test_a_corrected_frame_is_followed_without_training(sample, tmp_path, capsys
 
 
 def right_hue(path, frame):
-    """The share of the twins' pixels that are nearer to the hue of the right one, in a picture of a frame."""
+    """Return the share of the twins' pixels that have the hue of the right twin in a colored frame."""
     ab, right = rgb_to_lab(read_image(path))[..., 1:], []
     hues = {name: rgb_to_lab(np.uint8([[PALETTE[name]]]))[0, 0, 1:] for name in TWINS}
     truth = rgb_to_lab(draw_frame(1, frame))[..., 1:]
@@ -516,9 +465,9 @@ def right_hue(path, frame):
     return np.concatenate(right).mean()
 
 
-def test_the_memory_tells_the_twins_apart(sample, tmp_path):
-    """Two characters of the same lightness stand side by side. With one frame of their shot in the memory each has its
-    hue in another one; the plain GAN, trained as long, does not know."""
+def test_the_memory_distinguishes_the_twins(sample, tmp_path):
+    """Two characters have the same lightness. With one frame of their shot in memory, both get the right hue in another
+    frame; a plain GAN with the same training does not distinguish them."""
     write_image(tmp_path / "known" / "twins.png", draw_frame(1, TWINS_TALK))
     write_image(tmp_path / "in.png", draw_frame(1, TWINS_TALK + 8))
     asked = {"input": tmp_path / "in.png", "precision": "fp32"}
@@ -530,7 +479,7 @@ def test_the_memory_tells_the_twins_apart(sample, tmp_path):
     assert 0.25 < right_hue(tmp_path / "gan.png", TWINS_TALK + 8) < 0.75
 
 
-def test_training_goes_on_with_the_references(sample, tmp_path):
+def test_training_continues_with_the_references(sample, tmp_path):
     picture = next((sample / "data" / "train").iterdir())
     main(flags(checkpoint=sample / "run" / "last.pt", input=picture, output=tmp_path / "out.png",
                references=sample / "corrected", save_checkpoint=tmp_path / "run" / "last.pt"))
@@ -552,7 +501,7 @@ def test_training_goes_on_with_the_references(sample, tmp_path):
     ({"save_checkpoint": "new.pt"}, "name their folder by --references"),
     ({"references": "good", "save_checkpoint": "good/good.png"}, "good.png exists already"),
 ])
-def test_bad_references_are_one_sentence(home, tmp_path, monkeypatch, settings, message):
+def test_bad_references_give_a_message_of_one_line(home, tmp_path, monkeypatch, settings, message):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     write_image(Path("gray/gray.png"), np.full((32, 32, 3), 99, np.uint8))
