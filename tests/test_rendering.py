@@ -25,7 +25,7 @@ from film.io.thread_pool import prefetch
 from film.io.video import VideoFile
 from film.render import pipeline, rendering
 from film.render.rendering import color_film
-from film.render.segments import is_joined
+from film.render.segments import is_complete
 from film.report.consistency import CDC
 from utils import UserError
 
@@ -260,7 +260,8 @@ def test_missing_accompanying_files_are_written_by_the_next_run(tmp_path):
     source, output, explained = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mp4", []
     with pytest.raises(Stop):
         color_film(StubPredictor(), VideoFile(source), output, FilmConfig(), on_complete=lambda _: stop())
-    assert is_joined(output) and not list((tmp_path / ".out.mp4.segments").glob("*.segment"))
+    assert output.exists() and not is_complete(VideoFile(source), output)
+    assert not list((tmp_path / ".out.mp4.segments").glob("*.segment"))
     before, predictor, other = output.stat().st_mtime_ns, StubPredictor(), StubPredictor()
     other.identity = "another"
     with pytest.raises(UserError, match="out.mp4 exists already"):

@@ -14,6 +14,7 @@ also holds small pictures of as many frames as the longest transition has.
 import itertools
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext, suppress
@@ -121,7 +122,7 @@ class RenderJob:
                 if writer.can_copy_shots and predictor.origin:
                     segments.mark_complete(predictor)
                 else:
-                    segments.remove()
+                    shutil.rmtree(segments.folder)
                 return rendering.records
 
     def run_as_helper(self, queue: WorkQueue) -> None:

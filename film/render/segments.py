@@ -115,9 +115,6 @@ class SegmentStore:
         """Record that the film or its accompanying files must be written again."""
         (self.folder / COMPLETION).unlink(missing_ok=True)
 
-    def remove(self) -> None:
-        shutil.rmtree(self.folder)
-
 
 def _load(path):
     """Return the content of a checkpoint, or None if it is missing or damaged."""
@@ -159,17 +156,12 @@ def read_completion(output: Path) -> Completion | None:
     return Completion(content["predictor"], content["references"])
 
 
-def is_joined(output: Path) -> bool:
-    """Return whether the film ``output`` is written, but its accompanying files are not."""
-    return bool(SegmentStore(output, "").joined_digests()) and read_completion(output) is None
-
-
 def is_complete(film: Film, output: Path) -> bool:
     """Return whether ``film`` is colored into ``output`` and its accompanying files are written."""
     if isinstance(film, ImageSequence):
         written = all(path.exists() for path in film.colored_film(output, film.paths).paths.values())
         return written and not segment_folder(output).exists()
-    return output.exists() and not is_joined(output)
+    return output.exists() and not (SegmentStore(output, "").joined_digests() and read_completion(output) is None)
 
 
 def _identity(path):

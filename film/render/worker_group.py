@@ -49,14 +49,14 @@ class WorkerGroup:
     """The processes of a run, ``rank`` of ``size``; rank 0 is the leader. Without arguments, a single process.
 
     The state of a key of the store is a dict of plain values. The state of a file has ``workers`` (ids of the processes
-    at work, the owner first), ``queue`` (name of the owner's WorkQueue), ``failed_attempts`` (earlier attempts
-    that ended with the death of a process), ``crashed`` (1 if a process died in the current attempt) and finally
-    ``outcome`` (error message, "" after success).
+    that work on it or died at it), ``failed_attempts`` (earlier attempts in which a process died), ``queue`` (name of
+    the owner's WorkQueue) and finally ``outcome`` (error message, "" after success).
     """
 
     def __init__(self, store: dist.Store | None = None, rank: int = 0, size: int = 1) -> None:
         self.store, self.rank, self.size, self.is_single_process = store or dist.HashStore(), rank, size, store is None
-        self.worker_id = f"{rank}.{self.store.add(f'starts of {rank}', 1)}"
+        start = self.store.add(f"starts of {rank}", 1)
+        self.worker_id, self.previous_id = f"{rank}.{start}", f"{rank}.{start - 1}"
         self._stamps = itertools.count()
 
     @classmethod
@@ -176,22 +176,18 @@ class WorkerGroup:
 
     def pending(self, keys: Sequence[str]) -> list[str]:
         """Return the keys that have neither succeeded nor failed, those with the fewest failed attempts first."""
-        def inspect(state):
-            self._remove_dead(state)
-            return "outcome" in state, state.get("crashed", 0) + state.get("failed_attempts", 0)
+        def failed_attempts(key):
+            state = states[key]
+            return state.get("failed_attempts", 0) + (not all(map(self.is_alive, state.get("workers", []))))
 
-        states = {key: self.update(key, inspect) for key in keys}
-        return sorted((key for key in keys if not states[key][0]), key=lambda key: states[key][1])
-
-    def interrupted(self, keys: Sequence[str]) -> list[str]:
-        """Return the keys that processes worked on when they died, if their death is not yet recorded."""
-        return [key for key in keys if not all(map(self.is_alive, self.read(key).get("workers", [])))]
+        states = {key: state for key in keys if "outcome" not in (state := self.read(key))}
+        return sorted(states, key=failed_attempts)
 
     def has_helpers(self, key: str) -> bool:
         """Return whether other processes work on the file of this owner; if none does, close its queue to them."""
         def inspect(state):
-            self._remove_dead(state)
-            has_others = any(worker != self.worker_id for worker in state["workers"])
+            workers = state.get("workers", [])
+            has_others = any(worker != self.worker_id and self.is_alive(worker) for worker in workers)
             if not has_others:
                 state.pop("queue", None)
             return has_others
@@ -211,12 +207,12 @@ class WorkerGroup:
 
     def _become_owner(self, state):
         """Become the owner of a file if nobody works on it; return its number of failed attempts, or None."""
-        self._remove_dead(state)
-        if "outcome" in state or state["workers"]:
+        workers = state.get("workers", [])
+        if "outcome" in state or any(map(self.is_alive, workers)):
             return None
         state.pop("queue", None)
-        state["workers"] = [self.worker_id]
-        state["failed_attempts"] = state.get("failed_attempts", 0) + state.pop("crashed", 0)
+        # Several deaths in one attempt, as when a machine fails, count once.
+        state.update(workers=[self.worker_id], failed_attempts=state.get("failed_attempts", 0) + bool(workers))
         return state["failed_attempts"]
 
     def _finish(self, key, error, several):
@@ -224,13 +220,6 @@ class WorkerGroup:
         if error and several:
             warn(f"{error}; continuing with the other files")
         self.update(key, lambda state: state.update(outcome=str(error), workers=[]))
-
-    def _remove_dead(self, state):
-        """Remove workers that died. Several deaths in one attempt, as when a machine fails, count once."""
-        workers = state.get("workers", [])
-        state["workers"] = [worker for worker in workers if self.is_alive(worker)]
-        if len(state["workers"]) < len(workers):
-            state["crashed"] = 1
 
     @contextmanager
     def _leaving(self, key):
@@ -256,7 +245,6 @@ class WorkerGroup:
 
     def _become_helper(self, state, queue):
         """Become a worker of a file if its owner still has this queue; return whether it has."""
-        self._remove_dead(state)
         if state.get("queue") != queue:
             return False
         state["workers"].append(self.worker_id)
@@ -275,10 +263,11 @@ def run_isolated(keys: Sequence[str], work: Callable[..., T], *arguments: object
             try:
                 return run_in_subprocess(_work_in_subprocess, path, work, arguments)
             except ProcessDied as death:
-                files = WorkerGroup(dist.FileStore(path, -1)).interrupted(keys)
-                if not files:
+                group = WorkerGroup(dist.FileStore(path, -1))
+                file = next((key for key in keys if group.previous_id in group.read(key).get("workers", [])), None)
+                if file is None:
                     raise UserError(f"the work cannot be started: {death}; check that there is enough memory") from death
-                warn(f"while working on {files[0]}, {death}")
+                warn(f"while working on {file}, {death}")
 
 
 def _work_in_subprocess(path, work, arguments):
