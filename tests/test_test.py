@@ -258,7 +258,7 @@ def test_large_pictures_are_measured_at_a_smaller_size():
     large, small = (Evaluation.measure(*(resize(picture, *size) for picture in (truth, result)))
                     for size in ((960, 1280), (558, 744)))
     assert large.gray == small.gray and large.result == small.result and large.result["ciede2000"] > 0.1
-    assert [picture.shape for picture in large.row] == [(240, 320, 3)] * 3
+    assert [picture.shape for picture in large.thumbnails] == [(240, 320, 3)] * 3
 
 
 def test_the_comparison_has_few_rows_that_are_evenly_spaced():
