@@ -262,69 +262,67 @@ class GeneratorConfig:
 
 @dataclass
 class TrainConfig:
-    """One run of train.py."""
+    """Settings of train.py."""
 
-    data_path: str = setting("dataset", "folder with the pictures in train/ and val/", group="files")
+    data_path: str = setting("dataset", "folder with pictures in train/ and val/", group="files")
     save_path: str = setting("checkpoints", "folder for checkpoints, log and samples")
     save_freq: int = setting(10, "write epoch_NNNN.pt every save_freq epochs")
     save_seconds: float = setting(120.0, "write last.pt, from which an interrupted run resumes, at this interval")
-    overwrite: bool = setting(False, "start again in a save_path that holds another run, removing that run's files")
-
+    overwrite: bool = setting(False, "replace another run in save_path")
     merge: Sequence[str] = setting((), "do not train, but merge checkpoints of one show into save_path/best.pt: the "
                                    "networks of the first one and the remembered frames of all", nargs="+",
                                    metavar="CHECKPOINT", type=str)
 
-    use_memory: bool = setting(True, "read the colors from a memory at test time", group="the way to train")
-    use_feat_integrator: bool = setting(False, "combine the best three slots of the memory by learned weights")
-    use_spatial_memory: bool = setting(True, "with a memory: also remember where colors belong, and lay them over "
-                                       "the generator's at places that look alike")
-    use_palette_classifier: bool = setting(True, "with a spatial memory: also vote for the colors of the show at places of a larger "
-                              "look, so that nothing gets a mean of two colors")
-    gen_norm: str = setting("adain", "norm of the generator; adain takes its style from the color feature",
+    use_memory: bool = setting(True, "recall color features from a memory", group="mode")
+    use_feat_integrator: bool = setting(False, "combine the best three slots of the memory with learned weights")
+    use_spatial_memory: bool = setting(True, "recall colors of single grid cells, too; requires use_memory")
+    use_palette_classifier: bool = setting(True, "choose among the colors of the show in each cell, which avoids pale "
+                                           "averages of two colors; requires use_spatial_memory")
+    gen_norm: str = setting("adain", "norm of the generator; adain applies the color feature",
                             choices=["adain", "batch"])
-    dis_norm: str = setting("adain", "norm of the discriminator; adain also shows it the color feature",
+    dis_norm: str = setting("adain", "norm of the discriminator; adain applies the color feature",
                             choices=["adain", "None"])
 
-    start_epoch: int = setting(0, "go on from epoch_NNNN.pt of this epoch in save_path", group="length")
+    start_epoch: int = setting(0, "resume from epoch_NNNN.pt of this epoch in save_path", group="length")
     end_epoch: int = setting(100, "train up to this epoch")
     epoch_steps: int = setting(50, "minimum number of steps in an epoch; a small training set is repeated within it")
-    max_minutes: float = setting(0.0, "train for about this many minutes in all, schedule fitted to it; 0: no limit")
-    resume: bool = setting(False, "go on from last.pt in save_path")
+    max_minutes: float = setting(0.0, "maximum duration, to which the schedule is adapted; 0 for no limit")
+    resume: bool = setting(False, "resume from last.pt in save_path")
 
-    img_size: int = setting(128, f"side of the square that the networks see, a multiple of {SIZE_STEP}",
+    img_size: int = setting(128, f"side of the square input of the networks, a multiple of {SIZE_STEP}",
                             group="networks")
     width: int = setting(32, "channels of the first layers; inner layers have up to 8 times as many")
-    backbone: str = setting("efficientnet_lite0", "network that looks at the gray picture: efficientnet_lite0, "
-                            "resnet18, or timm/NAME for that of the package timm")
-    backbone_weights: str = setting("", "file with the backbone's weights, a state dict; none named: its package or "
-                                    "download")
+    backbone: str = setting("efficientnet_lite0", "network that extracts features: efficientnet_lite0, resnet18, or "
+                            "timm/NAME for a model of the timm package")
+    backbone_weights: str = setting("", "state dict with the weights of the backbone; by default those of its package "
+                                    "or a download")
 
-    mem_size: int = setting(0, "slots of the memory; 0: 1.2 times the number of training pictures", group="memory")
-    top_k: int = setting(0, "nearest slots among which the triplet loss looks; 0: all, at most 256")
-    color_thres: float = setting(0.5, "delta: color features closer than this (KL, nats) count as the same colors")
+    mem_size: int = setting(0, "slots of the memory; 0 for 1.2 times the number of training pictures", group="memory")
+    top_k: int = setting(0, "nearest slots that the triplet loss searches; 0 for all, up to 256")
+    color_thres: float = setting(0.5, "maximum KL divergence, in nats, of color features that count as equal")
     alpha: float = setting(0.1, "margin of the triplet loss, in cosine similarity")
-    conditioning_dropout: float = setting(0.5, "share of the pictures that the generator must color from what the memory recalls "
-                             "of other frames, as happens with shots that it has never seen")
+    conditioning_dropout: float = setting(0.5, "share of the pictures that the generator colors with the color feature "
+                                          "of another frame, as it does for shots that are not in the training set")
 
-    batch_size: int = setting(8, "pictures in a step, shared by the processes of torchrun", group="optimization")
+    batch_size: int = setting(8, "pictures per step, in all processes together", group="optimization")
     gen_lr: float = setting(2e-3, "learning rate of the generator")
     dis_lr: float = setting(2e-4, "learning rate of the discriminator")
-    mem_lr: float = setting(1e-4, "learning rate of the memory's query encoder")
+    mem_lr: float = setting(1e-4, "learning rate of the query encoder of the memory")
     int_lr: float = setting(1e-3, "learning rate of the feature integrator")
-    lr_decay_start: float = setting(0.5, "share of the training after which the learning rates fall linearly to 0")
-    lambda_l1: float = setting(100.0, "weight of the L1 loss against the adversarial loss")
-    dis_every: int = setting(4, "the discriminator judges and learns in every so many steps")
-    label_smoothing: float = setting(0.9, "what the discriminator is told that real pictures are, at most 1")
-    clip_grad: float = setting(0.0, "largest norm that the gradient of a network may have; 0: no limit")
+    lr_decay_start: float = setting(0.5, "fraction of the training after which learning rates decay linearly to 0")
+    lambda_l1: float = setting(100.0, "weight of the L1 loss relative to the adversarial loss")
+    dis_every: int = setting(4, "use and train the discriminator every N steps")
+    label_smoothing: float = setting(0.9, "discriminator target for real pictures, at most 1")
+    clip_grad: float = setting(0.0, "maximum norm of the gradient of a network; 0 for no limit")
 
-    device: str = setting("auto", "where to train", choices=["auto", "cpu", "cuda"], group="machine")
-    precision: str = setting("auto", "of the networks; auto is bf16 where the hardware is fast at it",
+    device: str = setting("auto", "device to train on", choices=["auto", "cpu", "cuda"], group="machine")
+    precision: str = setting("auto", "precision of the networks; auto is bf16 where the hardware is fast at it",
                              choices=["auto", "fp32", "bf16"])
     num_workers: int = setting(0, "processes that prepare batches")
-    cache_gb: float = setting(1.0, "GB of prepared pictures to hold in memory; more are read from the folder .cache of "
-                              "train/ or val/, where they are kept, as they are needed")
-    seed: int = setting(0, "of everything random")
-    deterministic: bool = setting(False, "the same result again on a GPU too, more slowly; on a CPU it always is")
+    cache_gb: float = setting(1.0, "GB of prepared pictures to keep in memory; others are read from the folder .cache "
+                              "in train/ or val/")
+    seed: int = setting(0, "seed of all random numbers")
+    deterministic: bool = setting(False, "give the same result each time on a GPU, but slower; a CPU always does")
 
     spatial: SpatialConfig = field(default_factory=SpatialConfig)
     palette_classifier: PaletteClassifierConfig = field(default_factory=PaletteClassifierConfig)
@@ -332,41 +330,39 @@ class TrainConfig:
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
 
     def check(self) -> None:
-        """Raises UserError when settings are out of range or make no sense together."""
+        """Raise UserError for settings that are out of range or contradict each other."""
         check_choices(self)
-        check_at_least(self, 1, "end_epoch", "save_freq", "batch_size", "img_size", "width", "dis_every",
-                       "epoch_steps")
+        check_at_least(self, 1, "end_epoch", "epoch_steps", "save_freq", "batch_size", "img_size", "width", "dis_every")
         check_at_least(self, 0, "start_epoch", "max_minutes", "mem_size", "top_k", "color_thres", "alpha", "num_workers",
-                  "gen_lr", "dis_lr", "mem_lr", "int_lr", "lambda_l1", "clip_grad", "seed", "cache_gb", "save_seconds")
+                       "gen_lr", "dis_lr", "mem_lr", "int_lr", "lambda_l1", "clip_grad", "seed", "cache_gb",
+                       "save_seconds")
         for name in ("lr_decay_start", "label_smoothing", "conditioning_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; set it between 0 and 1")
         if self.img_size % SIZE_STEP:
-            raise UserError(f"img_size is {self.img_size}, and the generator takes multiples of {SIZE_STEP}; set "
-                            f"img_size to {max(SIZE_STEP, round(self.img_size / SIZE_STEP) * SIZE_STEP)}")
-        self._check_way()
+            raise UserError(f"img_size is {self.img_size}, which is not a multiple of {SIZE_STEP}; set img_size to "
+                            f"{max(SIZE_STEP, round(self.img_size / SIZE_STEP) * SIZE_STEP)}")
+        self._check_mode()
         if not re.fullmatch(BACKBONES, self.backbone):
             raise UserError(f"backbone is {self.backbone!r}; choose from efficientnet_lite0, resnet18 and timm/NAME, "
                             "with a NAME of timm.list_models()")
-        if self.resume and self.start_epoch:
-            raise UserError("resume True goes on from last.pt and start_epoch from an older epoch; use one of them")
-        if self.overwrite and (self.resume or self.start_epoch):
-            raise UserError("overwrite True starts again and resume True or start_epoch goes on; use one of them")
+        if bool(self.resume) + bool(self.start_epoch) + bool(self.overwrite) > 1:
+            raise UserError("resume True resumes from last.pt, start_epoch resumes from an earlier epoch, and overwrite "
+                            "True starts again; use one of them")
 
-    def _check_way(self):
-        """Memory, integrator and norms must go together."""
+    def _check_mode(self):
+        """Raise UserError for a combination of memory, integrator and norms that cannot work."""
         if self.use_feat_integrator and not self.use_memory:
             raise UserError("the integrator combines slots of the memory; set use_memory True or "
                             "use_feat_integrator False")
         if self.use_memory and self.gen_norm == "batch":
-            raise UserError("gen_norm batch ignores the colors that the memory recalls; set gen_norm adain or "
-                            "use_memory False")
+            raise UserError("gen_norm batch ignores the color features of the memory; set gen_norm adain or use_memory "
+                            "False")
         if not self.use_memory and self.gen_norm == "adain":
-            raise UserError("gen_norm adain needs a color feature and there is no memory to recall one from; set "
-                            "gen_norm batch or use_memory True")
+            raise UserError("gen_norm adain needs the color features of a memory; set gen_norm batch or use_memory True")
         if self.gen_norm == "batch" and self.dis_norm == "adain":
-            raise UserError("dis_norm adain judges by a color feature that a generator with gen_norm batch never "
-                            "sees; set dis_norm None or gen_norm adain")
+            raise UserError("dis_norm adain compares with a color feature, which a generator with gen_norm batch does "
+                            "not have; set dis_norm None or gen_norm adain")
 
 
 @dataclass
