@@ -105,8 +105,8 @@ def refuse_clashes(inputs: Inputs, output: Path, confidence: bool) -> None:
 def select_inputs(config: ColorConfig, largest_first: bool) -> Inputs:
     """Return the inputs that are still to be colored, and save the checkpoint if ``config`` asks for it.
 
-    In a folder, finished inputs are skipped, except for films that other references than those of ``config`` colored.
-    Raises UserError if a file would be overwritten.
+    In a folder, finished inputs are skipped, and films that were colored with other references are updated. Raises
+    UserError if another file would be overwritten.
     """
     pictures, films = find_inputs(config.input, config.output, config.confidence)
     found, finished = len(pictures) + len(films), []

@@ -28,9 +28,9 @@ def open_segment_store(predictor: FilmPredictor, film: Film, output: Path, write
                        config: FilmConfig) -> SegmentStore:
     """Return the SegmentStore of a film; its key is a hash of all that its content depends on.
 
-    References are not part of the key if the writer can copy shots; for them there is ``shot_digest``.
+    If the output is a single file, references are not part of the key but of each ``shot_digest``.
     """
-    identity = predictor.origin if writer.can_copy_shots and predictor.origin else predictor.identity
+    identity = predictor.origin if writer.single_file and predictor.origin else predictor.identity
     content = [FORMAT, identity, *film.fingerprint(), repr(writer.target), repr(asdict(config)),
                sorted(av.library_versions.items())]
     return SegmentStore(output, hashlib.sha256(json.dumps(content).encode()).hexdigest())

@@ -105,11 +105,11 @@ class RenderJob:
                 if completion is not None and (self.overwrite or completion.predictor == predictor.identity):
                     plan = None  # nothing to update: color all shots again, if that is allowed
                 if plan is None or not segments.joined_digests():
-                    refuse_existing([output] if writer.would_replace() else [], self.overwrite)
+                    refuse_existing([output] if writer.single_file else [], self.overwrite)
                 if config.confidence and plan is None:
                     refuse_existing([confidence_video_path(output)], self.overwrite)
                 if plan is None:
-                    plan = self._analyze(segments, queue, writer.can_copy_shots)
+                    plan = self._analyze(segments, queue, writer.single_file)
                 check_ground_truth(predictor, plan.has_color, film.path)
                 segments.mark_incomplete()
                 rendering = self._rendering(writer, segments, plan)
@@ -119,7 +119,7 @@ class RenderJob:
                     rendering.write_confidence_video()
                 if on_complete:
                     on_complete(rendering.records)
-                if writer.can_copy_shots and predictor.origin:
+                if writer.single_file and predictor.origin:
                     segments.mark_complete(predictor)
                 else:
                     shutil.rmtree(segments.folder)

@@ -49,8 +49,8 @@ class WorkerGroup:
     """The processes of a run, ``rank`` of ``size``; rank 0 is the leader. Without arguments, a single process.
 
     The state of a key of the store is a dict of plain values. The state of a file has ``workers`` (ids of the processes
-    that work on it or died at it), ``failed_attempts`` (earlier attempts in which a process died), ``queue`` (name of
-    the owner's WorkQueue) and finally ``outcome`` (error message, "" after success).
+    that work on the file or have died), ``failed_attempts`` (number of earlier attempts that ended with a death),
+    ``queue`` (name of the owner's WorkQueue) and, when the file is finished, ``outcome`` (error message or "").
     """
 
     def __init__(self, store: dist.Store | None = None, rank: int = 0, size: int = 1) -> None:

@@ -27,10 +27,7 @@ class Writer(Protocol):
     """Writes the shots of a colored film, in any order, and joins them."""
 
     target: EncodingTarget
-    can_copy_shots: bool  # whether ``join`` can copy shots from an earlier output
-
-    def would_replace(self) -> bool:
-        """Return whether ``join`` would replace an existing file."""
+    single_file: bool  # whether the output is one file, which ``join`` replaces and from which it can copy shots
 
     def write_shot(self, segment: Path, pts: Sequence[int]) -> AbstractContextManager[Callable[[Planes, int], None]]:
         """Yield a function that writes a frame of a shot, given its planes and pts; ``pts`` are those of all frames.
@@ -52,7 +49,7 @@ class Writer(Protocol):
 class FilmWriter:
     """Writes a video file: one segment per shot, joined at the end with the other streams of the source ``path``."""
 
-    can_copy_shots = True
+    single_file = True
 
     def __init__(self, path: Path, output: Path, config: FilmConfig) -> None:
         """Choose the encoding. Raises UserError if settings are incompatible or the output is the input."""
@@ -60,9 +57,6 @@ class FilmWriter:
             raise UserError(f"the output {output} is the input itself; pass another --output")
         self.path, self.output, self.config = path, output, config
         self.target = choose_encoding(path, output, config)
-
-    def would_replace(self) -> bool:
-        return self.output.exists()
 
     @contextmanager
     def write_shot(self, segment: Path, pts: Sequence[int]) -> Iterator[Callable[[Planes, int], None]]:
@@ -174,7 +168,7 @@ class FrameWriter:
     Existing pictures are kept unless ``overwrite`` is True.
     """
 
-    can_copy_shots = False
+    single_file = False
 
     def __init__(self, film: ImageSequence, output: Path, overwrite: bool) -> None:
         """Read the size of the frames. Raises UserError if no frame can be read."""
@@ -185,9 +179,6 @@ class FrameWriter:
         height, width = planes.y.shape
         self.target = EncodingTarget("pictures", {}, "", width, height, (height, width), planes.coding, film.info.rate,
                                      film.info.time_base, {}, "")
-
-    def would_replace(self) -> bool:
-        return False  # ``join`` writes nothing
 
     @contextmanager
     def write_shot(self, segment: Path, pts: Sequence[int]) -> Iterator[Callable[[Planes, int], None]]:
