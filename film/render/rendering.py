@@ -72,9 +72,9 @@ def confidence_video_path(output: Path) -> Path:
     return accompanying_path(output, "confidence.mp4")
 
 
-def check_ground_truth(predictor: FilmPredictor, has_color: bool, path: Path) -> None:
+def check_ground_truth(predictor: FilmPredictor, in_color: bool, path: Path) -> None:
     """Raise UserError if the palette is that of the ground truth and the input ``path`` is not in color."""
-    if predictor.source == "ground_truth" and not has_color:
+    if predictor.source == "ground_truth" and not in_color:
         raise UserError(f"{path} has no colors of its own for --color_feature ground_truth; use another "
                         "--color_feature")
 
