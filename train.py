@@ -96,7 +96,7 @@ class Training:
         learner = Learner(self.config, model_config, self.device, False, self.group)
         learner.load(saved)
         if model_config.archived_frames and self.group.is_main:
-            learner.colorizer.spatial.open(open_archive(self.folder.path / "last.pt", saved))
+            learner.colorizer.spatial.attach_archive(open_archive(self.folder.path / "last.pt", saved))
         return learner
 
     def _load_progress(self, saved):

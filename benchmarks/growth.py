@@ -30,8 +30,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import speed
 
-from colorizer.memory.frame_index import LOOK_STEPS, FrameIndex
-from colorizer.memory.spatial_memory import SpatialMemory, quantize_embeddings
+from colorizer.memory.frame_index import EMBEDDING_SCALE, FrameIndex
+from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
+from colorizer.memory.spatial_memory import SpatialMemory
 from config import FilmConfig, GeneratorConfig, SpatialConfig
 from dataset import ColorizationDataset
 from dataset_generator import generate
@@ -139,16 +140,16 @@ def memory_reading(predictor, device, rounds):
     for frames in SLOTS:
         config = SpatialConfig(grid=1, picture_size=1)
         known[frames] = SpatialMemory(frame_dim, 1, 0, config).to(device)
-        known[frames].resize(frames, frames if frames > config.max_inline_frames else 0)
-        known[frames].features.copy_(quantize_embeddings(torch.rand(frames, frame_dim, device=device)) / LOOK_STEPS)
-        known[frames].index = FrameIndex.of(known[frames].features) if known[frames].archived else None
+        known[frames].allocate(frames, frames if frames > config.max_inline_frames else 0)
+        known[frames].embeddings.copy_(quantize_embeddings(torch.rand(frames, frame_dim, device=device)) / EMBEDDING_SCALE)
+        known[frames].index = FrameIndex.build(known[frames].embeddings) if known[frames].archived_frames else None
     yield from one_read(rows("spatial memory, choice for 8 frames", "frames", {
         frames: repeated(memory.nearest, looks) for frames, memory in known.items()}, rounds,
-        size_in_bytes=lambda frames: known[frames].features.nbytes))
+        size_in_bytes=lambda frames: known[frames].embeddings.nbytes))
     known.clear()
 
     spatial = predictor.colorizer.spatial
-    size, chosen = len(spatial.ids), spatial.nearest(looks)
+    size, chosen = len(spatial.ids), find_nearest_frames(spatial, looks)
     a_frame = sum(buffer.nbytes for buffer in spatial.buffers() if len(buffer) == size) // size
     keys, L = spatial.keys[torch.arange(8) % size].float(), torch.rand(8, 1, IMG_SIZE, IMG_SIZE, device=device)
     for name, function, arguments in (("attention of", spatial.read, (chosen, keys)),

@@ -41,7 +41,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.lpips import load_lpips
 
 from colorizer.backbone import Backbone, extract_features
-from colorizer.memory.spatial_memory import quantize_embeddings
+from colorizer.memory.attention import attend_to_frames
+from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
 from colorizer.metrics import AB_PEAK, LARGE_ERROR, Scores, color_differences, psnr
 from colorizer.predictor import Predictor, load_colorizer
 from config import GeneratorConfig, TrainConfig
@@ -148,8 +149,8 @@ def spatial_alone(predictor):
         seen = predictor.extract_features([lab[..., 0] for lab in labs])
         L = torch.from_numpy(np.stack([resize(lab[..., 0], size, size) for lab in labs]))[:, None] / L_SCALE
         L = L.to(predictor.device)
-        keys = spatial.key(seen.cells, L, torch.cat([L, L], 1) * 0)
-        hint = spatial.read(spatial.nearest(quantize_embeddings(seen.embedding)), keys)[:, :2]
+        keys = spatial.make_keys(seen.cells, L, torch.cat([L, L], 1) * 0)
+        hint = attend_to_frames(spatial, find_nearest_frames(spatial, quantize_embeddings(seen.embedding)), keys)[:, :2]
         hint = F.interpolate(hint, (size, size), mode="bilinear", align_corners=False)
         return (hint * AB_SCALE).permute(0, 2, 3, 1).cpu().numpy()
 

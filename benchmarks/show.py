@@ -29,8 +29,8 @@ import torch
 import torch.nn.functional as F
 from benchmarks import speed
 
-from colorizer.memory.frame_archive import FIELDS, write_archive
-from colorizer.memory.spatial_memory import quantize_embeddings
+from colorizer.memory.frame_archive import RECORD_FIELDS, write_archive
+from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
 from colorizer.predictor import load_predictor
 from config import FilmConfig, PredictorConfig, TrainConfig
 from dataset import ColorizationDataset
@@ -57,16 +57,16 @@ def write(film, folder, count):
         data = ColorizationDataset(speed.film_pictures(film, Path(pictures), PICTURES), IMG_SIZE)
     predictor = speed.make_predictor(data, TrainConfig(img_size=IMG_SIZE), torch.device("cpu"), "auto")
     net = predictor.colorizer
-    spatial, some = net.spatial, {name: getattr(net.spatial, name) for name in FIELDS}  # before it gets another size
+    spatial, some = net.spatial, {name: getattr(net.spatial, name) for name in RECORD_FIELDS}  # before it gets another size
     folder.mkdir()
     archived = count if count > spatial.config.max_inline_frames else 0
-    spatial.resize(count, archived)
-    spatial.features.copy_(shots(count, spatial.features.shape[1]))
+    spatial.allocate(count, archived)
+    spatial.embeddings.copy_(shots(count, spatial.embeddings.shape[1]))
 
     def rows():
         for slots in torch.arange(count).split(64):
             of_some = {name: x[slots % len(x)] for name, x in some.items()}
-            yield spatial.store(slots, {**of_some, "features": spatial.features[slots], "ids": slots})
+            yield spatial.store_rows(slots, {**of_some, "embeddings": spatial.embeddings[slots], "ids": slots})
 
     content: dict[str, Any] = {"frames": {i: f"{i}.png" for i in range(count)}}
     if archived:
@@ -99,13 +99,13 @@ def measure(checkpoint, film, seconds):
         color_film(predictor, VideoFile(film), Path(folder) / "colored.mp4", FilmConfig(end=seconds))
     found |= {"resident": status("VmRSS"), "most": status("VmHWM")}
     spatial, numbers = predictor.colorizer.spatial, torch.arange(8)
-    size = len(spatial.features)
+    size = len(spatial.embeddings)
     for name, slots in (("of one shot", numbers % size), ("of 8 shots", numbers * (size // 8))):
-        looks, taken = spatial.features[slots].float(), []
+        looks, taken = spatial.embeddings[slots].float(), []
         looks = quantize_embeddings(looks + 0.01 * torch.rand(looks.shape).to(looks))
         for _ in range(ROUNDS):
             began = time.perf_counter()
-            spatial.nearest(looks)
+            find_nearest_frames(spatial, looks)
             taken.append(time.perf_counter() - began)
         choice[name] = 1000 * statistics.median(taken)
     return {**found, "choice": choice}

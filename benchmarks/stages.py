@@ -30,7 +30,7 @@ from colorizer import palette_classifier as votes, predictor
 from colorizer.backbone import Backbone
 from colorizer.colorizer import Colorizer
 from colorizer.memory import spatial_memory as spatial
-from colorizer.warping import in_betweens as between, optical_flow as flow, optical_flow_gpu as motion
+from colorizer.warping import in_betweens as between, optical_flow as flow
 from config import FilmConfig
 from film.analysis.first_pass import analyze_film
 from film.io.video import VideoFile
@@ -50,12 +50,11 @@ STAGES = {
     "what is known of these": (between.InBetweens, "known"),
     "generator": (Generator, "forward"),
     "votes and generator joined": (votes.PaletteClassifier, "join"),
-    "keys": (spatial.SpatialMemory, "key"),
-    "frames to read": (spatial.SpatialMemory, "nearest"),
-    "optical flow (CPU)": (flow.Flow, "__call__"),
-    "optical flow (GPU)": (motion, "flows"),
-    "colors carried": (spatial.SpatialMemory, "carry"),
-    "colors looked up": (spatial.SpatialMemory, "read"),
+    "keys": (spatial.SpatialMemory, "make_keys"),
+    "frames to read": (colorizer.colorizer, "find_nearest_frames"),
+    "optical flow (CPU)": (flow.OpticalFlow, "__call__"),
+    "colors carried": (colorizer.colorizer, "warp_colors"),
+    "colors looked up": (colorizer.colorizer, "attend_to_frames"),
     "what is known": (Colorizer, "_known"),
     "the rest of painting": (predictor.Predictor, "predict_with_embeddings"),
     "colors steadied": (flow.TemporalFilter, "__call__"),

@@ -43,7 +43,6 @@ class BackboneDims(NamedTuple):
 
 BUILT_IN = {"efficientnet_lite0": BackboneDims(1280, (16, 24, 40, 112, 320)), "resnet18": BackboneDims(512, (64, 128, 256, 512))}
 TIMM = "timm/"  # in front of timm's own name of a network
-BATCH = {"cuda": 8}  # cuDNN plans anew for each number of pictures, in each thread: longer than to look at some more
 
 
 class Features(NamedTuple):
@@ -245,15 +244,7 @@ class Backbone(nn.Module):
         return Features(last.float().mean((2, 3)), torch.cat(places, 1))
 
     def _run(self, gray):
-        """The maps as the network has them, from fine to coarse, and its last map; a multiple of BATCH is looked at."""
-        count = gray.shape[0]  # len(gray) would be a constant of an exported graph
-        more = -count % BATCH.get(gray.device.type, 1)
-        if not more:
-            return self._whole(gray)
-        maps, last = self._whole(F.pad(gray, (0, 0, 0, 0, 0, 0, 0, more)))
-        return [m[:count] for m in maps], last[:count]
-
-    def _whole(self, gray):
+        """Return the maps as the network has them, from fine to coarse, and its last map."""
         net, gray = self.net, channels_last(gray)
         if self.name not in BUILT_IN:
             maps = timm_maps(net, gray)

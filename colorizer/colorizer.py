@@ -11,8 +11,11 @@ from torch import nn
 from colorizer import confidence as certainty
 from colorizer.backbone import Backbone, BackboneDims, Features, Weights, backbone_dims
 from colorizer.confidence import Confidence
-from colorizer.memory.spatial_memory import SpatialMemory, quantize_embeddings
-from colorizer.palette_classifier import PaletteClassifier, in_parts, moved
+from colorizer.memory.attention import attend_to_frames
+from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
+from colorizer.memory.frame_warping import warp_colors
+from colorizer.memory.spatial_memory import SpatialMemory
+from colorizer.palette_classifier import PaletteClassifier, moved
 from config import CalibrationConfig, ModelConfig, restore
 from dataset import backbone_input, downsample
 from networks import Conditioning, FeatureIntegrator, Generator, MemoryMatches, MemoryNetwork
@@ -64,7 +67,7 @@ class Colorizer(nn.Module):
 
     def classify(self, L: torch.Tensor) -> torch.Tensor:
         """The votes (N, K, G, G) for the colors of pictures, L as for ``classifier_maps``."""
-        parts = zip(*(in_parts(x) for x in (L, *self.classifier_maps(L))), strict=True)
+        parts = zip(*(x.split(1) for x in (L, *self.classifier_maps(L))), strict=True)  # which fit into a CPU's cache
         return torch.cat([self.palette_classifier(maps, L) for L, *maps in parts])
 
     def forward(self, L: torch.Tensor, advice: Conditioning | None = None, seen: Features | None = None,
@@ -91,17 +94,19 @@ class Colorizer(nn.Module):
         ab = F.interpolate(guess, L.shape[2:], mode="bilinear", align_corners=False)
         if not remember:
             return ab, None
-        keys, nearest = self.spatial.key(seen.cells, L, guess), self.spatial.nearest(quantize_embeddings(seen.embedding))
-        carried = self.spatial.carry(nearest, keys, L, shown)
+        keys = self.spatial.make_keys(seen.cells, L, guess)
+        nearest = find_nearest_frames(self.spatial, quantize_embeddings(seen.embedding))
+        carried = warp_colors(self.spatial, nearest, keys, L, shown)
         certain = F.adaptive_avg_pool2d(carried[:, 2], self.config.spatial.grid)
-        hint = self.spatial.read(nearest, keys, certain.flatten(1) < self.config.spatial.skip_attention_above)
+        hint = attend_to_frames(self.spatial, nearest, keys,
+                                certain.flatten(1) < self.config.spatial.skip_attention_above)
         ab = moved(moved(ab, *hint.split([2, 1], 1)), *carried.split([2, 1], 1))
         return ab, self._known(ab, joint, hint[:, 2], carried[:, 2])
 
     def _join(self, guess, votes):
         """``PaletteClassifier.join`` of guesses and votes; of the joint votes, the means over 2 x 2 places, which are enough to
         tell what is Known, in a quarter of the time."""
-        joined = [self.palette_classifier.join(*part) for part in zip(in_parts(guess), in_parts(votes), strict=True)]
+        joined = [self.palette_classifier.join(*part) for part in zip(guess.split(1), votes.split(1), strict=True)]
         return torch.cat([ab for ab, _ in joined]), torch.cat([F.avg_pool2d(joint.float(), 2) for _, joint in joined])
 
     def _known(self, ab, joint, hint, carried):

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from colorizer.colorizer import Colorizer
+from colorizer.memory.attention import attend
 from colorizer.palette_classifier import STRIDE, moved
 from colorizer.predictor import load_colorizer
-from colorizer.warping import upsampling as detail
+from colorizer.warping import upsampling
 from config import ExportConfig
 from dataset import AB_BINS, AB_SCALE, GRAY_SIZE, L_SCALE, N_BINS, backbone_input
 from networks import Conditioning, FeatureIntegrator
@@ -72,7 +73,7 @@ this folder with numpy, OpenCV and onnxruntime alone (`python color.py GRAY COLO
 4. `palette_classifier`, if there is one, moves each place to a color of the show. Its `guess` is the `ab` of the graph before it.
 5. `spatial`, if there is one, lays over it what is known of places that look alike, in up to {frames} frames of
    `memory.npz` that look like the picture but not like each other (`nearest` in `color.py`).
-6. `ab` is enlarged to the picture's size, along its lightness (`enlarged` in `color.py`), and joined to its own L.
+6. `ab` is enlarged to the picture's size, along its lightness (`upsample_colors` in `color.py`), and joined to its own L.
 
 A picture is squeezed to the square that each graph wants: by area average to shrink, bilinearly to enlarge. L is that
 of CIE Lab (D65, from sRGB) divided by {L_scale:g}, and ab is divided by {ab_scale:g}. No other normalization is needed;
@@ -152,8 +153,8 @@ class Remember(nn.Module):
     def forward(self, L: torch.Tensor, guess: torch.Tensor, places: torch.Tensor, keys: torch.Tensor,
                 colors: torch.Tensor, preferred: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         pulled = preferred[..., None].expand(-1, -1, self.grid**2).flatten(1)[..., None]
-        own = self.spatial.key(places, L, guess)
-        hint = self.spatial.attend(own, keys.flatten(1, 2), colors.flatten(1, 2), pulled)
+        own = self.spatial.make_keys(places, L, guess)
+        hint = attend(own, keys.flatten(1, 2), colors.flatten(1, 2), pulled, self.spatial.config)
         color, confidence = hint.unflatten(2, (self.grid, self.grid)).split([2, 1], 1)
         return moved(guess, color, confidence), confidence[:, 0]
 
@@ -192,7 +193,7 @@ def memory_of(colorizer: Colorizer) -> dict[str, np.ndarray]:
               "slot_pinned": memory.pinned[used], "ab_bins": torch.from_numpy(AB_BINS)}
     if colorizer.config.use_spatial_memory:
         spatial = colorizer.spatial
-        arrays |= {"frame_features": spatial.features, "frame_pinned": spatial.pinned, "place_keys": spatial.keys,
+        arrays |= {"frame_features": spatial.embeddings, "frame_pinned": spatial.pinned, "place_keys": spatial.keys,
                    "place_ab": spatial.ab}
     return {name: tensor.numpy() for name, tensor in arrays.items()}
 
@@ -265,7 +266,8 @@ def write_folder(folder: Path, colorizer: Colorizer) -> None:
     stated = {
         "format": FORMAT, "opset": OPSET, "precision": "fp32", "L_scale": L_SCALE, "ab_scale": AB_SCALE,
         "slot_preference": colorizer.memory.PREFERENCE,
-        "detail": {"window": detail.WINDOW, "even": detail.EVEN, "steepest": detail.STEEPEST},
+        "upsampling": {"window": upsampling.WINDOW, "regularization": upsampling.REGULARIZATION,
+                       "max_slope": upsampling.MAX_SLOPE},
         "spatial": {name: getattr(colorizer.config.spatial, name) for name in CHOICE},
         "graphs": graphs, "memory": {name: {"type": str(array.dtype), "shape": array.shape, "is": ARRAYS[name]}
                                      for name, array in memory.items()}}

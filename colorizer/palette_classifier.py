@@ -30,12 +30,6 @@ def moved(ab: torch.Tensor, hint: torch.Tensor, weight: torch.Tensor | float = 1
     return ab + F.interpolate(change, ab.shape[2:], mode="bilinear", align_corners=False)
 
 
-def in_parts(x: torch.Tensor) -> Sequence[torch.Tensor]:
-    """A batch (N, ...) in parts of which what is computed stays in the cache of a CPU: its pictures one by one; on a
-    GPU, all at once."""
-    return x.split(1 if x.device.type == "cpu" else len(x))
-
-
 class GroupDropout(nn.Dropout):
     """Dropout for rows (P, C) of which each of GROUPS parts, P a multiple of them, has one mask: a mask for every row
     takes longer to draw than all else in a step."""

@@ -18,10 +18,10 @@ from colorizer.backbone import Features, extract_features
 from colorizer.colorizer import Colorizer, model_config_of
 from colorizer.confidence import Confidence
 from colorizer.memory.frame_archive import open_archive
-from colorizer.memory.spatial_memory import quantize_embeddings
+from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
 from colorizer.metrics import has_color
 from colorizer.warping.in_betweens import InBetweens
-from colorizer.warping.upsampling import enlarged
+from colorizer.warping.upsampling import upsample_colors
 from config import GradeConfig, InBetweenConfig, ModelConfig, PredictorConfig, ResponseConfig
 from dataset import (
     AB_SCALE, GRAY_SIZE, L_SCALE, REFERENCE_ID, color_feature, decode_lab8, lab_to_rgb, lab_to_tensors, resize,
@@ -176,7 +176,7 @@ class Predictor:
         labs = [rgb_to_lab(picture) for picture in pictures]
         results, (colors, known) = [], self.predict_ab(labs)
         for lab, ab in zip(labs, colors, strict=True):
-            lab[..., 1:] = enlarged(ab, lab[..., 0])
+            lab[..., 1:] = upsample_colors(ab, lab[..., 0])
             results.append(lab_to_rgb(lab))
         return results, known
 
@@ -237,7 +237,7 @@ class Predictor:
         digest = hashlib.sha256(repr(palette.score).encode())
         digest.update(palette.color_feature.numpy().tobytes())  # type: ignore[union-attr]  # one is recalled
         if looks.size:
-            nearest = self.colorizer.spatial.nearest(torch.from_numpy(looks).to(self.device))
+            nearest = find_nearest_frames(self.colorizer.spatial, torch.from_numpy(looks).to(self.device))
             for slots, preferred in zip(*(x.tolist() for x in nearest), strict=True):
                 digest.update(b"".join(self._digests[slot] for slot in slots) + bytes(preferred))
         return digest.hexdigest()
@@ -291,7 +291,7 @@ class Predictor:
         memory, spatial = predictor.colorizer.memory, predictor.colorizer.spatial
         own = memory.pinned.nonzero()[:, 0].tolist()
         for slot, own_slot in zip(pinned, own, strict=True):
-            lab = spatial.labs([slot])[0]
+            lab = spatial.lab_pictures([slot])[0]
             plain, better = (each.misfit(match(self._backbone_features, spatial, [lab[..., 0]], each, ResponseConfig()))
                              for each in (IDENTITY_RESPONSE, response))
             if better < plain:
@@ -351,7 +351,7 @@ class Predictor:
         if self.checkpoint is None:
             raise ValueError("this Predictor was not loaded from a checkpoint")
         if self.config.use_spatial_memory and self.colorizer.spatial.archive is not None:
-            self.colorizer.spatial.archive.bring(Path(path).parent)
+            self.colorizer.spatial.archive.copy_to(Path(path).parent)
         save_checkpoint(path, {**load_checkpoint(self.checkpoint), "colorizer": self.colorizer.state_dict(),
                                "model_config": asdict(self.config)})
 
@@ -379,7 +379,7 @@ def load_colorizer(path: str | Path, device: torch.device) -> tuple[Colorizer, d
     colorizer.load_state_dict(content["colorizer"])
     colorizer.to(device).eval()
     if colorizer.config.use_spatial_memory:
-        colorizer.spatial.open(open_archive(path, content))
+        colorizer.spatial.attach_archive(open_archive(path, content))
     return colorizer, content
 
 

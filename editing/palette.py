@@ -94,7 +94,7 @@ def extract_palette(predictor: Predictor, config: PaletteConfig | None = None) -
                         "--use_spatial_memory True")
     config, spatial = config or PaletteConfig(), predictor.colorizer.spatial
     slots = evenly_spaced(len(spatial.ids), config.max_frames)
-    bins, counts = _histogram(spatial.kept("pictures", slots).cpu().numpy(), config)
+    bins, counts = _histogram(spatial.rows("pictures", slots).cpu().numpy(), config)
     weights = np.sqrt(counts.sum(0)) * (1 + config.vividness * np.hypot(*bins.T[1:]) / 110)
     scaled = bins * (LIGHTNESS_WEIGHT, 1, 1)
     kmeans = KMeans(min(config.max_colors, len(bins)), n_init=4, random_state=0)

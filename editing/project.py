@@ -209,7 +209,7 @@ class Project:
                             "another --project")
         content = load_checkpoint(path)
         if (frames := open_archive(path, content)) is not None:
-            frames.bring(self.folder)
+            frames.copy_to(self.folder)
         with atomic_write(ours) as temporary:
             shutil.copyfile(path, temporary)
 

@@ -22,17 +22,17 @@ def resize(picture, height, width):
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
 
 
-def enlarged(ab, L, window, even, steepest):
+def upsample_colors(ab, L, window, regularization, max_slope):
     """Colors ab (h, w, 2), enlarged to the size of lightness L (H, W) and along it: within ``window`` x ``window``
-    pixels they are taken as linear in L, whose variance is ``even`` more, with slopes of at most ``steepest``."""
+    pixels they are taken as linear in L, whose variance is ``regularization`` more, with slopes of at most ``max_slope``."""
     def mean(plane):
         return cv2.blur(plane, (window, window))
 
     small = resize(L, *ab.shape[:2])
     light, planes = mean(small), cv2.split(ab)
-    spread = mean(small * small) - light * light + np.float32(even)
+    spread = mean(small * small) - light * light + np.float32(regularization)
     slope = cv2.merge([(mean(small * color) - light * mean(color)) / spread for color in planes])
-    slope = slope.clip(-steepest, steepest)
+    slope = slope.clip(-max_slope, max_slope)
     return resize(slope, *L.shape) * L[..., None] + resize(ab - slope * small[..., None], *L.shape)
 
 
@@ -53,7 +53,7 @@ class Exported:
         labs = [cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2Lab) for picture in pictures]
         for lab, ab in zip(labs, self.predict([lab[..., 0] for lab in labs]), strict=True):
             ab = np.ascontiguousarray(ab.transpose(1, 2, 0)) * self.stated["ab_scale"]
-            lab[..., 1:] = enlarged(ab, lab[..., 0], **self.stated["detail"])
+            lab[..., 1:] = upsample_colors(ab, lab[..., 0], **self.stated["upsampling"])
         return [cv2.convertScaleAbs(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), alpha=255) for lab in labs]
 
     def predict(self, lightness):

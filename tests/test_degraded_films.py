@@ -166,7 +166,7 @@ def predictor():
     spatial = predictor.colorizer.spatial
     labs = [resize(rgb_to_lab(draw_frame(1, 12 * i)), 256, 256) for i in range(12)]
     seen = predictor.extract_features([lab[..., 0] for lab in labs])
-    spatial.fit(seen.cells)
+    spatial.fit_projection(seen.cells)
     planes = torch.from_numpy(np.stack(labs)).permute(0, 3, 1, 2)
     spatial.write(torch.arange(12), seen, planes[:, :1] / L_SCALE, planes[:, 1:] / AB_SCALE, torch.arange(12))
     predictor.colorizer.memory.used[:] = True

@@ -13,7 +13,8 @@ from drawn import draw_picture
 from colorizer.backbone import extract_features
 from colorizer.colorizer import Colorizer
 from colorizer.export import graphs_of, main
-from colorizer.memory.spatial_memory import SpatialMemory, quantize_embeddings
+from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
+from colorizer.memory.spatial_memory import SpatialMemory
 from colorizer.palette_classifier import PaletteClassifier
 from colorizer.predictor import Predictor
 from config import ModelConfig, PaletteClassifierConfig, SpatialConfig
@@ -108,7 +109,7 @@ def test_graphs_give_what_torch_gives(colorizer, folder, sample, count, frames):
                   for x in found[name].get_inputs()}
         assert list(inputs) == list(graph.inputs)
         if name == "spatial":  # places like those of the pictures
-            own = colorizer.spatial.key(*(torch.from_numpy(inputs[key]) for key in ("places", "L", "guess"))).numpy()
+            own = colorizer.spatial.make_keys(*(torch.from_numpy(inputs[key]) for key in ("places", "L", "guess"))).numpy()
             inputs["keys"] = own[:, None] + 0.2 * inputs["keys"]
             inputs["colors"] *= 0.2
         with torch.no_grad():
@@ -137,8 +138,8 @@ def test_the_sample_colors_as_the_program_does(colorizer, folder, sample, source
 
 def test_the_sample_chooses_the_frames_of_the_program(colorizer, folder, sample):
     exported, features = sample["Exported"](folder), np.random.default_rng(0).random((6, 1280), np.float32)
-    features[1] = colorizer.spatial.features[OWN]
-    expected = colorizer.spatial.nearest(quantize_embeddings(torch.from_numpy(features)))
+    features[1] = colorizer.spatial.embeddings[OWN]
+    expected = find_nearest_frames(colorizer.spatial, quantize_embeddings(torch.from_numpy(features)))
     frames, preferred = exported.nearest(features)
     assert frames.tolist() == expected.slots.tolist() and preferred.astype(bool).tolist() == expected.preferred.tolist()
     assert preferred.any() and not preferred.all()

@@ -16,7 +16,8 @@ from colorizer.colorizer import Colorizer
 from colorizer.memory import frame_index as index
 from colorizer.memory.deduplication import Deduplicator
 from colorizer.memory.frame_archive import FrameArchive
-from colorizer.memory.spatial_memory import SpatialMemory, quantize_embeddings
+from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
+from colorizer.memory.spatial_memory import SpatialMemory
 from colorizer.predictor import Predictor
 from config import SpatialConfig, TrainConfig
 from dataset import REFERENCE_ID, ColorizationDataset, rgb_to_lab
@@ -86,7 +87,7 @@ def test_frames_in_a_file_are_those_in_a_checkpoint(home, monkeypatch):
     assert sizes[0] - sizes[1] > 6 * 250_000 - 700_000  # the axes of the index
     assert small.colorizer.spatial.digests() == large.colorizer.spatial.digests()
     for name in ("keys", "ab", "pictures"):
-        assert torch.equal(*(each.colorizer.spatial.kept(name, [4, 0]) for each in (small, large)))
+        assert torch.equal(*(each.colorizer.spatial.rows(name, [4, 0]) for each in (small, large)))
     read, plain = set(), FrameArchive.read
     monkeypatch.setattr(FrameArchive, "read", lambda self, name, slot: read.add(slot) or plain(self, name, slot))
     for one, other in zip(small.colorize(PICTURES[:1]), large.colorize(PICTURES[:1]), strict=True):
@@ -178,8 +179,8 @@ def test_a_checkpoint_that_does_not_tell_of_its_file_is_refused(large, change):
 
 def slowly(net, looks):
     """``nearest`` as it is defined: all similarities, in float64."""
-    features, config = net.features.double(), net.config
-    similarity = (looks.double() / index.LOOK_STEPS) @ features.T
+    features, config = net.embeddings.double(), net.config
+    similarity = (looks.double() / index.EMBEDDING_SCALE) @ features.T
     preferred = net.pinned & (similarity >= similarity.amax(1, keepdim=True) - config.reference_margin)
     similarity, slots = (similarity + config.reference_margin * preferred).sort(dim=1, descending=True, stable=True)
     found = []
@@ -208,16 +209,16 @@ def test_the_choice_among_an_archive_is_that_among_all(kind, monkeypatch):
     features = of_shots(20 if kind == "few" else 700, like=0.0 if kind == "equal" else 0.15)
     features = features[:1].expand(700, -1) if kind == "equal" else features
     net = SpatialMemory(96, 1, 0, SpatialConfig(grid=1, picture_size=2, candidate_frames=16))
-    net.resize(len(features), archived=len(features) - 10)
-    net.features.copy_(features)
-    net.index = index.FrameIndex.of(net.features[:net.archived])
+    net.allocate(len(features), archived_frames=len(features) - 10)
+    net.embeddings.copy_(features)
+    net.index = index.FrameIndex.build(net.embeddings[:net.archived_frames])
     net.pinned[-10:] = kind == "pinned"
     looks = quantize_embeddings(features[5::90][:8] + 0.03 * torch.rand(len(features[5::90][:8]), 96))
     expected, preferred = slowly(net, looks)
-    nearest = net.nearest(looks)
+    nearest = find_nearest_frames(net, looks)
     assert nearest.slots.tolist() == expected
     assert torch.equal(nearest.preferred, preferred.gather(1, nearest.slots))
-    assert torch.cat([net.nearest(look[None]).slots for look in looks]).tolist() == expected
+    assert torch.cat([find_nearest_frames(net, look[None]).slots for look in looks]).tolist() == expected
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -259,7 +260,7 @@ def test_joined_checkpoints_know_the_frames_of_all(home, joined):
     first, other, both = (Predictor.load(path) for path in (home / "large" / "best.pt", joined / "other.pt",
                                                          joined / "all" / "best.pt"))
     spatial, names = both.colorizer.spatial, both.names
-    assert spatial.archived == 8 and spatial.pinned.tolist() == [False] * 8 + [True]
+    assert spatial.archived_frames == 8 and spatial.pinned.tolist() == [False] * 8 + [True]
     ids = spatial.ids.tolist()
     assert [names[i] for i in ids[:6]] == [first.names[i] for i in first.colorizer.spatial.ids.tolist()]
     assert [names[i] for i in ids[6:]] == ["drawn_50.png", "drawn_51.png", "a reference"]
@@ -267,11 +268,11 @@ def test_joined_checkpoints_know_the_frames_of_all(home, joined):
     assert both.config.mem_size == len(both.colorizer.memory.keys) == first.config.mem_size + 3
     for name, x in first.colorizer.generator.state_dict().items():
         assert torch.equal(x, both.colorizer.generator.state_dict()[name])
-    assert torch.equal(spatial.kept("pictures", [6, 8]), other.colorizer.spatial.kept("pictures", [1, 3]))
+    assert torch.equal(spatial.rows("pictures", [6, 8]), other.colorizer.spatial.rows("pictures", [1, 3]))
     # What the second projection kept is seen through the first: the keys are those of the first, but for what is lost.
     picture = draw_picture(50)
     seen, L, ab, _ = first.encode_reference(rgb_to_lab(picture))
-    true, mapped = first.colorizer.spatial.key(seen.cells, L, ab), spatial.kept("keys", [6]).float()
+    true, mapped = first.colorizer.spatial.make_keys(seen.cells, L, ab), spatial.rows("keys", [6]).float()
     assert (true - mapped).square().sum(2).mean() < 0.05 * true.var(1).sum()
 
 

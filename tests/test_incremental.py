@@ -17,7 +17,8 @@ import train
 
 from resources.draw_episodes import draw_frame
 
-from colorizer.memory.spatial_memory import SpatialMemory, quantize_embeddings
+from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
+from colorizer.memory.spatial_memory import SpatialMemory
 from colorizer.predictor import Predictor
 from config import FilmConfig, SpatialConfig, TrainConfig
 from fileio.images import write_image
@@ -143,13 +144,13 @@ def test_lookups_do_not_depend_on_other_entries_of_the_batch_and_the_memory():
     generator = torch.Generator().manual_seed(0)
     features, embeddings = torch.rand(30, 1280, generator=generator), torch.rand(9, 1280, generator=generator)
     net = SpatialMemory(1280, 1, 30, SpatialConfig(attended_frames=4))
-    net.features[:] = torch.nn.functional.normalize(features, dim=1)
-    together = net.nearest(quantize_embeddings(embeddings)).slots
-    assert torch.equal(torch.cat([net.nearest(quantize_embeddings(embedding[None])).slots for embedding in embeddings]), together)
+    net.embeddings[:] = torch.nn.functional.normalize(features, dim=1)
+    together = find_nearest_frames(net, quantize_embeddings(embeddings)).slots
+    assert torch.equal(torch.cat([find_nearest_frames(net, quantize_embeddings(embedding[None])).slots for embedding in embeddings]), together)
     unlike = torch.zeros(7, 1280)
     unlike[:, 5] = 1
-    net.features, net.pinned = torch.cat([net.features, unlike.half()]), torch.cat([net.pinned, torch.ones(7).bool()])
-    assert torch.equal(net.nearest(quantize_embeddings(embeddings)).slots, together)
+    net.embeddings, net.pinned = torch.cat([net.embeddings, unlike.half()]), torch.cat([net.pinned, torch.ones(7).bool()])
+    assert torch.equal(find_nearest_frames(net, quantize_embeddings(embeddings)).slots, together)
     memory, query = MemoryNetwork(512, 40, 40, 0.1, 0.5), torch.rand(1, 512, generator=generator)
     memory.keys[:], memory.used[:] = torch.rand(40, 512, generator=generator), True
     answer = memory.read(query, 3)

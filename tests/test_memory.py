@@ -11,7 +11,10 @@ from drawn import feature, fill, unit
 from torch import nn
 
 from colorizer.backbone import Features
-from colorizer.memory.spatial_memory import SpatialMemory, quantize_embeddings
+from colorizer.memory.attention import attend_to_frames
+from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
+from colorizer.memory.frame_warping import warp_colors
+from colorizer.memory.spatial_memory import SpatialMemory
 from config import SpatialConfig
 from dataset import REFERENCE_ID
 from networks import FeatureIntegrator, MemoryNetwork, color_distance
@@ -206,8 +209,8 @@ def test_the_hint_follows_the_places_that_look_alike():
     seen, now = torch.zeros(32, 32), torch.zeros(32, 32)
     seen[8:16, 4:10], now[12:20, 22:28] = 1, 1
     net = spatial_with([seen], COLORS)
-    hint = net.read(net.nearest(quantize_embeddings(torch.eye(4)[:1])),
-                    net.key(places_of(now), torch.full((1, 1, 64, 64), 0.5), GRAY))
+    hint = attend_to_frames(net, find_nearest_frames(net, quantize_embeddings(torch.eye(4)[:1])),
+                    net.make_keys(places_of(now), torch.full((1, 1, 64, 64), 0.5), GRAY))
     assert hint.shape == (1, 3, 32, 32)
     expected = COLORS[now.long()].permute(2, 0, 1)
     assert (hint[0, :2] - expected).abs().max() < 0.01
@@ -218,8 +221,8 @@ def test_what_was_never_seen_has_a_low_confidence():
     net = spatial_with([torch.zeros(32, 32)], COLORS)
     now = torch.zeros(32, 32)
     now[:, 16:] = 2
-    hint = net.read(net.nearest(quantize_embeddings(torch.eye(4)[:1])),
-                    net.key(places_of(now), torch.full((1, 1, 32, 32), 0.5), GRAY))
+    hint = attend_to_frames(net, find_nearest_frames(net, quantize_embeddings(torch.eye(4)[:1])),
+                    net.make_keys(places_of(now), torch.full((1, 1, 32, 32), 0.5), GRAY))
     assert hint[0, 2, :, :16].min() > 0.9 and hint[0, 2, :, 16:].max() < 0.2
 
 
@@ -227,8 +230,8 @@ def test_places_that_look_alike_and_differ_in_color_have_a_low_confidence():
     """Twins: two things of the same looks, one red and one teal."""
     net = spatial_with([torch.zeros(32, 32), torch.zeros(32, 32)], COLORS)
     net.ab[1] = COLORS[1].half()
-    keys = net.key(places_of(torch.zeros(32, 32)), torch.full((1, 1, 32, 32), 0.5), GRAY)
-    hint = net.read(net.nearest(quantize_embeddings(torch.eye(4)[:1])), keys)
+    keys = net.make_keys(places_of(torch.zeros(32, 32)), torch.full((1, 1, 32, 32), 0.5), GRAY)
+    hint = attend_to_frames(net, find_nearest_frames(net, quantize_embeddings(torch.eye(4)[:1])), keys)
     assert torch.allclose(hint[0, :2, 9, 9], COLORS[:2].mean(0), atol=0.01) and hint[0, 2].max() < 0.01
 
 
@@ -242,9 +245,9 @@ def test_the_read_is_the_dense_definition(bf16, tolerance):
     L, ab = torch.rand(4, 1, 32, 32), torch.rand(4, 2, 32, 32) - 0.5
     frames = torch.eye(4)
     net.write(torch.arange(3), Features(frames[:3], places[:3]), L[:3], ab[:3], torch.arange(3))
-    query = net.key(places[3:], L[3:], ab[3:])
+    query = net.make_keys(places[3:], L[3:], ab[3:])
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        hint = net.read(net.nearest(quantize_embeddings(frames[3:])), query)[0]
+        hint = attend_to_frames(net, find_nearest_frames(net, quantize_embeddings(frames[3:])), query)[0]
     keys, colors = net.keys.flatten(0, 1).double(), net.ab.flatten(0, 1).double()
     for place in (0, 17, 500, 1023):
         distance = ((query[0, place].double() - keys) ** 2).sum(1)
@@ -258,25 +261,25 @@ def test_the_read_is_the_dense_definition(bf16, tolerance):
 def test_only_the_places_that_are_wanted_are_read():
     kinds = torch.arange(1024).view(32, 32) % 3
     net = spatial_with([kinds, kinds], COLORS)
-    keys = net.key(places_of(kinds, kinds), torch.full((2, 1, 32, 32), 0.5), GRAY.expand(2, -1, -1, -1))
+    keys = net.make_keys(places_of(kinds, kinds), torch.full((2, 1, 32, 32), 0.5), GRAY.expand(2, -1, -1, -1))
     wanted = torch.zeros(2, 1024, dtype=torch.bool)
     wanted[0, 100:200] = True
-    nearest = net.nearest(quantize_embeddings(torch.eye(4)[:2]))
-    hint, whole = (net.read(nearest, keys, places).flatten(2) for places in (wanted, None))
+    nearest = find_nearest_frames(net, quantize_embeddings(torch.eye(4)[:2]))
+    hint, whole = (attend_to_frames(net, nearest, keys, places).flatten(2) for places in (wanted, None))
     torch.testing.assert_close(hint[0, :, 100:200], whole[0, :, 100:200])
     assert (hint[0, :, :100] == 0).all() and (hint[1] == 0).all() and (whole[:, 2] > 0).all()
 
 
 def test_frames_are_chosen_alike_but_various():
     net = SpatialMemory(4, 80, 4, SpatialConfig(attended_frames=2))
-    net.features.copy_(torch.tensor([[0.95, 0.31, 0, 0], [0.94, 0.34, 0, 0], [0.8, -0.6, 0, 0], [0, 0, 0, 1]]))
+    net.embeddings.copy_(torch.tensor([[0.95, 0.31, 0, 0], [0.94, 0.34, 0, 0], [0.8, -0.6, 0, 0], [0, 0, 0, 1]]))
     query = torch.tensor([[1.0, 0, 0, 0]])
     net.config.mmr_diversity = 0.0
-    assert net.nearest(quantize_embeddings(query))[0].tolist() == [[0, 1]]  # cosines 0.95, 0.94, 0.8, 0
+    assert find_nearest_frames(net, quantize_embeddings(query))[0].tolist() == [[0, 1]]  # cosines 0.95, 0.94, 0.8, 0
     net.config.mmr_diversity = 0.5
-    assert net.nearest(quantize_embeddings(query))[0].tolist() == [[0, 2]]  # 0.94 - 0.5 * 1.0 is less than 0.8 - 0.5 * 0.574
+    assert find_nearest_frames(net, quantize_embeddings(query))[0].tolist() == [[0, 2]]  # 0.94 - 0.5 * 1.0 is less than 0.8 - 0.5 * 0.574
     net.config.attended_frames = 9  # no more than there are, and none twice
-    assert sorted(net.nearest(quantize_embeddings(query))[0][0].tolist()) == [0, 1, 2, 3]
+    assert sorted(find_nearest_frames(net, quantize_embeddings(query))[0][0].tolist()) == [0, 1, 2, 3]
 
 
 def drawing(shift):
@@ -294,19 +297,19 @@ def test_colors_are_carried_with_what_has_moved():
     net, places = spatial_with([torch.zeros(32, 32)], COLORS), places_of(torch.zeros(32, 32))
     (L, ab), (L_now, ab_now) = drawing(0), drawing(8)
     net.write(torch.arange(1), Features(torch.eye(4)[:1], places), L, ab, torch.arange(1))
-    carried = net.carry(net.nearest(quantize_embeddings(torch.eye(4)[:1])), net.key(places, L_now, GRAY), L_now)
+    carried = warp_colors(net, find_nearest_frames(net, quantize_embeddings(torch.eye(4)[:1])), net.make_keys(places, L_now, GRAY), L_now)
     assert carried.shape == (1, 3, 192, 192) and carried[:, 2].min() >= 0 and carried[:, 2].max() <= 1
     inside = carried[..., 24:-24, 24:-24], ab_now[..., 24:-24, 24:-24]
     assert ((inside[0][:, :2] - inside[1]).abs().amax(1) < 0.02).float().mean() > 0.95
     assert inside[0][:, 2].mean() > 0.8
     half = torch.zeros(32, 32)
     half[:, 16:] = 1
-    keys = net.key(3**0.5 * places_of(half), L_now, GRAY)  # a place has three maps of unit length
+    keys = net.make_keys(3**0.5 * places_of(half), L_now, GRAY)  # a place has three maps of unit length
     net.write(torch.arange(1), Features(torch.eye(4)[:1], 3**0.5 * places), L, ab, torch.arange(1))
-    carried = net.carry(net.nearest(quantize_embeddings(torch.eye(4)[:1])), keys, L_now)
+    carried = warp_colors(net, find_nearest_frames(net, quantize_embeddings(torch.eye(4)[:1])), keys, L_now)
     assert carried[:, 2, 24:-24, 24:84].mean() > 0.8 and carried[:, 2, :, 105:].max() < 0.5
     dark = 0.5 * L_now
-    assert net.carry(net.nearest(quantize_embeddings(torch.eye(4)[:1])), net.key(places, dark, GRAY), dark)[:, 2].mean() < 0.2
+    assert warp_colors(net, find_nearest_frames(net, quantize_embeddings(torch.eye(4)[:1])), net.make_keys(places, dark, GRAY), dark)[:, 2].mean() < 0.2
 
 
 def test_what_is_carried_comes_from_the_frames_that_fit():
@@ -316,8 +319,8 @@ def test_what_is_carried_comes_from_the_frames_that_fit():
     (L, _), both = drawing(0), COLORS[:2, :, None, None].expand(2, 2, 192, 192)
     L = L.repeat(2, 1, 1, 1)
     net.write(torch.arange(2), Features(torch.eye(4)[:2], places), L, both, torch.arange(2))
-    keys = net.key(places, L, torch.zeros(2, 2, 192, 192))
-    carried = net.carry(net.nearest(quantize_embeddings(torch.eye(4)[[2, 2]])), keys, L)
+    keys = net.make_keys(places, L, torch.zeros(2, 2, 192, 192))
+    carried = warp_colors(net, find_nearest_frames(net, quantize_embeddings(torch.eye(4)[[2, 2]])), keys, L)
     assert (carried[:, :2] - both).abs().max() < 0.01 and carried[:, 2].min() > 0.9
 
 
@@ -329,7 +332,7 @@ def test_a_rough_guess_chooses_between_twins(twin):
     both = COLORS[:2, :, None, None].expand(2, 2, 32, 32)
     L, places = torch.full((2, 1, 32, 32), 0.5), places_of(*[torch.zeros(32, 32)] * 2)
     net.write(torch.arange(2), Features(torch.eye(4)[:2], places), L, both, torch.arange(2))
-    hint = net.read(net.nearest(quantize_embeddings(torch.eye(4)[2:3])), net.key(places[:1], L[:1], 0.6 * both[twin:twin + 1]))
+    hint = attend_to_frames(net, find_nearest_frames(net, quantize_embeddings(torch.eye(4)[2:3])), net.make_keys(places[:1], L[:1], 0.6 * both[twin:twin + 1]))
     assert torch.allclose(hint[0, :2, 7, 7], COLORS[twin], atol=0.01)
 
 
@@ -366,9 +369,9 @@ def test_a_correction_of_the_very_same_frame_wins():
     learned, right = (COLORS[i][None, :, None, None].expand(1, 2, 32, 32) for i in (0, 1))
     net.write(torch.arange(1), Features(torch.eye(4)[:1], places), L, learned, torch.arange(1))
     net.pin(Features(torch.eye(4)[:1], places), L, right, learned)
-    hint = net.read(net.nearest(quantize_embeddings(torch.eye(4)[:1])), net.key(places, L, learned))
+    hint = attend_to_frames(net, find_nearest_frames(net, quantize_embeddings(torch.eye(4)[:1])), net.make_keys(places, L, learned))
     assert (hint[:, :2] - right).abs().max() < 0.01 and hint[:, 2].min() > 0.9
-    carried = net.carry(net.nearest(quantize_embeddings(torch.eye(4)[:1])), net.key(places, L, learned), L)
+    carried = warp_colors(net, find_nearest_frames(net, quantize_embeddings(torch.eye(4)[:1])), net.make_keys(places, L, learned), L)
     assert (carried[:, :2] - COLORS[1][:, None, None]).abs().max() < 0.01 and carried[:, 2].min() > 0.9
 
 
@@ -380,5 +383,5 @@ def test_a_reference_corrects_frames_like_it_and_leaves_others_alone(cosine, kin
     places, right = places_of(torch.zeros(32, 32)), COLORS[1][None, :, None, None].expand(1, 2, 32, 32)
     reference = torch.tensor([[cosine, (1 - cosine**2) ** 0.5, 0, 0]])
     net.pin(Features(reference, places), torch.full((1, 1, 32, 32), 0.7), right, GRAY)
-    hint = net.read(net.nearest(quantize_embeddings(torch.eye(4)[:1])), net.key(places, torch.full((1, 1, 32, 32), 0.5), GRAY))
+    hint = attend_to_frames(net, find_nearest_frames(net, quantize_embeddings(torch.eye(4)[:1])), net.make_keys(places, torch.full((1, 1, 32, 32), 0.5), GRAY))
     assert torch.allclose(hint[0, :2, 5, 5], COLORS[kind], atol=0.02)

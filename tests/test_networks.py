@@ -13,7 +13,7 @@ from efficientnet_lite_pytorch.utils import Conv2dDynamicSamePadding
 from torch import nn
 
 from colorizer import backbone as backbones
-from colorizer.backbone import BATCH, Backbone, BackboneUnavailable, Features, fold_batch_norms, use_builtin_padding
+from colorizer.backbone import Backbone, BackboneUnavailable, Features, fold_batch_norms, use_builtin_padding
 from colorizer.colorizer import Colorizer
 from config import ModelConfig
 from networks import AdaIN, ColorConv, Conditioning, Discriminator, Generator
@@ -119,18 +119,6 @@ def test_the_backbone_has_its_imagenet_weights():
         torch.testing.assert_close(net._fc(backbone(gray)[0]), net(gray), rtol=1e-3, atol=1e-3)
 
 
-def test_a_gpu_looks_at_some_more_pictures_so_that_their_number_is_known(monkeypatch):
-    backbone, gray = Backbone(), torch.randn(3, 3, 64, 64)
-    looked = []
-    backbone.net._conv_stem.register_forward_pre_hook(lambda _, inputs: looked.append(len(inputs[0])))
-    plain = backbone(gray), backbone.maps(gray)
-    monkeypatch.setitem(BATCH, "cpu", 8)
-    (features, places, _), maps = backbone(gray), backbone.maps(gray)
-    assert looked == [3, 3, 8, 8]
-    for ours, expected in zip([features, places, *maps], [*plain[0][:2], *plain[1]], strict=True):
-        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
-
-
 def test_weights_that_cannot_be_had_are_an_error_that_names_the_choices(tmp_path):
     bad = tmp_path / "weights.pth"
     bad.write_bytes(b"nothing")
@@ -192,8 +180,8 @@ def test_a_hint_moves_the_mean_of_a_place_as_far_as_it_is_confident(monkeypatch)
     hint = torch.tensor([0.9, -0.3, 0.0]).view(1, 3, 1, 1).repeat(1, 1, 32, 32)
     hint[:, 2, :, 10:20], hint[:, 2, :, 20:] = 0.25, 1
     nothing = torch.zeros(1, 3, 192, 192)
-    monkeypatch.setattr(colorizer.spatial, "read", lambda nearest, keys, wanted: hint)
-    monkeypatch.setattr(colorizer.spatial, "carry", lambda nearest, keys, L, shown: nothing)
+    monkeypatch.setattr("colorizer.colorizer.attend_to_frames", lambda memory, nearest, keys, mask: hint)
+    monkeypatch.setattr("colorizer.colorizer.warp_colors", lambda memory, nearest, keys, L, shown: nothing)
     plain = colorizer.generator(L, advice, seen.cells)
     ab, known = colorizer(L, advice, seen)
     assert torch.allclose(known.recalled, hint[:, 2]) and known.agreement.max() == 0  # there are no votes
@@ -211,8 +199,8 @@ def test_colors_that_are_carried_are_laid_over_all_others(monkeypatch):
     carried = torch.rand(1, 3, 192, 192) - 0.5
     carried[:, 2] = 0
     carried[:, 2, :, 96:] = 1
-    monkeypatch.setattr(colorizer.spatial, "read", lambda nearest, keys, wanted: hint)
-    monkeypatch.setattr(colorizer.spatial, "carry", lambda nearest, keys, L, shown: carried)
+    monkeypatch.setattr("colorizer.colorizer.attend_to_frames", lambda memory, nearest, keys, mask: hint)
+    monkeypatch.setattr("colorizer.colorizer.warp_colors", lambda memory, nearest, keys, L, shown: carried)
     ab, known = colorizer(torch.rand(1, 1, 192, 192), Conditioning(torch.rand(1, 313), torch.ones(1)),
                           Features(torch.rand(1, 1280), torch.rand(1, 472, 32, 32)))
     torch.testing.assert_close(ab[..., 96:], carried[:, :2, :, 96:])

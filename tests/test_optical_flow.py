@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from colorizer.warping.optical_flow import Flow, TemporalFilter, fetch, relit, visible
-from colorizer.warping.upsampling import enlarged
+from colorizer.warping.optical_flow import OpticalFlow, TemporalFilter, relight, visible_pixels, warp
+from colorizer.warping.upsampling import upsample_colors
 from config import TemporalFilterConfig
 from dataset import resize
 
@@ -19,10 +19,10 @@ def drawing(shift, size=96):
 
 def test_what_is_fetched_lies_where_the_first_picture_has_it():
     first, second = drawing(0), drawing(6)
-    flow = Flow()(first, second)
+    flow = OpticalFlow()(first, second)
     assert flow.shape == (96, 96, 2)
     assert np.abs(flow[16:-16, 16:-16] - [6, 0]).max() < 0.5
-    assert np.abs(fetch(np.float32(second), flow) - first)[16:-16, 16:-16].max() < 12
+    assert np.abs(warp(np.float32(second), flow) - first)[16:-16, 16:-16].max() < 12
 
 
 def test_colors_move_with_lightness_as_they_do_around():
@@ -30,9 +30,9 @@ def test_colors_move_with_lightness_as_they_do_around():
     L = cv2.GaussianBlur(np.random.default_rng(0).random((64, 65), np.float32), (0, 0), 1)
     color = np.stack([0 * L, 2 * (L - 0.5)], 2)
     known, ab, now, right = (L[:, :64] + L[:, 1:]) / 2, (color[:, :64] + color[:, 1:]) / 2, L[:, :64], color[:, :64]
-    assert np.abs(relit(ab, known, now) - right).mean() < 0.3 * np.abs(ab - right).mean()
+    assert np.abs(relight(ab, known, now) - right).mean() < 0.3 * np.abs(ab - right).mean()
     wall = np.full((64, 64, 2), 0.3, np.float32)
-    np.testing.assert_allclose(relit(wall, known, now), wall, atol=1e-5)
+    np.testing.assert_allclose(relight(wall, known, now), wall, atol=1e-5)
 
 
 def test_colors_that_are_enlarged_follow_the_lines_of_the_large_picture():
@@ -41,18 +41,18 @@ def test_colors_that_are_enlarged_follow_the_lines_of_the_large_picture():
     line = (x + y // 3) % 16 < 2
     L, ab = np.where(line, 10, 60).astype(np.float32), np.where(line[..., None], 0, [50, 30]).astype(np.float32)
     small = resize(ab, 64, 64)
-    plain, ours = (np.abs(result - ab).mean() for result in (resize(small, 256, 256), enlarged(small, L)))
+    plain, ours = (np.abs(result - ab).mean() for result in (resize(small, 256, 256), upsample_colors(small, L)))
     assert ours < 0.4 * plain
-    np.testing.assert_allclose(enlarged(small, resize(L, 64, 64)), small, atol=1e-4)  # of the same size they stay
+    np.testing.assert_allclose(upsample_colors(small, resize(L, 64, 64)), small, atol=1e-4)  # of the same size they stay
     wall = np.full((64, 64, 2), 30, np.float32)
-    np.testing.assert_allclose(enlarged(wall, L), 30, atol=1e-3)
+    np.testing.assert_allclose(upsample_colors(wall, L), 30, atol=1e-3)
 
 
 def test_a_border_between_things_of_one_lightness_gives_no_grain_strong_colors():
     grain = np.random.default_rng(0).normal(0, 3, (256, 256)).astype(np.float32)
     ab = np.zeros((64, 64, 2), np.float32)
     ab[:, :32], ab[:, 32:] = (50, 20), (-40, -10)
-    assert np.abs(enlarged(ab, 50 + grain)).max() < 75
+    assert np.abs(upsample_colors(ab, 50 + grain)).max() < 75
 
 
 def test_visible_is_what_both_pictures_show():
@@ -62,8 +62,8 @@ def test_visible_is_what_both_pictures_show():
         picture[30:60, x:x + 30] = 255 - drawing(0)[30:60, 20:50]
         return picture
 
-    flow, first, second = Flow(), scene(20), scene(30)
-    shown = visible(flow(first, second), flow(second, first))
+    flow, first, second = OpticalFlow(), scene(20), scene(30)
+    shown = visible_pixels(flow(first, second), flow(second, first))
     assert shown[5:25].mean() > 0.95 and shown[35:55, 24:46].mean() > 0.95  # the background; the square itself
     assert shown[35:55, 52:58].mean() < 0.5  # background that the square covers in the second picture
 

@@ -10,7 +10,7 @@ from drawn import draw_picture, feature
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from colorizer.colorizer import Colorizer
-from colorizer.palette_classifier import GroupDropout, PaletteClassifier, _pooled, moved
+from colorizer.palette_classifier import GroupDropout, PaletteClassifier, _pooled, _pooled_by_product, moved
 from colorizer.predictor import Palette, Predictor
 from config import DegradationConfig, ModelConfig, PaletteClassifierConfig, TrainConfig
 from dataset import AB_SCALE, ColorizationDataset, rgb_to_lab
@@ -122,6 +122,12 @@ def test_a_thing_votes_as_a_whole():
     torch.testing.assert_close(pooled[unsure][0].exp(), chances[region == region[disc][0]].mean(0))
     joint = (chances.log() + pooled).argmax(1)
     assert (joint[disc] == 0).all() and (joint[ground] == 1).all()
+
+
+def test_pooling_by_a_matrix_product_equals_pooling_by_addition():
+    torch.manual_seed(0)
+    logits, regions = torch.randn(2, 64, 5).log_softmax(2), torch.randint(9, (2, 64))
+    torch.testing.assert_close(_pooled_by_product(logits, regions, 10), _pooled(logits, regions, 10))
 
 
 def test_it_learns_to_vote():

@@ -34,7 +34,7 @@ def show(tmp_path_factory):
     with torch.no_grad():
         seen = extract_features(colorizer.backbone, [lab[..., 0] for lab in labs], cpu, "fp32")
         L, ab = map(torch.cat, zip(*(lab_to_tensors(resize(lab, 192, 192)) for lab in labs), strict=True))
-        colorizer.spatial.fit(seen.cells)
+        colorizer.spatial.fit_projection(seen.cells)
         colorizer.spatial.write(ids, seen, L, ab, ids)
         features = torch.stack([torch.from_numpy(color_feature(lab[::8, ::8, 1:])) for lab in labs])
         colorizer.memory.update(colorizer.memory.query(seen.embedding), features, ids)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from colorizer.backbone import extract_features
 from colorizer.memory.deduplication import Deduplicator
-from colorizer.memory.frame_archive import FIELDS, record_of, write_archive
+from colorizer.memory.frame_archive import RECORD_FIELDS, record_dtype, write_archive
 from colorizer.memory.spatial_memory import SpatialMemory
 from colorizer.predictor import Predictor
 from config import TrainConfig
@@ -81,14 +81,14 @@ def merge(paths: Sequence[Path], folder: Path) -> dict[str, Any]:
         raise UserError(f"the checkpoints have {count:,} frames, and a memory has at most {config.max_frames:,}; merge "
                         "fewer checkpoints")
     archived = count if count > config.max_inline_frames else 0
-    merged = SpatialMemory(colorizer.spatial.features.shape[1], len(colorizer.spatial.mean), 0, config)
+    merged = SpatialMemory(colorizer.spatial.embeddings.shape[1], len(colorizer.spatial.mean), 0, config)
     merged.mean, merged.projection = colorizer.spatial.mean, colorizer.spatial.projection
-    merged.resize(total, archived)
+    merged.allocate(total, archived)
     grow(colorizer.memory, _empty_slots(colorizer.memory, count - len(sources[0].slots)))
     batches = _store_frames(sources, merged)
     archive = write_archive(folder, config, archived, batches) if archived else None
     deque(batches, 0)  # without an archive, nothing has consumed the generator
-    merged.open(archive)
+    merged.attach_archive(archive)
     _store_references(sources, merged, count)
     colorizer.spatial = merged
     model_config = replace(colorizer.config, spatial_size=total, archived_frames=archived,
@@ -103,7 +103,7 @@ def _check(predictor, first):
     if not predictor.config.use_spatial_memory:
         raise UserError(f"{predictor.checkpoint} has no spatial memory to merge; train with use_spatial_memory True")
     ours, other = (asdict(each.config.spatial) for each in (first, predictor))
-    if (record_of(first.config.spatial) != record_of(predictor.config.spatial)
+    if (record_dtype(first.config.spatial) != record_dtype(predictor.config.spatial)
             or any(ours[name] != other[name] for name in KEY_WEIGHTS)):
         raise UserError(f"{predictor.checkpoint} stores frames in another format than {first.checkpoint}; train both "
                         "with the same version")
@@ -121,7 +121,7 @@ def _source(predictor, names, is_new):
             ids[i] = next(free) if i in names else i
             names[ids[i]] = f"{name} of {predictor.checkpoint}" if name in taken else name
     pinned = spatial.pinned.tolist()
-    slots = [slot for slot, own in enumerate(pinned) if not own and is_new(spatial.kept("pictures", [slot])[0].numpy())]
+    slots = [slot for slot, own in enumerate(pinned) if not own and is_new(spatial.rows("pictures", [slot])[0].numpy())]
     return Source(predictor, slots, [slot for slot, own in enumerate(pinned) if own], ids)
 
 
@@ -134,8 +134,8 @@ def _empty_slots(memory, count):
 def _rows(source, slots):
     """Return {name of a buffer: rows} of frames of a Source."""
     spatial, ids = source.spatial, [source.ids[i] for i in source.spatial.ids[slots].tolist()]
-    return {"features": spatial.features[slots], "ids": torch.tensor(ids),
-            **{name: spatial.kept(name, slots) for name in FIELDS}}
+    return {"embeddings": spatial.embeddings[slots], "ids": torch.tensor(ids),
+            **{name: spatial.rows(name, slots) for name in RECORD_FIELDS}}
 
 
 def _store_frames(sources, merged):
@@ -149,13 +149,13 @@ def _store_frames(sources, merged):
         for slots in (source.slots[i:i + 8] for i in range(0, len(source.slots), 8)):
             rows = _rows(source, slots)
             if source is not sources[0]:
-                labs = source.spatial.labs(slots)
+                labs = source.spatial.lab_pictures(slots)
                 features = extract_features(predictor.colorizer.backbone, [lab[..., 0] for lab in labs],
                                             predictor.device)
-                rows["keys"] = merged.translated(rows["keys"], source.spatial, features.cells)
-                embedding = features.embedding.norm(dim=1, keepdim=True) * rows["features"].float()
+                rows["keys"] = merged.convert_keys(rows["keys"], source.spatial, features.cells)
+                embedding = features.embedding.norm(dim=1, keepdim=True) * rows["embeddings"].float()
                 memory.update(memory.query(embedding), predictor.color_features(labs), rows["ids"])
-            yield merged.store(torch.arange(start, start + len(slots)), rows)
+            yield merged.store_rows(torch.arange(start, start + len(slots)), rows)
             start += len(slots)
 
 
@@ -167,11 +167,11 @@ def _store_references(sources, merged, start):
         for slot in source.reference_slots:
             rows = _rows(source, [slot])
             if source is not sources[0]:
-                lab = source.spatial.labs([slot])[0]
+                lab = source.spatial.lab_pictures([slot])[0]
                 features, _, _, ab = predictor.encode_reference(lab)
                 color = F.adaptive_avg_pool2d(ab.float(), config.grid).flatten(2).transpose(1, 2)
-                keys = merged.translated(rows["keys"], source.spatial, features.cells)
+                keys = merged.convert_keys(rows["keys"], source.spatial, features.cells)
                 rows["keys"] = torch.cat([keys[..., :-2], config.color_weight * color], -1)
                 memory.pin(memory.query(features.embedding), predictor.color_features([lab]))
-            merged.store(torch.tensor([start]), {**rows, "pinned": torch.tensor([True])})
+            merged.store_rows(torch.tensor([start]), {**rows, "pinned": torch.tensor([True])})
             start += 1

@@ -111,10 +111,10 @@ def fill_spatial_memory(data: ColorizationDataset, colorizer: Colorizer, autocas
     spatial, ids, embeddings = colorizer.spatial, torch.tensor(data.ids), []
     sample = torch.tensor(evenly_spaced(len(data), spatial.config.pca_pictures)).split(BATCH)
     features = (load_with_features(data, part, colorizer, autocast)[0] for part in sample)
-    spatial.fit(torch.cat([f.cells.half() for f in features if f is not None]))
+    spatial.fit_projection(torch.cat([f.cells.half() for f in features if f is not None]))
     selected, thinned = select_frames(data, spatial.config)
     archived = len(selected) if len(selected) > spatial.config.max_inline_frames else 0
-    spatial.resize(len(selected), archived)
+    spatial.allocate(len(selected), archived)
     colorizer.config = replace(colorizer.config, spatial_size=len(selected), archived_frames=archived)
     slot_of = torch.full((len(data),), -1)
     slot_of[selected] = torch.arange(len(selected))
@@ -131,7 +131,7 @@ def fill_spatial_memory(data: ColorizationDataset, colorizer: Colorizer, autocas
                     yield spatial.write(slots, kept_features, L[kept], ab[kept], names)
 
     if archived and folder is not None:
-        spatial.open(write_archive(folder, spatial.config, archived, write()))
+        spatial.attach_archive(write_archive(folder, spatial.config, archived, write()))
     else:
         for _ in write():
             pass

@@ -127,8 +127,8 @@ def as_shown(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialMem
     """A memory of the frames that are matched with those of a film, as for ``fit_film_response``, whose keys are of what is
     seen of them as a Response shows them, but for their lightness."""
     slots = sorted({slot for near in _near(memory, see(list(map(response, lightness))), config) for slot in near})
-    codes = memory.kept("pictures", slots).permute(0, 3, 1, 2).float()
-    small = SpatialMemory(memory.features.shape[1], len(memory.mean), len(slots), memory.config).to(codes.device)
+    codes = memory.rows("pictures", slots).permute(0, 3, 1, 2).float()
+    small = SpatialMemory(memory.embeddings.shape[1], len(memory.mean), len(slots), memory.config).to(codes.device)
     small.mean, small.projection = memory.mean, memory.projection
     for part in torch.arange(len(slots)).split(8):
         L, ab = decode_lab8(codes[part])
@@ -174,7 +174,7 @@ def fit_tone_curve(see: Callable[[Sequence[np.ndarray]], Features], memory: Spat
     brings more; what differs in between, since other things are shown, is mended by the places that match.
     """
     free = (~memory.pinned).nonzero()[:, 0].tolist()
-    some = memory.kept("pictures", [free[place] for place in evenly_spaced(len(free), config.histogram_frames)])
+    some = memory.rows("pictures", [free[place] for place in evenly_spaced(len(free), config.histogram_frames)])
     known = some[:, ::4, ::4, 0].cpu().numpy() / 255 * L_SCALE
     plain = match(see, memory, lightness, None, config)
     response = FilmResponse.between(np.stack([resize(L, 64, 64) for L in lightness]), known)
@@ -201,7 +201,7 @@ def match(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialMemory
     places = (seen.cells.flatten(2).transpose(1, 2).float() - memory.mean) @ memory.projection  # (N, P, dim)
     mutual, film, known, colors, distances = [], [], [], [], []
     for L, place, slots in zip(lightness, places, _near(memory, seen, config), strict=True):
-        keys, ab = (memory.kept(name, slots).flatten(0, 1).float() for name in ("keys", "ab"))
+        keys, ab = (memory.rows(name, slots).flatten(0, 1).float() for name in ("keys", "ab"))
         keys, light = keys[:, :dim], keys[:, dim + 2] / memory.config.lightness_weight * L_SCALE
         distance = keys.square().sum(1) - 2 * place @ keys.T  # but for the square of the place, the same in a row
         nearest, back = distance.min(1), (distance + place.square().sum(1)[:, None]).T.contiguous().argmin(1)

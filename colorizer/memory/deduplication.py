@@ -1,4 +1,4 @@
-"""Does a frame show anything new? Held drawings and twins of frames that are known are not kept."""
+"""Deduplication of pictures, so that held frames and repeated shots are stored once."""
 
 import itertools
 from collections import defaultdict
@@ -10,23 +10,26 @@ from config import SpatialConfig
 
 
 class Deduplicator:
-    """Tells of one picture after another whether it shows anything that no picture before it shows that did.
+    """Decides for a sequence of pictures whether each one differs from all pictures accepted before.
 
-    It does where the mean codes of one of its places, in a channel, differ by more than ``same`` from those of each
-    such picture. Whole numbers are compared, on the CPU, so that all processes and machines choose alike.
+    Two pictures differ if the means of their 8-bit codes in any grid cell and channel differ by more than
+    ``duplicate_tolerance``. The comparison uses integers on the CPU, so that all processes and machines decide alike.
     """
 
     def __init__(self, config: SpatialConfig) -> None:
-        self.config, self.known = config, defaultdict(list)
+        self.config = config
+        self._accepted: dict[tuple[int, ...], list[np.ndarray]] = defaultdict(list)  # quadrant key -> cell means
 
     def __call__(self, codes: np.ndarray) -> bool:
-        """``codes``, uint8 (H, W, 3), are those of encode_lab8; all pictures have one size."""
-        grid, same = self.config.grid, self.config.duplicate_tolerance
-        places = cv2.resize(codes, (grid, grid), interpolation=cv2.INTER_AREA).astype(np.int16)
-        # Where no place differs by more, nor does the mean of a quarter: only pictures with such quarters are compared.
-        quarters = places[..., 0].reshape(2, grid // 2, 2, grid // 2).mean((1, 3)).ravel() // same
-        near = itertools.product(*((step - 1, step, step + 1) for step in quarters.astype(int).tolist()))
-        if any(np.abs(places - other).max() <= same for key in near for other in self.known.get(key, ())):
+        """Return whether a picture is new, and accept it if so. ``codes``, uint8 (H, W, 3), are those of encode_lab8; all
+        pictures have one size."""
+        grid, tolerance = self.config.grid, self.config.duplicate_tolerance
+        cells = cv2.resize(codes, (grid, grid), interpolation=cv2.INTER_AREA).astype(np.int16)
+        # The quadrant means of duplicates differ by at most the tolerance, too: only such pictures are compared.
+        quadrants = cells[..., 0].reshape(2, grid // 2, 2, grid // 2).mean((1, 3)).ravel() // tolerance
+        key = tuple(quadrants.astype(int).tolist())
+        neighbors = itertools.product(*((step - 1, step, step + 1) for step in key))
+        if any(np.abs(cells - other).max() <= tolerance for near in neighbors for other in self._accepted.get(near, ())):
             return False
-        self.known[tuple(quarters.astype(int).tolist())].append(places)
+        self._accepted[key].append(cells)
         return True

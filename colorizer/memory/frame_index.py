@@ -1,4 +1,4 @@
-"""Which of very many frames are worth comparing? An index that shortlists those that look most like a picture."""
+"""An index of the frames in an archive, which shortlists the frames that are most similar to a picture."""
 
 from typing import Any
 
@@ -6,36 +6,37 @@ import torch
 
 from utils import evenly_spaced
 
-AXES = 128  # of greatest variance of the features, along which frames are compared
-SAMPLE = 4096  # frames, at most, spread evenly, by which the axes are found
-LOOK_STEPS = 256  # of a number of a look, between 0 and 1
-STEPS = 2048  # of a number of a sketch: a sum of products of two sketches is below 2^24, exact in float32 in any order
+AXES = 128  # principal axes of the embeddings; larger: more precise shortlists, slower
+FIT_FRAMES = 4096  # maximum number of evenly spaced frames to which the axes are fit
+EMBEDDING_SCALE = 256  # quantization steps per unit of an embedding
+SKETCH_SCALE = 2048  # quantization steps per unit of a sketch: float32 sums of products stay exact, below 2^24
 
 
 class FrameIndex:
-    """The sketches of frames: their features along the ``AXES`` of greatest variance, as whole numbers.
+    """Sketches of frames: their embeddings projected on the principal axes and rounded to integers.
 
-    A product of sketches takes a tenth of the time of one of features, and is exact, so that the same frames are
-    shortlisted in whatever batch and on every machine. They never change.
+    A product of sketches takes a tenth of the time of a product of embeddings, and it is exact, so that all batch sizes
+    and machines shortlist the same frames. An index is immutable except for its device.
     """
 
     def __init__(self, axes: torch.Tensor, sketches: torch.Tensor) -> None:
-        """``axes`` (D, W) float16 and ``sketches`` (A, W) int16. Raises ValueError for tensors that are not."""
+        """Take ``axes`` (D, W) float16 and ``sketches`` (A, W) int16. Raises ValueError for other tensors."""
         if (axes.dtype, sketches.dtype, axes.dim()) != (torch.float16, torch.int16, 2) or (
-                sketches.shape[1:] != axes.shape[1:] or len(sketches) and sketches.abs().amax() > 1.1 * STEPS):
-            raise ValueError("the index of its frames is of another shape")
+                sketches.shape[1:] != axes.shape[1:] or len(sketches) and sketches.abs().amax() > 1.1 * SKETCH_SCALE):
+            raise ValueError("the index of the archived frames has the wrong shape, type or range")
         self.axes, self.sketches = axes, sketches.float()
 
     @classmethod
-    def of(cls, features: torch.Tensor) -> "FrameIndex":
-        """The Index of frames by their features (A, D), float16 of unit length."""
-        sample = features[evenly_spaced(len(features), SAMPLE)].double()
-        axes = torch.linalg.eigh(sample.T @ sample).eigenvectors[:, -AXES:].half()  # not centered: as products see it
-        parts = [part.float() @ axes.float() for part in features.split(SAMPLE)]
-        return cls(axes, (STEPS * torch.cat(parts)).round().to(torch.int16))
+    def build(cls, embeddings: torch.Tensor) -> "FrameIndex":
+        """Build the index of embeddings (A, D), float16 of unit length."""
+        sample = embeddings[evenly_spaced(len(embeddings), FIT_FRAMES)].double()
+        # The second moments are not centered, since products are not either.
+        axes = torch.linalg.eigh(sample.T @ sample).eigenvectors[:, -AXES:].half()
+        sketches = torch.cat([chunk.float() @ axes.float() for chunk in embeddings.split(FIT_FRAMES)])
+        return cls(axes, (SKETCH_SCALE * sketches).round().to(torch.int16))
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it: the arguments of Index."""
+        """Return the arguments of the constructor, for a checkpoint."""
         return {"axes": self.axes.cpu(), "sketches": self.sketches.cpu().to(torch.int16)}
 
     def to(self, device: torch.device) -> "FrameIndex":
@@ -45,12 +46,12 @@ class FrameIndex:
     def __deepcopy__(self, _: Any) -> "FrameIndex":
         return self
 
-    def shortlist(self, looks: torch.Tensor, count: int) -> torch.Tensor:
-        """The slots (N, c), rising, of the ``count`` frames, or all, whose sketches have the greatest products with
-        those of looks (N, D); of equal ones those of lower slots."""
-        sketches = (looks.double() / LOOK_STEPS @ self.axes.double() * STEPS).round().float()
+    def shortlist(self, embeddings: torch.Tensor, count: int) -> torch.Tensor:
+        """Return the slots (N, c), ascending, of the ``count`` frames, or all if there are fewer, whose sketches have
+        the largest products with those of quantized embeddings (N, D); ties are broken by the lower slot."""
+        sketches = (embeddings.double() / EMBEDDING_SCALE @ self.axes.double() * SKETCH_SCALE).round().float()
         size = len(self.sketches)
-        with torch.autocast(looks.device.type, enabled=False):
-            products = (self.sketches @ sketches.T).T  # in half the time of the same the other way around
-        order = products.double() * size - torch.arange(size, device=looks.device)  # no two are equal
+        with torch.autocast(embeddings.device.type, enabled=False):
+            products = (self.sketches @ sketches.T).T  # twice as fast as sketches @ self.sketches.T
+        order = products.double() * size - torch.arange(size, device=embeddings.device)  # makes all values distinct
         return order.topk(min(count, size)).indices.sort(1).values

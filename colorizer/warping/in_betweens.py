@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from colorizer.confidence import Confidence
-from colorizer.warping.optical_flow import Flow, fetch, picture_of, relit, scaled, unlit
+from colorizer.warping.optical_flow import OpticalFlow, photometric_difference, relight, scale_flow, to_flow_image, warp
 from config import InBetweenConfig, PaletteClassifierConfig
 from dataset import resize
 
@@ -30,7 +30,7 @@ class KeyframeLink(NamedTuple):
 
     def carried(self, picture: np.ndarray) -> np.ndarray:
         """A map (G, G, C) of the painted drawing, brought to the other one."""
-        return fetch(picture, scaled(self.flow, len(picture)))
+        return warp(picture, scale_flow(self.flow, len(picture)))
 
 
 class InBetweens:
@@ -39,8 +39,8 @@ class InBetweens:
 
     def __init__(self, lightness: np.ndarray, votes: PaletteClassifierConfig, config: InBetweenConfig) -> None:
         """``lightness`` L (N, H, H) in [0, 100]."""
-        self.lightness, self.config, self._flow = lightness, config, Flow()
-        self._pictures = [picture_of(L, votes.flow_size, votes.flow_size) for L in lightness]
+        self.lightness, self.config, self._flow = lightness, config, OpticalFlow()
+        self._pictures = [to_flow_image(L, votes.flow_size, votes.flow_size) for L in lightness]
         self._ties: dict[tuple[int, int], KeyframeLink] = {}
         numbers = np.arange(len(lightness))
         groups = np.array_split(numbers, -(-len(numbers) // votes.keyframe_interval))
@@ -72,7 +72,7 @@ class InBetweens:
         if (number, other) not in self._ties:
             picture, painted = self._pictures[number], self._pictures[other]
             flow = self._flow(picture, painted)
-            fit = np.exp(-self.config.photometric_weight * unlit(picture, painted, flow))
+            fit = np.exp(-self.config.photometric_weight * photometric_difference(picture, painted, flow))
             self._ties[number, other] = KeyframeLink(other, flow, fit)
         return self._ties[number, other]
 
@@ -83,7 +83,7 @@ class InBetweens:
 
         def take(number, tie, ab):
             there = tie.carried(np.dstack([light[tie.other], ab]))
-            return relit(there[..., 1:], there[..., 0], light[number])
+            return relight(there[..., 1:], there[..., 0], light[number])
 
         return self._all(painted, take)
 

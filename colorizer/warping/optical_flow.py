@@ -1,108 +1,109 @@
-"""How does a picture move? Optical flow between gray pictures, and what is carried along it.
+"""Optical flow between grayscale pictures, warping along it, and the temporal filter for the colors of a shot.
 
-Flow by DIS (Kroeger et al. 2016). A flow is float32 (H, W, 2): what is at (x, y) of the first picture is at
-(x, y) + flow of the second.
+A flow is float32 (H, W, 2) in pixels: the point (x, y) of the first picture is at (x, y) + flow in the second one.
 """
 
 import cv2
 import numpy as np
 
-from colorizer.warping.upsampling import slope
+from colorizer.warping.upsampling import guided_filter_slope
 from config import TemporalFilterConfig
 from dataset import resize
 
-SMALLEST = 16  # least height and width, in pixels, of pictures for DIS
-WINDOW = 5  # pixels along a side of the neighborhood of a pixel
-EVEN = 1e-3  # variance of L in [0, 1]: where L varies less, color hardly follows lightness
+MIN_FLOW_SIZE = 16  # minimum height and width, in pixels, of pictures for OpticalFlow
+WINDOW = 5  # pixels along a side of the window of box_blur and relight
+REGULARIZATION = 1e-3  # added to the variance of L in [0, 1]; larger: color follows lightness less
 
 
-class Flow:
-    """Optical flow between gray pictures of one size."""
+class OpticalFlow:
+    """Dense optical flow by DIS (Kroeger et al. 2016)."""
 
     def __init__(self) -> None:
-        # The faster presets blur motion across its edges; the flows there and back then agree even on hidden pixels.
+        # Faster presets blur motion across its edges: forward and backward flow then agree even at occlusions.
         self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
     def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """The flow from uint8 (H, W) to uint8 (H, W), H and W at least SMALLEST."""
+        """Return the flow from uint8 (H, W) to uint8 (H, W), where H and W are at least MIN_FLOW_SIZE."""
         return self._dis.calc(first, second, None)
 
 
-def picture_of(L: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The picture, uint8 (height, width), whose motion is found, of L in [0, 100] of any size."""
+def to_flow_image(L: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Convert L in [0, 100] of any size to an image for OpticalFlow, uint8 (height, width)."""
     return np.rint(resize(L, height, width) * 2.55).astype(np.uint8)
 
 
-def scaled(flow: np.ndarray, side: int) -> np.ndarray:
-    """The flow between square pictures, for the same pictures of another ``side``."""
+def scale_flow(flow: np.ndarray, side: int) -> np.ndarray:
+    """Resize the flow between square pictures to pictures of ``side`` pixels."""
     return resize(flow, side, side) * np.float32(side / len(flow))
 
 
-def unlit(picture: np.ndarray, other: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """How unlike the lightness of two pictures, uint8 (H, W), is along the flow: squared differences in L in [0, 1],
-    averaged over WINDOW x WINDOW pixels."""
-    return blur(np.square((fetch(other.astype(np.float32), flow) - picture) / 255))
-
-
-def fetch(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """For each pixel of the first picture, the value of ``picture`` (H, W, C), the second one or any map of its pixels,
-    at the position to which ``flow`` leads. Positions outside get the value at the border."""
+def warp(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """Sample ``picture`` (H, W, C), a map of the second picture, at the positions that the flow leads to. Positions
+    outside get the value at the border."""
     y, x = np.indices(flow.shape[:2], dtype=np.float32)
     return cv2.remap(picture, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def relit(ab: np.ndarray, known: np.ndarray, L: np.ndarray) -> np.ndarray:
-    """Correct colors ab (H, W, 2) that were carried to a picture for its lightness L (H, W) in [0, 1]. ``known`` (H, W)
-    is the lightness that was carried with them. So a leaf that the flow misses by half a pixel still gets its own
-    color.
-    """
-    return ab + slope(ab, known, WINDOW, EVEN) * (L - known)[..., None]
-
-
-def blur(picture: np.ndarray) -> np.ndarray:
-    """Means over WINDOW x WINDOW pixels."""
+def box_blur(picture: np.ndarray) -> np.ndarray:
+    """Return the means over WINDOW x WINDOW pixels."""
     return cv2.blur(picture, (WINDOW, WINDOW))
 
 
-def visible(there: np.ndarray, back: np.ndarray) -> np.ndarray:
-    """Which pixels of the first picture the second one shows too, bool (H, W), by the flows there and back.
+def photometric_difference(first: np.ndarray, second: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """Return the squared differences in L in [0, 1], averaged over WINDOW x WINDOW pixels, between ``first`` and the
+    warped ``second``, uint8 (H, W) each."""
+    return box_blur(np.square((warp(second.astype(np.float32), flow) - first) / 255))
 
-    A pixel is visible if its way there stays inside the picture and the way back returns to its start:
-    |there + back|^2 < 0.01 (|there|^2 + |back|^2) + 0.5 (Sundaram et al. 2010).
+
+def relight(ab: np.ndarray, warped_L: np.ndarray, L: np.ndarray) -> np.ndarray:
+    """Adapt warped colors ab (H, W, 2) to the lightness L (H, W) in [0, 1] of the picture that they were warped to.
+
+    ``warped_L`` (H, W) is the lightness that was warped with them. The correction is the guided-filter slope times the
+    difference in lightness, which compensates for errors of the flow below one pixel.
     """
-    height, width = there.shape[:2]
+    return ab + guided_filter_slope(ab, warped_L, WINDOW, REGULARIZATION) * (L - warped_L)[..., None]
+
+
+def visible_pixels(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
+    """Return which pixels of the first picture are visible in the second one, too, bool (H, W).
+
+    A pixel is visible if the forward flow stays inside the picture and the backward flow returns to the start:
+    |forward + backward|^2 < 0.01 (|forward|^2 + |backward|^2) + 0.5 (Sundaram et al. 2010).
+    """
+    height, width = forward.shape[:2]
     y, x = np.indices((height, width), dtype=np.float32)
-    x, y = x + there[..., 0], y + there[..., 1]
-    back = fetch(back, there)
-    length = (there**2).sum(-1) + (back**2).sum(-1)
-    returns = ((there + back)**2).sum(-1) < 0.01 * length + 0.5
-    return returns & (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    x, y = x + forward[..., 0], y + forward[..., 1]
+    backward = warp(backward, forward)
+    length = (forward**2).sum(-1) + (backward**2).sum(-1)
+    consistent = ((forward + backward)**2).sum(-1) < 0.01 * length + 0.5
+    return consistent & (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
 
 
 class TemporalFilter:
-    """The colors of the frames of one shot, each drawn towards those of the frame before it along the motion.
+    """Recursive filter that blends the colors of each frame of a shot with those of the previous frame along the flow.
 
-    The weight of the frame before is keep * exp(-unlit * d^2), where d^2 is the squared difference in lightness along
-    the motion, averaged over WINDOW x WINDOW pixels. Only color means over 3 x 3 pixels are drawn: finer detail
-    stays the frame's own, since what is fetched along the motion again and again gets blurred. Call it in order of
-    the frames.
+    The weight of the previous frame is previous_weight * exp(-photometric_weight * d^2), where d^2 is the
+    ``photometric_difference``. Only color means over 3 x 3 pixels are blended, since repeated warping would blur finer
+    detail. Call it in the order of the frames.
     """
 
     def __init__(self, config: TemporalFilterConfig) -> None:
         self.config = config
-        self._flow = Flow()
+        self._flow = OpticalFlow()
         self._picture: np.ndarray | None = None
         self._ab: np.ndarray | None = None
 
     def __call__(self, lightness: np.ndarray, ab: np.ndarray) -> np.ndarray:
-        """The next frame's L (H, W) in [0, 100] and ab (S, S, 2) in Lab units -> its steadied ab, float32 (S, S, 2)."""
-        height, width = ab.shape[:2]
-        picture = picture_of(lightness, height, width)
+        """Return the filtered ab, float32 (S, S, 2), of the next frame: L (H, W) in [0, 100] and ab (S, S, 2) in Lab
+        units."""
+        config, side = self.config, len(ab)
+        picture = to_flow_image(lightness, *ab.shape[:2])
         if self._picture is not None and self._ab is not None:
-            side = min(self.config.flow_size, height)
-            flow = self._flow(*(resize(p, side, side) for p in (picture, self._picture)))
-            flow = scaled(flow, height)
-            weight = self.config.previous_weight * np.exp(-self.config.photometric_weight * unlit(picture, self._picture, flow))[..., None]
-            ab = ab + weight * cv2.blur(fetch(self._ab, flow) - ab, (3, 3))
+            size = min(config.flow_size, side)
+            flow = self._flow(*(resize(p, size, size) for p in (picture, self._picture)))
+            flow = scale_flow(flow, side)
+            difference = photometric_difference(picture, self._picture, flow)
+            weight = config.previous_weight * np.exp(-config.photometric_weight * difference)[..., None]
+            ab = ab + weight * cv2.blur(warp(self._ab, flow) - ab, (3, 3))
         self._picture, self._ab = picture, ab
         return ab

@@ -1,8 +1,7 @@
-"""How do colors follow lightness where they are finer than what is known of them? By the local linear model.
+"""Joint upsampling of colors along the lightness of a larger picture, by the guided filter (He et al. 2013).
 
-Within a few pixels, color is taken as linear in lightness (the guided filter; He et al. 2013): the slope of one over
-the other tells how a difference in lightness changes the color. So a line has the color of lines, and not that of what
-it divides, and the shaded side of a leaf is not painted like the other.
+Within a small window, color is modeled as a linear function of lightness. The coefficients are computed at the size of
+the colors and enlarged, so that thin lines and texture of the large picture get colors of their own.
 """
 
 import cv2
@@ -10,30 +9,30 @@ import numpy as np
 
 from dataset import resize
 
-EVEN = 20.0  # variance of L in [0, 100]: where L varies less, color hardly follows lightness
-STEEPEST = 1.5  # change of a or b for one of L: beyond it are borders between things of almost the same lightness
-WINDOW = 3  # pixels of the small picture along a side of the neighborhood of a pixel
+WINDOW = 3  # pixels along a side of the window; larger: smoother coefficients
+REGULARIZATION = 20.0  # added to the variance of L in [0, 100]; larger: color follows lightness less
+MAX_SLOPE = 1.5  # maximum change of a or b per unit of L; larger: stronger colors at edges of almost equal lightness
 
 
-def slope(ab: np.ndarray, L: np.ndarray, window: int, even: float) -> np.ndarray:
-    """How much colors ab (H, W, 2) change with lightness L (H, W), float32 (H, W, 2): within ``window`` x ``window``
-    pixels, as if L varied by ``even``, a variance, without any change of color."""
+def guided_filter_slope(ab: np.ndarray, L: np.ndarray, window: int, regularization: float) -> np.ndarray:
+    """Return the slopes, float32 (H, W, 2), of colors ab (H, W, 2) over lightness L (H, W): the covariance of both
+    within ``window`` x ``window`` pixels, divided by the variance of L plus ``regularization``."""
     def mean(plane):
         return cv2.blur(plane, (window, window))
 
-    light = mean(L)
-    spread = mean(L * L) - light * light + np.float32(even)
-    return cv2.merge([(mean(L * color) - light * mean(color)) / spread for color in cv2.split(ab)])
+    mean_L = mean(L)
+    variance = mean(L * L) - mean_L * mean_L + np.float32(regularization)
+    return cv2.merge([(mean(L * channel) - mean_L * mean(channel)) / variance for channel in cv2.split(ab)])
 
 
-def lines(ab: np.ndarray, L: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Colors ab (h, w, 2) of a small picture of lightness L (h, w) in [0, 100] as a line for each pixel: (slope,
-    intercept), so that ab = slope * L + intercept. Enlarged, they give any pixel the color for its own lightness."""
-    steep = slope(ab, L, WINDOW, EVEN).clip(-STEEPEST, STEEPEST)
-    return steep, ab - steep * L[..., None]
+def guided_filter_coefficients(ab: np.ndarray, L: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the slope and intercept, float32 (h, w, 2) each, with which ab = slope * L + intercept for colors ab
+    (h, w, 2) and lightness L (h, w) in [0, 100]."""
+    slope = guided_filter_slope(ab, L, WINDOW, REGULARIZATION).clip(-MAX_SLOPE, MAX_SLOPE)
+    return slope, ab - slope * L[..., None]
 
 
-def enlarged(ab: np.ndarray, L: np.ndarray) -> np.ndarray:
-    """Colors ab (h, w, 2) of a small picture, enlarged to that of lightness L (H, W) in [0, 100]: float32 (H, W, 2)."""
-    steep, rest = (resize(plane, *L.shape) for plane in lines(ab, resize(L, *ab.shape[:2])))
-    return steep * L[..., None] + rest
+def upsample_colors(ab: np.ndarray, L: np.ndarray) -> np.ndarray:
+    """Enlarge colors ab (h, w, 2) to the size of lightness L (H, W) in [0, 100]: float32 (H, W, 2)."""
+    slope, intercept = (resize(plane, *L.shape) for plane in guided_filter_coefficients(ab, resize(L, *ab.shape[:2])))
+    return slope * L[..., None] + intercept

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import cv2
 import numpy as np
 
-from colorizer.warping.optical_flow import Flow, blur, fetch, picture_of, scaled
+from colorizer.warping.optical_flow import OpticalFlow, box_blur, scale_flow, to_flow_image, warp
 
 QUARTILE = 0.3186  # quantile 0.25 of the absolute value of a standard normal variable
 
@@ -84,7 +84,7 @@ class TemporalDenoiser:
 
     def __init__(self, grain: float, config: DenoisingConfig) -> None:
         self.grain, self.config = grain, config
-        self._flow = Flow()
+        self._flow = OpticalFlow()
 
     def _bilateral(self, L, deviation):
         return cv2.bilateralFilter(L, self.config.diameter, deviation * self.grain, self.config.spatial_std)
@@ -92,16 +92,16 @@ class TemporalDenoiser:
     def prefilter(self, L: np.ndarray) -> _NoisyFrame:
         """Prepare a frame, L float32 (H, W), for denoising."""
         smooth = self._bilateral(L, self.config.prefilter)
-        return _NoisyFrame(L, smooth, picture_of(smooth, self.config.flow_size, self.config.flow_size))
+        return _NoisyFrame(L, smooth, to_flow_image(smooth, self.config.flow_size, self.config.flow_size))
 
     def __call__(self, frame: _NoisyFrame, neighbors: Sequence[_NoisyFrame]) -> np.ndarray:
         """Return the denoised L (H, W) of a frame."""
         total, weight = frame.L.copy(), np.ones_like(frame.L)
         scale = np.float32(-2 * (self.config.max_difference * self.grain)**2)
         for other in neighbors:
-            flow = scaled(self._flow(frame.picture, other.picture), len(frame.L))
-            for L, smooth in (other[:2], (fetch(other.L, flow), fetch(other.smooth, flow))):
-                share = np.exp(blur(np.square(smooth - frame.smooth)) / scale)
+            flow = scale_flow(self._flow(frame.picture, other.picture), len(frame.L))
+            for L, smooth in (other[:2], (warp(other.L, flow), warp(other.smooth, flow))):
+                share = np.exp(box_blur(np.square(smooth - frame.smooth)) / scale)
                 total += share * L
                 weight += share
         return self._bilateral(total / weight, self.config.postfilter)

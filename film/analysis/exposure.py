@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from colorizer.warping.optical_flow import Flow, blur, fetch
+from colorizer.warping.optical_flow import OpticalFlow, box_blur, warp
 from dataset import L_SCALE, resize
 from film.io.planes import gray_lightness
 
@@ -45,7 +45,7 @@ class ExposureTracker:
         self.previous: np.ndarray | None = None
         self.steps = array("f")  # a and b of each frame relative to the previous frame
         self._anchor, self._since_anchor = np.zeros(0), NEUTRAL  # a and b of the previous frame relative to the anchor
-        self._flow = Flow()
+        self._flow = OpticalFlow()
 
     def add(self, luma: np.ndarray) -> None:
         """Add the next frame, luma uint8 (H, W) of full range."""
@@ -71,7 +71,7 @@ class ExposureTracker:
         x, y = (gray_lightness(luma / np.float32(255)) for luma in (before, after))
         if abs(x.mean() - y.mean()) < config.min_change / 2 and abs(x.std() - y.std()) < config.min_change / 2:
             return NEUTRAL  # whatever moves, a change of exposure would be below the minimum
-        x = gray_lightness(fetch(before.astype(np.float32), self._flow(after, before)) / np.float32(255))
+        x = gray_lightness(warp(before.astype(np.float32), self._flow(after, before)) / np.float32(255))
         valid = (np.minimum(x, y) > 1) & (np.maximum(x, y) < 99)
         fit = self._fit(x[valid], y[valid]) if valid.sum() >= config.size else None
         if fit is None:
@@ -79,7 +79,7 @@ class ExposureTracker:
         a, b = fit
         if np.abs((a - 1) * x[valid] + b).mean() < config.min_change:
             return NEUTRAL
-        change, error = (np.median(np.abs(blur(plane * valid)[valid])) for plane in (y - x, y - a * x - b))
+        change, error = (np.median(np.abs(box_blur(plane * valid)[valid])) for plane in (y - x, y - a * x - b))
         return fit if error <= config.max_error_share * change else None
 
     def _fit(self, x, y):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from colorizer.warping.optical_flow import Flow, fetch
+from colorizer.warping.optical_flow import OpticalFlow, warp
 from dataset import resize
 from film.analysis.shot_detection import find_gray_cuts
 
@@ -221,14 +221,14 @@ class WindowModel:
                      or self._fit_detail(frames, start, stop, first))
         if candidate is not None:
             return candidate
-        flow = Flow()
+        flow = OpticalFlow()
         back, ahead = max(0, start - self.config.flow_frames), min(len(frames) - 1, stop + self.config.flow_frames)
         past = flow(a.picture, frames[back].picture) / (start - back)
         future = flow(b.picture, frames[ahead].picture) / (ahead - stop)
 
         def extrapolate(i):
-            return (self.frame(fetch(a.picture, past * i)),
-                    self.frame(fetch(b.picture, future * (2 * half_length - i))))
+            return (self.frame(warp(a.picture, past * i)),
+                    self.frame(warp(b.picture, future * (2 * half_length - i))))
 
         # The middle frame alone decides most windows in little time.
         a_middle, b_middle = extrapolate(half_length)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from colorizer.confidence import Confidence
-from colorizer.warping.optical_flow import Flow, fetch, scaled
+from colorizer.warping.optical_flow import OpticalFlow, scale_flow, warp
 from dataset import resize
 
 
@@ -33,7 +33,7 @@ class TransitionBlender:
         self.frames, self.wipe, self.before, self.after = frames, wipe, before, after
         self.size = before.ab.shape[0]
         self.side = min(side, self.size)  # of the pictures for the optical flow
-        self.count, self._flow = 0, Flow()
+        self.count, self._flow = 0, OpticalFlow()
         self.pictures = [cv2.cvtColor(cv2.merge([resize(frame.L, self.size, self.size), *cv2.split(frame.ab)]),
                                       cv2.COLOR_Lab2RGB) for frame in (before, after)]
 
@@ -54,7 +54,7 @@ class TransitionBlender:
         weight = resize(weight, *self.before.confidence.probability.shape)
         confidence = Confidence(*(before + weight * (after - before)
                                   for before, after in zip(self.before.confidence, self.after.confidence, strict=True)))
-        return fetch(lab[..., 1:], scaled(self._flow(*grays), self.size)), confidence
+        return warp(lab[..., 1:], scale_flow(self._flow(*grays), self.size)), confidence
 
 
 def _luma(L, side):

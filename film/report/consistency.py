@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from scipy.spatial.distance import jensenshannon
 
-from colorizer.warping.optical_flow import SMALLEST, Flow, fetch, visible
+from colorizer.warping.optical_flow import MIN_FLOW_SIZE, OpticalFlow, visible_pixels, warp
 from dataset import resize, rgb_to_lab
 
 
@@ -57,7 +57,7 @@ class WarpError:
     WIDTH = 320
 
     def __init__(self) -> None:
-        self._flow = Flow()
+        self._flow = OpticalFlow()
         self._luma: np.ndarray = np.zeros(0)  # of the frame before
         self._ab = []
         self._sums, self._visible = np.zeros(0), 0
@@ -65,8 +65,8 @@ class WarpError:
     def add(self, luma: np.ndarray, *pictures: np.ndarray) -> None:
         """Add the next frame: its luma uint8 (H, W), and each coloring of it as RGB uint8 (H, W, 3)."""
         height, width = luma.shape
-        scale = max(min(1, self.WIDTH / width), SMALLEST / min(height, width))
-        size = max(SMALLEST, round(height * scale)), max(SMALLEST, round(width * scale))
+        scale = max(min(1, self.WIDTH / width), MIN_FLOW_SIZE / min(height, width))
+        size = max(MIN_FLOW_SIZE, round(height * scale)), max(MIN_FLOW_SIZE, round(width * scale))
         luma = np.ascontiguousarray(resize(luma, *size))
         ab = [np.ascontiguousarray(rgb_to_lab(resize(picture, *size))[..., 1:]) for picture in pictures]
         if self._luma.size:
@@ -77,9 +77,9 @@ class WarpError:
 
     def _compare(self, luma, ab):
         there, back = self._flow(luma, self._luma), self._flow(self._luma, luma)
-        shown = visible(there, back)
+        shown = visible_pixels(there, back)
         for i, (now, before) in enumerate(zip(ab, self._ab, strict=True)):
-            self._sums[i] += ((now - fetch(before, there))[shown]**2).mean(-1).sum(dtype=np.float64)
+            self._sums[i] += ((now - warp(before, there))[shown]**2).mean(-1).sum(dtype=np.float64)
         self._visible += int(shown.sum())
 
     def values(self) -> list[float]:

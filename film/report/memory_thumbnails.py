@@ -23,7 +23,7 @@ def memory_thumbnails(colorizer: Colorizer) -> Mapping[int, np.ndarray]:
         ids = colorizer.spatial.ids.tolist()
 
         def thumbnail(slot):
-            codes = colorizer.spatial.kept("pictures", [slot])[0].cpu().numpy()
+            codes = colorizer.spatial.rows("pictures", [slot])[0].cpu().numpy()
             return cv2.cvtColor(resize(codes, SIDE, SIDE), cv2.COLOR_Lab2RGB)
     else:
         memory = colorizer.memory

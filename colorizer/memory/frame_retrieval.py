@@ -1,0 +1,65 @@
+"""Retrieval of the frames in a spatial memory that look most like a picture."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from colorizer.memory.frame_index import EMBEDDING_SCALE
+from colorizer.memory.spatial_memory import SpatialMemory
+
+
+class NearestFrames(NamedTuple):
+    """The k frames in memory that are read for each of N pictures, in the order in which they were chosen."""
+
+    slots: torch.Tensor  # (N, k) int64
+    preferred: torch.Tensor  # (N, k) bool, whether the frame is a reference that takes precedence
+
+
+def quantize_embeddings(embeddings: torch.Tensor) -> torch.Tensor:
+    """Scale embeddings (N, D) to length EMBEDDING_SCALE and round them to int16.
+
+    The rounding error is far below the differences between frames of a shot, and the embeddings of a film fit into a
+    small file.
+    """
+    return (F.normalize(embeddings.float(), dim=1) * EMBEDDING_SCALE).round().to(torch.int16)
+
+
+def find_nearest_frames(memory: SpatialMemory, embeddings: torch.Tensor) -> NearestFrames:
+    """Choose up to ``attended_frames`` frames for each of the quantized embeddings (N, D).
+
+    Frames are chosen by maximal marginal relevance (Carbonell and Goldstein 1998), since neighboring frames of a shot
+    hold the same colors: the next one maximizes similarity - mmr_diversity * (similarity to the nearest chosen frame).
+    The products of low-precision numbers in float64 are exact, so that all batch sizes and machines choose alike.
+    """
+    config = memory.config
+    slots, similarity, preferred = _find_candidates(memory, embeddings)
+    unique, position = slots.unique(return_inverse=True)  # neighboring frames share most candidates
+    candidates = memory.embeddings[unique].double()
+    chosen, penalty = [], torch.zeros_like(similarity)
+    for _ in range(min(config.attended_frames, len(memory.embeddings))):
+        best = (similarity - config.mmr_diversity * penalty).argmax(1, keepdim=True)
+        chosen.append(best)
+        to_best = candidates[position.gather(1, best)[:, 0]] @ candidates.T
+        penalty = torch.maximum(penalty, to_best.gather(1, position))
+        similarity.scatter_(1, best, -torch.inf)
+    best = torch.cat(chosen, 1)
+    return NearestFrames(slots.gather(1, best), preferred.gather(1, best))
+
+
+def _find_candidates(memory, embeddings):
+    """Return the slots, similarities (float64, with the reference margin added) and preferences of the
+    ``candidate_frames`` most similar frames, (N, c) each, best first, ties in order of slots. The index of an archive
+    first shortlists twice as many of its frames."""
+    config, query, first = memory.config, embeddings.double() / EMBEDDING_SCALE, memory.archived_frames
+    chunks = memory.embeddings[first:].split(512)  # chunks that fit into the CPU cache take a third of the time
+    similarity = torch.cat([query @ chunk.double().T for chunk in chunks], 1)
+    slots = torch.arange(first, len(memory.embeddings), device=query.device).expand(len(query), -1)
+    if memory.index is not None:
+        shortlist = memory.index.shortlist(embeddings, 2 * config.candidate_frames)
+        products = [memory.embeddings[some].double() @ one for some, one in zip(shortlist, query, strict=True)]
+        slots, similarity = torch.cat([shortlist, slots], 1), torch.cat([torch.stack(products), similarity], 1)
+    preferred = memory.pinned[slots] & (similarity >= similarity.amax(1, keepdim=True) - config.reference_margin)
+    similarity, order = (similarity + config.reference_margin * preferred).sort(dim=1, descending=True, stable=True)
+    order = order[:, :config.candidate_frames]
+    return slots.gather(1, order), similarity[:, :config.candidate_frames].clone(), preferred.gather(1, order)
