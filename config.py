@@ -333,8 +333,8 @@ class TrainConfig:
         """Raise UserError for settings that are out of range or contradict each other."""
         check_choices(self)
         check_at_least(self, 1, "end_epoch", "epoch_steps", "save_freq", "batch_size", "img_size", "width", "dis_every")
-        check_at_least(self, 0, "start_epoch", "max_minutes", "mem_size", "top_k", "color_thres", "alpha", "num_workers",
-                       "gen_lr", "dis_lr", "mem_lr", "int_lr", "lambda_l1", "clip_grad", "seed", "cache_gb",
+        check_at_least(self, 0, "start_epoch", "max_minutes", "mem_size", "top_k", "color_thres", "alpha", "gen_lr",
+                       "dis_lr", "mem_lr", "int_lr", "lambda_l1", "clip_grad", "num_workers", "cache_gb", "seed",
                        "save_seconds")
         for name in ("lr_decay_start", "label_smoothing", "conditioning_dropout"):
             if not 0 <= getattr(self, name) <= 1:
@@ -347,8 +347,8 @@ class TrainConfig:
             raise UserError(f"backbone is {self.backbone!r}; choose from efficientnet_lite0, resnet18 and timm/NAME, "
                             "with a NAME of timm.list_models()")
         if bool(self.resume) + bool(self.start_epoch) + bool(self.overwrite) > 1:
-            raise UserError("resume True resumes from last.pt, start_epoch resumes from an earlier epoch, and overwrite "
-                            "True starts again; use one of them")
+            raise UserError("resume True resumes from last.pt, start_epoch from an earlier epoch, and overwrite True "
+                            "starts again; use one of them")
 
     def _check_mode(self):
         """Raise UserError for a combination of memory, integrator and norms that cannot work."""
@@ -359,7 +359,7 @@ class TrainConfig:
             raise UserError("gen_norm batch ignores the color features of the memory; set gen_norm adain or use_memory "
                             "False")
         if not self.use_memory and self.gen_norm == "adain":
-            raise UserError("gen_norm adain needs the color features of a memory; set gen_norm batch or use_memory True")
+            raise UserError("gen_norm adain needs color features of a memory; set gen_norm batch or use_memory True")
         if self.gen_norm == "batch" and self.dis_norm == "adain":
             raise UserError("dis_norm adain compares with a color feature, which a generator with gen_norm batch does "
                             "not have; set dis_norm None or gen_norm adain")
