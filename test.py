@@ -208,7 +208,7 @@ def write_film_report(predictor: Predictor, config: ColorConfig, records: Record
     facts = {label.replace("color_feature", "palette from"): text
              for label, text in coloring_facts(predictor, config).items()}
     report = accompanying_path(target, "report.html")
-    write_report(report, Report(film.path.name, records, suggestions, folder.name, predictor.names, thumbnails,
+    write_report(report, Report(film.path.name, records, suggestions, folder.name, predictor.frame_names, thumbnails,
                                 summaries, facts, records.response))
     print(f"report: {report}")
     if suggestions:
@@ -225,7 +225,7 @@ def write_film_report(predictor: Predictor, config: ColorConfig, records: Record
 
 def coloring_facts(predictor: Predictor, config: ColorConfig) -> dict[str, str]:
     """Return the entries of metrics.json and the report that describe how the input was colored."""
-    grade = {"references": f"{predictor.grade}; brought to its colors"} if predictor.grade else {}
+    grade = {"references": f"{predictor.grade}; graded to match the show"} if predictor.grade else {}
     return {"checkpoint": str(config.checkpoint), "color_feature": predictor.source, **grade}
 
 

@@ -80,7 +80,7 @@ def measure(name: str, colorize: Callable[[list[np.ndarray]], list[np.ndarray]],
 
 def tell(name, scores, seconds=""):
     row = scores.summary()
-    print(f"| {name} | {row['ciede2000']:.2f} | {row['far']:.1%} | {seconds} |", flush=True)
+    print(f"| {name} | {row['ciede2000']:.2f} | {row['share_above_10']:.1%} | {seconds} |", flush=True)
 
 
 def main(argv):

@@ -238,7 +238,7 @@ def main(argv):
             values = measure_row(predictor, args.film, row, folder, args.every)
             if values is not None:
                 base = base or values["ciede2000"]
-                print(f"| {row} | {values['ciede2000']:.2f} | {values['far']:.1%} | {values['chroma']:.2f} | "
+                print(f"| {row} | {values['ciede2000']:.2f} | {values['share_above_10']:.1%} | {values['chroma']:.2f} | "
                       f"{values['ciede2000'] / base:.2f} |", flush=True)
         if {*args.rows} & {*TRANSITIONS}:
             print("| between two shots | CIEDE2000 | of the middle third | times all |\n|---|---|---|---|")

@@ -55,7 +55,7 @@ STAGES = {
     "optical flow (CPU)": (flow.OpticalFlow, "__call__"),
     "colors carried": (colorizer.colorizer, "warp_colors"),
     "colors looked up": (colorizer.colorizer, "attend_to_frames"),
-    "what is known": (Colorizer, "_known"),
+    "what is known": (Colorizer, "_confidence"),
     "the rest of painting": (predictor.Predictor, "predict_with_embeddings"),
     "colors steadied": (flow.TemporalFilter, "__call__"),
     "chroma at the film's size": (episode, "to_planes"),

@@ -1,14 +1,12 @@
-"""How do torch's threads wait for each other? Asleep, so that a core that is busy elsewhere does not hold them up.
+"""Set how long idle OpenMP threads of torch spin. Scripts import this module before torch.
 
-GNU's OpenMP lets a thread that waits spin for many milliseconds. Where another program has one of the cores, the thread
-that is waited for cannot run there, and spinning takes the time that it would need: coloring takes several times as
-long. The environment is read when torch is imported, so scripts import this module before it; who has set one of the
-variables is not overruled.
+GNU OpenMP lets waiting threads spin for many milliseconds. If another program uses one of the cores, that makes
+coloring several times as slow. Environment variables that the user has set are kept.
 """
 
 import os
 
-SPINS = 1000  # then a thread sleeps; about as much as waking it costs
+SPIN_COUNT = 1000  # iterations before a waiting thread sleeps; about the cost of waking it up
 
 if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-    os.environ["GOMP_SPINCOUNT"] = str(SPINS)
+    os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)

@@ -34,7 +34,7 @@ def export(project: Project, predictors: PredictorCache) -> Path:
     facts = {"corrections": str(len(project.facts.corrections))}
     pictures = memory_thumbnails(predictor.colorizer) if predictor.uses_memory else {}
     write_report(folder / f"{project.colored.stem}_report.html", Report(
-        Path(project.facts.film).name, records, names=predictor.names, thumbnails=pictures, facts=facts,
+        Path(project.facts.film).name, records, names=predictor.frame_names, thumbnails=pictures, facts=facts,
         response=records.response))
     return folder
 

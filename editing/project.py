@@ -286,7 +286,7 @@ class Project:
         self.save()
 
     def reference_pictures(self, more: Mapping[int, np.ndarray] | None = None) -> list[np.ndarray]:
-        """The remembered frames in the order in which ``colorizer.predictor.read_references`` reads them, [] if there is
+        """The remembered frames in the order in which ``colorizer.references.read_references`` reads them, [] if there is
         none; with those of ``more``, {number of the frame: RGB uint8}, as if they were remembered, too."""
         paths = list_files(self.references, IMAGE_SUFFIXES) if self.references.is_dir() else []
         named: dict[str, Any] = {path.name: path for path in paths} | {
@@ -336,7 +336,7 @@ class Project:
         try:
             if content["film"] != self.facts.film:
                 return None
-            response = content["response"] and FilmResponse.of(content["response"])
+            response = content["response"] and FilmResponse.from_state(content["response"])
             pts = array("q", content["pts"].tolist())
             return Records(Plan(pts, 1, [], False, np.zeros((0, 2), np.float32), response), content["records"])
         except (KeyError, TypeError, AttributeError) as error:

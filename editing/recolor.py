@@ -102,7 +102,7 @@ class Recolored(FilmPredictor):
             for color in change:
                 hex_to_lab(color)  # is one
         self.identity = self._digest(predictor.identity)
-        self.origin = self._digest(predictor.origin) if predictor.origin else ""
+        self.base_identity = self._digest(predictor.base_identity) if predictor.base_identity else ""
 
     def _digest(self, text):
         return hashlib.sha256(json.dumps([text, self.changes]).encode()).hexdigest()

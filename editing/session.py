@@ -222,7 +222,7 @@ class EditingSession:
         if records is None or not 0 <= _whole("the shot", shot) < len(records):
             return {"sources": []}
         record, predictor = records[shot], self.predictors.plain()
-        return {"sources": [{"name": predictor.names.get(slot, f"frame {slot}"), "score": round(score, 3),
+        return {"sources": [{"name": predictor.frame_names.get(slot, f"frame {slot}"), "score": round(score, 3),
                              "picture": self._source_picture(predictor, slot)}
                             for slot, score in zip(record.slot_ids, record.slot_scores, strict=True)]}
 
@@ -334,7 +334,7 @@ class EditingSession:
         """The colors of the show, and the known frames to pick from."""
         predictor = self.predictors.plain()
         known = list(self._sources(predictor)[0])
-        frames = [{"name": predictor.names.get(i, f"frame {i}"), "picture": self._source_picture(predictor, i)}
+        frames = [{"name": predictor.frame_names.get(i, f"frame {i}"), "picture": self._source_picture(predictor, i)}
                   for i in (known[place] for place in evenly_spaced(len(known), SOURCES))]
         with self.counting:
             if self.swatches is None or self.swatches[0] != predictor.identity:

@@ -236,13 +236,13 @@ def test_gray_of_video_by_hand():
 
 
 def test_a_response_goes_on_straight_and_survives_a_run():
-    response = FilmResponse.between(np.linspace(20, 60, 1000), np.linspace(10, 90, 1000))
+    response = FilmResponse.match_histograms(np.linspace(20, 60, 1000), np.linspace(10, 90, 1000))
     assert response(np.array([20, 40, 60, 25, 100, 0])) == pytest.approx([10, 50, 90, 20, 100, 0], abs=0.1)
     assert response.span == pytest.approx((10.8, 20.4, 89.2, 59.6), abs=0.1)
-    assert FilmResponse.of(response.state())(np.arange(100)) == pytest.approx(response(np.arange(100)))
-    assert FilmResponse.of(response.state()).sensitivity is None
-    assert FilmResponse.of(replace(response, sensitivity=ORTHOCHROMATIC).state()).sensitivity == pytest.approx(ORTHOCHROMATIC)
-    many_equal = FilmResponse.between(np.zeros(10), np.full(10, 50.0))  # a black film
+    assert FilmResponse.from_state(response.state())(np.arange(100)) == pytest.approx(response(np.arange(100)))
+    assert FilmResponse.from_state(response.state()).sensitivity is None
+    assert FilmResponse.from_state(replace(response, sensitivity=ORTHOCHROMATIC).state()).sensitivity == pytest.approx(ORTHOCHROMATIC)
+    many_equal = FilmResponse.match_histograms(np.zeros(10), np.full(10, 50.0))  # a black film
     assert np.isfinite(many_equal(np.array([0, 50, 100]))).all()
 
 
@@ -272,13 +272,13 @@ def test_frames_painted_over_film_of_a_stock_are_told_from_others(predictor):
     corrected = replace(predictor, colorizer=Colorizer(predictor.config, None).eval())
     corrected.colorizer.load_state_dict(predictor.colorizer.state_dict())
     corrected.add_references([lab_to_rgb(over), lab_to_rgb(lab)], matched=False)
-    assert corrected.with_response(replace(IDENTITY_RESPONSE, sensitivity=ORTHOCHROMATIC)).films == {12}  # the other is in the show's own gray
+    assert corrected.with_response(replace(IDENTITY_RESPONSE, sensitivity=ORTHOCHROMATIC)).film_references == {12}  # the other is in the show's own gray
 
 
 def test_the_plan_keeps_response_and_light(predictor, tmp_path):
     source = draw_shots(tmp_path / "in.mkv", [(60, 14), (200, 14)])
     plan = analyze_film(VideoFile(source), StubPredictor(), FilmConfig())
-    plan.response, plan.exposure[3] = FilmResponse.between(np.arange(50), np.arange(100)), (2, -3)
+    plan.response, plan.exposure[3] = FilmResponse.match_histograms(np.arange(50), np.arange(100)), (2, -3)
     again = Plan.from_state(plan.state())
     assert np.array_equal(again.exposure, plan.exposure) and again.response.state() == plan.response.state()
 

@@ -169,7 +169,7 @@ def test_a_checkpoint_that_does_not_tell_of_its_file_is_refused(large, change):
     path, _ = large
     content = torch.load(path / "best.pt", weights_only=True)
     torch.save({**content, **change}, path / "best.pt")
-    with pytest.raises(UserError, match="not whole|whole colorizer"):
+    with pytest.raises(UserError, match="not whole|complete colorizer"):
         Predictor.load(path / "best.pt")
 
 
@@ -237,7 +237,7 @@ def test_only_what_shows_something_new_is_kept():
 def test_a_held_drawing_is_learned_and_kept_once(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "draw_picture", lambda number: drawn.draw_picture(number // 2))
     predictor = Predictor.load(made(tmp_path, range(7), 10))
-    assert len(predictor.names) == 7 + 1 and predictor.colorizer.spatial.ids.tolist() == [0, 2, 4, 6]
+    assert len(predictor.frame_names) == 7 + 1 and predictor.colorizer.spatial.ids.tolist() == [0, 2, 4, 6]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -259,10 +259,10 @@ def joined(home, tmp_path_factory):
 def test_joined_checkpoints_know_the_frames_of_all(home, joined):
     first, other, both = (Predictor.load(path) for path in (home / "large" / "best.pt", joined / "other.pt",
                                                          joined / "all" / "best.pt"))
-    spatial, names = both.colorizer.spatial, both.names
+    spatial, names = both.colorizer.spatial, both.frame_names
     assert spatial.archived_frames == 8 and spatial.pinned.tolist() == [False] * 8 + [True]
     ids = spatial.ids.tolist()
-    assert [names[i] for i in ids[:6]] == [first.names[i] for i in first.colorizer.spatial.ids.tolist()]
+    assert [names[i] for i in ids[:6]] == [first.frame_names[i] for i in first.colorizer.spatial.ids.tolist()]
     assert [names[i] for i in ids[6:]] == ["drawn_50.png", "drawn_51.png", "a reference"]
     assert names[52] == f"drawn_0.png of {joined / 'other.pt'}"
     assert both.config.mem_size == len(both.colorizer.memory.keys) == first.config.mem_size + 3
@@ -271,7 +271,7 @@ def test_joined_checkpoints_know_the_frames_of_all(home, joined):
     assert torch.equal(spatial.rows("pictures", [6, 8]), other.colorizer.spatial.rows("pictures", [1, 3]))
     # What the second projection kept is seen through the first: the keys are those of the first, but for what is lost.
     picture = draw_picture(50)
-    seen, L, ab, _ = first.encode_reference(rgb_to_lab(picture))
+    seen, L, ab, _ = first.extractor.encode_reference(rgb_to_lab(picture))
     true, mapped = first.colorizer.spatial.make_keys(seen.cells, L, ab), spatial.rows("keys", [6]).float()
     assert (true - mapped).square().sum(2).mean() < 0.05 * true.var(1).sum()
 

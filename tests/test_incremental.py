@@ -276,7 +276,7 @@ def test_an_output_that_cannot_be_updated_is_not_replaced(tmp_path):
         color_shots(source, output, 20, crf=30)
     assert find_changed_shots(Corrected(20), VideoFile(source), output, FilmConfig(crf=30)) is None
     other = Corrected(20)
-    other.origin = "another checkpoint"
+    other.base_identity = "another checkpoint"
     with pytest.raises(UserError, match="out.mp4 exists already"):
         color_shots(source, output, predictor=other)
     output.write_bytes(b"foreign")

@@ -250,7 +250,7 @@ def test_a_voter_knows_its_show_after_some_looks(tmp_path):
 
 @pytest.mark.parametrize("settings, message", [
     ({"palette_classifier": PaletteClassifierConfig(input_size=500)}, "look of 500"), ({"palette_classifier": PaletteClassifierConfig(input_size=2**20)}, "look of 1048576"),
-    ({"use_spatial_memory": False}, "votes need")])
+    ({"use_spatial_memory": False}, "palette classifier needs")])
 def test_a_checkpoint_cannot_ask_for_the_impossible(settings, message):
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         Colorizer(ModelConfig(use_palette_classifier=True, **settings))

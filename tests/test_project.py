@@ -325,11 +325,11 @@ def test_a_color_is_changed_everywhere_and_back(project, home):
 
 def test_a_film_with_changed_colors_is_built_upon_as_well():
     predictor, red, green = StubPredictor(), Change("#ee6c80", "#2255cc"), Change("#ee6c80", "#22cc55")
-    assert Recolored(predictor, [red]).origin == "", "what cannot tell what it reads cannot with changes, either"
-    predictor.origin = "a checkpoint"
-    origins = {Recolored(predictor, changes).origin for changes in ([red], [green], [red, green])}
-    assert len(origins) == 3 and predictor.origin not in origins
-    assert Recolored(predictor, [red]).origin == Recolored(predictor, [Change(*red)]).origin
+    assert Recolored(predictor, [red]).base_identity == "", "what cannot tell what it reads cannot with changes, either"
+    predictor.base_identity = "a checkpoint"
+    origins = {Recolored(predictor, changes).base_identity for changes in ([red], [green], [red, green])}
+    assert len(origins) == 3 and predictor.base_identity not in origins
+    assert Recolored(predictor, [red]).base_identity == Recolored(predictor, [Change(*red)]).base_identity
 
 
 def test_pictures_of_the_references_folder(project):

@@ -57,7 +57,7 @@ def find(show):
 
     @torch.inference_mode()
     def find(pictures):
-        return fit_grade(predictor._backbone_features, predictor.colorizer.spatial, pictures, GradeConfig())
+        return fit_grade(predictor.extractor.embed, predictor.colorizer.spatial, pictures, GradeConfig())
 
     return find
 
@@ -75,15 +75,15 @@ def test_a_grade_by_hand():
 
 def test_a_grade_and_its_matrix():
     grade = Grade(1.3, -6, (2, 5))
-    again = Grade.of(grade.matrix)
-    assert (again.gain, again.turn, *again.shift) == pytest.approx((1.3, -6, 2, 5))
+    again = Grade.from_matrix(grade.matrix)
+    assert (again.gain, again.hue_rotation, *again.shift) == pytest.approx((1.3, -6, 2, 5))
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_another_source_is_found(find, others, count):
     """Its saturation and hue are found from few pictures, and they come out in the colors of the show."""
     grade = find([VIVID(picture) for picture in others[:count]])
-    assert 1 / grade.gain == pytest.approx(1.3, rel=0.06) and grade.turn == pytest.approx(-6, abs=2.5)
+    assert 1 / grade.gain == pytest.approx(1.3, rel=0.06) and grade.hue_rotation == pytest.approx(-6, abs=2.5)
     assert np.hypot(*grade.shift) < 3
     lab = rgb_to_lab(others[0])
     own, mended = (distance(change(others[0]), lab) for change in (VIVID.grade, lambda p: grade(VIVID.grade(p))))
@@ -136,7 +136,7 @@ def test_the_memory_keeps_the_matched_ones(show, others, tmp_path, capsys):
     assert plain.grade is None and capsys.readouterr().err == ""
     matched = Predictor.load(show, save_checkpoint=tmp_path / "kept.pt", **asked)
     line, = capsys.readouterr().err.splitlines()
-    assert f"the references are {matched.grade}; brought to its colors (--match_references False" in line
+    assert f"the references differ from the show ({matched.grade})" in line and "pass --match_references False" in line
     assert plain.identity != matched.identity
     assert "references" not in coloring_facts(plain, ColorConfig())
     assert coloring_facts(matched, ColorConfig())["references"].startswith(str(matched.grade))

@@ -310,16 +310,16 @@ def bad_checkpoint(home, path, change):
     ({"input": "text.mp4"}, "cannot read text.mp4 as a video"),
     ({"input": "bad.png"}, "no picture could be read"),
     ({"input": "gray.png", "color_feature": "ground_truth"}, "no colors of its own"),
-    ({"input": "gray.png", "reference": "gray.png"}, "reference gray.png is gray"),
+    ({"input": "gray.png", "reference": "gray.png"}, "reference gray.png is grayscale"),
     ({"input": "gray.png", "reference": "bad.png"}, "cannot read bad.png"),
     ({"input": "gray.png", "reference": "gray.png", "color_feature": "ground_truth"}, "leave --color_feature out"),
     ({"input": "gray.png", "color_feature": "integrator"}, "trained without an integrator"),
     ({"input": "gray.png", "checkpoint": "missing.pt"}, "there is no checkpoint missing.pt"),
     ({"input": "gray.png", "checkpoint": "notes.txt"}, "notes.txt is not a checkpoint"),
-    ({"input": "gray.png", "checkpoint": "part.pt"}, "does not hold a whole colorizer"),
-    ({"input": "gray.png", "checkpoint": "shape.pt"}, "does not hold a whole colorizer"),
+    ({"input": "gray.png", "checkpoint": "part.pt"}, "does not hold a complete colorizer"),
+    ({"input": "gray.png", "checkpoint": "shape.pt"}, "does not hold a complete colorizer"),
     ({"input": "gray.png", "checkpoint": "names.pt"}, "names of its frames"),
-    ({"input": "gray.png", "checkpoint": "config.pt"}, "does not hold a whole colorizer"),
+    ({"input": "gray.png", "checkpoint": "config.pt"}, "does not hold a complete colorizer"),
     ({"input": "gray.png", "checkpoint": "gan.pt", "reference": "color.png"}, "is a plain GAN"),
     ({"input": "gray.png", "checkpoint": "gan.pt", "color_feature": "memory"}, "is a plain GAN"),
     ({"input": "gray.png", "rank": 4}, "invalid choice"),
@@ -381,7 +381,7 @@ def test_the_configuration_is_that_of_the_checkpoint(home, tmp_path):
                         ("new", 1.0), ("picture_size", 64)):
         content["model_config"]["spatial"] = {name: value}
         torch.save(content, tmp_path / "bad.pt")
-        with pytest.raises(UserError, match="bad.pt does not hold a whole colorizer"):
+        with pytest.raises(UserError, match="bad.pt does not hold a complete colorizer"):
             Predictor.load(tmp_path / "bad.pt")
 
 
@@ -440,7 +440,7 @@ def test_a_reference_changes_similar_frames_without_training(sample, tmp_path, c
     main(flags(checkpoint=sample / "run" / "last.pt", output=tmp_path / "before", **asked))
     main(flags(checkpoint=sample / "run" / "last.pt", output=tmp_path / "after", references=sample / "corrected",
                save_checkpoint=tmp_path / "kept.pt", **asked))
-    assert "waits.png is gray, so not painted yet" in capsys.readouterr().err
+    assert "waits.png is grayscale, not colored yet" in capsys.readouterr().err
     main(flags(checkpoint=sample / "run" / "last.pt", output=tmp_path / "after", references=sample / "corrected",
                save_checkpoint=tmp_path / "again.pt", **asked))  # only the checkpoint is missing
     assert (tmp_path / "again.pt").stat().st_size == (tmp_path / "kept.pt").stat().st_size

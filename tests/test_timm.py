@@ -205,5 +205,5 @@ def test_a_checkpoint_that_does_not_fit_its_network(weights, tmp_path, offline):
     """It is refused, and nothing is downloaded that could take its place."""
     state = {f"backbone.net.{key}": value for key, value in torch.load(weights[CONV], weights_only=True).items()}
     save_checkpoint(tmp_path / "best.pt", {"model_config": {"backbone": DINO}, "colorizer": state})
-    assert "not hold a whole colorizer" in refusal(lambda: Predictor.load(tmp_path / "best.pt"), UserError)
+    assert "not hold a complete colorizer" in refusal(lambda: Predictor.load(tmp_path / "best.pt"), UserError)
     assert not offline

@@ -115,8 +115,8 @@ def _check(predictor, first):
 def _source(predictor, names, is_new):
     """Return the Source of a checkpoint, and add its frames to ``names``, {id: file name} of all checkpoints."""
     spatial, ids = predictor.colorizer.spatial, {REFERENCE_ID: REFERENCE_ID}
-    taken, free = set(names.values()), itertools.count(max([*names, *predictor.names]) + 1)
-    for i, name in predictor.names.items():
+    taken, free = set(names.values()), itertools.count(max([*names, *predictor.frame_names]) + 1)
+    for i, name in predictor.frame_names.items():
         if i != REFERENCE_ID:
             ids[i] = next(free) if i in names else i
             names[ids[i]] = f"{name} of {predictor.checkpoint}" if name in taken else name
@@ -154,7 +154,7 @@ def _store_frames(sources, merged):
                                             predictor.device)
                 rows["keys"] = merged.convert_keys(rows["keys"], source.spatial, features.cells)
                 embedding = features.embedding.norm(dim=1, keepdim=True) * rows["embeddings"].float()
-                memory.update(memory.query(embedding), predictor.color_features(labs), rows["ids"])
+                memory.update(memory.query(embedding), predictor.extractor.color_features(labs), rows["ids"])
             yield merged.store_rows(torch.arange(start, start + len(slots)), rows)
             start += len(slots)
 
@@ -168,10 +168,10 @@ def _store_references(sources, merged, start):
             rows = _rows(source, [slot])
             if source is not sources[0]:
                 lab = source.spatial.lab_pictures([slot])[0]
-                features, _, _, ab = predictor.encode_reference(lab)
+                features, _, _, ab = predictor.extractor.encode_reference(lab)
                 color = F.adaptive_avg_pool2d(ab.float(), config.grid).flatten(2).transpose(1, 2)
                 keys = merged.convert_keys(rows["keys"], source.spatial, features.cells)
                 rows["keys"] = torch.cat([keys[..., :-2], config.color_weight * color], -1)
-                memory.pin(memory.query(features.embedding), predictor.color_features([lab]))
+                memory.pin(memory.query(features.embedding), predictor.extractor.color_features([lab]))
             merged.store_rows(torch.tensor([start]), {**rows, "pinned": torch.tensor([True])})
             start += 1

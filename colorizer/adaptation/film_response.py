@@ -1,11 +1,11 @@
-"""How did the film see? The sensitivity that it was shot on, and the curve of its grays.
+"""Estimate how a film maps colors to gray: its spectral sensitivity and its tone curve.
 
-A film that was faded, graded or printed hard shows the same things in another lightness than the pictures that the
-networks learned from, and one on a sensitivity that hardly sees red, or through a filter, other things in the same lightness.
-Where both show the same thing, the memory tells which lightness, and which color, became which.
+A faded, graded or high-contrast film shows the same objects in another lightness than the training frames. A film stock
+that hardly sees red, or a color filter, maps other colors to the same lightness. Both are estimated from cells of the
+film and of remembered frames that show the same object. L is in [0, 100] throughout.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -21,201 +21,211 @@ from dataset import (
 from fileio.images import LUMINANCE_WEIGHTS
 from utils import evenly_spaced
 
-QUANTILES = (0.01, 0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95, 0.99)  # of lightness, where a curve has its knots
-NEAR = 3.0  # L, from which a difference rather counts as that of another thing
-STEPS = 20  # of a share of light
+EmbedFrames = Callable[[Iterable[np.ndarray]], Features]  # backbone features of N frames, L (H, W) each
+
+QUANTILES = (0.01, 0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95, 0.99)  # of the film's lightness: knots of the tone curve
+HUBER_DELTA = 3.0  # difference in L above which the matching cost grows linearly instead of quadratically
+STEPS = 20  # steps of each weight in the grid search for the spectral sensitivity
 SENSITIVITIES = np.array([(red, green, STEPS - red - green)
-                   for red in range(STEPS + 1) for green in range(STEPS + 1 - red)]) / STEPS
+                          for red in range(STEPS + 1) for green in range(STEPS + 1 - red)]) / STEPS
+
+
+class Matches(NamedTuple):
+    """Pairs of cells of a film and of remembered frames that are mutual nearest neighbors."""
+
+    cells: np.ndarray  # (p,) indices of the film's cells, among all cells of its frames
+    film_L: np.ndarray  # (p,) their mean L
+    memory_L: np.ndarray  # (p,) mean L of the remembered cells
+    ab: np.ndarray  # (p, 2) mean ab of the remembered cells, in Lab units
+    distance: float  # mean squared distance of keys from each cell of the film to the nearest remembered cell
+
+    @property
+    def lab(self) -> np.ndarray:
+        """Remembered colors, Lab float32 (1, p, 3)."""
+        return np.column_stack([self.memory_L, self.ab]).astype(np.float32)[None]
 
 
 @dataclass
 class FilmResponse:
-    """A rising curve, straight between its knots, those of the lightness that most of the film has, and its ends; and
-    the sensitivity that what is known has to be exposed on to have the lightness that the curve leads to."""
+    """Tone curve and spectral sensitivity of a film.
 
-    film: np.ndarray  # (n,) rising from 0 to 100: L of the film
-    known: np.ndarray  # (n,) rising: L of what is known, of the same things; what lies outside of [0, 100] is cut off
-    sensitivity: np.ndarray | None = None  # (3,) shares of red, green and blue light of sRGB; None: the luma of video
+    The curve is piecewise linear and rising, with knots at quantiles of the film's lightness. It maps L of the film to
+    the L that a remembered frame has when rendered with the sensitivity.
+    """
+
+    film_L: np.ndarray  # (n,) rising from 0 to 100
+    memory_L: np.ndarray  # (n,) rising; values outside [0, 100] are clipped when applied
+    sensitivity: np.ndarray | None = None  # (3,) weights of linear red, green and blue, sum 1; None: luma of video
 
     def __call__(self, L: np.ndarray) -> np.ndarray:
-        """L of the film, of any shape, as L float32 in [0, 100] of what is known, on the sensitivity."""
-        return L if self.is_identity else np.interp(L, self.film, self.known).clip(0, L_SCALE).astype(np.float32)
+        """Map L of the film, of any shape, to L of remembered frames, float32."""
+        return L if self.is_identity else np.interp(L, self.film_L, self.memory_L).clip(0, L_SCALE).astype(np.float32)
 
     @property
     def is_identity(self) -> bool:
-        """Whether the curve changes nothing."""
-        return np.array_equal(self.film, self.known)
+        """Whether the tone curve changes nothing."""
+        return np.array_equal(self.film_L, self.memory_L)
 
     @property
     def span(self) -> tuple[float, float, float, float]:
-        """What most of the film spans, from dark to light: (L of it, L of the film) twice, that of what is known
-        first."""
-        return tuple(float(L) for end in (1, -2) for L in (self.known[end], self.film[end]))  # type: ignore[return-value]
+        """The outer knots: (L of memory, L of film) at the dark end, then at the light end."""
+        return tuple(float(L) for end in (1, -2) for L in (self.memory_L[end], self.film_L[end]))  # type: ignore[return-value]
 
-    def shown(self, lab: np.ndarray) -> np.ndarray:
-        """L (H, W) in [0, 100] of a known picture, Lab float32 (H, W, 3), on the sensitivity."""
+    def render(self, lab: np.ndarray) -> np.ndarray:
+        """Return L (H, W) of a picture, Lab float32 (H, W, 3), as recorded with the sensitivity, before the curve."""
         rgb = lab_to_rgb(lab)
         return luma_lightness(rgb) if self.sensitivity is None else spectral_lightness(rgb, self.sensitivity)
 
-    def misfit(self, pairs: "Matches") -> float:
-        """How far it leads from what is known, in L: a robust mean over Matches."""
-        lab = np.column_stack([pairs.known, pairs.ab]).astype(np.float32)
-        return _far(self(pairs.film) - self.shown(lab[None])[0])
+    def matching_cost(self, matches: Matches) -> float:
+        """Return the mean pseudo-Huber loss of the differences in L, in units of HUBER_DELTA."""
+        differences = self(matches.film_L) - self.render(matches.lab)[0]
+        return float(np.sqrt(1 + np.square(differences / HUBER_DELTA)).mean() - 1)
 
     def state(self) -> list[list[float]]:
-        """All as plain values."""
-        return [x.tolist() for x in (self.film, self.known, self.sensitivity) if x is not None]
+        """Return all values as plain lists."""
+        return [x.tolist() for x in (self.film_L, self.memory_L, self.sensitivity) if x is not None]
 
     @classmethod
-    def of(cls, state: list[list[float]]) -> "FilmResponse":
-        """The inverse of ``state``."""
+    def from_state(cls, state: list[list[float]]) -> "FilmResponse":
+        """Inverse of ``state``."""
         return cls(*map(np.array, state))
 
     @classmethod
-    def between(cls, film: np.ndarray, known: np.ndarray, sensitivity: np.ndarray | None = None) -> "FilmResponse":
-        """The Response by which samples of L of a film, of any number, are distributed like those of what is known, on
-        a sensitivity; it goes on straight beyond the outer QUANTILES."""
-        film, known = (_rising(np.quantile(L, QUANTILES)) for L in (film, known))
-        slopes = np.diff(known)[[0, -1]] / np.diff(film)[[0, -1]]
-        ends = known[[0, -1]] + slopes * (np.array([0, L_SCALE]) - film[[0, -1]])
-        inside = (film > 0) & (film < L_SCALE)
-        return cls(np.array([0, *film[inside], L_SCALE]), np.array([ends[0], *known[inside], ends[1]]), sensitivity)
+    def match_histograms(cls, film: np.ndarray, memory: np.ndarray,
+                         sensitivity: np.ndarray | None = None) -> "FilmResponse":
+        """Return the response whose curve maps the distribution of samples of L of a film to that of memory samples.
+
+        The curve is extrapolated linearly beyond the outer QUANTILES.
+        """
+        film, memory = (_strictly_rising(np.quantile(L, QUANTILES)) for L in (film, memory))
+        slopes = np.diff(memory)[[0, -1]] / np.diff(film)[[0, -1]]
+        ends = memory[[0, -1]] + slopes * (np.array([0, L_SCALE]) - film[[0, -1]])
+        inner = (film > 0) & (film < L_SCALE)
+        return cls(np.array([0, *film[inner], L_SCALE]), np.array([ends[0], *memory[inner], ends[1]]), sensitivity)
 
 
 IDENTITY_RESPONSE = FilmResponse(np.array([0, L_SCALE]), np.array([0, L_SCALE]))
 
 
-def _far(differences):
-    """The mean of differences in L, of which a few may be of things that do not belong together (the pseudo-Huber loss:
-    those far above NEAR count as they are, those below by their squares), in units of NEAR."""
-    return float(np.sqrt(1 + np.square(differences / NEAR)).mean() - 1)
-
-
-def _rising(values):
-    """Values (n,), each at least a hundredth above the one before."""
+def _strictly_rising(values):
+    """Values (n,), each raised to at least 0.01 above the one before."""
     steps = 0.01 * np.arange(len(values))
     return np.maximum.accumulate(values - steps) + steps
 
 
-class Matches(NamedTuple):
-    """Pairs of places, of a film and of what is known, of which each looks most like the other."""
+def fit_film_response(embed: EmbedFrames, memory: SpatialMemory, lightness: Sequence[np.ndarray],
+                      config: ResponseConfig) -> FilmResponse | None:
+    """Estimate the response of a film from some of its frames, L (H, W) each.
 
-    places: np.ndarray  # (p,) indices of the film's, among all places of its frames
-    film: np.ndarray  # (p,) mean L of these
-    known: np.ndarray  # (p,) and of those in memory
-    ab: np.ndarray  # (p, 2) mean ab of those in memory, in Lab units
-    distance: float  # mean squared distance of keys from every place of the film to the nearest known one
-
-
-def fit_film_response(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialMemory, lightness: Sequence[np.ndarray],
-                  config: ResponseConfig) -> FilmResponse | None:
-    """The Response of a film by some of its frames, L (H, W) in [0, 100] each, which the backbone can ``see``; None
-    where neither a sensitivity nor a curve brings it clearly nearer to what is known than it is."""
+    Returns None if neither a sensitivity nor a curve brings the film clearly nearer to the remembered frames.
+    """
     if memory.pinned.all():
         return None
-    response = on_stock(*fit_tone_curve(see, memory, lightness, config), config)
+    response = _fit_sensitivity(*fit_tone_curve(embed, memory, lightness, config), config)
     for _ in range(config.max_rounds):
         if response is None or response.sensitivity is None:
             break
-        shown = as_shown(see, memory, lightness, response, config)
-        response = on_stock(response, match(see, shown, lightness, response, config), config)
+        rendered = _rendered_memory(embed, memory, lightness, response, config)
+        response = _fit_sensitivity(response, match_cells(embed, rendered, lightness, response, config), config)
     return response
 
 
-def as_shown(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialMemory, lightness: Sequence[np.ndarray],
-             response: FilmResponse, config: ResponseConfig) -> SpatialMemory:
-    """A memory of the frames that are matched with those of a film, as for ``fit_film_response``, whose keys are of what is
-    seen of them as a Response shows them, but for their lightness."""
-    slots = sorted({slot for near in _near(memory, see(list(map(response, lightness))), config) for slot in near})
-    codes = memory.rows("pictures", slots).permute(0, 3, 1, 2).float()
-    small = SpatialMemory(memory.embeddings.shape[1], len(memory.mean), len(slots), memory.config).to(codes.device)
-    small.mean, small.projection = memory.mean, memory.projection
-    for part in torch.arange(len(slots)).split(8):
-        L, ab = decode_lab8(codes[part])
-        seen = see([response.shown(lab) for lab in tensors_to_lab(L, ab)])
-        small.write(part.to(codes.device), seen, L, ab, part)
-    return small
+def fit_tone_curve(embed: EmbedFrames, memory: SpatialMemory, lightness: Sequence[np.ndarray],
+                   config: ResponseConfig) -> tuple[FilmResponse | None, Matches]:
+    """Estimate the tone curve of a film and return it, None if it changes too little, with the Matches it gives.
 
-
-def on_stock(curve: FilmResponse | None, pairs: Matches, config: ResponseConfig) -> FilmResponse | None:
-    """The Response by which pairs of places, matched through a curve, are most alike; None for none.
-
-    It has a sensitivity where one is clearly better than the luma of video and the luminance of light, whatever the curve
-    from film to sensitivity. Where there is a curve or a sensitivity, it has the curve that leads there, if that is needed.
-    """
-    if len(pairs.film) < config.min_pairs:
-        return curve
-    lab = np.column_stack([pairs.known, pairs.ab]).astype(np.float32)[None]
-
-    def misfit(response):
-        return response.misfit(pairs)
-
-    def straight(sensitivity):
-        return replace(IDENTITY_RESPONSE, sensitivity=sensitivity)
-
-    def curved(sensitivity):
-        return FilmResponse.between(pairs.film, straight(sensitivity).shown(lab), sensitivity)
-
-    best = min(map(curved, SENSITIVITIES), key=misfit)
-    if misfit(best) <= (1 - config.min_sensitivity_reduction) * min(misfit(curved(None)), misfit(curved(LUMINANCE_WEIGHTS))):
-        plain = min(map(straight, SENSITIVITIES), key=misfit)
-    elif curve is not None:
-        best, plain = curved(None), None
-    else:
-        return None
-    return best if misfit(best) < (1 - config.min_curve_reduction) * misfit(plain or IDENTITY_RESPONSE) else plain
-
-
-def fit_tone_curve(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialMemory, lightness: Sequence[np.ndarray],
-               config: ResponseConfig) -> tuple[FilmResponse | None, Matches]:
-    """The Response without a sensitivity, for arguments as of ``fit_film_response``, and the Matches through it.
-
-    It begins with no response, or with that by which the film's lightness is distributed like that in memory, whichever
-    brings more; what differs in between, since other things are shown, is mended by the places that match.
+    Start from the identity or from matched histograms, whichever gives smaller distances, and refine the curve by the
+    matching cells, since the film and the memory may show different scenes.
     """
     free = (~memory.pinned).nonzero()[:, 0].tolist()
-    some = memory.rows("pictures", [free[place] for place in evenly_spaced(len(free), config.histogram_frames)])
-    known = some[:, ::4, ::4, 0].cpu().numpy() / 255 * L_SCALE
-    plain = match(see, memory, lightness, None, config)
-    response = FilmResponse.between(np.stack([resize(L, 64, 64) for L in lightness]), known)
-    best = match(see, memory, lightness, response, config)
+    codes = memory.rows("pictures", [free[i] for i in evenly_spaced(len(free), config.histogram_frames)])
+    memory_L = codes[:, ::4, ::4, 0].cpu().numpy() / 255 * L_SCALE
+    plain = match_cells(embed, memory, lightness, None, config)
+    response = FilmResponse.match_histograms(np.stack([resize(L, 64, 64) for L in lightness]), memory_L)
+    best = match_cells(embed, memory, lightness, response, config)
     if plain.distance <= best.distance:
         response, best = None, plain
     for _ in range(config.max_rounds):
-        refined = FilmResponse.between(best.film, best.known)
-        matches = match(see, memory, lightness, refined, config)
+        refined = FilmResponse.match_histograms(best.film_L, best.memory_L)
+        matches = match_cells(embed, memory, lightness, refined, config)
         if matches.distance >= best.distance:
             break
         response, best = refined, matches
     return (response, best) if best.distance < (1 - config.min_distance_reduction) * plain.distance else (None, plain)
 
 
-def match(see: Callable[[Sequence[np.ndarray]], Features], memory: SpatialMemory, lightness: Sequence[np.ndarray],
-          response: FilmResponse | None, config: ResponseConfig) -> Matches:
-    """The Matches of a film's frames, given as for ``fit_film_response``, through a Response, or for None as they are.
+def _fit_sensitivity(curve, matches, config):
+    """Return the response with the lowest matching cost, None for the identity.
 
-    Pinned frames are left aside: they may come from the film itself.
+    It has a sensitivity only if one is clearly better than luma and than luminance with any tone curve, and a curve
+    only if it is clearly better than none.
+    """
+    if len(matches.film_L) < config.min_pairs:
+        return curve
+
+    def cost(response):
+        return response.matching_cost(matches)
+
+    def without_curve(sensitivity):
+        return replace(IDENTITY_RESPONSE, sensitivity=sensitivity)
+
+    def with_curve(sensitivity):
+        rendered = without_curve(sensitivity).render(matches.lab)
+        return FilmResponse.match_histograms(matches.film_L, rendered, sensitivity)
+
+    best = min(map(with_curve, SENSITIVITIES), key=cost)
+    usual = min(cost(with_curve(None)), cost(with_curve(LUMINANCE_WEIGHTS)))
+    if cost(best) <= (1 - config.min_sensitivity_reduction) * usual:
+        plain = min(map(without_curve, SENSITIVITIES), key=cost)
+    elif curve is not None:
+        best, plain = with_curve(None), None
+    else:
+        return None
+    return best if cost(best) < (1 - config.min_curve_reduction) * cost(plain or IDENTITY_RESPONSE) else plain
+
+
+def _rendered_memory(embed, memory, lightness, response, config):
+    """Return a memory of the frames that match a film, with keys of these frames as ``response`` renders them. The
+    lightness in the keys stays that of the frames."""
+    near = _similar_slots(memory, embed(list(map(response, lightness))), config)
+    slots = sorted({slot for row in near for slot in row})
+    codes = memory.rows("pictures", slots).permute(0, 3, 1, 2).float()
+    rendered = SpatialMemory(memory.embeddings.shape[1], len(memory.mean), len(slots), memory.config).to(codes.device)
+    rendered.mean, rendered.projection = memory.mean, memory.projection
+    for part in torch.arange(len(slots)).split(8):
+        L, ab = decode_lab8(codes[part])
+        features = embed([response.render(lab) for lab in tensors_to_lab(L, ab)])
+        rendered.write(part.to(codes.device), features, L, ab, part)
+    return rendered
+
+
+def match_cells(embed: EmbedFrames, memory: SpatialMemory, lightness: Sequence[np.ndarray],
+                response: FilmResponse | None, config: ResponseConfig) -> Matches:
+    """Match cells of a film's frames, L (H, W) each, mapped by ``response``, with cells of similar remembered frames.
+
+    Pinned frames are left out, since they may come from the film itself.
     """
     grid, dim = memory.config.grid, memory.config.key_dim
-    seen = see([L if response is None else response(L) for L in lightness])
-    places = (seen.cells.flatten(2).transpose(1, 2).float() - memory.mean) @ memory.projection  # (N, P, dim)
-    mutual, film, known, colors, distances = [], [], [], [], []
-    for L, place, slots in zip(lightness, places, _near(memory, seen, config), strict=True):
+    features = embed([L if response is None else response(L) for L in lightness])
+    queries = (features.cells.flatten(2).transpose(1, 2).float() - memory.mean) @ memory.projection  # (N, P, dim)
+    mutual, film_L, memory_L, colors, distances = [], [], [], [], []
+    for L, query, slots in zip(lightness, queries, _similar_slots(memory, features, config), strict=True):
         keys, ab = (memory.rows(name, slots).flatten(0, 1).float() for name in ("keys", "ab"))
-        keys, light = keys[:, :dim], keys[:, dim + 2] / memory.config.lightness_weight * L_SCALE
-        distance = keys.square().sum(1) - 2 * place @ keys.T  # but for the square of the place, the same in a row
-        nearest, back = distance.min(1), (distance + place.square().sum(1)[:, None]).T.contiguous().argmin(1)
-        mutual.append((back[nearest.indices] == torch.arange(len(place), device=place.device)).cpu().numpy())
-        film.append(resize(L, grid, grid).flatten())
-        known.append(light[nearest.indices].cpu().numpy())
+        keys, key_L = keys[:, :dim], keys[:, dim + 2] / memory.config.lightness_weight * L_SCALE
+        distance = keys.square().sum(1) - 2 * query @ keys.T  # (P, Q), minus the constant |query|^2 of each row
+        nearest, back = distance.min(1), (distance + query.square().sum(1)[:, None]).T.contiguous().argmin(1)
+        mutual.append((back[nearest.indices] == torch.arange(len(query), device=query.device)).cpu().numpy())
+        film_L.append(resize(L, grid, grid).flatten())
+        memory_L.append(key_L[nearest.indices].cpu().numpy())
         colors.append(ab[nearest.indices].cpu().numpy() * AB_SCALE)
-        distances.append(nearest.values + place.square().sum(1))
-    chosen = np.concatenate(mutual).nonzero()[0]
-    of_film, of_known, of_color = (np.concatenate(x)[chosen] for x in (film, known, colors))
-    return Matches(chosen, of_film, of_known, of_color, float(torch.cat(distances).mean()))
+        distances.append(nearest.values + query.square().sum(1))
+    cells = np.concatenate(mutual).nonzero()[0]
+    return Matches(cells, np.concatenate(film_L)[cells], np.concatenate(memory_L)[cells], np.concatenate(colors)[cells],
+                   float(torch.cat(distances).mean()))
 
 
-def _near(memory, seen, config):
-    """For each of N frames that are Seen, the slots of the frames in memory to match with it."""
-    similarity = memory.similarity(F.normalize(seen.embedding.float(), dim=1)).masked_fill(memory.pinned, -torch.inf)
+def _similar_slots(memory, features, config):
+    """Return, for each of N frames, the slots of the most similar frames in memory that are not pinned."""
+    similarity = memory.similarity(F.normalize(features.embedding.float(), dim=1))
+    similarity = similarity.masked_fill(memory.pinned, -torch.inf)
     return similarity.topk(min(config.matched_frames, int((~memory.pinned).sum()))).indices.tolist()

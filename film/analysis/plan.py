@@ -20,7 +20,7 @@ class FilmPredictor(Protocol):
 
     source: str  # where its colors come from: "memory", "integrator", "ground_truth", "reference" or "none"
     identity: str  # differs for every predictor that colors differently
-    origin: str = ""  # its identity before references were added; "" where it cannot tell what it reads of them
+    base_identity: str = ""  # its identity before references were added; "" where it cannot tell what it reads of them
 
     @property
     def side(self) -> int:
@@ -52,7 +52,7 @@ class FilmPredictor(Protocol):
 
     def lookup_digest(self, palette: Palette, looks: np.ndarray) -> str:
         """A hash of all that ``predict`` reads of references and of what else is known, for frames of a shot of these
-        looks by this palette: where it is the same, of predictors of one ``origin``, so are their colors."""
+        looks by this palette: where it is the same, of predictors of one ``base_identity``, so are their colors."""
         return ""
 
 
@@ -145,4 +145,4 @@ class Plan:
         """Restore a plan from the result of ``state``."""
         return cls(**{**state, "pts": array("q", state["pts"].tolist()), "exposure": state["exposure"].numpy(),
                       "shots": [Shot.from_state(shot) for shot in state["shots"]],
-                      "response": state["response"] and FilmResponse.of(state["response"])})
+                      "response": state["response"] and FilmResponse.from_state(state["response"])})

@@ -30,7 +30,7 @@ def open_segment_store(predictor: FilmPredictor, film: Film, output: Path, write
 
     If the output is a single file, references are not part of the key but of each ``shot_digest``.
     """
-    identity = predictor.origin if writer.single_file and predictor.origin else predictor.identity
+    identity = predictor.base_identity if writer.single_file and predictor.base_identity else predictor.identity
     content = [FORMAT, identity, *film.fingerprint(), repr(writer.target), repr(asdict(config)),
                sorted(av.library_versions.items())]
     return SegmentStore(output, hashlib.sha256(json.dumps(content).encode()).hexdigest())

@@ -119,7 +119,7 @@ class RenderJob:
                     rendering.write_confidence_video()
                 if on_complete:
                     on_complete(rendering.records)
-                if writer.single_file and predictor.origin:
+                if writer.single_file and predictor.base_identity:
                     segments.mark_complete(predictor)
                 else:
                     shutil.rmtree(segments.folder)

@@ -108,7 +108,7 @@ class SegmentStore:
     def mark_complete(self, predictor: FilmPredictor) -> None:
         """Record that the film and its accompanying files are written, and remove the segments."""
         self.remove_segments()
-        completion = Completion(predictor.identity, predictor.identity != predictor.origin)
+        completion = Completion(predictor.identity, predictor.identity != predictor.base_identity)
         save_checkpoint(self.folder / COMPLETION, completion._asdict())
 
     def mark_incomplete(self) -> None:

@@ -77,7 +77,7 @@ def write_confidence_video(film: Film, target: Path, times: Sequence[int], shots
                 origin: int = 0, aspect: Any = None) -> None:
     """Write the map of ``film`` as the H.264 film ``target`` without sound, of its size and times.
 
-    ``times`` are the pts of its frames, of which the first shall be at ``origin``'s distance from 0; ``shots`` the
+    ``times`` are the pts of its frames, of which the first shall be at ``base_identity``'s distance from 0; ``shots`` the
     files that ``save_confidence_maps`` wrote, with their Shots; ``aspect`` the shape of the pixels, None for square ones.
     """
     maps = itertools.chain.from_iterable(itertools.starmap(_kept, shots))

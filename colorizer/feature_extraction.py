@@ -1,0 +1,71 @@
+"""Conversion of pictures to the inputs of a Colorizer: tensors, backbone features, class logits, color features."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from colorizer.adaptation.film_response import FilmResponse
+from colorizer.backbone import Features, extract_features
+from colorizer.colorizer import Colorizer
+from dataset import L_SCALE, color_feature, lab_to_tensors, resize
+from utils import autocast, to_device
+
+
+class EncodedReference(NamedTuple):
+    """A color picture as the memories store it. S is the side of the colorizer."""
+
+    features: Features  # of one picture
+    L: torch.Tensor  # (1, 1, S, S) in [0, 1]
+    ab: torch.Tensor  # (1, 2, S, S) in [-1, 1]
+    predicted_ab: torch.Tensor  # (1, 2, s, s), predicted from L without the spatial memory
+
+
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """Extract features of pictures of any size, given as L float32 (H, W) in [0, 100] or Lab float32 (H, W, 3)."""
+
+    colorizer: Colorizer
+    device: torch.device
+    precision: str = "auto"
+    response: FilmResponse | None = None  # applied to L before anything else
+
+    def adapt(self, lightness: Iterable[np.ndarray]) -> list[np.ndarray]:
+        """Apply the film response to L of some pictures."""
+        return [L if self.response is None else self.response(L) for L in lightness]
+
+    def network_input(self, lightness: Iterable[np.ndarray], side: int) -> torch.Tensor:
+        """Return L as a tensor (N, 1, side, side) in [0, 1]."""
+        planes = np.stack([resize(L, side, side) for L in self.adapt(lightness)])
+        return to_device(planes, self.device)[:, None] / L_SCALE
+
+    def embed(self, lightness: Iterable[np.ndarray]) -> Features:
+        """Return the backbone features of some pictures, without class logits."""
+        return extract_features(self.colorizer.backbone, self.adapt(lightness), self.device, self.precision)
+
+    def classify(self, lightness: Iterable[np.ndarray]) -> torch.Tensor | None:
+        """Return class logits (N, K, G, G), None without a palette classifier."""
+        if not self.colorizer.config.use_palette_classifier:
+            return None
+        L = self.network_input(lightness, self.colorizer.config.palette_classifier.input_size)
+        with autocast(self.device, self.precision):
+            return self.colorizer.classify(L)
+
+    def color_features(self, labs: Sequence[np.ndarray]) -> torch.Tensor:
+        """Return the color features (N, 313) of Lab pictures at the size of the generator."""
+        size = self.colorizer.config.img_size
+        features = [color_feature(resize(lab, size, size)[..., 1:]) for lab in labs]
+        return torch.from_numpy(np.stack(features)).to(self.device)
+
+    def encode_reference(self, lab: np.ndarray) -> EncodedReference:
+        """Encode a Lab picture for the memories."""
+        colorizer, side, lightness = self.colorizer, self.colorizer.config.side, [lab[..., 0]]
+        features = self.embed(lightness)._replace(class_logits=self.classify(lightness))
+        L = self.network_input(lightness, side)
+        ab = lab_to_tensors(resize(lab, side, side))[1].to(self.device)
+        with autocast(self.device, self.precision):
+            conditioning = colorizer.conditioning(colorizer.recall(features.embedding))
+            predicted, _ = colorizer(L, conditioning, features, use_memory=False)
+        return EncodedReference(features, L, ab, predicted)

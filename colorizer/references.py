@@ -1,0 +1,77 @@
+"""References: color pictures of the user that are added to the memories without training."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from colorizer.adaptation.film_response import IDENTITY_RESPONSE, match_cells
+from colorizer.feature_extraction import FeatureExtractor
+from colorizer.metrics import has_color
+from config import ResponseConfig
+from dataset import REFERENCE_ID, rgb_to_lab
+from fileio.images import IMAGE_SUFFIXES, read_image
+from utils import UserError, list_files, warn
+
+
+def read_references(folder: Path) -> list[np.ndarray]:
+    """Read the color pictures of a folder, RGB uint8 (H, W, 3).
+
+    Grayscale pictures are skipped with a warning, since they have yet to be colored. Raises UserError if there is no
+    color picture, or one that cannot be read.
+    """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; pass a folder of color pictures to --references")
+    pictures = []
+    for path in list_files(folder, IMAGE_SUFFIXES):
+        picture = read_image(path)
+        if has_color(picture):
+            pictures.append(picture)
+        else:
+            warn(f"{path} is grayscale, not colored yet; skipped")
+    if not pictures:
+        raise UserError(f"there is no color picture in {folder} (expected {', '.join(IMAGE_SUFFIXES)})")
+    return pictures
+
+
+def read_reference(path: Path) -> np.ndarray:
+    """Read one color picture, RGB uint8 (H, W, 3). Raises UserError if it is grayscale."""
+    picture = read_image(path)
+    if not has_color(picture):
+        raise UserError(f"the reference {path} is grayscale; pass a color picture")
+    return picture
+
+
+def pin_references(extractor: FeatureExtractor, pictures: Sequence[np.ndarray]) -> None:
+    """Append pictures, RGB uint8 (H, W, 3), to the memories of the colorizer as pinned frames."""
+    colorizer, config = extractor.colorizer, extractor.colorizer.config
+    for lab in map(rgb_to_lab, pictures):
+        features, L, ab, predicted = extractor.encode_reference(lab)
+        if config.use_spatial_memory:
+            colorizer.spatial.pin(features, L, ab, predicted)
+        colorizer.memory.pin(colorizer.memory.query(features.embedding), extractor.color_features([lab]))
+    colorizer.config = replace(config, mem_size=config.mem_size + len(pictures),
+                               spatial_size=config.spatial_size + config.use_spatial_memory * len(pictures))
+
+
+def reencode_film_references(plain: FeatureExtractor, adapted: FeatureExtractor) -> frozenset[int]:
+    """Encode the pinned frames that have the lightness of the film anew, with the response of ``adapted``.
+
+    These are the frames that match the training frames better with the response than without: frames of the film that
+    the user colored. Writes to the memories of ``adapted.colorizer`` and returns the slots in the spatial memory.
+    """
+    memory, spatial, slots = adapted.colorizer.memory, adapted.colorizer.spatial, []
+    pinned = zip(*(each.pinned.nonzero()[:, 0].tolist() for each in (spatial, memory)), strict=True)
+    for slot, memory_slot in pinned:
+        lab = spatial.lab_pictures([slot])[0]
+        without, with_response = (
+            response.matching_cost(match_cells(plain.embed, spatial, [lab[..., 0]], response, ResponseConfig()))
+            for response in (IDENTITY_RESPONSE, adapted.response or IDENTITY_RESPONSE))
+        if with_response < without:
+            features, L, ab, predicted = adapted.encode_reference(lab)
+            spatial.write(torch.tensor([slot]), features, L, ab, torch.tensor([REFERENCE_ID]), predicted)
+            memory.keys[memory_slot] = memory.query(features.embedding)[0]
+            slots.append(slot)
+    return frozenset(slots)
