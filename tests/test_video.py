@@ -261,7 +261,7 @@ def test_incompatible_settings_are_refused(tmp_path, name, settings, message):
 
 def test_420_of_a_size_that_is_odd(tmp_path):
     source = draw_film(tmp_path / "in.mp4", (63, 47), times=range(3))
-    with pytest.raises(UserError, match="does not take .* --pix_fmt yuv420p at 63x47"):
+    with pytest.raises(UserError, match="does not support .* --pix_fmt yuv420p at 63x47"):
         color(source, tmp_path / "out.mp4", pix_fmt="yuv420p")
 
 
