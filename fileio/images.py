@@ -18,8 +18,8 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, replaced by MAX_PIXELS
 
 LUMINANCE_WEIGHTS = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of linear light with sRGB primaries
 
-# Images of more than 8 bits are read and written by FFmpeg: Pillow clips or rounds them, and OpenImageIO 3.2 misreads
-# DPX files of FFmpeg that have 8 bits and a width not divisible by 4, or 12 or 16 bits and an odd width.
+# FFmpeg reads and writes images of more than 8 bits. Pillow loses depth, and OpenImageIO 3.2 misreads DPX files written
+# by FFmpeg with 8 bits and a width that is not a multiple of 4, or with 12 or 16 bits and an odd width.
 _CODECS = {  # suffix: (FFmpeg encoder and name of its demuxer without "_pipe", {bits: pixel format})
     ".png": ("png", {16: "rgb48be"}), ".tif": ("tiff", {16: "rgb48le"}), ".tiff": ("tiff", {16: "rgb48le"}),
     ".dpx": ("dpx", {8: "rgb24", 10: "gbrp10be", 12: "gbrp12be", 16: "rgb48be"}), ".exr": ("exr", {32: "gbrpf32le"}),

@@ -28,12 +28,12 @@ class Coding(NamedTuple):
 
     @property
     def luma_range(self) -> tuple[int, int]:
-        """(value of black, difference between white and black)."""
+        """Value of black, and difference between white and black."""
         return (0, 2**self.depth - 1) if self.full_range else (16 << self.depth - 8, 219 << self.depth - 8)
 
     @property
     def chroma_range(self) -> tuple[int, int]:
-        """(value of neutral, difference between 0.5 and -0.5)."""
+        """Value of neutral, and difference between 0.5 and -0.5."""
         return 1 << self.depth - 1, 2**self.depth - 1 if self.full_range else 224 << self.depth - 8
 
     def to_rgb(self, y: np.ndarray, cb: np.ndarray, cr: np.ndarray) -> np.ndarray:
@@ -234,8 +234,7 @@ def planes_from_frame(frame: av.VideoFrame) -> Planes:
 
 
 def planes_from_rgb(rgb: np.ndarray, depth: int = 8) -> Planes:
-    """Return the planes of an RGB image (H, W, 3) of ``depth`` bits: 4:4:4 in full range, so that grays have Y' = R.
-    """
+    """Return the planes (4:4:4, full range) of an RGB image (H, W, 3) of ``depth`` bits; grays keep their values."""
     coding, rgb = Coding(depth, True, BT601), rgb.astype(np.float32) / (2**depth - 1)
     return Planes(np.rint(coding.luma_of(rgb) * (2**depth - 1)).astype(coding.dtype), *coding.to_chroma(rgb), coding)
 

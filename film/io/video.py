@@ -98,7 +98,7 @@ def frame_rate(stream: av.VideoStream) -> Fraction:
 
 
 def demux_packets(film: av.container.InputContainer, streams: Stream | Sequence[Stream],
-               path: str | Path) -> Iterator[av.Packet]:
+                  path: str | Path) -> Iterator[av.Packet]:
     """Yield the packets of ``streams`` as far as the file can be read; a read error ends them with a warning."""
     try:
         for packet in film.demux(streams):
@@ -131,8 +131,8 @@ def read_frames(path: str | Path, begin: int | None = None,
     """Yield (pts, frame) of a film in display order, pts in the stream's time base and strictly increasing.
 
     ``begin`` is the first pts to yield. A frame without a timestamp gets the previous one plus one frame at the stated
-    rate; a frame whose timestamp is not later than the previous one gets that plus one tick. Frames that cannot be
-    decoded are left out and entered into ``damage``.
+    rate; a frame whose timestamp is not later than the previous one gets that plus one tick. Frames of another size
+    than the first are scaled to it. Frames that cannot be decoded are left out and entered into ``damage``.
     """
     with open_video(path) as (film, stream):
         size, last = None, None
