@@ -1,6 +1,7 @@
-"""How does a picture become tensors? CIE Lab, the 313 color bins, the soft encoding and the dataset.
+"""Color conversions, the 313 color bins with their soft encoding, and the dataset.
 
-Pictures are RGB uint8 (H, W, 3). Lab is CIE Lab with the D65 white, L in [0, 100] and ab in about [-110, 110].
+Pictures are RGB uint8 (H, W, 3). Lab is CIE Lab with white D65, float32, L in [0, 100] and ab in about [-110, 110].
+Networks take L / 100 and ab / 110. The datasets and the spatial memory store Lab in 8 bits (``encode_lab8``).
 """
 
 import math
@@ -21,86 +22,89 @@ from fileio.images import IMAGE_SUFFIXES, read_image, srgb_decode
 from fileio.record_cache import load_or_make_records, record_key
 from utils import UserError, image_ids, list_files, warn
 
-GRAY_SIZE = 256  # side of the gray picture that the backbone sees, whatever img_size is
-REFERENCE_ID = -2  # image id of all pictures that the user adds to a memory; those of a set have ids from 0 on
-L_SCALE, AB_SCALE = 100.0, 110.0  # networks see L / L_SCALE in [0, 1] and ab / AB_SCALE in about [-1, 1]
+GRAY_SIZE = 256  # side of the grayscale input of the backbone, for any img_size
+REFERENCE_ID = -2  # image id of references; those of training frames are >= 0
+L_SCALE, AB_SCALE = 100.0, 110.0  # networks take L / L_SCALE in [0, 1] and ab / AB_SCALE in about [-1, 1]
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Lab and back
+# Color conversions
 
 
 def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
-    """RGB uint8 (H, W, 3) -> Lab float32 (H, W, 3), within 0.5 of scikit-image's (0.1 on average), 100 times faster."""
+    """Convert RGB uint8 to Lab float32, within 0.5 of scikit-image (0.1 on average) and 100 times as fast."""
     return cv2.cvtColor(rgb.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
 
 
 def lab_to_rgb(lab: np.ndarray) -> np.ndarray:
-    """Lab float32 (H, W, 3) -> RGB uint8 (H, W, 3); colors outside sRGB are clipped channel by channel."""
+    """Convert Lab float32 to RGB uint8; colors outside sRGB are clipped per channel."""
     return cv2.convertScaleAbs(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), alpha=255)
 
 
-def spectral_lightness(rgb: np.ndarray, stock: np.ndarray) -> np.ndarray:
-    """L float32 (H, W) in [0, 100] of a picture, RGB uint8 (H, W, 3), on a stock that red, green and blue light of
-    sRGB expose by the shares ``stock`` (3,) of sum 1."""
-    light = srgb_decode(np.arange(256) / 255)[rgb] @ stock.astype(np.float32)
+def spectral_lightness(rgb: np.ndarray, sensitivity: np.ndarray) -> np.ndarray:
+    """Return L float32 (H, W) of RGB uint8 recorded with a spectral sensitivity: weights (3,) of linear sRGB, sum 1."""
+    light = srgb_decode(np.arange(256) / 255)[rgb] @ sensitivity.astype(np.float32)
     return np.where(light > (6 / 29) ** 3, 116 * np.cbrt(light) - 16, light * (29 / 3) ** 3).astype(np.float32)
 
 
 def luma_lightness(rgb: np.ndarray) -> np.ndarray:
-    """L float32 (H, W) in [0, 100] of the gray that video makes of a picture, RGB uint8 (H, W, 3): of its luma
-    (BT.601), in which red and blue are lighter than in its luminance, which CIE L is of."""
+    """Return L float32 (H, W) of the luma (BT.601) of RGB uint8, as in grayscale video."""
     return _L_OF_GRAY[cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)]
+
+
+_L_OF_GRAY[cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)]
 
 
 _L_OF_GRAY = spectral_lightness(np.arange(256)[:, None] * [1, 1, 1], np.full(3, 1 / 3))
 
 
 def lab_to_tensors(lab: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lab float32 (H, W, 3) -> L (1, 1, H, W) and ab (1, 2, H, W) as the networks see them."""
+    """Convert Lab (H, W, 3) to network inputs: L (1, 1, H, W) in [0, 1] and ab (1, 2, H, W) in [-1, 1]."""
     scaled = lab / np.array([L_SCALE, AB_SCALE, AB_SCALE], np.float32)
     L, ab = torch.from_numpy(scaled).permute(2, 0, 1)[None].split([1, 2], 1)
     return L, ab
 
 
 def tensors_to_lab(L: torch.Tensor, ab: torch.Tensor) -> np.ndarray:
-    """L (N, 1, H, W) and ab (N, 2, H, W) as the networks see them -> Lab float32 (N, H, W, 3)."""
+    """Convert L (N, 1, H, W) in [0, 1] and ab (N, 2, H, W) in [-1, 1] to Lab float32 (N, H, W, 3)."""
     return torch.cat([L * L_SCALE, ab * AB_SCALE], 1).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def encode_lab8(L: torch.Tensor, ab: torch.Tensor) -> torch.Tensor:
-    """L (..., 1, H, W) in [0, 1] and ab (..., 2, H, W) in [-1, 1] -> codes (..., 3, H, W) of OpenCV's 8-bit Lab, not
-    yet rounded: L of CIE Lab * 2.55, and its ab + 128."""
+    """Encode L (..., 1, H, W) in [0, 1] and ab (..., 2, H, W) in [-1, 1] as codes (..., 3, H, W) of OpenCV's 8-bit Lab,
+    not yet rounded: 255 L and 110 ab + 128."""
     return torch.cat([255 * L, AB_SCALE * ab + 128], -3)
 
 
 def round_codes(codes: torch.Tensor) -> torch.Tensor:
-    """Codes rounded to uint8, in steps finer than the eye sees."""
+    """Round codes of ``encode_lab8`` to uint8."""
     return codes.round().clamp(0, 255).byte()
 
 
 def decode_lab8(codes: Array) -> tuple[Array, Array]:
-    """The inverse of ``encode_lab8``: float codes (..., 3, H, W), array or tensor -> L in [0, 1] and ab in [-1, 1]."""
+    """Inverse of ``encode_lab8`` for float codes, an array or tensor (..., 3, H, W); returns (L, ab)."""
     return codes[..., :1, :, :] / 255, (codes[..., 1:, :, :] - 128) / AB_SCALE
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize (h, w) or (h, w, C) to (height, width, ...): area average to shrink, bilinear to enlarge."""
+    """Resize (h, w) or (h, w, C) to (height, width, ...) by area average if smaller, else bilinearly."""
     shrink = height <= image.shape[0] and width <= image.shape[1]
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
 
 
 @lru_cache(maxsize=8)
 def _shares(old, new, device):
-    """Weights (new, old) that average a row of ``old`` pixels to ``new`` larger ones, by the area that each covers."""
+    """Return weights (new, old) of the area average of a row of ``old`` pixels to ``new`` larger ones."""
     edge, pixel = torch.arange(new, device=device)[:, None] * old / new, torch.arange(old, device=device)
     return (torch.minimum(pixel + 1, edge + old / new) - torch.maximum(pixel, edge)).clamp(min=0) * new / old
 
 
 def downsample(maps: torch.Tensor, side: int) -> torch.Tensor:
-    """Square maps (N, C, H, H), float32, averaged by area to (N, C, side, side), side <= H. Exact also where H / side
-    is not whole, as ``resize`` is for arrays and torch's own area mode is not."""
+    """Area-average square maps (N, C, H, H), float32, to (N, C, side, side), side <= H.
+
+    Unlike torch's area mode, this is exact for any ratio, as ``resize`` is for arrays.
+    """
     shares = _shares(maps.shape[-1], side, maps.device).to(maps)
     return maps if maps.shape[-1] == side else shares @ maps @ shares.T
 
@@ -109,10 +113,10 @@ def downsample(maps: torch.Tensor, side: int) -> torch.Tensor:
 # The 313 color bins and the soft encoding (Zhang et al. 2016, arXiv 1603.08511)
 
 BIN_STEP = 10
-NEIGHBORS = 10  # a color is shared among its 10 nearest bins
-SIGMA = 5.0  # with Gaussian weights of this width
+NEIGHBORS = 10  # a color is encoded by its 10 nearest bins
+SIGMA = 5.0  # standard deviation of their Gaussian weights
 
-_B_RANGES = {  # for each a: the first and last b
+_B_RANGES = {  # {a: (first b, last b)}
     -90: (50, 90), -80: (20, 90), -70: (0, 90), -60: (-20, 90), -50: (-30, 100), -40: (-40, 100), -30: (-50, 100),
     -20: (-50, 100), -10: (-60, 100), 0: (-70, 100), 10: (-80, 90), 20: (-80, 90), 30: (-90, 90), 40: (-100, 90),
     50: (-100, 80), 60: (-110, 80), 70: (-110, 80), 80: (-110, 70), 90: (-110, 70), 100: (-90, 0)}  # fmt: skip
@@ -120,18 +124,18 @@ AB_BINS = np.array([(a, b) for a, (first, last) in _B_RANGES.items() for b in ra
                    dtype=np.float32)  # (313, 2), ordered by a, then b
 N_BINS = len(AB_BINS)
 
-_TILE_ORIGIN = -130  # least a and b of the square tiles, BIN_STEP wide, that divide the ab plane
+_TILE_ORIGIN = -130  # smallest a and b of the square tiles, BIN_STEP wide, that cover the ab plane
 _TILES = 26
-_SIDE = _TILES * BIN_STEP  # 1 x 1 cells along a side of the plane
-_FINE = 1.5  # fine cells a unit of a or b: with 1, color_feature misses its 1e-3; 2 is slower
+_SIDE = _TILES * BIN_STEP  # unit cells along each side of the plane
+_FINE = 1.5  # bins per unit of the histogram of color_feature; 1 would exceed its error bound of 1e-3, 2 is slower
 _SLOPES = np.ascontiguousarray(AB_BINS.T / np.float32(SIGMA**2))  # (2, 313), see color_feature
 
 
 def _candidate_table():
-    """For each tile of the ab plane, every bin that can be among the NEIGHBORS nearest of some point in it.
+    """Return, for each tile of the ab plane, the bins that can be among the NEIGHBORS nearest to a point in it.
 
-    A bin is left out when even the nearest point of the tile is farther from it than the farthest points of the tile
-    are from NEIGHBORS other bins. Returns indices (tiles^2, K), padded with N_BINS.
+    A bin is left out if at least NEIGHBORS bins are nearer to every point of the tile. Returns indices (tiles^2, K),
+    padded with N_BINS.
     """
     center = _TILE_ORIGIN + BIN_STEP * (np.arange(_TILES) + 0.5)
     centers = np.stack(np.meshgrid(center, center, indexing="ij"), -1).reshape(-1, 1, 2)
@@ -148,10 +152,10 @@ _PADDED_BINS = np.vstack([AB_BINS, [[1e6, 1e6]]]).astype(np.float32)  # the padd
 
 
 def soft_encode(ab: np.ndarray, neighbors: int = NEIGHBORS) -> tuple[np.ndarray, np.ndarray]:
-    """Soft encoding of colors: ab float (P, 2) in Lab units -> the nearest ``neighbors`` bins, int (P, neighbors), and
-    their weights, float32 (P, neighbors) of sum 1.
+    """Encode colors ab (P, 2) in Lab units by their nearest bins.
 
-    Weights are proportional to exp(-d^2 / (2 * 5^2)). Exact for 10 neighbors, without a search over all 313 bins.
+    Returns bin indices int (P, neighbors) and weights float32 (P, neighbors) of sum 1, proportional to exp(-d^2 / (2 *
+    SIGMA^2)). Exact for up to NEIGHBORS bins.
     """
     ab = np.asarray(ab, dtype=np.float32)
     tile = np.clip((ab - _TILE_ORIGIN) // BIN_STEP, 0, _TILES - 1).astype(np.int64)
@@ -166,28 +170,27 @@ def soft_encode(ab: np.ndarray, neighbors: int = NEIGHBORS) -> tuple[np.ndarray,
 
 @lru_cache(maxsize=1)
 def _cell_table():
-    """For the middle of every 1 x 1 cell of the ab plane: bins int (cells, K) and weights float32 (cells, K).
+    """Return bins int (cells, K) and weights float32 (cells, K) for the center of each unit cell of the ab plane.
 
-    K is so large that the 10 nearest bins of any point in the cell are among them.
+    K is large enough that the 10 nearest bins of any point in the cell are among them.
     """
     middle = _TILE_ORIGIN + np.arange(_SIDE, dtype=np.float32) + 0.5
     return soft_encode(np.stack(np.meshgrid(middle, middle, indexing="ij"), -1).reshape(-1, 2), NEIGHBORS + 3)
 
 
 def color_feature(ab: np.ndarray) -> np.ndarray:
-    """Color feature of a picture: ab float (H, W, 2) in Lab units -> float32 (313,), the mean soft encoding of it.
+    """Return the color feature float32 (313,) of ab (H, W, 2) in Lab units: the mean soft encoding of its pixels.
 
-    Pixels are gathered into fine cells of the ab plane and each cell is encoded once, at the mean color of its
-    pixels. The encoding is that of the middle of the 1 x 1 cell around this color, moved: a move by delta multiplies
-    the Gaussian weight of a bin by exp(delta . bin / 5^2), and then the weights are scaled to the sum 1.
-    Within 1e-3 (L1) of the encoding pixel by pixel.
+    Pixels are counted in a fine histogram, and each used cell is encoded once, at the mean color of its pixels. Weights
+    are those of the center of the surrounding unit cell, shifted: moving a color by delta multiplies the Gaussian weight
+    of a bin by exp(delta . bin / SIGMA^2), up to normalization. Within 1e-3 (L1) of the encoding pixel by pixel.
     """
     side = int(_SIDE * _FINE)
     planes = [np.clip(ab[..., c].ravel() - np.float32(_TILE_ORIGIN), 0, np.float32(_SIDE - 0.01)) for c in (0, 1)]
     column, row = ((plane * np.float32(_FINE)).astype(np.int32) for plane in planes)
     cell = column * side + row
     count = np.bincount(cell, minlength=side * side)
-    used = np.flatnonzero(count > 0)  # flatnonzero is three times as fast on bools as on numbers
+    used = np.flatnonzero(count > 0)  # flatnonzero is 3 times as fast on bools
     count = count[used]
     mean = np.stack([np.bincount(cell, plane, side * side)[used] / count for plane in planes]).astype(np.float32)
     corner = mean.astype(np.int32)
@@ -197,47 +200,46 @@ def color_feature(ab: np.ndarray) -> np.ndarray:
     move = _SLOPES[0][index] * delta[0]
     move += _SLOPES[1][index] * delta[1]
     weight *= np.exp(move, out=move)
-    weight[weight < np.partition(weight, -NEIGHBORS, axis=1)[:, -NEIGHBORS, None]] = 0  # the 10 nearest remain
+    weight[weight < np.partition(weight, -NEIGHBORS, axis=1)[:, -NEIGHBORS, None]] = 0  # keep the 10 nearest
     weight *= (count / weight.sum(1)).astype(np.float32)[:, None]
     feature = np.bincount(index.ravel(), weight.ravel(), N_BINS)
     return (feature / feature.sum()).astype(np.float32)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What the networks see
+# Dataset
 
 IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
 def backbone_input(L: torch.Tensor) -> torch.Tensor:
-    """L tensor (..., 1, H, W) in [0, 1] -> the gray picture for the backbone (..., 3, H, W), ImageNet-normalized."""
+    """Convert L (..., 1, H, W) in [0, 1] to the ImageNet-normalized input (..., 3, H, W) of the backbone."""
     mean, std = (x.to(L.device, non_blocking=True) for x in (IMAGENET_MEAN, IMAGENET_STD))
     return (L - mean) / std
 
 
-PREPARATION = 2  # version of what ``prepare`` makes of a picture; raise it when that changes, so that caches are remade
+PREPARATION_VERSION = 2  # increase it if ``prepare`` changes, to invalidate caches
 
 
 class ColorizationDataset(Dataset):
-    """The pictures of a folder (or a list of paths), prepared as 8-bit Lab, for networks of ``img_size``.
+    """Pictures of a folder or a list of paths, prepared as 8-bit Lab for networks of ``img_size``.
 
-    An item is a dict of the five elements of the method, and ``index``, its number in the dataset:
-    ``L`` (1, S, S) in [0, 1]; ``ab`` (2, S, S) in about [-1, 1]; ``color_feature`` (313,) of sum 1;
-    ``gray`` (3, 256, 256) for the backbone; ``image_id``, the number at the end of the file's name (see image_ids).
-    Pictures are held at ``side`` x ``side``, the greater of img_size and 256, so that zoomed views of them are sharp.
+    An item is a dict of ``L`` (1, S, S) in [0, 1]; ``ab`` (2, S, S) in about [-1, 1]; ``color_feature`` (313,) of sum 1;
+    ``gray`` (3, 256, 256) for the backbone; ``image_id``, the number at the end of the file name (see ``image_ids``); and
+    ``index`` in the dataset. Pictures are kept at ``side`` x ``side``, max(img_size, 256), for sharp zoomed views.
 
-    The pictures of a folder are prepared once and kept in its subfolder ``.cache``, by name, size and time of change of
-    each file. A set of at most ``cache_gb`` GB is held in memory, a larger one is read from there as it is needed; a
-    list of paths is always held in memory. An unreadable picture is skipped with a warning that names it. Raises
-    UserError when there is no such folder or nothing can be read.
+    Prepared pictures of a folder are cached in its subfolder ``.cache``, by file name, size and modification time. If
+    they take more than ``cache_gb`` GB they are read from there when needed, otherwise held in memory, as a list of
+    paths always is. Unreadable pictures are skipped with a warning. Raises UserError if the folder does not exist or no
+    picture can be read.
     """
 
     def __init__(self, source: str | Path | Iterable[str | Path], img_size: int, cache_gb: float = 1.0) -> None:
         self.cache = None
         if isinstance(source, (str, Path)):
             if not Path(source).is_dir():
-                raise UserError(f"there is no folder {source}; make it with dataset_generator.py or name another one")
+                raise UserError(f"there is no folder {source}; make it with dataset_generator.py or pass another one")
             paths = list_files(source, IMAGE_SUFFIXES)
             self.cache = Path(source) / ".cache"
         else:
@@ -251,21 +253,23 @@ class ColorizationDataset(Dataset):
                 warn(f"{error}; skipped")
                 return None
             feature = color_feature(resize(full, img_size, img_size)[..., 1:])
-            L, ab = lab_to_tensors(resize(full, self.side, self.side))  # the whole frame: nothing is cropped away
+            L, ab = lab_to_tensors(resize(full, self.side, self.side))  # the whole frame, without cropping
             return feature, round_codes(encode_lab8(L, ab))[0].numpy()
 
         def prepare_all(indices):
             with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(
                     total=len(indices), unit=" pictures", desc="preparing", leave=False, disable=None) as bar:
-                for start in range(0, len(indices), 64):  # at most 64 prepared pictures wait to be written
+                for start in range(0, len(indices), 64):  # bounds the prepared pictures in memory
                     for values in pool.map(prepare, [paths[index] for index in indices[start:start + 64]]):
                         bar.update()
                         yield values
 
-        keys = [record_key(PREPARATION, path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        keys = [record_key(PREPARATION_VERSION, path.name, path.stat().st_size, path.stat().st_mtime_ns)
+                for path in paths]
         fields = [("color_feature", "f4", (N_BINS,)), ("lab", "u1", (3, self.side, self.side))]
-        records, readable = load_or_make_records(self.cache and self.cache / f"pictures_{img_size}", fields,
-                                   [record_key(key, img_size) for key in keys], prepare_all, cache_gb * 1e9)
+        records, readable = load_or_make_records(
+            self.cache and self.cache / f"pictures_{img_size}", fields, [record_key(key, img_size) for key in keys],
+            prepare_all, cache_gb * 1e9)
         if not readable:
             raise UserError(f"no readable picture in {source} (expected {', '.join(IMAGE_SUFFIXES)})")
         self.paths, self.keys = [paths[index] for index in readable], [keys[index] for index in readable]
@@ -275,18 +279,19 @@ class ColorizationDataset(Dataset):
 
     def features(self, name: str, dim: int, identity: object,
                  compute: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """Features of the pictures by a frozen network, float32 (N, dim) rounded to float16, cached like the pictures.
+        """Return features of the pictures by a frozen network, float32 (N, dim) rounded to float16, cached in ``name``.
 
-        ``compute`` takes the indices (n,) of some pictures, a tensor, and returns (n, dim). ``name`` is that of the
-        cache file; ``identity`` is a plain value that differs wherever features would, such as for other weights.
+        ``compute`` maps picture indices (n,) to features (n, dim). ``identity`` is a plain value that must differ if the
+        features do, such as for other weights.
         """
         def compute_all(indices):
             for start in range(0, len(indices), 8):
                 features = compute(torch.tensor(indices[start:start + 8]))
                 yield from ((feature,) for feature in features.cpu().numpy())
 
-        records, _ = load_or_make_records(self.cache and self.cache / name, [("feature", "f2", (dim,))],
-                            [record_key(key, identity) for key in self.keys], compute_all, math.inf)
+        records, _ = load_or_make_records(
+            self.cache and self.cache / name, [("feature", "f2", (dim,))],
+            [record_key(key, identity) for key in self.keys], compute_all, math.inf)
         return torch.from_numpy(records["feature"].astype(np.float32))
 
     def __len__(self) -> int:
@@ -299,17 +304,9 @@ class ColorizationDataset(Dataset):
 
     def tensors(self, indices: torch.Tensor | list[int],
                 size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """L (N, 1, size, size), ab (N, 2, size, size) and the backbone's gray pictures (N, 3, 256, 256) of the pictures
-        at ``indices``; ``size`` is at most ``side``."""
+        """Return L (N, 1, size, size), ab (N, 2, size, size) and backbone inputs (N, 3, 256, 256) of pictures.
+
+        ``size`` is at most ``side``.
+        """
         codes = self.codes[indices].float()
         return *decode_lab8(downsample(codes, size)), backbone_input(downsample(codes[:, :1], GRAY_SIZE) / 255)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What need not be prepared twice
-#
-# A cache file holds records of one kind, each with a key and a checksum, and is reused from run to run. A record counts
-# only when its key is asked for and its checksum is right. So a changed picture, another version of the program, and a
-# file that is cut short or damaged are all handled alike: the records that are missing are made again.
-
-

@@ -185,7 +185,7 @@ def test_changed_images_and_settings_are_prepared_again(folder, decoded, monkeyp
     assert ColorizationDataset(folder, 256).codes.shape[-1] == 256 and len(decoded) == 5
     ColorizationDataset(folder, 128)
     assert len(decoded) == 5  # each size has a file of its own
-    monkeypatch.setattr(dataset, "PREPARATION", dataset.PREPARATION + 1)
+    monkeypatch.setattr(dataset, "PREPARATION_VERSION", dataset.PREPARATION_VERSION + 1)
     ColorizationDataset(folder, 128)
     assert len(decoded) == 10
 

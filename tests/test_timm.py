@@ -154,7 +154,7 @@ def refusal(call, kind=BackboneUnavailable):
 
 def test_without_internet(offline):
     message = refusal(lambda: Backbone(VIT))
-    assert "the download of timm (The internet is not there); give a file by --backbone_weights" in message
+    assert "the download of timm (The internet is not there); pass a file to --backbone_weights" in message
     assert len(offline) == 1
 
 
