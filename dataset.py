@@ -53,9 +53,6 @@ def luma_lightness(rgb: np.ndarray) -> np.ndarray:
     return _L_OF_GRAY[cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)]
 
 
-_L_OF_GRAY[cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)]
-
-
 _L_OF_GRAY = spectral_lightness(np.arange(256)[:, None] * [1, 1, 1], np.full(3, 1 / 3))
 
 
@@ -182,8 +179,8 @@ def color_feature(ab: np.ndarray) -> np.ndarray:
     """Return the color feature float32 (313,) of ab (H, W, 2) in Lab units: the mean soft encoding of its pixels.
 
     Pixels are counted in a fine histogram, and each used cell is encoded once, at the mean color of its pixels. Weights
-    are those of the center of the surrounding unit cell, shifted: moving a color by delta multiplies the Gaussian weight
-    of a bin by exp(delta . bin / SIGMA^2), up to normalization. Within 1e-3 (L1) of the encoding pixel by pixel.
+    are those of the center of the surrounding unit cell, shifted: moving a color by delta multiplies the Gaussian
+    weight of a bin by exp(delta . bin / SIGMA^2), up to normalization. Within 1e-3 (L1) of the encoding pixel by pixel.
     """
     side = int(_SIDE * _FINE)
     planes = [np.clip(ab[..., c].ravel() - np.float32(_TILE_ORIGIN), 0, np.float32(_SIDE - 0.01)) for c in (0, 1)]
@@ -225,8 +222,8 @@ PREPARATION_VERSION = 2  # increase it if ``prepare`` changes, to invalidate cac
 class ColorizationDataset(Dataset):
     """Pictures of a folder or a list of paths, prepared as 8-bit Lab for networks of ``img_size``.
 
-    An item is a dict of ``L`` (1, S, S) in [0, 1]; ``ab`` (2, S, S) in about [-1, 1]; ``color_feature`` (313,) of sum 1;
-    ``gray`` (3, 256, 256) for the backbone; ``image_id``, the number at the end of the file name (see ``image_ids``); and
+    An item is a dict of ``L`` (1, S, S) in [0, 1]; ``ab`` (2, S, S) in about [-1, 1]; ``color_feature`` (313,), of sum
+    1; ``gray`` (3, 256, 256) for the backbone; ``image_id``, the number at the end of the file name (``image_ids``); and
     ``index`` in the dataset. Pictures are kept at ``side`` x ``side``, max(img_size, 256), for sharp zoomed views.
 
     Prepared pictures of a folder are cached in its subfolder ``.cache``, by file name, size and modification time. If
@@ -281,8 +278,8 @@ class ColorizationDataset(Dataset):
                  compute: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """Return features of the pictures by a frozen network, float32 (N, dim) rounded to float16, cached in ``name``.
 
-        ``compute`` maps picture indices (n,) to features (n, dim). ``identity`` is a plain value that must differ if the
-        features do, such as for other weights.
+        ``compute`` maps picture indices (n,) to features (n, dim). ``identity`` is a plain value that must differ if
+        the features do, such as for other weights.
         """
         def compute_all(indices):
             for start in range(0, len(indices), 8):

@@ -97,7 +97,7 @@ TimmNet = Any  # nn.Module with timm's feature_info, pretrained_cfg and forward_
 
 
 def make_timm(name: str, pretrained: bool = False) -> TimmNet:
-    """Create timm's network for the backbone ``name``, for pictures of any size, and download weights if ``pretrained``.
+    """Create timm's network for the backbone ``name``, for pictures of any size; download weights if ``pretrained``.
 
     Raises BackboneUnavailable without timm, and whatever timm raises.
     """

@@ -76,8 +76,8 @@ class Colorizer(nn.Module):
 
         The generator predicts ab. With class logits in ``features``, the mean color of each cell is replaced by the
         joint estimate of classifier and generator. Then each cell of the spatial memory moves to the recalled color,
-        and finally each pixel to the color warped from remembered frames, in proportion to their confidence. Detail finer
-        than a cell stays that of the generator.
+        and finally each pixel to the color warped from remembered frames, in proportion to their confidence. Detail
+        finer than a cell stays that of the generator.
 
         Without a spatial memory, or if ``use_memory`` is False, nothing is recalled and the Confidence is None.
         ``picture_of`` is as for ``warp_colors``. Raises ValueError if required ``features`` are missing.
