@@ -201,6 +201,8 @@ class InBetweenConfig:
     ``benchmarks/trials.md``)."""
 
     photometric_weight: float = 150.0  # a pixel fits where the flow leads to by exp(-unlit * squared difference in L in [0, 1])
+    grid: int = 16  # cells along a side
+    power: int = 8  # of the mean
     max_mismatch: float = 0.55  # how much of a place may not fit, in a mean of the 8th power over a drawing
 
 

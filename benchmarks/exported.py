@@ -27,7 +27,7 @@ from resources.color_by_onnx import Exported
 from colorizer.export import export
 from colorizer.memory.spatial_memory import SpatialMemory
 from colorizer.metrics import Scores
-from colorizer.palette_classifier import STRIDE, PaletteClassifier
+from colorizer.palette_classifier import CELL_SIZE, PaletteClassifier
 from colorizer.predictor import Predictor
 from config import ColorConfig, ExportConfig
 from dataset import L_SCALE, resize
@@ -40,14 +40,14 @@ from utils import ArgumentParser, parse_positive_int, run_cli
 class WithRegions(Exported):
     """Exported networks with the regions that the program finds."""
 
-    def __init__(self, folder: Path, voter: PaletteClassifier) -> None:
+    def __init__(self, folder: Path, palette_classifier: PaletteClassifier) -> None:
         super().__init__(folder)
-        self.palette_classifier = voter
+        self.palette_classifier = palette_classifier
 
     def regions(self, lightness):
-        grid = self.palette_classifier.config.input_size // STRIDE
+        grid = self.palette_classifier.config.input_size // CELL_SIZE
         places = np.stack([resize(resize(L, 4 * grid, 4 * grid), grid, grid) for L in lightness]) / np.float32(L_SCALE)
-        return self.palette_classifier.regions(torch.from_numpy(places)).view(-1, grid, grid).numpy()
+        return self.palette_classifier.find_regions(torch.from_numpy(places)).view(-1, grid, grid).numpy()
 
 
 @contextmanager

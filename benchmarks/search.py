@@ -93,12 +93,12 @@ class Case:
 
     def join_with(self, name, value):
         """The scores with another constant by which votes are joined."""
-        voter = self.colorizer.palette_classifier
-        before, voter.config = voter.config, replace(voter.config, **{name: value})
+        classifier = self.colorizer.palette_classifier
+        before, classifier.config = classifier.config, replace(classifier.config, **{name: value})
         try:
             return self.score(self.colorizer)
         finally:
-            voter.config = before
+            classifier.config = before
 
     def vary(self, name, value):
         """The scores with another value of a constant or setting."""

@@ -14,7 +14,7 @@ from colorizer.memory.attention import attend_to_frames
 from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
 from colorizer.memory.frame_warping import warp_colors
 from colorizer.memory.spatial_memory import SpatialMemory
-from colorizer.palette_classifier import PaletteClassifier, moved
+from colorizer.palette_classifier import PaletteClassifier, shift_cell_means
 from config import CalibrationConfig, ModelConfig, restore
 from dataset import backbone_input, downsample
 from networks import Conditioning, FeatureIntegrator, Generator, MemoryMatches, MemoryNetwork
@@ -99,13 +99,13 @@ class Colorizer(nn.Module):
         warped_share = F.adaptive_avg_pool2d(warped[:, 2], self.config.spatial.grid)
         attended = attend_to_frames(self.spatial, nearest, keys,  # (N, 3, G, G): ab and confidence
                                     warped_share.flatten(1) < self.config.spatial.skip_attention_above)
-        ab = moved(moved(ab, *attended.split([2, 1], 1)), *warped.split([2, 1], 1))
+        ab = shift_cell_means(shift_cell_means(ab, *attended.split([2, 1], 1)), *warped.split([2, 1], 1))
         return ab, self._confidence(ab, joint, attended[:, 2], warped[:, 2])
 
     def _join(self, ab, logits):
         """Join predicted ab with class logits; return ab and the joint probabilities, averaged over 2 x 2 cells: that
         is enough for the confidence, in a quarter of the time."""
-        joined = [self.palette_classifier.join(*part) for part in zip(ab.split(1), logits.split(1), strict=True)]
+        joined = [self.palette_classifier.combine(*part) for part in zip(ab.split(1), logits.split(1), strict=True)]
         return torch.cat([ab for ab, _ in joined]), torch.cat([F.avg_pool2d(joint.float(), 2) for _, joint in joined])
 
     def _confidence(self, ab, joint, attended, warped):

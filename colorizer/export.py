@@ -19,7 +19,7 @@ from torch import nn
 
 from colorizer.colorizer import Colorizer
 from colorizer.memory.attention import attend
-from colorizer.palette_classifier import STRIDE, moved
+from colorizer.palette_classifier import CELL_SIZE, shift_cell_means
 from colorizer.predictor import load_colorizer
 from colorizer.warping import upsampling
 from config import ExportConfig
@@ -140,7 +140,7 @@ class Vote(nn.Module):
 
     def forward(self, L: torch.Tensor, guess: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
         votes = self.palette_classifier(self.backbone.maps(backbone_input(L)), L, regions.flatten(1))
-        return self.palette_classifier.join(guess, votes)[0]
+        return self.palette_classifier.combine(guess, votes)[0]
 
 
 class Remember(nn.Module):
@@ -156,7 +156,7 @@ class Remember(nn.Module):
         own = self.spatial.make_keys(places, L, guess)
         hint = attend(own, keys.flatten(1, 2), colors.flatten(1, 2), pulled, self.spatial.config)
         color, confidence = hint.unflatten(2, (self.grid, self.grid)).split([2, 1], 1)
-        return moved(guess, color, confidence), confidence[:, 0]
+        return shift_cell_means(guess, color, confidence), confidence[:, 0]
 
 
 def graphs_of(colorizer: Colorizer) -> dict[str, Graph]:
@@ -175,7 +175,7 @@ def graphs_of(colorizer: Colorizer) -> dict[str, Graph]:
     seen = {"places": places} if config.use_spatial_memory else {}
     graphs["generator"] = Graph(Paint(colorizer), {"L": L, **advice, **seen}, ("ab",))
     if config.use_palette_classifier:
-        look, votes = config.palette_classifier.input_size, config.palette_classifier.input_size // STRIDE
+        look, votes = config.palette_classifier.input_size, config.palette_classifier.input_size // CELL_SIZE
         graphs["palette_classifier"] = Graph(Vote(colorizer), {"L": torch.zeros(n, 1, look, look), "guess": guess, "regions":
                                                   torch.zeros(n, votes, votes, dtype=torch.int64)}, ("ab",))
     if config.use_spatial_memory:

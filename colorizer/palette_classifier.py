@@ -1,8 +1,10 @@
-"""How likely is each color? The voter: at each place of a gray picture, votes for the colors of the show.
+"""The palette classifier: per-cell classification of the colors of a show.
 
-A mean of two possible colors is no color of the show: what is red or cream comes out pale. So a color is chosen by
-votes, as a class, and only then turned into ab. Shapes: N batch, G x G places, P of them in a sample, E features of a
-place, K ``colors``.
+Regression to the mean of two possible colors gives a pale color that the show does not have. The classifier therefore
+predicts probabilities for the colors of a palette, which are then combined with the output of the generator.
+
+Shapes: N pictures, G x G cells of CELL_SIZE pixels, P cells in a sample, E channels of the features of a cell, K =
+``palette_size`` colors.
 """
 
 import warnings
@@ -18,197 +20,207 @@ from config import PaletteClassifierConfig
 from dataset import AB_SCALE
 from utils import to_device
 
-LARGEST_LOOK = 2048  # pixels; a checkpoint could ask for any
-STRIDE = 4  # pixels of a look along a side of a place
-AROUND = 3  # places along a side of the square whose lightness is a place's
+MAX_INPUT_SIZE = 2048  # pixels; limits the memory that the configuration of a checkpoint can require
+CELL_SIZE = 4  # pixels of the input along a side of a cell
+NEIGHBORHOOD = 3  # cells along a side of the square whose lightness is part of the features of a cell
 
 
-def moved(ab: torch.Tensor, hint: torch.Tensor, weight: torch.Tensor | float = 1.0) -> torch.Tensor:
-    """ab (N, 2, S, S) with its mean over each of h x w places moved towards ``hint`` (N, 2, h, w): not at all where
-    ``weight`` (N, 1, h, w) is 0, all the way where it is 1. Detail finer than a place stays."""
-    change = weight * (hint - F.adaptive_avg_pool2d(ab, (hint.shape[2], hint.shape[3])))
-    return ab + F.interpolate(change, ab.shape[2:], mode="bilinear", align_corners=False)
+def shift_cell_means(ab: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | float = 1.0) -> torch.Tensor:
+    """Shift the mean of ab (N, 2, S, S) in each of h x w cells towards ``target`` (N, 2, h, w), in proportion to
+    ``weight`` (N, 1, h, w) in [0, 1]. Detail finer than a cell is kept."""
+    shift = weight * (target - F.adaptive_avg_pool2d(ab, (target.shape[2], target.shape[3])))
+    return ab + F.interpolate(shift, ab.shape[2:], mode="bilinear", align_corners=False)
 
 
 class GroupDropout(nn.Dropout):
-    """Dropout for rows (P, C) of which each of GROUPS parts, P a multiple of them, has one mask: a mask for every row
-    takes longer to draw than all else in a step."""
+    """Dropout for rows (P, C) with one mask for each of GROUPS groups of rows, where P is a multiple of GROUPS.
+
+    Drawing a mask for every row would take longer than the rest of a training step.
+    """
 
     GROUPS = 64
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return x
-        kept = (torch.rand(self.GROUPS, 1, x.shape[1]) >= self.p).to(x) / (1 - self.p)
-        return (x.unflatten(0, (self.GROUPS, -1)) * kept).flatten(0, 1)
+        mask = (torch.rand(self.GROUPS, 1, x.shape[1]) >= self.p).to(x) / (1 - self.p)
+        return (x.unflatten(0, (self.GROUPS, -1)) * mask).flatten(0, 1)
 
 
 class PaletteClassifier(nn.Module):
-    """Votes for the K colors of a show, at each place of a gray picture, by what the backbone sees there.
+    """Classifies the grid cells of a grayscale picture into the K colors of a show.
 
-    The colors are the centers of K clusters of the ab of the training pictures. Features of a place are all maps of the
-    backbone there, from the finest, which see its lines, to the coarsest, which see whose arm it is, and the lightness
-    around it. They are projected by linear discriminant analysis (Fisher 1936; Rao 1948): scaled so that places of one
-    color vary by 1 in each direction, and reduced to the directions in which the colors differ most. An MLP of two
-    layers, trained by cross entropy with soft labels on single places (as Kirillov et al. 2020, arXiv 1912.08193, learn
-    the masks of things), makes votes of them, so that it learns a character from a few frames, in seconds.
+    The palette holds the centers of K clusters of the ab of training pictures. The features of a cell are all maps of
+    the backbone, interpolated, and the lightness of its neighborhood. Linear discriminant analysis (Fisher 1936; Rao
+    1948) projects them: they are whitened within the classes and reduced to the axes that separate the colors best. An
+    MLP of two layers computes the logits. It is trained by cross entropy with soft labels on a sample of cells (as
+    Kirillov et al. 2020, arXiv 1912.08193, train on a sample of points), which takes seconds.
     """
 
     mean: torch.Tensor  # (E,)
-    projection: torch.Tensor  # (E, axes)
+    projection: torch.Tensor  # (E, discriminant_axes)
     palette: torch.Tensor  # (K, 2) ab in Lab units
 
     def __init__(self, channels: Sequence[int], config: PaletteClassifierConfig) -> None:
-        """For a backbone whose maps have so many ``channels``. Raises ValueError for a look that is no multiple of 32
-        pixels, by which the backbone's coarsest map divides it, or that nobody could pay for."""
+        """Create a classifier for a backbone whose maps have these ``channels``. Raises ValueError for an invalid
+        ``input_size``."""
         super().__init__()
-        if config.input_size % 32 or config.input_size > LARGEST_LOOK:
-            raise ValueError(f"the look of {config.input_size} pixels is no multiple of 32 up to {LARGEST_LOOK}")
-        self.config, self.parts = config, [*channels, AROUND**2 + 1]  # of the features: E is their sum
-        self.register_buffer("mean", torch.zeros(sum(self.parts)))
-        self.register_buffer("projection", torch.zeros(sum(self.parts), config.discriminant_axes))
+        if config.input_size % 32 or config.input_size > MAX_INPUT_SIZE:  # 32: stride of the backbone's coarsest map
+            raise ValueError(f"input_size {config.input_size} is not a multiple of 32 up to {MAX_INPUT_SIZE}")
+        self.config, self.channels = config, [*channels, NEIGHBORHOOD**2 + 1]
+        features = sum(self.channels)
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("projection", torch.zeros(features, config.discriminant_axes))
         self.register_buffer("palette", torch.zeros(config.palette_size, 2))
-        self.mlp = nn.Sequential(GroupDropout(0.2), nn.Linear(config.discriminant_axes, config.hidden_dim), nn.ReLU(), GroupDropout(0.3),
-                                 nn.Linear(config.hidden_dim, config.palette_size))
+        self.mlp = nn.Sequential(GroupDropout(0.2), nn.Linear(config.discriminant_axes, config.hidden_dim), nn.ReLU(),
+                                 GroupDropout(0.3), nn.Linear(config.hidden_dim, config.palette_size))
+
+    # Training
 
     @staticmethod
-    def describe(maps: Sequence[torch.Tensor], L: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        """The features (N, P, E) of the places of the numbers ``chosen`` (P,), counted line by line, by the backbone's
-        maps (N, C, h, w) of pictures with L (N, 1, H, H) in [0, 1]: all maps there, interpolated, the lightness of the
-        3 x 3 places around, and the square of its own."""
-        grid = L.shape[2] // STRIDE
-        points = (2 * torch.stack([chosen % grid, chosen // grid], 1).float() + 1) / grid - 1
+    def cell_features(maps: Sequence[torch.Tensor], L: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+        """Return the features (N, P, E) of the cells with the row-major indices ``cells`` (P,), given the backbone's
+        maps (N, C, h, w) and L (N, 1, H, H) in [0, 1] of pictures."""
+        grid = L.shape[2] // CELL_SIZE
+        points = (2 * torch.stack([cells % grid, cells // grid], 1).float() + 1) / grid - 1
         points = points.expand(len(L), 1, -1, -1)
-        seen = [F.grid_sample(m, points, padding_mode="border", align_corners=False)[:, :, 0] for m in maps]
-        return torch.cat([*seen, _lightness(L, grid)[..., chosen]], 1).transpose(1, 2)
+        sampled = [F.grid_sample(m, points, padding_mode="border", align_corners=False)[:, :, 0] for m in maps]
+        return torch.cat([*sampled, _lightness_features(L, grid)[..., cells]], 1).transpose(1, 2)
 
-    def labels(self, ab: torch.Tensor) -> torch.Tensor:
-        """Soft labels (P, K) of sum 1 of colors (P, 2) in Lab units: exp(-d^2 / (2 softness^2)) of the distances d to
-        the K colors."""
-        nearness = ab @ self.palette.T - self.palette.square().sum(1) / 2  # -d^2 / 2, but for a constant
-        return (nearness / self.config.label_sigma**2).softmax(1)
+    def soft_labels(self, ab: torch.Tensor) -> torch.Tensor:
+        """Return the labels (P, K) of colors (P, 2) in Lab units, which sum to 1: a softmax of -d^2 / (2 label_sigma^2)
+        over the distances d to the palette."""
+        similarity = ab @ self.palette.T - self.palette.square().sum(1) / 2  # -d^2 / 2 plus a constant
+        return (similarity / self.config.label_sigma**2).softmax(1)
 
-    def weights(self, ab: torch.Tensor) -> torch.Tensor:
-        """How much colors (P, 2) in Lab units count, of mean 1: characters are small and vivid."""
+    def sample_weights(self, ab: torch.Tensor) -> torch.Tensor:
+        """Return the weights (P,) of colors (P, 2) in Lab units, with mean 1. Saturated colors weigh more, since
+        characters are small and saturated."""
         weight = 1 + self.config.chroma_weight * ab.norm(dim=1) / AB_SCALE
         return weight / weight.mean()
 
     @torch.no_grad()
     def fit(self, features: torch.Tensor, ab: torch.Tensor) -> torch.Tensor:
-        """Find the colors and the projection by P places: features (P, E), float16 or float32, and ab (P, 2) in Lab
-        units. Returns the projected features (P, axes), float32."""
-        weight = self.weights(ab)
-        self.palette.copy_(_clusters(ab, weight, self.config.palette_size))
+        """Fit the palette and the projection to P cells: features (P, E), float16 or float32, and ab (P, 2) in Lab
+        units. Returns the projected features (P, discriminant_axes), float32."""
+        config, weight = self.config, self.sample_weights(ab)
+        self.palette.copy_(_cluster_colors(ab, weight, config.palette_size))
         self.mean.copy_(features.mean(0, dtype=torch.float32))
         dim = len(self.mean)
-        scatter, sums = torch.zeros(dim, dim).to(self.mean), torch.zeros(self.config.palette_size, dim).to(self.mean)
-        share = torch.zeros(self.config.palette_size).to(self.mean)
-        for part, color, factor in zip(features.split(2**14), ab.split(2**14), weight.split(2**14), strict=True):
-            centered, label = part.float() - self.mean, factor[:, None] * self.labels(color)
+        scatter, sums = torch.zeros(dim, dim).to(self.mean), torch.zeros(config.palette_size, dim).to(self.mean)
+        mass = torch.zeros(config.palette_size).to(self.mean)
+        for chunk, color, factor in zip(features.split(2**14), ab.split(2**14), weight.split(2**14), strict=True):
+            centered, label = chunk.float() - self.mean, factor[:, None] * self.soft_labels(color)
             scatter += (factor[:, None] * centered).T @ centered
             sums += label.T @ centered
-            share += label.sum(0)
-        centers = sums / share.clamp(min=1e-6)[:, None]
-        between = (share[:, None] * centers).T @ centers / len(ab)
+            mass += label.sum(0)
+        centers = sums / mass.clamp(min=1e-6)[:, None]
+        between = (mass[:, None] * centers).T @ centers / len(ab)
         within = (scatter / len(ab) - between).double()
-        within += self.config.shrinkage * within.diagonal().mean().clamp(min=1e-9) * torch.eye(dim).to(within)
-        size, axes = torch.linalg.eigh(within)
-        whitening = axes * size.clamp(min=1e-12).rsqrt()
+        within += config.shrinkage * within.diagonal().mean().clamp(min=1e-9) * torch.eye(dim).to(within)
+        variance, axes = torch.linalg.eigh(within)
+        whitening = axes * variance.clamp(min=1e-12).rsqrt()
         _, axes = torch.linalg.eigh(whitening.T @ between.double() @ whitening)
-        self.projection.copy_(whitening @ axes[:, -self.config.discriminant_axes:])
-        return torch.cat([(part.float() - self.mean) @ self.projection for part in features.split(2**14)])
+        self.projection.copy_(whitening @ axes[:, -config.discriminant_axes:])
+        return torch.cat([(chunk.float() - self.mean) @ self.projection for chunk in features.split(2**14)])
 
     @torch.enable_grad()
-    def learn(self, projected: torch.Tensor, ab: torch.Tensor, steps: int, batch: int = 4096) -> None:
-        """Train the MLP on P places, as ``fit`` returned them, for so many steps."""
+    def train_mlp(self, projected: torch.Tensor, ab: torch.Tensor, steps: int, batch: int = 4096) -> None:
+        """Train the MLP for ``steps`` steps on P cells: projected features, as returned by ``fit``, and ab (P, 2)."""
         self.mlp.train()
         optimizer = torch.optim.AdamW(self.mlp.parameters(), self.config.learning_rate, weight_decay=0.01)
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = self.config.learning_rate * min(1, 2 * (1 - step / steps))
             chosen = torch.randint(len(ab), (batch,)).to(ab.device)
             color = ab[chosen]
-            votes = self.mlp(projected[chosen]).log_softmax(1)
-            loss = -((self.labels(color) * votes).sum(1) * self.weights(color)).mean()
+            log_probabilities = self.mlp(projected[chosen]).log_softmax(1)
+            loss = -((self.soft_labels(color) * log_probabilities).sum(1) * self.sample_weights(color)).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         self.mlp.eval()
 
+    # Inference
+
     @torch.no_grad()
     def forward(self, maps: Sequence[torch.Tensor], L: torch.Tensor,
                 regions: torch.Tensor | None = None) -> torch.Tensor:
-        """Votes (N, K, G, G), logits, float32, for all places of pictures, ``maps`` and L as for ``describe``: those of
-        each place and, in equal parts, those of the region that it belongs to. ``regions`` are numbers as the method of
-        this name finds them, below G^2; None finds them."""
-        grid = L.shape[2] // STRIDE
-        *parts, light = self.projection.split(self.parts)
+        """Return the class logits, float32 (N, K, G, G), of pictures, given as for ``cell_features``.
+
+        The logits are the means of the log-probabilities of a cell and of the region it belongs to. ``regions``
+        (N, G^2) holds indices below G^2, as ``find_regions`` returns them; None computes them.
+        """
+        grid = L.shape[2] // CELL_SIZE
+        *map_projections, lightness_projection = self.projection.split(self.channels)
         with torch.autocast(L.device.type, enabled=False):
-            lightness = _lightness(L, grid)
-            axes = lightness.transpose(1, 2) @ light - self.mean @ self.projection
-            for seen, part in zip(maps, parts, strict=True):  # to project before enlarging is the same, and cheaper
-                seen = (seen.permute(0, 2, 3, 1) @ part).permute(0, 3, 1, 2)
-                seen = F.interpolate(seen, (grid, grid), mode="bilinear", align_corners=False)
-                axes = axes + seen.flatten(2).transpose(1, 2)
-            votes = self.mlp(axes).log_softmax(2)
+            lightness = _lightness_features(L, grid)
+            projected = lightness.transpose(1, 2) @ lightness_projection - self.mean @ self.projection
+            for m, projection in zip(maps, map_projections, strict=True):  # projecting before enlarging is cheaper
+                m = (m.permute(0, 2, 3, 1) @ projection).permute(0, 3, 1, 2)
+                m = F.interpolate(m, (grid, grid), mode="bilinear", align_corners=False)
+                projected = projected + m.flatten(2).transpose(1, 2)
+            logits = self.mlp(projected).log_softmax(2)
             count = grid**2
             if regions is None:
-                regions = self.regions(lightness[:, AROUND**2 // 2].unflatten(1, (grid, grid)))
+                regions = self.find_regions(lightness[:, NEIGHBORHOOD**2 // 2].unflatten(1, (grid, grid)))
                 count = int(regions.max()) + 1
-            regions = to_device(regions, votes.device)
-            pooled = _pooled if votes.device.type == "cpu" else _pooled_by_product
-            return ((votes + pooled(votes, regions, count)) / 2).transpose(1, 2).unflatten(2, (grid, grid))
+            regions = to_device(regions, logits.device)
+            # Addition in parallel on a GPU is not deterministic; on a CPU, the product would be slower.
+            pool = _pool_regions if logits.device.type == "cpu" else _pool_regions_by_product
+            return ((logits + pool(logits, regions, count)) / 2).transpose(1, 2).unflatten(2, (grid, grid))
 
-    def regions(self, lightness: torch.Tensor) -> torch.Tensor:
-        """Which region each place belongs to, numbers (N, G^2) from 0, on the CPU, by the lightness (N, G, G) in [0, 1]
-        of places: parts that differ from each other by more than within (Felzenszwalb and Huttenlocher 2004)."""
+    def find_regions(self, lightness: torch.Tensor) -> torch.Tensor:
+        """Segment pictures by the lightness (N, G, G) in [0, 1] of their cells (Felzenszwalb and Huttenlocher 2004).
+        Returns the index of the region of each cell, from 0, int64 (N, G^2), on the CPU."""
         pictures = lightness.cpu().numpy()
         found = [felzenszwalb(picture, self.config.region_scale, sigma=0.5, min_size=8) for picture in pictures]
         return torch.from_numpy(np.stack(found)).flatten(1)
 
-    def join(self, ab: torch.Tensor, votes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """ab (N, 2, S, S) in [-1, 1] of a generator, moved, place by place, to the color that it and the votes
-        (N, K, G, G), logits, agree on; and the votes of both, of sum 1 (N, K, G, G).
+    def combine(self, ab: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Combine ab (N, 2, S, S) in [-1, 1] of a generator with class logits (N, K, G, G).
 
-        The generator's mean color m of a place votes as well, by exp(-|color - m|^2 / (2 trust^2)). The product of both
-        is sharpened (the annealed mean of Zhang et al. 2016, arXiv 1603.08511), and its mean is painted.
+        The generator's mean color m of a cell gives the likelihood exp(-|color - m|^2 / (2 generator_sigma^2)) of each
+        class, which multiplies the probabilities. Their annealed mean (Zhang et al. 2016, arXiv 1603.08511) replaces m.
+        Returns the new ab and the combined probabilities (N, K, G, G).
         """
         config, palette = self.config, self.palette / AB_SCALE
-        mean = F.adaptive_avg_pool2d(ab.float(), votes.shape[2])
-        nearness = torch.einsum("nchw,kc->nkhw", mean, palette) - palette.square().sum(1)[:, None, None] / 2
-        joint = ((votes + nearness * (AB_SCALE / config.generator_sigma)**2) / config.temperature).softmax(1)
-        return moved(ab, torch.einsum("nkhw,kc->nchw", joint, palette)), joint
+        mean = F.adaptive_avg_pool2d(ab.float(), logits.shape[2])
+        similarity = torch.einsum("nchw,kc->nkhw", mean, palette) - palette.square().sum(1)[:, None, None] / 2
+        scale = (AB_SCALE / config.generator_sigma)**2
+        probabilities = ((logits + similarity * scale) / config.temperature).softmax(1)
+        return shift_cell_means(ab, torch.einsum("nkhw,kc->nchw", probabilities, palette)), probabilities
 
 
-def _lightness(L, grid):
-    """Of each of grid x grid places of L (N, 1, H, H), the lightness of the 3 x 3 places around, at borders repeated,
-    and the square of its own: (N, 10, grid^2)."""
+def _lightness_features(L, grid):
+    """Return the lightness of the 3 x 3 neighborhood of each of grid x grid cells of L (N, 1, H, H), with repeated
+    borders, and the square of its own lightness: (N, 10, grid^2)."""
     lightness = F.adaptive_avg_pool2d(L.float(), grid)
-    around = F.unfold(F.pad(lightness, [AROUND // 2] * 4, mode="replicate"), AROUND)
-    return torch.cat([around, lightness.flatten(2).square()], 1)
+    neighborhood = F.unfold(F.pad(lightness, [NEIGHBORHOOD // 2] * 4, mode="replicate"), NEIGHBORHOOD)
+    return torch.cat([neighborhood, lightness.flatten(2).square()], 1)
 
 
-def _pooled(votes, regions, count):
-    """The votes (N, P, K), logarithms of probabilities, as means of those over each of the regions (N, P), numbers
-    below ``count``: a thing is known as a whole, so that the parts of it that are surely known decide for the others.
-    """
-    numbers = (regions + count * torch.arange(regions.shape[0], device=regions.device)[:, None]).flatten()
-    rows = votes.new_zeros(regions.shape[0] * count, votes.shape[2] + 1)  # the last number counts the places
-    rows = rows.index_add(0, numbers, F.pad(votes.exp(), (0, 1), value=1.0).flatten(0, 1))
+def _pool_regions(logits, regions, count):
+    """Return the logarithms of the mean probabilities of the region of each cell, given the log-probabilities
+    (N, P, K) of cells and their regions (N, P), indices below ``count``. So the parts of an object that are classified
+    with confidence decide for its other parts."""
+    index = (regions + count * torch.arange(regions.shape[0], device=regions.device)[:, None]).flatten()
+    rows = logits.new_zeros(regions.shape[0] * count, logits.shape[2] + 1)  # the last column counts the cells
+    rows = rows.index_add(0, index, F.pad(logits.exp(), (0, 1), value=1.0).flatten(0, 1))
     means = rows[:, :-1] / rows[:, -1:].clamp(min=1)
-    return means.clamp(min=1e-6).log()[numbers].view_as(votes)
+    return means.clamp(min=1e-6).log()[index].view_as(logits)
 
 
-def _pooled_by_product(votes, regions, count):
-    """``_pooled`` as a product of matrices: where many threads add to the rows, they do so in any order."""
-    belongs = (torch.arange(count, device=votes.device)[:, None] == regions[:, None]).float()
-    means = belongs @ votes.exp() / belongs.sum(2, keepdim=True).clamp(min=1)
+def _pool_regions_by_product(logits, regions, count):
+    """Compute ``_pool_regions`` by a matrix product."""
+    membership = (torch.arange(count, device=logits.device)[:, None] == regions[:, None]).float()
+    means = membership @ logits.exp() / membership.sum(2, keepdim=True).clamp(min=1)
     return means.clamp(min=1e-6).log().take_along_dim(regions[:, :, None], 1)
 
 
-def _clusters(ab, weight, count):
-    """The centers (count, 2) of so many clusters of colors (P, 2), found on a weighted sample of them. Where there are
-    not that many colors, some come twice."""
-    from sklearn.cluster import MiniBatchKMeans  # takes half a second, for which no coloring needs wait
+def _cluster_colors(ab, weight, count):
+    """Return the centers (count, 2) of clusters of a weighted sample of colors (P, 2). If there are fewer distinct
+    colors, centers are repeated."""
+    from sklearn.cluster import MiniBatchKMeans  # imported here since it takes half a second
     from sklearn.exceptions import ConvergenceWarning
 
     rng = np.random.default_rng(0)
@@ -216,6 +228,6 @@ def _clusters(ab, weight, count):
     sample = colors[rng.choice(len(colors), 40000, p=weight / weight.sum())]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer colors than clusters
-        found = MiniBatchKMeans(min(count, len(np.unique(sample, axis=0))), batch_size=4096, n_init=3,
-                                random_state=0).fit(sample).cluster_centers_
-    return torch.from_numpy(np.resize(found, (count, 2))).to(ab)
+        centers = MiniBatchKMeans(min(count, len(np.unique(sample, axis=0))), batch_size=4096, n_init=3,
+                                  random_state=0).fit(sample).cluster_centers_
+    return torch.from_numpy(np.resize(centers, (count, 2))).to(ab)

@@ -200,7 +200,7 @@ class Predictor:
         The networks color keyframes; in-between frames get colors warped from them, and the embedding of the nearest.
         """
         between = InBetweens(lightness, self.config.palette_classifier, InBetweenConfig())
-        keyframes, conditioning = lightness[between.painted], None
+        keyframes, conditioning = lightness[between.keyframes], None
         if palette.color_feature is not None:
             feature = to_device(palette.color_feature, self.device).expand(len(keyframes), -1)
             conditioning = Conditioning(feature, torch.full((len(keyframes),), palette.score, device=self.device))
@@ -209,7 +209,7 @@ class Predictor:
         embeddings = np.zeros((len(keyframes), 0), np.int16)
         if features is not None and self.uses_spatial_memory:
             embeddings = quantize_embeddings(features.embedding).cpu().numpy()
-        return between.colors(ab), between.known(confidence), between.looks(embeddings)
+        return between.propagate_colors(ab), between.propagate_confidence(confidence), between.propagate_embeddings(embeddings)
 
     # -----------------------------------------------------------------------------------------------------------------
     # References

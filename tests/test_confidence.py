@@ -15,7 +15,7 @@ from benchmarks import calibration
 
 from colorizer import confidence as certainty
 from colorizer.confidence import Confidence
-from colorizer.palette_classifier import STRIDE
+from colorizer.palette_classifier import CELL_SIZE
 from colorizer.predictor import Predictor
 from config import CalibrationConfig, FilmConfig
 from dataset import AB_SCALE, rgb_to_lab
@@ -112,7 +112,7 @@ def test_a_known_picture_is_recalled_and_a_foreign_one_is_unknown(home):
     foreign = np.random.default_rng(0).integers(0, 255, (64, 96, 1)).astype(np.uint8).repeat(3, 2)
     pictures = [read_image(path) for path in sorted((home / "train").glob("*.png"))]
     _, known = predictor.colorize_with_confidence([*pictures, foreign])
-    places = predictor.config.palette_classifier.input_size // STRIDE // 2
+    places = predictor.config.palette_classifier.input_size // CELL_SIZE // 2
     assert all(x.shape == (len(pictures) + 1, places, places) for x in known)
     assert known.recalled[:-1].mean() > 0.95 and known.probability[:-1].mean() > 0.9
     assert known.recalled[-1].mean() < 0.2 and known.probability[-1].mean() < 0.7

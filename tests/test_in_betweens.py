@@ -35,8 +35,8 @@ def between(L):
 def test_of_drawings_that_move_a_little_one_of_four_is_painted():
     L, ab = film(0, 2, 4, 6, 8, 10, 12, 14)
     some = between(L)
-    assert some.painted == [2, 6]
-    found, inside = some.colors(ab[some.painted]), slice(24, -24)
+    assert some.keyframes == [2, 6]
+    found, inside = some.propagate_colors(ab[some.keyframes]), slice(24, -24)
     assert found.shape == ab.shape and np.array_equal(found[[2, 6]], ab[[2, 6]])
     off = np.abs(found - ab)[:, inside, inside].mean((1, 2, 3))
     pasted = np.abs(ab[[2, 2, 2, 2, 6, 6, 6, 6]] - ab)[:, inside, inside].mean((1, 2, 3))
@@ -48,13 +48,13 @@ def test_what_fits_no_painted_drawing_is_painted(size, painted):
     """Something bright that only one drawing shows: a spark, or a thing."""
     L, _ = film(*[0] * 8)
     L[4, 64:64 + size, 96:96 + size] = 100
-    assert between(L).painted == painted
+    assert between(L).keyframes == painted
 
 
 def test_a_drawing_in_another_light_is_painted():
     L, _ = film(*[0] * 8)
     L[3] *= 0.6
-    assert between(L).painted == [2, 3, 6]
+    assert between(L).keyframes == [2, 3, 6]
 
 
 def test_each_pixel_has_the_color_of_the_drawing_that_it_fits():
@@ -64,7 +64,7 @@ def test_each_pixel_has_the_color_of_the_drawing_that_it_fits():
     L[:4, 120:136, 120:136] = 100
     some = InBetweens(L, EVERY_FOUR, InBetweenConfig(max_mismatch=1))
     first, second = np.zeros((64, 64, 2), np.float32), np.full((64, 64, 2), 50, np.float32)
-    ab = some.colors(np.stack([first, second]))
+    ab = some.propagate_colors(np.stack([first, second]))
     assert ab[3, 31:33, 31:33].mean() < 3 and ab[4, 31:33, 31:33].mean() > 47
     assert ab[4, 8, 8] == pytest.approx(25, abs=1)  # which fits both, and lies in the middle of them
 
@@ -72,15 +72,15 @@ def test_each_pixel_has_the_color_of_the_drawing_that_it_fits():
 def test_one_drawing_is_painted_as_it_is():
     L, ab = film(0)
     some = between(L)
-    assert some.painted == [0] and np.array_equal(some.colors(ab), ab)
+    assert some.keyframes == [0] and np.array_equal(some.propagate_colors(ab), ab)
 
 
 def test_what_is_known_and_looked_at_comes_along():
     L, _ = film(0, 4, 8, 12)
     some = between(L)
     known = Confidence(*(resize(drawing(8)[1][..., 0], 64, 64)[None] / 100 + 0.5 for _ in range(3)))
-    found, right = some.known(known), resize(drawing(12)[1][..., 0], 64, 64) / 100 + 0.5
+    found, right = some.propagate_confidence(known), resize(drawing(12)[1][..., 0], 64, 64) / 100 + 0.5
     assert found.probability.shape == (4, 64, 64) and np.array_equal(found.recalled[2], known.recalled[0])
     assert np.abs(found.probability[3] - right)[6:-6, 6:-6].max() < 0.05
-    assert some.looks(np.array([[7, 8]], np.int16)).tolist() == [[7, 8]] * 4
-    assert np.isnan(some.known(Confidence.unknown(1)).probability).all()
+    assert some.propagate_embeddings(np.array([[7, 8]], np.int16)).tolist() == [[7, 8]] * 4
+    assert np.isnan(some.propagate_confidence(Confidence.unknown(1)).probability).all()

@@ -1,4 +1,4 @@
-"""The voter: colors of the show, their discriminant projection, votes, what is painted."""
+"""The classifier: colors of the show, their discriminant projection, votes, what is painted."""
 
 from contextlib import nullcontext
 
@@ -10,7 +10,8 @@ from drawn import draw_picture, feature
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from colorizer.colorizer import Colorizer
-from colorizer.palette_classifier import GroupDropout, PaletteClassifier, _pooled, _pooled_by_product, moved
+from colorizer.palette_classifier import (
+    GroupDropout, PaletteClassifier, _pool_regions, _pool_regions_by_product, shift_cell_means)
 from colorizer.predictor import Palette, Predictor
 from config import DegradationConfig, ModelConfig, PaletteClassifierConfig, TrainConfig
 from dataset import AB_SCALE, ColorizationDataset, rgb_to_lab
@@ -21,11 +22,11 @@ CHANNELS = (2,)  # of the one map of a backbone; with the lightness around, plac
 RED, CREAM, TEAL = (60.0, 45.0), (5.0, 20.0), (-40.0, -8.0)
 
 
-def voter_of(*colors, **settings):
+def classifier_with(*colors, **settings):
     """A PaletteClassifier with the given colors as its palette."""
-    voter = PaletteClassifier(CHANNELS, PaletteClassifierConfig(palette_size=len(colors), discriminant_axes=2, **settings))
-    voter.palette.copy_(torch.tensor(colors))
-    return voter
+    classifier = PaletteClassifier(CHANNELS, PaletteClassifierConfig(palette_size=len(colors), discriminant_axes=2, **settings))
+    classifier.palette.copy_(torch.tensor(colors))
+    return classifier
 
 
 def clouds(count=2000, seed=0):
@@ -43,27 +44,27 @@ def clouds(count=2000, seed=0):
 
 def test_the_palette_has_the_colors_of_the_show():
     features, ab, _ = clouds()
-    voter = PaletteClassifier(CHANNELS, PaletteClassifierConfig(palette_size=5, discriminant_axes=2))  # two more than there are
-    voter.fit(features, ab)
-    distance = torch.cdist(voter.palette, torch.tensor([RED, CREAM, TEAL]))
+    classifier = PaletteClassifier(CHANNELS, PaletteClassifierConfig(palette_size=5, discriminant_axes=2))  # two more than there are
+    classifier.fit(features, ab)
+    distance = torch.cdist(classifier.palette, torch.tensor([RED, CREAM, TEAL]))
     assert (distance.min(1).values < 0.01).all() and (distance.min(0).values < 0.01).all()
 
 
 def test_labels_are_soft_and_weights_have_mean_one():
-    voter = voter_of(RED, CREAM, (5.0, 25.0))
-    labels = voter.labels(torch.tensor([RED, CREAM]))
+    classifier = classifier_with(RED, CREAM, (5.0, 25.0))
+    labels = classifier.soft_labels(torch.tensor([RED, CREAM]))
     torch.testing.assert_close(labels[0], torch.tensor([1.0, 0, 0]), atol=1e-6, rtol=0)
     near = np.exp(-25 / (2 * 5**2))
     torch.testing.assert_close(labels[1], torch.tensor([0, 1 / (1 + near), near / (1 + near)]).float())
-    weights = voter.weights(torch.tensor([[110.0, 0], [0, 0]]))
+    weights = classifier.sample_weights(torch.tensor([[110.0, 0], [0, 0]]))
     assert weights.mean() == 1 and weights[0] / weights[1] == pytest.approx(1 + PaletteClassifierConfig.chroma_weight)
 
 
 def test_the_projection_is_that_of_discriminant_analysis():
     """Beside scikit-learn's, with hard labels, equal weights and no shrinkage: the same distances between centers."""
     features, ab, kind = clouds()
-    voter = PaletteClassifier(CHANNELS, PaletteClassifierConfig(palette_size=3, discriminant_axes=2, shrinkage=0.0, label_sigma=0.1, chroma_weight=0.0))
-    projected = voter.fit(features, ab).numpy()
+    classifier = PaletteClassifier(CHANNELS, PaletteClassifierConfig(palette_size=3, discriminant_axes=2, shrinkage=0.0, label_sigma=0.1, chroma_weight=0.0))
+    projected = classifier.fit(features, ab).numpy()
     reference = LinearDiscriminantAnalysis(solver="eigen").fit(features.numpy(), kind).transform(features.numpy())
 
     def distances(points):
@@ -79,7 +80,7 @@ def test_features_of_a_place_by_hand():
     """Maps enlarged to the places, finer ones made smaller; the lightness of 3 x 3 places, at a border its own."""
     maps = [torch.randn(2, 3, 16, 16), torch.randn(2, 4, 8, 8), torch.randn(2, 5, 3, 3)]
     L = torch.rand(2, 1, 32, 32)
-    features = PaletteClassifier.describe(maps, L, torch.arange(64)).unflatten(1, (8, 8))
+    features = PaletteClassifier.cell_features(maps, L, torch.arange(64)).unflatten(1, (8, 8))
     expected = torch.nn.functional.interpolate(maps[2], (8, 8), mode="bilinear", align_corners=False)
     torch.testing.assert_close(features[..., :3], torch.nn.functional.avg_pool2d(maps[0], 2).permute(0, 2, 3, 1))
     torch.testing.assert_close(features[..., 3:7], maps[1].permute(0, 2, 3, 1))
@@ -94,14 +95,14 @@ def test_features_of_a_place_by_hand():
 def test_all_places_vote_as_each_alone(monkeypatch):
     """The maps are projected before they are enlarged, which is the same. Here each place is a region of its own."""
     torch.manual_seed(0)
-    voter = PaletteClassifier((3, 4), PaletteClassifierConfig(input_size=64, palette_size=5, discriminant_axes=4))
-    for weights in (voter.mean, voter.projection):
+    classifier = PaletteClassifier((3, 4), PaletteClassifierConfig(input_size=64, palette_size=5, discriminant_axes=4))
+    for weights in (classifier.mean, classifier.projection):
         weights.normal_()
     maps, L = [torch.randn(2, 3, 32, 32), torch.randn(2, 4, 4, 4)], torch.rand(2, 1, 64, 64)
-    monkeypatch.setattr(voter, "regions", lambda lightness: torch.arange(256).expand(2, -1))
-    votes = voter.eval()(maps, L)
+    monkeypatch.setattr(classifier, "find_regions", lambda lightness: torch.arange(256).expand(2, -1))
+    votes = classifier.eval()(maps, L)
     chosen = torch.tensor([200, 3, 17])
-    alone = voter.mlp((voter.describe(maps, L, chosen) - voter.mean) @ voter.projection).log_softmax(2)
+    alone = classifier.mlp((classifier.cell_features(maps, L, chosen) - classifier.mean) @ classifier.projection).log_softmax(2)
     assert votes.shape == (2, 5, 16, 16)
     torch.testing.assert_close(votes.flatten(2)[..., chosen].transpose(1, 2), alone, rtol=1e-4, atol=1e-4)
 
@@ -111,14 +112,14 @@ def test_a_thing_votes_as_a_whole():
     ground keeps its own color."""
     y, x = np.indices((32, 32))
     far = torch.from_numpy(np.hypot(y - 16, x - 16))
-    region, = voter_of(RED, CREAM, TEAL).regions(torch.where(far < 10, 0.2, 0.9)[None].float())
+    region, = classifier_with(RED, CREAM, TEAL).find_regions(torch.where(far < 10, 0.2, 0.9)[None].float())
     disc, ground = (far < 8).flatten(), (far > 12).flatten()  # what is at their edge may be a region of its own
     assert [region[part].unique().numel() for part in (disc, ground, disc | ground)] == [1, 1, 2]
     chances = torch.tensor([0.02, 0.96, 0.02]).repeat(1024, 1)
     chances[disc] = torch.tensor([0.9, 0.05, 0.05])
     unsure = disc & torch.from_numpy(x < 12).flatten()
     chances[unsure] = torch.tensor([0.45, 0.05, 0.5])
-    pooled, = _pooled(chances.log()[None], region[None], int(region.max()) + 1)
+    pooled, = _pool_regions(chances.log()[None], region[None], int(region.max()) + 1)
     torch.testing.assert_close(pooled[unsure][0].exp(), chances[region == region[disc][0]].mean(0))
     joint = (chances.log() + pooled).argmax(1)
     assert (joint[disc] == 0).all() and (joint[ground] == 1).all()
@@ -127,42 +128,42 @@ def test_a_thing_votes_as_a_whole():
 def test_pooling_by_a_matrix_product_equals_pooling_by_addition():
     torch.manual_seed(0)
     logits, regions = torch.randn(2, 64, 5).log_softmax(2), torch.randint(9, (2, 64))
-    torch.testing.assert_close(_pooled_by_product(logits, regions, 10), _pooled(logits, regions, 10))
+    torch.testing.assert_close(_pool_regions_by_product(logits, regions, 10), _pool_regions(logits, regions, 10))
 
 
 def test_it_learns_to_vote():
     torch.manual_seed(0)
     features, ab, _ = clouds()
-    voter = PaletteClassifier(CHANNELS, PaletteClassifierConfig(palette_size=3, discriminant_axes=2, hidden_dim=32, learning_rate=1e-2))
-    voter.learn(voter.fit(features, ab), ab, steps=300, batch=256)
+    classifier = PaletteClassifier(CHANNELS, PaletteClassifierConfig(palette_size=3, discriminant_axes=2, hidden_dim=32, learning_rate=1e-2))
+    classifier.train_mlp(classifier.fit(features, ab), ab, steps=300, batch=256)
     new, true, _ = clouds(400, seed=1)
-    votes = voter.mlp((new - voter.mean) @ voter.projection)
-    assert (voter.palette[votes.argmax(1)] - true).norm(dim=1).lt(1).float().mean() > 0.95
+    votes = classifier.mlp((new - classifier.mean) @ classifier.projection)
+    assert (classifier.palette[votes.argmax(1)] - true).norm(dim=1).lt(1).float().mean() > 0.95
 
 
 def test_a_color_is_chosen_where_a_mean_would_be_pale():
     """The generator is between red and cream, a little nearer to red, and the votes cannot tell; what is painted is
-    red, not the mean. With clear votes it is theirs, and one voter alone does not overrule a sure generator."""
-    voter = voter_of(RED, CREAM, TEAL, trust=15.0)
+    red, not the mean. With clear votes it is theirs, and one classifier alone does not overrule a sure generator."""
+    classifier = classifier_with(RED, CREAM, TEAL, generator_sigma=15.0)
     between = torch.tensor(CREAM) + 0.6 * (torch.tensor(RED) - torch.tensor(CREAM))
     ab = (between / AB_SCALE).view(1, 2, 1, 1).expand(1, 2, 16, 16).clone()
     equal = torch.tensor([0.0, 0.0, -9.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
-    painted = AB_SCALE * voter.join(ab, equal)[0][0, :, 8, 8]
+    painted = AB_SCALE * classifier.combine(ab, equal)[0][0, :, 8, 8]
     assert (painted - torch.tensor(RED)).norm() < 5 < 15 < (between - torch.tensor(RED)).norm()
     cream = torch.tensor([0.0, 5.0, -9.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
-    assert (AB_SCALE * voter.join(ab, cream)[0][0, :, 8, 8] - torch.tensor(CREAM)).norm() < 3
+    assert (AB_SCALE * classifier.combine(ab, cream)[0][0, :, 8, 8] - torch.tensor(CREAM)).norm() < 3
     teal = (torch.tensor(TEAL) / AB_SCALE).view(1, 2, 1, 1).expand(1, 2, 16, 16)
     cream = torch.tensor([0.0, 5.0, 0.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
-    assert (AB_SCALE * voter.join(teal, cream)[0][0, :, 8, 8] - torch.tensor(TEAL)).norm() < 3
+    assert (AB_SCALE * classifier.combine(teal, cream)[0][0, :, 8, 8] - torch.tensor(TEAL)).norm() < 3
 
 
 def test_the_joint_vote_by_hand():
-    voter = voter_of(RED, CREAM, trust=20.0, temperature=0.5)
+    classifier = classifier_with(RED, CREAM, generator_sigma=20.0, temperature=0.5)
     ab = torch.tensor([30.0, 30.0])
     odds = 1.5 + (-(30**2 + 15**2) + 25**2 + 10**2) / (2 * 20**2)  # of red against cream, as a logarithm
     share = 1 / (1 + np.exp(-odds / 0.5))
     expected = share * torch.tensor(RED) + (1 - share) * torch.tensor(CREAM)
-    joined, votes = voter.join((ab / AB_SCALE).view(1, 2, 1, 1), torch.tensor([1.5, 0.0]).view(1, 2, 1, 1))
+    joined, votes = classifier.combine((ab / AB_SCALE).view(1, 2, 1, 1), torch.tensor([1.5, 0.0]).view(1, 2, 1, 1))
     torch.testing.assert_close(AB_SCALE * joined.flatten(), expected.float(), atol=1e-3, rtol=0)
     assert votes.flatten().tolist() == pytest.approx([share, 1 - share], abs=1e-4)
 
@@ -170,8 +171,8 @@ def test_the_joint_vote_by_hand():
 def test_detail_finer_than_a_place_stays():
     ab = torch.rand(2, 2, 32, 32)
     hint = torch.rand(2, 2, 4, 4)
-    assert torch.equal(moved(ab, hint, torch.zeros(2, 1, 4, 4)), ab)
-    change = moved(ab, hint) - ab
+    assert torch.equal(shift_cell_means(ab, hint, torch.zeros(2, 1, 4, 4)), ab)
+    change = shift_cell_means(ab, hint) - ab
     smooth = torch.nn.functional.interpolate(hint - torch.nn.functional.adaptive_avg_pool2d(ab, 4), (32, 32),
                                              mode="bilinear", align_corners=False)
     torch.testing.assert_close(change, smooth)
@@ -221,11 +222,11 @@ def test_votes_are_only_read_where_memories_are(predictor):
     lab = rgb_to_lab(draw_picture(1, (128, 128)))
     own = CountingPredictor(predictor.colorizer, torch.device("cpu"), "fp32", source="ground_truth")
     own.looked = []
-    voter = predictor.colorizer.palette_classifier.palette.clone()
+    classifier = predictor.colorizer.palette_classifier.palette.clone()
     before = own.predict_ab([lab])[0]
     predictor.colorizer.palette_classifier.palette.neg_()
     after, changed = own.predict_ab([lab])[0], predictor.predict_ab([lab])[0]
-    predictor.colorizer.palette_classifier.palette.copy_(voter)
+    predictor.colorizer.palette_classifier.palette.copy_(classifier)
     assert np.array_equal(before, after) and np.abs(changed - predictor.predict_ab([lab])[0]).max() > 5
 
 
@@ -249,7 +250,7 @@ def test_a_voter_knows_its_show_after_some_looks(tmp_path):
 
 
 @pytest.mark.parametrize("settings, message", [
-    ({"palette_classifier": PaletteClassifierConfig(input_size=500)}, "look of 500"), ({"palette_classifier": PaletteClassifierConfig(input_size=2**20)}, "look of 1048576"),
+    ({"palette_classifier": PaletteClassifierConfig(input_size=500)}, "input_size 500"), ({"palette_classifier": PaletteClassifierConfig(input_size=2**20)}, "input_size 1048576"),
     ({"use_spatial_memory": False}, "palette classifier needs")])
 def test_a_checkpoint_cannot_ask_for_the_impossible(settings, message):
     with torch.device("meta"), pytest.raises(ValueError, match=message):

@@ -17,7 +17,7 @@ import train
 from resources.draw_episodes import PALETTE, TWINS, draw_frame
 
 from colorizer.colorizer import Colorizer
-from colorizer.palette_classifier import STRIDE
+from colorizer.palette_classifier import CELL_SIZE
 from colorizer.predictor import Predictor
 from config import ModelConfig, SpatialConfig, TrainConfig, restore
 from dataset import REFERENCE_ID, color_feature, resize, rgb_to_lab
@@ -226,7 +226,7 @@ def test_all_frames_of_a_shot_share_one_palette(home):
     assert palette.score == palette.slot_scores[0]
     ab, known = predictor.predict(np.stack([lab[..., 0] for lab in labs]), palette)
     assert ab.shape == (3, 192, 192, 2)
-    places = predictor.config.palette_classifier.input_size // STRIDE // 2
+    places = predictor.config.palette_classifier.input_size // CELL_SIZE // 2
     assert all(x.shape == (3, places, places) and ((x >= 0) & (x < 1 + 1e-6)).all() for x in known)
     assert known.probability.min() > 0
     one, _ = predictor.predict(labs[1][None, ..., 0], palette)

@@ -14,7 +14,7 @@ from colorizer.backbone import Features
 from colorizer.colorizer import Colorizer
 from colorizer.memory.deduplication import Deduplicator
 from colorizer.memory.frame_archive import write_archive
-from colorizer.palette_classifier import STRIDE
+from colorizer.palette_classifier import CELL_SIZE
 from config import DegradationConfig, ModelConfig, SpatialConfig, TrainConfig
 from dataset import AB_SCALE, ColorizationDataset, downsample, lab_to_tensors, resize, rgb_to_lab
 from fileio.images import IMAGE_SUFFIXES, read_image
@@ -185,16 +185,16 @@ def train_palette_classifier(data: ColorizationDataset, colorizer: Colorizer, au
     rng = np.random.default_rng(seed)
     seeds = [0 if number < len(paths) else int(rng.integers(1, 2**62)) for number in range(count)]
     paths = [paths[number % len(paths)] for number in range(count)]
-    features, colors, grid = [], [], config.input_size // STRIDE
+    features, colors, grid = [], [], config.input_size // CELL_SIZE
     for L, ab in _load_views(paths, seeds, config.input_size, degradation):
         L, ab = L.to(device), ab.to(device)
         with autocast():
             maps = colorizer.classifier_maps(L)
         cells = torch.from_numpy(rng.choice(grid**2, grid**2 // config.training_cell_step, replace=False)).to(device)
-        features.append(classifier.describe(maps, L, cells).flatten(0, 1).half())
+        features.append(classifier.cell_features(maps, L, cells).flatten(0, 1).half())
         colors.append(AB_SCALE * downsample(ab, grid).flatten(2).transpose(1, 2)[:, cells].flatten(0, 1))
     color = torch.cat(colors)
-    classifier.learn(classifier.fit(torch.cat(features), color), color, config.training_steps)
+    classifier.train_mlp(classifier.fit(torch.cat(features), color), color, config.training_steps)
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
-"""What colors have the drawings between those that the networks paint? Theirs, along the optical flow.
+"""Propagation of colors from the keyframes of a shot, which the networks color, to its in-between frames.
 
-Neighboring drawings of a shot show the same things, moved a little. So the networks paint some of them, and the others
-take what was painted before and behind them along the motion, from where it leads to the same lightness. A drawing of
-which too much fits neither (something comes into view, moves too fast, or is lit otherwise) is painted, too.
+Neighboring frames of a shot show the same objects, slightly moved. In-between frames take the colors of the keyframes
+before and after them along the optical flow. Frames that match neither keyframe (an object appears, moves too fast, or
+the exposure changes) become keyframes, too.
 """
 
 from bisect import bisect
@@ -17,99 +17,100 @@ from colorizer.warping.optical_flow import OpticalFlow, photometric_difference, 
 from config import InBetweenConfig, PaletteClassifierConfig
 from dataset import resize
 
-PLACES = 16  # along a side of a drawing, that fit or do not
-POWER = 8  # of the mean over these
-
 
 class KeyframeLink(NamedTuple):
-    """How a drawing hangs together with a painted one, h x h pixels."""
+    """The match between an in-between frame and a keyframe, at h x h pixels."""
 
-    other: int  # the painted one's number
-    flow: np.ndarray  # float32 (h, h, 2), from the drawing to the painted one
-    fit: np.ndarray  # float32 (h, h), in [0, 1]: how much a pixel looks like the one that the flow leads to
+    keyframe: int  # index of the keyframe
+    flow: np.ndarray  # float32 (h, h, 2), from the in-between frame to the keyframe
+    match: np.ndarray  # float32 (h, h), in [0, 1]: photometric similarity along the flow
 
-    def carried(self, picture: np.ndarray) -> np.ndarray:
-        """A map (G, G, C) of the painted drawing, brought to the other one."""
+    def warp(self, picture: np.ndarray) -> np.ndarray:
+        """Warp a map (G, G, C) of the keyframe to the in-between frame."""
         return warp(picture, scale_flow(self.flow, len(picture)))
 
 
 class InBetweens:
-    """N drawings of one shot, in order, of which some are ``painted``: the numbers of those that the networks paint are
-    the middles of each ``every``, and others until all that is left fits these."""
+    """N consecutive frames of a shot, divided into keyframes and in-between frames.
 
-    def __init__(self, lightness: np.ndarray, votes: PaletteClassifierConfig, config: InBetweenConfig) -> None:
-        """``lightness`` L (N, H, H) in [0, 100]."""
+    The ``keyframes``, a sorted list of indices, are the middle frames of groups of ``keyframe_interval`` frames, and
+    further frames until all others match the keyframes next to them.
+    """
+
+    def __init__(self, lightness: np.ndarray, classifier: PaletteClassifierConfig, config: InBetweenConfig) -> None:
+        """``lightness`` is L (N, H, H) in [0, 100]."""
         self.lightness, self.config, self._flow = lightness, config, OpticalFlow()
-        self._pictures = [to_flow_image(L, votes.flow_size, votes.flow_size) for L in lightness]
-        self._ties: dict[tuple[int, int], KeyframeLink] = {}
+        self._pictures = [to_flow_image(L, classifier.flow_size, classifier.flow_size) for L in lightness]
+        self._links: dict[tuple[int, int], KeyframeLink] = {}
         numbers = np.arange(len(lightness))
-        groups = np.array_split(numbers, -(-len(numbers) // votes.keyframe_interval))
-        self.painted = [int(group[len(group) // 2]) for group in groups]
-        while missing := self._missing():
-            self.painted = sorted([*self.painted, *missing])
+        groups = np.array_split(numbers, -(-len(numbers) // classifier.keyframe_interval))
+        self.keyframes = [int(group[len(group) // 2]) for group in groups]
+        while unmatched := self._middles_of_unmatched_runs():
+            self.keyframes = sorted([*self.keyframes, *unmatched])
 
-    def _missing(self) -> list[int]:
-        """Of each run of drawings beside each other that do not fit, the middle."""
+    def _middles_of_unmatched_runs(self):
+        """Return the middle frame of the unmatched frames between each two keyframes."""
         runs: dict[int, list[int]] = {}
         for number in range(len(self._pictures)):
-            if number not in self.painted and not self._fits(number):
-                runs.setdefault(bisect(self.painted, number), []).append(number)
+            if number not in self.keyframes and not self._is_matched(number):
+                runs.setdefault(bisect(self.keyframes, number), []).append(number)
         return [run[len(run) // 2] for run in runs.values()]
 
-    def _fits(self, number):
-        """Whether enough of a drawing looks like the painted ones beside it. How much of each of PLACES x PLACES places
-        does not, in a mean of POWER: a hand that comes into view counts more than as much of lines here and there."""
-        unlike = 1 - np.maximum.reduce([tie.fit for tie in self._beside(number)])
-        places = cv2.resize(unlike, (PLACES, PLACES), interpolation=cv2.INTER_AREA)
-        return (places**POWER).mean() ** (1 / POWER) <= self.config.max_mismatch
+    def _is_matched(self, number):
+        """Return whether the power mean of the mismatch over the grid is small enough. The mean emphasizes compact
+        mismatches, such as a new object, over scattered ones along lines."""
+        config = self.config
+        mismatch = 1 - np.maximum.reduce([link.match for link in self._links_of(number)])
+        cells = cv2.resize(mismatch, (config.grid, config.grid), interpolation=cv2.INTER_AREA)
+        return (cells**config.power).mean() ** (1 / config.power) <= config.max_mismatch
 
-    def _beside(self, number):
-        """The Ties to the painted drawings before and behind one."""
-        place = bisect(self.painted, number)
-        return [self._tie(number, other) for other in self.painted[max(0, place - 1):place + 1]]
+    def _links_of(self, number):
+        """Return the links of a frame to the keyframes before and after it."""
+        place = bisect(self.keyframes, number)
+        return [self._link(number, keyframe) for keyframe in self.keyframes[max(0, place - 1):place + 1]]
 
-    def _tie(self, number, other):
-        if (number, other) not in self._ties:
-            picture, painted = self._pictures[number], self._pictures[other]
-            flow = self._flow(picture, painted)
-            fit = np.exp(-self.config.photometric_weight * photometric_difference(picture, painted, flow))
-            self._ties[number, other] = KeyframeLink(other, flow, fit)
-        return self._ties[number, other]
+    def _link(self, number, keyframe):
+        if (number, keyframe) not in self._links:
+            pictures = self._pictures[number], self._pictures[keyframe]
+            flow = self._flow(*pictures)
+            match = np.exp(-self.config.photometric_weight * photometric_difference(*pictures, flow))
+            self._links[number, keyframe] = KeyframeLink(keyframe, flow, match)
+        return self._links[number, keyframe]
 
-    def colors(self, painted: np.ndarray) -> np.ndarray:
-        """The colors ab (p, S, S, 2) of the drawings that are painted -> those of all, (N, S, S, 2)."""
-        side = painted.shape[1]
+    def propagate_colors(self, ab: np.ndarray) -> np.ndarray:
+        """Return the colors of all frames (N, S, S, 2), given those of the keyframes (k, S, S, 2)."""
+        side = ab.shape[1]
         light = [resize(L, side, side) / 100 for L in self.lightness]
 
-        def take(number, tie, ab):
-            there = tie.carried(np.dstack([light[tie.other], ab]))
-            return relight(there[..., 1:], there[..., 0], light[number])
+        def warp_colors(number, link, ab):
+            warped = link.warp(np.dstack([light[link.keyframe], ab]))
+            return relight(warped[..., 1:], warped[..., 0], light[number])
 
-        return self._all(painted, take)
+        return self._propagate(ab, warp_colors)
 
-    def known(self, painted: Confidence) -> Confidence:
-        """What is Known of the drawings that are painted -> of all."""
-        maps = self._all(np.stack(painted, 3), lambda number, tie, known: tie.carried(known))
+    def propagate_confidence(self, confidence: Confidence) -> Confidence:
+        """Return the confidence of all frames, given that of the keyframes."""
+        maps = self._propagate(np.stack(confidence, 3), lambda number, link, maps: link.warp(maps))
         return Confidence(*np.moveaxis(maps, 3, 0))
 
-    def looks(self, painted: np.ndarray) -> np.ndarray:
-        """The looks (p, D) of the drawings that are painted -> (N, D): for all, those of the nearest painted one."""
-        distances = np.abs(np.subtract.outer(np.arange(len(self.lightness)), self.painted))
-        return painted[distances.argmin(1)]
+    def propagate_embeddings(self, embeddings: np.ndarray) -> np.ndarray:
+        """Return the embedding (N, D) of the nearest keyframe for each frame, given those of the keyframes (k, D)."""
+        distances = np.abs(np.subtract.outer(np.arange(len(self.lightness)), self.keyframes))
+        return embeddings[distances.argmin(1)]
 
-    def _all(self, painted: np.ndarray, take: Callable[[int, KeyframeLink, np.ndarray], np.ndarray]) -> np.ndarray:
-        """Maps (p, G, G, C) of the drawings that are painted -> of all. What the others ``take`` from both sides is
-        mixed by how well a pixel fits, and how near the painted drawing is."""
-        of, found = dict(zip(self.painted, painted, strict=True)), []
-        size = painted.shape[1]
+    def _propagate(self, maps: np.ndarray, warp_map: Callable[[int, KeyframeLink, np.ndarray], np.ndarray]) -> np.ndarray:
+        """Return maps of all frames, given those of the keyframes (k, G, G, C). In-between frames get the mean of both
+        warped maps, weighted by the match of each pixel and the inverse of the temporal distance."""
+        of_keyframe, results = dict(zip(self.keyframes, maps, strict=True)), []
+        size = maps.shape[1]
         for number in range(len(self.lightness)):
-            if number in of:
-                found.append(of[number])
+            if number in of_keyframe:
+                results.append(of_keyframe[number])
                 continue
-            ties = self._beside(number)
-            weights = np.stack([(resize(tie.fit, size, size) + np.float32(1e-3)) / abs(number - tie.other)
-                                for tie in ties])
+            links = self._links_of(number)
+            weights = np.stack([(resize(link.match, size, size) + np.float32(1e-3)) / abs(number - link.keyframe)
+                                for link in links])
             weights /= weights.sum(0)
-            found.append(sum(weight[..., None] * take(number, tie, of[tie.other])
-                             for weight, tie in zip(weights, ties, strict=True)))
-        return np.stack(found)
+            results.append(sum(weight[..., None] * warp_map(number, link, of_keyframe[link.keyframe])
+                               for weight, link in zip(weights, links, strict=True)))
+        return np.stack(results)
