@@ -222,8 +222,8 @@ PREPARATION_VERSION = 2  # increase it if ``prepare`` changes, to invalidate cac
 class ColorizationDataset(Dataset):
     """Pictures of a folder or a list of paths, prepared as 8-bit Lab for networks of ``img_size``.
 
-    An item is a dict of ``L`` (1, S, S) in [0, 1]; ``ab`` (2, S, S) in about [-1, 1]; ``color_feature`` (313,), of sum
-    1; ``gray`` (3, 256, 256) for the backbone; ``image_id``, the number at the end of the file name (``image_ids``); and
+    An item is a dict of ``L`` (1, S, S) in [0, 1]; ``ab`` (2, S, S) in about [-1, 1]; ``color_feature`` (313,), sum 1;
+    ``gray`` (3, 256, 256) for the backbone; ``image_id``, the number at the end of the file name (``image_ids``); and
     ``index`` in the dataset. Pictures are kept at ``side`` x ``side``, max(img_size, 256), for sharp zoomed views.
 
     Prepared pictures of a folder are cached in its subfolder ``.cache``, by file name, size and modification time. If

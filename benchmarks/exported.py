@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from resources.color_by_onnx import Exported
 
 from colorizer.export import export
-from colorizer.memory.spatial_memory import SpatialMemory
 from colorizer.metrics import Scores
 from colorizer.palette_classifier import CELL_SIZE, PaletteClassifier
 from colorizer.predictor import Predictor
@@ -53,7 +52,7 @@ class WithRegions(Exported):
 @contextmanager
 def nothing_carried() -> Iterator[None]:
     """Colors are not carried along the optical flow."""
-    with patch.object(SpatialMemory, "carry", lambda self, nearest, keys, L: 0 * L.expand(-1, 3, -1, -1)):
+    with patch("colorizer.colorizer.warp_colors", lambda memory, nearest, keys, L, picture_of: 0 * L.expand(-1, 3, -1, -1)):
         yield
 
 

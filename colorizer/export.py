@@ -1,9 +1,9 @@
-"""How does another program color by a checkpoint? The networks as ONNX, what they remember as arrays of numpy.
+"""Export of a checkpoint for programs without torch: networks as ONNX, memories as NumPy arrays.
 
     python -m colorizer.export --checkpoint checkpoints/best.pt --output exported
 
-The folder that is written is all that a filter needs: a graph for each network, memory.npz, export.json, which states
-every tensor and constant, README.md, which says how they are put together, and color.py, which does so without torch.
+The folder holds a graph for each network, memory.npz, export.json with the description of every tensor and constant,
+README.md on how to combine them, and color.py, an example that needs no torch.
 """
 
 import json
@@ -28,70 +28,66 @@ from networks import Conditioning, FeatureIntegrator
 from utils import UserError, read_flags, run_cli
 
 FORMAT, OPSET = 1, 18
-SAMPLE = Path(__file__).resolve().parents[1] / "resources" / "color_by_onnx.py"
+EXAMPLE = Path(__file__).resolve().parents[1] / "resources" / "color_by_onnx.py"
 PACKAGES = "pip install onnx==1.23.2 onnxscript==0.7.2"
-TENSORS = {  # name of an input or output: what it holds
-    "L": "lightness of CIE Lab / 100, in [0, 1], of pictures squeezed to a square of this size",
-    "features": "what the backbone sees of the whole picture",
-    "places": "what it sees of each place, in [-1, 1]",
-    "query": "by which color features are recalled, of unit length",
-    "color_features": "of the best slots of the memory, best first",
-    "scores": "their cosine similarities",
-    "color_feature": "soft histogram over ab_bins of memory.npz, >= 0, of sum 1",
-    "score": "cosine similarity that it was recalled with, in [-1, 1]; 1 for a palette that is surely right",
-    "guess": "the colors painted so far, ab / 110 of CIE Lab, in about [-1, 1]",
-    "regions": "number of the region that each place belongs to, from 0 to the number of places - 1; all different "
-               "where nothing is known of regions",
-    "keys": "place_keys of F known frames",
-    "colors": "place_ab of them",
-    "preferred": "1 for a known frame of the user's that comes before all others, else 0",
+TENSORS = {  # {name of an input or output: description}
+    "L": "lightness of CIE Lab / 100, in [0, 1], of pictures resized to a square of this size",
+    "embedding": "backbone features of the whole picture",
+    "cells": "backbone features of each grid cell, in [-1, 1]",
+    "query": "query to the color memory, of unit length",
+    "color_features": "color features of the best slots of the memory, best first",
+    "scores": "cosine similarities of these slots",
+    "color_feature": "soft histogram over ab_bins of memory.npz, >= 0, sum 1",
+    "score": "cosine similarity of the slot it comes from, in [-1, 1]; 1 for a given color feature",
+    "predicted_ab": "output ab of the previous graph",
+    "regions": "index of the region of each grid cell, below the number of cells; all different without segmentation",
+    "keys": "cell_keys of F remembered frames",
+    "colors": "cell_ab of these frames",
+    "preferred": "1 for a reference of the user that takes precedence, else 0",
     "ab": "colors, ab / 110 of CIE Lab, in about [-1, 1]",
-    "confidence": "how surely a place is known, in [0, 1]",
+    "confidence": "confidence of the recalled color of each grid cell, in [0, 1]",
 }
 
-ARRAYS = {  # name in memory.npz: what it holds
-    "slot_keys": "keys of the memory's slots, which queries are compared with, of unit length",
-    "slot_color_features": "the color feature of each slot",
-    "slot_pinned": "whether the user added it",
+ARRAYS = {  # {name in memory.npz: description}
+    "slot_keys": "keys of the slots of the color memory, of unit length, to compare with queries",
+    "slot_color_features": "color feature of each slot",
+    "slot_pinned": "whether the slot holds a reference of the user",
     "ab_bins": "(a, b) of the bins of a color feature, in CIE Lab",
-    "frame_features": "what the backbone sees of each known frame, of unit length",
-    "frame_pinned": "whether the user added it",
-    "place_keys": "keys of the places of each known frame, line by line",
-    "place_ab": "their colors, ab / 110",
+    "frame_embeddings": "backbone features of each remembered frame, of unit length",
+    "frame_pinned": "whether the frame is a reference of the user",
+    "cell_keys": "keys of the grid cells of each remembered frame, row by row",
+    "cell_ab": "colors of these cells, ab / 110",
 }
-CHOICE = ("attended_frames", "candidate_frames", "mmr_diversity", "reference_margin")  # of SpatialConfig, by which known frames are chosen
-README = """# Networks that color, as ONNX
+RETRIEVAL = ("attended_frames", "candidate_frames", "mmr_diversity", "reference_margin")  # exported of SpatialConfig
+README = """# Colorization networks as ONNX
 
-Exported with opset {opset} in {precision}; N, the number of pictures, is any from 1 on. `color.py` colors a picture by
-this folder with numpy, OpenCV and onnxruntime alone (`python color.py GRAY COLORED`) and shows how all goes together;
-`export.json` states the same as this page for programs.
+Opset {opset}, {precision}. N, the number of pictures, is any from 1. `color.py` is an example that needs NumPy, OpenCV
+and onnxruntime only: `python color.py GRAY COLORED`. `export.json` holds the content of this page for programs.
 
-1. `backbone` looks at the gray picture.
-2. The slot of `memory.npz` with the greatest dot product of its key and the query gives color feature and score; a
-   pinned one counts {slot_preference} more.
-3. `generator` paints.
-4. `palette_classifier`, if there is one, moves each place to a color of the show. Its `guess` is the `ab` of the graph before it.
-5. `spatial`, if there is one, lays over it what is known of places that look alike, in up to {frames} frames of
-   `memory.npz` that look like the picture but not like each other (`nearest` in `color.py`).
-6. `ab` is enlarged to the picture's size, along its lightness (`upsample_colors` in `color.py`), and joined to its own L.
+1. `backbone` computes features of the grayscale picture.
+2. The slot of `memory.npz` with the largest dot product of key and query gives color feature and score; pinned slots
+   rank higher by {pinned_slot_bonus}. With an `integrator`, the best three slots are combined.
+3. `generator` predicts ab.
+4. `palette_classifier`, if present, moves the color of each grid cell to a color of the show.
+5. `spatial`, if present, replaces colors by those of similar cells of up to {frames} remembered frames, in proportion
+   to their confidence. `nearest` in `color.py` selects the frames.
+6. ab is upsampled to the size of the picture, along lightness (`upsample_colors` in `color.py`), and joined to its L.
 
-A picture is squeezed to the square that each graph wants: by area average to shrink, bilinearly to enlarge. L is that
-of CIE Lab (D65, from sRGB) divided by {L_scale:g}, and ab is divided by {ab_scale:g}. No other normalization is needed;
-that of ImageNet is in the graphs.
+Pictures are resized to the square input of each graph by area average if smaller, else bilinearly. L of CIE Lab (D65,
+from sRGB) is divided by {L_scale:g}, ab by {ab_scale:g}. The graphs include the ImageNet normalization.
 
 ## Graphs
 
 {graphs}
 ## memory.npz
 
-Arrays of numpy, without pickle.
+NumPy arrays, without pickle.
 
 {memory}
-## What the program does beside, which is not here
+## Not included
 
-Colors carried from known frames along the optical flow, one palette for a whole shot, colors that are steady from frame
-to frame, votes for the regions of a picture (`regions` is where to hand them in), the look through the curve of a faded
-film, and fades and dissolves.
+Colors warped from remembered frames along the optical flow, one palette for each shot, temporal filtering, segmentation
+into regions (input `regions`), the film response, fades and dissolves.
 """
 
 
@@ -99,7 +95,7 @@ class Graph(NamedTuple):
     """A network to be written as ONNX."""
 
     network: nn.Module
-    inputs: dict[str, torch.Tensor]  # examples; the first dimension is the batch
+    inputs: dict[str, torch.Tensor]  # examples with the batch as first dimension
     outputs: tuple[str, ...]
 
 
@@ -107,110 +103,110 @@ class Graph(NamedTuple):
 # The graphs
 
 
-class Look(nn.Module):
-    """What the backbone sees of a gray picture, and the query to the memory."""
+class BackboneGraph(nn.Module):
+    """Backbone features of a grayscale picture and the query to the color memory."""
 
     def __init__(self, colorizer: Colorizer) -> None:
         super().__init__()
         self.backbone, self.memory = colorizer.backbone, colorizer.memory
 
     def forward(self, L: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        features, places, _ = self.backbone(backbone_input(L))
-        return features, places, self.memory.query(features)
+        embedding, cells, _ = self.backbone(backbone_input(L))
+        return embedding, cells, self.memory.query(embedding)
 
 
-class Paint(nn.Module):
-    """The generator, by a color feature."""
+class GeneratorGraph(nn.Module):
+    """The generator with its conditioning as two tensors."""
 
     def __init__(self, colorizer: Colorizer) -> None:
         super().__init__()
         self.generator = colorizer.generator
 
     def forward(self, L: torch.Tensor, color_feature: torch.Tensor, score: torch.Tensor,
-                places: torch.Tensor | None = None) -> torch.Tensor:
-        return self.generator(L, Conditioning(color_feature, score), places)
+                cells: torch.Tensor | None = None) -> torch.Tensor:
+        return self.generator(L, Conditioning(color_feature, score), cells)
 
 
-class Vote(nn.Module):
-    """What the voter and the generator agree on."""
+class ClassifierGraph(nn.Module):
+    """Joint estimate of the palette classifier and the generator."""
 
     def __init__(self, colorizer: Colorizer) -> None:
         super().__init__()
         self.backbone, self.palette_classifier = colorizer.backbone, colorizer.palette_classifier
 
-    def forward(self, L: torch.Tensor, guess: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
-        votes = self.palette_classifier(self.backbone.maps(backbone_input(L)), L, regions.flatten(1))
-        return self.palette_classifier.combine(guess, votes)[0]
+    def forward(self, L: torch.Tensor, predicted_ab: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
+        logits = self.palette_classifier(self.backbone.maps(backbone_input(L)), L, regions.flatten(1))
+        return self.palette_classifier.combine(predicted_ab, logits)[0]
 
 
-class Remember(nn.Module):
-    """The colors of known places that look alike, laid over what was painted."""
+class SpatialMemoryGraph(nn.Module):
+    """Colors recalled by attention to the cells of remembered frames."""
 
     def __init__(self, colorizer: Colorizer) -> None:
         super().__init__()
         self.spatial, self.grid = colorizer.spatial, colorizer.config.spatial.grid
 
-    def forward(self, L: torch.Tensor, guess: torch.Tensor, places: torch.Tensor, keys: torch.Tensor,
+    def forward(self, L: torch.Tensor, predicted_ab: torch.Tensor, cells: torch.Tensor, keys: torch.Tensor,
                 colors: torch.Tensor, preferred: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        pulled = preferred[..., None].expand(-1, -1, self.grid**2).flatten(1)[..., None]
-        own = self.spatial.make_keys(places, L, guess)
-        hint = attend(own, keys.flatten(1, 2), colors.flatten(1, 2), pulled, self.spatial.config)
-        color, confidence = hint.unflatten(2, (self.grid, self.grid)).split([2, 1], 1)
-        return shift_cell_means(guess, color, confidence), confidence[:, 0]
+        is_preferred = preferred[..., None].expand(-1, -1, self.grid**2).flatten(1)[..., None]
+        queries = self.spatial.make_keys(cells, L, predicted_ab)
+        recalled = attend(queries, keys.flatten(1, 2), colors.flatten(1, 2), is_preferred, self.spatial.config)
+        color, confidence = recalled.unflatten(2, (self.grid, self.grid)).split([2, 1], 1)
+        return shift_cell_means(predicted_ab, color, confidence), confidence[:, 0]
 
 
 def graphs_of(colorizer: Colorizer) -> dict[str, Graph]:
-    """The graphs of a Colorizer with a memory, by name, in the order in which they color a picture."""
-    config, n = colorizer.config, 2  # a batch of 1 would be taken for a constant
-    dims, grid, size = colorizer.backbone.dims, config.spatial.grid, config.img_size
-    L, guess = torch.zeros(n, 1, size, size), torch.zeros(n, 2, size, size)
-    places = torch.zeros(n, sum(dims.maps[-3:]), grid, grid)
-    advice = {"color_feature": torch.full((n, N_BINS), 1 / N_BINS), "score": torch.ones(n)}
-    graphs = {"backbone": Graph(Look(colorizer), {"L": torch.zeros(n, 1, GRAY_SIZE, GRAY_SIZE)},
-                                ("features", "places", "query"))}
+    """Return the graphs of a Colorizer with a memory, by name, in the order in which they are run."""
+    config, n = colorizer.config, 2  # torch would take a batch of 1 for a constant
+    grid, size, top = config.spatial.grid, config.img_size, FeatureIntegrator.TOP
+    L, predicted_ab = torch.zeros(n, 1, size, size), torch.zeros(n, 2, size, size)
+    conditioning = {"color_feature": torch.full((n, N_BINS), 1 / N_BINS), "score": torch.ones(n)}
+    graphs = {"backbone": Graph(BackboneGraph(colorizer), {"L": torch.zeros(n, 1, GRAY_SIZE, GRAY_SIZE)},
+                                ("embedding", "cells", "query"))}
     if config.use_feat_integrator:
-        top = FeatureIntegrator.TOP
-        graphs["integrator"] = Graph(colorizer.integrator, {"color_features": torch.zeros(n, top, N_BINS),
-                                                            "scores": torch.zeros(n, top)}, ("color_feature",))
-    seen = {"places": places} if config.use_spatial_memory else {}
-    graphs["generator"] = Graph(Paint(colorizer), {"L": L, **advice, **seen}, ("ab",))
+        inputs = {"color_features": torch.zeros(n, top, N_BINS), "scores": torch.zeros(n, top)}
+        graphs["integrator"] = Graph(colorizer.integrator, inputs, ("color_feature",))
+    cells = {"cells": torch.zeros(n, colorizer.backbone.dims.cell, grid, grid)} if config.use_spatial_memory else {}
+    graphs["generator"] = Graph(GeneratorGraph(colorizer), {"L": L, **conditioning, **cells}, ("ab",))
     if config.use_palette_classifier:
-        look, votes = config.palette_classifier.input_size, config.palette_classifier.input_size // CELL_SIZE
-        graphs["palette_classifier"] = Graph(Vote(colorizer), {"L": torch.zeros(n, 1, look, look), "guess": guess, "regions":
-                                                  torch.zeros(n, votes, votes, dtype=torch.int64)}, ("ab",))
+        side = config.palette_classifier.input_size
+        regions = torch.zeros(n, side // CELL_SIZE, side // CELL_SIZE, dtype=torch.int64)
+        inputs = {"L": torch.zeros(n, 1, side, side), "predicted_ab": predicted_ab, "regions": regions}
+        graphs["palette_classifier"] = Graph(ClassifierGraph(colorizer), inputs, ("ab",))
     if config.use_spatial_memory:
-        known = {"keys": torch.zeros(n, 2, grid**2, config.spatial.key_dim + 5), "colors": torch.zeros(n, 2, grid**2, 2),
-                 "preferred": torch.zeros(n, 2)}
-        graphs["spatial"] = Graph(Remember(colorizer), {"L": L, "guess": guess, **seen, **known}, ("ab", "confidence"))
+        frames = {"keys": torch.zeros(n, 2, grid**2, config.spatial.key_dim + 5),
+                  "colors": torch.zeros(n, 2, grid**2, 2), "preferred": torch.zeros(n, 2)}
+        inputs = {"L": L, "predicted_ab": predicted_ab, **cells, **frames}
+        graphs["spatial"] = Graph(SpatialMemoryGraph(colorizer), inputs, ("ab", "confidence"))
     return graphs
 
 
 def memory_of(colorizer: Colorizer) -> dict[str, np.ndarray]:
-    """What a Colorizer remembers, as the arrays of memory.npz."""
+    """Return the memories of a Colorizer as the arrays of memory.npz."""
     memory = colorizer.memory
     used = memory.used
     arrays = {"slot_keys": memory.keys[used], "slot_color_features": memory.values[used],
               "slot_pinned": memory.pinned[used], "ab_bins": torch.from_numpy(AB_BINS)}
     if colorizer.config.use_spatial_memory:
         spatial = colorizer.spatial
-        arrays |= {"frame_features": spatial.embeddings, "frame_pinned": spatial.pinned, "place_keys": spatial.keys,
-                   "place_ab": spatial.ab}
+        arrays |= {"frame_embeddings": spatial.embeddings, "frame_pinned": spatial.pinned, "cell_keys": spatial.keys,
+                   "cell_ab": spatial.ab}
     return {name: tensor.numpy() for name, tensor in arrays.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The folder
+# Writing
 
 
 def write_graph(path: Path, graph: Graph) -> dict[str, Any]:
-    """Write a graph as ONNX; returns what is stated of it. Raises UserError when torch cannot make one of it."""
+    """Write a graph as ONNX; return the description of its tensors. Raises UserError if torch cannot export it."""
     for module in graph.network.modules():
         if isinstance(module, nn.ReLU6):
-            module.inplace = False  # in place, they take torch's exporter twice as long
+            module.inplace = False  # in-place operations double the time of torch's exporter
     shapes = tuple({0: "N", 1: "F"} if name in ("keys", "colors", "preferred") else {0: "N"} for name in graph.inputs)
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's exporter, about itself
+            warnings.simplefilter("ignore")  # torch's exporter warns about itself
             program: Any = torch.onnx.export(
                 graph.network.eval(), tuple(graph.inputs.values()), input_names=list(graph.inputs),
                 output_names=graph.outputs, dynamic_shapes=shapes, opset_version=OPSET, verbose=False)
@@ -218,35 +214,36 @@ def write_graph(path: Path, graph: Graph) -> dict[str, Any]:
     except torch.onnx.OnnxExporterError as error:
         raise UserError(f"torch cannot write {path.stem} as ONNX ({str(error).strip().splitlines()[0]}); train with "
                         "--backbone efficientnet_lite0") from error
-    return {kind: {value.name: _stated(value) for value in values}
+    return {kind: {value.name: _description(value) for value in values}
             for kind, values in (("inputs", program.model.graph.inputs), ("outputs", program.model.graph.outputs))}
 
 
-def _stated(value):
-    """What is stated of an input or output of a graph."""
-    return {"type": str(value.dtype).lower(), "shape": [size if isinstance(size, int) else str(size.value)
-                                                        for size in value.shape], "is": TENSORS[value.name]}
+def _description(value):
+    shape = [size if isinstance(size, int) else str(size.value) for size in value.shape]
+    return {"type": str(value.dtype).lower(), "shape": shape, "description": TENSORS[value.name]}
 
 
 def export(config: ExportConfig) -> None:
-    """Write the folder ``config.output``, whole or not at all. Raises UserError when it exists, when the checkpoint
-    cannot be read, is a plain GAN or has its frames in a file beside it, or when packages are missing."""
+    """Write the folder ``config.output`` completely or not at all.
+
+    Raises UserError if it exists, if the checkpoint cannot be read, is a plain GAN or has its frames in an archive, or
+    if packages are missing.
+    """
     try:
-        import onnxscript  # noqa: F401  # by which torch writes ONNX
+        import onnxscript  # noqa: F401  # required by torch.onnx.export
     except ImportError as error:
-        raise UserError(f"exporting needs the packages onnx and onnxscript ({error}); install them by: "
+        raise UserError(f"exporting needs the packages onnx and onnxscript ({error}); install them with: "
                         f"{PACKAGES}") from error
     output = config.output
     if output.exists():
-        raise UserError(f"{output} exists already; name a new folder by --output")
+        raise UserError(f"{output} exists already; pass a new folder to --output")
     colorizer, _ = load_colorizer(config.checkpoint, torch.device("cpu"))
     if not colorizer.config.use_memory:
-        raise UserError(f"{config.checkpoint} is a plain GAN, which remembers nothing to color by; train with "
+        raise UserError(f"{config.checkpoint} is a plain GAN without a memory; train with "
                         "use_memory True")
     if colorizer.config.archived_frames:
-        raise UserError(f"the {colorizer.config.archived_frames:,} frames of {config.checkpoint} are in a file of their own, "
-                        "too many for memory.npz; export a checkpoint of at most "
-                        f"{colorizer.config.spatial.max_inline_frames:,}")
+        raise UserError(f"{config.checkpoint} keeps {colorizer.config.archived_frames:,} frames in an archive, which is "
+                        f"not exported; use one of at most {colorizer.config.spatial.max_inline_frames:,} frames")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
@@ -259,42 +256,43 @@ def export(config: ExportConfig) -> None:
 
 
 def write_folder(folder: Path, colorizer: Colorizer) -> None:
-    """Write all that colors by ``colorizer`` into an empty ``folder``."""
+    """Write all files of the export of ``colorizer`` into an empty ``folder``."""
     graphs = {name: write_graph(folder / f"{name}.onnx", graph) for name, graph in graphs_of(colorizer).items()}
     memory = memory_of(colorizer)
     np.savez(folder / "memory.npz", allow_pickle=False, **memory)
-    stated = {
+    manifest = {
         "format": FORMAT, "opset": OPSET, "precision": "fp32", "L_scale": L_SCALE, "ab_scale": AB_SCALE,
-        "slot_preference": colorizer.memory.PREFERENCE,
+        "pinned_slot_bonus": colorizer.memory.PREFERENCE,
         "upsampling": {"window": upsampling.WINDOW, "regularization": upsampling.REGULARIZATION,
                        "max_slope": upsampling.MAX_SLOPE},
-        "spatial": {name: getattr(colorizer.config.spatial, name) for name in CHOICE},
-        "graphs": graphs, "memory": {name: {"type": str(array.dtype), "shape": array.shape, "is": ARRAYS[name]}
-                                     for name, array in memory.items()}}
-    (folder / "export.json").write_text(json.dumps(stated, indent=1), encoding="utf-8")
-    (folder / "README.md").write_text(readme(stated), encoding="utf-8")
-    shutil.copy(SAMPLE, folder / "color.py")
+        "retrieval": {name: getattr(colorizer.config.spatial, name) for name in RETRIEVAL},
+        "graphs": graphs,
+        "memory": {name: {"type": str(array.dtype), "shape": array.shape, "description": ARRAYS[name]}
+                   for name, array in memory.items()}}
+    (folder / "export.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    (folder / "README.md").write_text(readme(manifest), encoding="utf-8")
+    shutil.copy(EXAMPLE, folder / "color.py")
 
 
-def readme(stated: dict[str, Any]) -> str:
-    """README.md of what is ``stated`` in export.json."""
+def readme(manifest: dict[str, Any]) -> str:
+    """Return README.md for the content of export.json."""
     graphs = "".join(f"### {name}.onnx\n\n{_table(graph['inputs'], 'input')}\n{_table(graph['outputs'], 'output')}\n"
-                     for name, graph in stated["graphs"].items())
-    return README.format(**{**stated, "graphs": graphs, "memory": _table(stated["memory"], "array"),
-                            "frames": stated["spatial"]["attended_frames"]})
+                     for name, graph in manifest["graphs"].items())
+    return README.format(**{**manifest, "graphs": graphs, "memory": _table(manifest["memory"], "array"),
+                            "frames": manifest["retrieval"]["attended_frames"]})
 
 
 def _table(tensors, kind):
-    """A table of Markdown of tensors as they are stated."""
-    rows = [f"| `{name}` | {tensor['type']} | {' x '.join(map(str, tensor['shape']))} | {tensor['is']} |"
+    """Return a Markdown table of tensor descriptions."""
+    rows = [f"| `{name}` | {tensor['type']} | {' x '.join(map(str, tensor['shape']))} | {tensor['description']} |"
             for name, tensor in tensors.items()]
-    return "\n".join([f"| {kind} | type | shape | what |", "|---|---|---|---|", *rows, ""])
+    return "\n".join([f"| {kind} | type | shape | description |", "|---|---|---|---|", *rows, ""])
 
 
 def main(argv: list[str]) -> None:
     config = ExportConfig(**read_flags(ExportConfig, argv, __doc__ or ""))
     export(config)
-    print(f"networks as ONNX and what they remember: {config.output}")
+    print(f"exported networks and memories to {config.output}")
 
 
 if __name__ == "__main__":

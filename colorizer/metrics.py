@@ -53,8 +53,8 @@ def shot_has_color(pictures: Sequence[np.ndarray]) -> bool:
     """Return whether pictures of one shot, RGB uint8 (H, W, 3), have colors that do not follow from lightness.
 
     Unlike in ``has_color``, sepia and other tints, chroma noise, a logo in a corner and color fringes do not count. ab
-    of the mean picture, at 32 x 32, is fitted by a polynomial of degree 2 of L; the shot has color if the residual exceeds
-    5 in over a quarter of the cells.
+    of the mean picture, at 32 x 32, is fitted by a polynomial of degree 2 in L; the shot has color if the residual
+    exceeds 5 in over a quarter of the cells.
     """
     small = [resize(picture, 32, 32) for picture in pictures]
     lab = cv2.cvtColor(np.mean(small, 0, dtype=np.float32) / 255, cv2.COLOR_RGB2Lab).reshape(-1, 3)

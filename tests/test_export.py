@@ -14,7 +14,6 @@ from colorizer.backbone import extract_features
 from colorizer.colorizer import Colorizer
 from colorizer.export import graphs_of, main
 from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
-from colorizer.memory.spatial_memory import SpatialMemory
 from colorizer.palette_classifier import PaletteClassifier
 from colorizer.predictor import Predictor
 from config import ModelConfig, PaletteClassifierConfig, SpatialConfig
@@ -95,7 +94,7 @@ def some(name, shape, rng):
     values = rng.random(shape, np.float32)
     if name == "color_feature":
         return values / values.sum(1, keepdims=True)
-    return {"guess": 2 * values - 1, "preferred": (values > 0.5).astype(np.float32)}.get(name, values)
+    return {"predicted_ab": 2 * values - 1, "preferred": (values > 0.5).astype(np.float32)}.get(name, values)
 
 
 @pytest.mark.parametrize("count, frames", [(1, 1), (2, 8), (5, 3)])
@@ -108,8 +107,8 @@ def test_graphs_give_what_torch_gives(colorizer, folder, sample, count, frames):
         inputs = {x.name: some(x.name, [sizes.get(size, size) for size in x.shape], rng)
                   for x in found[name].get_inputs()}
         assert list(inputs) == list(graph.inputs)
-        if name == "spatial":  # places like those of the pictures
-            own = colorizer.spatial.make_keys(*(torch.from_numpy(inputs[key]) for key in ("places", "L", "guess"))).numpy()
+        if name == "spatial":  # cells similar to those of the pictures
+            own = colorizer.spatial.make_keys(*(torch.from_numpy(inputs[key]) for key in ("cells", "L", "predicted_ab"))).numpy()
             inputs["keys"] = own[:, None] + 0.2 * inputs["keys"]
             inputs["colors"] *= 0.2
         with torch.no_grad():
@@ -126,7 +125,7 @@ def test_the_sample_colors_as_the_program_does(colorizer, folder, sample, source
     exported = sample["Exported"](folder)
     if source == "memory":
         del exported.graphs["integrator"]
-    monkeypatch.setattr(SpatialMemory, "carry", lambda self, nearest, keys, L, shown: L.expand(-1, 3, -1, -1) * 0)
+    monkeypatch.setattr("colorizer.colorizer.warp_colors", lambda memory, nearest, keys, L, _: L.expand(-1, 3, -1, -1) * 0)
     monkeypatch.setattr(PaletteClassifier, "regions", lambda self, lightness: torch.arange(lightness[0].numel()).expand(
         len(lightness), -1))
     pictures = [draw_picture(seed, size) for seed, size in ((OWN, (96, 64)), (20, (300, 180)), (21, (150, 150)))]
@@ -176,7 +175,7 @@ def test_the_folder_says_what_is_in_it(colorizer, folder, sample):
     memory = np.load(folder / "memory.npz", allow_pickle=False)
     assert {key: value["shape"] for key, value in stated["memory"].items()} == {
         key: list(memory[key].shape) for key in memory}
-    assert np.array_equal(memory["place_keys"], colorizer.spatial.keys.numpy())
+    assert np.array_equal(memory["cell_keys"], colorizer.spatial.keys.numpy())
     assert memory["slot_pinned"].tolist() == memory["frame_pinned"].tolist() == [i == OWN for i in range(KNOWN)]
     assert (memory["slot_color_features"] @ memory["ab_bins"]).shape == (KNOWN, 2)
 
@@ -188,7 +187,7 @@ def test_the_folder_says_what_is_in_it(colorizer, folder, sample):
 def test_nothing_is_written_over(colorizer, tmp_path):
     checkpoint = save(tmp_path / "best.pt", colorizer)
     (tmp_path / "exported").mkdir()
-    with pytest.raises(UserError, match="exists already; name a new folder"):
+    with pytest.raises(UserError, match="exists already; pass a new folder"):
         export(checkpoint, tmp_path / "exported")
 
 
@@ -208,5 +207,5 @@ def test_without_onnx_it_says_what_to_install_and_leaves_nothing(colorizer, tmp_
 
 def test_what_was_trained_without_memory_of_places_has_fewer_graphs():
     graphs = graphs_of(untrained(use_spatial_memory=False))
-    assert list(graphs) == ["backbone", "generator"] and "places" not in graphs["generator"].inputs
+    assert list(graphs) == ["backbone", "generator"] and "cells" not in graphs["generator"].inputs
     assert graphs["generator"].network(*graphs["generator"].inputs.values()).shape == (2, 2, SIZE, SIZE)
