@@ -219,9 +219,8 @@ class Training:
     def _fraction_done(self):
         """Return the fraction of the epochs or of max_minutes that is over, whichever is larger; 1 at the end."""
         done = (self.progress.epoch + self.progress.epoch_steps_done / self.sampler.batches) / self.config.end_epoch
-        limit = self.config.max_minutes * 60
-        if limit:  # reserve time for the last validation
-            return max(done, (time.monotonic() - self.start) / max(limit - self.val_seconds, 1e-9))
+        if limit := self.config.max_minutes * 60:  # reserve time for the last validation
+            done = max(done, (time.monotonic() - self.start) / max(limit - self.val_seconds, 1e-9))
         return done
 
     def _count_step(self, losses):
@@ -302,9 +301,7 @@ class Training:
     def _save(self, name, full=True):
         """Write a checkpoint. Without ``full`` it has only what coloring needs, a third of the size."""
         self.progress.elapsed_seconds = time.monotonic() - self.start
-        state = self.learner.state()
-        if not full:
-            state = {"colorizer": state["colorizer"]}
+        state = self.learner.state() if full else {"colorizer": self.learner.colorizer.state_dict()}
         if archive := self._archive():
             state["archive"] = archive.state()
         save_checkpoint(self.folder.path / name, {

@@ -176,7 +176,7 @@ def fill(picture, points, color):
 
 
 class Painting:
-    """A background that is being painted: ``pixels`` is RGB float32 in [0, 255], (1080, 2400, 3)."""
+    """A background in progress: ``pixels`` is RGB float32 in [0, 255], (1080, 2400, 3)."""
 
     def __init__(self, seed):
         self.rng = np.random.default_rng(seed)

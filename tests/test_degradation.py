@@ -1,4 +1,4 @@
-"""Tests of the degradation augmentations: film stock, contrast, blur and grain."""
+"""Tests of the degradation augmentations: spectral sensitivity, contrast, blur and grain."""
 
 import cv2
 import numpy as np

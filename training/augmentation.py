@@ -1,4 +1,4 @@
-"""Training data of the generator: random views of the training pictures, and the order in which they are visited."""
+"""Training data of the generator: random views of the training pictures, and a sampler for them."""
 
 from collections.abc import Iterator, Sized
 from typing import Any

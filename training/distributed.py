@@ -72,11 +72,7 @@ class ProcessGroup:
 
     def any(self, flag: torch.Tensor) -> torch.Tensor:
         """Return a bool tensor that is True where ``flag`` is True in any process."""
-        if self.size == 1:
-            return flag
-        flag = flag.float()
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return flag > 0
+        return flag if self.size == 1 else self.mean(flag.float()) > 0
 
     def max(self, *numbers: float) -> Sequence[float]:
         """Return the maximum of each number over the processes, so that all processes take the same decision."""

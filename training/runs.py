@@ -102,7 +102,7 @@ class Progress:
 
 
 class StopSignals:
-    """A context manager in which Ctrl-C and SIGTERM only set ``received``, so that a step can be completed and saved.
+    """A context manager that makes Ctrl-C and SIGTERM only set ``received``. The current step can then be saved.
     """
 
     received = False
