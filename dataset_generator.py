@@ -3,14 +3,13 @@
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from config import GeneratorConfig
-from fileio.atomic import exclusive_lock
 from film.analysis.dataset_files import FIGURES, assign_splits, install, replaceable_files, write_images
 from film.analysis.detected_shots import SPLITS, DetectionResults
 from film.analysis.training_frames import extract_training_frames
@@ -54,7 +53,7 @@ def generate(config: GeneratorConfig) -> tuple[list[dict[str, Any]], int]:
     try:
         work = group.compute_on_leader("work", partial(plan_work, config, save_path))
         results = DetectionResults(save_path, map(Path, work["videos"]), config)
-        with open_results(results, config) if group.is_leader else nullcontext():
+        with results.open() if group.is_leader else nullcontext():
             group.compute_on_leader("begun", bool)  # the others wait for the leader
             if group.is_single_process and len(work["videos"]) > 1:
                 errors = run_isolated(work["videos"], read_films, config, results)
@@ -71,14 +70,6 @@ def plan_work(config: GeneratorConfig, save_path: Path) -> dict[str, list[str]]:
     videos = list_videos(config.video_path, config.video_names)
     return {"videos": list(map(str, videos)),
             "replaced": list(map(str, replaceable_files(save_path, config.overwrite)))}
-
-
-@contextmanager
-def open_results(results: DetectionResults, config: GeneratorConfig) -> Iterator[None]:
-    """Open the results; no other run can write the same dataset meanwhile."""
-    message = f"another run is writing {config.save_path}; wait for it or choose another --save_path"
-    with exclusive_lock(results.lock, message), results.open():
-        yield
 
 
 def read_films(group: WorkerGroup, config: GeneratorConfig, results: DetectionResults) -> dict[str, UserError]:

@@ -222,7 +222,7 @@ def test_pictures_to_learn_from_have_no_bars(tmp_path, monkeypatch):
 def test_fields_of_a_film_with_bars():
     rng = np.random.default_rng(0)
     y = rng.integers(16, 235, (48, 64)).astype(np.uint8)
-    planes = Planes(y, None, None, FULL._replace(full=False), True)
+    planes = Planes(y, None, None, FULL._replace(full_range=False), True)
     target = EncodingTarget("libx264", {}, "yuv420p", 64, 48, (24, 32), planes.coding, Fraction(25), Fraction(1, 25), {}, "nut",
                     "tff")
     job = FrameTask(0, 0, planes, ab=np.full((8, 8, 2), 30, np.float32))

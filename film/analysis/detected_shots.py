@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from config import GeneratorConfig
+from fileio.atomic import exclusive_lock
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from utils import UserError
 
@@ -83,6 +84,7 @@ class DetectionResults:
     """
 
     def __init__(self, save_path: Path, videos: Iterable[Path], config: GeneratorConfig) -> None:
+        self.save_path = config.save_path
         # The dataset folder may not exist yet; its closest existing parent is on the same disk, so links are possible.
         parent = next(path for path in save_path.parents if path.is_dir())
         self.folder, self.lock = (parent / f".{save_path.name}.{suffix}" for suffix in ("parts", "lock"))
@@ -97,10 +99,16 @@ class DetectionResults:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Create the folder and remove results of other films or settings from it.
+        """Lock the dataset, create the folder and remove results of other films or settings from it.
 
-        The folder is removed at the end of the block and on a UserError, and kept when the run is interrupted.
+        The folder is removed at the end of the block and on a UserError, and kept when the run is interrupted. Raises
+        UserError if another run has the lock.
         """
+        with exclusive_lock(self.lock, f"another run is writing {self.save_path}; wait for it or choose another "
+                            "--save_path"):
+            yield from self._open()
+
+    def _open(self):
         self.folder.mkdir(exist_ok=True)
         for path in self.folder.iterdir():
             if not path.name.startswith(".") and path.name not in self.keys.values():

@@ -20,7 +20,7 @@ class FilmScan:
 
     def __init__(self, film: Film, begin: int | None = None, end: float = math.inf) -> None:
         self.film, self.begin, self.end = film, begin, end
-        self.pts = array("q")  # timestamp of each frame so far
+        self.pts = array("q")  # timestamps of the frames that were read
         self.last_duration, self.size = 0, (0, 0)  # of the last frame: duration, and (height, width)
         self.interlaced = False  # whether any frame is
         self.damage = DamageLog()

@@ -84,8 +84,8 @@ def analyze_film(film: Film, predictor: FilmPredictor, config: FilmConfig,
                  on_shot: Callable[[Plan], None] | None = None) -> Plan:
     """Run the first pass over a film, and the second reading if it has a letterbox or a film response.
 
-    At the end of each shot of the first reading, ``on_shot`` receives the plan so far, without letterbox and response.
-    Raises UserError if no frame between ``config.start`` and ``config.end`` can be decoded.
+    At the end of each shot of the first reading, ``on_shot`` receives the plan of the shots up to it, without
+    letterbox and response. Raises UserError if no frame between ``config.start`` and ``config.end`` can be decoded.
     """
     reading = _Reading(film, predictor, config, on_shot=on_shot)
     plan, response = reading.run(), None

@@ -1,4 +1,4 @@
-"""What is known of a film before it is colored? Its shots with their palettes, how it is encoded, what paints it."""
+"""The plan of a film, which is the result of the first pass, and the protocol of the predictor that colors it."""
 
 from array import array
 from bisect import bisect_left, bisect_right
@@ -16,43 +16,46 @@ from film.io.planes import Box
 
 
 class FilmPredictor(Protocol):
-    """What paints a film; ``colorizer.predictor.Predictor`` does. One that says nothing of responses has none."""
+    """Interface of a predictor that colors films; implemented by ``colorizer.predictor.Predictor``."""
 
-    source: str  # where its colors come from: "memory", "integrator", "ground_truth", "reference" or "none"
-    identity: str  # differs for every predictor that colors differently
-    base_identity: str = ""  # its identity before references were added; "" where it cannot tell what it reads of them
+    source: str  # of the colors: "memory", "integrator", "ground_truth", "reference" or "none"
+    identity: str  # differs for all predictors that color differently
+    base_identity: str = ""  # identity before references were added; "" if ``lookup_digest`` is not implemented
 
     @property
     def side(self) -> int:
-        """Pixels along a side of the square pictures that it wants."""
+        """Side in pixels of the square input pictures."""
 
     def fit_response(self, lightness: Sequence[np.ndarray]) -> FilmResponse | None:
-        """How the gray of a film differs from what is known, by some of its frames, L float32 (h, w) in [0, 100] each;
-        None where it does not, clearly."""
+        """Fit the film response to some frames of a film, L float32 (h, w) in [0, 100]; None if it is the identity."""
         return None
 
     def with_response(self, response: FilmResponse | None) -> "FilmPredictor":
-        """What paints a film with that Response."""
+        """Return a predictor for films with a film response."""
         return self
 
     def palette(self, labs: Sequence[np.ndarray]) -> Palette:
-        """The colors of a shot, by some of its frames, Lab float32 (side, side, 3) each."""
+        """Recall the palette of a shot from some of its frames, Lab float32 (side, side, 3)."""
 
     def predict(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence]:
-        """Frames of a shot, L float32 (n, side, side) in [0, 100] -> ab float32 (n, S, S, 2) in Lab units, of any S,
-        and what is Known of their places, arrays (n, G, G) of any G, nan if nothing is (``Confidence.unknown(n)``)."""
+        """Predict the colors of frames of a shot.
 
-    def predict_with_embeddings(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence, np.ndarray]:
-        """``predict``, and what the frames look like to the predictor, int16 (n, D) of any D, for ``lookup_digest``."""
+        Takes L float32 (n, side, side) in [0, 100]. Returns ab float32 (n, S, S, 2) in Lab units, for any S, and the
+        confidence of the grid cells, arrays (n, G, G) for any G, or ``Confidence.unknown(n)``.
+        """
+
+    def predict_with_embeddings(self, lightness: np.ndarray,
+                                palette: Palette) -> tuple[np.ndarray, Confidence, np.ndarray]:
+        """Return the results of ``predict`` and the frame embeddings, int16 (n, D), for ``lookup_digest``."""
         return *self.predict(lightness, palette), np.zeros((len(lightness), 0), np.int16)
 
     def requery_palette(self, palette: Palette) -> Palette:
-        """The palette of the same frames as another one, which was chosen with other references."""
+        """Return the palette of the same frames, recalled with the references of this predictor."""
         return palette
 
-    def lookup_digest(self, palette: Palette, looks: np.ndarray) -> str:
-        """A hash of all that ``predict`` reads of references and of what else is known, for frames of a shot of these
-        looks by this palette: where it is the same, of predictors of one ``base_identity``, so are their colors."""
+    def lookup_digest(self, palette: Palette, embeddings: np.ndarray) -> str:
+        """Return a hash of everything that ``predict`` reads from the memories for frames with these embeddings.
+        Predictors of one ``base_identity`` with equal digests predict equal colors."""
         return ""
 
 
@@ -145,4 +148,4 @@ class Plan:
         """Restore a plan from the result of ``state``."""
         return cls(**{**state, "pts": array("q", state["pts"].tolist()), "exposure": state["exposure"].numpy(),
                       "shots": [Shot.from_state(shot) for shot in state["shots"]],
-                      "response": state["response"] and FilmResponse.from_state(state["response"])})
+                      "response": state["response"] and FilmResponse.of(state["response"])})

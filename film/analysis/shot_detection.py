@@ -5,8 +5,9 @@ Frames are counted from 0. A cut is the index of the first frame of a shot. Shot
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, MutableSequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import cv2
@@ -42,6 +43,11 @@ class Detector(Protocol):
         """Return the result of ``process`` for the frames left at the end of the film."""
 
 
+def mean_difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the mean absolute difference of two arrays."""
+    return cv2.norm(a, b, cv2.NORM_L1) / a.size
+
+
 class HistogramDetector:
     """Compares the color histograms of neighboring frames.
 
@@ -74,14 +80,15 @@ class ChangeDetector:
     The change of a frame is the mean absolute difference of H, S and V from the previous frame. "content" compares the
     change with ``threshold`` (default 27). "adaptive" compares its ratio to the mean change of the 2 frames before and
     the 2 frames after with ``threshold`` (default 3), if the change is at least MIN_CHANGE. Grayscale frames (H, W) are
-    compared directly.
+    compared directly. ``difference`` replaces the mean absolute difference.
     """
 
     WINDOW = 2
     MIN_CHANGE = 15.0
 
-    def __init__(self, kind: str, threshold: float | None = None) -> None:
-        self.adaptive = kind == "adaptive"
+    def __init__(self, kind: str, threshold: float | None = None,
+                 difference: Callable[[np.ndarray, np.ndarray], float] | None = None) -> None:
+        self.adaptive, self.difference = kind == "adaptive", difference or mean_difference
         default, self.label, self.delay = ((3.0, "change / mean change around", self.WINDOW) if self.adaptive else
                                            (27.0, "change in HSV", 0))
         self.threshold = default if threshold is None else threshold
@@ -93,12 +100,9 @@ class ChangeDetector:
         if self.previous is None:  # changes before the first and after the last frame count as 0
             self.changes.extend([0.0] * self.delay)
             self.previous = picture
-        change = self._change(picture, self.previous)
+        change = self.difference(picture, self.previous)
         self.previous = picture
         return self._judge(change)
-
-    def _change(self, a, b):
-        return cv2.norm(a, b, cv2.NORM_L1) / a.size
 
     def flush(self) -> list[tuple[float, bool]]:
         return [result for _ in range(self.delay) for result in self._judge(0.0)]
@@ -132,36 +136,32 @@ def detector_input(planes: Planes) -> np.ndarray:
     return cv2.cvtColor(cv2.merge(small), cv2.COLOR_YCrCb2RGB) if len(small) == 3 else cv2.merge(small[:1] * 3)
 
 
+def judge_frames(frames: Iterable[np.ndarray], detector: Detector) -> Iterator[tuple[np.ndarray, float, bool]]:
+    """Yield (frame, difference, is a cut) for all frames in order, as soon as the detector has judged them."""
+    pending = deque()
+    for frame in frames:
+        pending.append(frame)
+        for result in detector.process(frame):
+            yield pending.popleft(), *result
+    for result in detector.flush() if pending else ():
+        yield pending.popleft(), *result
+
+
 def detect_shots(frames: Iterable[np.ndarray], detector: Detector,
                  differences: MutableSequence[float]) -> Iterator[tuple[int, int]]:
     """Yield (start, end) of each shot as soon as its end is known, including the last one.
 
     ``frames`` are RGB frames of one size. The difference of each frame is appended to ``differences``.
     """
-    def judge():
-        for frame in frames:
-            yield from detector.process(cv2.resize(frame, (DETECTOR_SIZE, DETECTOR_SIZE)))
-        yield from detector.flush()
-
     start = 0
-    for index, (difference, is_cut) in enumerate(judge()):
+    small = (cv2.resize(frame, (DETECTOR_SIZE, DETECTOR_SIZE)) for frame in frames)
+    for index, (_, difference, is_cut) in enumerate(judge_frames(small, detector)):
         differences.append(difference)
         if is_cut and index > start:
             yield start, index
             start = index
     if differences:
         yield start, len(differences)
-
-
-class FlickerRobustDetector(ChangeDetector):
-    """The adaptive ChangeDetector for luma uint8 (H, W); ignores changes of brightness of up to ``max_flicker``."""
-
-    def __init__(self, max_flicker: int) -> None:
-        super().__init__("adaptive")
-        self.max_flicker = max_flicker
-
-    def _change(self, a, b):
-        return luma_difference(a, b, self.max_flicker)
 
 
 def luma_difference(a: np.ndarray, b: np.ndarray, max_flicker: int) -> float:
@@ -176,27 +176,17 @@ def find_gray_cuts(lumas: Iterable[np.ndarray], config: GrayCutConfig | None = N
     """Yield, for each frame that can be judged and once at the end, the list of cuts that are now certain, from luma
     uint8 (256, 256).
 
-    Cuts are those of FlickerRobustDetector, and the first frame after black frames. If the picture from before a cut
-    returns within ``max_flash`` frames, the cut was a flash or a black frame and is dropped. A cut is reported at most
-    ``max_flash`` + 3 frames late, since the detector has a delay of 2.
+    Cuts are those of the adaptive ChangeDetector with ``luma_difference``, and the first frame after black frames. If
+    the picture from before a cut returns within ``max_flash`` frames, the cut was a flash or a black frame and is
+    dropped. A cut is reported at most ``max_flash`` + 3 frames late, since the detector has a delay of 2.
     """
     config = config or GrayCutConfig()
-    detector = FlickerRobustDetector(config.max_flicker)
-
-    def judge():
-        queue = deque()
-        for luma in lumas:
-            queue.append(luma)
-            for _, is_cut in detector.process(luma):
-                yield queue.popleft(), is_cut
-        for _, is_cut in detector.flush() if queue else ():
-            yield queue.popleft(), is_cut
-
+    difference = partial(luma_difference, max_flicker=config.max_flicker)
     previous, was_black = None, False
     pending = []  # (cut, luma of the frame before it) that may still turn out to be a flash
-    for index, (luma, is_cut) in enumerate(judge()):
+    for index, (luma, _, is_cut) in enumerate(judge_frames(lumas, ChangeDetector("adaptive", difference=difference))):
         black, cuts = luma.mean() < config.black_luma, []
-        if pending and luma_difference(pending[0][1], luma, config.max_flicker) < config.same_luma:
+        if pending and difference(pending[0][1], luma) < config.same_luma:
             pending.clear()
         elif was_black and not black and not pending:
             cuts.append(index)

@@ -9,8 +9,8 @@ import itertools
 import os
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from film.io.video import Film, VideoFile, read_known_frames
 from utils import UserError, evenly_spaced, warn
 
 POOL_BYTES = 512 * 2**20  # of frames kept for the open shot: 870 frames of 854 x 480, 172 of 1920 x 1080
+MAX_PENDING = 8  # images that wait to be written; larger uses more memory on slow disks
 THUMBNAIL_SIZE = 126, 224  # maximum height and width
 
 
@@ -37,10 +38,8 @@ def extract_training_frames(path: Path, folder: Path, config: GeneratorConfig) -
     """
     film = VideoFile(path)
     folder.mkdir()
-    with BoundedExecutor() as executor:
-        result = _Extraction(film, folder, config, executor).run()
-        executor.wait()
-    return result
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as executor:
+        return _Extraction(film, folder, config, executor).run()
 
 
 def make_detector(config: GeneratorConfig) -> Detector:
@@ -48,30 +47,6 @@ def make_detector(config: GeneratorConfig) -> Detector:
     if config.detector == "histogram":
         return HistogramDetector(config.col_diff_thres)
     return ChangeDetector(config.detector, config.scene_thres)
-
-
-class BoundedExecutor:
-    """Threads with at most ``backlog`` pending calls, so that a slow disk does not fill the memory."""
-
-    def __init__(self, backlog: int = 8) -> None:
-        self.threads = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
-        self.pending, self.backlog = deque(), backlog
-
-    def submit(self, function: Callable[..., None], *args: object) -> None:
-        """Call ``function(*args)`` in a thread; blocks while there are too many pending calls."""
-        self.pending.append(self.threads.submit(function, *args))
-        self.wait(self.backlog)
-
-    def wait(self, remaining: int = 0) -> None:
-        """Wait until at most ``remaining`` calls are pending; raises what they raise."""
-        while len(self.pending) > remaining:
-            self.pending.popleft().result()
-
-    def __enter__(self) -> "BoundedExecutor":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.threads.shutdown(cancel_futures=True)
 
 
 def write_png(path: Path, bgr: np.ndarray) -> None:
@@ -94,15 +69,16 @@ def crop_image(path: Path, box: Box) -> None:
 class _Extraction:
     """The state of ``extract_training_frames`` for one film."""
 
-    def __init__(self, film: VideoFile, folder: Path, config: GeneratorConfig, executor: BoundedExecutor) -> None:
+    def __init__(self, film: VideoFile, folder: Path, config: GeneratorConfig, executor: Executor) -> None:
         self.film, self.folder, self.config, self.executor = film, folder, config, executor
+        self.pending: deque[Future] = deque()  # images that are not written yet
         self.scan, self.detector = FilmScan(film), make_detector(config)
         self.pool = FramePool(config.frames_per_shot, self.detector.delay, POOL_BYTES)
         self.result = DetectedFilm(film.path, float(film.info.rate), self.detector.label, self.detector.threshold)
         self.numbers = itertools.count()
         self.reread: dict[int, DetectedShot] = {}  # frame that must be read again -> its shot
         self.checksums: dict[int, int] = {}  # the same frame -> checksum
-        self.profiles: dict[int, list[Profile]] = {}  # number of a shot -> profiles of its frames so far
+        self.profiles: dict[int, list[Profile]] = {}  # number of an incomplete shot -> profiles of its frames
         self.margins: dict[int, list[Margin]] = {}  # number of a shot -> its margins
 
     def run(self) -> DetectedFilm:
@@ -116,7 +92,9 @@ class _Extraction:
             warn(f"{self.film.path} is interlaced: the images are the mean of both fields")
         for index, planes in reread_frames(self.film, self.scan.pts, self.checksums) if self.reread else ():
             self._deliver(self.reread[index], index, planes)
+        self._wait()
         self._crop_letterbox()
+        self._wait()
         decoded, stated = len(self.scan.pts), self.film.info.stated_frames
         if stated - decoded > max(5, stated // 100):
             warn(f"{self.film.path} ends early: {decoded} of {stated} frames can be decoded and are used")
@@ -145,15 +123,25 @@ class _Extraction:
         """Write a selected frame, and make a thumbnail of the middle frame."""
         self.profiles.setdefault(shot.number, []).append(frame_profile(planes))
         if index in shot.images:
-            self.executor.submit(write_frame, self.folder / self.result.image_name(shot.images[index]), planes)
+            self._submit(write_frame, self.folder / self.result.image_name(shot.images[index]), planes)
         if index == shot.middle and shot.number < MAX_THUMBNAILS:
             size = planes.y.shape
             scale = min(limit / side for limit, side in zip(THUMBNAIL_SIZE, size, strict=True))
             small = planes.rgb_uint8(*(max(1, round(side * scale)) for side in size))
             shot.thumbnail = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1].tobytes()
 
+    def _submit(self, function, *args):
+        """Call ``function(*args)`` in a thread. At most MAX_PENDING calls wait, so that a slow disk does not fill the
+        memory."""
+        self.pending.append(self.executor.submit(function, *args))
+        self._wait(MAX_PENDING)
+
+    def _wait(self, remaining=0):
+        """Wait until at most ``remaining`` calls are pending; raises their errors."""
+        while len(self.pending) > remaining:
+            self.pending.popleft().result()
+
     def _crop_letterbox(self):
-        self.executor.wait()
         self.margins |= {number: measure_margins(profiles) for number, profiles in self.profiles.items()}
         shots = self.result.shots
         boxes = find_boxes([self.margins[shot.number] for shot in shots], [shot.length for shot in shots],
@@ -161,14 +149,14 @@ class _Extraction:
         for shot, box in zip(shots, boxes, strict=True):
             if box is not None:
                 for number in shot.images.values():
-                    self.executor.submit(crop_image, self.folder / self.result.image_name(number), box)
+                    self._submit(crop_image, self.folder / self.result.image_name(number), box)
 
 
 class FramePool:
     """Holds the frames of the open shot that may be selected: the first frame, and all frames from the earliest one
     that would be the second selected frame if the shot ended now.
 
-    For three frames per shot, this is the second half of the shot so far. Beyond ``budget`` bytes, only the checksums
+    For three frames per shot, this is the second half of the open shot. Beyond ``budget`` bytes, only the checksums
     of frames are held.
     """
 

@@ -50,7 +50,7 @@ class TransitionConfig:
     min_frames: int = 3  # larger drops short dissolves and wipes
 
     # Dissolves of moving shots
-    detail_cells: int = 4  # cells per side in which detail is measured; larger localizes it and adds noise
+    detail_cells: int = 4  # cells per side in which detail is measured; larger resolves finer changes, with more noise
     max_detail_error: float = 0.3  # relative to a linear change of the detail; larger accepts worse matches
     max_detail_ratio: float = 2.0  # change of detail within a shot; larger mistakes more fades and focus pulls
 
@@ -132,7 +132,7 @@ class TransitionDetector:
         self.config = config or TransitionConfig()
         self.model = WindowModel(self.config)
         self._frames: deque[_Frame] = deque(maxlen=4 * self.config.half_lengths[-1] + 1)
-        self._count = self._end = 0  # number of frames so far, and end of the last transition
+        self._count = self._end = 0  # number of frames added, and end of the last transition
         self._best: _Candidate | None = None
 
     def process(self, luma: np.ndarray) -> list[Boundary]:
@@ -264,7 +264,7 @@ class WindowModel:
                    for pixels, flow in ((changed & shows_b, past), (changed & ~shows_b, future)))
 
     def _visible_share(self, flow):
-        """Return for each of size * size pixels how much of it a flow (flow_size, flow_size, 2) keeps in the picture."""
+        """Return the share of each of size * size pixels that a flow (flow_size, flow_size, 2) keeps in the picture."""
         y, x = np.indices(flow.shape[:2], dtype=np.float32)
         half = len(flow) / 2
         inside = (np.abs(x + flow[..., 0] - half) <= half) & (np.abs(y + flow[..., 1] - half) <= half)
