@@ -37,7 +37,7 @@ LIGHT, LIGHTER = (150, 150, 150), (165, 165, 165)
 
 
 def draw(spec, width=96, height=64):
-    """BGR frames of [(color, number of frames), ...]. A square steps on, so no two frames of a shot are alike."""
+    """Yield BGR frames of [(color, number of frames), ...] with a moving square: all frames of a shot differ."""
     for color, count in spec:
         for i in range(count):
             frame = np.full((height, width, 3), color, np.uint8)
@@ -47,7 +47,7 @@ def draw(spec, width=96, height=64):
 
 
 def write_clip(path, spec, codec="ffv1", fps=24, pixels="yuv444p", **options):
-    """Write a film; ffv1 in .mkv is lossless and all key frames, libx264 has long groups and B-frames."""
+    """Write a film. ffv1 in .mkv is lossless with only I-frames; libx264 has long groups of pictures and B-frames."""
     header_first = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
     with av.open(str(path), "w", container_options=header_first) as container:
         stream = None
@@ -61,12 +61,12 @@ def write_clip(path, spec, codec="ffv1", fps=24, pixels="yuv444p", **options):
 
 
 def decode(path):
-    """The pictures of a film, RGB, as test.py sees them."""
+    """Decode a film as test.py does; return RGB frames."""
     return [planes.rgb_uint8() for _, _, planes in VideoFile(path).read()]
 
 
 def run(video_path, save_path, **options):
-    """The summaries of the films that could be read."""
+    """Make a dataset; return the summaries of the readable films."""
     return generator.generate(GeneratorConfig(video_path=video_path, save_path=save_path, **options))[0]
 
 
@@ -86,7 +86,7 @@ def tree(folder):
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory):
-    """Ten shots of 12 to 30 frames and one of 5."""
+    """A film of ten shots of 12 to 30 frames and one of 5 frames."""
     colors = itertools.cycle([RED, GREEN, BLUE, WHITE])
     lengths = [30, 12, 14, 5, 20, 13, 15, 16, 17, 18, 25]
     return write_clip(tmp_path_factory.mktemp("film") / "film.mkv", list(zip(colors, lengths, strict=False)))
@@ -113,7 +113,7 @@ TABLE = [(detector, *row) for row in EVERYWHERE for detector in ("histogram", "a
 
 
 @pytest.mark.parametrize("kind,name,spec,expected", TABLE, ids=[f"{row[0]}: {row[1]}" for row in TABLE])
-def test_shots_of_drawn_clips(kind, name, spec, expected):
+def test_detectors_find_the_shots_of_drawn_clips(kind, name, spec, expected):
     differences = array("f")
     detector = make_detector(GeneratorConfig(detector=kind))
     assert list(detect_shots(draw(spec), detector, differences)) == expected
@@ -122,7 +122,7 @@ def test_shots_of_drawn_clips(kind, name, spec, expected):
         assert differences[first] >= detector.threshold
 
 
-def test_flicker_is_calm_for_adaptive_only():
+def test_only_the_adaptive_detector_tolerates_flicker():
     flicker = [((40, 40, 40), 1), ((200, 200, 200), 1)] * 15
     shots = {kind: len(list(detect_shots(draw(flicker), make_detector(GeneratorConfig(detector=kind)),
                                          array("f")))) for kind in ("adaptive", "content")}
@@ -130,18 +130,18 @@ def test_flicker_is_calm_for_adaptive_only():
 
 
 @pytest.mark.parametrize("kind, gray", [("adaptive", False), ("content", False), ("adaptive", True)])
-def test_change_detector_is_pyscenedetects_number_for_number(kind, gray):
+def test_change_detector_returns_the_numbers_of_pyscenedetect(kind, gray):
     rng = np.random.default_rng(0)
     frames = [cv2.resize(frame, (256, 256)) for frame in draw([(RED, 9), (RED, 1), (GREEN, 12), (LIGHT, 5), (BLUE, 2)])]
     frames[5:5] = [np.maximum(frames[4], rng.integers(0, 60 + i, frames[4].shape, np.uint8)) for i in range(8)]
     frames[20:20] = [frames[19]] * 6  # nothing moves
     if gray:
         frames = [np.ascontiguousarray(frame[..., 1]) for frame in frames]
-    known = {}
+    expected = {}
 
     class Stats:
         def set_metrics(self, timecode, metrics):
-            known.setdefault(timecode.frame_num, {}).update(metrics)
+            expected.setdefault(timecode.frame_num, {}).update(metrics)
 
     its = {"adaptive": AdaptiveDetector, "content": ContentDetector}[kind](min_scene_len=0, luma_only=gray)
     its.stats_manager, cuts = Stats(), set()
@@ -154,12 +154,12 @@ def test_change_detector_is_pyscenedetects_number_for_number(kind, gray):
     assert len(judged) == len(frames) and len(cuts) >= 2
     name = its.get_metrics()[-1] if kind == "adaptive" else ContentDetector.FRAME_SCORE_KEY
     for index in range(its.event_buffer_length + 1, len(frames) - its.event_buffer_length):
-        assert judged[index] == (known[index][name], index in cuts), index
+        assert judged[index] == (expected[index][name], index in cuts), index
 
 
 @pytest.mark.parametrize("depth", [8, 10])
-def test_the_picture_for_detectors_is_clipped_and_of_full_range(depth):
-    """Luma 0 and 16 are black and 235 and 255 white; the colors are those of the film, by BT.601."""
+def test_detector_input_is_clipped_and_has_full_range(depth):
+    """Luma 0 and 16 are black, 235 and 255 are white, and colors follow BT.601."""
     coding, step = Coding(depth, False, 6), 2 ** (depth - 8)
     kind = np.uint8 if depth == 8 else np.uint16
     y, cb, cr = (np.full((64, 64), code * step, kind) for code in (0, 128, 128))
@@ -172,7 +172,7 @@ def test_the_picture_for_detectors_is_clipped_and_of_full_range(depth):
         assert np.abs(detector_input(Planes(*drawn, coding)).astype(int) - color).max() <= 4
 
 
-def test_histogram_difference_by_hand():
+def test_histogram_difference_matches_a_worked_example():
     detector = HistogramDetector()
     gray, other = np.full((256, 256, 3), 10, np.uint8), np.full((256, 256, 3), 10, np.uint8)
     other[:, :, 1] = 11  # all pixels leave one bin of G for another: 2 * 65536^2 / 256
@@ -182,7 +182,7 @@ def test_histogram_difference_by_hand():
     assert detector.process(other) == [(0.0, False)]
 
 
-def test_histogram_cuts_above_the_threshold_only():
+def test_histogram_detector_cuts_only_above_the_threshold():
     gray, other = np.full((256, 256, 3), 10, np.uint8), np.full((256, 256, 3), 10, np.uint8)
     other[:8, :8, 0] = 11
     exact = 2 * 64**2 / 256
@@ -192,15 +192,15 @@ def test_histogram_cuts_above_the_threshold_only():
         assert detector.process(other) == [(exact, is_cut)]
 
 
-def test_shots_stream():
+def test_shots_are_yielded_while_frames_are_read():
     def frames():
         for i, frame in enumerate(draw([(RED, 20), (GREEN, 20), (BLUE, 20)])):
-            seen.append(i)
+            read_frames.append(i)
             yield frame
-    seen = []
+    read_frames = []
     shots = detect_shots(frames(), HistogramDetector(), array("f"))
-    assert next(shots) == (0, 20) and len(seen) == 21
-    assert next(shots) == (20, 40) and len(seen) == 41
+    assert next(shots) == (0, 20) and len(read_frames) == 21
+    assert next(shots) == (20, 40) and len(read_frames) == 41
 
 
 @pytest.mark.parametrize("first,last,count,expected", [
@@ -212,7 +212,7 @@ def test_evenly_spaced_frames_of_a_shot_match_a_worked_example(first, last, coun
     assert [first + i for i in evenly_spaced(last - first + 1, count)] == expected
 
 
-def test_split_gives_every_split_a_shot_and_follows_the_shares():
+def test_split_follows_the_shares_and_gives_every_split_a_shot():
     for shares in ((0.7, 0.2, 0.1), (0.98, 0.01, 0.01), (0.5, 0.0, 0.5), (0.0, 1.0, 0.0), (1 / 3, 1 / 3, 1 / 3)):
         active = {name for name, share in zip(SPLITS, shares, strict=True) if share > 0}
         for count in range(1, 60):
@@ -221,7 +221,7 @@ def test_split_gives_every_split_a_shot_and_follows_the_shares():
             if count >= len(active):
                 assert set(chosen) == active
             for name, share in zip(SPLITS, shares, strict=True):
-                lent = max(chosen.values()) == chosen[name]  # may have given shots to splits without one
+                lent = max(chosen.values()) == chosen[name]  # may have given a shot to an empty split
                 assert abs(chosen[name] - share * count) < 1 or chosen[name] == 1 or lent
     assert Counter(split_shots(100, (0.7, 0.2, 0.1), 0)) == {"train": 70, "val": 20, "test": 10}
     assert Counter(split_shots(10, (0.7, 0.2, 0.1), 0)) == {"train": 7, "val": 2, "test": 1}
@@ -230,10 +230,10 @@ def test_split_gives_every_split_a_shot_and_follows_the_shares():
     assert Counter(split_shots(4, (0.9, 0.05, 0.05), 0)) == {"train": 2, "val": 1, "test": 1}
 
 
-def test_split_depends_on_the_seed_alone():
+def test_split_depends_only_on_the_seed():
     splits = [split_shots(30, (0.7, 0.2, 0.1), seed) for seed in (3, 3, 4)]
     assert splits[0] == splits[1] != splits[2]
-    assert splits[0] != sorted(splits[0], key=SPLITS.index)  # not the first shots to train, the last to test
+    assert splits[0] != sorted(splits[0], key=SPLITS.index)  # shots are shuffled
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def test_split_depends_on_the_seed_alone():
 
 
 @pytest.mark.parametrize("count,delay,budget", itertools.product((1, 2, 3, 5), (0, 2), (10**9, 20 * 300, 0)))
-def test_pool_holds_what_a_shot_of_any_length_wants(count, delay, budget):
+def test_pool_holds_the_selected_frames_of_a_shot_of_any_length(count, delay, budget):
     coding = Coding(8, True, 6)
     frames = [Planes(*np.full((3, 10, 10), i % 251, np.uint8), coding) for i in range(300)]
     pool = FramePool(count, delay, budget)
@@ -274,7 +274,7 @@ def assert_pictures_are_the_films(save_path, path):
         assert picture.shape == frames[0].shape and np.array_equal(picture, frames[int(row["frame"])]), row
 
 
-def test_dataset_of_a_film(film, tmp_path):
+def test_dataset_has_the_expected_files_splits_and_frames(film, tmp_path):
     [summary] = run(film, tmp_path / "data")
     table = rows(tmp_path / "data")
     assert summary == {"video": "film.mkv", "shots": 11, "kept": 10, "dropped": 1,
@@ -297,8 +297,8 @@ def test_dataset_of_a_film(film, tmp_path):
 
 @pytest.mark.parametrize("name,budget,lie", [("film.mkv", 0, 0), ("film.mp4", 10**9, 0), ("film.mp4", 0, 0),
                                              ("film.ts", 0, 0), ("film.mp4", 0, 3)])
-def test_pictures_are_exact_when_frames_are_read_again(tmp_path, monkeypatch, name, budget, lie):
-    """Without room in the pool the middles are sought in the film; also when seeking lands ``lie`` frames beside."""
+def test_images_are_exact_when_frames_are_read_again(tmp_path, monkeypatch, name, budget, lie):
+    """With a small pool, middle frames are found by seeking, even if seeking ends ``lie`` frames off."""
     codec = {"codec": "ffv1"} if name == "film.mkv" else {"codec": "libx264", "bf": "3", "g": "250", "crf": "20",
                                                          "pixels": "yuv420p", "x264-params": "open-gop=1:scenecut=0"}
     path = write_clip(tmp_path / name, [(RED, 80), (GREEN, 40), (BLUE, 31)], **codec)
@@ -327,7 +327,7 @@ MATRICES = {1: (0.2126, 0.0722), 6: (0.299, 0.114)}  # tag: weights of red and b
 
 
 def encode_patches(matrix, full, depth, colors=PATCHES):
-    """Y', Cb and Cr of colors, RGB, by the definition of ITU-T H.273."""
+    """Convert RGB colors to Y', Cb and Cr as defined in ITU-T H.273."""
     red, blue = MATRICES[matrix]
     r, g, b = (colors / 255).T
     y = red * r + (1 - red - blue) * g + blue * b
@@ -342,7 +342,7 @@ def encode_patches(matrix, full, depth, colors=PATCHES):
 @pytest.mark.parametrize("matrix, full, tagged, height", [
     (6, False, True, 48), (1, False, True, 48), (6, True, True, 48), (1, True, True, 720), (6, False, True, 720),
     (6, False, False, 48), (1, False, False, 720)])
-def test_what_is_learned_is_what_is_painted(tmp_path, depth, matrix, full, tagged, height):
+def test_images_have_the_colors_of_the_film_for_all_matrices_and_depths(tmp_path, depth, matrix, full, tagged, height):
     """A picture of the dataset is the frame as test.py reads it, in the colors that were drawn; an untagged film is
     BT.601, and BT.709 from 720 lines on."""
     path = tmp_path / "film.mp4"
@@ -366,14 +366,14 @@ def test_what_is_learned_is_what_is_painted(tmp_path, depth, matrix, full, tagge
     assert np.abs(picture[height // 2, 8::16].astype(int) - PATCHES).max() <= 2
 
 
-def test_adaptive_cuts_late_but_saves_the_right_frames(tmp_path):
+def test_delay_of_the_adaptive_detector_does_not_shift_the_saved_frames(tmp_path):
     path = write_clip(tmp_path / "film.mkv", [(RED, 20), (GREEN, 15), (BLUE, 13)])
     run(path, tmp_path / "data", detector="adaptive")
     assert [int(row["frame"]) for row in rows(tmp_path / "data")] == [0, 9, 19, 20, 27, 34, 35, 41, 47]
     assert_pictures_are_the_films(tmp_path / "data", path)
 
 
-def test_videos_of_one_stem_do_not_collide(tmp_path, capsys):
+def test_videos_with_the_same_stem_do_not_collide(tmp_path, capsys):
     spec = [(RED, 12), (GREEN, 12)]
     for name, count in (("a.mkv", 2), ("a.avi", 1), ("b_7.mkv", 3), ("c.mkv", 1)):
         write_clip(tmp_path / name, spec * count)
@@ -392,14 +392,14 @@ def test_videos_of_one_stem_do_not_collide(tmp_path, capsys):
     assert "total: shots 12, kept 12, dropped 0; frames: train 18, val 4, test 2" in printed
 
 
-def test_same_seed_same_dataset_other_seed_other_split(film, tmp_path):
+def test_same_seed_gives_the_same_dataset_and_another_seed_another_split(film, tmp_path):
     for name, seed in (("one", 5), ("two", 5), ("three", 6)):
         run(film, tmp_path / name, seed=seed, frames_per_shot=1)
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
     assert pictures(tmp_path / "one") != pictures(tmp_path / "three")
 
 
-def test_figures(film, tmp_path, monkeypatch):
+def test_figures_show_the_shots_and_their_splits(film, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "SHEET_ROWS", 1)
     run(film, tmp_path / "d")
     sheets = [cv2.imread(str(path)) for path in sorted((tmp_path / "d" / "figures").glob("*_shots_*.png"))]
@@ -422,10 +422,10 @@ def test_figures(film, tmp_path, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is already there
+# Existing files
 
 
-def test_a_dataset_is_not_replaced_unasked(film, tmp_path):
+def test_a_dataset_is_replaced_only_with_overwrite(film, tmp_path):
     run(film, tmp_path / "d")
     before = tree(tmp_path)
     with pytest.raises(UserError, match="already holds a dataset.*--overwrite True"):
@@ -437,7 +437,7 @@ def test_a_dataset_is_not_replaced_unasked(film, tmp_path):
         run(film, tmp_path / "own")
 
 
-def test_overwrite_replaces_its_own_files_and_no_others(film, tmp_path):
+def test_overwrite_replaces_only_files_of_the_generator(film, tmp_path):
     save = tmp_path / "d"
     run(film, save, frames_per_shot=6)
     mine = [save / "train" / "raw_image_9999.png", save / "notes.txt", save / "figures" / "mine.png",
@@ -445,7 +445,7 @@ def test_overwrite_replaces_its_own_files_and_no_others(film, tmp_path):
     picture = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
     for path in mine:
         path.write_bytes(picture)
-    with open(save / "frames.csv", "a") as file:  # a table someone edited must not lead out of the dataset
+    with open(save / "frames.csv", "a") as file:  # an edited table must not affect files outside of the dataset
         file.write("../outside_1.png,film.mkv,0,0,0,train\nnotes.txt,film.mkv,0,0,0,train\n")
     other = write_clip(tmp_path / "other.mkv", [(RED, 20), (BLUE, 20), (GREEN, 20)])
     run(other, save, overwrite=True)
@@ -457,7 +457,7 @@ def test_overwrite_replaces_its_own_files_and_no_others(film, tmp_path):
     assert {path.name for path in save.iterdir()} == {"train", "val", "test", "figures", "frames.csv", "notes.txt"}
 
 
-def test_a_picture_of_the_users_in_the_way_is_kept(film, tmp_path):
+def test_an_image_of_the_user_is_not_overwritten(film, tmp_path):
     save = tmp_path / "d"
     for split in SPLITS:
         (save / split).mkdir(parents=True)
@@ -470,7 +470,7 @@ def test_a_picture_of_the_users_in_the_way_is_kept(film, tmp_path):
 
 @pytest.fixture
 def films(film, tmp_path):
-    """A folder of three films, the second of which cannot be read."""
+    """A folder of three films. The second one is unreadable."""
     folder = tmp_path / "films"
     folder.mkdir()
     (folder / "a.mkv").write_bytes(film.read_bytes())
@@ -479,7 +479,7 @@ def films(film, tmp_path):
     return folder
 
 
-def test_an_interrupted_run_goes_on_and_believes_no_film_that_changed(films, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_and_reads_changed_films_again(films, tmp_path, monkeypatch):
     (films / "b.mkv").unlink()
     save = tmp_path / "d"
     with monkeypatch.context() as patch:
@@ -500,7 +500,7 @@ def test_an_interrupted_run_goes_on_and_believes_no_film_that_changed(films, tmp
     assert tree(save) == tree(tmp_path / "one")
 
 
-def test_one_run_at_a_time_makes_a_dataset(film, tmp_path):
+def test_only_one_run_at_a_time_writes_a_dataset(film, tmp_path):
     with subprocess.Popen([sys.executable, "-c", HOLD_LOCK, str(tmp_path / ".d.lock")],
                           stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
@@ -512,7 +512,7 @@ def test_one_run_at_a_time_makes_a_dataset(film, tmp_path):
 
 @pytest.mark.parametrize("place", ["extract_training_frames", "draw_contact_sheets", "move"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
-def test_an_interrupted_run_leaves_the_old_dataset(film, tmp_path, monkeypatch, place, error):
+def test_an_interrupted_run_keeps_the_old_dataset(film, tmp_path, monkeypatch, place, error):
     save = tmp_path / "d"
     run(film, save)
     before = tree(tmp_path)
@@ -522,7 +522,7 @@ def test_an_interrupted_run_leaves_the_old_dataset(film, tmp_path, monkeypatch, 
         raise error
     if place == "move":
         replace, calls = os.replace, itertools.count()
-        limit = 2 + len(before) + 4  # among the moves in, after what was found was kept and all the old moved out
+        limit = 2 + len(before) + 4  # while new files are moved, after the old ones
 
         def fail_once(source, target):
             if next(calls) == limit:
@@ -536,7 +536,7 @@ def test_an_interrupted_run_leaves_the_old_dataset(film, tmp_path, monkeypatch, 
     monkeypatch.undo()
     kept = tree(tmp_path)
     assert {name: content for name, content in kept.items() if not name.startswith(".d.parts")} == before
-    assert (kept == before) == (place == "extract_training_frames")  # else what was found stays for the next run
+    assert (kept == before) == (place == "extract_training_frames")  # otherwise the results are kept for the next run
     run(other, save, overwrite=True)
     assert not list(tmp_path.glob(".*"))
     assert tree(tmp_path) != before
@@ -595,7 +595,7 @@ def bad(tmp_path, film):
     (["--overwrite", "yes"], r"expected True or False"),
     (["--video_pth", "x"], r"unrecognized arguments"),
 ])
-def test_bad_input_is_one_sentence(bad, monkeypatch, arguments, message):
+def test_bad_input_raises_a_one_line_error_and_writes_nothing(bad, monkeypatch, arguments, message):
     monkeypatch.chdir(bad)
     before = tree(bad)
     if "--video_path" not in arguments:
@@ -606,23 +606,24 @@ def test_bad_input_is_one_sentence(bad, monkeypatch, arguments, message):
     assert tree(bad) == before and not (bad / "dataset").exists() and not list(bad.rglob(".*"))
 
 
-def test_the_script_says_no_more_than_its_sentence(bad):
+def test_the_script_prints_only_the_error(bad):
     done = subprocess.run([sys.executable, str(SCRIPT), "--video_path", "no_frames.mkv"], cwd=bad, capture_output=True,
                           text=True, timeout=120)
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_film_that_cannot_be_read_is_left_out(bad, capfd):
+def test_an_unreadable_film_is_skipped_with_a_warning(bad, capfd):
     (bad / "films" / "two.mp4").write_bytes((bad / "text.mp4").read_bytes())
     films = run(bad / "films", bad / "d")
     assert [film["video"] for film in films] == ["one.mkv"]
     warnings = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning")]
-    assert len(warnings) == 1 and "two.mp4 as a video: " in warnings[0] and "continuing with the other files" in warnings[0]
+    assert len(warnings) == 1 and "two.mp4 as a video: " in warnings[0]
+    assert "continuing with the other files" in warnings[0]
 
 
 @pytest.mark.parametrize("name", ["film.mkv", "film.mp4"])
-def test_a_film_cut_off_is_used_as_far_as_it_goes(tmp_path, capsys, name):
+def test_a_truncated_film_is_used_up_to_its_end(tmp_path, capsys, name):
     options = {} if name == "film.mkv" else {"codec": "libx264", "pixels": "yuv420p"}
     whole = write_clip(tmp_path / name, [(RED, 60), (GREEN, 60), (BLUE, 60)], **options)
     run(whole, tmp_path / "whole", detector="content")
@@ -636,7 +637,7 @@ def test_a_film_cut_off_is_used_as_far_as_it_goes(tmp_path, capsys, name):
     assert int(rows(tmp_path / "d")[-1]["frame"]) == decoded - 1
 
 
-def test_too_few_shots_for_every_split_is_said(tmp_path, capsys):
+def test_too_few_shots_for_every_split_gives_a_warning(tmp_path, capsys):
     path = write_clip(tmp_path / "film.mkv", [(RED, 20)])
     run(path, tmp_path / "d")
     said = capsys.readouterr().err
@@ -644,7 +645,7 @@ def test_too_few_shots_for_every_split_is_said(tmp_path, capsys):
     assert {row["split"] for row in rows(tmp_path / "d")} == {"train"}
 
 
-def test_the_script_runs_with_no_flag(tmp_path):
+def test_the_script_runs_without_flags(tmp_path):
     if not GeneratorConfig().video_path.is_file():
         pytest.skip("the bundled film is not there")
     done = subprocess.run([sys.executable, str(SCRIPT)], cwd=tmp_path, capture_output=True, text=True,

@@ -1,4 +1,4 @@
-"""Grain, cleaned out of what is looked at."""
+"""Tests of temporal denoising of the network input."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ class Features:
 
 @pytest.fixture(scope="module")
 def drawn():
-    """Frames of a shot in which characters walk."""
+    """L of the frames of a shot with walking characters."""
     return [resize(rgb_to_lab(draw_frame(1, 30 + i))[..., 0], SIDE, SIDE) for i in range(2 * RADIUS + 3)]
 
 
@@ -38,17 +38,17 @@ def grainy(pictures, sigma):
 
 
 @pytest.mark.parametrize("sigma", [1.5, 4.0])
-def test_grain_is_measured(drawn, sigma):
+def test_grain_is_estimated(drawn, sigma):
     assert estimate_grain(grainy(drawn, sigma)) == pytest.approx(sigma, rel=0.15)
 
 
-def test_what_moves_is_no_grain(drawn):
+def test_motion_is_not_estimated_as_grain(drawn):
     wide = np.concatenate([drawn[0], drawn[-1]], 1)
     for pictures in (drawn, [wide[:, 5 * i:5 * i + SIDE] for i in range(8)], drawn[:1] * 3, grainy(drawn, 4)[:1], []):
         assert estimate_grain(pictures) < 0.5
 
 
-def test_clean_shots_and_frames_that_are_not_looked_at_stay_as_they_are(drawn):
+def test_clean_shots_and_frames_without_network_input_are_not_changed(drawn):
     frames = [Features(None if i % 3 == 1 else L) for i, L in enumerate(drawn)]
     before = [frame.L for frame in frames]
     after = list(denoise_shot(iter(frames)))
@@ -56,7 +56,7 @@ def test_clean_shots_and_frames_that_are_not_looked_at_stay_as_they_are(drawn):
 
 
 @pytest.mark.parametrize("count", [2, RADIUS, 2 * RADIUS + 3])
-def test_grain_is_averaged_away_and_nothing_that_moves(drawn, count):
+def test_denoising_removes_grain_from_static_and_moving_parts(drawn, count):
     frames = [Features(L) for L in grainy(drawn[:count], 4)]
     raw = [frame.L for frame in frames]
     frames.insert(1, Features(None))
@@ -69,8 +69,8 @@ def test_grain_is_averaged_away_and_nothing_that_moves(drawn, count):
             assert less < (0.8 if count == 2 else 0.6)
 
 
-def test_networks_look_at_a_film_without_its_grain_and_its_luma_stays(tmp_path):
-    source, rng, seen = tmp_path / "in.mkv", np.random.default_rng(0), []
+def test_network_input_is_denoised_and_the_luma_of_the_film_is_not_changed(tmp_path):
+    source, rng, inputs = tmp_path / "in.mkv", np.random.default_rng(0), []
     picture = resize(cv2.cvtColor(draw_frame(1, 30), cv2.COLOR_RGB2GRAY), 64, 64)
     with av.open(str(source), "w") as film:
         stream = film.add_stream("ffv1", 12)
@@ -83,11 +83,11 @@ def test_networks_look_at_a_film_without_its_grain_and_its_luma_stays(tmp_path):
 
     class Watcher(StubPredictor):
         def predict(self, L, palette):
-            seen.extend(L)
+            inputs.extend(L)
             return super().predict(L, palette)
 
     color_film(Watcher(), VideoFile(source), tmp_path / "out.mkv", FilmConfig(crf=0, pix_fmt="yuv444p"))
     true = gray_lightness(picture / np.float32(255))
-    assert len(seen) == 12 and max(np.abs(L - true).mean() for L in seen) < 1.5  # 3 as it is
+    assert len(inputs) == 12 and max(np.abs(L - true).mean() for L in inputs) < 1.5  # 3 without denoising
     for one, other in zip(planes_in(source), planes_in(tmp_path / "out.mkv"), strict=True):
         assert np.array_equal(one[0], other[0])

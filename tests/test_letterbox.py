@@ -1,4 +1,4 @@
-"""Bars around a picture: found, left neutral, and kept away from what looks at the film."""
+"""Tests of letterbox detection, and of coloring and training data of letterboxed films."""
 
 from fractions import Fraction
 from itertools import chain
@@ -28,7 +28,7 @@ FULL = Coding(8, True, 6)
 
 
 def drawn(seed, count=4, darkness=1.0):
-    """Pictures of one shot, uint8: patches of many grays that move."""
+    """Draw the pictures of one shot, uint8: moving patches of different grays."""
     rng = np.random.default_rng(seed)
     wide = cv2.resize(rng.integers(30, 256, (8, 14)).astype(np.uint8), (WIDTH + 4 * count, HEIGHT),
                       interpolation=cv2.INTER_NEAREST)
@@ -36,7 +36,7 @@ def drawn(seed, count=4, darkness=1.0):
 
 
 def framed(pictures, top=0, bottom=0, left=0, right=0, level=0, line=0, noise=0):
-    """The pictures with bars, a white line of ``line`` pixels between, and noise over all."""
+    """Yield the pictures with borders, a white line of ``line`` pixels around the picture, and noise."""
     rng = np.random.default_rng(9)
     for picture in pictures:
         lines = [min(line, side) for side in (top, bottom, left, right)]
@@ -49,7 +49,7 @@ def framed(pictures, top=0, bottom=0, left=0, right=0, level=0, line=0, noise=0)
 
 
 def boxes_of(*shots):
-    """The boxes of shots, lists of pictures."""
+    """Find the boxes of shots, which are lists of pictures."""
     shots = [list(shot) for shot in shots]
     margins = [measure_margins([frame_profile(Planes(picture, None, None, FULL)) for picture in shot])
                for shot in shots]
@@ -61,20 +61,20 @@ PILLARS, LETTER = {"left": 22, "right": 26}, {"top": 14, "bottom": 12}
 
 @pytest.mark.parametrize("bars", [PILLARS, LETTER, PILLARS | LETTER, {"left": 21}, {"bottom": 12}, {"top": 8}], ids=str)
 @pytest.mark.parametrize("how", [{}, {"level": 30}, {"noise": 12}, {"line": 1}, {"line": 3, "noise": 8}], ids=str)
-def test_bars_are_found(bars, how):
+def test_borders_are_found_with_noise_gray_level_and_edge_lines(bars, how):
     found = boxes_of(*(framed(drawn(seed), **bars, **how) for seed in range(3)))
     top, left = bars.get("top", 0), bars.get("left", 0)
     assert found == [(top, top + HEIGHT, left + left % 2, left + WIDTH)] * 3  # even, where chroma begins
 
 
-def test_fades_and_dark_shots_have_the_bars_of_the_film():
+def test_fades_and_dark_shots_get_the_borders_of_the_film():
     night = list(framed(drawn(3, darkness=0.05), **PILLARS))
     fade = [picture // 8 * i for i, picture in enumerate(framed(drawn(4, 8), **PILLARS))]
     shots = [*(framed(drawn(seed), **PILLARS) for seed in range(3)), night, fade, [0 * night[0]]]
     assert boxes_of(*shots) == [(0, HEIGHT, 22, 22 + WIDTH)] * 6
 
 
-def test_a_shot_with_a_framing_of_its_own_has_its_own_box():
+def test_a_shot_with_its_own_framing_gets_its_own_box():
     whole = [cv2.resize(picture, (WIDTH + 48, HEIGHT)) for picture in drawn(0, 20)]
     insert, wide = list(framed(drawn(1), **PILLARS)), [cv2.resize(picture, (WIDTH + 48, 72)) for picture in drawn(2)]
     night = [picture // 12 for picture in whole[:4]]
@@ -83,7 +83,7 @@ def test_a_shot_with_a_framing_of_its_own_has_its_own_box():
 
 
 def card(*lines, size=0.6):
-    """A black title card."""
+    """Draw a black title card."""
     picture = np.zeros((HEIGHT, WIDTH), np.uint8)
     for i, text in enumerate(lines):
         width = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 2)[0][0]
@@ -93,13 +93,13 @@ def card(*lines, size=0.6):
 
 
 def vignette(picture, power):
-    """A picture that gets dark towards its borders."""
+    """Darken a picture toward its margins."""
     y, x = np.ogrid[-1:1:HEIGHT * 1j, -1:1:WIDTH * 1j]
     return (picture * (1 - np.maximum(abs(x), abs(y)) ** power)).astype(np.uint8)
 
 
 def night_sky(picture):
-    """A picture with a black sky over roofs of many heights."""
+    """Draw a black sky over roofs of different heights."""
     picture = picture.copy()
     for i in range(0, WIDTH, 8):
         picture[:10 + i * 37 % 23, i:i + 8] = 3
@@ -117,16 +117,16 @@ def night_sky(picture):
     [[np.zeros(SIZE, np.uint8)] * 4], [[np.full(SIZE, 255, np.uint8)] * 4], [[np.zeros((1, 2), np.uint8)]],
 ], ids=["bright", "card", "cards", "large letters", "vignette", "hard vignette", "night", "gray", "door", "black",
         "white", "tiny"])
-def test_what_is_no_bars_is_left_in(shots):
+def test_pictures_without_borders_are_not_cropped(shots):
     assert not any(boxes_of(*shots))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# In a film
+# Letterboxed films
 
 
 def write_film(path, pictures):
-    """A gray film without loss, of pictures uint8 (H, W)."""
+    """Write a lossless grayscale film of pictures uint8 (H, W)."""
     with av.open(str(path), "w") as film:
         height, width = pictures[0].shape
         stream = film.add_stream("ffv1", rate=12)
@@ -148,7 +148,7 @@ def color(source, output, predictor=None, **settings):
     return color_film(predictor or StubPredictor(), VideoFile(source), output, FilmConfig(**settings))
 
 
-def test_a_film_with_bars_is_colored_as_the_one_without(tmp_path):
+def test_a_letterboxed_film_is_colored_like_the_film_without_borders(tmp_path):
     pictures, bars = shots_drawn(), PILLARS | LETTER
     plain = write_film(tmp_path / "plain.mkv", pictures)
     barred = write_film(tmp_path / "barred.mkv", list(framed(pictures, **bars, line=2)))
@@ -168,7 +168,7 @@ def test_a_film_with_bars_is_colored_as_the_one_without(tmp_path):
         for plane, other in zip(chroma, wanted, strict=True):
             assert (plane[outside] == 128).all() and np.array_equal(plane[inside], other) and np.ptp(other)
     (_, cb, cr), *_ = planes_in(tmp_path / "out_confidence.mp4")  # the map
-    away = cv2.erode(outside.astype(np.uint8), np.ones((9, 9)), borderValue=1) > 0  # from the ringing of H.264
+    away = cv2.erode(outside.astype(np.uint8), np.ones((9, 9)), borderValue=1) > 0  # outside of the ringing of H.264
     assert abs(cb[away].astype(int) - 128).max() <= 2 < abs(cb[inside].mean() - 128) + abs(cr[inside].mean() - 128)
 
 
@@ -183,13 +183,14 @@ def test_an_interrupted_run_keeps_the_box(tmp_path):
         color(source, tmp_path / "out.mkv", StubPredictor(20, stop))
     assert any((tmp_path / ".out.mkv.segments").glob("*.segment"))
     predictor = StubPredictor()
-    assert [record.box for record in color(source, tmp_path / "out.mkv", predictor)] == [(0, HEIGHT, 22, 22 + WIDTH)] * 3
-    assert predictor.shots == 0  # nothing was scanned again
+    records = color(source, tmp_path / "out.mkv", predictor)
+    assert [record.box for record in records] == [(0, HEIGHT, 22, 22 + WIDTH)] * 3
+    assert predictor.shots == 0  # the first pass did not run again
     for one, other in zip(planes_in(tmp_path / "out.mkv"), planes_in(tmp_path / "whole.mkv"), strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_a_plan_tells_the_box_of_frames(tmp_path):
+def test_plan_returns_the_box_around_frames(tmp_path):
     whole = [cv2.resize(picture, (WIDTH + 48, HEIGHT)) for picture in drawn(3, 14)]
     plan = analyze_film(VideoFile(write_film(tmp_path / "in.mkv", [*framed(drawn(0, 14), **PILLARS), *whole,
                                                            *framed(drawn(1, 14), **PILLARS)])),
@@ -205,7 +206,7 @@ def test_a_plan_tells_the_box_of_frames(tmp_path):
     assert plan.box(13, 15) == (0, HEIGHT, 22, 22 + WIDTH)
 
 
-def test_pictures_to_learn_from_have_no_bars(tmp_path, monkeypatch):
+def test_training_images_have_no_borders(tmp_path, monkeypatch):
     source = write_film(tmp_path / "in.mkv", list(framed(shots_drawn(), **PILLARS, line=1)))
 
     def pictures(folder):
@@ -215,16 +216,16 @@ def test_pictures_to_learn_from_have_no_bars(tmp_path, monkeypatch):
     found = pictures("held")
     assert len(found) >= 9 and all(picture.shape == (HEIGHT, WIDTH, 3) for picture in found)
     assert min(picture[:, side].max() for picture in found for side in (0, -1)) > 60
-    monkeypatch.setattr("film.analysis.training_frames.POOL_BYTES", 0)  # all but a shot's ends are read again
+    monkeypatch.setattr("film.analysis.training_frames.POOL_BYTES", 0)  # most frames are read again
     assert all(np.array_equal(one, other) for one, other in zip(found, pictures("read again"), strict=True))
 
 
-def test_fields_of_a_film_with_bars():
+def test_both_fields_of_a_letterboxed_film_are_colored_inside_the_box():
     rng = np.random.default_rng(0)
     y = rng.integers(16, 235, (48, 64)).astype(np.uint8)
     planes = Planes(y, None, None, FULL._replace(full_range=False), True)
-    target = EncodingTarget("libx264", {}, "yuv420p", 64, 48, (24, 32), planes.coding, Fraction(25), Fraction(1, 25), {}, "nut",
-                    "tff")
+    target = EncodingTarget("libx264", {}, "yuv420p", 64, 48, (24, 32), planes.coding, Fraction(25), Fraction(1, 25),
+                            {}, "nut", "tff")
     job = FrameTask(0, 0, planes, ab=np.full((8, 8, 2), 30, np.float32))
     result = to_planes(job, target, False, (8, 40, 10, 64))
     assert np.array_equal(result.y, y)

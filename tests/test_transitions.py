@@ -1,4 +1,4 @@
-"""One shot becomes the next bit by bit: found on the luma, and colored as both."""
+"""Tests of the detection of dissolves, wipes and irises, and of their colors."""
 
 import av
 import cv2
@@ -20,14 +20,14 @@ BEFORE, BEHIND = 40, 44  # frames of the shots, both with it
 
 
 def ground(seed, width=256):
-    """A picture of large shapes of many grays, uint8 (256, width)."""
+    """Draw large shapes of different grays, uint8 (256, width)."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(20, 235, (8, 8 * width // 256)).astype(np.uint8)
     return cv2.resize(coarse, (width, 256), interpolation=cv2.INTER_CUBIC)
 
 
 def shot(seed, count, speed=2):
-    """Frames over which a disc of another gray walks."""
+    """Draw the frames of a shot with a moving disc."""
     picture, frames = ground(seed), []
     for i in range(count):
         frames.append(cv2.circle(picture.copy(), (40 + speed * i, 150), 30, 30 + 90 * (seed % 3), -1))
@@ -35,20 +35,20 @@ def shot(seed, count, speed=2):
 
 
 def pan(speed, count=70):
-    """A camera that goes over a picture three times as wide, by so many pixels a frame."""
+    """Draw a pan over a wide picture by ``speed`` pixels per frame."""
     wide = ground(4, 768)
     return [wide[:, speed * i:speed * i + 256] for i in range(count)]
 
 
 def share(kind, done):
-    """Of each pixel, how much is of the next shot."""
+    """Return the weight of the next shot for each pixel."""
     y, x = np.mgrid[:256, :256] / 255
     return {"dissolve": np.full((256, 256), done), "wipe": x > 1 - done,
             "iris": np.hypot(x - 0.5, y - 0.5) < 0.71 * done}[kind]
 
 
 def joined(kind, one=None, other=None):
-    """(frames, first mixed one, first of the next shot alone)."""
+    """Join two shots; return (frames, start of the transition, end of the transition)."""
     one, other = one or shot(1, BEFORE), other or shot(2, BEHIND)
     shares = [share(kind, (i + 1) / (LENGTH + 1)) for i in range(LENGTH)]
     mixed = [np.rint(a + w * (b.astype(float) - a)).astype(np.uint8)
@@ -58,7 +58,7 @@ def joined(kind, one=None, other=None):
 
 @pytest.mark.parametrize("kind", ["dissolve", "wipe", "iris"])
 @pytest.mark.parametrize("one, other", [(None, None), (pan(1, 40), None), (None, pan(3, 50))])
-def test_it_is_found(kind, one, other):
+def test_transitions_are_found_with_their_length_and_kind(kind, one, other):
     frames, start, end = joined(kind, one, other)
     (boundary,) = find_boundaries(iter(frames))
     near = 1 if kind == "dissolve" else 3  # the first and the last places of an iris are few
@@ -67,30 +67,31 @@ def test_it_is_found(kind, one, other):
 
 
 def stroll(seed, speed, count):
-    """A camera that goes around a picture of small things."""
+    """Draw a pan around a picture of small shapes."""
     fine = cv2.resize(np.random.default_rng(seed).integers(20, 235, (12, 12)).astype(np.uint8), (256, 256))
     return [np.roll(fine, speed * i, 1) for i in range(count)]
 
 
-def test_shots_that_move_much():
+def test_a_dissolve_of_fast_moving_shots_is_found():
     frames, start, end = joined("dissolve", stroll(1, 3, BEFORE), stroll(2, -3, BEHIND))
     (boundary,) = find_boundaries(iter(frames))
     assert abs(boundary.start - start) <= 1 and abs(boundary.end - end) <= 1 and not boundary.wipe
 
 
-def test_several_and_cuts_are_found_in_order_and_in_time():
+def test_transitions_and_cuts_are_yielded_in_order_and_within_the_maximum_delay():
     frames, start, end = joined("dissolve")
     film = [*frames, *shot(3, 60), *frames, *shot(5, 200)]
-    seen, found = 0, []
+    count, found = 0, []
 
     def counted():
-        nonlocal seen
+        nonlocal count
         for frame in film:
-            seen += 1
+            count += 1
             yield frame
 
     for boundary in find_boundaries(counted()):
-        assert seen == len(film) or seen - boundary.start <= TransitionConfig().max_delay + 2  # the cuts are judged 2 frames late
+        delay = count - boundary.start
+        assert count == len(film) or delay <= TransitionConfig().max_delay + 2  # 2 frames for the cut detector
         found.append(boundary)
     cut, second = len(frames), len(frames) + 60
     assert [boundary.start == boundary.end for boundary in found] == [False, True, True, False, True]
@@ -122,12 +123,12 @@ OUT = np.linspace(1, 0, 24)
     shot(1, 60, speed=12), [ground(1)] * 60,  # fast, and held
     [*shot(1, 40), *shot(2, 40)],  # a cut
     flash(255), flash(0)])
-def test_what_is_none(frames):
+def test_motion_fades_and_flashes_are_not_transitions(frames):
     assert all(boundary.start == boundary.end for boundary in find_boundaries(iter(frames)))
 
 
 @pytest.mark.parametrize("level", [0, 255])
-def test_a_flash_is_no_cut(level):
+def test_a_flash_is_not_a_cut(level):
     assert not list(find_boundaries(iter(flash(level))))
 
 
@@ -148,19 +149,19 @@ def painted(rgb):
 
 
 @pytest.mark.parametrize("wipe", [False, True])
-def test_the_colors_of_the_middle_are_the_mixture(wipe):
-    """A red thing on green and a blue one on sand, each where it is."""
+def test_colors_within_a_transition_are_mixed_from_both_shots(wipe):
+    """A red disc on green becomes a blue disc on sand."""
     one, other = thing(RED, GREEN, 18), thing(BLUE, SAND, 46)
     mixture, right = TransitionBlender(3, wipe, painted(one), painted(other), 64), np.arange(64)[None, :, None] >= 32
     for done in (0.25, 0.5, 0.75):
         place = right * 1.0 if wipe else done
         truth = painted(np.rint(one + place * (other.astype(float) - one)).astype(np.uint8))
-        ab, known = mixture(truth.L)
+        ab, confidence = mixture(truth.L)
         far = np.linalg.norm(ab - truth.ab, axis=-1)
         if wipe:
             far = np.delete(far, range(28, 37), axis=1)  # places of the edge see both
         assert far.mean() < 2 and np.percentile(far, 95) < 6
-        assert np.allclose(known.probability, 0.5)
+        assert np.allclose(confidence.probability, 0.5)
     assert np.linalg.norm(painted(one).ab - painted(other).ab, axis=-1).mean() > 20
 
 
@@ -183,9 +184,9 @@ def store(path, frames):
 
 
 @pytest.mark.parametrize("kind", ["dissolve", "wipe"])
-def test_a_film_with_one(tmp_path, kind):
-    """Palettes are of what each shot shows alone, colors go from one to the other, and a stopped run comes out the
-    same."""
+def test_a_film_with_a_transition_is_colored_and_resumed_bitwise(tmp_path, kind):
+    """Palettes are sampled outside of the transition, colors change gradually, and a resumed run gives the same
+    film."""
     frames, _, end = joined(kind, [np.minimum(frame, 90) for frame in shot(1, BEFORE)],
                             [np.maximum(frame, 120) for frame in shot(2, BEHIND)])
     source, output, settings = store(tmp_path / "in.mkv", frames), tmp_path / "out.mkv", FilmConfig(crf=0, batch_size=4)
@@ -201,7 +202,7 @@ def test_a_film_with_one(tmp_path, kind):
     middle = (first + last) // 2
     assert abs(red[middle] - (red[first - 1] + red[last]) / 2) < 0.2 * (red[last] - red[first - 1])
     with pytest.raises(Stop):
-        color_film(StubPredictor(records[0].end_frame - records[0].transition_frames + 12, stop), VideoFile(source), output, settings)
+        color_film(StubPredictor(first + 12, stop), VideoFile(source), output, settings)
     predictor = StubPredictor()
     color_film(predictor, VideoFile(source), output, settings)
     assert 0 < predictor.frames < len(frames) - LENGTH and not predictor.shots
@@ -209,10 +210,12 @@ def test_a_film_with_one(tmp_path, kind):
         assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_a_plan_comes_back(tmp_path):
+def test_plan_state_is_restored(tmp_path):
     source = store(tmp_path / "in.mkv", joined("dissolve")[0])
     plan = analyze_film(VideoFile(source), StubPredictor(), FilmConfig())
-    again = Plan.from_state(plan.state())
-    one, other = plan.shots[0], again.shots[0]
-    assert isinstance(other, Shot) and other.transition_start == one.transition_start < one.end and again.shots[1].transition is None
-    assert other.transition.next_lightness.dtype == np.float16 and np.array_equal(other.transition.next_lightness, one.transition.next_lightness)
+    restored = Plan.from_state(plan.state())
+    one, other = plan.shots[0], restored.shots[0]
+    assert isinstance(other, Shot) and other.transition_start == one.transition_start < one.end
+    assert restored.shots[1].transition is None
+    expected, lightness = one.transition.next_lightness, other.transition.next_lightness
+    assert lightness.dtype == np.float16 and np.array_equal(lightness, expected)

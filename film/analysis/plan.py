@@ -148,4 +148,4 @@ class Plan:
         """Restore a plan from the result of ``state``."""
         return cls(**{**state, "pts": array("q", state["pts"].tolist()), "exposure": state["exposure"].numpy(),
                       "shots": [Shot.from_state(shot) for shot in state["shots"]],
-                      "response": state["response"] and FilmResponse.of(state["response"])})
+                      "response": state["response"] and FilmResponse.from_state(state["response"])})
