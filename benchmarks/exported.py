@@ -59,7 +59,7 @@ def nothing_carried() -> Iterator[None]:
 @contextmanager
 def no_regions() -> Iterator[None]:
     """Every place votes for itself."""
-    with patch.object(PaletteClassifier, "regions", lambda self, lightness: torch.arange(lightness[0].numel()).expand(
+    with patch.object(PaletteClassifier, "find_regions", lambda self, lightness: torch.arange(lightness[0].numel()).expand(
             len(lightness), -1)):
         yield
 

@@ -242,8 +242,8 @@ def export(config: ExportConfig) -> None:
         raise UserError(f"{config.checkpoint} is a plain GAN without a memory; train with "
                         "use_memory True")
     if colorizer.config.archived_frames:
-        raise UserError(f"{config.checkpoint} keeps {colorizer.config.archived_frames:,} frames in an archive, which is "
-                        f"not exported; use one of at most {colorizer.config.spatial.max_inline_frames:,} frames")
+        raise UserError(f"{config.checkpoint} keeps {colorizer.config.archived_frames:,} frames in an archive, which "
+                        f"is not exported; use one of at most {colorizer.config.spatial.max_inline_frames:,} frames")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:

@@ -126,7 +126,7 @@ def test_the_sample_colors_as_the_program_does(colorizer, folder, sample, source
     if source == "memory":
         del exported.graphs["integrator"]
     monkeypatch.setattr("colorizer.colorizer.warp_colors", lambda memory, nearest, keys, L, _: L.expand(-1, 3, -1, -1) * 0)
-    monkeypatch.setattr(PaletteClassifier, "regions", lambda self, lightness: torch.arange(lightness[0].numel()).expand(
+    monkeypatch.setattr(PaletteClassifier, "find_regions", lambda self, lightness: torch.arange(lightness[0].numel()).expand(
         len(lightness), -1))
     pictures = [draw_picture(seed, size) for seed, size in ((OWN, (96, 64)), (20, (300, 180)), (21, (150, 150)))]
     expected = Predictor(colorizer, torch.device("cpu"), "fp32", source).colorize(pictures)
