@@ -1,9 +1,7 @@
-"""What can be set? Every setting of the program, as dataclasses, from which the command lines are made.
+"""The settings of all scripts and the constants of the method that a checkpoint holds, as dataclasses.
 
-A field with a ``help`` text is a flag of its script. The fields of SpatialConfig, PaletteClassifierConfig, TrainingConstants,
-TemporalFilterConfig, InBetweenConfig and CalibrationConfig are constants of the method, chosen in
-trials (``benchmarks/trials.md``; ``benchmarks/search.py`` varies them). All but the last three are saved with a
-checkpoint.
+The command line of a script is made from its dataclass: a field with a ``help`` text is a flag. The constants were
+chosen in trials (``benchmarks/trials.md``); ``benchmarks/search.py`` varies them.
 """
 
 import math
@@ -17,15 +15,15 @@ from typing import Any, TypeVar
 from utils import UserError, check_at_least, check_choices, parse_time, setting
 
 SIZE_STEP = 128  # pixels; the generator halves the picture 7 times
-BACKBONES = r"efficientnet_lite0|resnet18|timm/[A-Za-z0-9_.]+"  # a pattern; no name of a file or of a repository fits
+BACKBONES = r"efficientnet_lite0|resnet18|timm/[A-Za-z0-9_.]+"  # matches no path and no name of a repository
 SAMPLE_FILM = Path(__file__).resolve().parent / "resources" / "episode_1.mp4"
 
 T = TypeVar("T")
 
 
 def restore(settings: type[T], plain: dict[str, Any]) -> T:
-    """The inverse of ``dataclasses.asdict``. Raises TypeError for an unknown name, and ValueError for a constant of the
-    method that is of another type than its default, negative, not finite, or a whole number of 0."""
+    """Invert ``dataclasses.asdict``. Raises TypeError for an unknown name, and ValueError for a constant of the method
+    that has another type than its default, is negative or not finite, or is an integer below 1."""
     values = dict(plain)
     for f in fields(settings):  # type: ignore[arg-type]  # a dataclass
         if f.name not in values:
@@ -38,64 +36,68 @@ def restore(settings: type[T], plain: dict[str, Any]) -> T:
 
 
 def _check_constant(f, value):
-    if type(value) is not f.type or not (f.type is int) <= value < math.inf:  # an int is a count, at least 1
+    if type(value) is not f.type or not (f.type is int) <= value < math.inf:  # integers are counts
         raise ValueError(f"{f.name} is {value!r}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The method
+# Constants of the method
 
 
 @dataclass
 class SpatialConfig:
-    """Constants of the spatial memory (``colorizer/memory/spatial_memory.py``), saved with the checkpoint.
+    """Constants of the spatial memory (``colorizer/memory``), saved with the checkpoint."""
 
-    Unless another place is named, each was chosen by ``benchmarks/search.py`` on held-out frames of two films.
-    """
+    # Storage
+    grid: int = 32  # cells along a side of a picture; larger: finer colors, quadratic cost; 32 is the backbone's finest
+    key_dim: int = 64  # PCA components of the features in a key; larger: more precise matching, larger files
+    pca_pictures: int = 128  # maximum number of evenly spaced training pictures to which the PCA is fit
+    picture_size: int = 192  # pixels along a side of the stored pictures; larger: sharper warped colors, slower
+    max_frames: int = 50_000  # capacity; a larger training set is sampled evenly
+    max_inline_frames: int = 4096  # a larger memory is stored in an archive instead of the checkpoint; 258 kB per frame
+    duplicate_tolerance: int = 2  # of 255; larger: frames with larger differences count as duplicates and are dropped
 
-    grid: int = 32  # places along a side of the picture; 32 is the finest map of the backbone
-    key_dim: int = 64  # numbers of a place's features after the PCA
-    attended_frames: int = 8  # frames in memory that the attention reads for a picture
-    candidate_frames: int = 64  # most similar frames, among which these are chosen
-    mmr_diversity: float = 0.5  # a frame's score is its similarity minus this times that to the nearest frame already chosen
-    inverse_temperature: float = 30.0  # of the attention: weights are softmax(-sharpness * squared distance of keys)
-    disagreement_scale: float = 0.02  # variance of ab / 110 that divides the confidence by e
-    lightness_weight: float = 2.0  # weight of L in [0, 1] in a key
-    position_weight: float = 0.1  # weight of (y, x) in [-1, 1] in a key
-    color_weight: float = 4.0  # weight of ab / 110 in a key
-    reference_margin: float = 0.05  # a user's frame comes first if its cosine similarity is at most this below the best
-    reference_bias: float = 0.5  # taken off the squared distances of keys to places of a user's frame that comes first
-    warped_frames: int = 2  # frames whose colors are carried along the optical flow
-    picture_size: int = 192  # pixels along a side of the picture kept of each frame; trials of carrying, trials.md
-    feature_weight: float = 0.27  # weight of the squared distance of keys in the misfit; 50 random settings, trials.md
-    photometric_weight: float = 100.0  # weight of the squared difference in L in [0, 1] in the misfit; chosen as unlike
-    cost_inverse_temperature: float = 15.0  # carried frames are mixed with weights softmax(-choice * misfit); chosen as unlike
-    cost_clamp: float = 1.3  # a pixel adds at most this to the mean misfit of its picture; chosen as unlike
-    skip_attention_above: float = 0.95  # a place whose carried colors have at least this mean confidence is not looked up
-    max_frames: int = 50_000  # frames in memory; of a larger training set, so many spread evenly
-    max_inline_frames: int = 4096  # a memory of more frames, 258 kB each, is kept in a file beside the checkpoint
-    duplicate_tolerance: int = 2  # codes of 255; a frame that nowhere differs by more from another one in memory is not kept
-    pca_pictures: int = 128  # maximum number of pictures that the PCA is fit to, evenly spaced in the training set
+    # Keys; larger weights make differences in that property count more
+    lightness_weight: float = 2.0  # of L in [0, 1]
+    position_weight: float = 0.1  # of (y, x) in [-1, 1]
+    color_weight: float = 4.0  # of ab / 110
+
+    # Retrieval and attention
+    attended_frames: int = 8  # frames whose cells are attended to; larger: more choice, slower
+    candidate_frames: int = 64  # most similar frames from which these are chosen
+    mmr_diversity: float = 0.5  # weight of the similarity to chosen frames; larger: more diverse, less similar frames
+    reference_margin: float = 0.05  # cosine similarity; larger: references take precedence over more similar frames
+    reference_bias: float = 0.5  # subtracted from the squared distances of keys to cells of such references
+    inverse_temperature: float = 30.0  # of the attention; larger: only the nearest cells count
+    disagreement_scale: float = 0.02  # variance of ab / 110 that reduces the confidence by e; larger: more confidence
+
+    # Warping
+    warped_frames: int = 2  # frames whose colors are warped; larger: more choice, slower
+    feature_weight: float = 0.27  # of the squared distance of keys in the matching cost; larger: less confidence
+    photometric_weight: float = 100.0  # of the squared difference in L in [0, 1] in it; larger: less confidence
+    cost_inverse_temperature: float = 15.0  # of the softmax over warped frames; larger: only the best frame counts
+    cost_clamp: float = 1.3  # maximum contribution of a pixel to the mean cost; larger: outliers reduce confidence more
+    skip_attention_above: float = 0.95  # mean warp confidence above which a cell is not attended to; larger: slower
 
 
 @dataclass
 class PaletteClassifierConfig:
-    """Constants of the voter (``colorizer/palette_classifier.py``), saved with the checkpoint. Chosen on held-out shots of the drawn
-    episode 1 and on episode 2 (``benchmarks/trials.md``)."""
+    """Constants of the palette classifier (``colorizer/palette_classifier.py``), saved with the checkpoint. Chosen on
+    held-out shots of the drawn episode 1 and on episode 2."""
 
-    input_size: int = 512  # side, in pixels, of the gray picture that the backbone looks at, 4 pixels a place
-    palette_size: int = 48  # of the show, that are voted for
-    discriminant_axes: int = 47  # directions in which the colors differ; one less than the colors is all that there are
+    input_size: int = 512  # pixels along a side of the input, a multiple of 32; larger: finer cells, slower
+    palette_size: int = 48  # number of colors; larger: finer distinctions, fewer examples of each color
+    discriminant_axes: int = 47  # dimensions of the projected features, at most palette_size - 1
     hidden_dim: int = 256  # width of the MLP
-    learning_rate: float = 2e-3  # its learning rate
-    shrinkage: float = 0.1  # share of the mean variance that is added to that of every direction
-    label_sigma: float = 5.0  # ab that the labels of a color are blurred by
-    region_scale: float = 600.0  # scale of the regions over which votes are pooled: larger ones for more
-    chroma_weight: float = 4.0  # how much more a place of chroma 110 counts than a gray one
-    generator_sigma: float = 25.0  # ab, standard deviation at which the generator's color counts as a vote
-    temperature: float = 0.4  # of the joint votes: 1 paints their mean, 0 the winner
-    keyframe_interval: int = 4  # drawings of a film of which at least one is painted
-    flow_size: int = 128  # side, in pixels, of the pictures in which the motion between these is found
+    learning_rate: float = 2e-3  # of the MLP
+    shrinkage: float = 0.1  # fraction of the mean variance added to the within-class variance; larger: more regularized
+    label_sigma: float = 5.0  # standard deviation in Lab units of the soft labels; larger: softer
+    region_scale: float = 600.0  # of the segmentation; larger: larger regions share their class probabilities
+    chroma_weight: float = 4.0  # a cell of chroma 110 has 1 + chroma_weight times the weight of a gray cell in training
+    generator_sigma: float = 25.0  # standard deviation in Lab units of the generator's color; larger: counts less
+    temperature: float = 0.4  # of the annealed mean; 0 selects the most probable color, 1 averages by probability
+    keyframe_interval: int = 4  # frames of a film per keyframe, at most; larger: faster, less accurate
+    flow_size: int = 128  # pixels along a side of the pictures for the flow between keyframes; larger: slower
     training_views: int = 256  # minimum number of views that it is trained on; at most 4 times this
     views_per_picture: int = 16  # maximum for each picture, also if that gives fewer than training_views
     training_steps: int = 1000  # steps of the optimizer
@@ -103,36 +105,8 @@ class PaletteClassifierConfig:
 
 
 @dataclass
-class ResponseConfig:
-    """Constants of how a film's response is found (``colorizer/adaptation/film_response.py``). Chosen on the drawn episodes and what
-    FFmpeg makes of them (``benchmarks/trials.md``)."""
-
-    matched_frames: int = 4  # frames in memory that are matched with one of the film
-    histogram_frames: int = 256  # and so many, spread evenly, have the lightness of what is known
-    max_rounds: int = 2  # at most so many times is it mended by what matches
-    min_distance_reduction: float = 0.03  # a curve must shorten the mean squared distance to what is known by this share
-    min_pairs: int = 100  # places that match, at least, for a stock to be found
-    min_sensitivity_reduction: float = 0.05  # a stock must lessen the misfit of what matches by this share
-    min_curve_reduction: float = 0.4  # and a curve by this one
-
-
-@dataclass
-class GradeConfig:
-    """Constants of how the colors of references are brought to the show's (``colorizer/adaptation/reference_grading.py``). Chosen on the
-    drawn episodes (``benchmarks/trials.md``)."""
-
-    sampled_references: int = 32  # references that are looked at, at equal steps
-    min_pairs: int = 20  # places that show the same thing, at least
-    color_tolerance: float = 3.0  # two Cb and Cr in [-128, 127] are the same color up to this distance
-    min_explained_gain: float = 0.1  # a grade must explain more pairs of colors than no grade, by this share of all
-    max_gain: float = 2.5  # a stronger or weaker saturation than this or its inverse is wanted so
-    max_hue_rotation: float = 30.0  # degrees; hues that are turned by more are wanted so
-    max_shift: float = 20.0  # of Cb and Cr in [-128, 127]; a stronger tint is wanted so
-
-
-@dataclass
 class ModelConfig:
-    """What a checkpoint must know to build its networks again. TrainConfig explains each setting."""
+    """What is needed to build the networks of a checkpoint. TrainConfig describes the settings."""
 
     img_size: int = 256  # pixels, a multiple of SIZE_STEP
     gen_norm: str = "adain"  # adain | batch
@@ -140,10 +114,10 @@ class ModelConfig:
     use_feat_integrator: bool = False
     use_spatial_memory: bool = True
     use_palette_classifier: bool = False
-    backbone: str = "efficientnet_lite0"  # fits BACKBONES
+    backbone: str = "efficientnet_lite0"  # matches BACKBONES
     mem_size: int = 100  # slots
     spatial_size: int = 80  # frames
-    archived_frames: int = 0  # of these, the first so many are kept in a file beside the checkpoint
+    archived_frames: int = 0  # the first of these frames, which are in an archive next to the checkpoint
     top_k: int = 100  # slots
     alpha: float = 0.1  # cosine similarity
     color_thres: float = 0.5  # nats
@@ -153,7 +127,7 @@ class ModelConfig:
 
     @property
     def side(self) -> int:
-        """Pixels along a side of the square pictures that a Colorizer takes and gives."""
+        """Pixels along a side of the square input and output of a Colorizer."""
         return max(self.img_size, self.spatial.picture_size) if self.use_spatial_memory else self.img_size
 
 
@@ -174,8 +148,7 @@ class TrainingConstants:
 
 @dataclass
 class DegradationConfig:
-    """Constants of the degradation augmentations (``training/degradation.py``) that the palette classifier is trained on,
-    saved with the checkpoint. Chosen on degraded versions of the drawn episodes (``benchmarks/trials.md``)."""
+    """Constants of the degradation augmentations (``training/degradation.py``) for the palette classifier, saved with the checkpoint. Chosen on degraded versions of the drawn episodes (``benchmarks/trials.md``)."""
 
     probability: float = 0.5  # of each degradation; blur has half of it
     spectral_sensitivity: tuple = (1.2, 2.5, 0.8)  # Dirichlet parameters of the weights of red, green and blue light
@@ -188,78 +161,53 @@ class DegradationConfig:
 
 @dataclass
 class TemporalFilterConfig:
-    """Constants that keep the colors of a film steady (``colorizer/warping/optical_flow.py``; chosen in ``benchmarks/trials.md``)."""
+    """Constants of the temporal filter for the colors of a film (``colorizer/warping/optical_flow.py``)."""
 
-    previous_weight: float = 0.8  # weight of the colors of the frame before, where it shows the same lightness
-    photometric_weight: float = 150.0  # elsewhere that weight is multiplied by exp(-unlit * squared difference in L in [0, 1])
-    flow_size: int = 128  # greatest side, in pixels, of the pictures in which the motion is found
-
-
-@dataclass
-class InBetweenConfig:
-    """Constants that tell which drawings of a film need not be painted (``colorizer/warping/in_betweens.py``; chosen in
-    ``benchmarks/trials.md``)."""
-
-    photometric_weight: float = 150.0  # a pixel fits where the flow leads to by exp(-unlit * squared difference in L in [0, 1])
-    grid: int = 16  # cells along a side
-    power: int = 8  # of the mean
-    max_mismatch: float = 0.55  # how much of a place may not fit, in a mean of the 8th power over a drawing
-
-
-@dataclass
-class CalibrationConfig:
-    """Constants that tell how sure a color is (``colorizer/confidence.py``), fit by ``benchmarks/calibration.py`` on two
-    films of which some shots were held out, the drawn episode 1 and Big Buck Bunny (``benchmarks/trials.md``). They
-    belong to the program, not to a checkpoint."""
-
-    probability_margin: float = 0.001  # no share is believed to be nearer to 0 or to 1
-    bias: float = 0.63  # logit of the probability of a color that is half recalled and that half of the votes agree on
-    recalled_weight: float = 0.69  # weight of the logit of how much of it is recalled
-    agreement_weight: float = 0.42  # weight of the logit of how many votes agree
+    previous_weight: float = 0.8  # weight of the previous frame in a perfect match; larger: steadier, slower to change
+    photometric_weight: float = 150.0  # of the squared difference in L in [0, 1]; larger: fewer pixels are filtered
+    flow_size: int = 128  # maximum pixels along a side of the pictures for the flow; larger: slower
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The scripts
+# Settings of the scripts
 
 
 @dataclass
 class GeneratorConfig:
-    """One run of dataset_generator.py."""
+    """Settings of dataset_generator.py."""
 
-    video_path: Path = setting(SAMPLE_FILM, "a folder of videos, or one video", default_text="the bundled episode",
-                               group="what to read and where to write")
-    video_names: Sequence[str] = setting((), "only these videos of the folder, named with or without suffix; none "
-                                         "named: all", nargs="+", metavar="NAME", type=str)
-    save_path: Path = setting(Path("dataset"), "folder to write train/, val/, test/, frames.csv and figures/ to")
-    overwrite: bool = setting(False, "replace what an earlier run wrote there; other files are never touched")
+    video_path: Path = setting(SAMPLE_FILM, "video, or folder of videos", default_text="the bundled episode",
+                               group="files")
+    video_names: Sequence[str] = setting((), "names of videos in the folder, with or without suffix; default: all",
+                                         nargs="+", metavar="NAME", type=str)
+    save_path: Path = setting(Path("dataset"), "output folder for train/, val/, test/, frames.csv and figures/")
+    overwrite: bool = setting(False, "replace the files of an earlier run; other files are never changed")
 
-    detector: str = setting("adaptive", "histogram compares color distributions; adaptive and content are "
-                            "PySceneDetect's, which compare pixels, adaptive against the frames around and so calmer "
-                            "in fast motion", choices=["histogram", "adaptive", "content"],
-                            group="where a shot ends")
-    col_diff_thres: float = setting(7000.0, "histogram: a greater difference between neighboring frames is a cut; "
-                                    "lower finds more")
-    scene_thres: float | None = setting(None, "adaptive, content: the same for these two; not given: 3 for adaptive, "
+    detector: str = setting("adaptive", "histogram compares color distributions; adaptive and content compare pixels "
+                            "(PySceneDetect), adaptive relative to neighboring frames, which tolerates fast motion",
+                            choices=["histogram", "adaptive", "content"], group="shot detection")
+    col_diff_thres: float = setting(7000.0, "histogram: minimum difference between consecutive frames at a cut; lower "
+                                    "finds more cuts")
+    scene_thres: float | None = setting(None, "adaptive, content: threshold of the detector; default: 3 for adaptive, "
                                         "27 for content")
 
-    shots_len_thres: int = setting(12, "drop shots of fewer frames; 12 is half a second at 24 frames a second",
-                                   group="what is kept")
-    frames_per_shot: int = setting(3, "frames to save of each shot, spread evenly: 1 is the middle, 3 first, middle "
-                                   "and last")
-    split: Sequence[float] = setting((0.7, 0.2, 0.1), "shares of the shots for train, val and test, which add up to 1",
+    shots_len_thres: int = setting(12, "minimum number of frames of a shot; shorter shots are dropped",
+                                   group="selection")
+    frames_per_shot: int = setting(3, "number of evenly spaced frames to save per shot; 1 is the middle frame")
+    split: Sequence[float] = setting((0.7, 0.2, 0.1), "fractions of the shots in train, val and test, of sum 1",
                                      nargs=3, metavar=("TRAIN", "VAL", "TEST"), type=float)
-    seed: int = setting(0, "decides which shot goes where")
+    seed: int = setting(0, "seed of the split")
 
     def check(self) -> None:
-        """Raises UserError for a value out of its range."""
+        """Raise UserError for a value out of range."""
         check_choices(self)
         check_at_least(self, 1, "frames_per_shot", "shots_len_thres", flag="--")
         check_at_least(self, 0, "seed", "col_diff_thres", flag="--")
         if self.scene_thres is not None and not self.scene_thres > 0:
             raise UserError(f"--scene_thres is {self.scene_thres} but must be above 0")
         if len(self.split) != 3 or not all(0 <= share <= 1 for share in self.split) or abs(sum(self.split) - 1) > 1e-6:
-            raise UserError(f"--split is {' '.join(map(str, self.split))} but must be three shares from 0 to 1 (train, "
-                            "val, test) that add up to 1, such as 0.7 0.2 0.1")
+            raise UserError(f"--split is {' '.join(map(str, self.split))} but must be three fractions from 0 to 1 "
+                            "(train, val, test) of sum 1, such as 0.7 0.2 0.1")
 
 
 @dataclass
@@ -369,72 +317,72 @@ class TrainConfig:
 
 @dataclass
 class PredictorConfig:
-    """What colors, and where it takes its colors from."""
+    """Settings of a Predictor."""
 
-    checkpoint: Path = setting(Path("checkpoints/best.pt"), "what train.py wrote", group="files")
-    color_feature: str = setting("auto", "where the palette of each picture comes from: the memory's slot of --rank, "
-                                 "the integrator or the input's own colors; auto is the way that the checkpoint was "
-                                 "trained", choices=["auto", "memory", "integrator", "ground_truth"], group="colors")
-    rank: int = setting(1, "which of the memory's best slots", choices=[1, 2, 3])
-    reference: Path | None = setting(None, "a picture in color whose palette is used for everything")
-    references: Path | None = setting(None, "a folder of color pictures to add to the memory: frames like them take "
-                                      "their colors, with no training")
-    match_references: bool = setting(True, "bring references from another source, which is more or less saturated or "
-                                     "of another hue where both show the same thing, to the colors of the show")
-    save_checkpoint: Path | None = setting(None, "write the checkpoint with the references to this file")
-    device: str = setting("auto", "where to run the networks", choices=["auto", "cpu", "cuda"], group="machine")
-    precision: str = setting("auto", "of the networks; auto is bf16 where the hardware is fast at it",
+    checkpoint: Path = setting(Path("checkpoints/best.pt"), "checkpoint of train.py", group="files")
+    color_feature: str = setting("auto", "source of the palette of each picture: the memory slot selected by --rank, "
+                                 "the integrator, or the colors of the input itself; auto is the source that the "
+                                 "checkpoint was trained with",
+                                 choices=["auto", "memory", "integrator", "ground_truth"], group="colors")
+    rank: int = setting(1, "rank of the memory slot to use", choices=[1, 2, 3])
+    reference: Path | None = setting(None, "color picture whose palette is used for all inputs")
+    references: Path | None = setting(None, "folder of color pictures to add to the memory; similar frames take their "
+                                      "colors, without training")
+    match_references: bool = setting(True, "adjust the saturation, hue and contrast of references from another source "
+                                     "to the colors of the show")
+    save_checkpoint: Path | None = setting(None, "save the checkpoint with the references to this file")
+    device: str = setting("auto", "device for the networks", choices=["auto", "cpu", "cuda"], group="machine")
+    precision: str = setting("auto", "precision of the networks; auto is bf16 where the hardware is fast at it",
                              choices=["auto", "fp32", "bf16"])
 
-
     def check(self) -> None:
-        """Raises UserError for a value that is none of the choices, or without what it needs."""
+        """Raise UserError for an invalid choice, or for --save_checkpoint without --references."""
         check_choices(self)
         if self.save_checkpoint and not self.references:
-            raise UserError("--save_checkpoint keeps the references; name their folder by --references")
+            raise UserError("--save_checkpoint saves references; name their folder by --references")
 
 
 @dataclass
 class FilmConfig:
-    """How a film is colored and written. ``codec``, ``crf`` and ``pix_fmt`` None take what suits the output."""
+    """How a film is colored and encoded. None for ``codec``, ``crf`` or ``pix_fmt`` selects a value for the output."""
 
-    start: float = setting(0.0, "color only from here on, in seconds or hh:mm:ss", type=parse_time, metavar="TIME",
-                           group="video")
-    end: float = setting(math.inf, "and up to here", type=parse_time, metavar="TIME")
-    codec: str | None = setting(None, "FFmpeg's encoder, such as h264, hevc, vp9 or av1; vp9 for .webm, else h264")
-    crf: int | None = setting(None, "quality of that encoder, lower is better; 16 for h264")
-    pix_fmt: str | None = setting(None, "FFmpeg's pixel format; 4:2:0 with 10 bits for a source of more than 8")
-    color_only: bool = setting(False, "write the chroma alone, on neutral lightness, for compositing")
-    keep_color_shots: bool = setting(False, "leave shots that are already in color as they are")
-    cut_at: Sequence[int] = setting((), "frames, counted from 0, that begin a shot though none is found there",
+    start: float = setting(0.0, "start time, in seconds or hh:mm:ss", type=parse_time, metavar="TIME", group="video")
+    end: float = setting(math.inf, "end time", type=parse_time, metavar="TIME")
+    codec: str | None = setting(None, "FFmpeg encoder, such as h264, hevc, vp9 or av1; default: vp9 for .webm, else "
+                                "h264")
+    crf: int | None = setting(None, "quality of the encoder, lower is better; default: 16 for h264")
+    pix_fmt: str | None = setting(None, "FFmpeg pixel format; default: 4:2:0, with 10 bits if the source has more than "
+                                  "8")
+    color_only: bool = setting(False, "write only the chroma, on neutral lightness, for compositing")
+    keep_color_shots: bool = setting(False, "copy shots that are already in color without changes")
+    cut_at: Sequence[int] = setting((), "zero-based frames at which a shot starts, in addition to the detected cuts",
                                     nargs="+", metavar="FRAME", type=int)
-    join_at: Sequence[int] = setting((), "frames at which a shot is found to begin and none does", nargs="+",
+    join_at: Sequence[int] = setting((), "zero-based frames whose detected cuts are ignored", nargs="+",
                                      metavar="FRAME", type=int)
-    response: str = setting("auto", "auto: a film that is faded, graded, printed hard or of a stock that sees colors "
-                            "otherwise is compared with what the networks know as if both were alike; none: as it is",
+    response: str = setting("auto", "auto: compensate the tone curve and spectral sensitivity of a faded or graded "
+                            "film before its frames are compared with the training frames; none: do not",
                             choices=["auto", "none"])
-    confidence: bool = setting(False, "write a map beside each film or picture: what is recalled, guessed and unknown")
-    batch_size: int = setting(8, "frames of a video in one pass of the network", group="machine")
+    confidence: bool = setting(False, "also write a confidence map of each film or picture: recalled, predicted and "
+                               "unknown colors")
+    batch_size: int = setting(8, "frames per forward pass", group="machine")
     temporal_filter: TemporalFilterConfig = field(default_factory=TemporalFilterConfig)
 
 
 @dataclass
 class ColorConfig(FilmConfig, PredictorConfig):
-    """One run of test.py."""
+    """Settings of test.py."""
 
-    input: Path = setting(Path("dataset/test"), "a picture, a video, or a folder of either", group="files")
-    output: Path = setting(Path("results"), "a folder, or for a single input the file to write (.mp4, .mkv, .mov or "
-                           ".webm for a video)")
-    overwrite: bool = setting(False, "replace results that exist; else those of a folder are skipped")
-    suggest: int = setting(10, "how many frames to write as gray pictures whose coloring would help most; 0 for none",
-                           group="video")
-    panel: bool = setting(False, "write a second film that shows what the memory recalls")
-    proof: bool = setting(False, "compare the luma of the colored film with the film's, sample by sample, and tell")
+    input: Path = setting(Path("dataset/test"), "picture, video, or folder of either", group="files")
+    output: Path = setting(Path("results"), "folder, or for a single input a file (videos: .mp4, .mkv, .mov, .webm)")
+    overwrite: bool = setting(False, "replace existing results; otherwise, those in a folder are skipped")
+    suggest: int = setting(10, "number of frames to write as grayscale pictures for coloring by hand, chosen to "
+                           "improve the result most; 0 for none", group="video")
+    panel: bool = setting(False, "also write a film that shows the recalled frames")
+    proof: bool = setting(False, "verify that the luma of the colored film is identical to that of the input")
 
     def check(self) -> None:
-        """Raises UserError for a value out of its range."""
+        """Raise UserError for a value out of range."""
         PredictorConfig.check(self)
-        check_choices(self)
         check_at_least(self, 1, "batch_size")
         check_at_least(self, 0, "suggest")
         if self.proof and self.color_only:
@@ -444,29 +392,21 @@ class ColorConfig(FilmConfig, PredictorConfig):
 
 
 @dataclass
-class ExportConfig:
-    """One run of ``python -m colorizer.export``."""
-
-    checkpoint: Path = setting(Path("checkpoints/best.pt"), "what train.py wrote", group="files")
-    output: Path = setting(Path("exported"), "a new folder for the networks as ONNX and all that goes with them")
-
-
-@dataclass
 class StudioConfig:
-    """One run of studio.py."""
+    """Settings of studio.py."""
 
-    input: Path | None = setting(None, "the gray film; not given: that of the project, or of the demo", group="files")
-    checkpoint: Path | None = setting(None, "what train.py wrote; not given: that of the project, or that of the demo; "
-                                      "if there is none, one is trained on the page")
-    project: Path = setting(Path("results/studio"), "folder of the project; one that is there is opened again")
-    folders: Sequence[Path] = setting((), "folders whose films and pictures may be chosen on the page", nargs="+",
+    input: Path | None = setting(None, "grayscale film; default: that of the project or the demo", group="files")
+    checkpoint: Path | None = setting(None, "checkpoint of train.py; default: that of the project or the demo; without "
+                                      "one, train on the page")
+    project: Path = setting(Path("results/studio"), "folder of the project; an existing project is opened")
+    folders: Sequence[Path] = setting((), "folders whose films and pictures can be selected on the page", nargs="+",
                                       metavar="FOLDER", type=Path)
-    host: str = setting("127.0.0.1", "address to listen on; another one than this machine's own needs a password in "
-                        "the environment variable STUDIO_PASSWORD", group="page")
+    host: str = setting("127.0.0.1", "address to listen on; an address that other machines can reach requires a "
+                        "password in the environment variable STUDIO_PASSWORD", group="page")
     port: int = setting(7860, "port to listen on")
 
     def check(self) -> None:
-        """Raises UserError for a value out of its range."""
+        """Raise UserError for a value out of range."""
         if not 0 < self.port < 65536:
             raise UserError(f"--port is {self.port}; set it between 1 and 65535")
         for folder in self.folders:
@@ -475,5 +415,5 @@ class StudioConfig:
 
 
 def part_of(settings: Any, kind: Callable[..., T]) -> T:
-    """A ``kind``, a dataclass, with the values of ``settings``, whose class extends it."""
+    """Return a ``kind``, a dataclass, with the values of ``settings``, an instance of a subclass."""
     return kind(**{f.name: getattr(settings, f.name) for f in fields(kind)})  # type: ignore[arg-type]

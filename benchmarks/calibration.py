@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.score import readers
 
 from colorizer import confidence as certainty
+from colorizer.confidence import CalibrationConfig
 from colorizer.metrics import LARGE_ERROR, color_differences, has_color
 from colorizer.predictor import Predictor
-from config import CalibrationConfig
 from dataset import resize, rgb_to_lab
 from fileio.atomic import atomic_write
 from utils import ArgumentParser, UserError, parse_bool, parse_positive_int, run_cli

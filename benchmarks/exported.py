@@ -24,11 +24,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from resources.color_by_onnx import Exported
 
-from colorizer.export import export
+from colorizer.export import ExportConfig, export
 from colorizer.metrics import Scores
 from colorizer.palette_classifier import CELL_SIZE, PaletteClassifier
 from colorizer.predictor import Predictor
-from config import ColorConfig, ExportConfig
+from config import ColorConfig
 from dataset import L_SCALE, resize
 from film.io.video import VideoFile
 from film.report.evaluation import compare_frames

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from colorizer.backbone import Backbone, BackboneDims, Features, Weights, backbone_dims
-from colorizer.confidence import Confidence, calibrated_probability, class_agreement, recalled_share
+from colorizer.confidence import CalibrationConfig, Confidence, calibrated_probability, class_agreement, recalled_share
 from colorizer.memory.attention import attend_to_frames
 from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
 from colorizer.memory.frame_warping import warp_colors
 from colorizer.memory.spatial_memory import SpatialMemory
 from colorizer.palette_classifier import PaletteClassifier, shift_cell_means
-from config import CalibrationConfig, ModelConfig, restore
+from config import ModelConfig, restore
 from dataset import backbone_input, downsample
 from networks import Conditioning, FeatureIntegrator, Generator, MemoryMatches, MemoryNetwork
 

@@ -5,6 +5,7 @@ Shapes: N pictures, G x G grid cells, K color classes of the palette classifier,
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,8 +13,18 @@ import torch
 import torch.nn.functional as F
 
 from colorizer.metrics import LARGE_ERROR
-from config import CalibrationConfig
 from dataset import AB_SCALE
+
+
+@dataclass
+class CalibrationConfig:
+    """Coefficients of the calibrated probability, fit by ``benchmarks/calibration.py`` to held-out shots of the drawn
+    episode 1 and of Big Buck Bunny (``benchmarks/trials.md``). They are not saved with checkpoints."""
+
+    probability_margin: float = 0.001  # shares are clamped to [margin, 1 - margin]; larger: less extreme probabilities
+    bias: float = 0.63  # logit of the probability of a color that is half recalled, with an agreement of one half
+    recalled_weight: float = 0.69  # weight of the logit of the recalled share
+    agreement_weight: float = 0.42  # weight of the logit of the class agreement
 
 
 class Confidence(NamedTuple):

@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +23,9 @@ from colorizer.memory.attention import attend
 from colorizer.palette_classifier import CELL_SIZE, shift_cell_means
 from colorizer.predictor import load_colorizer
 from colorizer.warping import upsampling
-from config import ExportConfig
 from dataset import AB_BINS, AB_SCALE, GRAY_SIZE, L_SCALE, N_BINS, backbone_input
 from networks import Conditioning, FeatureIntegrator
-from utils import UserError, read_flags, run_cli
+from utils import UserError, read_flags, run_cli, setting
 
 FORMAT, OPSET = 1, 18
 EXAMPLE = Path(__file__).resolve().parents[1] / "resources" / "color_by_onnx.py"
@@ -89,6 +89,14 @@ NumPy arrays, without pickle.
 Colors warped from remembered frames along the optical flow, one palette for each shot, temporal filtering, segmentation
 into regions (input `regions`), the film response, fades and dissolves.
 """
+
+
+@dataclass
+class ExportConfig:
+    """Settings of ``python -m colorizer.export``."""
+
+    checkpoint: Path = setting(Path("checkpoints/best.pt"), "checkpoint of train.py", group="files")
+    output: Path = setting(Path("exported"), "new folder for the ONNX networks and the files they need")
 
 
 class Graph(NamedTuple):

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from colorizer.adaptation.film_response import IDENTITY_RESPONSE, FilmResponse, fit_film_response
-from colorizer.adaptation.reference_grading import Grade, fit_grade
+from colorizer.adaptation.film_response import IDENTITY_RESPONSE, FilmResponse, ResponseConfig, fit_film_response
+from colorizer.adaptation.reference_grading import Grade, GradeConfig, fit_grade
 from colorizer.backbone import Features
 from colorizer.colorizer import Colorizer, model_config_of
 from colorizer.confidence import Confidence
@@ -25,9 +25,9 @@ from colorizer.feature_extraction import FeatureExtractor
 from colorizer.memory.frame_archive import open_archive
 from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
 from colorizer.references import pin_references, read_reference, read_references, reencode_film_references
-from colorizer.warping.in_betweens import InBetweens
+from colorizer.warping.in_betweens import InBetweenConfig, InBetweens
 from colorizer.warping.upsampling import upsample_colors
-from config import GradeConfig, InBetweenConfig, ModelConfig, PredictorConfig, ResponseConfig
+from config import ModelConfig, PredictorConfig
 from dataset import AB_SCALE, GRAY_SIZE, L_SCALE, REFERENCE_ID, decode_lab8, lab_to_rgb, rgb_to_lab, tensors_to_lab
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from networks import Conditioning, MemoryMatches

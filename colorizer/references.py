@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from colorizer.adaptation.film_response import IDENTITY_RESPONSE, match_cells
+from colorizer.adaptation.film_response import IDENTITY_RESPONSE, ResponseConfig, match_cells
 from colorizer.feature_extraction import FeatureExtractor
 from colorizer.metrics import has_color
-from config import ResponseConfig
 from dataset import REFERENCE_ID, rgb_to_lab
 from fileio.images import IMAGE_SUFFIXES, read_image
 from utils import UserError, list_files, warn

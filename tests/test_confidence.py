@@ -14,10 +14,10 @@ import train
 from benchmarks import calibration
 
 from colorizer import confidence as certainty
-from colorizer.confidence import Confidence
+from colorizer.confidence import CalibrationConfig, Confidence
 from colorizer.palette_classifier import CELL_SIZE
 from colorizer.predictor import Predictor
-from config import CalibrationConfig, FilmConfig
+from config import FilmConfig
 from dataset import AB_SCALE, rgb_to_lab
 from fileio.images import read_image, write_image
 from film.io.video import VideoFile

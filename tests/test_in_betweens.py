@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from colorizer.confidence import Confidence
-from colorizer.warping.in_betweens import InBetweens
-from config import InBetweenConfig, PaletteClassifierConfig
+from colorizer.warping.in_betweens import InBetweenConfig, InBetweens
+from config import PaletteClassifierConfig
 from dataset import resize
 
 SIDE = 256

@@ -11,12 +11,12 @@ from benchmarks.references import FADED, VIVID, cut
 from resources.draw_episodes import PALETTE, draw_frame
 
 from colorizer.adaptation.film_response import FilmResponse
-from colorizer.adaptation.reference_grading import Grade, fit_grade
+from colorizer.adaptation.reference_grading import Grade, GradeConfig, fit_grade
 from colorizer.backbone import extract_features
 from colorizer.colorizer import Colorizer
 from colorizer.metrics import color_differences
 from colorizer.predictor import Predictor
-from config import ColorConfig, GradeConfig, ModelConfig
+from config import ColorConfig, ModelConfig
 from dataset import color_feature, decode_lab8, lab_to_rgb, lab_to_tensors, resize, rgb_to_lab, tensors_to_lab
 from fileio.checkpoints import save_checkpoint
 from fileio.images import write_image

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 
 from colorizer.backbone import Features
 from colorizer.memory.spatial_memory import SpatialMemory
-from config import ResponseConfig
 from dataset import (
     AB_SCALE, L_SCALE, decode_lab8, lab_to_rgb, luma_lightness, resize, spectral_lightness, tensors_to_lab)
 from fileio.images import LUMINANCE_WEIGHTS
@@ -43,6 +42,19 @@ class Matches(NamedTuple):
     def lab(self) -> np.ndarray:
         """Remembered colors, Lab float32 (1, p, 3)."""
         return np.column_stack([self.memory_L, self.ab]).astype(np.float32)[None]
+
+
+@dataclass
+class ResponseConfig:
+    """Constants of the estimation, chosen on degraded versions of the drawn episodes (``benchmarks/trials.md``)."""
+
+    matched_frames: int = 4  # remembered frames that are compared with each frame of the film; larger: slower
+    histogram_frames: int = 256  # maximum number of evenly spaced remembered frames for the initial tone curve
+    max_rounds: int = 2  # maximum number of refinements by matched cells; larger: slower
+    min_distance_reduction: float = 0.03  # by which a tone curve must reduce the distance of keys; larger: fewer curves
+    min_pairs: int = 100  # matched cells that the spectral sensitivity requires; larger: fewer films get one
+    min_sensitivity_reduction: float = 0.05  # by which it must reduce the matching cost; larger: fewer films get one
+    min_curve_reduction: float = 0.4  # by which its tone curve must reduce that cost; larger: fewer curves
 
 
 @dataclass

@@ -10,12 +10,24 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from colorizer.adaptation.film_response import EmbedFrames, FilmResponse, fit_tone_curve, match_cells
+from colorizer.adaptation.film_response import EmbedFrames, FilmResponse, ResponseConfig, fit_tone_curve, match_cells
 from colorizer.memory.spatial_memory import SpatialMemory
-from config import GradeConfig, ResponseConfig
 from dataset import lab_to_rgb, resize, rgb_to_lab
 
 CHROMA_OFFSET = 0.5  # Cb and Cr of gray in OpenCV's float YCrCb
+
+
+@dataclass
+class GradeConfig:
+    """Constants of the fit, chosen on the drawn episodes (``benchmarks/trials.md``)."""
+
+    sampled_references: int = 32  # maximum number of evenly spaced references to fit to; larger: slower
+    min_pairs: int = 20  # matched cells that a fit requires; larger: fewer grades
+    color_tolerance: float = 3.0  # difference of Cb and Cr in [-128, 127] up to which colors count as equal
+    min_explained_gain: float = 0.1  # share of matches that a grade must explain in addition; larger: fewer grades
+    max_gain: float = 2.5  # gains of the saturation outside [1 / max_gain, max_gain] are treated as intentional
+    max_hue_rotation: float = 30.0  # degrees; larger rotations are treated as intentional
+    max_shift: float = 20.0  # of Cb and Cr in [-128, 127]; stronger tints are treated as intentional
 
 
 @dataclass(frozen=True)

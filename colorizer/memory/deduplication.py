@@ -21,15 +21,16 @@ class Deduplicator:
         self._accepted: dict[tuple[int, ...], list[np.ndarray]] = defaultdict(list)  # quadrant key -> cell means
 
     def __call__(self, codes: np.ndarray) -> bool:
-        """Return whether a picture is new, and accept it if so. ``codes``, uint8 (H, W, 3), are those of encode_lab8; all
-        pictures have one size."""
+        """Return whether a picture is new, and accept it if so. ``codes``, uint8 (H, W, 3), are those of encode_lab8;
+        all pictures have one size."""
         grid, tolerance = self.config.grid, self.config.duplicate_tolerance
         cells = cv2.resize(codes, (grid, grid), interpolation=cv2.INTER_AREA).astype(np.int16)
         # The quadrant means of duplicates differ by at most the tolerance, too: only such pictures are compared.
         quadrants = cells[..., 0].reshape(2, grid // 2, 2, grid // 2).mean((1, 3)).ravel() // tolerance
         key = tuple(quadrants.astype(int).tolist())
         neighbors = itertools.product(*((step - 1, step, step + 1) for step in key))
-        if any(np.abs(cells - other).max() <= tolerance for near in neighbors for other in self._accepted.get(near, ())):
+        others = itertools.chain.from_iterable(self._accepted.get(near, ()) for near in neighbors)
+        if any(np.abs(cells - other).max() <= tolerance for other in others):
             return False
         self._accepted[key].append(cells)
         return True

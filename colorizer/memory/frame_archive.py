@@ -72,8 +72,8 @@ class FrameArchive:
                             "folder of the checkpoint") from error
         for slot in evenly_spaced(len(self), CHECKED_RECORDS):
             if record_digest(*(self.read(name, slot) for name in RECORD_FIELDS)) != self.digest(slot):
-                raise UserError(f"{self.path} holds the frames of another checkpoint, or is damaged; copy it again from "
-                                "the folder of the checkpoint")
+                raise UserError(f"{self.path} holds the frames of another checkpoint, or is damaged; copy it again "
+                                "from the folder of the checkpoint")
 
     def __len__(self) -> int:
         return len(self.digests)

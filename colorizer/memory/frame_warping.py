@@ -15,10 +15,10 @@ from dataset import decode_lab8
 
 @torch.no_grad()
 def warp_colors(memory: SpatialMemory, nearest: NearestFrames, keys: torch.Tensor, L: torch.Tensor,
-                shown: Callable[[int], np.ndarray] | None = None) -> torch.Tensor:
+                picture_of: Callable[[int], np.ndarray] | None = None) -> torch.Tensor:
     """Return ab / 110 (2 channels) and the confidence in [0, 1] (1 channel) for each pixel, float32 (N, 3, S, S).
 
-    ``nearest`` and keys (N, P, K) are those of the pictures and L (N, 1, H, H) in [0, 1] is their lightness. ``shown``
+    ``nearest`` and keys (N, P, K) are those of the pictures and L (N, 1, H, H) in [0, 1] is their lightness. ``picture_of``
     returns the picture in a slot as the film would show it, uint8 (S, S, 3) as ``SpatialMemory.picture``, the default.
 
     The matching cost of a pixel is feature_weight * (squared distance of keys) + photometric_weight * (squared
@@ -29,14 +29,14 @@ def warp_colors(memory: SpatialMemory, nearest: NearestFrames, keys: torch.Tenso
     """
     config, count = memory.config, memory.config.warped_frames
     pictures = memory.encode_pictures(L, L.expand(-1, 2, -1, -1))[..., 0].cpu().numpy()
-    optical_flow, shown, warped = OpticalFlow(), shown or memory.picture, []
+    optical_flow, picture_of, warped = OpticalFlow(), picture_of or memory.picture, []
     frames = zip(nearest.slots[:, :count].tolist(), nearest.preferred[:, :count].tolist(), strict=True)
     for picture, query, (slots, preferred) in zip(pictures, keys, frames, strict=True):
         colors, costs = [], []
         for slot, bias in zip(slots, preferred, strict=True):
             if any(preferred) and not bias:
                 continue  # other frames than the preferred references may have the color that these correct
-            source = shown(slot)
+            source = picture_of(slot)
             flow = optical_flow(picture, np.ascontiguousarray(source[..., 0]))
             distance = _key_distance(query, memory.rows("keys", [slot])[0], flow, config)
             distance = (distance - config.reference_bias * bias).clamp(min=0).cpu().numpy()
@@ -48,8 +48,8 @@ def warp_colors(memory: SpatialMemory, nearest: NearestFrames, keys: torch.Tenso
 
 
 def _warp_picture(source, picture, flow):
-    """Return the ab / 110 (S, S, 2) of ``source``, codes of encode_lab8 (S, S, 3), warped and relit for a picture, 8-bit
-    L (S, S), and the squared difference in L (S, S)."""
+    """Return the ab / 110 (S, S, 2) of ``source``, codes of encode_lab8 (S, S, 3), warped and relit for a picture,
+    8-bit L (S, S), and the squared difference in L (S, S)."""
     lightness = picture.astype(np.float32) / 255
     warped_L, ab = decode_lab8(warp(source.astype(np.float32), flow).transpose(2, 0, 1))
     warped_L = warped_L[0]

@@ -154,8 +154,8 @@ class SpatialMemory(nn.Module):
 
     @torch.no_grad()
     def store_rows(self, slots: torch.Tensor, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Store N frames in ``slots`` (N,), given as {name of a buffer: its rows}. Returns the rows in the dtypes of the
-        buffers. Keys, colors and pictures of archived slots are returned but not stored."""
+        """Store N frames in ``slots`` (N,), given as {name of a buffer: its rows}. Returns the rows in the dtypes of
+        the buffers. Keys, colors and pictures of archived slots are returned but not stored."""
         rows = {name: x.to(getattr(self, name)) for name, x in rows.items()}
         inline = slots >= self.archived_frames
         for name, x in rows.items():
@@ -173,7 +173,8 @@ class SpatialMemory(nn.Module):
         grow(self, {**self._make_rows(features, L, ab, predicted), "ids": REFERENCE_ID * ones, "pinned": ones})
 
     def encode_pictures(self, L: torch.Tensor, ab: torch.Tensor) -> torch.Tensor:
-        """Convert L (N, 1, H, H) in [0, 1] and ab (N, 2, H, H) in [-1, 1] to rows of ``pictures``, uint8 (N, S, S, 3)."""
+        """Convert L (N, 1, H, H) in [0, 1] and ab (N, 2, H, H) in [-1, 1] to rows of ``pictures``, uint8
+        (N, S, S, 3)."""
         return round_codes(downsample(encode_lab8(L.float(), ab.float()), self.config.picture_size)).permute(0, 2, 3, 1)
 
     def _make_rows(self, features, L, ab, predicted):

@@ -7,6 +7,7 @@ the exposure changes) become keyframes, too.
 
 from bisect import bisect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
@@ -14,8 +15,18 @@ import numpy as np
 
 from colorizer.confidence import Confidence
 from colorizer.warping.optical_flow import OpticalFlow, photometric_difference, relight, scale_flow, to_flow_image, warp
-from config import InBetweenConfig, PaletteClassifierConfig
+from config import PaletteClassifierConfig
 from dataset import resize
+
+
+@dataclass
+class InBetweenConfig:
+    """Constants of the choice of keyframes, chosen in trials (``benchmarks/trials.md``)."""
+
+    photometric_weight: float = 150.0  # of the squared difference in L in [0, 1]; larger: lower match, more keyframes
+    grid: int = 16  # cells along a side in which the mismatch is averaged; larger: smaller new objects count
+    power: int = 8  # of the power mean over the cells; larger: the worst cells count more
+    max_mismatch: float = 0.55  # maximum power mean, in [0, 1], of an in-between frame; larger: fewer keyframes
 
 
 class KeyframeLink(NamedTuple):
@@ -98,7 +109,8 @@ class InBetweens:
         distances = np.abs(np.subtract.outer(np.arange(len(self.lightness)), self.keyframes))
         return embeddings[distances.argmin(1)]
 
-    def _propagate(self, maps: np.ndarray, warp_map: Callable[[int, KeyframeLink, np.ndarray], np.ndarray]) -> np.ndarray:
+    def _propagate(self, maps: np.ndarray,
+                   warp_map: Callable[[int, KeyframeLink, np.ndarray], np.ndarray]) -> np.ndarray:
         """Return maps of all frames, given those of the keyframes (k, G, G, C). In-between frames get the mean of both
         warped maps, weighted by the match of each pixel and the inverse of the temporal distance."""
         of_keyframe, results = dict(zip(self.keyframes, maps, strict=True)), []
