@@ -308,6 +308,11 @@ def test_the_leader_computes_a_value_once_for_all_processes(monkeypatch):
         other.compute_on_leader("b", refuse)
 
 
+def test_a_single_process_keeps_a_computed_value_out_of_the_store():
+    value = object()
+    assert WorkerGroup().compute_on_leader("a", lambda: value) is value
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Subprocess isolation
 
