@@ -1,4 +1,4 @@
-"""How sure is a color? Examples by hand, the calibration, and the maps of pictures and films."""
+"""Confidence: hand-computed values, calibration, and confidence maps of pictures and films."""
 
 import itertools
 
@@ -35,19 +35,19 @@ def grid(*values):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Probabilities by hand
+# Hand-computed values
 
 
-def test_what_is_recalled_is_no_guess_of_either_memory():
-    """A quarter by what is looked up, half by what is carried on average: 1 - 0.75 * 0.5."""
+def test_the_recalled_share_combines_attention_and_warping():
+    """Confidence 0.25 of the attention and 0.5 on average of the warped colors: 1 - 0.75 * 0.5."""
     carried = torch.tensor([[1.0, 0.0], [0.5, 0.5]]).repeat_interleave(2, 0).repeat_interleave(2, 1)[None]
     assert certainty.recalled_share(torch.tensor([[[0.25]]]), carried, 1).item() == pytest.approx(0.625)
     assert certainty.recalled_share(torch.tensor([[[0.25]]]), carried, 2)[0].tolist() == [[1.0, 0.25], [0.625, 0.625]]
 
 
-def test_votes_agree_that_are_for_colors_near_the_painted_one():
-    """Painted is a color of chroma 50. The palette has this one, one of 13 more chroma, and one 35 away in hue: CIE94
-    says 0, 13 / 3.25 = 4 and 35 / 1.75 = 20."""
+def test_agreement_is_the_probability_of_classes_near_the_color():
+    """The color has chroma 50. The palette has this color, one with a chroma of 63 and one that differs by 35 in hue;
+    by CIE94 the distances are 0, 13 / 3.25 = 4 and 35 / 1.75 = 20."""
     palette = torch.tensor([[30.0, 40.0], [37.8, 50.4], [2.0, 61.0]])
     ab = (palette[0] / AB_SCALE).view(1, 2, 1, 1).expand(1, 2, 4, 4)
     near = torch.tensor([1, np.exp(-0.4**2), np.exp(-2.0**2)]).float()
@@ -57,17 +57,18 @@ def test_votes_agree_that_are_for_colors_near_the_painted_one():
         torch.testing.assert_close(agreed, (votes @ near).expand(1, 2, 2), atol=1e-4, rtol=0)
 
 
-def test_the_probability_by_hand():
-    """The odds are e^0.5 times those of the recalled, times the root of those of the votes; both are clipped."""
+def test_the_probability_matches_the_formula():
+    """The odds are e^0.5 times those of the recalled share, times the root of those of the agreement; both clipped."""
     sure = certainty.calibrated_probability(grid(0.5, 0.8, 0.8, 0.0), grid(0.5, 0.5, 0.9, 1.0), CONFIG)
     odds = np.exp(0.5) * np.array([1, 4, 4 * 3, 99**-1 * 99**0.5])
     assert sure.flatten().tolist() == pytest.approx(odds / (1 + odds))
 
 
-def test_the_more_is_known_the_surer():
+def test_the_probability_rises_with_both_inputs():
     config = CalibrationConfig()
     steps = torch.linspace(0, 1, 21)
-    for sure in (certainty.calibrated_probability(steps, steps * 0, config), certainty.calibrated_probability(steps * 0, steps, config)):
+    for sure in (certainty.calibrated_probability(steps, steps * 0, config),
+                 certainty.calibrated_probability(steps * 0, steps, config)):
         assert (sure.diff() >= 0).all() and sure[0] < 0.1
     assert certainty.calibrated_probability(grid(1.0), grid(1.0), config) > 0.99
 
@@ -76,27 +77,28 @@ def test_the_more_is_known_the_surer():
 # Calibration
 
 
-def test_reliability_by_hand():
-    """Two places say 0.25, of which a half is right; one says 1 and is; the second counts three times."""
+def test_reliability_matches_hand_computed_values():
+    """Two cells with probability 0.25, one of them right, and one with 1, which is right; the second has weight 3."""
     rows = calibration.reliability(np.array([0.25, 0.25, 1.0]), np.array([1.0, 1 / 3, 1.0]), np.array([1, 3, 1]))
     assert np.allclose(rows, [(0.25, 0.5, 0.8), (1, 1, 0.2)])
 
 
-def test_the_fit_finds_the_constants_that_made_the_colors_right():
+def test_calibration_recovers_the_constants_of_synthetic_data():
     rng = np.random.default_rng(0)
     recalled, agreed = rng.uniform(0, 1, (2, 4000)).astype(np.float32)
     right = certainty.calibrated_probability(torch.from_numpy(recalled), torch.from_numpy(agreed), CONFIG).numpy()
-    found = calibration.fit(recalled, agreed, right, np.full(4000, 1 / 4000), CalibrationConfig(probability_margin=0.01))
+    found = calibration.fit(recalled, agreed, right, np.full(4000, 1 / 4000),
+                            CalibrationConfig(probability_margin=0.01))
     assert (found.bias, found.recalled_weight, found.agreement_weight) == pytest.approx((0.5, 1.0, 0.5), abs=0.01)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Networks
+# Trained networks
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with a drawn dataset, and best.pt of small networks with votes, and without a spatial memory in gan/."""
+    """A folder with a drawn dataset, best.pt of small networks with a palette classifier, and gan/ without memories."""
     home = draw_dataset(tmp_path_factory.mktemp("home"))
     for folder, way in ((home, {}), (home / "gan", {"use_memory": False, "gen_norm": "batch", "dis_norm": "None"})):
         train.main(flags(data_path=home, save_path=folder, width=4, batch_size=6, epoch_steps=4, end_epoch=1, **way))
@@ -107,7 +109,7 @@ def run(home, source, output, **settings):
     test.main(flags(checkpoint=home / "best.pt", input=source, output=output, **settings))
 
 
-def test_a_known_picture_is_recalled_and_a_foreign_one_is_unknown(home):
+def test_training_pictures_are_recalled_and_unrelated_ones_are_not(home):
     predictor = Predictor.load(home / "best.pt", precision="fp32")
     foreign = np.random.default_rng(0).integers(0, 255, (64, 96, 1)).astype(np.uint8).repeat(3, 2)
     pictures = [read_image(path) for path in sorted((home / "train").glob("*.png"))]
@@ -118,8 +120,9 @@ def test_a_known_picture_is_recalled_and_a_foreign_one_is_unknown(home):
     assert known.recalled[-1].mean() < 0.2 and known.probability[-1].mean() < 0.7
 
 
-def test_where_nothing_is_read_nothing_is_known(home):
-    for predictor in (Predictor.load(home / "gan" / "best.pt"), Predictor.load(home / "best.pt", color_feature="ground_truth")):
+def test_without_a_memory_confidence_is_nan(home):
+    for predictor in (Predictor.load(home / "gan" / "best.pt"),
+                      Predictor.load(home / "best.pt", color_feature="ground_truth")):
         _, known = predictor.predict_ab([rgb_to_lab(draw_picture(0))])
         assert all(x.shape == (1, 1, 1) and np.isnan(x).all() for x in known)
     for settings in ({"checkpoint": home / "gan" / "best.pt"}, {"color_feature": "ground_truth"}):
@@ -128,7 +131,7 @@ def test_where_nothing_is_read_nothing_is_known(home):
                                "confidence": True, **settings}))
 
 
-def test_the_table_and_the_curve(home, tmp_path, capsys):
+def test_the_calibration_table_and_curve(home, tmp_path, capsys):
     pair = [str(home / "best.pt"), str(home / "test")]
     calibration.main([*pair, *pair, "--every", "1", "--figure", str(tmp_path / "curve.png"), "--fit", "True"])
     printed = capsys.readouterr().out
@@ -143,10 +146,10 @@ def test_the_table_and_the_curve(home, tmp_path, capsys):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Maps
+# Confidence maps
 
 
-def test_the_hues_are_mixed_by_what_is_known():
+def test_map_colors_are_mixed_by_confidence():
     known = Confidence(*(np.array([x], np.float32) for x in ([1, 0, 1, 0.5], [0, 0, 0, 0], [1, 1, 0, 0.5])))
     blue, green, red = (np.array(color) for color in COLORS.values())
     assert confidence_map(known).tolist() == [[*(color.tolist() for color in (blue, green, red)),
@@ -157,7 +160,7 @@ def test_the_hues_are_mixed_by_what_is_known():
     assert np.array_equal(tint_grayscale(gray, np.zeros((0, 0, 3), np.uint8)), gray[..., None].repeat(3, 2))
 
 
-def test_pictures_have_their_maps_beside_them_and_the_same_colors(home, tmp_path):
+def test_pictures_get_maps_and_keep_their_colors(home, tmp_path):
     run(home, home / "test", tmp_path / "plain")
     run(home, home / "test", tmp_path / "mapped", confidence=True)
     names = sorted(path.name for path in (home / "test").iterdir())
@@ -171,7 +174,7 @@ def test_pictures_have_their_maps_beside_them_and_the_same_colors(home, tmp_path
         run(home, home / "test", tmp_path / "mapped", confidence=True)
 
 
-def test_maps_are_no_inputs(tmp_path):
+def test_maps_are_not_taken_as_inputs(tmp_path):
     for name in ("a.png", "a_confidence.png", "full_confidence.png", "b.jpg"):
         write_image(tmp_path / name, draw_picture(0))
     for name in ("film.mp4", "film_confidence.mp4", "film_panel.mp4"):
@@ -185,7 +188,7 @@ def test_maps_are_no_inputs(tmp_path):
 
 
 class Doubter(StubPredictor):
-    """Knows the left half of each picture, and nothing of the rest."""
+    """Recalls the left half of each picture only."""
 
     def predict(self, L, palette):
         ab, _ = super().predict(L, palette)
@@ -198,7 +201,7 @@ def color(source, output, predictor, **settings):
     return color_film(predictor, VideoFile(source), output, FilmConfig(confidence=True), **settings)
 
 
-def test_the_map_of_a_film_has_its_times_and_size(tmp_path):
+def test_the_map_of_a_film_has_the_same_timestamps_and_size(tmp_path):
     source = draw_shots(tmp_path / "in.mkv", SHOTS, hold=2)
     records = color(source, tmp_path / "out.mkv", Doubter())
     assert [record.confidence for record in records] == [0.5] * 3 == [record.recalled for record in records]
@@ -215,8 +218,8 @@ def test_the_map_of_a_film_has_its_times_and_size(tmp_path):
     assert all(map(np.array_equal, itertools.chain(*plain), itertools.chain(*mapped)))
 
 
-def test_a_film_that_goes_on_has_the_same_map(tmp_path):
-    """Interrupted while it is colored, and behind that, before all that goes with it is written."""
+def test_a_resumed_film_has_the_same_map(tmp_path):
+    """Interrupted during coloring, and again before the other output files are written."""
     source = draw_shots(tmp_path / "in.mkv", SHOTS)
     color(source, tmp_path / "whole.mkv", Doubter())
 
@@ -233,7 +236,7 @@ def test_a_film_that_goes_on_has_the_same_map(tmp_path):
     assert (tmp_path / "out_confidence.mp4").read_bytes() == (tmp_path / "whole_confidence.mp4").read_bytes()
 
 
-def test_a_map_that_exists_is_kept(tmp_path):
+def test_existing_maps_are_kept(tmp_path):
     source = draw_shots(tmp_path / "in.mkv", SHOTS[:1])
     (tmp_path / "out_confidence.mp4").write_bytes(b"of the user")
     with pytest.raises(UserError, match="out_confidence.mp4 exists already"):
@@ -243,8 +246,8 @@ def test_a_map_that_exists_is_kept(tmp_path):
     assert len(times_and_sound(tmp_path / "out_confidence.mp4")[0]) == 20
 
 
-def test_a_film_of_odd_size_and_one_of_which_nothing_is_known(tmp_path):
-    """The map of the second one is its gray picture."""
+def test_maps_of_a_film_of_odd_size_and_of_one_without_confidence(tmp_path):
+    """The map of the second one is grayscale."""
     source = draw_shots(tmp_path / "in.mkv", [(60, 12)], size=(131, 97), pix_fmt="yuv444p")
     color(source, tmp_path / "out.mkv", StubPredictor())
     assert times_and_sound(tmp_path / "out_confidence.mp4")[2] == (131, 97)
@@ -257,7 +260,7 @@ def test_a_film_of_odd_size_and_one_of_which_nothing_is_known(tmp_path):
     assert all(np.ptp(read(), 2).max() < 8 for read in calibration.readers(tmp_path / "blind_confidence.mp4"))
 
 
-def test_numbered_frames_have_a_film_as_map(home, tmp_path):
+def test_image_sequences_get_a_video_as_map(home, tmp_path):
     for number in range(12):
         write_image(tmp_path / "in" / f"frame_{number}.png", draw_picture(0))
     run(home, tmp_path / "in", tmp_path / "out", confidence=True)

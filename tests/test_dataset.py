@@ -1,4 +1,4 @@
-"""Color space, color bins, soft encoding and the dataset, against slow references and known values."""
+"""Color space, color bins, soft encoding and dataset, compared with slow implementations and known values."""
 
 import io
 import struct
@@ -17,7 +17,7 @@ from utils import UserError, image_ids
 
 
 def dense_encoding(ab):
-    """The definition: all 313 bins for each pixel, the 10 nearest, Gaussian weights. (P, 2) -> (P, 313)."""
+    """Soft encoding by its definition, over all 313 bins: (P, 2) -> (P, 313)."""
     distance = ((ab[:, None].astype(np.float64) - AB_BINS) ** 2).sum(-1)
     nearest = np.argsort(distance, axis=1, kind="stable")[:, :10]
     weight = np.exp(-np.take_along_axis(distance, nearest, 1) / (2 * 5**2))
@@ -27,13 +27,13 @@ def dense_encoding(ab):
 
 
 def has_tie(ab):
-    """Whether the 10th and 11th nearest bins are equally far, so that the definition itself is open."""
+    """Return whether the 10th and 11th nearest bins are equally far, which leaves the definition ambiguous."""
     distance = np.sort(((ab[:, None].astype(np.float64) - AB_BINS) ** 2).sum(-1), axis=1)
     return distance[:, 10] - distance[:, 9] < 1e-2
 
 
 def drawn_pictures():
-    """Pictures of every kind of color content, RGB uint8."""
+    """Return pictures with different color content, RGB uint8."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)
     ramp = np.stack(np.meshgrid(np.arange(0, 256, 2), np.arange(0, 256, 2)), -1)
@@ -42,7 +42,7 @@ def drawn_pictures():
             "flat": np.full((40, 40, 3), (200, 37, 99), np.uint8)}
 
 
-def test_bins_row_by_row():
+def test_color_bins_of_each_row():
     rows = {-90: (50, 90), -80: (20, 90), -70: (0, 90), -60: (-20, 90), -50: (-30, 100), -40: (-40, 100),
             -30: (-50, 100), -20: (-50, 100), -10: (-60, 100), 0: (-70, 100), 10: (-80, 90), 20: (-80, 90),
             30: (-90, 90), 40: (-100, 90), 50: (-100, 80), 60: (-110, 80), 70: (-110, 80), 80: (-110, 70),
@@ -53,7 +53,7 @@ def test_bins_row_by_row():
     assert AB_BINS[:, 0].tolist() == sorted(AB_BINS[:, 0])
 
 
-def test_lab_is_that_of_scikit_image():
+def test_lab_agrees_with_scikit_image():
     picture = drawn_pictures()["noise"]
     difference = np.abs(rgb_to_lab(picture) - rgb2lab(picture))
     assert difference.max() < 0.5 and difference.mean() < 0.1
@@ -67,7 +67,7 @@ def test_lab_round_trip(name):
     assert np.abs(lab_to_rgb(rgb_to_lab(picture)).astype(int) - picture).max() <= 1
 
 
-def test_soft_encoding_is_the_dense_definition():
+def test_soft_encoding_equals_the_dense_definition():
     rng = np.random.default_rng(1)
     inside = rgb_to_lab(rng.integers(0, 256, (1, 2000, 3), dtype=np.uint8))[0, :, 1:]
     anywhere = rng.uniform(-140, 140, (2000, 2)).astype(np.float32)  # also beyond the bins
@@ -82,7 +82,7 @@ def test_soft_encoding_is_the_dense_definition():
 
 
 @pytest.mark.parametrize("name", drawn_pictures())
-def test_color_feature_is_the_mean_of_the_dense_encoding(name):
+def test_color_feature_equals_the_mean_dense_encoding(name):
     ab = rgb_to_lab(drawn_pictures()[name])[..., 1:]
     feature = color_feature(ab)
     assert feature.shape == (313,) and feature.dtype == np.float32 and (feature >= 0).all()
@@ -90,7 +90,7 @@ def test_color_feature_is_the_mean_of_the_dense_encoding(name):
     assert np.abs(feature - dense_encoding(ab.reshape(-1, 2)).mean(0)).sum() < 1e-3
 
 
-def test_color_feature_of_one_centre_by_hand():
+def test_color_feature_of_a_bin_center_matches_hand_computed_values():
     # At the center (20, 30): itself at distance 0, 4 at 10, 4 at 14.14, and one of the 4 at 20.
     feature = np.sort(color_feature(np.full((2, 2, 2), (20, 30), np.float32)))[::-1]
     weights = np.exp(-np.array([0] + [100] * 4 + [200] * 4 + [400]) / 50)
@@ -98,16 +98,16 @@ def test_color_feature_of_one_centre_by_hand():
     assert feature[1:5] == pytest.approx(np.exp(-2) / weights.sum(), rel=1e-2)
 
 
-def test_whole_frame_is_resized():
+def test_resizing_keeps_both_edges():
     picture = np.zeros((90, 160, 3), np.float32)
-    picture[:, :20], picture[:, -20:] = 1, 2  # both edges must still be there
+    picture[:, :20], picture[:, -20:] = 1, 2  # the edges
     small = resize(picture, 128, 128)
     assert small.shape == (128, 128, 3)
     assert (small[:, :10] == 1).all() and (small[:, -10:] == 2).all()
 
 
 @pytest.mark.parametrize("side", [32, 64, 72, 96, 100])
-def test_maps_shrink_as_arrays_do(side):
+def test_downsampling_of_tensors_equals_resize(side):
     picture = np.random.default_rng(0).random((96, 96, 3), np.float32)
     maps = downsample(torch.from_numpy(picture).permute(2, 0, 1)[None], side)
     if side <= 96:
@@ -136,7 +136,7 @@ def test_items_hold_the_five_elements(tmp_path):
 @pytest.mark.parametrize("names, ids", [
     (["ep01_5.png"], [5]),  # not 015
     (["raw_image_film_0.png", "raw_image_film_12.png"], [0, 12]),
-    (["a_1.png", "b_1.png", "c.png"], [1, 2, 3]),  # a number that is taken, and none
+    (["a_1.png", "b_1.png", "c.png"], [1, 2, 3]),  # a duplicate number, and no number
     (["a.png", "b.png"], [0, 1]),
     (["x99999999999999999999999.png", "y_3.png"], [4, 3]),  # beyond 63 bits
     (["frame7.final.png"], [0]),
@@ -151,7 +151,7 @@ def encode(image, format, **options):
     return buffer.getvalue()
 
 
-def test_every_kind_of_picture_is_read_right(tmp_path):
+def test_all_picture_formats_are_read_correctly(tmp_path):
     ramp = np.arange(0, 256, 4, dtype=np.uint8)
     rgb = np.stack(np.meshgrid(ramp, ramp), -1)
     rgb = np.concatenate([rgb, np.full((64, 64, 1), 50, np.uint8)], -1)
@@ -178,12 +178,12 @@ def test_every_kind_of_picture_is_read_right(tmp_path):
     flat = read(encode(Image.fromarray(transparent), "PNG"), ".png")
     assert (flat[:, :32] == 255).all() and (flat[:, 32:] == rgb[:, 32:]).all()
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    exif[0x0112] = 6  # orientation: rotated by 90 degrees clockwise
     turned = read(encode(color, "PNG", exif=exif), ".png")
     assert (turned == np.rot90(rgb, -1)).all()
 
 
-def test_an_unreadable_picture_is_skipped_by_name(tmp_path, capsys):
+def test_unreadable_pictures_are_skipped_with_a_warning(tmp_path, capsys):
     write_image(tmp_path / "good_1.png", drawn_pictures()["flat"])
     (tmp_path / "bad_2.png").write_bytes(b"no picture")
     (tmp_path / "cut_3.png").write_bytes(encode(Image.fromarray(drawn_pictures()["noise"]), "PNG")[:5000])
@@ -193,7 +193,7 @@ def test_an_unreadable_picture_is_skipped_by_name(tmp_path, capsys):
     assert "bad_2.png" in warnings and "cut_3.png" in warnings
 
 
-def test_nothing_readable_is_an_error_that_names_the_folder(tmp_path):
+def test_a_folder_without_readable_pictures_is_an_error(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"")
     with pytest.raises(UserError, match=str(tmp_path)):
         ColorizationDataset(tmp_path, 128)
@@ -201,7 +201,7 @@ def test_nothing_readable_is_an_error_that_names_the_folder(tmp_path):
         ColorizationDataset(tmp_path / "missing", 128)
 
 
-def test_a_huge_picture_is_refused_by_its_header(tmp_path):
+def test_huge_pictures_are_refused_by_their_header(tmp_path):
     path = tmp_path / "bomb.png"
     data = bytearray(encode(Image.new("1", (8, 8)), "PNG"))
     data[16:24] = struct.pack(">II", 60_000, 60_000)

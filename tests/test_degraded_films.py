@@ -1,4 +1,4 @@
-"""A gray that is not our own: what counts as color, light that changes, and the response of faded film."""
+"""Degraded films: detection of color, changes of exposure, and the film response."""
 
 import math
 from dataclasses import replace
@@ -26,14 +26,14 @@ from film.render.rendering import color_film
 from resources.draw_episodes import draw_frame
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is color
+# Detection of color
 
 
-GRAYS = draw_frame(1, 30)[..., :1].astype(np.float32)  # of a drawn frame, a picture like any other
+GRAYS = draw_frame(1, 30)[..., :1].astype(np.float32)  # luma of a drawn frame
 
 
 def noise(seed, sigma, height, width):
-    """Noise of one seed, enlarged to the size of GRAYS, on Cr and Cb, as RGB."""
+    """Return RGB noise on Cr and Cb, enlarged to the size of GRAYS."""
     coarse = np.random.default_rng(seed).normal(0, sigma, (height, width, 2)).astype(np.float32)
     cr, cb = cv2.split(cv2.resize(coarse, GRAYS.shape[1::-1]))
     return np.dstack([1.402 * cr, -0.714 * cr - 0.344 * cb, 1.772 * cb])
@@ -53,11 +53,11 @@ def in_corner(picture):
     lambda i: in_corner(GRAYS.repeat(3, 2)),  # a logo
     lambda i: np.dstack([GRAYS, GRAYS, np.roll(GRAYS, 3, 1)]),  # a fringe of color along lines
 ], ids=["sepia", "blue", "noise", "noisy sepia", "logo", "fringe"])
-def test_no_tint_noise_logo_or_fringe_makes_a_shot_colored(paint):
+def test_tints_noise_logos_and_fringes_do_not_count_as_color(paint):
     assert not shot_has_color([np.clip(paint(i), 0, 255).astype(np.uint8) for i in range(8)])
 
 
-def test_real_colors_make_a_shot_colored_also_pale_or_with_a_cast():
+def test_pale_colors_and_colors_with_a_cast_count_as_color():
     frames = [draw_frame(1, i).astype(np.float32) for i in range(30, 54, 3)]
     gray = [frame.mean(2, keepdims=True) for frame in frames]
     for pictures in (frames, [0.5 * a + 0.5 * b for a, b in zip(frames, gray, strict=True)],
@@ -102,7 +102,8 @@ def test_a_flash_leaves_no_light_behind():
     for pictures, most in ((lumas(30, 12), 1e-3), (dissolve, 1.5)):
         flashed = [0.5 * picture + 127 if i == 8 else picture for i, picture in enumerate(pictures)]
         for picture, light in zip(pictures, light_of(flashed), strict=True):
-            assert light[0] > 1.5 or np.abs(normalize_exposure(lightness(picture), light) - lightness(picture)).mean() < most
+            error = np.abs(normalize_exposure(lightness(picture), light) - lightness(picture)).mean()
+            assert light[0] > 1.5 or error < most
 
 
 def test_fades_and_flicker_are_undone():
@@ -145,21 +146,21 @@ def test_colors_fade_with_the_light(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Response
+# Film response
 
 CURVES = {"faded": lambda luma: 0.5 + 0.4 * luma, "hard": lambda luma: luma + 0.12 * np.sin(2 * np.pi * (luma - 0.5)),
           "dark": lambda luma: luma**1.8}
 
 
-def turned(lab, curve):
-    """L of a picture, Lab (H, W, 3), whose Y' went through a curve."""
+def apply_curve(lab, curve):
+    """Return L of a picture, Lab (H, W, 3), with a curve applied to its luma."""
     luma = np.interp(lab[..., 0], gray_lightness(np.linspace(0, 1, 256, dtype=np.float32)), np.linspace(0, 1, 256))
     return gray_lightness(curve(luma).clip(0, 1).astype(np.float32))
 
 
 @pytest.fixture(scope="module")
 def predictor():
-    """An untrained predictor that remembers every 12th frame of a drawn shot or two."""
+    """An untrained predictor with every 12th frame of the start of drawn episode 1 in its memory."""
     torch.manual_seed(0)
     config = ModelConfig(img_size=128, width=4, mem_size=2, spatial_size=12, top_k=2)
     predictor = Predictor(Colorizer(config, None).eval(), torch.device("cpu"), "fp32")
@@ -174,52 +175,54 @@ def predictor():
     return predictor
 
 
-FRAMES = [rgb_to_lab(draw_frame(1, 12 * i + 5)) for i in range(0, 12, 3)]  # none of these is remembered
+FRAMES = [rgb_to_lab(draw_frame(1, 12 * i + 5)) for i in range(0, 12, 3)]  # not in the memory
 
 
 @pytest.mark.parametrize("kind", CURVES)
-def test_the_curve_of_a_film_is_found(predictor, kind):
-    film = [turned(lab, CURVES[kind]) for lab in FRAMES]
+def test_the_tone_curve_of_a_film_is_found(predictor, kind):
+    film = [apply_curve(lab, CURVES[kind]) for lab in FRAMES]
     response = predictor.fit_response(film)
     undone, done = (np.mean([np.abs(change(L) - lab[..., 0]).mean() for L, lab in zip(film, FRAMES, strict=True)])
                     for change in (lambda L: L, response))
     assert done < min(2.5, undone / 3)
 
 
-def test_a_film_like_what_is_known_has_none(predictor):
+def test_a_film_like_the_remembered_frames_has_no_response(predictor):
     assert predictor.fit_response([lab[..., 0] for lab in FRAMES]) is None
-    assert predictor.fit_response([turned(lab, lambda luma: 0.02 + 0.97 * luma) for lab in FRAMES]) is None
-    assert replace(predictor, source="ground_truth").fit_response([turned(lab, CURVES["faded"]) for lab in FRAMES]) is None
+    assert predictor.fit_response([apply_curve(lab, lambda luma: 0.02 + 0.97 * luma) for lab in FRAMES]) is None
+    faded = [apply_curve(lab, CURVES["faded"]) for lab in FRAMES]
+    assert replace(predictor, source="ground_truth").fit_response(faded) is None
 
 
 ORTHOCHROMATIC = np.array([0.05, 0.5, 0.45])
 
 
 @pytest.mark.parametrize("curve", [None, CURVES["faded"]], ids=["plain", "faded"])
-@pytest.mark.parametrize("stock", [ORTHOCHROMATIC, np.array([0.7, 0.2, 0.1])], ids=["orthochromatic", "red filter"])
-def test_the_stock_of_a_film_is_found(predictor, stock, curve):
-    film = [spectral_lightness(lab_to_rgb(lab), stock) for lab in FRAMES]
-    response = predictor.fit_response(film if curve is None else [turned(L[..., None], curve) for L in film])
-    assert response.sensitivity == pytest.approx(stock, abs=0.15)
+@pytest.mark.parametrize("sensitivity", [ORTHOCHROMATIC, np.array([0.7, 0.2, 0.1])],
+                         ids=["orthochromatic", "red filter"])
+def test_the_spectral_sensitivity_of_a_film_is_found(predictor, sensitivity, curve):
+    film = [spectral_lightness(lab_to_rgb(lab), sensitivity) for lab in FRAMES]
+    response = predictor.fit_response(film if curve is None else [apply_curve(L[..., None], curve) for L in film])
+    assert response.sensitivity == pytest.approx(sensitivity, abs=0.15)
     assert response.is_identity == (curve is None)
     if curve is not None:
-        done = [np.abs(response(turned(L[..., None], curve)) - L).mean() for L in film]
+        done = [np.abs(response(apply_curve(L[..., None], curve)) - L).mean() for L in film]
         assert np.mean(done) < 3
 
 
 @pytest.mark.parametrize("gray", [luma_lightness, lambda rgb: rgb_to_lab(rgb)[..., 0]], ids=["luma", "luminance"])
-def test_a_film_of_usual_gray_has_no_stock(predictor, gray):
+def test_luma_and_luminance_give_no_sensitivity(predictor, gray):
     assert predictor.fit_response([gray(lab_to_rgb(lab)) for lab in FRAMES]) is None
 
 
-def test_what_is_known_is_compared_as_the_stock_shows_it(predictor):
-    """Of a frame that is known, on another stock as much is found again as of it in video, of which less is without."""
+def test_remembered_frames_are_rendered_with_the_sensitivity(predictor):
+    """A remembered frame recorded with another sensitivity is recalled like its luma, and worse without a response."""
     known, response = draw_frame(1, 48), replace(IDENTITY_RESPONSE, sensitivity=ORTHOCHROMATIC)
     nothing = Palette(torch.ones(1, 313) / 313, [], [], torch.zeros(512))
 
     def wrong(L, response):
-        through = predictor.with_response(response)
-        ab = through.predict(resize(L, through.side, through.side)[None], nothing)[0][0]
+        adapted = predictor.with_response(response)
+        ab = adapted.predict(resize(L, adapted.side, adapted.side)[None], nothing)[0][0]
         return np.linalg.norm(ab - resize(rgb_to_lab(known), *ab.shape[:2])[..., 1:], axis=2).mean()
 
     video = wrong(luma_lightness(known), None)
@@ -227,7 +230,7 @@ def test_what_is_known_is_compared_as_the_stock_shows_it(predictor):
     assert wrong(spectral_lightness(known, ORTHOCHROMATIC), None) > 1.3 * video
 
 
-def test_gray_of_video_by_hand():
+def test_luma_lightness_matches_hand_computed_values():
     colors = np.array([[[255, 0, 0], [0, 0, 255], [119, 119, 119]]], np.uint8)
     red, blue, gray = luma_lightness(colors)[0]
     assert red == pytest.approx(gray_lightness(np.float32([0.299]))[0], abs=0.3)
@@ -235,44 +238,46 @@ def test_gray_of_video_by_hand():
     assert gray == pytest.approx(rgb_to_lab(colors)[0, 2, 0], abs=0.3)
 
 
-def test_a_response_goes_on_straight_and_survives_a_run():
+def test_a_response_is_extrapolated_linearly_and_restored_from_its_state():
     response = FilmResponse.match_histograms(np.linspace(20, 60, 1000), np.linspace(10, 90, 1000))
     assert response(np.array([20, 40, 60, 25, 100, 0])) == pytest.approx([10, 50, 90, 20, 100, 0], abs=0.1)
     assert response.span == pytest.approx((10.8, 20.4, 89.2, 59.6), abs=0.1)
     assert FilmResponse.from_state(response.state())(np.arange(100)) == pytest.approx(response(np.arange(100)))
     assert FilmResponse.from_state(response.state()).sensitivity is None
-    assert FilmResponse.from_state(replace(response, sensitivity=ORTHOCHROMATIC).state()).sensitivity == pytest.approx(ORTHOCHROMATIC)
+    state = replace(response, sensitivity=ORTHOCHROMATIC).state()
+    assert FilmResponse.from_state(state).sensitivity == pytest.approx(ORTHOCHROMATIC)
     many_equal = FilmResponse.match_histograms(np.zeros(10), np.full(10, 50.0))  # a black film
     assert np.isfinite(many_equal(np.array([0, 50, 100]))).all()
 
 
-def test_frames_painted_over_faded_film_are_found_again(predictor):
-    """Corrections are in the film's gray: through its response, they match its frames as before, also when they come
-    from a checkpoint; one in the show's own gray stays as it is."""
+def test_corrections_of_a_faded_film_are_recalled(predictor):
+    """Corrections with the lightness of the film are encoded anew with its response; those with the lightness of the
+    show stay unchanged."""
     lab = FRAMES[0].copy()
-    lab[..., 1:] = 40, -30  # what a user paints
+    lab[..., 1:] = 40, -30  # a color that the user chose
     over = lab.copy()
-    over[..., 0] = turned(lab, CURVES["faded"])
-    response = predictor.fit_response([turned(each, CURVES["faded"]) for each in FRAMES])
+    over[..., 0] = apply_curve(lab, CURVES["faded"])
+    response = predictor.fit_response([apply_curve(each, CURVES["faded"]) for each in FRAMES])
     for picture in (over, lab):
         corrected = replace(predictor, colorizer=Colorizer(predictor.config, None).eval())
         corrected.colorizer.load_state_dict(predictor.colorizer.state_dict())
         corrected.add_references([lab_to_rgb(picture)])
-        through = corrected.with_response(response)
-        ab = through.predict_ab([over])[0][0].mean((0, 1))
+        adapted = corrected.with_response(response)
+        ab = adapted.predict_ab([over])[0][0].mean((0, 1))
         assert ab == pytest.approx([40, -30], abs=6)
         assert corrected.colorizer.spatial.pictures[-1, ..., 0].float().mean() == pytest.approx(
-            2.55 * picture[..., 0].mean(), abs=2)  # its own memory is not touched
+            2.55 * picture[..., 0].mean(), abs=2)  # the original memory is unchanged
 
 
-def test_frames_painted_over_film_of_a_stock_are_told_from_others(predictor):
+def test_corrections_with_the_lightness_of_the_film_are_told_from_others(predictor):
     lab = FRAMES[0]
     over = lab.copy()
     over[..., 0] = spectral_lightness(lab_to_rgb(lab), ORTHOCHROMATIC)
     corrected = replace(predictor, colorizer=Colorizer(predictor.config, None).eval())
     corrected.colorizer.load_state_dict(predictor.colorizer.state_dict())
     corrected.add_references([lab_to_rgb(over), lab_to_rgb(lab)], matched=False)
-    assert corrected.with_response(replace(IDENTITY_RESPONSE, sensitivity=ORTHOCHROMATIC)).film_references == {12}  # the other is in the show's own gray
+    response = replace(IDENTITY_RESPONSE, sensitivity=ORTHOCHROMATIC)
+    assert corrected.with_response(response).film_references == {12}  # the other has the lightness of the show
 
 
 def test_the_plan_keeps_response_and_light(predictor, tmp_path):
@@ -283,7 +288,7 @@ def test_the_plan_keeps_response_and_light(predictor, tmp_path):
     assert np.array_equal(again.exposure, plan.exposure) and again.response.state() == plan.response.state()
 
 
-def test_response_none_looks_at_a_film_as_it_is(tmp_path):
+def test_response_none_fits_no_response(tmp_path):
     source, asked = draw_shots(tmp_path / "in.mkv", [(60, 14), (200, 14)]), []
 
     class Asked(StubPredictor):

@@ -1,4 +1,4 @@
-"""Networks as ONNX: equal to torch's at any batch size, put together as the program does, by a sample without torch."""
+"""ONNX export: graphs equal torch's at any batch size, and the example without torch colors like the program."""
 
 import json
 import subprocess
@@ -22,28 +22,29 @@ from fileio.checkpoints import save_checkpoint
 from fileio.images import read_image, write_image
 from utils import UserError
 
-SIZE, KNOWN, OWN = 128, 12, 4  # pixels, known pictures, and the one of them that the user added
-FOREIGN = ("torch", "torchvision", "scipy", "skimage", "sklearn", "av", "PIL", "onnx")  # packages the sample needs not
+SIZE, FRAMES, PINNED = 128, 12, 4  # pixels, remembered frames, and the index of the one that is pinned
+EXCLUDED = ("torch", "torchvision", "scipy", "skimage", "sklearn", "av", "PIL", "onnx")  # not needed by the example
 
 
 def untrained(**settings):
-    """A Colorizer of small networks that have not learned, and that knows pictures."""
+    """Return an untrained Colorizer of small networks with frames in its memories."""
     torch.manual_seed(0)
-    config = ModelConfig(img_size=SIZE, width=4, mem_size=KNOWN, spatial_size=KNOWN, spatial=SpatialConfig(picture_size=SIZE),
-                         palette_classifier=PaletteClassifierConfig(input_size=128, palette_size=6, discriminant_axes=5), **settings)
+    config = ModelConfig(img_size=SIZE, width=4, mem_size=FRAMES, spatial_size=FRAMES,
+                         spatial=SpatialConfig(picture_size=SIZE), palette_classifier=PaletteClassifierConfig(
+                             input_size=128, palette_size=6, discriminant_axes=5), **settings)
     colorizer = Colorizer(config, None if config.use_memory else False).eval()
-    labs = [rgb_to_lab(draw_picture(seed)) for seed in range(KNOWN)]
+    labs = [rgb_to_lab(draw_picture(seed)) for seed in range(FRAMES)]
     if config.use_memory:
         memory = colorizer.memory
-        seen = extract_features(colorizer.backbone, [lab[..., 0] for lab in labs], torch.device("cpu"), "fp32")
-        memory.keys[:], memory.used[:], memory.pinned[OWN] = memory.query(seen.embedding), True, True
+        features = extract_features(colorizer.backbone, [lab[..., 0] for lab in labs], torch.device("cpu"), "fp32")
+        memory.keys[:], memory.used[:], memory.pinned[PINNED] = memory.query(features.embedding), True, True
         memory.values[:] = torch.from_numpy(np.stack([color_feature(lab[..., 1:]) for lab in labs]))
     if config.use_spatial_memory:
         spatial = colorizer.spatial
         spatial.projection.normal_(0, 0.1)
-        spatial.pinned[OWN] = True
+        spatial.pinned[PINNED] = True
         L, ab = (torch.cat(x) for x in zip(*(lab_to_tensors(resize(lab, SIZE, SIZE)) for lab in labs), strict=True))
-        spatial.write(torch.arange(KNOWN), seen, L, ab, torch.arange(KNOWN), 0.2 * ab)
+        spatial.write(torch.arange(FRAMES), features, L, ab, torch.arange(FRAMES), 0.2 * ab)
     if config.use_palette_classifier:
         colorizer.palette_classifier.projection.normal_()
         colorizer.palette_classifier.palette.uniform_(-60, 60)
@@ -51,7 +52,7 @@ def untrained(**settings):
 
 
 def save(path, colorizer):
-    """Write the checkpoint of a Colorizer; returns the path."""
+    """Write a Colorizer as a checkpoint; return the path."""
     save_checkpoint(path, {"colorizer": colorizer.state_dict(), "model_config": asdict(colorizer.config), "frames": {}})
     return path
 
@@ -62,7 +63,7 @@ def export(checkpoint, folder):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What needs ONNX
+# Exported folders, which need ONNX
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def colorizer():
 
 @pytest.fixture(scope="module")
 def folder(colorizer, tmp_path_factory):
-    """The folder that it is exported to."""
+    """The folder with the exported colorizer."""
     for package in ("onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"{package} of requirements-dev.txt is not installed")
     home = tmp_path_factory.mktemp("home")
@@ -80,15 +81,15 @@ def folder(colorizer, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sample(folder):
-    """The module color.py of the folder, imported."""
+def example(folder):
+    """The namespace of color.py in the folder."""
     space = {"__name__": "color"}
     exec(compile((folder / "color.py").read_text(encoding="utf-8"), "color.py", "exec"), space)
     return space
 
 
-def some(name, shape, rng):
-    """Values that an input of this name might have."""
+def random_input(name, shape, rng):
+    """Return random values in the range of an input."""
     if name == "regions":
         return rng.integers(0, np.prod(shape[1:]), shape)
     values = rng.random(shape, np.float32)
@@ -98,18 +99,19 @@ def some(name, shape, rng):
 
 
 @pytest.mark.parametrize("count, frames", [(1, 1), (2, 8), (5, 3)])
-def test_graphs_give_what_torch_gives(colorizer, folder, sample, count, frames):
+def test_graphs_equal_torch_networks(colorizer, folder, example, count, frames):
     rng = np.random.default_rng(count)
-    graphs, found = graphs_of(colorizer), sample["Exported"](folder).graphs
+    graphs, found = graphs_of(colorizer), example["Exported"](folder).graphs
     assert list(found) == list(graphs) == ["backbone", "integrator", "generator", "palette_classifier", "spatial"]
     for name, graph in graphs.items():
         sizes = {"N": count, "F": frames}
-        inputs = {x.name: some(x.name, [sizes.get(size, size) for size in x.shape], rng)
+        inputs = {x.name: random_input(x.name, [sizes.get(size, size) for size in x.shape], rng)
                   for x in found[name].get_inputs()}
         assert list(inputs) == list(graph.inputs)
         if name == "spatial":  # cells similar to those of the pictures
-            own = colorizer.spatial.make_keys(*(torch.from_numpy(inputs[key]) for key in ("cells", "L", "predicted_ab"))).numpy()
-            inputs["keys"] = own[:, None] + 0.2 * inputs["keys"]
+            queries = colorizer.spatial.make_keys(
+                *(torch.from_numpy(inputs[key]) for key in ("cells", "L", "predicted_ab"))).numpy()
+            inputs["keys"] = queries[:, None] + 0.2 * inputs["keys"]
             inputs["colors"] *= 0.2
         with torch.no_grad():
             expected = graph.network(*map(torch.from_numpy, inputs.values()))
@@ -120,33 +122,34 @@ def test_graphs_give_what_torch_gives(colorizer, folder, sample, count, frames):
 
 
 @pytest.mark.parametrize("source", ["memory", "integrator"])
-def test_the_sample_colors_as_the_program_does(colorizer, folder, sample, source, monkeypatch):
-    """But for what is carried along the flow, and for regions, which it leaves out."""
-    exported = sample["Exported"](folder)
+def test_the_example_colors_like_the_program(colorizer, folder, example, source, monkeypatch):
+    """Without warped colors and regions, which the example does not have."""
+    exported = example["Exported"](folder)
     if source == "memory":
         del exported.graphs["integrator"]
-    monkeypatch.setattr("colorizer.colorizer.warp_colors", lambda memory, nearest, keys, L, _: L.expand(-1, 3, -1, -1) * 0)
-    monkeypatch.setattr(PaletteClassifier, "find_regions", lambda self, lightness: torch.arange(lightness[0].numel()).expand(
-        len(lightness), -1))
-    pictures = [draw_picture(seed, size) for seed, size in ((OWN, (96, 64)), (20, (300, 180)), (21, (150, 150)))]
+    monkeypatch.setattr("colorizer.colorizer.warp_colors",
+                        lambda memory, nearest, keys, L, _: L.expand(-1, 3, -1, -1) * 0)
+    monkeypatch.setattr(PaletteClassifier, "find_regions", lambda self, lightness: torch.arange(
+        lightness[0].numel()).expand(len(lightness), -1))
+    pictures = [draw_picture(seed, size) for seed, size in ((PINNED, (96, 64)), (20, (300, 180)), (21, (150, 150)))]
     expected = Predictor(colorizer, torch.device("cpu"), "fp32", source).colorize(pictures)
     for picture, x, y in zip(pictures, expected, exported.color(pictures), strict=True):
         assert x.shape == y.shape == picture.shape and np.ptp(x.astype(int) - picture, (0, 1)).min() > 5
         assert np.abs(x.astype(int) - y).max() <= 1
 
 
-def test_the_sample_chooses_the_frames_of_the_program(colorizer, folder, sample):
-    exported, features = sample["Exported"](folder), np.random.default_rng(0).random((6, 1280), np.float32)
-    features[1] = colorizer.spatial.embeddings[OWN]
+def test_the_example_selects_the_same_frames_as_the_program(colorizer, folder, example):
+    exported, features = example["Exported"](folder), np.random.default_rng(0).random((6, 1280), np.float32)
+    features[1] = colorizer.spatial.embeddings[PINNED]
     expected = find_nearest_frames(colorizer.spatial, quantize_embeddings(torch.from_numpy(features)))
     frames, preferred = exported.nearest(features)
     assert frames.tolist() == expected.slots.tolist() and preferred.astype(bool).tolist() == expected.preferred.tolist()
     assert preferred.any() and not preferred.all()
 
 
-def test_the_sample_runs_without_torch(folder, sample, tmp_path):
-    """And refuses what is no picture, and a file that exists."""
-    run = (f"import runpy, sys; sys.modules.update(dict.fromkeys({FOREIGN})); "
+def test_the_example_runs_without_torch(folder, example, tmp_path):
+    """It refuses unreadable pictures and existing output files."""
+    run = (f"import runpy, sys; sys.modules.update(dict.fromkeys({EXCLUDED})); "
            "runpy.run_path('color.py', None, '__main__')")
 
     def color(*arguments):
@@ -156,35 +159,35 @@ def test_the_sample_runs_without_torch(folder, sample, tmp_path):
     picture = draw_picture(30)
     write_image(tmp_path / "gray.png", picture)
     assert (done := color(tmp_path / "gray.png", tmp_path / "colored.png")).returncode == 0, done.stderr
-    expected, = sample["Exported"](folder).color([picture])
+    expected, = example["Exported"](folder).color([picture])
     assert np.array_equal(read_image(tmp_path / "colored.png"), expected)
     assert "exists already" in color(tmp_path / "gray.png", tmp_path / "colored.png").stderr
     assert "cannot be read" in color(folder / "export.json", tmp_path / "other.png").stderr
 
 
-def test_the_folder_says_what_is_in_it(colorizer, folder, sample):
-    stated, readme = json.loads((folder / "export.json").read_text()), (folder / "README.md").read_text()
-    graphs = sample["Exported"](folder).graphs
+def test_the_folder_describes_its_content(colorizer, folder, example):
+    manifest, readme = json.loads((folder / "export.json").read_text()), (folder / "README.md").read_text()
+    graphs = example["Exported"](folder).graphs
     for name, graph in graphs.items():
         for kind, values in (("inputs", graph.get_inputs()), ("outputs", graph.get_outputs())):
-            assert {key: value["shape"] for key, value in stated["graphs"][name][kind].items()} == {
+            assert {key: value["shape"] for key, value in manifest["graphs"][name][kind].items()} == {
                 value.name: value.shape for value in values}
             assert all(f"| `{value.name}` |" in readme for value in values)
     import onnx
-    assert stated["opset"] == 18 == onnx.load(folder / "spatial.onnx").opset_import[0].version
+    assert manifest["opset"] == 18 == onnx.load(folder / "spatial.onnx").opset_import[0].version
     memory = np.load(folder / "memory.npz", allow_pickle=False)
-    assert {key: value["shape"] for key, value in stated["memory"].items()} == {
+    assert {key: value["shape"] for key, value in manifest["memory"].items()} == {
         key: list(memory[key].shape) for key in memory}
     assert np.array_equal(memory["cell_keys"], colorizer.spatial.keys.numpy())
-    assert memory["slot_pinned"].tolist() == memory["frame_pinned"].tolist() == [i == OWN for i in range(KNOWN)]
-    assert (memory["slot_color_features"] @ memory["ab_bins"]).shape == (KNOWN, 2)
+    assert memory["slot_pinned"].tolist() == memory["frame_pinned"].tolist() == [i == PINNED for i in range(FRAMES)]
+    assert (memory["slot_color_features"] @ memory["ab_bins"]).shape == (FRAMES, 2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What does not
+# Errors and other checkpoints, without ONNX
 
 
-def test_nothing_is_written_over(colorizer, tmp_path):
+def test_existing_folders_are_not_overwritten(colorizer, tmp_path):
     checkpoint = save(tmp_path / "best.pt", colorizer)
     (tmp_path / "exported").mkdir()
     with pytest.raises(UserError, match="exists already; pass a new folder"):
@@ -197,7 +200,7 @@ def test_a_plain_gan_is_refused(tmp_path):
         export(save(tmp_path / "gan.pt", gan), tmp_path / "exported")
 
 
-def test_without_onnx_it_says_what_to_install_and_leaves_nothing(colorizer, tmp_path, monkeypatch):
+def test_without_onnx_the_error_names_the_packages_and_no_files_remain(colorizer, tmp_path, monkeypatch):
     checkpoint = save(tmp_path / "best.pt", colorizer)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match="pip install onnx==.* onnxscript=="):
@@ -205,7 +208,7 @@ def test_without_onnx_it_says_what_to_install_and_leaves_nothing(colorizer, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
 
 
-def test_what_was_trained_without_memory_of_places_has_fewer_graphs():
+def test_checkpoints_without_a_spatial_memory_have_fewer_graphs():
     graphs = graphs_of(untrained(use_spatial_memory=False))
     assert list(graphs) == ["backbone", "generator"] and "cells" not in graphs["generator"].inputs
     assert graphs["generator"].network(*graphs["generator"].inputs.values()).shape == (2, 2, SIZE, SIZE)

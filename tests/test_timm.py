@@ -1,5 +1,4 @@
-"""Backbones of timm, by tiny networks with random weights: what they see, where their weights come from, and what is
-refused. Nothing is downloaded."""
+"""Backbones of timm: features, sources of weights and errors, with tiny networks of random weights and no downloads."""
 
 import pickle
 import re
@@ -30,7 +29,7 @@ DINO = "timm/vit_small_patch14_dinov2.lvd142m"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """Files of random weights, by the name of the network."""
+    """{network name: file of random weights}."""
     torch.manual_seed(0)
     folder, files = tmp_path_factory.mktemp("weights"), {}
     for name, write, suffix in ((VIT, save_file, "safetensors"), (CONV, torch.save, "pth")):
@@ -41,7 +40,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
-    """A download fails as it does without internet; returns the addresses that were tried."""
+    """Make downloads fail as without internet; return the addresses that were requested."""
     backbones.import_torchvision()
     import timm.models._builder as builder
     tried = []
@@ -56,11 +55,11 @@ def offline(monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What it sees
+# Features
 
 
 @pytest.mark.parametrize("name", [VIT, CONV])
-def test_features_and_places(name, weights):
+def test_shapes_and_lengths_of_features(name, weights):
     assert backbone_dims(name) == DIMS[name]
     backbone = Backbone(name, weights[name]).train()
     assert not any(module.training for module in backbone.modules())
@@ -73,8 +72,8 @@ def test_features_and_places(name, weights):
 
 
 @pytest.mark.parametrize("name", [VIT, CONV])
-def test_the_network_gets_the_picture_as_it_knows_it(name, weights):
-    """Normalized by its own mean and deviation; the last map is that of timm's own forward pass."""
+def test_pictures_are_normalized_as_the_network_expects(name, weights):
+    """The last map equals that of timm's own forward pass on a picture with the network's normalization."""
     net = make_timm(name)
     backbone = Backbone(name, weights[name])
     net.load_state_dict(backbones._read_weights(weights[name]))
@@ -90,7 +89,7 @@ def test_the_network_gets_the_picture_as_it_knows_it(name, weights):
 
 @pytest.mark.parametrize("name", [VIT, CONV])
 @pytest.mark.parametrize("y, x", [(0, 0), (0, 1), (1, 0), (1, 1)])
-def test_a_corner_of_the_picture_is_seen_at_that_corner(name, y, x, weights):
+def test_a_change_in_a_corner_changes_the_cells_of_that_corner(name, y, x, weights):
     backbone = Backbone(name, weights[name], grid=16)
     gray = torch.zeros(1, 3, 256, 256)
     before = backbone(gray).cells
@@ -98,11 +97,11 @@ def test_a_corner_of_the_picture_is_seen_at_that_corner(name, y, x, weights):
     change = (backbone(gray).cells - before).square().sum((0, 1))
     row, column = divmod(change.argmax().item(), 16)
     assert (row // 8, column // 8) == (y, x)
-    assert change[::15, ::15].argmax().item() == 2 * y + x  # of the places in the four corners
+    assert change[::15, ::15].argmax().item() == 2 * y + x  # of the cells in the four corners
 
 
-def test_pictures_are_enlarged_to_whole_patches():
-    """Of a large network nothing but shapes is computed."""
+def test_pictures_are_enlarged_to_a_multiple_of_the_patch_size():
+    """On the meta device, since the network is large."""
     assert backbone_dims(DINO) == BackboneDims(384, (384, 384, 384))
     with torch.device("meta"):
         net = make_timm(DINO).eval()
@@ -111,7 +110,7 @@ def test_pictures_are_enlarged_to_whole_patches():
                 (1, 384, tokens, tokens)] * 3
 
 
-def test_the_identity_of_what_was_seen(weights):
+def test_the_identity_depends_on_name_and_weights(weights):
     backbone = Backbone(VIT, weights[VIT])
     first = backbone.identity()
     assert first == Backbone(VIT, weights[VIT]).identity()
@@ -142,7 +141,7 @@ def test_train_and_color(name, weights, tmp_path, offline):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is refused, in one sentence
+# Errors
 
 
 def refusal(call, kind=BackboneUnavailable):
@@ -173,7 +172,7 @@ class Trap:
         return pytest.fail, ("a file was executed",)
 
 
-def test_files_without_the_weights(weights, tmp_path):
+def test_files_with_other_content_are_refused(weights, tmp_path):
     incomplete = torch.load(weights[CONV], weights_only=True)
     incomplete.pop("layer1.0.conv1.weight")
     torch.save(incomplete, tmp_path / "incomplete.pth")
@@ -186,13 +185,13 @@ def test_files_without_the_weights(weights, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["timm/no_such_network", "timm/test_vit.no_such_weights", "timm/mixer_b16_224"])
-def test_networks_that_are_not_there_or_look_at_one_size_only(name):
+def test_unknown_networks_and_those_of_one_input_size_are_refused(name):
     assert "timm.list_models()" in refusal(lambda: backbone_dims(name))
 
 
 @pytest.mark.parametrize("name", [
     "timm/hf-hub:somebody/net", "timm/local-dir:net", "timm/../net", "timm/somebody/net", "timm/", "timm/net\n", "vgg"])
-def test_names_of_files_and_repositories(name, offline):
+def test_names_of_files_and_repositories_are_refused(name, offline):
     assert "choose from" in refusal(TrainConfig(backbone=name).check, UserError)
     with pytest.raises(ValueError, match="no backbone"):
         Backbone(name, False)
@@ -201,8 +200,8 @@ def test_names_of_files_and_repositories(name, offline):
     assert not offline
 
 
-def test_a_checkpoint_that_does_not_fit_its_network(weights, tmp_path, offline):
-    """It is refused, and nothing is downloaded that could take its place."""
+def test_a_checkpoint_with_weights_of_another_network_is_refused(weights, tmp_path, offline):
+    """Nothing is downloaded instead."""
     state = {f"backbone.net.{key}": value for key, value in torch.load(weights[CONV], weights_only=True).items()}
     save_checkpoint(tmp_path / "best.pt", {"model_config": {"backbone": DINO}, "colorizer": state})
     assert "not hold a complete colorizer" in refusal(lambda: Predictor.load(tmp_path / "best.pt"), UserError)
