@@ -126,7 +126,7 @@ class FilmWriter:
         return chapters
 
     def _video_packets(self, sources, plan, origin):
-        """Yield (seconds, packet, None) of the video; with --start, times count from ``base_identity`` (seconds)."""
+        """Yield (seconds, packet, None) of the video; with --start, times count from ``origin`` (seconds)."""
         base = self.target.time_base
         offset = round(origin / base) if self.config.start else 0
         pts = array("q", (time - offset for time in plan.pts)) if offset else plan.pts
