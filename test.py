@@ -40,7 +40,7 @@ ALL_PICTURES = "the pictures"  # key of all pictures in a WorkerGroup; a film ha
 
 
 class Inputs(NamedTuple):
-    """Pairs of (input, output). For an image sequence, the output is the path that report and metrics are named after."""
+    """Pairs of (input, output). For an image sequence, accompanying files are named after the output path."""
 
     pictures: list[tuple[Path, Path]]
     films: list[tuple[Film, Path]]

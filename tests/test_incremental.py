@@ -43,8 +43,8 @@ def scene(number, moved=0):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with a grayscale film of all scenes, the checkpoint of a small network that was trained on another episode,
-    and in paint/ a colored frame of each scene."""
+    """A folder with a grayscale film of all scenes, the checkpoint of a small network trained on another episode, and in
+    paint/ a colored frame of each scene."""
     home = tmp_path_factory.mktemp("home")
     pictures = [cv2.resize(draw_frame(1, 55 * number + 8), (128, 96)) for number in range(11)]
     for number, picture in enumerate(pictures):
@@ -146,10 +146,12 @@ def test_lookups_do_not_depend_on_other_entries_of_the_batch_and_the_memory():
     net = SpatialMemory(1280, 1, 30, SpatialConfig(attended_frames=4))
     net.embeddings[:] = torch.nn.functional.normalize(features, dim=1)
     together = find_nearest_frames(net, quantize_embeddings(embeddings)).slots
-    assert torch.equal(torch.cat([find_nearest_frames(net, quantize_embeddings(embedding[None])).slots for embedding in embeddings]), together)
+    alone = [find_nearest_frames(net, quantize_embeddings(embedding[None])).slots for embedding in embeddings]
+    assert torch.equal(torch.cat(alone), together)
     unlike = torch.zeros(7, 1280)
     unlike[:, 5] = 1
-    net.embeddings, net.pinned = torch.cat([net.embeddings, unlike.half()]), torch.cat([net.pinned, torch.ones(7).bool()])
+    net.embeddings = torch.cat([net.embeddings, unlike.half()])
+    net.pinned = torch.cat([net.pinned, torch.ones(7).bool()])
     assert torch.equal(find_nearest_frames(net, quantize_embeddings(embeddings)).slots, together)
     memory, query = MemoryNetwork(512, 40, 40, 0.1, 0.5), torch.rand(1, 512, generator=generator)
     memory.keys[:], memory.used[:] = torch.rand(40, 512, generator=generator), True
@@ -295,8 +297,10 @@ def test_films_of_a_folder_are_updated_or_skipped(home, plain, tmp_path, capsys)
     folder = references(home, tmp_path / "references", 1)
     for added in ({}, {"references": folder}, {"references": folder}, {}, {}):
         main(flags(**settings, **added))
-        printed.append([line.partition(" (")[0] for line in capsys.readouterr().out.splitlines() if "colored again" in line or "skipped" in line])
-    changed, skipped = "1 of 4 shots are colored again: 2", f"1 of {home / 'films'} are in {output} already and are skipped"
+        printed.append([line.partition(" (")[0] for line in capsys.readouterr().out.splitlines()
+                        if "colored again" in line or "skipped" in line])
+    changed = "1 of 4 shots are colored again: 2"
+    skipped = f"1 of {home / 'films'} are in {output} already and are skipped"
     assert printed == [[skipped], [changed], [skipped], [changed], [skipped]]
     assert read_completion(output / "film.mkv").references is False and contents(output) == contents(plain)
 

@@ -166,8 +166,9 @@ def test_shots_in_color_can_be_kept(tmp_path):
     assert not any(record.left_unchanged for record in records)
     for record in records:
         assert record.cdc == pytest.approx(cdc(tmp_path / "all.mkv", record))
-    assert math.isnan(records[0].cdc_ground_truth) and records[1].cdc_ground_truth == pytest.approx(cdc(source, records[1]))
-    assert records[1].cdc_ground_truth > 0 and json.loads((tmp_path / "all_shots.jsonl").open().readline())["cdc"] is not None
+    assert math.isnan(records[0].cdc_ground_truth) and records[1].cdc_ground_truth > 0
+    assert records[1].cdc_ground_truth == pytest.approx(cdc(source, records[1]))
+    assert json.loads((tmp_path / "all_shots.jsonl").open().readline())["cdc"] is not None
     assert not np.array_equal(before[20][1], planes_in(tmp_path / "all.mkv")[20][1])
 
 
@@ -286,7 +287,8 @@ def test_a_foreign_file_at_the_output_path_is_kept(tmp_path):
     color_film(predictor, VideoFile(source), tmp_path / "out.mp4", FilmConfig())
     assert predictor.frames == 15 and len(planes_in(output)) == 57
     with pytest.raises(Stop):
-        color_film(StubPredictor(), VideoFile(source), output, FilmConfig(), overwrite=True, on_complete=lambda _: stop())
+        color_film(StubPredictor(), VideoFile(source), output, FilmConfig(), overwrite=True,
+                   on_complete=lambda _: stop())
     output.unlink()
     output.write_bytes(b"foreign")
     with pytest.raises(UserError, match="out.mp4 exists already"):

@@ -49,7 +49,8 @@ def color(home, way, output, source=None, **settings):
 @pytest.mark.parametrize("way, settings, source", [
     ("gan", {}, "none"), ("memory", {}, "memory"), ("memory", {"rank": 2}, "memory"), ("memory", {"rank": 3}, "memory"),
     ("memory", {"color_feature": "ground_truth"}, "ground_truth"), ("integrator", {}, "integrator"),
-    ("integrator", {"color_feature": "memory"}, "memory"), ("integrator", {"color_feature": "ground_truth"}, "ground_truth"),
+    ("integrator", {"color_feature": "memory"}, "memory"),
+    ("integrator", {"color_feature": "ground_truth"}, "ground_truth"),
     ("spatial", {}, "memory"), ("spatial", {"color_feature": "ground_truth"}, "ground_truth"),
 ])
 def test_every_color_feature_colors_a_folder(home, tmp_path, capsys, way, settings, source):
@@ -376,7 +377,8 @@ def test_the_configuration_is_that_of_the_checkpoint(home, tmp_path):
     content["model_config"]["spatial"]["skip_attention_above"] = 0.5
     torch.save(content, tmp_path / "other.pt")
     assert Predictor.load(tmp_path / "other.pt").config.spatial == SpatialConfig(skip_attention_above=0.5)
-    for name, value in (("inverse_temperature", math.nan), ("attended_frames", 2.5), ("warped_frames", 0), ("reference_bias", -0.5),
+    for name, value in (("inverse_temperature", math.nan), ("attended_frames", 2.5), ("warped_frames", 0),
+                        ("reference_bias", -0.5),
                         ("reference_bias", "much"),
                         ("new", 1.0), ("picture_size", 64)):
         content["model_config"]["spatial"] = {name: value}
@@ -424,7 +426,7 @@ def sample(tmp_path_factory):
 
 
 def share_of_teal(path, frame):
-    """Return the share of the red character that is nearer to teal than to red in a colored frame of the sample film."""
+    """Return the share of the red character that is nearer to teal than to red in a colored frame."""
     ab = rgb_to_lab(read_image(path))[draw_frame(1, frame, mask_of="ruby")][:, 1:]
     red, teal = (np.linalg.norm(ab - rgb_to_lab(np.uint8([[PALETTE[name]]]))[0, 0, 1:], axis=1)
                  for name in ("ruby", "tilo"))
@@ -432,8 +434,8 @@ def share_of_teal(path, frame):
 
 
 def test_a_reference_changes_similar_frames_without_training(sample, tmp_path, capsys):
-    """The corrected frame and a later frame of its shot follow the reference, another shot stays the same, and the saved
-    checkpoint gives the same colors."""
+    """The corrected frame and a later frame of its shot follow the reference, another shot stays the same, and the
+    saved checkpoint gives the same colors."""
     for frame in (RUBY_WALKS, RUBY_WALKS + 4, BO_WALKS):
         write_image(tmp_path / "in" / f"{frame}.png", draw_frame(1, frame))
     asked = {"input": tmp_path / "in", "precision": "fp32"}
@@ -445,7 +447,7 @@ def test_a_reference_changes_similar_frames_without_training(sample, tmp_path, c
                save_checkpoint=tmp_path / "again.pt", **asked))  # only the checkpoint is missing
     assert (tmp_path / "again.pt").stat().st_size == (tmp_path / "kept.pt").stat().st_size
     main(flags(checkpoint=tmp_path / "kept.pt", output=tmp_path / "kept", **asked))
-    for frame, least in ((RUBY_WALKS, 0.95), (RUBY_WALKS + 4, 0.85)):  # class probabilities stay red in a thin limb that moved
+    for frame, least in ((RUBY_WALKS, 0.95), (RUBY_WALKS + 4, 0.85)):  # a thin limb stays red
         assert share_of_teal(tmp_path / "before" / f"{frame}.png", frame) < 0.3
         assert share_of_teal(tmp_path / "after" / f"{frame}.png", frame) > least
     before, after = (read_image(tmp_path / name / f"{BO_WALKS}.png").astype(int) for name in ("before", "after"))

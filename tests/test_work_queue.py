@@ -403,7 +403,8 @@ def test_the_subprocess_ends_with_its_parent(tmp_path):
 def start(command, printed):
     """Start a command in a process group of its own."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(list(map(str, command)), stdout=printed, stderr=printed, env=environment, start_new_session=True)
+    return subprocess.Popen(list(map(str, command)), stdout=printed, stderr=printed, env=environment,
+                            start_new_session=True)
 
 
 def without_seconds(path):
@@ -473,7 +474,8 @@ def test_two_machines_with_two_processes_each_give_the_output_of_one_process(hom
 
 
 def test_a_killed_process_is_restarted_and_nothing_is_lost(home, tmp_path):
-    codes, printed = torchrun(home, tmp_path / "two", "kill", ["--standalone", "--nproc_per_node=2", "--max-restarts=1"])
+    codes, printed = torchrun(home, tmp_path / "two", "kill",
+                              ["--standalone", "--nproc_per_node=2", "--max-restarts=1"])
     assert codes == [1] and (tmp_path / "two" / "killed.txt").exists(), printed
     assert outputs(tmp_path / "two") == outputs(home / "one")
     started = starts(tmp_path / "two")

@@ -48,8 +48,9 @@ def color_picture(predictor: Predictor, source: Path, target: Path,
         write_colored_frame(target, planes, source)
         result = planes.rgb_uint8()
     if confidence:
-        gray = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-        write_image(accompanying_path(target, CONFIDENCE_MAP), tint_grayscale(gray, confidence_map(next(known.per_picture()))))
+        colors = confidence_map(next(known.per_picture()))
+        write_image(accompanying_path(target, CONFIDENCE_MAP),
+                    tint_grayscale(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), colors))
     return picture, result
 
 

@@ -157,7 +157,8 @@ class RenderJob:
                 signatures.extend(map(plan.shot_signature, new))
                 queue.publish(_lengths(plan, new))
 
-        plan = analyze_film(self.film, self.predictor, self.config, publish if allow_early and queue.is_shared else None)
+        plan = analyze_film(self.film, self.predictor, self.config,
+                            publish if allow_early and queue.is_shared else None)
         if signatures != [plan.shot_signature(index) for index in range(min(len(signatures), len(plan.shots)))]:
             queue.withdraw()
             for _ in queue.wait_for_helpers():
@@ -260,7 +261,8 @@ class FilmRendering:
         """Yield the tasks with results, which are made in another thread than they are encoded in."""
         with closing(tasks):
             for task in tasks:
-                task.result = to_planes(task, self.writer.target, self.config.color_only, self.plan.shots[task.shot].box)
+                box = self.plan.shots[task.shot].box
+                task.result = to_planes(task, self.writer.target, self.config.color_only, box)
                 yield task
 
     def _take_over_others(self, queue, bar):

@@ -42,7 +42,7 @@ class SegmentStore:
         return Plan.from_state(content["plan"]), content["is_complete"]
 
     def save_plan(self, plan: Plan, is_complete: bool = True) -> None:
-        """Empty the folder and save a plan. If it replaces a partial plan with the same key, finished shots are kept."""
+        """Empty the folder and save a plan. If it replaces a partial plan with its key, finished shots are kept."""
         _, was_complete = self.load_partial_plan() or (None, True)
         if self.folder.exists() and was_complete:
             shutil.rmtree(self.folder)

@@ -266,7 +266,7 @@ def run_isolated(keys: Sequence[str], work: Callable[..., T], *arguments: object
                 group = WorkerGroup(dist.FileStore(path, -1))
                 file = next((key for key in keys if group.previous_id in group.read(key).get("workers", [])), None)
                 if file is None:
-                    raise UserError(f"the work cannot be started: {death}; check that there is enough memory") from death
+                    raise UserError(f"the work cannot be started: {death}; check the free memory") from death
                 warn(f"while working on {file}, {death}")
 
 
