@@ -43,8 +43,8 @@ def scene(number, moved=0):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with a grayscale film of all scenes, the checkpoint of a small network trained on another episode, and in
-    paint/ a colored frame of each scene."""
+    """A folder with a grayscale film of all scenes, the checkpoint of a small network trained on another episode,
+    and in paint/ a colored frame of each scene."""
     home = tmp_path_factory.mktemp("home")
     pictures = [cv2.resize(draw_frame(1, 55 * number + 8), (128, 96)) for number in range(11)]
     for number, picture in enumerate(pictures):

@@ -378,9 +378,7 @@ def test_the_configuration_is_that_of_the_checkpoint(home, tmp_path):
     torch.save(content, tmp_path / "other.pt")
     assert Predictor.load(tmp_path / "other.pt").config.spatial == SpatialConfig(skip_attention_above=0.5)
     for name, value in (("inverse_temperature", math.nan), ("attended_frames", 2.5), ("warped_frames", 0),
-                        ("reference_bias", -0.5),
-                        ("reference_bias", "much"),
-                        ("new", 1.0), ("picture_size", 64)):
+                        ("reference_bias", -0.5), ("reference_bias", "much"), ("new", 1.0), ("picture_size", 64)):
         content["model_config"]["spatial"] = {name: value}
         torch.save(content, tmp_path / "bad.pt")
         with pytest.raises(UserError, match="bad.pt does not hold a complete colorizer"):
