@@ -148,7 +148,8 @@ class TrainingConstants:
 
 @dataclass
 class DegradationConfig:
-    """Constants of the degradation augmentations (``training/degradation.py``) for the palette classifier, saved with the checkpoint. Chosen on degraded versions of the drawn episodes (``benchmarks/trials.md``)."""
+    """Constants of the degradation augmentations (``training/degradation.py``) for the palette classifier, saved with
+    the checkpoint. Chosen on degraded versions of the drawn episodes (``benchmarks/trials.md``)."""
 
     probability: float = 0.5  # of each degradation; blur has half of it
     spectral_sensitivity: tuple = (1.2, 2.5, 0.8)  # Dirichlet parameters of the weights of red, green and blue light

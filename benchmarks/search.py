@@ -31,8 +31,9 @@ from training.preparation import fill_spatial_memory
 from utils import ArgumentParser, UserError, autocast, run_cli, select_device
 
 FRAMES, SEED = 9, 3  # of each shot; the shots that quality.py holds out are those of its seeds from 0 on
-READING = ["attended_frames=4,16", "mmr_diversity=0.25,0.75", "inverse_temperature=15.0,60.0", "disagreement_scale=0.01,0.05", "lightness_weight=1.0,4.0",
-           "position_weight=0.0,0.3", "color_weight=2.0,8.0", "warped_frames=1,4", "feature_weight=0.25,1.0", "photometric_weight=50.0,400.0",
+READING = ["attended_frames=4,16", "mmr_diversity=0.25,0.75", "inverse_temperature=15.0,60.0",
+           "disagreement_scale=0.01,0.05", "lightness_weight=1.0,4.0", "position_weight=0.0,0.3", "color_weight=2.0,8.0",
+           "warped_frames=1,4", "feature_weight=0.25,1.0", "photometric_weight=50.0,400.0",
            "cost_inverse_temperature=5.0,80.0"]
 SPATIAL, LEARNING = ({f.name for f in fields(kind)} for kind in (SpatialConfig, TrainingConstants))
 JOINING = {"generator_sigma", "temperature"}

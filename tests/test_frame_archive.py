@@ -1,4 +1,4 @@
-"""A memory of a whole show: its file, the choice among many frames, what is not kept, and joined checkpoints."""
+"""The memory of a whole show: the archive, retrieval from many frames, deduplication, and merged checkpoints."""
 
 import copy
 import shutil
@@ -27,21 +27,22 @@ from fileio.images import write_image
 from training.preparation import build_model_config, fill_spatial_memory, frame_embeddings
 from utils import UserError
 
-PLACES = SpatialConfig(attended_frames=2)
+SPATIAL = SpatialConfig(attended_frames=2)
 
 
 def cast():
     return torch.autocast("cpu", enabled=False)
 
 
-def made(folder, numbers, inside, seed=0, **settings):
-    """The path of a checkpoint of untrained networks that remembers drawings, and a checkpoint's content."""
+def make_checkpoint(folder, numbers, max_inline_frames, seed=0, **settings):
+    """Write a checkpoint of untrained networks with drawn pictures in memory, and return its path."""
     torch.manual_seed(seed)
     paths = [folder / "pictures" / f"drawn_{number}.png" for number in numbers]
     for number, path in zip(numbers, paths, strict=True):
         write_image(path, draw_picture(number))
     data = ColorizationDataset(paths, 128)
-    config = TrainConfig(width=4, img_size=128, use_palette_classifier=False, spatial=replace(PLACES, inside=inside), **settings)
+    config = TrainConfig(width=4, img_size=128, use_palette_classifier=False,
+                         spatial=replace(SPATIAL, max_inline_frames=max_inline_frames), **settings)
     colorizer = Colorizer(build_model_config(config, len(data)), None).eval()
     memory, content = colorizer.memory, {"frames": dict(zip(data.ids, (path.name for path in paths), strict=True))}
     with torch.no_grad():
@@ -49,7 +50,8 @@ def made(folder, numbers, inside, seed=0, **settings):
             fill_spatial_memory(data, colorizer, cast, folder)
             if archive := colorizer.spatial.archive:
                 content["archive"] = archive.state()
-        memory.update(memory.query(frame_embeddings(data, colorizer, cast)), data.color_features, torch.tensor(data.ids))
+        memory.update(memory.query(frame_embeddings(data, colorizer, cast)), data.color_features,
+                      torch.tensor(data.ids))
     save_checkpoint(folder / "best.pt", {**content, "colorizer": colorizer.state_dict(),
                                          "model_config": asdict(colorizer.config)})
     return folder / "best.pt"
@@ -57,16 +59,16 @@ def made(folder, numbers, inside, seed=0, **settings):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Two checkpoints of the same pictures: small/ keeps the frames itself, large/ in a file beside it."""
+    """Two checkpoints of the same pictures: small/ contains the frames, large/ has an archive."""
     home = tmp_path_factory.mktemp("home")
-    for name, inside in (("small", 6), ("large", 5)):
-        made(home / name, range(6), inside)
+    for name, max_inline_frames in (("small", 6), ("large", 5)):
+        make_checkpoint(home / name, range(6), max_inline_frames)
     return home
 
 
 @pytest.fixture
 def large(home, tmp_path):
-    """A copy of large/, and the file of its frames."""
+    """A copy of large/ and the path of its archive."""
     shutil.copytree(home / "large", tmp_path / "large")
     [frames] = (tmp_path / "large").glob("frames_*.npy")
     return tmp_path / "large", frames
@@ -75,11 +77,11 @@ def large(home, tmp_path):
 PICTURES = [draw_picture(3), draw_picture(20)]
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The file
+# Archive
 
 
-def test_frames_in_a_file_are_those_in_a_checkpoint(home, monkeypatch):
-    """The same colors, and only the frames that are looked up are read."""
+def test_an_archive_gives_the_same_colors_as_frames_in_the_checkpoint(home, monkeypatch):
+    """Only the retrieved frames are read from the file."""
     small, large = (Predictor.load(home / name / "best.pt") for name in ("small", "large"))
     assert (small.config.archived_frames, large.config.archived_frames, large.config.spatial_size) == (0, 6, 6)
     assert not list((home / "small").glob("*.npy"))
@@ -95,7 +97,7 @@ def test_frames_in_a_file_are_those_in_a_checkpoint(home, monkeypatch):
     assert len(read) == 2  # frames
 
 
-def test_references_are_kept_beside_the_file_and_move_with_it(large, tmp_path):
+def test_saving_references_copies_the_archive(large, tmp_path):
     path, frames = large
     predictor = Predictor.load(path / "best.pt")
     predictor.add_references([draw_picture(41)], matched=False)
@@ -111,10 +113,10 @@ def test_references_are_kept_beside_the_file_and_move_with_it(large, tmp_path):
     assert Predictor.load(project.checkpoint).colorizer.spatial.digests()[:3] == again.colorizer.spatial.digests()[:3]
 
 
-def test_a_run_with_a_file_goes_on(tmp_path):
+def test_a_training_run_with_an_archive_resumes(tmp_path):
     draw_dataset(tmp_path / "data", train=4, val=1)
     config = TrainConfig(data_path=str(tmp_path / "data"), save_path=str(tmp_path / "run"), width=4, batch_size=2,
-                         end_epoch=1, use_palette_classifier=False, spatial=replace(PLACES, inside=3))
+                         end_epoch=1, use_palette_classifier=False, spatial=replace(SPATIAL, max_inline_frames=3))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "frames_0123456789ab.npy").touch()  # of a run that was killed before it saved anything
     train.train(config)
@@ -126,13 +128,13 @@ def test_a_run_with_a_file_goes_on(tmp_path):
     assert len(Predictor.load(tmp_path / "run" / "last.pt").colorizer.spatial.archive) == 4
 
 
-def spoil(kind, frames):
+def damage(kind, frames):
     data = bytearray(frames.read_bytes())
     if kind == "missing":
         return frames.unlink()
     if kind == "shape":
         data = data.replace(b"(6,)", b"(5,)", 1)
-    elif kind == "places":
+    elif kind == "cells":
         data = data.replace(b"(1024, 69)", b"(1024, 68)", 1)
     elif kind == "other":
         data[-1] ^= 1
@@ -142,45 +144,45 @@ def spoil(kind, frames):
 
 
 @pytest.mark.parametrize("kind, told", [
-    ("missing", "a checkpoint and its frames_.* move together"), ("cut", "it is cut short or has grown"),
-    ("grown", "it is cut short or has grown"), ("empty", "does not hold the frames"),
-    ("shape", r"it holds \(5,\) records"), ("places", "it holds"), ("pickle", "does not hold the frames"),
+    ("missing", "keep a checkpoint and its frames_.* in one folder"), ("cut", "its size is wrong"),
+    ("grown", "its size is wrong"), ("empty", "does not hold the frames"),
+    ("shape", r"it holds \(5,\) records"), ("cells", "it holds"), ("pickle", "does not hold the frames"),
     ("other", "of another checkpoint, or is damaged")])
-def test_a_file_that_is_not_that_of_the_checkpoint_is_refused(large, kind, told):
+def test_an_archive_that_does_not_belong_to_the_checkpoint_is_an_error(large, kind, told):
     path, frames = large
-    spoil(kind, frames)
+    damage(kind, frames)
     with pytest.raises(UserError, match=told) as caught:
         Predictor.load(path / "best.pt")
     assert "\n" not in str(caught.value) and str(frames) in str(caught.value)
 
 
-def test_a_file_that_is_cut_in_use_ends_in_a_sentence(large):
+def test_truncating_the_archive_in_use_is_an_error(large):
     path, frames = large
     predictor = Predictor.load(path / "best.pt")
     with open(frames, "r+b") as file:
         file.truncate(1000)
-    with pytest.raises(UserError, match="was cut short while it was in use"):
+    with pytest.raises(UserError, match="was truncated while in use"):
         predictor.colorize(PICTURES)
 
 
 @pytest.mark.parametrize("change", [{"archive": None}, {"archive": {"file": "../frames_0123456789ab.npy"}},
                                     {"archive": {"file": "frames_0123456789ab.npy", "digests": torch.zeros(6, 32)}}])
-def test_a_checkpoint_that_does_not_tell_of_its_file_is_refused(large, change):
+def test_a_checkpoint_with_an_invalid_archive_entry_is_an_error(large, change):
     path, _ = large
     content = torch.load(path / "best.pt", weights_only=True)
     torch.save({**content, **change}, path / "best.pt")
-    with pytest.raises(UserError, match="not whole|complete colorizer"):
+    with pytest.raises(UserError, match="is incomplete|complete colorizer"):
         Predictor.load(path / "best.pt")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The choice
+# Retrieval
 
 
-def slowly(net, looks):
-    """``nearest`` as it is defined: all similarities, in float64."""
+def find_nearest_slowly(net, embeddings):
+    """Implement the definition of find_nearest_frames with all similarities in float64."""
     features, config = net.embeddings.double(), net.config
-    similarity = (looks.double() / index.EMBEDDING_SCALE) @ features.T
+    similarity = (embeddings.double() / index.EMBEDDING_SCALE) @ features.T
     preferred = net.pinned & (similarity >= similarity.amax(1, keepdim=True) - config.reference_margin)
     similarity, slots = (similarity + config.reference_margin * preferred).sort(dim=1, descending=True, stable=True)
     found = []
@@ -195,37 +197,37 @@ def slowly(net, looks):
     return found, preferred
 
 
-def of_shots(count, dim=96, like=0.15):
-    """Features of unit length, alike in shots of 10 frames."""
+def embeddings_of_shots(count, dim=96, like=0.15):
+    """Embeddings of unit length that are similar within shots of 10 frames."""
     middles = torch.rand(-(-count // 10), dim).repeat_interleave(10, 0)[:count]
     return F.normalize(middles + like * torch.rand(count, dim), dim=1)
 
 
 @pytest.mark.parametrize("kind", ["few", "many", "equal", "pinned"])
-def test_the_choice_among_an_archive_is_that_among_all(kind, monkeypatch):
-    """Also where some are pinned, and where all are equal; and for each picture alone as for a batch."""
+def test_retrieval_with_an_index_equals_the_definition(kind, monkeypatch):
+    """Also with pinned or equal frames, and for single pictures as for a batch."""
     torch.manual_seed(0)
     monkeypatch.setattr(index, "AXES", 24)  # a quarter of all
-    features = of_shots(20 if kind == "few" else 700, like=0.0 if kind == "equal" else 0.15)
+    features = embeddings_of_shots(20 if kind == "few" else 700, like=0.0 if kind == "equal" else 0.15)
     features = features[:1].expand(700, -1) if kind == "equal" else features
     net = SpatialMemory(96, 1, 0, SpatialConfig(grid=1, picture_size=2, candidate_frames=16))
     net.allocate(len(features), archived_frames=len(features) - 10)
     net.embeddings.copy_(features)
     net.index = index.FrameIndex.build(net.embeddings[:net.archived_frames])
     net.pinned[-10:] = kind == "pinned"
-    looks = quantize_embeddings(features[5::90][:8] + 0.03 * torch.rand(len(features[5::90][:8]), 96))
-    expected, preferred = slowly(net, looks)
-    nearest = find_nearest_frames(net, looks)
+    embeddings = quantize_embeddings(features[5::90][:8] + 0.03 * torch.rand(len(features[5::90][:8]), 96))
+    expected, preferred = find_nearest_slowly(net, embeddings)
+    nearest = find_nearest_frames(net, embeddings)
     assert nearest.slots.tolist() == expected
     assert torch.equal(nearest.preferred, preferred.gather(1, nearest.slots))
-    assert torch.cat([find_nearest_frames(net, look[None]).slots for look in looks]).tolist() == expected
+    assert torch.cat([find_nearest_frames(net, one[None]).slots for one in embeddings]).tolist() == expected
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is not kept
+# Deduplication
 
 
-def test_only_what_shows_something_new_is_kept():
+def test_duplicates_are_dropped():
     is_new, picture = Deduplicator(SpatialConfig()), draw_picture(1, (192, 192))
     noisy = picture + np.random.default_rng(0).integers(-3, 4, picture.shape)
     moved, recolored = np.roll(picture, 3, 1), picture.copy()
@@ -234,21 +236,21 @@ def test_only_what_shows_something_new_is_kept():
     assert [is_new(each) for each in shown] == [True, False, False, True, True, False]
 
 
-def test_a_held_drawing_is_learned_and_kept_once(tmp_path, monkeypatch):
+def test_a_held_frame_is_trained_on_but_stored_once(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "draw_picture", lambda number: drawn.draw_picture(number // 2))
-    predictor = Predictor.load(made(tmp_path, range(7), 10))
+    predictor = Predictor.load(make_checkpoint(tmp_path, range(7), 10))
     assert len(predictor.frame_names) == 7 + 1 and predictor.colorizer.spatial.ids.tolist() == [0, 2, 4, 6]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Joining
+# Merging
 
 
 @pytest.fixture(scope="module")
 def joined(home, tmp_path_factory):
     """A checkpoint joined of large/ and other.pt, which knows other pictures, one that both know, and a reference."""
     folder = tmp_path_factory.mktemp("joined")
-    other = Predictor.load(made(folder / "other", (0, 50, 51), 10, seed=1))
+    other = Predictor.load(make_checkpoint(folder / "other", (0, 50, 51), 10, seed=1))
     other.add_references([draw_picture(60)], matched=False)
     other.save(folder / "other.pt")
     paths = [str(home / "large" / "best.pt"), str(folder / "other.pt")]
@@ -293,7 +295,7 @@ def test_what_cannot_be_joined_is_refused(flags, told):
 
 
 def test_joined_checkpoints_are_of_one_kind(home, joined, tmp_path):
-    plain = made(tmp_path / "plain", range(2), 10, use_spatial_memory=False)
+    plain = make_checkpoint(tmp_path / "plain", range(2), 10, use_spatial_memory=False)
     first = str(home / "large" / "best.pt")
     with pytest.raises(UserError, match="has no spatial memory"):
         train.main(["--merge", first, str(plain), "--save_path", str(tmp_path / "all")])

@@ -1,4 +1,4 @@
-"""Drawings between painted ones: which are painted, and what the others take from these."""
+"""Choice of keyframes, and propagation of colors to the frames between them."""
 
 import cv2
 import numpy as np
@@ -14,8 +14,7 @@ EVERY_FOUR = PaletteClassifierConfig(keyframe_interval=4, flow_size=128)
 
 
 def drawing(shift):
-    """(L, ab), float32 (SIDE, SIDE) and (SIDE, SIDE, 2), of smooth noise that has moved right by ``shift`` pixels; its
-    colors are noise of their own."""
+    """Return (L, ab), float32 (SIDE, SIDE) and (SIDE, SIDE, 2), of smooth noise that moved right by ``shift``."""
     noise = np.random.default_rng(0).random((SIDE, SIDE + 64, 3), np.float32)
     noise = cv2.GaussianBlur(noise, (0, 0), 8)
     noise = (noise - noise.min()) / np.ptp(noise)
@@ -24,7 +23,7 @@ def drawing(shift):
 
 
 def film(*shifts):
-    """(L, ab) of several drawings."""
+    """Return (L, ab) of several frames."""
     return tuple(map(np.stack, zip(*map(drawing, shifts), strict=True)))
 
 
@@ -32,7 +31,7 @@ def between(L):
     return InBetweens(L, EVERY_FOUR, InBetweenConfig())
 
 
-def test_of_drawings_that_move_a_little_one_of_four_is_painted():
+def test_one_of_four_slowly_moving_frames_is_a_keyframe():
     L, ab = film(0, 2, 4, 6, 8, 10, 12, 14)
     some = between(L)
     assert some.keyframes == [2, 6]
@@ -43,39 +42,38 @@ def test_of_drawings_that_move_a_little_one_of_four_is_painted():
     assert off.max() < 0.1 and pasted[4] > 2
 
 
-@pytest.mark.parametrize("size, painted", [(8, [2, 6]), (64, [2, 4, 6])])
-def test_what_fits_no_painted_drawing_is_painted(size, painted):
-    """Something bright that only one drawing shows: a spark, or a thing."""
+@pytest.mark.parametrize("size, keyframes", [(8, [2, 6]), (64, [2, 4, 6])])
+def test_a_frame_with_a_large_new_object_becomes_a_keyframe(size, keyframes):
+    """A bright square in one frame only: a spark of 8 pixels or an object of 64."""
     L, _ = film(*[0] * 8)
     L[4, 64:64 + size, 96:96 + size] = 100
-    assert between(L).keyframes == painted
+    assert between(L).keyframes == keyframes
 
 
-def test_a_drawing_in_another_light_is_painted():
+def test_a_frame_of_another_exposure_becomes_a_keyframe():
     L, _ = film(*[0] * 8)
     L[3] *= 0.6
     assert between(L).keyframes == [2, 3, 6]
 
 
-def test_each_pixel_has_the_color_of_the_drawing_that_it_fits():
-    """A thing that is gone behind the middle: before it the color is that of the first painted drawing, behind it that
-    of the second."""
+def test_each_pixel_takes_the_color_of_the_keyframe_that_it_matches():
+    """An object disappears in the middle: its pixels match the first keyframe before, and the second one after that."""
     L, _ = film(*[0] * 8)
     L[:4, 120:136, 120:136] = 100
     some = InBetweens(L, EVERY_FOUR, InBetweenConfig(max_mismatch=1))
     first, second = np.zeros((64, 64, 2), np.float32), np.full((64, 64, 2), 50, np.float32)
     ab = some.propagate_colors(np.stack([first, second]))
     assert ab[3, 31:33, 31:33].mean() < 3 and ab[4, 31:33, 31:33].mean() > 47
-    assert ab[4, 8, 8] == pytest.approx(25, abs=1)  # which fits both, and lies in the middle of them
+    assert ab[4, 8, 8] == pytest.approx(25, abs=1)  # matches both and is halfway between them
 
 
-def test_one_drawing_is_painted_as_it_is():
+def test_a_single_frame_is_a_keyframe():
     L, ab = film(0)
     some = between(L)
     assert some.keyframes == [0] and np.array_equal(some.propagate_colors(ab), ab)
 
 
-def test_what_is_known_and_looked_at_comes_along():
+def test_confidence_and_embeddings_are_propagated():
     L, _ = film(0, 4, 8, 12)
     some = between(L)
     known = Confidence(*(resize(drawing(8)[1][..., 0], 64, 64)[None] / 100 + 0.5 for _ in range(3)))

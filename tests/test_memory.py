@@ -1,4 +1,4 @@
-"""The memories by hand-worked examples, slow references and known answers."""
+"""Both memories, tested on worked examples and against slow reference implementations."""
 
 import math
 
@@ -94,7 +94,7 @@ def test_the_triplet_loss_looks_among_the_top_k_only():
     assert net.triplet_loss(unit(0)[None], feature(0)[None]).item() == 0  # its positive is not among the nearest 1
 
 
-def test_what_is_recalled_of_others_never_comes_from_the_frame_itself():
+def test_recall_other_never_returns_the_frame_itself():
     """Slots of cosine 1, 0.6 and 0; noise in [0, 1] lets the last one win at times, the frame's own never."""
     torch.manual_seed(0)
     net = fill(MemoryNetwork(8, 4, 3, 0.1, 0.5), [unit(0), 0.6 * unit(0) + 0.8 * unit(1), unit(2)],
@@ -181,21 +181,25 @@ def test_the_integrator_is_a_convex_combination_and_ignores_empty_slots():
 # Spatial memory
 
 
-def places_of(*frames):
-    """Features (N, 80, 32, 32) of frames given as (32, 32) arrays of kinds: one axis for each kind."""
+def cells_of(*frames):
+    """Return features (N, 80, 32, 32) of frames, given as (32, 32) arrays of kinds: one channel for each kind."""
     return torch.stack([F.one_hot(torch.as_tensor(frame).long(), 80).permute(2, 0, 1).float() for frame in frames])
 
 
-def spatial_with(frames, colors):
-    """A spatial memory of frames (kinds) whose places have the color of their kind; the frames are told apart.
+def nearest(net, embeddings):
+    return find_nearest_frames(net, quantize_embeddings(embeddings))
 
-    What color is guessed hardly counts, so that places are found by their looks alone.
+
+def spatial_with(frames, colors):
+    """Return a spatial memory of frames (arrays of kinds) whose cells have the color of their kind.
+
+    The predicted color hardly counts, so that cells are matched by their features.
     """
     net = SpatialMemory(4, 80, len(frames), SpatialConfig(color_weight=0.01))
     net.projection.copy_(torch.eye(80)[:, :64])
     ab = torch.stack([colors[torch.as_tensor(frame).long()].permute(2, 0, 1) for frame in frames])
     slots = torch.arange(len(frames))
-    seen, L = Features(torch.eye(4)[slots], places_of(*frames)), torch.full((len(frames), 1, 32, 32), 0.5)
+    seen, L = Features(torch.eye(4)[slots], cells_of(*frames)), torch.full((len(frames), 1, 32, 32), 0.5)
     net.write(slots, seen, L, ab, slots)
     return net
 
@@ -204,50 +208,50 @@ COLORS = torch.tensor([[0.5, 0.1], [-0.4, -0.1], [0.0, 0.6]])
 GRAY = torch.zeros(1, 2, 32, 32)
 
 
-def test_the_hint_follows_the_places_that_look_alike():
-    """A thing that stood on the left is painted on the right in its own color, with high confidence."""
+def test_attention_recalls_the_color_of_an_object_that_moved():
+    """An object that was on the left gets its color on the right, with high confidence."""
     seen, now = torch.zeros(32, 32), torch.zeros(32, 32)
     seen[8:16, 4:10], now[12:20, 22:28] = 1, 1
     net = spatial_with([seen], COLORS)
-    hint = attend_to_frames(net, find_nearest_frames(net, quantize_embeddings(torch.eye(4)[:1])),
-                    net.make_keys(places_of(now), torch.full((1, 1, 64, 64), 0.5), GRAY))
+    hint = attend_to_frames(net, nearest(net, torch.eye(4)[:1]),
+                    net.make_keys(cells_of(now), torch.full((1, 1, 64, 64), 0.5), GRAY))
     assert hint.shape == (1, 3, 32, 32)
     expected = COLORS[now.long()].permute(2, 0, 1)
     assert (hint[0, :2] - expected).abs().max() < 0.01
     assert hint[0, 2].min() > 0.9 and hint[0, 2].max() <= 1
 
 
-def test_what_was_never_seen_has_a_low_confidence():
+def test_unknown_cells_have_low_confidence():
     net = spatial_with([torch.zeros(32, 32)], COLORS)
     now = torch.zeros(32, 32)
     now[:, 16:] = 2
-    hint = attend_to_frames(net, find_nearest_frames(net, quantize_embeddings(torch.eye(4)[:1])),
-                    net.make_keys(places_of(now), torch.full((1, 1, 32, 32), 0.5), GRAY))
+    hint = attend_to_frames(net, nearest(net, torch.eye(4)[:1]),
+                    net.make_keys(cells_of(now), torch.full((1, 1, 32, 32), 0.5), GRAY))
     assert hint[0, 2, :, :16].min() > 0.9 and hint[0, 2, :, 16:].max() < 0.2
 
 
-def test_places_that_look_alike_and_differ_in_color_have_a_low_confidence():
-    """Twins: two things of the same looks, one red and one teal."""
+def test_ambiguous_cells_have_low_confidence():
+    """Two objects with the same features, one red and one teal."""
     net = spatial_with([torch.zeros(32, 32), torch.zeros(32, 32)], COLORS)
     net.ab[1] = COLORS[1].half()
-    keys = net.make_keys(places_of(torch.zeros(32, 32)), torch.full((1, 1, 32, 32), 0.5), GRAY)
-    hint = attend_to_frames(net, find_nearest_frames(net, quantize_embeddings(torch.eye(4)[:1])), keys)
+    keys = net.make_keys(cells_of(torch.zeros(32, 32)), torch.full((1, 1, 32, 32), 0.5), GRAY)
+    hint = attend_to_frames(net, nearest(net, torch.eye(4)[:1]), keys)
     assert torch.allclose(hint[0, :2, 9, 9], COLORS[:2].mean(0), atol=0.01) and hint[0, 2].max() < 0.01
 
 
 @pytest.mark.parametrize("bf16, tolerance", [(False, 1e-5), (True, 2e-2)])
-def test_the_read_is_the_dense_definition(bf16, tolerance):
-    """softmax(-30 d^2) over all places, weighted mean of d^2 and mean and variance of ab, place by place in float64."""
+def test_attention_equals_the_dense_definition(bf16, tolerance):
+    """softmax(-30 d^2) over all cells, weighted mean of d^2, mean and variance of ab, cell by cell in float64."""
     torch.manual_seed(0)
     net = SpatialMemory(4, 70, 3, SpatialConfig())
     net.projection.copy_(torch.eye(70)[:, :64])
-    places = F.normalize(torch.randn(4, 70, 32, 32), dim=1)
+    cells = F.normalize(torch.randn(4, 70, 32, 32), dim=1)
     L, ab = torch.rand(4, 1, 32, 32), torch.rand(4, 2, 32, 32) - 0.5
     frames = torch.eye(4)
-    net.write(torch.arange(3), Features(frames[:3], places[:3]), L[:3], ab[:3], torch.arange(3))
-    query = net.make_keys(places[3:], L[3:], ab[3:])
+    net.write(torch.arange(3), Features(frames[:3], cells[:3]), L[:3], ab[:3], torch.arange(3))
+    query = net.make_keys(cells[3:], L[3:], ab[3:])
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        hint = attend_to_frames(net, find_nearest_frames(net, quantize_embeddings(frames[3:])), query)[0]
+        hint = attend_to_frames(net, nearest(net, frames[3:]), query)[0]
     keys, colors = net.keys.flatten(0, 1).double(), net.ab.flatten(0, 1).double()
     for place in (0, 17, 500, 1023):
         distance = ((query[0, place].double() - keys) ** 2).sum(1)
@@ -258,32 +262,32 @@ def test_the_read_is_the_dense_definition(bf16, tolerance):
         torch.testing.assert_close(hint[:, place // 32, place % 32].double(), expected, atol=tolerance, rtol=0)
 
 
-def test_only_the_places_that_are_wanted_are_read():
+def test_the_mask_selects_the_cells_to_compute():
     kinds = torch.arange(1024).view(32, 32) % 3
     net = spatial_with([kinds, kinds], COLORS)
-    keys = net.make_keys(places_of(kinds, kinds), torch.full((2, 1, 32, 32), 0.5), GRAY.expand(2, -1, -1, -1))
+    keys = net.make_keys(cells_of(kinds, kinds), torch.full((2, 1, 32, 32), 0.5), GRAY.expand(2, -1, -1, -1))
     wanted = torch.zeros(2, 1024, dtype=torch.bool)
     wanted[0, 100:200] = True
-    nearest = find_nearest_frames(net, quantize_embeddings(torch.eye(4)[:2]))
-    hint, whole = (attend_to_frames(net, nearest, keys, places).flatten(2) for places in (wanted, None))
+    frames = nearest(net, torch.eye(4)[:2])
+    hint, whole = (attend_to_frames(net, frames, keys, cells).flatten(2) for cells in (wanted, None))
     torch.testing.assert_close(hint[0, :, 100:200], whole[0, :, 100:200])
     assert (hint[0, :, :100] == 0).all() and (hint[1] == 0).all() and (whole[:, 2] > 0).all()
 
 
-def test_frames_are_chosen_alike_but_various():
+def test_nearest_frames_are_similar_but_diverse():
     net = SpatialMemory(4, 80, 4, SpatialConfig(attended_frames=2))
     net.embeddings.copy_(torch.tensor([[0.95, 0.31, 0, 0], [0.94, 0.34, 0, 0], [0.8, -0.6, 0, 0], [0, 0, 0, 1]]))
     query = torch.tensor([[1.0, 0, 0, 0]])
     net.config.mmr_diversity = 0.0
-    assert find_nearest_frames(net, quantize_embeddings(query))[0].tolist() == [[0, 1]]  # cosines 0.95, 0.94, 0.8, 0
+    assert nearest(net, query)[0].tolist() == [[0, 1]]  # cosines 0.95, 0.94, 0.8, 0
     net.config.mmr_diversity = 0.5
-    assert find_nearest_frames(net, quantize_embeddings(query))[0].tolist() == [[0, 2]]  # 0.94 - 0.5 * 1.0 is less than 0.8 - 0.5 * 0.574
+    assert nearest(net, query)[0].tolist() == [[0, 2]]  # 0.94 - 0.5 * 1.0 is less than 0.8 - 0.5 * 0.574
     net.config.attended_frames = 9  # no more than there are, and none twice
-    assert sorted(find_nearest_frames(net, quantize_embeddings(query))[0][0].tolist()) == [0, 1, 2, 3]
+    assert sorted(nearest(net, query)[0][0].tolist()) == [0, 1, 2, 3]
 
 
 def drawing(shift):
-    """A drawn picture that has moved right by ``shift`` of 192 pixels: L (1, 1, 192, 192) and ab (1, 2, 192, 192)."""
+    """Return a picture that moved right by ``shift`` of 192 pixels: L (1, 1, 192, 192) and ab (1, 2, 192, 192)."""
     y, x = np.indices((192, 192), dtype=np.float32)
     noise = cv2.GaussianBlur(np.random.default_rng(0).random((192, 256), np.float32), (0, 0), 3)
     noise = noise[:, 32 - shift:224 - shift]
@@ -292,55 +296,56 @@ def drawing(shift):
     return L[None, None], torch.where(thing[None], COLORS[0][:, None, None], COLORS[1][:, None, None])[None]
 
 
-def test_colors_are_carried_with_what_has_moved():
-    """To the pixel, inside what is seen in both; places that look different, and another lightness, are not trusted."""
-    net, places = spatial_with([torch.zeros(32, 32)], COLORS), places_of(torch.zeros(32, 32))
+def test_warped_colors_follow_the_motion():
+    """Colors are exact inside the overlap; other features or another lightness lower the confidence."""
+    net, cells = spatial_with([torch.zeros(32, 32)], COLORS), cells_of(torch.zeros(32, 32))
     (L, ab), (L_now, ab_now) = drawing(0), drawing(8)
-    net.write(torch.arange(1), Features(torch.eye(4)[:1], places), L, ab, torch.arange(1))
-    carried = warp_colors(net, find_nearest_frames(net, quantize_embeddings(torch.eye(4)[:1])), net.make_keys(places, L_now, GRAY), L_now)
+    net.write(torch.arange(1), Features(torch.eye(4)[:1], cells), L, ab, torch.arange(1))
+    carried = warp_colors(net, nearest(net, torch.eye(4)[:1]), net.make_keys(cells, L_now, GRAY), L_now)
     assert carried.shape == (1, 3, 192, 192) and carried[:, 2].min() >= 0 and carried[:, 2].max() <= 1
     inside = carried[..., 24:-24, 24:-24], ab_now[..., 24:-24, 24:-24]
     assert ((inside[0][:, :2] - inside[1]).abs().amax(1) < 0.02).float().mean() > 0.95
     assert inside[0][:, 2].mean() > 0.8
     half = torch.zeros(32, 32)
     half[:, 16:] = 1
-    keys = net.make_keys(3**0.5 * places_of(half), L_now, GRAY)  # a place has three maps of unit length
-    net.write(torch.arange(1), Features(torch.eye(4)[:1], 3**0.5 * places), L, ab, torch.arange(1))
-    carried = warp_colors(net, find_nearest_frames(net, quantize_embeddings(torch.eye(4)[:1])), keys, L_now)
+    keys = net.make_keys(3**0.5 * cells_of(half), L_now, GRAY)  # a place has three maps of unit length
+    net.write(torch.arange(1), Features(torch.eye(4)[:1], 3**0.5 * cells), L, ab, torch.arange(1))
+    carried = warp_colors(net, nearest(net, torch.eye(4)[:1]), keys, L_now)
     assert carried[:, 2, 24:-24, 24:84].mean() > 0.8 and carried[:, 2, :, 105:].max() < 0.5
     dark = 0.5 * L_now
-    assert warp_colors(net, find_nearest_frames(net, quantize_embeddings(torch.eye(4)[:1])), net.make_keys(places, dark, GRAY), dark)[:, 2].mean() < 0.2
+    assert warp_colors(net, nearest(net, torch.eye(4)[:1]), net.make_keys(cells, dark, GRAY), dark)[:, 2].mean() < 0.2
 
 
-def test_what_is_carried_comes_from_the_frames_that_fit():
-    """Two frames of one drawing in two colors, of which one has other looks; the same lookup for each of a batch."""
+def test_colors_are_warped_from_the_frame_that_matches():
+    """Two frames of one drawing in two colors, with other features in one of them; the query is a batch of both."""
     there, elsewhere = torch.zeros(32, 32), torch.ones(32, 32)
-    net, places = spatial_with([there, elsewhere], COLORS), places_of(there, elsewhere)
+    net, cells = spatial_with([there, elsewhere], COLORS), cells_of(there, elsewhere)
     (L, _), both = drawing(0), COLORS[:2, :, None, None].expand(2, 2, 192, 192)
     L = L.repeat(2, 1, 1, 1)
-    net.write(torch.arange(2), Features(torch.eye(4)[:2], places), L, both, torch.arange(2))
-    keys = net.make_keys(places, L, torch.zeros(2, 2, 192, 192))
-    carried = warp_colors(net, find_nearest_frames(net, quantize_embeddings(torch.eye(4)[[2, 2]])), keys, L)
+    net.write(torch.arange(2), Features(torch.eye(4)[:2], cells), L, both, torch.arange(2))
+    keys = net.make_keys(cells, L, torch.zeros(2, 2, 192, 192))
+    carried = warp_colors(net, nearest(net, torch.eye(4)[[2, 2]]), keys, L)
     assert (carried[:, :2] - both).abs().max() < 0.01 and carried[:, 2].min() > 0.9
 
 
 @pytest.mark.parametrize("twin", [0, 1])
-def test_a_rough_guess_chooses_between_twins(twin):
-    """Places of the same looks, red in one frame and teal in the other: the generator's guess settles which."""
+def test_the_predicted_color_resolves_ambiguous_cells(twin):
+    """Cells with the same features, red in one frame and teal in the other."""
     net = spatial_with([torch.zeros(32, 32), torch.zeros(32, 32)], COLORS)
     net.config.color_weight = SpatialConfig.color_weight
     both = COLORS[:2, :, None, None].expand(2, 2, 32, 32)
-    L, places = torch.full((2, 1, 32, 32), 0.5), places_of(*[torch.zeros(32, 32)] * 2)
-    net.write(torch.arange(2), Features(torch.eye(4)[:2], places), L, both, torch.arange(2))
-    hint = attend_to_frames(net, find_nearest_frames(net, quantize_embeddings(torch.eye(4)[2:3])), net.make_keys(places[:1], L[:1], 0.6 * both[twin:twin + 1]))
+    L, cells = torch.full((2, 1, 32, 32), 0.5), cells_of(*[torch.zeros(32, 32)] * 2)
+    net.write(torch.arange(2), Features(torch.eye(4)[:2], cells), L, both, torch.arange(2))
+    hint = attend_to_frames(net, nearest(net, torch.eye(4)[2:3]),
+                            net.make_keys(cells[:1], L[:1], 0.6 * both[twin:twin + 1]))
     assert torch.allclose(hint[0, :2, 7, 7], COLORS[twin], atol=0.01)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# References: what the user adds
+# References
 
 
-def test_a_pinned_slot_is_preferred_to_one_that_is_hardly_more_alike():
+def test_a_pinned_slot_is_preferred_to_a_slightly_more_similar_one():
     net = fill(memory(slots=3), [unit(0), unit(1)], [feature(0), feature(1)], ids=[7, 8])
     near = F.normalize(unit(0) + 0.25 * unit(2), dim=0)  # cosine 0.970 with the first slot
     net.pin(near[None], feature(200)[None])
@@ -361,27 +366,28 @@ def test_a_pinned_slot_is_never_evicted():
     assert net.ids.tolist()[2] == REFERENCE_ID and min(net.ids[:2]) >= 100
 
 
-def test_a_correction_of_the_very_same_frame_wins():
-    """The memory has a frame in one color and the generator guesses that color; the user adds it in another."""
+def test_a_reference_overrides_the_same_training_frame():
+    """The memory has a frame in one color, which the generator also predicts; the reference has another color."""
     net = spatial_with([torch.zeros(32, 32)], COLORS)
     net.config.color_weight = SpatialConfig.color_weight
-    L, places = torch.full((1, 1, 32, 32), 0.5), places_of(torch.zeros(32, 32))
+    L, cells = torch.full((1, 1, 32, 32), 0.5), cells_of(torch.zeros(32, 32))
     learned, right = (COLORS[i][None, :, None, None].expand(1, 2, 32, 32) for i in (0, 1))
-    net.write(torch.arange(1), Features(torch.eye(4)[:1], places), L, learned, torch.arange(1))
-    net.pin(Features(torch.eye(4)[:1], places), L, right, learned)
-    hint = attend_to_frames(net, find_nearest_frames(net, quantize_embeddings(torch.eye(4)[:1])), net.make_keys(places, L, learned))
+    net.write(torch.arange(1), Features(torch.eye(4)[:1], cells), L, learned, torch.arange(1))
+    net.pin(Features(torch.eye(4)[:1], cells), L, right, learned)
+    hint = attend_to_frames(net, nearest(net, torch.eye(4)[:1]), net.make_keys(cells, L, learned))
     assert (hint[:, :2] - right).abs().max() < 0.01 and hint[:, 2].min() > 0.9
-    carried = warp_colors(net, find_nearest_frames(net, quantize_embeddings(torch.eye(4)[:1])), net.make_keys(places, L, learned), L)
+    carried = warp_colors(net, nearest(net, torch.eye(4)[:1]), net.make_keys(cells, L, learned), L)
     assert (carried[:, :2] - COLORS[1][:, None, None]).abs().max() < 0.01 and carried[:, 2].min() > 0.9
 
 
 @pytest.mark.parametrize("cosine, kind", [(0.96, 1), (0.94, 0)])
-def test_a_reference_corrects_frames_like_it_and_leaves_others_alone(cosine, kind):
-    """Of a frame that is in the memory, the places follow a reference that is as much alike, within 0.05, though its
-    places are a little farther (0.16, by lightness) than the frame's own; they do not follow one less alike."""
+def test_a_reference_affects_only_similar_frames(cosine, kind):
+    """A reference within the reference margin (0.05) overrides a training frame although its cells are farther away
+    (0.16, by lightness); a less similar reference does not."""
     net = spatial_with([torch.zeros(32, 32)], COLORS)
-    places, right = places_of(torch.zeros(32, 32)), COLORS[1][None, :, None, None].expand(1, 2, 32, 32)
+    cells, right = cells_of(torch.zeros(32, 32)), COLORS[1][None, :, None, None].expand(1, 2, 32, 32)
     reference = torch.tensor([[cosine, (1 - cosine**2) ** 0.5, 0, 0]])
-    net.pin(Features(reference, places), torch.full((1, 1, 32, 32), 0.7), right, GRAY)
-    hint = attend_to_frames(net, find_nearest_frames(net, quantize_embeddings(torch.eye(4)[:1])), net.make_keys(places, torch.full((1, 1, 32, 32), 0.5), GRAY))
+    net.pin(Features(reference, cells), torch.full((1, 1, 32, 32), 0.7), right, GRAY)
+    hint = attend_to_frames(net, nearest(net, torch.eye(4)[:1]),
+                            net.make_keys(cells, torch.full((1, 1, 32, 32), 0.5), GRAY))
     assert torch.allclose(hint[0, :2, 5, 5], COLORS[kind], atol=0.02)

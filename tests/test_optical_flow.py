@@ -1,4 +1,4 @@
-"""Optical flow: what is carried along it, what both pictures show, and colors that keep steady along it."""
+"""Optical flow, warping, visibility, joint upsampling and the temporal filter."""
 
 import cv2
 import numpy as np
@@ -11,13 +11,13 @@ from dataset import resize
 
 
 def drawing(shift, size=96):
-    """Gray noise, smooth, uint8 (size, size), that has moved right by ``shift`` pixels."""
+    """Return smooth gray noise, uint8 (size, size), that moved right by ``shift`` pixels."""
     noise = cv2.GaussianBlur(np.random.default_rng(0).random((size, size + 40), np.float32), (0, 0), 3)
     noise = np.uint8(255 * (noise - noise.min()) / np.ptp(noise))
     return np.ascontiguousarray(noise[:, 20 - shift:20 - shift + size])
 
 
-def test_what_is_fetched_lies_where_the_first_picture_has_it():
+def test_warping_along_the_flow_restores_the_first_picture():
     first, second = drawing(0), drawing(6)
     flow = OpticalFlow()(first, second)
     assert flow.shape == (96, 96, 2)
@@ -25,8 +25,8 @@ def test_what_is_fetched_lies_where_the_first_picture_has_it():
     assert np.abs(warp(np.float32(second), flow) - first)[16:-16, 16:-16].max() < 12
 
 
-def test_colors_move_with_lightness_as_they_do_around():
-    """Leaves, bright ones yellow and dark ones blue, half a pixel away from where they were; and an even wall."""
+def test_relighting_corrects_errors_of_the_flow():
+    """A texture of yellow highlights and blue shadows, displaced by half a pixel; and a uniform color."""
     L = cv2.GaussianBlur(np.random.default_rng(0).random((64, 65), np.float32), (0, 0), 1)
     color = np.stack([0 * L, 2 * (L - 0.5)], 2)
     known, ab, now, right = (L[:, :64] + L[:, 1:]) / 2, (color[:, :64] + color[:, 1:]) / 2, L[:, :64], color[:, :64]
@@ -35,28 +35,28 @@ def test_colors_move_with_lightness_as_they_do_around():
     np.testing.assert_allclose(relight(wall, known, now), wall, atol=1e-5)
 
 
-def test_colors_that_are_enlarged_follow_the_lines_of_the_large_picture():
-    """A red ground with thin dark lines of no color, of which 64 x 64 places are known."""
+def test_upsampled_colors_follow_the_lines_of_the_large_picture():
+    """A red background with thin dark gray lines, given at 64 x 64 pixels."""
     y, x = np.indices((256, 256))
     line = (x + y // 3) % 16 < 2
     L, ab = np.where(line, 10, 60).astype(np.float32), np.where(line[..., None], 0, [50, 30]).astype(np.float32)
     small = resize(ab, 64, 64)
     plain, ours = (np.abs(result - ab).mean() for result in (resize(small, 256, 256), upsample_colors(small, L)))
     assert ours < 0.4 * plain
-    np.testing.assert_allclose(upsample_colors(small, resize(L, 64, 64)), small, atol=1e-4)  # of the same size they stay
+    np.testing.assert_allclose(upsample_colors(small, resize(L, 64, 64)), small, atol=1e-4)  # the same size
     wall = np.full((64, 64, 2), 30, np.float32)
     np.testing.assert_allclose(upsample_colors(wall, L), 30, atol=1e-3)
 
 
-def test_a_border_between_things_of_one_lightness_gives_no_grain_strong_colors():
+def test_grain_gets_no_strong_colors_at_an_edge_of_equal_lightness():
     grain = np.random.default_rng(0).normal(0, 3, (256, 256)).astype(np.float32)
     ab = np.zeros((64, 64, 2), np.float32)
     ab[:, :32], ab[:, 32:] = (50, 20), (-40, -10)
     assert np.abs(upsample_colors(ab, 50 + grain)).max() < 75
 
 
-def test_visible_is_what_both_pictures_show():
-    """A square that moves over a background covers what is in front of it."""
+def test_occluded_pixels_are_not_visible():
+    """A square moves over a background and covers part of it."""
     def scene(x):
         picture = drawing(0)
         picture[30:60, x:x + 30] = 255 - drawing(0)[30:60, 20:50]
@@ -69,8 +69,8 @@ def test_visible_is_what_both_pictures_show():
 
 
 @pytest.mark.parametrize("moving", [0, 2])
-def test_flicker_is_damped_and_colors_move_along(moving):
-    """Colors that jump by +-10 from frame to frame around those of a drawing that moves."""
+def test_the_temporal_filter_damps_flicker_of_moving_colors(moving):
+    """The colors of a moving drawing alternate by +-10 from frame to frame."""
     y, x = np.indices((96, 96))
     steady, errors, colors = TemporalFilter(TemporalFilterConfig()), [], []
     for i in range(12):
@@ -79,12 +79,12 @@ def test_flicker_is_damped_and_colors_move_along(moving):
         inside = np.abs(ab - truth)[16:-16, 36:-16]
         errors.append(np.median(inside))
         colors.append(ab[20, 60])  # above the thing
-    assert errors[0] == 10  # the first frame of a shot is what it is
+    assert errors[0] == 10  # the first frame of a shot is not filtered
     assert np.mean(errors[4:]) < 3
     assert np.abs(np.diff(colors[4:], axis=0)).mean() < 6  # 20 without
 
 
-def test_nothing_is_dragged_along_where_the_lightness_differs():
+def test_the_temporal_filter_ignores_pixels_of_another_lightness():
     steady, ab = TemporalFilter(TemporalFilterConfig()), np.zeros((96, 96, 2), np.float32)
     steady(np.full((96, 96), 20, np.float32), ab + 50)
     assert np.abs(steady(np.full((96, 96), 80, np.float32), ab)).max() < 1e-3

@@ -1,4 +1,4 @@
-"""The classifier: colors of the show, their discriminant projection, votes, what is painted."""
+"""The palette classifier: palette, projection, class logits and their combination with the generator."""
 
 from contextlib import nullcontext
 
@@ -10,6 +10,7 @@ from drawn import draw_picture, feature
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from colorizer.colorizer import Colorizer
+from colorizer.feature_extraction import FeatureExtractor
 from colorizer.palette_classifier import (
     GroupDropout, PaletteClassifier, _pool_regions, _pool_regions_by_product, shift_cell_means)
 from colorizer.predictor import Palette, Predictor
@@ -18,33 +19,34 @@ from dataset import AB_SCALE, ColorizationDataset, rgb_to_lab
 from fileio.images import write_image
 from training.preparation import build_model_config, classify_pictures, train_palette_classifier
 
-CHANNELS = (2,)  # of the one map of a backbone; with the lightness around, places have 12 features
+CHANNELS = (2,)  # of the single map of a backbone; with those of the lightness, cells have 12 features
 RED, CREAM, TEAL = (60.0, 45.0), (5.0, 20.0), (-40.0, -8.0)
 
 
 def classifier_with(*colors, **settings):
-    """A PaletteClassifier with the given colors as its palette."""
-    classifier = PaletteClassifier(CHANNELS, PaletteClassifierConfig(palette_size=len(colors), discriminant_axes=2, **settings))
+    """Return a classifier with these colors as its palette."""
+    config = PaletteClassifierConfig(palette_size=len(colors), discriminant_axes=2, **settings)
+    classifier = PaletteClassifier(CHANNELS, config)
     classifier.palette.copy_(torch.tensor(colors))
     return classifier
 
 
 def clouds(count=2000, seed=0):
-    """Features (P, 12) of places and their ab (P, 2), of three colors: two numbers tell them apart, the others are
-    noise, one of it much stronger than all."""
+    """Return features (P, 12) of cells, their ab (P, 2) and class (P,), for three colors. Two channels separate the
+    classes; the others are noise, one much stronger than all others."""
     rng = np.random.default_rng(seed)
     kind = rng.integers(0, 3, count)
     features = rng.normal(size=(count, 12)) * [0.1, 0.1, 5, 0.3, 0.1, *[0.2] * 7]
     features[:, 0] += 0.5 * (kind == 1)
     features[:, 4] += 0.5 * (kind == 2)
-    features[:, 1] += features[:, 2] / 9  # the noise shows elsewhere, too
+    features[:, 1] += features[:, 2] / 9  # correlated noise
     ab = np.array([RED, CREAM, TEAL])[kind]
     return torch.from_numpy(features).float(), torch.from_numpy(ab).float(), kind
 
 
 def test_the_palette_has_the_colors_of_the_show():
     features, ab, _ = clouds()
-    classifier = PaletteClassifier(CHANNELS, PaletteClassifierConfig(palette_size=5, discriminant_axes=2))  # two more than there are
+    classifier = PaletteClassifier(CHANNELS, PaletteClassifierConfig(palette_size=5, discriminant_axes=2))
     classifier.fit(features, ab)
     distance = torch.cdist(classifier.palette, torch.tensor([RED, CREAM, TEAL]))
     assert (distance.min(1).values < 0.01).all() and (distance.min(0).values < 0.01).all()
@@ -61,9 +63,11 @@ def test_labels_are_soft_and_weights_have_mean_one():
 
 
 def test_the_projection_is_that_of_discriminant_analysis():
-    """Beside scikit-learn's, with hard labels, equal weights and no shrinkage: the same distances between centers."""
+    """With hard labels, equal weights and no shrinkage, distances between centers equal those of scikit-learn."""
     features, ab, kind = clouds()
-    classifier = PaletteClassifier(CHANNELS, PaletteClassifierConfig(palette_size=3, discriminant_axes=2, shrinkage=0.0, label_sigma=0.1, chroma_weight=0.0))
+    config = PaletteClassifierConfig(palette_size=3, discriminant_axes=2, shrinkage=0.0, label_sigma=0.1,
+                                     chroma_weight=0.0)
+    classifier = PaletteClassifier(CHANNELS, config)
     projected = classifier.fit(features, ab).numpy()
     reference = LinearDiscriminantAnalysis(solver="eigen").fit(features.numpy(), kind).transform(features.numpy())
 
@@ -76,8 +80,8 @@ def test_the_projection_is_that_of_discriminant_analysis():
     np.testing.assert_allclose(spread.T @ spread / len(spread), np.eye(2), atol=1e-2)
 
 
-def test_features_of_a_place_by_hand():
-    """Maps enlarged to the places, finer ones made smaller; the lightness of 3 x 3 places, at a border its own."""
+def test_cell_features_equal_a_direct_computation():
+    """Maps resized to the cells, and the lightness of 3 x 3 cells with repeated borders."""
     maps = [torch.randn(2, 3, 16, 16), torch.randn(2, 4, 8, 8), torch.randn(2, 5, 3, 3)]
     L = torch.rand(2, 1, 32, 32)
     features = PaletteClassifier.cell_features(maps, L, torch.arange(64)).unflatten(1, (8, 8))
@@ -92,28 +96,29 @@ def test_features_of_a_place_by_hand():
     torch.testing.assert_close(features[..., 21], lightness.square())
 
 
-def test_all_places_vote_as_each_alone(monkeypatch):
-    """The maps are projected before they are enlarged, which is the same. Here each place is a region of its own."""
+def test_logits_of_all_cells_equal_those_of_single_cells(monkeypatch):
+    """Projecting the maps before enlarging them gives the same result. Each cell is a region of its own."""
     torch.manual_seed(0)
     classifier = PaletteClassifier((3, 4), PaletteClassifierConfig(input_size=64, palette_size=5, discriminant_axes=4))
     for weights in (classifier.mean, classifier.projection):
         weights.normal_()
     maps, L = [torch.randn(2, 3, 32, 32), torch.randn(2, 4, 4, 4)], torch.rand(2, 1, 64, 64)
     monkeypatch.setattr(classifier, "find_regions", lambda lightness: torch.arange(256).expand(2, -1))
-    votes = classifier.eval()(maps, L)
+    logits = classifier.eval()(maps, L)
     chosen = torch.tensor([200, 3, 17])
-    alone = classifier.mlp((classifier.cell_features(maps, L, chosen) - classifier.mean) @ classifier.projection).log_softmax(2)
-    assert votes.shape == (2, 5, 16, 16)
-    torch.testing.assert_close(votes.flatten(2)[..., chosen].transpose(1, 2), alone, rtol=1e-4, atol=1e-4)
+    features = classifier.cell_features(maps, L, chosen) - classifier.mean
+    alone = classifier.mlp(features @ classifier.projection).log_softmax(2)
+    assert logits.shape == (2, 5, 16, 16)
+    torch.testing.assert_close(logits.flatten(2)[..., chosen].transpose(1, 2), alone, rtol=1e-4, atol=1e-4)
 
 
-def test_a_thing_votes_as_a_whole():
-    """Of a dark disc on a light ground, the part that is surely red decides for one that could as well be teal; the
-    ground keeps its own color."""
+def test_class_probabilities_are_pooled_over_regions():
+    """In a dark disc on a light background, the cells that are clearly red decide for those that could be teal; the
+    background keeps its own color."""
     y, x = np.indices((32, 32))
     far = torch.from_numpy(np.hypot(y - 16, x - 16))
     region, = classifier_with(RED, CREAM, TEAL).find_regions(torch.where(far < 10, 0.2, 0.9)[None].float())
-    disc, ground = (far < 8).flatten(), (far > 12).flatten()  # what is at their edge may be a region of its own
+    disc, ground = (far < 8).flatten(), (far > 12).flatten()  # the edge may be a region of its own
     assert [region[part].unique().numel() for part in (disc, ground, disc | ground)] == [1, 1, 2]
     chances = torch.tensor([0.02, 0.96, 0.02]).repeat(1024, 1)
     chances[disc] = torch.tensor([0.9, 0.05, 0.05])
@@ -131,25 +136,26 @@ def test_pooling_by_a_matrix_product_equals_pooling_by_addition():
     torch.testing.assert_close(_pool_regions_by_product(logits, regions, 10), _pool_regions(logits, regions, 10))
 
 
-def test_it_learns_to_vote():
+def test_training_the_mlp():
     torch.manual_seed(0)
     features, ab, _ = clouds()
-    classifier = PaletteClassifier(CHANNELS, PaletteClassifierConfig(palette_size=3, discriminant_axes=2, hidden_dim=32, learning_rate=1e-2))
+    config = PaletteClassifierConfig(palette_size=3, discriminant_axes=2, hidden_dim=32, learning_rate=1e-2)
+    classifier = PaletteClassifier(CHANNELS, config)
     classifier.train_mlp(classifier.fit(features, ab), ab, steps=300, batch=256)
     new, true, _ = clouds(400, seed=1)
-    votes = classifier.mlp((new - classifier.mean) @ classifier.projection)
-    assert (classifier.palette[votes.argmax(1)] - true).norm(dim=1).lt(1).float().mean() > 0.95
+    logits = classifier.mlp((new - classifier.mean) @ classifier.projection)
+    assert (classifier.palette[logits.argmax(1)] - true).norm(dim=1).lt(1).float().mean() > 0.95
 
 
-def test_a_color_is_chosen_where_a_mean_would_be_pale():
-    """The generator is between red and cream, a little nearer to red, and the votes cannot tell; what is painted is
-    red, not the mean. With clear votes it is theirs, and one classifier alone does not overrule a sure generator."""
+def test_combining_selects_a_color_instead_of_a_pale_mean():
+    """With equal logits, a generator color between red and cream, slightly nearer to red, becomes red. Clear logits
+    decide, and logits for one class do not override a generator color that is far from it."""
     classifier = classifier_with(RED, CREAM, TEAL, generator_sigma=15.0)
     between = torch.tensor(CREAM) + 0.6 * (torch.tensor(RED) - torch.tensor(CREAM))
     ab = (between / AB_SCALE).view(1, 2, 1, 1).expand(1, 2, 16, 16).clone()
     equal = torch.tensor([0.0, 0.0, -9.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
-    painted = AB_SCALE * classifier.combine(ab, equal)[0][0, :, 8, 8]
-    assert (painted - torch.tensor(RED)).norm() < 5 < 15 < (between - torch.tensor(RED)).norm()
+    color = AB_SCALE * classifier.combine(ab, equal)[0][0, :, 8, 8]
+    assert (color - torch.tensor(RED)).norm() < 5 < 15 < (between - torch.tensor(RED)).norm()
     cream = torch.tensor([0.0, 5.0, -9.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
     assert (AB_SCALE * classifier.combine(ab, cream)[0][0, :, 8, 8] - torch.tensor(CREAM)).norm() < 3
     teal = (torch.tensor(TEAL) / AB_SCALE).view(1, 2, 1, 1).expand(1, 2, 16, 16)
@@ -157,18 +163,18 @@ def test_a_color_is_chosen_where_a_mean_would_be_pale():
     assert (AB_SCALE * classifier.combine(teal, cream)[0][0, :, 8, 8] - torch.tensor(TEAL)).norm() < 3
 
 
-def test_the_joint_vote_by_hand():
+def test_combined_probabilities_equal_a_direct_computation():
     classifier = classifier_with(RED, CREAM, generator_sigma=20.0, temperature=0.5)
     ab = torch.tensor([30.0, 30.0])
-    odds = 1.5 + (-(30**2 + 15**2) + 25**2 + 10**2) / (2 * 20**2)  # of red against cream, as a logarithm
+    odds = 1.5 + (-(30**2 + 15**2) + 25**2 + 10**2) / (2 * 20**2)  # log odds of red against cream
     share = 1 / (1 + np.exp(-odds / 0.5))
     expected = share * torch.tensor(RED) + (1 - share) * torch.tensor(CREAM)
-    joined, votes = classifier.combine((ab / AB_SCALE).view(1, 2, 1, 1), torch.tensor([1.5, 0.0]).view(1, 2, 1, 1))
+    joined, logits = classifier.combine((ab / AB_SCALE).view(1, 2, 1, 1), torch.tensor([1.5, 0.0]).view(1, 2, 1, 1))
     torch.testing.assert_close(AB_SCALE * joined.flatten(), expected.float(), atol=1e-3, rtol=0)
-    assert votes.flatten().tolist() == pytest.approx([share, 1 - share], abs=1e-4)
+    assert logits.flatten().tolist() == pytest.approx([share, 1 - share], abs=1e-4)
 
 
-def test_detail_finer_than_a_place_stays():
+def test_shifting_cell_means_keeps_finer_detail():
     ab = torch.rand(2, 2, 32, 32)
     hint = torch.rand(2, 2, 4, 4)
     assert torch.equal(shift_cell_means(ab, hint, torch.zeros(2, 1, 4, 4)), ab)
@@ -178,7 +184,7 @@ def test_detail_finer_than_a_place_stays():
     torch.testing.assert_close(change, smooth)
 
 
-def test_a_mask_of_dropout_is_that_of_a_group():
+def test_group_dropout_shares_a_mask_within_a_group():
     torch.manual_seed(0)
     dropout, x = GroupDropout(0.25), torch.ones(4 * GroupDropout.GROUPS, 50)
     dropped = dropout(x).view(GroupDropout.GROUPS, 4, 50)
@@ -188,70 +194,69 @@ def test_a_mask_of_dropout_is_that_of_a_group():
     assert dropout.eval()(x) is x
 
 
-class CountingPredictor(Predictor):
-    def _vote(self, lightness):
-        self.looked.append(len(lightness))
-        return super()._vote(lightness)
-
-
 @pytest.fixture(scope="module")
 def predictor():
     torch.manual_seed(0)
-    colorizer = Colorizer(ModelConfig(img_size=128, width=4, mem_size=2, spatial_size=2, top_k=2, use_palette_classifier=True,
-                                      palette_classifier=PaletteClassifierConfig(input_size=512, keyframe_interval=4)), None).eval()
+    config = ModelConfig(img_size=128, width=4, mem_size=2, spatial_size=2, top_k=2, use_palette_classifier=True,
+                         palette_classifier=PaletteClassifierConfig(input_size=512, keyframe_interval=4))
+    colorizer = Colorizer(config, None).eval()
     colorizer.memory.used[:] = True
     colorizer.memory.keys[:] = torch.eye(2, 512)
     colorizer.palette_classifier.palette.normal_(0, 40)
     colorizer.palette_classifier.projection.normal_()
-    return CountingPredictor(colorizer, torch.device("cpu"), "fp32")
+    return Predictor(colorizer, torch.device("cpu"), "fp32")
 
 
-def test_a_film_is_looked_at_once_for_some_frames(predictor):
-    """Held drawings give every frame the same votes, and what is painted is what each picture alone would get."""
+def test_only_keyframes_are_classified(predictor, monkeypatch):
+    """All frames of a held frame get the colors that a single one gets."""
     L = rgb_to_lab(draw_picture(1, (512, 512)))[..., 0]
-    predictor.looked = []
+    counts, classify = [], FeatureExtractor.classify
+    monkeypatch.setattr(FeatureExtractor, "classify", lambda self, lightness: (
+        counts.append(len(lightness)), classify(self, lightness))[1])
     palette = Palette(feature(3)[None], [], [], torch.zeros(0), 1.0)
     together, _ = predictor.predict(np.stack([L] * 6), palette)
     alone, _ = predictor.predict(L[None], palette)
-    assert predictor.looked == [2, 1]
+    assert counts == [2, 1]
     np.testing.assert_allclose(together, np.repeat(alone, 6, 0), atol=0.5)
 
 
-def test_votes_are_only_read_where_memories_are(predictor):
-    """Who gives a palette by hand does not want the show's colors."""
+def test_the_classifier_is_only_used_with_the_memory(predictor):
+    """A given palette must not be overridden by the colors of the show."""
     lab = rgb_to_lab(draw_picture(1, (128, 128)))
-    own = CountingPredictor(predictor.colorizer, torch.device("cpu"), "fp32", source="ground_truth")
-    own.looked = []
-    classifier = predictor.colorizer.palette_classifier.palette.clone()
+    own = Predictor(predictor.colorizer, torch.device("cpu"), "fp32", source="ground_truth")
+    palette = predictor.colorizer.palette_classifier.palette.clone()
     before = own.predict_ab([lab])[0]
     predictor.colorizer.palette_classifier.palette.neg_()
     after, changed = own.predict_ab([lab])[0], predictor.predict_ab([lab])[0]
-    predictor.colorizer.palette_classifier.palette.copy_(classifier)
+    predictor.colorizer.palette_classifier.palette.copy_(palette)
     assert np.array_equal(before, after) and np.abs(changed - predictor.predict_ab([lab])[0]).max() > 5
 
 
-def test_a_voter_knows_its_show_after_some_looks(tmp_path):
-    """Trained on drawings of red discs and blue squares, it tells them in one that it has not seen."""
+def test_a_trained_classifier_recognizes_new_frames_of_its_show(tmp_path):
+    """It is trained on pictures of red discs and blue squares and tested on another one."""
     for number in range(9):
         write_image(tmp_path / f"drawn_{number}.png", draw_picture(number))
     data = ColorizationDataset(sorted(tmp_path.iterdir()), 128)
     known = ColorizationDataset(sorted(tmp_path.iterdir())[:8], 128)
     torch.manual_seed(0)
     classifier = PaletteClassifierConfig(input_size=512, training_views=16, training_steps=150)
-    colorizer = Colorizer(build_model_config(TrainConfig(width=4, img_size=128, palette_classifier=classifier), 8), None)
+    config = TrainConfig(width=4, img_size=128, palette_classifier=classifier)
+    colorizer = Colorizer(build_model_config(config, 8), None)
     train_palette_classifier(known, colorizer, nullcontext, 0, DegradationConfig())
-    votes = classify_pictures(data, [8], colorizer, nullcontext).float()
-    assert votes.shape == (1, 48, 128, 128)
-    painted = colorizer.palette_classifier.palette[votes[0].argmax(0)]
-    truth = torch.from_numpy(cv2.resize(rgb_to_lab(draw_picture(8)), (128, 128), interpolation=cv2.INTER_AREA)[..., 1:])
-    assert ((painted - truth).norm(dim=2) < 15).float().mean() > 0.9
+    logits = classify_pictures(data, [8], colorizer, nullcontext).float()
+    assert logits.shape == (1, 48, 128, 128)
+    colors = colorizer.palette_classifier.palette[logits[0].argmax(0)]
+    truth = cv2.resize(rgb_to_lab(draw_picture(8)), (128, 128), interpolation=cv2.INTER_AREA)
+    truth = torch.from_numpy(truth[..., 1:])
+    assert ((colors - truth).norm(dim=2) < 15).float().mean() > 0.9
     square = truth[..., 1] < -40
-    assert square.sum() > 80 and ((painted - truth).norm(dim=2)[square] < 30).float().mean() > 0.7
+    assert square.sum() > 80 and ((colors - truth).norm(dim=2)[square] < 30).float().mean() > 0.7
 
 
 @pytest.mark.parametrize("settings, message", [
-    ({"palette_classifier": PaletteClassifierConfig(input_size=500)}, "input_size 500"), ({"palette_classifier": PaletteClassifierConfig(input_size=2**20)}, "input_size 1048576"),
+    ({"palette_classifier": PaletteClassifierConfig(input_size=500)}, "input_size 500"),
+    ({"palette_classifier": PaletteClassifierConfig(input_size=2**20)}, "input_size 1048576"),
     ({"use_spatial_memory": False}, "palette classifier needs")])
-def test_a_checkpoint_cannot_ask_for_the_impossible(settings, message):
+def test_invalid_configurations_are_errors(settings, message):
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         Colorizer(ModelConfig(use_palette_classifier=True, **settings))

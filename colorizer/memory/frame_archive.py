@@ -164,5 +164,5 @@ def open_archive(checkpoint: str | Path, content: dict[str, Any]) -> FrameArchiv
         if not re.fullmatch(FILE_PATTERN, name):
             raise ValueError(f"{name!r:.40} is not a name of an archive")
     except (TypeError, LookupError, ValueError, AttributeError) as error:
-        raise UserError(f"{checkpoint} does not hold a whole colorizer ({error})") from error
+        raise UserError(f"{checkpoint} does not hold a complete colorizer ({error})") from error
     return FrameArchive(Path(checkpoint).with_name(name), config, digests, index)

@@ -18,8 +18,9 @@ def warp_colors(memory: SpatialMemory, nearest: NearestFrames, keys: torch.Tenso
                 picture_of: Callable[[int], np.ndarray] | None = None) -> torch.Tensor:
     """Return ab / 110 (2 channels) and the confidence in [0, 1] (1 channel) for each pixel, float32 (N, 3, S, S).
 
-    ``nearest`` and keys (N, P, K) are those of the pictures and L (N, 1, H, H) in [0, 1] is their lightness. ``picture_of``
-    returns the picture in a slot as the film would show it, uint8 (S, S, 3) as ``SpatialMemory.picture``, the default.
+    ``nearest`` and keys (N, P, K) are those of the pictures and L (N, 1, H, H) in [0, 1] is their lightness.
+    ``picture_of`` returns the picture in a slot as the film would show it, uint8 (S, S, 3); the default is
+    ``SpatialMemory.picture``.
 
     The matching cost of a pixel is feature_weight * (squared distance of keys) + photometric_weight * (squared
     difference in L) along the flow. The first ``warped_frames`` frames are averaged with the weights
