@@ -8,7 +8,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,17 +24,15 @@ from colorizer.confidence import Confidence
 from colorizer.feature_extraction import FeatureExtractor
 from colorizer.memory.frame_archive import open_archive
 from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
-from colorizer.references import pin_references, read_reference, read_references, reencode_film_references
+from colorizer.references import (
+    pin_references, read_reference, read_references, reencode_film_references, rendered_pictures)
 from colorizer.warping.in_betweens import InBetweenConfig, InBetweens
 from colorizer.warping.upsampling import upsample_colors
 from config import ModelConfig, PredictorConfig
-from dataset import AB_SCALE, GRAY_SIZE, L_SCALE, REFERENCE_ID, decode_lab8, lab_to_rgb, rgb_to_lab, tensors_to_lab
+from dataset import AB_SCALE, GRAY_SIZE, REFERENCE_ID, lab_to_rgb, rgb_to_lab
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from networks import Conditioning, MemoryMatches
 from utils import UserError, autocast, select_device, to_device, warn
-
-
-PICTURE_CACHE_SIZE = 256  # remembered pictures kept as rendered with the film response
 
 
 class Palette(NamedTuple):
@@ -110,9 +108,6 @@ class Predictor:
         logits = self.extractor.classify(lightness) if self.uses_memory else None
         return self.extractor.embed(lightness)._replace(class_logits=logits)
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # Prediction
-
     def pictures_conditioning(self, labs: Sequence[np.ndarray]) -> Conditioning:
         """Return the conditioning by the reference, or else by the colors of the pictures, Lab (H, W, 3)."""
         if self.reference is None:
@@ -175,11 +170,10 @@ class Predictor:
     def palette(self, labs: Sequence[np.ndarray]) -> Palette:
         """Return the Palette of a shot by some of its frames, Lab (side, side, 3): the memory is read once, with their
         mean embedding."""
-        empty = torch.zeros(0)
-        if self.source == "none":
-            return Palette(None, [], [], empty)
         if not self.uses_memory:
-            return Palette(self.pictures_conditioning(labs).color_feature.mean(0, keepdim=True).cpu(), [], [], empty)
+            color_feature = (None if self.source == "none" else
+                             self.pictures_conditioning(labs).color_feature.mean(0, keepdim=True).cpu())
+            return Palette(color_feature, [], [], torch.zeros(0))
         return self._recall_palette(self.extractor.embed([lab[..., 0] for lab in labs]).embedding.mean(0))
 
     def _recall_palette(self, embedding):
@@ -207,12 +201,10 @@ class Predictor:
         features = self.extract_features(keyframes)
         ab, confidence = self.generate_ab(keyframes, conditioning, features, self._picture_of)
         embeddings = np.zeros((len(keyframes), 0), np.int16)
-        if features is not None and self.uses_spatial_memory:
+        if features and self.uses_spatial_memory:
             embeddings = quantize_embeddings(features.embedding).cpu().numpy()
-        return between.propagate_colors(ab), between.propagate_confidence(confidence), between.propagate_embeddings(embeddings)
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # References
+        return (between.propagate_colors(ab), between.propagate_confidence(confidence),
+                between.propagate_embeddings(embeddings))
 
     @torch.no_grad()
     def add_references(self, pictures: Sequence[np.ndarray], matched: bool = True) -> None:
@@ -245,11 +237,8 @@ class Predictor:
 
     @torch.inference_mode()
     def lookup_digest(self, palette: Palette, embeddings: np.ndarray) -> str:
-        """Return a hash of all that is read of the memories for a shot.
-
-        ``embeddings`` int16 (n, D) are those of ``predict_with_embeddings``. Predictors of one ``base_identity`` with
-        equal digests give equal colors.
-        """
+        """Return a hash of all that is read of the memories for a shot with the ``embeddings`` (n, D) of its frames.
+        Predictors of one ``base_identity`` with equal digests give equal colors."""
         if not self.uses_memory:
             return ""
         digest = hashlib.sha256(repr(palette.score).encode())
@@ -275,9 +264,6 @@ class Predictor:
             self.colorizer.spatial.archive.copy_to(Path(path).parent)
         save_checkpoint(path, {**load_checkpoint(self.checkpoint), "colorizer": self.colorizer.state_dict(),
                                "model_config": asdict(self.config)})
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # Film response
 
     @torch.inference_mode()
     def fit_response(self, lightness: Sequence[np.ndarray]) -> FilmResponse | None:
@@ -306,21 +292,10 @@ class Predictor:
 
     @cached_property
     def _picture_of(self):
-        """Function of a slot to its picture with the lightness that the film would give it, 8-bit Lab codes (S, S, 3);
-        None if no spatial memory is read."""
+        """Function of a slot to its picture with the lightness of the film; None if no spatial memory is read."""
         if not self.uses_spatial_memory:
             return None
-        response, spatial = self.response or IDENTITY_RESPONSE, self.colorizer.spatial
-
-        @lru_cache(PICTURE_CACHE_SIZE)
-        def picture_of(slot):
-            picture = spatial.picture(slot)
-            if slot not in self.film_references:
-                lab = tensors_to_lab(*decode_lab8(torch.from_numpy(picture).float().permute(2, 0, 1)[None]))[0]
-                picture[..., 0] = np.rint(response.render(lab) * (255 / L_SCALE))
-            return picture
-
-        return picture_of
+        return rendered_pictures(self.colorizer.spatial, self.response or IDENTITY_RESPONSE, self.film_references)
 
 
 def _digest(parts):

@@ -1,18 +1,22 @@
-"""References: color pictures of the user that are added to the memories without training."""
+"""References: color pictures that the user adds to the memories, and remembered pictures as a film would show them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from colorizer.adaptation.film_response import IDENTITY_RESPONSE, ResponseConfig, match_cells
+from colorizer.adaptation.film_response import IDENTITY_RESPONSE, FilmResponse, ResponseConfig, match_cells
 from colorizer.feature_extraction import FeatureExtractor
+from colorizer.memory.spatial_memory import SpatialMemory
 from colorizer.metrics import has_color
-from dataset import REFERENCE_ID, rgb_to_lab
+from dataset import L_SCALE, REFERENCE_ID, decode_lab8, rgb_to_lab, tensors_to_lab
 from fileio.images import IMAGE_SUFFIXES, read_image
 from utils import UserError, list_files, warn
+
+PICTURE_CACHE_SIZE = 256  # rendered pictures of the spatial memory kept in memory
 
 
 def read_references(folder: Path) -> list[np.ndarray]:
@@ -74,3 +78,20 @@ def reencode_film_references(plain: FeatureExtractor, adapted: FeatureExtractor)
             memory.keys[memory_slot] = memory.query(features.embedding)[0]
             slots.append(slot)
     return frozenset(slots)
+
+
+def rendered_pictures(spatial: SpatialMemory, response: FilmResponse,
+                      film_references: frozenset[int]) -> Callable[[int], np.ndarray]:
+    """Return a cached function of a slot to its picture, 8-bit Lab codes (S, S, 3), with the lightness of the film.
+
+    Pictures of ``film_references`` have that lightness already.
+    """
+    @lru_cache(PICTURE_CACHE_SIZE)
+    def picture_of(slot):
+        picture = spatial.picture(slot)
+        if slot not in film_references:
+            lab = tensors_to_lab(*decode_lab8(torch.from_numpy(picture).float().permute(2, 0, 1)[None]))[0]
+            picture[..., 0] = np.rint(response.render(lab) * (255 / L_SCALE))
+        return picture
+
+    return picture_of
