@@ -351,7 +351,7 @@ window.studio = (() => {
       if (!got) return;
       const errors = got.errors.map((error) => error.toFixed(1));
       const html = (errors.length
-        ? `<h3>Samples: gray, learned, truth, and what is remembered</h3>
+        ? `<h3>Samples: gray, learned, ground truth, and what is remembered</h3>
            <p class="quiet">error ${text(errors[0])}${errors.length > 1 ? ` at first, ${text(errors.at(-1))} now` : ""} (CIEDE2000, less is better)</p>` : "")
         + (got.sample ? `<img class="samples" src="${got.sample}" alt="samples of the training">` : "");
       if (html !== shown) { root.innerHTML = html; shown = html; }
