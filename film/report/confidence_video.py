@@ -1,4 +1,4 @@
-"""What is known of the colors of a film or picture? A map of what is recalled, guessed and unknown, as a second one."""
+"""Confidence maps of pictures and films: recalled, predicted and unknown colors, tinted over the grayscale."""
 
 import gzip
 import itertools
@@ -21,44 +21,50 @@ from film.io.planes import Box, plane_slices
 from film.io.thread_pool import prefetch
 from film.io.video import Film, read_known_frames
 
-# Blue, bluish green and vermillion of Okabe and Ito's palette, which color-blind people tell apart.
-COLORS = {"recalled": (0, 114, 178), "guessed": (0, 158, 115), "unknown": (213, 94, 0)}
-TINT = 0.55  # share of these in the map; the rest is the gray picture
+# Blue, bluish green and vermillion of the color-blind safe palette of Okabe and Ito.
+COLORS = {"recalled": (0, 114, 178), "predicted": (0, 158, 115), "unknown": (213, 94, 0)}
+OPACITY = 0.55  # of these colors over the grayscale picture
 
 
-def confidence_map(known: Confidence) -> np.ndarray:
-    """What is Known of a picture, (G, G) each, as a mixture of COLORS, RGB uint8 (G, G, 3): as much of a place is
-    unknown as is not sure, and the rest is recalled or guessed."""
-    recalled, sure = np.asarray(known.recalled, np.float32), np.asarray(known.probability, np.float32)
-    shares = np.stack([sure * recalled, sure * (1 - recalled), 1 - sure], 2)
+def confidence_map(confidence: Confidence) -> np.ndarray:
+    """Mix COLORS by the confidence of a picture, arrays (G, G), into RGB uint8 (G, G, 3).
+
+    The share of "unknown" is 1 - probability; the rest is divided into "recalled" and "predicted".
+    """
+    recalled, probability = (np.asarray(x, np.float32) for x in (confidence.recalled, confidence.probability))
+    shares = np.stack([probability * recalled, probability * (1 - recalled), 1 - probability], 2)
     return np.rint(shares @ np.array(list(COLORS.values()), np.float32)).astype(np.uint8)
 
 
 def tint_grayscale(gray: np.ndarray, colors: np.ndarray, box: Box | None = None) -> np.ndarray:
-    """The map of a picture, RGB uint8 (H, W, 3): its gray, uint8 (H, W), tinted within the box by the ``mixture`` of
-    that; where it is empty, it stays gray."""
+    """Tint a grayscale picture, uint8 (H, W), within ``box`` by a ``confidence_map``; an empty map leaves it gray.
+
+    Returns RGB uint8 (H, W, 3).
+    """
     picture = cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB)
     if colors.size:
-        inside = plane_slices(box, gray.shape, gray.shape)
-        part = picture[inside]
-        picture[inside] = cv2.addWeighted(part, 1 - TINT, resize(colors, *part.shape[:2]), TINT, 0)
+        region = plane_slices(box, gray.shape, gray.shape)
+        part = picture[region]
+        picture[region] = cv2.addWeighted(part, 1 - OPACITY, resize(colors, *part.shape[:2]), OPACITY, 0)
     return picture
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Of a film: kept shot by shot while it is colored, drawn when it is whole
+# Films: the maps are saved shot by shot during coloring, and the video is written when the film is complete
 
 
 @contextmanager
 def save_confidence_maps(path: Path) -> Iterator[Callable[[Confidence | None], None]]:
-    """Yield a function that takes what is Known of each frame of a shot, in order, None for one that stays as it is
-    (where nothing is known, nan, it is gray as well). The file ``path``, a few kB a drawing, gets its name when the
-    block ends."""
+    """Yield a function that saves the confidence of each frame of a shot, in order, to the file ``path``.
+
+    None, or a confidence with NaN, is saved as an empty map. The file, a few kB a frame, is renamed to ``path`` when
+    the block ends.
+    """
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1, mtime=0) as packed:
-            def write(known):
-                stays = known is None or np.isnan(known.probability).any()
-                colors = np.zeros((0, 0, 3), np.uint8) if stays else confidence_map(known)
+            def write(confidence):
+                empty = confidence is None or np.isnan(confidence.probability).any()
+                colors = np.zeros((0, 0, 3), np.uint8) if empty else confidence_map(confidence)
                 np.lib.format.write_array(packed, colors, allow_pickle=False)
 
             yield write
@@ -66,27 +72,27 @@ def save_confidence_maps(path: Path) -> Iterator[Callable[[Confidence | None], N
         os.fsync(file.fileno())
 
 
-def _kept(path, shot):
-    """Yield the ``mixture`` of each frame of a Shot, an empty one for a frame that stayed as it was, and the box."""
+def _load_maps(path, shot):
+    """Yield the saved ``confidence_map`` of each frame of a Shot, with the box of the shot."""
     with gzip.open(path) as packed:
         for _ in range(shot.start, shot.end):
             yield np.lib.format.read_array(packed, allow_pickle=False), shot.box
 
 
 def write_confidence_video(film: Film, target: Path, times: Sequence[int], shots: Iterable[tuple[Path, Shot]], *,
-                origin: int = 0, aspect: Any = None) -> None:
-    """Write the map of ``film`` as the H.264 film ``target`` without sound, of its size and times.
+                           origin: int = 0, aspect: Any = None) -> None:
+    """Write the confidence maps of ``film`` as an H.264 video of the same size, without sound.
 
-    ``times`` are the pts of its frames, of which the first shall be at ``base_identity``'s distance from 0; ``shots`` the
-    files that ``save_confidence_maps`` wrote, with their Shots; ``aspect`` the shape of the pixels, None for square ones.
+    ``times`` are the pts of the colored frames, of which ``origin`` becomes time 0. ``shots`` are the files written by
+    ``save_confidence_maps``, each with its Shot. ``aspect`` is the sample aspect ratio, None for square pixels.
     """
-    maps = itertools.chain.from_iterable(itertools.starmap(_kept, shots))
+    maps = itertools.chain.from_iterable(itertools.starmap(_load_maps, shots))
 
     def pictures():
         with closing(read_known_frames(film, times, 0)) as frames:
             for (index, planes), (colors, box) in zip(frames, maps, strict=True):
                 yield times[index] - origin, tint_grayscale(planes.luma_uint8(*planes.y.shape), colors, box)
 
-    with closing(prefetch(pictures(), 8)) as drawn:
-        write_video(target, film, tqdm(drawn, total=len(times), unit=" frames", desc=target.name, disable=None),
-                       aspect)
+    with closing(prefetch(pictures(), 8)) as tinted:
+        progress = tqdm(tinted, total=len(times), unit=" frames", desc=target.name, disable=None)
+        write_video(target, film, progress, aspect)

@@ -1,7 +1,7 @@
-"""How steady are the colors of a shot? Color distribution consistency and the warping error of ab.
+"""Measures of the temporal consistency of colors: color distribution consistency (CDC) and the warping error of ab.
 
-Both are measured frame by frame within one shot and never over a cut: a shot gets objects of its own. Neither is good
-when small by itself, since a gray film is perfectly steady; so the truth is measured in the same way, for comparison.
+Both are measured within one shot, with new objects for each shot. A grayscale film is perfectly consistent, so compare
+the values with those of the ground truth.
 """
 
 import math
@@ -16,11 +16,10 @@ from dataset import resize, rgb_to_lab
 
 
 class CDC:
-    """Color distribution consistency of one shot (Liu et al. 2021, arXiv 2110.04562). Only the histograms of its last
-    frames are held.
+    """Color distribution consistency of one shot (Liu et al. 2021, arXiv 2110.04562).
 
-    The Jensen-Shannon divergence between the 256-bin histograms of frames t apart, averaged over the channels and over
-    the shot, for each t of STEPS; then the mean over these.
+    For each t in STEPS, the Jensen-Shannon divergence between the 256-bin histograms of frames t apart is averaged over
+    the channels and the shot; the CDC is the mean over t. Only the histograms of the last frames are held in memory.
     """
 
     STEPS = (1, 2, 4)
@@ -35,35 +34,35 @@ class CDC:
         histogram = histogram.astype(np.float64) / (rgb.shape[0] * rgb.shape[1])
         for step in self.STEPS:
             if len(self._last) >= step:
-                distance = jensenshannon(histogram, self._last[-step], axis=1)  # the root of the divergence
+                distance = jensenshannon(histogram, self._last[-step], axis=1)  # square root of the divergence
                 self._sums[step] += float(np.square(distance).mean())
                 self._counts[step] += 1
         self._last.append(histogram)
 
     def value(self) -> float:
-        """The CDC, from 0 (steady) to log 2, of the steps that the shot is long enough for; nan for a single frame."""
+        """Return the CDC, from 0 (consistent) to log 2, over the STEPS below the shot's length; nan for one frame."""
         means = [self._sums[step] / self._counts[step] for step in self.STEPS if self._counts[step]]
         return float(np.mean(means)) if means else math.nan
 
 
 class WarpError:
-    """Warping error of the colors of one shot: how much ab changes along the motion of the gray picture.
+    """Warping error of the colors of one shot: the mean squared change of ab along the optical flow.
 
-    The mean of (ab of a frame - ab of the frame before, fetched along the optical flow)^2 over both channels and over
-    all pixels of the shot that are visible in both frames. The flow is that of pictures at most WIDTH wide. It
-    is computed once for several colorings of the same film.
+    Each frame is compared with the previous one, warped along the flow of the luma, over both channels of ab and all
+    pixels visible in both frames. Pictures are reduced to at most WIDTH pixels in width. The flow is computed once for
+    several colorings of the same film.
     """
 
     WIDTH = 320
 
     def __init__(self) -> None:
         self._flow = OpticalFlow()
-        self._luma: np.ndarray = np.zeros(0)  # of the frame before
+        self._luma: np.ndarray = np.zeros(0)  # of the previous frame
         self._ab = []
         self._sums, self._visible = np.zeros(0), 0
 
     def add(self, luma: np.ndarray, *pictures: np.ndarray) -> None:
-        """Add the next frame: its luma uint8 (H, W), and each coloring of it as RGB uint8 (H, W, 3)."""
+        """Add the next frame: its luma uint8 (H, W), and each of its colorings as RGB uint8 (H, W, 3)."""
         height, width = luma.shape
         scale = max(min(1, self.WIDTH / width), MIN_FLOW_SIZE / min(height, width))
         size = max(MIN_FLOW_SIZE, round(height * scale)), max(MIN_FLOW_SIZE, round(width * scale))
@@ -76,12 +75,12 @@ class WarpError:
         self._luma, self._ab = luma, ab
 
     def _compare(self, luma, ab):
-        there, back = self._flow(luma, self._luma), self._flow(self._luma, luma)
-        shown = visible_pixels(there, back)
+        forward, backward = self._flow(luma, self._luma), self._flow(self._luma, luma)
+        mask = visible_pixels(forward, backward)
         for i, (now, before) in enumerate(zip(ab, self._ab, strict=True)):
-            self._sums[i] += ((now - warp(before, there))[shown]**2).mean(-1).sum(dtype=np.float64)
-        self._visible += int(shown.sum())
+            self._sums[i] += ((now - warp(before, forward))[mask]**2).mean(-1).sum(dtype=np.float64)
+        self._visible += int(mask.sum())
 
     def values(self) -> list[float]:
-        """The error of each coloring, in squared units of ab; nan when no pixel is visible in two frames."""
+        """Return the error of each coloring in squared units of ab; nan if no pixel is visible in two frames."""
         return [float(total) / self._visible if self._visible else math.nan for total in self._sums]

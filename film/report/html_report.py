@@ -1,6 +1,6 @@
-"""How did it go? ``write_report`` makes the page of a colored film, and ``suggest_frames`` says what to color next.
+"""The HTML report of a colored film: its shots by confidence, the suggested frames and the metrics.
 
-The page is a single file that needs nothing else: pictures and styles are inside, and there is no script.
+The page is one file with embedded pictures and styles, and without scripts.
 """
 
 import base64
@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -22,109 +23,94 @@ from fileio.atomic import atomic_write
 from film.report.records import THUMBNAIL, ShotRecord
 from film.report.suggestions import Suggestion
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Color these next
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The page
-
-PICTURES = 1000  # up to so many are THUMBNAIL wide, more are smaller: an episode's page is 17 MB, a long film's 26 MB
-SOURCE_THUMBNAIL = 128  # width of a training frame
-LINKS = 8  # shots that a suggestion names
+FULL_SIZE_PICTURES = 1000  # a page of more pictures shrinks them all; more make a larger page (17 MB at 1000)
+TRAINING_THUMBNAIL = 128  # width in pixels of a training frame
+MAX_LINKS = 8  # shots that a suggestion links to
 
 
 @dataclass
 class Report:
-    """What the page of a colored film shows."""
+    """Content of the page of a colored film."""
 
     title: str
-    records: Sequence[ShotRecord]  # such as Records, which unpacks a record at each access
-    suggestions: Sequence[Suggestion] = ()  # of suggest_frames; their pictures are in ``folder``
-    folder: str = ""  # name of the folder of the suggested pictures, as shown
-    names: dict[int, str] = field(default_factory=dict)  # file names of training frames by their id, as far as known
-    thumbnails: Mapping[int, np.ndarray] = field(default_factory=dict)  # and their pictures, RGB uint8 of any size
-    summaries: dict[str, dict[str, float]] = field(default_factory=dict)  # {row name: Scores.summary()}, with a truth
+    records: Sequence[ShotRecord]  # Records unpacks the pictures of a record at each access
+    suggestions: Sequence[Suggestion] = ()  # from suggest_frames; their pictures are in ``folder``
+    folder: str = ""  # displayed name of the folder of the suggested frames
+    names: dict[int, str] = field(default_factory=dict)  # file names of training frames by id
+    thumbnails: Mapping[int, np.ndarray] = field(default_factory=dict)  # training frames by id, RGB uint8 of any size
+    summaries: dict[str, dict[str, float]] = field(default_factory=dict)  # {row name: Scores.summary()}, or empty
     facts: dict[str, str] = field(default_factory=dict)  # {label: text} under the title
-    response: FilmResponse | None = None  # of the film, where its gray is not that of the training frames
+    response: FilmResponse | None = None  # set if the film's lightness differs from that of the training frames
 
 
 def write_report(path: Path, report: Report) -> None:
     """Write the page of a film. Raises UserError when ``path`` cannot be written."""
-    shots = [_Shot.of(record) for record in report.records]
+    shots = [_shot_values(record) for record in report.records]
     film = _summarize(shots)
-    pictures = sum(shot.pictures for shot in shots) + len(report.suggestions)
-    width = round(THUMBNAIL * min(1, math.sqrt(PICTURES / pictures)))
-    # Generators: the template takes one after another, so that the pictures of the film are never all in memory.
+    pictures = sum(shot["pictures"] for shot in shots) + len(report.suggestions)
+    width = round(THUMBNAIL * min(1, math.sqrt(FULL_SIZE_PICTURES / pictures)))
+    # The pictures are passed as generators, so that the template holds only those of one shot in memory.
     pieces = ENVIRONMENT.get_template("report.html").generate(
-        report=report, film=film, columns=Scores.COLUMNS, links=LINKS, bars=_bars(shots, film),
-        marks=_marks(report.suggestions, film), cards=_cards(report.suggestions, width),
-        shots=_views(report, shots, width))
-    # errors="replace": a file name may have bytes that are no valid text.
+        report=report, film=film, columns=Scores.COLUMNS, max_links=MAX_LINKS, bars=_bars(shots, film),
+        marks=[_position((s.shot.start_time + s.shot.end_time) / 2, film) for s in report.suggestions],
+        response=_describe_response(report.response), cards=_cards(report.suggestions, width),
+        shots=_shot_views(report, shots, width))
+    # errors="replace": a file name may contain bytes that are not valid text.
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace") as page:
         page.writelines(pieces)
 
 
-@dataclass
-class _Shot:
-    """What the page tells of a shot, but for its pictures; None is unknown."""
-
-    number: int  # from 1
-    start_frame: int
-    end_frame: int  # exclusive
-    start_time: float  # seconds in the film
-    end_time: float
-    kept: bool
-    confidence: float | None
-    recalled: float | None
-    certainty: float
-    cdc: float | None
-    cdc_ground_truth: float | None
-    pictures: int  # how many it has
-
-    @classmethod
-    def of(cls, record: ShotRecord) -> "_Shot":
-        return cls(record.index + 1, record.start_frame, record.end_frame, record.start_time, record.end_time,
-                   record.left_unchanged, _known(record.confidence), _known(record.recalled), record.known_confidence,
-                   _known(record.cdc), _known(record.cdc_ground_truth), 2 + (record.ground_truth is not None))
+def _shot_values(record):
+    """Return the values that the page shows of a shot; None where a value is unknown."""
+    values = {name: getattr(record, name) for name in ("start_frame", "end_frame", "start_time", "end_time", "frames",
+                                                       "left_unchanged", "known_confidence")}
+    measured = {name: _finite(getattr(record, name)) for name in ("confidence", "recalled", "cdc", "cdc_ground_truth")}
+    return {"number": record.index + 1, "pictures": 2 + (record.ground_truth is not None), **values, **measured}
 
 
-def _known(value):
+def _finite(value):
+    """Return a number as a float, None for NaN and infinity."""
     return float(value) if math.isfinite(value) else None
 
 
 def _summarize(shots):
-    """Figures of the whole film; means are weighted by frames, and None where unknown. That of cdc_ground_truth is over the
-    shots whose cdc is known, and None if one of these has no truth."""
-    frames, start, end, confidence, cdc, truth = np.array(
-        [(s.end_frame - s.start_frame, s.start_time, s.end_time, s.confidence, s.cdc, s.cdc_ground_truth) for s in shots],
-        float).T  # None becomes nan
+    """Return the values of the whole film; means are weighted by frames, and None where unknown.
+
+    The mean of ``cdc_ground_truth`` is over the shots with a ``cdc``, and None if one of these has no ground truth.
+    """
+    frames, start, end, confidence, cdc, cdc_ground_truth = (
+        np.array([shot[name] for shot in shots], float)  # None becomes nan
+        for name in ("frames", "start_time", "end_time", "confidence", "cdc", "cdc_ground_truth"))
 
     def mean(values, where):
-        known = np.isfinite(where)
-        return _known(np.average(values[known], weights=frames[known])) if known.any() else None
+        mask = np.isfinite(where)
+        return _finite(np.average(values[mask], weights=frames[mask])) if mask.any() else None
 
     return {"frames": int(frames.sum()), "shots": len(shots), "start": float(start.min()), "end": float(end.max()),
-            "confidence": mean(confidence, confidence), "cdc": mean(cdc, cdc), "cdc_ground_truth": mean(truth, cdc)}
+            "confidence": mean(confidence, confidence), "cdc": mean(cdc, cdc),
+            "cdc_ground_truth": mean(cdc_ground_truth, cdc)}
 
 
-def _place(time, film):
-    """Where in the film a time in seconds is: 0 at its start, 1 at its end."""
+def _describe_response(response: FilmResponse | None) -> dict[str, Any] | None:
+    """Return the values of a FilmResponse that the page shows, or None."""
+    if response is None:
+        return None
+    return {"sensitivity": response.sensitivity, "span": None if response.is_identity else response.span,
+            "points": list(zip(response.film_L, response.memory_L, strict=True))}
+
+
+def _position(time, film):
+    """Return the position of a time in seconds within the film, from 0 (start) to 1 (end)."""
     return (time - film["start"]) / (film["end"] - film["start"] or 1)
 
 
 def _bars(shots, film):
-    """(_Shot, its bar) of the timeline, 1000 wide and 64 high. The higher a bar, the more doubtful is its shot."""
+    """Yield (shot, its bar) of the timeline, 1000 wide and 64 high; a lower confidence gives a higher bar."""
     for shot in shots:
-        left, right = (1000 * _place(time, film) for time in (shot.start_time, shot.end_time))
+        left, right = (1000 * _position(time, film) for time in (shot["start_time"], shot["end_time"]))
         room = right - left
         yield shot, {"left": left, "room": room, "width": max(room - 1, room * 0.7),
-                     "height": 4 + 52 * (1 - shot.certainty)}
-
-
-def _marks(suggestions, film):
-    return [_place((s.shot.start_time + s.shot.end_time) / 2, film) for s in suggestions]
+                     "height": 4 + 52 * (1 - shot["known_confidence"])}
 
 
 def _cards(suggestions, width):
@@ -132,35 +118,35 @@ def _cards(suggestions, width):
         shot = suggestion.shot
         yield {"number": shot.index + 1, "frame": suggestion.frame, "time": (shot.start_time + shot.end_time) / 2,
                "gain": suggestion.gain, "others": [i + 1 for i in suggestion.helped if i != shot.index],
-               "file_name": suggestion.file_name, "picture": _picture(shot.gray, width)}
+               "file_name": suggestion.file_name, "picture": _encode(shot.gray, width)}
 
 
-def _views(report, shots, width):
-    """(_Shot, its pictures and the training frames that its colors come from), the doubtful ones first."""
-    wanted = {i for record in report.records for i in record.slot_ids if i in report.thumbnails}
-    sources = {i: _picture(report.thumbnails[i], min(SOURCE_THUMBNAIL, width)) for i in wanted}
-    for place in np.argsort([shot.certainty for shot in shots], kind="stable"):
-        record = report.records[place]
-        pictures = [("gray", record.gray), ("colored", record.result), ("ground truth", record.ground_truth)]
-        yield shots[place], {
-            "pictures": [(label, _picture(rgb, width)) for label, rgb in pictures if rgb is not None],
+def _shot_views(report, shots, width):
+    """Yield (shot, its pictures and the training frames of its colors) by increasing confidence."""
+    used = {i for record in report.records for i in record.slot_ids if i in report.thumbnails}
+    sources = {i: _encode(report.thumbnails[i], min(TRAINING_THUMBNAIL, width)) for i in used}
+    for index in np.argsort([shot["known_confidence"] for shot in shots], kind="stable"):
+        record = report.records[index]
+        pictures = [("grayscale", record.gray), ("colored", record.result), ("ground truth", record.ground_truth)]
+        yield shots[index], {
+            "pictures": [(label, _encode(rgb, width)) for label, rgb in pictures if rgb is not None],
             "aspect": f"{record.gray.shape[1]}/{record.gray.shape[0]}",
             "slots": [{"score": score, "name": report.names.get(i, f"frame {i}"), "picture": sources.get(i)}
                       for i, score in zip(record.slot_ids, record.slot_scores, strict=True)]}
 
 
-def _picture(rgb, width):
-    """RGB uint8 as a data URI, at most ``width`` wide."""
+def _encode(rgb, width):
+    """Encode RGB uint8 as a JPEG data URI at most ``width`` pixels wide."""
     width = min(width, rgb.shape[1])
     rgb = resize(rgb, max(1, round(rgb.shape[0] * width / rgb.shape[1])), width)
     data = io.BytesIO()
     Image.fromarray(rgb).save(data, "JPEG", quality=75, optimize=True)
-    source = Markup(f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}")  # has nothing to escape
+    source = Markup(f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}")  # needs no escaping
     return {"source": source, "width": rgb.shape[1], "height": rgb.shape[0]}
 
 
 def _time(seconds):
-    """Seconds as 1:02:03.4 or 2:03.4."""
+    """Format seconds as 1:02:03.4 or 2:03.4."""
     tenths = round(seconds * 10)
     minutes, tenths = divmod(tenths, 600)
     hours, minutes = divmod(minutes, 60)
@@ -169,4 +155,4 @@ def _time(seconds):
 
 ENVIRONMENT = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
                           undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-ENVIRONMENT.filters |= {"number": format, "time": _time, "transposed": lambda rows: zip(*rows, strict=True)}
+ENVIRONMENT.filters |= {"number": format, "time": _time}

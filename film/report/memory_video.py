@@ -1,11 +1,12 @@
-"""What does the memory recall? ``write_panel`` writes a second film that shows it beside the results.
+"""The memory video: what the memory recalls for each frame of a film, next to the results.
 
-Each frame of it shows the truth, where there is one; the gray picture; the results by each of the memory's three best
-slots and by the true color feature; and a mosaic of all frames in memory, with the three recalled ones framed.
+Each frame shows the ground truth (of a film in color), the grayscale picture, the results from each of the three best
+memory slots and from the ground truth color feature, and a mosaic of the remembered frames with the three recalled ones
+marked.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -26,230 +27,207 @@ from film.report.memory_thumbnails import memory_thumbnails
 from film.report.records import ShotRecord
 from utils import evenly_spaced
 
-COLORS = ((66, 133, 255), (60, 190, 90), (240, 70, 70))  # blue, green, red: slots 1, 2, 3
-GROUND = (24, 24, 27)
-MOST = 4096  # frames, at most, spread evenly, in the mosaic
+SLOT_COLORS = ((66, 133, 255), (60, 190, 90), (240, 70, 70))  # blue, green, red: slots 1, 2, 3
+BACKGROUND = (24, 24, 27)
+MAX_CELL = (320, 426)  # maximum height and width of a picture
+GAP, LABEL = 8, 22  # pixels between pictures, and for the label above each
+MAX_MOSAIC_FRAMES = 4096  # of a larger memory, this many frames evenly spaced are shown
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The frames in memory
+# Layout and drawing
 
 
+class Layout:
+    """Sizes (height, width) in pixels, all even, of the memory video of a film of the given size."""
 
-
-
-
-
-
+    def __init__(self, height: int, width: int, ground_truth: bool) -> None:
+        cell_height, cell_width = min(MAX_CELL[0], 2 * round(MAX_CELL[1] * height / width / 2) or 2), MAX_CELL[1]
+        rows = columns = 3 if ground_truth else 2
+        self.cell = cell_height, cell_width
+        self.mosaic = cell_height, columns * cell_width + (columns - 1) * GAP
+        self.frame = rows * (LABEL + cell_height + GAP) + GAP, 3 * cell_width + 4 * GAP
 
 
 class Mosaic:
-    """All frames in memory on one picture of the given size, made once; ``framed`` marks some of them."""
+    """The remembered frames on one picture; ``with_borders`` marks some of them."""
 
-    def __init__(self, pictures: dict[int, np.ndarray], height: int, width: int, aspect: float = 16 / 9) -> None:
-        """``pictures``: {frame id: RGB uint8}, all shown at ``aspect`` (width / height), as large as fits."""
+    def __init__(self, pictures: Mapping[int, np.ndarray], height: int, width: int, aspect: float = 16 / 9) -> None:
+        """Draw ``pictures``, {frame id: RGB uint8}, as large as fits, all with ``aspect`` (width / height)."""
         cell_height, rows = max((min(height / rows, width / math.ceil(len(pictures) / rows) / aspect), rows)
                                 for rows in range(1, len(pictures) + 1))
         columns, cell_width = math.ceil(len(pictures) / rows), cell_height * aspect
         top, left = (height - rows * cell_height) / 2, (width - columns * cell_width) / 2
         gap = 1 if cell_height < 24 else 4  # pixels between two frames
-        self.picture = np.full((height, width, 3), GROUND, np.uint8)
+        self.picture = np.full((height, width, 3), BACKGROUND, np.uint8)
         self.boxes = {}
-        for place, (i, picture) in enumerate(pictures.items()):
-            row, column = divmod(place, columns)
+        for position, (i, picture) in enumerate(pictures.items()):
+            row, column = divmod(position, columns)
             y0, x0 = round(top + row * cell_height), round(left + column * cell_width)
             y1 = max(y0 + 1, round(top + (row + 1) * cell_height) - gap)
             x1 = max(x0 + 1, round(left + (column + 1) * cell_width) - gap)
             self.boxes[i] = (y0, y1, x0, x1)
             self.picture[y0:y1, x0:x1] = resize(picture, y1 - y0, x1 - x0)
 
-    def framed(self, chosen: Sequence[int]) -> np.ndarray:
-        """A copy with borders in COLORS around the frames of the ids ``chosen``; a repeated id keeps its first."""
+    def with_borders(self, slot_ids: Sequence[int]) -> np.ndarray:
+        """Return a copy with borders in SLOT_COLORS around the frames ``slot_ids``; a repeated id keeps its first."""
         picture = self.picture.copy()
-        for i, color in reversed(list(zip(chosen, COLORS, strict=False))):
+        for i, color in reversed(list(zip(slot_ids, SLOT_COLORS, strict=False))):
             if i in self.boxes:
-                y0, y1, x0, x1 = self.boxes[i]  # the frame is drawn around it, so that small ones can be seen as well
-                frame(picture[max(y0 - 3, 0):y1 + 3, max(x0 - 3, 0):x1 + 3], color, 3)
+                y0, y1, x0, x1 = self.boxes[i]  # the border is outside of the frame, so that small frames stay visible
+                draw_border(picture[max(y0 - 3, 0):y1 + 3, max(x0 - 3, 0):x1 + 3], color, 3)
         return picture
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# One frame of the panel
+def compose_frame(layout: Layout, color: tuple[np.ndarray, np.ndarray] | None, gray: np.ndarray,
+                  slot_results: Sequence[np.ndarray], mosaic: Mosaic, slot_ids: Sequence[int]) -> np.ndarray:
+    """Compose one frame of the memory video, RGB uint8 of size ``layout.frame``. All pictures are RGB uint8 (H, W, 3).
 
-CELL = (320, 426)  # the largest height and width of a picture
-GAP, LABEL = 8, 22  # pixels between pictures, and for the label above each
-
-
-def cell_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width of a picture of the panel, even, for a film of the given size."""
-    return min(CELL[0], 2 * round(CELL[1] * height / width / 2) or 2), CELL[1]
-
-
-def mosaic_size(height: int, width: int, truth: bool) -> tuple[int, int]:
-    """Height and width of the mosaic for a film of the given size: three pictures wide, two without a truth."""
-    height, width = cell_size(height, width)
-    cells = 3 if truth else 2
-    return height, cells * width + (cells - 1) * GAP
-
-
-def panel_size(height: int, width: int, truth: bool) -> tuple[int, int]:
-    """Height and width of a frame of the panel, both even, for a film of the given size."""
-    height, width = cell_size(height, width)
-    rows = 3 if truth else 2
-    return rows * (LABEL + height + GAP) + GAP, 3 * width + 4 * GAP
-
-
-def panel_frame(truth: np.ndarray | None, gray: np.ndarray, slot_results: Sequence[np.ndarray],
-                true_feature_result: np.ndarray | None, mosaic: Mosaic, chosen: Sequence[int]) -> np.ndarray:
-    """Compose one frame of the panel, RGB uint8 of ``panel_size``.
-
-    Pictures are RGB uint8 (H, W, 3): the truth and the result of its color feature (both None where there is none),
-    the gray picture and the results of the three slots, of the frames ``chosen`` (ids, -1 for an empty slot) in
-    ``mosaic``, a Mosaic of ``mosaic_size``.
+    Args:
+        layout: The sizes.
+        color: The ground truth and the result of its color feature; None for a grayscale film.
+        gray: The grayscale picture.
+        slot_results: The results of the three best slots.
+        mosaic: The remembered frames, of size ``layout.mosaic``.
+        slot_ids: Frame ids of the three slots, -1 for an empty slot.
     """
-    height, width = cell_size(*gray.shape[:2])
-    slots = [(f"slot {i}: " + {-1: "empty", REFERENCE_ID: "a reference"}.get(chosen_id, f"frame {chosen_id}"), result,
-              color) for i, (chosen_id, result, color) in enumerate(zip(chosen, slot_results, COLORS, strict=True), 1)]
-    memory = (f"{len(mosaic.boxes)} frames in memory", mosaic.framed(chosen), None)
-    if truth is None:
-        rows: list[list[tuple[str, Any, Any]]] = [[("gray", gray, None), memory], slots]
-    else:
-        rows = [[("ground truth", truth, None), ("gray", gray, None), ("true color feature", true_feature_result, None)],
-                slots, [memory]]
-    sheet = np.full((*panel_size(gray.shape[0], gray.shape[1], truth is not None), 3), GROUND, np.uint8)
-    y = GAP
+    names = [{-1: "empty", REFERENCE_ID: "a reference"}.get(slot_id, f"frame {slot_id}") for slot_id in slot_ids]
+    slots = [(f"slot {i}: {name}", result, border) for i, (name, result, border) in
+             enumerate(zip(names, slot_results, SLOT_COLORS, strict=True), 1)]
+    memory = (f"{len(mosaic.boxes)} remembered frames", mosaic.with_borders(slot_ids), None)
+    rows: list[list[tuple[str, Any, Any]]] = [[("grayscale", gray, None), memory], slots]
+    if color is not None:
+        rows = [[("ground truth", color[0], None), ("grayscale", gray, None),
+                 ("ground truth color feature", color[1], None)], slots, [memory]]
+    sheet = np.full((*layout.frame, 3), BACKGROUND, np.uint8)
+    height, y = layout.cell[0], GAP
     for row in rows:
         x = GAP
-        for label, picture, color in row:
-            cv2.putText(sheet, label, (x, y + LABEL - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.48, color or (215, 215, 215), 1,
+        for label, picture, border in row:
+            cv2.putText(sheet, label, (x, y + LABEL - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.48, border or (215, 215, 215), 1,
                         cv2.LINE_AA)
             if picture.shape[:2] != mosaic.picture.shape[:2]:
-                picture = fit(picture, height, width)
+                picture = fit_into(picture, *layout.cell)
             cell = sheet[y + LABEL:y + LABEL + height, x:x + picture.shape[1]]
             cell[:] = picture
-            if color:
-                frame(cell, color, 4)
+            if border:
+                draw_border(cell, border, 4)
             x += picture.shape[1] + GAP
         y += LABEL + height + GAP
     return sheet
 
 
-def fitting(picture: np.ndarray, height: int, width: int) -> list[int]:
-    """Height and width of a picture that is as large as fits into (height, width)."""
+def fitted_size(picture: np.ndarray, height: int, width: int) -> list[int]:
+    """Return the largest height and width of a picture that fit into (height, width) at its aspect ratio."""
     scale = min(height / picture.shape[0], width / picture.shape[1])
     return [max(1, round(side * scale)) for side in picture.shape[:2]]
 
 
-def fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A picture, RGB uint8, as large as fits into (height, width), in the middle of it."""
-    inner = fitting(picture, height, width)
-    if inner == [height, width]:
+def fit_into(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize RGB uint8 to fit into (height, width), centered on the background."""
+    size = fitted_size(picture, height, width)
+    if size == [height, width]:
         return resize(picture, height, width)
-    cell = np.full((height, width, 3), GROUND, np.uint8)
-    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
-    cell[top:top + inner[0], left:left + inner[1]] = resize(picture, *inner)
+    cell = np.full((height, width, 3), BACKGROUND, np.uint8)
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    cell[top:top + size[0], left:left + size[1]] = resize(picture, *size)
     return cell
 
 
-def frame(picture: np.ndarray, color: tuple[int, int, int], thickness: int) -> None:
-    """Draw a frame inside the edges of a picture, in place."""
+def draw_border(picture: np.ndarray, color: tuple[int, int, int], thickness: int) -> None:
+    """Draw a border inside the edges of a picture, in place."""
     picture[:thickness] = picture[-thickness:] = color
     picture[:, :thickness] = picture[:, -thickness:] = color
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The film of the panel
+# Rendering
 
 
-class Panel:
-    """Makes the frames of the panel of a film, of ``size`` (height, width).
+class MemoryVideoRenderer:
+    """Renders the frames of the memory video by a predictor with a memory.
 
-    Results are painted at the size that is shown, each from another color feature; those of the memory's slots also
-    have the hints of the spatial memory, where there is one, as in the colored film.
-    The checkpoint needs a memory.
+    Results are predicted at the displayed size, each from another color feature. Those of the memory slots also use the
+    hints of the spatial memory, if there is one, as the colored film does.
     """
 
-    def __init__(self, predictor: Predictor, height: int, width: int, truth: bool) -> None:
-        """For a film of the given size, in color (``truth``) or not, colored by the Predictor ``predictor``."""
-        self.predictor, self.truth = predictor, truth
-        self.cell, self.size = cell_size(height, width), panel_size(height, width, truth)
+    def __init__(self, predictor: Predictor, height: int, width: int, ground_truth: bool) -> None:
+        """``height`` and ``width`` are those of the film; ``ground_truth``: whether it is in color."""
+        self.predictor, self.ground_truth = predictor, ground_truth
+        self.layout = Layout(height, width, ground_truth)
         pictures = memory_thumbnails(predictor.colorizer)
         ids = list(pictures)
-        shown = {i: pictures[i] for i in (ids[place] for place in evenly_spaced(len(ids), MOST))}
-        self.mosaic = Mosaic(shown, *mosaic_size(height, width, truth), width / height)
+        shown = {i: pictures[i] for i in (ids[k] for k in evenly_spaced(len(ids), MAX_MOSAIC_FRAMES))}
+        self.mosaic = Mosaic(shown, *self.layout.mosaic, width / height)
 
     @torch.inference_mode()
-    def paint(self, pictures: Sequence[np.ndarray], shot: np.ndarray) -> list[np.ndarray]:
-        """Frames of the panel for frames of one shot, RGB uint8 (H, W, 3), one for each.
+    def render(self, pictures: Sequence[np.ndarray], embedding: np.ndarray) -> list[np.ndarray]:
+        """Return a frame of the memory video for each of some frames of one shot, RGB uint8 (H, W, 3).
 
-        ``shot`` (D,) is what the backbone sees of the shot, by which the memory is read once for all of them.
+        ``embedding`` (D,) is that of the shot; the memory is read by it once for all frames.
         """
-        pictures = [resize(picture, *fitting(picture, *self.cell)) for picture in pictures]
+        pictures = [resize(picture, *fitted_size(picture, *self.layout.cell)) for picture in pictures]
         labs = [rgb_to_lab(picture) for picture in pictures]
         lightness = [lab[..., 0] for lab in labs]
-        seen = self.predictor.extract_features(lightness)
-        feature = torch.as_tensor(shot).to(seen.embedding)  # type: ignore[union-attr]  # there is a memory
-        recall = self.predictor.colorizer.recall(feature.expand(len(labs), -1))
-        results = [self._results(replace(self.predictor, source="memory", rank=rank), lightness, recall, seen)
-                   for rank in (1, 2, 3)]
-        true = [None] * len(labs)
-        if self.truth:
+        features = self.predictor.extract_features(lightness)
+        query = torch.as_tensor(embedding).to(features.embedding)  # type: ignore[union-attr]  # there is a memory
+        recall = self.predictor.colorizer.recall(query.expand(len(labs), -1))
+
+        def results(predictor, conditioning):
+            ab, _ = predictor.generate_ab(lightness, conditioning, features)
+            return [lab_to_rgb(np.dstack([L, resize(colors, *L.shape)]))
+                    for L, colors in zip(lightness, ab, strict=True)]
+
+        by_rank = [replace(self.predictor, source="memory", rank=rank) for rank in (1, 2, 3)]
+        slot_results = [results(predictor, predictor.memory_conditioning(recall)) for predictor in by_rank]
+        color = [None] * len(labs)
+        if self.ground_truth:
             predictor = replace(self.predictor, source="ground_truth")
-            true = self._join(lightness, predictor.generate_ab(lightness, predictor.pictures_conditioning(labs), seen)[0])
-        return [panel_frame(picture if self.truth else None,
-                            fit(lab_to_rgb(lab * np.array([1, 0, 0], np.float32)), *self.cell),
-                            list(slots), by_truth, self.mosaic, (ids + [-1, -1])[:3])
-                for picture, lab, slots, by_truth, ids in zip(
-                    pictures, labs, zip(*results, strict=True), true, recall.ids.tolist(), strict=True)]
-
-    def _results(self, predictor, lightness, recall, seen):
-        return self._join(lightness, predictor.generate_ab(lightness, predictor.memory_conditioning(recall), seen)[0])
-
-    @staticmethod
-    def _join(lightness: Sequence[np.ndarray], ab: np.ndarray) -> list[np.ndarray]:
-        return [lab_to_rgb(np.dstack([L, resize(colors, *L.shape)])) for L, colors in zip(lightness, ab, strict=True)]
+            color = list(zip(pictures, results(predictor, predictor.pictures_conditioning(labs)), strict=True))
+        gray = [fit_into(lab_to_rgb(lab * np.array([1, 0, 0], np.float32)), *self.layout.cell) for lab in labs]
+        ids = [(slot_ids + [-1, -1])[:3] for slot_ids in recall.ids.tolist()]
+        return [compose_frame(self.layout, pair, L, slots, self.mosaic, slot_ids) for pair, L, slots, slot_ids in
+                zip(color, gray, zip(*slot_results, strict=True), ids, strict=True)]
 
 
 def write_memory_video(predictor: Predictor, film: Film, target: Path, records: Sequence[ShotRecord],
-                begin: int | None = None, batch_size: int = 8) -> None:
-    """Write the panel of ``film``, colored as ``records`` say, as the H.264 film ``target``
-    without sound. A drawing that is held is painted once.
+                       begin: int | None = None, batch_size: int = 8) -> None:
+    """Write the memory video of a colored film as an H.264 video without sound. Held frames are rendered once.
 
-    ``begin`` is the pts of the film at which the first record's shot, and so the panel, begins; None is the film's
-    beginning.
+    ``records`` are those of the colored shots, and ``begin`` is the pts of the first one; None is the film's start.
     """
-    with closing(prefetch(_sheets(predictor, film, records, begin, batch_size), batch_size)) as sheets:
-        timed = ((pts - (begin or 0), sheet) for pts, sheet in sheets)
+    with closing(prefetch(_render_film(predictor, film, records, begin, batch_size), batch_size)) as frames:
+        timed = ((pts - (begin or 0), frame) for pts, frame in frames)
         write_video(target, film, tqdm(timed, total=records[-1].end_frame, unit=" frames", desc=target.name,
-                                          disable=None))
+                                       disable=None))
 
 
-def _sheets(predictor, film, records, begin, batch_size):
-    """Yield (pts, frame of the panel, RGB uint8) of a film."""
-    truth = any(record.ground_truth is not None for record in records)
-    panel, drawing, sheet, shots = None, HeldFrameDetector(), None, iter(records)
-    shot, cut, pending = next(shots), True, []  # (pts, picture), None for a drawing that is held
+def _render_film(predictor, film, records, begin, batch_size):
+    """Yield (pts, frame of the memory video, RGB uint8) of a film."""
+    ground_truth = any(record.ground_truth is not None for record in records)
+    renderer, detector, last, shots = None, HeldFrameDetector(), None, iter(records)
+    shot, cut, pending = next(shots), True, []  # (pts, picture), with None for a held frame
 
-    def paint():
-        nonlocal sheet
+    def flush():
+        nonlocal last
         new = [picture for _, picture in pending if picture is not None]
-        painted = iter(panel.paint(new, shot.embedding) if new else [])  # type: ignore[attr-defined]  # made by now
+        rendered = iter(renderer.render(new, shot.embedding) if new else [])  # type: ignore[attr-defined]  # exists here
         for pts, picture in pending:
-            sheet = sheet if picture is None else next(painted)
-            yield pts, sheet
+            last = last if picture is None else next(rendered)
+            yield pts, last
         pending.clear()
 
     with closing(prefetch(film.read(begin), 2 * batch_size)) as frames:
         for index, (pts, _, planes) in enumerate(frames):
             if index == shot.end_frame:
-                yield from paint()
+                yield from flush()
                 shot = next(shots, None)
                 if shot is None:
                     return
                 cut = True
             part = planes.crop(shot.box)
-            panel = panel or Panel(predictor, part.y.shape[0], part.y.shape[1], truth)
-            pending.append((pts, part.rgb_uint8() if drawing.is_new(planes, cut) else None))
+            renderer = renderer or MemoryVideoRenderer(predictor, part.y.shape[0], part.y.shape[1], ground_truth)
+            pending.append((pts, part.rgb_uint8() if detector.is_new(planes, cut) else None))
             cut = False
             if len(pending) == 2 * batch_size or sum(picture is not None for _, picture in pending) == batch_size:
-                yield from paint()
-    yield from paint()
+                yield from flush()
+    yield from flush()

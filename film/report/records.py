@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,7 +29,7 @@ class ShotRecord:
     ground_truth: np.ndarray | None  # None for a grayscale input
     slot_ids: list[int]  # image ids of the best memory slots, best first; [] if the memory is not read
     slot_scores: list[float]  # their cosine similarities
-    confidence: float  # mean of Confidence.sure over the shot, in [0, 1]; nan without a spatial memory
+    confidence: float  # mean of Confidence.probability over the shot, in [0, 1]; nan without a spatial memory
     embedding: np.ndarray  # float32 (D,), mean over some frames; (0,) without a memory
     left_unchanged: bool = False  # the shot was already in color and was copied
     cdc: float = math.nan  # color distribution consistency of the result; nan with color_only and for a single frame
@@ -79,15 +79,7 @@ class Records(Sequence[ShotRecord]):
     def __len__(self) -> int:
         return len(self.states)
 
-    @overload
-    def __getitem__(self, index: int) -> ShotRecord: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[ShotRecord]: ...
-
-    def __getitem__(self, index: int | slice) -> ShotRecord | list[ShotRecord]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> ShotRecord:  # type: ignore[override]  # no slices
         state = dict(self.states[index])
         for name in self.PICTURES:
             if state[name] is not None:

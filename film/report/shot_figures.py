@@ -1,6 +1,6 @@
-"""Which shots were found in a film? Pictures to tune the thresholds by: the difference curve and contact sheets.
+"""Figures of the detected shots of a film: the curve of frame differences and contact sheets.
 
-Drawn with Pillow: matplotlib takes longer to load and to draw than a short film to decode.
+They are drawn with Pillow, since matplotlib takes longer to load and draw than a short film to decode.
 """
 
 import math
@@ -19,7 +19,7 @@ PALE = {"train": "#bfe2c9", "val": "#c1d4f1", "test": "#f4dabb", "dropped": "#dc
 SHEET_COLUMNS, SHEET_ROWS = 6, 10
 SHEET_PAGES = MAX_THUMBNAILS // (SHEET_COLUMNS * SHEET_ROWS)
 CURVE_SIZE = 1540, 495
-CURVE_BOX = 90, 36, 1270, 430  # left, top, right and bottom of the curve itself; the legend is beside it
+CURVE_BOX = 90, 36, 1270, 430  # left, top, right and bottom of the plot area; the legend is to its right
 
 
 def save(picture: Image.Image, path: Path) -> None:
@@ -29,10 +29,9 @@ def save(picture: Image.Image, path: Path) -> None:
 
 
 def draw_curve(film: DetectedFilm, path: Path) -> None:
-    """Draw the differences against the threshold, over the shots: colored by split, gray where dropped.
+    """Draw the differences between frames, the threshold, and the shots in the colors of their splits.
 
-    The scale is logarithmic, and a difference of 0 is drawn at its foot. Of frames that share a column the greatest
-    difference is drawn.
+    The scale is logarithmic, with a difference of 0 at its lower end. Each column shows the maximum of its frames.
     """
     left, top, right, bottom = CURVE_BOX
     count, columns = len(film.differences), right - left
@@ -84,7 +83,7 @@ def draw_curve(film: DetectedFilm, path: Path) -> None:
 
 
 def draw_contact_sheets(film: DetectedFilm, folder: Path) -> None:
-    """Draw the middle frame of each shot with its number, frames and split, in pages of bounded size and number."""
+    """Draw the middle frame of each shot with its number, frames and split, on up to SHEET_PAGES pages."""
     cell_width, cell_height, margin = 240, 176, 28
     font = ImageFont.load_default(size=13)
     per_page = SHEET_COLUMNS * SHEET_ROWS
