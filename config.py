@@ -195,7 +195,7 @@ class GeneratorConfig:
     shots_len_thres: int = setting(12, "minimum number of frames of a shot; shorter shots are dropped",
                                    group="selection")
     frames_per_shot: int = setting(3, "number of evenly spaced frames to save per shot; 1 is the middle frame")
-    split: Sequence[float] = setting((0.7, 0.2, 0.1), "fractions of the shots in train, val and test, of sum 1",
+    split: Sequence[float] = setting((0.7, 0.2, 0.1), "fractions of the shots in train, val and test",
                                      nargs=3, metavar=("TRAIN", "VAL", "TEST"), type=float)
     seed: int = setting(0, "seed of the split")
 
@@ -208,7 +208,7 @@ class GeneratorConfig:
             raise UserError(f"--scene_thres is {self.scene_thres} but must be above 0")
         if len(self.split) != 3 or not all(0 <= share <= 1 for share in self.split) or abs(sum(self.split) - 1) > 1e-6:
             raise UserError(f"--split is {' '.join(map(str, self.split))} but must be three fractions from 0 to 1 "
-                            "(train, val, test) of sum 1, such as 0.7 0.2 0.1")
+                            "(train, val, test) that add up to 1, such as 0.7 0.2 0.1")
 
 
 @dataclass

@@ -580,7 +580,7 @@ def bad(tmp_path, film):
     (["--save_path", "file"], r"file is a file, not a folder"),
     (["--save_path", "file/below"], r"file is a file, not a folder"),
     (["--save_path", "own", "--overwrite", "True"], r"frames\.csv was not written by this program"),
-    (["--split", "-0.2", "1.1", "0.1"], r"--split is -0\.2 1\.1 0\.1 but must be three shares"),
+    (["--split", "-0.2", "1.1", "0.1"], r"--split is -0\.2 1\.1 0\.1 but must be three fractions"),
     (["--split", "0", "0", "0"], r"add up to 1"),
     (["--split", "0.7", "0.2", "0.2"], r"add up to 1"),
     (["--split", "nan", "0.5", "0.5"], r"add up to 1"),

@@ -143,15 +143,15 @@ def damage(kind, frames):
     frames.write_bytes({"cut": data[:-1], "empty": b"", "grown": data + b"0"}.get(kind, data))
 
 
-@pytest.mark.parametrize("kind, told", [
+@pytest.mark.parametrize("kind, message", [
     ("missing", "keep a checkpoint and its frames_.* in one folder"), ("cut", "its size is wrong"),
     ("grown", "its size is wrong"), ("empty", "does not hold the frames"),
     ("shape", r"it holds \(5,\) records"), ("cells", "it holds"), ("pickle", "does not hold the frames"),
     ("other", "of another checkpoint, or is damaged")])
-def test_an_archive_that_does_not_belong_to_the_checkpoint_is_an_error(large, kind, told):
+def test_an_archive_that_does_not_belong_to_the_checkpoint_is_an_error(large, kind, message):
     path, frames = large
     damage(kind, frames)
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         Predictor.load(path / "best.pt")
     assert "\n" not in str(caught.value) and str(frames) in str(caught.value)
 
@@ -247,9 +247,9 @@ def test_a_held_frame_is_trained_on_but_stored_once(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def joined(home, tmp_path_factory):
-    """A checkpoint joined of large/ and other.pt, which knows other pictures, one that both know, and a reference."""
-    folder = tmp_path_factory.mktemp("joined")
+def merged(home, tmp_path_factory):
+    """A checkpoint merged from large/ and other.pt, which has one common picture, two other pictures and a reference."""
+    folder = tmp_path_factory.mktemp("merged")
     other = Predictor.load(make_checkpoint(folder / "other", (0, 50, 51), 10, seed=1))
     other.add_references([draw_picture(60)], matched=False)
     other.save(folder / "other.pt")
@@ -258,52 +258,52 @@ def joined(home, tmp_path_factory):
     return folder
 
 
-def test_joined_checkpoints_know_the_frames_of_all(home, joined):
-    first, other, both = (Predictor.load(path) for path in (home / "large" / "best.pt", joined / "other.pt",
-                                                         joined / "all" / "best.pt"))
+def test_a_merged_checkpoint_has_the_frames_of_all(home, merged):
+    first, other, both = (Predictor.load(path) for path in (home / "large" / "best.pt", merged / "other.pt",
+                                                         merged / "all" / "best.pt"))
     spatial, names = both.colorizer.spatial, both.frame_names
     assert spatial.archived_frames == 8 and spatial.pinned.tolist() == [False] * 8 + [True]
     ids = spatial.ids.tolist()
     assert [names[i] for i in ids[:6]] == [first.frame_names[i] for i in first.colorizer.spatial.ids.tolist()]
     assert [names[i] for i in ids[6:]] == ["drawn_50.png", "drawn_51.png", "a reference"]
-    assert names[52] == f"drawn_0.png of {joined / 'other.pt'}"
+    assert names[52] == f"drawn_0.png of {merged / 'other.pt'}"
     assert both.config.mem_size == len(both.colorizer.memory.keys) == first.config.mem_size + 3
     for name, x in first.colorizer.generator.state_dict().items():
         assert torch.equal(x, both.colorizer.generator.state_dict()[name])
     assert torch.equal(spatial.rows("pictures", [6, 8]), other.colorizer.spatial.rows("pictures", [1, 3]))
-    # What the second projection kept is seen through the first: the keys are those of the first, but for what is lost.
+    # The converted keys equal those of the first projection, except for what the second projection lost.
     picture = draw_picture(50)
     seen, L, ab, _ = first.extractor.encode_reference(rgb_to_lab(picture))
     true, mapped = first.colorizer.spatial.make_keys(seen.cells, L, ab), spatial.rows("keys", [6]).float()
     assert (true - mapped).square().sum(2).mean() < 0.05 * true.var(1).sum()
 
 
-def test_a_joined_checkpoint_recalls_what_the_second_knew(joined):
-    predictor = Predictor.load(joined / "all" / "best.pt")
+def test_a_merged_checkpoint_recalls_frames_of_the_second(merged):
+    predictor = Predictor.load(merged / "all" / "best.pt")
     _, known = predictor.colorize_with_confidence([draw_picture(50)])
     assert known.recalled.mean() > 0.9
     assert predictor.colorize([draw_picture(50)])[0].shape == (64, 96, 3)
 
 
-@pytest.mark.parametrize("flags, told", [
+@pytest.mark.parametrize("flags, message", [
     (["--merge", "a.pt"], "takes two checkpoints or more"),
     (["--merge", "a.pt", "b.pt", "--width", "8"], "takes no --width"),
     (["--merge", "all/a.pt", "b.pt", "--save_path", "all"], "contains one of the checkpoints")])
-def test_what_cannot_be_joined_is_refused(flags, told):
-    with pytest.raises(UserError, match=told):
+def test_invalid_merges_are_errors(flags, message):
+    with pytest.raises(UserError, match=message):
         train.main(flags)
 
 
-def test_joined_checkpoints_are_of_one_kind(home, joined, tmp_path):
+def test_merged_checkpoints_must_be_compatible(home, merged, tmp_path):
     plain = make_checkpoint(tmp_path / "plain", range(2), 10, use_spatial_memory=False)
     first = str(home / "large" / "best.pt")
     with pytest.raises(UserError, match="has no spatial memory"):
         train.main(["--merge", first, str(plain), "--save_path", str(tmp_path / "all")])
-    content = load_checkpoint(joined / "other.pt")
+    content = load_checkpoint(merged / "other.pt")
     content["colorizer"]["backbone.net._conv_stem.weight"] += 1
     torch.save({"format": CHECKPOINT_FORMAT, **content}, tmp_path / "backbone.pt")
     with pytest.raises(UserError, match="another backbone"):
         train.main(["--merge", first, str(tmp_path / "backbone.pt"), "--save_path", str(tmp_path / "all")])
     assert not (tmp_path / "all" / "best.pt").exists()
     with pytest.raises(UserError, match="contains another run"):
-        train.main(["--merge", first, str(home / "small" / "best.pt"), "--save_path", str(joined / "all")])
+        train.main(["--merge", first, str(home / "small" / "best.pt"), "--save_path", str(merged / "all")])

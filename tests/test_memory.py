@@ -317,7 +317,7 @@ def test_warped_colors_follow_the_motion():
 
 
 def test_colors_are_warped_from_the_frame_that_matches():
-    """Two frames of one drawing in two colors, with other features in one of them; the query is a batch of both."""
+    """Two frames with equal lightness differ in colors and features; the query is a batch of both."""
     there, elsewhere = torch.zeros(32, 32), torch.ones(32, 32)
     net, cells = spatial_with([there, elsewhere], COLORS), cells_of(there, elsewhere)
     (L, _), both = drawing(0), COLORS[:2, :, None, None].expand(2, 2, 192, 192)

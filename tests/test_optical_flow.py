@@ -70,7 +70,7 @@ def test_occluded_pixels_are_not_visible():
 
 @pytest.mark.parametrize("moving", [0, 2])
 def test_the_temporal_filter_damps_flicker_of_moving_colors(moving):
-    """The colors of a moving drawing alternate by +-10 from frame to frame."""
+    """The colors of a moving object alternate by +-10 in consecutive frames."""
     y, x = np.indices((96, 96))
     steady, errors, colors = TemporalFilter(TemporalFilterConfig()), [], []
     for i in range(12):
@@ -78,7 +78,7 @@ def test_the_temporal_filter_damps_flicker_of_moving_colors(moving):
         ab = steady(drawing(moving * i - 10) / np.float32(2.55), truth + (-1)**i * np.float32(10))
         inside = np.abs(ab - truth)[16:-16, 36:-16]
         errors.append(np.median(inside))
-        colors.append(ab[20, 60])  # above the thing
+        colors.append(ab[20, 60])  # above the object
     assert errors[0] == 10  # the first frame of a shot is not filtered
     assert np.mean(errors[4:]) < 3
     assert np.abs(np.diff(colors[4:], axis=0)).mean() < 6  # 20 without

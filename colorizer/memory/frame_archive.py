@@ -1,4 +1,4 @@
-"""The archive of a large spatial memory: a file next to the checkpoint, of which only the frames in use are read.
+"""The archive of a large spatial memory, a file next to the checkpoint from which frames are read on demand.
 
 The file is a .npy array, without pickle, with one record per frame: its keys, colors and picture. All checkpoints of a
 run share it. Records are read instead of memory-mapped, since a mapped file that is truncated or on a failing disk

@@ -10,7 +10,7 @@ from colorizer.memory.spatial_memory import SpatialMemory
 
 
 class NearestFrames(NamedTuple):
-    """The k frames in memory that are read for each of N pictures, in the order in which they were chosen."""
+    """The k frames in memory to read for each of N pictures, in order of their choice."""
 
     slots: torch.Tensor  # (N, k) int64
     preferred: torch.Tensor  # (N, k) bool, whether the frame is a reference that takes precedence

@@ -24,7 +24,7 @@ class InBetweenConfig:
     """Constants of the choice of keyframes, chosen in trials (``benchmarks/trials.md``)."""
 
     photometric_weight: float = 150.0  # of the squared difference in L in [0, 1]; larger: lower match, more keyframes
-    grid: int = 16  # cells along a side in which the mismatch is averaged; larger: smaller new objects count
+    grid: int = 16  # cells along a side for averaging the mismatch; larger: smaller new objects count
     power: int = 8  # of the power mean over the cells; larger: the worst cells count more
     max_mismatch: float = 0.55  # maximum power mean, in [0, 1], of an in-between frame; larger: fewer keyframes
 
