@@ -96,8 +96,6 @@ class PaletteClassifierConfig:
     chroma_weight: float = 4.0  # a cell of chroma 110 has 1 + chroma_weight times the weight of a gray cell in training
     generator_sigma: float = 25.0  # standard deviation in Lab units of the generator's color; larger: counts less
     temperature: float = 0.4  # of the annealed mean; 0 selects the most probable color, 1 averages by probability
-    keyframe_interval: int = 4  # frames of a film per keyframe, at most; larger: faster, less accurate
-    flow_size: int = 128  # pixels along a side of the pictures for the flow between keyframes; larger: slower
     training_views: int = 256  # minimum number of views that it is trained on; at most 4 times this
     views_per_picture: int = 16  # maximum for each picture, also if that gives fewer than training_views
     training_steps: int = 1000  # steps of the optimizer

@@ -193,7 +193,7 @@ class Predictor:
 
         The networks color keyframes; in-between frames get colors warped from them, and the embedding of the nearest.
         """
-        between = InBetweens(lightness, self.config.palette_classifier, InBetweenConfig())
+        between = InBetweens(lightness, InBetweenConfig())
         keyframes, conditioning = lightness[between.keyframes], None
         if palette.color_feature is not None:
             feature = to_device(palette.color_feature, self.device).expand(len(keyframes), -1)

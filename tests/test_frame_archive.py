@@ -248,7 +248,7 @@ def test_a_held_frame_is_trained_on_but_stored_once(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def merged(home, tmp_path_factory):
-    """A checkpoint merged from large/ and other.pt, which has one common picture, two other pictures and a reference."""
+    """A checkpoint merged from large/ and other.pt, which has a common picture, two other ones and a reference."""
     folder = tmp_path_factory.mktemp("merged")
     other = Predictor.load(make_checkpoint(folder / "other", (0, 50, 51), 10, seed=1))
     other.add_references([draw_picture(60)], matched=False)

@@ -6,11 +6,9 @@ import pytest
 
 from colorizer.confidence import Confidence
 from colorizer.warping.in_betweens import InBetweenConfig, InBetweens
-from config import PaletteClassifierConfig
 from dataset import resize
 
 SIDE = 256
-EVERY_FOUR = PaletteClassifierConfig(keyframe_interval=4, flow_size=128)
 
 
 def drawing(shift):
@@ -28,7 +26,7 @@ def film(*shifts):
 
 
 def between(L):
-    return InBetweens(L, EVERY_FOUR, InBetweenConfig())
+    return InBetweens(L, InBetweenConfig())
 
 
 def test_one_of_four_slowly_moving_frames_is_a_keyframe():
@@ -60,7 +58,7 @@ def test_each_pixel_takes_the_color_of_the_keyframe_that_it_matches():
     """An object disappears in the middle: its pixels match the first keyframe before, and the second one after that."""
     L, _ = film(*[0] * 8)
     L[:4, 120:136, 120:136] = 100
-    some = InBetweens(L, EVERY_FOUR, InBetweenConfig(max_mismatch=1))
+    some = InBetweens(L, InBetweenConfig(max_mismatch=1))
     first, second = np.zeros((64, 64, 2), np.float32), np.full((64, 64, 2), 50, np.float32)
     ab = some.propagate_colors(np.stack([first, second]))
     assert ab[3, 31:33, 31:33].mean() < 3 and ab[4, 31:33, 31:33].mean() > 47

@@ -198,7 +198,7 @@ def test_group_dropout_shares_a_mask_within_a_group():
 def predictor():
     torch.manual_seed(0)
     config = ModelConfig(img_size=128, width=4, mem_size=2, spatial_size=2, top_k=2, use_palette_classifier=True,
-                         palette_classifier=PaletteClassifierConfig(input_size=512, keyframe_interval=4))
+                         palette_classifier=PaletteClassifierConfig(input_size=512))
     colorizer = Colorizer(config, None).eval()
     colorizer.memory.used[:] = True
     colorizer.memory.keys[:] = torch.eye(2, 512)

@@ -15,7 +15,6 @@ import numpy as np
 
 from colorizer.confidence import Confidence
 from colorizer.warping.optical_flow import OpticalFlow, photometric_difference, relight, scale_flow, to_flow_image, warp
-from config import PaletteClassifierConfig
 from dataset import resize
 
 
@@ -23,6 +22,8 @@ from dataset import resize
 class InBetweenConfig:
     """Constants of the choice of keyframes, chosen in trials (``benchmarks/trials.md``)."""
 
+    keyframe_interval: int = 4  # maximum number of frames per keyframe; larger: faster, less accurate
+    flow_size: int = 128  # pixels along a side of the pictures for the flow; larger: slower
     photometric_weight: float = 150.0  # of the squared difference in L in [0, 1]; larger: lower match, more keyframes
     grid: int = 16  # cells along a side for averaging the mismatch; larger: smaller new objects count
     power: int = 8  # of the power mean over the cells; larger: the worst cells count more
@@ -48,13 +49,13 @@ class InBetweens:
     further frames until all others match the keyframes next to them.
     """
 
-    def __init__(self, lightness: np.ndarray, classifier: PaletteClassifierConfig, config: InBetweenConfig) -> None:
+    def __init__(self, lightness: np.ndarray, config: InBetweenConfig) -> None:
         """``lightness`` is L (N, H, H) in [0, 100]."""
         self.lightness, self.config, self._flow = lightness, config, OpticalFlow()
-        self._pictures = [to_flow_image(L, classifier.flow_size, classifier.flow_size) for L in lightness]
+        self._pictures = [to_flow_image(L, config.flow_size, config.flow_size) for L in lightness]
         self._links: dict[tuple[int, int], KeyframeLink] = {}
         numbers = np.arange(len(lightness))
-        groups = np.array_split(numbers, -(-len(numbers) // classifier.keyframe_interval))
+        groups = np.array_split(numbers, -(-len(numbers) // config.keyframe_interval))
         self.keyframes = [int(group[len(group) // 2]) for group in groups]
         while unmatched := self._middles_of_unmatched_runs():
             self.keyframes = sorted([*self.keyframes, *unmatched])
