@@ -13,9 +13,9 @@ from drawn import draw_dataset, draw_picture
 
 import train
 from colorizer.colorizer import Colorizer
-from colorizer.memory import frame_index as index
 from colorizer.memory.deduplication import Deduplicator
 from colorizer.memory.frame_archive import FrameArchive
+from colorizer.memory.frame_index import EMBEDDING_SCALE, FrameIndex
 from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
 from colorizer.memory.spatial_memory import SpatialMemory
 from colorizer.predictor import Predictor
@@ -182,7 +182,7 @@ def test_a_checkpoint_with_an_invalid_archive_entry_is_an_error(large, change):
 def find_nearest_slowly(net, embeddings):
     """Implement the definition of find_nearest_frames with all similarities in float64."""
     features, config = net.embeddings.double(), net.config
-    similarity = (embeddings.double() / index.EMBEDDING_SCALE) @ features.T
+    similarity = (embeddings.double() / EMBEDDING_SCALE) @ features.T
     preferred = net.pinned & (similarity >= similarity.amax(1, keepdim=True) - config.reference_margin)
     similarity, slots = (similarity + config.reference_margin * preferred).sort(dim=1, descending=True, stable=True)
     found = []
@@ -204,16 +204,15 @@ def embeddings_of_shots(count, dim=96, like=0.15):
 
 
 @pytest.mark.parametrize("kind", ["few", "many", "equal", "pinned"])
-def test_retrieval_with_an_index_equals_the_definition(kind, monkeypatch):
+def test_retrieval_with_an_index_equals_the_definition(kind):
     """Also with pinned or equal frames, and for single pictures as for a batch."""
     torch.manual_seed(0)
-    monkeypatch.setattr(index, "AXES", 24)  # a quarter of all
     features = embeddings_of_shots(20 if kind == "few" else 700, like=0.0 if kind == "equal" else 0.15)
     features = features[:1].expand(700, -1) if kind == "equal" else features
     net = SpatialMemory(96, 1, 0, SpatialConfig(grid=1, picture_size=2, candidate_frames=16))
     net.allocate(len(features), archived_frames=len(features) - 10)
     net.embeddings.copy_(features)
-    net.index = index.FrameIndex.build(net.embeddings[:net.archived_frames])
+    net.index = FrameIndex.build(net.embeddings[:net.archived_frames], 24)  # a quarter of all axes
     net.pinned[-10:] = kind == "pinned"
     embeddings = quantize_embeddings(features[5::90][:8] + 0.03 * torch.rand(len(features[5::90][:8]), 96))
     expected, preferred = find_nearest_slowly(net, embeddings)

@@ -6,7 +6,7 @@ import torch
 
 from utils import evenly_spaced
 
-AXES = 128  # principal axes of the embeddings; larger: more precise shortlists, slower
+AXES = 128  # number of principal axes of the embeddings; larger: more precise shortlists, slower
 FIT_FRAMES = 4096  # maximum number of evenly spaced frames to which the axes are fit
 EMBEDDING_SCALE = 256  # quantization steps per unit of an embedding
 SKETCH_SCALE = 2048  # quantization steps per unit of a sketch: float32 sums of products stay exact, below 2^24
@@ -27,11 +27,11 @@ class FrameIndex:
         self.axes, self.sketches = axes, sketches.float()
 
     @classmethod
-    def build(cls, embeddings: torch.Tensor) -> "FrameIndex":
-        """Build the index of embeddings (A, D), float16 of unit length."""
+    def build(cls, embeddings: torch.Tensor, count: int = AXES) -> "FrameIndex":
+        """Build the index of embeddings (A, D), float16 of unit length, with ``count`` axes."""
         sample = embeddings[evenly_spaced(len(embeddings), FIT_FRAMES)].double()
         # The second moments are not centered, since products are not either.
-        axes = torch.linalg.eigh(sample.T @ sample).eigenvectors[:, -AXES:].half()
+        axes = torch.linalg.eigh(sample.T @ sample).eigenvectors[:, -count:].half()
         sketches = torch.cat([chunk.float() @ axes.float() for chunk in embeddings.split(FIT_FRAMES)])
         return cls(axes, (SKETCH_SCALE * sketches).round().to(torch.int16))
 
