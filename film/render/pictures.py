@@ -23,8 +23,8 @@ CONFIDENCE_MAP = "confidence.png"  # name of the confidence map of a picture, se
 
 
 def color_picture(predictor: Predictor, source: Path, target: Path,
-                  confidence: bool) -> tuple[np.ndarray, np.ndarray] | None:
-    """Color the picture ``source`` into ``target``, and write its confidence map if ``confidence`` is True.
+                  with_map: bool) -> tuple[np.ndarray, np.ndarray] | None:
+    """Color the picture ``source`` into ``target``, and write its confidence map if ``with_map`` is True.
 
     Returns the picture and the result, RGB uint8 (H, W, 3), or None, with a warning, if the picture cannot be read.
     """
@@ -33,29 +33,28 @@ def color_picture(predictor: Predictor, source: Path, target: Path,
     except UserError as error:
         warn(f"{error}; skipped")
         return None
-    if image.depth == 8:
-        picture = image.rgb
-        check_ground_truth(predictor, has_color(picture), source)
-        (result,), known = predictor.colorize_with_confidence([picture])
+    planes = None if image.depth == 8 else planes_from_rgb(image.rgb, image.depth)
+    picture = image.rgb if planes is None else planes.rgb_uint8()
+    check_ground_truth(predictor, has_color(picture), source)
+    if planes is None:
+        (result,), confidence = predictor.colorize_with_confidence([picture])
         write_image(target, result)
     else:
-        planes = planes_from_rgb(image.rgb, image.depth)
-        picture, (height, width) = planes.rgb_uint8(), planes.y.shape
-        check_ground_truth(predictor, has_color(picture), source)
-        (ab,), known = predictor.predict_ab([cv2.cvtColor(planes.rgb(height, width), cv2.COLOR_RGB2Lab)])
+        height, width = planes.y.shape
+        (ab,), confidence = predictor.predict_ab([cv2.cvtColor(planes.rgb(height, width), cv2.COLOR_RGB2Lab)])
         cb, cr = ab_to_chroma(planes, ab, height, width, planes.coding)
         planes = planes._replace(cb=cb, cr=cr)
         write_colored_frame(target, planes, source)
         result = planes.rgb_uint8()
-    if confidence:
-        colors = confidence_map(next(known.per_picture()))
+    if with_map:
+        colors = confidence_map(next(confidence.per_picture()))
         write_image(accompanying_path(target, CONFIDENCE_MAP),
                     tint_grayscale(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), colors))
     return picture, result
 
 
 def color_pictures(predictor: Predictor, pairs: Sequence[tuple[Path, Path]], evaluation: Evaluation,
-                   confidence: bool) -> int:
+                   with_map: bool) -> int:
     """Color and evaluate pictures, pairs of (input, output); return the number of pictures that were colored.
 
     Unreadable pictures are skipped. Raises UserError if all are.
@@ -64,7 +63,7 @@ def color_pictures(predictor: Predictor, pairs: Sequence[tuple[Path, Path]], eva
 
     def color_and_measure(pair):
         source, target = pair
-        pictures = color_picture(predictor, source, target, confidence)
+        pictures = color_picture(predictor, source, target, with_map)
         return pictures is not None, pictures and evaluation.measure(*pictures)
 
     with coloring_threads() as pool:
