@@ -1,6 +1,6 @@
-"""How does a color change everywhere? A map of what the networks paint, which moves one color of the show to another.
+"""Replacement of colors in a whole film: moves the predicted ab of pixels that have one color to another color.
 
-ab is float32 (..., H, W, 2) in Lab units, L (..., H, W) in [0, 100].
+ab is float32 (..., H, W, 2) in Lab units, L is (..., H, W) in [0, 100].
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from colorizer.adaptation.film_response import FilmResponse
 from colorizer.confidence import Confidence
 from colorizer.predictor import Palette
 from dataset import resize
-from editing.palette import LIGHTNESS_WEIGHT as LIGHT, hex_to_lab, shade_color
+from editing.palette import LIGHTNESS_WEIGHT, hex_to_lab, shade_color
 from editing.regions import fill_nearest
 from film.analysis.plan import FilmPredictor
 
@@ -32,75 +32,81 @@ class RecolorConfig:
     mixture_tolerance: float = 8.0  # Lab distance (L counts half) from a mixture; larger: more edge pixels change
 
 
-class Change(NamedTuple):
-    """One color of the show becomes another, each "#rrggbb"."""
+class ColorChange(NamedTuple):
+    """The replacement of one color by another, each "#rrggbb"."""
 
     old: str
     new: str
 
 
-def recolored(ab: np.ndarray, L: np.ndarray, changes: Sequence[Change],
-              config: RecolorConfig | None = None) -> np.ndarray:
-    """The ab (H, W, 2) of a frame of lightness L (H, W) after the changes, all at once: two colors can be swapped.
+def replace_colors(ab: np.ndarray, L: np.ndarray, changes: Sequence[ColorChange],
+                   config: RecolorConfig | None = None) -> np.ndarray:
+    """Return the ab (H, W, 2) of a frame of lightness L (H, W) after all changes, applied at once (swaps are possible).
 
-    What has an old color moves by the difference of new and old as they are at its lightness, so that what the
-    networks vary stays varied. A pixel on an edge moves by its share of the thing. Raises UserError for a color that is
-    none.
+    Pixels of the old color move by the difference of new and old color at their lightness, which preserves small
+    variations; pixels on edges move by their mixing ratio. Raises UserError for an invalid color.
     """
-    config, moves, total = config or RecolorConfig(), np.zeros_like(ab), np.zeros(L.shape, np.float32)
+    config, shift, total = config or RecolorConfig(), np.zeros_like(ab), np.zeros(L.shape, np.float32)
     for change in changes:
-        flat = hex_to_lab(change.old)[0]
-        weight, own = _shares(ab, L, _likeness(ab, shade_color(change.old, L, flat), L - flat, config), config)
-        moves += weight[..., None] * (shade_color(change.new, own, flat) - shade_color(change.old, own, flat))
+        color_L = hex_to_lab(change.old)[0]
+        similarity = _similarity(ab, shade_color(change.old, L, color_L), L - color_L, config)
+        weight, object_L = _mixing_ratio(ab, L, similarity, config)
+        shift += weight[..., None] * (shade_color(change.new, object_L, color_L)
+                                      - shade_color(change.old, object_L, color_L))
         total += weight
-    return ab + moves / np.maximum(total, 1)[..., None]
+    return ab + shift / np.maximum(total, 1)[..., None]
 
 
-def _likeness(ab, old, lighter, config):
-    """How much pixels (H, W) of ab have the color ``old`` (H, W, 2), as it is at their lightness: in [0, 1].
+def _similarity(ab, color, L_difference, config):
+    """Return the similarity, (H, W) in [0, 1], of pixels ab (H, W, 2) to a color at their lightness, ab (H, W, 2).
 
-    By the CIE94 differences in chroma and hue, in which steps among vivid colors are less visible, and by how much
-    ``lighter`` a pixel is than the color where that is more than light and shade do.
+    The distance is the CIE94 difference of chroma and hue, plus the part of the lightness difference that exceeds the
+    tolerance.
     """
-    length = np.maximum(np.hypot(old[..., 0], old[..., 1]), 1e-6)
-    away = ab - old
-    along = (away * old).sum(-1) / length
-    across = (away**2).sum(-1) - along**2
-    light = np.maximum(np.abs(lighter) - config.lightness_tolerance, 0)
-    distance = np.sqrt(np.maximum((along / (1 + 0.045 * length))**2 + across / (1 + 0.015 * length)**2 + light**2, 0))
+    chroma = np.maximum(np.hypot(color[..., 0], color[..., 1]), 1e-6)
+    difference = ab - color
+    d_chroma = (difference * color).sum(-1) / chroma
+    d_hue_squared = (difference**2).sum(-1) - d_chroma**2
+    d_L = np.maximum(np.abs(L_difference) - config.lightness_tolerance, 0)
+    distance = np.sqrt(np.maximum(
+        (d_chroma / (1 + 0.045 * chroma))**2 + d_hue_squared / (1 + 0.015 * chroma)**2 + d_L**2, 0))
     x = np.clip((config.zero_distance - distance) / (config.zero_distance - config.full_distance), 0, 1)
     return x * x * (3 - 2 * x)
 
 
-def _shares(ab, L, alike, config):
-    """The share (H, W) of each pixel that is of the thing, and the lightness (H, W) of that: where it is ``alike`` all
-    its own, and beside that, how far it is on the way from what is around the thing to the thing."""
-    core, size = alike > 0.9, np.ones((2 * config.edge_width + 1,) * 2, np.uint8)
-    around = (cv2.dilate(core.astype(np.uint8), size) == 0) & (alike < 0.1)
-    if not (core.any() and around.any()):
-        return alike, L
+def _mixing_ratio(ab, L, similarity, config):
+    """Return the share of the object's color in each pixel, (H, W) in [0, 1], and the lightness of the object, (H, W).
+
+    On edges the share is the position of the pixel between the nearest background color and the nearest object color.
+    """
+    core, size = similarity > 0.9, np.ones((2 * config.edge_width + 1,) * 2, np.uint8)
+    outside = (cv2.dilate(core.astype(np.uint8), size) == 0) & (similarity < 0.1)
+    if not (core.any() and outside.any()):
+        return similarity, L
     number = np.arange(1, core.size + 1, dtype=np.int32).reshape(core.shape)
-    lab = np.dstack([LIGHT * L, ab])
-    thing, ground = (lab.reshape(-1, 3)[fill_nearest(number * mask) - 1] for mask in (core, around))
-    line = lab[..., 0] < np.minimum(thing, ground)[..., 0]  # darker than both: it has no lightness of a mixture
-    lab[..., 0] = np.maximum(lab[..., 0], np.minimum(thing, ground)[..., 0])
-    way = thing - ground
-    share = np.clip(((lab - ground) * way).sum(-1) / np.maximum((way**2).sum(-1), 1), 0, 1)
-    off = np.square(lab - ground - share[..., None] * way).sum(-1)
-    share *= np.exp(-off / config.mixture_tolerance**2)
-    edge = ~(core | around)
-    return np.where(edge, np.maximum(alike, share), alike), np.where(edge & ~line, thing[..., 0] / LIGHT, L)
+    lab = np.dstack([LIGHTNESS_WEIGHT * L, ab])
+    foreground, background = (lab.reshape(-1, 3)[fill_nearest(number * mask) - 1] for mask in (core, outside))
+    darkest = np.minimum(foreground, background)[..., 0]
+    line = lab[..., 0] < darkest  # darker than both sides, so that its lightness is not a mixture of theirs
+    lab[..., 0] = np.maximum(lab[..., 0], darkest)
+    axis = foreground - background
+    share = np.clip(((lab - background) * axis).sum(-1) / np.maximum((axis**2).sum(-1), 1), 0, 1)
+    residual = np.square(lab - background - share[..., None] * axis).sum(-1)
+    share *= np.exp(-residual / config.mixture_tolerance**2)
+    edge = ~(core | outside)
+    return (np.where(edge, np.maximum(similarity, share), similarity),
+            np.where(edge & ~line, foreground[..., 0] / LIGHTNESS_WEIGHT, L))
 
 
-class Recolored(FilmPredictor):
-    """What another predictor paints, after changes."""
+class RecoloringPredictor(FilmPredictor):
+    """A predictor that replaces colors in the predictions of another one. Raises UserError for an invalid color."""
 
-    def __init__(self, predictor: FilmPredictor, changes: Sequence[Change], response: FilmResponse | None = None) -> None:
+    def __init__(self, predictor: FilmPredictor, changes: Sequence[ColorChange],
+                 response: FilmResponse | None = None) -> None:
         self.predictor, self.changes, self.response = predictor, list(changes), response
         self.source = predictor.source
-        for change in self.changes:
-            for color in change:
-                hex_to_lab(color)  # is one
+        for color in (color for change in self.changes for color in change):
+            hex_to_lab(color)
         self.identity = self._digest(predictor.identity)
         self.base_identity = self._digest(predictor.base_identity) if predictor.base_identity else ""
 
@@ -114,8 +120,8 @@ class Recolored(FilmPredictor):
     def fit_response(self, lightness: Sequence[np.ndarray]) -> FilmResponse | None:
         return self.predictor.fit_response(lightness)
 
-    def with_response(self, response: FilmResponse | None) -> "Recolored":
-        return Recolored(self.predictor.with_response(response), self.changes, response)
+    def with_response(self, response: FilmResponse | None) -> "RecoloringPredictor":
+        return RecoloringPredictor(self.predictor.with_response(response), self.changes, response)
 
     def palette(self, labs: Sequence[np.ndarray]) -> Palette:
         return self.predictor.palette(labs)
@@ -123,15 +129,16 @@ class Recolored(FilmPredictor):
     def predict(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence]:
         return self.predict_with_embeddings(lightness, palette)[:2]
 
-    def predict_with_embeddings(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence, np.ndarray]:
-        ab, known, looks = self.predictor.predict_with_embeddings(lightness, palette)
+    def predict_with_embeddings(self, lightness: np.ndarray,
+                                palette: Palette) -> tuple[np.ndarray, Confidence, np.ndarray]:
+        ab, confidence, embeddings = self.predictor.predict_with_embeddings(lightness, palette)
         height, width = ab.shape[1:3]
-        seen = [L if self.response is None else self.response(L) for L in lightness]
-        return np.stack([recolored(each, resize(L, height, width), self.changes)
-                         for each, L in zip(ab, seen, strict=True)]), known, looks
+        frames = [L if self.response is None else self.response(L) for L in lightness]
+        return np.stack([replace_colors(each, resize(L, height, width), self.changes)
+                         for each, L in zip(ab, frames, strict=True)]), confidence, embeddings
 
     def requery_palette(self, palette: Palette) -> Palette:
         return self.predictor.requery_palette(palette)
 
-    def lookup_digest(self, palette: Palette, looks: np.ndarray) -> str:
-        return self.predictor.lookup_digest(palette, looks)
+    def lookup_digest(self, palette: Palette, embeddings: np.ndarray) -> str:
+        return self.predictor.lookup_digest(palette, embeddings)

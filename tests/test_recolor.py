@@ -17,7 +17,7 @@ from colorizer.predictor import Palette
 from config import FilmConfig
 from dataset import lab_to_rgb, rgb_to_lab
 from editing.palette import extract_palette, hex_to_lab
-from editing.recolor import Change, Recolored, recolored
+from editing.recolor import ColorChange, RecoloringPredictor, replace_colors
 from film.analysis.plan import FilmPredictor
 from film.io.video import VideoFile
 from film.render.rendering import color_film
@@ -45,7 +45,7 @@ def scene():
 def test_what_has_the_color_follows_softly_and_nothing_else_does():
     rgb, mask = scene()
     lab = rgb_to_lab(rgb)
-    ab = recolored(lab[..., 1:], lab[..., 0], [Change(RED, BLUE)])
+    ab = replace_colors(lab[..., 1:], lab[..., 0], [ColorChange(RED, BLUE)])
     after = np.dstack([lab[..., 0], ab])
     difference = color_differences(after, lab)
     assert np.quantile(difference[mask == 0], 0.999) < 1 and difference[mask == 0].max() < 1.5
@@ -60,7 +60,7 @@ def test_what_has_the_color_follows_softly_and_nothing_else_does():
 def test_two_colors_can_be_swapped():
     rgb, mask = scene()
     lab = rgb_to_lab(rgb)
-    ab = recolored(lab[..., 1:], lab[..., 0], [Change(RED, OTHERS["orange"]), Change(OTHERS["orange"], RED)])
+    ab = replace_colors(lab[..., 1:], lab[..., 0], [ColorChange(RED, OTHERS["orange"]), ColorChange(OTHERS["orange"], RED)])
     assert np.abs(ab[(mask == 1) & (lab[..., 0] > 42)] - hex_to_lab(OTHERS["orange"])[1:]).mean() < 12
     assert ab[50, 92, 0] > lab[50, 92, 1] + 15
 
@@ -68,7 +68,7 @@ def test_two_colors_can_be_swapped():
 def test_the_cat_of_the_drawn_episode_changes_alone():
     rgb, body = draw_frame(2, 160), draw_frame(2, 160, mask_of="ruby")
     lab = rgb_to_lab(rgb)
-    ab = recolored(lab[..., 1:], lab[..., 0], [Change("#ee6c80", BLUE)])
+    ab = replace_colors(lab[..., 1:], lab[..., 0], [ColorChange("#ee6c80", BLUE)])
     difference = color_differences(np.dstack([lab[..., 0], ab]), lab)
     assert (difference[body] > 15).mean() > 0.95
     assert difference[cv2.dilate(np.uint8(body), np.ones((9, 9))) == 0].mean() < 0.5
@@ -99,8 +99,8 @@ def test_a_film_changes_as_a_whole(tmp_path):
         for _ in range(4):
             film.mux(stream.encode(av.VideoFrame.from_ndarray(gray, format="rgb24")))
         film.mux(stream.encode(None))
-    change = [Change(RED, BLUE)]
-    for name, predictor in (("before", ByLightness()), ("after", Recolored(ByLightness(), change))):
+    change = [ColorChange(RED, BLUE)]
+    for name, predictor in (("before", ByLightness()), ("after", RecoloringPredictor(ByLightness(), change))):
         color_film(predictor, VideoFile(tmp_path / "gray.mkv"), tmp_path / f"{name}.mkv", FilmConfig(crf=0))
     before, after = (planes_in(tmp_path / f"{name}.mkv") for name in ("before", "after"))
     inside = cv2.resize(mask, (64, 48), interpolation=cv2.INTER_AREA)
@@ -112,20 +112,20 @@ def test_a_film_changes_as_a_whole(tmp_path):
 
 
 def test_a_predictor_is_another_one_by_its_changes():
-    plain, change = ByLightness(), Change(RED, BLUE)
-    identities = [plain.identity, *(Recolored(plain, changes).identity for changes in (
-        [], [change], [Change(BLUE, RED)], [change, change]))]
+    plain, change = ByLightness(), ColorChange(RED, BLUE)
+    identities = [plain.identity, *(RecoloringPredictor(plain, changes).identity for changes in (
+        [], [change], [ColorChange(BLUE, RED)], [change, change]))]
     assert len(set(identities)) == 5
-    assert Recolored(plain, [change]).identity == identities[2]
-    assert Recolored(plain, [change]).with_response(None).identity == identities[2]
+    assert RecoloringPredictor(plain, [change]).identity == identities[2]
+    assert RecoloringPredictor(plain, [change]).with_response(None).identity == identities[2]
     with pytest.raises(UserError, match="is not a color"):
-        Recolored(plain, [Change(RED, "blue")])
+        RecoloringPredictor(plain, [ColorChange(RED, "blue")])
 
 
 def predictor_of(pictures):
     """What is read of a Predictor that remembers pictures, RGB uint8 (S, S, 3)."""
     codes = np.stack([cv2.cvtColor(picture, cv2.COLOR_RGB2Lab) for picture in pictures])
-    spatial = SimpleNamespace(kept=lambda name, slots: torch.from_numpy(codes[slots]),
+    spatial = SimpleNamespace(rows=lambda name, slots: torch.from_numpy(codes[slots]),
                               ids=torch.arange(7, 7 + len(codes)))
     return SimpleNamespace(config=SimpleNamespace(use_memory=True, use_spatial_memory=True),
                            colorizer=SimpleNamespace(spatial=spatial),

@@ -1,4 +1,4 @@
-"""The studio in a real browser: from the beginning to the film that is taken away, and what it refuses."""
+"""Tests of the studio in a real browser, from training to export, and of the requests that it refuses."""
 
 import re
 import shutil
@@ -20,7 +20,8 @@ from resources.draw_episodes import draw_frame
 
 from colorizer.predictor import Predictor
 from config import StudioConfig
-from editing import training_job as learning
+from editing import training_job
+from editing.film_browser import FilmBrowser, MemoryBrowser
 from editing.project import open_project
 from fileio.images import read_image, write_image
 from utils import UserError
@@ -30,7 +31,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
 
-SCENES = [(5, 14), (70, 12), (170, 16)]  # frame of the episode, number of frames: in a forest, a room, on a beach
+SCENES = [(5, 14), (70, 12), (170, 16)]  # first frame in the episode and number of frames: forest, room, beach
 QUICK = f"""
 import sys
 sys.path[:0] = [{str(studio.ROOT)!r}, {str(studio.ROOT / "tests")!r}]
@@ -41,12 +42,12 @@ from utils import run_cli
 be_quick()
 few = dict(width=4, batch_size=4, end_epoch=1, mem_size=8, spatial=SpatialConfig(attended_frames=2))
 run_cli(lambda argv: train.train(TrainConfig(**read_flags(TrainConfig, argv, ""), **few)), sys.argv[2:])
-"""  # a few frames of the memory are read for a shot, so that a reference does not change all
+"""  # shots attend to few remembered frames, so that a reference does not change all shots
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """train/ with colored frames of a drawn episode, and gray.mkv, three scenes of the next one."""
+    """A folder with train/, colored frames of a drawn episode, and gray.mkv, three scenes of the next one."""
     home = tmp_path_factory.mktemp("home")
     for number in range(6):
         write_image(home / "train" / f"frame_{number}.png", scene(1, 8 + 80 * number))
@@ -74,35 +75,35 @@ def browser():
 
 
 @contextmanager
-def opened(folder, given):
-    """A studio that is open on a project; yields (its desk, its address)."""
+def serve_project(folder, given):
+    """Serve a project; yields (session, address)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     config = StudioConfig(project=folder, port=port)
     with open_project(folder, given) as project:
-        desk = studio.EditingSession(project)
-        desk.open()
-        page = studio.serve(desk, config, wait=False)
+        session = studio.EditingSession(project)
+        session.start()
+        page = studio.serve(session, config, wait=False)
         try:
-            yield desk, f"http://127.0.0.1:{port}"
+            yield session, f"http://127.0.0.1:{port}"
         finally:
             page.close(verbose=False)
-            desk.background.stop(60)
+            session.jobs.cancel(60)
 
 
-def settled(desk):
-    """Wait until nothing is being done; returns what went wrong."""
-    thread = desk.background.thread
+def wait_for_job(session):
+    """Wait for the end of the background job; returns its error."""
+    thread = session.jobs.thread
     if thread is not None:
         thread.join(120)
-    assert not desk.background.work.running
-    return desk.background.work.error
+    assert not session.jobs.job.running
+    return session.jobs.job.error
 
 
 @contextmanager
-def visited(browser, address):
-    """A page; errors of its scripts, and requests to anywhere else, fail the test."""
+def open_page(browser, address):
+    """Open a page; script errors and requests to other hosts fail the test."""
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     wrong = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -118,216 +119,218 @@ def visited(browser, address):
 
 @pytest.fixture(scope="module")
 def colored(browser, home, tmp_path_factory):
-    """A studio in which a person has chosen a film, sent pictures, trained and waited: (desk, address)."""
+    """A studio with a film that was colored after training on uploaded pictures: (session, address)."""
     folder = tmp_path_factory.mktemp("studio") / "project"
-    with pytest.MonkeyPatch.context() as patch, opened(folder, [home]) as (desk, address):
-        patch.setattr(learning, "SCRIPT", [sys.executable, "-c", QUICK])
-        patch.setattr(Predictor, "fit_response", lambda *_: None)  # which takes longer than all else
-        with visited(browser, address) as page:
-            box = page.get_by_label("In the folders given at the start", exact=True)
+    with pytest.MonkeyPatch.context() as patch, serve_project(folder, [home]) as (session, address):
+        patch.setattr(training_job, "INTERPRETER", [sys.executable, "-c", QUICK])
+        patch.setattr(Predictor, "fit_response", lambda *_: None)  # slow
+        with open_page(browser, address) as page:
+            box = page.get_by_label("Film in the given folders", exact=True)
             box.fill(str(home / "gray.mkv"))
             box.press("Enter")
             page.get_by_role("button", name="Use this film").click()
-            page.wait_for_function("() => window.studio.at.shots.length === 3")
-            assert settled(desk) == "" and not desk.project.colored.exists()
+            page.wait_for_function("() => window.studio.state.shots.length === 3")
+            assert wait_for_job(session) == "" and not session.project.colored.exists()
             pictures = sorted((home / "train").glob("*.png"))
             page.locator("input[type=file]").nth(1).set_input_files(pictures)
             page.get_by_text(pictures[-1].stem).first.wait_for()
-            page.get_by_role("button", name="Learn these colors").click()
-            page.wait_for_function("() => window.studio.at.colored", timeout=90_000)
-            assert settled(desk) == "" and page.locator("img.samples").count() == 1
-        yield desk, address
+            page.get_by_role("button", name="Train", exact=True).click()
+            page.wait_for_function("() => window.studio.state.colored", timeout=90_000)
+            assert wait_for_job(session) == "" and page.locator("img.samples").count() == 1
+        yield session, address
 
 
-def see_frame(page, frame):
-    page.wait_for_selector(f'.studio.look[data-shown="{frame}"]')
+def wait_for_frame(page, frame):
+    page.wait_for_selector(f'.studio.viewer[data-shown="{frame}"]')
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_from_the_beginning_to_the_film(browser, home, colored):
-    desk, address = colored
-    learned = sorted((desk.project.folder / "dataset" / "train").glob("*.png"))
-    assert [path.read_bytes() for path in learned] == [path.read_bytes() for path in sorted((home / "train").iterdir())]
-    assert [len(x) for x in map(planes_in, (desk.project.colored, home / "gray.mkv"))] == [42, 42]
-    with visited(browser, address) as page:
+def test_a_film_is_trained_colored_and_exported(browser, home, colored):
+    session, address = colored
+    trained_on = sorted((session.project.folder / "dataset" / "train").glob("*.png"))
+    uploaded = sorted((home / "train").iterdir())
+    assert [path.read_bytes() for path in trained_on] == [path.read_bytes() for path in uploaded]
+    assert [len(x) for x in map(planes_in, (session.project.colored, home / "gray.mkv"))] == [42, 42]
+    with open_page(browser, address) as page:
         page.get_by_role("tab", name="Export").click()
         page.get_by_role("button", name="Export").click()
         page.get_by_text("test.py --checkpoint").wait_for()
         with page.expect_download() as download:
             page.locator("a[download]").filter(has_text="MB").or_(page.locator("a[download]")).first.click()
         assert download.value.path().stat().st_size > 0
-    taken = desk.project.folder / "export"
-    assert (taken / "gray.mkv").read_bytes() == desk.project.colored.read_bytes()
-    assert {path.name for path in taken.iterdir()} >= {"better.pt", "references", "gray_report.html"}
+    exported = session.project.folder / "export"
+    assert (exported / "gray.mkv").read_bytes() == session.project.colored.read_bytes()
+    assert {path.name for path in exported.iterdir()} >= {"better.pt", "references", "gray_report.html"}
 
 
-def test_a_person_looks_by_mouse_and_by_keys(browser, colored):
-    desk, address = colored
-    with visited(browser, address) as page:
-        page.wait_for_selector(".studio.look .shot")
-        assert page.locator(".studio.look .shot").count() == 3
-        see_frame(page, 7)
+def test_the_viewer_works_with_mouse_and_keyboard(browser, colored):
+    session, address = colored
+    with open_page(browser, address) as page:
+        page.wait_for_selector(".studio.viewer .shot")
+        assert page.locator(".studio.viewer .shot").count() == 3
+        wait_for_frame(page, 7)
         page.keyboard.press("]")
-        see_frame(page, 20)
+        wait_for_frame(page, 20)
         page.keyboard.press(".")
-        see_frame(page, 21)
+        wait_for_frame(page, 21)
         page.keyboard.press(",")
         page.keyboard.press("[")
-        see_frame(page, 7)
-        page.locator(".studio.look .shot").nth(2).click()
-        see_frame(page, 34)
+        wait_for_frame(page, 7)
+        page.locator(".studio.viewer .shot").nth(2).click()
+        wait_for_frame(page, 34)
         shown, gray = (page.evaluate(f"document.querySelector('.studio .{kind}').src") for kind in ("colored", "gray"))
         assert shown.startswith("data:image/jpeg") and shown != gray
-        page.get_by_role("button", name="What is known").click()
+        page.get_by_role("button", name="Confidence").click()
         page.wait_for_function(f"() => document.querySelector('.studio .colored').src !== {shown!r}")
         page.get_by_label("Frame of the shot").fill("40")
-        see_frame(page, 40)
-        page.get_by_role("button", name="Color these next").click()
-        page.wait_for_selector(".studio.look .shot >> nth=0")
+        wait_for_frame(page, 40)
+        page.get_by_role("button", name="Suggested first").click()
+        page.wait_for_selector(".studio.viewer .shot >> nth=0")
         assert page.locator(".studio .sources figure").count() > 0
         page.get_by_role("button", name="Before | after").click()
         page.get_by_label("Divider between before and after").fill("10")
         assert "10%" in page.evaluate("document.querySelector('.studio .colored').style.clipPath")
-        page.locator(".studio.look .shot[data-shot='2']").click()
+        page.locator(".studio.viewer .shot[data-shot='2']").click()
         page.get_by_label("Frame of the shot").fill("31")
-        see_frame(page, 31)
-        page.get_by_role("button", name="Shot begins here").click()
-        page.wait_for_function("() => window.studio.at.shots.length === 4 && !window.studio.at.colored")
-        assert desk.project.facts.cut_at == [31]
+        wait_for_frame(page, 31)
+        page.get_by_role("button", name="Split here").click()
+        page.wait_for_function("() => window.studio.state.shots.length === 4 && !window.studio.state.colored")
+        assert session.project.settings.cut_at == [31]
         page.get_by_text("changed since it was colored").wait_for()
-        page.get_by_role("button", name="Join to the shot before").click()
-        page.wait_for_function("() => window.studio.at.shots.length === 3 && window.studio.at.colored")
-        assert desk.project.facts.cut_at == [] and desk.project.is_current()
+        page.get_by_role("button", name="Join with previous shot").click()
+        page.wait_for_function("() => window.studio.state.shots.length === 3 && window.studio.state.colored")
+        assert session.project.settings.cut_at == [] and session.project.is_current()
         page.get_by_role("button", name="Play the shot").click()
         page.wait_for_function("() => document.querySelector('.studio video')?.duration > 0.5")
 
 
 def same_shots(one, other):
-    """Of each shot, whether it is the same in two films."""
+    """Return for each shot whether it is equal in two films."""
     starts = np.cumsum([0, *(count for _, count in SCENES)]).tolist()
     return [all(np.array_equal(a, b) for x, y in zip(one[start:end], other[start:end], strict=True)
                 for a, b in zip(x, y, strict=True)) for start, end in zip(starts, starts[1:], strict=False)]
 
 
-def test_a_frame_is_corrected_remembered_and_taken_back(browser, colored):
-    desk, address = colored
-    before, planes = desk.project.colored.read_bytes(), planes_in(desk.project.colored)
-    with visited(browser, address) as page:
-        page.locator(".studio.look .shot").nth(1).click()
+def test_a_corrected_frame_becomes_a_reference_and_is_removed(browser, colored):
+    session, address = colored
+    before, planes = session.project.colored.read_bytes(), planes_in(session.project.colored)
+    with open_page(browser, address) as page:
+        page.locator(".studio.viewer .shot").nth(1).click()
         page.get_by_role("tab", name="Correct").click()
-        page.wait_for_selector('.studio.hand[data-shown="20"][data-edits="0"]')
-        page.get_by_label("Color as a number").fill("#20c040")
-        canvas = page.locator(".studio.hand canvas")
+        page.wait_for_selector('.studio.editor[data-shown="20"][data-edits="0"]')
+        page.get_by_label("Hexadecimal color").fill("#20c040")
+        canvas = page.locator(".studio.editor canvas")
         canvas.click(position={"x": 60, "y": 60})
-        page.wait_for_selector('.studio.hand[data-edits="1"]')
+        page.wait_for_selector('.studio.editor[data-edits="1"]')
         page.keyboard.press("Control+z")
-        page.wait_for_selector('.studio.hand[data-edits="0"]')
+        page.wait_for_selector('.studio.editor[data-edits="0"]')
         page.keyboard.press("Control+y")
-        page.wait_for_selector('.studio.hand[data-edits="1"]')
+        page.wait_for_selector('.studio.editor[data-edits="1"]')
         page.get_by_role("button", name="Reset").click()
-        page.wait_for_selector('.studio.hand[data-edits="2"]')
+        page.wait_for_selector('.studio.editor[data-edits="2"]')
         canvas.focus()
         for key in ("ArrowRight", "ArrowDown", "Enter"):
             page.keyboard.press(key)
-        page.wait_for_selector('.studio.hand[data-edits="3"]')
+        page.wait_for_selector('.studio.editor[data-edits="3"]')
         page.get_by_role("button", name="Brush").click()
         box = canvas.bounding_box()
         page.mouse.move(box["x"] + 20, box["y"] + 20)
         page.mouse.down()
         page.mouse.move(box["x"] + box["width"] - 20, box["y"] + box["height"] / 2, steps=5)
         page.mouse.up()
-        page.wait_for_selector('.studio.hand[data-edits="4"]')
-        told = page.get_by_text("It will color")
-        told.wait_for()
-        shots = [int(number) - 1 for number in re.findall(r"\d+", told.inner_text().partition("again:")[2])]
-        assert 1 in shots and len(shots) < 3, told.inner_text()
-        page.get_by_role("button", name="Remember this frame").click()
+        page.wait_for_selector('.studio.editor[data-edits="4"]')
+        effect = page.get_by_text("This colors")
+        effect.wait_for()
+        shots = [int(number) - 1 for number in re.findall(r"\d+", effect.inner_text().partition("again:")[2])]
+        assert 1 in shots and len(shots) < 3, effect.inner_text()
+        page.get_by_role("button", name="Add as reference").click()
         page.get_by_text("frame 20", exact=True).wait_for()
-        page.reload()  # in the middle
+        page.reload()  # while the film is being colored
         page.wait_for_selector(".studio.status .row")
-        assert settled(desk) == ""
-        now = planes_in(desk.project.colored)
+        assert wait_for_job(session) == ""
+        now = planes_in(session.project.colored)
         assert [not same for same in same_shots(planes, now)] == [number in shots for number in range(3)]
         assert max(cv2.absdiff(a[0], b[0]).mean() for a, b in zip(planes, now, strict=True)) < 1, "only colors change"
         page.get_by_role("tab", name="Correct").click()
-        page.get_by_role("button", name="Take back").click()
-        page.get_by_text("Nothing yet").wait_for()
-        assert settled(desk) == "" and desk.project.colored.read_bytes() == before
+        page.get_by_role("button", name="Remove").click()
+        page.get_by_text("No references yet").wait_for()
+        assert wait_for_job(session) == "" and session.project.colored.read_bytes() == before
 
 
-def test_a_color_is_changed_everywhere_and_back(browser, colored):
-    desk, address = colored
-    before, planes = desk.project.colored.read_bytes(), planes_in(desk.project.colored)
-    with visited(browser, address) as page:
+def test_a_color_is_replaced_everywhere_and_restored(browser, colored):
+    session, address = colored
+    before, planes = session.project.colored.read_bytes(), planes_in(session.project.colored)
+    with open_page(browser, address) as page:
         page.get_by_role("tab", name="Correct").click()
-        swatch = page.locator(".studio.hand .swatches button").first
+        swatch = page.locator(".studio.editor .swatches button").first
         old = swatch.get_attribute("data-color")
         swatch.click()
-        page.get_by_label("Color as a number").fill("#30ff30")
+        page.get_by_label("Hexadecimal color").fill("#30ff30")
         page.keyboard.press("Tab")
-        page.get_by_role("button", name="Change", exact=True).click()
-        page.locator(".studio .fixes, .studio .change").get_by_text("#30ff30").wait_for()
-        assert settled(desk) == "" and desk.project.facts.changes == [[old, "#30ff30"]]
-        now = planes_in(desk.project.colored)
+        page.get_by_role("button", name="Replace everywhere").click()
+        page.locator(".studio .references, .studio .change").get_by_text("#30ff30").wait_for()
+        assert wait_for_job(session) == "" and session.project.settings.color_changes == [[old, "#30ff30"]]
+        now = planes_in(session.project.colored)
         moved = [max(cv2.absdiff(a[i], b[i]).max() for a, b in zip(planes, now, strict=True)) for i in range(3)]
         assert moved[0] < 20 < max(moved[1:])  # luma as the encoder leaves it
-        page.locator(".studio .change").get_by_role("button", name="Take back").click()
-        page.get_by_text("Changed everywhere").wait_for(state="detached")
-        assert settled(desk) == "" and desk.project.colored.read_bytes() == before
+        page.locator(".studio .change").get_by_role("button", name="Remove").click()
+        page.get_by_text("Replaced colors").wait_for(state="detached")
+        assert wait_for_job(session) == "" and session.project.colored.read_bytes() == before
 
 
-def test_two_pages_and_a_reload_see_the_same(browser, colored, tmp_path):
-    desk, address = colored
-    with visited(browser, address) as page, visited(browser, address) as other:
+def test_two_pages_show_the_same_state_also_after_a_reload(browser, colored, tmp_path):
+    session, address = colored
+    with open_page(browser, address) as page, open_page(browser, address) as other:
         for one in (page, other):
-            one.wait_for_selector(".studio.look .shot")
+            one.wait_for_selector(".studio.viewer .shot")
             one.get_by_role("tab", name="Correct").click()
-            one.get_by_text("Nothing yet").wait_for()
-        painted = desk.project.folder.parent / "painted.png"
+            one.get_by_text("No references yet").wait_for()
+        painted = session.project.folder.parent / "painted.png"
         write_image(painted, draw_picture(1, (128, 96)))
-        page.get_by_text("Paint it in another program").click()
-        page.locator(".studio.hand .time").fill("10")
-        page.wait_for_selector('.studio.hand[data-shown="10"]')
+        page.get_by_text("Use another program").click()
+        page.locator(".studio.editor .time").fill("10")
+        page.wait_for_selector('.studio.editor[data-shown="10"]')
         with page.expect_download() as download:
-            page.get_by_role("button", name="Save the frame in gray").click()
+            page.get_by_role("button", name="Download the grayscale frame").click()
         assert download.value.suggested_filename == "frame_000010.png"
-        assert np.array_equal(read_image(download.value.path().rename(tmp_path / "gray.png")), desk.gray(10))
-        page.locator("input.painted").set_input_files(painted)
+        downloaded = read_image(download.value.path().rename(tmp_path / "gray.png"))
+        assert np.array_equal(downloaded, FilmBrowser(session).grayscale_frame(10))
+        page.locator("input.upload").set_input_files(painted)
         other.get_by_text("frame 10", exact=True).wait_for()
         page.reload()
         page.wait_for_selector(".studio.status .row")
         page.get_by_role("tab", name="Correct").click()
         page.get_by_text("frame 10", exact=True).wait_for()
-        assert settled(desk) == ""
-        other.get_by_role("button", name="Take back").click()
-        page.get_by_text("Nothing yet").wait_for()
-        assert settled(desk) == "" and not desk.project.facts.corrections
+        assert wait_for_job(session) == ""
+        other.get_by_role("button", name="Remove").click()
+        page.get_by_text("No references yet").wait_for()
+        assert wait_for_job(session) == "" and not session.project.settings.references
 
 
-def test_what_is_outside_is_refused(browser, colored, tmp_path):
-    desk, address = colored
-    for path in ("/etc/passwd", desk.project.folder / "project.json", desk.project.folder / "checkpoint.pt",
+def test_files_outside_the_given_folders_are_refused(browser, colored, tmp_path):
+    session, address = colored
+    for path in ("/etc/passwd", session.project.folder / "project.json", session.project.folder / "checkpoint.pt",
                  studio.ROOT / "studio.py"):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{address}/gradio_api/file={path}")
         assert refused.value.code in (403, 404), path
-    with visited(browser, address) as page:
-        page.get_by_role("tab", name="Begin").click()
-        box = page.get_by_label("In the folders given at the start", exact=True)
+    with open_page(browser, address) as page:
+        page.get_by_role("tab", name="Setup").click()
+        box = page.get_by_label("Film in the given folders", exact=True)
         box.fill("/etc/passwd")
         box.press("Enter")
         page.get_by_role("button", name="Use this film").click()
-        page.get_by_text("lies outside the folders").wait_for()
+        page.get_by_text("is outside the folders").wait_for()
         name = "<img src=x onerror=alert(1)>$(touch y).mkv"
-        shutil.copyfile(desk.project.facts.film, tmp_path / name)
-        page.on("dialog", lambda dialog: pytest.fail("a file name was run"))
+        shutil.copyfile(session.project.settings.film, tmp_path / name)
+        page.on("dialog", lambda dialog: pytest.fail("a file name was executed"))
         page.locator("input[type=file]").first.set_input_files(tmp_path / name)
         page.wait_for_timeout(500)
         page.get_by_role("button", name="Use this film").click()
-        page.get_by_text("name another --project").wait_for()
-        kept = [path.name for path in (desk.project.folder / "uploads").iterdir()]
+        page.get_by_text("choose another --project").wait_for()
+        kept = [path.name for path in (session.project.folder / "uploads").iterdir()]
         assert kept and all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in kept)
 
 
@@ -337,22 +340,25 @@ def test_what_is_outside_is_refused(browser, colored, tmp_path):
     ("frame", {"index": "1", "width": 300, "kinds": ["gray"]}),
     ("frame", {"index": 1, "width": 300, "kinds": ["../x"]}), ("frame", {}),
     ("clip", {"start": 5, "end": 5}), ("clip", {"start": 0, "end": 10**7}), ("sources", {"shot": True}),
-    ("split", {"frame": -4}), ("join", {"frame": None}), ("take_back", {"file": "../../project.json"})])
-def test_strange_questions_are_answered_in_a_sentence(colored, function, data):
-    desk, _ = colored
-    before = desk.project.facts.cut_at[:], desk.project.facts.join_at[:]
-    answer = studio.answering(getattr(desk, function))(data)
+    ("split_shot", {"frame": -4}), ("join_shot", {"frame": None}),
+    ("remove_reference", {"file": "../../project.json"})])
+def test_invalid_requests_are_answered_with_an_error_message(colored, function, data):
+    session, _ = colored
+    settings = session.project.settings
+    before = settings.cut_at[:], settings.join_at[:]
+    owner = next(each for each in (session, FilmBrowser(session), MemoryBrowser(session)) if hasattr(each, function))
+    answer = studio.page_function(getattr(owner, function))(data)
     assert set(answer) <= {"error", "sources"} and (answer.get("error") or answer["sources"] == [])
-    assert (desk.project.facts.cut_at, desk.project.facts.join_at) == before
+    assert (settings.cut_at, settings.join_at) == before
 
 
-def test_others_are_let_in_by_a_password_alone(colored, home, tmp_path, monkeypatch):
-    desk, _ = colored
+def test_access_from_other_machines_needs_a_password(colored, home, tmp_path, monkeypatch):
+    session, _ = colored
     monkeypatch.delenv("STUDIO_PASSWORD", raising=False)
     with pytest.raises(UserError, match="STUDIO_PASSWORD"):
-        studio.serve(desk, StudioConfig(host="0.0.0.0"), wait=False)
+        studio.serve(session, StudioConfig(host="0.0.0.0"), wait=False)
     monkeypatch.setenv("STUDIO_PASSWORD", "open sesame")
-    with opened(tmp_path / "project", [home]) as (_, address):
+    with serve_project(tmp_path / "project", [home]) as (_, address):
         for path in ("/config", "/gradio_api/component_server"):
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(address + path, data=b"{}" if "server" in path else None)
@@ -366,7 +372,7 @@ def test_others_are_let_in_by_a_password_alone(colored, home, tmp_path, monkeypa
             assert got == code
 
 
-def test_a_port_that_is_taken_is_named(colored):
-    desk, address = colored
+def test_a_port_in_use_is_reported(colored):
+    session, address = colored
     with pytest.raises(UserError, match="--port"):
-        studio.serve(desk, StudioConfig(port=int(address.rpartition(":")[2])), wait=False)
+        studio.serve(session, StudioConfig(port=int(address.rpartition(":")[2])), wait=False)

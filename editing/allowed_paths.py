@@ -1,0 +1,44 @@
+"""Restriction of the files that a page may read to given folders and files."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils import UserError, natural_key
+
+MAX_FILES = 2000  # files that are listed at most
+
+
+class AllowedPaths:
+    """Folders and files that may be read; every path that comes from a page is checked against them."""
+
+    def __init__(self, roots: Sequence[str | Path]) -> None:
+        self.roots = [Path(path).resolve() for path in roots]
+
+    def check(self, path: str | Path) -> Path:
+        """Return the resolved path of a file that may be read. Raises UserError for any other path."""
+        try:
+            resolved = Path(path).resolve()
+            allowed = any(resolved.is_relative_to(root) for root in self.roots)
+        except (OSError, ValueError, RuntimeError):  # a null byte, a loop of links
+            allowed = False
+        if not allowed:
+            raise UserError(f"{path} is outside the folders that the studio may read; pass its folder to --folders or "
+                            "upload the file")
+        if not resolved.is_file():
+            raise UserError(f"there is no file {path}; choose another one")
+        return resolved
+
+    def files(self, suffixes: Sequence[str]) -> list[Path]:
+        """Return up to MAX_FILES files with one of the suffixes, searched recursively, in natural order."""
+        found = []
+        for root in self.roots:
+            if root.is_file() and root.suffix.lower() in suffixes:
+                found.append(root)
+            for folder, folders, names in os.walk(root):
+                folders[:] = sorted(name for name in folders if not name.startswith("."))
+                found += [Path(folder, name) for name in names
+                          if Path(name).suffix.lower() in suffixes and not name.startswith(".")]
+                if len(found) >= MAX_FILES:
+                    break
+        return sorted(dict.fromkeys(found[:MAX_FILES]), key=lambda path: natural_key(str(path)))

@@ -1,0 +1,197 @@
+"""Background jobs that detect the shots of a project's film and color it."""
+
+import copy
+import hashlib
+import json
+import threading
+import time
+from array import array
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from colorizer.confidence import Confidence
+from colorizer.predictor import Palette, Predictor, load_predictor
+from config import FilmConfig, PredictorConfig
+from editing.background import BackgroundJob
+from editing.frame_reader import encode_jpeg
+from editing.project import Project
+from editing.recolor import ColorChange, RecoloringPredictor
+from editing.shot_preview import ShotPreview
+from film.analysis.first_pass import find_edited_boundaries
+from film.analysis.plan import FilmPredictor
+from film.io.planes import Planes
+from film.io.thread_pool import prefetch
+from film.io.video import DamageLog, VideoFile
+from film.render.incremental import can_update
+from film.render.rendering import RenderJob
+from film.render.segments import segment_folder
+from film.render.work_queue import WorkQueue
+from utils import StreamSample, UserError
+
+THUMBNAILS = 2000  # minimum number of thumbnails of a long film, evenly spaced; larger: closer to the frame asked for
+THUMBNAIL_WIDTH = 240  # pixels
+ANALYSIS_SHARE = 0.2  # part of the progress bar for the analysis of the film; the rest is for coloring
+
+
+def find_shots(project: Project, job: BackgroundJob) -> None:
+    """Detect the shots of the film without coloring it, and save a preview of them."""
+    film = project.require_film()
+    pts, thumbnails = array("q"), StreamSample[bytes](THUMBNAILS)
+
+    def lumas():
+        with closing(prefetch(film.read(), 8)) as frames:
+            for time_, _, planes in frames:
+                job.check_canceled()
+                pts.append(time_)
+                job.progress = min(0.98, len(pts) / max(1, film.info.stated_frames))
+                thumbnails.add(partial(thumbnail, planes))
+                yield planes.luma_uint8(256, 256)
+
+    def thumbnail(planes):
+        height, width = planes.y.shape
+        rows = max(1, round(height * THUMBNAIL_WIDTH / width))
+        return encode_jpeg(planes.gray_uint8(rows, THUMBNAIL_WIDTH), THUMBNAIL_WIDTH)
+
+    starts = [0, *(boundary.end for boundary in find_edited_boundaries(lumas(), FilmConfig()))]
+    if not pts:
+        raise UserError(f"cannot decode any frame of {film.path}; choose another film")
+    project.save_shot_preview(ShotPreview(pts, starts, thumbnails.held, thumbnails.stride))
+
+
+@dataclass
+class CancelablePredictor(Predictor):
+    """A predictor that raises Canceled when its job is canceled."""
+
+    job: BackgroundJob = field(default_factory=BackgroundJob)
+
+    def predict_with_embeddings(self, lightness: np.ndarray,
+                                palette: Palette) -> tuple[np.ndarray, Confidence, np.ndarray]:
+        self.job.check_canceled()
+        return super().predict_with_embeddings(lightness, palette)
+
+
+class CancelableFilm(VideoFile):
+    """A film that counts the frames that are read, and raises Canceled when its job is canceled."""
+
+    def __init__(self, path: Path, job: BackgroundJob) -> None:
+        super().__init__(path)
+        self.job, self.frames_read = job, 0
+
+    def read(self, begin: int | None = None,
+             damage: DamageLog | None = None) -> Generator[tuple[int, int, Planes], None, None]:
+        with closing(super().read(begin, damage)) as frames:
+            for item in frames:
+                self.job.check_canceled()
+                self.frames_read += 1
+                yield item
+
+
+class PredictorCache:
+    """The predictors of a project: without references, and with the most recent references."""
+
+    def __init__(self, project: Project) -> None:
+        self.project, self.lock = project, threading.Lock()
+        self.base: tuple[Any, Predictor] | None = None
+        self.referenced: tuple[Any, Predictor] | None = None
+
+    def without_references(self) -> Predictor:
+        """Return the predictor of the checkpoint. Raises UserError without a checkpoint."""
+        path = self.project.checkpoint
+        if path is None:
+            raise UserError("there is no checkpoint yet; train one, or start the studio with --checkpoint")
+        stat = path.stat()
+        stamp = stat.st_ino, stat.st_size, stat.st_mtime_ns
+        with self.lock:
+            if self.base is None or self.base[0] != stamp:
+                self.base = stamp, load_predictor(PredictorConfig(checkpoint=path))
+            return self.base[1]
+
+    def with_references(self, extra: Mapping[int, np.ndarray] | None = None) -> Predictor:
+        """Return the predictor with the references of the project and ``extra``, {frame: RGB uint8}.
+
+        The last result is cached: a frame becomes a reference right after its effect was previewed.
+        """
+        base, pictures = self.without_references(), self.project.reference_pictures(extra)
+        if not pictures:
+            return base
+        key = base.identity, *(hashlib.sha256(picture.tobytes()).digest() for picture in pictures)
+        with self.lock:
+            if self.referenced is None or self.referenced[0] != key:
+                predictor = replace(base, colorizer=copy.deepcopy(base.colorizer))
+                predictor.add_references(pictures)
+                self.referenced = key, predictor
+            return self.referenced[1]
+
+
+def film_settings(project: Project, predictor: Predictor) -> tuple[FilmPredictor, FilmConfig]:
+    """Return the predictor with the color changes of a project, and the defaults of test.py with the edited cuts."""
+    settings = project.settings
+    changes = [ColorChange(*change) for change in settings.color_changes]
+    config = FilmConfig(confidence=predictor.uses_spatial_memory, cut_at=tuple(settings.cut_at),
+                        join_at=tuple(settings.join_at))
+    return RecoloringPredictor(predictor, changes) if changes else predictor, config
+
+
+def color_project(project: Project, predictors: PredictorCache, job: BackgroundJob, frame: int | None = None) -> None:
+    """Color the film of a project; if ``frame`` is not None, the shot that contains it comes first."""
+    film = CancelableFilm(project.require_film().path, job)
+    job.message = "loading the checkpoint"
+    key = project.coloring_key()
+    predictor = predictors.with_references()
+    cancelable = CancelablePredictor(**{f.name: getattr(predictor, f.name) for f in fields(Predictor)}, job=job)
+    log_path(project).unlink(missing_ok=True)
+    threading.Thread(target=_report_progress, args=(job, project, film), daemon=True).start()
+    film_predictor, config = film_settings(project, cancelable)
+    records = None if frame is None else project.records()
+    first = [index for index, state in enumerate(records.states if records else ())
+             if frame in range(state["start_frame"], state["end_frame"])]
+    overwrite = not can_update(film_predictor, film, project.colored, config)
+    RenderJob(film_predictor, film, project.colored, config, overwrite).run_as_owner(
+        WorkQueue(first=first), lambda records: project.save_records(records, key))
+
+
+def _report_progress(job, project, film):
+    """Update the progress of a job, by the frames read until the first shot is logged and by the log after that."""
+    total = max(1, film.info.stated_frames)
+    while job.running:
+        if shots := read_log(log_path(project)):
+            job.message = f"{len(shots)} shots colored"
+            done = sum(shot["end_frame"] - shot["start_frame"] for shot in shots)
+            job.progress = ANALYSIS_SHARE + (0.99 - ANALYSIS_SHARE) * min(1, done / total)
+        else:
+            job.message, job.progress = "finding shots", ANALYSIS_SHARE * min(1, film.frames_read / total)
+        time.sleep(0.2)
+
+
+def log_path(project: Project) -> Path:
+    """Return the path of the log of colored shots."""
+    return project.colored.with_name(f"{project.colored.stem}_shots.jsonl")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the complete lines of a JSONL log that may be growing; [] if it does not exist."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+
+
+class FinishedShot(NamedTuple):
+    """A colored shot of a film that is not complete yet."""
+
+    start: int  # first frame
+    end: int  # exclusive
+    path: Path  # of its segment
+
+
+def finished_shots(project: Project) -> list[FinishedShot]:
+    """Return the shots that a running job has colored so far."""
+    folder = segment_folder(project.colored)
+    shots = [FinishedShot(line["start_frame"], line["end_frame"], folder / f"{line['index']:06d}.segment")
+             for line in read_log(log_path(project))]
+    return [shot for shot in shots if shot.path.exists()]

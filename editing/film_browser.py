@@ -1,0 +1,170 @@
+"""What the page shows of a film: its shots, frames and clips, and the remembered frames that its colors come from."""
+
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from editing.frame_reader import FrameReader, encode_jpeg, read_timestamps, write_clip
+from editing.palette import extract_palette
+from editing.session import EditingSession, check_integer, data_uri, thumbnail_uri
+from film.io.planes import Planes
+from film.io.video import VideoFile
+from film.render.rendering import confidence_video_path
+from film.report.memory_thumbnails import memory_thumbnails
+from film.report.suggestions import suggest_frames
+from utils import UserError, evenly_spaced
+
+LOW_CONFIDENCE = 0.5  # shots with a lower mean confidence are marked; larger: more marks
+SUGGESTIONS = 10  # shots that are suggested to be corrected next
+MAX_MEMORY_FRAMES = 1024  # remembered frames that are offered to pick colors from
+MAX_WIDTH = 1920  # pixels of a frame on the page
+MAX_CLIP_FRAMES = 20_000  # longer clips are refused
+
+
+class FilmBrowser:
+    """Access to the shots and frames of the film of a session."""
+
+    def __init__(self, session: EditingSession) -> None:
+        self.session, self.project, self.lock = session, session.project, threading.Lock()
+        self.readers: dict[str, tuple[Any, FrameReader]] = {}  # kind -> (stamp, reader)
+
+    def shots(self) -> dict[str, Any]:
+        """Return all shots with thumbnails: the colored ones if they match the current cuts, else the detected ones."""
+        preview, records = self.project.shot_preview(), self.project.records()
+        detected = preview.shots(self.project.settings) if preview else []
+        if records is not None and (preview is None or
+                                    [each.start_frame for each in records] == [start for start, _ in detected]):
+            return {"colored": True, "shots": self._colored_shots(records)}
+        if preview is None:
+            return {"colored": False, "shots": []}
+        pts, time_base = preview.pts, VideoFile(self.project.settings.film).info.time_base
+        shots = [{"start": start, "end": end, "middle": (start + end) // 2,
+                  "time": round(float(pts[start] * time_base), 3),
+                  "seconds": round(float((pts[end - 1] - pts[start]) * time_base), 3), "confidence": None,
+                  "doubtful": False, "rank": 0, "picture": data_uri(preview.thumbnail((start + end) // 2))}
+                 for start, end in detected]
+        return {"colored": False, "shots": shots}
+
+    def _colored_shots(self, records):
+        ranks = {suggestion.shot.index: rank for rank, suggestion in enumerate(suggest_frames(records, SUGGESTIONS), 1)}
+        shots = []
+        for each in records:
+            known = not each.kept and np.isfinite(each.confidence)
+            shots.append({"start": each.start_frame, "end": each.end_frame, "middle": each.middle,
+                          "time": round(each.start_time, 3), "seconds": round(each.end_time - each.start_time, 3),
+                          "confidence": round(each.confidence, 3) if known else None,
+                          "doubtful": bool(known and round(each.confidence, 3) < LOW_CONFIDENCE),
+                          "rank": ranks.get(each.index, 0), "picture": thumbnail_uri(each.result)})
+        return shots
+
+    def planes(self, kind: str, index: int) -> Planes | None:
+        """Return a frame of the "gray" film, the "colored" one or its "confidence" video; None if that does not exist.
+
+        Frames of shots that the current job has colored are returned before the colored film is complete.
+        """
+        if kind == "colored":
+            for shot in self.session.finished_shots():
+                if shot.start <= index < shot.end:
+                    return FrameReader(VideoFile(shot.path), read_timestamps(shot.path)).read(index - shot.start)
+        reader = self._reader(kind)
+        return reader and reader.read(index)
+
+    def _reader(self, kind):
+        project = self.project
+        if kind == "gray":
+            film, preview = project.film, project.shot_preview()
+            if film is None or preview is None:
+                return None
+            stamp, create = str(film), lambda: FrameReader(film, preview.pts)
+        else:
+            path = {"colored": project.colored, "confidence": confidence_video_path(project.colored)}[kind]
+            if not project.settings.film or not path.exists():
+                return None
+            stat = path.stat()
+            stamp, create = [stat.st_ino, stat.st_mtime_ns], lambda: FrameReader(VideoFile(path), read_timestamps(path))
+        with self.lock:
+            if kind not in self.readers or self.readers[kind][0] != stamp:
+                self.readers[kind] = stamp, create()
+            return self.readers[kind][1]
+
+    def grayscale_frame(self, frame: int) -> np.ndarray:
+        """Return a frame of the grayscale film, RGB uint8 (H, W, 3). Raises UserError without a film."""
+        planes = self.planes("gray", frame)
+        if planes is None:
+            raise UserError("there is no film yet, or its shots are not detected; choose one")
+        return planes.gray_uint8(*planes.y.shape)
+
+    def frame(self, index: int, width: int, kinds: Sequence[str]) -> dict[str, Any]:
+        """Return those of the ``kinds`` (see ``planes``) of a frame that exist, at most ``width`` pixels wide."""
+        index, width = check_integer("the frame", index), min(MAX_WIDTH, check_integer("the width", width, 16))
+        pictures: dict[str, Any] = {"index": index}
+        for kind in kinds:
+            if (planes := self.planes(kind, index)) is not None:
+                rgb = planes.gray_uint8(*planes.y.shape) if kind == "gray" else planes.rgb_uint8()
+                pictures[kind] = data_uri(encode_jpeg(rgb, width))
+        return pictures
+
+    def clip(self, start: int, end: int) -> dict[str, Any]:
+        """Return frames [start, end) as a video for a browser, colored if possible."""
+        start, end = check_integer("the first frame", start), check_integer("the last frame", end, 1)
+        path = self.project.colored if self.project.settings.film else Path()
+        if not path.exists():
+            path = Path(self.project.settings.film)
+        for shot in self.session.finished_shots():
+            if (shot.start, shot.end) == (start, end):
+                path, start, end = shot.path, 0, end - start
+        if not path.is_file() or not 0 < end - start <= MAX_CLIP_FRAMES:
+            raise UserError("there is no such shot to play; reload the page")
+        with tempfile.TemporaryDirectory() as folder:
+            write_clip(path, start, end, Path(folder, "clip.mp4"))
+            return {"video": data_uri(Path(folder, "clip.mp4").read_bytes(), "video/mp4")}
+
+
+class MemoryBrowser:
+    """Access to the remembered frames that the colors of a session come from, and to their palette."""
+
+    def __init__(self, session: EditingSession) -> None:
+        self.session, self.lock = session, threading.Lock()
+        self.pictures: tuple[Any, Mapping[int, np.ndarray], dict[int, str]] | None = None  # key, RGB and URI by id
+        self.colors: tuple[str, list[dict[str, str]]] | None = None  # identity of the predictor, palette
+
+    def sources(self, shot: int) -> dict[str, Any]:
+        """Return the remembered frames that the color feature of a shot came from, best first."""
+        records = self.session.project.records()
+        if records is None or not 0 <= check_integer("the shot", shot) < len(records):
+            return {"sources": []}
+        record = records[shot]
+        return {"sources": [frame | {"score": round(score, 3)} for frame, score in
+                            zip(self._frames(record.slot_ids), record.slot_scores, strict=True)]}
+
+    def palette(self) -> dict[str, Any]:
+        """Return the palette of the show, and remembered frames to pick colors from."""
+        predictor = self.session.predictors.without_references()
+        ids = list(self._pictures(predictor)[0])
+        frames = self._frames([ids[i] for i in evenly_spaced(len(ids), MAX_MEMORY_FRAMES)])
+        with self.lock:
+            if self.colors is None or self.colors[0] != predictor.identity:
+                palette = extract_palette(predictor) if predictor.config.use_spatial_memory else []
+                self.colors = predictor.identity, [
+                    {"hex": each.color, "name": f"{each.share:.1%}, as in {each.frame}"} for each in palette]
+            return {"colors": self.colors[1], "frames": frames}
+
+    def _frames(self, ids):
+        """Return name and thumbnail of remembered frames; the thumbnail is "" if the memory holds no picture."""
+        predictor = self.session.predictors.without_references()
+        pictures, uris = self._pictures(predictor)
+        for i in ids:
+            if i not in uris and i in pictures:
+                uris[i] = thumbnail_uri(pictures[i], 128)
+        return [{"name": predictor.frame_names.get(i, f"frame {i}"), "picture": uris.get(i, "")} for i in ids]
+
+    def _pictures(self, predictor):
+        """Return the pictures of the remembered frames by id, and the data URIs of their thumbnails made so far."""
+        key = predictor.identity, self.session.version
+        if self.pictures is None or self.pictures[0] != key:
+            self.pictures = key, memory_thumbnails(predictor.colorizer) if predictor.uses_memory else {}, {}
+        return self.pictures[1:]

@@ -1,0 +1,99 @@
+"""What the page does to correct a film: edits of single frames, references, and the preview of their effect."""
+
+import threading
+from typing import Any
+
+import cv2
+
+from editing.allowed_paths import AllowedPaths
+from editing.coloring_job import film_settings
+from editing.film_browser import MAX_WIDTH, FilmBrowser
+from editing.frame_editor import FrameEditor
+from editing.frame_reader import encode_jpeg
+from editing.session import EditingSession, check_integer, data_uri, thumbnail_uri
+from fileio.images import read_image
+from film.render.incremental import find_changed_shots
+from utils import UserError
+
+MAX_LISTED_SHOTS = 20  # shot numbers that a preview lists
+
+
+class FrameCorrections:
+    """The frame editor of a session, and its references."""
+
+    def __init__(self, session: EditingSession, browser: FilmBrowser) -> None:
+        self.session, self.project, self.browser = session, session.project, browser
+        self.editor: tuple[Any, FrameEditor] | None = None  # (frame, time of coloring), editor
+
+    def _editor_of(self, frame):
+        """Return the editor of a frame. Raises UserError if the frame is not colored yet."""
+        colored = self.project.colored
+        key = check_integer("the frame", frame), colored.stat().st_mtime_ns if colored.exists() else 0
+        with self.session.lock:
+            if self.editor is None or self.editor[0] != key:
+                predicted = self.browser.planes("colored", frame)
+                if predicted is None:
+                    raise UserError("the film is not colored yet; wait for it, then correct")
+                path = self.project.folder / "corrections" / f"frame_{frame:06d}.json"
+                editor = FrameEditor(path, self.browser.grayscale_frame(frame), predicted.rgb_uint8())
+                self.editor = key, editor
+                threading.Thread(target=editor.prepare, daemon=True).start()
+            return self.editor[1]
+
+    def open_frame(self, frame: int) -> dict[str, Any]:
+        """Return the corrected frame and the state of its edits."""
+        editor = self._editor_of(frame)
+        rgb, correction = editor.picture(), editor.correction
+        return {"frame": frame, "picture": data_uri(encode_jpeg(rgb, MAX_WIDTH, 92)), "width": rgb.shape[1],
+                "height": rgb.shape[0], "undo": bool(correction.edits), "redo": bool(correction.undone),
+                "changed": bool(correction.areas()), "edits": len(correction.edits)}
+
+    def edit_frame(self, frame: int, **edit: Any) -> dict[str, Any]:
+        """Edit a frame, see ``FrameEditor.edit``, and return it as ``open_frame`` does."""
+        editor = self._editor_of(frame)
+        with self.session.lock:
+            editor.edit(**edit)
+            return self.open_frame(frame)
+
+    def preview_effect(self, frame: int) -> dict[str, Any]:
+        """Return a sentence that tells which shots change if the corrected frame becomes a reference."""
+        session, project, rgb = self.session, self.project, self._editor_of(frame).picture()
+        if session.jobs.job.running or not project.is_current() or project.film is None:
+            return {"message": "The affected shots are shown once the film is colored with all changes."}
+        predictor, config = film_settings(project, session.predictors.with_references({frame: rgb}))
+        shots = find_changed_shots(predictor, project.film, project.colored, config)
+        if shots is None:
+            return {"message": "This colors the whole film again."}
+        if not shots:
+            return {"message": "This changes no shot."}
+        numbers = ", ".join(str(shot + 1) for shot in shots[:MAX_LISTED_SHOTS])
+        end = ", \u2026" if len(shots) > MAX_LISTED_SHOTS else "."
+        return {"message": f"This colors {len(shots)} of {len(project.records() or [])} shots again: {numbers}{end}"}
+
+    def add_reference(self, frame: int) -> None:
+        """Add the corrected frame to the references."""
+        self._add(frame, self._editor_of(frame).picture())
+
+    def add_uploaded_reference(self, frame: int, path: str) -> None:
+        """Add an uploaded picture of a frame to the references."""
+        self._add(check_integer("the frame", frame),
+                  read_image(AllowedPaths([self.project.folder / "page"]).check(path)))
+
+    def _add(self, frame, rgb):
+        height, width = self.browser.grayscale_frame(frame).shape[:2]
+        if abs(rgb.shape[1] / rgb.shape[0] - width / height) > 0.02 * width / height:
+            raise UserError(f"the picture is {rgb.shape[1]}x{rgb.shape[0]}, and the film {width}x{height}; paint over "
+                            "the downloaded grayscale frame")
+        self.session.add_reference(frame, rgb)
+
+    def download_grayscale(self, frame: int) -> dict[str, Any]:
+        """Return a frame of the grayscale film as a PNG."""
+        gray = self.browser.grayscale_frame(check_integer("the frame", frame))
+        return {"picture": data_uri(cv2.imencode(".png", gray)[1].tobytes(), "image/png")}  # for gray, RGB equals BGR
+
+    def list_references(self) -> dict[str, Any]:
+        """Return the references, newest first, and the color changes."""
+        settings, folder = self.project.settings, self.project.references
+        references = [{"file": each.file, "frame": each.frame, "picture": thumbnail_uri(read_image(folder / each.file))
+                       if (folder / each.file).exists() else ""} for each in reversed(settings.references)]
+        return {"references": references, "color_changes": settings.color_changes}

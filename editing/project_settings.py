@@ -1,0 +1,56 @@
+"""The settings of a project: its film, edited cuts, references and color changes, and their file format."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from editing.palette import hex_to_lab
+
+PROJECT_FORMAT = 2
+
+
+@dataclass
+class Reference:
+    """A frame that the user colored, stored in references/."""
+
+    file: str  # name in references/
+    frame: int  # number in the film
+
+
+@dataclass
+class ProjectSettings:
+    """The contents of project.json."""
+
+    film: str = ""  # path of the grayscale film; "" before one is chosen
+    cut_at: list[int] = field(default_factory=list)  # frames that start a shot in addition to the detected ones
+    join_at: list[int] = field(default_factory=list)  # detected cuts that are ignored
+    references: list[Reference] = field(default_factory=list)  # in the order in which they were added
+    color_changes: list[list[str]] = field(default_factory=list)  # [old, new] colors, each "#rrggbb"
+
+    def to_json(self) -> str:
+        return json.dumps({"format": PROJECT_FORMAT, **asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "ProjectSettings":
+        """Parse the result of ``to_json``.
+
+        Raises ValueError, TypeError, KeyError, AttributeError or UserError for any other text, including names of
+        references that lead out of their folder.
+        """
+        content = json.loads(text)
+        if not isinstance(content, dict) or content.pop("format", None) != PROJECT_FORMAT:
+            raise ValueError(f"its format is not {PROJECT_FORMAT}")
+        if set(content) != {f.name for f in fields(cls)}:
+            raise ValueError("its entries are not those of a project")
+        references = [Reference(**each) for each in content["references"]]
+        frames = [*content["cut_at"], *content["join_at"], *(each.frame for each in references)]
+        if not isinstance(content["film"], str) or any(type(frame) is not int or frame < 0 for frame in frames):
+            raise ValueError("a value has a wrong type")
+        names = [each.file for each in references]
+        if any(not isinstance(name, str) or Path(name).name != name or name.startswith(".") for name in names):
+            raise ValueError("a reference is not a file name")
+        if any(not isinstance(change, list) or len(change) != 2 for change in content["color_changes"]):
+            raise ValueError("a color change is not a pair of colors")
+        for color in (color for change in content["color_changes"] for color in change):
+            hex_to_lab(color)
+        return cls(**{**content, "references": references})

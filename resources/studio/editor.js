@@ -1,0 +1,259 @@
+// The panels that correct a frame (tools, canvas, palette, undo, preview of the effect) and list the references.
+(() => {
+  const { call, createElement, currentShot, emit, escape, filmstrip, goTo, on, press, report, state, step } = window.studio;
+  const isColor = (value) => /^#[0-9a-f]{6}$/i.test(value);
+
+  // Return the color "#rrggbb" of a pixel of a canvas context.
+  const pixelColor = (context, x, y) => "#" + [...context.getImageData(x, y, 1, 1).data.slice(0, 3)]
+    .map((value) => value.toString(16).padStart(2, "0")).join("");
+
+  const TOOLS = [["fill", "Fill", "f", "Color the region that you click"],
+    ["grow", "Grow", "g", "Add the region that you click to the last fill"],
+    ["cut", "Cut", "x", "Divide the last fill by a line"], ["brush", "Brush", "b", "Color along a stroke"],
+    ["erase", "Erase", "e", "Restore the predicted colors along a stroke"], ["pick", "Pick", "i", "Take the color of a pixel"]];
+  const STROKES = ["cut", "brush", "erase"];  // tools that follow the pointer
+
+  window.studio.editor = ({ element, server, upload }) => {
+    const root = element.querySelector(".editor");
+    const strip = createElement("<div></div>");
+    filmstrip(strip);
+    const body = createElement(`<div class="columns"><div class="canvas">
+      <div class="row" role="toolbar" aria-label="Tools">${TOOLS.map(([name, label, key, title]) =>
+        `<button data-tool="${name}" aria-pressed="${name === "fill"}" title="${title} (${key})">${label}</button>`).join("")}
+        <span class="grow"></span>
+        <button data-edit="undo" title="Undo (Ctrl+Z)">Undo</button><button data-edit="redo" title="Redo (Ctrl+Y)">Redo</button>
+        <button data-edit="reset">Reset</button></div>
+      <div class="stage"><div class="sheet"><canvas tabindex="0" aria-label="The frame; arrow keys move the cursor, Enter clicks"></canvas>
+        <svg class="over cursor" hidden><g stroke-width="1.5"><path stroke="#fff" d="M-9 0H9M0 -9V9"/></g></svg></div></div>
+      <div class="row"><button data-step="-1" aria-label="Previous frame">&#9664;</button>
+        <div class="grow"><input class="time" type="range" aria-label="Frame of the shot"></div>
+        <button data-step="1" aria-label="Next frame">&#9654;</button><output class="quiet" style="min-width:11em"></output></div>
+      <div class="row"><button class="primary" data-action="add" title="Add as reference (Ctrl+Enter)">Add as reference</button>
+        <span class="quiet effect grow" aria-live="polite"></span></div>
+      <details><summary class="quiet">Use another program</summary><div class="row">
+        <button data-action="download">Download the grayscale frame</button>
+        <label class="quiet">and upload it in color: <input class="upload" type="file" accept="image/*"></label></div></details>
+      </div><div class="colors">
+      <div class="row"><input type="color" value="#c83c32" aria-label="Color"><input class="hex" type="text" value="#c83c32"
+        size="8" maxlength="7" aria-label="Hexadecimal color"><label class="quiet size">brush
+        <input class="radius" type="range" min="1" max="60" value="10" aria-label="Brush radius"></label></div>
+      <h3>Palette</h3><div class="swatches"></div>
+      <div class="row replace" hidden style="margin-top:6px"><span class="quiet">Replace</span><i class="dot old"></i>
+        <span class="quiet">by</span><i class="dot new"></i><button data-action="replace">Replace everywhere</button></div>
+      <h3>Pick from a remembered frame</h3><div class="remembered"></div>
+      </div></div>`);
+    const empty = createElement('<div class="empty">The film is not colored yet.</div>');
+    root.append(strip, body, empty);
+    const $ = (selector) => body.querySelector(selector);
+    const [canvas, cursor, hex, picker, radius, time, addButton] =
+      ["canvas", ".cursor", ".hex", 'input[type="color"]', ".radius", ".time", '[data-action="add"]'].map($);
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    let tool = "fill", stroke = null, cursorAt = { x: 0, y: 0 }, openKey = "", size = [1, 1], shown = {};
+    let selected = "", queue = Promise.resolve(), paletteKey = "", swatches = "";
+
+    const setColor = (value) => {
+      hex.value = picker.value = value.toLowerCase();
+      $(".replace").hidden = !selected || selected === hex.value;
+      $(".dot.old").style.background = selected;
+      $(".dot.new").style.background = hex.value;
+      press(body.querySelectorAll(".swatches button"), (data) => data.color === hex.value);
+    };
+    const setTool = (name) => {
+      tool = name;
+      press(body.querySelectorAll("[data-tool]"), (data) => data.tool === name);
+      canvas.style.cursor = name === "pick" ? "copy" : "crosshair";
+    };
+    async function show(answer) {
+      if (!answer) return;
+      shown = answer;
+      size = [answer.width, answer.height];
+      const image = new Image();
+      image.src = answer.picture;
+      await image.decode();
+      if (canvas.width !== image.width || canvas.height !== image.height) {
+        [canvas.width, canvas.height] = [image.width, image.height];
+        root.style.setProperty("--aspect", image.width / image.height);
+      }
+      context.drawImage(image, 0, 0);
+      $('[data-edit="undo"]').disabled = $('[data-edit="reset"]').disabled = !answer.undo;
+      $('[data-edit="redo"]').disabled = !answer.redo;
+      addButton.disabled = !answer.changed;
+      root.dataset.shown = `${answer.frame}`;
+      root.dataset.edits = `${answer.edits}`;
+      showEffect();
+    }
+    async function showEffect() {
+      const { changed, frame, edits } = shown;
+      $(".effect").textContent = changed ? "Finding the affected shots\u2026" : "";
+      const answer = changed && await call(server, "preview_effect", { frame });
+      if (answer && shown.frame === frame && shown.edits === edits) $(".effect").textContent = answer.message;
+    }
+    // One call after another, so that quick clicks are applied in order.
+    const send = (name, data) => { queue = queue.then(() => call(server, name, data)).then(show); return queue; };
+    const edit = (data) => send("edit_frame", { frame: state.frame, ...data });
+    function open(force) {
+      const shot = currentShot(), ready = shot && state.colored, key = `${state.frame}/${state.version}`;
+      body.hidden = !ready;
+      empty.hidden = Boolean(ready);
+      if (!ready || !root.offsetParent) return;
+      Object.assign(time, { min: shot.start, max: shot.end - 1, value: state.frame });
+      $("output").textContent = `shot ${state.shot + 1}, frame ${state.frame}`;
+      if (!force && openKey === key) return;
+      openKey = key;
+      send("open_frame", { frame: state.frame });
+    }
+    const pointOf = (event) => {
+      const box = canvas.getBoundingClientRect();
+      return [(event.clientX - box.left) / box.width * size[0], (event.clientY - box.top) / box.height * size[1]];
+    };
+    function apply(points) {
+      if (tool === "pick") {
+        const [x, y] = points[0];
+        setColor(pixelColor(context, Math.round(x / size[0] * canvas.width), Math.round(y / size[1] * canvas.height)));
+        setTool("fill");
+      } else if (isColor(hex.value)) edit({ tool, points, color: hex.value, radius: Number(radius.value) });
+      else report("the color is not # and six hexadecimal digits, such as #c83c32");
+    }
+    canvas.addEventListener("pointerdown", (event) => {
+      canvas.setPointerCapture(event.pointerId);
+      stroke = [pointOf(event)];
+    });
+    canvas.addEventListener("pointermove", (event) => {
+      if (!stroke || !STROKES.includes(tool)) return;
+      const to = pointOf(event), from = stroke.at(-1), scale = canvas.width / size[0];
+      context.strokeStyle = tool === "brush" ? hex.value : "#fff";
+      context.lineWidth = tool === "cut" ? 2 : Math.max(1, 2 * radius.value * scale);
+      context.lineCap = "round";
+      context.beginPath();
+      context.moveTo(from[0] * scale, from[1] * scale);
+      context.lineTo(to[0] * scale, to[1] * scale);
+      context.stroke();
+      stroke.push(to);
+    });
+    canvas.addEventListener("pointerup", () => {
+      if (!stroke) return;
+      const points = STROKES.includes(tool) ? stroke : stroke.slice(0, 1);
+      stroke = null;
+      apply(points);
+    });
+    canvas.addEventListener("pointercancel", () => { stroke = null; open(true); });
+    canvas.addEventListener("keydown", (event) => {
+      const by = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+      if (by) {
+        const distance = size[0] / (event.shiftKey ? 20 : 160);
+        const [x, y] = [cursorAt.x, cursorAt.y].map((value, axis) =>
+          Math.max(0, Math.min(size[axis] - 1, value + by[axis] * distance)));
+        cursorAt = { x, y };
+        cursor.removeAttribute("hidden");
+        const box = cursor.getBoundingClientRect();
+        cursor.firstElementChild.setAttribute("transform", `translate(${x / size[0] * box.width} ${y / size[1] * box.height})`);
+        event.preventDefault();
+      } else if (event.key === "Enter" && !event.ctrlKey) { apply([[cursorAt.x, cursorAt.y]]); event.preventDefault(); }
+    });
+    const actions = {
+      async add() {
+        if (!shown.changed) return;
+        addButton.disabled = true;
+        if (await call(server, "add_reference", { frame: shown.frame })) emit("poll");
+      },
+      async download() {
+        const frame = state.frame, answer = await call(server, "download_grayscale", { frame });
+        if (!answer) return;
+        const link = document.createElement("a");
+        [link.href, link.download] = [answer.picture, `frame_${String(frame).padStart(6, "0")}.png`];
+        link.click();
+      },
+      async replace() {
+        if (await call(server, "change_color", { old: selected, new: hex.value })) emit("poll");
+      },
+    };
+    body.addEventListener("click", (event) => {
+      const data = event.target.closest("button")?.dataset;
+      if (!data) return;
+      if (data.tool) setTool(data.tool);
+      if (data.color) { selected = data.color; setColor(selected); }
+      if (data.step) step(Number(data.step));
+      if (data.edit) edit({ tool: data.edit });
+      if (data.action) actions[data.action]();
+    });
+    $(".upload").addEventListener("change", async (event) => {
+      const [file] = event.target.files, frame = state.frame;
+      if (!file) return;
+      const uploaded = await upload(file).catch(() => null);
+      event.target.value = "";
+      if (!uploaded) report("the upload failed; the picture may be too large");
+      else if (await call(server, "add_uploaded_reference", { frame, path: uploaded.path })) emit("poll");
+    });
+    time.addEventListener("input", () => goTo(state.shot, Number(time.value)));
+    picker.addEventListener("input", () => setColor(picker.value));
+    hex.addEventListener("change", () => { if (isColor(hex.value)) setColor(hex.value); });
+    document.addEventListener("keydown", (event) => {
+      if (!root.offsetParent || /TEXTAREA|SELECT/.test(event.target.tagName) || /text|number/.test(event.target.type)) return;
+      const key = event.key.toLowerCase(), control = event.ctrlKey || event.metaKey;
+      const shortcut = !control && !event.altKey && TOOLS.find(([, , letter]) => letter === key);
+      if (shortcut) setTool(shortcut[0]);
+      else if (control && key === "z") edit({ tool: event.shiftKey ? "redo" : "undo" });
+      else if (control && key === "y") edit({ tool: "redo" });
+      else if (control && key === "enter") actions.add();
+      else return;
+      event.preventDefault();
+    });
+    async function showPalette() {
+      const answer = await call(server, "palette");
+      if (!answer) return;
+      const html = answer.colors.map(({ hex: value, name }) =>
+        `<button data-color="${value}" style="background:${value}" aria-label="${value}" aria-pressed="false" title="${value} ${escape(name)}"></button>`).join("");
+      if (html !== swatches) $(".swatches").innerHTML = swatches = html;
+      $(".remembered").innerHTML = answer.frames.map(({ name, picture }) =>
+        `<button class="source" title="${escape(name)}" aria-label="Pick from ${escape(name)}"><img src="${picture}" alt=""></button>`).join("");
+    }
+    $(".remembered").addEventListener("click", (event) => {
+      const image = event.target.closest("button")?.querySelector("img");
+      if (!image) return;
+      const box = image.getBoundingClientRect();  // a key press has no position: it takes the center
+      const [x, y] = event.detail ? [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height] : [0.5, 0.5];
+      const copy = document.createElement("canvas");
+      [copy.width, copy.height] = [image.naturalWidth, image.naturalHeight];
+      const source = copy.getContext("2d");
+      source.drawImage(image, 0, 0);
+      setColor(pixelColor(source, Math.floor(x * (copy.width - 1)), Math.floor(y * (copy.height - 1))));
+    });
+    const update = () => {
+      const key = `${state.colored}/${state.version}`;
+      if (root.offsetParent && state.colored && paletteKey !== key) { paletteKey = key; showPalette(); }
+      open();
+    };
+    on("moved", update);
+    on("status", update);
+    new ResizeObserver(update).observe(root);
+    update();
+  };
+
+  window.studio.references = ({ element, server }) => {
+    const root = element.querySelector(".references");
+    root.className = "studio";
+    async function draw() {
+      const answer = await call(server, "list_references");
+      if (!answer) return;
+      root.innerHTML = "<h3>References</h3>" + (answer.references.length
+        ? `<div class="references">` + answer.references.map(({ file, frame, picture }) =>
+          `<figure><img src="${picture}" alt="frame ${frame} in color"><div class="row">
+           <span class="grow quiet">frame ${frame}</span><button data-file="${escape(file)}">Remove</button></div></figure>`).join("") + "</div>"
+        : `<p class="quiet">No references yet.</p>`)
+        + (answer.color_changes.length ? "<h3>Replaced colors</h3>" + answer.color_changes.map(([old, color]) =>
+          `<div class="row change"><i class="dot" style="background:${escape(old)}"></i><span>${escape(old)} &rarr;</span>
+           <i class="dot" style="background:${escape(color)}"></i><span class="grow">${escape(color)}</span>
+           <button data-old="${escape(old)}">Remove</button></div>`).join("") : "");
+    }
+    root.addEventListener("click", async (event) => {
+      const { file, old } = event.target.dataset;
+      if (!file && !old) return;
+      event.target.disabled = true;
+      await (file ? call(server, "remove_reference", { file }) : call(server, "change_color", { old, new: old }));
+      emit("poll");
+      draw();
+    });
+    on("shots", draw);
+    draw();
+  };
+})();
