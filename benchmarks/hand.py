@@ -65,7 +65,7 @@ def corrected(machine, truth, most):
         point = middle(parts == part)
         alike = np.linalg.norm(true[..., 1:] - true[point[1], point[0], 1:], axis=2) < WRONG
         point = middle((parts == part) & alike)  # in the middle of one color, and not between two
-        correction.fill(point, median_color(truth, point))
+        correction.add("fill", [point], median_color(truth, point))
         tried = canvas.apply(correction)
         changed = color_differences(np.dstack([L, tried]), true)
         if error.sum() - changed.sum() < GAIN:

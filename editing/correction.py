@@ -4,7 +4,7 @@ Points are (x, y) in pixels of the frame.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,8 +19,7 @@ from utils import UserError
 CORRECTION_FORMAT = 2
 MAX_COORDINATE = 2**15  # pixels; larger coordinates and radii are rejected
 MAX_POINTS = 100_000  # points of a document; more are rejected
-EDIT_FIELDS = {"fill": {"point", "color"}, "grow": {"point"}, "cut": {"points", "radius"},
-               "brush": {"points", "radius", "color"}, "reset": set()}
+KINDS = ("fill", "grow", "cut", "brush", "reset")
 
 
 @dataclass(frozen=True)
@@ -43,29 +42,26 @@ class ColoredArea:
 class Correction:
     """The edits of a frame of ``size`` (height, width), and those that were undone, which ``redo`` restores.
 
-    An edit is a dict: {"kind": "fill", "point", "color"} colors a region, "grow" adds the region at "point" to the last
-    fill, "cut" divides that fill by a stroke of "points" and "radius", "brush" colors along a stroke, and "reset"
-    removes all colors. The color None restores the predicted colors. All methods raise UserError for an invalid edit.
+    An edit is a dict of "kind", "points", "color" and "radius", see ``add``. All methods raise UserError for an invalid
+    edit.
     """
 
     size: tuple[int, int]
     edits: list[dict[str, Any]] = field(default_factory=list)
     undone: list[dict[str, Any]] = field(default_factory=list)
 
-    def fill(self, point: Point, color: str | None) -> None:
-        self._add({"kind": "fill", "point": _to_list(point), "color": color})
+    def add(self, kind: str, points: Sequence[Point] = (), color: str | None = None, radius: float = 1.0) -> None:
+        """Add an edit.
 
-    def grow(self, point: Point) -> None:
-        self._add({"kind": "grow", "point": _to_list(point)})
-
-    def cut(self, points: Sequence[Point], radius: float) -> None:
-        self._add({"kind": "cut", "points": [_to_list(point) for point in points], "radius": radius})
-
-    def brush(self, points: Sequence[Point], radius: float, color: str | None) -> None:
-        self._add({"kind": "brush", "points": [_to_list(point) for point in points], "radius": radius, "color": color})
-
-    def reset(self) -> None:
-        self._add({"kind": "reset"})
+        "fill" colors the region at the first point, "grow" adds the region there to the last fill, "cut" divides that
+        fill by a stroke along the points, "brush" colors along a stroke, and "reset" removes all colors. The color None
+        restores the predicted colors.
+        """
+        points = [[float(value) for value in point] for point in points]
+        edit = {"kind": kind, "points": points, "color": color, "radius": radius}
+        _check([*self.edits, edit], self.size)
+        self.edits.append(edit)
+        self.undone.clear()
 
     def undo(self) -> None:
         if not self.edits:
@@ -77,27 +73,24 @@ class Correction:
             raise UserError("there is nothing to redo; undo an edit first")
         self.edits.append(self.undone.pop())
 
-    def _add(self, edit):
-        _check([*self.edits, edit], self.size)
-        self.edits.append(edit)
-        self.undone.clear()
-
     def areas(self) -> list[ColoredArea]:
         """Return the areas to color, from bottom to top."""
-        areas = []
+        areas: list[ColoredArea] = []
         for edit in self.edits:
+            points, color = tuple(map(tuple, edit["points"])), edit["color"]
+            stroke = Stroke(points, edit["radius"])
             match edit["kind"]:
                 case "reset":
                     areas = []
                 case "fill":
-                    areas.append(ColoredArea(edit["color"], (tuple(edit["point"]),)))
+                    areas.append(ColoredArea(color, points[:1]))
                 case "brush":
-                    areas.append(ColoredArea(edit["color"], brush=_stroke_of(edit)))
+                    areas.append(ColoredArea(color, brush=stroke))
                 case kind:
                     last = max(index for index, area in enumerate(areas) if area.clicks)
                     area = areas[last]
-                    areas[last] = (replace(area, clicks=(*area.clicks, tuple(edit["point"]))) if kind == "grow" else
-                                   replace(area, cuts=(*area.cuts, _stroke_of(edit))))
+                    areas[last] = (replace(area, clicks=area.clicks + points[:1]) if kind == "grow" else
+                                   replace(area, cuts=(*area.cuts, stroke)))
         return areas
 
     def state(self) -> dict[str, Any]:
@@ -181,49 +174,36 @@ def draw_stroke(stroke: Stroke, size: tuple[int, ...]) -> np.ndarray:
     return mask.astype(np.float32) / 255
 
 
-def _to_list(point):
-    return [float(value) for value in point]
-
-
-def _stroke_of(edit):
-    return Stroke(tuple(tuple(point) for point in edit["points"]), edit["radius"])
-
-
 def _damaged(reason):
     return UserError(f"the correction is damaged: {reason}; use a backup or correct the frame again")
 
 
 def _check(edits, size):
     """Raise UserError unless ``edits`` are valid in this order for a frame of ``size``."""
-    filled, points = False, 0
+    filled, count = False, 0
     for edit in edits:
-        kind = edit.get("kind") if isinstance(edit, Mapping) else None
-        if not isinstance(kind, str) or kind not in EDIT_FIELDS or set(edit) != {"kind", *EDIT_FIELDS[kind]}:
-            raise _damaged("an edit is not a fill, grow, cut, brush or reset with all its fields")
+        if not isinstance(edit, dict) or set(edit) != {"kind", "points", "color", "radius"}:
+            raise _damaged("the entries of an edit are not kind, points, color and radius")
+        kind, points, radius = edit["kind"], edit["points"], edit["radius"]
+        if kind not in KINDS or not isinstance(points, list) or not (points or kind == "reset"):
+            raise _damaged("an edit has no points or an unknown kind")
         if kind in ("grow", "cut") and not filled:
             raise UserError(f"there is no fill to {kind}; fill a region first")
         filled = kind != "reset" and (filled or kind == "fill")
-        if "points" in edit:
-            if not isinstance(edit["points"], list) or not edit["points"]:
-                raise _damaged("a stroke has no points")
-            if not _is_number(edit["radius"]) or edit["radius"] <= 0:
-                raise _damaged("the radius of a stroke is not above 0")
-        for point in edit.get("points", [edit["point"]] if "point" in edit else []):
-            points += 1
-            _check_point(point, None if "points" in edit else size)
-        if edit.get("color") is not None:
+        if not _is_number(radius) or radius <= 0:
+            raise _damaged("a radius is not above 0")
+        if edit["color"] is not None:
             hex_to_lab(edit["color"])
-    if points > MAX_POINTS:
+        for point in points:
+            count += 1
+            if not (isinstance(point, list) and len(point) == 2 and all(map(_is_number, point))):
+                raise _damaged("a point is not a pair of numbers")
+            if kind in ("fill", "grow") and not all(
+                    -0.5 <= value < side - 0.5 for value, side in zip(point, reversed(size), strict=True)):
+                raise UserError(f"the point ({point[0]:g}, {point[1]:g}) is outside the frame, which is {size[1]}x"
+                                f"{size[0]}; click into the frame")
+    if count > MAX_POINTS:
         raise UserError(f"the correction has more than {MAX_POINTS:,} points; use fills instead of wide brush strokes")
-
-
-def _check_point(point, size):
-    """Raise UserError unless a point is a pair of numbers, and inside a frame of ``size`` if that is not None."""
-    if not (isinstance(point, (list, tuple)) and len(point) == 2 and all(map(_is_number, point))):
-        raise _damaged("a point is not a pair of numbers")
-    if size and not all(-0.5 <= value < side - 0.5 for value, side in zip(point, reversed(size), strict=True)):
-        raise UserError(f"the point ({point[0]:g}, {point[1]:g}) is outside the frame, which is {size[1]}x{size[0]}; "
-                        "click into the frame")
 
 
 def _is_number(value):

@@ -40,26 +40,17 @@ class FrameEditor:
     def edit(self, tool: str, points: Sequence[Point] = (), color: str | None = None, radius: float = 1.0) -> None:
         """Apply a tool and store the correction.
 
-        "fill" and "grow" act at the first of the points, "cut", "brush" and "erase" along them, in pixels; "undo",
-        "redo" and "reset" need none. Raises UserError for an invalid edit.
+        The tools are "undo", "redo", "erase" (a brush that restores the predicted colors) and the kinds of
+        ``Correction.add``. Raises UserError for an invalid edit.
         """
-        correction = self.correction
-        if tool in ("undo", "redo", "reset"):
-            getattr(correction, tool)()
-        elif not points:
-            raise UserError("the edit has no point; click into the frame")
-        elif tool == "fill":
-            correction.fill(points[0], color)
-        elif tool == "grow":
-            correction.grow(points[0])
-        elif tool == "cut":
-            correction.cut(points, 1.0)
-        elif tool in ("brush", "erase"):
-            correction.brush(points, radius, color if tool == "brush" else None)
+        if tool in ("undo", "redo"):
+            getattr(self.correction, tool)()
+        elif tool == "erase":
+            self.correction.add("brush", points, None, radius)
         else:
-            raise UserError(f"{tool!r:.20} is not a tool; use fill, grow, cut, brush, erase, undo, redo or reset")
+            self.correction.add(tool, points, color, 1.0 if tool == "cut" else radius)
         with atomic_write(self.path) as temporary:
-            temporary.write_text(json.dumps(correction.state()) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(self.correction.state()) + "\n", encoding="utf-8")
 
     def picture(self) -> np.ndarray:
         """Return the corrected frame, RGB uint8 (H, W, 3), with the lightness of the film within sRGB."""

@@ -70,9 +70,6 @@ class Project:
         with atomic_write(self.folder / "project.json") as temporary:
             temporary.write_text(self.settings.to_json(), encoding="utf-8")
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # Film and checkpoint
-
     @property
     def film(self) -> VideoFile | None:
         """The grayscale film, None before one is chosen. Raises UserError if the file does not exist any more."""
@@ -129,9 +126,6 @@ class Project:
         return self.folder / "colored" / (
             film.stem + (film.suffix if film.suffix.lower() in OUTPUT_SUFFIXES else ".mkv"))
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # Cuts
-
     def split_shot(self, frame: int) -> None:
         """Start a shot at ``frame``."""
         self._edit_cut(frame, self.settings.cut_at, self.settings.join_at)
@@ -149,9 +143,6 @@ class Project:
             added.append(frame)
             added.sort()
         self.save()
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # References and color changes
 
     @property
     def references(self) -> Path:
@@ -209,9 +200,6 @@ class Project:
         pictures = [read_image(item) if isinstance(item, Path) else item
                     for _, item in sorted(named.items(), key=lambda pair: natural_key(pair[0]))]
         return [picture for picture in pictures if has_color(picture)]
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # Results of background jobs
 
     def coloring_key(self) -> str:
         """Return a text that identifies the cuts, the checkpoint, the references and the color changes."""

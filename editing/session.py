@@ -51,9 +51,6 @@ class EditingSession:
         self.lock = threading.RLock()  # held while the project is changed
         self.version = 1  # grows whenever pages have to reload the shots
 
-    # -----------------------------------------------------------------------------------------------------------------
-    # Jobs
-
     def start_job(self, title: str, run: Callable[[BackgroundJob], None]) -> None:
         """Start ``run(job)`` in the background. Raises UserError while another job is running."""
         def run_and_notify(job):
@@ -130,9 +127,6 @@ class EditingSession:
                 "message": job.message, "seconds_left": None if left is None else round(left), "error": job.error,
                 "finished": [shot.start for shot in self.finished_shots()], "film": Path(project.settings.film).name,
                 "checkpoint": project.checkpoint is not None, "outdated": outdated}
-
-    # -----------------------------------------------------------------------------------------------------------------
-    # Changes of the project
 
     def choose_film(self, path: str | Path) -> None:
         """Set the film and find its shots."""

@@ -1,4 +1,4 @@
-"""What a correction gives: on drawn discs whose things and colors are known, and as a document."""
+"""Tests of corrections of drawn discs with known regions and colors, and of their document."""
 
 import json
 
@@ -19,7 +19,7 @@ RED = "#c03030"
 
 @pytest.fixture
 def renderer():
-    """A disc that is lit from the right, another one, and a ground; the machine painted all in one green."""
+    """A renderer of two discs on a background that are lit from the right; the predicted color is one green."""
     light = 90 + 60 * disc((200, 180), 60) + 90 * disc((330, 180), 40)
     L = lightness(light * np.linspace(0.9, 1.1, SIZE[1]))
     return CorrectionRenderer(Regions(L), np.full((16, 16, 2), (-20, 10), np.float32))
@@ -29,9 +29,9 @@ def chroma_and_hue(ab):
     return np.hypot(*np.moveaxis(ab, -1, 0)), np.degrees(np.arctan2(ab[..., 1], ab[..., 0]))
 
 
-def test_a_fill_has_its_color_in_the_middle_and_shading_stays(renderer):
+def test_a_fill_has_its_color_and_keeps_the_shading(renderer):
     correction = Correction(SIZE)
-    correction.fill((200, 180), RED)
+    correction.add("fill", [(200, 180)], RED)
     ab = renderer.apply(correction)
     wanted, (chroma, hue) = chroma_and_hue(hex_to_lab(RED)[1:]), chroma_and_hue(ab)
     assert chroma[180, 200] == pytest.approx(wanted[0], rel=0.01)
@@ -42,33 +42,33 @@ def test_a_fill_has_its_color_in_the_middle_and_shading_stays(renderer):
     assert (ab[outside] == renderer.predicted_ab[outside]).all()
     L = renderer.regions.L
     again = rgb_to_lab(lab_to_rgb(np.dstack([L, ab])))
-    assert np.abs(again - np.dstack([L, ab]))[inside].max() < 1.2  # within sRGB, but for its 8 bits
+    assert np.abs(again - np.dstack([L, ab]))[inside].max() < 1.2  # within sRGB, up to 8-bit rounding
 
 
-def test_grow_cut_brush_and_erase(renderer):
+def test_grow_cut_and_brush_color_their_areas(renderer):
     correction = Correction(SIZE)
-    correction.fill((200, 180), RED)
-    correction.grow((330, 180))
+    correction.add("fill", [(200, 180)], RED)
+    correction.add("grow", [(330, 180)])
     ab = renderer.apply(correction)
     assert ab[180, 200, 0] > 30 and ab[180, 330, 0] > 10
-    correction.cut([(143, 180), (257, 180)], 1)
+    correction.add("cut", [(143, 180), (257, 180)])
     ab = renderer.apply(correction)
     assert ab[150, 200].tolist() == ab[20, 20].tolist() or ab[210, 200].tolist() == ab[20, 20].tolist()
-    correction.brush([(20, 20), (120, 20)], 6, RED)
+    correction.add("brush", [(20, 20), (120, 20)], RED, 6)
     assert renderer.apply(correction)[20, 70, 0] > 20 and renderer.apply(correction)[29, 70, 0] == -20
-    correction.brush([(70, 20)], 3, None)
+    correction.add("brush", [(70, 20)], None, 3)
     assert renderer.apply(correction)[20, 70].tolist() == [-20, 10] and renderer.apply(correction)[20, 40, 0] > 20
-    correction.fill((330, 180), None)
+    correction.add("fill", [(330, 180)], None)
     assert renderer.apply(correction)[180, 330].tolist() == [-20, 10]
 
 
-def test_undo_redo_and_reset_lead_back_to_the_same_colors(renderer):
+def test_undo_redo_and_reset_restore_the_same_colors(renderer):
     correction, states = Correction(SIZE), []
-    correction.fill((200, 180), RED)
+    correction.add("fill", [(200, 180)], RED)
     states.append(renderer.apply(correction))
-    correction.grow((330, 180))
+    correction.add("grow", [(330, 180)])
     states.append(renderer.apply(correction))
-    correction.reset()
+    correction.add("reset")
     assert (renderer.apply(correction) == renderer.predicted_ab).all()
     for state in reversed(states):
         correction.undo()
@@ -76,7 +76,7 @@ def test_undo_redo_and_reset_lead_back_to_the_same_colors(renderer):
     correction.redo()
     assert (renderer.apply(correction) == states[1]).all()
     correction.undo()
-    correction.fill((330, 180), RED)
+    correction.add("fill", [(330, 180)], RED)
     with pytest.raises(UserError, match="nothing to redo"):
         correction.redo()
     correction.undo()
@@ -88,10 +88,10 @@ def test_undo_redo_and_reset_lead_back_to_the_same_colors(renderer):
 
 def test_a_document_survives_json(renderer):
     correction = Correction(SIZE)
-    correction.fill((200, 180), RED)
-    correction.cut(np.array([(143, 180), (257, 180)]), 1)
-    correction.brush([(20, 20)], 6.5, None)
-    correction.reset()
+    correction.add("fill", [(200, 180)], RED)
+    correction.add("cut", np.array([(143, 180), (257, 180)]))
+    correction.add("brush", [(20, 20)], None, 6.5)
+    correction.add("reset")
     correction.undo()
     correction.undo()
     again = Correction.of(json.loads(json.dumps(correction.state())))
@@ -99,21 +99,22 @@ def test_a_document_survives_json(renderer):
     assert (renderer.apply(again) == renderer.apply(correction)).all()
 
 
-FILL = {"kind": "fill", "point": [20, 20], "color": RED}
+FILL = {"kind": "fill", "points": [[20, 20]], "color": RED, "radius": 1}
 DAMAGES = {
-    "no dict": [], "a step of no kind": {"kind": "explode"}, "more": {**FILL, "more": 1},
-    "no color": {**FILL, "color": 3},
-    "words": {**FILL, "color": "red"}, "no point": {**FILL, "point": 7}, "nan": {**FILL, "point": [20, float("nan")]},
-    "true": {**FILL, "point": [True, 1]}, "outside": {**FILL, "point": [480, 1]}, "huge": {**FILL, "point": [1e300, 1]},
-    "nothing to grow": {"kind": "grow", "point": [1, 1]}, "no points": {"kind": "brush", "points": [], "radius": 2,
-                                                                      "color": None},
-    "number": {"kind": "brush", "points": 3, "radius": 2, "color": None},
-    "radius": {"kind": "brush", "points": [[1, 1]], "radius": 0, "color": None}}
+    "not a dict": [], "unknown kind": {**FILL, "kind": "explode"}, "kind of a wrong type": {**FILL, "kind": 3},
+    "additional entry": {**FILL, "more": 1}, "missing entry": {"kind": "reset"},
+    "color of a wrong type": {**FILL, "color": 3}, "color name": {**FILL, "color": "red"},
+    "points of a wrong type": {**FILL, "points": 7}, "no point": {**FILL, "points": []},
+    "number as point": {**FILL, "points": [3]}, "nan": {**FILL, "points": [[20, float("nan")]]},
+    "bool": {**FILL, "points": [[True, 1]]}, "outside": {**FILL, "points": [[480, 1]]},
+    "huge": {**FILL, "points": [[1e300, 1]]}, "grow without fill": {**FILL, "kind": "grow"},
+    "brush without points": {**FILL, "kind": "brush", "points": []}, "radius 0": {**FILL, "kind": "brush", "radius": 0},
+    "radius of a wrong type": {**FILL, "kind": "brush", "radius": "1"}}
 
 
 @pytest.mark.parametrize("step", DAMAGES.values(), ids=DAMAGES)
 @pytest.mark.parametrize("where", ["edits", "undone"])
-def test_damaged_documents_are_refused(step, where):
+def test_damaged_edits_are_refused(step, where):
     state = Correction(SIZE).state()
     assert Correction.of({**state, where: [FILL]})
     with pytest.raises(UserError):
@@ -121,7 +122,7 @@ def test_damaged_documents_are_refused(step, where):
 
 
 @pytest.mark.parametrize("change", [{"format": 1}, {"size": [0, 3]}, {"size": "ab"}, {"edits": None}, {"more": 1}])
-def test_damaged_frames_of_documents_are_refused(change):
+def test_documents_with_wrong_entries_are_refused(change):
     with pytest.raises(UserError):
         Correction.of({**Correction(SIZE).state(), **change})
 
@@ -132,18 +133,18 @@ def test_a_correction_of_another_size_is_refused(renderer):
 
 
 @pytest.mark.parametrize("color", ["#000000", "#ffffff", "#ee6c80", "#12a89c", "#0000ff"])
-def test_colors_have_numbers_and_back(color):
+def test_hex_colors_survive_a_conversion_to_lab(color):
     assert lab_to_hex(hex_to_lab(color)) == color
 
 
-def test_median_color_is_that_around_a_point():
+def test_median_color_is_taken_around_a_point():
     picture = np.full((20, 30, 3), (10, 20, 30), np.uint8)
     picture[:, 15:] = 200, 100, 0
     picture[5, 20] = 255
     assert median_color(picture, (5, 5)) == "#0a141e" and median_color(picture, (20, 5)) == "#c86400"
 
 
-def test_chroma_ends_where_srgb_does():
+def test_max_chroma_is_the_limit_of_srgb():
     hue = hex_to_lab("#ff0000")[1:] / np.hypot(*hex_to_lab("#ff0000")[1:])
     reach = max_chroma(hue, np.array([0, hex_to_lab("#ff0000")[0], 100]))
     assert reach[0] < 2 and reach[1] == pytest.approx(104.5, abs=1.5) and reach[2] < 2

@@ -1,4 +1,4 @@
-"""A color of the show becomes another everywhere: on drawn things of known colors, and in a film."""
+"""Tests of color replacement on drawings of known colors and in a film, and of the palette."""
 
 from types import SimpleNamespace
 
@@ -28,8 +28,7 @@ OTHERS = {"skin": "#e8b898", "brown": "#6a3a28", "orange": "#e8883a", "pink": "#
 
 
 def scene():
-    """A red ball with a shaded side on skin, among things of the OTHERS, RGB uint8 (96, 128, 3), anti-aliased; and the
-    mask of the ball."""
+    """Return an anti-aliased red ball with a shaded side in front of the OTHERS, RGB uint8 (96, 128, 3), and its mask."""
     rgb = np.zeros((96 * 8, 128 * 8, 3), np.uint8)
     for number, color in enumerate(OTHERS.values()):
         rgb[:, 256 * number:256 * (number + 1)] = list(bytes.fromhex(color[1:]))
@@ -42,7 +41,7 @@ def scene():
         mask.astype(np.float32), (128, 96), interpolation=cv2.INTER_AREA)
 
 
-def test_what_has_the_color_follows_softly_and_nothing_else_does():
+def test_only_the_old_color_is_replaced_with_soft_edges():
     rgb, mask = scene()
     lab = rgb_to_lab(rgb)
     ab = replace_colors(lab[..., 1:], lab[..., 0], [ColorChange(RED, BLUE)])
@@ -50,22 +49,23 @@ def test_what_has_the_color_follows_softly_and_nothing_else_does():
     difference = color_differences(after, lab)
     assert np.quantile(difference[mask == 0], 0.999) < 1 and difference[mask == 0].max() < 1.5
     hue = np.arctan2(*ab[mask == 1].T[::-1])
-    assert np.abs(hue - np.arctan2(*hex_to_lab(BLUE)[:0:-1])).max() < 0.1  # the shaded side, too
+    assert np.abs(hue - np.arctan2(*hex_to_lab(BLUE)[:0:-1])).max() < 0.1  # also on the shaded side
     part = np.linalg.norm(ab - lab[..., 1:], axis=-1) / np.linalg.norm(hex_to_lab(BLUE)[1:] - hex_to_lab(RED)[1:])
     edge = (mask > 0.3) & (mask < 0.7)
-    assert edge.sum() > 20 and np.median(np.abs(part - mask)[edge]) < 0.25  # less light on one side
+    assert edge.sum() > 20 and np.median(np.abs(part - mask)[edge]) < 0.25  # tolerance for the shaded side
     assert part[edge].max() < 1 and part[edge].min() > 0.05
 
 
 def test_two_colors_can_be_swapped():
     rgb, mask = scene()
     lab = rgb_to_lab(rgb)
-    ab = replace_colors(lab[..., 1:], lab[..., 0], [ColorChange(RED, OTHERS["orange"]), ColorChange(OTHERS["orange"], RED)])
+    swap = [ColorChange(RED, OTHERS["orange"]), ColorChange(OTHERS["orange"], RED)]
+    ab = replace_colors(lab[..., 1:], lab[..., 0], swap)
     assert np.abs(ab[(mask == 1) & (lab[..., 0] > 42)] - hex_to_lab(OTHERS["orange"])[1:]).mean() < 12
     assert ab[50, 92, 0] > lab[50, 92, 1] + 15
 
 
-def test_the_cat_of_the_drawn_episode_changes_alone():
+def test_only_the_cat_of_the_drawn_episode_changes():
     rgb, body = draw_frame(2, 160), draw_frame(2, 160, mask_of="ruby")
     lab = rgb_to_lab(rgb)
     ab = replace_colors(lab[..., 1:], lab[..., 0], [ColorChange("#ee6c80", BLUE)])
@@ -75,7 +75,7 @@ def test_the_cat_of_the_drawn_episode_changes_alone():
 
 
 class ByLightness(FilmPredictor):
-    """Paints what it saw in color once: each pixel as the one of the nearest lightness."""
+    """A predictor that gives each pixel the known color of the nearest lightness."""
 
     side, source, identity = 64, "memory", "by lightness"
 
@@ -89,7 +89,7 @@ class ByLightness(FilmPredictor):
         return np.stack([cv2.blur(each, (3, 3)) for each in ab]), Confidence.unknown(len(L))
 
 
-def test_a_film_changes_as_a_whole(tmp_path):
+def test_a_color_is_replaced_in_a_whole_film(tmp_path):
     rgb, mask = scene()
     L = rgb_to_lab(rgb)[..., 0]
     gray = lab_to_rgb(np.dstack([L, np.zeros((*L.shape, 2), np.float32)]))
@@ -104,14 +104,14 @@ def test_a_film_changes_as_a_whole(tmp_path):
         color_film(predictor, VideoFile(tmp_path / "gray.mkv"), tmp_path / f"{name}.mkv", FilmConfig(crf=0))
     before, after = (planes_in(tmp_path / f"{name}.mkv") for name in ("before", "after"))
     inside = cv2.resize(mask, (64, 48), interpolation=cv2.INTER_AREA)
-    inside[18:38, 23:43] = 0.5  # the dark side, which is as light as the brown
+    inside[18:38, 23:43] = 0.5  # the shaded side, which is as light as the brown
     for (y, cb, _), (new_y, new_cb, _) in zip(before, after, strict=True):
         assert (y == new_y).all()
         assert (new_cb.astype(int) - cb)[inside == 1].min() > 20
         assert np.abs(new_cb.astype(int) - cb)[:, 54:].max() <= 2
 
 
-def test_a_predictor_is_another_one_by_its_changes():
+def test_color_changes_are_part_of_the_identity_of_a_predictor():
     plain, change = ByLightness(), ColorChange(RED, BLUE)
     identities = [plain.identity, *(RecoloringPredictor(plain, changes).identity for changes in (
         [], [change], [ColorChange(BLUE, RED)], [change, change]))]
@@ -132,7 +132,7 @@ def predictor_of(pictures):
                            names={7 + number: f"{number}.png" for number in range(len(codes))})
 
 
-def test_the_palette_has_the_colors_of_the_show_and_loses_no_scarf():
+def test_the_palette_contains_small_vivid_objects():
     rng, pictures = np.random.default_rng(0), []
     for number in range(4):
         picture = np.linspace((120, 170, 220), (200, 220, 240), 96)[:, None].repeat(96, 1)  # a sky

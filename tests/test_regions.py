@@ -1,4 +1,4 @@
-"""What a click fills: things that are drawn with known masks."""
+"""Tests of the segmentation on drawings with known masks."""
 
 import cv2
 import numpy as np
@@ -14,28 +14,28 @@ SIZE = (360, 480)
 
 
 def disc(center, radius, size=SIZE):
-    """How much of each pixel a disc covers, float32 of 0..1: anti-aliased."""
+    """Return an anti-aliased disc as a mask, float32 in [0, 1]."""
     large = np.zeros((size[0] * 8, size[1] * 8), np.uint8)
     cv2.circle(large, tuple(8 * c + 4 for c in center), 8 * radius, 255, -1)
     return cv2.resize(large, size[::-1], interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
 def lightness(gray):
-    """L of a gray picture, float (H, W) of 0..255."""
+    """Return L of a grayscale picture, float (H, W) in [0, 255]."""
     return rgb_to_lab(np.repeat(np.clip(np.round(gray), 0, 255).astype(np.uint8)[..., None], 3, 2))[..., 0]
 
 
 def outlined(gap=0):
-    """A disc as light as its ground, with an outline that has a gap of so many pixels."""
+    """Return L of a disc as light as its background, with an outline that has a gap of ``gap`` pixels."""
     gray = 170 - 130 * (disc((200, 180), 62) - disc((200, 180), 58))
     if gap:
         gray[180 - gap // 2:180 - gap // 2 + gap, 250:275] = 170
     return lightness(gray)
 
 
-def iou(mask, truth):
-    mask, truth = mask > 0.5, truth > 0.5
-    return (mask & truth).sum() / (mask | truth).sum()
+def iou(mask, expected):
+    mask, expected = mask > 0.5, expected > 0.5
+    return (mask & expected).sum() / (mask | expected).sum()
 
 
 @pytest.mark.parametrize("gap", [0, 3, 6])
@@ -47,7 +47,7 @@ def test_a_line_closes_a_region_across_small_gaps(gap):
     assert iou(regions.fill([(20, 20)]), 1 - disc((200, 180), 60)) > 0.98
 
 
-def test_a_wide_way_out_is_no_gap():
+def test_a_wide_opening_is_not_closed():
     gray = 170 - 130 * (disc((200, 180), 62) - disc((200, 180), 58))
     gray[150:210, 240:280] = 170
     assert Regions(lightness(gray)).fill([(200, 180)])[20, 20] == 1
@@ -66,20 +66,20 @@ def shaded(gray):
 
 
 @pytest.mark.parametrize("change", [noisy, compressed, shaded], ids=lambda change: change.__name__)
-def test_flats_are_told_apart_without_lines(change):
-    truth = disc((200, 180), 60)
-    regions = Regions(lightness(change(100 + 60 * truth)))
-    assert iou(regions.fill([(200, 180)]), truth) > 0.97
-    assert iou(regions.fill([(20, 20)]), 1 - truth) > 0.98
+def test_flat_areas_without_lines_are_separated(change):
+    expected = disc((200, 180), 60)
+    regions = Regions(lightness(change(100 + 60 * expected)))
+    assert iou(regions.fill([(200, 180)]), expected) > 0.97
+    assert iou(regions.fill([(20, 20)]), 1 - expected) > 0.98
 
 
-def test_a_mask_is_as_soft_as_the_edge_of_the_thing():
-    truth = disc((200, 180), 60)
-    mask = Regions(lightness(100 + 60 * truth)).fill([(200, 180)])
-    assert np.abs(mask - truth).max() < 0.15 and np.abs(mask - truth).mean() < 0.002
+def test_a_mask_is_as_soft_as_the_edge_of_the_object():
+    expected = disc((200, 180), 60)
+    mask = Regions(lightness(100 + 60 * expected)).fill([(200, 180)])
+    assert np.abs(mask - expected).max() < 0.15 and np.abs(mask - expected).mean() < 0.002
 
 
-def test_clicks_grow_a_thing_and_strokes_cut_it():
+def test_clicks_grow_a_mask_and_strokes_cut_it():
     regions = Regions(lightness(100 + 60 * disc((200, 180), 60) + 40 * disc((330, 180), 40)))
     first, second = disc((200, 180), 60), disc((330, 180), 40)
     assert iou(regions.fill([(200, 180), (330, 180)]), np.maximum(first, second)) > 0.97
@@ -90,7 +90,7 @@ def test_clicks_grow_a_thing_and_strokes_cut_it():
     assert iou(both, first) > 0.97
 
 
-def test_a_click_outside_says_so():
+def test_a_click_outside_the_frame_is_refused():
     with pytest.raises(UserError, match="outside the frame, which is 480x360"):
         Regions(outlined()).fill([(480, 20)])
 
@@ -102,4 +102,4 @@ def test_a_frame_without_edges_is_one_region():
 def test_a_drawn_character_takes_few_clicks():
     rows = np.array([row for row in measure(80) if row[0] >= 400])
     assert len(rows) >= 4 and (rows[:, 3] > 0.95).all()
-    assert (rows[:, 1] > 0.95).sum() >= 2  # an arm takes one
+    assert (rows[:, 1] > 0.95).sum() >= 2  # an arm takes one click

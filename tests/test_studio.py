@@ -37,8 +37,8 @@ import sys
 sys.path[:0] = [{str(studio.ROOT)!r}, {str(studio.ROOT / "tests")!r}]
 from drawn import be_quick
 import train
-from config import SpatialConfig, TrainConfig, read_flags
-from utils import run_cli
+from config import SpatialConfig, TrainConfig
+from utils import read_flags, run_cli
 be_quick()
 few = dict(width=4, batch_size=4, end_epoch=1, mem_size=8, spatial=SpatialConfig(attended_frames=2))
 run_cli(lambda argv: train.train(TrainConfig(**read_flags(TrainConfig, argv, ""), **few)), sys.argv[2:])
