@@ -182,7 +182,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 class FinishedShot(NamedTuple):
-    """A colored shot of a film that is not complete yet."""
+    """A colored shot of an incomplete film."""
 
     start: int  # first frame
     end: int  # exclusive
@@ -190,7 +190,7 @@ class FinishedShot(NamedTuple):
 
 
 def finished_shots(project: Project) -> list[FinishedShot]:
-    """Return the shots that a running job has colored so far."""
+    """Return the shots in the log of the current coloring."""
     folder = segment_folder(project.colored)
     shots = [FinishedShot(line["start_frame"], line["end_frame"], folder / f"{line['index']:06d}.segment")
              for line in read_log(log_path(project))]

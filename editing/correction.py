@@ -183,7 +183,7 @@ def _check(edits, size):
     filled, count = False, 0
     for edit in edits:
         if not isinstance(edit, dict) or set(edit) != {"kind", "points", "color", "radius"}:
-            raise _damaged("the entries of an edit are not kind, points, color and radius")
+            raise _damaged("an edit does not consist of kind, points, color and radius")
         kind, points, radius = edit["kind"], edit["points"], edit["radius"]
         if kind not in KINDS or not isinstance(points, list) or not (points or kind == "reset"):
             raise _damaged("an edit has no points or an unknown kind")

@@ -1,4 +1,4 @@
-"""What the page shows of a film: its shots, frames and clips, and the remembered frames that its colors come from."""
+"""Access of the page to the shots, frames and clips of a film, and to the remembered frames and their palette."""
 
 import tempfile
 import threading
@@ -42,12 +42,10 @@ class FilmBrowser:
         if preview is None:
             return {"colored": False, "shots": []}
         pts, time_base = preview.pts, VideoFile(self.project.settings.film).info.time_base
-        shots = [{"start": start, "end": end, "middle": (start + end) // 2,
-                  "time": round(float(pts[start] * time_base), 3),
-                  "seconds": round(float((pts[end - 1] - pts[start]) * time_base), 3), "confidence": None,
-                  "doubtful": False, "rank": 0, "picture": data_uri(preview.thumbnail((start + end) // 2))}
-                 for start, end in detected]
-        return {"colored": False, "shots": shots}
+        return {"colored": False, "shots": [
+            {"start": start, "end": end, "middle": (start + end) // 2, "time": round(float(pts[start] * time_base), 3),
+             "seconds": round(float((pts[end - 1] - pts[start]) * time_base), 3), "confidence": None, "doubtful": False,
+             "rank": 0, "picture": data_uri(preview.thumbnail((start + end) // 2))} for start, end in detected]}
 
     def _colored_shots(self, records):
         ranks = {suggestion.shot.index: rank for rank, suggestion in enumerate(suggest_frames(records, SUGGESTIONS), 1)}
@@ -163,7 +161,7 @@ class MemoryBrowser:
         return [{"name": predictor.frame_names.get(i, f"frame {i}"), "picture": uris.get(i, "")} for i in ids]
 
     def _pictures(self, predictor):
-        """Return the pictures of the remembered frames by id, and the data URIs of their thumbnails made so far."""
+        """Return the pictures of the remembered frames by id, and a cache of the data URIs of their thumbnails."""
         key = predictor.identity, self.session.version
         if self.pictures is None or self.pictures[0] != key:
             self.pictures = key, memory_thumbnails(predictor.colorizer) if predictor.uses_memory else {}, {}

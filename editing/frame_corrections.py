@@ -1,4 +1,4 @@
-"""What the page does to correct a film: edits of single frames, references, and the preview of their effect."""
+"""The part of an editing session that corrects frames: edits, references and the preview of their effect."""
 
 import threading
 from typing import Any
@@ -56,7 +56,7 @@ class FrameCorrections:
             return self.open_frame(frame)
 
     def preview_effect(self, frame: int) -> dict[str, Any]:
-        """Return a sentence that tells which shots change if the corrected frame becomes a reference."""
+        """Return a message that lists the shots that change if the corrected frame becomes a reference."""
         session, project, rgb = self.session, self.project, self._editor_of(frame).picture()
         if session.jobs.job.running or not project.is_current() or project.film is None:
             return {"message": "The affected shots are shown once the film is colored with all changes."}

@@ -24,7 +24,7 @@ class ProjectSettings:
     film: str = ""  # path of the grayscale film; "" before one is chosen
     cut_at: list[int] = field(default_factory=list)  # frames that start a shot in addition to the detected ones
     join_at: list[int] = field(default_factory=list)  # detected cuts that are ignored
-    references: list[Reference] = field(default_factory=list)  # in the order in which they were added
+    references: list[Reference] = field(default_factory=list)  # oldest first
     color_changes: list[list[str]] = field(default_factory=list)  # [old, new] colors, each "#rrggbb"
 
     def to_json(self) -> str:

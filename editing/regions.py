@@ -36,7 +36,7 @@ class RegionsConfig:
     edge_low_threshold: float = 1.0  # slope in L per pixel that continues an edge; larger: shorter edges
     edge_high_threshold: float = 2.0  # slope in L per pixel that starts an edge; larger: fewer edges
     max_line_width: float = 7.0  # pixels; larger: thicker dark strokes count as lines instead of as regions
-    min_line_contrast: float = 12.0  # L by which a line is darker than both sides; larger: only darker lines count
+    min_line_contrast: float = 12.0  # minimum difference in L to both sides of a line; larger: only darker lines count
     max_ball_radius: float = 4.0  # pixels; larger: wider gaps in lines are closed (up to twice this)
     ball_shrink_factor: float = 0.6  # ratio of successive ball radii; larger: more passes, finer gap detection
     min_region_area: float = 10.0  # square pixels; larger: small regions merge into their neighbors
@@ -112,8 +112,8 @@ class Regions:
     def _segment(self, barrier):
         """Return the label of each pixel, int32 (h, w), for barriers, bool (h, w).
 
-        Balls are tried from the largest to the smallest. A connected area in which the ball fits is a new region if it
-        contains no label yet and is wider than its exits; otherwise its labels are extended to it.
+        Balls are tried from the largest to the smallest. Each connected area that the ball fits into becomes a new
+        region if it contains no label and is wider than its exits; otherwise its labels are extended to it.
         """
         clearance = cv2.distanceTransform(np.uint8(~barrier), cv2.DIST_L2, 5)  # radius of the ball that fits at a pixel
         radii = [self.config.max_ball_radius * self.scale]

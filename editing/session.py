@@ -101,13 +101,13 @@ class EditingSession:
         def run(job):
             train_project(self.project, list(sources), minutes, job)
             if self.project.film is not None:
-                job.cancel.clear()  # a user who stops the training wants to see its result
+                job.cancel.clear()  # color with the result, also of a training that was stopped early
                 self._color_next(job)
 
         self.start_job("training", run)
 
     def training_progress(self) -> dict[str, Any]:
-        """Return the validation errors (CIEDE2000) of the training so far, and its samples as a data URI or None."""
+        """Return the validation errors (CIEDE2000) of the training, and its samples as a data URI or None."""
         folder = self.project.folder / "training"
         samples = folder / "samples" / "last.png"
         errors = [line["val_ciede2000"] for line in read_log(folder / "log.jsonl") if "val_ciede2000" in line]

@@ -54,7 +54,7 @@ def run_script(name: str, flags: Sequence[Any], log: Path, job: BackgroundJob,
                on_poll: Callable[[], None] | None = None) -> None:
     """Run a script in a subprocess with its output in ``log``, and call ``on_poll`` repeatedly.
 
-    A canceled job sends SIGTERM, on which scripts save their state. Raises UserError with the error of the script.
+    A canceled job sends SIGTERM, and the script saves its state. Raises UserError with the error of the script.
     """
     with open(log, "w", encoding="utf-8") as file:
         process = subprocess.Popen([*INTERPRETER, str(ROOT / name), *map(str, flags)], stdin=subprocess.DEVNULL,
