@@ -99,7 +99,7 @@ class Correction:
                 "undone": list(self.undone)}
 
     @classmethod
-    def of(cls, state: object) -> "Correction":
+    def from_state(cls, state: object) -> "Correction":
         """Create a correction from the result of ``state``. Raises UserError for an invalid document."""
         if not isinstance(state, dict) or set(state) != {"format", "size", "edits", "undone"}:
             raise _damaged("its entries are not format, size, edits and undone")

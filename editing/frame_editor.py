@@ -28,7 +28,7 @@ class FrameEditor:
         self.correction = Correction(self.L.shape)  # type: ignore[arg-type]  # a 2-tuple
         if path.exists():
             try:
-                self.correction = Correction.of(json.loads(path.read_text(encoding="utf-8")))
+                self.correction = Correction.from_state(json.loads(path.read_text(encoding="utf-8")))
             except (OSError, ValueError) as error:
                 raise UserError(f"{path} is not a correction of a frame ({error}); remove it") from error
 

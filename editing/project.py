@@ -233,7 +233,7 @@ class Project:
 
     def shot_preview(self) -> ShotPreview | None:
         """Return the detected shots, None before the film is analyzed. Raises UserError for a damaged file."""
-        return self._load("shots.pt", ShotPreview.of)
+        return self._load("shots.pt", ShotPreview.from_state)
 
     def _load(self, name: str, create: Callable[[dict[str, Any]], T]) -> T | None:
         """Return ``create(content)`` for a file of the project, None if it is missing or is of another film."""

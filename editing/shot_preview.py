@@ -36,7 +36,7 @@ class ShotPreview:
                 "stride": self.stride}
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> "ShotPreview":
+    def from_state(cls, state: dict[str, Any]) -> "ShotPreview":
         """Create a preview from the result of ``state``."""
         thumbnails = [jpeg.numpy().tobytes() for jpeg in state["thumbnails"]]
         return cls(array("q", state["pts"].tolist()), state["starts"], thumbnails, state["stride"])

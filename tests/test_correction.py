@@ -94,7 +94,7 @@ def test_a_document_survives_json(renderer):
     correction.add("reset")
     correction.undo()
     correction.undo()
-    again = Correction.of(json.loads(json.dumps(correction.state())))
+    again = Correction.from_state(json.loads(json.dumps(correction.state())))
     assert again == correction and len(again.undone) == 2
     assert (renderer.apply(again) == renderer.apply(correction)).all()
 
@@ -116,15 +116,15 @@ DAMAGES = {
 @pytest.mark.parametrize("where", ["edits", "undone"])
 def test_damaged_edits_are_refused(step, where):
     state = Correction(SIZE).state()
-    assert Correction.of({**state, where: [FILL]})
+    assert Correction.from_state({**state, where: [FILL]})
     with pytest.raises(UserError):
-        Correction.of({**state, where: [step]})
+        Correction.from_state({**state, where: [step]})
 
 
 @pytest.mark.parametrize("change", [{"format": 1}, {"size": [0, 3]}, {"size": "ab"}, {"edits": None}, {"more": 1}])
 def test_documents_with_wrong_entries_are_refused(change):
     with pytest.raises(UserError):
-        Correction.of({**Correction(SIZE).state(), **change})
+        Correction.from_state({**Correction(SIZE).state(), **change})
 
 
 def test_a_correction_of_another_size_is_refused(renderer):

@@ -129,7 +129,7 @@ def predictor_of(pictures):
                               ids=torch.arange(7, 7 + len(codes)))
     return SimpleNamespace(config=SimpleNamespace(use_memory=True, use_spatial_memory=True),
                            colorizer=SimpleNamespace(spatial=spatial),
-                           names={7 + number: f"{number}.png" for number in range(len(codes))})
+                           frame_names={7 + number: f"{number}.png" for number in range(len(codes))})
 
 
 def test_the_palette_contains_small_vivid_objects():
