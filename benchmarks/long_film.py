@@ -60,7 +60,7 @@ def draw(path, seconds):
 class OneColor(FilmPredictor):
     """A ``plan.FilmPredictor``."""
 
-    side, source, identity, uses_memory, names, grade = 128, "none", "one color", False, {}, None
+    side, source, identity, uses_memory, frame_names, grade = 128, "none", "one color", False, {}, None
 
     def palette(self, labs):
         return Palette(None, [], [], torch.from_numpy(labs[0].ravel()[:1280].copy()))
