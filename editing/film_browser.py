@@ -15,6 +15,7 @@ from film.io.planes import Planes
 from film.io.video import VideoFile
 from film.render.rendering import confidence_video_path
 from film.report.memory_thumbnails import memory_thumbnails
+from film.report.records import Records
 from film.report.suggestions import suggest_frames
 from utils import UserError, evenly_spaced
 
@@ -47,11 +48,11 @@ class FilmBrowser:
              "seconds": round(float((pts[end - 1] - pts[start]) * time_base), 3), "confidence": None, "doubtful": False,
              "rank": 0, "picture": data_uri(preview.thumbnail((start + end) // 2))} for start, end in detected]}
 
-    def _colored_shots(self, records):
+    def _colored_shots(self, records: Records) -> list[dict[str, Any]]:
         ranks = {suggestion.shot.index: rank for rank, suggestion in enumerate(suggest_frames(records, SUGGESTIONS), 1)}
         shots = []
         for each in records:
-            known = not each.kept and np.isfinite(each.confidence)
+            known = not each.left_unchanged and np.isfinite(each.confidence)
             shots.append({"start": each.start_frame, "end": each.end_frame, "middle": each.middle,
                           "time": round(each.start_time, 3), "seconds": round(each.end_time - each.start_time, 3),
                           "confidence": round(each.confidence, 3) if known else None,

@@ -114,7 +114,8 @@ def extract_palette(predictor: Predictor, config: PaletteConfig | None = None) -
             continue
         slot = slots[int(counts[:, cluster].sum(1).argmax())]
         centers.append(scaled[mode])
-        palette.append(PaletteColor(lab_to_hex(bins[mode]), share, predictor.frame_names.get(int(spatial.ids[slot]), "")))
+        frame = predictor.frame_names.get(int(spatial.ids[slot]), "")
+        palette.append(PaletteColor(lab_to_hex(bins[mode]), share, frame))
     return sorted(palette, key=lambda color: -color.share)
 
 

@@ -28,7 +28,7 @@ OTHERS = {"skin": "#e8b898", "brown": "#6a3a28", "orange": "#e8883a", "pink": "#
 
 
 def scene():
-    """Return an anti-aliased red ball with a shaded side in front of the OTHERS, RGB uint8 (96, 128, 3), and its mask."""
+    """Return an anti-aliased red ball with a shaded side before of the OTHERS, RGB uint8 (96, 128, 3), and its mask."""
     rgb = np.zeros((96 * 8, 128 * 8, 3), np.uint8)
     for number, color in enumerate(OTHERS.values()):
         rgb[:, 256 * number:256 * (number + 1)] = list(bytes.fromhex(color[1:]))
