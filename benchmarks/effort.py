@@ -1,106 +1,156 @@
-"""What does painting by hand gain? The error of a film after 0, 1, 2, 5 and 10 painted frames.
+"""Measure the effect of work by hand: the error of a film after 0, 1, 2, 5 and 10 frames were colored by a user.
 
-    python benchmarks/effort.py CHECKPOINT FILM [--episode 2] [--figure effort.png]
+    python -m benchmarks.effort CHECKPOINT FILM [--episode 2] [--clicks 40] [--figure effort.png]
 
-FILM has color, which counts as the truth: it is colored from its gray as test.py does. The frames that the program then
-suggests (``suggest_frames``, "color these next") get their true colors in place of a predictor's and are added as
-references, the first k of the list made once, before anything is painted, since the program suggests them all at
-once; then the whole film is colored again, by a Predictor loaded anew. Beside them, as many frames at equal steps: the
-middles of k equal parts of the film.
+FILM is in color and its own ground truth. It is colored as test.py does; then the first k frames of ``suggest_frames``
+are added as references in their true colors, and the film is colored again. They are compared with k frames at equal
+steps. With ``--clicks``, the references are the colored frames after a simulated user corrected them with at most that
+number of clicks, each of which fills the region at the center of the largest wrong area with its true color.
 
-Every so many frames are measured as score.py does (``--every``), painted ones among them, for who paints gets these,
-too; bodies are those of a drawn episode. Prints a Markdown table, a line as soon as it is known; ``--figure`` draws it.
+Every 12th frame is measured as benchmarks.score does, including the references. Prints a Markdown table; ``--figure``
+draws it.
 """
 
 import sys
 import tempfile
 from pathlib import Path
 
+import cv2
+import numpy as np
 from matplotlib.figure import Figure
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.score import COLUMNS, measure, readers
+from benchmarks.common import first_line, frame_readers, print_header, print_row, save_figure
+from benchmarks.region_clicks import center_of
+from benchmarks.score import COLUMNS, measure
 from resources.draw_episodes import EPISODES
 
+from colorizer.metrics import color_differences
 from colorizer.predictor import Predictor
 from config import FilmConfig
-from fileio.atomic import atomic_write
+from dataset import lab_to_rgb, rgb_to_lab
+from editing.correction import Correction, CorrectionRenderer
+from editing.regions import Regions
 from film.io.video import VideoFile
 from film.render.incremental import can_update
 from film.render.rendering import color_film
 from film.report.suggestions import suggest_frames
 from utils import ArgumentParser, parse_positive_int, run_cli
 
-PAINTED = (0, 1, 2, 5, 10)
-WAYS = ("suggested", "equal steps")
+COUNTS = (0, 1, 2, 5, 10)  # of references
+STRATEGIES = ("suggested", "equal steps")
 MEASURES = ("ciede2000", "share_above_10", "bodies", "bodies_share_above_10")
+VISIBLE_ERROR = 6.0  # CIEDE2000 above which a pixel counts as wrong; the simulated user tolerates more when it grows
+MIN_AREA = 60  # pixels; smaller wrong areas are left
+MIN_GAIN = 200.0  # sum of CIEDE2000 over the pixels that a click must reduce
 
 
 def equal_steps(frames, count):
-    """The middle frames of ``count`` equal parts of a film of so many frames."""
+    """Return the middle frames of ``count`` equal parts of a film."""
     return [(2 * part + 1) * frames // (2 * count) for part in range(count)]
 
 
-def color(checkpoint, film, painted, output):
-    """Color a film whose frames ``painted``, indices, are painted by the truth; returns the Records of its shots."""
+def median_color(picture, point):
+    """Return the median of the 5 x 5 pixels around (x, y) of a picture, RGB uint8 (H, W, 3), as "#rrggbb"."""
+    x, y = point
+    pixels = picture[max(0, y - 2):y + 3, max(0, x - 2):x + 3].reshape(-1, 3)
+    return "#" + np.uint8(np.median(pixels, axis=0)).tobytes().hex()
+
+
+def correct_by_clicks(result, ground_truth, max_clicks):
+    """Simulate a user who corrects a colored frame, RGB uint8 (H, W, 3). Returns it and the number of clicks."""
+    lab, true_lab = rgb_to_lab(result), rgb_to_lab(ground_truth)
+    L, ab, unfixable = np.ascontiguousarray(true_lab[..., 0]), lab[..., 1:], np.zeros(lab.shape[:2], bool)
+    renderer, correction = CorrectionRenderer(Regions(L), ab), Correction(lab.shape[:2])
+    error = color_differences(np.dstack([L, ab]), true_lab)
+    for click in range(max_clicks):
+        wrong = cv2.morphologyEx(np.uint8((error > VISIBLE_ERROR) & ~unfixable), cv2.MORPH_OPEN,
+                                 np.ones((3, 3), np.uint8))
+        _, parts, stats, _ = cv2.connectedComponentsWithStats(wrong, connectivity=4)
+        part = 1 + stats[1:, cv2.CC_STAT_AREA].argmax() if len(stats) > 1 else 0
+        if not part or stats[part, cv2.CC_STAT_AREA] < MIN_AREA:
+            return lab_to_rgb(np.dstack([L, ab])), click
+        x, y = center_of(parts == part)
+        similar = np.linalg.norm(true_lab[..., 1:] - true_lab[y, x, 1:], axis=2) < VISIBLE_ERROR
+        point = center_of((parts == part) & similar)  # the center of one color, not between two
+        correction.add("fill", [point], median_color(ground_truth, point))
+        corrected = renderer.apply(correction)
+        remaining = color_differences(np.dstack([L, corrected]), true_lab)
+        if error.sum() - remaining.sum() < MIN_GAIN:
+            correction.undo()
+            unfixable |= (parts == part) & similar
+        else:
+            ab, error = corrected, remaining
+    return lab_to_rgb(np.dstack([L, ab])), max_clicks
+
+
+def color(checkpoint, film, references, output):
+    """Color a film with references, RGB uint8 pictures. Returns the records of its shots."""
     predictor, source, config = Predictor.load(checkpoint), VideoFile(film), FilmConfig()
-    if painted:
-        predictor.add_references([picture() for index, picture in enumerate(readers(film)) if index in painted])
+    if references:
+        predictor.add_references(references)
     return color_film(predictor, source, output, config, overwrite=not can_update(predictor, source, output, config))
 
 
-def gains(checkpoint, film, every, episode):
-    """Yield (frames painted, {way: {measure: value}}) for each of PAINTED, as far as there are suggestions; and print
-    which they are."""
+def measure_effort(checkpoint, film, every, episode, clicks=None):
+    """Yield (number of references, {strategy: {measure: value}}) for each of COUNTS, up to the suggestions."""
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "film.mp4"  # of which only shots that other frames change are colored again
+        output = Path(folder) / "film.mp4"  # colored again where references change it
 
-        def score(painted):
-            records = color(checkpoint, film, painted, output)
+        def score(references):
+            records = color(checkpoint, film, references, output)
             values = measure(output, film, every, episode)[0]
             return records, {name: values[name] for name in MEASURES if name in values}
 
-        records, nothing = score([])
-        yield 0, dict.fromkeys(WAYS, nothing)
-        suggested = [suggestion.frame for suggestion in suggest_frames(records, max(PAINTED))]
+        records, without = score([])
+        yield 0, dict.fromkeys(STRATEGIES, without)
+        suggested = [suggestion.frame for suggestion in suggest_frames(records, max(COUNTS))]
         print(f"suggested, in this order: frames {', '.join(map(str, suggested))}", file=sys.stderr)
-        for count in sorted({min(count, len(suggested)) for count in PAINTED} - {0}):
-            chosen = suggested[:count], equal_steps(records[-1].end_frame, count)
-            yield count, {way: score(painted)[1] for way, painted in zip(WAYS, chosen, strict=True)}
+        counts = sorted({min(count, len(suggested)) for count in COUNTS} - {0})
+        chosen = {(count, name): frames for count in counts for name, frames in zip(
+            STRATEGIES, (suggested[:count], equal_steps(records[-1].end_frame, count)), strict=True)}
+        used = {index for frames in chosen.values() for index in frames}
+        pictures = {}
+        for index, (ours, truth) in enumerate(zip(frame_readers(output), frame_readers(film), strict=True)):
+            if index in used:
+                pictures[index] = correct_by_clicks(ours(), truth(), clicks)[0] if clicks else truth()
+        for count in counts:
+            yield count, {name: score([pictures[index] for index in sorted(chosen[count, name])])[1]
+                          for name in STRATEGIES}
 
 
 def draw(rows, path):
-    """Draw each measure over the frames painted, a line for each way, into ``path``."""
-    names = list(rows[0][1][WAYS[0]])
+    """Draw each measure over the number of references, a line for each strategy."""
+    names = list(rows[0][1][STRATEGIES[0]])
     figure = Figure(figsize=(3.2 * len(names), 3), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names)), names, strict=True):
-        for way in WAYS:
-            axes.plot([count for count, _ in rows], [values[way][name] for _, values in rows], marker=".", label=way)
+        for strategy in STRATEGIES:
+            axes.plot([count for count, _ in rows], [values[strategy][name] for _, values in rows], marker=".",
+                      label=strategy)
         axes.set_title(COLUMNS[name][0])
-        axes.set_xlabel("frames painted")
+        axes.set_xlabel("references")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     axes.legend()
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=100)
+    save_figure(figure, path)
 
 
 def main(argv):
-    parser = ArgumentParser(prog="effort.py", description="Measure what painting by hand gains.")
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of train.py")
-    parser.add_argument("film", type=Path, metavar="FILM", help="a film in color, which counts as the truth")
-    parser.add_argument("--episode", type=int, choices=EPISODES, help="which drawn one it is, to measure characters")
-    parser.add_argument("--every", type=parse_positive_int, default=12, help="measure one of so many frames")
-    parser.add_argument("--figure", type=Path, help="picture of the curves to write, such as effort.png")
+    parser = ArgumentParser(prog="benchmarks.effort", description=first_line(__doc__))
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint of train.py")
+    parser.add_argument("film", type=Path, metavar="FILM", help="a film in color, the ground truth")
+    parser.add_argument("--episode", type=int, choices=EPISODES, help="drawn episode, to measure its characters")
+    parser.add_argument("--every", type=parse_positive_int, default=12, help="measure every N-th frame")
+    parser.add_argument("--clicks", type=parse_positive_int, help="correct frames with at most N clicks each")
+    parser.add_argument("--figure", type=Path, help="file for the curves, such as effort.png")
     args = parser.parse_args(argv)
     rows = []
-    for count, values in gains(args.checkpoint, args.film, args.every, args.episode):
+    for count, values in measure_effort(args.checkpoint, args.film, args.every, args.episode, args.clicks):
         if not rows:
-            titles = [f"{way}: {COLUMNS[name][0]}" for way, measured in values.items() for name in measured]
-            print(f"| frames painted | {' | '.join(titles)} |\n|---|{'---|' * len(titles)}")
+            print_header("references", *(f"{strategy}: {COLUMNS[name][0]}" for strategy, measured in values.items()
+                                         for name in measured))
         rows.append((count, values))
-        cells = [f"{value:{COLUMNS[name][1]}}" for measured in values.values() for name, value in measured.items()]
-        print(f"| {count} | {' | '.join(cells)} |", flush=True)
+        print_row(count, *(f"{value:{COLUMNS[name][1]}}" for measured in values.values()
+                           for name, value in measured.items()))
     if args.figure:
         draw(rows, args.figure)
 

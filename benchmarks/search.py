@@ -1,26 +1,28 @@
-"""The search behind the defaults: one of them changed at a time, on frames that nobody reports.
+"""Search for better defaults: change one setting at a time, and score it on frames that no reported figure uses.
 
-    python benchmarks/search.py FILM [FILM ...] [--vary NAME=VALUE[,VALUE ...] ...] [--minutes 3]
+    python -m benchmarks.search FILM [FILM ...] [--vary NAME=VALUE[,VALUE ...] ...] [--minutes 3]
 
-One training on a film serves both protocols of quality.py, on frames that it does not look at: those at 1/8, 3/8, 5/8
-and 7/8 of the shots that are trained on, and of the shots that another draw (SEED) holds out. NAME is a constant of
-SpatialConfig, with each value of which the spatial memory is filled and read anew; ``generator_sigma`` or ``temperature`` of
-PaletteClassifierConfig, with each value of which votes are joined anew; or a flag of train.py or a constant of TrainingConstants or
-PaletteClassifierConfig, with each value of which all is trained again. Without --vary, READING is tried.
+One training on a film serves both protocols of benchmarks.quality, on other test frames: those at 1/8, 3/8, 5/8 and 7/8
+of the shots that are trained on, and of shots that another seed holds out. NAME is a constant of SpatialConfig, which
+takes refilling the spatial memory; a constant in COMBINATION of PaletteClassifierConfig, which takes no training; or a
+flag of train.py or another constant of TrainingConstants or PaletteClassifierConfig, which takes a training per value.
+Without --vary, the values in SPATIAL_VALUES are tried.
 
-Prints the mean CIEDE2000 for each film and protocol, a line as soon as it is known, as a table in Markdown.
+Prints a Markdown table of the mean CIEDE2000 for each film and protocol.
 """
 
 import sys
 import tempfile
+from argparse import ArgumentTypeError
 from contextlib import redirect_stdout
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.common import first_line, print_header, print_row
 from benchmarks.quality import PROTOCOLS, film_frames, measure, split_frames
 
 from colorizer.predictor import Predictor, load_colorizer
@@ -28,33 +30,35 @@ from config import PaletteClassifierConfig, SpatialConfig, TrainConfig, Training
 from dataset import ColorizationDataset
 from train import train
 from training.preparation import fill_spatial_memory
-from utils import ArgumentParser, UserError, autocast, run_cli, select_device
+from utils import ArgumentParser, UserError, autocast, parse_bool, run_cli, select_device
 
-FRAMES, SEED = 9, 3  # of each shot; the shots that quality.py holds out are those of its seeds from 0 on
-READING = ["attended_frames=4,16", "mmr_diversity=0.25,0.75", "inverse_temperature=15.0,60.0",
-           "disagreement_scale=0.01,0.05", "lightness_weight=1.0,4.0", "position_weight=0.0,0.3", "color_weight=2.0,8.0",
-           "warped_frames=1,4", "feature_weight=0.25,1.0", "photometric_weight=50.0,400.0",
-           "cost_inverse_temperature=5.0,80.0"]
-SPATIAL, LEARNING = ({f.name for f in fields(kind)} for kind in (SpatialConfig, TrainingConstants))
-JOINING = {"generator_sigma", "temperature"}
-VOTES = {f.name for f in fields(PaletteClassifierConfig)} - SPATIAL
-FLAGS = {f.name for f in fields(TrainConfig) if "help" in f.metadata}
+FRAMES, SEED = 9, 3  # frames per shot; benchmarks.quality holds out shots by the seeds from 0 on
+SPATIAL_VALUES = [
+    "attended_frames=4,16", "mmr_diversity=0.25,0.75", "inverse_temperature=15.0,60.0", "disagreement_scale=0.01,0.05",
+    "lightness_weight=1.0,4.0", "position_weight=0.0,0.3", "color_weight=2.0,8.0", "warped_frames=1,4",
+    "feature_weight=0.25,1.0", "photometric_weight=50.0,400.0", "cost_inverse_temperature=5.0,80.0"]
+SPATIAL, CLASSIFIER, TRAINING = ({f.name: type(f.default) for f in fields(kind)} for kind in (
+    SpatialConfig, PaletteClassifierConfig, TrainingConstants))
+COMBINATION = {"generator_sigma", "temperature"}
+FLAGS = {f.name: type(f.default) for f in fields(TrainConfig)
+         if "help" in f.metadata and isinstance(f.default, bool | int | float | str)}
 
 
 def parse(text):
-    """NAME=VALUE,VALUE as the name and its values, numbers."""
+    """Parse NAME=VALUE,VALUE into the name and its values, of the type of the default."""
     name, _, values = text.partition("=")
-    if name not in SPATIAL | LEARNING | VOTES | FLAGS:
-        raise UserError(f"{name} is no constant of SpatialConfig, TrainingConstants or PaletteClassifierConfig and no flag of "
-                        f"train.py; correct --vary {text}")
+    kind: Any = (FLAGS | TRAINING | CLASSIFIER | SPATIAL).get(name)
+    if kind is None:
+        raise UserError(f"--vary {text}: {name} is neither a constant of SpatialConfig, TrainingConstants or "
+                        "PaletteClassifierConfig nor a flag of train.py; correct the name")
     try:
-        return name, [float(value) if "." in value else int(value) for value in values.split(",")]
-    except ValueError as error:
-        raise UserError(f"the values of --vary {text} are no numbers; write it as NAME=1,2.5") from error
+        return name, [(parse_bool if kind is bool else kind)(value) for value in values.split(",")]
+    except (ValueError, ArgumentTypeError) as error:
+        raise UserError(f"--vary {text}: {name} needs values of type {kind.__name__}; write it as NAME=1,2") from error
 
 
 class Case:
-    """A film: what is trained on, what is tested for each protocol, and the networks with the defaults."""
+    """The frames of a film for training and for each protocol, and the networks trained with the defaults."""
 
     def __init__(self, shots, folder, args):
         self.folder, self.args, self.device = folder, args, select_device("auto")
@@ -64,10 +68,10 @@ class Case:
         (folder / "data" / "train").mkdir(parents=True)
         for path in trained:
             (folder / "data" / "train" / path.name).hardlink_to(path)
-        self.colorizer = self.trained("default")
+        self.colorizer = self.train("default")
 
-    def trained(self, name, **settings):
-        """A Colorizer trained with ``settings``."""
+    def train(self, name, **settings):
+        """Return a Colorizer trained with ``settings``."""
         with redirect_stdout(sys.stderr):
             train(TrainConfig(**{"data_path": str(self.folder / "data"), "save_path": str(self.folder / name),
                                  "img_size": self.args.img_size, "max_minutes": self.args.minutes,
@@ -75,13 +79,14 @@ class Case:
         return load_colorizer(self.folder / name / "last.pt", self.device)[0]
 
     def score(self, colorizer):
-        """Mean CIEDE2000 over the test frames, one for each of PROTOCOLS."""
+        """Return the mean CIEDE2000 over the test frames of each of PROTOCOLS."""
         predictor = Predictor(colorizer, self.device)
-        return [measure({"full": lambda labs: predictor.predict_ab(labs)[0]}, self.tested[protocol], self.args.img_size)[0]["full"]["ciede2000"]
+        methods = {"full": lambda labs: predictor.predict_ab(labs)[0]}
+        return [measure(methods, self.tested[protocol], self.args.img_size)[0]["full"]["ciede2000"]
                 for protocol in PROTOCOLS]
 
-    def read_with(self, name, value):
-        """The scores with another constant of the spatial memory, which is filled anew."""
+    def vary_spatial(self, name, value):
+        """Return the scores with another constant of the spatial memory, which is refilled."""
         spatial, config = self.colorizer.spatial, self.colorizer.config
         before = spatial.config
         spatial.config = config.spatial = replace(before, **{name: value})
@@ -92,8 +97,8 @@ class Case:
         finally:
             spatial.config = config.spatial = before
 
-    def join_with(self, name, value):
-        """The scores with another constant by which votes are joined."""
+    def vary_combination(self, name, value):
+        """Return the scores with another constant of the combination of classifier and generator."""
         classifier = self.colorizer.palette_classifier
         before, classifier.config = classifier.config, replace(classifier.config, **{name: value})
         try:
@@ -102,23 +107,25 @@ class Case:
             classifier.config = before
 
     def vary(self, name, value):
-        """The scores with another value of a constant or setting."""
-        if name in JOINING:
-            return self.join_with(name, value)
+        """Return the scores with another value of a constant or flag."""
+        if name in COMBINATION:
+            return self.vary_combination(name, value)
         if name in SPATIAL:
-            return self.read_with(name, value)
-        kinds = {"training": (LEARNING, TrainingConstants), "palette_classifier": (VOTES, PaletteClassifierConfig)}
-        settings = next(({part: kind(**{name: value})} for part, (names, kind) in kinds.items() if name in names),
-                        {name: value})
-        return self.score(self.trained(f"{name}_{value}", **settings))
+            return self.vary_spatial(name, value)
+        settings = {name: value}
+        if name in TRAINING:
+            settings = {"training": TrainingConstants(**settings)}
+        elif name in CLASSIFIER:
+            settings = {"palette_classifier": PaletteClassifierConfig(**settings)}
+        return self.score(self.train(f"{name}_{value}", **settings))
 
 
 def main(argv):
-    parser = ArgumentParser(prog="search.py", description="Score values of the defaults on frames that nobody reports.")
+    parser = ArgumentParser(prog="benchmarks.search", description=first_line(__doc__))
     parser.add_argument("films", nargs="+", type=Path, metavar="FILM")
-    parser.add_argument("--vary", nargs="+", default=READING, metavar="NAME=VALUES", help="what to try beside default")
-    parser.add_argument("--minutes", type=float, default=3.0, help="of each training")
-    parser.add_argument("--img_size", type=int, default=128, help="side of the square that the networks see")
+    parser.add_argument("--vary", nargs="+", default=SPATIAL_VALUES, metavar="NAME=VALUES", help="values to try")
+    parser.add_argument("--minutes", type=float, default=3.0, help="length of each training")
+    parser.add_argument("--img_size", type=int, default=128, help="side of the network input in pixels")
     args = parser.parse_args(argv)
     variants = [(name, value) for text in args.vary for name, values in [parse(text)] for value in values]
     with tempfile.TemporaryDirectory() as temporary:
@@ -127,14 +134,12 @@ def main(argv):
             with redirect_stdout(sys.stderr):
                 shots = film_frames(film, Path(temporary) / f"{number}_frames", FRAMES)
             cases.append(Case(shots, Path(temporary) / f"{number}_training", args))
-        titles = [f"{film.stem}, {title}" for film in args.films for title in PROTOCOLS.values()]
-        print("| | " + " | ".join(titles) + " | mean |\n|---|" + "---|" * (len(titles) + 1))
-        for label, score in [("default", lambda case: case.score(case.colorizer)),
-                             *((f"{name} {value:g}", lambda case, name=name, value=value: case.vary(name, value))
-                               for name, value in variants)]:
-            scores = [value for case in cases for value in score(case)]
-            print(f"| {label} | " + " | ".join(f"{value:.2f}" for value in [*scores, np.mean(scores)]) + " |",
-                  flush=True)
+        print_header("", *(f"{film.stem}, {title}" for film in args.films for title in PROTOCOLS.values()), "mean")
+        for name, value in [("default", None), *variants]:
+            scores = [score for case in cases
+                      for score in (case.score(case.colorizer) if value is None else case.vary(name, value))]
+            label = name if value is None else f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+            print_row(label, *(f"{score:.2f}" for score in [*scores, np.mean(scores)]))
 
 
 if __name__ == "__main__":

@@ -1,69 +1,63 @@
-"""Where does the time of a frame go? Each stage of coloring, on the device that there is.
+"""Measure the time of each stage of coloring a film, on the available device.
 
-    python benchmarks/stages.py CHECKPOINT [FILM] [--seconds 10]
+    python -m benchmarks.stages CHECKPOINT [FILM] [--seconds 10]
 
-Colors the first seconds of FILM as test.py does, once as it is and once with one painting thread and a clock around
-every stage, which waits for the device. A stage does not count what stages within it take. A frame that holds the
-drawing before it costs none of them. Prints the table, with how often the device is waited for in a batch on CUDA.
+Colors the first seconds of FILM twice: as test.py does, and with one coloring thread and a synchronizing timer around
+each stage. The time of a stage excludes the stages within it. Prints the milliseconds per frame, including held frames.
 """
 
-import sys
 import tempfile
 import threading
 import time
-import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import colorizer.threads  # noqa: F401  before torch is imported
-
-import numpy as np
 import torch
 
-from benchmarks.speed import machine
+from benchmarks.common import EPISODE, describe_machine, existing_film, first_line, print_header, print_row
 
-from colorizer import palette_classifier as votes, predictor
+import colorizer.colorizer
 from colorizer.backbone import Backbone
 from colorizer.colorizer import Colorizer
-from colorizer.memory import spatial_memory as spatial
-from colorizer.warping import in_betweens as between, optical_flow as flow
+from colorizer.memory.spatial_memory import SpatialMemory
+from colorizer.palette_classifier import PaletteClassifier
+from colorizer.predictor import Predictor
+from colorizer.warping.in_betweens import InBetweens
+from colorizer.warping.optical_flow import OpticalFlow, TemporalFilter
 from config import FilmConfig
-from film.analysis.first_pass import analyze_film
 from film.io.video import VideoFile
-from film.render import rendering as episode
+from film.render import pipeline, rendering
 from networks import Generator
 from utils import ArgumentParser, parse_positive_int, run_cli
 
-FILM = Path(__file__).resolve().parents[1] / "resources" / "episode_2.mp4"
-STAGES = {
-    "first pass, the rest": (episode, "analyze_film"),
-    "backbone, 224 px": (Backbone, "forward"),
-    "backbone, look of the voter": (Colorizer, "classifier_maps"),
-    "votes": (votes.PaletteClassifier, "forward"),
-    "regions (CPU)": (votes.PaletteClassifier, "find_regions"),
-    "which drawings are painted": (between.InBetweens, "__init__"),
-    "colors of the others": (between.InBetweens, "propagate_colors"),
-    "what is known of these": (between.InBetweens, "propagate_confidence"),
+STAGES = {  # title: (owner, name of its function)
+    "first pass, remainder": (rendering, "analyze_film"),
+    "backbone, frame features": (Backbone, "forward"),
+    "backbone, classifier features": (Colorizer, "classifier_maps"),
+    "palette classifier": (PaletteClassifier, "forward"),
+    "regions (CPU)": (PaletteClassifier, "find_regions"),
+    "choice of keyframes": (InBetweens, "__init__"),
+    "colors of in-between frames": (InBetweens, "propagate_colors"),
+    "confidence of in-between frames": (InBetweens, "propagate_confidence"),
     "generator": (Generator, "forward"),
-    "votes and generator joined": (votes.PaletteClassifier, "combine"),
-    "keys": (spatial.SpatialMemory, "make_keys"),
-    "frames to read": (colorizer.colorizer, "find_nearest_frames"),
-    "optical flow (CPU)": (flow.OpticalFlow, "__call__"),
-    "colors carried": (colorizer.colorizer, "warp_colors"),
-    "colors looked up": (colorizer.colorizer, "attend_to_frames"),
-    "what is known": (Colorizer, "_confidence"),
-    "the rest of painting": (predictor.Predictor, "predict_with_embeddings"),
-    "colors steadied": (flow.TemporalFilter, "__call__"),
-    "chroma at the film's size": (episode, "to_planes"),
+    "combination of classifier and generator": (PaletteClassifier, "combine"),
+    "keys of the spatial memory": (SpatialMemory, "make_keys"),
+    "retrieval of remembered frames": (colorizer.colorizer, "find_nearest_frames"),
+    "optical flow (CPU)": (OpticalFlow, "__call__"),
+    "warped colors": (colorizer.colorizer, "warp_colors"),
+    "attention to remembered frames": (colorizer.colorizer, "attend_to_frames"),
+    "confidence": (Colorizer, "_confidence"),
+    "prediction, remainder": (Predictor, "predict_with_embeddings"),
+    "temporal filter": (TemporalFilter, "__call__"),
+    "chroma at film size": (rendering, "to_planes"),
 }
 
 
 class Clock(threading.local):
-    """Seconds of stages, each without those within it in the same thread."""
+    """Accumulates the seconds of stages, each without the stages within it in the same thread."""
 
     seconds = defaultdict(float)  # of all threads
 
@@ -76,67 +70,52 @@ class Clock(threading.local):
         return time.perf_counter()
 
     def around(self, stage: str, function: Callable) -> Callable:
-        """The function, timed as ``stage``."""
+        """Return a function that adds its time to ``stage``."""
         def timed(*args, **settings):
             self.inner.append(0.0)
             started = self.now()
-            answer = function(*args, **settings)
-            took = self.now() - started
-            self.seconds[stage] += took - self.inner.pop()
+            result = function(*args, **settings)
+            elapsed = self.now() - started
+            self.seconds[stage] += elapsed - self.inner.pop()
             if self.inner:
-                self.inner[-1] += took
-            return answer
+                self.inner[-1] += elapsed
+            return result
 
         return timed
 
 
-def color(predictor_, film, seconds):
-    """Color the first seconds; returns how long that took and how many frames there are."""
+def color(predictor, film, seconds):
+    """Color the first seconds of a film. Returns the elapsed time and the number of frames."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        records = episode.color_film(predictor_, VideoFile(film), Path(folder) / "film.mkv", FilmConfig(end=seconds))
+        records = rendering.color_film(predictor, VideoFile(film), Path(folder) / "film.mkv", FilmConfig(end=seconds))
         return time.perf_counter() - started, records[-1].end_frame
 
 
-def waits(predictor_, film, seconds):
-    """How often a batch of 8 frames waits for a CUDA device, by the line of our code that does."""
-    film = VideoFile(film)
-    plan = analyze_film(film, predictor_, FilmConfig(end=seconds))
-    frames = [planes.lightness(predictor_.side) for _, (_, _, planes) in zip(range(8), film.read(), strict=False)]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        predictor_.predict_with_embeddings(np.stack(frames), plan.shots[0].palette)
-        torch.cuda.set_sync_debug_mode("default")
-    return Counter(f"{Path(each.filename).name}:{each.lineno}" for each in caught if "synchroniz" in str(each.message))
-
-
 def main(argv):
-    parser = ArgumentParser(prog="stages.py", description="Time each stage of coloring a film.")
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of train.py")
-    parser.add_argument("film", type=Path, nargs="?", default=FILM, metavar="FILM", help="the film to color")
-    parser.add_argument("--seconds", type=parse_positive_int, default=10, help="how much of the film is colored")
+    parser = ArgumentParser(prog="benchmarks.stages", description=first_line(__doc__))
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint of train.py")
+    parser.add_argument("film", type=Path, nargs="?", default=EPISODE, metavar="FILM", help="the film to color")
+    parser.add_argument("--seconds", type=parse_positive_int, default=10, help="seconds of the film to color")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="of the networks")
     args = parser.parse_args(argv)
-    started = time.perf_counter()
-    ours = predictor.Predictor.load(args.checkpoint, precision=args.precision)
+    film, started = existing_film(args.film), time.perf_counter()
+    predictor = Predictor.load(args.checkpoint, precision=args.precision)
     loaded = time.perf_counter() - started
-    color(ours, args.film, 1)  # warm
-    clock = Clock(ours.device)
-    whole, frames = color(ours, args.film, args.seconds)
+    color(predictor, film, 1)  # warm-up
+    clock = Clock(predictor.device)
+    whole, frames = color(predictor, film, args.seconds)
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(episode, "COLORING_THREADS", 1))
+        stack.enter_context(mock.patch.object(pipeline, "COLORING_THREADS", 1))
         for stage, (owner, name) in STAGES.items():
             stack.enter_context(mock.patch.object(owner, name, clock.around(stage, getattr(owner, name))))
-        color(ours, args.film, args.seconds)
-    print("{cpu}, {threads} threads, GPU: {gpu}, torch {torch}".format(**machine(ours.device, [])))
-    print(f"{args.precision}; checkpoint loaded in {loaded:.1f} s; {frames} frames of {args.film.name} colored in "
-          f"{whole:.1f} s, {frames / whole:.1f} a second")
-    print("| stage | ms a frame |\n|---|---|")
+        color(predictor, film, args.seconds)
+    print("{cpu}, {threads} threads, GPU: {gpu}, torch {torch}".format(**describe_machine(predictor.device)))
+    print(f"{args.precision}; checkpoint loaded in {loaded:.1f} s; {frames} frames of {film.name} colored in "
+          f"{whole:.1f} s, {frames / whole:.1f} per second")
+    print_header("stage", "ms per frame")
     for stage in filter(clock.seconds.get, STAGES):
-        print(f"| {stage} | {clock.seconds[stage] / frames * 1000:.2f} |")
-    if ours.device.type == "cuda":
-        print("waits of a batch:", dict(waits(ours, args.film, 1).most_common()))
+        print_row(stage, f"{clock.seconds[stage] / frames * 1000:.2f}")
 
 
 if __name__ == "__main__":

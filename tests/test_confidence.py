@@ -12,6 +12,7 @@ import test
 import train
 
 from benchmarks import calibration
+from benchmarks.common import frame_readers
 
 from colorizer import confidence as certainty
 from colorizer.confidence import CalibrationConfig, Confidence
@@ -207,7 +208,7 @@ def test_the_map_of_a_film_has_the_same_timestamps_and_size(tmp_path):
     assert [record.confidence for record in records] == [0.5] * 3 == [record.recalled for record in records]
     times, sound, size = times_and_sound(tmp_path / "out_confidence.mp4")
     assert (times, size) == (times_and_sound(source)[0], (128, 96)) and not sound
-    for index, read in enumerate(calibration.readers(tmp_path / "out_confidence.mp4")):
+    for index, read in enumerate(frame_readers(tmp_path / "out_confidence.mp4")):
         if index % 8 == 0:
             picture = read().astype(int)
             assert picture[:, 8].mean(0).argmax() == 2 and picture[:, -8].mean(0).argmax() == 0  # blue, vermillion
@@ -257,7 +258,7 @@ def test_maps_of_a_film_of_odd_size_and_of_one_without_confidence(tmp_path):
             return super().predict(L, palette)[0], Confidence.unknown(len(L))
 
     assert np.isnan(color(source, tmp_path / "blind.mkv", Blind())[0].confidence)
-    assert all(np.ptp(read(), 2).max() < 8 for read in calibration.readers(tmp_path / "blind_confidence.mp4"))
+    assert all(np.ptp(read(), 2).max() < 8 for read in frame_readers(tmp_path / "blind_confidence.mp4"))
 
 
 def test_image_sequences_get_a_video_as_map(home, tmp_path):

@@ -1,21 +1,14 @@
-"""Measures of steadiness against values worked out by hand, a slow reference and drawn motion."""
+"""Measures of temporal consistency compared with values computed by hand, a slow reference and known motion."""
 
 import math
 
 import cv2
 import numpy as np
 import pytest
-from drawn import StubPredictor, draw_shots
 from scipy.stats import entropy
 
-from benchmarks.steadiness import measure, read_shots, table
-
-from config import FilmConfig
 from dataset import lab_to_rgb
-from film.io.video import VideoFile
-from film.render.rendering import color_film
 from film.report.consistency import CDC, WarpError
-from utils import UserError
 
 LN2 = math.log(2)
 BLACK, RED = (np.full((4, 6, 3), color, np.uint8) for color in ((0, 0, 0), (255, 0, 0)))
@@ -29,13 +22,13 @@ def cdc(frames):
 
 
 def texture(height, width, seed=0):
-    """A smooth gray picture, uint8, that a flow can follow."""
+    """Return a smooth grayscale picture, uint8, with a trackable texture."""
     noise = np.random.default_rng(seed).uniform(0, 255, (height // 12 + 2, width // 12 + 2)).astype(np.float32)
     return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 255).astype(np.uint8)
 
 
 def paint(luma, a, b):
-    """A picture (RGB uint8) of L about as ``luma`` and the given ab, numbers or maps."""
+    """Return a picture (RGB uint8) with an L that follows ``luma``, and the given ab, numbers or maps."""
     colors = [np.broadcast_to(np.float32(color), luma.shape) for color in (a, b)]
     return lab_to_rgb(np.stack([40 + luma.astype(np.float32) / 10, *colors], 2))
 
@@ -54,14 +47,14 @@ def warp_error(lumas, *colorings):
 @pytest.mark.parametrize("p, q, expected", [
     ([1, 0], [1, 0], 0), ([1, 0], [0, 1], LN2), ([0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5], LN2),
     ([1, 0], [0.5, 0.5], 1.5 * LN2 - 0.75 * math.log(3))])  # H(3/4, 1/4) - H(1/2, 1/2) / 2
-def test_cdc_of_two_frames_by_hand(p, q, expected):
-    """Shares of the gray values 0, 1, ... of a frame of 4 pixels."""
+def test_cdc_of_two_frames_computed_by_hand(p, q, expected):
+    """``p`` and ``q`` are the shares of the gray values 0, 1, ... in frames of 4 pixels."""
     one, other = (np.repeat(np.arange(len(shares)), np.int64(4 * np.array(shares))) for shares in (p, q))
     one, other = (np.repeat(values[None, :, None], 3, 2).astype(np.uint8) for values in (one, other))
     assert cdc([one, other]) == pytest.approx(expected) == cdc([other, one])
 
 
-def test_cdc_by_hand():
+def test_cdc_of_sequences_computed_by_hand():
     half = BLACK.copy()
     half[:2] = RED[:2]
     assert cdc([RED, RED]) == 0
@@ -89,7 +82,7 @@ def test_cdc_equals_a_slow_reference():
 # Warping error
 
 
-def test_colors_that_move_with_the_picture_are_steady_and_those_that_stay_are_not():
+def test_colors_that_move_with_the_picture_have_a_small_warping_error():
     wide = texture(96, 180)
     waves = 40 * np.sin(np.arange(180) / 6)[None].repeat(96, 0)
     lumas = [wide[:, x:x + 140] for x in (0, 3, 6, 9)]
@@ -101,17 +94,17 @@ def test_colors_that_move_with_the_picture_are_steady_and_those_that_stay_are_no
 
 
 @pytest.mark.parametrize("size", [(96, 140), (540, 960), (9, 11), (200, 13)])
-def test_flicker_of_known_size(size):
+def test_the_warping_error_of_flicker_is_its_mean_square(size):
     luma = texture(*size)
     steady, flicker = [paint(luma, 10, 5)] * 4, [paint(luma, 10 + 12 * (i % 2), 5 - 6 * (i % 2)) for i in range(4)]
     error, error_flicker = warp_error([luma] * 4, steady, flicker)
     assert error == pytest.approx(0, abs=1e-3) and error_flicker == pytest.approx((12**2 + 6**2) / 2, rel=0.05)
-    assert warp_error([luma] * 4, flicker) == [error_flicker]  # whatever else shares the flow
+    assert warp_error([luma] * 4, flicker) == [error_flicker]  # independent of other colorings
     assert cdc(steady) == 0 and cdc(flicker) > 0.01
 
 
-def test_what_was_hidden_does_not_count():
-    """A square moves 10 pixels to the right; the strip that it uncovers is new, and its color is no flicker."""
+def test_uncovered_pixels_do_not_count():
+    """A square moves 10 pixels to the right; the color of the strip that it uncovers is not flicker."""
     ground, square = texture(120, 160), texture(60, 60, seed=1)
     lumas = []
     for x in (40, 50):
@@ -122,30 +115,10 @@ def test_what_was_hidden_does_not_count():
     error, = warp_error(lumas, [paint(lumas[0], 0, 0), paint(lumas[1], strip, 0)])
     assert error < 0.15 * 60**2 / 2 * strip.astype(bool).mean()
     seen, = warp_error([lumas[1]] * 2, [paint(lumas[1], 0, 0), paint(lumas[1], strip, 0)])
-    assert seen == pytest.approx(60**2 / 2 * strip.astype(bool).mean(), rel=0.1)  # in a still picture it is one
+    assert seen == pytest.approx(60**2 / 2 * strip.astype(bool).mean(), rel=0.1)  # it is flicker in a still picture
 
 
-def test_nothing_to_compare():
+def test_without_two_frames_there_is_no_warping_error():
     luma = texture(40, 60)
     assert WarpError().values() == []
     assert math.isnan(warp_error([luma], [paint(luma, 0, 0)])[0])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Of a colored film
-
-
-def test_the_benchmark_measures_a_colored_film(tmp_path):
-    source, output = draw_shots(tmp_path / "in.mkv", [(60, 9), (lambda i: 150 + 5 * i, 7)]), tmp_path / "out.mkv"
-    records = color_film(StubPredictor(), VideoFile(source), output, FilmConfig(crf=0))
-    rows = measure(StubPredictor(), source, output, read_shots(output))
-    assert list(rows) == ["result", "frame by frame"]  # a gray film is no truth
-    expected = np.average([record.cdc for record in records], weights=[9, 7])
-    assert rows["result"]["cdc"] == pytest.approx(expected, rel=1e-6)
-    # The stub takes a from the mean lightness of shot or frame, which grows in the second shot: there the light comes
-    # up, and the colors of the result with it.
-    assert rows["result"]["warp_error"] < 0.9 * rows["frame by frame"]["warp_error"]
-    assert "result / frame by frame: 0." in table(rows)
-    (tmp_path / "out_shots.jsonl").unlink()
-    with pytest.raises(UserError, match="no .*out_shots.jsonl"):
-        read_shots(output)

@@ -1,17 +1,19 @@
-"""What painting by hand gains, with a predictor that gives each shot the color of the reference of its lightness."""
+"""The effect of work by hand, with a predictor that copies the color of the reference of the same lightness."""
 
 import av
+import cv2
 import numpy as np
 import pytest
 import torch
 from drawn import draw_film
 
 from benchmarks import effort
-from benchmarks.effort import equal_steps, gains, main
+from benchmarks.effort import correct_by_clicks, equal_steps, main, measure_effort
 
 from colorizer.confidence import Confidence
+from colorizer.metrics import color_differences
 from colorizer.predictor import Palette
-from dataset import luma_lightness, rgb_to_lab
+from dataset import lab_to_rgb, luma_lightness, rgb_to_lab
 from fileio.images import read_image
 from film.analysis.plan import FilmPredictor
 from utils import UserError
@@ -20,8 +22,8 @@ SHOTS = [((200, 60, 40), 24), ((20, 60, 20), 12), ((90, 200, 250), 14)]  # color
 
 
 class Copier(FilmPredictor):
-    """Paints each frame in the color of the reference that is as light, else gray. Its doubt is equal everywhere, and
-    no two lightnesses look alike."""
+    """Colors each frame with the color of the reference of the same lightness, else gray, at equal confidence. Shots of
+    different lightness have orthogonal embeddings."""
 
     side, source, identity = 32, "memory", "copier"
 
@@ -62,30 +64,68 @@ def test_equal_steps_are_the_middles_of_equal_parts():
     assert equal_steps(642, 10) == [32, 96, 160, 224, 288, 353, 417, 481, 545, 609]
 
 
-def test_each_painted_frame_mends_its_shot(film, capsys):
-    """Suggested are the middles of the first, the last and the middle shot, the longest first. At equal steps the first
-    frame is one of the shortest shot, and two are of the two others."""
-    rows = {count: {way: round(50 * values["share_above_10"]) for way, values in ways.items()}
-            for count, ways in gains("", film, 1, None)}
+def test_each_reference_corrects_its_shot(film, capsys):
+    """Suggested are the middles of the first, the last and the middle shot, by decreasing length. At equal steps, the
+    first frame is in the shortest shot, and two frames are in the two others."""
+    rows = {count: {name: round(50 * values["share_above_10"]) for name, values in strategies.items()}
+            for count, strategies in measure_effort("", film, 1, None)}
     assert rows == {0: {"suggested": 50, "equal steps": 50}, 1: {"suggested": 26, "equal steps": 38},
                     2: {"suggested": 12, "equal steps": 12}, 3: {"suggested": 0, "equal steps": 0}}
     assert "frames 12, 43, 30" in capsys.readouterr().err
 
 
-def test_the_table_and_the_curves(film, tmp_path, capsys):
+def test_the_table_and_the_figure_are_written(film, tmp_path, capsys):
     main(["best.pt", str(film), "--every", "5", "--figure", str(tmp_path / "effort.png")])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == ("| frames painted | suggested: CIEDE2000 | suggested: share > 10 | equal steps: CIEDE2000 | "
+    assert lines[0] == ("| references | suggested: CIEDE2000 | suggested: share > 10 | equal steps: CIEDE2000 | "
                         "equal steps: share > 10 |")
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["0", "1", "2", "3"]
     assert lines[2].split("|")[3].strip() == lines[2].split("|")[5].strip() == "100.0%"
     assert read_image(tmp_path / "effort.png").shape == (300, 640, 3)
 
 
-def test_what_cannot_be_measured_is_refused(film, tmp_path):
-    with pytest.raises(UserError, match="is not episode 1"):
+def test_an_unsuitable_ground_truth_is_an_error(film, tmp_path):
+    with pytest.raises(UserError, match="size and length of episode 1"):
         main(["best.pt", str(film), "--episode", "1"])
-    with pytest.raises(UserError, match="is gray"):
+    with pytest.raises(UserError, match="is grayscale"):
         main(["best.pt", str(draw_film(tmp_path / "gray.mp4", sound=None))])
     with pytest.raises(UserError, match="at least 1, got .0."):
         main(["best.pt", str(film), "--every", "0"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Correction by clicks
+
+
+def draw_discs():
+    """Return a frame with desaturated discs, and its ground truth: a red and a green disc with outlines on blue."""
+    truth = np.full((120, 200, 3), (90, 140, 200), np.uint8)
+    for x, color in ((55, (210, 60, 60)), (145, (60, 160, 80))):
+        cv2.circle(truth, (x, 60), 30, color, -1)
+        cv2.circle(truth, (x, 60), 30, (20, 20, 20), 3)
+    lab = rgb_to_lab(truth)
+    lab[:, 20:180, 1:] *= 0.1
+    lab[:20, :, 1:], lab[:, :20, 1:] = rgb_to_lab(truth)[:20, :, 1:], rgb_to_lab(truth)[:, :20, 1:]
+    return lab_to_rgb(lab), truth
+
+
+def test_clicks_correct_each_wrong_region():
+    result, truth = draw_discs()
+    picture, clicks = correct_by_clicks(result, truth, 20)
+    interior = np.zeros(truth.shape[:2], np.uint8)
+    for x in (55, 145):
+        cv2.circle(interior, (x, 60), 26, 1, -1)
+    errors = color_differences(rgb_to_lab(picture), rgb_to_lab(truth))
+    assert 3 <= clicks <= 8 and errors[interior > 0].mean() < 2
+    assert (errors > 6).mean() < 0.05  # the outlines
+
+
+def test_a_correct_frame_takes_no_clicks_and_their_number_is_limited():
+    result, truth = draw_discs()
+    assert correct_by_clicks(truth, truth, 20)[1] == 0
+    assert correct_by_clicks(result, truth, 1)[1] == 1
+
+
+def test_references_can_be_corrected_by_clicks(film):
+    by_clicks = dict(measure_effort("", film, 5, None, clicks=3))
+    assert by_clicks[0]["suggested"]["share_above_10"] == 1 > by_clicks[3]["suggested"]["share_above_10"]

@@ -1,4 +1,4 @@
-"""LPIPS, beside its formula written down plainly, and weights that are nothing but arrays."""
+"""LPIPS compared with a slow implementation of its formula, and the safe loading of its weights."""
 
 import pickle
 
@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from scipy.signal import correlate2d
 
-from benchmarks.lpips import LPIPS
+from benchmarks.score import LPIPS
 
 CHANNELS, SIZES, STRIDES, PADS = (3, 4, 5, 6, 4, 3), (11, 5, 3, 3, 3), (4, 1, 1, 1, 1), (2, 2, 1, 1, 1)
 
 
 @pytest.fixture
 def weights(tmp_path):
-    """Random weights of a narrow network, as a dict, and the file of them."""
+    """Return random weights of a narrow network as a dict, and their file."""
     rng = np.random.default_rng(0)
     content = {"AlexNet_0": {
         f"Conv_{i}": {"kernel": rng.normal(0, 0.2, (size, size, CHANNELS[i], CHANNELS[i + 1])).astype(np.float32),
@@ -26,14 +26,14 @@ def weights(tmp_path):
 
 
 def pooled(maps):
-    """Greatest values in windows of 3 x 3, every second one."""
+    """Return the maxima of windows of 3 x 3 with stride 2."""
     rows = [[maps[y:y + 3, x:x + 3].max((0, 1)) for x in range(0, maps.shape[1] - 2, 2)]
             for y in range(0, maps.shape[0] - 2, 2)]
     return np.array(rows)
 
 
 def slow(content, rgb, truth):
-    """The formula (2) of arXiv 1801.03924, channel by channel."""
+    """Compute formula (2) of arXiv 1801.03924 channel by channel."""
     total, pair = 0.0, [np.float64(x) / 127.5 - 1 for x in (rgb, truth)]
     pair = [(x - [-0.030, -0.088, -0.188]) / [0.458, 0.448, 0.450] for x in pair]
     for i, (stride, pad) in enumerate(zip(STRIDES, PADS, strict=True)):
@@ -49,7 +49,7 @@ def slow(content, rgb, truth):
     return total
 
 
-def test_it_is_the_published_formula(weights):
+def test_lpips_equals_the_published_formula(weights):
     content, path = weights
     rgb, truth = np.random.default_rng(1).integers(0, 256, (2, 47, 61, 3), np.uint8)
     measure = LPIPS(path)
@@ -62,8 +62,8 @@ class Evil:
         return print, ("ran",)
 
 
-def test_weights_can_do_nothing(tmp_path, capsys):
+def test_weights_cannot_run_code(tmp_path, capsys):
     (tmp_path / "evil").write_bytes(pickle.dumps({"AlexNet_0": Evil()}))
-    with pytest.raises(pickle.UnpicklingError, match="print is no array"):
+    with pytest.raises(pickle.UnpicklingError, match="print is not an array"):
         LPIPS(tmp_path / "evil")
     assert "ran" not in capsys.readouterr().out

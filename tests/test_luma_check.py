@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from drawn import StubPredictor, draw_shots, planes_in
 
-from benchmarks.long_film import OneColor
+from benchmarks.common import FunctionPredictor, constant_colors
 
 from config import ColorConfig, FilmConfig
 from film.io.encoding import choose_encoding, segment_encoder
@@ -86,7 +86,8 @@ def test_lossy_output_reports_the_difference(tmp_path, name, settings, bits):
 
 def test_report_is_printed_and_saved(tmp_path, capsys):
     source = draw_shots(tmp_path / "film.mkv", [(60, 6)])
-    color_film_and_report(OneColor(), ColorConfig(proof=True, codec="ffv1"), VideoFile(source), tmp_path / "out.mkv")
+    predictor = FunctionPredictor("constant color", constant_colors((20, 20)))
+    color_film_and_report(predictor, ColorConfig(proof=True, codec="ffv1"), VideoFile(source), tmp_path / "out.mkv")
     line = json.loads((tmp_path / "out_metrics.json").read_text())["luma"]
     assert line.startswith("luma identical: 6 frames, 128 x 96, 8 bits, SHA-256 ") and line in capsys.readouterr().out
     with pytest.raises(UserError, match="--proof compares the luma, which --color_only leaves out"):

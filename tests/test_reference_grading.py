@@ -1,13 +1,13 @@
 """Grading of references: another source gets the colors of the show, and corrections of the user keep theirs."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from skimage import data
 
-from benchmarks.references import FADED, VIVID, cut
 from resources.draw_episodes import PALETTE, draw_frame
 
 from colorizer.adaptation.film_response import FilmResponse
@@ -23,6 +23,33 @@ from fileio.images import write_image
 from test import coloring_facts
 
 KNOWN = (8, 76, 216, 330)  # remembered frames of the drawn episode 1, from four shots
+
+
+def crop(picture):
+    """Crop RGB uint8 (H, W, 3) by 4 % at each side. Returns (360, 480, 3)."""
+    height, width, _ = picture.shape
+    y, x = round(0.04 * height), round(0.04 * width)
+    return resize(picture[y:-y, x:-x], 360, 480)
+
+
+@dataclass
+class Source:
+    """Another source of the show: cropped, with other colors and luma, a logo, and JPEG compression."""
+
+    grade: Grade
+    gamma: float = 1.0
+
+    def __call__(self, picture):
+        codes = cv2.cvtColor(crop(picture), cv2.COLOR_RGB2YCrCb)
+        codes[..., 0] = (255 * (codes[..., 0] / 255) ** self.gamma).round()
+        graded = self.grade(cv2.cvtColor(codes, cv2.COLOR_YCrCb2RGB))
+        cv2.putText(graded, "TV", (410, 40), cv2.FONT_HERSHEY_SIMPLEX, 1.2, (255, 255, 255), 5, cv2.LINE_AA)
+        encoded = cv2.imencode(".jpg", graded[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 40])[1]
+        return cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1]
+
+
+VIVID = Source(Grade(1.3, 6, (0, 0)))
+FADED = Source(Grade(0.5, 0, (0, 0)), gamma=1.3)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +126,7 @@ def test_the_tone_curve_of_another_source_is_found(find, others):
     faded = [FADED(picture) for picture in others[:2]]
     grade = find(faded)
     assert 1 / grade.gain == pytest.approx(0.5, abs=0.08) and "contrast" in str(grade)
-    truth = rgb_to_lab(cut(others[0]))[..., 0]
+    truth = rgb_to_lab(crop(others[0]))[..., 0]
     own, mended = (np.abs(rgb_to_lab(picture)[..., 0] - truth).mean() for picture in (faded[0], grade(faded[0])))
     assert mended < own / 2
 

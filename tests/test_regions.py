@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks.clicks import measure
+from benchmarks.region_clicks import measure
 
 from dataset import rgb_to_lab
 from editing.regions import Regions, Stroke

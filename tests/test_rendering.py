@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from drawn import HOLD_LOCK, StubPredictor, draw_film, draw_shots, planes_in, times_and_sound
 
-from benchmarks import long_film
 from resources.draw_episodes import draw_frame
 
 from config import FilmConfig
@@ -330,13 +329,6 @@ def test_the_number_of_frames_in_memory_is_bounded(tmp_path, monkeypatch):
         color_film(StubPredictor(), film, tmp_path / f"{name}.mkv", FilmConfig(batch_size=4))
         assert 4 <= film.peak <= bound and bool(returned) == (name == "large")
     assert (tmp_path / "small.mkv").read_bytes() == (tmp_path / "large.mkv").read_bytes()
-
-
-def test_the_benchmark_of_a_long_film_runs(tmp_path):
-    assert 50 < long_film.peak(long_film.draw(tmp_path / "film.mkv", 5)) < 1e6
-    assert len((tmp_path / "film_colored_shots.jsonl").read_text().splitlines()) == 2  # a shot every four seconds
-    assert times_and_sound(tmp_path / "film_colored.mkv") == times_and_sound(tmp_path / "film.mkv")
-    assert (tmp_path / "film_colored_report.html").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
-"""What speed.py measures against: the method written down plainly, with nothing done to be fast.
+"""The reference of speed.py: a plain implementation of the method without optimizations.
 
-The color feature searches all 313 bins for every pixel; the discriminator's first layer convolves 313 constant maps;
-the backbone, batch norms and all, looks at every picture in every step; pictures are read and prepared anew in every
-step; everything is float32. Functions and shapes are those of the program, and tests/test_speed.py compares the
-results. Losses and the memory, which take little time, are shared with them.
+The color feature searches all 313 bins for each pixel; the first layer of the discriminator convolves 313 constant
+maps; the backbone runs on every picture in every step, with its batch norms; pictures are read and prepared in every
+step; and everything is float32. Functions and shapes are those of the program, and tests/test_speed.py compares the
+results. The losses and the memory, which take little time, are shared with the program.
 """
 
 import av
@@ -28,7 +28,7 @@ _SEARCH = NearestNeighbors(n_neighbors=NEIGHBORS, algorithm="brute").fit(AB_BINS
 
 
 def color_feature(ab):
-    """Color feature (313,) of ab (H, W, 2): every pixel is spread over its 10 nearest bins, then the mean is taken."""
+    """Return the color feature (313,) of ab (H, W, 2): the mean of the pixels, each spread over its 10 nearest bins."""
     distance, index = _SEARCH.kneighbors(ab.reshape(-1, 2))
     weight = np.exp(-distance**2 / (2 * SIGMA**2))
     dense = np.zeros((len(index), N_BINS), np.float32)
@@ -37,7 +37,7 @@ def color_feature(ab):
 
 
 def read_batch(paths, ids, img_size):
-    """Pictures as a batch for ``Learner.step``."""
+    """Read pictures as a batch for ``Learner.step``."""
     labs = [rgb_to_lab(read_image(path)) for path in paths]
     small = np.stack([resize(lab, img_size, img_size) for lab in labs])
     large = np.stack([resize(lab[..., :1], GRAY_SIZE, GRAY_SIZE) for lab in labs])[:, None]
@@ -48,16 +48,16 @@ def read_batch(paths, ids, img_size):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Networks. The names of the weights are those of networks.py, from where they can be loaded.
+# Networks, with the names of the weights in networks.py, so that these can be loaded
 
 
 def adain(x, scale, shift):
-    """Adaptive instance norm of x (N, C, H, W) by scale and shift (N, C)."""
+    """Apply adaptive instance normalization to x (N, C, H, W) by scale and shift (N, C)."""
     return F.instance_norm(x) * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
 
 
 class Generator(nn.Module):
-    """networks.Generator with ``norm`` adain and no places."""
+    """networks.Generator with ``norm`` adain and without the hints of a spatial memory."""
 
     def __init__(self, width, style_hidden):
         super().__init__()
@@ -83,8 +83,8 @@ class Generator(nn.Module):
         return torch.tanh(self.output(x))
 
 
-def lay_out(picture, color_feature):
-    """Picture (N, C, H, W) and color feature (N, 313) at every pixel: (N, C + 313, H, W)."""
+def expand_feature(picture, color_feature):
+    """Append a color feature (N, 313) to each pixel of pictures (N, C, H, W). Returns (N, C + 313, H, W)."""
     maps = color_feature[:, :, None, None].expand(-1, -1, *picture.shape[2:])
     return torch.cat([picture, maps], 1)
 
@@ -101,14 +101,14 @@ class Discriminator(nn.Module):
         self.style = StyleMLP([2 * width, 4 * width, 8 * width], style_hidden)
 
     def forward(self, L, ab, color_feature):
-        x = F.leaky_relu(self.first(lay_out(torch.cat([2 * L - 1, ab], 1), color_feature)), 0.2)
+        x = F.leaky_relu(self.first(expand_feature(torch.cat([2 * L - 1, ab], 1), color_feature)), 0.2)
         for conv, style in zip(self.middle, self.style(color_feature, torch.ones(len(L)).to(L)), strict=True):
             x = F.leaky_relu(adain(conv(x), *style), 0.2)
         return self.last(x)
 
 
 def first_layer(conv):
-    """The plain convolution over picture and 313 maps that a networks.ColorConv is equal to."""
+    """Return the convolution over picture and 313 maps that equals a networks.ColorConv."""
     plain = nn.Conv2d(conv.picture.in_channels + N_BINS, conv.picture.out_channels, 4, 2, 1)
     plain.weight.data = torch.cat([conv.picture.weight, conv.color], 1).detach().clone()
     plain.bias = nn.Parameter(conv.picture.bias.detach().clone())
@@ -116,7 +116,7 @@ def first_layer(conv):
 
 
 class Backbone(nn.Module):
-    """efficientnet_lite0 as its package gives it; features (N, 1280) of frames."""
+    """efficientnet_lite0 of its package. Returns embeddings (N, 1280)."""
 
     def __init__(self):
         super().__init__()
@@ -134,7 +134,7 @@ class Backbone(nn.Module):
 
 
 class Learner:
-    """learner.Learner with a memory and no spatial memory, for ``dis_every`` 1, and no moving average."""
+    """training.learner.Learner with a memory, without spatial memory and moving average, for ``dis_every`` 1."""
 
     def __init__(self, config, mem_size, device, style_hidden):
         self.config = config
@@ -154,7 +154,7 @@ class Learner:
         self.optimizers[name].step()
 
     def step(self, batch):
-        """One step on a batch (on the device). Returns named losses."""
+        """Make one step on a batch on the device. Returns named losses."""
         L, ab, color = batch["L"], batch["ab"], batch["color_feature"]
         features = self.backbone(batch["gray"])
         triplet = self.memory.triplet_loss(self.memory.query(features), color)
@@ -172,7 +172,7 @@ class Learner:
 
 
 def color_film(predictor, source, output, frames):
-    """Color the first ``frames`` frames of a film one after another: read, color at full resolution, write."""
+    """Color the first ``frames`` frames of a film one after another, at full resolution."""
     with av.open(str(source)) as film, av.open(str(output), "w") as result:
         stream = result.add_stream("h264", rate=film.streams.video[0].average_rate, options={"crf": "16"})
         for number, frame in enumerate(film.decode(video=0)):
