@@ -66,7 +66,7 @@ def test_pale_colors_and_colors_with_a_cast_count_as_color():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Light
+# Exposure
 
 
 def lightness(luma):
@@ -77,15 +77,15 @@ def lumas(first, count):
     return [cv2.cvtColor(draw_frame(1, first + i), cv2.COLOR_RGB2GRAY) for i in range(count)]
 
 
-def light_of(pictures):
-    light = ExposureTracker()
+def exposure_of(pictures):
+    tracker = ExposureTracker()
     for picture in pictures:
-        light.add(np.rint(picture).astype(np.uint8))
-    return light.shot_exposure(0, len(pictures))
+        tracker.add(np.rint(picture).astype(np.uint8))
+    return tracker.shot_exposure(0, len(pictures))
 
 
-def test_nothing_is_done_to_a_shot_in_steady_light():
-    """Neither where characters move, nor in a pan, nor over a sky that is darker above, nor in a missed dissolve."""
+def test_a_shot_of_constant_exposure_is_not_changed():
+    """Moving characters, a pan, a tilt over a gradient and a missed dissolve are not changes of exposure."""
     wide = np.concatenate([lumas(1, 1)[0], lumas(200, 1)[0]], 1)
     pan = [wide[:, 6 * i:6 * i + 640] for i in range(12)]
     one, other = lumas(1, 1)[0].astype(np.float32), lumas(200, 1)[0].astype(np.float32)
@@ -93,34 +93,34 @@ def test_nothing_is_done_to_a_shot_in_steady_light():
     tall = 0.5 * np.tile(one, (2, 1)) + np.linspace(120, 0, 720)[:, None]
     tilt = [tall[3 * i:3 * i + 360] for i in range(60)]
     for pictures in (lumas(30, 12), pan, tilt, dissolve, [pan[0]] * 3, [np.zeros((36, 64))] * 3):
-        assert np.array_equal(light_of(pictures), [[1, 0]] * len(pictures))
+        assert np.array_equal(exposure_of(pictures), [[1, 0]] * len(pictures))
 
 
-def test_a_flash_leaves_no_light_behind():
+def test_exposure_is_normal_after_a_flash():
     one, other = (lumas(first, 1)[0].astype(np.float32) for first in (1, 200))
     dissolve = [one + i / 36 * (other - one) for i in range(37)]
-    for pictures, most in ((lumas(30, 12), 1e-3), (dissolve, 1.5)):
+    for pictures, tolerance in ((lumas(30, 12), 1e-3), (dissolve, 1.5)):
         flashed = [0.5 * picture + 127 if i == 8 else picture for i, picture in enumerate(pictures)]
-        for picture, light in zip(pictures, light_of(flashed), strict=True):
-            error = np.abs(normalize_exposure(lightness(picture), light) - lightness(picture)).mean()
-            assert light[0] > 1.5 or error < most
+        for picture, exposure in zip(pictures, exposure_of(flashed), strict=True):
+            error = np.abs(normalize_exposure(lightness(picture), exposure) - lightness(picture)).mean()
+            assert exposure[0] > 1.5 or error < tolerance
 
 
-def test_fades_and_flicker_are_undone():
+def test_fades_and_flicker_are_normalized():
     plain = lumas(30, 28)  # one shot
     fade = [picture * min(1, (i + 3) / 24) for i, picture in enumerate(plain)]
     flicker = [np.clip(picture + 15 * math.sin(1.9 * i), 0, 255) for i, picture in enumerate(plain)]
-    for pictures, true, seen in ((fade, plain, slice(2, None)), (fade[::-1], plain[::-1], slice(0, -2)),
+    for pictures, expected, bright in ((fade, plain, slice(2, None)), (fade[::-1], plain[::-1], slice(0, -2)),
                                  (flicker, plain, slice(None))):
-        light = light_of(pictures)
-        undone = [np.abs(lightness(a) - lightness(b)).mean() for a, b in zip(pictures, true, strict=True)]
-        done = [np.abs(normalize_exposure(lightness(a), at) - lightness(b)).mean()
-                for a, at, b in zip(pictures, light, true, strict=True)]
-        assert np.mean(undone[seen]) > 3 * np.mean(done[seen]) and max(done[seen]) < 4
+        exposures = exposure_of(pictures)
+        before = [np.abs(lightness(a) - lightness(b)).mean() for a, b in zip(pictures, expected, strict=True)]
+        after = [np.abs(normalize_exposure(lightness(a), exposure) - lightness(b)).mean()
+                for a, exposure, b in zip(pictures, exposures, expected, strict=True)]
+        assert np.mean(before[bright]) > 3 * np.mean(after[bright]) and max(after[bright]) < 4
 
 
-def test_colors_fade_with_the_light(tmp_path):
-    """The predictor sees a shot in full light; what is written is as much paler as there is less contrast."""
+def test_chroma_follows_the_contrast_of_a_fade(tmp_path):
+    """The predictor gets frames of normal exposure; the written chroma is scaled with the contrast of the frame."""
     source = tmp_path / "in.mkv"
     picture = cv2.resize(draw_frame(1, 30), (128, 72)).astype(np.float32)
     with av.open(str(source), "w") as film:
@@ -130,16 +130,16 @@ def test_colors_fade_with_the_light(tmp_path):
             faded = np.rint(picture * min(1, (i + 1) / 15)).astype(np.uint8)
             film.mux(stream.encode(av.VideoFrame.from_ndarray(faded, format="rgb24")))
         film.mux(stream.encode(None))
-    seen = []
+    inputs = []
 
-    class Watcher(StubPredictor):
+    class RecordingPredictor(StubPredictor):
         def predict(self, L, palette):
-            seen.extend(L)
-            ab, known = super().predict(L, palette)
-            return np.full_like(ab, 20), known
+            inputs.extend(L)
+            ab, confidence = super().predict(L, palette)
+            return np.full_like(ab, 20), confidence
 
-    color_film(Watcher(), VideoFile(source), tmp_path / "out.mkv", FilmConfig(crf=0, pix_fmt="yuv444p"))
-    assert np.abs(seen[8] - seen[-1]).mean() < 3 and np.abs(seen[8].std() / seen[-1].std() - 1) < 0.1
+    color_film(RecordingPredictor(), VideoFile(source), tmp_path / "out.mkv", FilmConfig(crf=0, pix_fmt="yuv444p"))
+    assert np.abs(inputs[8] - inputs[-1]).mean() < 3 and np.abs(inputs[8].std() / inputs[-1].std() - 1) < 0.1
     with av.open(str(tmp_path / "out.mkv")) as film:
         chroma = [np.abs(frame.to_ndarray()[1:].astype(float) - 128).mean() for frame in film.decode(video=0)]
     assert chroma[-1] > 8 and chroma[5] / chroma[-1] == pytest.approx((6 / 15)**0.73, abs=0.12)
@@ -280,12 +280,12 @@ def test_corrections_with_the_lightness_of_the_film_are_told_from_others(predict
     assert corrected.with_response(response).film_references == {12}  # the other has the lightness of the show
 
 
-def test_the_plan_keeps_response_and_light(predictor, tmp_path):
+def test_plan_state_keeps_response_and_exposure(predictor, tmp_path):
     source = draw_shots(tmp_path / "in.mkv", [(60, 14), (200, 14)])
     plan = analyze_film(VideoFile(source), StubPredictor(), FilmConfig())
     plan.response, plan.exposure[3] = FilmResponse.match_histograms(np.arange(50), np.arange(100)), (2, -3)
-    again = Plan.from_state(plan.state())
-    assert np.array_equal(again.exposure, plan.exposure) and again.response.state() == plan.response.state()
+    restored = Plan.from_state(plan.state())
+    assert np.array_equal(restored.exposure, plan.exposure) and restored.response.state() == plan.response.state()
 
 
 def test_response_none_fits_no_response(tmp_path):
