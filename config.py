@@ -376,16 +376,16 @@ class ColorConfig(FilmConfig, PredictorConfig):
     overwrite: bool = setting(False, "replace existing results; otherwise, those in a folder are skipped")
     suggest: int = setting(10, "number of frames to write as grayscale pictures for coloring by hand, chosen to "
                            "improve the result most; 0 for none", group="video")
-    panel: bool = setting(False, "also write a film that shows the recalled frames")
-    proof: bool = setting(False, "verify that the luma of the colored film is identical to that of the input")
+    memory_video: bool = setting(False, "also write a film that shows the recalled frames")
+    verify_luma: bool = setting(False, "verify that the luma of the colored film is identical to that of the input")
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""
         PredictorConfig.check(self)
         check_at_least(self, 1, "batch_size")
         check_at_least(self, 0, "suggest")
-        if self.proof and self.color_only:
-            raise UserError("--proof compares the luma, which --color_only leaves out; use one of them")
+        if self.verify_luma and self.color_only:
+            raise UserError("--verify_luma compares the luma, which --color_only leaves out; use one of them")
         if self.end <= self.start:
             raise UserError(f"--end {self.end:g} s is not after --start {self.start:g} s")
 

@@ -83,9 +83,9 @@ def find_inputs(source: Path, output: Path, confidence: bool = False) -> Inputs:
 
 
 def _without_results(paths):
-    """Return the ``paths`` of a folder without confidence maps and panels of other files in it."""
+    """Return the ``paths`` of a folder without confidence videos and memory videos of other files in it."""
     stems = {path.stem for path in paths}
-    return [path for path in paths if re.sub("_(confidence|panel)$", "", path.stem) not in stems - {path.stem}]
+    return [path for path in paths if re.sub("_(confidence|memory)$", "", path.stem) not in stems - {path.stem}]
 
 
 def refuse_clashes(inputs: Inputs, output: Path, confidence: bool) -> None:
@@ -140,9 +140,9 @@ def _size(pair):
 def load(config: ColorConfig) -> Predictor:
     """Load the predictor. Raises UserError if it does not support what ``config`` asks for."""
     predictor = load_predictor(config)
-    if config.panel and not predictor.uses_memory:
-        raise UserError("--panel shows what is recalled from memory, which is not used here; leave --color_feature and "
-                        "--reference out, or train with use_memory True")
+    if config.memory_video and not predictor.uses_memory:
+        raise UserError("--memory_video shows what is recalled from memory, which is not used here; leave "
+                        "--color_feature and --reference out, or train with use_memory True")
     if config.confidence and not predictor.uses_spatial_memory:
         raise UserError("--confidence shows what the spatial memory recalls, which is not used here; leave "
                         "--color_feature and --reference out, or train with use_spatial_memory True")
@@ -170,7 +170,7 @@ def color_film_and_report(predictor: Predictor, config: ColorConfig, film: Film,
                           queue: WorkQueue | None = None) -> None:
     """Color a film as the owner of ``queue``, and write its metrics, report and other accompanying files."""
     resumes = accompanying_path(target, "metrics.json").exists() or segment_folder(target).exists()
-    refuse_existing([accompanying_path(target, name) for name in ("report.html", "panel.mp4", "comparison.png")],
+    refuse_existing([accompanying_path(target, name) for name in ("report.html", "memory.mp4", "comparison.png")],
                     config.overwrite or resumes)
     started = time.monotonic()
 
@@ -180,7 +180,7 @@ def color_film_and_report(predictor: Predictor, config: ColorConfig, film: Film,
         print(f"colored {count} frames of {len(records)} shots in {seconds:.1f} s: {result.path}")
         facts: dict[str, Any] = {"input": str(film.path), **coloring_facts(predictor, config), "pictures": count,
                                  "shots": len(records), "seconds": round(seconds, 2)}
-        if config.proof:
+        if config.verify_luma:
             facts["luma"] = check_luma(film, result, config)
             print(facts["luma"])
         try:
@@ -216,11 +216,11 @@ def write_film_report(predictor: Predictor, config: ColorConfig, records: Record
         print(f"{len(suggestions)} suggested frames, to be colored by hand and passed to --references: {folder}")
     if config.confidence:
         print(f"confidence video (recalled, predicted, unknown): {confidence_video_path(target)}")
-    if config.panel:
+    if config.memory_video:
         begin = records.pts[0] if config.start else None
-        panel = accompanying_path(target, "panel.mp4")
-        write_memory_video(predictor.with_response(records.response), film, panel, records, begin, config.batch_size)
-        print(f"memory video: {panel}")
+        path = accompanying_path(target, "memory.mp4")
+        write_memory_video(predictor.with_response(records.response), film, path, records, begin, config.batch_size)
+        print(f"memory video: {path}")
 
 
 def coloring_facts(predictor: Predictor, config: ColorConfig) -> dict[str, str]:

@@ -31,7 +31,8 @@ EPOCHS = 3
 TIMEOUT = 300  # seconds after which a training is killed
 SIGNALS = {"kill -9": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}
 CRITICAL_POINTS = {  # {name: (module or class, function, number of the call at which the run is killed)}
-    "prepare": (train, "train_palette_classifier", 1), "step": (learner.Learner, "step", 2), "write last.pt": (torch, "save", 2),
+    "prepare": (train, "train_palette_classifier", 1),
+    "step": (learner.Learner, "step", 2), "write last.pt": (torch, "save", 2),
     "rename last.pt": (os, "replace", 2), "validate": (train, "validate", 1),
     "save after logging": (train.Training, "_save_epoch", 1),
     "write last.pt after best.pt": (train.Training, "_save_last", 2), "cut the log": (os, "replace", 1)}

@@ -87,8 +87,9 @@ def test_lossy_output_reports_the_difference(tmp_path, name, settings, bits):
 def test_report_is_printed_and_saved(tmp_path, capsys):
     source = draw_shots(tmp_path / "film.mkv", [(60, 6)])
     predictor = FunctionPredictor("constant color", constant_colors((20, 20)))
-    color_film_and_report(predictor, ColorConfig(proof=True, codec="ffv1"), VideoFile(source), tmp_path / "out.mkv")
+    config = ColorConfig(verify_luma=True, codec="ffv1")
+    color_film_and_report(predictor, config, VideoFile(source), tmp_path / "out.mkv")
     line = json.loads((tmp_path / "out_metrics.json").read_text())["luma"]
     assert line.startswith("luma identical: 6 frames, 128 x 96, 8 bits, SHA-256 ") and line in capsys.readouterr().out
-    with pytest.raises(UserError, match="--proof compares the luma, which --color_only leaves out"):
-        ColorConfig(proof=True, color_only=True).check()
+    with pytest.raises(UserError, match="--verify_luma compares the luma, which --color_only leaves out"):
+        ColorConfig(verify_luma=True, color_only=True).check()

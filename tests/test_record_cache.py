@@ -162,7 +162,7 @@ def test_images_are_prepared_once(folder, decoded, monkeypatch):
     assert len(decoded) == 5
     again, mapped = ColorizationDataset(folder, 128), ColorizationDataset(folder, 128, cache_gb=900e3 / 1e9)
     assert len(decoded) == 5 and same(first, again) and same(first, mapped)
-    assert [isinstance(records, np.memmap) for records, _ in kinds] == [False, False, True]  # 5 * 198 kB exceed the budget
+    assert [isinstance(records, np.memmap) for records, _ in kinds] == [False, False, True]  # 990 kB exceed the budget
     views = [TrainingViews(data, TrainingConstants())[2, 7] for data in (first, mapped)]
     assert all(torch.equal(torch.as_tensor(views[0][name]), torch.as_tensor(views[1][name])) for name in views[0])
     assert same(first, ColorizationDataset(first.paths, 128)) and len(decoded) == 10  # no cache file

@@ -152,10 +152,10 @@ def test_a_film_gets_a_report_suggested_frames_and_a_memory_video(home, tmp_path
     """Suggested frames that were colored by hand are not overwritten."""
     source = draw_shots(tmp_path / "film.mkv", [(60, 9), (200, 6)])
     settings = {"overwrite": True, "start": 0.25}
-    color(home, "spatial", tmp_path / "new.mkv", source, panel=True, **settings)
+    color(home, "spatial", tmp_path / "new.mkv", source, memory_video=True, **settings)
     page, folder = (tmp_path / "new_report.html").read_text(encoding="utf-8"), tmp_path / "new_color_these"
     assert "raw_image_drawn_" in page and "film.mkv" in page and folder.name in page
-    assert times_and_sound(tmp_path / "new_panel.mp4")[0] == times_and_sound(source)[0][:12]
+    assert times_and_sound(tmp_path / "new_memory.mp4")[0] == times_and_sound(source)[0][:12]
     suggested = sorted(folder.iterdir())
     lumas = [planes[0] for planes in planes_in(source)[3:]]
     for path in suggested:
@@ -166,7 +166,7 @@ def test_a_film_gets_a_report_suggested_frames_and_a_memory_video(home, tmp_path
     color(home, "spatial", tmp_path / "new.mkv", source, **settings)
     assert np.array_equal(read_image(suggested[0]), draw_picture(0))
     color(home, "spatial", tmp_path / "none.mkv", source, suggest=0)
-    assert not (tmp_path / "none_color_these").exists() and not (tmp_path / "none_panel.mp4").exists()
+    assert not (tmp_path / "none_color_these").exists() and not (tmp_path / "none_memory.mp4").exists()
 
 
 def test_a_report_that_cannot_be_written_is_written_by_the_next_run(home, tmp_path):
@@ -327,8 +327,8 @@ def bad_checkpoint(home, path, change):
     ({"input": "gray.png", "batch_size": 0}, "batch_size is 0"),
     ({"input": "film.mp4", "output": "out.avi"}, "pass a .mp4, .mkv, .mov or .webm"),
     ({"input": "film.mp4", "suggest": -1}, "suggest is -1"),
-    ({"input": "film.mp4", "checkpoint": "gan.pt", "panel": True}, "memory, which is not used here"),
-    ({"input": "film.mp4", "reference": "color.png", "panel": True}, "memory, which is not used here"),
+    ({"input": "film.mp4", "checkpoint": "gan.pt", "memory_video": True}, "memory, which is not used here"),
+    ({"input": "film.mp4", "reference": "color.png", "memory_video": True}, "memory, which is not used here"),
 ])
 def test_bad_input_gives_a_message_of_one_line(home, tmp_path, monkeypatch, settings, message):
     monkeypatch.chdir(tmp_path)
