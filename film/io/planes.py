@@ -287,7 +287,8 @@ def ab_to_chroma(planes: Planes, ab: np.ndarray, height: int, width: int,
     different luma (lower for blue and red), so L is corrected by one step toward the luma before the conversion.
     """
     L = lightness_of(resize(planes.y, height, width), planes.coding)
-    slope, intercept = (resize(plane, height, width) for plane in guided_filter_coefficients(ab, resize(L, *ab.shape[:2])))
+    coefficients = guided_filter_coefficients(ab, resize(L, *ab.shape[:2]))
+    slope, intercept = (resize(plane, height, width) for plane in coefficients)
     cb, cr = (np.empty((height, width), coding.dtype) for _ in range(2))
     rows = max(1, CHUNK_PIXELS // width)
     for top in range(0, height, rows):
