@@ -174,7 +174,7 @@ def test_packing_of_embeddings_is_lossless():
 class Corrected(StubPredictor):
     """Adds ``change`` to the colors of shots that are lighter than ``above``, as references would."""
 
-    origin = "stub"
+    base_identity = "stub"
 
     def __init__(self, change=0, above=60, **settings):
         super().__init__(**settings)

@@ -493,8 +493,8 @@ def test_training_continues_with_the_references(sample, tmp_path):
 
 @pytest.mark.parametrize("settings, message", [
     ({"references": "missing"}, "there is no folder missing"),
-    ({"references": "empty"}, "there is no picture in color in empty"),
-    ({"references": "gray"}, "there is no picture in color in gray"),
+    ({"references": "empty"}, "there is no color picture in empty"),
+    ({"references": "gray"}, "there is no color picture in gray"),
     ({"references": "bad"}, "cannot read bad/bad.png"),
     ({"references": "good", "color_feature": "ground_truth"}, "use one of them"),
     ({"references": "good", "checkpoint": "gan"}, "is a plain GAN; leave --references out"),
