@@ -115,8 +115,8 @@ def test_training_pictures_are_recalled_and_unrelated_ones_are_not(home):
     foreign = np.random.default_rng(0).integers(0, 255, (64, 96, 1)).astype(np.uint8).repeat(3, 2)
     pictures = [read_image(path) for path in sorted((home / "train").glob("*.png"))]
     _, known = predictor.colorize_with_confidence([*pictures, foreign])
-    places = predictor.config.palette_classifier.input_size // CELL_SIZE // 2
-    assert all(x.shape == (len(pictures) + 1, places, places) for x in known)
+    grid_size = predictor.config.palette_classifier.input_size // CELL_SIZE // 2
+    assert all(x.shape == (len(pictures) + 1, grid_size, grid_size) for x in known)
     assert known.recalled[:-1].mean() > 0.95 and known.probability[:-1].mean() > 0.9
     assert known.recalled[-1].mean() < 0.2 and known.probability[-1].mean() < 0.7
 
@@ -136,7 +136,7 @@ def test_the_calibration_table_and_curve(home, tmp_path, capsys):
     pair = [str(home / "best.pt"), str(home / "test")]
     calibration.main([*pair, *pair, "--every", "1", "--figure", str(tmp_path / "curve.png"), "--fit", "True"])
     printed = capsys.readouterr().out
-    assert "bias " in printed and "| said | right | share of the pixels |" in printed
+    assert "bias " in printed and "| predicted | correct | share of pixels |" in printed
     rows = [line for line in printed.splitlines() if line.startswith("| ") and line.endswith("% |")]
     assert rows and sum(float(row.split("|")[3].strip(" %")) for row in rows) == pytest.approx(100, abs=1)
     assert "expected calibration error" in printed and read_image(tmp_path / "curve.png").shape == (400, 400, 3)

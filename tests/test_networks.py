@@ -102,8 +102,8 @@ def test_the_backbone_is_frozen_and_stays_in_eval_mode():
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
     gray = torch.randn(2, 3, 128, 128)
     before = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
-    features, places, _ = backbone(gray)
-    assert features.shape == (2, 1280) and places.shape == (2, 472, 32, 32)
+    features, cells, _ = backbone(gray)
+    assert features.shape == (2, 1280) and cells.shape == (2, 472, 32, 32)
     assert all(torch.equal(buffer, before[name]) for name, buffer in backbone.named_buffers())
     torch.testing.assert_close(backbone(gray[:1])[0][0], features[0], rtol=1e-3, atol=1e-4)  # no batch statistics
 
@@ -133,8 +133,8 @@ def test_resnet18_loads_weights_from_a_file(tmp_path):
     torch.save(net.state_dict(), tmp_path / "resnet18.pth")
     gray = torch.randn(1, 3, 128, 128)
     backbone = Backbone("resnet18", tmp_path / "resnet18.pth")
-    features, places, _ = backbone(gray)
-    assert features.shape == (1, 512) and places.shape == (1, 896, 32, 32)
+    features, cells, _ = backbone(gray)
+    assert features.shape == (1, 512) and cells.shape == (1, 896, 32, 32)
     torch.testing.assert_close(net.fc(features), net(gray), rtol=1e-4, atol=1e-4)
 
 
@@ -164,26 +164,26 @@ def test_convolutions_with_builtin_padding_give_equal_maps(kernel, stride):
 def test_the_generator_depends_on_the_cells(img_size):
     torch.manual_seed(0)
     generator = Generator("adain", 4, 20, img_size).eval()
-    L, places = torch.rand(1, 1, img_size, img_size), torch.rand(1, 20, 32, 32)
-    advice = Conditioning(torch.rand(1, 313), torch.ones(1))
-    plain = generator(L, advice, places)
-    places[..., :8] += 1
-    assert (generator(L, advice, places) - plain).abs().max() > 1e-4
+    L, cells = torch.rand(1, 1, img_size, img_size), torch.rand(1, 20, 32, 32)
+    conditioning = Conditioning(torch.rand(1, 313), torch.ones(1))
+    plain = generator(L, conditioning, cells)
+    cells[..., :8] += 1
+    assert (generator(L, conditioning, cells) - plain).abs().max() > 1e-4
 
 
 def test_recalled_colors_shift_cell_means_in_proportion_to_confidence(monkeypatch):
     """Confidence 0 on the left, 0.25 in the middle and 1 on the right, where cells have the recalled mean and the
     detail of the generator."""
     colorizer = Colorizer(ModelConfig(mem_size=4, top_k=4, width=8, spatial_size=1), None).eval()
-    L, advice = torch.rand(1, 1, 256, 256), Conditioning(torch.rand(1, 313), torch.ones(1))
+    L, conditioning = torch.rand(1, 1, 256, 256), Conditioning(torch.rand(1, 313), torch.ones(1))
     seen = Features(torch.rand(1, 1280), torch.rand(1, 472, 32, 32))
     hint = torch.tensor([0.9, -0.3, 0.0]).view(1, 3, 1, 1).repeat(1, 1, 32, 32)
     hint[:, 2, :, 10:20], hint[:, 2, :, 20:] = 0.25, 1
     nothing = torch.zeros(1, 3, 192, 192)
     monkeypatch.setattr("colorizer.colorizer.attend_to_frames", lambda memory, nearest, keys, mask: hint)
     monkeypatch.setattr("colorizer.colorizer.warp_colors", lambda memory, nearest, keys, L, shown: nothing)
-    plain = colorizer.generator(L, advice, seen.cells)
-    ab, known = colorizer(L, advice, seen)
+    plain = colorizer.generator(L, conditioning, seen.cells)
+    ab, known = colorizer(L, conditioning, seen)
     assert torch.allclose(known.recalled, hint[:, 2]) and known.agreement.max() == 0  # there is no palette classifier
     torch.testing.assert_close(ab[..., :72], plain[..., :72])
     pooled, means = (F.adaptive_avg_pool2d(x, 32) for x in (ab, plain))

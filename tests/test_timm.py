@@ -66,9 +66,9 @@ def test_shapes_and_lengths_of_features(name, weights):
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
     for side, grid in ((128, 32), (256, 32), (512, 64)):
         backbone.grid = grid
-        features, places, _ = backbone(torch.randn(2, 3, side, side))
-        assert features.shape == (2, DIMS[name].frame) and places.shape == (2, DIMS[name].place, grid, grid)
-    assert features.isfinite().all() and 0.5 < places.square().sum(1).mean() <= 3.01  # three maps of unit length
+        features, cells, _ = backbone(torch.randn(2, 3, side, side))
+        assert features.shape == (2, DIMS[name].frame) and cells.shape == (2, DIMS[name].cell, grid, grid)
+    assert features.isfinite().all() and 0.5 < cells.square().sum(1).mean() <= 3.01  # three maps of unit length
 
 
 @pytest.mark.parametrize("name", [VIT, CONV])
@@ -82,9 +82,9 @@ def test_pictures_are_normalized_as_the_network_expects(name, weights):
         tokens = net.eval().forward_features((L.repeat(1, 3, 1, 1) - 0.5) / net.pretrained_cfg["std"][0])
         last = tokens[:, net.num_prefix_tokens:].transpose(1, 2) if name == VIT else tokens.flatten(2)
         backbone.grid = round(last.shape[2]**0.5)
-        features, places, _ = backbone(backbone_input(L))
+        features, cells, _ = backbone(backbone_input(L))
     torch.testing.assert_close(features, last.mean(2), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(places.flatten(2)[:, -last.shape[1]:], F.normalize(last, dim=1), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(cells.flatten(2)[:, -last.shape[1]:], F.normalize(last, dim=1), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", [VIT, CONV])
@@ -106,7 +106,7 @@ def test_pictures_are_enlarged_to_a_multiple_of_the_patch_size():
     with torch.device("meta"):
         net = make_timm(DINO).eval()
         for side, tokens in ((256, 19), (512, 37), (518, 37)):
-            assert [places.shape for places in timm_maps(net, torch.zeros(1, 3, side, side))] == [
+            assert [cells.shape for cells in timm_maps(net, torch.zeros(1, 3, side, side))] == [
                 (1, 384, tokens, tokens)] * 3
 
 
