@@ -167,7 +167,7 @@ def damage(content, name):
 
 
 @pytest.mark.parametrize("fault, message", [
-    ("a missing tensor", "generator.output.weight is missing"), ("an extra tensor", "extra is missing, left over"),
+    ("a missing tensor", "generator.output.weight is missing"), ("an extra tensor", "extra is missing, unexpected"),
     ("a wrong shape", "generator.output.weight is missing, unexpected or of another shape"),
     ("not a number", "not finite"), ("missing moments", "incomplete or damaged"),
     ("moments of a wrong shape", "another shape"), ("another format", "format 99"),
