@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_regions import SIZE, disc, lightness
 
-from benchmarks.hand import median_color
+from benchmarks.effort import median_color
 
 from dataset import lab_to_rgb, rgb_to_lab
 from editing.correction import Correction, CorrectionRenderer
