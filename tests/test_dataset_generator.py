@@ -26,7 +26,7 @@ from film.analysis.dataset_files import split_shots
 from film.analysis.detected_shots import SPLITS
 from film.analysis.shot_detection import ChangeDetector, HistogramDetector, detect_shots, detector_input
 from film.analysis.training_frames import FramePool, checksum, make_detector
-from film.io.planes import Coding, Planes, plane_array
+from film.io.planes import ColorEncoding, Planes, plane_array
 from film.io.video import VideoFile
 from film.report import shot_figures as figures
 from utils import UserError, evenly_spaced
@@ -160,16 +160,16 @@ def test_change_detector_returns_the_numbers_of_pyscenedetect(kind, gray):
 @pytest.mark.parametrize("depth", [8, 10])
 def test_detector_input_is_clipped_and_has_full_range(depth):
     """Luma 0 and 16 are black, 235 and 255 are white, and colors follow BT.601."""
-    coding, step = Coding(depth, False, 6), 2 ** (depth - 8)
+    encoding, step = ColorEncoding(depth, False, 6), 2 ** (depth - 8)
     kind = np.uint8 if depth == 8 else np.uint16
     y, cb, cr = (np.full((64, 64), code * step, kind) for code in (0, 128, 128))
     for code, gray in ((0, 0), (9, 0), (16, 0), (235, 255), (255, 255)):
         y[:] = code * step
-        assert np.abs(detector_input(Planes(y, None, None, coding)).astype(int) - gray).max() == 0
-        assert np.abs(detector_input(Planes(y, cb, cr, coding)).astype(int) - gray).max() <= 1
+        assert np.abs(detector_input(Planes(y, None, None, encoding)).astype(int) - gray).max() == 0
+        assert np.abs(detector_input(Planes(y, cb, cr, encoding)).astype(int) - gray).max() <= 1
     for color in PATCHES:
         drawn = [np.full((64, 64), np.rint(codes[0]), kind) for codes in encode_patches(6, False, depth, color[None])]
-        assert np.abs(detector_input(Planes(*drawn, coding)).astype(int) - color).max() <= 4
+        assert np.abs(detector_input(Planes(*drawn, encoding)).astype(int) - color).max() <= 4
 
 
 def test_histogram_difference_matches_a_worked_example():
@@ -242,8 +242,8 @@ def test_split_depends_only_on_the_seed():
 
 @pytest.mark.parametrize("count,delay,budget", itertools.product((1, 2, 3, 5), (0, 2), (10**9, 20 * 300, 0)))
 def test_pool_holds_the_selected_frames_of_a_shot_of_any_length(count, delay, budget):
-    coding = Coding(8, True, 6)
-    frames = [Planes(*np.full((3, 10, 10), i % 251, np.uint8), coding) for i in range(300)]
+    encoding = ColorEncoding(8, True, 6)
+    frames = [Planes(*np.full((3, 10, 10), i % 251, np.uint8), encoding) for i in range(300)]
     pool = FramePool(count, delay, budget)
     starts = iter([1, 2, 5, 12, 100, 101, 260, None])  # first frames of the next shots
     cut, begin, pixels = next(starts), 0, 0

@@ -40,7 +40,7 @@ def test_images_of_all_depths_round_trip(tmp_path, suffix, depth):
     picture = read_deep_image(path)
     assert picture.depth == depth and picture.rgb.dtype == drawn.dtype and np.array_equal(picture.rgb, drawn)
     assert np.array_equal(read_image(path), draw_picture(0))
-    assert planes_from_rgb(drawn, depth).coding.depth == depth
+    assert planes_from_rgb(drawn, depth).encoding.depth == depth
     assert np.abs(planes_from_rgb(drawn, depth).rgb_codes().astype(int) - drawn).max() <= 2  # of Y', Cb and Cr
 
 

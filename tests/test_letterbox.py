@@ -16,7 +16,7 @@ from film.analysis.first_pass import analyze_film
 from film.analysis.letterbox import find_boxes, frame_profile, measure_margins
 from film.analysis.plan import Plan
 from film.io.encoding import EncodingTarget
-from film.io.planes import Coding, Planes
+from film.io.planes import ColorEncoding, Planes
 from film.io.video import VideoFile
 from film.render.pipeline import FrameTask, to_planes
 from film.render.rendering import color_film
@@ -24,7 +24,7 @@ from film.render.segments import SegmentStore
 from utils import list_files
 
 SIZE = HEIGHT, WIDTH = 96, 128  # of the picture
-FULL = Coding(8, True, 6)
+FULL = ColorEncoding(8, True, 6)
 
 
 def drawn(seed, count=4, darkness=1.0):
@@ -224,7 +224,7 @@ def test_both_fields_of_a_letterboxed_film_are_colored_inside_the_box():
     rng = np.random.default_rng(0)
     y = rng.integers(16, 235, (48, 64)).astype(np.uint8)
     planes = Planes(y, None, None, FULL._replace(full_range=False), True)
-    target = EncodingTarget("libx264", {}, "yuv420p", 64, 48, (24, 32), planes.coding, Fraction(25), Fraction(1, 25),
+    target = EncodingTarget("libx264", {}, "yuv420p", 64, 48, (24, 32), planes.encoding, Fraction(25), Fraction(1, 25),
                             {}, "nut", "tff")
     job = FrameTask(0, 0, planes, ab=np.full((8, 8, 2), 30, np.float32))
     result = to_planes(job, target, False, (8, 40, 10, 64))

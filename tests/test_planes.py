@@ -8,36 +8,36 @@ from drawn import draw_picture
 
 from dataset import resize
 from film.io import planes as film_planes
-from film.io.planes import Coding, Planes, ab_to_chroma, change_depth, planes_from_frame
+from film.io.planes import ColorEncoding, Planes, ab_to_chroma, change_depth, planes_from_frame
 
-CODINGS = [Coding(depth, full, space) for depth in (8, 10) for full in (False, True) for space in (1, 6)]
+ENCODINGS = [ColorEncoding(depth, full, space) for depth in (8, 10) for full in (False, True) for space in (1, 6)]
 
 
-@pytest.mark.parametrize("coding", CODINGS)
-def test_to_chroma_inverts_to_rgb(coding):
+@pytest.mark.parametrize("coding", ENCODINGS)
+def test_to_chroma_inverts_to_rgb(encoding):
     rgb = np.random.default_rng(0).random((12, 10, 3)).astype(np.float32)
-    black, span = coding.luma_range
-    y = np.rint(coding.luma_of(rgb) * span + black).astype(coding.dtype)
-    assert np.abs(coding.to_rgb(y, *coding.to_chroma(rgb)) - rgb).max() < 0.012 / 4 ** (coding.depth == 10)
+    black, white = encoding.luma_range
+    y = np.rint(encoding.luma_of(rgb) * (white - black) + black).astype(encoding.dtype)
+    assert np.abs(encoding.to_rgb(y, *encoding.to_chroma(rgb)) - rgb).max() < 0.012 / 4 ** (encoding.depth == 10)
 
 
 def test_coding_of_red_matches_a_worked_example():
     red = np.float32([[[1, 0, 0]]])
-    cb, cr = Coding(8, False, 6).to_chroma(red)  # BT.601: (81, 90, 240), the standard color bar
-    assert (round(16 + 219 * float(Coding(8, False, 6).luma_of(red)[0, 0])), cb[0, 0], cr[0, 0]) == (81, 90, 240)
-    cb, cr = Coding(10, True, 1).to_chroma(red)  # BT.709: Cb = -0.2126 / 1.8556 = -0.11457 of 1023 codes, Cr = 0.5
+    cb, cr = ColorEncoding(8, False, 6).to_chroma(red)  # BT.601: (81, 90, 240), the standard color bar
+    assert (round(16 + 219 * float(ColorEncoding(8, False, 6).luma_of(red)[0, 0])), cb[0, 0], cr[0, 0]) == (81, 90, 240)
+    cb, cr = ColorEncoding(10, True, 1).to_chroma(red)  # BT.709: Cb = -0.2126 / 1.8556 = -0.11457 of 1023, Cr = 0.5
     assert (cb[0, 0], cr[0, 0]) == (round(512 - 0.11457 * 1023), 1023)
 
 
-@pytest.mark.parametrize("coding", CODINGS)
-def test_planes_from_frame_match_the_conversion_of_ffmpeg(coding):
+@pytest.mark.parametrize("coding", ENCODINGS)
+def test_planes_from_frame_match_the_conversion_of_ffmpeg(encoding):
     picture = draw_picture(0)
     frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
-        format="yuv444p" if coding.depth == 8 else "yuv444p10le", dst_colorspace=coding.colorspace,
-        dst_color_range=1 + coding.full_range)
-    frame.colorspace, frame.color_range = coding.colorspace, 1 + coding.full_range
+        format="yuv444p" if encoding.depth == 8 else "yuv444p10le", dst_colorspace=encoding.colorspace,
+        dst_color_range=1 + encoding.full_range)
+    frame.colorspace, frame.color_range = encoding.colorspace, 1 + encoding.full_range
     planes = planes_from_frame(frame)
-    assert planes.coding == coding
+    assert planes.encoding == encoding
     assert np.abs(planes.rgb_uint8().astype(int) - picture).max() <= 3
 
 
@@ -52,7 +52,7 @@ def test_planes_from_frame_accepts_all_pixel_formats(format_):
 @pytest.mark.parametrize("height, colorspace", [(480, 6), (720, 1)])
 def test_untagged_matrix_depends_on_the_height(height, colorspace):
     frame = av.VideoFrame(16, height, "yuv420p")
-    assert planes_from_frame(frame).coding == Coding(8, False, colorspace)
+    assert planes_from_frame(frame).encoding == ColorEncoding(8, False, colorspace)
 
 
 def test_change_depth_rounds_and_clips():
@@ -61,37 +61,37 @@ def test_change_depth_rounds_and_clips():
     assert change_depth(codes.astype(np.uint8)[:, :4], 8, 10).tolist() == [[0, 4, 8, 24]]
 
 
-@pytest.mark.parametrize("coding", CODINGS)
-def test_ab_to_chroma_restores_the_colors_at_the_given_luma(coding):
+@pytest.mark.parametrize("coding", ENCODINGS)
+def test_ab_to_chroma_restores_the_colors_at_the_given_luma(encoding):
     """The luma and ab of an image restore the image, also its strong colors."""
     rgb = cv2.GaussianBlur(draw_picture(3), (5, 5), 0).astype(np.float32) / 255
-    black, span = coding.luma_range
-    y = np.rint(coding.luma_of(rgb) * span + black).astype(coding.dtype)
+    black, white = encoding.luma_range
+    y = np.rint(encoding.luma_of(rgb) * (white - black) + black).astype(encoding.dtype)
     lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab)
-    chroma = ab_to_chroma(Planes(y, None, None, coding), lab[..., 1:], *y.shape, coding)
-    result = cv2.cvtColor(coding.to_rgb(y, *chroma), cv2.COLOR_RGB2Lab)
+    chroma = ab_to_chroma(Planes(y, None, None, encoding), lab[..., 1:], *y.shape, encoding)
+    result = cv2.cvtColor(encoding.to_rgb(y, *chroma), cv2.COLOR_RGB2Lab)
     assert np.abs(result - lab).mean() < 0.7
-    neutral = ab_to_chroma(Planes(y, None, None, coding), np.zeros((4, 4, 2), np.float32), 6, 8, coding)
-    assert all(np.abs(plane.astype(int) - coding.chroma_range[0]).max() <= 1 for plane in neutral)
+    neutral = ab_to_chroma(Planes(y, None, None, encoding), np.zeros((4, 4, 2), np.float32), 6, 8, encoding)
+    assert all(np.abs(plane.astype(int) - encoding.neutral_chroma).max() <= 1 for plane in neutral)
 
 
-@pytest.mark.parametrize("coding", CODINGS[::3])
-def test_ab_to_chroma_does_not_depend_on_the_chunk_size(coding, monkeypatch):
+@pytest.mark.parametrize("coding", ENCODINGS[::3])
+def test_ab_to_chroma_does_not_depend_on_the_chunk_size(encoding, monkeypatch):
     rng = np.random.default_rng(0)
-    y = rng.integers(0, 2**coding.depth, (90, 128)).astype(coding.dtype)
-    picture, ab = Planes(y, None, None, coding), rng.normal(0, 30, (24, 24, 2)).astype(np.float32)
+    y = rng.integers(0, 2**encoding.depth, (90, 128)).astype(encoding.dtype)
+    picture, ab = Planes(y, None, None, encoding), rng.normal(0, 30, (24, 24, 2)).astype(np.float32)
     found = []
     for count in (1, 1000, 10**9):
         monkeypatch.setattr(film_planes, "CHUNK_PIXELS", count)
-        found.append(ab_to_chroma(picture, ab, 45, 64, coding))
+        found.append(ab_to_chroma(picture, ab, 45, 64, encoding))
     assert all(np.array_equal(*planes) for other in found[1:] for planes in zip(found[0], other, strict=True))
     assert len(np.unique(found[0][0])) > 20
 
 
-@pytest.mark.parametrize("coding", CODINGS)
-def test_gray_uint8_ignores_chroma(coding):
-    y = np.arange(2**coding.depth, dtype=coding.dtype).reshape(16, -1)
-    picture = Planes(y, y, y, coding)
+@pytest.mark.parametrize("coding", ENCODINGS)
+def test_gray_uint8_ignores_chroma(encoding):
+    y = np.arange(2**encoding.depth, dtype=encoding.dtype).reshape(16, -1)
+    picture = Planes(y, y, y, encoding)
     expected = picture._replace(cb=None, cr=None).rgb_uint8()
     # With 10 bits and limited range, one value lies between two grays and may be rounded either way.
     assert (picture.gray_uint8(*y.shape) != expected).sum() <= 1
@@ -102,9 +102,9 @@ def test_large_frames_are_halved_before_resizing():
     for height, width in ((360, 640), (720, 1280), (1080, 1920), (2160, 3840), (1079, 1919)):
         y, cb = (cv2.resize(rng.integers(20, 230, (9, 16), np.uint8), (width // part, height // part),
                             interpolation=cv2.INTER_CUBIC) for part in (1, 2))
-        picture = Planes(y, cb, cb, Coding(8, False, 1))
+        picture = Planes(y, cb, cb, ColorEncoding(8, False, 1))
         looks = picture.luma_uint8(256, 256), picture.downscale(512).y, picture.rgb(512, 512)
-        plain = resize(y, 256, 256), resize(y, 512, 512), picture.coding.to_rgb(
+        plain = resize(y, 256, 256), resize(y, 512, 512), picture.encoding.to_rgb(
             resize(y, 512, 512), *[resize(cb, 512, 512)] * 2)
         plain = (picture._replace(y=plain[0]).luma_uint8(256, 256), *plain[1:])
         for look, expected, step in zip(looks, plain, (1, 1, 1 / 255), strict=True):

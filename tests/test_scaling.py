@@ -49,7 +49,7 @@ def test_frame_sizes_are_measured(film, capsys):
 def test_a_scaled_film_has_the_requested_size_and_depth(film, tmp_path):
     assert scaling.scale_film(film, tmp_path / "clip.mp4", 144, 10, 1) == 12
     frames = [planes for _, _, planes in VideoFile(tmp_path / "clip.mp4").read()]
-    assert len(frames) == 12 and frames[0].y.shape == (144, 192) and frames[0].coding.depth == 10
+    assert len(frames) == 12 and frames[0].y.shape == (144, 192) and frames[0].encoding.depth == 10
 
 
 def test_remembered_frames_are_measured(film, tmp_path, monkeypatch, capsys):

@@ -22,7 +22,7 @@ class HeldFrameDetector:
         """Return whether the next frame is new; the first frame after a ``cut`` always is. Frames are compared with the
         last new frame, so that slow changes do not accumulate."""
         small = resize(planes.y, *(max(1, side // 4) for side in planes.y.shape))
-        if not cut and cv2.absdiff(small, self.reference).max() <= self.max_change * 2 ** (planes.coding.depth - 8):
+        if not cut and cv2.absdiff(small, self.reference).max() <= self.max_change * 2 ** (planes.encoding.depth - 8):
             return False
         self.reference = small
         return True

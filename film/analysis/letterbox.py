@@ -50,10 +50,10 @@ class Margin(NamedTuple):
 
 def frame_profile(planes: Planes) -> Profile:
     """Compute the Profile of a frame."""
-    black, span = planes.coding.luma_range
+    black, white = planes.encoding.luma_range
     height, width = planes.y.shape
     rows, columns = resize(planes.y, height, SEGMENTS), resize(planes.y, SEGMENTS, width).T
-    return Profile(*((each.astype(np.float32) - black) * np.float32(255 / span) for each in (rows, columns)))
+    return Profile(*((each.astype(np.float32) - black) * np.float32(255 / (white - black)) for each in (rows, columns)))
 
 
 def measure_margins(profiles: Sequence[Profile], config: LetterboxConfig | None = None) -> list[Margin]:

@@ -128,9 +128,9 @@ def detector_input(planes: Planes) -> np.ndarray:
     """
     small = [cv2.resize(plane, (DETECTOR_SIZE, DETECTOR_SIZE)) for plane in (planes.y, planes.cr, planes.cb)
              if plane is not None]
-    if planes.coding.depth > 8:
-        small = [(plane >> (planes.coding.depth - 8)).astype(np.uint8) for plane in small]
-    if not planes.coding.full_range:  # luma 16..235 and chroma 16..240 to 0..255; both functions saturate
+    if planes.encoding.depth > 8:
+        small = [(plane >> (planes.encoding.depth - 8)).astype(np.uint8) for plane in small]
+    if not planes.encoding.full_range:  # luma 16..235 and chroma 16..240 to 0..255; both functions saturate
         small = [cv2.convertScaleAbs(cv2.subtract(plane, 16), None, 255 / span, offset)
                  for plane, (span, offset) in zip(small, ((219, 0), (224, 0.5), (224, 0.5)), strict=False)]
     return cv2.cvtColor(cv2.merge(small), cv2.COLOR_YCrCb2RGB) if len(small) == 3 else cv2.merge(small[:1] * 3)

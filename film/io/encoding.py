@@ -16,7 +16,7 @@ from config import FilmConfig
 from fileio.atomic import atomic_write
 from film.io.interlacing import INTERLACED_ENCODERS, field_flagger, field_order, interlacing_options
 from film.io.mux import OUTPUT_SUFFIXES, can_store, container_format
-from film.io.planes import BT709, Coding, Planes, has_fields, plane_array, planes_from_frame
+from film.io.planes import BT709, ColorEncoding, Planes, has_fields, plane_array, planes_from_frame
 from film.io.video import Film, frame_rate, open_video, read_frames
 from utils import UserError, warn
 
@@ -40,7 +40,7 @@ class EncodingTarget(NamedTuple):
     width: int
     height: int
     chroma_size: tuple[int, int]  # (height, width) of Cb and Cr
-    coding: Coding
+    encoding: ColorEncoding
     rate: Fraction  # frames per second
     time_base: Fraction  # seconds
     tags: dict[str, Any]  # {attribute of the codec context: value}
@@ -65,7 +65,7 @@ def choose_encoding(path: Path, output: Path, config: FilmConfig) -> EncodingTar
     height, width = planes.y.shape
     pix_fmt = _choose_pix_fmt(encoder, planes, order, config)
     layout = av.VideoFormat(pix_fmt, width, height)
-    coding = Coding(layout.components[0].bits, planes.coding.full_range, planes.coding.colorspace)
+    encoding = ColorEncoding(layout.components[0].bits, planes.encoding.full_range, planes.encoding.colorspace)
     options = {**_choose_options(encoder, config), **interlacing_options(order)}
     with open_video(path) as (_, stream):
         rate = frame_rate(stream)
@@ -73,8 +73,8 @@ def choose_encoding(path: Path, output: Path, config: FilmConfig) -> EncodingTar
             raise UserError(f"{output.suffix} cannot store --codec {config.codec or encoder.name}; pass a .mkv file to "
                             "--output")
         target = EncodingTarget(
-            encoder.name, options, pix_fmt, width, height, (layout.chroma_height(), layout.chroma_width()), coding,
-            rate, stream.time_base, _tags(stream, coding, frame.rotation),
+            encoder.name, options, pix_fmt, width, height, (layout.chroma_height(), layout.chroma_width()), encoding,
+            rate, stream.time_base, _tags(stream, encoding, frame.rotation),
             "nut" if can_store("nut", encoder.name, rate) else "mov", order)
     try:
         with segment_encoder(io.BytesIO(), target) as write:
@@ -122,7 +122,7 @@ def _choose_pix_fmt(encoder, planes, order, config):
     odd_fields = strict and bool(order and height % 4)
     names = ["yuv444p" if odd_size else "yuv422p" if odd_fields else "yuv420p", "yuv422p", "yuv444p"]
     deep = [name + "10le" for name in names]
-    supported = [name for name in (deep + names if planes.coding.depth > 8 else names + deep) if name in formats]
+    supported = [name for name in (deep + names if planes.encoding.depth > 8 else names + deep) if name in formats]
     if not supported:
         raise UserError(f"--codec {config.codec or encoder.name} does not encode Y'CbCr; try h264, hevc, vp9 or av1")
     return supported[0]
@@ -137,10 +137,10 @@ def _choose_options(encoder, config):
     return {**options, "crf": str(config.crf if config.crf is not None else crf)}
 
 
-def _tags(stream, coding, rotation):
+def _tags(stream, encoding, rotation):
     """Return {attribute of the codec context: value} for color range, matrix, primaries, transfer and pixel aspect."""
     context, ratio = stream.codec_context, stream.sample_aspect_ratio
-    tags = {"color_range": 2 if coding.full_range else 1, "colorspace": coding.colorspace,
+    tags = {"color_range": 2 if encoding.full_range else 1, "colorspace": encoding.colorspace,
             "color_primaries": context.color_primaries, "color_trc": context.color_trc}
     if ratio:
         tags["sample_aspect_ratio"] = 1 / ratio if rotation % 180 else ratio
@@ -149,9 +149,9 @@ def _tags(stream, coding, rotation):
 
 def _black(target):
     """Return a black frame to test an encoder with."""
-    y = np.full((target.height, target.width), target.coding.luma_range[0], target.coding.dtype)
-    cb = np.full(target.chroma_size, target.coding.chroma_range[0], target.coding.dtype)
-    return Planes(y, cb, cb, target.coding)
+    y = np.full((target.height, target.width), target.encoding.luma_range[0], target.encoding.dtype)
+    cb = np.full(target.chroma_size, target.encoding.neutral_chroma, target.encoding.dtype)
+    return Planes(y, cb, cb, target.encoding)
 
 
 @contextmanager
@@ -175,7 +175,7 @@ def segment_encoder(file: BinaryIO, target: EncodingTarget) -> Iterator[Callable
         frame = av.VideoFrame(*size)
         frame = flag_fields(frame) if flag_fields else frame
         for index, plane in enumerate(planes[:3]):
-            plane_array(frame, index, target.coding.dtype)[:] = plane
+            plane_array(frame, index, target.encoding.dtype)[:] = plane
         frame.pts, frame.time_base = pts, target.time_base
         frame.color_range, frame.colorspace = target.tags["color_range"], target.tags["colorspace"]
         container.mux(stream.encode(frame))

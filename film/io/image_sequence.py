@@ -111,7 +111,7 @@ def write_colored_frame(path: Path, planes: Planes, source: Path) -> None:
     """
     light = read_deep_image(source).linear if path.suffix.lower() == source.suffix.lower() == ".exr" else None
     if light is None:
-        write_image(path, planes.rgb_codes(), planes.coding.depth)
+        write_image(path, planes.rgb_codes(), planes.encoding.depth)
         return
     colored = srgb_decode(planes.rgb(*planes.y.shape))
     luminance, wanted = (rgb @ LUMINANCE_WEIGHTS[:, None] for rgb in (colored, light))

@@ -70,7 +70,7 @@ def split_fields(planes: Planes) -> list[Planes]:
 def weave_fields(top: Planes, bottom: Planes) -> Planes:
     """Join two fields to a frame: the inverse of ``split_fields``."""
     y, cb, cr = (_weave(*pair) for pair in zip(top[:3], bottom[:3], strict=True))
-    return Planes(y, cb, cr, top.coding, True)
+    return Planes(y, cb, cr, top.encoding, True)
 
 
 def _weave(top, bottom):

@@ -30,9 +30,9 @@ def check_luma(film: Film, result: Film, config: FilmConfig) -> str:
             if source is None or colored is None:
                 raise UserError(f"{result.path} and {film.path} have different numbers of frames: only one has frame "
                                 f"{count}; color it again with --overwrite True")
-            (y, _, _, coding, _), (luma, _, _, written, _) = source[2], colored[2]
-            depth = max(coding.depth, written.depth)
-            y, luma = change_depth(y, coding.depth, depth), change_depth(luma, written.depth, depth)
+            (y, _, _, encoding, _), (luma, _, _, written, _) = source[2], colored[2]
+            depth = max(encoding.depth, written.depth)
+            y, luma = change_depth(y, encoding.depth, depth), change_depth(luma, written.depth, depth)
             difference = cv2.absdiff(y, luma)
             if lossless and written.depth == depth and difference.any():
                 raise UserError(f"the luma of {result.path} differs from that of {film.path} although its codec is "

@@ -11,7 +11,7 @@ from colorizer.warping.upsampling import guided_filter_coefficients
 from dataset import resize
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Coding of samples
+# Color encoding
 
 _LUMA_WEIGHTS = {  # colorspace tag: weights of red and blue in Y' (ITU-T H.273, table 4)
     1: (0.2126, 0.0722), 4: (0.30, 0.11), 5: (0.299, 0.114), 6: (0.299, 0.114), 7: (0.212, 0.087),
@@ -19,8 +19,8 @@ _LUMA_WEIGHTS = {  # colorspace tag: weights of red and blue in Y' (ITU-T H.273,
 BT709, BT601 = 1, 6
 
 
-class Coding(NamedTuple):
-    """How the samples of Y', Cb and Cr represent colors."""
+class ColorEncoding(NamedTuple):
+    """Bit depth, range and matrix of Y', Cb and Cr planes."""
 
     depth: int  # bits
     full_range: bool  # at 8 bits: 0..255 if True, else 16..235 for luma and 16..240 for chroma
@@ -28,25 +28,30 @@ class Coding(NamedTuple):
 
     @property
     def luma_range(self) -> tuple[int, int]:
-        """Value of black, and difference between white and black."""
-        return (0, 2**self.depth - 1) if self.full_range else (16 << self.depth - 8, 219 << self.depth - 8)
+        """Luma of black and of white."""
+        return (0, 2**self.depth - 1) if self.full_range else (16 << self.depth - 8, 235 << self.depth - 8)
 
     @property
-    def chroma_range(self) -> tuple[int, int]:
-        """Value of neutral, and difference between 0.5 and -0.5."""
-        return 1 << self.depth - 1, 2**self.depth - 1 if self.full_range else 224 << self.depth - 8
+    def neutral_chroma(self) -> int:
+        """Cb and Cr of grays."""
+        return 1 << self.depth - 1
+
+    @property
+    def chroma_span(self) -> int:
+        """Difference between the nominal maximum and minimum of Cb and Cr."""
+        return 2**self.depth - 1 if self.full_range else 224 << self.depth - 8
 
     def to_rgb(self, y: np.ndarray, cb: np.ndarray, cr: np.ndarray) -> np.ndarray:
         """Convert planes (H, W) to RGB float32 (H, W, 3), clipped to [0, 1]."""
         red, blue = _LUMA_WEIGHTS[self.colorspace]
-        (black, span), (neutral, reach) = self.luma_range, self.chroma_range
+        (black, white), span, neutral = self.luma_range, self.chroma_span, self.neutral_chroma
         # In place: allocating whole frames costs more time than the arithmetic.
         y = np.subtract(y, black, dtype=np.float32)
-        y /= np.float32(span)
+        y /= np.float32(white - black)
         r, b = (np.subtract(plane, neutral, dtype=np.float32) for plane in (cr, cb))
-        r *= np.float32(2 * (1 - red) / reach)
+        r *= np.float32(2 * (1 - red) / span)
         r += y
-        b *= np.float32(2 * (1 - blue) / reach)
+        b *= np.float32(2 * (1 - blue) / span)
         b += y
         y -= np.float32(red) * r
         y -= np.float32(blue) * b
@@ -62,12 +67,11 @@ class Coding(NamedTuple):
     def to_chroma(self, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Convert RGB float32 (H, W, 3) in [0, 1] to the planes Cb and Cr (H, W): the inverse of ``to_rgb``."""
         red, blue = _LUMA_WEIGHTS[self.colorspace]
-        neutral, reach = self.chroma_range
-        y = self.luma_of(rgb)
+        y, span, neutral = self.luma_of(rgb), self.chroma_span, self.neutral_chroma
 
         def quantized(plane, weight):
             plane -= y
-            plane *= np.float32(reach / (2 * (1 - weight)))
+            plane *= np.float32(span / (2 * (1 - weight)))
             plane += neutral
             return np.clip(np.rint(plane, out=plane), 0, 2**self.depth - 1, out=plane).astype(self.dtype)
 
@@ -106,7 +110,7 @@ class Planes(NamedTuple):
     y: np.ndarray
     cb: np.ndarray | None
     cr: np.ndarray | None
-    coding: Coding
+    encoding: ColorEncoding
     interlaced: bool = False  # the rows of each plane belong alternately to two fields of different times
 
     def _deinterlaced(self):
@@ -114,7 +118,7 @@ class Planes(NamedTuple):
         if not self.interlaced:
             return self
         y, cb, cr = map(_mean_of_fields, self[:3])
-        return Planes(y, cb, cr, self.coding)
+        return Planes(y, cb, cr, self.encoding)
 
     def crop(self, box: Box | None) -> "Planes":
         """Return the area inside the box; None is the whole frame."""
@@ -127,10 +131,10 @@ class Planes(NamedTuple):
         self = self._deinterlaced()
         y = _resized(self.y, height, width)
         if self.cb is None or self.cr is None:
-            cb = cr = np.full((height, width), self.coding.chroma_range[0], self.coding.dtype)
+            cb = cr = np.full((height, width), self.encoding.neutral_chroma, self.encoding.dtype)
         else:
             cb, cr = _resized(self.cb, height, width), _resized(self.cr, height, width)
-        return self.coding.to_rgb(y, cb, cr)
+        return self.encoding.to_rgb(y, cb, cr)
 
     def downscale(self, side: int) -> "Planes":
         """Return the frame at side x side pixels, without chroma subsampling.
@@ -139,7 +143,7 @@ class Planes(NamedTuple):
         """
         self = self._deinterlaced()
         cb, cr = (plane if plane is None else _resized(plane, side, side) for plane in (self.cb, self.cr))
-        return Planes(_resized(self.y, side, side), cb, cr, self.coding)
+        return Planes(_resized(self.y, side, side), cb, cr, self.encoding)
 
     def rgb_uint8(self, height: int | None = None, width: int | None = None) -> np.ndarray:
         """Return RGB uint8 (height, width, 3); None means the size of the frame."""
@@ -150,23 +154,23 @@ class Planes(NamedTuple):
     def rgb_codes(self) -> np.ndarray:
         """Return RGB at the bit depth of the frame: uint8 or uint16 (H, W, 3)."""
         rgb = self.rgb(*self.y.shape)
-        rgb *= 2**self.coding.depth - 1
-        return np.rint(rgb, out=rgb).astype(self.coding.dtype)
+        rgb *= 2**self.encoding.depth - 1
+        return np.rint(rgb, out=rgb).astype(self.encoding.dtype)
 
     def gray_uint8(self, height: int, width: int) -> np.ndarray:
         """Return the luma without chroma as RGB uint8 (height, width, 3)."""
         y = _resized(self._deinterlaced().y, height, width)
-        return cv2.cvtColor(_gray_tables(self.coding)[0][y], cv2.COLOR_GRAY2RGB)
+        return cv2.cvtColor(_gray_tables(self.encoding)[0][y], cv2.COLOR_GRAY2RGB)
 
     def lightness(self, side: int) -> np.ndarray:
         """Return L float32 (side, side) in [0, 100] of the gray with the luma of the frame; chroma is ignored."""
-        return lightness_of(_resized(self._deinterlaced().y, side, side), self.coding)
+        return lightness_of(_resized(self._deinterlaced().y, side, side), self.encoding)
 
     def luma_uint8(self, height: int, width: int) -> np.ndarray:
         """Return Y' as uint8 (height, width) in full range."""
-        black, span = self.coding.luma_range
-        return cv2.convertScaleAbs(np.maximum(_resized(self.y, height, width), black), None, 255 / span,
-                                   -255 * black / span)
+        black, white = self.encoding.luma_range
+        y = np.maximum(_resized(self.y, height, width), black)
+        return cv2.convertScaleAbs(y, None, 255 / (white - black), -255 * black / (white - black))
 
 
 MIN_HALVED_SIDE = 512  # pixels; planes are halved repeatedly while both sides stay at least this long
@@ -224,19 +228,21 @@ def planes_from_frame(frame: av.VideoFrame) -> Planes:
             given = {"src_colorspace": colorspace, "src_color_range": 1 + full}
         frame = frame.reformat(format="yuv444p10le" if depth > 8 else "yuv444p", **given,
                                dst_colorspace=colorspace, dst_color_range=1 + full)
-    coding = Coding(depth, full, colorspace)
+    encoding = ColorEncoding(depth, full, colorspace)
     gray = frame.format.name.startswith("gray")
-    planes = [plane_array(frame, index, coding.dtype) for index in range(1 if gray else 3)]
+    planes = [plane_array(frame, index, encoding.dtype) for index in range(1 if gray else 3)]
     if frame.rotation % 360:
         planes = [np.ascontiguousarray(np.rot90(plane, round(frame.rotation / 90))) for plane in planes]
     cb, cr = (None, None) if gray else planes[1:]
-    return Planes(planes[0], cb, cr, coding, interlaced)
+    return Planes(planes[0], cb, cr, encoding, interlaced)
 
 
 def planes_from_rgb(rgb: np.ndarray, depth: int = 8) -> Planes:
     """Return the planes (4:4:4, full range) of an RGB image (H, W, 3) of ``depth`` bits; grays keep their values."""
-    coding, rgb = Coding(depth, True, BT601), rgb.astype(np.float32) / (2**depth - 1)
-    return Planes(np.rint(coding.luma_of(rgb) * (2**depth - 1)).astype(coding.dtype), *coding.to_chroma(rgb), coding)
+    encoding, white = ColorEncoding(depth, True, BT601), 2**depth - 1
+    rgb = rgb.astype(np.float32) / white
+    y = np.rint(encoding.luma_of(rgb) * white).astype(encoding.dtype)
+    return Planes(y, *encoding.to_chroma(rgb), encoding)
 
 
 def change_depth(plane: np.ndarray, old: int, new: int) -> np.ndarray:
@@ -263,16 +269,16 @@ def gray_lightness(luma: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _gray_tables(coding):
+def _gray_tables(encoding):
     """Return the gray (uint8) and its L (float32) of each luma value, both (2^depth,)."""
-    black, span = coding.luma_range
-    luma = np.clip((np.arange(2**coding.depth, dtype=np.float32) - black) / np.float32(span), 0, 1)
+    black, white = encoding.luma_range
+    luma = np.clip((np.arange(2**encoding.depth, dtype=np.float32) - black) / np.float32(white - black), 0, 1)
     return np.rint(luma * 255).astype(np.uint8), gray_lightness(luma)
 
 
-def lightness_of(y: np.ndarray, coding: Coding) -> np.ndarray:
+def lightness_of(y: np.ndarray, encoding: ColorEncoding) -> np.ndarray:
     """Return L in [0, 100] of the grays of luma values ``y``, float32 of the same shape."""
-    table = _gray_tables(coding)[1]
+    table = _gray_tables(encoding)[1]
     return cv2.LUT(y, table) if y.dtype == np.uint8 else table[y]
 
 
@@ -280,23 +286,23 @@ CHUNK_PIXELS = 2**16  # pixels converted at a time, so that intermediate results
 
 
 def ab_to_chroma(planes: Planes, ab: np.ndarray, height: int, width: int,
-                 coding: Coding) -> tuple[np.ndarray, np.ndarray]:
-    """Return Cb and Cr (height, width) in ``coding`` that give a frame the colors ab (h, w, 2) at its own luma.
+                 encoding: ColorEncoding) -> tuple[np.ndarray, np.ndarray]:
+    """Return Cb and Cr (height, width) in ``encoding`` that give a frame the colors ab (h, w, 2) at its own luma.
 
     ab is upsampled along the lightness of the frame. The color with this ab and the L of a gray of the same luma has a
     different luma (lower for blue and red), so L is corrected by one step toward the luma before the conversion.
     """
-    L = lightness_of(resize(planes.y, height, width), planes.coding)
+    L = lightness_of(resize(planes.y, height, width), planes.encoding)
     coefficients = guided_filter_coefficients(ab, resize(L, *ab.shape[:2]))
     slope, intercept = (resize(plane, height, width) for plane in coefficients)
-    cb, cr = (np.empty((height, width), coding.dtype) for _ in range(2))
+    cb, cr = (np.empty((height, width), encoding.dtype) for _ in range(2))
     rows = max(1, CHUNK_PIXELS // width)
     for top in range(0, height, rows):
         part = slice(top, top + rows)
         lab = cv2.merge([L[part], *cv2.split(slope[part] * L[part][..., None] + intercept[part])])
         rgb = _clipped(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB))
-        lab[..., 0] += L[part] - gray_lightness(coding.luma_of(rgb))
-        cb[part], cr[part] = coding.to_chroma(_clipped(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB, dst=rgb)))
+        lab[..., 0] += L[part] - gray_lightness(encoding.luma_of(rgb))
+        cb[part], cr[part] = encoding.to_chroma(_clipped(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB, dst=rgb)))
     return cb, cr
 
 

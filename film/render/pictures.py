@@ -42,7 +42,7 @@ def color_picture(predictor: Predictor, source: Path, target: Path,
     else:
         height, width = planes.y.shape
         (ab,), confidence = predictor.predict_ab([cv2.cvtColor(planes.rgb(height, width), cv2.COLOR_RGB2Lab)])
-        cb, cr = ab_to_chroma(planes, ab, height, width, planes.coding)
+        cb, cr = ab_to_chroma(planes, ab, height, width, planes.encoding)
         planes = planes._replace(cb=cb, cr=cr)
         write_colored_frame(target, planes, source)
         result = planes.rgb_uint8()

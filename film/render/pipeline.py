@@ -38,7 +38,7 @@ class FrameTask:
     confidence: Confidence | None = None  # None for a frame that stays unchanged
     embedding: np.ndarray | None = None  # int16 (D,), of a keyframe; at the start of a transition, of the next shot
     in_transition: bool = False  # whether the frame also shows the next shot
-    result: Planes | None = None  # in the coding of the encoding target
+    result: Planes | None = None  # in the color encoding of the EncodingTarget
 
 
 def read_tasks(film: Film, plan: Plan, shots: Iterable[int], side: int,
@@ -141,7 +141,7 @@ class _BatchColorer:
 
 
 def to_planes(task: FrameTask, target: EncodingTarget, color_only: bool, box: Box | None = None) -> Planes:
-    """Return the planes of a colored frame in the coding of ``target``.
+    """Return the planes of a colored frame in the color encoding of ``target``.
 
     Luma is that of the source, or MIDDLE_GRAY if ``color_only``. Cb and Cr are made from ab inside of the box, and
     neutral outside. Without ab, they are those of the source. Interlaced frames are converted field by field.
@@ -150,24 +150,24 @@ def to_planes(task: FrameTask, target: EncodingTarget, color_only: bool, box: Bo
         (height, width), halves = target.chroma_size, split_fields(task.planes)
         box = box and (box[0] // 2, box[1] // 2, *box[2:])
         return weave_fields(*(
-            _to_planes(half, task.ab, target.coding, ((height + 1 - i) // 2, width), color_only, box)
+            _to_planes(half, task.ab, target.encoding, ((height + 1 - i) // 2, width), color_only, box)
             for i, half in enumerate(halves)))
-    return _to_planes(task.planes, task.ab, target.coding, target.chroma_size, color_only, box)
+    return _to_planes(task.planes, task.ab, target.encoding, target.chroma_size, color_only, box)
 
 
-def _to_planes(planes, ab, coding, size, color_only, box):
-    y = change_depth(planes.y, planes.coding.depth, coding.depth)
+def _to_planes(planes, ab, encoding, size, color_only, box):
+    y = change_depth(planes.y, planes.encoding.depth, encoding.depth)
     if ab is not None:
-        cb, cr = (np.full(size, coding.chroma_range[0], coding.dtype) for _ in range(2))
+        cb, cr = (np.full(size, encoding.neutral_chroma, encoding.dtype) for _ in range(2))
         inside = plane_slices(box, planes.y.shape, size)
         height, width = cb[inside].shape
-        cb[inside], cr[inside] = ab_to_chroma(planes.crop(box), ab, height, width, coding)
+        cb[inside], cr[inside] = ab_to_chroma(planes.crop(box), ab, height, width, encoding)
     elif planes.cb is None or planes.cr is None:
-        cb = cr = np.full(size, coding.chroma_range[0], coding.dtype)
+        cb = cr = np.full(size, encoding.neutral_chroma, encoding.dtype)
     else:
-        cb, cr = (change_depth(resize(plane, *size), planes.coding.depth, coding.depth)
+        cb, cr = (change_depth(resize(plane, *size), planes.encoding.depth, encoding.depth)
                   for plane in (planes.cb, planes.cr))
     if color_only:
-        black, span = coding.luma_range
-        y = np.full_like(y, round(black + span * MIDDLE_GRAY))
-    return Planes(y, cb, cr, coding)
+        black, white = encoding.luma_range
+        y = np.full_like(y, round(black + (white - black) * MIDDLE_GRAY))
+    return Planes(y, cb, cr, encoding)

@@ -177,8 +177,8 @@ class FrameWriter:
             raise UserError(f"no picture of {film.path} can be read")
         self.film, self.folder, self.overwrite = film, output.parent, overwrite
         height, width = planes.y.shape
-        self.target = EncodingTarget("pictures", {}, "", width, height, (height, width), planes.coding, film.info.rate,
-                                     film.info.time_base, {}, "")
+        self.target = EncodingTarget("pictures", {}, "", width, height, (height, width), planes.encoding,
+                                     film.info.rate, film.info.time_base, {}, "")
 
     @contextmanager
     def write_shot(self, segment: Path, pts: Sequence[int]) -> Iterator[Callable[[Planes, int], None]]:
