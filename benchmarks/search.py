@@ -82,7 +82,7 @@ class Case:
         """Return the mean CIEDE2000 over the test frames of each of PROTOCOLS."""
         predictor = Predictor(colorizer, self.device)
         methods = {"full": lambda labs: predictor.predict_ab(labs)[0]}
-        return [measure(methods, self.tested[protocol], self.args.img_size)[0]["full"]["ciede2000"]
+        return [measure(methods, self.tested[protocol], self.args.img_size)["full"]["ciede2000"]
                 for protocol in PROTOCOLS]
 
     def vary_spatial(self, name, value):
