@@ -107,14 +107,6 @@ class Discriminator(nn.Module):
         return self.last(x)
 
 
-def first_layer(conv):
-    """Return the convolution over picture and 313 maps that equals a networks.ColorConv."""
-    plain = nn.Conv2d(conv.picture.in_channels + N_BINS, conv.picture.out_channels, 4, 2, 1)
-    plain.weight.data = torch.cat([conv.picture.weight, conv.color], 1).detach().clone()
-    plain.bias = nn.Parameter(conv.picture.bias.detach().clone())
-    return plain
-
-
 class Backbone(nn.Module):
     """efficientnet_lite0 of its package. Returns embeddings (N, 1280)."""
 

@@ -27,7 +27,7 @@ class Stroke(NamedTuple):
 
 @dataclass
 class RegionsConfig:
-    """Parameters of the segmentation, chosen with ``benchmarks/clicks.py``.
+    """Parameters of the segmentation, chosen with ``benchmarks/region_clicks.py``.
 
     Lengths and areas are those of a frame with 360 rows and are scaled with the frame. L is in [0, 100].
     """

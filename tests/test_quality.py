@@ -128,7 +128,7 @@ def test_a_run_of_every_row(film, tmp_path, capsys, small_networks):
 
 
 @pytest.mark.parametrize("extra, message", [
-    (["--minutes", "0"], "set them above 0"), (["--img_size", "100"], "multiples of 128"),
+    (["--minutes", "0"], "set them above 0"), (["--img_size", "100"], "not a multiple of 128"),
     (["missing.mp4"], "no film missing.mp4"), (["--rows", "best"], "invalid choice"),
 ])
 def test_bad_input_is_an_error_before_any_training(film, tmp_path, extra, message):

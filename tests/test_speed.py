@@ -16,7 +16,6 @@ from colorizer.backbone import Backbone
 from config import PaletteClassifierConfig, TrainConfig
 from dataset import ColorizationDataset, color_feature, rgb_to_lab
 from fileio.images import read_image, write_image
-from networks import ColorConv
 from training.learner import Learner
 from training.preparation import build_model_config
 
@@ -25,22 +24,6 @@ from training.preparation import build_model_config
 def test_the_color_features_are_equal(picture):
     ab = rgb_to_lab(picture)[..., 1:]
     assert np.abs(reference.color_feature(ab) - color_feature(ab)).sum() < 1e-3
-
-
-def test_the_first_layers_are_equal_forward_and_backward():
-    torch.manual_seed(0)
-    ours, color = ColorConv(3, 8), torch.rand(2, 313).softmax(1)
-    plain, results = reference.first_layer(ours), []
-    picture, weight = torch.rand(2, 3, 16, 20), torch.rand(2, 8, 8, 10)
-    for layer, arguments in ((ours, (color,)), (plain, ())):
-        x = picture.clone().requires_grad_()
-        out = layer(x if arguments else reference.expand_feature(x, color), *arguments)
-        (out * weight).sum().backward()
-        results.append((out, x.grad))
-    for mine, its in zip(*results, strict=True):
-        torch.testing.assert_close(mine, its, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(torch.cat([ours.picture.weight.grad, ours.color.grad], 1), plain.weight.grad,
-                               atol=1e-4, rtol=1e-5)
 
 
 def test_the_embeddings_and_batches_are_equal(tmp_path):
