@@ -13,7 +13,7 @@ from film.io.planes import ColorEncoding, Planes, ab_to_chroma, change_depth, pl
 ENCODINGS = [ColorEncoding(depth, full, space) for depth in (8, 10) for full in (False, True) for space in (1, 6)]
 
 
-@pytest.mark.parametrize("coding", ENCODINGS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_to_chroma_inverts_to_rgb(encoding):
     rgb = np.random.default_rng(0).random((12, 10, 3)).astype(np.float32)
     black, white = encoding.luma_range
@@ -21,7 +21,7 @@ def test_to_chroma_inverts_to_rgb(encoding):
     assert np.abs(encoding.to_rgb(y, *encoding.to_chroma(rgb)) - rgb).max() < 0.012 / 4 ** (encoding.depth == 10)
 
 
-def test_coding_of_red_matches_a_worked_example():
+def test_encoding_of_red_matches_a_worked_example():
     red = np.float32([[[1, 0, 0]]])
     cb, cr = ColorEncoding(8, False, 6).to_chroma(red)  # BT.601: (81, 90, 240), the standard color bar
     assert (round(16 + 219 * float(ColorEncoding(8, False, 6).luma_of(red)[0, 0])), cb[0, 0], cr[0, 0]) == (81, 90, 240)
@@ -29,7 +29,7 @@ def test_coding_of_red_matches_a_worked_example():
     assert (cb[0, 0], cr[0, 0]) == (round(512 - 0.11457 * 1023), 1023)
 
 
-@pytest.mark.parametrize("coding", ENCODINGS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_planes_from_frame_match_the_conversion_of_ffmpeg(encoding):
     picture = draw_picture(0)
     frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
@@ -61,7 +61,7 @@ def test_change_depth_rounds_and_clips():
     assert change_depth(codes.astype(np.uint8)[:, :4], 8, 10).tolist() == [[0, 4, 8, 24]]
 
 
-@pytest.mark.parametrize("coding", ENCODINGS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_ab_to_chroma_restores_the_colors_at_the_given_luma(encoding):
     """The luma and ab of an image restore the image, also its strong colors."""
     rgb = cv2.GaussianBlur(draw_picture(3), (5, 5), 0).astype(np.float32) / 255
@@ -75,7 +75,7 @@ def test_ab_to_chroma_restores_the_colors_at_the_given_luma(encoding):
     assert all(np.abs(plane.astype(int) - encoding.neutral_chroma).max() <= 1 for plane in neutral)
 
 
-@pytest.mark.parametrize("coding", ENCODINGS[::3])
+@pytest.mark.parametrize("encoding", ENCODINGS[::3])
 def test_ab_to_chroma_does_not_depend_on_the_chunk_size(encoding, monkeypatch):
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2**encoding.depth, (90, 128)).astype(encoding.dtype)
@@ -88,7 +88,7 @@ def test_ab_to_chroma_does_not_depend_on_the_chunk_size(encoding, monkeypatch):
     assert len(np.unique(found[0][0])) > 20
 
 
-@pytest.mark.parametrize("coding", ENCODINGS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_gray_uint8_ignores_chroma(encoding):
     y = np.arange(2**encoding.depth, dtype=encoding.dtype).reshape(16, -1)
     picture = Planes(y, y, y, encoding)
