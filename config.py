@@ -1,7 +1,7 @@
-"""The settings of all scripts and the constants of the method that a checkpoint holds, as dataclasses.
+"""Dataclasses with the settings of all scripts and the constants of the method, which are saved in each checkpoint.
 
-The command line of a script is made from its dataclass: a field with a ``help`` text is a flag. The constants were
-chosen in trials (``benchmarks/trials.md``); ``benchmarks/search.py`` varies them.
+Each field with a ``help`` text is a command-line flag of its script. The values of the constants were chosen in trials
+(``benchmarks/trials.md``); ``benchmarks/search.py`` compares other values.
 """
 
 import math
@@ -14,30 +14,30 @@ from typing import Any, TypeVar
 
 from utils import UserError, check_at_least, check_choices, parse_time, setting
 
-SIZE_STEP = 128  # pixels; the generator halves the picture 7 times
-BACKBONES = r"efficientnet_lite0|resnet18|timm/[A-Za-z0-9_.]+"  # matches no path and no name of a repository
+SIZE_STEP = 128  # pixels; img_size is a multiple of this, since the generator halves the picture 7 times
+BACKBONES = r"efficientnet_lite0|resnet18|timm/[A-Za-z0-9_.]+"  # allowed names; no paths, no names of repositories
 SAMPLE_FILM = Path(__file__).resolve().parent / "resources" / "episode_1.mp4"
 
 T = TypeVar("T")
 
 
-def restore(settings: type[T], plain: dict[str, Any]) -> T:
-    """Invert ``dataclasses.asdict``. Raises TypeError for an unknown name, and ValueError for a constant of the method
-    that has another type than its default, is negative or not finite, or is an integer below 1."""
-    values = dict(plain)
-    for f in fields(settings):  # type: ignore[arg-type]  # a dataclass
+def restore(kind: type[T], values: dict[str, Any]) -> T:
+    """Return the dataclass ``kind`` with the result of ``dataclasses.asdict``. Raises TypeError for an unknown field
+    and ValueError for a constant of the method that has a different type than its default, or is out of range."""
+    values = dict(values)
+    for f in fields(kind):  # type: ignore[arg-type]  # a dataclass
         if f.name not in values:
             continue
         if is_dataclass(f.type):
             values[f.name] = restore(typing.cast(type, f.type), values[f.name])
-        elif settings in (SpatialConfig, PaletteClassifierConfig, TrainingConstants):
+        elif kind in (SpatialConfig, PaletteClassifierConfig, TrainingConstants):
             _check_constant(f, values[f.name])
-    return settings(**values)
+    return kind(**values)
 
 
 def _check_constant(f, value):
-    if type(value) is not f.type or not (f.type is int) <= value < math.inf:  # integers are counts
-        raise ValueError(f"{f.name} is {value!r}")
+    if type(value) is not f.type or not (f.type is int) <= value < math.inf:  # counts are at least 1, floats 0
+        raise ValueError(f"{f.name} is {value!r}, which is out of range or not of type {f.type.__name__}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -46,65 +46,65 @@ def _check_constant(f, value):
 
 @dataclass
 class SpatialConfig:
-    """Constants of the spatial memory (``colorizer/memory``), saved with the checkpoint."""
+    """Constants of the spatial memory (``colorizer/memory``), which are saved in each checkpoint."""
 
     # Storage
-    grid: int = 32  # cells along a side of a picture; larger: finer colors, quadratic cost; 32 is the backbone's finest
+    grid: int = 32  # cells along a side of a picture; larger: finer colors, quadratic cost; 32 as in the backbone
     key_dim: int = 64  # PCA components of the features in a key; larger: more precise matching, larger files
-    pca_pictures: int = 128  # maximum number of evenly spaced training pictures to which the PCA is fit
+    pca_pictures: int = 128  # maximum number of evenly spaced training pictures that the PCA is fitted to
     picture_size: int = 192  # pixels along a side of the stored pictures; larger: sharper warped colors, slower
-    max_frames: int = 50_000  # capacity; a larger training set is sampled evenly
-    max_inline_frames: int = 4096  # a larger memory is stored in an archive instead of the checkpoint; 258 kB per frame
-    duplicate_tolerance: int = 2  # of 255; larger: frames with larger differences count as duplicates and are dropped
+    max_frames: int = 50_000  # maximum number of remembered frames; a larger training set is sampled evenly
+    max_inline_frames: int = 4096  # more frames are stored in an archive next to the checkpoint; 258 kB per frame
+    duplicate_tolerance: int = 2  # maximum difference of duplicates, of 255; larger: more frames are dropped
 
-    # Keys; larger weights make differences in that property count more
-    lightness_weight: float = 2.0  # of L in [0, 1]
-    position_weight: float = 0.1  # of (y, x) in [-1, 1]
-    color_weight: float = 4.0  # of ab / 110
+    # Keys; with a larger weight, differences in that property count more
+    lightness_weight: float = 2.0  # weight of L in [0, 1]
+    position_weight: float = 0.1  # weight of (y, x) in [-1, 1]
+    color_weight: float = 4.0  # weight of ab / 110
 
     # Retrieval and attention
-    attended_frames: int = 8  # frames whose cells are attended to; larger: more choice, slower
-    candidate_frames: int = 64  # most similar frames from which these are chosen
-    mmr_diversity: float = 0.5  # weight of the similarity to chosen frames; larger: more diverse, less similar frames
-    reference_margin: float = 0.05  # cosine similarity; larger: references take precedence over more similar frames
-    reference_bias: float = 0.5  # subtracted from the squared distances of keys to cells of such references
-    inverse_temperature: float = 30.0  # of the attention; larger: only the nearest cells count
-    disagreement_scale: float = 0.02  # variance of ab / 110 that reduces the confidence by e; larger: more confidence
+    attended_frames: int = 8  # frames whose cells are attended to; larger: more candidate colors, slower
+    candidate_frames: int = 64  # most similar frames that the attended frames are selected from
+    mmr_diversity: float = 0.5  # penalty for similarity to frames already selected; larger: more diverse
+    reference_margin: float = 0.05  # a reference is preferred if no frame is more similar by more than this (cosine)
+    reference_bias: float = 0.5  # subtracted from squared key distances to preferred references; larger: more weight
+    inverse_temperature: float = 30.0  # of the softmax over attended cells; larger: only the nearest cells count
+    disagreement_scale: float = 0.02  # variance of ab / 110 that divides the confidence by e; larger: higher confidence
 
     # Warping
-    warped_frames: int = 2  # frames whose colors are warped; larger: more choice, slower
-    feature_weight: float = 0.27  # of the squared distance of keys in the matching cost; larger: less confidence
-    photometric_weight: float = 100.0  # of the squared difference in L in [0, 1] in it; larger: less confidence
+    warped_frames: int = 2  # frames whose colors are warped; larger: more candidate colors, slower
+    feature_weight: float = 0.27  # of the squared key distance in the matching cost; larger: lower confidence
+    photometric_weight: float = 100.0  # of the squared difference of L (in [0, 1]) in the matching cost; likewise
     cost_inverse_temperature: float = 15.0  # of the softmax over warped frames; larger: only the best frame counts
     cost_clamp: float = 1.3  # maximum contribution of a pixel to the mean cost; larger: outliers reduce confidence more
-    skip_attention_above: float = 0.95  # mean warp confidence above which a cell is not attended to; larger: slower
+    skip_attention_above: float = 0.95  # warp confidence above which a cell skips the attention; larger: slower
 
 
 @dataclass
 class PaletteClassifierConfig:
-    """Constants of the palette classifier (``colorizer/palette_classifier.py``), saved with the checkpoint. Chosen on
-    held-out shots of the drawn episode 1 and on episode 2."""
+    """Constants of the palette classifier (``colorizer/palette_classifier.py``), which are saved in each checkpoint.
+    They were chosen on held-out shots of the drawn episode 1 and on episode 2."""
 
     input_size: int = 512  # pixels along a side of the input, a multiple of 32; larger: finer cells, slower
-    palette_size: int = 48  # number of colors; larger: finer distinctions, fewer examples of each color
-    discriminant_axes: int = 47  # dimensions of the projected features, at most palette_size - 1
-    hidden_dim: int = 256  # width of the MLP
-    learning_rate: float = 2e-3  # of the MLP
+    palette_size: int = 48  # number of colors (classes); larger: finer distinctions, fewer examples of each color
+    discriminant_axes: int = 47  # dimensions of the discriminant features, at most palette_size - 1
+    hidden_dim: int = 256  # hidden units of the MLP; larger: more capacity, slower
+    learning_rate: float = 2e-3  # learning rate of the MLP
     shrinkage: float = 0.1  # fraction of the mean variance added to the within-class variance; larger: more regularized
     label_sigma: float = 5.0  # standard deviation in Lab units of the soft labels; larger: softer
-    region_scale: float = 600.0  # of the segmentation; larger: larger regions share their class probabilities
-    chroma_weight: float = 4.0  # a cell of chroma 110 has 1 + chroma_weight times the weight of a gray cell in training
-    generator_sigma: float = 25.0  # standard deviation in Lab units of the generator's color; larger: counts less
+    region_scale: float = 600.0  # scale of the segmentation; larger: larger regions, which share class probabilities
+    chroma_weight: float = 4.0  # in training, a cell of chroma 110 has 1 + chroma_weight times the weight of a gray one
+    generator_sigma: float = 25.0  # standard deviation, in Lab units, of the generator's color; larger: less influence
     temperature: float = 0.4  # of the annealed mean; 0 selects the most probable color, 1 averages by probability
-    training_views: int = 256  # minimum number of views that it is trained on; at most 4 times this
-    views_per_picture: int = 16  # maximum for each picture, also if that gives fewer than training_views
-    training_steps: int = 1000  # steps of the optimizer
-    training_cell_step: int = 16  # the number of cells of a view divided by this is the number of its training samples
+    training_views: int = 256  # minimum number of training views; the maximum is 4 times this
+    views_per_picture: int = 16  # maximum number of views of one picture; takes precedence over training_views
+    training_steps: int = 1000  # optimizer steps of the MLP
+    training_cell_step: int = 16  # one in this many cells of a view is a training sample; larger: faster
 
 
 @dataclass
 class ModelConfig:
-    """What is needed to build the networks of a checkpoint. TrainConfig describes the settings."""
+    """Configuration of the networks in a checkpoint. TrainConfig describes the settings that are not described here."""
 
     img_size: int = 256  # pixels, a multiple of SIZE_STEP
     gen_norm: str = "adain"  # adain | batch
@@ -115,11 +115,11 @@ class ModelConfig:
     backbone: str = "efficientnet_lite0"  # matches BACKBONES
     mem_size: int = 100  # slots
     spatial_size: int = 80  # frames
-    archived_frames: int = 0  # the first of these frames, which are in an archive next to the checkpoint
-    top_k: int = 100  # slots
-    alpha: float = 0.1  # cosine similarity
-    color_thres: float = 0.5  # nats
-    width: int = 64  # channels
+    archived_frames: int = 0  # number of frames, the first ones, that are stored in an archive on disk
+    top_k: int = 100  # nearest slots that the triplet loss searches
+    alpha: float = 0.1  # margin of the triplet loss, in cosine similarity
+    color_thres: float = 0.5  # maximum KL divergence, in nats, of equal color features
+    width: int = 64  # channels of the first layers
     spatial: SpatialConfig = field(default_factory=SpatialConfig)
     palette_classifier: PaletteClassifierConfig = field(default_factory=PaletteClassifierConfig)
 
@@ -131,25 +131,25 @@ class ModelConfig:
 
 @dataclass
 class TrainingConstants:
-    """Constants of training, saved with the checkpoint. Chosen on the drawn episodes (``benchmarks/trials.md``)."""
+    """Constants of training, which are saved in each checkpoint. Chosen on the drawn episodes."""
 
-    chroma_weight: float = 2.0  # a pixel of chroma 110 has 1 + chroma_weight times the color loss of a gray one
-    ema_decay: float = 0.995  # decay per step of the moving average of the generator's weights
+    chroma_weight: float = 2.0  # a pixel of chroma 110 has 1 + chroma_weight times the weight of a gray one in the loss
+    ema_decay: float = 0.995  # decay per step of the moving average of the generator; larger: smoother, slower
     max_zoom: float = 2.0  # maximum zoom of a training view
-    fade_probability: float = 0.15  # of a view that is darkened as in a fade
-    min_exposure: float = 0.3  # a darkened view has at least min_exposure^3 of its light
-    paste_probability: float = 0.5  # of a view that has a part of another view pasted in, 1/4 to 3/4 of each side
+    fade_probability: float = 0.15  # probability that a view is darkened as in a fade
+    min_exposure: float = 0.3  # a darkened view keeps at least min_exposure^3 of its light; larger: weaker fades
+    paste_probability: float = 0.5  # probability that a part of another view is pasted into a view
     max_bad_steps: int = 10  # stop after this many consecutive steps without a finite loss and gradient
-    val_pictures: int = 64  # maximum number of pictures in a validation, evenly spaced in the set
+    val_pictures: int = 64  # maximum number of evenly spaced validation pictures; larger: less noise, slower
     best_tolerance: float = 0.1  # best.pt is replaced while the error is at most (1 + best_tolerance) times the lowest
 
 
 @dataclass
 class DegradationConfig:
-    """Constants of the degradation augmentations (``training/degradation.py``) for the palette classifier, saved with
-    the checkpoint. Chosen on degraded versions of the drawn episodes (``benchmarks/trials.md``)."""
+    """Constants of the degradation augmentations (``training/degradation.py``) of the palette classifier, which are
+    saved in each checkpoint. Larger values give stronger degradations. Chosen on degraded versions of the episodes."""
 
-    probability: float = 0.5  # of each degradation; blur has half of it
+    probability: float = 0.5  # probability of each degradation; that of blur is half as large
     spectral_sensitivity: tuple = (1.2, 2.5, 0.8)  # Dirichlet parameters of the weights of red, green and blue light
     log_gamma: float = 0.15  # standard deviation of the logarithm of gamma
     contrast: tuple = (0.8, 1.15)  # range of the contrast factor
@@ -162,9 +162,9 @@ class DegradationConfig:
 class TemporalFilterConfig:
     """Constants of the temporal filter for the colors of a film (``colorizer/warping/optical_flow.py``)."""
 
-    previous_weight: float = 0.8  # weight of the previous frame in a perfect match; larger: steadier, slower to change
-    photometric_weight: float = 150.0  # of the squared difference in L in [0, 1]; larger: fewer pixels are filtered
-    flow_size: int = 128  # maximum pixels along a side of the pictures for the flow; larger: slower
+    previous_weight: float = 0.8  # weight of the previous frame in a perfect match; larger: steadier, slower changes
+    photometric_weight: float = 150.0  # of the squared difference of L (in [0, 1]); larger: fewer pixels are filtered
+    flow_size: int = 128  # maximum side, in pixels, of the input of the optical flow; larger: finer motion, slower
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ class GeneratorConfig:
 
     video_path: Path = setting(SAMPLE_FILM, "video, or folder of videos", default_text="the bundled episode",
                                group="files")
-    video_names: Sequence[str] = setting((), "names of videos in the folder, with or without suffix; default: all",
+    video_names: Sequence[str] = setting((), "names of the videos to use, with or without suffix; default: all",
                                          nargs="+", metavar="NAME", type=str)
     save_path: Path = setting(Path("dataset"), "output folder for train/, val/, test/, frames.csv and figures/")
     overwrite: bool = setting(False, "replace the files of an earlier run; other files are never changed")
@@ -185,10 +185,10 @@ class GeneratorConfig:
     detector: str = setting("adaptive", "histogram compares color distributions; adaptive and content compare pixels "
                             "(PySceneDetect), adaptive relative to neighboring frames, which tolerates fast motion",
                             choices=["histogram", "adaptive", "content"], group="shot detection")
-    col_diff_thres: float = setting(7000.0, "histogram: minimum difference between consecutive frames at a cut; lower "
-                                    "finds more cuts")
-    scene_thres: float | None = setting(None, "adaptive, content: threshold of the detector; default: 3 for adaptive, "
-                                        "27 for content")
+    col_diff_thres: float = setting(7000.0, "histogram: minimum mean squared difference of pixel counts at a cut; a "
+                                    "larger value finds fewer cuts")
+    scene_thres: float | None = setting(None, "adaptive, content: detector threshold; a larger value finds fewer cuts; "
+                                        "default: 3 for adaptive, 27 for content")
 
     shots_len_thres: int = setting(12, "minimum number of frames of a shot; shorter shots are dropped",
                                    group="selection")
@@ -216,16 +216,16 @@ class TrainConfig:
     data_path: str = setting("dataset", "folder with pictures in train/ and val/", group="files")
     save_path: str = setting("checkpoints", "folder for checkpoints, log and samples")
     save_freq: int = setting(10, "write epoch_NNNN.pt every save_freq epochs")
-    save_seconds: float = setting(120.0, "write last.pt, from which an interrupted run resumes, at this interval")
+    save_seconds: float = setting(120.0, "interval for writing last.pt, which an interrupted run resumes from")
     overwrite: bool = setting(False, "replace another run in save_path")
-    merge: Sequence[str] = setting((), "do not train, but merge checkpoints of one show into save_path/best.pt: the "
+    merge: Sequence[str] = setting((), "do not train, but merge checkpoints of one series into save_path/best.pt: the "
                                    "networks of the first one and the remembered frames of all", nargs="+",
                                    metavar="CHECKPOINT", type=str)
 
     use_memory: bool = setting(True, "recall color features from a memory", group="mode")
     use_feat_integrator: bool = setting(False, "combine the best three slots of the memory with learned weights")
-    use_spatial_memory: bool = setting(True, "recall colors of single grid cells, too; requires use_memory")
-    use_palette_classifier: bool = setting(True, "choose among the colors of the show in each cell, which avoids pale "
+    use_spatial_memory: bool = setting(True, "also recall the colors of single grid cells; requires use_memory")
+    use_palette_classifier: bool = setting(True, "classify each cell into the colors of the series, which avoids pale "
                                            "averages of two colors; requires use_spatial_memory")
     gen_norm: str = setting("adain", "norm of the generator; adain applies the color feature",
                             choices=["adain", "batch"])
@@ -235,7 +235,7 @@ class TrainConfig:
     start_epoch: int = setting(0, "resume from epoch_NNNN.pt of this epoch in save_path", group="length")
     end_epoch: int = setting(100, "train up to this epoch")
     epoch_steps: int = setting(50, "minimum number of steps in an epoch; a small training set is repeated within it")
-    max_minutes: float = setting(0.0, "maximum duration, to which the schedule is adapted; 0 for no limit")
+    max_minutes: float = setting(0.0, "maximum duration; learning rates decay within it; 0 for no limit")
     resume: bool = setting(False, "resume from last.pt in save_path")
 
     img_size: int = setting(128, f"side of the square input of the networks, a multiple of {SIZE_STEP}",
@@ -243,15 +243,15 @@ class TrainConfig:
     width: int = setting(32, "channels of the first layers; inner layers have up to 8 times as many")
     backbone: str = setting("efficientnet_lite0", "network that extracts features: efficientnet_lite0, resnet18, or "
                             "timm/NAME for a model of the timm package")
-    backbone_weights: str = setting("", "state dict with the weights of the backbone; by default those of its package "
-                                    "or a download")
+    backbone_weights: str = setting("", "file with the state dict of the backbone; default: weights of its package or "
+                                    "a download")
 
     mem_size: int = setting(0, "slots of the memory; 0 for 1.2 times the number of training pictures", group="memory")
     top_k: int = setting(0, "nearest slots that the triplet loss searches; 0 for all, up to 256")
     color_thres: float = setting(0.5, "maximum KL divergence, in nats, of color features that count as equal")
     alpha: float = setting(0.1, "margin of the triplet loss, in cosine similarity")
-    conditioning_dropout: float = setting(0.5, "share of the pictures that the generator colors with the color feature "
-                                          "of another frame, as it does for shots that are not in the training set")
+    conditioning_dropout: float = setting(0.5, "fraction of the views that the generator colors with the color feature "
+                                          "of a different frame, as it does for shots that it was not trained on")
 
     batch_size: int = setting(8, "pictures per step, in all processes together", group="optimization")
     gen_lr: float = setting(2e-3, "learning rate of the generator")
@@ -271,7 +271,7 @@ class TrainConfig:
     cache_gb: float = setting(1.0, "GB of prepared pictures to keep in memory; others are read from the folder .cache "
                               "in train/ or val/")
     seed: int = setting(0, "seed of all random numbers")
-    deterministic: bool = setting(False, "give the same result each time on a GPU, but slower; a CPU always does")
+    deterministic: bool = setting(False, "make results on a GPU reproducible, but slower; on a CPU they always are")
 
     spatial: SpatialConfig = field(default_factory=SpatialConfig)
     palette_classifier: PaletteClassifierConfig = field(default_factory=PaletteClassifierConfig)
@@ -310,8 +310,8 @@ class TrainConfig:
         if not self.use_memory and self.gen_norm == "adain":
             raise UserError("gen_norm adain needs color features of a memory; set gen_norm batch or use_memory True")
         if self.gen_norm == "batch" and self.dis_norm == "adain":
-            raise UserError("dis_norm adain compares with a color feature, which a generator with gen_norm batch does "
-                            "not have; set dis_norm None or gen_norm adain")
+            raise UserError("dis_norm adain needs the color feature, which a generator with gen_norm batch does not "
+                            "have; set dis_norm None or gen_norm adain")
 
 
 @dataclass
@@ -325,10 +325,10 @@ class PredictorConfig:
                                  choices=["auto", "memory", "integrator", "ground_truth"], group="colors")
     rank: int = setting(1, "rank of the memory slot to use", choices=[1, 2, 3])
     reference: Path | None = setting(None, "color picture whose palette is used for all inputs")
-    references: Path | None = setting(None, "folder of color pictures to add to the memory; similar frames take their "
+    references: Path | None = setting(None, "folder of color pictures to add to the memory; similar frames get their "
                                       "colors, without training")
     match_references: bool = setting(True, "adjust the saturation, hue and contrast of references from another source "
-                                     "to the colors of the show")
+                                     "to the colors of the series")
     save_checkpoint: Path | None = setting(None, "save the checkpoint with the references to this file")
     device: str = setting("auto", "device for the networks", choices=["auto", "cpu", "cuda"], group="machine")
     precision: str = setting("auto", "precision of the networks; auto is bf16 where the hardware is fast at it",
@@ -338,7 +338,7 @@ class PredictorConfig:
         """Raise UserError for an invalid choice, or for --save_checkpoint without --references."""
         check_choices(self)
         if self.save_checkpoint and not self.references:
-            raise UserError("--save_checkpoint saves references; name their folder by --references")
+            raise UserError("--save_checkpoint saves references; pass their folder to --references")
 
 
 @dataclass
@@ -352,14 +352,14 @@ class FilmConfig:
     crf: int | None = setting(None, "quality of the encoder, lower is better; default: 16 for h264")
     pix_fmt: str | None = setting(None, "FFmpeg pixel format; default: 4:2:0, with 10 bits if the source has more than "
                                   "8")
-    color_only: bool = setting(False, "write only the chroma, on neutral lightness, for compositing")
+    color_only: bool = setting(False, "write only the chroma, with constant luma, for compositing")
     keep_color_shots: bool = setting(False, "copy shots that are already in color without changes")
     cut_at: Sequence[int] = setting((), "zero-based frames at which a shot starts, in addition to the detected cuts",
                                     nargs="+", metavar="FRAME", type=int)
     join_at: Sequence[int] = setting((), "zero-based frames whose detected cuts are ignored", nargs="+",
                                      metavar="FRAME", type=int)
-    response: str = setting("auto", "auto: compensate the tone curve and spectral sensitivity of a faded or graded "
-                            "film before its frames are compared with the training frames; none: do not",
+    response: str = setting("auto", "auto: compensate for the tone curve and spectral sensitivity of a faded or graded "
+                            "film before its frames are matched with the training frames; none: do not",
                             choices=["auto", "none"])
     confidence: bool = setting(False, "also write a confidence map of each film or picture: recalled, predicted and "
                                "unknown colors")
@@ -376,7 +376,7 @@ class ColorConfig(FilmConfig, PredictorConfig):
     overwrite: bool = setting(False, "replace existing results; otherwise, those in a folder are skipped")
     suggest: int = setting(10, "number of frames to write as grayscale pictures for coloring by hand, chosen to "
                            "improve the result most; 0 for none", group="video")
-    memory_video: bool = setting(False, "also write a film that shows the recalled frames")
+    memory_video: bool = setting(False, "also write a film with the recalled frames next to the result")
     verify_luma: bool = setting(False, "verify that the luma of the colored film is identical to that of the input")
 
     def check(self) -> None:
@@ -394,9 +394,9 @@ class ColorConfig(FilmConfig, PredictorConfig):
 class StudioConfig:
     """Settings of studio.py."""
 
-    input: Path | None = setting(None, "grayscale film; default: that of the project or the demo", group="files")
-    checkpoint: Path | None = setting(None, "checkpoint of train.py; default: that of the project or the demo; without "
-                                      "one, train on the page")
+    input: Path | None = setting(None, "grayscale film; default: the film of the project or the demo", group="files")
+    checkpoint: Path | None = setting(None, "checkpoint of train.py; default: the checkpoint of the project or the "
+                                      "demo; without one, train on the page")
     project: Path = setting(Path("results/studio"), "folder of the project; an existing project is opened")
     folders: Sequence[Path] = setting((), "folders whose films and pictures can be selected on the page", nargs="+",
                                       metavar="FOLDER", type=Path)
@@ -410,9 +410,9 @@ class StudioConfig:
             raise UserError(f"--port is {self.port}; set it between 1 and 65535")
         for folder in self.folders:
             if not folder.is_dir():
-                raise UserError(f"there is no folder {folder}; name others by --folders")
+                raise UserError(f"there is no folder {folder}; pass existing folders to --folders")
 
 
 def part_of(settings: Any, kind: Callable[..., T]) -> T:
-    """Return a ``kind``, a dataclass, with the values of ``settings``, an instance of a subclass."""
+    """Return an instance of the dataclass ``kind`` with the values of ``settings``, an instance of a subclass."""
     return kind(**{f.name: getattr(settings, f.name) for f in fields(kind)})  # type: ignore[arg-type]

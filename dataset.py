@@ -1,4 +1,4 @@
-"""Color conversions, the 313 color bins with their soft encoding, and the dataset.
+"""Color conversions, the soft encoding of colors in 313 bins, and the dataset of training pictures.
 
 Pictures are RGB uint8 (H, W, 3). Lab is CIE Lab with white D65, float32, L in [0, 100] and ab in about [-110, 110].
 Networks take L / 100 and ab / 110. The datasets and the spatial memory store Lab in 8 bits (``encode_lab8``).
@@ -33,7 +33,7 @@ Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
 def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
-    """Convert RGB uint8 to Lab float32, within 0.5 of scikit-image (0.1 on average) and 100 times as fast."""
+    """Convert RGB uint8 to Lab float32, within 0.5 of scikit-image (0.1 on average) and 100 times faster."""
     return cv2.cvtColor(rgb.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
 
 
@@ -91,8 +91,8 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _shares(old, new, device):
-    """Return weights (new, old) of the area average of a row of ``old`` pixels to ``new`` larger ones."""
+def _area_weights(old, new, device):
+    """Return the matrix (new, old) that averages a row of ``old`` pixels by area into ``new`` larger pixels."""
     edge, pixel = torch.arange(new, device=device)[:, None] * old / new, torch.arange(old, device=device)
     return (torch.minimum(pixel + 1, edge + old / new) - torch.maximum(pixel, edge)).clamp(min=0) * new / old
 
@@ -102,8 +102,8 @@ def downsample(maps: torch.Tensor, side: int) -> torch.Tensor:
 
     Unlike torch's area mode, this is exact for any ratio, as ``resize`` is for arrays.
     """
-    shares = _shares(maps.shape[-1], side, maps.device).to(maps)
-    return maps if maps.shape[-1] == side else shares @ maps @ shares.T
+    weights = _area_weights(maps.shape[-1], side, maps.device).to(maps)
+    return maps if maps.shape[-1] == side else weights @ maps @ weights.T
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def downsample(maps: torch.Tensor, side: int) -> torch.Tensor:
 
 BIN_STEP = 10
 NEIGHBORS = 10  # a color is encoded by its 10 nearest bins
-SIGMA = 5.0  # standard deviation of their Gaussian weights
+SIGMA = 5.0  # standard deviation, in Lab units, of the Gaussian weights of these bins
 
 _B_RANGES = {  # {a: (first b, last b)}
     -90: (50, 90), -80: (20, 90), -70: (0, 90), -60: (-20, 90), -50: (-30, 100), -40: (-40, 100), -30: (-50, 100),
@@ -131,8 +131,8 @@ _SLOPES = np.ascontiguousarray(AB_BINS.T / np.float32(SIGMA**2))  # (2, 313), se
 def _candidate_table():
     """Return, for each tile of the ab plane, the bins that can be among the NEIGHBORS nearest to a point in it.
 
-    A bin is left out if at least NEIGHBORS bins are nearer to every point of the tile. Returns indices (tiles^2, K),
-    padded with N_BINS.
+    A bin is left out if at least NEIGHBORS bins are nearer to every point of the tile. Returns indices
+    (tiles^2, candidates), padded with N_BINS.
     """
     center = _TILE_ORIGIN + BIN_STEP * (np.arange(_TILES) + 0.5)
     centers = np.stack(np.meshgrid(center, center, indexing="ij"), -1).reshape(-1, 1, 2)
@@ -151,12 +151,12 @@ _PADDED_BINS = np.vstack([AB_BINS, [[1e6, 1e6]]]).astype(np.float32)  # the padd
 def soft_encode(ab: np.ndarray, neighbors: int = NEIGHBORS) -> tuple[np.ndarray, np.ndarray]:
     """Encode colors ab (P, 2) in Lab units by their nearest bins.
 
-    Returns bin indices int (P, neighbors) and weights float32 (P, neighbors) of sum 1, proportional to exp(-d^2 / (2 *
-    SIGMA^2)). Exact for up to NEIGHBORS bins.
+    Returns bin indices int (P, neighbors) and weights float32 (P, neighbors), which are proportional to
+    exp(-d^2 / (2 * SIGMA^2)) and sum to 1. Exact for up to NEIGHBORS bins.
     """
     ab = np.asarray(ab, dtype=np.float32)
     tile = np.clip((ab - _TILE_ORIGIN) // BIN_STEP, 0, _TILES - 1).astype(np.int64)
-    candidates = _CANDIDATES[tile[:, 0] * _TILES + tile[:, 1]]  # (P, K)
+    candidates = _CANDIDATES[tile[:, 0] * _TILES + tile[:, 1]]  # (P, candidates)
     offset = _PADDED_BINS[candidates] - ab[:, None]
     distance = np.einsum("pkc,pkc->pk", offset, offset)
     chosen = np.argpartition(distance, neighbors - 1, axis=1)[:, :neighbors]
@@ -167,9 +167,9 @@ def soft_encode(ab: np.ndarray, neighbors: int = NEIGHBORS) -> tuple[np.ndarray,
 
 @lru_cache(maxsize=1)
 def _cell_table():
-    """Return bins int (cells, K) and weights float32 (cells, K) for the center of each unit cell of the ab plane.
+    """Return bins int (cells, 13) and weights float32 (cells, 13) for the center of each unit cell of the ab plane.
 
-    K is large enough that the 10 nearest bins of any point in the cell are among them.
+    The 13 nearest bins of the center include the 10 nearest bins of any point in the cell.
     """
     middle = _TILE_ORIGIN + np.arange(_SIDE, dtype=np.float32) + 0.5
     return soft_encode(np.stack(np.meshgrid(middle, middle, indexing="ij"), -1).reshape(-1, 2), NEIGHBORS + 3)
@@ -178,16 +178,16 @@ def _cell_table():
 def color_feature(ab: np.ndarray) -> np.ndarray:
     """Return the color feature float32 (313,) of ab (H, W, 2) in Lab units: the mean soft encoding of its pixels.
 
-    Pixels are counted in a fine histogram, and each used cell is encoded once, at the mean color of its pixels. Weights
-    are those of the center of the surrounding unit cell, shifted: moving a color by delta multiplies the Gaussian
-    weight of a bin by exp(delta . bin / SIGMA^2), up to normalization. Within 1e-3 (L1) of the encoding pixel by pixel.
+    Pixels are counted in a fine histogram, and each used cell is encoded once, at the mean color of its pixels. Its
+    weights follow from those of the center of the surrounding unit cell: moving a color by delta multiplies the weight
+    of a bin by exp(delta . bin / SIGMA^2), up to normalization. The L1 error is at most 1e-3.
     """
     side = int(_SIDE * _FINE)
     planes = [np.clip(ab[..., c].ravel() - np.float32(_TILE_ORIGIN), 0, np.float32(_SIDE - 0.01)) for c in (0, 1)]
     column, row = ((plane * np.float32(_FINE)).astype(np.int32) for plane in planes)
     cell = column * side + row
     count = np.bincount(cell, minlength=side * side)
-    used = np.flatnonzero(count > 0)  # flatnonzero is 3 times as fast on bools
+    used = np.flatnonzero(count > 0)  # flatnonzero is 3 times faster on bools
     count = count[used]
     mean = np.stack([np.bincount(cell, plane, side * side)[used] / count for plane in planes]).astype(np.float32)
     corner = mean.astype(np.int32)
@@ -222,21 +222,21 @@ PREPARATION_VERSION = 2  # increase it if ``prepare`` changes, to invalidate cac
 class ColorizationDataset(Dataset):
     """Pictures of a folder or a list of paths, prepared as 8-bit Lab for networks of ``img_size``.
 
-    An item is a dict of ``L`` (1, S, S) in [0, 1]; ``ab`` (2, S, S) in about [-1, 1]; ``color_feature`` (313,), sum 1;
+    An item is a dict of ``L`` (1, S, S) in [0, 1]; ``ab`` (2, S, S) in about [-1, 1]; ``color_feature`` (313,);
     ``gray`` (3, 256, 256) for the backbone; ``image_id``, the number at the end of the file name (``image_ids``); and
     ``index`` in the dataset. Pictures are kept at ``side`` x ``side``, max(img_size, 256), for sharp zoomed views.
 
-    Prepared pictures of a folder are cached in its subfolder ``.cache``, by file name, size and modification time. If
-    they take more than ``cache_gb`` GB they are read from there when needed, otherwise held in memory, as a list of
-    paths always is. Unreadable pictures are skipped with a warning. Raises UserError if the folder does not exist or no
-    picture can be read.
+    Prepared pictures of a folder are cached in its subfolder ``.cache``, by file name, size and modification time. They
+    are held in memory or, if they take more than ``cache_gb`` GB, read from the cache when needed. Pictures of a list
+    of paths are always held in memory. Unreadable pictures are skipped with a warning. Raises UserError if the folder
+    does not exist or no picture can be read.
     """
 
     def __init__(self, source: str | Path | Iterable[str | Path], img_size: int, cache_gb: float = 1.0) -> None:
         self.cache = None
         if isinstance(source, (str, Path)):
             if not Path(source).is_dir():
-                raise UserError(f"there is no folder {source}; make it with dataset_generator.py or pass another one")
+                raise UserError(f"there is no folder {source}; create it with dataset_generator.py or pass another one")
             paths = list_files(source, IMAGE_SUFFIXES)
             self.cache = Path(source) / ".cache"
         else:
@@ -276,10 +276,10 @@ class ColorizationDataset(Dataset):
 
     def features(self, name: str, dim: int, identity: object,
                  compute: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """Return features of the pictures by a frozen network, float32 (N, dim) rounded to float16, cached in ``name``.
+        """Return features (N, dim) of the pictures from a frozen network, cached in the file ``name`` as float16.
 
-        ``compute`` maps picture indices (n,) to features (n, dim). ``identity`` is a plain value that must differ if
-        the features do, such as for other weights.
+        ``compute`` maps picture indices (n,) to features (n, dim). Cached features with a
+        different ``identity``, a plain value that stands for the network and its weights, are computed again.
         """
         def compute_all(indices):
             for start in range(0, len(indices), 8):

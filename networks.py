@@ -1,9 +1,9 @@
 """Networks of the method: generator, discriminator, memory and feature integrator.
 
 They follow "Coloring With Limited Data: Few-Shot Colorization via Memory-Augmented Networks" (CVPR 2019, arXiv
-1906.11888). Shapes: N pictures of S x S pixels, S = img_size; m memory slots, of which k are read; D numbers of a frame
-embedding; E channels of the backbone on G x G grid cells. L is in [0, 1], ab in [-1, 1]; a color feature is a histogram
-over 313 color bins of sum 1.
+1906.11888). Shapes: N pictures of S x S pixels, S = img_size; m memory slots; k slots that are read; D dimensions of
+a frame embedding; E feature dimensions of each of G x G grid cells. L is in [0, 1], ab in [-1, 1]; a color feature is a
+normalized histogram over 313 color bins.
 """
 
 import math
@@ -27,7 +27,7 @@ class Conditioning(NamedTuple):
     """Color input of the generator for N pictures."""
 
     color_feature: torch.Tensor  # (N, 313)
-    score: torch.Tensor  # (N,) cosine similarity of the memory slot it comes from; 1 for a picture's own colors
+    score: torch.Tensor  # (N,) cosine similarity of query and memory slot; 1 for a picture's own color feature
 
 
 class _AdaINFunction(torch.autograd.Function):
@@ -62,8 +62,8 @@ class AdaIN(nn.Module):
 
 
 class StyleMLP(nn.Module):
-    """MLP from a color feature (N, 313) and its score (N,) to (scale, shift), each (N, C), for every AdaIN layer of C
-    channels."""
+    """MLP that maps a color feature (N, 313) and its score (N,) to one pair (scale, shift) for each AdaIN layer. Both
+    are (N, C) for a layer of C channels."""
 
     def __init__(self, channels: Iterable[int], hidden: int = 256) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class StyleMLP(nn.Module):
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:
-    """Return x (N, C, H, W) in channels-last memory format, in which CPU convolutions are about 3 times as fast."""
+    """Return x (N, C, H, W) in channels-last memory format, which makes CPU convolutions 3 times faster."""
     # Not contiguous(memory_format=torch.channels_last), which does nothing for a single channel.
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
@@ -117,8 +117,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class SyncDropout2d(nn.Dropout2d):
-    """Channel dropout whose masks depend neither on the number of processes nor on the device: each process draws those
-    of the whole batch on the CPU and uses its share."""
+    """Channel dropout whose masks depend neither on the number of processes nor on the device: each process draws the
+    masks of the whole batch on the CPU and uses its own share."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
@@ -142,8 +142,8 @@ class DilatedBlock(nn.Module):
 class Generator(nn.Module):
     """U-Net of 4x4 convolutions: 7 down, 6 up with concatenated skip connections, and an output layer.
 
-    ``norm`` is "adain", conditioned on the color feature, or "batch", which needs no conditioning. If
-    ``cell_dim`` > 0, features of the backbone on ``grid`` x ``grid`` cells are added to the map of that size.
+    ``norm`` is "adain", conditioned on the color feature, or "batch", which needs no conditioning. If ``cell_dim``, E,
+    is above 0, features of the backbone on ``grid`` x ``grid`` cells are encoded and added to the map of that size.
     """
 
     def __init__(self, norm: str = "adain", width: int = 64, cell_dim: int = 0, img_size: int = 256,
@@ -200,7 +200,7 @@ class Generator(nn.Module):
 
 
 class ColorConv(nn.Module):
-    """Convolve (4x4, stride 2) a picture concatenated with its color feature at every pixel.
+    """4x4 convolution, with stride 2, of a picture with its color feature appended to every pixel.
 
     Equal to ``conv(cat(picture, color_feature at each pixel))`` with weights ``cat(picture.weight, color)``, without
     building the 313 constant maps. On a constant map each output pixel is the sum of the kernel's taps, except at the
@@ -211,7 +211,7 @@ class ColorConv(nn.Module):
         super().__init__()
         self.picture = nn.Conv2d(in_channels, out_channels, 4, 2, 1)
         self.color = nn.Parameter(torch.randn(out_channels, N_BINS, 4, 4) * 0.02)
-        taps = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0]])  # in the picture, by row
+        taps = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0]])  # output pixel: first, middle, last
         self.register_buffer("taps", taps.float(), persistent=False)
 
     def forward(self, picture: torch.Tensor, color_feature: torch.Tensor) -> torch.Tensor:
@@ -275,10 +275,10 @@ class MemoryMatches(NamedTuple):
 class MemoryNetwork(nn.Module):
     """Memory of m slots with a query encoder q = normalize(Wx + b).
 
-    Pinned slots hold references of the user: they are never overwritten, and rank higher by PREFERENCE.
+    Pinned slots hold references of the user and are never overwritten.
     """
 
-    PREFERENCE = 0.05
+    PREFERENCE = 0.05  # added to the cosine similarity of pinned slots; larger: references are recalled more often
 
     keys: torch.Tensor  # (m, 512) of unit length
     values: torch.Tensor  # (m, 313) color features
@@ -326,7 +326,7 @@ class MemoryNetwork(nn.Module):
         """Return the mean threshold triplet loss max(0, q.K_neg - q.K_pos + alpha) among the top_k nearest slots.
 
         K_pos is the most similar slot with color distance < color_thres, K_neg the most similar other one. Queries
-        without both are left out; the loss is 0 if all are.
+        without one of the two are left out. Returns 0 if no query is left.
         """
         scores, slots = self._similarity(query).topk(self.top_k, dim=1)  # (N, k)
         close = color_distance(self.values[slots], color_feature[:, None]) < self.color_thres
@@ -340,8 +340,8 @@ class MemoryNetwork(nn.Module):
 
     @torch.no_grad()
     def sample_other_frame(self, query: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw a slot for each query from frames other than ``ids`` (N,), similar ones more often: the answer of a
-        memory without that frame. Returns its color feature (N, 313) and score (N,), -inf where there is none."""
+        """Draw a slot for each query from the slots of other frames than ``ids`` (N,). Slots with a higher similarity
+        are drawn more often. Returns their color features (N, 313) and scores (N,), -inf if there is no such slot."""
         similarity = self._similarity(query).masked_fill(self.ids == ids[:, None], -torch.inf)
         slot = (similarity + torch.rand(similarity.shape).to(similarity)).argmax(1, keepdim=True)
         return self.values[slot[:, 0]], similarity.gather(1, slot)[:, 0]
@@ -350,9 +350,9 @@ class MemoryNetwork(nn.Module):
     def update(self, query: torch.Tensor, color_feature: torch.Tensor, ids: torch.Tensor) -> None:
         """Write a batch with queries (N, 512), color features (N, 313) and frame ids (N,) into the memory.
 
-        A query whose nearest slot has color distance < color_thres is added to that slot's key, whose age becomes 0.
-        Each other query overwrites a slot: empty ones first, then the oldest by age + uniform noise. Pinned slots are
-        never overwritten; queries for which no slot is left are dropped. All other ages grow by 1. Deterministic for a
+        A query whose nearest slot has color distance < color_thres is added to the key of that slot, whose age is set
+        to 0. Each other query overwrites a slot: empty ones first, then the oldest by age + uniform noise. Pinned slots
+        are never overwritten; queries without a slot left are dropped. All other ages grow by 1. Deterministic for a
         given state of torch's CPU random generator.
         """
         nearest = self._similarity(query).argmax(1)
@@ -379,17 +379,17 @@ class MemoryNetwork(nn.Module):
 
 
 class FeatureIntegrator(nn.Module):
-    """Convex combination of the color features of the best 3 slots, with weights learned from their scores. Initialized
-    to the best slot alone."""
+    """Convex combination of the color features of the best 3 slots, with weights learned from their scores. Before
+    training, the weight of the best slot is almost 1."""
 
     TOP = 3
 
-    def __init__(self, hidden: int = 32, start: float = 8.0) -> None:
+    def __init__(self, hidden: int = 32, best_logit: float = 8.0) -> None:
         super().__init__()
         last = nn.Linear(hidden, self.TOP)
         self.mlp = nn.Sequential(nn.Linear(self.TOP, hidden), nn.ReLU(True), last)
         nn.init.zeros_(last.weight)
-        last.bias.data = torch.tensor([start, 0.0, 0.0])  # weights 0.9993, 0.0003, 0.0003 after softmax
+        last.bias.data = torch.tensor([best_logit, 0.0, 0.0])  # weights 0.9993, 0.0003, 0.0003 after softmax
 
     def forward(self, values: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return the color feature (N, 313) for values (N, k, 313) and scores (N, k), k <= 3, -inf for empty slots."""

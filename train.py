@@ -41,10 +41,10 @@ FIXED = ("use_memory", "use_feat_integrator", "use_spatial_memory", "use_palette
 
 
 def train(config: TrainConfig, saved: dict[str, Any] | None = None) -> Path:
-    """Train from scratch or, if ``saved`` is the content of a checkpoint, resume. Returns the path of best.pt.
+    """Train from scratch or, if ``saved`` is the content of a checkpoint, resume it. Returns the path of best.pt.
 
     With torchrun, all processes call this function. Raises UserError for errors that the user can correct, and
-    KeyboardInterrupt after Ctrl-C or SIGTERM, when the current step is complete and last.pt is written.
+    KeyboardInterrupt after Ctrl-C or SIGTERM, as soon as the current step is complete and last.pt is written.
     """
     config.check()
     if config.deterministic:
@@ -60,9 +60,9 @@ def train(config: TrainConfig, saved: dict[str, Any] | None = None) -> Path:
 
 
 class Training:
-    """A training: ``__init__`` prepares data and networks, and ``run`` trains, validates, logs and saves checkpoints.
+    """A training run: ``__init__`` prepares data and networks; ``run`` trains, validates, logs and saves checkpoints.
 
-    Each process has an instance. Only that of the main process has a ``folder``, validates and writes files.
+    Each process has an instance. Only the instance of the main process has a ``folder``, validates and writes files.
     """
 
     def __init__(self, config: TrainConfig, saved: dict[str, Any] | None, group: ProcessGroup, folder: Any) -> None:
@@ -85,7 +85,7 @@ class Training:
     # Preparation
 
     def _create_learner(self, saved):
-        """Return a Learner with new networks, or with those of a checkpoint."""
+        """Return a Learner with new networks or, if ``saved`` is given, with the networks of that checkpoint."""
         if not saved:
             return Learner(self.config, build_model_config(self.config, len(self.data)), self.device,
                            self.config.backbone_weights or None, self.group)
@@ -100,7 +100,8 @@ class Training:
         return learner
 
     def _load_progress(self, saved):
-        """Return the progress of a checkpoint, or of a new run. Raises UserError when the run is already complete."""
+        """Return the progress of a checkpoint, or of a new run. Raises UserError if the run is complete or the
+        number of training pictures has changed."""
         config, progress = self.config, Progress()
         if saved:
             progress = Progress.from_checkpoint(saved, self.device)
@@ -110,10 +111,10 @@ class Training:
                 except (KeyError, TypeError) as error:
                     raise damaged_checkpoint(error) from error
                 if len(self.data) != trained:
-                    raise UserError(f"the run was trained on {trained} pictures, and data_path has {len(self.data)}; "
+                    raise UserError(f"the run was trained on {trained} pictures, but data_path has {len(self.data)}; "
                                     "restore the pictures or train again with another save_path")
         if progress.epoch >= config.end_epoch:
-            raise UserError(f"the checkpoint is of epoch {progress.epoch} and end_epoch is {config.end_epoch}; raise "
+            raise UserError(f"the checkpoint is from epoch {progress.epoch} and end_epoch is {config.end_epoch}; raise "
                             "end_epoch")
         if config.max_minutes and progress.elapsed_seconds >= config.max_minutes * 60:
             raise UserError(f"the run has taken {progress.elapsed_seconds / 60:.1f} minutes and max_minutes is "
@@ -121,8 +122,8 @@ class Training:
         return progress
 
     def _prepare_colorizer(self, saved):
-        """Fill the spatial memory and train the palette classifier of a new colorizer. Returns the embeddings (N, D) of
-        the training pictures, or None without a memory."""
+        """Fill the spatial memory and train the palette classifier of a new run, or restore the random state of a
+        resumed one. Returns the embeddings (N, D) of the training pictures, or None without a memory."""
         colorizer, computed, embeddings = self.learner.colorizer, None, None
         if colorizer.config.use_spatial_memory and not saved:
             computed = fill_spatial_memory(self.data, colorizer, self.autocast,
@@ -140,7 +141,7 @@ class Training:
         return embeddings
 
     def _classify_val_pictures(self):
-        """Return the class logits of the validation pictures, or None if they are not needed."""
+        """Return the class logits of the validation pictures, or None if validation does not use them."""
         colorizer = self.learner.colorizer
         if not (colorizer.config.use_palette_classifier and self.group.is_main) or self.val_data is self.data:
             return None
@@ -217,14 +218,14 @@ class Training:
                                     f"{self.config.save_path}")
 
     def _fraction_done(self):
-        """Return the fraction of the epochs or of max_minutes that is over, whichever is larger; 1 at the end."""
+        """Return the larger of the fractions of end_epoch and of max_minutes that have passed; 1 or more at the end."""
         done = (self.progress.epoch + self.progress.epoch_steps_done / self.sampler.batches) / self.config.end_epoch
         if limit := self.config.max_minutes * 60:  # reserve time for the last validation
             done = max(done, (time.monotonic() - self.start) / max(limit - self.val_seconds, 1e-9))
         return done
 
     def _count_step(self, losses):
-        """Add the losses of a step to the sums. Raises UserError after max_bad_steps or more consecutive bad steps."""
+        """Count a step and add up its losses. Raises UserError after max_bad_steps or more skipped steps in a row."""
         progress, skipped = self.progress, losses["skipped_steps"]
         progress.step += 1
         progress.epoch_steps_done += 1
@@ -235,12 +236,12 @@ class Training:
             progress.loss_sums[name] = progress.loss_sums.get(name, 0) + counted
         self.bad_steps_in_row = (self.bad_steps_in_row + skipped) * skipped
         limit = self.config.training.max_bad_steps
-        if progress.step % limit == 0 and self.bad_steps_in_row >= limit:  # read rarely: reading waits for the GPU
+        if progress.step % limit == 0 and self.bad_steps_in_row >= limit:  # checked rarely, since it waits for the GPU
             raise UserError(f"{limit} steps in a row had no finite loss or gradient; lower gen_lr or set clip_grad 1 "
                             "and resume from last.pt with --resume True")
 
     def _finish_epoch(self):
-        """Return the mean losses of an epoch, its images per second and the number of skipped steps."""
+        """End the current epoch. Returns its mean losses, images per second and number of skipped steps."""
         progress, group = self.progress, self.group
         if self.config.use_memory:
             group.check_equal(self.learner.colorizer.memory, "memory")
@@ -271,8 +272,8 @@ class Training:
     def _save_epoch(self, metrics, grid):
         """Write the files of an epoch: last.png, and best.pt, epoch_NNNN.pt, epoch_NNNN.png and last.pt when due.
 
-        best.pt is also replaced if the error is slightly above the lowest one: the validation error of a few pictures
-        is noisy, and later epochs have trained longer.
+        best.pt is also replaced if the error is slightly above the lowest one, since the validation error of a few
+        pictures is noisy and later epochs have trained longer.
         """
         progress, config = self.progress, self.config
         error = metrics["val_ciede2000"]
@@ -294,12 +295,12 @@ class Training:
         self.saved_at = time.monotonic()
 
     def _archive(self):
-        """Return the archive with the remembered frames, or None if the checkpoint contains them."""
+        """Return the archive with the remembered frames, or None if there are none outside of the checkpoint."""
         colorizer = self.learner.colorizer
         return colorizer.spatial.archive if colorizer.config.use_spatial_memory else None
 
     def _save(self, name, full=True):
-        """Write a checkpoint. Without ``full`` it has only what coloring needs, a third of the size."""
+        """Write a checkpoint. Unless ``full``, leave out the training state, which is two thirds of the size."""
         self.progress.elapsed_seconds = time.monotonic() - self.start
         state = self.learner.state() if full else {"colorizer": self.learner.colorizer.state_dict()}
         if archive := self._archive():
@@ -315,9 +316,9 @@ class Training:
 
 
 def resume_config(saved: Any, given: dict[str, Any]) -> TrainConfig:
-    """Return the configuration of a saved run, updated with the settings that are ``given``.
+    """Return the configuration of a saved run, updated with the ``given`` settings.
 
-    Raises UserError if a setting of FIXED differs from the saved one.
+    Raises UserError if a given setting of FIXED differs from the saved one, or the saved ones do not fit this version.
     """
     try:
         changed = [name for name in FIXED if given.get(name, saved[name]) != saved[name]]

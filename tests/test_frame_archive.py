@@ -301,7 +301,7 @@ def test_merged_checkpoints_must_be_compatible(home, merged, tmp_path):
     content = load_checkpoint(merged / "other.pt")
     content["colorizer"]["backbone.net._conv_stem.weight"] += 1
     torch.save({"format": CHECKPOINT_FORMAT, **content}, tmp_path / "backbone.pt")
-    with pytest.raises(UserError, match="another backbone"):
+    with pytest.raises(UserError, match="different backbone"):
         train.main(["--merge", first, str(tmp_path / "backbone.pt"), "--save_path", str(tmp_path / "all")])
     assert not (tmp_path / "all" / "best.pt").exists()
     with pytest.raises(UserError, match="contains another run"):

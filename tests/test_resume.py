@@ -170,7 +170,7 @@ def damage(content, name):
     ("a missing tensor", "generator.output.weight is missing"), ("an extra tensor", "extra is missing, unexpected"),
     ("a wrong shape", "generator.output.weight is missing, unexpected or of another shape"),
     ("not a number", "not finite"), ("missing moments", "incomplete or damaged"),
-    ("moments of a wrong shape", "another shape"), ("another format", "format 99"),
+    ("moments of a wrong shape", "wrong shape"), ("another format", "format 99"),
     ("absurd sizes", "incomplete or damaged.*another shape"),
     ("a tensor of more than is stored", "larger than its stored data"),
     ("no settings", "settings in the checkpoint do not fit"), ("a wrong random state", "incomplete or damaged"),

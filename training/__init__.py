@@ -1,1 +1,1 @@
-"""Training: data augmentation, training step, validation, output folder, and data-parallel processes."""
+"""Training: preparation, data augmentation, training step, validation, output folder, processes, and merging."""

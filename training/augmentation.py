@@ -1,4 +1,4 @@
-"""Training data of the generator: random views of the training pictures, and a sampler for them."""
+"""Training data of the generator: random views of the training pictures, and the sampler that selects them."""
 
 from collections.abc import Iterator, Sized
 from typing import Any
@@ -13,16 +13,16 @@ from dataset import (
 
 
 class TrainingViews(Dataset):
-    """Random views of the pictures of a dataset: zoomed, and some of them mirrored, darkened as in a fade, or with a
-    part of another view pasted in, so that characters are recognized by their appearance and not by their position.
+    """Random views of the pictures of a dataset. All are zoomed; some are mirrored or darkened as in a fade, or contain
+    a part of another view, so that the generator recognizes characters by their appearance and not by their position.
 
-    The index is (index, seed). Equal indices give equal views in all processes. An item contains ``L``, ``ab``,
-    ``gray`` and ``view_feature`` (the color feature) of the view, and ``color_feature``, ``image_id`` and ``index`` of
-    its picture. ``drop_conditioning``, true with probability ``conditioning_dropout``, says to color the view with the
-    color feature of another frame from the memory.
+    An index is a pair (index of the picture, seed). Equal pairs give equal views in all processes. An item contains
+    ``L``, ``ab``, ``gray`` and ``view_feature`` (the color feature) of the view, ``color_feature``, ``image_id`` and
+    ``index`` of its picture, and ``drop_conditioning``: with probability ``conditioning_dropout`` it is True, and the
+    view is to be colored with the color feature of a different frame.
     """
 
-    PASTE_GRID = 32  # the edges of a pasted part are multiples of 1 / PASTE_GRID of a side, as grid cells are
+    PASTE_GRID = 32  # pasted parts consist of whole cells of a grid of PASTE_GRID x PASTE_GRID
 
     def __init__(self, data: ColorizationDataset, config: TrainingConstants, conditioning_dropout: float = 0.0) -> None:
         self.data, self.config, self.conditioning_dropout = data, config, conditioning_dropout
@@ -65,11 +65,11 @@ class TrainingViews(Dataset):
 
 
 class ViewSampler(Sampler):
-    """Sample (index, seed) of each picture ``passes`` times per epoch, in random order. The order depends on the seed
-    and on ``epoch`` only.
+    """Sample the indices of TrainingViews: each picture ``passes`` times per epoch, in random order. The order depends
+    only on the seed and on ``epoch``.
 
-    All batches are complete: the last one is filled with pictures of another pass. Process ``rank`` of ``size`` gets
-    its share of each batch. The first ``skip`` batches are left out, to resume an interrupted epoch.
+    All batches are complete: the last one is filled with pictures of an additional pass. The process with ``rank`` of
+    ``size`` processes gets its share of each batch. To resume an epoch, the first ``skip`` batches are left out.
     """
 
     def __init__(self, data: Sized, passes: int, seed: int, batch_size: int = 1, rank: int = 0, size: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""Degradation augmentations: random spectral sensitivity, contrast, blur and grain, as in other films."""
+"""Degradation augmentations: random spectral sensitivity, contrast, blur and grain, which simulate other films."""
 
 import cv2
 import numpy as np
@@ -10,7 +10,7 @@ from dataset import L_SCALE, rgb_to_lab, spectral_lightness
 def degrade(rgb: np.ndarray, rng: np.random.Generator, config: DegradationConfig) -> np.ndarray:
     """Return L float32 (H, W) in [0, 100] of an RGB uint8 picture (H, W, 3) with random degradations.
 
-    Each degradation is applied independently, so that some pictures are unchanged.
+    Each degradation is applied with its own probability, so some pictures remain unchanged.
     """
     L = rgb_to_lab(rgb)[..., 0]
     if rng.random() < config.probability:

@@ -15,11 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils import UserError, rank_and_size
 
-TIMEOUT = timedelta(minutes=30)  # longest time that processes wait for another one, such as for the validation
+TIMEOUT = timedelta(minutes=30)  # maximum time that processes wait for the others, such as during the validation
 
 
 class ProcessGroup:
-    """The processes of one training. ``rank`` and ``size`` come from the environment that torchrun sets.
+    """The processes of one training run. ``rank`` and ``size`` come from the environment that torchrun sets.
 
     A context manager that connects the processes: with NCCL between GPUs, with gloo on CPUs. Without torchrun the size
     is 1, and all methods return their input.
@@ -59,7 +59,7 @@ class ProcessGroup:
         return torch.cat(shares)
 
     def own_share(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the share of this process in a tensor from ``gather``."""
+        """Return the part of the result of ``gather`` that belongs to this process."""
         return x.chunk(self.size)[self.rank]
 
     def mean(self, x: torch.Tensor) -> torch.Tensor:
@@ -75,7 +75,7 @@ class ProcessGroup:
         return flag if self.size == 1 else self.mean(flag.float()) > 0
 
     def max(self, *numbers: float) -> Sequence[float]:
-        """Return the maximum of each number over the processes, so that all processes take the same decision."""
+        """Return the maximum of each number over the processes, so that all processes make the same decision."""
         if self.size == 1:
             return numbers
         numbers = torch.tensor(numbers, dtype=torch.float64)
@@ -91,17 +91,17 @@ class ProcessGroup:
                                        broadcast_buffers=False)
 
     def broadcast(self, module: nn.Module) -> None:
-        """Copy parameters and buffers of the main process to all processes."""
+        """Copy parameters and buffers from the main process to all others."""
         if self.size > 1:
             for x in module.state_dict().values():
                 if x.numel():
                     dist.broadcast(x, 0)
 
     def check_equal(self, module: nn.Module, name: str) -> None:
-        """Raise RuntimeError in each process whose module differs from that of the main process."""
+        """Raise RuntimeError in each process whose ``module`` differs from the one in the main process."""
         if self.size > 1:
             for buffer, x in module.state_dict().items():
                 main = x.clone()
                 dist.broadcast(main, 0)
                 if not torch.equal(main, x):
-                    raise RuntimeError(f"{buffer} of the {name} differs between process 0 and {self.rank}")
+                    raise RuntimeError(f"{buffer} of the {name} differs between processes 0 and {self.rank}")

@@ -1,4 +1,4 @@
-"""The losses, and the learner: the networks and optimizers that training updates, and one training step."""
+"""The losses, and the Learner, which holds the networks and optimizers and takes training steps."""
 
 import copy
 from collections.abc import Callable
@@ -29,8 +29,8 @@ def color_loss(ab_fake: torch.Tensor, ab: torch.Tensor, chroma_weight: float,
                reduce: Callable[[torch.Tensor], torch.Tensor] = lambda mean: mean) -> torch.Tensor:
     """Return the L1 loss of ab (N, 2, S, S) in [-1, 1], weighted by 1 + chroma_weight * chroma / 110.
 
-    Characters are small and vivid while backgrounds are large and pale, and wrong colors of characters are the most
-    visible ones. The loss is divided by the mean weight. ``reduce`` averages that mean over the processes.
+    The weights compensate for the size of pale backgrounds: wrong colors are most visible in small, vivid characters.
+    The loss is divided by the mean weight, which ``reduce`` averages over the processes.
     """
     weight = 1 + chroma_weight * ab.square().sum(1, keepdim=True).sqrt()
     return ((ab_fake - ab).abs() * weight).mean() / reduce(weight.mean())
@@ -38,7 +38,7 @@ def color_loss(ab_fake: torch.Tensor, ab: torch.Tensor, chroma_weight: float,
 
 def generator_loss(logits_fake: torch.Tensor | None, l1: torch.Tensor,
                    lambda_l1: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Return lambda_l1 * l1, plus the adversarial loss if ``logits_fake`` is given, and the named parts of the loss."""
+    """Return lambda_l1 * l1, plus the adversarial loss if ``logits_fake`` is given, and the named terms of the loss."""
     if logits_fake is None:
         return lambda_l1 * l1, {"gen_l1": l1.detach()}
     adversarial = F.binary_cross_entropy_with_logits(logits_fake, torch.ones_like(logits_fake))
@@ -83,14 +83,14 @@ class Learner:
         self.ema_steps = 0
 
     def set_progress(self, progress: float) -> None:
-        """Set the learning rates for ``progress`` in [0, 1] through the training."""
+        """Set the learning rates after the fraction ``progress`` (in [0, 1]) of the training run."""
         start = self.config.lr_decay_start
         factor = 1.0 if progress <= start else max(0.0, (1 - progress) / (1 - start))
         for name, optimizer in self.optimizers.items():
             optimizer.param_groups[0]["lr"] = self.rates[name] * factor
 
     def _optimize(self, name, loss):
-        """Take a step of an optimizer, unless the loss or the gradient of any process is not finite."""
+        """Take a step of an optimizer. If a loss or gradient of any process is not finite, only set ``nonfinite``."""
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -106,7 +106,7 @@ class Learner:
 
     @torch.no_grad()
     def _update_average(self):
-        """Move the colorizer's generator towards the trained one, with larger steps at the start of the training."""
+        """Move the colorizer's generator toward the trained one, by larger steps at the start of the training run."""
         self.ema_steps += 1
         share = max(1 - self.config.training.ema_decay, 9 / (9 + self.ema_steps))
         torch._foreach_lerp_(list(self.colorizer.generator.parameters()), list(self.generator.parameters()), share)
@@ -119,7 +119,7 @@ class Learner:
              autocast: Autocast) -> dict[str, torch.Tensor]:
         """Take a training step on a batch of TrainingViews, which is on the device.
 
-        ``embeddings`` (N, D) are those of the whole pictures, not of the views; None for a colorizer without a memory.
+        ``embeddings`` (N, D) belong to the whole pictures, not to the views; None for a colorizer without a memory.
         The order is: triplet loss of the memory, memory update, integrator, generator, discriminator. Networks run in
         ``autocast``; losses and memory are float32. Returns named scalar losses and ``skipped_steps``: 1 if a loss or
         gradient was not finite. In this case the optimizer has not changed the weights.
@@ -137,9 +137,9 @@ class Learner:
     def _step_memory(self, batch, embeddings, own):
         """Train memory and integrator, and return their losses and the conditioning of the generator.
 
-        The conditioning is the pictures' ``own`` or, with conditioning dropout, that of the best slot of another frame.
-        At test time the memory often returns the colors of another shot, so the generator must learn to follow the
-        conditioning less when its score is lower.
+        The conditioning is ``own``, from the views themselves, or, with conditioning dropout, a slot of a different
+        frame. At test time the memory often returns the colors of a different shot, so the generator must learn to
+        follow the conditioning less when its score is lower.
         """
         colorizer, group = self.colorizer, self.group
         # The memory is replicated: each process applies the update with the whole batch to its copy.
@@ -161,7 +161,7 @@ class Learner:
                                     torch.where(use_other, score, own.score))
 
     def _step_generator(self, batch, conditioning, adversarial, autocast):
-        """Train the generator, and return its ab and its losses."""
+        """Train the generator. Returns its ab (N, 2, S, S), detached, and its losses."""
         L, ab = batch["L"], batch["ab"]
         self.discriminator.requires_grad_(False)
         with autocast():
@@ -176,12 +176,12 @@ class Learner:
         return fake.detach(), losses
 
     def _step_discriminator(self, batch, fake, autocast):
-        """Train the discriminator on real and fake pictures in one batch; none of its norms mixes pictures."""
+        """Train the discriminator on real and fake pictures in one batch; no norm mixes them. Returns the loss."""
         with autocast():
             logits = self.parallel_discriminator(batch["L"].repeat(2, 1, 1, 1), torch.cat([batch["ab"], fake]),
                                                  batch["view_feature"].repeat(2, 1))
-        real, painted = logits.chunk(2)
-        loss = discriminator_loss(real, painted, self.config.label_smoothing)
+        logits_real, logits_fake = logits.chunk(2)
+        loss = discriminator_loss(logits_real, logits_fake, self.config.label_smoothing)
         self._optimize("dis", loss)
         return loss.detach()
 
@@ -192,7 +192,7 @@ class Learner:
                 "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Load the result of ``state``. Raises UserError when an entry is missing, unexpected or of another shape."""
+        """Load the result of ``state``. Raises UserError if an entry is missing, unexpected or of the wrong shape."""
         try:
             self.colorizer.load_state_dict(state["colorizer"])
             self.generator.load_state_dict(state["generator"])
@@ -202,10 +202,10 @@ class Learner:
                 moments = state["optimizers"][name]["state"]
                 parameters = optimizer.param_groups[0]["params"]
                 if moments:  # empty before the first step
-                    for p, of_p in zip(parameters, moments.values(), strict=True):
-                        if {k: x.shape for k, x in of_p.items()} != {"step": (), "exp_avg": p.shape,
+                    for p, moment in zip(parameters, moments.values(), strict=True):
+                        if {k: x.shape for k, x in moment.items()} != {"step": (), "exp_avg": p.shape,
                                                                      "exp_avg_sq": p.shape}:
-                            raise ValueError(f"the moments of {name} are of another shape")
+                            raise ValueError(f"the moments of {name} have the wrong shape")
                 # Moments and learning rate come from the checkpoint, all other settings from the configuration.
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
                 optimizer.param_groups[0]["lr"] = float(state["optimizers"][name]["param_groups"][0]["lr"])

@@ -1,4 +1,4 @@
-"""Merging of checkpoints of one show, without training: the networks of the first one and the frames of all."""
+"""Merging of checkpoints of one series, without training: the networks of the first one and the frames of all."""
 
 import itertools
 from collections import deque
@@ -23,7 +23,7 @@ from training.runs import RunFolder
 from utils import UserError
 
 TRAINING_STATE = "generator", "discriminator", "optimizers", "ema_steps", "archive"  # not in a merged checkpoint
-KEY_WEIGHTS = "lightness_weight", "position_weight", "color_weight"  # constants that keys depend on
+KEY_WEIGHTS = "lightness_weight", "position_weight", "color_weight"  # constants that scale the parts of a key
 
 
 class Source(NamedTuple):
@@ -51,7 +51,7 @@ def merge_checkpoints(config: TrainConfig, given: dict[str, Any]) -> None:
         raise UserError("--merge takes two checkpoints or more")
     paths, target = [Path(path) for path in config.merge], Path(config.save_path)
     if any(path.resolve().parent == target.resolve() for path in paths):
-        raise UserError(f"{target} contains one of the checkpoints to merge; name another folder with --save_path")
+        raise UserError(f"{target} contains one of the checkpoints to merge; pass another folder to --save_path")
     with RunFolder(config) as folder:
         content = merge(paths, target)
         folder.prepare(None, target / content["archive"]["file"] if "archive" in content else None)
@@ -63,9 +63,9 @@ def merge_checkpoints(config: TrainConfig, given: dict[str, Any]) -> None:
 def merge(paths: Sequence[Path], folder: Path) -> dict[str, Any]:
     """Return the content of a checkpoint with the networks of the first checkpoint and the frames of all.
 
-    Frames that an earlier checkpoint has are dropped. If the frames are too many for a checkpoint, they are written to
-    an archive in ``folder``. Keys are mapped to the projection of the first checkpoint; the keys of references contain
-    the colors that its networks predict. Raises UserError for checkpoints that cannot be merged.
+    Duplicates of frames of earlier checkpoints are dropped. If there are too many frames for a checkpoint, they are
+    written to an archive in ``folder``. Keys are mapped to the projection of the first checkpoint; keys of references
+    contain the colors that its networks predict. Raises UserError for checkpoints that cannot be merged.
     """
     predictors = [Predictor.load(path, device="cpu") for path in paths]
     first = predictors[0]
@@ -105,11 +105,11 @@ def _check(predictor, first):
     ours, other = (asdict(each.config.spatial) for each in (first, predictor))
     if (record_dtype(first.config.spatial) != record_dtype(predictor.config.spatial)
             or any(ours[name] != other[name] for name in KEY_WEIGHTS)):
-        raise UserError(f"{predictor.checkpoint} stores frames in another format than {first.checkpoint}; train both "
-                        "with the same version")
+        raise UserError(f"{predictor.checkpoint} and {first.checkpoint} store frames in different formats or with "
+                        "different key weights; train both with the same version and spatial settings")
     if predictor.colorizer.backbone.identity() != first.colorizer.backbone.identity():
-        raise UserError(f"{predictor.checkpoint} was trained with another backbone than {first.checkpoint}; train both "
-                        "with the same one")
+        raise UserError(f"{predictor.checkpoint} was trained with a different backbone than {first.checkpoint}; train "
+                        "both with the same backbone")
 
 
 def _source(predictor, names, is_new):
@@ -121,8 +121,10 @@ def _source(predictor, names, is_new):
             ids[i] = next(free) if i in names else i
             names[ids[i]] = f"{name} of {predictor.checkpoint}" if name in taken else name
     pinned = spatial.pinned.tolist()
-    slots = [slot for slot, own in enumerate(pinned) if not own and is_new(spatial.rows("pictures", [slot])[0].numpy())]
-    return Source(predictor, slots, [slot for slot, own in enumerate(pinned) if own], ids)
+    references = [slot for slot, is_pinned in enumerate(pinned) if is_pinned]
+    slots = [slot for slot in range(len(pinned))
+             if not pinned[slot] and is_new(spatial.rows("pictures", [slot])[0].numpy())]
+    return Source(predictor, slots, references, ids)
 
 
 def _empty_slots(memory, count):
@@ -132,16 +134,16 @@ def _empty_slots(memory, count):
 
 
 def _rows(source, slots):
-    """Return {name of a buffer: rows} of frames of a Source."""
+    """Return {name of a buffer: rows} of the frames of a Source in ``slots``, with the ids of the merged checkpoint."""
     spatial, ids = source.spatial, [source.ids[i] for i in source.spatial.ids[slots].tolist()]
     return {"embeddings": spatial.embeddings[slots], "ids": torch.tensor(ids),
             **{name: spatial.rows(name, slots) for name in RECORD_FIELDS}}
 
 
 def _store_frames(sources, merged):
-    """Store the training frames of all sources in batches, and yield their rows.
+    """Store the training frames of all sources in ``merged``, and yield the stored rows of each batch.
 
-    The color features of frames that the first checkpoint does not have are added to its memory, as in training.
+    The color features of all but the first source are added to the memory of the first one, as in training.
     """
     predictor, start = sources[0].predictor, 0
     memory = predictor.colorizer.memory
@@ -160,7 +162,7 @@ def _store_frames(sources, merged):
 
 
 def _store_references(sources, merged, start):
-    """Store the references of all sources in the slots from ``start`` on."""
+    """Store the references of all sources in ``merged``, in the slots from ``start`` on."""
     predictor, config = sources[0].predictor, merged.config
     memory = predictor.colorizer.memory
     for source in sources:

@@ -1,5 +1,5 @@
-"""Preparation of a training: the datasets, the sizes of the networks, and the parts that are computed before the first
-step (frame embeddings, spatial memory, palette classifier)."""
+"""Preparation of a training run: datasets, configuration of the networks, and the parts that are computed before the
+first step (frame embeddings, spatial memory, palette classifier)."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +21,8 @@ from fileio.images import IMAGE_SUFFIXES, read_image
 from training.degradation import degrade
 from utils import UserError, evenly_spaced, list_files, warn
 
-Autocast = Callable[[], torch.autocast]  # creates the autocast context that networks run in
-BATCH = 8  # pictures that are prepared at once
+Autocast = Callable[[], torch.autocast]  # returns a new autocast context for the networks
+BATCH = 8  # pictures per forward pass
 FRAME_FIELDS = "spatial_size", "archived_frames"  # fields of ModelConfig that ``fill_spatial_memory`` sets
 
 
@@ -39,7 +39,7 @@ def load_data(config: TrainConfig) -> tuple[ColorizationDataset, ColorizationDat
 def build_model_config(config: TrainConfig, n_pictures: int) -> ModelConfig:
     """Return the ModelConfig for a training set of ``n_pictures``, with an empty spatial memory.
 
-    Raises UserError when top_k is larger than the memory.
+    Raises UserError if top_k is larger than the number of slots of the memory.
     """
     shared = {f.name: getattr(config, f.name) for f in fields(ModelConfig) if f.name not in FRAME_FIELDS}
     shared["use_spatial_memory"] = config.use_spatial_memory and config.use_memory
@@ -72,8 +72,8 @@ def frame_embeddings(data: ColorizationDataset, colorizer: Colorizer, autocast: 
                      computed: torch.Tensor | None = None) -> torch.Tensor:
     """Return the embeddings (N, D) of all pictures of a dataset.
 
-    They are read from the cache of the dataset. If they are not cached, they are ``computed`` (N, D) or, if that is
-    None, computed by the backbone.
+    Embeddings that are not in the cache of the dataset are taken from ``computed`` (N, D) or, if that is None, computed
+    by the backbone.
     """
     backbone = colorizer.backbone
     device = next(colorizer.parameters()).device
@@ -90,9 +90,9 @@ def frame_embeddings(data: ColorizationDataset, colorizer: Colorizer, autocast: 
 
 
 def select_frames(data: ColorizationDataset, config: SpatialConfig) -> tuple[list[int], bool]:
-    """Return the indices of the pictures that the spatial memory keeps, and whether some had to be left out.
+    """Return the indices of the pictures for the spatial memory, and whether ``max_frames`` reduced their number.
 
-    Near-duplicates are dropped. If more than ``max_frames`` pictures remain, evenly spaced ones are kept.
+    Near-duplicates are dropped. If more than ``max_frames`` pictures remain, evenly spaced ones are selected.
     """
     is_new = Deduplicator(config)
     new = [index for index in range(len(data)) if is_new(data.codes[index].permute(1, 2, 0).contiguous().numpy())]
@@ -102,11 +102,11 @@ def select_frames(data: ColorizationDataset, config: SpatialConfig) -> tuple[lis
 @torch.no_grad()
 def fill_spatial_memory(data: ColorizationDataset, colorizer: Colorizer, autocast: Autocast,
                         folder: Path | None = None) -> torch.Tensor | None:
-    """Write the pictures of ``select_frames`` to the spatial memory of a colorizer, and set their number in its config.
+    """Fit the projection of the spatial memory and write the pictures of ``select_frames`` to it.
 
-    More pictures than fit in a checkpoint are written to an archive in ``folder``. If ``folder`` is None, as in
-    processes that never read the memory, they are not kept. Returns the embeddings (N, D) of all pictures, or None if
-    they were computed only for some.
+    Their number is set in the config of the colorizer. If they are too many for a checkpoint, they are written to an
+    archive in ``folder`` or, if that is None, as in processes that never read the memory, discarded. Returns the
+    embeddings (N, D) of all pictures, or None if ``max_frames`` reduced their number.
     """
     spatial, ids, embeddings = colorizer.spatial, torch.tensor(data.ids), []
     sample = torch.tensor(evenly_spaced(len(data), spatial.config.pca_pictures)).split(BATCH)
@@ -125,10 +125,10 @@ def fill_spatial_memory(data: ColorizationDataset, colorizer: Colorizer, autocas
             if features is not None:
                 embeddings.append(features.embedding)
                 kept = (slot_of[part] >= 0).to(L.device)
-                slots, names = (x[part].to(L.device)[kept] for x in (slot_of, ids))
+                slots, kept_ids = (x[part].to(L.device)[kept] for x in (slot_of, ids))
                 if len(slots):
                     kept_features = Features(features.embedding[kept], features.cells[kept])
-                    yield spatial.write(slots, kept_features, L[kept], ab[kept], names)
+                    yield spatial.write(slots, kept_features, L[kept], ab[kept], kept_ids)
 
     if archived and folder is not None:
         spatial.attach_archive(write_archive(folder, spatial.config, archived, write()))
@@ -143,9 +143,9 @@ def fill_spatial_memory(data: ColorizationDataset, colorizer: Colorizer, autocas
 
 
 def _load_view(path, side, seed, degradation):
-    """Return a random view of a picture, degraded and maybe mirrored; seed 0 returns the picture unchanged.
+    """Return a random view of a picture, degraded and maybe mirrored, or the whole picture for seed 0.
 
-    The result is L (1, 1, side, side) and ab (1, 2, side, side).
+    The result is a pair of L (1, 1, side, side) and ab (1, 2, side, side).
     """
     rgb = read_image(path)
     lab = rgb_to_lab(rgb)
@@ -163,7 +163,7 @@ def _load_view(path, side, seed, degradation):
 
 def _load_views(paths: Sequence[Path], seeds: Sequence[int], side: int,
                 degradation: DegradationConfig | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield batches of views, each of one path and one seed: L (N, 1, side, side) and ab (N, 2, side, side)."""
+    """Yield batches of views, one for each path and its seed: L (N, 1, side, side) and ab (N, 2, side, side)."""
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(paths), BATCH):
             part = slice(start, start + BATCH)
@@ -175,8 +175,7 @@ def _load_views(paths: Sequence[Path], seeds: Sequence[int], side: int,
 @torch.no_grad()
 def train_palette_classifier(data: ColorizationDataset, colorizer: Colorizer, autocast: Autocast, seed: int,
                              degradation: DegradationConfig) -> None:
-    """Train the palette classifier on a sample of the grid cells of views. The first view of each picture is unchanged.
-    """
+    """Train the palette classifier on random cells of random views; the first view of each picture is whole."""
     classifier, device = colorizer.palette_classifier, next(colorizer.parameters()).device
     config = classifier.config
     count = min(max(config.training_views, min(len(data), 4 * config.training_views)),

@@ -1,4 +1,4 @@
-"""The output folder of a training run, the progress that checkpoints save, and the handling of stop signals."""
+"""The output folder of a training run, the progress that is saved in checkpoints, and the handling of stop signals."""
 
 import json
 import math
@@ -20,7 +20,7 @@ class RunFolder:
     checkpoint), log.jsonl, samples/ and tensorboard/.
 
     A context manager that locks the folder. The operating system releases the lock when the process ends. Raises
-    UserError while another run holds the lock, and when the folder has checkpoints of another run and none of resume,
+    UserError if another run holds the lock, or if the folder contains checkpoints of another run and none of resume,
     start_epoch and overwrite is set.
     """
 
@@ -34,7 +34,7 @@ class RunFolder:
 
     def __enter__(self) -> "RunFolder":
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"save_path {self.path} is a file; name a folder")
+            raise UserError(f"save_path {self.path} is a file; pass a folder")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = exclusive_lock(self.path / ".lock", f"another run is writing to {self.path}; wait for it or "
@@ -56,15 +56,15 @@ class RunFolder:
     def _files(self):
         return [path for pattern in self.FILES for path in self.path.glob(pattern)]
 
-    def prepare(self, epoch: int | None, keep: Path | None = None) -> None:
-        """Cut the log after ``epoch`` epochs. For None, delete all files of an earlier run except ``keep``."""
+    def prepare(self, resumed_epoch: int | None, keep: Path | None = None) -> None:
+        """Remove the log lines after ``resumed_epoch`` or, for a new run (None), all old files except ``keep``."""
         (self.path / "samples").mkdir(exist_ok=True)
-        if epoch is None:
+        if resumed_epoch is None:
             for path in self._files():
                 if path != keep:
                     path.unlink()
         elif self.log.exists():
-            lines = self.log.read_text().splitlines()[:epoch]  # a kill may have left the last line incomplete
+            lines = self.log.read_text().splitlines()[:resumed_epoch]  # a kill may have left the last line incomplete
             with atomic_write(self.log) as temporary:
                 temporary.write_text("".join(line + "\n" for line in lines))
 
@@ -80,10 +80,10 @@ class Progress:
 
     epoch: int = 0  # completed epochs
     epoch_steps_done: int = 0  # steps taken in the current epoch
-    step: int = 0  # steps taken in all
+    step: int = 0  # steps taken in all epochs
     epoch_seconds: float = 0.0  # duration of the steps of the current epoch
     train_seconds: float = 0.0  # duration of the steps of completed epochs
-    elapsed_seconds: float = 0.0  # duration of all processes of this run, with preparation and validation
+    elapsed_seconds: float = 0.0  # duration of the run, including preparation, validation and earlier processes
     best_ciede2000: float = math.inf  # lowest validation error
     loss_sums: dict = field(default_factory=dict)  # of the current epoch: {name: tensor (sum, number of steps)}
 
@@ -102,8 +102,7 @@ class Progress:
 
 
 class StopSignals:
-    """A context manager that makes Ctrl-C and SIGTERM only set ``received``. The current step can then be saved.
-    """
+    """A context manager in which Ctrl-C and SIGTERM only set ``received``, so that the current step can be saved."""
 
     received = False
 
@@ -120,6 +119,6 @@ class StopSignals:
 
     @staticmethod
     def ignore(_worker: int | None = None) -> None:
-        """Ignore both signals in a worker process, which is stopped by its parent."""
+        """Ignore both signals in a worker process, since its parent stops it."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)

@@ -21,9 +21,9 @@ SAMPLE_ROWS = 4  # rows of the sample grid
 class Sample:
     """A colored validation picture."""
 
-    index: int  # in the validation set
-    lab: np.ndarray  # (S, S, 3)
-    slot_ids: list[int]  # ids of the three best slots of the memory
+    index: int  # index in the validation set
+    lab: np.ndarray  # result, Lab float32 (S, S, 3)
+    slot_ids: list[int]  # ids of the frames in the three best slots of the memory
 
 
 @torch.no_grad()
@@ -31,8 +31,8 @@ def validate(learner: Learner, data: ColorizationDataset, autocast: Autocast, cl
              read_spatial: bool = True) -> tuple[dict[str, float], list[Sample]]:
     """Color up to ``val_pictures`` pictures as at test time, and return {name: metric} and at most SAMPLE_ROWS samples.
 
-    Metrics are measured at the size of the colorizer. ``class_logits`` are the result of ``classify_pictures``. Pass
-    ``read_spatial=False`` for the training pictures: the spatial memory contains their colors.
+    Metrics are measured at the side of the colorizer. ``class_logits`` is the result of ``classify_pictures``. Pass
+    ``read_spatial=False`` if ``data`` is the training set, whose colors the spatial memory contains.
     """
     colorizer = learner.colorizer.eval()
     selected = evenly_spaced(len(data), learner.config.training.val_pictures)
@@ -51,9 +51,9 @@ def validate(learner: Learner, data: ColorizationDataset, autocast: Autocast, cl
         with autocast():
             fake, _ = colorizer(L, conditioning, features, read_spatial)
         squares += ((fake - ab) * AB_SCALE).square().mean((1, 2, 3)).tolist()
-        labs, truths = tensors_to_lab(L, fake), tensors_to_lab(L, ab)
-        for index, lab, truth, ids in zip(indices.tolist(), labs, truths, slot_ids.tolist(), strict=True):
-            errors.append(ciede2000(lab, truth))
+        pairs = zip(tensors_to_lab(L, fake), tensors_to_lab(L, ab), strict=True)
+        for index, (lab, ground_truth), ids in zip(indices.tolist(), pairs, slot_ids.tolist(), strict=True):
+            errors.append(ciede2000(lab, ground_truth))
             if index in sampled:
                 samples.append(Sample(index, resize(lab, data.img_size, data.img_size), ids))
     colorizer.train()
@@ -64,7 +64,8 @@ def validate(learner: Learner, data: ColorizationDataset, autocast: Autocast, cl
 
 
 def sample_grid(samples: Iterable[Sample], val: ColorizationDataset, train: ColorizationDataset) -> np.ndarray:
-    """Return rows of grayscale, result, ground truth and the frames of the three best slots, RGB uint8 (H, W, 3)."""
+    """Return RGB uint8 (H, W, 3) with a row for each sample: grayscale, result, ground truth, frames of the best slots.
+    """
     index_of = {image_id: index for index, image_id in enumerate(train.ids)}
     rows = []
     for sample in samples:
