@@ -1,7 +1,6 @@
-"""Color a picture, a video, or a folder of either with a trained checkpoint: ``python test.py``.
+"""Color a picture, a video, or a folder of pictures and videos with a trained checkpoint: ``python test.py``.
 
-Input in color is converted to grayscale first, and its own colors are the ground truth that the result is measured
-against.
+Input in color is converted to grayscale first, and its original colors serve as the ground truth for the metrics.
 """
 
 import re
@@ -36,7 +35,7 @@ from film.report.records import Records
 from film.report.suggestions import suggest_frames, write_suggested_frames
 from utils import UserError, list_files, read_flags, run_cli
 
-ALL_PICTURES = "the pictures"  # key of all pictures in a WorkerGroup; a film has its path as key
+ALL_PICTURES = "the pictures"  # WorkerGroup key for all pictures together; the key of a film is its path
 
 
 class Inputs(NamedTuple):
@@ -51,13 +50,13 @@ class Inputs(NamedTuple):
 
 
 def find_inputs(source: Path, output: Path, confidence: bool = False) -> Inputs:
-    """Return the pictures and films for --input and --output.
+    """Find the pictures and films in ``source``, and pair each with its output path.
 
-    Files that an earlier run wrote next to a result are left out. Raises UserError if there is no input, or if two
-    outputs (with ``confidence``, also confidence maps), or an input and an output, are the same file.
+    Confidence maps, confidence videos and memory videos of earlier runs are left out. Raises UserError if there is no
+    input, or as ``refuse_clashes`` does.
     """
     def output_name(path):
-        return path.stem + (path.suffix if path.suffix.lower() in OUTPUT_SUFFIXES else ".mkv")  # .mkv fits all codecs
+        return path.stem + (path.suffix if path.suffix.lower() in OUTPUT_SUFFIXES else ".mkv")  # .mkv holds all codecs
 
     inputs = Inputs([], [])
     if not source.exists():
@@ -83,13 +82,13 @@ def find_inputs(source: Path, output: Path, confidence: bool = False) -> Inputs:
 
 
 def _without_results(paths):
-    """Return the ``paths`` of a folder without confidence videos and memory videos of other files in it."""
+    """Return ``paths`` without the confidence and memory files that belong to other ``paths``."""
     stems = {path.stem for path in paths}
     return [path for path in paths if re.sub("_(confidence|memory)$", "", path.stem) not in stems - {path.stem}]
 
 
 def refuse_clashes(inputs: Inputs, output: Path, confidence: bool) -> None:
-    """Raise UserError if two outputs, or an input and an output, are the same file."""
+    """Raise UserError if two outputs (confidence maps included if ``confidence``) or an input and its output clash."""
     if (any(path.resolve() == target.resolve() for path, target in inputs.pictures)
             or any(film.is_overwritten_by(target) for film, target in inputs.films)):
         raise UserError(f"the output {output} is the input itself; pass another --output")
@@ -102,11 +101,11 @@ def refuse_clashes(inputs: Inputs, output: Path, confidence: bool) -> None:
         sources[target] = path
 
 
-def select_inputs(config: ColorConfig, largest_first: bool) -> Inputs:
-    """Return the inputs that are still to be colored, and save the checkpoint if ``config`` asks for it.
+def prepare_inputs(config: ColorConfig, largest_films_first: bool) -> Inputs:
+    """Return the inputs to color; also load the predictor to save it, if ``config.save_checkpoint`` is set.
 
-    In a folder, finished inputs are skipped, and films that were colored with other references are updated. Raises
-    UserError if another file would be overwritten.
+    In a folder, finished inputs are skipped, except for films that were colored with different references. Raises
+    UserError if an existing file would be overwritten without ``config.overwrite``.
     """
     pictures, films = find_inputs(config.input, config.output, config.confidence)
     found, finished = len(pictures) + len(films), []
@@ -121,12 +120,12 @@ def select_inputs(config: ColorConfig, largest_first: bool) -> Inputs:
     finished = [(film, target) for film, target in finished
                 if (completion := read_completion(target)) and (config.references or completion.references)]
     if finished or config.save_checkpoint:
-        predictor = load(config)
+        predictor = load(config)  # saves config.save_checkpoint
         films += [(film, target) for film, target in finished if can_update(predictor, film, target, config)]
     if skipped := found - len(pictures) - len(films):
         print(f"{skipped} of {config.input} are in {config.output} already and are skipped (pass --overwrite True to "
               "color them again)")
-    if largest_first:
+    if largest_films_first:
         films.sort(key=_size, reverse=True)
     return Inputs(pictures, films)
 
@@ -138,14 +137,14 @@ def _size(pair):
 
 
 def load(config: ColorConfig) -> Predictor:
-    """Load the predictor. Raises UserError if it does not support what ``config`` asks for."""
+    """Load the predictor, and save it if ``save_checkpoint`` is set. Raises UserError for options it cannot use."""
     predictor = load_predictor(config)
     if config.memory_video and not predictor.uses_memory:
-        raise UserError("--memory_video shows what is recalled from memory, which is not used here; leave "
-                        "--color_feature and --reference out, or train with use_memory True")
+        raise UserError("--memory_video needs the memory, which is not used here; leave --color_feature and "
+                        "--reference out, or train with --use_memory True")
     if config.confidence and not predictor.uses_spatial_memory:
-        raise UserError("--confidence shows what the spatial memory recalls, which is not used here; leave "
-                        "--color_feature and --reference out, or train with use_spatial_memory True")
+        raise UserError("--confidence needs the spatial memory, which is not used here; leave --color_feature and "
+                        "--reference out, or train with --use_spatial_memory True")
     return predictor
 
 
@@ -154,7 +153,7 @@ def load(config: ColorConfig) -> Predictor:
 
 
 def color_all_pictures(predictor: Predictor, config: ColorConfig, pictures: Sequence[tuple[Path, Path]]) -> None:
-    """Color pictures, pairs of (input, output), and write the metrics of all of them together."""
+    """Color ``pictures``, pairs of (input, output), and write one file of metrics for all of them."""
     evaluation, started = Evaluation(), time.monotonic()
     count = color_pictures(predictor, pictures, evaluation, config.confidence)
     seconds = time.monotonic() - started
@@ -190,8 +189,8 @@ def color_film_and_report(predictor: Predictor, config: ColorConfig, film: Film,
                              facts, overwrite=True)
             write_film_report(predictor, config, records, film, target, evaluation.summaries())
         except UserError as error:
-            raise UserError(f"{error}; the film itself is complete, and the same command writes the missing files"
-                            ) from error
+            raise UserError(f"{error}; the film itself is complete; run the same command again to write the missing "
+                            "files") from error
 
     render_job(predictor, config, film, target).run_as_owner(queue or WorkQueue(), write_accompanying_files)
 
@@ -236,12 +235,12 @@ def coloring_facts(predictor: Predictor, config: ColorConfig) -> dict[str, str]:
 def color(config: ColorConfig) -> None:
     """Color ``config.input`` into ``config.output``, with all processes that torchrun started.
 
-    Raises UserError for errors that the user can fix; the processes that are not the leader raise SystemExit then.
+    Raises UserError for errors that the user can fix; processes other than the leader raise SystemExit instead.
     """
     config.check()
     group = WorkerGroup.join()
-    inputs = group.compute_on_leader("inputs", partial(select_inputs, config, largest_first=group.size > 1))
-    config = replace(config, save_checkpoint=None)  # select_inputs has saved it
+    inputs = group.compute_on_leader("inputs", partial(prepare_inputs, config, largest_films_first=group.size > 1))
+    config = replace(config, save_checkpoint=None)  # prepare_inputs has saved it
     if group.is_single_process and len(inputs.films) > 1:
         run_isolated(group_keys(inputs), color_inputs, config, inputs)
     elif inputs.pictures or inputs.films:
@@ -256,7 +255,7 @@ def group_keys(inputs: Inputs) -> list[str]:
 def color_inputs(group: WorkerGroup, config: ColorConfig, inputs: Inputs) -> None:
     """Color all inputs with all processes of the group: pictures in one process, films shot by shot.
 
-    Raises UserError, after everything else is finished, if a film fails.
+    If an input fails, raises UserError (processes other than the leader: SystemExit) after all others are finished.
     """
     load_once = cache(partial(load, config))
     films = {str(film.path): (film, target) for film, target in inputs.films}
@@ -272,7 +271,7 @@ def color_inputs(group: WorkerGroup, config: ColorConfig, inputs: Inputs) -> Non
 
     keys = group_keys(inputs)
     if group.pending(keys):
-        load_once()  # so that its errors are raised once, not for each film
+        load_once()  # raises its errors here once instead of for each film
     errors = group.run_all(keys, own, help)
     if not errors:
         return

@@ -127,7 +127,7 @@ def test_without_a_memory_confidence_is_nan(home):
         _, known = predictor.predict_ab([rgb_to_lab(draw_picture(0))])
         assert all(x.shape == (1, 1, 1) and np.isnan(x).all() for x in known)
     for settings in ({"checkpoint": home / "gan" / "best.pt"}, {"color_feature": "ground_truth"}):
-        with pytest.raises(UserError, match="--confidence shows what the spatial memory recalls"):
+        with pytest.raises(UserError, match="--confidence needs the spatial memory"):
             test.main(flags(**{"checkpoint": home / "best.pt", "input": home / "test", "output": home / "no",
                                "confidence": True, **settings}))
 

@@ -273,7 +273,7 @@ def color_with_helper(predictor, source, output):
 
 
 @pytest.mark.parametrize("response", [None, FilmResponse(np.array([0.0, 100.0]), np.array([9.0, 109.0]))])
-def test_helpers_color_shots_during_the_first_pass(tmp_path, response):
+def test_helpers_color_shots_during_the_analysis(tmp_path, response):
     """Shots are colored again if the film turns out to have a film response."""
     source = draw_shots(tmp_path / "in.mkv", SHOTS)
     color_film(Responding(response), VideoFile(source), tmp_path / "one.mkv")
@@ -282,7 +282,7 @@ def test_helpers_color_shots_during_the_first_pass(tmp_path, response):
     assert without_seconds(tmp_path / "two_shots.jsonl") == without_seconds(tmp_path / "one_shots.jsonl")
 
 
-def test_shots_colored_during_the_first_pass_survive_the_death_of_the_owner(tmp_path):
+def test_shots_colored_during_the_analysis_survive_the_death_of_the_owner(tmp_path):
     source, killed = draw_shots(tmp_path / "in.mkv", SHOTS), Awaited(Killed)
     after, alone = StubPredictor(), StubPredictor()
     color_with_helper(killed, source, tmp_path / "two.mkv")

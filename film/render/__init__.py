@@ -1,1 +1,1 @@
-"""Color a film shot by shot: scheduling, resuming, and joining the result."""
+"""Coloring of pictures and films: frame pipeline, work queue for several processes, segment storage and writers."""

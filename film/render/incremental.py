@@ -1,7 +1,7 @@
-"""Incremental rendering: the shots of a colored film that change with other references.
+"""Incremental rendering: finds the shots of a colored film whose colors change when the references change.
 
-The colors of a shot depend on what its embeddings find in the memories. Since the embeddings are stored, the lookups
-can be repeated without decoding the film. If their results are bitwise the same, so are the colors of the shot.
+The colors of a shot depend on what the memories return for its frame embeddings. The embeddings are stored, so the
+lookups can be repeated without decoding the film. If their results are bitwise equal, the colors do not change.
 """
 
 import hashlib
@@ -21,14 +21,14 @@ from film.io.video import Film
 from film.render.segments import SegmentStore, read_completion
 from film.render.writers import FilmWriter, Writer
 
-FORMAT = 14  # of the content of a SegmentStore; other formats are ignored
+FORMAT = 14  # format version of a SegmentStore; stores with a different version are ignored
 
 
 def open_segment_store(predictor: FilmPredictor, film: Film, output: Path, writer: Writer,
                        config: FilmConfig) -> SegmentStore:
-    """Return the SegmentStore of a film; its key is a hash of all that its content depends on.
+    """Return the SegmentStore of a film, with a hash of everything that its content depends on as the key.
 
-    If the output is a single file, references are not part of the key but of each ``shot_digest``.
+    If single shots can be updated in the output, references are part of each ``shot_digest`` instead of the key.
     """
     identity = predictor.base_identity if writer.single_file and predictor.base_identity else predictor.identity
     content = [FORMAT, identity, *film.fingerprint(), repr(writer.target), repr(asdict(config)),
@@ -37,10 +37,10 @@ def open_segment_store(predictor: FilmPredictor, film: Film, output: Path, write
 
 
 def shot_digest(predictor: FilmPredictor, plan: Plan, index: int, embeddings: np.ndarray, config: FilmConfig) -> str:
-    """Return the lookup digest of a shot: a hash of all that its colors depend on.
+    """Return the lookup digest of a shot, a hash of everything that its colors depend on; "" if it stays unchanged.
 
-    ``embeddings`` (n, D) are those of its keyframes. With a transition, the last one is that of the first frame of the
-    next shot. The palettes of the plan must be those of the predictor.
+    ``embeddings``, int16 (n, D), are those of its keyframes. If the shot ends in a transition, the last row belongs to
+    the first frame of the next shot. The palettes of the plan must have been recalled by ``predictor``.
     """
     shot = plan.shots[index]
     if config.keep_color_shots and shot.in_color:
@@ -51,11 +51,11 @@ def shot_digest(predictor: FilmPredictor, plan: Plan, index: int, embeddings: np
             + predictor.lookup_digest(plan.shots[index + 1].palette, embeddings[-1:]))
 
 
-def finished_shots(predictor: FilmPredictor, plan: Plan, segments: SegmentStore,
+def load_all_shots(predictor: FilmPredictor, plan: Plan, segments: SegmentStore,
                    config: FilmConfig) -> Iterator[tuple[dict[str, Any] | None, str | None]]:
     """Yield the stored state (``SegmentStore.load_shot``) and the current lookup digest of each shot.
 
-    For an unfinished shot, yield (None, None).
+    For an unfinished shot, yields (None, None).
     """
     for index in range(len(plan.shots)):
         stored = segments.load_shot(plan, index)
@@ -64,7 +64,7 @@ def finished_shots(predictor: FilmPredictor, plan: Plan, segments: SegmentStore,
 
 
 def can_update(predictor: FilmPredictor, film: Film, output: Path, config: FilmConfig) -> bool:
-    """Return whether a film was colored with other references, so that only the changed shots have to be colored."""
+    """Return whether a film was colored with different references and can be updated shot by shot."""
     completion = read_completion(output)
     if isinstance(film, ImageSequence) or completion is None or completion.predictor == predictor.identity:
         return False
@@ -75,8 +75,9 @@ def find_changed_shots(predictor: FilmPredictor, film: Film, output: str | Path,
                        config: FilmConfig | None = None) -> list[int] | None:
     """Return the indices of the shots that ``color_film``, called with the same arguments, would color again.
 
-    Returns None if it would color all shots: if ``output`` has other settings or was written by another program. Takes
-    seconds, since the film is not decoded. Raises UserError as ``color_film`` does.
+    Returns None if it would color all shots: for an image sequence, or if ``output`` does not exist, was colored with
+    different settings, or was written by another program. The film is not decoded, so this takes only seconds. Raises
+    UserError as ``color_film`` does.
     """
     output, config = Path(output), part_of(config or FilmConfig(), FilmConfig)
     if isinstance(film, ImageSequence):
@@ -86,7 +87,7 @@ def find_changed_shots(predictor: FilmPredictor, film: Film, output: str | Path,
     if plan is None or not joined:
         return None
     predictor = predictor.with_response(plan.response)
-    shots = finished_shots(predictor, plan.requery_palettes(predictor), segments, config)
+    shots = load_all_shots(predictor, plan.requery_palettes(predictor), segments, config)
     return [index for index, (_, digest) in enumerate(shots) if digest is None or digest != joined[index]]
 
 

@@ -19,14 +19,14 @@ from film.report.confidence_video import confidence_map, tint_grayscale
 from film.report.evaluation import Evaluation
 from utils import UserError, warn
 
-CONFIDENCE_MAP = "confidence.png"  # name of the confidence map of a picture, see ``accompanying_path``
+CONFIDENCE_MAP = "confidence.png"  # ``accompanying_path`` name of the confidence map of a picture
 
 
 def color_picture(predictor: Predictor, source: Path, target: Path,
                   with_map: bool) -> tuple[np.ndarray, np.ndarray] | None:
     """Color the picture ``source`` into ``target``, and write its confidence map if ``with_map`` is True.
 
-    Returns the picture and the result, RGB uint8 (H, W, 3), or None, with a warning, if the picture cannot be read.
+    Returns (input, result), both RGB uint8 (H, W, 3). If the picture cannot be read, warns and returns None.
     """
     try:
         image = read_deep_image(source)
@@ -55,9 +55,9 @@ def color_picture(predictor: Predictor, source: Path, target: Path,
 
 def color_pictures(predictor: Predictor, pairs: Sequence[tuple[Path, Path]], evaluation: Evaluation,
                    with_map: bool) -> int:
-    """Color and evaluate pictures, pairs of (input, output); return the number of pictures that were colored.
+    """Color and evaluate pictures, given ``pairs`` of (input, output); return the number of colored pictures.
 
-    Unreadable pictures are skipped. Raises UserError if all are.
+    Unreadable pictures are skipped. Raises UserError if no picture can be read.
     """
     count = 0
 

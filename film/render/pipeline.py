@@ -1,4 +1,4 @@
-"""The stages between decoding and encoding: frames become tasks, get their colors, and become planes of the result."""
+"""The steps between decoding and encoding: create frame tasks, predict their colors, convert them to output planes."""
 
 import itertools
 from collections.abc import Generator, Iterable
@@ -23,27 +23,27 @@ from film.io.thread_pool import COLORING_THREADS, coloring_threads, map_in_order
 from film.io.video import Film, frames_at
 from film.render.transition_blending import ColoredFrame, TransitionBlender
 
-MIDDLE_GRAY = 0.4663  # Y' in [0, 1] of the gray with L = 50, the luma of all pixels with ``color_only``
+MIDDLE_GRAY = 0.4663  # Y' in [0, 1] of the gray with L = 50; luma of all pixels if ``color_only`` is True
 
 
 @dataclass
 class FrameTask:
-    """A frame on its way through the stages."""
+    """A frame and the results of the pipeline steps that it has passed."""
 
     shot: int
     index: int
     planes: Planes
-    L: np.ndarray | None = None  # (side, side), network input; None for held frames, unchanged shots, and once colored
+    L: np.ndarray | None = None  # (side, side) network input; None if held or left unchanged, and after coloring
     ab: np.ndarray | None = None  # (S, S, 2) in Lab units, temporally filtered; None for a frame that stays unchanged
     confidence: Confidence | None = None  # None for a frame that stays unchanged
-    embedding: np.ndarray | None = None  # int16 (D,), of a keyframe; at the start of a transition, of the next shot
+    embedding: np.ndarray | None = None  # int16 (D,) of a keyframe; of the next shot's start on a transition's first
     in_transition: bool = False  # whether the frame also shows the next shot
     result: Planes | None = None  # in the color encoding of the EncodingTarget
 
 
 def read_tasks(film: Film, plan: Plan, shots: Iterable[int], side: int,
                keep_color_shots: bool) -> Generator[FrameTask, None, None]:
-    """Yield a task for each frame of ``shots``, an iterable of indices that is advanced when the last shot is read.
+    """Yield a task for each frame of ``shots``, shot indices that are consumed only as the frames are read.
 
     L is denoised. It is None for held frames and, with ``keep_color_shots``, for shots in color.
     """
@@ -65,7 +65,7 @@ def read_tasks(film: Film, plan: Plan, shots: Iterable[int], side: int,
 
 
 def batches(tasks: Generator[FrameTask, None, None], batch_size: int) -> Generator[list[FrameTask], None, None]:
-    """Group tasks into lists of one shot, each with at most ``batch_size`` network inputs and twice as many frames."""
+    """Group consecutive tasks of a shot into lists with at most batch_size network inputs and 2 * batch_size frames."""
     with closing(tasks):
         batch = []
         for task in tasks:
@@ -80,9 +80,9 @@ def batches(tasks: Generator[FrameTask, None, None], batch_size: int) -> Generat
 
 def predict_tasks(tasks: Generator[FrameTask, None, None], predictor: FilmPredictor, plan: Plan, config: FilmConfig,
                   large: bool = False) -> Generator[FrameTask, None, None]:
-    """Yield the tasks in order with ab, confidence and embedding.
+    """Set ab, confidence and embedding of the tasks; yield the tasks in order.
 
-    COLORING_THREADS batches are predicted at a time; of ``large`` frames one, since their encoding takes longer.
+    COLORING_THREADS batches are predicted in parallel, but only one if frames are ``large``: encoding is slower then.
     """
     colorer = _BatchColorer(predictor, plan, config)
     threads = 1 if large else COLORING_THREADS
@@ -90,7 +90,7 @@ def predict_tasks(tasks: Generator[FrameTask, None, None], predictor: FilmPredic
         for batch, predictions in map_in_order(pool, colorer.predict, pending, 1 if large else threads + 1):
             colorer.fill(batch, predictions)
             batch.reverse()
-            while batch:  # keeps no reference to a frame that was passed on
+            while batch:  # pop frames so that no reference to a yielded frame is kept
                 yield batch.pop()
 
 
@@ -100,11 +100,11 @@ class _BatchColorer:
     def __init__(self, predictor: FilmPredictor, plan: Plan, config: FilmConfig) -> None:
         self.predictor, self.plan, self.config = predictor, plan, config
         self.filter = TemporalFilter(config.temporal_filter)
-        self.last: Any = None  # ColoredFrame, the last keyframe that shows only its shot
-        self.blender: TransitionBlender | None = None  # of the transition at the end of the shot
+        self.last: Any = None  # ColoredFrame of the last keyframe that is not in a transition
+        self.blender: TransitionBlender | None = None  # for the transition at the end of the current shot
 
     def predict(self, batch):
-        """Return an iterator of (ab, confidence, embedding) of the keyframes of a batch."""
+        """Return an iterator over (ab, confidence, embedding) of each keyframe in a batch."""
         inputs = [task.L for task in batch if task.L is not None and not task.in_transition]
         if not inputs:
             return iter(())
@@ -113,7 +113,7 @@ class _BatchColorer:
         return zip(ab, confidence.per_picture(), embeddings, strict=True)
 
     def fill(self, batch, predictions):
-        """Set the colors of the frames of a batch, which may begin a shot."""
+        """Set ab, confidence and embedding of the tasks in a batch; reset the state first if it begins a shot."""
         shot = self.plan.shots[batch[0].shot]
         if batch[0].index == shot.start:
             self.filter, self.blender = TemporalFilter(self.config.temporal_filter), None
@@ -126,12 +126,12 @@ class _BatchColorer:
                 ab, confidence, task.embedding = next(predictions)
                 self.last = ColoredFrame(task.L, self.filter(task.L, ab), confidence)
             if not (task.in_transition or self.config.keep_color_shots and shot.in_color):
-                # A fade weakens colors as much as contrast.
+                # A fade reduces chroma by the same factor as contrast.
                 task.ab, task.confidence = self.last.ab / self.plan.exposure[task.index, 0], self.last.confidence
             task.L = None
 
     def _begin_transition(self, number):
-        """Return the blender of the transition after a shot, and the embedding of the first frame of the next shot."""
+        """Return the blender for the transition at the end of shot ``number``, and the embedding of the next shot."""
         transition, palette = self.plan.shots[number].transition, self.plan.shots[number + 1].palette
         L = transition.next_lightness.astype(np.float32)
         ab, confidence, embeddings = self.predictor.predict_with_embeddings(L[None], palette)
@@ -143,15 +143,15 @@ class _BatchColorer:
 def to_planes(task: FrameTask, target: EncodingTarget, color_only: bool, box: Box | None = None) -> Planes:
     """Return the planes of a colored frame in the color encoding of ``target``.
 
-    Luma is that of the source, or MIDDLE_GRAY if ``color_only``. Cb and Cr are made from ab inside of the box, and
-    neutral outside. Without ab, they are those of the source. Interlaced frames are converted field by field.
+    Luma is copied from the source, or MIDDLE_GRAY if ``color_only``. Cb and Cr are computed from ab inside the box, and
+    are neutral outside. If ab is None, they are copied, too. Interlaced frames are converted field by field.
     """
     if target.field_order:
-        (height, width), halves = target.chroma_size, split_fields(task.planes)
+        (height, width), fields = target.chroma_size, split_fields(task.planes)
         box = box and (box[0] // 2, box[1] // 2, *box[2:])
         return weave_fields(*(
-            _to_planes(half, task.ab, target.encoding, ((height + 1 - i) // 2, width), color_only, box)
-            for i, half in enumerate(halves)))
+            _to_planes(field, task.ab, target.encoding, ((height + 1 - i) // 2, width), color_only, box)
+            for i, field in enumerate(fields)))
     return _to_planes(task.planes, task.ab, target.encoding, target.chroma_size, color_only, box)
 
 

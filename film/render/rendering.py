@@ -1,14 +1,14 @@
-"""Rendering of a film: every shot is colored into a segment of its own, and the segments are joined.
+"""Rendering of a film: each shot is colored into its own segment, and the segments are joined.
 
-A film is decoded twice. The first pass (film/analysis/first_pass.py) finds the shots and their palettes, and the second
-one colors them. Segments are kept in a hidden folder next to the output, from which an interrupted run continues. The
-luma of the result is that of the source, sample by sample; only Cb and Cr are new. An image sequence is colored in the
-same way, one picture per frame. If several processes render a film, the helpers start during the first pass (except
-for image sequences, which have no segments).
+There are two stages. The analysis (film/analysis/first_pass.py) finds the shots and their palettes, in one pass over
+the film, or two if it finds a letterbox or a film response. The coloring stage then decodes the film once more.
+Segments are kept in a hidden folder next to the output, so that an interrupted run can resume. Luma is copied from the
+source sample by sample; only Cb and Cr are new. Image sequences are written picture by picture, without segments. If
+several processes render a film that is not an image sequence, the helpers start coloring during the analysis.
 
-Memory grows by about 30 bytes per frame and, per shot, by its palette (at most 10 kB) and record (about 50 kB). At most
-27 + 10 * batch_size frames are held at a time, half as many if they have LARGE_FRAME_PIXELS or more. The first pass
-also holds small pictures of as many frames as the longest transition has.
+Memory grows by about 30 bytes per frame, plus at most 10 kB (palette) and about 50 kB (record) per shot. At most
+27 + 10 * batch_size frames are held at a time, and half as many if a frame has LARGE_FRAME_PIXELS or more. The analysis
+also holds as many reduced frames as the longest transition has.
 """
 
 import itertools
@@ -35,7 +35,7 @@ from film.io.image_sequence import ImageSequence
 from film.io.interlacing import FIELD_ORDER_NAMES
 from film.io.thread_pool import prefetch
 from film.io.video import LARGE_FRAME_PIXELS, Film
-from film.render.incremental import finished_shots, open_segment_store, shot_digest
+from film.render.incremental import load_all_shots, open_segment_store, shot_digest
 from film.render.pipeline import predict_tasks, read_tasks, to_planes
 from film.render.segments import SegmentStore, read_completion
 from film.render.work_queue import WorkQueue
@@ -54,14 +54,14 @@ def color_film(predictor: FilmPredictor, film: Film, output: str | Path, config:
     """Color ``film``, such as ``VideoFile("episode.mkv")``, into ``output``; return the records of its shots.
 
     ``on_complete(records)`` is called when the film is written, to write its accompanying files. An image sequence is
-    written into the folder of ``output``, whose name is used for accompanying files only.
+    written into the parent folder of ``output``, whose name is only used to name the accompanying files.
 
-    An interrupted run continues with the first unfinished shot, or with ``on_complete``. If ``output`` was colored with
-    other references, only the shots that change are colored (``incremental.find_changed_shots``); it is replaced when
-    the new film is complete. <output stem>_shots.jsonl gets a line for each finished shot, and with
-    ``config.confidence`` <output stem>_confidence.mp4 is written.
+    After an interruption, the same call colors the unfinished shots. If ``output`` was colored with different
+    references, only the shots whose colors change are colored (``incremental.find_changed_shots``), and ``output`` is
+    replaced when the new film is complete. <output stem>_shots.jsonl contains a line for each finished shot. If
+    ``config.confidence`` is True, <output stem>_confidence.mp4 is written.
 
-    Raises UserError for errors that the user can fix. Finished shots are kept then.
+    Raises UserError for errors that the user can fix. Finished shots are kept.
     """
     settings = part_of(config or FilmConfig(), FilmConfig)
     return RenderJob(predictor, film, Path(output), settings, overwrite).run_as_owner(WorkQueue(), on_complete)
@@ -73,7 +73,7 @@ def confidence_video_path(output: Path) -> Path:
 
 
 def check_ground_truth(predictor: FilmPredictor, in_color: bool, path: Path) -> None:
-    """Raise UserError if the palette is that of the ground truth and the input ``path`` is not in color."""
+    """Raise UserError if the colors are taken from the input ``path`` itself, but it is not ``in_color``."""
     if predictor.source == "ground_truth" and not in_color:
         raise UserError(f"{path} has no colors of its own for --color_feature ground_truth; use another "
                         "--color_feature")
@@ -90,20 +90,20 @@ class RenderJob:
     overwrite: bool = False
 
     def run_as_owner(self, queue: WorkQueue, on_complete: Callable[[Records], None] | None = None) -> Records:
-        """Color the film like ``color_film``, with the help of all processes that take shots from ``queue``."""
+        """Color the film as ``color_film`` does, together with all processes that take shots from ``queue``."""
         predictor, film, output, config = self.predictor, self.film, self.output, self.config
         busy = f"another run is writing {output}; wait for it or choose another --output"
         with explain_write_errors(output):
             writer = self._writer()
             if order := writer.target.field_order:
-                warn(f"{film.path} is interlaced ({FIELD_ORDER_NAMES[order]}), and so will be {output}: colors are "
-                     "predicted from the mean of both fields, and converted for each field")
+                warn(f"{film.path} is interlaced ({FIELD_ORDER_NAMES[order]}), and {output} will be, too: colors "
+                     "are predicted from the mean of both fields and converted for each field")
             output.parent.mkdir(parents=True, exist_ok=True)
             with exclusive_lock(output.with_name(f".{output.name}.lock"), busy):
                 segments = open_segment_store(predictor, film, output, writer, config)
                 plan, completion = segments.load_plan(), read_completion(output)
                 if completion is not None and (self.overwrite or completion.predictor == predictor.identity):
-                    plan = None  # nothing to update: color all shots again, if that is allowed
+                    plan = None  # color all shots again, if ``overwrite`` allows it
                 if plan is None or not segments.joined_digests():
                     refuse_existing([output] if writer.single_file else [], self.overwrite)
                 if config.confidence and plan is None:
@@ -142,11 +142,11 @@ class RenderJob:
             if not sum(1 for _ in rendering.color_shots(queue, tqdm(disable=True))):
                 time.sleep(POLL_SECONDS)  # others took all shots, or the plan on this machine's disk is not up to date
 
-    def _analyze(self, segments, queue, allow_early):
-        """Run the first pass and save its plan.
+    def _analyze(self, segments, queue, start_helpers):
+        """Analyze the film, save the plan and return it.
 
-        With ``allow_early``, helpers color shots meanwhile, as if there were no letterbox and no film response. If that
-        turns out to be wrong, these shots are colored again.
+        With ``start_helpers``, helpers already color shots during the analysis, assuming that there is no letterbox and
+        no film response. If the analysis finds one, these shots are colored again.
         """
         signatures = []
 
@@ -158,7 +158,7 @@ class RenderJob:
                 queue.publish(_lengths(plan, new))
 
         plan = analyze_film(self.film, self.predictor, self.config,
-                            publish if allow_early and queue.is_shared else None)
+                            publish if start_helpers and queue.is_shared else None)
         if signatures != [plan.shot_signature(index) for index in range(min(len(signatures), len(plan.shots)))]:
             queue.withdraw()
             for _ in queue.wait_for_helpers():
@@ -179,7 +179,7 @@ class RenderJob:
 
 @dataclass
 class FilmRendering:
-    """The second pass over a film, in one process."""
+    """The coloring stage of a film, in one process."""
 
     film: Film
     predictor: FilmPredictor
@@ -188,7 +188,7 @@ class FilmRendering:
     writer: Writer
     segments: SegmentStore
     plan: Plan
-    records: Records = field(init=False)  # of the finished shots; empty dicts for the others
+    records: Records = field(init=False)  # of the finished shots; the others have an empty dict
     remaining: list[int] = field(init=False)  # indices of the shots that are not finished
     digests: list[str] = field(init=False)  # ``shot_digest`` of each shot
 
@@ -197,16 +197,16 @@ class FilmRendering:
         self.records, self.digests = Records(self.plan, [{} for _ in self.remaining]), ["" for _ in self.remaining]
 
     def load_finished_shots(self) -> None:
-        """Take over the shots of earlier runs whose colors are the same now."""
+        """Add the shots that earlier runs have finished and whose colors have not changed since."""
         joined: Sequence[str | None] = self.segments.joined_digests() or [None] * len(self.plan.shots)
-        for index, (stored, digest) in enumerate(finished_shots(self.predictor, self.plan, self.segments, self.config)):
+        for index, (stored, digest) in enumerate(load_all_shots(self.predictor, self.plan, self.segments, self.config)):
             self.digests[index] = digest or ""
             if (stored is not None and stored["digest"] == digest
                     and self._has_files(index, is_joined=joined[index] == digest)):
-                self._take_over(index, stored)
+                self._add_finished(index, stored)
 
-    def _take_over(self, index, stored):
-        """Take over a finished shot, given its stored state."""
+    def _add_finished(self, index, stored):
+        """Add a finished shot to the records, given its stored state."""
         palette = self.plan.shots[index].palette
         self.records.states[index] = {**stored["record"], "embedding": palette.embedding,
                                       "slot_ids": list(palette.slot_ids), "slot_scores": list(palette.slot_scores)}
@@ -214,7 +214,7 @@ class FilmRendering:
         self.remaining.remove(index)
 
     def _has_files(self, index, is_joined):
-        """Return whether the frames of a shot exist, in the output (``is_joined``) or not, and its confidence maps."""
+        """Return whether a shot's frames (in the output if ``is_joined``, else on disk) and confidence maps exist."""
         segment, pts = self.segments.segment_path(index), self.plan.shot_pts(self.plan.shots[index])
         has_maps = not self.config.confidence or self.segments.confidence_path(index).exists()
         return has_maps and (is_joined or self.writer.has_shot(segment, pts))
@@ -234,7 +234,7 @@ class FilmRendering:
             while self.remaining:
                 queue.publish(_lengths(plan, self.remaining))
                 for _ in itertools.chain(self.color_shots(queue, bar), queue.wait_for_helpers()):
-                    self._take_over_others(queue, bar)
+                    self._add_finished_by_helpers(queue, bar)
                     self._log(file, lines)
             file.seek(0)
             file.truncate()
@@ -258,22 +258,22 @@ class FilmRendering:
                 yield index
 
     def _with_results(self, tasks):
-        """Yield the tasks with results, which are made in another thread than they are encoded in."""
+        """Set the result of each task. Runs in a different thread than the encoder."""
         with closing(tasks):
             for task in tasks:
                 box = self.plan.shots[task.shot].box
                 task.result = to_planes(task, self.writer.target, self.config.color_only, box)
                 yield task
 
-    def _take_over_others(self, queue, bar):
-        """Take over the shots that helpers have finished."""
+    def _add_finished_by_helpers(self, queue, bar):
+        """Add the shots that helpers have finished to the records."""
         for index in queue.finished(self.remaining):
-            if stored := self.segments.load_shot(self.plan, index):  # not yet visible on a slow network file system
-                self._take_over(index, stored)
+            if stored := self.segments.load_shot(self.plan, index):  # None until a slow network file system shows it
+                self._add_finished(index, stored)
                 bar.update(self.plan.shots[index].end - self.plan.shots[index].start)
 
     def _log(self, file, lines):
-        """Write the finished shots that are not in ``lines``, {index: line}, and add them to it."""
+        """Write a log line for each finished shot that is not in ``lines``, {index: line}, and add it there."""
         for index in sorted(set(range(len(self.plan.shots))).difference(self.remaining, lines)):
             lines[index] = json.dumps(self.records[index].log_line()) + "\n"
             file.write(lines[index])
@@ -288,7 +288,7 @@ class FilmRendering:
                                aspect=self.writer.target.tags.get("sample_aspect_ratio"))
 
     def _color_shot(self, index, tasks, bar):
-        """Write the segment, record and embeddings of one shot, given its tasks."""
+        """Encode a shot, given its tasks, and store its record and embeddings."""
         plan, config, target = self.plan, self.config, self.writer.target
         shot, started, confidences, embeddings = plan.shots[index], time.monotonic(), [], []
         self.segments.discard_shot(index)
@@ -330,14 +330,14 @@ class FilmRendering:
 
 
 def _lengths(plan: Plan, indices: Iterable[int]) -> dict[int, int]:
-    """Return {index: number of frames} of some shots."""
+    """Return {index: number of frames} of the shots ``indices``."""
     return {index: plan.shots[index].end - plan.shots[index].start for index in indices}
 
 
 def _describe(indices, count):
-    """Return a sentence that names the shots, of ``count``, that are colored again."""
+    """Return a message that lists the shots ``indices``, which are colored again, out of ``count`` shots."""
     if not indices:
-        return "no shot changes; the film is kept as it is"
+        return "no shot changes; the film is kept"
     runs = (list(run) for _, run in itertools.groupby(enumerate(indices, 1), lambda pair: pair[1] - pair[0]))
     names = [f"{run[0][1] + 1}" + (f" to {run[-1][1] + 1}" if len(run) > 1 else "") for run in runs]
     return f"{len(indices)} of {count} shots are colored again: {', '.join(names)}"

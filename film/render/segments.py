@@ -1,7 +1,7 @@
 """Storage of a film that is being colored: its plan, and the segment, record and embeddings of each finished shot.
 
-An interrupted run continues from it. After the film and its accompanying files are written, everything except for the
-segments is kept, so that a later run with other references finds the shots that change (see incremental.py).
+An interrupted run resumes from these files. When the film and its accompanying files are complete, only the segments
+are removed. From the rest, a later run with different references finds the shots that change (see incremental.py).
 """
 
 import lzma
@@ -24,7 +24,7 @@ PLAN, JOINED, COMPLETION = "plan.pt", "joined.pt", "completion.pt"  # files in t
 
 
 class SegmentStore:
-    """The hidden folder next to an output. A plan that was saved with another ``key`` and its shots are ignored."""
+    """The hidden folder next to an output. If the stored plan has a different ``key``, it and its shots are ignored."""
 
     def __init__(self, output: Path, key: str) -> None:
         self.output, self.folder, self.key = output, segment_folder(output), key
@@ -42,7 +42,7 @@ class SegmentStore:
         return Plan.from_state(content["plan"]), content["is_complete"]
 
     def save_plan(self, plan: Plan, is_complete: bool = True) -> None:
-        """Empty the folder and save a plan. If it replaces a partial plan with its key, finished shots are kept."""
+        """Save a plan. The folder is emptied first, unless it holds a partial plan with the same key."""
         _, was_complete = self.load_partial_plan() or (None, True)
         if self.folder.exists() and was_complete:
             shutil.rmtree(self.folder)
@@ -61,10 +61,10 @@ class SegmentStore:
         return self.folder / f"{index:06d}.pt"
 
     def save_shot(self, plan: Plan, record: ShotRecord, embeddings: np.ndarray, digest: str) -> dict[str, Any]:
-        """Mark a shot as finished; return its packed record.
+        """Store a finished shot; return its packed record.
 
         ``embeddings``, int16 (n, D), are those of the keyframes, and ``digest`` is the ``shot_digest``. The embedding
-        in the record is not stored, since it is that of the plan.
+        of the record is not stored, since it equals the palette embedding in the plan.
         """
         state = Records.pack(record)
         save_checkpoint(self._record_path(record.index), {
@@ -73,18 +73,18 @@ class SegmentStore:
         return state
 
     def load_shot(self, plan: Plan, index: int) -> dict[str, Any] | None:
-        """Return the packed ``record``, ``embeddings`` and ``digest`` of a shot, or None if it is not finished."""
+        """Return a dict of the packed "record", "embeddings" and "digest" of a shot, or None if it is not finished."""
         content = _load(self._record_path(index))
         if content is None or content["signature"] != plan.shot_signature(index):
             return None
         return {**content, "embeddings": unpack_embeddings(content["embeddings"])}
 
     def discard_shot(self, index: int) -> None:
-        """Mark a shot as not finished."""
+        """Remove the record of a shot, which marks it as not finished."""
         self._record_path(index).unlink(missing_ok=True)
 
     def joined_digests(self) -> list[str]:
-        """Return the digests of the shots in the output file, [] if there is none or another program wrote it."""
+        """Return the digest of each shot in the output file; [] if it is missing or was written by another program."""
         content = _load(self.folder / JOINED)
         if content is None or not self.output.exists():
             return []
@@ -93,7 +93,7 @@ class SegmentStore:
     def record_join(self, path: Path, digests: Sequence[str]) -> None:
         """Store the digests of the film ``path``, which is about to be renamed to the output.
 
-        Those of the current output are kept in case the renaming fails.
+        The digests of the current output are kept in case the renaming fails.
         """
         films = [{"file": _identity(path), "digests": list(digests)}]
         if current := self.joined_digests():
@@ -142,14 +142,14 @@ def segment_folder(output: Path) -> Path:
 
 
 class Completion(NamedTuple):
-    """The predictor that colored a film."""
+    """Describes the predictor that colored a complete film."""
 
     predictor: str  # its identity
     references: bool  # whether it had references
 
 
 def read_completion(output: Path) -> Completion | None:
-    """Return the predictor that colored the film ``output``, or None if that is unknown or files are missing."""
+    """Return which predictor colored the film ``output``, or None if that is unknown or files are missing."""
     content = _load(segment_folder(output) / COMPLETION)
     if content is None or not SegmentStore(output, "").joined_digests():
         return None
@@ -165,6 +165,6 @@ def is_complete(film: Film, output: Path) -> bool:
 
 
 def _identity(path):
-    """Return plain values that differ for any two files written to the same path."""
+    """Return plain values that change whenever the file is replaced or written again."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns]

@@ -1,4 +1,4 @@
-"""Colors of the frames of a transition, which show two shots."""
+"""Coloring of the frames of a transition, each of which shows two shots."""
 
 from typing import NamedTuple
 
@@ -21,18 +21,18 @@ class ColoredFrame(NamedTuple):
 class TransitionBlender:
     """Colors the frames of a transition from the last frame of one shot and the first frame of the next one.
 
-    Both colored frames are mixed with their weights in the frame, and the mixture is warped to the frame along the
-    optical flow. In a dissolve of ``frames`` frames, the weight of the next shot grows linearly. In a
-    wipe, it is estimated at each pixel from the difference of the frame to both.
+    The two colored frames are blended, and the blend is warped to the current frame along the optical flow. In a
+    dissolve of ``frames`` frames, the weight of the next shot grows linearly. In a wipe, the weight of each pixel is
+    estimated from the differences between the current frame and the two colored frames.
     """
 
-    WINDOW = 13  # for wipes, differences are averaged in windows of 1 / WINDOW of the width
-    POWER = 2  # exponent of the mean squared differences; larger values give weights nearer to 0 or 1
+    WINDOW = 13  # for wipes, differences are averaged over 1 / WINDOW of the width; larger: sharper, noisier weights
+    POWER = 2  # exponent of the mean squared differences; larger: weights closer to 0 or 1
 
     def __init__(self, frames: int, wipe: bool, before: ColoredFrame, after: ColoredFrame, side: int) -> None:
         self.frames, self.wipe, self.before, self.after = frames, wipe, before, after
         self.size = before.ab.shape[0]
-        self.side = min(side, self.size)  # of the pictures for the optical flow
+        self.side = min(side, self.size)  # input size of the optical flow
         self.count, self._flow = 0, OpticalFlow()
         self.pictures = [cv2.cvtColor(cv2.merge([resize(frame.L, self.size, self.size), *cv2.split(frame.ab)]),
                                       cv2.COLOR_Lab2RGB) for frame in (before, after)]

@@ -1,4 +1,4 @@
-"""The queue that hands out the shots of a film to the processes that color it."""
+"""Queue that distributes the shots of a film among the processes that color it."""
 
 import itertools
 import sys
@@ -14,12 +14,12 @@ from utils import UserError
 
 
 class WorkQueue:
-    """Hands out the shots of a film one by one to its owner and its helpers, so that a slow process delays nothing.
+    """Hands out the shots of a film one by one to its owner and its helpers, so that no process waits for a slow one.
 
-    A seek costs as much as decoding many frames. So each process continues with the next shot as long as that is free,
-    and then starts in the middle of the longest run of free shots. A shot that is longer than the share of one process
-    in all free frames is handed out at once, since it would finish last. A single process colors the shots in order,
-    except for those in ``first``.
+    Since a seek costs as much as decoding many frames, a process gets the shot after its last one if that is free, or
+    else the shot in the middle of the longest run of free shots. A shot with more frames than one process's share of
+    all free frames is handed out before the others, since it would finish last. A single process gets the shots in
+    order. Shots in ``first`` precede all others.
 
     The state of the queue in the store has ``free`` ({index: frames}), ``busy`` and ``done`` (indices of shots), and
     ``error`` (a message) when a shot cannot be colored.
@@ -27,14 +27,14 @@ class WorkQueue:
 
     def __init__(self, group: WorkerGroup | None = None, key: str = "", name: str = "",
                  first: Sequence[int] = ()) -> None:
-        """Create the queue of the film ``key`` of the group, or for helpers, connect to the owner's queue ``name``.
+        """Create the queue of the film ``key`` of the group. A helper passes the ``name`` of the owner's queue instead.
 
-        ``first`` are the indices of shots to hand out before all others.
+        ``first`` holds the indices of shots to hand out before all others.
         """
         self.group, self.key, self.name, self.first = group or WorkerGroup(), key, name, first
         self.end = sys.maxsize  # this process takes only shots with a smaller index
         self.is_shared = self.group.size > 1
-        self.store = self.group.store if self.is_shared else dist.HashStore()  # in memory: nobody else reads it
+        self.store = self.group.store if self.is_shared else dist.HashStore()  # in memory: no other process reads it
 
     def publish(self, lengths: Mapping[int, int]) -> None:
         """Offer shots, {index: frames}, except those that this queue has handed out before. Called by the owner."""
@@ -68,7 +68,7 @@ class WorkQueue:
         self._update(lambda state: (state["busy"].remove(index), state["done"].append(index)))
 
     def finished(self, indices: Collection[int]) -> list[int]:
-        """Return the shots among ``indices`` that are colored. Raises UserError when a process could not color one."""
+        """Return the shots among ``indices`` that are colored. Raises UserError if a process failed to color one."""
         state = self._update(dict)
         if "error" in state:
             raise UserError(state["error"])
@@ -77,7 +77,7 @@ class WorkQueue:
     def wait_for_helpers(self) -> Iterator[None]:
         """Yield at intervals until no helper works on the film.
 
-        Then the queue is closed, ``publish`` opens a new one, and shots that are not done have to be published again.
+        Then the queue is closed. To open a new one, publish the shots that are not done again.
         """
         while True:
             has_helpers = self.group.has_helpers(self.key)
@@ -89,7 +89,7 @@ class WorkQueue:
 
     @contextmanager
     def sharing_errors(self) -> Iterator[None]:
-        """Stop the work of all processes on the film when the block raises UserError."""
+        """If the block raises UserError, stop all processes that work on the film."""
         try:
             yield
         except UserError as error:
@@ -110,7 +110,7 @@ class WorkQueue:
         return index
 
     def _choose(self, free, last, is_started):
-        """Return the next of the ``free`` shots, {index: frames} in rising order, after the shot ``last``, or None."""
+        """Return the next shot for the process whose previous one is ``last``; ``free`` is {index: frames}, sorted."""
         if not free:
             return None
         if preferred := [index for index in self.first if index in free]:

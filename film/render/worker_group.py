@@ -1,11 +1,11 @@
-"""The group of processes that share films, coordinated through a key-value store.
+"""Group of processes that divide films among themselves, coordinated through a key-value store.
 
-``torchrun`` starts the processes, on one or several machines, and restarts those that die. Their store belongs to
-torchrun's agent and outlives them. Each film has one owner, the process that is responsible for it. A process that
-finds no film without an owner helps with the shots of another process's film (see work_queue.py).
+``torchrun`` starts the processes, on one or several machines, and restarts those that die. The store runs in torchrun's
+agent, so it survives a restart. Each film has one owner, the process that is responsible for it. A process that finds
+no film without an owner helps another owner with the shots of its film (see work_queue.py).
 
-A process is identified by its rank and its restart count. After a restart, everything that the previous start had
-claimed is free again, and the film that it worked on is retried after all others.
+A process is identified by its rank and its restart count. When a process restarts, its claims become free again, and
+the film that it worked on is retried after all others.
 """
 
 import base64
@@ -30,9 +30,9 @@ from film.io.isolation import EXIT_TIMEOUT, ProcessDied, run_in_subprocess
 from utils import UserError, rank_and_size, warn
 
 POLL_SECONDS = 0.1  # interval at which the store is read while waiting for other processes
-MAX_FAILED_ATTEMPTS = 2  # a file is given up after its process died in this number of attempts
+MAX_FAILED_ATTEMPTS = 2  # a file fails after its processes have died in this number of attempts
 T = TypeVar("T")
-_joined_groups = itertools.count()  # groups that this process joined; the same number in all processes of a run
+_joined_groups = itertools.count()  # numbers the groups of a run; all processes join them in the same order
 
 
 @contextmanager
@@ -46,10 +46,10 @@ def _store_errors():
 
 
 class WorkerGroup:
-    """The processes of a run, ``rank`` of ``size``; rank 0 is the leader. Without arguments, a single process.
+    """The ``size`` processes of a run, seen from rank ``rank``; rank 0 is the leader. By default, a single process.
 
-    The state of a key of the store is a dict of plain values. The state of a file has ``workers`` (ids of the processes
-    that work on the file or have died), ``failed_attempts`` (number of earlier attempts that ended with a death),
+    The store maps each key to a state, a dict of plain values. The state of a file has ``workers`` (ids of processes
+    that work on the file or have died), ``failed_attempts`` (number of earlier attempts in which a process died),
     ``queue`` (name of the owner's WorkQueue) and, when the file is finished, ``outcome`` (error message or "").
     """
 
@@ -78,7 +78,7 @@ class WorkerGroup:
         return self.rank == 0
 
     def stamp(self) -> str:
-        """Return a string that differs for every call in all processes."""
+        """Return a string that no other call in any process returns."""
         return f"{self.worker_id} {next(self._stamps)}"
 
     def update(self, key: str, function: Callable[[dict[str, Any]], T], store: dist.Store | None = None) -> T:
@@ -109,10 +109,10 @@ class WorkerGroup:
             return rank < self.size and self.store.add(f"starts of {rank}", 0) == start
 
     def compute_on_leader(self, key: str, function: Callable[[], T]) -> T:
-        """Return the result of ``function()``, which only the leader calls, in all processes.
+        """Call ``function()`` in the leader only, and return its pickled result in all processes.
 
-        The result is pickled. A leader that was restarted gets the result of its first start. If the function raises
-        UserError, so does the leader, and the other processes raise SystemExit.
+        A restarted leader gets the stored result of the earlier call. If the function raises UserError, the leader
+        raises it, and the other processes raise SystemExit.
         """
         if self.is_single_process:
             return function()
@@ -184,7 +184,7 @@ class WorkerGroup:
         return sorted(states, key=failed_attempts)
 
     def has_helpers(self, key: str) -> bool:
-        """Return whether other processes work on the file of this owner; if none does, close its queue to them."""
+        """Return whether other processes work on the file of this owner. If not, close its queue, so none can join."""
         def inspect(state):
             workers = state.get("workers", [])
             has_others = any(worker != self.worker_id and self.is_alive(worker) for worker in workers)
@@ -200,7 +200,7 @@ class WorkerGroup:
             failed = self.update(key, self._become_owner)
             if failed is not None and failed >= MAX_FAILED_ATTEMPTS:
                 self._finish(key, f"the process that worked on {key} ended {failed} times; leave it out, or start "
-                                  "fewer processes if memory was short", several)
+                                  "fewer processes if they ran out of memory", several)
             elif failed is not None:
                 return key
         return None
@@ -252,10 +252,10 @@ class WorkerGroup:
 
 
 def run_isolated(keys: Sequence[str], work: Callable[..., T], *arguments: object) -> T:
-    """Return ``work(group, *arguments)``, which processes ``keys``, from a subprocess that is restarted when it dies.
+    """Call ``work(group, *arguments)``, which processes ``keys``, in a subprocess that is restarted if it dies.
 
-    With many files, one that crashes a decoder costs only itself. The function, arguments and result are pickled.
-    Raises UserError when the subprocess dies before it works on a file.
+    A file that crashes a decoder thus does not stop the others. Returns the result of ``work``. The function, arguments
+    and result are pickled. Raises UserError if the subprocess dies before it works on a file.
     """
     with TemporaryDirectory() as folder:
         path = str(Path(folder) / "store")

@@ -30,10 +30,9 @@ class Writer(Protocol):
     single_file: bool  # whether the output is one file, which ``join`` replaces and from which it can copy shots
 
     def write_shot(self, segment: Path, pts: Sequence[int]) -> AbstractContextManager[Callable[[Planes, int], None]]:
-        """Yield a function that writes a frame of a shot, given its planes and pts; ``pts`` are those of all frames.
+        """Yield ``write(planes, pts)``, which writes one frame; ``pts`` are the timestamps of all frames of the shot.
 
-        A writer that uses segments writes the file ``segment``, which exists only after the block has ended without
-        an error.
+        A writer that uses segments creates the file ``segment`` when the block ends without an error.
         """
 
     def has_shot(self, segment: Path, pts: Sequence[int]) -> bool:
@@ -42,7 +41,7 @@ class Writer(Protocol):
     def join(self, segments: SegmentStore, plan: Plan, digests: Sequence[str]) -> None:
         """Write the output atomically from the segments of all shots.
 
-        Shots whose digest is that in the current output are copied from there.
+        Shots whose digest equals that of the current output are copied from the current output.
         """
 
 
@@ -126,7 +125,7 @@ class FilmWriter:
         return chapters
 
     def _video_packets(self, sources, plan, origin):
-        """Yield (seconds, packet, None) of the video; with --start, times count from ``origin`` (seconds)."""
+        """Yield (dts in seconds, packet, None) of the video; with --start, timestamps are relative to ``origin``."""
         base = self.target.time_base
         offset = round(origin / base) if self.config.start else 0
         pts = array("q", (time - offset for time in plan.pts)) if offset else plan.pts
@@ -136,7 +135,7 @@ class FilmWriter:
             yield float(packet.dts * base), packet, None
 
     def _copied_packets(self, film, others, origin):
-        """Yield (seconds, packet, stream index) of the other streams of the input, cut and shifted like the video."""
+        """Yield (dts in seconds, packet, stream index) of the other streams, cut and shifted like the video."""
         config, shift = self.config, origin if self.config.start else 0.0
         for packet in demux_packets(film, others, self.path):
             time = packet.dts if packet.dts is not None else packet.pts
@@ -163,7 +162,7 @@ class FilmWriter:
 
 
 class FrameWriter:
-    """Writes an image sequence: pictures with the names of the input into the folder of ``output``.
+    """Writes an image sequence into the parent folder of ``output``, with the file names of the input.
 
     Existing pictures are kept unless ``overwrite`` is True.
     """
@@ -171,7 +170,7 @@ class FrameWriter:
     single_file = False
 
     def __init__(self, film: ImageSequence, output: Path, overwrite: bool) -> None:
-        """Read the size of the frames. Raises UserError if no frame can be read."""
+        """Read a frame to determine the frame size. Raises UserError if no frame can be read."""
         planes = next((planes for _, _, planes in film.read()), None)
         if planes is None:
             raise UserError(f"no picture of {film.path} can be read")
@@ -194,4 +193,4 @@ class FrameWriter:
         return all((self.folder / self.film.paths[number].name).exists() for number in pts)
 
     def join(self, segments: SegmentStore, plan: Plan, digests: Sequence[str]) -> None:
-        """Do nothing: all pictures are written."""
+        """Do nothing, since all pictures are already in place."""
