@@ -178,7 +178,7 @@ def test_pictures_get_maps_and_keep_their_colors(home, tmp_path):
 def test_maps_are_not_taken_as_inputs(tmp_path):
     for name in ("a.png", "a_confidence.png", "full_confidence.png", "b.jpg"):
         write_image(tmp_path / name, draw_picture(0))
-    for name in ("film.mp4", "film_confidence.mp4", "film_panel.mp4"):
+    for name in ("film.mp4", "film_confidence.mp4", "film_memory.mp4"):
         (tmp_path / name).write_bytes(b"")
     pictures, films = find_inputs(tmp_path, tmp_path / "out", True)
     assert [path.name for path, _ in pictures] == ["a.png", "b.jpg", "full_confidence.png"]
