@@ -23,7 +23,7 @@ from editing.frame_reader import encode_jpeg
 from editing.project import Project
 from editing.recolor import ColorChange, RecoloringPredictor
 from editing.shot_preview import ShotPreview
-from film.analysis.first_pass import find_edited_boundaries
+from film.analysis.film_analysis import find_edited_boundaries
 from film.analysis.plan import FilmPredictor
 from film.io.planes import Planes
 from film.io.thread_pool import prefetch

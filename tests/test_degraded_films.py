@@ -17,7 +17,7 @@ from colorizer.predictor import Palette, Predictor
 from config import FilmConfig, ModelConfig
 from dataset import AB_SCALE, L_SCALE, lab_to_rgb, luma_lightness, resize, rgb_to_lab, spectral_lightness
 from film.analysis.exposure import ExposureTracker, normalize_exposure
-from film.analysis.first_pass import analyze_film
+from film.analysis.film_analysis import analyze_film
 from film.analysis.plan import Plan
 from film.io.planes import gray_lightness
 from film.io.video import VideoFile

@@ -12,7 +12,7 @@ from drawn import StubPredictor, planes_in
 from config import FilmConfig, GeneratorConfig
 from dataset_generator import generate
 from fileio.images import read_image
-from film.analysis.first_pass import analyze_film
+from film.analysis.film_analysis import analyze_film
 from film.analysis.letterbox import find_boxes, frame_profile, measure_margins
 from film.analysis.plan import Plan
 from film.io.encoding import EncodingTarget

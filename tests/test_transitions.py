@@ -8,7 +8,7 @@ from drawn import StubPredictor, planes_in
 
 from colorizer.confidence import Confidence
 from config import FilmConfig
-from film.analysis.first_pass import analyze_film
+from film.analysis.film_analysis import analyze_film
 from film.analysis.plan import Plan, Shot
 from film.analysis.transitions import TransitionConfig, find_boundaries
 from film.io.video import VideoFile

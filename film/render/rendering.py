@@ -1,6 +1,6 @@
 """Rendering of a film: each shot is colored into its own segment, and the segments are joined.
 
-There are two stages. The analysis (film/analysis/first_pass.py) finds the shots and their palettes, in one pass over
+There are two stages. The analysis (film_analysis.py) finds the shots and their palettes, in one pass over
 the film, or two if it finds a letterbox or a film response. The coloring stage then decodes the film once more.
 Segments are kept in a hidden folder next to the output, so that an interrupted run can resume. Luma is copied from the
 source sample by sample; only Cb and Cr are new. Image sequences are written picture by picture, without segments. If
@@ -28,7 +28,7 @@ from colorizer.metrics import has_color
 from config import FilmConfig, part_of
 from fileio.atomic import exclusive_lock
 from fileio.outputs import accompanying_path, refuse_existing
-from film.analysis.first_pass import analyze_film
+from film.analysis.film_analysis import analyze_film
 from film.analysis.plan import FilmPredictor, Plan
 from film.io.encoding import explain_write_errors
 from film.io.image_sequence import ImageSequence
