@@ -1,1 +1,1 @@
-"""The first pass over a film: shots, transitions, letterbox, exposure and noise."""
+"""Analysis of films before they are colored or used for training: shots, transitions, letterbox, exposure and grain."""

@@ -1,4 +1,4 @@
-"""Results of shot detection for a dataset: the shots of each film, and the store of finished films of a run."""
+"""Results of shot detection for a dataset: the shots of each film, and a folder of the films finished so far."""
 
 import hashlib
 import json
@@ -25,12 +25,12 @@ MAX_THUMBNAILS = 600  # shots of a film that get a thumbnail
 
 @dataclass
 class DetectedShot:
-    """Frames [start, end) of a film."""
+    """A shot: frames [start, end) of a film."""
 
     number: int
     start: int
     end: int
-    images: dict[int, int] = field(default_factory=dict)  # frame -> number in its file name; empty if dropped
+    images: dict[int, int] = field(default_factory=dict)  # frame number -> number in its file name; empty if dropped
     thumbnail: bytes | None = None  # middle frame as JPEG
     split: str = "dropped"
 
@@ -45,20 +45,20 @@ class DetectedShot:
 
 @dataclass
 class DetectedFilm:
-    """The shots of a film, and the differences of its frames."""
+    """The shots of a film, and the differences between its frames."""
 
     path: Path
     fps: float
-    label: str  # name of the detector's difference
-    threshold: float  # difference from which on a frame starts a shot
+    label: str  # name of the difference that the detector measures
+    threshold: float  # cut threshold for the difference
     shots: list[DetectedShot] = field(default_factory=list)
-    differences: array = field(default_factory=lambda: array("f"))  # of each frame from the previous one
+    differences: array = field(default_factory=lambda: array("f"))  # between each frame and the previous one
 
     def image_name(self, number: int) -> str:
         return f"raw_image_{self.path.stem}_{number}.png"
 
     def state(self) -> dict[str, Any]:
-        """Return everything except the path as plain values and tensors."""
+        """Return all fields except ``path`` as plain values and tensors."""
         return {"fps": self.fps, "label": self.label, "threshold": self.threshold,
                 "shots": [vars(shot) for shot in self.shots], "differences": torch.tensor(self.differences)}
 
@@ -69,7 +69,7 @@ class DetectedFilm:
                             "differences": array("f", state["differences"].tolist())})
 
     def summary(self) -> dict[str, Any]:
-        """Return the number of shots, of kept and dropped shots, and of images per split."""
+        """Return a dict of the file name, the numbers of all, kept and dropped shots, and the images per split."""
         kept = sum(1 for shot in self.shots if shot.images)
         frames = {split: sum(len(shot.images) for shot in self.shots if shot.split == split) for split in SPLITS}
         return {"video": self.path.name, "shots": len(self.shots), "kept": kept, "dropped": len(self.shots) - kept,
@@ -77,10 +77,10 @@ class DetectedFilm:
 
 
 class DetectionResults:
-    """The finished films of a run in a hidden folder next to the dataset, so that an interrupted run can be resumed.
+    """Stores the results of finished films in a hidden folder next to the dataset, so that interrupted runs can resume.
 
-    Each film has a folder with its images and its DetectedFilm. The folder name is a hash of everything that the
-    content depends on.
+    Each film has a subfolder with its images and its DetectedFilm. The name of the subfolder is a hash of the path,
+    size and modification time of the film and of the settings that change its shots or images.
     """
 
     def __init__(self, save_path: Path, videos: Iterable[Path], config: GeneratorConfig) -> None:
@@ -99,10 +99,10 @@ class DetectionResults:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Lock the dataset, create the folder and remove results of other films or settings from it.
+        """Lock the dataset, create the folder, and remove results of other films or settings from it.
 
-        The folder is removed at the end of the block and on a UserError, and kept when the run is interrupted. Raises
-        UserError if another run has the lock.
+        The folder is removed at the end of the block and on a UserError. After other errors, it is kept unless it is
+        empty. Raises UserError if a different run holds the lock.
         """
         with exclusive_lock(self.lock, f"another run is writing {self.save_path}; wait for it or choose another "
                             "--save_path"):
@@ -129,7 +129,7 @@ class DetectionResults:
         return self.folder / self.keys[video]
 
     def add(self, film: DetectedFilm, folder: Path) -> None:
-        """Store a film by moving ``folder``, which has its images."""
+        """Write the shots of a film to ``folder``, which has its images, and move the folder into the store."""
         save_checkpoint(folder / "film.pt", {"film": film.state()})
         os.replace(folder, self.images(film.path))
 

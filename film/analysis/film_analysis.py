@@ -1,7 +1,7 @@
-"""First pass over a film: its shots with palettes, letterbox, exposure and film response.
+"""Analysis of a film before coloring: its shots with palettes, letterbox, exposure and film response.
 
-A film with a letterbox or a film response is read a second time, to find shots and palettes without the letterbox and
-through the response.
+The analysis decodes the film once. If the film has a letterbox or a film response, a second pass finds the shots and
+palettes again, on the picture inside the letterbox and with a predictor adapted to the response.
 """
 
 import itertools
@@ -28,26 +28,26 @@ from film.io.planes import Planes
 from film.io.video import Film, pts_window
 from utils import StreamSample
 
-SHOT_SAMPLES = 8  # frames of a shot that its palette is chosen by
-FILM_SAMPLES, RESPONSE_SIZE = 12, 256  # frames that the film response is fitted to, and their maximum side in pixels
+SHOT_SAMPLES = 8  # frames of a shot from which its palette is recalled
+FILM_SAMPLES, RESPONSE_SIZE = 12, 256  # frames to which the film response is fitted, maximum side in pixels
 
 
 class SampledFrame(NamedTuple):
     """A frame that represents its shot."""
 
-    number: int  # of the frame in the film
-    lab: np.ndarray  # float32 (side, side, 3), L from the luma alone
+    number: int  # frame number in the film
+    lab: np.ndarray  # float32 (side, side, 3), L computed from the luma only
     rgb: np.ndarray  # uint8 (side, side, 3)
-    profile: Any  # Profile for letterbox detection; None if the boxes are known
+    profile: Any  # Profile for letterbox detection; None in the second pass
 
 
 class ShotSampler:
-    """Samples SHOT_SAMPLES evenly spaced frames of each shot that show no other shot."""
+    """Samples up to SHOT_SAMPLES evenly spaced frames of each shot, without those of transitions."""
 
     def __init__(self, side: int, with_profiles: bool) -> None:
         self.side, self.with_profiles, self.count = side, with_profiles, 0
         self.delay = TransitionConfig().max_delay
-        self.recent = deque()  # (index, reduced planes, Profile) of frames that may belong to the next shot
+        self.recent = deque()  # (index, reduced planes, Profile) of frames that may be in a transition or later
         self.sample: StreamSample[SampledFrame] = StreamSample(SHOT_SAMPLES)
 
     def add(self, planes: Planes) -> None:
@@ -68,7 +68,7 @@ class ShotSampler:
         self.sample.add(make)
 
     def end_shot(self, boundary: Boundary) -> tuple[list[SampledFrame], Transition | None]:
-        """Return the samples of the shot that ends at a boundary, and the transition to the next one."""
+        """Start the next shot. Return the samples of the shot that ends at ``boundary``, and its transition if any."""
         while self.recent and self.recent[0][0] < boundary.start:
             self._keep(*self.recent.popleft())
         while self.recent and self.recent[0][0] < boundary.end:
@@ -82,24 +82,24 @@ class ShotSampler:
 
 def analyze_film(film: Film, predictor: FilmPredictor, config: FilmConfig,
                  on_shot: Callable[[Plan], None] | None = None) -> Plan:
-    """Run the first pass over a film, and the second reading if it has a letterbox or a film response.
+    """Return the plan of a film, from one analysis pass or, if it has a letterbox or a film response, from two.
 
-    At the end of each shot of the first reading, ``on_shot`` receives the plan of the shots up to it, without
-    letterbox and response. Raises UserError if no frame between ``config.start`` and ``config.end`` can be decoded.
+    At the end of each shot in the first pass, ``on_shot`` receives a plan of the shots found so far, without letterbox
+    boxes and film response. Raises UserError if no frame between ``config.start`` and ``config.end`` can be decoded.
     """
-    reading = _Reading(film, predictor, config, on_shot=on_shot)
-    plan, response = reading.run(), None
+    first_pass = _AnalysisPass(film, predictor, config, on_shot=on_shot)
+    plan, response = first_pass.run(), None
     if config.response == "auto":
         response = predictor.fit_response([_picture_lightness(sample, plan.shots[number].box)
-                                    for number, sample in reading.film_sample.items()])
+                                           for number, sample in first_pass.film_sample.items()])
     if response and not response.is_identity or any(shot.box for shot in plan.shots):
-        plan = _Reading(film, predictor.with_response(response), config, plan).run()
+        plan = _AnalysisPass(film, predictor.with_response(response), config, plan).run()
     plan.response = response
     return plan
 
 
 def _picture_lightness(sample, box):
-    """Return L of a sampled frame inside of the box, with at most RESPONSE_SIZE pixels per side."""
+    """Return L of a sampled frame inside ``box``, reduced to at most RESPONSE_SIZE pixels per side."""
     L, (rows, columns) = sample.lab[..., 0], map(len, sample.profile)
     side = min(RESPONSE_SIZE, len(L))
     if box is not None:
@@ -109,8 +109,8 @@ def _picture_lightness(sample, box):
 
 
 def find_edited_boundaries(lumas: Iterator[np.ndarray], config: FilmConfig) -> Iterator[Boundary]:
-    """Yield the boundaries of ``find_boundaries`` without those at ``config.join_at``, and cuts at ``config.cut_at``.
-    """
+    """Yield the boundaries found in the frames ``lumas``, edited by the user: without boundaries that end at a frame in
+    ``config.join_at``, and with a cut at each frame in ``config.cut_at``."""
     cuts = sorted({cut for cut in config.cut_at if cut > 0})
     for start, cut in zip([0, *cuts], [*cuts, None], strict=True):
         for boundary in find_boundaries(itertools.islice(lumas, None if cut is None else cut - start)):
@@ -123,21 +123,21 @@ def find_edited_boundaries(lumas: Iterator[np.ndarray], config: FilmConfig) -> I
         yield Boundary(cut, cut)
 
 
-class _Reading:
-    """One reading of a film. With ``previous``, the plan of an earlier reading, only the picture inside of its boxes is
-    analyzed; without it, the boxes are found."""
+class _AnalysisPass:
+    """One analysis pass over a film. The first pass finds the letterbox boxes. The second pass receives the plan of the
+    first one as ``previous`` and analyzes only the pictures inside these boxes."""
 
     def __init__(self, film: Film, predictor: FilmPredictor, config: FilmConfig, previous: Plan | None = None,
                  on_shot: Callable[[Plan], None] | None = None) -> None:
         self.film, self.predictor, self.config, self.previous, self.on_shot = film, predictor, config, previous, on_shot
         self.scan = FilmScan(film, *pts_window(film, config))
         self.sampler = ShotSampler(predictor.side, with_profiles=previous is None)
-        self.film_sample: StreamSample[Any] = StreamSample(FILM_SAMPLES)  # (number of the shot, SampledFrame)
+        self.film_sample: StreamSample[Any] = StreamSample(FILM_SAMPLES)  # (shot index, SampledFrame)
         self.tracker = ExposureTracker()
         self.shots, self.exposures, self.margins = [], [], []
 
     def run(self) -> Plan:
-        """Read the film and return its plan without the film response."""
+        """Decode the film and return its plan, without the film response."""
         for boundary in find_edited_boundaries(self._lumas(), self.config):
             self._end_shot(boundary)
         whole = (self.config.start, self.config.end) == (0, math.inf)

@@ -1,4 +1,4 @@
-"""One decoding pass over a film that records the timestamps, size and damage of its frames."""
+"""One decoding pass over a film, which records the timestamps and the size of its frames, and decoding errors."""
 
 import math
 from array import array
@@ -12,21 +12,21 @@ from film.io.thread_pool import prefetch
 from film.io.video import DamageLog, Film
 from utils import UserError
 
-FRAMES_AHEAD = 8  # decoded ahead of the consumer; larger evens out slow frames and takes more memory
+FRAMES_AHEAD = 8  # frames decoded ahead of the consumer; larger evens out slow frames and takes more memory
 
 
 class FilmScan:
-    """Reads the frames of a film with timestamps in [begin, end) once, with a progress bar."""
+    """Decodes the frames of a film with timestamps in [begin, end) once and shows a progress bar."""
 
     def __init__(self, film: Film, begin: int | None = None, end: float = math.inf) -> None:
         self.film, self.begin, self.end = film, begin, end
         self.pts = array("q")  # timestamps of the frames that were read
-        self.last_duration, self.size = 0, (0, 0)  # of the last frame: duration, and (height, width)
-        self.interlaced = False  # whether any frame is
+        self.last_duration, self.size = 0, (0, 0)  # duration and (height, width) of the last frame
+        self.interlaced = False  # whether any frame is interlaced
         self.damage = DamageLog()
 
     def frames(self) -> Generator[Planes, None, None]:
-        """Yield all frames in order."""
+        """Yield the frames in order and record their properties."""
         frames = prefetch(self.film.read(self.begin, self.damage), FRAMES_AHEAD)
         with closing(frames), tqdm(total=self.film.info.stated_frames or None, unit=" frames", leave=False,
                                    disable=None, desc=f"finding shots of {self.film.path.name}") as bar:
@@ -40,6 +40,6 @@ class FilmScan:
                 yield planes
 
     def require_frames(self, where: str = "") -> None:
-        """Raise UserError if no frame was decoded. ``where`` says which part of the film was read."""
+        """Raise UserError if no frame was decoded. ``where`` follows the path in the message."""
         if not self.pts:
             raise UserError(f"no frame of {self.film.path}{where} can be decoded")

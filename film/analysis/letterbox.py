@@ -1,8 +1,8 @@
-"""Detection of letterbox and pillarbox borders: dark, flat margins that end at a straight edge.
+"""Detection of letterbox and pillarbox borders: dark, uniform margins that end at a straight edge.
 
-Some frames of each shot are measured. An edge counts if a sufficient share of the film shows it. A shot that is too
-dark at its margins to show an edge gets the most frequent edge that its margins allow; a shot with its own framing
-gets its own box.
+Each shot is measured on some of its frames. An edge is accepted if the shots that show it have a sufficient share of
+the frames of the film. A shot without an accepted edge, such as one with dark margins, gets the most frequent accepted
+edge within its dark margins. Shots with different edges get different boxes.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ import numpy as np
 from dataset import resize
 from film.io.planes import Box, Planes
 
-SEGMENTS = 16  # parts of a row or column whose mean lumas are compared: less noisy than pixels, finer than title text
+SEGMENTS = 16  # averaged parts of each row and column; more resolve smaller text and are noisier
 SIDES = "top", "bottom", "left", "right"
 
 
@@ -23,19 +23,19 @@ SIDES = "top", "bottom", "left", "right"
 class LetterboxConfig:
     """Constants of the letterbox detector. Luma is in 8-bit steps of full range."""
 
-    min_share: float = 1 / 128  # of the height or width, size of a border; larger misses narrow borders
-    max_share: float = 3 / 8  # of the height or width, size of a border; larger accepts dark scenery as a border
-    max_luma: float = 40.0  # luma of a border; larger accepts brighter borders and more dark scenery
-    max_noise: float = 6.0  # standard deviation in a border; larger accepts noisier borders and more scenery
-    min_step: float = 6.0  # deviation from the border, besides 4 times its noise; larger requires more contrast
-    min_straight_share: float = 0.75  # share of an edge where the picture starts; larger requires straighter edges
-    min_filled_share: float = 0.95  # share of picture lines that differ from the border; larger rejects dark pictures
-    line_width: int = 4  # pixels of a bright line between border and picture, with blur; larger crops thicker lines
-    min_film_share: float = 0.1  # share of all frames that show an edge; larger ignores rare framings
+    min_share: float = 1 / 128  # of the height or width, minimum size of a border; larger misses narrow borders
+    max_share: float = 3 / 8  # of the height or width, maximum size of a border; larger crops more dark scenery
+    max_luma: float = 40.0  # maximum luma of a border; larger accepts brighter borders and more dark scenery
+    max_noise: float = 6.0  # maximum standard deviation in a border; larger accepts noisier borders, more scenery
+    min_step: float = 6.0  # minimum contrast of picture and border, plus 4 times the noise of the border
+    min_straight_share: float = 0.75  # minimum share of an edge next to the picture; larger requires straighter edges
+    min_filled_share: float = 0.95  # of lines that differ from the border; larger rejects more dark pictures
+    line_width: int = 4  # maximum pixels of a bright line between border and picture; larger crops thicker lines
+    min_film_share: float = 0.1  # minimum share of the film's frames for an edge; larger ignores more rare framings
 
 
 class Profile(NamedTuple):
-    """Mean lumas of the segments of a frame, in 8-bit steps of full range."""
+    """Mean luma of each segment of the rows and columns of a frame, in 8-bit steps of full range."""
 
     rows: np.ndarray  # (H, SEGMENTS)
     columns: np.ndarray  # (W, SEGMENTS)
@@ -44,12 +44,12 @@ class Profile(NamedTuple):
 class Margin(NamedTuple):
     """Measurement of one side of the picture in one shot, in pixels."""
 
-    depth: int  # size of the dark, flat margin
-    edge: int | None  # size of the border; 0: no border, None: undecided
+    depth: int  # size of the dark, uniform margin
+    edge: int | None  # size of the border; 0: no border; None: no edge is visible
 
 
 def frame_profile(planes: Planes) -> Profile:
-    """Compute the Profile of a frame."""
+    """Return the Profile of a frame."""
     black, white = planes.encoding.luma_range
     height, width = planes.y.shape
     rows, columns = resize(planes.y, height, SEGMENTS), resize(planes.y, SEGMENTS, width).T
@@ -57,7 +57,7 @@ def frame_profile(planes: Planes) -> Profile:
 
 
 def measure_margins(profiles: Sequence[Profile], config: LetterboxConfig | None = None) -> list[Margin]:
-    """Measure the four SIDES of a shot from the profiles of some of its frames."""
+    """Return the margins of the four SIDES of a shot, measured on the profiles of some of its frames."""
     rows, columns = (np.stack(each) for each in zip(*profiles, strict=True))
     sides = [_ShotSide(lines, config or LetterboxConfig())
              for lines in (rows, rows[:, ::-1], columns, columns[:, ::-1])]
@@ -67,7 +67,7 @@ def measure_margins(profiles: Sequence[Profile], config: LetterboxConfig | None 
 
 
 class _ShotSide:
-    """One side of a shot: its ``lines``, float32 (frames, lines, SEGMENTS), from the side inward."""
+    """One side of a shot: its rows or columns ``lines``, float32 (frames, lines, SEGMENTS), from the side inward."""
 
     def __init__(self, lines: np.ndarray, config: LetterboxConfig) -> None:
         self.lines, self.config = lines, config
@@ -83,9 +83,9 @@ class _ShotSide:
             depth = int(differs.argmax()) if differs.any() else self.largest
             self.depth = depth if depth >= smallest else 0
 
-    def edge(self, opposite: int, share_before: float, share_after: float) -> int | None:
-        """Return the edge of a Margin. ``opposite`` is the depth of the opposite side; ``share_before`` and
-        ``share_after`` are the dark shares at both ends of each line."""
+    def edge(self, opposite_depth: int, share_before: float, share_after: float) -> int | None:
+        """Return ``Margin.edge`` of this side. ``opposite_depth`` is the depth of the opposite margin; ``share_before``
+        and ``share_after`` are the shares of each line that lie in the margins at its two ends."""
         if not 0 < self.depth < self.largest:
             return None if self.depth else 0
         across = slice(int(np.ceil(share_before * SEGMENTS)), int((1 - share_after) * SEGMENTS))
@@ -96,12 +96,12 @@ class _ShotSide:
             return None
         edge = self.depth + int(starts.argmax())
         edge += self._line_width(lines[:, edge:edge + self.config.line_width + 1])
-        filled = (deviation[edge:len(deviation) - opposite] > self.step).mean(1) >= 0.5
+        filled = (deviation[edge:len(deviation) - opposite_depth] > self.step).mean(1) >= 0.5
         return edge if filled.mean() >= self.config.min_filled_share else None
 
     def _line_width(self, lines):
-        """Return the width of a bright line at the start of ``lines``: lines of a uniform luma above that of the line
-        after them."""
+        """Return the width of a bright line at the start of ``lines``: the number of uniform lines before the first
+        line that varies, or 0 if they are not brighter than that line."""
         low, high = np.percentile(lines, (10, 90), axis=2)
         varies = np.median(high - low, 0) > 2 * self.step
         count = int(varies.argmax())
@@ -109,34 +109,34 @@ class _ShotSide:
         return count if np.median(brighter) > self.step else 0
 
 
-def find_boxes(margins: Sequence[Sequence[Margin]], frames: Sequence[int], size: tuple[int, int],
+def find_boxes(margins: Sequence[Sequence[Margin]], lengths: Sequence[int], size: tuple[int, int],
                config: LetterboxConfig | None = None) -> list[Box | None]:
     """Return the picture box of each shot, or None for a shot without borders.
 
-    ``margins`` has the measurement of the SIDES of each shot, and ``frames`` its number of frames. ``size`` is the
-    (height, width) of the film. Boxes start and end at even pixels, to align with subsampled chroma.
+    ``margins`` are the results of ``measure_margins`` for the shots, and ``lengths`` their numbers of frames. ``size``
+    is the (height, width) of the film. Boxes start and end at even pixels, to align with subsampled chroma.
     """
     config, sides = config or LetterboxConfig(), []
     for number in range(len(SIDES)):
         length = size[number // 2]
-        edges = _choose_edges([shot[number] for shot in margins], frames, max(config.line_width, length // 100),
+        edges = _choose_edges([shot[number] for shot in margins], lengths, max(config.line_width, length // 100),
                               config.min_film_share)
         sides.append([edge + (edge + length * (number % 2)) % 2 if edge else 0 for edge in edges])
     return [(top, size[0] - bottom, left, size[1] - right) if top or bottom or left or right else None
             for top, bottom, left, right in zip(*sides, strict=True)]
 
 
-def _choose_edges(margins, frames, tolerance, min_share):
-    """Return the edge of one side for each shot. Edges at most ``tolerance`` pixels apart count as the same."""
+def _choose_edges(margins, lengths, tolerance, min_share):
+    """Return the border size of one side for each shot. Sizes at most ``tolerance`` pixels apart count as equal."""
     counts = Counter()
-    for margin, count in zip(margins, frames, strict=True):
+    for margin, length in zip(margins, lengths, strict=True):
         if margin.edge is not None:
-            counts[margin.edge] += count
+            counts[margin.edge] += length
     accepted = []  # the most frequent first
     while counts:
         best, _ = max(counts.items(), key=lambda item: (item[1], -item[0]))
         near = [edge for edge in counts if edge == best or best and abs(edge - best) <= tolerance]
-        if sum(counts.pop(edge) for edge in near) >= min_share * sum(frames):
+        if sum(counts.pop(edge) for edge in near) >= min_share * sum(lengths):
             accepted.append(best)
 
     def choose(margin):

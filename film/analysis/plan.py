@@ -1,4 +1,4 @@
-"""The plan of a film, which is the result of the first pass, and the protocol of the predictor that colors it."""
+"""The plan of a film (the result of its analysis), and the interface of the predictor that colors it."""
 
 from array import array
 from bisect import bisect_left, bisect_right
@@ -18,20 +18,20 @@ from film.io.planes import Box
 class FilmPredictor(Protocol):
     """Interface of a predictor that colors films; implemented by ``colorizer.predictor.Predictor``."""
 
-    source: str  # of the colors: "memory", "integrator", "ground_truth", "reference" or "none"
-    identity: str  # differs for all predictors that color differently
-    base_identity: str = ""  # identity before references were added; "" if ``lookup_digest`` is not implemented
+    source: str  # where colors come from: "memory", "integrator", "ground_truth", "reference" or "none"
+    identity: str  # differs between predictors that may color differently
+    base_identity: str = ""  # identity without references; "" if ``lookup_digest`` is not implemented
 
     @property
     def side(self) -> int:
         """Side in pixels of the square input pictures."""
 
     def fit_response(self, lightness: Sequence[np.ndarray]) -> FilmResponse | None:
-        """Fit the film response to some frames of a film, L float32 (h, w) in [0, 100]; None if it is the identity."""
+        """Return the film response estimated from frames, L float32 (H, W) in [0, 100]; None for the identity."""
         return None
 
     def with_response(self, response: FilmResponse | None) -> "FilmPredictor":
-        """Return a predictor for films with a film response."""
+        """Return a predictor that is adapted to films with ``response``."""
         return self
 
     def palette(self, labs: Sequence[np.ndarray]) -> Palette:
@@ -40,28 +40,28 @@ class FilmPredictor(Protocol):
     def predict(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence]:
         """Predict the colors of frames of a shot.
 
-        Takes L float32 (n, side, side) in [0, 100]. Returns ab float32 (n, S, S, 2) in Lab units, for any S, and the
-        confidence of the grid cells, arrays (n, G, G) for any G, or ``Confidence.unknown(n)``.
+        Takes L float32 (N, side, side) in [0, 100]. Returns ab float32 (N, S, S, 2) in Lab units, for any S, and the
+        confidence of the grid cells, arrays (N, G, G) for any G, or ``Confidence.unknown(N)``.
         """
 
     def predict_with_embeddings(self, lightness: np.ndarray,
                                 palette: Palette) -> tuple[np.ndarray, Confidence, np.ndarray]:
-        """Return the results of ``predict`` and the frame embeddings, int16 (n, D), for ``lookup_digest``."""
+        """Return the results of ``predict`` and the frame embeddings, int16 (N, D), for ``lookup_digest``."""
         return *self.predict(lightness, palette), np.zeros((len(lightness), 0), np.int16)
 
     def requery_palette(self, palette: Palette) -> Palette:
-        """Return the palette of the same frames, recalled with the references of this predictor."""
+        """Return the palette of the same frames, recalled again with the references of this predictor."""
         return palette
 
     def lookup_digest(self, palette: Palette, embeddings: np.ndarray) -> str:
         """Return a hash of everything that ``predict`` reads from the memories for frames with these embeddings.
-        Predictors of one ``base_identity`` with equal digests predict equal colors."""
+        Predictors with the same ``base_identity`` and equal digests predict equal colors."""
         return ""
 
 
 @dataclass
 class Transition:
-    """A gradual change from a shot to the next one. The last ``frames`` frames of the shot show both."""
+    """A gradual change from a shot to the next one. The last ``frames`` frames of the shot show both shots."""
 
     frames: int  # length in frames
     wipe: bool  # True: each pixel shows one of both shots (wipe, iris); False: a mixture of both (dissolve)
@@ -70,13 +70,13 @@ class Transition:
 
 @dataclass
 class Shot:
-    """Frames [start, end) of a film, and the palette that they are colored with."""
+    """A shot, frames [start, end) of a film, and the palette for coloring it."""
 
     start: int
     end: int
     palette: Palette
     in_color: bool  # whether the source is already in color
-    box: Box | None = None  # the picture inside of the letterbox; None: the whole frame
+    box: Box | None = None  # the picture inside the letterbox; None: the whole frame
     transition: Transition | None = None  # into the next shot; None: a cut
 
     @property
@@ -101,17 +101,17 @@ class Shot:
 
 @dataclass
 class Plan:
-    """Result of the first pass over a film: timestamps, exposure, film response and shots."""
+    """Result of the analysis of a film: timestamps, exposure, film response and shots."""
 
     pts: array  # int64 timestamp of each frame, in the time base of the film
     last_duration: int  # duration of the last frame, in the same time base
     shots: list[Shot]
-    has_color: bool  # whether any sampled frame is in color, so that ground truth exists
+    has_color: bool  # whether any shot is in color, so that ground truth exists
     exposure: np.ndarray  # float32 (n, 2), gain and offset of L for each frame, see film.analysis.exposure
     response: FilmResponse | None = None  # film response of the source; None: that of the training frames
 
     def requery_palettes(self, predictor: FilmPredictor) -> "Plan":
-        """Return a copy with the palettes that ``predictor``, which may have other references, recalls."""
+        """Return a copy with palettes recalled again by ``predictor``, which may have different references."""
         return replace(self, shots=[replace(shot, palette=predictor.requery_palette(shot.palette))
                                     for shot in self.shots])
 
@@ -120,15 +120,15 @@ class Plan:
         return self.pts[shot.start:shot.end]
 
     def shot_signature(self, number: int) -> list[Any]:
-        """Return plain values that are equal if a shot is colored from the same frames in the same way, given the same
-        film and predictor."""
+        """Return the plain values of the plan that the colors of a shot depend on, in addition to the film and the
+        predictor."""
         shot, response = self.shots[number], self.response and self.response.state()
         following = self.shots[number + 1] if shot.transition else shot
         return [shot.start, shot.transition_start, shot.end, following.transition_start, shot.box, self.has_color,
                 response]
 
     def box(self, start: int, end: int) -> Box | None:
-        """Return the smallest box around the pictures of frames [start, end); None is the whole frame."""
+        """Return the smallest box that contains the pictures of frames [start, end); None: the whole frame."""
         first = bisect_right(self.shots, start, key=lambda shot: shot.end)
         last = bisect_left(self.shots, end, first, key=lambda shot: shot.end)
         boxes = {shot.box for shot in self.shots[min(first, len(self.shots) - 1):last + 1]}

@@ -1,8 +1,8 @@
 """Extraction of training frames: finds the shots of a film and writes evenly spaced frames of each as PNG files.
 
-A film is decoded once. While a shot is open, the frames that may be selected are kept, or their checksums if they take
-too much memory. Frames kept as checksums are read again at the end. Letterboxes are cropped last, since they are known
-only after the whole film is read.
+Normally the film is decoded once. Until the end of a shot is found, its candidate frames are buffered. If the buffer
+would get too large, only checksums are kept, and the selected frames are decoded again at the end. Letterboxes are
+cropped last, since they are known only after the whole film is decoded.
 """
 
 import itertools
@@ -26,15 +26,16 @@ from film.io.planes import Box, Planes
 from film.io.video import Film, VideoFile, read_known_frames
 from utils import UserError, evenly_spaced, warn
 
-POOL_BYTES = 512 * 2**20  # of frames kept for the open shot: 870 frames of 854 x 480, 172 of 1920 x 1080
+POOL_BYTES = 512 * 2**20  # maximum size of the buffered frames: 870 frames of 854 x 480, 172 of 1920 x 1080
 MAX_PENDING = 8  # images that wait to be written; larger uses more memory on slow disks
 THUMBNAIL_SIZE = 126, 224  # maximum height and width
 
 
 def extract_training_frames(path: Path, folder: Path, config: GeneratorConfig) -> DetectedFilm:
-    """Find the shots of a film and write frames of those that are long enough to the new ``folder``.
+    """Find the shots of a film, create ``folder``, and write images of the shots that are long enough into it.
 
-    Images are numbered from 0. Warns if the film ends early. Raises UserError if the film cannot be read.
+    Returns the shots. Image numbers start at 0. Warns if the film is interlaced or ends early. Raises UserError if the
+    film cannot be read.
     """
     film = VideoFile(path)
     folder.mkdir()
@@ -50,18 +51,18 @@ def make_detector(config: GeneratorConfig) -> Detector:
 
 
 def write_png(path: Path, bgr: np.ndarray) -> None:
-    """Write a picture, BGR uint8 (H, W, 3)."""
+    """Write a picture, BGR uint8 (H, W, 3), as PNG."""
     # The filter UP is faster and gives smaller files than OpenCV's default, for drawn and filmed pictures.
     path.write_bytes(cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP])[1].tobytes())
 
 
 def write_frame(path: Path, planes: Planes) -> None:
-    """Convert a frame to RGB and write it."""
+    """Convert a frame to RGB and write it as PNG."""
     write_png(path, cv2.cvtColor(planes.rgb_uint8(), cv2.COLOR_RGB2BGR))
 
 
 def crop_image(path: Path, box: Box) -> None:
-    """Crop a written image."""
+    """Crop a PNG file in place."""
     top, bottom, left, right = box
     write_png(path, cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)[top:bottom, left:right])
 
@@ -71,18 +72,18 @@ class _Extraction:
 
     def __init__(self, film: VideoFile, folder: Path, config: GeneratorConfig, executor: Executor) -> None:
         self.film, self.folder, self.config, self.executor = film, folder, config, executor
-        self.pending: deque[Future] = deque()  # images that are not written yet
+        self.pending: deque[Future] = deque()  # images that are being written or cropped
         self.scan, self.detector = FilmScan(film), make_detector(config)
         self.pool = FramePool(config.frames_per_shot, self.detector.delay, POOL_BYTES)
         self.result = DetectedFilm(film.path, float(film.info.rate), self.detector.label, self.detector.threshold)
         self.numbers = itertools.count()
-        self.reread: dict[int, DetectedShot] = {}  # frame that must be read again -> its shot
-        self.checksums: dict[int, int] = {}  # the same frame -> checksum
-        self.profiles: dict[int, list[Profile]] = {}  # number of an incomplete shot -> profiles of its frames
+        self.reread: dict[int, DetectedShot] = {}  # frame to decode again -> its shot
+        self.checksums: dict[int, int] = {}  # frame to decode again -> its checksum
+        self.profiles: dict[int, list[Profile]] = {}  # number of a shot with missing frames -> profiles
         self.margins: dict[int, list[Margin]] = {}  # number of a shot -> its margins
 
     def run(self) -> DetectedFilm:
-        """Read the film and write its images."""
+        """Decode the film, write its images and return its shots."""
         with closing(self.scan.frames()) as frames:
             pictures = map(detector_input, self.pool.collect(frames))
             for start, end in detect_shots(pictures, self.detector, self.result.differences):
@@ -91,7 +92,7 @@ class _Extraction:
         if self.scan.interlaced:
             warn(f"{self.film.path} is interlaced: the images are the mean of both fields")
         for index, planes in reread_frames(self.film, self.scan.pts, self.checksums) if self.reread else ():
-            self._deliver(self.reread[index], index, planes)
+            self._process(self.reread[index], index, planes)
         self._wait()
         self._crop_letterbox()
         self._wait()
@@ -103,7 +104,7 @@ class _Extraction:
         return self.result
 
     def _end_shot(self, shot):
-        """Write the selected frames that the pool holds, and note the others to be read again."""
+        """Select frames of a shot, write the buffered ones, and record the others for decoding them again."""
         if shot.length >= self.config.shots_len_thres:
             shot.images = {shot.start + i: next(self.numbers)
                            for i in evenly_spaced(shot.length, self.config.frames_per_shot)}
@@ -111,7 +112,7 @@ class _Extraction:
         for index in selected:
             held = self.pool.held[index]
             if isinstance(held, Planes):
-                self._deliver(shot, index, held)
+                self._process(shot, index, held)
             else:
                 self.reread[index], self.checksums[index] = shot, held
         self.result.shots.append(shot)
@@ -119,8 +120,8 @@ class _Extraction:
             self.margins[shot.number] = measure_margins(self.profiles.pop(shot.number))
         self.pool.start_shot(shot.end)
 
-    def _deliver(self, shot, index, planes):
-        """Write a selected frame, and make a thumbnail of the middle frame."""
+    def _process(self, shot, index, planes):
+        """Write a selected frame, measure its margins, and make a thumbnail of it if it is the middle frame."""
         self.profiles.setdefault(shot.number, []).append(frame_profile(planes))
         if index in shot.images:
             self._submit(write_frame, self.folder / self.result.image_name(shot.images[index]), planes)
@@ -131,8 +132,8 @@ class _Extraction:
             shot.thumbnail = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))[1].tobytes()
 
     def _submit(self, function, *args):
-        """Call ``function(*args)`` in a thread. At most MAX_PENDING calls wait, so that a slow disk does not fill the
-        memory."""
+        """Call ``function(*args)`` in a thread. Blocks while more than MAX_PENDING calls are pending, so that a slow
+        disk does not fill the memory."""
         self.pending.append(self.executor.submit(function, *args))
         self._wait(MAX_PENDING)
 
@@ -153,11 +154,11 @@ class _Extraction:
 
 
 class FramePool:
-    """Holds the frames of the open shot that may be selected: the first frame, and all frames from the earliest one
-    that would be the second selected frame if the shot ended now.
+    """Buffers the candidate frames of the current shot, whose end is not known yet: its first frame, and all frames
+    from the one that would be selected second if the shot ended now.
 
-    For three frames per shot, this is the second half of the open shot. Beyond ``budget`` bytes, only the checksums
-    of frames are held.
+    For three frames per shot, the buffer holds the second half of the shot. Once the frames take more than ``budget``
+    bytes, only checksums of further frames are kept.
     """
 
     def __init__(self, frames_per_shot: int, delay: int, budget: int) -> None:
@@ -167,13 +168,13 @@ class FramePool:
         self.held: dict[int, Planes | int] = {}  # frame -> planes or checksum, in order
 
     def collect(self, frames: Iterable[Planes]) -> Iterator[Planes]:
-        """Yield all ``frames`` and hold those that may be selected."""
+        """Yield all ``frames`` and buffer those that may be selected."""
         for index, planes in enumerate(frames):
             self.held[index] = planes
             self.bytes += _size(planes)
-            min_length = index - self.delay - self.start  # of the open shot, as far as the detector has judged it
+            min_length = index - self.delay - self.start  # of the current shot, as judged so far
             self._release(self.start + 1, self.start + (min_length - 1) // self.intervals)
-            # The last frame of a shot and the first one of the next shot are always selected, so older ones go first.
+            # The last frame of a shot and the first of the next are always selected, so the newest keep their pixels.
             older = index - self.delay - 2
             if self.bytes > self.budget and older > self.start and isinstance(held := self.held.get(older), Planes):
                 self.bytes -= _size(held)
@@ -181,7 +182,7 @@ class FramePool:
             yield planes
 
     def start_shot(self, start: int) -> None:
-        """End the open shot and release the frames before ``start``."""
+        """Begin the next shot at frame ``start`` and release all earlier frames."""
         self._release(self.start, start)
         self.start = start
 
@@ -206,17 +207,16 @@ def checksum(planes: Planes) -> int:
 
 
 def reread_frames(film: Film, times: Sequence[int], checksums: dict[int, int]) -> Iterator[tuple[int, Planes]]:
-    """Yield (frame number, planes) of the frames in ``checksums``, a dict of frame number to checksum. Some may be
-    yielded twice.
+    """Decode frames again and yield (frame number, planes) for each frame in ``checksums``, {frame number: checksum}.
 
-    ``times`` has the timestamps of all frames. Frames are found by seeking. If a checksum differs, since seeking in
-    some films leads to a wrong frame, the film is read from its start.
+    ``times`` are the timestamps of all frames. Frames are found by seeking, which leads to wrong frames in some films.
+    If a timestamp or a checksum differs, the film is decoded from its start; frames may then be yielded twice.
     """
     for index, expected in checksums.items():
         try:
             with closing(read_known_frames(film, times, index)) as frames:
                 _, planes = next(frames)
-        except UserError:  # the timestamps differ from those of the first reading
+        except UserError:  # the timestamps differ from those of the first decoding
             break
         if checksum(planes) != expected:
             break
