@@ -1,4 +1,4 @@
-"""The colorizer: what colors a picture, by what a frozen network sees, a memory recalls and the flow carries.
+"""Color a picture from features of a frozen backbone, colors from a memory, and colors warped along optical flow.
 
-It knows nothing of films and of training.
+This package does not depend on films or training.
 """

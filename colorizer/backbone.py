@@ -22,7 +22,7 @@ from dataset import GRAY_SIZE, IMAGENET_MEAN, IMAGENET_STD, L_SCALE, backbone_in
 from networks import channels_last
 from utils import UserError, autocast, to_device
 
-Weights = str | Path | Literal[False] | None  # source of the weights of a Backbone; see there
+Weights = str | Path | Literal[False] | None  # argument ``weights`` of Backbone
 
 
 class BackboneUnavailable(UserError):
@@ -32,32 +32,32 @@ class BackboneUnavailable(UserError):
 class BackboneDims(NamedTuple):
     """Feature dimensions of a backbone."""
 
-    frame: int  # D, of a frame embedding
-    maps: tuple[int, ...]  # channels of its maps, from fine to coarse
+    frame: int  # D, dimensions of a frame embedding
+    maps: tuple[int, ...]  # channels of each feature map, from fine to coarse
 
     @property
     def cell(self) -> int:
-        """E, of a grid cell: the channels of the three coarsest maps."""
+        """E, dimensions of the features of a grid cell: the channels of the three coarsest maps."""
         return sum(self.maps[-3:])
 
 
 BUILT_IN = {"efficientnet_lite0": BackboneDims(1280, (16, 24, 40, 112, 320)),
             "resnet18": BackboneDims(512, (64, 128, 256, 512))}
-TIMM = "timm/"  # prefix of the backbones of the package timm
+TIMM = "timm/"  # prefix of backbones from the package timm
 
 
 class Features(NamedTuple):
-    """Backbone features of N pictures."""
+    """Backbone features of N pictures, and the class logits computed from them."""
 
-    embedding: torch.Tensor  # (N, D), of the whole picture
-    cells: torch.Tensor  # (N, E, G, G), of its grid cells
-    class_logits: torch.Tensor | None = None  # (N, K, H, H) of the palette classifier, on a finer grid
+    embedding: torch.Tensor  # (N, D) frame embeddings
+    cells: torch.Tensor  # (N, E, G, G) features of the grid cells
+    class_logits: torch.Tensor | None = None  # (N, K, g, g) of the palette classifier, which has a grid of its own
 
 
 def fold_batch_norms(network: nn.Module) -> None:
     """Fold each batch norm of a network in eval mode into the preceding convolution; the output stays the same.
 
-    On a CPU, half of the time of a small network goes into its norms.
+    On a CPU, batch norms take half of the time of a small network.
     """
     pairs = [("_conv_stem", "_bn0"), ("_conv_head", "_bn1"), ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"),
              ("_project_conv", "_bn2"), ("conv1", "bn1"), ("conv2", "bn2"), ("0", "1")]
@@ -72,10 +72,10 @@ def fold_batch_norms(network: nn.Module) -> None:
 
 
 def use_builtin_padding(network: nn.Module) -> None:
-    """Replace convolutions with TensorFlow's "same" padding by ones with built-in padding; make activations in-place.
+    """Replace convolutions with TensorFlow's "same" padding with ones with built-in padding; make ReLU6 in-place.
 
-    The output is equal for even sides, in 2/3 of the time on a CPU. At stride 2, "same" pads one more pixel at the end
-    than at the start; a kernel with a leading row and column of zeros is equivalent.
+    For even picture sides, the output is equal, in 2/3 of the time on a CPU. At stride 2, "same" pads one more pixel at
+    the end than at the start; a kernel with a leading row and column of zeros is equivalent.
     """
     for module in network.modules():
         for name, child in module.named_children():
@@ -113,9 +113,9 @@ def make_timm(name: str, pretrained: bool = False) -> TimmNet:
 
 
 def map_indices(net: TimmNet) -> list[int]:
-    """Return the indices of the three maps for grid cells: the last one of each of the three coarsest strides.
+    """Return the indices of the three maps for grid cells: the last map of each of the three coarsest strides.
 
-    Where all maps have one stride, as in a vision transformer, they are those after each third of the layers.
+    If all maps have one stride, as in a vision transformer, return the indices after each third of the layers.
     """
     strides = [info["reduction"] for info in net.feature_info]
     last = sorted({stride: index for index, stride in enumerate(strides)}.values())
@@ -123,10 +123,10 @@ def map_indices(net: TimmNet) -> list[int]:
 
 
 def timm_maps(net: TimmNet, gray: torch.Tensor) -> list[torch.Tensor]:
-    """Return the maps (N, C, h, w) of timm's network at ``map_indices``, of patch tokens for a vision transformer.
+    """Return the maps (N, C, h, w) of timm's network at ``map_indices``: patch tokens for a vision transformer.
 
-    ``gray`` (N, 3, H, W) is ImageNet-normalized. It is normalized anew as the network expects and enlarged to a
-    multiple of its stride.
+    ``gray`` (N, 3, H, W) is ImageNet-normalized. The normalization is replaced with that of the network, and the
+    pictures are enlarged to a multiple of its largest stride.
     """
     mean, std = (torch.tensor(net.pretrained_cfg[key], device=gray.device).view(3, 1, 1) for key in ("mean", "std"))
     gray = (gray * IMAGENET_STD.to(gray.device) + IMAGENET_MEAN.to(gray.device) - mean) / std
@@ -139,10 +139,10 @@ def timm_maps(net: TimmNet, gray: torch.Tensor) -> list[torch.Tensor]:
 
 @cache
 def backbone_dims(name: str) -> BackboneDims:
-    """Return the dimensions of a backbone, found on the meta device for timm's networks.
+    """Return the dimensions of a backbone. A network of timm is run on the meta device to find them.
 
-    Raises ValueError for an invalid name, and BackboneUnavailable if timm is not installed or has no such network that
-    takes pictures of any size.
+    Raises ValueError for an invalid name, and BackboneUnavailable if timm is not installed or has no network of this
+    name that takes pictures of any size.
     """
     if not re.fullmatch(BACKBONES, name):
         raise ValueError(f"there is no backbone {name!r}")
@@ -157,12 +157,12 @@ def backbone_dims(name: str) -> BackboneDims:
     except Exception as error:  # timm's networks raise many kinds of errors
         raise BackboneUnavailable(
             f"timm has no network {name.removeprefix(TIMM)} that takes pictures of any size and returns feature maps "
-            f"({_reason(error)}); choose another one of timm.list_models()") from error
+            f"({_reason(error)}); choose another network from timm.list_models()") from error
     return BackboneDims(channels[-1], channels)
 
 
 def _reason(error):
-    """Return the first sentence of an error message."""
+    """Return the first sentence of an error message, or the type of the error if it has no message."""
     return re.split(r"\n|\. ", str(error))[0].rstrip(".:") or type(error).__name__
 
 
@@ -174,9 +174,9 @@ class Backbone(nn.Module):
     """Frozen backbone, always in eval mode.
 
     Args:
-        name: "efficientnet_lite0", "resnet18", or "timm/" and timm's name of a network.
+        name: "efficientnet_lite0", "resnet18", or "timm/" followed by timm's name of a network.
         weights: None for pretrained weights (bundled for efficientnet_lite0, otherwise downloaded), the path of a state
-            dict (.safetensors or from ``torch.save``), or False for random weights that a checkpoint replaces.
+            dict (.safetensors or from ``torch.save``), or False for random weights, if a checkpoint is loaded next.
         grid: number of grid cells along each side.
 
     Raises BackboneUnavailable if the weights cannot be loaded, and the errors of ``backbone_dims``.
@@ -232,9 +232,9 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def maps(self, gray: torch.Tensor) -> list[torch.Tensor]:
-        """Return the maps (N, C, h, w) of gray (N, 3, H, W), ImageNet-normalized, from fine to coarse.
+        """Return the feature maps (N, C, h, w) of gray (N, 3, H, W), ImageNet-normalized, from fine to coarse.
 
-        They are float32, of unit length over the channels, with strides 2 to 32 (resnet18: 4 to 32).
+        The maps are float32, of unit length over the channels, with strides 2 to 32 (resnet18: 4 to 32).
         """
         return _unit(self._run(gray)[0])
 
@@ -242,7 +242,7 @@ class Backbone(nn.Module):
     def forward(self, gray: torch.Tensor) -> Features:
         """Return the Features of gray (N, 3, H, W), ImageNet-normalized.
 
-        Cells are the three coarsest ``maps``, resized to the grid; the embedding is the mean of the network's last map.
+        ``cells`` are the three coarsest ``maps``, resized to the grid; ``embedding`` is the mean of the last map.
         """
         maps, last = self._run(gray)
         size = (self.grid, self.grid)
@@ -250,7 +250,7 @@ class Backbone(nn.Module):
         return Features(last.float().mean((2, 3)), torch.cat(cells, 1))
 
     def _run(self, gray):
-        """Return the maps as the network has them, from fine to coarse, and its last map."""
+        """Return the maps before normalization, from fine to coarse, and the last map of the network."""
         net, gray = self.net, channels_last(gray)
         if self.name not in BUILT_IN:
             maps = timm_maps(net, gray)
@@ -259,7 +259,7 @@ class Backbone(nn.Module):
             x, maps = net._swish(net._bn0(net._conv_stem(gray))), {}
             for block in net._blocks:
                 x = block(x)
-                maps[x.shape[2]] = x  # the last one of each size
+                maps[x.shape[2]] = x  # keeps the last map of each size
             return list(maps.values()), net._swish(net._bn1(net._conv_head(x)))
         x = net.maxpool(net.relu(net.bn1(net.conv1(gray))))
         maps = []
@@ -277,7 +277,7 @@ def _unit(maps):
 def _read_weights(path):
     """Read the state dict of a file without executing anything in it."""
     if str(path).endswith(".safetensors"):
-        from safetensors.torch import load_file  # comes with timm
+        from safetensors.torch import load_file  # installed with timm
         return load_file(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -294,9 +294,10 @@ _torchvision_schemas = None  # must live as long as torchvision is used
 
 
 def import_torchvision() -> ModuleType:
-    """Import torchvision, even one built for CUDA next to a CPU-only torch, whose compiled operators cannot be loaded.
+    """Import torchvision, even if it was built for CUDA and torch for the CPU.
 
-    Such a torchvision fails because it registers functions for undefined operators; defining their schemas is enough.
+    That import fails, since torchvision registers functions for operators that could not be loaded. Defining the
+    schemas of these operators is enough.
     """
     global _torchvision_schemas
     try:
@@ -305,7 +306,7 @@ def import_torchvision() -> ModuleType:
         if "operator torchvision::nms does not exist" not in str(error):
             raise
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]  # remains of the failed import
+            del sys.modules[name]  # left over from the failed import
         _torchvision_schemas = torch.library.Library("torchvision", "DEF")
         _torchvision_schemas.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _torchvision_schemas.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

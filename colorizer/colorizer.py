@@ -1,4 +1,7 @@
-"""The Colorizer: backbone, memories, palette classifier, integrator and generator as one module."""
+"""The Colorizer: backbone, memories, palette classifier, integrator and generator as one module.
+
+Shapes: N pictures; G, g grid sides of the spatial memory and the classifier; K palette colors; S = ``config.side``.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,10 +24,10 @@ from networks import Conditioning, FeatureIntegrator, Generator, MemoryMatches, 
 
 
 class Colorizer(nn.Module):
-    """All networks and memories; its ``state_dict`` and ``config`` are all that coloring needs."""
+    """All networks and memories. Coloring requires only its ``state_dict`` and ``config``."""
 
     def __init__(self, config: ModelConfig, backbone_weights: Weights = False) -> None:
-        """``backbone_weights`` are as for Backbone; False if a state dict is loaded next."""
+        """``backbone_weights`` are the ``weights`` of Backbone. Raises ValueError if ``config`` is inconsistent."""
         super().__init__()
         self.config, self.calibration = config, CalibrationConfig()
         dims = backbone_dims(config.backbone) if config.use_memory else BackboneDims(0, ())
@@ -48,10 +51,10 @@ class Colorizer(nn.Module):
         return self.memory.read(self.memory.query(embedding), FeatureIntegrator.TOP)
 
     def conditioning(self, matches: MemoryMatches, rank: int | None = None) -> Conditioning:
-        """Return the conditioning by memory matches.
+        """Return the conditioning from memory matches.
 
-        ``rank`` 1, 2 or 3 takes that slot, or the best one if it is empty. None takes the integrator's combination with
-        the score of the best slot, or the best slot if there is no integrator.
+        ``rank`` 1, 2 or 3 selects that slot, or the best slot if it is empty. None selects the combination of
+        the integrator, with the score of the best slot. Without an integrator, None selects the best slot.
         """
         if rank is None and self.config.use_feat_integrator:
             return Conditioning(self.integrator(matches.values, matches.scores), matches.scores[:, 0])
@@ -61,26 +64,26 @@ class Colorizer(nn.Module):
                             matches.scores.take_along_dim(slot, 1)[:, 0])
 
     def classifier_maps(self, L: torch.Tensor) -> list[torch.Tensor]:
-        """Return the backbone maps for the palette classifier, for L (N, 1, H, H) in [0, 1] of its input size."""
+        """Return the backbone maps of L (N, 1, H, H) in [0, 1], where H is the classifier input size."""
         return self.backbone.maps(backbone_input(L))
 
     def classify(self, L: torch.Tensor) -> torch.Tensor:
-        """Return the class logits (N, K, G, G) of pictures, L as for ``classifier_maps``."""
+        """Return the class logits (N, K, g, g) of pictures, with L as in ``classifier_maps``."""
         parts = zip(*(x.split(1) for x in (L, *self.classifier_maps(L))), strict=True)  # each fits into a CPU cache
         return torch.cat([self.palette_classifier(maps, L) for L, *maps in parts])
 
     def forward(self, L: torch.Tensor, conditioning: Conditioning | None = None, features: Features | None = None,
                 use_memory: bool = True, picture_of: Callable[[int], np.ndarray] | None = None,
                 ) -> tuple[torch.Tensor, Confidence | None]:
-        """Predict ab (N, 2, S, S) in [-1, 1] and its Confidence from L (N, 1, S, S) in [0, 1], S = ``config.side``.
+        """Predict ab (N, 2, S, S) in [-1, 1] and its Confidence from L (N, 1, S, S) in [0, 1].
 
-        The generator predicts ab. With class logits in ``features``, the mean color of each cell is replaced by the
-        joint estimate of classifier and generator. Then each cell of the spatial memory moves to the recalled color,
-        and finally each pixel to the color warped from remembered frames, in proportion to their confidence. Detail
-        finer than a cell stays that of the generator.
+        The generator predicts ab. If ``features`` has class logits, the mean color of each cell is replaced with the
+        joint estimate of classifier and generator. Then the mean color of each cell moves towards the color recalled by
+        attention, and finally each pixel towards the color warped from remembered frames, in proportion to confidence.
+        Before warping, detail finer than a cell comes from the generator.
 
-        Without a spatial memory, or if ``use_memory`` is False, nothing is recalled and the Confidence is None.
-        ``picture_of`` is as for ``warp_colors``. Raises ValueError if required ``features`` are missing.
+        Without a spatial memory, or if ``use_memory`` is False, no colors are recalled and the Confidence is None.
+        ``picture_of`` is passed to ``warp_colors``. Raises ValueError if required ``features`` are missing.
         """
         if not self.config.use_spatial_memory:
             return self.generator(L, conditioning), None
@@ -103,14 +106,14 @@ class Colorizer(nn.Module):
         return ab, self._confidence(ab, joint, attended[:, 2], warped[:, 2])
 
     def _join(self, ab, logits):
-        """Join predicted ab with class logits; return ab and the joint probabilities, averaged over 2 x 2 cells: that
-        is enough for the confidence, in a quarter of the time."""
+        """Combine predicted ab with class logits. Return ab and the joint probabilities (N, K, g / 2, g / 2), averaged
+        over 2 x 2 cells: this is enough for the confidence and takes a quarter of the time."""
         joined = [self.palette_classifier.combine(*part) for part in zip(ab.split(1), logits.split(1), strict=True)]
         return torch.cat([ab for ab, _ in joined]), torch.cat([F.avg_pool2d(joint.float(), 2) for _, joint in joined])
 
     def _confidence(self, ab, joint, attended, warped):
-        """Confidence of ab (N, 2, S, S), from joint probabilities (N, K, G, G) or None, and the confidences of the
-        attention (N, g, g) and of the warped colors (N, S, S)."""
+        """Return the Confidence of ab (N, 2, S, S), given joint probabilities (N, K, g / 2, g / 2) or None, and the
+        confidences of the attention (N, G, G) and of the warped colors (N, S, S)."""
         with torch.autocast(ab.device.type, enabled=False):
             recalled = recalled_share(attended, warped, (attended if joint is None else joint).shape[-1])
             agreement = (torch.zeros_like(recalled) if joint is None else
@@ -119,10 +122,10 @@ class Colorizer(nn.Module):
 
 
 def model_config_of(content: dict[str, Any]) -> ModelConfig:
-    """Return the ModelConfig of the content of a checkpoint.
+    """Return the ModelConfig stored in the content of a checkpoint.
 
-    Raises ValueError if a tensor of the colorizer is missing, unexpected or of another shape than this configuration
-    needs. This is checked without allocating the tensors that the configuration asks for.
+    Raises ValueError if a tensor of the colorizer is missing, unexpected, or has a different shape or dtype than the
+    configuration requires. The check allocates no tensors, since an invalid configuration may require huge ones.
     """
     try:
         config = restore(ModelConfig, content["model_config"])
@@ -134,5 +137,5 @@ def model_config_of(content: dict[str, Any]) -> ModelConfig:
         raise ValueError(str(error).partition("\n")[0]) from error
     for name in sorted(found.keys() | needed.keys()):
         if found.get(name) != needed.get(name):
-            raise ValueError(f"{name} is missing, unexpected or of another shape")
+            raise ValueError(f"{name} is missing, unexpected or of a different shape or type")
     return config

@@ -1,6 +1,6 @@
 """Confidence of predicted colors: the share recalled from memory, the class agreement and a calibrated probability.
 
-Shapes: N pictures, G x G grid cells, K color classes of the palette classifier, S x S pixels of the prediction.
+Shapes: N pictures, G cells along a side of the grid, K palette colors, S pixels along a side of the predicted colors.
 """
 
 import itertools
@@ -30,24 +30,24 @@ class CalibrationConfig:
 class Confidence(NamedTuple):
     """Confidence of the colors of N pictures by grid cell: tensors or arrays (N, G, G) in [0, 1]."""
 
-    recalled: Any  # share of the color that comes from the spatial memory; the rest is predicted
-    agreement: Any  # joint class probability near the color; 0 without a palette classifier
+    recalled: Any  # share of the color that comes from the spatial memory; the networks predict the rest
+    agreement: Any  # joint probability of the classes near the color; 0 without a palette classifier
     probability: Any  # calibrated probability that the color is within CIEDE2000 LARGE_ERROR of the ground truth
 
     @classmethod
     def unknown(cls, count: int) -> "Confidence":
-        """Return nan (count, 1, 1) for pictures for which no memory is read."""
+        """Return NaN (count, 1, 1) for ``count`` pictures that were colored without a spatial memory."""
         return cls(*np.full((3, count, 1, 1), np.nan, np.float32))
 
     def per_picture(self) -> Iterator["Confidence"]:
-        """Iterate over the pictures, (G, G) each."""
+        """Iterate over the pictures: one Confidence with arrays (G, G) for each."""
         return itertools.starmap(Confidence, zip(*self, strict=True))
 
 
 def recalled_share(attended: torch.Tensor, warped: torch.Tensor, grid: int) -> torch.Tensor:
     """Return the share (N, grid, grid) of each cell that is recalled: 1 - (1 - a) (1 - w).
 
-    a (N, G, G) and w (N, S, S) in [0, 1] are the confidences of the attention and of the warped colors.
+    a is the confidence ``attended`` (N, h, h) and w is the confidence ``warped`` (N, S, S), both resized to the grid.
     """
     predicted = 1 - F.adaptive_avg_pool2d(warped, grid)
     attended = F.interpolate(attended[:, None], (grid, grid), mode="bilinear", align_corners=False)[:, 0]
@@ -72,11 +72,11 @@ def class_agreement(probabilities: torch.Tensor, palette: torch.Tensor, ab: torc
 
 def confidence_logits(recalled: torch.Tensor, agreement: torch.Tensor,
                       margin: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits of both, clipped to [margin, 1 - margin]."""
+    """Return the logits of the recalled share and the agreement, each clamped to [margin, 1 - margin]."""
     return recalled.clamp(margin, 1 - margin).logit(), agreement.clamp(margin, 1 - margin).logit()
 
 
 def calibrated_probability(recalled: torch.Tensor, agreement: torch.Tensor, config: CalibrationConfig) -> torch.Tensor:
-    """Return the probability that a color is right, from a logistic model (Platt 1999) fitted on held-out shots."""
+    """Return the probability that a color is right, from a logistic model (Platt 1999) of both inputs in [0, 1]."""
     memory, classes = confidence_logits(recalled, agreement, config.probability_margin)
     return (config.bias + config.recalled_weight * memory + config.agreement_weight * classes).sigmoid()

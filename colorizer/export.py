@@ -1,9 +1,9 @@
-"""Export of a checkpoint for programs without torch: networks as ONNX, memories as NumPy arrays.
+"""Export of a checkpoint for programs without torch: networks as ONNX graphs, memories as NumPy arrays.
 
     python -m colorizer.export --checkpoint checkpoints/best.pt --output exported
 
-The folder holds a graph for each network, memory.npz, export.json with the description of every tensor and constant,
-README.md on how to combine them, and color.py, an example that needs no torch.
+The output folder holds a graph for each network, memory.npz, export.json (descriptions of all tensors and constants),
+README.md (how to combine the graphs), and color.py (an example without torch).
 """
 
 import json
@@ -32,48 +32,48 @@ EXAMPLE = Path(__file__).resolve().parents[1] / "resources" / "color_by_onnx.py"
 PACKAGES = "pip install onnx==1.23.2 onnxscript==0.7.2"
 TENSORS = {  # {name of an input or output: description}
     "L": "lightness of CIE Lab / 100, in [0, 1], of pictures resized to a square of this size",
-    "embedding": "backbone features of the whole picture",
+    "embedding": "frame embedding: backbone features of the whole picture",
     "cells": "backbone features of each grid cell, in [-1, 1]",
-    "query": "query to the color memory, of unit length",
+    "query": "query for the color memory, of unit length",
     "color_features": "color features of the best slots of the memory, best first",
     "scores": "cosine similarities of these slots",
     "color_feature": "soft histogram over ab_bins of memory.npz, >= 0, sum 1",
-    "score": "cosine similarity of the slot it comes from, in [-1, 1]; 1 for a given color feature",
-    "predicted_ab": "output ab of the previous graph",
-    "regions": "index of the region of each grid cell, below the number of cells; all different without segmentation",
+    "score": "cosine similarity of the slot of color_feature; 1 if it comes from elsewhere",
+    "predicted_ab": "output `ab` of the previous graph in the list",
+    "regions": "region index of each grid cell, below the number of cells; without segmentation, all different",
     "keys": "cell_keys of F remembered frames",
     "colors": "cell_ab of these frames",
-    "preferred": "1 for a reference of the user that takes precedence, else 0",
-    "ab": "colors, ab / 110 of CIE Lab, in about [-1, 1]",
+    "preferred": "1 for a reference of the user that takes precedence over other frames, else 0",
+    "ab": "ab of CIE Lab / 110, in about [-1, 1]",
     "confidence": "confidence of the recalled color of each grid cell, in [0, 1]",
 }
 
 ARRAYS = {  # {name in memory.npz: description}
-    "slot_keys": "keys of the slots of the color memory, of unit length, to compare with queries",
+    "slot_keys": "keys of the slots of the color memory, of unit length",
     "slot_color_features": "color feature of each slot",
     "slot_pinned": "whether the slot holds a reference of the user",
     "ab_bins": "(a, b) of the bins of a color feature, in CIE Lab",
-    "frame_embeddings": "backbone features of each remembered frame, of unit length",
+    "frame_embeddings": "embedding of each remembered frame, of unit length",
     "frame_pinned": "whether the frame is a reference of the user",
     "cell_keys": "keys of the grid cells of each remembered frame, row by row",
-    "cell_ab": "colors of these cells, ab / 110",
+    "cell_ab": "colors of these cells, ab of CIE Lab / 110",
 }
-RETRIEVAL = ("attended_frames", "candidate_frames", "mmr_diversity", "reference_margin")  # exported of SpatialConfig
+RETRIEVAL = ("attended_frames", "candidate_frames", "mmr_diversity", "reference_margin")  # of SpatialConfig
 README = """# Colorization networks as ONNX
 
-Opset {opset}, {precision}. N, the number of pictures, is any from 1. `color.py` is an example that needs NumPy, OpenCV
-and onnxruntime only: `python color.py GRAY COLORED`. `export.json` holds the content of this page for programs.
+Opset {opset}, {precision}. N is the number of pictures. `color.py` is an example that needs only NumPy, OpenCV and
+onnxruntime: `python color.py GRAY COLORED`. `export.json` holds the same information for programs.
 
 1. `backbone` computes features of the grayscale picture.
-2. The slot of `memory.npz` with the largest dot product of key and query gives color feature and score; pinned slots
-   rank higher by {pinned_slot_bonus}. With an `integrator`, the best three slots are combined.
+2. The slot of `memory.npz` whose key has the largest dot product with the query gives color feature and score; in this
+   comparison, pinned slots get {pinned_slot_bonus} more. With an `integrator`, the best three slots are combined.
 3. `generator` predicts ab.
-4. `palette_classifier`, if present, moves the color of each grid cell to a color of the show.
-5. `spatial`, if present, replaces colors by those of similar cells of up to {frames} remembered frames, in proportion
-   to their confidence. `nearest` in `color.py` selects the frames.
-6. ab is upsampled to the size of the picture, along lightness (`upsample_colors` in `color.py`), and joined to its L.
+4. `palette_classifier`, if present, moves the color of each grid cell to a color of the series.
+5. `spatial`, if present, replaces colors with those of similar cells in up to {frames} remembered frames, in
+   proportion to the confidence. `nearest` in `color.py` selects the frames.
+6. ab is upsampled to the size of the picture, guided by lightness (`upsample_colors` in `color.py`), and joined to L.
 
-Pictures are resized to the square input of each graph by area average if smaller, else bilinearly. L of CIE Lab (D65,
+Pictures are resized to the square input of each graph, by area if it is smaller, else bilinearly. L of CIE Lab (D65,
 from sRGB) is divided by {L_scale:g}, ab by {ab_scale:g}. The graphs include the ImageNet normalization.
 
 ## Graphs
@@ -86,8 +86,8 @@ NumPy arrays, without pickle.
 {memory}
 ## Not included
 
-Colors warped from remembered frames along the optical flow, one palette for each shot, temporal filtering, segmentation
-into regions (input `regions`), the film response, fades and dissolves.
+Colors warped from remembered frames along the optical flow, shared color features per shot, temporal filtering,
+segmentation into regions (input `regions`), the film response, fades and dissolves.
 """
 
 
@@ -100,10 +100,10 @@ class ExportConfig:
 
 
 class Graph(NamedTuple):
-    """A network to be written as ONNX."""
+    """A network to export as ONNX."""
 
     network: nn.Module
-    inputs: dict[str, torch.Tensor]  # examples with the batch as first dimension
+    inputs: dict[str, torch.Tensor]  # {name: example with the batch as first dimension}
     outputs: tuple[str, ...]
 
 
@@ -112,7 +112,7 @@ class Graph(NamedTuple):
 
 
 class BackboneGraph(nn.Module):
-    """Backbone features of a grayscale picture and the query to the color memory."""
+    """Compute backbone features of a grayscale picture and the query for the color memory."""
 
     def __init__(self, colorizer: Colorizer) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class BackboneGraph(nn.Module):
 
 
 class GeneratorGraph(nn.Module):
-    """The generator with its conditioning as two tensors."""
+    """The generator, with its conditioning as two separate inputs."""
 
     def __init__(self, colorizer: Colorizer) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class GeneratorGraph(nn.Module):
 
 
 class ClassifierGraph(nn.Module):
-    """Joint estimate of the palette classifier and the generator."""
+    """Combine the palette classifier with the output of the generator."""
 
     def __init__(self, colorizer: Colorizer) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class ClassifierGraph(nn.Module):
 
 
 class SpatialMemoryGraph(nn.Module):
-    """Colors recalled by attention to the cells of remembered frames."""
+    """Recall colors by attention to the cells of remembered frames."""
 
     def __init__(self, colorizer: Colorizer) -> None:
         super().__init__()
@@ -164,8 +164,8 @@ class SpatialMemoryGraph(nn.Module):
 
 
 def graphs_of(colorizer: Colorizer) -> dict[str, Graph]:
-    """Return the graphs of a Colorizer with a memory, by name, in the order in which they are run."""
-    config, n = colorizer.config, 2  # torch would take a batch of 1 for a constant
+    """Return {name: graph} of a Colorizer with a memory, in execution order."""
+    config, n = colorizer.config, 2  # torch would export a batch size of 1 as a constant
     grid, size, top = config.spatial.grid, config.img_size, FeatureIntegrator.TOP
     L, predicted_ab = torch.zeros(n, 1, size, size), torch.zeros(n, 2, size, size)
     conditioning = {"color_feature": torch.full((n, N_BINS), 1 / N_BINS), "score": torch.ones(n)}
@@ -207,14 +207,14 @@ def memory_of(colorizer: Colorizer) -> dict[str, np.ndarray]:
 
 
 def write_graph(path: Path, graph: Graph) -> dict[str, Any]:
-    """Write a graph as ONNX; return the description of its tensors. Raises UserError if torch cannot export it."""
+    """Write a graph as ONNX; return descriptions of its tensors. Raises UserError if torch cannot export the graph."""
     for module in graph.network.modules():
         if isinstance(module, nn.ReLU6):
             module.inplace = False  # in-place operations double the time of torch's exporter
     shapes = tuple({0: "N", 1: "F"} if name in ("keys", "colors", "preferred") else {0: "N"} for name in graph.inputs)
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's exporter warns about itself
+            warnings.simplefilter("ignore")  # torch's exporter warns about its own internals
             program: Any = torch.onnx.export(
                 graph.network.eval(), tuple(graph.inputs.values()), input_names=list(graph.inputs),
                 output_names=graph.outputs, dynamic_shapes=shapes, opset_version=OPSET, verbose=False)
@@ -232,10 +232,10 @@ def _description(value):
 
 
 def export(config: ExportConfig) -> None:
-    """Write the folder ``config.output`` completely or not at all.
+    """Export a checkpoint to the new folder ``config.output``, which appears only when it is complete.
 
-    Raises UserError if it exists, if the checkpoint cannot be read, is a plain GAN or has its frames in an archive, or
-    if packages are missing.
+    Raises UserError if the folder exists or cannot be written, if the checkpoint cannot be read, is a plain GAN or has
+    a frame archive, or if packages are missing.
     """
     try:
         import onnxscript  # noqa: F401  # required by torch.onnx.export
@@ -251,7 +251,7 @@ def export(config: ExportConfig) -> None:
                         "use_memory True")
     if colorizer.config.archived_frames:
         raise UserError(f"{config.checkpoint} keeps {colorizer.config.archived_frames:,} frames in an archive, which "
-                        f"is not exported; use one of at most {colorizer.config.spatial.max_inline_frames:,} frames")
+                        f"is not exported; use one with at most {colorizer.config.spatial.max_inline_frames:,} frames")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
@@ -264,7 +264,7 @@ def export(config: ExportConfig) -> None:
 
 
 def write_folder(folder: Path, colorizer: Colorizer) -> None:
-    """Write all files of the export of ``colorizer`` into an empty ``folder``."""
+    """Write all exported files of ``colorizer`` into an empty ``folder``."""
     graphs = {name: write_graph(folder / f"{name}.onnx", graph) for name, graph in graphs_of(colorizer).items()}
     memory = memory_of(colorizer)
     np.savez(folder / "memory.npz", allow_pickle=False, **memory)
@@ -283,7 +283,7 @@ def write_folder(folder: Path, colorizer: Colorizer) -> None:
 
 
 def readme(manifest: dict[str, Any]) -> str:
-    """Return README.md for the content of export.json."""
+    """Return the text of README.md, given the content of export.json."""
     graphs = "".join(f"### {name}.onnx\n\n{_table(graph['inputs'], 'input')}\n{_table(graph['outputs'], 'output')}\n"
                      for name, graph in manifest["graphs"].items())
     return README.format(**{**manifest, "graphs": graphs, "memory": _table(manifest["memory"], "array"),

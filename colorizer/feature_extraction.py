@@ -15,12 +15,12 @@ from utils import autocast, to_device
 
 
 class EncodedReference(NamedTuple):
-    """A color picture as the memories store it. S is the side of the colorizer."""
+    """A color picture, encoded for the memories. S is ``ModelConfig.side``, T is ``ModelConfig.img_size``."""
 
     features: Features  # of one picture
     L: torch.Tensor  # (1, 1, S, S) in [0, 1]
     ab: torch.Tensor  # (1, 2, S, S) in [-1, 1]
-    predicted_ab: torch.Tensor  # (1, 2, s, s), predicted from L without the spatial memory
+    predicted_ab: torch.Tensor  # (1, 2, T, T), predicted from L without the spatial memory
 
 
 @dataclass(frozen=True)
@@ -30,23 +30,23 @@ class FeatureExtractor:
     colorizer: Colorizer
     device: torch.device
     precision: str = "auto"
-    response: FilmResponse | None = None  # applied to L before anything else
+    response: FilmResponse | None = None  # applied to L first, except for ``color_features``
 
     def adapt(self, lightness: Iterable[np.ndarray]) -> list[np.ndarray]:
-        """Apply the film response to L of some pictures."""
+        """Apply the film response to pictures, L (H, W) each."""
         return [L if self.response is None else self.response(L) for L in lightness]
 
     def network_input(self, lightness: Iterable[np.ndarray], side: int) -> torch.Tensor:
-        """Return L as a tensor (N, 1, side, side) in [0, 1]."""
+        """Return the adapted L of pictures, resized: a tensor (N, 1, side, side) in [0, 1]."""
         planes = np.stack([resize(L, side, side) for L in self.adapt(lightness)])
         return to_device(planes, self.device)[:, None] / L_SCALE
 
     def embed(self, lightness: Iterable[np.ndarray]) -> Features:
-        """Return the backbone features of some pictures, without class logits."""
+        """Return the backbone features of pictures, L (H, W) each, without class logits."""
         return extract_features(self.colorizer.backbone, self.adapt(lightness), self.device, self.precision)
 
     def classify(self, lightness: Iterable[np.ndarray]) -> torch.Tensor | None:
-        """Return class logits (N, K, G, G), None without a palette classifier."""
+        """Return the class logits (N, K, g, g) of pictures, or None if there is no palette classifier."""
         if not self.colorizer.config.use_palette_classifier:
             return None
         L = self.network_input(lightness, self.colorizer.config.palette_classifier.input_size)
@@ -54,13 +54,13 @@ class FeatureExtractor:
             return self.colorizer.classify(L)
 
     def color_features(self, labs: Sequence[np.ndarray]) -> torch.Tensor:
-        """Return the color features (N, 313) of Lab pictures at the size of the generator."""
+        """Return the color features (N, 313) of pictures, Lab (H, W, 3) each, resized for the generator."""
         size = self.colorizer.config.img_size
         features = [color_feature(resize(lab, size, size)[..., 1:]) for lab in labs]
         return torch.from_numpy(np.stack(features)).to(self.device)
 
     def encode_reference(self, lab: np.ndarray) -> EncodedReference:
-        """Encode a Lab picture for the memories."""
+        """Encode a picture, Lab (H, W, 3), for the memories."""
         colorizer, side, lightness = self.colorizer, self.colorizer.config.side, [lab[..., 0]]
         features = self.embed(lightness)._replace(class_logits=self.classify(lightness))
         L = self.network_input(lightness, side)

@@ -1,4 +1,4 @@
-"""Image quality metrics against ground truth, and tests for whether pictures have color."""
+"""Image quality metrics against ground truth, and functions that detect color in pictures."""
 
 import math
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from dataset import L_SCALE, resize
 
 AB_PEAK = 220  # peak for the PSNR of ab: the width of its range
 LARGE_ERROR = 10  # CIEDE2000 above which a pixel clearly has a different color
-EVALUATION_PIXELS = 720 * 576  # larger pictures are measured at about this many pixels
+EVALUATION_PIXELS = 720 * 576  # larger pictures are downscaled to about this many pixels
 
 
 def color_differences(lab: np.ndarray, ground_truth: np.ndarray) -> np.ndarray:
-    """Return the CIEDE2000 of each pixel (H, W) of two Lab pictures (H, W, 3); 1 is a just visible difference."""
+    """Return the CIEDE2000 of each pixel (H, W) between two Lab pictures (H, W, 3); 1 is a just visible difference."""
     return deltaE_ciede2000(ground_truth, lab, channel_axis=-1)
 
 
@@ -28,7 +28,7 @@ def ciede2000(lab: np.ndarray, ground_truth: np.ndarray) -> float:
 def psnr(mean_squared_error: float, peak: float) -> float:
     """Return the peak signal-to-noise ratio in dB, inf for an error of 0.
 
-    For a set of pictures pass the mean of their squared errors: a mean of PSNRs is infinite if one picture is exact.
+    For a set of pictures, pass the mean over the set: a mean of PSNRs would be infinite if one picture is exact.
     """
     return 10 * math.log10(peak**2 / mean_squared_error) if mean_squared_error else math.inf
 
@@ -41,20 +41,20 @@ def colorfulness(rgb: np.ndarray) -> float:
 
 
 def has_color(rgb: np.ndarray) -> bool:
-    """Return whether a picture, RGB uint8 (H, W, 3), is anything but gray plus coding noise. A tint counts as color.
+    """Return whether a picture, RGB uint8 (H, W, 3), has more color than coding noise. A tint counts as color.
 
-    True if the channels of a pixel differ by more than 1 on average, or by more than 16 in over 0.1 % of the pixels.
+    True if max(RGB) - min(RGB) exceeds 1 on average, or 16 in over 0.1 % of the pixels.
     """
     spread = rgb.max(-1).astype(np.int16) - rgb.min(-1)
     return bool(spread.mean() > 1 or (spread > 16).mean() > 0.001)
 
 
 def shot_has_color(pictures: Sequence[np.ndarray]) -> bool:
-    """Return whether pictures of one shot, RGB uint8 (H, W, 3), have colors that do not follow from lightness.
+    """Return whether pictures of one shot, RGB uint8 (H, W, 3), have colors that do not depend on lightness alone.
 
-    Unlike in ``has_color``, sepia and other tints, chroma noise, a logo in a corner and color fringes do not count. ab
-    of the mean picture, at 32 x 32, is fitted by a polynomial of degree 2 in L; the shot has color if the residual
-    exceeds 5 in over a quarter of the cells.
+    Unlike in ``has_color``, sepia and other tints, chroma noise, a logo in a corner and color fringes do not count. A
+    polynomial of degree 2 in L is fitted to ab of the mean picture at 32 x 32 pixels. The shot has color if the
+    residual exceeds 5 in over a quarter of these pixels.
     """
     small = [resize(picture, 32, 32) for picture in pictures]
     lab = cv2.cvtColor(np.mean(small, 0, dtype=np.float32) / 255, cv2.COLOR_RGB2Lab).reshape(-1, 3)
@@ -64,9 +64,9 @@ def shot_has_color(pictures: Sequence[np.ndarray]) -> bool:
 
 
 def evaluation_size(height: int, width: int) -> tuple[int, int]:
-    """Return the (height, width) at which a picture is measured: its own, or one of about EVALUATION_PIXELS.
+    """Return the (height, width) for measuring a picture: its own size, downscaled to EVALUATION_PIXELS if larger.
 
-    Predicted colors have no more detail, and measuring 4K would take longer than coloring it.
+    Predicted colors have no finer detail, and measuring a 4K picture would take longer than coloring it.
     """
     scale = min(1.0, math.sqrt(EVALUATION_PIXELS / (height * width)))
     return max(1, round(height * scale)), max(1, round(width * scale))
@@ -85,12 +85,12 @@ class Scores:
         return len(self.rows)
 
     def add(self, rgb: np.ndarray, ground_truth: np.ndarray) -> None:
-        """Add a result and its ground truth, RGB uint8 (H, W, 3) of one size."""
+        """Add a result and its ground truth, RGB uint8 (H, W, 3) of the same size."""
         self.rows.append(self.measure(rgb, ground_truth))
 
     @staticmethod
     def measure(rgb: np.ndarray, ground_truth: np.ndarray) -> dict[str, float]:
-        """Return the metrics of one result, given as for ``add``. Lab, CIEDE2000 and SSIM are scikit-image's."""
+        """Return {metric: value} of one result, with the arguments of ``add``. Lab and SSIM are scikit-image's."""
         lab, true_lab = (rgb2lab(x.astype(np.float32) / 255) for x in (rgb, ground_truth))
         window = min(7, *(size - (size + 1) % 2 for size in rgb.shape[:2]))  # odd, at most the size of the picture
         differences = color_differences(lab, true_lab)
@@ -105,7 +105,7 @@ class Scores:
             "colorfulness_ground_truth": colorfulness(ground_truth)}
 
     def summary(self) -> dict[str, float]:
-        """Return {name in COLUMNS: mean over the set}; PSNRs are those of the mean squared error."""
+        """Return {name in COLUMNS: mean over the set}. Each PSNR is computed from the mean squared error of the set."""
         mean = {name: float(np.mean([row[name] for row in self.rows])) for name in self.rows[0]}
         mean["psnr_rgb"], mean["psnr_ab"] = psnr(mean["mse_rgb"], 255), psnr(mean["mse_ab"], AB_PEAK)
         return {name: mean[name] for name in self.COLUMNS}

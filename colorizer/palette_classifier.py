@@ -1,10 +1,10 @@
-"""The palette classifier: per-cell classification of the colors of a show.
+"""The palette classifier: classification of grid cells into the colors of a series.
 
-Regression to the mean of two possible colors gives a pale color that the show does not have. The classifier therefore
-predicts probabilities for the colors of a palette, which are then combined with the output of the generator.
+If two colors are equally likely, the L1 loss of the generator gives their average, a pale color that does not occur in
+the series. The classifier therefore predicts probabilities for the colors of a palette.
 
-Shapes: N pictures, G x G cells of CELL_SIZE pixels, P cells in a sample, E channels of the features of a cell, K =
-``palette_size`` colors.
+Shapes: N pictures of H x H pixels, divided into g x g cells of CELL_SIZE pixels; V feature dimensions of such a cell;
+T sampled cells; K = ``palette_size`` colors; S pixels along a side of the generator's output.
 """
 
 import warnings
@@ -20,22 +20,22 @@ from config import PaletteClassifierConfig
 from dataset import AB_SCALE
 from utils import to_device
 
-MAX_INPUT_SIZE = 2048  # pixels; limits the memory that the configuration of a checkpoint can require
-CELL_SIZE = 4  # pixels of the input along a side of a cell
-NEIGHBORHOOD = 3  # cells along a side of the square whose lightness is part of the features of a cell
+MAX_INPUT_SIZE = 2048  # pixels; limits how much RAM a checkpoint can request
+CELL_SIZE = 4  # input pixels along a side of a cell
+NEIGHBORHOOD = 3  # cells along a side of the neighborhood whose lightness is used to classify a cell
 
 
 def shift_cell_means(ab: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | float = 1.0) -> torch.Tensor:
-    """Shift the mean of ab (N, 2, S, S) in each of h x w cells towards ``target`` (N, 2, h, w), in proportion to
-    ``weight`` (N, 1, h, w) in [0, 1]. Detail finer than a cell is kept."""
+    """Shift ab (N, 2, S, S) so that its mean in each of h x w cells moves towards ``target`` (N, 2, h, w) by the
+    fraction ``weight`` (N, 1, h, w) in [0, 1]. Return the new ab. Detail finer than a cell is kept."""
     shift = weight * (target - F.adaptive_avg_pool2d(ab, (target.shape[2], target.shape[3])))
     return ab + F.interpolate(shift, ab.shape[2:], mode="bilinear", align_corners=False)
 
 
 class GroupDropout(nn.Dropout):
-    """Dropout for rows (P, C) with one mask for each of GROUPS groups of rows, where P is a multiple of GROUPS.
+    """Dropout for rows (R, C) with one mask for each of GROUPS groups of rows, where R is a multiple of GROUPS.
 
-    Drawing a mask for every row would take longer than the rest of a training step.
+    Generating a mask for every row would take longer than the rest of a training step.
     """
 
     GROUPS = 64
@@ -48,22 +48,22 @@ class GroupDropout(nn.Dropout):
 
 
 class PaletteClassifier(nn.Module):
-    """Classifies the grid cells of a grayscale picture into the K colors of a show.
+    """Classifies the grid cells of a grayscale picture into the K palette colors of a series.
 
-    The palette holds the centers of K clusters of the ab of training pictures. The features of a cell are all maps of
-    the backbone, interpolated, and the lightness of its neighborhood. Linear discriminant analysis (Fisher 1936; Rao
-    1948) projects them: they are whitened within the classes and reduced to the axes that separate the colors best. An
-    MLP of two layers computes the logits. It is trained by cross entropy with soft labels on a sample of cells (as
-    Kirillov et al. 2020, arXiv 1912.08193, train on a sample of points), which takes seconds.
+    The palette holds K cluster centers of ab in training pictures. The features of a cell are all backbone maps,
+    interpolated at its center, and the lightness of its neighborhood. Linear discriminant analysis (Fisher 1936; Rao
+    1948) whitens the features within the classes and projects them on the axes that separate the colors best. An MLP
+    of two layers computes the logits. It is trained by cross entropy with soft labels on a sample of cells (like the
+    sampled points of Kirillov et al. 2020, arXiv 1912.08193), which takes seconds.
     """
 
-    mean: torch.Tensor  # (E,)
-    projection: torch.Tensor  # (E, discriminant_axes)
+    mean: torch.Tensor  # (V,)
+    projection: torch.Tensor  # (V, discriminant_axes)
     palette: torch.Tensor  # (K, 2) ab in Lab units
 
     def __init__(self, channels: Sequence[int], config: PaletteClassifierConfig) -> None:
-        """Create a classifier for a backbone whose maps have these ``channels``. Raises ValueError for an invalid
-        ``input_size``."""
+        """Create a classifier for a backbone whose maps have ``channels``, from fine to coarse. Raises ValueError for
+        an invalid ``input_size``."""
         super().__init__()
         if config.input_size % 32 or config.input_size > MAX_INPUT_SIZE:  # 32: stride of the backbone's coarsest map
             raise ValueError(f"input_size {config.input_size} is not a multiple of 32 up to {MAX_INPUT_SIZE}")
@@ -79,8 +79,8 @@ class PaletteClassifier(nn.Module):
 
     @staticmethod
     def cell_features(maps: Sequence[torch.Tensor], L: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-        """Return the features (N, P, E) of the cells with the row-major indices ``cells`` (P,), given the backbone's
-        maps (N, C, h, w) and L (N, 1, H, H) in [0, 1] of pictures."""
+        """Return the features (N, T, V) of the cells with row-major indices ``cells`` (T,), from the backbone's maps
+        (N, C, h, w) and L (N, 1, H, H) in [0, 1] of the pictures."""
         grid = L.shape[2] // CELL_SIZE
         points = (2 * torch.stack([cells % grid, cells // grid], 1).float() + 1) / grid - 1
         points = points.expand(len(L), 1, -1, -1)
@@ -88,21 +88,21 @@ class PaletteClassifier(nn.Module):
         return torch.cat([*sampled, _lightness_features(L, grid)[..., cells]], 1).transpose(1, 2)
 
     def soft_labels(self, ab: torch.Tensor) -> torch.Tensor:
-        """Return the labels (P, K) of colors (P, 2) in Lab units, which sum to 1: a softmax of -d^2 / (2 label_sigma^2)
-        over the distances d to the palette."""
+        """Return the labels (T, K) of colors ab (T, 2) in Lab units: softmax(-d^2 / (2 label_sigma^2)) over the
+        distances d to the palette colors."""
         similarity = ab @ self.palette.T - self.palette.square().sum(1) / 2  # -d^2 / 2 plus a constant
         return (similarity / self.config.label_sigma**2).softmax(1)
 
     def sample_weights(self, ab: torch.Tensor) -> torch.Tensor:
-        """Return the weights (P,) of colors (P, 2) in Lab units, with mean 1. Saturated colors weigh more, since
-        characters are small and saturated."""
+        """Return the loss weights (T,), with mean 1, of colors ab (T, 2) in Lab units. Saturated colors weigh more,
+        since characters are small and saturated."""
         weight = 1 + self.config.chroma_weight * ab.norm(dim=1) / AB_SCALE
         return weight / weight.mean()
 
     @torch.no_grad()
     def fit(self, features: torch.Tensor, ab: torch.Tensor) -> torch.Tensor:
-        """Fit the palette and the projection to P cells: features (P, E), float16 or float32, and ab (P, 2) in Lab
-        units. Returns the projected features (P, discriminant_axes), float32."""
+        """Fit the palette and the projection to T cells: features (T, V), float16 or float32, and ab (T, 2) in Lab
+        units. Return the projected features, float32 (T, discriminant_axes)."""
         config, weight = self.config, self.sample_weights(ab)
         self.palette.copy_(_cluster_colors(ab, weight, config.palette_size))
         self.mean.copy_(features.mean(0, dtype=torch.float32))
@@ -126,7 +126,7 @@ class PaletteClassifier(nn.Module):
 
     @torch.enable_grad()
     def train_mlp(self, projected: torch.Tensor, ab: torch.Tensor, steps: int, batch: int = 4096) -> None:
-        """Train the MLP for ``steps`` steps on P cells: projected features, as returned by ``fit``, and ab (P, 2)."""
+        """Train the MLP for ``steps`` steps on T cells: projected features, as returned by ``fit``, and ab (T, 2)."""
         self.mlp.train()
         optimizer = torch.optim.AdamW(self.mlp.parameters(), self.config.learning_rate, weight_decay=0.01)
         for step in range(steps):
@@ -145,17 +145,17 @@ class PaletteClassifier(nn.Module):
     @torch.no_grad()
     def forward(self, maps: Sequence[torch.Tensor], L: torch.Tensor,
                 regions: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the class logits, float32 (N, K, G, G), of pictures, given as for ``cell_features``.
+        """Return class logits, float32 (N, K, g, g), from ``maps`` and L as in ``cell_features``.
 
-        The logits are the means of the log-probabilities of a cell and of the region it belongs to. ``regions``
-        (N, G^2) holds indices below G^2, as ``find_regions`` returns them; None computes them.
+        The logits of a cell are the average of its own log-probabilities and those of its region. ``regions`` (N, g^2)
+        holds indices below g^2 as returned by ``find_regions``; if None, they are computed.
         """
         grid = L.shape[2] // CELL_SIZE
         *map_projections, lightness_projection = self.projection.split(self.channels)
         with torch.autocast(L.device.type, enabled=False):
             lightness = _lightness_features(L, grid)
             projected = lightness.transpose(1, 2) @ lightness_projection - self.mean @ self.projection
-            for m, projection in zip(maps, map_projections, strict=True):  # projecting before enlarging is cheaper
+            for m, projection in zip(maps, map_projections, strict=True):  # projecting before enlarging is faster
                 m = (m.permute(0, 2, 3, 1) @ projection).permute(0, 3, 1, 2)
                 m = F.interpolate(m, (grid, grid), mode="bilinear", align_corners=False)
                 projected = projected + m.flatten(2).transpose(1, 2)
@@ -170,18 +170,18 @@ class PaletteClassifier(nn.Module):
             return ((logits + pool(logits, regions, count)) / 2).transpose(1, 2).unflatten(2, (grid, grid))
 
     def find_regions(self, lightness: torch.Tensor) -> torch.Tensor:
-        """Segment pictures by the lightness (N, G, G) in [0, 1] of their cells (Felzenszwalb and Huttenlocher 2004).
-        Returns the index of the region of each cell, from 0, int64 (N, G^2), on the CPU."""
+        """Segment pictures, given the lightness (N, g, g) of their cells (Felzenszwalb and Huttenlocher 2004). Return
+        the zero-based region index of each cell, int64 (N, g^2) on the CPU."""
         pictures = lightness.cpu().numpy()
         found = [felzenszwalb(picture, self.config.region_scale, sigma=0.5, min_size=8) for picture in pictures]
         return torch.from_numpy(np.stack(found)).flatten(1)
 
     def combine(self, ab: torch.Tensor, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Combine ab (N, 2, S, S) in [-1, 1] of a generator with class logits (N, K, G, G).
+        """Combine ab (N, 2, S, S) in [-1, 1], predicted by the generator, with class logits (N, K, g, g).
 
-        The generator's mean color m of a cell gives the likelihood exp(-|color - m|^2 / (2 generator_sigma^2)) of each
-        class, which multiplies the probabilities. Their annealed mean (Zhang et al. 2016, arXiv 1603.08511) replaces m.
-        Returns the new ab and the combined probabilities (N, K, G, G).
+        Class probabilities are multiplied by exp(-|color - m|^2 / (2 generator_sigma^2)), where m is the mean predicted
+        color of the cell. The annealed mean of the product (Zhang et al. 2016, arXiv 1603.08511) replaces m. Return the
+        new ab and the joint probabilities (N, K, g, g).
         """
         config, palette = self.config, self.palette / AB_SCALE
         mean = F.adaptive_avg_pool2d(ab.float(), logits.shape[2])
@@ -192,17 +192,17 @@ class PaletteClassifier(nn.Module):
 
 
 def _lightness_features(L, grid):
-    """Return the lightness of the 3 x 3 neighborhood of each of grid x grid cells of L (N, 1, H, H), with repeated
-    borders, and the square of its own lightness: (N, 10, grid^2)."""
+    """Return features (N, 10, grid^2) of the cells of L (N, 1, H, H): the lightness of the 3 x 3 neighborhood, with
+    replicated borders, and the squared lightness of the cell."""
     lightness = F.adaptive_avg_pool2d(L.float(), grid)
     neighborhood = F.unfold(F.pad(lightness, [NEIGHBORHOOD // 2] * 4, mode="replicate"), NEIGHBORHOOD)
     return torch.cat([neighborhood, lightness.flatten(2).square()], 1)
 
 
 def _pool_regions(logits, regions, count):
-    """Return the logarithms of the mean probabilities of the region of each cell, given the log-probabilities
-    (N, P, K) of cells and their regions (N, P), indices below ``count``. So the parts of an object that are classified
-    with confidence decide for its other parts."""
+    """Return the log of the mean class probabilities in the region of each cell, (N, g^2, K). ``logits`` (N, g^2, K)
+    are log-probabilities; ``regions`` (N, g^2) are indices below ``count``. Confidently classified parts of an object
+    thus determine its ambiguous parts."""
     index = (regions + count * torch.arange(regions.shape[0], device=regions.device)[:, None]).flatten()
     rows = logits.new_zeros(regions.shape[0] * count, logits.shape[2] + 1)  # the last column counts the cells
     rows = rows.index_add(0, index, F.pad(logits.exp(), (0, 1), value=1.0).flatten(0, 1))
@@ -211,15 +211,15 @@ def _pool_regions(logits, regions, count):
 
 
 def _pool_regions_by_product(logits, regions, count):
-    """Compute ``_pool_regions`` by a matrix product."""
+    """Compute the result of ``_pool_regions`` by a matrix product."""
     membership = (torch.arange(count, device=logits.device)[:, None] == regions[:, None]).float()
     means = membership @ logits.exp() / membership.sum(2, keepdim=True).clamp(min=1)
     return means.clamp(min=1e-6).log().take_along_dim(regions[:, :, None], 1)
 
 
 def _cluster_colors(ab, weight, count):
-    """Return the centers (count, 2) of clusters of a weighted sample of colors (P, 2). If there are fewer distinct
-    colors, centers are repeated."""
+    """Return ``count`` cluster centers (count, 2) of colors (T, 2), sampled in proportion to ``weight`` (T,). If there
+    are fewer distinct colors, centers are repeated."""
     from sklearn.cluster import MiniBatchKMeans  # imported here since it takes half a second
     from sklearn.exceptions import ConvergenceWarning
 

@@ -1,7 +1,7 @@
-"""The Predictor: a trained colorizer with the source of its colors, for single pictures and for shots of a film.
+"""The Predictor: a trained colorizer and its settings, for coloring single pictures and shots of a film.
 
-L is float32 in [0, 100]; ab and Lab are float32 in Lab units; RGB is uint8. N pictures, D numbers of a frame embedding,
-S = ``Predictor.config.side``, the side of the predicted ab.
+L is float32 in [0, 100]; ab and Lab are float32 in Lab units; RGB is uint8. Shapes: N pictures, D embedding dimensions,
+G grid side of the confidence, S = ``Predictor.config.side``: side in pixels of the predicted ab.
 """
 
 import copy
@@ -36,21 +36,21 @@ from utils import UserError, autocast, select_device, to_device, warn
 
 
 class Palette(NamedTuple):
-    """Conditioning of a shot, and the memory slots it comes from."""
+    """Conditioning shared by all frames of a shot, and the memory slots that it was computed from."""
 
     color_feature: torch.Tensor | None  # (1, 313); None for a plain GAN
-    slot_ids: list[int]  # frame ids of the best memory slots, best first; [] if no memory is read
+    slot_ids: list[int]  # training frame ids of the best memory slots, best first; [] if no memory is read
     slot_scores: list[float]  # their cosine similarities
     embedding: torch.Tensor  # (D,) mean frame embedding of the shot; (0,) if no memory is read
-    score: float = 1.0  # cosine similarity of the slot that the color feature comes from; 1 if it was given
+    score: float = 1.0  # cosine similarity of the slot of the color feature; 1 if no memory is read
 
 
 @dataclass
 class Predictor:
-    """A trained colorizer and the source of its colors. ``Predictor.load("best.pt")`` makes one.
+    """A trained colorizer and its settings, created by ``Predictor.load("best.pt")``.
 
-    ``source`` is "memory" (slot of ``rank`` 1, 2 or 3), "integrator", "ground_truth" (the input's own colors, for style
-    transfer), "reference" (the color feature ``reference``, (313,)) or "none" (plain GAN).
+    ``source`` states where color features come from: "memory" (slot of ``rank`` 1, 2 or 3), "integrator",
+    "ground_truth" (the input's own colors), "reference" (``reference``, (313,)) or "none" (plain GAN).
     """
 
     colorizer: Colorizer
@@ -59,17 +59,17 @@ class Predictor:
     source: str = "memory"
     rank: int = 1
     reference: np.ndarray | None = None
-    identity: str = ""  # hash; equal only for predictors that give the same colors
-    base_identity: str = ""  # its identity before references were added
-    frame_names: dict[int, str] = field(default_factory=dict)  # {id of a frame in memory: file name}
-    checkpoint: Path | None = None  # file it was loaded from
+    identity: str = ""  # hash; equal only for predictors that predict the same colors
+    base_identity: str = ""  # ``identity`` before references were added
+    frame_names: dict[int, str] = field(default_factory=dict)  # {id of a remembered frame: file name}
+    checkpoint: Path | None = None  # file that the predictor was loaded from
     response: FilmResponse | None = None  # applied to the lightness of the input
-    film_references: frozenset[int] = frozenset()  # slots of references with the lightness of the film
+    film_references: frozenset[int] = frozenset()  # spatial memory slots of references with the lightness of the film
     grade: Grade | None = None  # grade that was applied to the references
 
     @classmethod
     def load(cls, checkpoint: str | Path, **settings: Any) -> "Predictor":
-        """Load a checkpoint of train.py; ``settings`` are fields of PredictorConfig, such as ``rank=2``.
+        """Load a checkpoint written by train.py. ``settings`` are fields of PredictorConfig, such as ``rank=2``.
 
         Raises UserError if the checkpoint cannot be read or does not support the settings.
         """
@@ -87,7 +87,7 @@ class Predictor:
 
     @property
     def uses_memory(self) -> bool:
-        """Whether the memories are read. Colors of the ground truth or of a reference replace remembered ones."""
+        """Whether the memories are read. With another source of color features, they are not used."""
         return self.source in ("memory", "integrator")
 
     @property
@@ -97,11 +97,11 @@ class Predictor:
 
     @property
     def extractor(self) -> FeatureExtractor:
-        """The FeatureExtractor of its colorizer and response."""
+        """A FeatureExtractor with the colorizer and the film response of this predictor."""
         return FeatureExtractor(self.colorizer, self.device, self.precision, self.response)
 
     def extract_features(self, lightness: Iterable[np.ndarray]) -> Features | None:
-        """Return backbone features and class logits of pictures, L (H, W) each; None for a plain GAN."""
+        """Return Features of pictures, L (H, W) each, with class logits if memories are read; None for a plain GAN."""
         if not self.config.use_memory:
             return None
         lightness = list(lightness)
@@ -109,7 +109,7 @@ class Predictor:
         return self.extractor.embed(lightness)._replace(class_logits=logits)
 
     def pictures_conditioning(self, labs: Sequence[np.ndarray]) -> Conditioning:
-        """Return the conditioning by the reference, or else by the colors of the pictures, Lab (H, W, 3)."""
+        """Return the conditioning from ``reference`` or, if it is None, from the colors of pictures, Lab (H, W, 3)."""
         if self.reference is None:
             features = self.extractor.color_features(labs)
         else:
@@ -117,14 +117,14 @@ class Predictor:
         return Conditioning(features, torch.ones(len(labs), device=self.device))
 
     def memory_conditioning(self, matches: MemoryMatches) -> Conditioning:
-        """Return the conditioning by memory matches."""
+        """Return the conditioning from memory matches, by ``rank`` or by the integrator."""
         return self.colorizer.conditioning(matches, self.rank if self.source == "memory" else None)
 
     def generate_ab(self, lightness: Iterable[np.ndarray], conditioning: Conditioning | None, features: Features | None,
                     picture_of: Callable[[int], np.ndarray] | None = None) -> tuple[np.ndarray, Confidence]:
         """Run the colorizer on pictures, L (H, W) each; return ab (N, S, S, 2) and its Confidence, arrays (N, G, G).
 
-        The confidence is ``Confidence.unknown`` if no spatial memory is read. ``picture_of`` is as for
+        The confidence is ``Confidence.unknown`` if no spatial memory is read. ``picture_of`` is passed to
         ``warp_colors``.
         """
         L = self.extractor.network_input(lightness, self.config.side)
@@ -137,9 +137,9 @@ class Predictor:
 
     @torch.inference_mode()
     def predict_ab(self, labs: Sequence[np.ndarray]) -> tuple[np.ndarray, Confidence]:
-        """Predict ab (N, S, S, 2) of single pictures, Lab (H, W, 3) each, and its Confidence, arrays (N, G, G).
+        """Predict ab (N, S, S, 2) of unrelated pictures, Lab (H, W, 3) each, and its Confidence, arrays (N, G, G).
 
-        Only the lightness is used, unless the source is "ground_truth".
+        Colors of the pictures are used only if ``source`` is "ground_truth".
         """
         lightness = [lab[..., 0] for lab in labs]
         features, conditioning = self.extract_features(lightness), None
@@ -153,12 +153,12 @@ class Predictor:
     def colorize(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Color pictures, RGB (H, W, 3) of any sizes; return RGB of the same sizes.
 
-        ab is predicted at side S, upsampled along lightness and joined to the full-resolution L.
+        ab is predicted at S x S pixels, upsampled with lightness as guide, and joined to the full-resolution L.
         """
         return self.colorize_with_confidence(pictures)[0]
 
     def colorize_with_confidence(self, pictures: Sequence[np.ndarray]) -> tuple[list[np.ndarray], Confidence]:
-        """Color pictures as ``colorize`` does; return them and the Confidence of ``predict_ab``."""
+        """Return the results of ``colorize`` and the Confidence of their colors, arrays (N, G, G)."""
         labs = [rgb_to_lab(picture) for picture in pictures]
         results, (colors, confidence) = [], self.predict_ab(labs)
         for lab, ab in zip(labs, colors, strict=True):
@@ -168,8 +168,8 @@ class Predictor:
 
     @torch.inference_mode()
     def palette(self, labs: Sequence[np.ndarray]) -> Palette:
-        """Return the Palette of a shot by some of its frames, Lab (side, side, 3): the memory is read once, with their
-        mean embedding."""
+        """Return the Palette of a shot, given some of its frames, Lab (side, side, 3). The memory is read once, with
+        the mean embedding of these frames."""
         if not self.uses_memory:
             color_feature = (None if self.source == "none" else
                              self.pictures_conditioning(labs).color_feature.mean(0, keepdim=True).cpu())
@@ -183,15 +183,16 @@ class Predictor:
                        matches.scores[0][filled].tolist(), embedding.cpu(), conditioning.score.item())
 
     def predict(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence]:
-        """Predict ab (N, S, S, 2) of consecutive frames of one shot, L (N, side, side), and its Confidence."""
+        """Predict ab (N, S, S, 2) and its Confidence for consecutive frames of one shot, L (N, side, side)."""
         return self.predict_with_embeddings(lightness, palette)[:2]
 
     @torch.inference_mode()
     def predict_with_embeddings(self, lightness: np.ndarray,
                                 palette: Palette) -> tuple[np.ndarray, Confidence, np.ndarray]:
-        """``predict``, and the frame embeddings int16 (N, D) that the spatial memory was read with; (N, 0) without one.
+        """Return the results of ``predict`` and the quantized frame embeddings (N, D); (N, 0) without a spatial memory.
 
-        The networks color keyframes; in-between frames get colors warped from them, and the embedding of the nearest.
+        The networks color keyframes. In-between frames get colors warped from keyframes, and the embedding of the
+        nearest keyframe.
         """
         between = InBetweens(lightness, InBetweenConfig())
         keyframes, conditioning = lightness[between.keyframes], None
@@ -207,24 +208,24 @@ class Predictor:
                 between.propagate_embeddings(embeddings))
 
     @torch.no_grad()
-    def add_references(self, pictures: Sequence[np.ndarray], matched: bool = True) -> None:
+    def add_references(self, pictures: Sequence[np.ndarray], match_references: bool = True) -> None:
         """Add color pictures, RGB (H, W, 3) of any sizes, to the memories as pinned frames, without training.
 
-        If ``matched``, and if they clearly have the colors of another source, a common ``grade`` maps them to the
-        colors of the show, with a warning. Raises UserError if there is no memory, or if it is not read.
+        With ``match_references``, pictures that clearly come from a different source, such as a broadcast, are
+        graded to match the colors of the series, with a warning. Raises UserError if no memory is read.
         """
         if not self.config.use_memory:
-            raise UserError("references are kept in the memory, and the checkpoint is a plain GAN; leave --references "
-                            "out or train with use_memory True")
+            raise UserError("references are stored in the memory, and the checkpoint is a plain GAN; leave "
+                            "--references out or train with use_memory True")
         if not self.uses_memory:
             raise UserError("--references adds to the memory, which is not read with --color_feature ground_truth or "
                             "--reference; use one of them")
-        self.identity = _digest([self.identity.encode(), bytes([matched]), *(each.tobytes() for each in pictures)])
+        self.identity = _digest([self.identity.encode(), bytes([match_references]), *(x.tobytes() for x in pictures)])
         self.grade = None
-        if matched and self.config.use_spatial_memory:
+        if match_references and self.config.use_spatial_memory:
             self.grade = fit_grade(self.extractor.embed, self.colorizer.spatial, pictures, GradeConfig())
         if self.grade is not None:
-            warn(f"the references differ from the show ({self.grade}) and were graded to match it; to keep their "
+            warn(f"the references differ from the series ({self.grade}) and were graded to match it; to keep their "
                  "colors, pass --match_references False")
             pictures = [self.grade(picture) for picture in pictures]
         pin_references(self.extractor, pictures)
@@ -232,13 +233,13 @@ class Predictor:
 
     @torch.inference_mode()
     def requery_palette(self, palette: Palette) -> Palette:
-        """Return the palette of the same frames by the present content of the memory."""
+        """Return the palette of the same frames, computed from the current content of the memory."""
         return self._recall_palette(palette.embedding) if self.uses_memory else palette
 
     @torch.inference_mode()
     def lookup_digest(self, palette: Palette, embeddings: np.ndarray) -> str:
-        """Return a hash of all that is read of the memories for a shot with the ``embeddings`` (n, D) of its frames.
-        Predictors of one ``base_identity`` with equal digests give equal colors."""
+        """Return a hash of all memory content that affects a shot with ``palette`` and frame ``embeddings`` (N, D), or
+        "" if no memory is read. Predictors with equal ``base_identity`` and digest predict equal colors."""
         if not self.uses_memory:
             return ""
         digest = hashlib.sha256(repr(palette.score).encode())
@@ -254,7 +255,7 @@ class Predictor:
         return self.colorizer.spatial.digests()
 
     def save(self, path: str | Path) -> None:
-        """Write the checkpoint with the references added since loading to ``path``, its frame archive next to it.
+        """Write the checkpoint, including added references, to ``path``, and its frame archive to the same folder.
 
         Raises ValueError if the Predictor was not loaded from a checkpoint.
         """
@@ -267,9 +268,9 @@ class Predictor:
 
     @torch.inference_mode()
     def fit_response(self, lightness: Sequence[np.ndarray]) -> FilmResponse | None:
-        """Estimate the response of a film from some of its frames, L (H, W) each.
+        """Estimate the film response of a film from some of its frames, L (H, W) each.
 
-        Returns None if none fits clearly better than the identity, or if no spatial memory is read.
+        Return None if no response fits clearly better than the identity, or if no spatial memory is read.
         """
         if not self.uses_spatial_memory:
             return None
@@ -277,9 +278,9 @@ class Predictor:
 
     @torch.inference_mode()
     def with_response(self, response: FilmResponse | None) -> "Predictor":
-        """Return a Predictor that applies ``response`` to its input, itself for None.
+        """Return a Predictor that applies ``response`` to its input, or this Predictor if ``response`` is None.
 
-        References that are frames of the film have its lightness, too; they are encoded anew in a copy of the memories.
+        References that are frames of the same film are encoded with the response, in a copy of the memories.
         """
         if response is None:
             return self
@@ -292,7 +293,7 @@ class Predictor:
 
     @cached_property
     def _picture_of(self):
-        """Function of a slot to its picture with the lightness of the film; None if no spatial memory is read."""
+        """Function from a slot to its picture with the lightness of the film; None if no spatial memory is read."""
         if not self.uses_spatial_memory:
             return None
         return rendered_pictures(self.colorizer.spatial, self.response or IDENTITY_RESPONSE, self.film_references)
@@ -306,7 +307,7 @@ def _digest(parts):
 
 
 def load_colorizer(path: str | Path, device: torch.device) -> tuple[Colorizer, dict[str, Any]]:
-    """Load the Colorizer of a checkpoint; return it and the content. Raises UserError if it is incomplete."""
+    """Load a checkpoint. Return its Colorizer and its content. Raises UserError if the checkpoint is incomplete."""
     content = load_checkpoint(path)
     try:
         colorizer = Colorizer(model_config_of(content))
@@ -325,7 +326,7 @@ def _source(config, model_config):
     """Return ``Predictor.source`` for a PredictorConfig. Raises UserError if the model does not support it."""
     trained = "integrator" if model_config.use_feat_integrator else "memory" if model_config.use_memory else "none"
     if config.reference and config.color_feature != "auto":
-        raise UserError("--reference brings its own colors; leave --color_feature out")
+        raise UserError("--reference and --color_feature exclude each other; leave --color_feature out")
     requested = "reference" if config.reference else config.color_feature
     source = trained if requested == "auto" else requested
     if source != "none" and model_config.gen_norm == "batch":
@@ -338,7 +339,7 @@ def _source(config, model_config):
 
 
 def load_predictor(config: PredictorConfig) -> Predictor:
-    """Load the Predictor for ``config``. Raises UserError if the checkpoint cannot be read or does not support it."""
+    """Load a Predictor. Raises UserError if a file cannot be read or the checkpoint does not support the settings."""
     PredictorConfig.check(config)
     device = select_device(config.device)
     torch.backends.cudnn.deterministic = True  # otherwise two runs on a GPU may differ
@@ -350,7 +351,7 @@ def load_predictor(config: PredictorConfig) -> Predictor:
         predictor.reference = predictor.extractor.color_features([lab])[0].cpu().numpy()
     colors = b"" if predictor.reference is None else predictor.reference.tobytes()
     settings = repr((predictor.source, predictor.rank, config.precision, device.type)).encode()
-    with open(config.checkpoint, "rb") as file:  # it holds digests of the frames in an archive
+    with open(config.checkpoint, "rb") as file:  # includes digests of archived frames
         parts = iter(partial(file.read, 2**20), b"")
         predictor.identity = predictor.base_identity = _digest(chain(parts, [settings, colors]))
     if config.references:

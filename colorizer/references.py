@@ -1,4 +1,4 @@
-"""References: color pictures that the user adds to the memories, and remembered pictures as a film would show them."""
+"""References added by the user, and rendering of stored training frames with the film response of a film."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,14 +16,14 @@ from dataset import L_SCALE, REFERENCE_ID, decode_lab8, rgb_to_lab, tensors_to_l
 from fileio.images import IMAGE_SUFFIXES, read_image
 from utils import UserError, list_files, warn
 
-PICTURE_CACHE_SIZE = 256  # rendered pictures of the spatial memory kept in memory
+PICTURE_CACHE_SIZE = 256  # number of rendered pictures kept in RAM; larger: faster, more RAM
 
 
 def read_references(folder: Path) -> list[np.ndarray]:
     """Read the color pictures of a folder, RGB uint8 (H, W, 3).
 
-    Grayscale pictures are skipped with a warning, since they have yet to be colored. Raises UserError if there is no
-    color picture, or one that cannot be read.
+    Grayscale pictures are skipped with a warning, since they have not been colored yet. Raises UserError if the folder
+    does not exist or has no color picture, or if a picture cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; pass a folder of color pictures to --references")
@@ -48,7 +48,7 @@ def read_reference(path: Path) -> np.ndarray:
 
 
 def pin_references(extractor: FeatureExtractor, pictures: Sequence[np.ndarray]) -> None:
-    """Append pictures, RGB uint8 (H, W, 3), to the memories of the colorizer as pinned frames."""
+    """Append pictures, RGB uint8 (H, W, 3), to the memories of the extractor's colorizer as pinned frames."""
     colorizer, config = extractor.colorizer, extractor.colorizer.config
     for lab in map(rgb_to_lab, pictures):
         features, L, ab, predicted = extractor.encode_reference(lab)
@@ -59,18 +59,18 @@ def pin_references(extractor: FeatureExtractor, pictures: Sequence[np.ndarray]) 
                                spatial_size=config.spatial_size + config.use_spatial_memory * len(pictures))
 
 
-def reencode_film_references(plain: FeatureExtractor, adapted: FeatureExtractor) -> frozenset[int]:
-    """Encode the pinned frames that have the lightness of the film anew, with the response of ``adapted``.
+def reencode_film_references(original: FeatureExtractor, adapted: FeatureExtractor) -> frozenset[int]:
+    """Encode references that are frames of the film again, with the film response of ``adapted``.
 
-    These are the frames that match the training frames better with the response than without: frames of the film that
-    the user colored. Writes to the memories of ``adapted.colorizer`` and returns the slots in the spatial memory.
+    A reference counts as a frame of the film if it matches the training frames better with the response than without
+    it. Write to the memories of ``adapted.colorizer``. Return the slots of these references in the spatial memory.
     """
     memory, spatial, slots = adapted.colorizer.memory, adapted.colorizer.spatial, []
     pinned = zip(*(each.pinned.nonzero()[:, 0].tolist() for each in (spatial, memory)), strict=True)
     for slot, memory_slot in pinned:
         lab = spatial.lab_pictures([slot])[0]
         without, with_response = (
-            response.matching_cost(match_cells(plain.embed, spatial, [lab[..., 0]], response, ResponseConfig()))
+            response.matching_cost(match_cells(original.embed, spatial, [lab[..., 0]], response, ResponseConfig()))
             for response in (IDENTITY_RESPONSE, adapted.response or IDENTITY_RESPONSE))
         if with_response < without:
             features, L, ab, predicted = adapted.encode_reference(lab)
@@ -82,9 +82,9 @@ def reencode_film_references(plain: FeatureExtractor, adapted: FeatureExtractor)
 
 def rendered_pictures(spatial: SpatialMemory, response: FilmResponse,
                       film_references: frozenset[int]) -> Callable[[int], np.ndarray]:
-    """Return a cached function of a slot to its picture, 8-bit Lab codes (S, S, 3), with the lightness of the film.
+    """Return a cached function from a slot to its picture, rendered with ``response``, 8-bit Lab codes (S, S, 3).
 
-    Pictures of ``film_references`` have that lightness already.
+    The slots ``film_references`` keep their lightness, since they are frames of the film. S is ``picture_size``.
     """
     @lru_cache(PICTURE_CACHE_SIZE)
     def picture_of(slot):

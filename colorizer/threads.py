@@ -1,7 +1,7 @@
 """Set how long idle OpenMP threads of torch spin. Scripts import this module before torch.
 
-GNU OpenMP lets waiting threads spin for many milliseconds. If another program uses one of the cores, that makes
-coloring several times as slow. Environment variables that the user has set are kept.
+GNU OpenMP lets waiting threads spin for many milliseconds. If another program uses one of the cores, this makes
+coloring several times slower. Environment variables that the user has set are kept.
 """
 
 import os

@@ -275,7 +275,7 @@ def test_corrections_with_the_lightness_of_the_film_are_told_from_others(predict
     over[..., 0] = spectral_lightness(lab_to_rgb(lab), ORTHOCHROMATIC)
     corrected = replace(predictor, colorizer=Colorizer(predictor.config, None).eval())
     corrected.colorizer.load_state_dict(predictor.colorizer.state_dict())
-    corrected.add_references([lab_to_rgb(over), lab_to_rgb(lab)], matched=False)
+    corrected.add_references([lab_to_rgb(over), lab_to_rgb(lab)], match_references=False)
     response = replace(IDENTITY_RESPONSE, sensitivity=ORTHOCHROMATIC)
     assert corrected.with_response(response).film_references == {12}  # the other has the lightness of the show
 

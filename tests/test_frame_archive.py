@@ -100,7 +100,7 @@ def test_an_archive_gives_the_same_colors_as_frames_in_the_checkpoint(home, monk
 def test_saving_references_copies_the_archive(large, tmp_path):
     path, frames = large
     predictor = Predictor.load(path / "best.pt")
-    predictor.add_references([draw_picture(41)], matched=False)
+    predictor.add_references([draw_picture(41)], match_references=False)
     assert copy.deepcopy(predictor.colorizer).spatial.archive is predictor.colorizer.spatial.archive
     predictor.save(tmp_path / "other" / "better.pt")
     assert (tmp_path / "other" / frames.name).read_bytes() == frames.read_bytes()
@@ -250,7 +250,7 @@ def merged(home, tmp_path_factory):
     """A checkpoint merged from large/ and other.pt, which has a common picture, two other ones and a reference."""
     folder = tmp_path_factory.mktemp("merged")
     other = Predictor.load(make_checkpoint(folder / "other", (0, 50, 51), 10, seed=1))
-    other.add_references([draw_picture(60)], matched=False)
+    other.add_references([draw_picture(60)], match_references=False)
     other.save(folder / "other.pt")
     paths = [str(home / "large" / "best.pt"), str(folder / "other.pt")]
     train.main(["--merge", *paths, "--save_path", str(folder / "all")])

@@ -168,7 +168,7 @@ def damage(content, name):
 
 @pytest.mark.parametrize("fault, message", [
     ("a missing tensor", "generator.output.weight is missing"), ("an extra tensor", "extra is missing, unexpected"),
-    ("a wrong shape", "generator.output.weight is missing, unexpected or of another shape"),
+    ("a wrong shape", "generator.output.weight is missing, unexpected or of a different shape"),
     ("not a number", "not finite"), ("missing moments", "incomplete or damaged"),
     ("moments of a wrong shape", "wrong shape"), ("another format", "format 99"),
     ("absurd sizes", "incomplete or damaged.*another shape"),

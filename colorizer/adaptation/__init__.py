@@ -1,1 +1,1 @@
-"""Adapt to a film or to references whose tones or colors differ from the training frames."""
+"""Adaptation to films and references whose tones or colors differ from the training frames."""

@@ -1,1 +1,1 @@
-"""The spatial memory of training frames: storage, retrieval and deduplication."""
+"""The spatial memory of training frames and references: storage, retrieval, attention, warping, deduplication."""

@@ -1,4 +1,4 @@
-"""Attention over the grid cells of frames in a spatial memory, which predicts colors and their confidence."""
+"""Attention over the grid cells of remembered frames, which returns colors and their confidence."""
 
 import torch
 
@@ -12,8 +12,8 @@ def attend_to_frames(memory: SpatialMemory, nearest: NearestFrames, keys: torch.
                      mask: torch.Tensor | None = None) -> torch.Tensor:
     """Return ab / 110 (2 channels) and the confidence in [0, 1] (1 channel) for each cell, float32 (N, 3, G, G).
 
-    ``nearest`` and keys (N, P, K) are those of the pictures. Cells where ``mask``, bool (N, P), is False get zeros;
-    None computes all cells.
+    For each of the N pictures, ``keys`` (N, P, C) holds the keys of its cells and ``nearest`` the frames to attend to.
+    Cells where ``mask``, bool (N, P), is False get zeros; if ``mask`` is None, all cells are computed.
     """
     device, cells = keys.device.type, memory.config.grid**2
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
@@ -33,10 +33,10 @@ def attend(query: torch.Tensor, keys: torch.Tensor, ab: torch.Tensor, is_preferr
            config: SpatialConfig, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Return ab / 110 and the confidence, float32 (..., 3, Q), of Q cells by attention over R remembered cells.
 
-    The weights are softmax(-inverse_temperature * d^2), where d is the distance between ``query`` (..., Q, K) and
-    ``keys`` (..., R, K); d^2 is lowered by ``reference_bias`` where ``is_preferred`` (..., R, 1) is 1. The confidence
-    is exp(-mean of d^2 - variance of ab (..., R, 2) / disagreement_scale) under these weights. All inputs are float32;
-    the product of queries and keys is computed in ``dtype``.
+    The weights are softmax(-inverse_temperature * d^2), where d is the distance between ``query`` (..., Q, C) and
+    ``keys`` (..., R, C); d^2 is lowered by ``reference_bias`` where ``is_preferred`` (..., R, 1) is 1. The confidence
+    is exp(-mean of d^2 - variance of ab (..., R, 2) / disagreement_scale), both with these weights. All inputs are
+    float32; the product of queries and keys is computed in ``dtype``.
     """
     scale, bias = config.inverse_temperature, config.reference_bias
     values = torch.cat([ab, ab.square().sum(-1, keepdim=True), is_preferred], -1).mT.contiguous()
@@ -46,7 +46,7 @@ def attend(query: torch.Tensor, keys: torch.Tensor, ab: torch.Tensor, is_preferr
                       torch.ones_like(keys[..., :2])], -1).mT
     query = torch.cat([query, torch.ones_like(query[..., :2]), *_split(-query_norm, dtype)], -1)
     means, scores = [], []
-    # Chunks of 32 queries fit into a CPU's cache; an exported graph would repeat its nodes for each chunk.
+    # Chunks of 32 queries fit into a CPU cache. An exported graph is not chunked, or it would repeat its nodes.
     chunked = query.device.type == "cpu" and not torch.compiler.is_exporting()
     for chunk in query.split(32 if chunked else query.shape[-2], -2):
         score = (chunk @ keys).float()
@@ -61,13 +61,13 @@ def attend(query: torch.Tensor, keys: torch.Tensor, ab: torch.Tensor, is_preferr
 
 
 def _scale_and_round(keys, scale, dtype):
-    """Return sqrt(scale) * keys (..., R, K) rounded to ``dtype``, and the squared lengths (..., R, 1) of the rounded
-    keys, with which the distances between rounded keys are exact."""
+    """Return sqrt(scale) * keys (..., R, C), rounded to ``dtype``, and the squared lengths (..., R, 1) of the result.
+    Lengths are computed after rounding, so that distances between rounded keys are exact."""
     keys = (scale**0.5 * keys).to(dtype)
     return keys, keys.float().square().sum(-1, keepdim=True)
 
 
 def _split(x, dtype):
-    """Split float32 x into two tensors of ``dtype`` whose sum has twice the precision of one."""
+    """Split float32 x into two tensors of ``dtype`` whose sum has twice the precision of ``dtype``."""
     high = x.to(dtype)
     return high, (x - high).to(dtype)

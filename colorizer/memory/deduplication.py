@@ -10,10 +10,10 @@ from config import SpatialConfig
 
 
 class Deduplicator:
-    """Decides for a sequence of pictures whether each one differs from all pictures accepted before.
+    """Decides for each picture of a sequence whether it differs from all pictures accepted before.
 
-    Two pictures differ if the means of their 8-bit codes in any grid cell and channel differ by more than
-    ``duplicate_tolerance``. The comparison uses integers on the CPU, so that all processes and machines decide alike.
+    Two pictures differ if, in any grid cell and channel, the means of their 8-bit codes differ by more than
+    ``duplicate_tolerance``. The means are compared as integers, so that all machines give the same result.
     """
 
     def __init__(self, config: SpatialConfig) -> None:
@@ -21,11 +21,11 @@ class Deduplicator:
         self._accepted: dict[tuple[int, ...], list[np.ndarray]] = defaultdict(list)  # quadrant key -> cell means
 
     def __call__(self, codes: np.ndarray) -> bool:
-        """Return whether a picture is new, and accept it if so. ``codes``, uint8 (H, W, 3), are those of encode_lab8;
-        all pictures have one size."""
+        """Return whether a picture is new; if so, accept it. ``codes`` are the output of encode_lab8, uint8 (H, W, 3)
+        with the same H and W for all pictures."""
         grid, tolerance = self.config.grid, self.config.duplicate_tolerance
         cells = cv2.resize(codes, (grid, grid), interpolation=cv2.INTER_AREA).astype(np.int16)
-        # The quadrant means of duplicates differ by at most the tolerance, too: only such pictures are compared.
+        # Quadrant means of duplicates also differ by at most the tolerance: only compare such pictures.
         quadrants = cells[..., 0].reshape(2, grid // 2, 2, grid // 2).mean((1, 3)).ravel() // tolerance
         key = tuple(quadrants.astype(int).tolist())
         neighbors = itertools.product(*((step - 1, step, step + 1) for step in key))

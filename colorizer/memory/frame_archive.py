@@ -1,8 +1,8 @@
-"""The archive of a large spatial memory, a file next to the checkpoint from which frames are read on demand.
+"""The frame archive of a large spatial memory: a file next to the checkpoint, from which frames are read on demand.
 
-The file is a .npy array, without pickle, with one record per frame: its keys, colors and picture. All checkpoints of a
-run share it. Records are read instead of memory-mapped, since a mapped file that is truncated or on a failing disk
-kills the process with SIGBUS, and mapped pages count as memory of the process.
+The file is a .npy array with one record per frame: keys, colors and picture. All checkpoints of a training run share
+it. Records are read instead of memory-mapped: if a mapped file is truncated or its disk fails, the process is killed
+by SIGBUS, and mapped pages count as memory of the process.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ from colorizer.memory.frame_index import FrameIndex
 from config import SpatialConfig, restore
 from utils import UserError, evenly_spaced
 
-CHECKED_RECORDS = 8  # number of evenly spaced records whose digests are verified when a file is opened
-RECORD_FIELDS = "keys", "ab", "pictures"  # named as the buffers of a SpatialMemory
-FILE_PATTERN, PARTIAL = r"frames_[0-9a-f]{12}\.npy", ".frames.partial.npy"  # name of a file, also while it is written
+CHECKED_RECORDS = 8  # number of evenly spaced records to verify when a file is opened; larger: slower
+RECORD_FIELDS = "keys", "ab", "pictures"  # also names of buffers of SpatialMemory
+FILE_PATTERN, PARTIAL = r"frames_[0-9a-f]{12}\.npy", ".frames.partial.npy"  # names of a complete and a partial file
 
 
 def record_dtype(config: SpatialConfig) -> np.dtype:
-    """Return the dtype of the record of a frame."""
+    """Return the structured dtype of the record of one frame."""
     cells, side = config.grid**2, config.picture_size
     shapes = ("<f2", (cells, config.key_dim + 5)), ("<f2", (cells, 2)), ("u1", (side, side, 3))
     return np.dtype([(name, *shape) for name, shape in zip(RECORD_FIELDS, shapes, strict=True)])
@@ -39,10 +39,10 @@ def record_digest(*fields: np.ndarray) -> bytes:
 
 
 class FrameArchive:
-    """The frames in a file, in order; immutable.
+    """Read access to the A frames in an archive file.
 
-    The checkpoint holds their ``index`` and ``digests``, those of the records, uint8 (A, 32). Raises UserError for a
-    file that is missing, truncated, of another shape, or of another checkpoint.
+    The checkpoint stores the ``index`` of the frames and the ``digests`` of their records, uint8 (A, 32). Raises
+    UserError if the file is missing, truncated or damaged, or belongs to a different checkpoint.
     """
 
     def __init__(self, path: Path, config: SpatialConfig, digests: torch.Tensor, index: FrameIndex) -> None:
@@ -51,12 +51,12 @@ class FrameArchive:
             self.file = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise UserError(f"cannot read the frames of the checkpoint from {path} ({error.strerror}); keep a "
-                            "checkpoint and its frames_*.npy in one folder") from error
+                            "checkpoint and its frames_*.npy in the same folder") from error
         weakref.finalize(self, os.close, self.file)
         self._open()
 
     def _open(self):
-        """Find the offset of the first record, and check the header, the size and some records of the file."""
+        """Set the offset of the first record. Check the header, the size and some records of the file."""
         try:
             with open(self.path, "rb") as file:
                 np.lib.format.read_magic(file)
@@ -72,7 +72,7 @@ class FrameArchive:
                             "folder of the checkpoint") from error
         for slot in evenly_spaced(len(self), CHECKED_RECORDS):
             if record_digest(*(self.read(name, slot) for name in RECORD_FIELDS)) != self.digest(slot):
-                raise UserError(f"{self.path} holds the frames of another checkpoint, or is damaged; copy it again "
+                raise UserError(f"{self.path} holds the frames of a different checkpoint, or is damaged; copy it again "
                                 "from the folder of the checkpoint")
 
     def __len__(self) -> int:
@@ -82,11 +82,11 @@ class FrameArchive:
         return self
 
     def digest(self, slot: int) -> bytes:
-        """Return the digest of the record in a slot, as the checkpoint holds it."""
+        """Return the digest of the record in a slot, as stored in the checkpoint."""
         return self.digests[slot].numpy().tobytes()
 
     def read(self, name: str, slot: int) -> np.ndarray:
-        """Read the field ``name`` of a record. Raises UserError if the file was truncated after it was opened."""
+        """Read the field ``name`` of the record in a slot. Raises UserError if the file was truncated meanwhile."""
         dtype, offset = self.record.fields[name][:2]  # type: ignore[index]  # it has fields
         content = bytearray(os.pread(self.file, dtype.itemsize, self.start + slot * self.record.itemsize + offset))
         if len(content) < dtype.itemsize:
@@ -94,12 +94,12 @@ class FrameArchive:
         return np.frombuffer(content, dtype.base).reshape(dtype.shape)
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of the archive, for ``open_archive``."""
+        """Return the ``archive`` entry of a checkpoint, which ``open_archive`` reads."""
         return {"file": self.path.name, "digests": self.digests, **self.index.state()}
 
     def copy_to(self, folder: Path) -> None:
-        """Provide the file in a folder, too, as a hard link or, on another disk, as a copy. Raises UserError if it
-        cannot be written."""
+        """Add the file to ``folder`` as a hard link or, if that fails, as a copy. Raises UserError if the file cannot
+        be written."""
         target, partial = folder / self.path.name, folder / PARTIAL
         if target.exists():  # the name contains a hash of the content
             return
@@ -118,9 +118,9 @@ class FrameArchive:
 
 def write_archive(folder: Path, config: SpatialConfig, count: int,
                   batches: Iterable[dict[str, torch.Tensor]]) -> FrameArchive:
-    """Write ``count`` frames into a file in a folder, from batches {name of a field, or embeddings: rows}.
+    """Write ``count`` frames to a new archive file in ``folder``, given batches {field or "embeddings": rows}.
 
-    The file is named by a hash of its content, and it gets its name only after it is completely on the disk. Raises
+    The file is named after a hash of its content and gets this name when all data is on disk. Return it opened. Raises
     UserError if it cannot be written.
     """
     record, partial, digests, embeddings = record_dtype(config), folder / PARTIAL, [], []
@@ -148,9 +148,9 @@ def write_archive(folder: Path, config: SpatialConfig, count: int,
 
 
 def open_archive(checkpoint: str | Path, content: dict[str, Any]) -> FrameArchive | None:
-    """Open the archive of a checkpoint, given its path and content; return None if it has none.
+    """Open the archive of a checkpoint, given its path and content. Return None if the checkpoint has no archive.
 
-    Raises UserError as FrameArchive does, and if the entry in the checkpoint is invalid.
+    Raises UserError if the archive entry of the checkpoint is invalid, and the errors of FrameArchive.
     """
     entry = content.get("archive")
     if entry is None:
@@ -162,7 +162,7 @@ def open_archive(checkpoint: str | Path, content: dict[str, Any]) -> FrameArchiv
         if digests.dtype != torch.uint8 or digests.shape != (len(index.sketches), 32) or not len(digests):
             raise ValueError("the digests of the archived frames have the wrong shape or type")
         if not re.fullmatch(FILE_PATTERN, name):
-            raise ValueError(f"{name!r:.40} is not a name of an archive")
+            raise ValueError(f"{name!r:.40} is not the file name of an archive")
     except (TypeError, LookupError, ValueError, AttributeError) as error:
         raise UserError(f"{checkpoint} does not hold a complete colorizer ({error})") from error
     return FrameArchive(Path(checkpoint).with_name(name), config, digests, index)

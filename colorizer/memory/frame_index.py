@@ -1,4 +1,4 @@
-"""An index of the frames in an archive, which shortlists the frames that are most similar to a picture."""
+"""An index of the A frames in an archive, which shortlists the frames most similar to a picture."""
 
 from typing import Any
 
@@ -6,21 +6,21 @@ import torch
 
 from utils import evenly_spaced
 
-AXES = 128  # number of principal axes of the embeddings; larger: more precise shortlists, slower
-FIT_FRAMES = 4096  # maximum number of evenly spaced frames to which the axes are fit
+AXES = 128  # number of principal axes; larger: more precise shortlists, slower
+FIT_FRAMES = 4096  # maximum number of evenly spaced frames for fitting the axes; larger: slower
 EMBEDDING_SCALE = 256  # quantization steps per unit of an embedding
-SKETCH_SCALE = 2048  # quantization steps per unit of a sketch: float32 sums of products stay exact, below 2^24
+SKETCH_SCALE = 2048  # quantization steps per unit of a sketch; float32 sums of products are exact up to 2^24
 
 
 class FrameIndex:
-    """Sketches of frames: their embeddings projected on the principal axes and rounded to integers.
+    """Sketches of frames: embeddings projected on their principal axes and rounded to integers.
 
-    A product of sketches takes a tenth of the time of a product of embeddings, and it is exact, so that all batch sizes
-    and machines shortlist the same frames. An index is immutable except for its device.
+    Products of sketches take a tenth of the time of products of embeddings. They are exact, so that the same frames are
+    shortlisted for all batch sizes and on all machines. An index is immutable except for its device.
     """
 
     def __init__(self, axes: torch.Tensor, sketches: torch.Tensor) -> None:
-        """Take ``axes`` (D, W) float16 and ``sketches`` (A, W) int16. Raises ValueError for other tensors."""
+        """Take W ``axes``, float16 (D, W), and ``sketches``, int16 (A, W). Raises ValueError if they are invalid."""
         if (axes.dtype, sketches.dtype, axes.dim()) != (torch.float16, torch.int16, 2) or (
                 sketches.shape[1:] != axes.shape[1:] or len(sketches) and sketches.abs().amax() > 1.1 * SKETCH_SCALE):
             raise ValueError("the index of the archived frames has the wrong shape, type or range")
@@ -28,9 +28,9 @@ class FrameIndex:
 
     @classmethod
     def build(cls, embeddings: torch.Tensor, count: int = AXES) -> "FrameIndex":
-        """Build the index of embeddings (A, D), float16 of unit length, with ``count`` axes."""
+        """Build the index of embeddings, float16 (A, D) of unit length, with W = ``count`` axes."""
         sample = embeddings[evenly_spaced(len(embeddings), FIT_FRAMES)].double()
-        # The second moments are not centered, since products are not either.
+        # Axes of the uncentered second moments, since products of embeddings are not centered, either.
         axes = torch.linalg.eigh(sample.T @ sample).eigenvectors[:, -count:].half()
         sketches = torch.cat([chunk.float() @ axes.float() for chunk in embeddings.split(FIT_FRAMES)])
         return cls(axes, (SKETCH_SCALE * sketches).round().to(torch.int16))
@@ -47,8 +47,8 @@ class FrameIndex:
         return self
 
     def shortlist(self, embeddings: torch.Tensor, count: int) -> torch.Tensor:
-        """Return the slots (N, c), ascending, of the ``count`` frames, or all if there are fewer, whose sketches have
-        the largest products with those of quantized embeddings (N, D); ties are broken by the lower slot."""
+        """Return the slots of the min(count, A) frames most similar to each of the quantized embeddings (N, D), in
+        ascending order. Similarity is the product of sketches; of equally similar frames, lower slots win."""
         sketches = (embeddings.double() / EMBEDDING_SCALE @ self.axes.double() * SKETCH_SCALE).round().float()
         size = len(self.sketches)
         with torch.autocast(embeddings.device.type, enabled=False):

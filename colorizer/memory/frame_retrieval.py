@@ -1,4 +1,4 @@
-"""Retrieval of the frames in a spatial memory that look most like a picture."""
+"""Retrieval of the remembered frames most similar to a picture."""
 
 from typing import NamedTuple
 
@@ -10,10 +10,10 @@ from colorizer.memory.spatial_memory import SpatialMemory
 
 
 class NearestFrames(NamedTuple):
-    """The k frames in memory to read for each of N pictures, in order of their choice."""
+    """The k remembered frames selected for each of N pictures, in order of selection."""
 
     slots: torch.Tensor  # (N, k) int64
-    preferred: torch.Tensor  # (N, k) bool, whether the frame is a reference that takes precedence
+    preferred: torch.Tensor  # (N, k) bool, whether the frame is a reference that takes precedence over other frames
 
 
 def quantize_embeddings(embeddings: torch.Tensor) -> torch.Tensor:
@@ -26,11 +26,11 @@ def quantize_embeddings(embeddings: torch.Tensor) -> torch.Tensor:
 
 
 def find_nearest_frames(memory: SpatialMemory, embeddings: torch.Tensor) -> NearestFrames:
-    """Choose up to ``attended_frames`` frames for each of the quantized embeddings (N, D).
+    """Select up to ``attended_frames`` remembered frames for each of the quantized embeddings (N, D).
 
-    Frames are chosen by maximal marginal relevance (Carbonell and Goldstein 1998), since neighboring frames of a shot
-    hold the same colors: the next one maximizes similarity - mmr_diversity * (similarity to the nearest chosen frame).
-    The products of low-precision numbers in float64 are exact, so that all batch sizes and machines choose alike.
+    Frames are selected by maximal marginal relevance (Carbonell and Goldstein 1998), since neighboring frames of a shot
+    are redundant: the next frame maximizes similarity - mmr_diversity * (similarity to the nearest selected frame).
+    Float64 products of float16 embeddings are exact, so that the result does not depend on batch size or machine.
     """
     config = memory.config
     slots, similarity, preferred = _find_candidates(memory, embeddings)
@@ -48,11 +48,11 @@ def find_nearest_frames(memory: SpatialMemory, embeddings: torch.Tensor) -> Near
 
 
 def _find_candidates(memory, embeddings):
-    """Return the slots, similarities (float64, with the reference margin added) and preferences of the
-    ``candidate_frames`` most similar frames, (N, c) each, best first, ties in order of slots. The index of an archive
-    first shortlists twice as many of its frames."""
+    """Return slots, similarities (float64) and ``preferred`` (bool) of the ``candidate_frames`` most similar frames,
+    (N, c) each, best first. ``reference_margin`` is added to the similarity of preferred frames. The index of an
+    archive first shortlists twice as many of its frames."""
     config, query, first = memory.config, embeddings.double() / EMBEDDING_SCALE, memory.archived_frames
-    chunks = memory.embeddings[first:].split(512)  # chunks that fit into the CPU cache take a third of the time
+    chunks = memory.embeddings[first:].split(512)  # products of cache-sized chunks take a third of the time
     similarity = torch.cat([query @ chunk.double().T for chunk in chunks], 1)
     slots = torch.arange(first, len(memory.embeddings), device=query.device).expand(len(query), -1)
     if memory.index is not None:

@@ -1,4 +1,4 @@
-"""Warping of colors from the nearest frames in a spatial memory to a picture, along the optical flow."""
+"""Warping of colors from the nearest remembered frames to a picture, along the optical flow."""
 
 from collections.abc import Callable
 
@@ -18,15 +18,15 @@ def warp_colors(memory: SpatialMemory, nearest: NearestFrames, keys: torch.Tenso
                 picture_of: Callable[[int], np.ndarray] | None = None) -> torch.Tensor:
     """Return ab / 110 (2 channels) and the confidence in [0, 1] (1 channel) for each pixel, float32 (N, 3, S, S).
 
-    ``nearest`` and keys (N, P, K) are those of the pictures and L (N, 1, H, H) in [0, 1] is their lightness.
-    ``picture_of`` returns the picture in a slot as the film would show it, uint8 (S, S, 3); the default is
-    ``SpatialMemory.picture``.
+    For each of the N pictures, ``keys`` (N, P, C) holds the keys of its cells, L (N, 1, H, H) in [0, 1] its lightness
+    and ``nearest`` the frames to warp. ``picture_of`` returns the picture in a slot, uint8 (S, S, 3), with the
+    lightness of the film; the default is ``SpatialMemory.picture``.
 
     The matching cost of a pixel is feature_weight * (squared distance of keys) + photometric_weight * (squared
     difference in L) along the flow. The first ``warped_frames`` frames are averaged with the weights
-    softmax(-cost_inverse_temperature * cost). The confidence is 1 / (1 + (cost + m / 2)^6), where m is the mean over
-    the picture of the costs, clamped to ``cost_clamp``: where most of a picture does not match, the rest matches by
-    chance.
+    softmax(-cost_inverse_temperature * cost). The confidence is 1 / (1 + (cost + m / 2)^6), where m is the mean
+    cost of the picture, with costs clamped to ``cost_clamp``: if most of a picture does not match, matches elsewhere
+    are accidental.
     """
     config, count = memory.config, memory.config.warped_frames
     pictures = memory.encode_pictures(L, L.expand(-1, 2, -1, -1))[..., 0].cpu().numpy()
@@ -36,7 +36,7 @@ def warp_colors(memory: SpatialMemory, nearest: NearestFrames, keys: torch.Tenso
         colors, costs = [], []
         for slot, bias in zip(slots, preferred, strict=True):
             if any(preferred) and not bias:
-                continue  # other frames than the preferred references may have the color that these correct
+                continue  # the color of other frames may be wrong: preferred references correct it
             source = picture_of(slot)
             flow = optical_flow(picture, np.ascontiguousarray(source[..., 0]))
             distance = _key_distance(query, memory.rows("keys", [slot])[0], flow, config)
@@ -49,8 +49,8 @@ def warp_colors(memory: SpatialMemory, nearest: NearestFrames, keys: torch.Tenso
 
 
 def _warp_picture(source, picture, flow):
-    """Return the ab / 110 (S, S, 2) of ``source``, codes of encode_lab8 (S, S, 3), warped and relit for a picture,
-    8-bit L (S, S), and the squared difference in L (S, S)."""
+    """Warp ``source``, codes of encode_lab8 (S, S, 3), to ``picture``, 8-bit L (S, S). Return the relit ab / 110
+    (S, S, 2) and the squared difference in L (S, S)."""
     lightness = picture.astype(np.float32) / 255
     warped_L, ab = decode_lab8(warp(source.astype(np.float32), flow).transpose(2, 0, 1))
     warped_L = warped_L[0]
@@ -58,8 +58,8 @@ def _warp_picture(source, picture, flow):
 
 
 def _key_distance(query, keys, flow, config):
-    """Return the squared distances (S, S) between the keys ``query`` (P, K) of a picture and the ``keys`` (P, K) of
-    another one, warped by the flow (S, S, 2) between both."""
+    """Return the squared distances (S, S) between the keys ``query`` (P, C) of a picture and the ``keys`` (P, C) of a
+    remembered frame, warped to the picture along ``flow`` (S, S, 2)."""
     grid, side = config.grid, config.picture_size
     flow = cv2.resize(flow, (grid, grid), interpolation=cv2.INTER_AREA) * (grid / side)
     line = torch.arange(grid, device=keys.device, dtype=torch.float32)
@@ -71,7 +71,7 @@ def _key_distance(query, keys, flow, config):
 
 
 def _blend(colors, costs, config):
-    """Average k warped colors (k, S, S, 2) by their matching costs (k, S, S): ab / 110 and confidence (3, S, S)."""
+    """Average k warped colors (k, S, S, 2) by matching costs (k, S, S). Return ab / 110 and confidence (3, S, S)."""
     weights = np.exp(config.cost_inverse_temperature * (costs.min(0) - costs))
     weights /= weights.sum(0)
     color, cost = (weights[..., None] * colors).sum(0), (weights * costs).sum(0)

@@ -1,7 +1,8 @@
 """The spatial memory: storage of training frames and references for attention and warping.
 
-Shapes: N batch size, M frames in memory, A of them in an archive; G x G cells per frame (``grid``), P = G^2; D and E
-channels of an embedding and of a cell; K = ``key_dim`` + 5 channels of a key; S = ``picture_size``.
+Shapes: N pictures; M frames in the spatial memory, the first A of which are stored in an archive on disk; G grid side,
+P = G^2 cells per frame; D embedding dimensions; E cell feature dimensions; C = ``key_dim`` + 5 dimensions of a key;
+S = ``picture_size``, picture side in pixels.
 """
 
 from collections.abc import Sequence
@@ -21,25 +22,24 @@ from utils import UserError
 
 
 class SpatialMemory(nn.Module):
-    """Frames with the colors of their grid cells, for ``attend_to_frames``, and a small picture, for ``warp_colors``.
+    """Stores the cells of frames, for ``attend_to_frames``, and small pictures of them, for ``warp_colors``.
 
-    Each cell has a key and its mean ab. A key consists of the backbone features of the cell, reduced by PCA, and of
-    its lightness, position and color. The keys of a picture to color hold the colors predicted by the generator, which
-    distinguish characters whose cells look alike.
+    Each cell has a key and a mean ab. The key consists of the backbone features of the cell, reduced by PCA, and its
+    position, lightness and color. Keys of a picture to color contain the colors predicted by the generator, which
+    distinguish characters whose cells have similar features.
 
-    A reference is pinned. Its keys hold the colors that the generator *predicts* for it instead of its true ones:
-    similar pictures get the same wrong predictions, so their keys match, and attention returns the true colors. A
-    reference is preferred if no frame is more similar by more than ``reference_margin``, and the squared distances to
-    its cells are then lowered by ``reference_bias``. So it corrects its own shot and leaves other shots alone.
+    References are pinned. Their keys contain the colors that the generator *predicts* for them, not their own colors:
+    similar pictures get similar wrong predictions, so their keys match, and attention returns the reference colors. A
+    reference is preferred if no frame is more similar by more than ``reference_margin``. Squared distances to cells of
+    a preferred reference are lowered by ``reference_bias``. A reference thus corrects its own shot but not others.
 
-    The frames are buffers, saved in ``state_dict``; in a large memory, the keys, colors and pictures of the first A
-    frames are in an archive, a file.
+    Frames are buffers, saved in ``state_dict``, except for the keys, colors and pictures of archived frames.
     """
 
     mean: torch.Tensor  # (E,)
     projection: torch.Tensor  # (E, key_dim)
     embeddings: torch.Tensor  # (M, D) float16, of unit length
-    keys: torch.Tensor  # (M - A, P, K) float16
+    keys: torch.Tensor  # (M - A, P, C) float16
     ab: torch.Tensor  # (M - A, P, 2) float16, ab / 110
     pictures: torch.Tensor  # (M - A, S, S, 3) uint8, codes of encode_lab8
     ids: torch.Tensor  # (M,) int64
@@ -47,7 +47,8 @@ class SpatialMemory(nn.Module):
 
     def __init__(self, embedding_dim: int, cell_dim: int, size: int, config: SpatialConfig,
                  archived_frames: int = 0) -> None:
-        """Create a memory of ``size`` frames, the first ``archived_frames`` of them for ``attach_archive``."""
+        """Create a memory of ``size`` empty frames. The first ``archived_frames`` are left for ``attach_archive`` to
+        supply from disk."""
         super().__init__()
         self.config = config
         self.register_buffer("mean", torch.zeros(cell_dim))
@@ -56,7 +57,7 @@ class SpatialMemory(nn.Module):
         self.allocate(size, archived_frames)
 
     def allocate(self, size: int, archived_frames: int = 0) -> None:
-        """Replace the frames by ``size`` empty ones, the first ``archived_frames`` of them for an archive."""
+        """Replace all frames with ``size`` empty frames, with ``archived_frames`` as in the constructor."""
         config, inline = self.config, size - archived_frames
         cells, side = config.grid**2, config.picture_size
         with self.embeddings.device:
@@ -71,21 +72,21 @@ class SpatialMemory(nn.Module):
         self.index: FrameIndex | None = None
 
     def attach_archive(self, archive: FrameArchive | None) -> None:
-        """Read the first ``archived_frames`` frames from an archive. Raises UserError if it has another number of
+        """Use an archive for the first ``archived_frames`` frames. Raises UserError if it has a different number of
         frames."""
         count = 0 if archive is None else len(archive)
         if count != self.archived_frames:
-            raise UserError(f"the checkpoint needs an archive of {self.archived_frames} frames and names one of "
-                            f"{count}; it is incomplete, use another")
+            raise UserError(f"the checkpoint needs an archive of {self.archived_frames} frames, but its archive has "
+                            f"{count}; it is incomplete, use a different checkpoint")
         self.archive = archive
         self.index = None if archive is None else archive.index.to(self.embeddings.device)
 
     def similarity(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Return the cosine similarities (N, M), float32, of embeddings (N, D) of unit length to all frames."""
+        """Return the cosine similarities, float32 (N, M), of embeddings (N, D) of unit length to all frames."""
         return torch.cat([embeddings @ chunk.float().T for chunk in self.embeddings.split(512)], 1)
 
     def rows(self, name: str, slots: Sequence[int] | torch.Tensor) -> torch.Tensor:
-        """Return the rows (n, ...) of ``keys``, ``ab`` or ``pictures`` in ``slots`` (n,)."""
+        """Return the rows (n, ...) in ``slots`` (n,) of the buffer ``name``: "keys", "ab" or "pictures"."""
         inline, archive, first = getattr(self, name), self.archive, self.archived_frames
         if archive is None:
             return inline[torch.as_tensor(slots, dtype=torch.long, device=inline.device)]
@@ -103,7 +104,7 @@ class SpatialMemory(nn.Module):
         return tensors_to_lab(*decode_lab8(self.rows("pictures", slots).float().permute(0, 3, 1, 2)))
 
     def digests(self) -> list[bytes]:
-        """Return a hash of the keys, colors and picture of each frame."""
+        """Return a hash for each frame, computed from its keys, colors and picture."""
         inline = zip(*(getattr(self, name).cpu().numpy() for name in RECORD_FIELDS), strict=True)
         archived = [] if self.archive is None else map(self.archive.digest, range(self.archived_frames))
         return [*archived, *(record_digest(*row) for row in inline)]
@@ -111,7 +112,7 @@ class SpatialMemory(nn.Module):
     # Keys
 
     def fit_projection(self, cells: torch.Tensor) -> None:
-        """Fit the PCA of the keys to every 4th cell of frames, cells (N, E, G, G)."""
+        """Fit the PCA of the keys to every 4th cell of the features ``cells`` (N, E, G, G)."""
         from sklearn.decomposition import PCA  # imported here since it takes half a second
 
         sample = cells.flatten(2).transpose(1, 2)[:, ::4].flatten(0, 1).float().cpu().numpy()
@@ -121,8 +122,8 @@ class SpatialMemory(nn.Module):
 
     @torch.no_grad()
     def make_keys(self, cells: torch.Tensor, L: torch.Tensor, ab: torch.Tensor) -> torch.Tensor:
-        """Return the keys, float32 (N, P, K), of pictures: cells (N, E, G, G), L (N, 1, H, W) in [0, 1] and ab
-        (N, 2, H, W) in [-1, 1]."""
+        """Return the keys, float32 (N, P, C), of pictures with features ``cells`` (N, E, G, G), L (N, 1, H, W) in
+        [0, 1] and ab (N, 2, H, W) in [-1, 1]."""
         config = self.config
         features = (cells.flatten(2).transpose(1, 2).float() - self.mean) @ self.projection
         line = torch.linspace(-1, 1, config.grid, device=features.device)
@@ -132,10 +133,10 @@ class SpatialMemory(nn.Module):
                           config.color_weight * color], 2)
 
     def convert_keys(self, keys: torch.Tensor, other: "SpatialMemory", cells: torch.Tensor) -> torch.Tensor:
-        """Convert keys (n, P, K) of another memory to keys of this one, float32.
+        """Convert keys (n, P, C) of a different memory to keys of this memory, float32 (n, P, C).
 
-        The part of the features that the other projection kept is taken from the keys; the rest is estimated from
-        ``cells`` (n, E, G, G), the features of the stored pictures, which are smaller than the original ones.
+        Feature components kept by the projection of ``other`` are taken from the keys. The remaining components are
+        estimated from ``cells`` (n, E, G, G), the features of the stored pictures, which are downscaled.
         """
         features, rest = keys.float().split([self.config.key_dim, keys.shape[-1] - self.config.key_dim], -1)
         centered = cells.flatten(2).transpose(1, 2).float() - other.mean
@@ -147,15 +148,15 @@ class SpatialMemory(nn.Module):
     @torch.no_grad()
     def write(self, slots: torch.Tensor, features: Features, L: torch.Tensor, ab: torch.Tensor, ids: torch.Tensor,
               predicted: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """Store N frames, with L and ab as for ``make_keys`` and ids (N,), in ``slots`` (N,), references with the
-        ``predicted`` ab as for ``pin``. Returns their rows as ``store_rows`` does."""
+        """Store N frames with ``ids`` (N,) in ``slots`` (N,). L and ab are as in ``make_keys``; for references,
+        ``predicted`` is as in ``pin``. Return the result of ``store_rows``."""
         rows = self._make_rows(features, L, ab, ab if predicted is None else predicted)
         return self.store_rows(slots, {**rows, "ids": ids})
 
     @torch.no_grad()
     def store_rows(self, slots: torch.Tensor, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Store N frames in ``slots`` (N,), given as {name of a buffer: its rows}. Returns the rows in the dtypes of
-        the buffers. Keys, colors and pictures of archived slots are returned but not stored."""
+        """Store N frames, given as {name of a buffer: rows}, in ``slots`` (N,). Return the rows, converted to the
+        dtypes of the buffers. Keys, colors and pictures of archived slots are not stored."""
         rows = {name: x.to(getattr(self, name)) for name, x in rows.items()}
         inline = slots >= self.archived_frames
         for name, x in rows.items():
@@ -167,8 +168,8 @@ class SpatialMemory(nn.Module):
 
     @torch.no_grad()
     def pin(self, features: Features, L: torch.Tensor, ab: torch.Tensor, predicted: torch.Tensor) -> None:
-        """Append N references, given as for ``write``, for which the generator predicts the ab ``predicted``
-        (N, 2, H, W)."""
+        """Append N references with L and ab as in ``make_keys``, given the ``predicted`` ab (N, 2, H, W) of the
+        generator."""
         ones = torch.ones(len(L))
         grow(self, {**self._make_rows(features, L, ab, predicted), "ids": REFERENCE_ID * ones, "pinned": ones})
 
@@ -178,11 +179,11 @@ class SpatialMemory(nn.Module):
         return round_codes(downsample(encode_lab8(L.float(), ab.float()), self.config.picture_size)).permute(0, 2, 3, 1)
 
     def _make_rows(self, features, L, ab, predicted):
-        """Return {name of a buffer: new rows}, in any dtype, with the colors ``predicted`` in the keys."""
+        """Return {name of a buffer: rows} of frames, in any dtype. Keys contain the colors ``predicted``."""
         return {"embeddings": F.normalize(features.embedding.float(), dim=1),
                 "keys": self.make_keys(features.cells, L, predicted), "ab": self._cell_means(ab),
                 "pictures": self.encode_pictures(L, ab)}
 
     def _cell_means(self, x):
-        """Return the means of x (N, C, H, W) in each cell, float32 (N, P, C)."""
+        """Return the means of x (N, c, H, W) in each cell, float32 (N, P, c)."""
         return F.adaptive_avg_pool2d(x.float(), self.config.grid).flatten(2).transpose(1, 2)

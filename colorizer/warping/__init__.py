@@ -1,1 +1,1 @@
-"""Optical flow, and colors warped along it or upsampled along edges."""
+"""Optical flow, warping of colors along it, and guided upsampling of colors."""

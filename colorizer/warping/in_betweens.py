@@ -1,8 +1,8 @@
-"""Propagation of colors from the keyframes of a shot, which the networks color, to its in-between frames.
+"""Propagation of colors from keyframes, which the networks color, to the in-between frames of a shot.
 
-Neighboring frames of a shot show the same objects, slightly moved. In-between frames take the colors of the keyframes
-before and after them along the optical flow. Frames that match neither keyframe (an object appears, moves too fast, or
-the exposure changes) become keyframes, too.
+Colors of the keyframes before and after an in-between frame are warped to it along the optical flow. If a frame matches
+neither keyframe (an object appears, moves too fast, or the exposure changes), keyframes are added: the middle frame of
+each run of unmatched frames, until every frame matches.
 """
 
 from bisect import bisect
@@ -20,37 +20,37 @@ from dataset import resize
 
 @dataclass
 class InBetweenConfig:
-    """Constants of the choice of keyframes, chosen in trials (``benchmarks/trials.md``)."""
+    """Constants of keyframe selection, tuned in ``benchmarks/trials.md``."""
 
-    keyframe_interval: int = 4  # maximum number of frames per keyframe; larger: faster, less accurate
-    flow_size: int = 128  # pixels along a side of the pictures for the flow; larger: slower
-    photometric_weight: float = 150.0  # of the squared difference in L in [0, 1]; larger: lower match, more keyframes
-    grid: int = 16  # cells along a side for averaging the mismatch; larger: smaller new objects count
-    power: int = 8  # of the power mean over the cells; larger: the worst cells count more
-    max_mismatch: float = 0.55  # maximum power mean, in [0, 1], of an in-between frame; larger: fewer keyframes
+    keyframe_interval: int = 4  # maximum number of frames per initial keyframe; larger: faster, less accurate
+    flow_size: int = 128  # pixels along a side of the input of the optical flow; larger: slower
+    photometric_weight: float = 150.0  # weight of the squared difference in L in [0, 1]; larger: more keyframes
+    grid: int = 16  # cells per side in which mismatch is averaged; larger: smaller objects count
+    power: int = 8  # exponent of the power mean over the cells; larger: the worst cells count more
+    max_mismatch: float = 0.55  # maximum power mean, in [0, 1], for a frame to match; larger: fewer keyframes
 
 
 class KeyframeLink(NamedTuple):
-    """The match between an in-between frame and a keyframe, at h x h pixels."""
+    """Optical flow and similarity between an in-between frame and a keyframe, at h x h pixels."""
 
     keyframe: int  # index of the keyframe
     flow: np.ndarray  # float32 (h, h, 2), from the in-between frame to the keyframe
-    match: np.ndarray  # float32 (h, h), in [0, 1]: photometric similarity along the flow
+    match: np.ndarray  # float32 (h, h): photometric similarity along the flow, in [0, 1]
 
     def warp(self, picture: np.ndarray) -> np.ndarray:
-        """Warp a map (G, G, C) of the keyframe to the in-between frame."""
+        """Warp a map (h, h, C) of the keyframe, of any size h, to the in-between frame."""
         return warp(picture, scale_flow(self.flow, len(picture)))
 
 
 class InBetweens:
     """N consecutive frames of a shot, divided into keyframes and in-between frames.
 
-    The ``keyframes``, a sorted list of indices, are the middle frames of groups of ``keyframe_interval`` frames, and
-    further frames until all others match the keyframes next to them.
+    ``keyframes`` is a sorted list of n indices: the middle frame of each group of at most ``keyframe_interval`` frames,
+    and frames added until every other frame matches an adjacent keyframe.
     """
 
     def __init__(self, lightness: np.ndarray, config: InBetweenConfig) -> None:
-        """``lightness`` is L (N, H, H) in [0, 100]."""
+        """Select the keyframes, given L (N, H, H) in [0, 100]."""
         self.lightness, self.config, self._flow = lightness, config, OpticalFlow()
         self._pictures = [to_flow_image(L, config.flow_size, config.flow_size) for L in lightness]
         self._links: dict[tuple[int, int], KeyframeLink] = {}
@@ -61,7 +61,7 @@ class InBetweens:
             self.keyframes = sorted([*self.keyframes, *unmatched])
 
     def _middles_of_unmatched_runs(self):
-        """Return the middle frame of the unmatched frames between each two keyframes."""
+        """Return the middle one of the unmatched frames between each two adjacent keyframes."""
         runs: dict[int, list[int]] = {}
         for number in range(len(self._pictures)):
             if number not in self.keyframes and not self._is_matched(number):
@@ -69,15 +69,15 @@ class InBetweens:
         return [run[len(run) // 2] for run in runs.values()]
 
     def _is_matched(self, number):
-        """Return whether the power mean of the mismatch over the grid is small enough. The mean emphasizes compact
-        mismatches, such as a new object, over scattered ones along lines."""
+        """Return whether the power mean of the mismatch over the grid is at most ``max_mismatch``. The power emphasizes
+        compact mismatches, such as a new object, over scattered mismatches along lines."""
         config = self.config
         mismatch = 1 - np.maximum.reduce([link.match for link in self._links_of(number)])
         cells = cv2.resize(mismatch, (config.grid, config.grid), interpolation=cv2.INTER_AREA)
         return (cells**config.power).mean() ** (1 / config.power) <= config.max_mismatch
 
     def _links_of(self, number):
-        """Return the links of a frame to the keyframes before and after it."""
+        """Return the links of a frame to the keyframes before and after it (at the ends of a shot, only one)."""
         place = bisect(self.keyframes, number)
         return [self._link(number, keyframe) for keyframe in self.keyframes[max(0, place - 1):place + 1]]
 
@@ -90,7 +90,7 @@ class InBetweens:
         return self._links[number, keyframe]
 
     def propagate_colors(self, ab: np.ndarray) -> np.ndarray:
-        """Return the colors of all frames (N, S, S, 2), given those of the keyframes (k, S, S, 2)."""
+        """Return the colors of all frames (N, S, S, 2), given the colors of the keyframes (n, S, S, 2)."""
         side = ab.shape[1]
         light = [resize(L, side, side) / 100 for L in self.lightness]
 
@@ -101,19 +101,19 @@ class InBetweens:
         return self._propagate(ab, warp_colors)
 
     def propagate_confidence(self, confidence: Confidence) -> Confidence:
-        """Return the confidence of all frames, given that of the keyframes."""
+        """Return the confidence of all frames, given the confidence of the keyframes."""
         maps = self._propagate(np.stack(confidence, 3), lambda number, link, maps: link.warp(maps))
         return Confidence(*np.moveaxis(maps, 3, 0))
 
     def propagate_embeddings(self, embeddings: np.ndarray) -> np.ndarray:
-        """Return the embedding (N, D) of the nearest keyframe for each frame, given those of the keyframes (k, D)."""
+        """Return for each frame the embedding of its nearest keyframe (N, D), given those of the keyframes (n, D)."""
         distances = np.abs(np.subtract.outer(np.arange(len(self.lightness)), self.keyframes))
         return embeddings[distances.argmin(1)]
 
     def _propagate(self, maps: np.ndarray,
                    warp_map: Callable[[int, KeyframeLink, np.ndarray], np.ndarray]) -> np.ndarray:
-        """Return maps of all frames, given those of the keyframes (k, G, G, C). In-between frames get the mean of both
-        warped maps, weighted by the match of each pixel and the inverse of the temporal distance."""
+        """Return maps of all frames, given the maps of the keyframes (n, h, h, C). In-between frames get the weighted
+        mean of the maps warped from adjacent keyframes; the weight of a pixel is match / temporal distance."""
         of_keyframe, results = dict(zip(self.keyframes, maps, strict=True)), []
         size = maps.shape[1]
         for number in range(len(self.lightness)):

@@ -1,6 +1,6 @@
 """Optical flow between grayscale pictures, warping along it, and the temporal filter for the colors of a shot.
 
-A flow is float32 (H, W, 2) in pixels: the point (x, y) of the first picture is at (x, y) + flow in the second one.
+A flow is float32 (H, W, 2) in pixels: the point (x, y) of the first picture is at (x, y) + flow in the second picture.
 """
 
 import cv2
@@ -19,33 +19,33 @@ class OpticalFlow:
     """Dense optical flow by DIS (Kroeger et al. 2016)."""
 
     def __init__(self) -> None:
-        # Faster presets blur motion across its edges: forward and backward flow then agree even at occlusions.
+        # Faster presets blur the flow across motion edges: forward and backward flow then agree even at occlusions.
         self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
     def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Return the flow from uint8 (H, W) to uint8 (H, W), where H and W are at least MIN_FLOW_SIZE."""
+        """Return the flow from ``first`` to ``second``, uint8 (H, W) each, where H and W are at least MIN_FLOW_SIZE."""
         return self._dis.calc(first, second, None)
 
 
 def to_flow_image(L: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Convert L in [0, 100] of any size to an image for OpticalFlow, uint8 (height, width)."""
+    """Convert L in [0, 100] of any size to an input of OpticalFlow, uint8 (height, width)."""
     return np.rint(resize(L, height, width) * 2.55).astype(np.uint8)
 
 
 def scale_flow(flow: np.ndarray, side: int) -> np.ndarray:
-    """Resize the flow between square pictures to pictures of ``side`` pixels."""
+    """Scale the flow between square pictures to pictures of ``side`` x ``side`` pixels."""
     return resize(flow, side, side) * np.float32(side / len(flow))
 
 
 def warp(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """Sample ``picture`` (H, W, C), a map of the second picture, at the positions that the flow leads to. Positions
-    outside get the value at the border."""
+    """Warp ``picture`` (H, W, C), a map of the second picture, to the first picture by sampling it along the flow.
+    Outside of the picture, the nearest border pixel is sampled."""
     y, x = np.indices(flow.shape[:2], dtype=np.float32)
     return cv2.remap(picture, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def box_blur(picture: np.ndarray) -> np.ndarray:
-    """Return the means over WINDOW x WINDOW pixels."""
+    """Return the means over WINDOW x WINDOW pixels around each pixel."""
     return cv2.blur(picture, (WINDOW, WINDOW))
 
 
@@ -56,18 +56,18 @@ def photometric_difference(first: np.ndarray, second: np.ndarray, flow: np.ndarr
 
 
 def relight(ab: np.ndarray, warped_L: np.ndarray, L: np.ndarray) -> np.ndarray:
-    """Adapt warped colors ab (H, W, 2) to the lightness L (H, W) in [0, 1] of the picture that they were warped to.
+    """Adapt warped colors ab (H, W, 2) to the lightness L (H, W) in [0, 1] of the picture they were warped to.
 
-    ``warped_L`` (H, W) is the lightness that was warped with them. The correction is the guided-filter slope times the
-    difference in lightness, which compensates for errors of the flow below one pixel.
+    ``warped_L`` (H, W) is the lightness warped along the same flow. The correction is the guided-filter slope times the
+    difference in lightness, which compensates for subpixel errors of the flow.
     """
     return ab + guided_filter_slope(ab, warped_L, WINDOW, REGULARIZATION) * (L - warped_L)[..., None]
 
 
 def visible_pixels(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
-    """Return which pixels of the first picture are visible in the second one, too, bool (H, W).
+    """Return a mask, bool (H, W), of the pixels of the first picture that are also visible in the second picture.
 
-    A pixel is visible if the forward flow stays inside the picture and the backward flow returns to the start:
+    A pixel is visible if the forward flow stays inside the picture and the backward flow leads back:
     |forward + backward|^2 < 0.01 (|forward|^2 + |backward|^2) + 0.5 (Sundaram et al. 2010).
     """
     height, width = forward.shape[:2]
@@ -84,7 +84,7 @@ class TemporalFilter:
 
     The weight of the previous frame is previous_weight * exp(-photometric_weight * d^2), where d^2 is the
     ``photometric_difference``. Only color means over 3 x 3 pixels are blended, since repeated warping would blur finer
-    detail. Call it in the order of the frames.
+    detail. Call the filter once per frame, in order.
     """
 
     def __init__(self, config: TemporalFilterConfig) -> None:
@@ -94,8 +94,8 @@ class TemporalFilter:
         self._ab: np.ndarray | None = None
 
     def __call__(self, lightness: np.ndarray, ab: np.ndarray) -> np.ndarray:
-        """Return the filtered ab, float32 (S, S, 2), of the next frame: L (H, W) in [0, 100] and ab (S, S, 2) in Lab
-        units."""
+        """Return the filtered ab, float32 (S, S, 2), of the next frame, given its L (H, W) in [0, 100] and ab (S, S, 2)
+        in Lab units."""
         config, side = self.config, len(ab)
         picture = to_flow_image(lightness, *ab.shape[:2])
         if self._picture is not None and self._ab is not None:

@@ -1,7 +1,7 @@
-"""Joint upsampling of colors along the lightness of a larger picture, by the guided filter (He et al. 2013).
+"""Upsampling of colors, guided by the lightness of a larger picture, with the guided filter (He et al. 2013).
 
 Within a small window, color is modeled as a linear function of lightness. The coefficients are computed at the size of
-the colors and enlarged, so that thin lines and texture of the large picture get colors of their own.
+the colors and then enlarged, so that thin lines and texture of the large picture get separate colors.
 """
 
 import cv2
@@ -11,12 +11,12 @@ from dataset import resize
 
 WINDOW = 3  # pixels along a side of the window; larger: smoother coefficients
 REGULARIZATION = 20.0  # added to the variance of L in [0, 100]; larger: color follows lightness less
-MAX_SLOPE = 1.5  # maximum change of a or b per unit of L; larger: stronger colors at edges of almost equal lightness
+MAX_SLOPE = 1.5  # maximum change of a or b per unit of L; larger: stronger colors at low-contrast edges
 
 
 def guided_filter_slope(ab: np.ndarray, L: np.ndarray, window: int, regularization: float) -> np.ndarray:
-    """Return the slopes, float32 (H, W, 2), of colors ab (H, W, 2) over lightness L (H, W): the covariance of both
-    within ``window`` x ``window`` pixels, divided by the variance of L plus ``regularization``."""
+    """Return the slopes, float32 (H, W, 2), of colors ab (H, W, 2) over lightness L (H, W): their covariance
+    within ``window`` x ``window`` pixels, divided by (variance of L + ``regularization``)."""
     def mean(plane):
         return cv2.blur(plane, (window, window))
 
@@ -26,13 +26,13 @@ def guided_filter_slope(ab: np.ndarray, L: np.ndarray, window: int, regularizati
 
 
 def guided_filter_coefficients(ab: np.ndarray, L: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the slope and intercept, float32 (h, w, 2) each, with which ab = slope * L + intercept for colors ab
+    """Return slope and intercept, float32 (h, w, 2) each, such that ab = slope * L + intercept, for colors ab
     (h, w, 2) and lightness L (h, w) in [0, 100]."""
     slope = guided_filter_slope(ab, L, WINDOW, REGULARIZATION).clip(-MAX_SLOPE, MAX_SLOPE)
     return slope, ab - slope * L[..., None]
 
 
 def upsample_colors(ab: np.ndarray, L: np.ndarray) -> np.ndarray:
-    """Enlarge colors ab (h, w, 2) to the size of lightness L (H, W) in [0, 100]: float32 (H, W, 2)."""
+    """Enlarge colors ab (h, w, 2) to the size of L (H, W) in [0, 100], which guides them. Return float32 (H, W, 2)."""
     slope, intercept = (resize(plane, *L.shape) for plane in guided_filter_coefficients(ab, resize(L, *ab.shape[:2])))
     return slope * L[..., None] + intercept
