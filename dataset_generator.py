@@ -1,4 +1,4 @@
-"""Make a dataset from films: find their shots, assign whole shots to train, val or test, and save frames of each."""
+"""Make a dataset from films: find their shots, assign whole shots to train, val or test, and save some frames."""
 
 import os
 import sys
@@ -20,8 +20,8 @@ from utils import UserError, rank_and_size, read_flags, run_cli
 
 
 def list_videos(path: str | Path, names: Iterable[str] = ()) -> list[Path]:
-    """Return the videos to read: ``path`` itself or those in the folder ``path``, all or only those with the given
-    names, with or without suffix.
+    """Return the videos to read: the file ``path``, or the videos in the folder ``path``. ``names``, file names with or
+    without suffix, restrict them if given.
 
     Raises UserError if there is no video or a name is not found.
     """
@@ -44,9 +44,9 @@ def list_videos(path: str | Path, names: Iterable[str] = ()) -> list[Path]:
 def generate(config: GeneratorConfig) -> tuple[list[dict[str, Any]], int]:
     """Make the configured dataset, together with all processes that torchrun started.
 
-    Returns (summaries, number of unreadable films). A summary is a dict per film: video, shots, kept, dropped, and
-    frames, a dict of split to number of images. Raises UserError for bad input; processes other than the leader raise
-    SystemExit. On an error ``save_path`` is left unchanged. A run that is interrupted resumes with the remaining films.
+    Returns (summaries, number of unreadable films). The summary of a film is a dict: video, shots, kept, dropped, and
+    frames, {split: number of images}. Raises UserError for bad input; processes other than the leader raise
+    SystemExit. On an error ``save_path`` is unchanged. A run after an interruption continues with the remaining films.
     """
     config.check()
     save_path, group = Path(os.path.abspath(config.save_path)), WorkerGroup.join()
@@ -54,7 +54,7 @@ def generate(config: GeneratorConfig) -> tuple[list[dict[str, Any]], int]:
         work = group.compute_on_leader("work", partial(plan_work, config, save_path))
         results = DetectionResults(save_path, map(Path, work["videos"]), config)
         with results.open() if group.is_leader else nullcontext():
-            group.compute_on_leader("begun", bool)  # the others wait for the leader
+            group.compute_on_leader("begun", bool)  # other processes wait until the leader has opened the results
             if group.is_single_process and len(work["videos"]) > 1:
                 errors = run_isolated(work["videos"], read_films, config, results)
             else:
@@ -66,7 +66,7 @@ def generate(config: GeneratorConfig) -> tuple[list[dict[str, Any]], int]:
 
 
 def plan_work(config: GeneratorConfig, save_path: Path) -> dict[str, list[str]]:
-    """Return the paths of the ``videos`` to read and of the ``replaced`` files of an earlier dataset."""
+    """Return the paths of the ``videos`` to read, and of ``replaced``, files of an earlier dataset to replace."""
     videos = list_videos(config.video_path, config.video_names)
     return {"videos": list(map(str, videos)),
             "replaced": list(map(str, replaceable_files(save_path, config.overwrite)))}
@@ -108,13 +108,13 @@ def print_summaries(films: Sequence[dict[str, Any]], config: GeneratorConfig) ->
     for film in [*films, total] if len(films) > 1 else films:
         frames = ", ".join(f"{split} {count}" for split, count in film["frames"].items())
         print("{video}: shots {shots}, kept {kept}, dropped {dropped}".format(**film) + f"; frames: {frames}")
-    print(f"written to {config.save_path}; to tune the thresholds look at {config.save_path / FIGURES}")
+    print(f"written to {config.save_path}; to tune the thresholds, look at {config.save_path / FIGURES}")
 
 
 def main(argv: list[str]) -> None:
     config = GeneratorConfig(**read_flags(
         GeneratorConfig, argv, "Find the shots of films, assign whole shots to train, val or test, and save some "
-        "frames of each. The images in figures/ help to tune the thresholds."))
+        "frames of each shot. The images in figures/ help to tune the thresholds."))
     films, failed = generate(config)
     is_leader = rank_and_size()[0] == 0  # reports the result of all processes
     if is_leader:

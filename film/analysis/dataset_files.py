@@ -1,4 +1,4 @@
-"""Files of a dataset: the split of shots, images and frames.csv, and the replacement of an earlier dataset."""
+"""Files of a dataset: assigns shots to splits, writes images and frames.csv, and replaces an earlier dataset."""
 
 import csv
 import itertools
@@ -47,7 +47,7 @@ def split_shots(count: int, shares: Sequence[float], seed: int) -> list[str]:
 
 
 def assign_splits(films: Sequence[DetectedFilm], config: GeneratorConfig) -> None:
-    """Set the split of each shot that is long enough. Raises UserError if there is none."""
+    """Set the split of each shot that is long enough. Raises UserError if no shot is."""
     shots = [shot for film in films for shot in film.shots]
     kept = [shot for shot in shots if shot.images]
     if not kept:
@@ -64,8 +64,8 @@ def assign_splits(films: Sequence[DetectedFilm], config: GeneratorConfig) -> Non
 
 
 def write_images(folder: Path, films: Sequence[tuple[DetectedFilm, Path]]) -> None:
-    """Write frames.csv and the split folders to ``folder``. ``films`` are pairs of a film and the folder of its images.
-    """
+    """Write frames.csv, the split folders with images, and an empty folder for figures to ``folder``. ``films`` has
+    pairs of a film and the folder of its images."""
     for name in (*SPLITS, FIGURES):
         (folder / name).mkdir()
     numbers = itertools.count()  # over all films
@@ -81,10 +81,10 @@ def write_images(folder: Path, films: Sequence[tuple[DetectedFilm, Path]]) -> No
 
 
 def replaceable_files(save_path: Path, overwrite: bool) -> list[Path]:
-    """Return the files of an earlier dataset in ``save_path`` that a new one may replace.
+    """Return the files of an earlier dataset in ``save_path`` that a new one may replace; [] without ``overwrite``.
 
-    Raises UserError if there is a dataset and ``overwrite`` is False, if frames.csv was written by another program, or
-    if a file is in the place of a folder.
+    Raises UserError if there is a dataset and ``overwrite`` is False, if frames.csv was written by a different program,
+    or if one of the needed folders exists as a file.
     """
     table = save_path / "frames.csv"
     folders = [save_path / split for split in SPLITS]
@@ -114,9 +114,9 @@ def replaceable_files(save_path: Path, overwrite: bool) -> list[Path]:
 
 
 def install(folder: Path, save_path: Path, replaced: Sequence[Path]) -> None:
-    """Move the files in ``folder`` to ``save_path`` and remove the files ``replaced``. An error undoes all moves.
+    """Move the files in ``folder`` to ``save_path``, and the files ``replaced`` to the subfolder ``replaced``.
 
-    Raises UserError if another file is in the way.
+    All moves are undone on an error. Raises UserError if a file not in ``replaced`` would be overwritten.
     """
     new = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
     for name in new:

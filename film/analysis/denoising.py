@@ -1,4 +1,4 @@
-"""Temporal denoising of the network input: removes film grain, which is new in each frame."""
+"""Temporal denoising of the network input: removes film grain, which is independent in each frame."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,22 +16,22 @@ QUARTILE = 0.3186  # quantile 0.25 of the absolute value of a standard normal va
 
 @dataclass(frozen=True)
 class DenoisingConfig:
-    """Constants of the denoiser. Deviations marked * are multiples of the standard deviation of the grain."""
+    """Constants of the denoiser. Values marked * are multiples of the standard deviation of the grain."""
 
-    min_grain: float = 0.9  # standard deviation of L; shots with less are not changed
+    min_grain: float = 0.9  # minimum standard deviation of the grain in L; larger leaves more shots unchanged
     radius: int = 3  # frames averaged before and after each frame; larger removes more grain and takes longer
-    max_difference: float = 1.0  # * of prefiltered frames that are averaged; larger removes more grain and more detail
-    prefilter: float = 4.0  # * range of the bilateral filter of single frames; larger smooths more
-    postfilter: float = 1.0  # * range of the bilateral filter of the average; larger smooths more
-    diameter: int = 7  # pixels of both filters; larger smooths wider
-    spatial_std: float = 3.0  # pixels of both filters; larger smooths wider
+    difference_std: float = 1.0  # * of the Gaussian weight of a difference; larger removes more grain and more detail
+    prefilter: float = 4.0  # * range deviation of the bilateral filter of single frames; larger smooths more
+    postfilter: float = 1.0  # * range deviation of the bilateral filter of the average; larger smooths more
+    diameter: int = 7  # pixels, diameter of both filters; larger smooths more widely
+    spatial_std: float = 3.0  # pixels, spatial deviation of both filters; larger smooths more widely
     flow_size: int = 128  # side of the pictures for optical flow; larger follows finer motion and takes longer
 
 
 class Frame(Protocol):
     """A frame of a shot."""
 
-    L: np.ndarray | None  # float32 (side, side) in [0, 100], the network input; None: no input is needed
+    L: np.ndarray | None  # float32 (side, side) in [0, 100], the network input; None if the frame needs none
 
 
 F = TypeVar("F", bound=Frame)
@@ -41,24 +41,24 @@ class _NoisyFrame(NamedTuple):
     """A frame and its prefiltered versions."""
 
     L: np.ndarray
-    smooth: np.ndarray  # like L
-    picture: np.ndarray  # uint8 (flow_size, flow_size)
+    smooth: np.ndarray  # prefiltered L
+    picture: np.ndarray  # ``smooth`` as uint8 (flow_size, flow_size), for optical flow
 
 
-def estimate_grain(pictures: Iterable[np.ndarray]) -> float:
+def estimate_grain(frames: Iterable[np.ndarray]) -> float:
     """Return the standard deviation of the grain of consecutive frames, L float32 (H, W) in [0, 100]; 0 for fewer than
-    two. It is measured from the smallest local changes, since motion changes pixels, too."""
+    two frames. It is estimated from the lower quartile of the changes, since motion causes large changes."""
     estimates = []
-    for a, b in pairwise(pictures):
+    for a, b in pairwise(frames):
         change = b - a
-        change -= cv2.blur(change, (3, 3))  # keeps 8 / 9 of the variance of white noise; the change is that of 2 frames
+        change -= cv2.blur(change, (3, 3))  # keeps 8 / 9 of the variance of white noise; a difference has twice that
         estimates.append(np.quantile(np.abs(change), 0.25) / QUARTILE / np.sqrt(2 * 8 / 9))
     return float(np.median(estimates)) if estimates else 0.0
 
 
 def denoise_shot(shot: Iterator[F], config: DenoisingConfig | None = None) -> Iterator[F]:
-    """Yield the frames of a shot, with denoised L if its first frames show grain. Holds at most 2 * radius + 1 frames.
-    """
+    """Yield the frames of a shot; if its first frames show grain, their L is replaced with denoised L. Holds at most
+    2 * radius + 1 frames."""
     config = config or DenoisingConfig()
     size = 2 * config.radius + 1
     first = list(islice(shot, size))
@@ -79,8 +79,8 @@ def denoise_shot(shot: Iterator[F], config: DenoisingConfig | None = None) -> It
 
 
 class TemporalDenoiser:
-    """Averages frames where they show the same content, both without and with motion compensation. Prefiltered frames
-    decide what is the same, as in other denoisers that are guided by a first estimate (BM3D)."""
+    """Averages each frame with its neighbors, both unchanged and warped to it along the optical flow. The weight of a
+    pixel is a Gaussian of the difference of the prefiltered frames (a first estimate, as in BM3D)."""
 
     def __init__(self, grain: float, config: DenoisingConfig) -> None:
         self.grain, self.config = grain, config
@@ -95,9 +95,9 @@ class TemporalDenoiser:
         return _NoisyFrame(L, smooth, to_flow_image(smooth, self.config.flow_size, self.config.flow_size))
 
     def __call__(self, frame: _NoisyFrame, neighbors: Sequence[_NoisyFrame]) -> np.ndarray:
-        """Return the denoised L (H, W) of a frame."""
+        """Return the denoised L (H, W) of a frame with the given neighbors."""
         total, weight = frame.L.copy(), np.ones_like(frame.L)
-        scale = np.float32(-2 * (self.config.max_difference * self.grain)**2)
+        scale = np.float32(-2 * (self.config.difference_std * self.grain)**2)
         for other in neighbors:
             flow = scale_flow(self._flow(frame.picture, other.picture), len(frame.L))
             for L, smooth in (other[:2], (warp(other.L, flow), warp(other.smooth, flow))):

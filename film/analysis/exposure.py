@@ -18,11 +18,11 @@ class ExposureConfig:
     """Constants of the exposure tracker. L is in [0, 100]."""
 
     size: int = 64  # side of the compared pictures; larger follows finer motion and takes longer
-    min_change: float = 0.25  # mean change of L; larger ignores slower fades, smaller accumulates measurement errors
-    min_std: float = 2.0  # of L; larger ignores more pictures of low contrast
-    max_median_error: float = 3.0  # of a fit to L; larger accepts more motion as a change of exposure
-    max_error_share: float = 0.2  # of the change; exposure leaves at most 0.13, a dissolve 0.28 or more
-    max_gain: float = 8.0  # larger brightens darker frames and amplifies their noise
+    min_change: float = 0.25  # minimum mean change of L; larger ignores slower fades, smaller accumulates errors
+    min_std: float = 2.0  # minimum standard deviation of L; larger ignores more pictures of low contrast
+    max_median_error: float = 3.0  # of a fit to L; larger takes more motion for a change of exposure
+    max_error_share: float = 0.2  # error of a fit / change: at most 0.13 for exposure, at least 0.28 for dissolves
+    max_gain: float = 8.0  # larger brightens dark frames more and amplifies their noise
 
 
 def normalize_exposure(L: np.ndarray, exposure: np.ndarray) -> np.ndarray:
@@ -35,9 +35,9 @@ def normalize_exposure(L: np.ndarray, exposure: np.ndarray) -> np.ndarray:
 class ExposureTracker:
     """Measures the changes of exposure from frame to frame.
 
-    L of static content is about a * L + b of an earlier frame, both in fades (which scale L + 16, except for very dark
-    colors) and in flicker. While a frame differs from its predecessor, it is compared with an anchor, the earliest
-    frame with comparable content, since the errors of steps between neighboring frames would accumulate.
+    In static content, L is about a * L' + b with L' of an earlier frame, both in fades (which scale L + 16, except for
+    very dark colors) and in flicker. A frame that differs from the previous one is compared with an anchor, the
+    earliest frame with comparable content, since errors of comparisons of consecutive frames would accumulate.
     """
 
     def __init__(self, config: ExposureConfig | None = None) -> None:
@@ -56,7 +56,7 @@ class ExposureTracker:
         total = self._since_anchor if step == NEUTRAL else self._change(self._anchor, small)
         if total is None and step is None and (cv2.norm(self._anchor, small, cv2.NORM_L1)
                                                < cv2.norm(self.previous, small, cv2.NORM_L1)):
-            total = NEUTRAL  # after a flash
+            total = NEUTRAL  # after a flash, the exposure of the anchor returns
         if total is None:
             self._anchor, total = small, NEUTRAL
         else:
@@ -70,7 +70,7 @@ class ExposureTracker:
         config = self.config
         x, y = (gray_lightness(luma / np.float32(255)) for luma in (before, after))
         if abs(x.mean() - y.mean()) < config.min_change / 2 and abs(x.std() - y.std()) < config.min_change / 2:
-            return NEUTRAL  # whatever moves, a change of exposure would be below the minimum
+            return NEUTRAL  # regardless of motion, the change of exposure is below the minimum
         x = gray_lightness(warp(before.astype(np.float32), self._flow(after, before)) / np.float32(255))
         valid = (np.minimum(x, y) > 1) & (np.maximum(x, y) < 99)
         fit = self._fit(x[valid], y[valid]) if valid.sum() >= config.size else None
@@ -95,8 +95,8 @@ class ExposureTracker:
         return None if np.median(error) > config.max_median_error else (float(a), float(b))
 
     def shot_exposure(self, start: int, end: int) -> np.ndarray:
-        """Return float32 (end - start, 2), the (gain, offset) that ``normalize_exposure`` takes, for the added frames
-        [start, end), which are one shot."""
+        """Return the (gain, offset) for ``normalize_exposure`` of each of the added frames [start, end), which form one
+        shot; float32 (end - start, 2)."""
         gains, offsets = np.ones(end - start), np.zeros(end - start)
         for i, (a, b) in enumerate(np.array(self.steps[2 * start + 2:2 * end]).reshape(-1, 2), 1):
             gains[i], offsets[i] = a * gains[i - 1], a * offsets[i - 1] + b

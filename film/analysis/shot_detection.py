@@ -1,4 +1,4 @@
-"""Cut detection: detectors for color frames, a detector for luma alone, and the shots between the cuts.
+"""Cut detection: detectors for color frames, a detector for luma only, and the division of a film into shots.
 
 Frames are counted from 0. A cut is the index of the first frame of a shot. Shots are ranges [start, end).
 """
@@ -22,22 +22,22 @@ DETECTOR_SIZE = 256  # side in pixels of the frames that detectors compare
 class GrayCutConfig:
     """Constants of ``find_gray_cuts``. Luma is 8-bit."""
 
-    max_flicker: int = 25  # compensated change of the mean luma; larger tolerates flicker, misses cuts of flat shots
-    black_luma: float = 6.0  # mean luma below which a frame is black; larger ends more fades to black with a cut
-    same_luma: float = 15.0  # luma difference below which a picture has returned after a flash; larger drops more cuts
-    max_flash: int = 6  # frames a flash may last; larger drops more short shots
+    max_flicker: int = 25  # maximum flicker that is compensated; larger tolerates more, misses cuts of flat shots
+    black_luma: float = 6.0  # mean luma below which a frame is black; larger finds more cuts after fades to black
+    same_luma: float = 15.0  # luma difference below which a flash has ended in the same picture; larger drops more cuts
+    max_flash: int = 6  # maximum length of a flash in frames; larger drops more short shots
 
 
 class Detector(Protocol):
-    """A cut detector that is fed frame by frame."""
+    """A cut detector that receives a film frame by frame."""
 
-    label: str  # name of the difference, for plots
-    threshold: float  # difference from which on a frame starts a shot
+    label: str  # name of the measured difference, for plots
+    threshold: float  # cut threshold for the difference
     delay: int  # number of later frames needed to judge a frame
 
     def process(self, frame: np.ndarray) -> list[tuple[float, bool]]:
-        """Add the next frame, RGB uint8 (H, W, 3), and return [(difference, is a cut)] of the frames that can now be
-        judged, in order."""
+        """Add the next frame, RGB uint8 (H, W, 3), and return [(difference, whether it is a cut)] of the frames that
+        can now be judged, in order."""
 
     def flush(self) -> list[tuple[float, bool]]:
         """Return the result of ``process`` for the frames left at the end of the film."""
@@ -49,7 +49,7 @@ def mean_difference(a: np.ndarray, b: np.ndarray) -> float:
 
 
 class HistogramDetector:
-    """Compares the color histograms of neighboring frames.
+    """Compares the color histograms of consecutive frames.
 
     The difference is the squared difference of the histograms (256 bins of raw counts), averaged over the bins and
     summed over R, G and B: 0 to about 1e8 for frames of 256 x 256 pixels.
@@ -74,13 +74,13 @@ class HistogramDetector:
 
 
 class ChangeDetector:
-    """Compares the pixels of neighboring frames, with the results of PySceneDetect's ContentDetector and
-    AdaptiveDetector (``kind`` "content" or "adaptive") in a tenth of their time.
+    """Compares the pixels of consecutive frames. Returns the same results as PySceneDetect's ContentDetector (``kind``
+    "content") and AdaptiveDetector ("adaptive") in a tenth of their time.
 
-    The change of a frame is the mean absolute difference of H, S and V from the previous frame. "content" compares the
-    change with ``threshold`` (default 27). "adaptive" compares its ratio to the mean change of the 2 frames before and
-    the 2 frames after with ``threshold`` (default 3), if the change is at least MIN_CHANGE. Grayscale frames (H, W) are
-    compared directly. ``difference`` replaces the mean absolute difference.
+    The change of a frame is the mean absolute difference of H, S and V from the previous frame. With "content", a
+    cut has a change of at least ``threshold`` (27). With "adaptive", it has a change of at least MIN_CHANGE and
+    ``threshold`` (3) times the mean change of the 2 frames before and the 2 frames after it. Grayscale frames (H, W)
+    are compared directly. A function ``difference`` replaces the mean absolute difference.
     """
 
     WINDOW = 2
@@ -107,9 +107,9 @@ class ChangeDetector:
     def flush(self) -> list[tuple[float, bool]]:
         return [result for _ in range(self.delay) for result in self._judge(0.0)]
 
-    def _judge(self, change):
-        """Add the change of the next frame and judge the frame ``delay`` frames earlier."""
-        self.changes.append(change)
+    def _judge(self, newest):
+        """Add the change of the newest frame; return the result for the frame ``delay`` frames before it, if any."""
+        self.changes.append(newest)
         if len(self.changes) <= 2 * self.delay:
             return []
         *before, change = itertools.islice(self.changes, self.delay + 1)
@@ -137,7 +137,7 @@ def detector_input(planes: Planes) -> np.ndarray:
 
 
 def judge_frames(frames: Iterable[np.ndarray], detector: Detector) -> Iterator[tuple[np.ndarray, float, bool]]:
-    """Yield (frame, difference, is a cut) for all frames in order, as soon as the detector has judged them."""
+    """Yield (frame, difference, whether it is a cut) for all frames, as soon as the detector has judged them."""
     pending = deque()
     for frame in frames:
         pending.append(frame)
@@ -165,25 +165,25 @@ def detect_shots(frames: Iterable[np.ndarray], detector: Detector,
 
 
 def luma_difference(a: np.ndarray, b: np.ndarray, max_flicker: int) -> float:
-    """Return the mean absolute difference of two lumas uint8 (H, W) after the median difference, clipped to
-    +-``max_flicker``, is removed."""
+    """Return the mean absolute difference of two lumas uint8 (H, W), after subtracting the median difference, which is
+    clipped to +-``max_flicker``."""
     change = a.astype(np.int16) - b
     change -= np.int16(np.clip(np.median(change[::4, ::4]), -max_flicker, max_flicker))  # every 4th pixel is enough
     return cv2.norm(change, cv2.NORM_L1) / change.size
 
 
 def find_gray_cuts(lumas: Iterable[np.ndarray], config: GrayCutConfig | None = None) -> Iterator[list[int]]:
-    """Yield, for each frame that can be judged and once at the end, the list of cuts that are now certain, from luma
-    uint8 (256, 256).
+    """Find cuts in luma uint8 (256, 256). Yield the list of new cuts for each frame that is judged, and the remaining
+    cuts at the end.
 
     Cuts are those of the adaptive ChangeDetector with ``luma_difference``, and the first frame after black frames. If
-    the picture from before a cut returns within ``max_flash`` frames, the cut was a flash or a black frame and is
-    dropped. A cut is reported at most ``max_flash`` + 3 frames late, since the detector has a delay of 2.
+    the picture before a cut reappears within ``max_flash`` frames, the cut is the start of a flash or of black frames
+    and is dropped. A cut is reported at most ``max_flash`` + 3 frames late, including the detector's delay of 2.
     """
     config = config or GrayCutConfig()
     difference = partial(luma_difference, max_flicker=config.max_flicker)
     previous, was_black = None, False
-    pending = []  # (cut, luma of the frame before it) that may still turn out to be a flash
+    pending = []  # (cut, luma of the frame before it) of possible flashes
     for index, (luma, _, is_cut) in enumerate(judge_frames(lumas, ChangeDetector("adaptive", difference=difference))):
         black, cuts = luma.mean() < config.black_luma, []
         if pending and difference(pending[0][1], luma) < config.same_luma:

@@ -2,7 +2,7 @@
 
 In a dissolve, each frame is a mixture of the frame before the dissolve and the frame after it, with one weight for all
 pixels. In a wipe or an iris, each pixel shows one of the two shots. Moving shots are extrapolated along their optical
-flow. If shots move too much for that, a dissolve is detected by the detail of the frames, which drops in its middle.
+flow. If the motion is too large for that, a dissolve is detected from the detail of the frames, lowest in its middle.
 """
 
 from collections import deque
@@ -27,32 +27,32 @@ class TransitionConfig:
     flow_size: int = 64  # side of the pictures for optical flow; larger follows finer motion and takes longer
     flow_frames: int = 4  # frames over which motion is measured; larger is steadier for slow motion, wrong for fast
     half_lengths: tuple[int, ...] = (3, 4, 5, 7, 9, 12, 14, 16, 18, 21, 24, 28, 35, 42)  # more finds longer transitions
-    context: int = 9  # frames around a window that must show the same shots; larger rejects more windows near cuts
+    context: int = 9  # frames on each side of a window that must belong to its shots; larger rejects more
     cut_correlation_drop: float = 0.4  # drop between neighboring frames that is a cut; larger finds fewer cuts
     cut_margin: int = 3  # frames around a transition without cuts; larger drops more cuts
 
     # Whether the ends of a window show two shots
     flat_std: float = 6.0  # standard deviation below which a picture is blank; larger ignores more low-contrast shots
-    max_end_correlation: float = 0.45  # of the ends of a window; larger accepts shots that look more alike
+    max_end_correlation: float = 0.45  # of the ends of a window; larger accepts shots that are more similar
     max_end_motion: float = 0.8  # change within each shot relative to that between them; larger accepts more motion
     changed_luma: float = 12.0  # difference of a changed pixel; larger ignores weaker changes
-    min_changed_share: float = 0.55  # share of changed pixels; larger rejects changes of a part of the picture
+    min_changed_share: float = 0.55  # share of changed pixels; larger rejects more changes of a part of the picture
 
-    # Whether mixing or switching pixels explains the frames between
-    max_middle_offset: float = 0.2  # deviation of the middle weight from 0.5; larger accepts windows off center
+    # Whether the other frames are mixtures of the two shots, or switch pixel by pixel
+    max_middle_offset: float = 0.2  # of the weight in the middle frame from 0.5; larger accepts windows off center
     max_mixture_error: float = 0.045  # mean error of a dissolve; larger accepts worse matches
     max_switch_error: float = 0.04  # mean error of a wipe; larger accepts worse matches
-    middle_tolerance: float = 1.5  # factor of both errors for the middle frame; larger tests more windows in full
+    middle_tolerance: float = 1.5  # factor of both errors in the middle frame; larger tests more windows in full
     still_tolerance: float = 5.0  # the same before motion is compensated
-    min_visible_share: float = 0.6  # of a moving shot, inside the picture; larger rejects more pans
+    min_visible_share: float = 0.6  # of the pixels of a moving shot; larger rejects more pans
     max_weight_step: float = 0.45  # growth of the weight between frames; larger accepts more abrupt transitions
     max_weight_decrease: float = 0.15  # sum of all decreases; larger accepts more irregular transitions
-    min_frames: int = 3  # larger drops short dissolves and wipes
+    min_frames: int = 3  # minimum length of a transition; larger drops short dissolves and wipes
 
     # Dissolves of moving shots
-    detail_cells: int = 4  # cells per side in which detail is measured; larger resolves finer changes, with more noise
+    detail_cells: int = 4  # cells per side for measuring detail; larger resolves finer changes and is noisier
     max_detail_error: float = 0.3  # relative to a linear change of the detail; larger accepts worse matches
-    max_detail_ratio: float = 2.0  # change of detail within a shot; larger mistakes more fades and focus pulls
+    max_detail_ratio: float = 2.0  # change of detail within a shot; larger takes more fades for dissolves
 
     @property
     def max_delay(self) -> int:
@@ -103,18 +103,18 @@ def _near(frame, boundary, config):
 
 
 class _Frame(NamedTuple):
-    """A frame in the representations that windows are compared by."""
+    """A frame in the representations used to explain windows."""
 
     picture: np.ndarray  # uint8 (flow_size, flow_size)
     luma: np.ndarray  # float32 (size * size,)
     centered: np.ndarray  # luma minus its mean, which is robust against flicker
     norm: float  # Euclidean norm of ``centered``
     detail: np.ndarray  # float32 (detail_cells ** 2,), mean squared gradient of each cell
-    shot_start: int = 0  # first frame after the last cut before this frame
+    shot_start: int = 0  # number of the first frame after the last cut
 
 
 class _Candidate(NamedTuple):
-    """A window that is explained by a transition; candidates compare by their error."""
+    """A window and the transition that explains it; candidates are ordered by error."""
 
     error: float  # relative to the maximum; at most 1
     middle: int
@@ -124,8 +124,8 @@ class _Candidate(NamedTuple):
 class TransitionDetector:
     """Finds dissolves, wipes and irises of about 5 to 80 frames.
 
-    Each window is tested whose ends show different shots that change little beyond the window. Of overlapping windows
-    that are explained by a transition, the one with the smallest error is reported.
+    A window is tested if its ends show different shots that change little beyond the window. If transitions explain
+    several overlapping windows, the one with the smallest error is reported.
     """
 
     def __init__(self, config: TransitionConfig | None = None) -> None:
@@ -159,7 +159,7 @@ class TransitionDetector:
         return found + self._settle(self._count)
 
     def _settle(self, middle):
-        """Return the best candidate as a list if all windows around it are tested: those centered before ``middle``."""
+        """Return [best transition] and reset it if all windows near it are tested, those centered before ``middle``."""
         if self._best is None or self._best.middle > middle:
             return []
         boundary, self._best = self._best.boundary, None
@@ -207,9 +207,9 @@ class WindowModel:
         return float(a.centered @ b.centered) / (a.norm * b.norm)
 
     def explain(self, frames: list[_Frame], start: int, stop: int, first: int) -> _Candidate | None:
-        """Explain frames[start:stop + 1] by a transition; ``first`` is the number of frames[start] in the film.
+        """Return the transition that explains the window frames[start:stop + 1], or None.
 
-        The other frames are the context. Tries still shots, then the detail, then moving shots.
+        ``first`` is the number of frames[start] in the film. Tries still shots, then the detail, then moving shots.
         """
         a, b, window = frames[start], frames[stop], frames[start:stop + 1]
         half_length = len(window) // 2
@@ -239,8 +239,8 @@ class WindowModel:
         return self._fit(window, a_frames, b_frames, first)
 
     def _explains_middle(self, a, b, frame, tolerance):
-        """Whether two pictures show different shots and explain the middle frame, within ``tolerance`` times the
-        maximum errors."""
+        """Return whether two pictures show different shots and explain the middle frame of a window, with at most
+        ``tolerance`` times the maximum errors."""
         config = self.config
         if min(a.norm, b.norm) < config.flat_std * config.size or self.correlation(a, b) > config.max_end_correlation:
             return False
@@ -256,22 +256,22 @@ class WindowModel:
                 and np.mean(np.abs(change - np.median(change)) > config.changed_luma) > config.min_changed_share)
 
     def _is_pan(self, frame, a, b, past, future):
-        """Whether two pictures are the ends of a pan: the frame shows one of them where the other has left the
-        picture by its motion."""
+        """Return whether pictures ``a`` and ``b`` are the ends of a pan: where ``frame`` shows one of them, the other
+        has moved out of the picture."""
         changed = np.abs(a.luma - b.luma) > self.config.changed_luma
         shows_b = np.abs(frame.luma - b.luma) < np.abs(frame.luma - a.luma)
         return any(pixels.any() and self._visible_share(flow)[pixels].mean() < self.config.min_visible_share
                    for pixels, flow in ((changed & shows_b, past), (changed & ~shows_b, future)))
 
     def _visible_share(self, flow):
-        """Return the share of each of size * size pixels that a flow (flow_size, flow_size, 2) keeps in the picture."""
+        """Return (size * size,), the share of each pixel that a flow (flow_size, flow_size, 2) keeps in the picture."""
         y, x = np.indices(flow.shape[:2], dtype=np.float32)
         half = len(flow) / 2
         inside = (np.abs(x + flow[..., 0] - half) <= half) & (np.abs(y + flow[..., 1] - half) <= half)
         return resize(inside.astype(np.float32), self.config.size, self.config.size).ravel()
 
     def _fit(self, window, a_frames, b_frames, first):
-        """Explain each frame of a window by the pictures of both shots at its time."""
+        """Return a candidate if the frames of both shots explain each frame of a window, else None."""
         config = self.config
         lumas, a_lumas, b_lumas = (np.stack([frame.luma for frame in each]) for each in (window, a_frames, b_frames))
         centered, a, b = (np.stack([frame.centered for frame in each]) for each in (window, a_frames, b_frames))
@@ -303,8 +303,8 @@ class WindowModel:
         return _Candidate(error, first + len(window) // 2, boundary) if long_enough else None
 
     def _fit_detail(self, frames, start, stop, first):
-        """Explain a window as a dissolve by its detail alone, whatever the motion: mean squared gradients of unrelated
-        pictures add up with the squares of their weights."""
+        """Return a candidate if a dissolve explains the detail of a window, else None. Motion does not matter: the mean
+        squared gradients of unrelated pictures add up with the squares of their weights."""
         detail = np.stack([frame.detail for frame in frames])
         ends, context = detail[[start, stop]].sum(1), detail[[0, -1]].sum(1)
         if (np.maximum(ends, context) > self.config.max_detail_ratio * np.minimum(ends, context)).any():
@@ -321,13 +321,13 @@ class WindowModel:
 
 
 def _detail_error(detail, start, end):
-    """Return the deviation from a dissolve between two frames relative to that from a linear change."""
+    """Return the deviation of the detail from a dissolve between two frames / its deviation from a linear change."""
     between = slice(start + 1, end)
     return (_detail_deviation(detail, start, end, 2)[between].sum()
             / max(_detail_deviation(detail, start, end, 1)[between].sum(), 1e-3))
 
 
 def _detail_deviation(detail, start, end, power):
-    """Return each frame's deviation from the mixture of the first and last detail by the powers of their weights."""
+    """Return each frame's deviation from the first and last detail, mixed by their weights to the ``power``."""
     weight = np.clip((np.arange(len(detail)) - start) / (end - start), 0, 1)[:, None]
     return np.abs(detail - (1 - weight)**power * detail[0] - weight**power * detail[-1]).sum(1)

@@ -1,1 +1,1 @@
-"""Explain a colored film: report page, plots, confidence video and memory video."""
+"""Reports on colored films: evaluation, HTML report, suggested frames, confidence and memory videos, figures."""

@@ -27,9 +27,9 @@ OPACITY = 0.55  # of these colors over the grayscale picture
 
 
 def confidence_map(confidence: Confidence) -> np.ndarray:
-    """Mix COLORS by the confidence of a picture, arrays (G, G), into RGB uint8 (G, G, 3).
+    """Return RGB uint8 (G, G, 3), the mixture of COLORS for the confidence of a picture, arrays (G, G).
 
-    The share of "unknown" is 1 - probability; the rest is divided into "recalled" and "predicted".
+    The share of "unknown" is 1 - probability; the rest is "recalled" to the share ``recalled``, else "predicted".
     """
     recalled, probability = (np.asarray(x, np.float32) for x in (confidence.recalled, confidence.probability))
     shares = np.stack([probability * recalled, probability * (1 - recalled), 1 - probability], 2)
@@ -37,7 +37,7 @@ def confidence_map(confidence: Confidence) -> np.ndarray:
 
 
 def tint_grayscale(gray: np.ndarray, colors: np.ndarray, box: Box | None = None) -> np.ndarray:
-    """Tint a grayscale picture, uint8 (H, W), within ``box`` by a ``confidence_map``; an empty map leaves it gray.
+    """Tint a grayscale picture, uint8 (H, W), inside ``box`` with a ``confidence_map``, unless the map is empty.
 
     Returns RGB uint8 (H, W, 3).
     """
@@ -57,8 +57,8 @@ def tint_grayscale(gray: np.ndarray, colors: np.ndarray, box: Box | None = None)
 def save_confidence_maps(path: Path) -> Iterator[Callable[[Confidence | None], None]]:
     """Yield a function that saves the confidence of each frame of a shot, in order, to the file ``path``.
 
-    None, or a confidence with NaN, is saved as an empty map. The file, a few kB a frame, is renamed to ``path`` when
-    the block ends.
+    None, or a confidence with NaN, is saved as an empty map. The file takes a few kB per frame and appears
+    at ``path`` when the block ends without an error.
     """
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1, mtime=0) as packed:
@@ -83,8 +83,8 @@ def write_confidence_video(film: Film, target: Path, times: Sequence[int], shots
                            origin: int = 0, aspect: Any = None) -> None:
     """Write the confidence maps of ``film`` as an H.264 video of the same size, without sound.
 
-    ``times`` are the pts of the colored frames, of which ``origin`` becomes time 0. ``shots`` are the files written by
-    ``save_confidence_maps``, each with its Shot. ``aspect`` is the sample aspect ratio, None for square pixels.
+    ``times`` are the pts of the colored frames; ``origin`` is the pts of time 0 in the video. ``shots`` has pairs of a
+    file written by ``save_confidence_maps`` and its Shot. ``aspect``: sample aspect ratio, None for square pixels.
     """
     maps = itertools.chain.from_iterable(itertools.starmap(_load_maps, shots))
 

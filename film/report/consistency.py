@@ -1,7 +1,7 @@
 """Measures of the temporal consistency of colors: color distribution consistency (CDC) and the warping error of ab.
 
-Both are measured within one shot, with new objects for each shot. A grayscale film is perfectly consistent, so compare
-the values with those of the ground truth.
+Each object measures one shot; create a new one for each shot. A grayscale film is perfectly consistent, so compare the
+values with those of the ground truth.
 """
 
 import math
@@ -40,7 +40,7 @@ class CDC:
         self._last.append(histogram)
 
     def value(self) -> float:
-        """Return the CDC, from 0 (consistent) to log 2, over the STEPS below the shot's length; nan for one frame."""
+        """Return the CDC, from 0 (consistent) to log 2; nan for fewer than two frames."""
         means = [self._sums[step] / self._counts[step] for step in self.STEPS if self._counts[step]]
         return float(np.mean(means)) if means else math.nan
 

@@ -20,7 +20,7 @@ from film.io.thread_pool import coloring_threads, map_in_order, prefetch
 from film.io.video import Film, pts_window
 from film.report.records import ShotRecord
 
-MAX_MEASURED_FRAMES = 200  # of a film; they are evenly spaced
+MAX_MEASURED_FRAMES = 200  # evenly spaced frames of a film; larger is more exact and takes longer
 
 
 class PictureScores(NamedTuple):
@@ -97,9 +97,9 @@ class Evaluation:
 
 def measure_film(records: Sequence[ShotRecord], film: Film, result: Film, config: FilmConfig,
                  evaluation: Evaluation) -> None:
-    """Compare one frame per second, at most MAX_MEASURED_FRAMES, of a colored film with the ground truth.
+    """Score one frame per second of a colored film, at most MAX_MEASURED_FRAMES, and add the scores to ``evaluation``.
 
-    Shots that were left unchanged and the letterbox do not count.
+    Shots that were left unchanged and letterboxes are not measured.
     """
     shots = [(range(record.start_frame, record.end_frame), record.box) for record in records
              if not record.left_unchanged]
@@ -121,7 +121,7 @@ def measure_film(records: Sequence[ShotRecord], film: Film, result: Film, config
 def compare_frames(film: Film, result: Film, config: FilmConfig, step: int) -> Iterator[tuple[int, Planes, Planes]]:
     """Yield (index, ground truth, result) of every ``step``-th frame of a film and its colored version."""
     begin, _ = pts_window(film, config)
-    with closing(prefetch(film.read(begin), 2)) as truths, closing(prefetch(result.read(), 2)) as results:
-        for index, ((_, _, ground_truth), (_, _, colored)) in enumerate(zip(truths, results, strict=False)):
+    with closing(prefetch(film.read(begin), 2)) as ground_truths, closing(prefetch(result.read(), 2)) as results:
+        for index, ((_, _, ground_truth), (_, _, colored)) in enumerate(zip(ground_truths, results, strict=False)):
             if index % step == step // 2:
                 yield index, ground_truth, colored

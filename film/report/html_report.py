@@ -23,9 +23,9 @@ from fileio.atomic import atomic_write
 from film.report.records import THUMBNAIL, ShotRecord
 from film.report.suggestions import Suggestion
 
-FULL_SIZE_PICTURES = 1000  # a page of more pictures shrinks them all; more make a larger page (17 MB at 1000)
-TRAINING_THUMBNAIL = 128  # width in pixels of a training frame
-MAX_LINKS = 8  # shots that a suggestion links to
+FULL_SIZE_PICTURES = 1000  # with more pictures, all are shrunk; larger allows larger pages (17 MB at 1000)
+TRAINING_THUMBNAIL = 128  # maximum width in pixels of a training frame
+MAX_LINKS = 8  # maximum number of shots that a suggestion links to
 
 
 @dataclass
@@ -49,7 +49,7 @@ def write_report(path: Path, report: Report) -> None:
     film = _summarize(shots)
     pictures = sum(shot["pictures"] for shot in shots) + len(report.suggestions)
     width = round(THUMBNAIL * min(1, math.sqrt(FULL_SIZE_PICTURES / pictures)))
-    # The pictures are passed as generators, so that the template holds only those of one shot in memory.
+    # Generators let the template hold the pictures of only one shot in memory.
     pieces = ENVIRONMENT.get_template("report.html").generate(
         report=report, film=film, columns=Scores.COLUMNS, max_links=MAX_LINKS, bars=_bars(shots, film),
         marks=[_position((s.shot.start_time + s.shot.end_time) / 2, film) for s in report.suggestions],
@@ -61,7 +61,7 @@ def write_report(path: Path, report: Report) -> None:
 
 
 def _shot_values(record):
-    """Return the values that the page shows of a shot; None where a value is unknown."""
+    """Return the values of a shot that the page shows; None where a value is unknown."""
     values = {name: getattr(record, name) for name in ("start_frame", "end_frame", "start_time", "end_time", "frames",
                                                        "left_unchanged", "known_confidence")}
     measured = {name: _finite(getattr(record, name)) for name in ("confidence", "recalled", "cdc", "cdc_ground_truth")}
@@ -74,7 +74,7 @@ def _finite(value):
 
 
 def _summarize(shots):
-    """Return the values of the whole film; means are weighted by frames, and None where unknown.
+    """Return the values of the whole film; means are weighted by frames and None if unknown.
 
     The mean of ``cdc_ground_truth`` is over the shots with a ``cdc``, and None if one of these has no ground truth.
     """
@@ -108,8 +108,8 @@ def _bars(shots, film):
     """Yield (shot, its bar) of the timeline, 1000 wide and 64 high; a lower confidence gives a higher bar."""
     for shot in shots:
         left, right = (1000 * _position(time, film) for time in (shot["start_time"], shot["end_time"]))
-        room = right - left
-        yield shot, {"left": left, "room": room, "width": max(room - 1, room * 0.7),
+        width = right - left
+        yield shot, {"left": left, "full_width": width, "width": max(width - 1, width * 0.7),
                      "height": 4 + 52 * (1 - shot["known_confidence"])}
 
 
@@ -122,7 +122,7 @@ def _cards(suggestions, width):
 
 
 def _shot_views(report, shots, width):
-    """Yield (shot, its pictures and the training frames of its colors) by increasing confidence."""
+    """Yield (shot, its pictures and the training frames its colors were recalled from) by increasing confidence."""
     used = {i for record in report.records for i in record.slot_ids if i in report.thumbnails}
     sources = {i: _encode(report.thumbnails[i], min(TRAINING_THUMBNAIL, width)) for i in used}
     for index in np.argsort([shot["known_confidence"] for shot in shots], kind="stable"):

@@ -1,4 +1,4 @@
-"""Small pictures of the frames that a colorizer remembers."""
+"""Thumbnails of the remembered frames of a colorizer."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -16,8 +16,8 @@ SIDE = 96  # pixels along a side of the thumbnail of a remembered frame
 def memory_thumbnails(colorizer: Colorizer) -> Mapping[int, np.ndarray]:
     """Return the remembered frames as {frame id: RGB uint8 (S, S, 3)} in order of the ids, each read on access.
 
-    The spatial memory keeps pictures. Without it, a thumbnail shows the color feature of the frame as stripes, see
-    ``color_stripes``. All references have the same id and share one larger picture.
+    Thumbnails are the pictures in the spatial memory. Without one, a thumbnail shows the color feature of the frame as
+    ``color_stripes``. All references have the same id and share one larger thumbnail.
     """
     if colorizer.config.use_spatial_memory:
         ids = colorizer.spatial.ids.tolist()
@@ -35,7 +35,7 @@ def memory_thumbnails(colorizer: Colorizer) -> Mapping[int, np.ndarray]:
 
 
 class _Thumbnails(Mapping):
-    """{id: picture}, from the id of each slot (-1 for an empty one) and a function from slot to picture."""
+    """{id: thumbnail}, computed on access. ``ids`` has the id of each slot, -1 for an empty one."""
 
     def __init__(self, ids: list[int], thumbnail: Callable[[int], np.ndarray]) -> None:
         self.slots, self.thumbnail = {i: [] for i in sorted(set(ids) - {-1})}, thumbnail

@@ -1,8 +1,8 @@
 """The memory video: what the memory recalls for each frame of a film, next to the results.
 
-Each frame shows the ground truth (of a film in color), the grayscale picture, the results from each of the three best
-memory slots and from the ground truth color feature, and a mosaic of the remembered frames with the three recalled ones
-marked.
+Each frame shows the grayscale picture, the results from the color features of the three best memory slots, and a mosaic
+of the remembered frames in which the three recalled ones are marked. For a film in color, it also shows the ground
+truth and the result from its color feature.
 """
 
 import math
@@ -31,7 +31,7 @@ SLOT_COLORS = ((66, 133, 255), (60, 190, 90), (240, 70, 70))  # blue, green, red
 BACKGROUND = (24, 24, 27)
 MAX_CELL = (320, 426)  # maximum height and width of a picture
 GAP, LABEL = 8, 22  # pixels between pictures, and for the label above each
-MAX_MOSAIC_FRAMES = 4096  # of a larger memory, this many frames evenly spaced are shown
+MAX_MOSAIC_FRAMES = 4096  # at most this many remembered frames are shown, evenly spaced
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Layout and drawing
@@ -49,7 +49,7 @@ class Layout:
 
 
 class Mosaic:
-    """The remembered frames on one picture; ``with_borders`` marks some of them."""
+    """The remembered frames in one picture; ``with_borders`` marks some of them."""
 
     def __init__(self, pictures: Mapping[int, np.ndarray], height: int, width: int, aspect: float = 16 / 9) -> None:
         """Draw ``pictures``, {frame id: RGB uint8}, as large as fits, all with ``aspect`` (width / height)."""
@@ -84,9 +84,9 @@ def compose_frame(layout: Layout, color: tuple[np.ndarray, np.ndarray] | None, g
 
     Args:
         layout: The sizes.
-        color: The ground truth and the result of its color feature; None for a grayscale film.
+        color: The ground truth and the result from its color feature; None for a grayscale film.
         gray: The grayscale picture.
-        slot_results: The results of the three best slots.
+        slot_results: The results from the three best slots.
         mosaic: The remembered frames, of size ``layout.mosaic``.
         slot_ids: Frame ids of the three slots, -1 for an empty slot.
     """
@@ -144,10 +144,10 @@ def draw_border(picture: np.ndarray, color: tuple[int, int, int], thickness: int
 
 
 class MemoryVideoRenderer:
-    """Renders the frames of the memory video by a predictor with a memory.
+    """Renders the frames of the memory video with a predictor that has a memory.
 
-    Results are predicted at the displayed size, each from another color feature. Those of the memory slots also use the
-    hints of the spatial memory, if there is one, as the colored film does.
+    Results are predicted at the displayed size, each from a different color feature. Those of the memory slots also use
+    the colors retrieved from the spatial memory, if there is one, as in the colored film.
     """
 
     def __init__(self, predictor: Predictor, height: int, width: int, ground_truth: bool) -> None:
@@ -161,9 +161,9 @@ class MemoryVideoRenderer:
 
     @torch.inference_mode()
     def render(self, pictures: Sequence[np.ndarray], embedding: np.ndarray) -> list[np.ndarray]:
-        """Return a frame of the memory video for each of some frames of one shot, RGB uint8 (H, W, 3).
+        """Return the frames of the memory video for ``pictures``, frames of one shot, RGB uint8 (H, W, 3).
 
-        ``embedding`` (D,) is that of the shot; the memory is read by it once for all frames.
+        The memory is queried once for all frames, with the ``embedding`` (D,) of the shot.
         """
         pictures = [resize(picture, *fitted_size(picture, *self.layout.cell)) for picture in pictures]
         labs = [rgb_to_lab(picture) for picture in pictures]
@@ -193,7 +193,7 @@ def write_memory_video(predictor: Predictor, film: Film, target: Path, records: 
                        begin: int | None = None, batch_size: int = 8) -> None:
     """Write the memory video of a colored film as an H.264 video without sound. Held frames are rendered once.
 
-    ``records`` are those of the colored shots, and ``begin`` is the pts of the first one; None is the film's start.
+    ``records`` are the records of the colored shots; ``begin`` is the pts of the first one, None for the film's start.
     """
     with closing(prefetch(_render_film(predictor, film, records, begin, batch_size), batch_size)) as frames:
         timed = ((pts - (begin or 0), frame) for pts, frame in frames)

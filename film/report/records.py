@@ -12,7 +12,7 @@ import torch
 from film.analysis.plan import Plan
 from film.io.planes import Box
 
-THUMBNAIL = 320  # width in pixels of the pictures in a ShotRecord, and of those that its CDC is measured on
+THUMBNAIL = 320  # width in pixels of the pictures in a ShotRecord, and of the frames for measuring its CDC
 
 
 @dataclass
@@ -20,7 +20,7 @@ class ShotRecord:
     """Colors, confidence and pictures of a finished shot."""
 
     index: int  # from 0
-    start_frame: int  # in the film, or counted from --start on
+    start_frame: int  # number in the film; with --start, counted from there
     end_frame: int  # exclusive
     start_time: float  # seconds in the film
     end_time: float
@@ -35,7 +35,7 @@ class ShotRecord:
     cdc: float = math.nan  # color distribution consistency of the result; nan with color_only and for a single frame
     cdc_ground_truth: float = math.nan  # nan without ground truth
     recalled: float = math.nan  # mean of Confidence.recalled, in [0, 1]
-    box: Box | None = None  # the picture without its letterbox, which alone is colored; None is the whole picture
+    box: Box | None = None  # the colored picture without letterbox; None: the whole frame
     seconds: float = field(default=0.0, compare=False)  # spent on the shot
     transition_frames: int = 0  # number of its last frames that also show the next shot
 
@@ -46,7 +46,7 @@ class ShotRecord:
 
     @property
     def middle(self) -> int:
-        """Index of the middle frame of those that show this shot alone."""
+        """Index of the middle one of the frames that show only this shot."""
         return (self.start_frame + self.end_frame - self.transition_frames) // 2
 
     @property
@@ -68,7 +68,7 @@ class ShotRecord:
 class Records(Sequence[ShotRecord]):
     """A sequence of ShotRecords whose pictures stay compressed (WebP) until a record is accessed.
 
-    ``pts`` are the times of all colored frames in the film's time base, and ``response`` is the film response.
+    ``pts`` are the timestamps of all colored frames in the film's time base, and ``response`` is the film response.
     """
 
     PICTURES = ("gray", "result", "ground_truth")

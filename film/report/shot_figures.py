@@ -1,6 +1,6 @@
 """Figures of the detected shots of a film: the curve of frame differences and contact sheets.
 
-They are drawn with Pillow, since matplotlib takes longer to load and draw than a short film to decode.
+They are drawn with Pillow, since matplotlib would take longer than decoding a short film.
 """
 
 import math
@@ -22,7 +22,7 @@ CURVE_SIZE = 1540, 495
 CURVE_BOX = 90, 36, 1270, 430  # left, top, right and bottom of the plot area; the legend is to its right
 
 
-def save(picture: Image.Image, path: Path) -> None:
+def save_figure(picture: Image.Image, path: Path) -> None:
     signature = PngImagePlugin.PngInfo()
     signature.add_text("Software", SIGNATURE)
     picture.save(path, pnginfo=signature, compress_level=1)  # fast
@@ -31,7 +31,7 @@ def save(picture: Image.Image, path: Path) -> None:
 def draw_curve(film: DetectedFilm, path: Path) -> None:
     """Draw the differences between frames, the threshold, and the shots in the colors of their splits.
 
-    The scale is logarithmic, with a difference of 0 at its lower end. Each column shows the maximum of its frames.
+    The scale is logarithmic, with a difference of 0 at its lower end. Each pixel column shows a maximum.
     """
     left, top, right, bottom = CURVE_BOX
     count, columns = len(film.differences), right - left
@@ -79,7 +79,7 @@ def draw_curve(film: DetectedFilm, path: Path) -> None:
             y += 26
     draw.line((right + 20, y + 7, right + 44, y + 7), fill="red", width=2)
     draw.text((right + 54, y + 7), f"threshold {film.threshold:g}", fill="black", font=font, anchor="lm")
-    save(picture, path)
+    save_figure(picture, path)
 
 
 def draw_contact_sheets(film: DetectedFilm, folder: Path) -> None:
@@ -93,16 +93,16 @@ def draw_contact_sheets(film: DetectedFilm, folder: Path) -> None:
         rows = -(-len(shots) // SHEET_COLUMNS)
         sheet = Image.new("RGB", (cell_width * SHEET_COLUMNS, margin + cell_height * rows), "white")
         draw = ImageDraw.Draw(sheet)
-        note = f"{film.path.name}: shots {start} to {start + len(shots) - 1} of {len(film.shots)}"
+        title = f"{film.path.name}: shots {start} to {start + len(shots) - 1} of {len(film.shots)}"
         if len(shown) < len(film.shots):
-            note += f" (only the first {len(shown)} are drawn)"
-        draw.text((8, 6), note, fill="black", font=font)
-        for place, shot in enumerate(shots):
-            x, y = place % SHEET_COLUMNS * cell_width, margin + place // SHEET_COLUMNS * cell_height
+            title += f" (only the first {len(shown)} are drawn)"
+        draw.text((8, 6), title, fill="black", font=font)
+        for position, shot in enumerate(shots):
+            x, y = position % SHEET_COLUMNS * cell_width, margin + position // SHEET_COLUMNS * cell_height
             picture = cv2.imdecode(np.frombuffer(shot.thumbnail or b"", np.uint8), cv2.IMREAD_COLOR_RGB)
             draw.rectangle((x + 4, y, x + 235, y + 133), fill=COLORS[shot.split])
             sheet.paste(Image.fromarray(picture), (x + 120 - picture.shape[1] // 2, y + 67 - picture.shape[0] // 2))
             draw.text((x + 6, y + 137), f"{shot.number}: {shot.start}-{shot.end - 1}  {shot.split}", font=font,
                       fill=COLORS[shot.split])
             draw.text((x + 6, y + 153), f"{shot.length} frame{'s' * (shot.length > 1)}", font=font, fill="black")
-        save(sheet, folder / f"{film.path.name}_shots_{page}.png")
+        save_figure(sheet, folder / f"{film.path.name}_shots_{page}.png")

@@ -21,7 +21,7 @@ class SuggestionConfig:
     # shot have cosines of 0.8 to 1 (0.2 to 1 to the power of 8), three in four pairs of shots less than 0.65 (0.03).
     power: int = 8
     min_gain: float = 0.005  # minimum share of the film's uncertainty that a suggested frame removes
-    helped_gain: float = 0.25  # minimum increase of its best similarity for a shot to count as helped
+    helped_gain: float = 0.25  # minimum increase of the best similarity of a shot that counts as helped
 
 
 @dataclass
@@ -29,12 +29,12 @@ class Suggestion:
     """A frame worth coloring by hand: the middle frame of ``shot``."""
 
     shot: ShotRecord
-    gain: float  # share of the film's uncertainty that it removes, in addition to the suggestions before it
-    helped: list[int]  # indices of the shots that it helps, most helped first, including its own
+    gain: float  # share of the film's uncertainty that it removes after the suggestions before it
+    helped: list[int]  # indices of the shots that it helps, including its own; most helped first
 
     @property
     def frame(self) -> int:
-        """Index of the frame among all colored frames: in the film, or counted from --start on."""
+        """Index of the frame in the film; with --start, counted from there."""
         return self.shot.middle
 
     @property
@@ -44,7 +44,7 @@ class Suggestion:
 
 def suggest_frames(records: Sequence[ShotRecord], count: int = 10,
                    config: SuggestionConfig | None = None) -> list[Suggestion]:
-    """Return up to ``count`` frames whose coloring would help most shots of low confidence, best first.
+    """Return up to ``count`` frames whose coloring by hand would remove most of the uncertainty, best first.
 
     The uncertainty of a shot is its number of frames * (1 - confidence). A greedy cover (facility location; Nemhauser,
     Wolsey and Fisher 1978) maximizes the sum over shots of uncertainty * similarity to the most similar chosen frame,
