@@ -1,4 +1,4 @@
-"""Helpers shared by all modules: user errors, command lines made from dataclasses, file lists and torch devices."""
+"""Helpers shared by all modules: user errors, command lines from dataclasses, file lists, sampling, torch devices."""
 
 import argparse
 import ctypes
@@ -31,13 +31,13 @@ class UserError(Exception):
 
 
 def run_cli(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
-    """Run ``main(argv)`` as a script: exit code 0 on success, 1 on a UserError (printed), 130 on an interrupt.
+    """Run ``main(argv)``; print a UserError and exit with code 1, or with code 130 on Ctrl-C or SIGTERM.
 
-    SIGTERM counts as Ctrl-C. ``--debug`` anywhere on the command line shows the traceback.
+    ``argv`` defaults to the command line. ``--debug`` anywhere in it shows the traceback.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    gc.freeze()  # imported objects stay alive: scanning them for garbage takes 0.4 s at exit alone
+    gc.freeze()  # imported objects need no garbage collection, which would take 0.4 s at exit alone
     try:
         main(argv)
     except UserError as error:
@@ -62,7 +62,7 @@ def warn(message: str) -> None:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An ArgumentParser that shows defaults, accepts no abbreviated flags and raises UserError for wrong usage."""
+    """An ArgumentParser that shows defaults, accepts no abbreviated flags and raises UserError for invalid flags."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
@@ -112,15 +112,16 @@ def setting(default: Any, help: str, *, group: str | None = None, default_text: 
         help: text for ``--help``.
         group: heading in ``--help`` for this flag and the following ones; None continues the previous group.
         default_text: text that ``--help`` shows for the default instead of its value.
-        flag: arguments of ``add_argument``, such as choices, metavar, nargs or a ``type`` that parses the text.
+        flag: further arguments of ``add_argument``, such as choices, metavar, nargs or a ``type`` that parses the text.
     """
     return field(default=default, metadata={"help": help, "group": group, "default_text": default_text, "flag": flag})
 
 
 def read_flags(settings: type, argv: Sequence[str], description: str) -> dict[str, Any]:
-    """Parse a command line into {field name: value} of the dataclass ``settings``, for the flags that are given.
+    """Parse a command line; return {field name: value} for the flags that it contains.
 
-    Raises UserError for an unknown flag or a value that cannot be parsed.
+    Fields of the dataclass ``settings`` made with ``setting`` define the flags. Raises UserError for unknown flags and
+    invalid values.
     """
     parser = ArgumentParser(description=description)
     groups: dict[str, Any] = {}
@@ -154,14 +155,14 @@ def _parser_of(kind):
 
 
 def check_at_least(config: Any, minimum: float, *names: str, flag: str = "") -> None:
-    """Raise UserError if a setting is below ``minimum``, NaN or infinite; ``flag`` is a prefix of its name."""
+    """Raise UserError if a setting in ``names`` is below ``minimum``, NaN or infinite; messages add ``flag`` to it."""
     for name in names:
         if not minimum <= getattr(config, name) < math.inf:
             raise UserError(f"{flag}{name} is {getattr(config, name)}; set it to at least {minimum}")
 
 
 def check_choices(config: Any) -> None:
-    """Raise UserError if a setting is not one of its choices (on a command line, the parser checks this)."""
+    """Raise UserError if a setting is not one of its choices; only needed if ``read_flags`` did not parse it."""
     for f in fields(config):
         choices = f.metadata.get("flag", {}).get("choices")
         if choices and getattr(config, f.name) not in choices:
@@ -178,18 +179,14 @@ def natural_key(name: str) -> list[int | str]:
 
 
 def list_files(folder: str | Path, suffixes: Collection[str] | None = None) -> list[Path]:
-    """Return the files directly in ``folder`` with one of ``suffixes`` (any case; None: all), in natural order.
-
-    Hidden files are left out.
-    """
+    """Return the visible files in ``folder`` with one of ``suffixes`` (any case; None: all) in natural order."""
     paths = (path for path in Path(folder).iterdir() if suffixes is None or path.suffix.lower() in suffixes)
     return sorted((path for path in paths if path.is_file() and not path.name.startswith(".")),
                   key=lambda path: natural_key(path.name))
 
 
 def evenly_spaced(count: int, n: int) -> list[int]:
-    """Return min(n, count) different indices in [0, count), evenly spaced from the first to the last index; for
-    ``n`` = 1, the middle index."""
+    """Return min(n, count) distinct indices, evenly spaced from 0 to count - 1; a single one is in the middle."""
     n = min(n, count)
     if n == 1:
         return [(count - 1) // 2]
@@ -197,14 +194,14 @@ def evenly_spaced(count: int, n: int) -> list[int]:
 
 
 class StreamSample(Generic[T]):
-    """A sample of ``size`` evenly spaced items of a stream of unknown length; holds fewer than twice as many."""
+    """At most ``size`` evenly spaced items of a stream of unknown length; up to 2 * size are held in memory."""
 
     def __init__(self, size: int) -> None:
         self.size, self.stride, self.count = size, 1, 0
         self.held: list[T] = []  # every ``stride``-th item of the stream
 
     def add(self, make: Callable[[], T]) -> None:
-        """Advance by one item; ``make`` is called to create it only if it is held."""
+        """Process the next item of the stream; ``make`` creates the item and is called only if it is needed."""
         if self.count % self.stride == 0:
             self.held.append(make())
             if len(self.held) == 2 * self.size:
@@ -213,14 +210,15 @@ class StreamSample(Generic[T]):
         self.count += 1
 
     def items(self) -> list[T]:
-        """Return at most ``size`` evenly spaced items of the stream so far."""
+        """Return at most ``size`` evenly spaced items of the part of the stream that was processed."""
         return [self.held[i] for i in evenly_spaced(len(self.held), self.size)]
 
 
 def image_ids(names: Iterable[str]) -> list[int]:
-    """Return an id for each file name: the number at the end of its stem (``ep01_5.png`` -> 5), unique in the list.
+    """Return a unique id for each file name: the number at the end of its stem (``ep01_5.png`` -> 5).
 
-    A name with no number, a number that is taken, or one of 2^62 or more gets the next number above all others.
+    If a name has no number there, one of at least 2^62, or one that an earlier name has, its id is the next unused
+    integer above all numbers of the list.
     """
     numbers = [re.findall(r"\d*$", Path(name).stem)[0] for name in names]
     numbers = [int(number) if number and int(number) < 2**62 else None for number in numbers]
@@ -239,17 +237,16 @@ def image_ids(names: Iterable[str]) -> list[int]:
 
 
 def rank_and_size() -> tuple[int, int]:
-    """Return (rank, number of processes) set by torchrun; (0, 1) without it."""
+    """Return (rank, number of processes) as set by torchrun; (0, 1) without torchrun."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     return 0, 1
 
 
 def return_freed_memory() -> None:
-    """Make the C library return freed blocks of 4 MB and more to the system.
+    """Make the GNU C library return freed blocks of at least 4 MB to the system at once, for the rest of the process.
 
-    GNU's C library keeps blocks of up to 32 MB once one of that size was freed, hundreds of MB with 4K frames. Other C
-    libraries are left unchanged.
+    By default it keeps blocks of up to 32 MB after the first of that size was freed: hundreds of MB with 4K frames.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -257,9 +254,9 @@ def return_freed_memory() -> None:
 
 
 def select_device(name: str) -> torch.device:
-    """Return the torch device for auto, cpu or cuda; processes of torchrun share the GPUs of their machine.
+    """Return the torch device for "cpu", "cuda" or "auto" (CUDA if available).
 
-    Raises UserError if CUDA is requested and not available.
+    Processes of torchrun are distributed over the GPUs of a machine. Raises UserError if there is no GPU for "cuda".
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no CUDA device for --device cuda; use --device cpu")
@@ -271,18 +268,18 @@ def select_device(name: str) -> torch.device:
 
 
 def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy an array to a device; to a GPU from pinned memory, without waiting for its pending work."""
+    """Return an array as a tensor on a device: copied asynchronously to a GPU, or sharing its memory on the CPU."""
     tensor = torch.as_tensor(array)
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
-    """Return the autocast context for the networks: fp32, bf16, or auto (bfloat16 if the hardware is fast at it)."""
+    """Return the autocast context for a precision: fp32, bf16, or auto (bf16 if the hardware supports it natively)."""
     if precision == "auto":
         if device.type == "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
             cpu = torch.cpu.get_capabilities()
-            fast = cpu.get("avx512_bf16", False) or cpu.get("amx_bf16", False)
-        precision = "bf16" if fast else "fp32"
+            native = cpu.get("avx512_bf16", False) or cpu.get("amx_bf16", False)
+        precision = "bf16" if native else "fp32"
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -1,1 +1,1 @@
-"""File formats of images, checkpoints and caches, and atomic writing."""
+"""Reading and writing of image, checkpoint and cache files, atomic writing, and names of output files."""

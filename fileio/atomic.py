@@ -1,4 +1,4 @@
-"""Atomic file writing and exclusive locks."""
+"""Atomic file writing, exclusive locks and hard links."""
 
 import os
 import shutil
@@ -13,9 +13,10 @@ from utils import UserError
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path next to ``path``; it is renamed to ``path`` when the block ends without an error.
+    """Yield a temporary path in the folder of ``path``; rename that file to ``path`` when the block ends.
 
-    Raises UserError for any OSError, including those raised in the block.
+    After an error, the temporary file is removed and ``path`` is unchanged. Missing folders are created. Each OSError,
+    also one raised in the block, becomes a UserError.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
@@ -34,8 +35,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 def exclusive_lock(path: Path, message: str) -> Iterator[None]:
     """Hold the lock file ``path`` during the block; raise UserError(``message``) if another process holds it.
 
-    The file is removed at the end. The system releases the lock if the process is killed. Raises OSError if the file
-    cannot be written.
+    On POSIX systems, the lock file is removed at the end. The operating system releases the lock if the process is
+    killed. Raises OSError if the file cannot be written.
     """
     lock = FileLock(path, blocking=False)
     try:
@@ -51,7 +52,7 @@ def exclusive_lock(path: Path, message: str) -> Iterator[None]:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Create a hard link ``target`` to ``source``, or a copy where the file system has no links."""
+    """Create ``target`` as a hard link to ``source``, or as a copy if no link can be created."""
     try:
         os.link(source, target)
     except OSError:

@@ -10,11 +10,11 @@ import torch
 from fileio.atomic import atomic_write
 from utils import UserError
 
-CHECKPOINT_FORMAT = 11  # version of the content; files of other versions are refused
+CHECKPOINT_FORMAT = 11  # version of the content; load_checkpoint refuses all other versions
 
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
-    """Write a dict of tensors and plain values atomically and flush it to the disk."""
+    """Write ``content``, a dict of tensors and plain values, atomically and flush it to the disk."""
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         torch.save({"format": CHECKPOINT_FORMAT, **content}, file)
         file.flush()
@@ -22,12 +22,13 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Load a file of ``save_checkpoint`` on the CPU, without executing code and in memory of about the file's size.
+    """Load a file that ``save_checkpoint`` wrote, with all tensors on the CPU.
 
-    Raises UserError for any other file and for tensors with values that are not finite.
+    No code in the file is executed, and memory use is limited to about the size of the file. Raises UserError if the
+    file is missing, is not a complete checkpoint of this format version, or contains values that are not finite.
     """
     if not Path(path).is_file():
-        raise UserError(f"there is no checkpoint {path}; train one with train.py or name another by --checkpoint")
+        raise UserError(f"there is no checkpoint {path}; train one or pass a different file to --checkpoint")
     try:
         with zipfile.ZipFile(path) as file:
             if sum(member.file_size for member in file.infolist()) > os.path.getsize(path):
@@ -38,17 +39,17 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         finite = all(_is_finite(tensor) for tensor in _tensors(content))
     except Exception as error:  # zip, pickle and tensor readers raise exceptions of many types
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} is not a checkpoint of train.py or is incomplete; use another: {reason}") from error
+        raise UserError(f"{path} is not a checkpoint of train.py or is incomplete ({reason}); use another") from error
     if content["format"] != CHECKPOINT_FORMAT:
-        raise UserError(f"{path} has checkpoint format {content['format']}, and this version reads "
-                        f"{CHECKPOINT_FORMAT}; train again or use the version that wrote it")
+        raise UserError(f"{path} has checkpoint format {content['format']}, but this program reads "
+                        f"{CHECKPOINT_FORMAT}; train again or use the program version that wrote it")
     if not finite:
-        raise UserError(f"{path} holds values that are not finite; use an earlier checkpoint")
+        raise UserError(f"{path} contains values that are not finite; use an earlier checkpoint")
     return content
 
 
 def _tensors(content):
-    """Yield each tensor in nested dicts, lists and tuples once."""
+    """Yield each tensor in nested dicts, lists and tuples once, even if it occurs repeatedly."""
     pending, visited = [content], set()
     while pending:
         value = pending.pop()
@@ -62,7 +63,7 @@ def _tensors(content):
 
 
 def _is_finite(tensor):
-    """Return whether all values of a tensor are finite. Raises ValueError if its shape exceeds the stored data."""
+    """Return whether all values are finite. Raises ValueError if the tensor is sparse or larger than its storage."""
     if tensor.layout != torch.strided or tensor.nbytes > tensor.untyped_storage().nbytes():
         raise ValueError("a tensor is larger than its stored data")
     return bool(tensor.isfinite().all())

@@ -1,4 +1,4 @@
-"""Still images: reading and writing of 8-bit, 10- to 16-bit and linear floating-point formats."""
+"""Reading and writing of still images (8 to 16 bits, or linear floating point), sRGB conversion and image grids."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -13,14 +13,14 @@ from fileio.atomic import atomic_write
 from utils import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".dpx", ".exr")
-MAX_PIXELS = 200_000_000  # larger images are refused by their header, before 600 MB of RGB are allocated
+MAX_PIXELS = 200_000_000  # of an image; larger ones, by their header, are refused before 600 MB of RGB are allocated
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, replaced by MAX_PIXELS
 
-LUMINANCE_WEIGHTS = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of linear light with sRGB primaries
+LUMINANCE_WEIGHTS = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of linear R, G and B (sRGB primaries)
 
 # FFmpeg reads and writes images of more than 8 bits. Pillow loses depth, and OpenImageIO 3.2 misreads DPX files written
 # by FFmpeg with 8 bits and a width that is not a multiple of 4, or with 12 or 16 bits and an odd width.
-_CODECS = {  # suffix: (FFmpeg encoder and name of its demuxer without "_pipe", {bits: pixel format})
+_CODECS = {  # suffix: (FFmpeg encoder, {bits: pixel format}); the demuxer is named "<encoder>_pipe"
     ".png": ("png", {16: "rgb48be"}), ".tif": ("tiff", {16: "rgb48le"}), ".tiff": ("tiff", {16: "rgb48le"}),
     ".dpx": ("dpx", {8: "rgb24", 10: "gbrp10be", 12: "gbrp12be", 16: "rgb48be"}), ".exr": ("exr", {32: "gbrpf32le"}),
 }  # fmt: skip
@@ -32,14 +32,14 @@ class DeepImage(NamedTuple):
 
     rgb: np.ndarray  # (H, W, 3): uint8, or uint16 with values of ``depth`` bits
     depth: int
-    linear: np.ndarray | None = None  # of OpenEXR: linear light, float32 (H, W, 3), unbounded; rgb is its sRGB version
+    linear: np.ndarray | None = None  # OpenEXR only: unbounded float32 (H, W, 3); rgb is its sRGB version
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read an image as RGB uint8 (H, W, 3), rotated according to its EXIF tag.
+    """Read an image as RGB uint8 (H, W, 3), rotated according to its EXIF tag and composited on white.
 
-    Grayscale, palette and deeper images are converted to 8-bit RGB; transparency is composited on white. Raises
-    UserError if the file is not a complete image or has more than MAX_PIXELS pixels.
+    DPX, OpenEXR and 16-bit TIFF images are not rotated and lose their transparency. Raises UserError if the file is not
+    a complete image or has more than MAX_PIXELS pixels.
     """
     if not Path(path).is_file():  # a pipe or a device might never end
         raise UserError(f"{path} is not a file; pass an image file")
@@ -49,7 +49,7 @@ def read_image(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP", "TIFF")) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{path} is {image.width}x{image.height}, more than {MAX_PIXELS:,} pixels; reduce it")
+                raise UserError(f"{path} is {image.width}x{image.height}, more than {MAX_PIXELS:,} pixels; shrink it")
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16-bit grayscale, which Pillow's convert would clip
                 gray = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
@@ -65,9 +65,9 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_deep_image(path: str | Path) -> DeepImage:
-    """Read an image at its own bit depth; 16-bit TIFF and PNG, DPX and OpenEXR are read without transparency.
+    """Read an image at the bit depth of its file.
 
-    Raises UserError as ``read_image`` does.
+    16-bit images, DPX and OpenEXR lose their transparency. Raises UserError as ``read_image`` does.
     """
     if not Path(path).is_file() or not _is_deep(path):
         return DeepImage(read_image(path), 8)
@@ -94,7 +94,7 @@ def read_deep_image(path: str | Path) -> DeepImage:
 
 
 def _is_deep(path):
-    """Return whether an image has a format or depth that Pillow cannot read without loss."""
+    """Return whether an image file is DPX, OpenEXR, or PNG or TIFF with more than 8 bits per sample."""
     suffix = Path(path).suffix.lower()
     try:
         if suffix == ".png":
@@ -109,9 +109,9 @@ def _is_deep(path):
 
 
 def _has_all_chunks(exr):
-    """Return whether the bytes of an OpenEXR file contain all chunks of its offset table; True for multi-part files.
+    """Return whether ``exr``, the bytes of an OpenEXR file, contains all chunks of its offset table.
 
-    FFmpeg leaves missing chunks black without an error. Format: https://openexr.com/en/latest/OpenEXRFileLayout.html
+    Multi-part files are not checked (True). FFmpeg leaves missing chunks black without an error. Format: https://openexr.com/en/latest/OpenEXRFileLayout.html
     """
     tiled, multipart = exr[5] & 2, exr[5] & 16
     position, offsets, first_chunk = 8, [], len(exr)
@@ -128,10 +128,10 @@ def _has_all_chunks(exr):
 
 
 def write_image(path: str | Path, rgb: np.ndarray, depth: int = 8) -> None:
-    """Write an RGB image (H, W, 3) atomically, in the format of the suffix of ``path``.
+    """Write an RGB image (H, W, 3) atomically; the suffix of ``path`` determines the format.
 
-    ``rgb`` is uint8; uint16 with values of ``depth`` bits, reduced to 8 bits if the format cannot store them; or, for
-    OpenEXR only, linear float32. OpenEXR accepts all of these.
+    ``rgb`` is uint8, uint16 with values of ``depth`` bits, or, only for OpenEXR, linear float32. Integers are converted
+    to linear light for OpenEXR, and to 8 bits for formats that store no more.
     """
     suffix = Path(path).suffix.lower()
     encoder, formats = _CODECS.get(suffix, ("", {}))
@@ -152,18 +152,18 @@ def write_image(path: str | Path, rgb: np.ndarray, depth: int = 8) -> None:
 
 
 def srgb_encode(light: np.ndarray) -> np.ndarray:
-    """Convert linear light (1 is white; negative values count as 0) to sRGB values (IEC 61966-2-1)."""
+    """Convert linear light (1 is white; negative values become 0) to sRGB values (IEC 61966-2-1), float32."""
     light = np.maximum(light, 0)
     return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055).astype(np.float32)
 
 
 def srgb_decode(values: np.ndarray) -> np.ndarray:
-    """Convert sRGB values to linear light: the inverse of ``srgb_encode``."""
+    """Convert sRGB values (1 is white) to linear light, float32: the inverse of ``srgb_encode``."""
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
 
 def image_grid(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
-    """Arrange rows of RGB uint8 images (H, W, 3) of one size in one image, with white gaps of ``gap`` pixels."""
+    """Arrange equally long rows of RGB uint8 images (H, W, 3) of one size in a grid with white gaps of ``gap`` px."""
     height, width = rows[0][0].shape[:2]
     grid = np.full((len(rows) * (height + gap) - gap, len(rows[0]) * (width + gap) - gap, 3), 255, np.uint8)
     for r, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Paths of output files, and the check that none is overwritten by accident."""
+"""Names of output files, and a check that prevents overwriting them by accident."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,4 +15,4 @@ def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
     """Raise UserError if one of the files exists and ``overwrite`` is False."""
     existing = next((path for path in paths if not overwrite and path.exists()), None)
     if existing is not None:
-        raise UserError(f"{existing} exists already; pass --overwrite True or another --output")
+        raise UserError(f"{existing} exists already; pass --overwrite True or a different --output")

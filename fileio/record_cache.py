@@ -1,7 +1,7 @@
-"""A cache file of fixed-size records, each validated by its key and checksum.
+"""Cache files of fixed-size records, each validated by a key and a checksum.
 
-Records of changed inputs, of other program versions and of damaged or truncated files are all treated alike: a record
-whose key is not requested or whose checksum is wrong is not used, and missing records are made again.
+The key of a record is a hash of everything that its values depend on, such as the input file and the program version.
+Stored records with a requested key and a correct checksum are used; all other requested records are computed.
 """
 
 import hashlib
@@ -18,45 +18,45 @@ import numpy as np
 
 from utils import warn
 
-_CHECKSUM, _KEY = 4, 32  # bytes of the checksum and of the key at the start of a record
+_CHECKSUM, _KEY = 4, 32  # size in bytes of the checksum and of the key, which begin each record
 
 
-def record_key(*facts: object) -> bytes:
-    """Return a key (32 bytes) that differs for different facts (plain values)."""
-    return hashlib.blake2b(repr(facts).encode(), digest_size=_KEY // 2).hexdigest().encode()
+def record_key(*values: object) -> bytes:
+    """Return a hash (32 bytes) of plain values, as the key of a record that is computed from them."""
+    return hashlib.blake2b(repr(values).encode(), digest_size=_KEY // 2).hexdigest().encode()
 
 
 def load_or_make_records(path: Path | None, fields: list[tuple], keys: Sequence[bytes],
-                         make: Callable[[Sequence[int]], Iterable[tuple | None]],
+                         compute: Callable[[Sequence[int]], Iterable[tuple | None]],
                          budget: float) -> tuple[np.ndarray, list[int]]:
-    """Return one record per key, read from the cache file ``path`` if it is there, else made and added to the file.
+    """Load the records with the given keys from a cache file; compute missing records and add them to the file.
 
     Args:
-        path: the cache file; records of other keys are dropped from it. With None, or if the file cannot be written
-            (which prints a warning), all records are made and held in memory.
+        path: the cache file; records with other keys are removed from it. With None, or if the file cannot be written
+            (a warning is printed), all records are held in memory.
         fields: fields of a record, as for ``np.dtype``.
         keys: distinct keys.
-        make: called with indices into ``keys``; yields, in order, the values of each record, or None if it cannot be
-            made.
-        budget: maximum size, in bytes, of the records to hold in memory; larger files are memory-mapped. Changes of the
-            array are not written to the file.
+        compute: function of indices into ``keys`` that yields, in order, the values of each record, or None for a
+            record that cannot be computed.
+        budget: maximum size, in bytes, of a file that is read into memory; larger files are memory-mapped.
 
     Returns:
-        A structured array of the records and the list of their indices into ``keys``.
+        A structured array of the records, without those that cannot be computed, and the list of their indices into
+        ``keys``. Changes to the array are not written to the file.
     """
     dtype = np.dtype([("checksum", "u4"), ("key", f"S{_KEY}"), *fields], align=True)
 
-    def made(indices):
-        for index, values in zip(indices, make(indices), strict=True):
+    def computed(indices):
+        for index, values in zip(indices, compute(indices), strict=True):
             if values is not None:
                 yield index, _pack(dtype, keys[index], values)
 
     if path is None:
-        return _collect(dtype, made(range(len(keys))))
+        return _collect(dtype, computed(range(len(keys))))
     old, positions = _open(path, dtype, budget)
     found = [index for index, key in enumerate(keys) if key in positions]
     missing = [index for index, key in enumerate(keys) if key not in positions]
-    new = made(missing)
+    new = computed(missing)
     first = next(new, None)
     if first is None and [positions[keys[index]] for index in found] == list(range(len(old))):
         return old, found
@@ -81,9 +81,9 @@ def load_or_make_records(path: Path | None, fields: list[tuple], keys: Sequence[
                 raise
             return _load(file, dtype, len(indices), budget), indices
     except OSError as error:
-        warn(f"cannot write the cache in {path.parent} ({error.strerror or error}); it is kept in memory and made "
-             "again in the next run")
-    return _collect(dtype, merged(made(missing)))
+        warn(f"cannot write the cache in {path.parent} ({error.strerror or error}); its content is kept in memory "
+             "and computed again in the next run")
+    return _collect(dtype, merged(computed(missing)))
 
 
 def _pack(dtype, key, values):
@@ -97,7 +97,7 @@ def _pack(dtype, key, values):
 
 
 def _collect(dtype, packed):
-    """Return (array of records, their indices) from pairs (index, bytes of a record)."""
+    """Return (array of records, list of indices) of ``packed``, pairs (index, bytes of a record)."""
     records, indices = bytearray(), []
     for index, record in packed:
         records += record
@@ -106,7 +106,7 @@ def _collect(dtype, packed):
 
 
 def _open(path, dtype, budget):
-    """Return (records of a file, {key: position} of those with a correct checksum)."""
+    """Return (all records of a file, {key: position} of those with a correct checksum); both empty if unreadable."""
     positions, count = {}, 0
     try:
         with open(path, "rb") as file:
@@ -120,7 +120,7 @@ def _open(path, dtype, budget):
 
 
 def _load(file, dtype, count, budget):
-    """Return the first ``count`` records of an open file, memory-mapped if they take more than ``budget`` bytes."""
+    """Return the first ``count`` records of an open file, memory-mapped if their size exceeds ``budget`` bytes."""
     file.seek(0)
     if not count or count * dtype.itemsize <= budget:
         return np.fromfile(file, dtype, count)

@@ -1,4 +1,4 @@
-"""A film: how it is read, where its shots are, how it is colored shot by shot, written and shown.
+"""Reading, analysis, coloring and writing of films, and reports about them.
 
-It knows nothing of how anything is trained.
+The package does not depend on the training code.
 """

@@ -1,1 +1,1 @@
-"""Read and write films: decoding, pixel formats, image sequences, encoding and muxing."""
+"""Reading and writing of films: decoding, pixel formats, image sequences, encoding and muxing."""

@@ -1,4 +1,4 @@
-"""Encoding of films: choice of encoder settings, segments of single shots, and complete videos of RGB images."""
+"""Encoding of films: encoder settings, segments (one file per shot), and complete videos from RGB frames."""
 
 import errno
 import io
@@ -23,7 +23,7 @@ from utils import UserError, warn
 # ---------------------------------------------------------------------------------------------------------------------
 # Encoder settings
 
-_DEFAULTS = {  # encoder: (crf, other options); x264's default preset takes twice the time for files 5 % smaller
+_DEFAULTS = {  # encoder: (crf, other options); x264's default preset takes twice the time and saves 5 % of the size
     "libx264": (16, {"preset": "veryfast"}), "libx265": (18, {"x265-params": "log-level=error"}),
     "libvpx-vp9": (24, {"b": "0", "row-mt": "1", "deadline": "good", "cpu-used": "3"}),
     "libaom-av1": (20, {"b": "0", "row-mt": "1", "cpu-used": "6"}), "libsvtav1": (20, {"svtav1-params": "lookahead=0"}),
@@ -32,7 +32,7 @@ _DEFAULTS = {  # encoder: (crf, other options); x264's default preset takes twic
 
 
 class EncodingTarget(NamedTuple):
-    """The format that the frames of a film are encoded in."""
+    """Codec, pixel format, size, timing and metadata of the encoded frames of a film."""
 
     codec: str  # FFmpeg encoder
     options: dict[str, str]
@@ -44,14 +44,15 @@ class EncodingTarget(NamedTuple):
     rate: Fraction  # frames per second
     time_base: Fraction  # seconds
     tags: dict[str, Any]  # {attribute of the codec context: value}
-    segment_format: str  # muxer of segments; their timestamps need not be exact, only in order
+    segment_format: str  # FFmpeg muxer of segments; it needs to preserve the order of timestamps, not their values
     field_order: str = ""  # "tff" or "bff" for interlaced film
 
 
 def choose_encoding(path: Path, output: Path, config: FilmConfig) -> EncodingTarget:
-    """Choose how the colors of the film ``path`` are encoded into ``output``, and try it on one black frame.
+    """Choose the encoding of ``output``, the colored version of the film ``path``, and test it with a black frame.
 
-    Raises UserError if no frame of the film can be decoded or the settings cannot be combined.
+    Warns if the encoder cannot mark interlaced film. Raises UserError if the suffix of ``output`` is not supported, no
+    frame of the film can be decoded, or the encoder settings cannot be combined.
     """
     if output.suffix.lower() not in OUTPUT_SUFFIXES:
         raise UserError(f"cannot write {output}; pass a {', '.join(OUTPUT_SUFFIXES[:-1])} or {OUTPUT_SUFFIXES[-1]} "
@@ -86,7 +87,7 @@ def choose_encoding(path: Path, output: Path, config: FilmConfig) -> EncodingTar
 
 
 def _first_frame(path):
-    """Return (first frame of a film, its field order). Raises UserError if no frame can be decoded."""
+    """Return (first frame, field order of the film, "" if progressive). Raises UserError if no frame can be decoded."""
     with closing(read_frames(path)) as frames:
         first = next(frames, None)
         if first is None:
@@ -108,7 +109,7 @@ def _choose_encoder(output, config):
 
 
 def _choose_pix_fmt(encoder, planes, order, config):
-    """Return --pix_fmt if given, else the encoder's smallest pixel format, if possible with the depth of ``planes``."""
+    """Return --pix_fmt, or else the smallest usable pixel format, preferably with 10 bits for deep ``planes``."""
     formats = [format_.name for format_ in encoder.video_formats or []]
     if config.pix_fmt is not None:
         if not config.pix_fmt.startswith("yuv4") or config.pix_fmt not in formats:
@@ -148,7 +149,7 @@ def _tags(stream, encoding, rotation):
 
 
 def _black(target):
-    """Return a black frame to test an encoder with."""
+    """Return a black frame in the format of ``target``."""
     y = np.full((target.height, target.width), target.encoding.luma_range[0], target.encoding.dtype)
     cb = np.full(target.chroma_size, target.encoding.neutral_chroma, target.encoding.dtype)
     return Planes(y, cb, cb, target.encoding)
@@ -156,10 +157,10 @@ def _black(target):
 
 @contextmanager
 def segment_encoder(file: BinaryIO, target: EncodingTarget) -> Iterator[Callable[[Planes, int], None]]:
-    """Encode the frames of one shot into a file of their own.
+    """Open an encoder that writes the frames of one shot to ``file``.
 
-    Yields a function that encodes the next frame: planes with the coding and sizes of the target, and the pts in its
-    time base. The file is complete when the block ends.
+    Yields a function write(planes, pts) that encodes the next frame. Planes must have the encoding and sizes of
+    ``target``, and pts its time base. The file is complete when the block ends.
     """
     container = av.open(file, "w", format=target.segment_format)
     stream = container.add_stream(target.codec, rate=target.rate, options=target.options)
@@ -185,16 +186,16 @@ def segment_encoder(file: BinaryIO, target: EncodingTarget) -> Iterator[Callable
         container.mux(stream.encode(None))
         container.close()
     except BaseException:
-        with suppress(OSError, av.error.FFmpegError):  # not by the garbage collector, when the file is closed
+        with suppress(OSError, av.error.FFmpegError):  # else it is closed by the garbage collector, after ``file``
             container.close()
         raise
 
 
 def write_video(path: Path, film: Film, frames: Iterable[tuple[int, np.ndarray]],
                 pixel_aspect: Fraction | None = None) -> None:
-    """Write (pts, RGB uint8 (H, W, 3) of one size) atomically as an H.264 video without sound.
+    """Write ``frames``, (pts, RGB uint8 (H, W, 3)) of one size, atomically as an H.264 video without sound.
 
-    The rate and the time base are those of ``film``; ``pixel_aspect`` None means square pixels.
+    Frame rate and time base are taken from ``film``; ``pixel_aspect`` None means square pixels.
     """
     with atomic_write(path) as temporary, av.open(str(temporary), "w") as output:
         stream = output.add_stream("libx264", rate=film.info.rate, options={"crf": "18", "preset": "veryfast"})
@@ -215,7 +216,7 @@ def write_video(path: Path, film: Film, frames: Iterable[tuple[int, np.ndarray]]
 
 @contextmanager
 def explain_write_errors(output: Path) -> Iterator[None]:
-    """Turn errors of writing ``output`` or files next to it into a UserError with advice; pass on other UserErrors."""
+    """Convert OSErrors, FFmpeg errors and UserErrors due to a full disk into UserErrors that say how to continue."""
     try:
         yield
     except (OSError, av.error.FFmpegError, UserError) as error:

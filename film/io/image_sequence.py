@@ -1,4 +1,4 @@
-"""Numbered images as a film: detection in a folder, reading and writing."""
+"""Image sequences (numbered images that form a film): detection in a folder, reading and writing."""
 
 import hashlib
 import re
@@ -16,17 +16,17 @@ from film.io.planes import Planes, planes_from_rgb
 from film.io.video import DamageLog, FilmInfo
 from utils import UserError, warn
 
-MIN_FRAMES = 12  # fewer numbered images (half a second) do not count as a film
-COMPARED_PAIRS = 8  # pairs of successive images that are compared; more are more reliable and take longer
-MAX_CHANGE = 8  # maximum median difference (8-bit gray) of successive images; 1 at 24 frames/s, 11 at 1 frame/s
+MIN_FRAMES = 12  # minimum number of images of a sequence (half a second); fewer are separate pictures
+COMPARED_PAIRS = 8  # number of pairs of successive images to compare; more are more reliable and take longer
+MAX_CHANGE = 8  # maximum median difference (8-bit gray) of successive images; it is 1 at 24 frames/s, 11 at 1 frame/s
 RATE = Fraction(24)  # frames per second of an image sequence
 
 
 def find_sequences(paths: Sequence[Path]) -> tuple[list["ImageSequence"], list[Path]]:
-    """Split the images of a folder into image sequences and other images.
+    """Split the images of a folder into (image sequences, other images).
 
-    Images form a sequence if at least MIN_FRAMES names differ only in the number at their end, more than half of the
-    numbers in their range exist, and the compared images have one size and change little from one to the next.
+    At least MIN_FRAMES images form a sequence if their names differ only in the number at the end, no number occurs
+    twice, more than half of the numbers between the first and the last exist, and ``_are_successive`` holds.
     """
     groups, sequences = {}, []
     for path in paths:
@@ -43,22 +43,22 @@ def find_sequences(paths: Sequence[Path]) -> tuple[list["ImageSequence"], list[P
 
 
 def _are_successive(paths):
-    """Return whether images have one size and change as little as successive frames of a film."""
+    """Return whether COMPARED_PAIRS pairs of neighboring images have equal sizes and differ by less than MAX_CHANGE."""
     changes = []
     for index in np.linspace(0, len(paths) - 2, COMPARED_PAIRS).astype(int):
         try:
-            one, other = (read_image(path) for path in paths[index:index + 2])
+            image, following = (read_image(path) for path in paths[index:index + 2])
         except UserError:  # reported when the image is colored
             continue
-        if one.shape != other.shape:
+        if image.shape != following.shape:
             return False
-        changes.append(cv2.absdiff(*(resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), 16, 16)
-                                     for image in (one, other))).mean())
+        changes.append(cv2.absdiff(*(resize(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), 16, 16)
+                                     for rgb in (image, following))).mean())
     return bool(changes) and np.median(changes) < MAX_CHANGE
 
 
 class ImageSequence:
-    """Numbered images as a ``video.Film`` of RATE frames per second; the pts is the number minus the first number."""
+    """A ``video.Film`` of numbered images at RATE frames per second; pts = number - first number."""
 
     def __init__(self, paths: dict[int, Path], prefix: str = "") -> None:
         """``paths``: {number: path} in order; ``prefix``: the part of the names before the number."""
@@ -66,7 +66,7 @@ class ImageSequence:
         self.paths = {number - first: path for number, path in paths.items()}
         path = self.paths[0]
         self.prefix, self.path = prefix, path.parent / f"{prefix}*{path.suffix}"
-        # Stem of the names of the report and the log.
+        # Stem of the names of the report and the log
         self.stem = prefix.strip(" ._-").replace(".", "_") or path.parent.resolve().name.replace(".", "_")
         self.info = FilmInfo(RATE, 1 / RATE, 0.0, len(paths))
 
@@ -84,7 +84,8 @@ class ImageSequence:
              damage: DamageLog | None = None) -> Generator[tuple[int, int, Planes], None, None]:
         """Yield (pts, duration, Planes) as in ``video.Film``, without unreadable images.
 
-        Raises UserError if an image has another size than those before it.
+        With ``damage``, each of them is reported in a warning at once instead of being added to the log. Raises
+        UserError if an image has a different size than those before it.
         """
         size = None
         for pts, path in self.paths.items():
@@ -105,15 +106,15 @@ class ImageSequence:
 
 
 def write_colored_frame(path: Path, planes: Planes, source: Path) -> None:
-    """Write a colored image at the bit depth of its source image.
+    """Write a colored frame at its bit depth, in the format given by the suffix of ``path``.
 
-    OpenEXR sources colored to OpenEXR keep their luminance, which is unbounded linear light.
+    If both ``source`` and ``path`` are OpenEXR files, each pixel keeps the luminance (linear, unbounded) of the source.
     """
     light = read_deep_image(source).linear if path.suffix.lower() == source.suffix.lower() == ".exr" else None
     if light is None:
         write_image(path, planes.rgb_codes(), planes.encoding.depth)
         return
     colored = srgb_decode(planes.rgb(*planes.y.shape))
-    luminance, wanted = (rgb @ LUMINANCE_WEIGHTS[:, None] for rgb in (colored, light))
-    scale = wanted / np.maximum(luminance, np.finfo(np.float32).tiny)
-    write_image(path, np.where(luminance > 0, colored * scale, wanted))
+    luminance, source_luminance = (rgb @ LUMINANCE_WEIGHTS[:, None] for rgb in (colored, light))
+    scale = source_luminance / np.maximum(luminance, np.finfo(np.float32).tiny)
+    write_image(path, np.where(luminance > 0, colored * scale, source_luminance))

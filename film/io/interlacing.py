@@ -1,4 +1,4 @@
-"""Interlaced film: detection and flags of the field order, and conversion between frames and fields."""
+"""Interlaced film: detecting and marking the field order, and conversion between frames and fields."""
 
 from collections.abc import Callable, Iterable
 from fractions import Fraction
@@ -11,7 +11,7 @@ from av.filter import Graph
 from film.io.planes import Planes
 
 INSPECTED_FRAMES = 25  # frames at the start of a film whose interlacing flags are read
-MIN_INTERLACED = 0.3  # share of flagged frames above which a film is interlaced; telecine flags at least 2 of 5
+MIN_INTERLACED = 0.3  # a film is interlaced if more than this share of its frames is flagged; telecine flags 2 of 5
 FIELD_ORDER_NAMES = {"tff": "top field first", "bff": "bottom field first"}  # FFmpeg's name: description
 INTERLACED_ENCODERS = ("libx264", "mpeg2video", "prores_ks")  # FFmpeg encoders that write interlaced film
 
@@ -28,7 +28,7 @@ def field_order(frames: Iterable[av.VideoFrame]) -> str:
 
 
 def _frame_order(frame):
-    """Return the field order of a frame. PyAV does not expose the flag, so a filter drops frames without it."""
+    """Return the field order of a frame, which PyAV does not expose: a filter drops frames that are not "tff"."""
     graph = _filter_graph(frame.width, frame.height, frame.format.name, "select", "eq(interlace_type,TOPFIRST)")
     graph.push(frame)
     try:
@@ -39,7 +39,7 @@ def _frame_order(frame):
 
 
 def field_flagger(order: str, width: int, height: int, pix_fmt: str) -> Callable[[av.VideoFrame], av.VideoFrame]:
-    """Return a function that sets the interlacing flags of frames to a field order; the result shares their memory."""
+    """Return a function that marks a frame as interlaced with this field order; the result shares its memory."""
     graph = _filter_graph(width, height, pix_fmt, "setfield", order)
 
     def flag(frame):
@@ -57,7 +57,7 @@ def _filter_graph(width, height, pix_fmt, name, argument):
 
 
 def interlacing_options(order: str) -> dict[str, str]:
-    """Return the options of INTERLACED_ENCODERS for a field order; {} for ""."""
+    """Return the options that make INTERLACED_ENCODERS encode this field order; {} for "" (progressive)."""
     return {"flags": "+ildct+ilme", "field_order": {"tff": "tt", "bff": "bb"}[order]} if order else {}
 
 
@@ -68,7 +68,7 @@ def split_fields(planes: Planes) -> list[Planes]:
 
 
 def weave_fields(top: Planes, bottom: Planes) -> Planes:
-    """Join two fields to a frame: the inverse of ``split_fields``."""
+    """Join two fields into a frame: the inverse of ``split_fields``."""
     y, cb, cr = (_weave(*pair) for pair in zip(top[:3], bottom[:3], strict=True))
     return Planes(y, cb, cr, top.encoding, True)
 

@@ -1,4 +1,4 @@
-"""Subprocess isolation: a file that crashes a decoder does not end the program."""
+"""Subprocess isolation, so that the program survives a file that crashes a decoder."""
 
 import multiprocessing
 import os
@@ -12,16 +12,16 @@ from typing import Any, TypeVar
 
 from utils import UserError
 
-EXIT_TIMEOUT = 10  # seconds that a process gets to end by itself
+EXIT_TIMEOUT = 10  # seconds after which a terminated process is killed
 T = TypeVar("T")
 
 
 class ProcessDied(UserError):
-    """The process ended before it returned a result."""
+    """The subprocess ended before it returned a result."""
 
 
 class _StandardStreams:
-    """Standard output and error of this process; unpickling them replaces those of the other process."""
+    """Standard output and error of this process; unpickling them in a subprocess redirects its own to these."""
 
     def __getstate__(self) -> list[tuple[int, Any]]:
         return [(number, reduction.DupFd(number)) for number in (1, 2)]
@@ -32,18 +32,18 @@ class _StandardStreams:
 
 
 def run_in_subprocess(function: Callable[..., T], *arguments: object) -> T:
-    """Return ``function(*arguments)``, run in a process of its own; function, arguments and result are pickled.
+    """Run ``function(*arguments)`` in a subprocess and return its result; all of these are pickled.
 
-    The process ends when this call returns or raises, and when this process is killed. Raises the UserError or OSError
-    of the function, or ProcessDied if the process ends without a result.
+    The subprocess ends when this call returns or raises, or when this process is killed. Raises UserErrors and OSErrors
+    of the function, or ProcessDied if the subprocess ends without a result.
     """
-    # Decoders and torch have threads, so this process cannot be forked safely: a fork server without threads is.
+    # Forking this process is unsafe, since decoders and torch run threads. The fork server runs none.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "film.render.rendering"])  # which imports nearly all modules
+    context.set_forkserver_preload([__name__, "film.render.rendering"])  # the latter imports nearly all modules
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(_StandardStreams(), sender, function, arguments), daemon=True)
-    resource_tracker.ensure_running()  # before SIGINT is blocked, since its start unblocks it
-    # Ctrl-C in a terminal is sent to all processes. This one handles it; the other inherits the blocked signal.
+    resource_tracker.ensure_running()  # before SIGINT is blocked, since starting the tracker unblocks it
+    # Ctrl-C in a terminal is sent to all processes. This one handles it; the subprocess inherits the blocked SIGINT.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         process.start()

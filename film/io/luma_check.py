@@ -1,4 +1,4 @@
-"""Comparison of the luma of a colored film with that of its source, sample by sample."""
+"""Sample-by-sample comparison of the luma of a colored film with the luma of its source."""
 
 import hashlib
 import itertools
@@ -14,33 +14,34 @@ from utils import UserError
 
 
 def check_luma(film: Film, result: Film, config: FilmConfig) -> str:
-    """Compare the decoded Y' of every frame of a film and of its ``result``, at the greater bit depth of the two.
+    """Compare the decoded Y' of ``film`` and its colored version ``result``, at the greater bit depth of the two.
 
-    Returns a one-line report. If all samples are equal, it contains their SHA-256 (frames, rows and columns in order;
-    above 8 bits two bytes each, little endian); else the maximum and mean difference.
+    Returns a one-line report with the SHA-256 of all samples if they are equal (frames, rows and columns in order; two
+    bytes each, little endian, above 8 bits), else with the maximum and the mean difference.
 
-    Raises UserError if the samples differ although the codec of the result is lossless, or if one film has more frames.
+    Raises UserError if the samples differ although the codec of ``result`` is lossless, or if the films differ in their
+    number of frames.
     """
     lossless, digest = _is_lossless(result), hashlib.sha256()
     begin, end = pts_window(film, config)
     count, maximum, total = 0, 0, 0.0
     with closing(prefetch(film.read(begin), 4)) as sources, closing(prefetch(result.read(), 4)) as results:
-        wanted = itertools.takewhile(lambda item: item[0] < end, sources)
-        for source, colored in itertools.zip_longest(wanted, results):
+        window = itertools.takewhile(lambda item: item[0] < end, sources)
+        for source, colored in itertools.zip_longest(window, results):
             if source is None or colored is None:
                 raise UserError(f"{result.path} and {film.path} have different numbers of frames: only one has frame "
                                 f"{count}; color it again with --overwrite True")
-            (y, _, _, encoding, _), (luma, _, _, written, _) = source[2], colored[2]
-            depth = max(encoding.depth, written.depth)
-            y, luma = change_depth(y, encoding.depth, depth), change_depth(luma, written.depth, depth)
-            difference = cv2.absdiff(y, luma)
-            if lossless and written.depth == depth and difference.any():
+            bits = [planes.encoding.depth for planes in (source[2], colored[2])]
+            depth = max(bits)
+            y, colored_y = change_depth(source[2].y, bits[0], depth), change_depth(colored[2].y, bits[1], depth)
+            difference = cv2.absdiff(y, colored_y)
+            if lossless and bits[1] == depth and difference.any():
                 raise UserError(f"the luma of {result.path} differs from that of {film.path} although its codec is "
                                 f"lossless: frame {count} is the first that differs, in "
                                 f"{cv2.countNonZero(difference):,} of its {difference.size:,} samples; color it again "
                                 "with --overwrite True")
             maximum, total, count = max(maximum, int(difference.max())), total + float(difference.mean()), count + 1
-            digest.update(luma.tobytes())
+            digest.update(colored_y.tobytes())
     height, width = y.shape
     compared = f"{count} frames, {width} x {height}, {depth} bits"
     if not maximum:
@@ -50,7 +51,7 @@ def check_luma(film: Film, result: Film, config: FilmConfig) -> str:
 
 
 def _is_lossless(result):
-    """Return whether the codec of a film is lossless; image sequences store RGB, which rounds the luma."""
+    """Return whether the codec of a film is lossless; False for image sequences, since RGB rounds the luma."""
     if not isinstance(result, VideoFile):
         return False
     with open_video(result.path) as (_, stream):

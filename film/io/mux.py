@@ -1,4 +1,4 @@
-"""Muxing of encoded segments: packets in display order with the timestamps of the film, and what a container can store.
+"""Muxing of encoded segments: packets with the timestamps of the film, in decoding order, and limits of containers.
 
 Nothing is encoded here: packets of segments and of the source are copied.
 """
@@ -21,9 +21,9 @@ from utils import UserError, warn
 _CONTAINER_FORMATS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov", ".webm": "webm"}  # suffix: FFmpeg muxer
 OUTPUT_SUFFIXES = tuple(_CONTAINER_FORMATS)
 _MUXER_TAGS = ("encoder", "major_brand", "minor_version", "compatible_brands", "DURATION", "_STATISTICS", "BPS",
-               "NUMBER_OF")  # prefixes of tags that a muxer writes about its own file
-# Bitstream filters that write a start code before each unit. They remove units of an unused type, that is, none.
-# FFmpeg's h264_mp4toannexb and hevc_mp4toannexb would also insert the headers, which encoders write once per file.
+               "NUMBER_OF")  # prefixes of metadata keys that describe the file itself and are written by its muxer
+# Bitstream filters that convert packets to Annex B (start codes) and remove NAL units of an unused type, that is, none.
+# h264_mp4toannexb and hevc_mp4toannexb would also insert parameter sets, which encoders write once per file.
 _START_CODE_FILTERS = {"h264": "filter_units=remove_types=31", "hevc": "filter_units=remove_types=63"}
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -31,29 +31,29 @@ _START_CODE_FILTERS = {"h264": "filter_units=remove_types=31", "hevc": "filter_u
 
 
 def segment_order(path: Path) -> list[int]:
-    """Return the rank in display order of each packet of a segment, in file order; [] if the file is unreadable."""
+    """Return the presentation index of each packet of a segment, in decoding order; [] if the file is unreadable."""
     try:
-        return _display_ranks(_packet_times(path))
+        return _presentation_indices(_packet_times(path))
     except (av.error.FFmpegError, OSError, UserError):
         return []
 
 
 def _packet_times(path):
-    """Return the pts of the video packets of a segment or film, in file order."""
+    """Return the pts of the video packets of a segment or film, in decoding order."""
     with open_video(path) as (film, stream):
         return array("q", (packet.pts for packet in film.demux(stream) if packet.size))
 
 
-def _display_ranks(times):
-    ranks = {pts: rank for rank, pts in enumerate(sorted(times))}
-    return [ranks[pts] for pts in times]
+def _presentation_indices(times):
+    indices = {pts: index for index, pts in enumerate(sorted(times))}
+    return [indices[pts] for pts in times]
 
 
 @contextmanager
 def _video_packets(path):
-    """Yield an iterator over the video packets of a segment or film, as encoders return them.
+    """Yield an iterator over the video packets of a segment or film; H.264 and HEVC are converted to Annex B.
 
-    Most containers store H.264 and HEVC with the length of each unit instead of a start code; this is undone.
+    Most containers store the length of each NAL unit instead of the start code that encoders write.
     """
     with open_video(path) as (film, stream):
         context = stream.codec_context
@@ -66,10 +66,11 @@ def _video_packets(path):
 
 def segment_packets(segments: Sequence[Path | range], pts: Sequence[int],
                     film: Path | None = None) -> Iterator[tuple[av.Packet, int]]:
-    """Yield (packet, index of its frame in the film) of all segments, with timestamps from ``pts`` of all frames.
+    """Yield (packet, frame index) of all segments in decoding order, with new timestamps.
 
-    A segment is a file, or the range of its frames in the file ``film``. The decoding time of a packet is the pts of
-    the frame ``delay`` packets earlier, where ``delay`` is the maximum distance by which the encoder reorders frames.
+    A segment is a file, or a range of frames of the video file ``film``; ``pts`` contains the pts of each frame of all
+    segments. The dts of packet i is the pts of frame i - delay, where delay is the maximum number of positions by which
+    a packet comes later in decoding order than in presentation order.
     """
     with ExitStack() as stack:
         times, film_packets = (), iter(())
@@ -78,26 +79,25 @@ def segment_packets(segments: Sequence[Path | range], pts: Sequence[int],
 
         def order(segment):
             if isinstance(segment, range):
-                return _display_ranks(times[segment.start:segment.stop])
+                return _presentation_indices(times[segment.start:segment.stop])
             return segment_order(segment)
 
-        delay = max([0, *(index - rank for segment in segments for index, rank in enumerate(order(segment)))])
+        delay = max([0, *(i - index for segment in segments for i, index in enumerate(order(segment)))])
         step = pts[1] - pts[0] if len(pts) > 1 else 1
         count = position = 0  # frames written; packets read from ``film``
         for segment in segments:
-            ranks = order(segment)
+            indices = order(segment)
             if isinstance(segment, range):
                 opened = nullcontext(itertools.islice(film_packets, segment.start - position, segment.stop - position))
                 position = segment.stop
             else:
                 opened = _video_packets(segment)
             with opened as packets:
-                for index, (rank, packet) in enumerate(zip(ranks, packets, strict=True)):
-                    decoded = count + index - delay
-                    packet.pts = pts[count + rank]
-                    packet.dts = pts[decoded] if decoded >= 0 else pts[0] + decoded * step
-                    yield packet, count + rank
-            count += len(ranks)
+                for i, (index, packet) in enumerate(zip(indices, packets, strict=True), count - delay):
+                    packet.pts = pts[count + index]
+                    packet.dts = pts[i] if i >= 0 else pts[0] + i * step
+                    yield packet, count + index
+            count += len(indices)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -105,12 +105,12 @@ def segment_packets(segments: Sequence[Path | range], pts: Sequence[int],
 
 
 def container_format(output: Path) -> str:
-    """Return FFmpeg's muxer for a file with one of OUTPUT_SUFFIXES."""
+    """Return the name of FFmpeg's muxer for an output file with one of OUTPUT_SUFFIXES."""
     return _CONTAINER_FORMATS[output.suffix.lower()]
 
 
 def can_store(muxer: str, encoder: str, rate: Fraction) -> bool:
-    """Return whether a container format can store the video of an encoder."""
+    """Return whether an FFmpeg muxer accepts the video of an encoder."""
     try:
         with av.open(io.BytesIO(), "w", format=muxer) as probe:
             probe.add_stream(encoder, rate=rate)
@@ -120,16 +120,19 @@ def can_store(muxer: str, encoder: str, rate: Fraction) -> bool:
 
 
 def source_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Return the tags that describe the content, without those that a muxer wrote about its file."""
+    """Return the metadata of a source without the keys that its muxer wrote (_MUXER_TAGS)."""
     return {key: value for key, value in tags.items() if not key.startswith(_MUXER_TAGS)}
 
 
 def copyable_streams(film: av.container.InputContainer, video: av.VideoStream, path: Path,
                      output: Path) -> list[Stream]:
-    """Return the streams other than ``video`` that the output's container can store; warn about all others."""
+    """Return the streams of ``film`` that the container of ``output`` can store; warn about all others.
+
+    ``video`` and the chapter titles of .mp4 files, which are copied separately, are not considered.
+    """
     copyable = []
     for stream in film.streams:
-        if stream is video or (stream.type == "data" and film.chapters()):  # chapter titles of .mp4
+        if stream is video or (stream.type == "data" and film.chapters()):
             continue
         try:
             with av.open(io.BytesIO(), "w", format=container_format(output)) as probe:
@@ -141,8 +144,8 @@ def copyable_streams(film: av.container.InputContainer, video: av.VideoStream, p
                 stream.type, stream.type)
             language = f", {stream.language}" if stream.language else ""
             advice = "convert it before" if container_format(output) == "matroska" else "write a .mkv"
-            warn(f"{output} cannot store the {kind} {stream.index} ({name}{language}) of {path}, left out; {advice} to "
-                 "keep it")
+            warn(f"{output} cannot store the {kind} {stream.index} ({name}{language}) of {path}, so it is left "
+                 f"out; {advice} to keep it")
             continue
         copyable.append(stream)
     return copyable

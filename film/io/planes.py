@@ -1,4 +1,4 @@
-"""The Y', Cb and Cr planes of video frames: conversion to RGB and lightness, and from ab colors to Cb and Cr."""
+"""Y'CbCr planes of video frames: conversion to RGB and lightness, and of ab colors to Cb and Cr."""
 
 from functools import cache
 from typing import NamedTuple
@@ -65,7 +65,7 @@ class ColorEncoding(NamedTuple):
         return cv2.transform(rgb, np.array([[red, 1 - red - blue, blue]], np.float32))
 
     def to_chroma(self, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Convert RGB float32 (H, W, 3) in [0, 1] to the planes Cb and Cr (H, W): the inverse of ``to_rgb``."""
+        """Convert RGB float32 (H, W, 3) in [0, 1] to Cb and Cr (H, W); with ``luma_of``, it inverts ``to_rgb``."""
         red, blue = _LUMA_WEIGHTS[self.colorspace]
         y, span, neutral = self.luma_of(rgb), self.chroma_span, self.neutral_chroma
 
@@ -86,22 +86,22 @@ class ColorEncoding(NamedTuple):
 # ---------------------------------------------------------------------------------------------------------------------
 # Planes of a frame
 
-Box = tuple[int, int, int, int]  # the image area inside the letterbox: top, bottom, left and right, in pixels
+Box = tuple[int, int, int, int]  # picture area inside the letterbox: top, bottom, left, right, in pixels
 
 
-def plane_slices(box: Box | None, frame: tuple[int, ...], plane: tuple[int, ...]) -> tuple[slice, slice]:
-    """Return the rows and columns of a plane of size (h, w) that lie completely in the box of a frame (H, W).
+def plane_slices(box: Box | None, frame_size: tuple[int, ...], plane_size: tuple[int, ...]) -> tuple[slice, slice]:
+    """Return the slices of rows and columns of a plane whose samples lie completely inside the box of its frame.
 
-    A box of None is the whole frame.
+    Sizes are (height, width); None as the box means the whole frame.
     """
     if box is None:
-        return slice(0, plane[0]), slice(0, plane[1])
+        return slice(0, plane_size[0]), slice(0, plane_size[1])
 
     def samples(first, end, size, count):
         step = -(-size // count)
         return slice(-(-first // step), count if end == size else end // step)
 
-    return samples(*box[:2], frame[0], plane[0]), samples(*box[2:], frame[1], plane[1])
+    return samples(*box[:2], frame_size[0], plane_size[0]), samples(*box[2:], frame_size[1], plane_size[1])
 
 
 class Planes(NamedTuple):
@@ -111,39 +111,39 @@ class Planes(NamedTuple):
     cb: np.ndarray | None
     cr: np.ndarray | None
     encoding: ColorEncoding
-    interlaced: bool = False  # the rows of each plane belong alternately to two fields of different times
+    interlaced: bool = False  # even and odd rows of each plane are two fields, captured at different times
 
     def _deinterlaced(self):
-        """Return the frame, or the mean of its fields, so that it has no combing and no chroma of the other field."""
+        """Return the mean of the two fields of an interlaced frame, which has no combing; other frames unchanged."""
         if not self.interlaced:
             return self
         y, cb, cr = map(_mean_of_fields, self[:3])
         return Planes(y, cb, cr, self.encoding)
 
     def crop(self, box: Box | None) -> "Planes":
-        """Return the area inside the box; None is the whole frame."""
+        """Return the part of the frame inside the box; None means the whole frame."""
         size = self.y.shape
         cb, cr = (plane if plane is None else plane[plane_slices(box, size, plane.shape)] for plane in self[1:3])
         return self._replace(y=self.y[plane_slices(box, size, size)], cb=cb, cr=cr)
 
     def rgb(self, height: int, width: int) -> np.ndarray:
-        """Return RGB float32 (height, width, 3) in [0, 1]; of an interlaced frame, the mean of its fields."""
-        self = self._deinterlaced()
-        y = _resized(self.y, height, width)
-        if self.cb is None or self.cr is None:
+        """Return RGB float32 (height, width, 3) in [0, 1]; the fields of an interlaced frame are averaged."""
+        y, cb, cr, *_ = self._deinterlaced()
+        y = _resized(y, height, width)
+        if cb is None or cr is None:
             cb = cr = np.full((height, width), self.encoding.neutral_chroma, self.encoding.dtype)
         else:
-            cb, cr = _resized(self.cb, height, width), _resized(self.cr, height, width)
+            cb, cr = _resized(cb, height, width), _resized(cr, height, width)
         return self.encoding.to_rgb(y, cb, cr)
 
     def downscale(self, side: int) -> "Planes":
-        """Return the frame at side x side pixels, without chroma subsampling.
+        """Return the deinterlaced frame at side x side pixels, without chroma subsampling.
 
-        Its ``rgb`` and ``lightness`` at that size equal those of this frame.
+        Its ``rgb`` and ``lightness`` at this size equal those of the original frame.
         """
-        self = self._deinterlaced()
-        cb, cr = (plane if plane is None else _resized(plane, side, side) for plane in (self.cb, self.cr))
-        return Planes(_resized(self.y, side, side), cb, cr, self.encoding)
+        y, *chroma = self._deinterlaced()[:3]
+        cb, cr = (plane if plane is None else _resized(plane, side, side) for plane in chroma)
+        return Planes(_resized(y, side, side), cb, cr, self.encoding)
 
     def rgb_uint8(self, height: int | None = None, width: int | None = None) -> np.ndarray:
         """Return RGB uint8 (height, width, 3); None means the size of the frame."""
@@ -158,32 +158,29 @@ class Planes(NamedTuple):
         return np.rint(rgb, out=rgb).astype(self.encoding.dtype)
 
     def gray_uint8(self, height: int, width: int) -> np.ndarray:
-        """Return the luma without chroma as RGB uint8 (height, width, 3)."""
+        """Return the frame in grayscale as RGB uint8 (height, width, 3)."""
         y = _resized(self._deinterlaced().y, height, width)
         return cv2.cvtColor(_gray_tables(self.encoding)[0][y], cv2.COLOR_GRAY2RGB)
 
     def lightness(self, side: int) -> np.ndarray:
-        """Return L float32 (side, side) in [0, 100] of the gray with the luma of the frame; chroma is ignored."""
+        """Return L float32 (side, side) in [0, 100] of the frame in grayscale; chroma is ignored."""
         return lightness_of(_resized(self._deinterlaced().y, side, side), self.encoding)
 
     def luma_uint8(self, height: int, width: int) -> np.ndarray:
-        """Return Y' as uint8 (height, width) in full range."""
+        """Return Y' as uint8 (height, width) in full range; fields are not averaged."""
         black, white = self.encoding.luma_range
         y = np.maximum(_resized(self.y, height, width), black)
         return cv2.convertScaleAbs(y, None, 255 / (white - black), -255 * black / (white - black))
 
 
-MIN_HALVED_SIDE = 512  # pixels; planes are halved repeatedly while both sides stay at least this long
+MIN_HALVED_SIDE = 512  # pixels; large planes are halved repeatedly while both sides stay at least this long
 
 
 def _resized(plane, height, width):
-    """Return ``resize`` of a plane, in a tenth of the time for large ones: they are first halved repeatedly.
-
-    Each halving rounds.
-    """
+    """Resize a plane. Large planes are halved repeatedly first, which is 10 times faster but rounds each time."""
     rows, columns = plane.shape
-    least = max(MIN_HALVED_SIDE, height), max(MIN_HALVED_SIDE, width)
-    while not (rows % 2 or columns % 2) and rows // 2 >= least[0] and columns // 2 >= least[1]:
+    min_rows, min_columns = max(MIN_HALVED_SIDE, height), max(MIN_HALVED_SIDE, width)
+    while not (rows % 2 or columns % 2) and rows // 2 >= min_rows and columns // 2 >= min_columns:
         rows, columns = rows // 2, columns // 2
         plane = resize(plane, rows, columns)
     return resize(plane, height, width)
@@ -198,22 +195,22 @@ def _mean_of_fields(plane):
 
 
 def plane_array(frame: av.VideoFrame, index: int, dtype: type[np.unsignedinteger]) -> np.ndarray:
-    """Return a plane of a decoded frame as an array (h, w) that shares its memory."""
+    """Return plane ``index`` of a frame as an array (h, w) that shares the memory of the frame."""
     plane = frame.planes[index]
     rows = np.frombuffer(plane, dtype).reshape(plane.height, -1)
     return rows[:, :plane.width]
 
 
 def has_fields(frame: av.VideoFrame) -> bool:
-    """Return whether a frame, as displayed, can consist of two fields."""
+    """Return whether a frame can be split into two fields: not rotated, with an even height of at least 4."""
     return not (frame.rotation % 360 or frame.height % 2) and frame.height > 3
 
 
 def planes_from_frame(frame: av.VideoFrame) -> Planes:
     """Return the planes of a decoded frame, rotated upright.
 
-    Planar Y'CbCr and grayscale are not converted; all other formats are converted to 4:4:4. As in players, an untagged
-    matrix counts as BT.601 below 720 lines, else as BT.709.
+    Planar little-endian Y'CbCr and grayscale are not converted; all other formats are converted to 4:4:4 with 8 or 10
+    bits. A frame without a matrix tag is assumed to use BT.601 below 720 lines, else BT.709, as in players.
     """
     name, depth = frame.format.name, frame.format.components[0].bits
     full = frame.color_range == 2 or name.startswith("yuvj") or (name.startswith("gray") and frame.color_range != 1)
@@ -223,10 +220,10 @@ def planes_from_frame(frame: av.VideoFrame) -> Planes:
     if not planar:
         depth = 10 if depth > 8 else 8
         if frame.format.is_rgb or frame.format.has_palette:
-            given, full, colorspace = {}, False, BT709
+            source_options, full, colorspace = {}, False, BT709
         else:
-            given = {"src_colorspace": colorspace, "src_color_range": 1 + full}
-        frame = frame.reformat(format="yuv444p10le" if depth > 8 else "yuv444p", **given,
+            source_options = {"src_colorspace": colorspace, "src_color_range": 1 + full}
+        frame = frame.reformat(format="yuv444p10le" if depth > 8 else "yuv444p", **source_options,
                                dst_colorspace=colorspace, dst_color_range=1 + full)
     encoding = ColorEncoding(depth, full, colorspace)
     gray = frame.format.name.startswith("gray")
@@ -238,7 +235,7 @@ def planes_from_frame(frame: av.VideoFrame) -> Planes:
 
 
 def planes_from_rgb(rgb: np.ndarray, depth: int = 8) -> Planes:
-    """Return the planes (4:4:4, full range) of an RGB image (H, W, 3) of ``depth`` bits; grays keep their values."""
+    """Return the planes (4:4:4, full range) of RGB (H, W, 3) of ``depth`` bits; gray pixels keep their values as Y'."""
     encoding, white = ColorEncoding(depth, True, BT601), 2**depth - 1
     rgb = rgb.astype(np.float32) / white
     y = np.rint(encoding.luma_of(rgb) * white).astype(encoding.dtype)
@@ -246,7 +243,7 @@ def planes_from_rgb(rgb: np.ndarray, depth: int = 8) -> Planes:
 
 
 def change_depth(plane: np.ndarray, old: int, new: int) -> np.ndarray:
-    """Convert a plane from ``old`` to ``new`` bits: shift, and round if there are fewer bits."""
+    """Convert a plane from ``old`` to ``new`` bits per sample by shifting; a reduction rounds and clips."""
     if old == new:
         return plane
     if old < new:
@@ -264,20 +261,20 @@ _GRAY_L = cv2.cvtColor(np.repeat(_GRAYS[None, :, None], 3, 2), cv2.COLOR_RGB2Lab
 
 
 def gray_lightness(luma: np.ndarray) -> np.ndarray:
-    """Return L in [0, 100] of grays with Y' in [0, 1], float32 of any shape."""
+    """Return L in [0, 100] of grays with Y' ``luma`` in [0, 1], float32 of any shape."""
     return _GRAY_L[(luma * 4095 + 0.5).astype(np.uint16)]
 
 
 @cache
 def _gray_tables(encoding):
-    """Return the gray (uint8) and its L (float32) of each luma value, both (2^depth,)."""
+    """Return two tables (2^depth,) from luma to the 8-bit gray level (uint8) and to its L (float32)."""
     black, white = encoding.luma_range
     luma = np.clip((np.arange(2**encoding.depth, dtype=np.float32) - black) / np.float32(white - black), 0, 1)
     return np.rint(luma * 255).astype(np.uint8), gray_lightness(luma)
 
 
 def lightness_of(y: np.ndarray, encoding: ColorEncoding) -> np.ndarray:
-    """Return L in [0, 100] of the grays of luma values ``y``, float32 of the same shape."""
+    """Return L in [0, 100] of grays with luma ``y`` in ``encoding``, float32 of the same shape."""
     table = _gray_tables(encoding)[1]
     return cv2.LUT(y, table) if y.dtype == np.uint8 else table[y]
 
@@ -287,10 +284,10 @@ CHUNK_PIXELS = 2**16  # pixels converted at a time, so that intermediate results
 
 def ab_to_chroma(planes: Planes, ab: np.ndarray, height: int, width: int,
                  encoding: ColorEncoding) -> tuple[np.ndarray, np.ndarray]:
-    """Return Cb and Cr (height, width) in ``encoding`` that give a frame the colors ab (h, w, 2) at its own luma.
+    """Convert the colors ab (h, w, 2) of a frame to Cb and Cr (height, width) in ``encoding``.
 
-    ab is upsampled along the lightness of the frame. The color with this ab and the L of a gray of the same luma has a
-    different luma (lower for blue and red), so L is corrected by one step toward the luma before the conversion.
+    ab is upsampled by a guided filter along the lightness of the frame. Combined with the L of a gray, it would change
+    the luma (lower it for blue and red), so one correction step adapts L to the luma of the frame.
     """
     L = lightness_of(resize(planes.y, height, width), planes.encoding)
     coefficients = guided_filter_coefficients(ab, resize(L, *ab.shape[:2]))

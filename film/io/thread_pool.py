@@ -1,4 +1,4 @@
-"""Threads: a pool for coloring, an ordered and bounded map over it, and prefetching of an iterator."""
+"""Thread pool for coloring, a map over it with bounded memory, and prefetching of iterators."""
 
 import queue
 import threading
@@ -11,17 +11,17 @@ from typing import TypeVar
 import cv2
 import torch
 
-COLORING_THREADS = 2  # threads that each color a batch or an image; more need more memory and leave torch fewer threads
+COLORING_THREADS = 2  # number of batches or pictures colored in parallel; more need more memory and slow each down
 T = TypeVar("T")
 U = TypeVar("U")
 
 
 @contextmanager
 def coloring_threads(threads: int = COLORING_THREADS) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of ``threads`` threads, at most as many as torch has.
+    """Yield a pool of ``threads`` threads, but no more than torch uses.
 
-    Within the block they share torch's threads, and OpenCV uses one thread each: batches in parallel scale better than
-    threads within one small operation.
+    Within the block, torch's threads are divided among the pool's threads, and OpenCV runs on the calling thread only:
+    parallel batches scale better than threads within small operations.
     """
     torch_threads, cv2_threads = torch.get_num_threads(), cv2.getNumThreads()
     threads = min(threads, torch_threads)
@@ -37,9 +37,9 @@ def coloring_threads(threads: int = COLORING_THREADS) -> Iterator[ThreadPoolExec
 
 def map_in_order(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T],
                  max_pending: int = COLORING_THREADS + 1) -> Iterator[tuple[T, U]]:
-    """Yield (item, function(item)) of all items in order; the function runs in ``pool``.
+    """Yield (item, function(item)) for all items in order; ``function`` runs in ``pool``.
 
-    At most ``max_pending`` items are in work or waiting; more hide longer delays and hold more frames in memory.
+    At most ``max_pending`` items are submitted at a time; more hide longer delays and hold more frames in memory.
     """
     pending: deque[tuple[T, Future[U]]] = deque()
     for item in items:
@@ -52,9 +52,9 @@ def map_in_order(pool: ThreadPoolExecutor, function: Callable[[T], U], items: It
 
 
 def prefetch(items: Generator[T, None, None], size: int) -> Generator[T, None, None]:
-    """Iterate over ``items`` in a background thread, at most ``size`` items ahead; its exceptions are raised here.
+    """Yield ``items``, which a background thread produces at most ``size`` items ahead; raise its exceptions.
 
-    Closing this generator, or an error in its consumer, stops the thread and closes ``items`` before it returns.
+    Closing this generator stops the thread and closes ``items``.
     """
     pending, stop, end = queue.Queue(size), threading.Event(), object()
 
