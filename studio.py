@@ -1,6 +1,6 @@
-"""Correct a colored film in the browser: ``python studio.py`` serves a page on this machine.
+"""Color a film and correct it in the browser: ``python studio.py`` serves a page on this machine.
 
-The page shows a project, a folder with all data of one film (``editing/project.py``).
+The page edits one project, a folder with all data of a film (``editing/project.py``).
 """
 
 import hmac
@@ -30,14 +30,14 @@ MAX_UPLOAD = "8gb"  # maximum size of an uploaded file
 
 
 def page_function(function: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
-    """Wrap a function for calls by the page: it takes its keyword arguments as a dict, and a UserError is returned as
-    {"error": message}."""
+    """Wrap a function for calls by the page: it takes its keyword arguments as one dict, and returns {"error": message}
+    instead of raising UserError."""
     def call(data):
         try:
             return (function(**data) if isinstance(data, dict) else function()) or {}
         except UserError as error:
             return {"error": str(error)}
-        except (TypeError, ValueError, KeyError) as error:  # a page of another version, or a forged request
+        except (TypeError, ValueError, KeyError) as error:  # a page of a different version, or a forged request
             return {"error": f"the page sent an invalid request ({error}); reload it"}
 
     call.__name__ = function.__name__  # without the signature, which Gradio would inspect
@@ -45,7 +45,7 @@ def page_function(function: Callable[..., Any]) -> Callable[..., dict[str, Any]]
 
 
 def button_function(gr: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a function for a button: the page shows a UserError."""
+    """Wrap a function for a button: the page shows the message of a UserError."""
     def call(*args):
         try:
             return function(*args)
@@ -56,7 +56,7 @@ def button_function(gr: Any, function: Callable[..., Any]) -> Callable[..., Any]
 
 
 def import_gradio() -> Any:
-    """Import Gradio without telemetry. Raises UserError if it is not installed."""
+    """Import Gradio with telemetry disabled, and return it. Raises UserError if it is not installed."""
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
     try:
         import gradio
@@ -66,7 +66,7 @@ def import_gradio() -> Any:
 
 
 def add_panel(gr: Any, name: str, functions: Sequence[Callable[..., Any]]) -> None:
-    """Add a panel that the scripts of resources/studio draw, and the functions that it may call."""
+    """Add a panel, which the scripts in resources/studio draw, and let it call ``functions``."""
     gr.HTML(f'<div class="studio {name}"></div>', container=False, apply_default_css=False,
             js_on_load=f"window.studio.{name}({{element, server, upload}})",
             server_functions=[page_function(function) for function in functions])
@@ -146,7 +146,7 @@ def build_export(gr: Any, session: EditingSession) -> None:
         message = (f"All files are in `{folder}`. This command colors the same film:\n\n"
                    f"```\n{command_line(session.project)}\n```")
         if session.project.settings.color_changes:
-            message += "\n\nThe command does not apply the replaced colors; only the studio does."
+            message += "\n\nThe command does not apply the color replacements; only the studio does."
         return [str(path) for path in list_files(folder)], message
 
     gr.Markdown("The colored film with its sound, the checkpoint with all references, the references and the report.")
@@ -157,9 +157,9 @@ def build_export(gr: Any, session: EditingSession) -> None:
 
 
 def serve(session: EditingSession, config: StudioConfig, wait: bool = True) -> Any:
-    """Serve the page; with ``wait`` until interrupted, else return the running gradio.Blocks.
+    """Serve the page and return its gradio.Blocks; with ``wait``, return only after an interruption.
 
-    Raises UserError if the port is in use, or for a host other than this machine without a password.
+    Raises UserError if the port is in use, or if the host is not this machine and no password is set.
     """
     gr = import_gradio()
     password = os.environ.get("STUDIO_PASSWORD", "")
@@ -196,7 +196,7 @@ def serve(session: EditingSession, config: StudioConfig, wait: bool = True) -> A
 
 
 def prepare(project: Project, config: StudioConfig) -> None:
-    """Add the film and the checkpoint of the command line to a project, or by default those of the demo."""
+    """Add the film and the checkpoint of the command line, or by default those of the demo, to a project."""
     film, checkpoint = config.input, config.checkpoint
     if not project.settings.film and film is None:
         film = DEMO_FILM

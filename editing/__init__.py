@@ -1,1 +1,1 @@
-"""Editing of a colored film: projects, corrections, color replacement and background jobs, independent of the page."""
+"""Editing of colored films: projects, corrections, color replacement and jobs; independent of the user interface."""

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from utils import UserError, natural_key
 
-MAX_FILES = 2000  # files that are listed at most
+MAX_FILES = 2000  # maximum number of files in a listing
 
 
 class AllowedPaths:
-    """Folders and files that may be read; every path that comes from a page is checked against them."""
+    """Folders and files that the page may read; every path from the page is checked against them."""
 
     def __init__(self, roots: Sequence[str | Path]) -> None:
         self.roots = [Path(path).resolve() for path in roots]
@@ -20,17 +20,17 @@ class AllowedPaths:
         try:
             resolved = Path(path).resolve()
             allowed = any(resolved.is_relative_to(root) for root in self.roots)
-        except (OSError, ValueError, RuntimeError):  # a null byte, a loop of links
+        except (OSError, ValueError, RuntimeError):  # a null byte, a symbolic link loop
             allowed = False
         if not allowed:
             raise UserError(f"{path} is outside the folders that the studio may read; pass its folder to --folders or "
                             "upload the file")
         if not resolved.is_file():
-            raise UserError(f"there is no file {path}; choose another one")
+            raise UserError(f"there is no file {path}; choose an existing file")
         return resolved
 
     def files(self, suffixes: Sequence[str]) -> list[Path]:
-        """Return up to MAX_FILES files with one of the suffixes, searched recursively, in natural order."""
+        """Return up to MAX_FILES visible files with one of the suffixes, found recursively, in natural order."""
         found = []
         for root in self.roots:
             if root.is_file() and root.suffix.lower() in suffixes:

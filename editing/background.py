@@ -30,14 +30,14 @@ class BackgroundJob:
             raise Canceled
 
     def begin_stage(self, title: str) -> None:
-        """Start the next stage of the job, with its own title and progress."""
+        """Set the title of the next stage of the job, and reset the progress."""
         self.title, self.progress, self.message, self.started = title, 0.0, "", time.monotonic()
 
     def seconds_left(self) -> float | None:
-        """Return the estimated remaining time, None in the first seconds."""
+        """Return the estimated remaining time of the stage, or None if the job has ended or the stage just began."""
         spent = time.monotonic() - self.started
-        known = self.running and self.progress > 0.02 and spent > 2
-        return spent * (1 - self.progress) / self.progress if known else None
+        can_estimate = self.running and self.progress > 0.02 and spent > 2
+        return spent * (1 - self.progress) / self.progress if can_estimate else None
 
 
 class JobRunner:

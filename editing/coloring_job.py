@@ -34,7 +34,7 @@ from film.render.segments import segment_folder
 from film.render.work_queue import WorkQueue
 from utils import StreamSample, UserError
 
-THUMBNAILS = 2000  # minimum number of thumbnails of a long film, evenly spaced; larger: closer to the frame asked for
+THUMBNAILS = 2000  # minimum number of evenly spaced thumbnails of a long film; larger: closer to any requested frame
 THUMBNAIL_WIDTH = 240  # pixels
 ANALYSIS_SHARE = 0.2  # part of the progress bar for the analysis of the film; the rest is for coloring
 
@@ -93,7 +93,7 @@ class CancelableFilm(VideoFile):
 
 
 class PredictorCache:
-    """The predictors of a project: without references, and with the most recent references."""
+    """Caches the predictor of a project without references, and the last one with references."""
 
     def __init__(self, project: Project) -> None:
         self.project, self.lock = project, threading.Lock()
@@ -113,9 +113,9 @@ class PredictorCache:
             return self.base[1]
 
     def with_references(self, extra: Mapping[int, np.ndarray] | None = None) -> Predictor:
-        """Return the predictor with the references of the project and ``extra``, {frame: RGB uint8}.
+        """Return the predictor with the references of the project and ``extra``, {frame: RGB uint8 (H, W, 3)}.
 
-        The last result is cached: a frame becomes a reference right after its effect was previewed.
+        The last result is cached, since users preview the effect of a frame before they add it as a reference.
         """
         base, pictures = self.without_references(), self.project.reference_pictures(extra)
         if not pictures:
@@ -130,7 +130,7 @@ class PredictorCache:
 
 
 def film_settings(project: Project, predictor: Predictor) -> tuple[FilmPredictor, FilmConfig]:
-    """Return the predictor with the color changes of a project, and the defaults of test.py with the edited cuts."""
+    """Return ``predictor`` with the project's color changes, and a default FilmConfig with the project's cuts."""
     settings = project.settings
     changes = [ColorChange(*change) for change in settings.color_changes]
     config = FilmConfig(confidence=predictor.uses_spatial_memory, cut_at=tuple(settings.cut_at),
@@ -157,7 +157,7 @@ def color_project(project: Project, predictors: PredictorCache, job: BackgroundJ
 
 
 def _report_progress(job, project, film):
-    """Update the progress of a job, by the frames read until the first shot is logged and by the log after that."""
+    """Update the progress of a job from the number of frames read, or from the log once it contains a shot."""
     total = max(1, film.info.stated_frames)
     while job.running:
         if shots := read_log(log_path(project)):
@@ -170,12 +170,12 @@ def _report_progress(job, project, film):
 
 
 def log_path(project: Project) -> Path:
-    """Return the path of the log of colored shots."""
+    """Return the path of the log that gets a line for each colored shot."""
     return project.colored.with_name(f"{project.colored.stem}_shots.jsonl")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a JSONL log that may be growing; [] if it does not exist."""
+    """Return the complete lines of a JSONL log that may still be written; [] if it does not exist."""
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
@@ -190,7 +190,7 @@ class FinishedShot(NamedTuple):
 
 
 def finished_shots(project: Project) -> list[FinishedShot]:
-    """Return the shots in the log of the current coloring."""
+    """Return the shots that the current coloring job has finished."""
     folder = segment_folder(project.colored)
     shots = [FinishedShot(line["start_frame"], line["end_frame"], folder / f"{line['index']:06d}.segment")
              for line in read_log(log_path(project))]

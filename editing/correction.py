@@ -1,4 +1,4 @@
-"""The correction of a frame: a JSON document of fills and brush strokes, and the colors that it gives the frame.
+"""Correction of a frame: a JSON document of fills and brush strokes, and the computation of the corrected colors.
 
 Points are (x, y) in pixels of the frame.
 """
@@ -40,7 +40,7 @@ class ColoredArea:
 
 @dataclass
 class Correction:
-    """The edits of a frame of ``size`` (height, width), and those that were undone, which ``redo`` restores.
+    """The edits of a frame of ``size`` (height, width), and the undone edits, which ``redo`` restores.
 
     An edit is a dict of "kind", "points", "color" and "radius", see ``add``. All methods raise UserError for an invalid
     edit.
@@ -53,9 +53,9 @@ class Correction:
     def add(self, kind: str, points: Sequence[Point] = (), color: str | None = None, radius: float = 1.0) -> None:
         """Add an edit.
 
-        "fill" colors the region at the first point, "grow" adds the region there to the last fill, "cut" divides that
-        fill by a stroke along the points, "brush" colors along a stroke, and "reset" removes all colors. The color None
-        restores the predicted colors.
+        "fill" colors the region at the first point, "grow" adds the region at the first point to the last fill, "cut"
+        divides the last fill by a stroke along the points, "brush" colors a stroke along the points, and "reset"
+        removes all colors. The color None restores the predicted colors.
         """
         points = [[float(value) for value in point] for point in points]
         edit = {"kind": kind, "points": points, "color": color, "radius": radius}
@@ -109,7 +109,7 @@ class Correction:
         size, edits, undone = state["size"], state["edits"], state["undone"]
         if not (isinstance(size, list) and len(size) == 2
                 and all(type(side) is int and 0 < side <= MAX_COORDINATE for side in size)):
-            raise _damaged("its size is not a height and a width")
+            raise _damaged(f"its size is not a height and a width from 1 to {MAX_COORDINATE}")
         if not (isinstance(edits, list) and isinstance(undone, list)):
             raise _damaged("its edits are not lists")
         _check([*edits, *reversed(undone)], size)
@@ -119,7 +119,7 @@ class Correction:
 class CorrectionRenderer:
     """Computes the colors of a corrected frame from its regions and its predicted ab, float32 (h, w, 2) of any size.
 
-    The result below the topmost area is cached, so that a click costs one area.
+    The result without the topmost area is cached, so that a click renders only one area.
     """
 
     def __init__(self, regions: Regions, ab: np.ndarray) -> None:
@@ -130,11 +130,11 @@ class CorrectionRenderer:
     def apply(self, correction: Correction) -> np.ndarray:
         """Return the ab of the corrected frame, float32 (H, W, 2) in Lab units.
 
-        Raises UserError for a correction of a frame of another size.
+        Raises UserError if the correction belongs to a frame of a different size.
         """
         if tuple(correction.size) != self.regions.L.shape:
             (height, width), (own_height, own_width) = correction.size, self.regions.L.shape
-            raise UserError(f"the correction is of a frame of {width}x{height}, and this one is {own_width}x"
+            raise UserError(f"the correction belongs to a frame of {width}x{height}, but this one is {own_width}x"
                             f"{own_height}; correct this frame again")
         areas = correction.areas()
         cached, ab = self._cache
@@ -191,13 +191,13 @@ def _check(edits, size):
             raise UserError(f"there is no fill to {kind}; fill a region first")
         filled = kind != "reset" and (filled or kind == "fill")
         if not _is_number(radius) or radius <= 0:
-            raise _damaged("a radius is not above 0")
+            raise _damaged(f"a radius is not a number above 0 and up to {MAX_COORDINATE}")
         if edit["color"] is not None:
             hex_to_lab(edit["color"])
         for point in points:
             count += 1
             if not (isinstance(point, list) and len(point) == 2 and all(map(_is_number, point))):
-                raise _damaged("a point is not a pair of numbers")
+                raise _damaged(f"a point is not a pair of numbers up to {MAX_COORDINATE}")
             if kind in ("fill", "grow") and not all(
                     -0.5 <= value < side - 0.5 for value, side in zip(point, reversed(size), strict=True)):
                 raise UserError(f"the point ({point[0]:g}, {point[1]:g}) is outside the frame, which is {size[1]}x"

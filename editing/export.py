@@ -13,7 +13,7 @@ from utils import UserError
 
 
 def export(project: Project, predictors: PredictorCache) -> Path:
-    """Write the results of a project into its folder export/ and return that.
+    """Write the results of a project into its folder export/; return the path of this folder.
 
     Raises UserError if the film is not colored with all changes.
     """

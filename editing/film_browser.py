@@ -1,4 +1,4 @@
-"""Access of the page to the shots, frames and clips of a film, and to the remembered frames and their palette."""
+"""Page access to the shots, frames and clips of a film, and to the remembered frames and their palette."""
 
 import tempfile
 import threading
@@ -20,21 +20,21 @@ from film.report.suggestions import suggest_frames
 from utils import UserError, evenly_spaced
 
 LOW_CONFIDENCE = 0.5  # shots with a lower mean confidence are marked; larger: more marks
-SUGGESTIONS = 10  # shots that are suggested to be corrected next
-MAX_MEMORY_FRAMES = 1024  # remembered frames that are offered to pick colors from
-MAX_WIDTH = 1920  # pixels of a frame on the page
+SUGGESTIONS = 10  # number of shots suggested for correction
+MAX_MEMORY_FRAMES = 1024  # maximum number of remembered frames offered to pick colors from
+MAX_WIDTH = 1920  # maximum width in pixels of a frame sent to the page
 MAX_CLIP_FRAMES = 20_000  # longer clips are refused
 
 
 class FilmBrowser:
-    """Access to the shots and frames of the film of a session."""
+    """Page access to the shots and frames of a session's film."""
 
     def __init__(self, session: EditingSession) -> None:
         self.session, self.project, self.lock = session, session.project, threading.Lock()
         self.readers: dict[str, tuple[Any, FrameReader]] = {}  # kind -> (stamp, reader)
 
     def shots(self) -> dict[str, Any]:
-        """Return all shots with thumbnails: the colored ones if they match the current cuts, else the detected ones."""
+        """Return the colored shots if they match the current cuts, else the detected shots, with thumbnails."""
         preview, records = self.project.shot_preview(), self.project.records()
         detected = preview.shots(self.project.settings) if preview else []
         if records is not None and (preview is None or
@@ -52,18 +52,18 @@ class FilmBrowser:
         ranks = {suggestion.shot.index: rank for rank, suggestion in enumerate(suggest_frames(records, SUGGESTIONS), 1)}
         shots = []
         for each in records:
-            known = not each.left_unchanged and np.isfinite(each.confidence)
+            has_confidence = not each.left_unchanged and np.isfinite(each.confidence)
             shots.append({"start": each.start_frame, "end": each.end_frame, "middle": each.middle,
                           "time": round(each.start_time, 3), "seconds": round(each.end_time - each.start_time, 3),
-                          "confidence": round(each.confidence, 3) if known else None,
-                          "doubtful": bool(known and round(each.confidence, 3) < LOW_CONFIDENCE),
+                          "confidence": round(each.confidence, 3) if has_confidence else None,
+                          "doubtful": bool(has_confidence and round(each.confidence, 3) < LOW_CONFIDENCE),
                           "rank": ranks.get(each.index, 0), "picture": thumbnail_uri(each.result)})
         return shots
 
     def planes(self, kind: str, index: int) -> Planes | None:
-        """Return a frame of the "gray" film, the "colored" one or its "confidence" video; None if that does not exist.
+        """Return a frame of the "gray" or "colored" film or of the "confidence" video; None if it does not exist.
 
-        Frames of shots that the current job has colored are returned before the colored film is complete.
+        Colored frames are available as soon as the current job has finished their shot.
         """
         if kind == "colored":
             for shot in self.session.finished_shots():
@@ -91,14 +91,14 @@ class FilmBrowser:
             return self.readers[kind][1]
 
     def grayscale_frame(self, frame: int) -> np.ndarray:
-        """Return a frame of the grayscale film, RGB uint8 (H, W, 3). Raises UserError without a film."""
+        """Return a frame of the grayscale film, RGB uint8 (H, W, 3). Raises UserError if there is no such film."""
         planes = self.planes("gray", frame)
         if planes is None:
-            raise UserError("there is no film yet, or its shots are not detected; choose one")
+            raise UserError("no film is chosen, or its shots are not detected yet; choose a film or wait")
         return planes.gray_uint8(*planes.y.shape)
 
     def frame(self, index: int, width: int, kinds: Sequence[str]) -> dict[str, Any]:
-        """Return those of the ``kinds`` (see ``planes``) of a frame that exist, at most ``width`` pixels wide."""
+        """Return ``index`` and a data URI, at most ``width`` pixels wide, for each of ``kinds`` that ``planes`` has."""
         index, width = check_integer("the frame", index), min(MAX_WIDTH, check_integer("the width", width, 16))
         pictures: dict[str, Any] = {"index": index}
         for kind in kinds:
@@ -108,8 +108,8 @@ class FilmBrowser:
         return pictures
 
     def clip(self, start: int, end: int) -> dict[str, Any]:
-        """Return frames [start, end) as a video for a browser, colored if possible."""
-        start, end = check_integer("the first frame", start), check_integer("the last frame", end, 1)
+        """Return {"video": data URI} of frames [start, end), colored if they are."""
+        start, end = check_integer("the first frame", start), check_integer("the end frame", end, 1)
         path = self.project.colored if self.project.settings.film else Path()
         if not path.exists():
             path = Path(self.project.settings.film)
@@ -117,14 +117,14 @@ class FilmBrowser:
             if (shot.start, shot.end) == (start, end):
                 path, start, end = shot.path, 0, end - start
         if not path.is_file() or not 0 < end - start <= MAX_CLIP_FRAMES:
-            raise UserError("there is no such shot to play; reload the page")
+            raise UserError(f"a clip needs a film and from 1 to {MAX_CLIP_FRAMES:,} frames; choose a different shot")
         with tempfile.TemporaryDirectory() as folder:
             write_clip(path, start, end, Path(folder, "clip.mp4"))
             return {"video": data_uri(Path(folder, "clip.mp4").read_bytes(), "video/mp4")}
 
 
 class MemoryBrowser:
-    """Access to the remembered frames that the colors of a session come from, and to their palette."""
+    """Page access to the remembered frames that a session's colors come from, and to their palette."""
 
     def __init__(self, session: EditingSession) -> None:
         self.session, self.lock = session, threading.Lock()
@@ -132,7 +132,7 @@ class MemoryBrowser:
         self.colors: tuple[str, list[dict[str, str]]] | None = None  # identity of the predictor, palette
 
     def sources(self, shot: int) -> dict[str, Any]:
-        """Return the remembered frames that the color feature of a shot came from, best first."""
+        """Return the remembered frames that the color feature of a shot was recalled from, best first."""
         records = self.session.project.records()
         if records is None or not 0 <= check_integer("the shot", shot) < len(records):
             return {"sources": []}
@@ -141,7 +141,7 @@ class MemoryBrowser:
                             zip(self._frames(record.slot_ids), record.slot_scores, strict=True)]}
 
     def palette(self) -> dict[str, Any]:
-        """Return the palette of the show, and remembered frames to pick colors from."""
+        """Return the palette of the series, and remembered frames to pick colors from."""
         predictor = self.session.predictors.without_references()
         ids = list(self._pictures(predictor)[0])
         frames = self._frames([ids[i] for i in evenly_spaced(len(ids), MAX_MEMORY_FRAMES)])
@@ -153,7 +153,7 @@ class MemoryBrowser:
             return {"colors": self.colors[1], "frames": frames}
 
     def _frames(self, ids):
-        """Return name and thumbnail of remembered frames; the thumbnail is "" if the memory holds no picture."""
+        """Return the name and thumbnail of each remembered frame; the thumbnail is "" if the memory has no picture."""
         predictor = self.session.predictors.without_references()
         pictures, uris = self._pictures(predictor)
         for i in ids:

@@ -1,4 +1,4 @@
-"""The part of an editing session that corrects frames: edits, references and the preview of their effect."""
+"""Page access to the correction of frames: edits, references and the preview of their effect."""
 
 import threading
 from typing import Any
@@ -19,7 +19,7 @@ MAX_LISTED_SHOTS = 20  # shot numbers that a preview lists
 
 
 class FrameCorrections:
-    """The frame editor of a session, and its references."""
+    """Page access to the frame editor and the references of a session."""
 
     def __init__(self, session: EditingSession, browser: FilmBrowser) -> None:
         self.session, self.project, self.browser = session, session.project, browser
@@ -33,7 +33,7 @@ class FrameCorrections:
             if self.editor is None or self.editor[0] != key:
                 predicted = self.browser.planes("colored", frame)
                 if predicted is None:
-                    raise UserError("the film is not colored yet; wait for it, then correct")
+                    raise UserError("the film is not colored yet; wait until it is, then correct the frame")
                 path = self.project.folder / "corrections" / f"frame_{frame:06d}.json"
                 editor = FrameEditor(path, self.browser.grayscale_frame(frame), predicted.rgb_uint8())
                 self.editor = key, editor
@@ -41,7 +41,7 @@ class FrameCorrections:
             return self.editor[1]
 
     def open_frame(self, frame: int) -> dict[str, Any]:
-        """Return the corrected frame and the state of its edits."""
+        """Return the corrected frame as a data URI, its size, and the state of its edits."""
         editor = self._editor_of(frame)
         rgb, correction = editor.picture(), editor.correction
         return {"frame": frame, "picture": data_uri(encode_jpeg(rgb, MAX_WIDTH, 92)), "width": rgb.shape[1],
@@ -49,7 +49,7 @@ class FrameCorrections:
                 "changed": bool(correction.areas()), "edits": len(correction.edits)}
 
     def edit_frame(self, frame: int, **edit: Any) -> dict[str, Any]:
-        """Edit a frame, see ``FrameEditor.edit``, and return it as ``open_frame`` does."""
+        """Edit a frame (see ``FrameEditor.edit``), and return the result of ``open_frame``."""
         editor = self._editor_of(frame)
         with self.session.lock:
             editor.edit(**edit)
@@ -75,19 +75,19 @@ class FrameCorrections:
         self._add(frame, self._editor_of(frame).picture())
 
     def add_uploaded_reference(self, frame: int, path: str) -> None:
-        """Add an uploaded picture of a frame to the references."""
+        """Add an uploaded picture to the references, as the colored version of a frame."""
         self._add(check_integer("the frame", frame),
                   read_image(AllowedPaths([self.project.folder / "page"]).check(path)))
 
     def _add(self, frame, rgb):
         height, width = self.browser.grayscale_frame(frame).shape[:2]
         if abs(rgb.shape[1] / rgb.shape[0] - width / height) > 0.02 * width / height:
-            raise UserError(f"the picture is {rgb.shape[1]}x{rgb.shape[0]}, and the film {width}x{height}; paint over "
-                            "the downloaded grayscale frame")
+            raise UserError(f"the picture is {rgb.shape[1]}x{rgb.shape[0]}, but the film is {width}x{height}; paint "
+                            "over the downloaded grayscale frame")
         self.session.add_reference(frame, rgb)
 
     def download_grayscale(self, frame: int) -> dict[str, Any]:
-        """Return a frame of the grayscale film as a PNG."""
+        """Return {"picture": data URI} of a frame of the grayscale film, as a PNG."""
         gray = self.browser.grayscale_frame(check_integer("the frame", frame))
         return {"picture": data_uri(cv2.imencode(".png", gray)[1].tobytes(), "image/png")}  # for gray, RGB equals BGR
 

@@ -1,4 +1,4 @@
-"""The editor of one frame: applies edits, stores them in a file, and renders the corrected frame."""
+"""Editor of one frame: applies edits, stores them in a file, and renders the corrected frame."""
 
 import json
 import threading
@@ -53,6 +53,6 @@ class FrameEditor:
             temporary.write_text(json.dumps(self.correction.state()) + "\n", encoding="utf-8")
 
     def picture(self) -> np.ndarray:
-        """Return the corrected frame, RGB uint8 (H, W, 3), with the lightness of the film within sRGB."""
+        """Return the corrected frame, RGB uint8 (H, W, 3), with the lightness of the film, clipped to sRGB."""
         with self.lock:
             return lab_to_rgb(np.dstack([self.L, self.renderer.apply(self.correction)]))

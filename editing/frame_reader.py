@@ -1,4 +1,4 @@
-"""Random access to the frames of a film, JPEG pictures of them, and short clips for a browser."""
+"""Random access to the frames of a film, JPEG encoding of frames, and short clips for a browser."""
 
 import threading
 from collections import OrderedDict
@@ -15,7 +15,7 @@ from film.io.video import Film, VideoFile, open_video, read_known_frames
 from utils import UserError
 
 CACHE_SIZE = 24  # decoded frames kept per film; larger: more memory, fewer seeks
-MAX_READ_AHEAD = 48  # frames; up to this distance decoding forward is preferred to seeking
+MAX_READ_AHEAD = 48  # frames; a frame at most this far ahead is reached by decoding instead of seeking
 CLIP_WIDTH = 960  # pixels; maximum width of a clip
 
 

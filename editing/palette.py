@@ -36,7 +36,7 @@ class PaletteColor(NamedTuple):
 
     color: str
     share: float  # of all counted pixels, in [0, 1]
-    frame: str  # file name of the remembered frame with most pixels of this color
+    frame: str  # file name of the remembered frame with the most pixels of this color
 
 
 def hex_to_lab(color: str) -> np.ndarray:
@@ -53,7 +53,7 @@ def lab_to_hex(lab: np.ndarray) -> str:
 
 
 def max_chroma(hue: np.ndarray, L: np.ndarray) -> np.ndarray:
-    """Return the largest chroma within sRGB at lightness L, float32 of its shape, for a hue, a unit vector (2,) of ab.
+    """Return the largest chroma within sRGB at each lightness L, float32 of its shape, for ``hue``, a unit vector (2,).
 
     The chroma is found by bisection at 201 values of L and interpolated between them.
     """
@@ -69,10 +69,10 @@ def max_chroma(hue: np.ndarray, L: np.ndarray) -> np.ndarray:
 
 
 def shade_color(color: str, L: np.ndarray, reference_L: float) -> np.ndarray:
-    """Return the ab (H, W, 2) of a color on a surface of lightness L (H, W).
+    """Return the ab (H, W, 2) of ``color`` shaded to the lightness L (H, W).
 
-    At ``reference_L`` the color has its own hue and chroma; the chroma is proportional to L, as for a surface in less
-    light, and limited to sRGB.
+    The hue stays the same. The chroma is that of ``color`` at ``reference_L``, proportional to L (as if the light on
+    the surface varied), and limited to sRGB.
     """
     ab = hex_to_lab(color)[1:]
     chroma = np.float32(np.hypot(*ab))
@@ -85,9 +85,9 @@ def shade_color(color: str, L: np.ndarray, reference_L: float) -> np.ndarray:
 def extract_palette(predictor: Predictor, config: PaletteConfig | None = None) -> list[PaletteColor]:
     """Return the distinct colors of the frames that a predictor remembers, most frequent first.
 
-    The bins of a Lab histogram are clustered by k-means, weighted by the square roots of their counts and by chroma, so
-    that small vivid objects keep a color of their own. Each cluster is represented by its most frequent color. Raises
-    UserError for a checkpoint without spatial memory.
+    The bins of a Lab histogram are clustered by k-means. Their weights grow with the square root of their counts and
+    with chroma, so that small vivid objects get separate colors. Each cluster is represented by its most frequent
+    color. Raises UserError for a checkpoint without spatial memory.
     """
     if not predictor.config.use_spatial_memory:
         raise UserError("the checkpoint has no spatial memory to take a palette from; train with "
@@ -120,9 +120,9 @@ def extract_palette(predictor: Predictor, config: PaletteConfig | None = None) -
 
 
 def _histogram(pictures, config):
-    """Count the flat pixels of pictures, 8-bit Lab (M, S, S, 3), in bins of Lab.
+    """Compute the Lab histogram of the flat pixels of M remembered frames, 8-bit Lab (M, S, S, 3).
 
-    Returns the mean Lab of each bin that occurs (B, 3), and the number of its pixels in each picture (M, B).
+    Returns the mean Lab of each of the B bins with pixels, (B, 3), and their pixel counts in each frame, (M, B).
     """
     scale, offset = np.array((1 / 2.55, 1, 1), np.float32), np.array((0, 128, 128), np.float32)
     keys, colors, frames = [], [], []

@@ -1,16 +1,16 @@
-"""A project: the folder that holds all data of one film that is colored and corrected.
+"""A project: a folder with all data of one film that is colored and corrected.
 
     project.json    film, edited cuts, references and color changes (``editing/project_settings.py``)
     checkpoint.pt   the networks
     references/     frames colored by the user, as read by ``test.py --references``
     removed/        references that were removed
     corrections/    edits of single frames
-    colored/        the colored film and its side files
+    colored/        the colored film and its accompanying files
     records.pt      the records of the colored shots; shots.pt: the shots that were detected before coloring
     uploads/        files that were sent to the page
-    dataset/, training/   data set and checkpoints of a training on the page
+    dataset/, training/   dataset and checkpoints of a training run started on the page
 
-All files are written atomically. A lock lets only one process open a project.
+All files are written atomically. A lock prevents two processes from opening the same project.
 """
 
 import filecmp
@@ -72,7 +72,7 @@ class Project:
 
     @property
     def film(self) -> VideoFile | None:
-        """The grayscale film, None before one is chosen. Raises UserError if the file does not exist any more."""
+        """The grayscale film; None before one is chosen. Raises UserError if the file no longer exists."""
         if not self.settings.film:
             return None
         if not Path(self.settings.film).is_file():
@@ -86,11 +86,11 @@ class Project:
         return film
 
     def choose_film(self, path: str | Path) -> None:
-        """Set the film. Raises UserError if it is not a readable video or the project has another film."""
+        """Set the film. Raises UserError if it is not a readable video or the project has a different film."""
         path = self.allowed_paths.check(path)
         if self.settings.film and Path(self.settings.film) != path:
             raise UserError(f"the project {self.folder} is for the film {Path(self.settings.film).name}; choose "
-                            "another --project for another film")
+                            "a different --project for a different film")
         if not is_video(path):
             raise UserError(f"FFmpeg cannot read {path.name} as a video; choose another file")
         self.settings.film = str(path)
@@ -105,14 +105,14 @@ class Project:
     def add_checkpoint(self, path: str | Path, replace: bool = False) -> None:
         """Copy a checkpoint into the project.
 
-        Raises UserError if it is damaged, or if the project has another one and ``replace`` is False.
+        Raises UserError if it is damaged, or if the project has a different one and ``replace`` is False.
         """
         path, target = Path(path), self.folder / "checkpoint.pt"
         if target.exists() and not replace:
             if path.resolve() == target or path.is_file() and filecmp.cmp(path, target, shallow=False):
                 return
-            raise UserError(f"the project {self.folder} has another checkpoint; omit --checkpoint or choose another "
-                            "--project")
+            raise UserError(f"the project {self.folder} has a different checkpoint; omit --checkpoint or choose a "
+                            "different --project")
         content = load_checkpoint(path)
         if (archive := open_archive(path, content)) is not None:
             archive.copy_to(self.folder)
@@ -136,7 +136,7 @@ class Project:
 
     def _edit_cut(self, frame, added, opposite):
         if frame < 1:
-            raise UserError("the first shot of the film has no previous shot; choose a later one")
+            raise UserError("the cut before the first shot of the film cannot be changed; choose a later frame")
         if frame in opposite:
             opposite.remove(frame)
         elif frame not in added:
@@ -149,9 +149,9 @@ class Project:
         return self.folder / "references"
 
     def add_reference(self, frame: int, rgb: np.ndarray) -> Reference:
-        """Store a colored frame, RGB uint8 (H, W, 3), in place of an earlier reference for the frame.
+        """Store a colored frame, RGB uint8 (H, W, 3), as the reference for ``frame``, and return the reference.
 
-        Raises UserError if it has no color.
+        An earlier reference for the frame is moved to removed/. Raises UserError if the colored frame has no color.
         """
         if not has_color(rgb):
             raise UserError("the frame has no color; color it first")
@@ -179,7 +179,7 @@ class Project:
         self.save()
 
     def change_color(self, old: str, new: str) -> None:
-        """Replace the color ``old`` by ``new``, both "#rrggbb", in the whole film; equal colors remove the change.
+        """Replace ``old`` with ``new``, both "#rrggbb", in the whole film; stop replacing ``old`` if both are equal.
 
         Raises UserError for an invalid color.
         """
@@ -192,7 +192,7 @@ class Project:
     def reference_pictures(self, extra: Mapping[int, np.ndarray] | None = None) -> list[np.ndarray]:
         """Return the references, RGB uint8, in the order of ``colorizer.references.read_references``.
 
-        ``extra``, {frame: RGB uint8}, are treated as further references.
+        ``extra``, {frame: RGB uint8}, are additional references. Pictures without color are left out.
         """
         paths = list_files(self.references, IMAGE_SUFFIXES) if self.references.is_dir() else []
         named: dict[str, Any] = {path.name: path for path in paths} | {
@@ -236,7 +236,7 @@ class Project:
         return self._load("shots.pt", ShotPreview.from_state)
 
     def _load(self, name: str, create: Callable[[dict[str, Any]], T]) -> T | None:
-        """Return ``create(content)`` for a file of the project, None if it is missing or is of another film."""
+        """Return ``create(content)`` for a file of the project; None if it is missing or belongs to another film."""
         path = self.folder / name
         if not path.exists():
             return None
@@ -255,8 +255,8 @@ class Project:
         return self.loaded[path.name][1]
 
     def add_upload(self, path: str | Path) -> Path:
-        """Copy an uploaded file into uploads/ and return its path; other characters than letters, digits, "." and "-"
-        in its name become "_"."""
+        """Copy an uploaded file into uploads/ and return the new path. In the file name, characters other than ASCII
+        letters, digits, "." and "-" are replaced with "_"."""
         path = Path(path)
         name = "".join(c if c.isascii() and c.isalnum() or c in ".-_" else "_" for c in path.name).lstrip(".")[-100:]
         target, number = self.folder / "uploads" / (name or "file"), 1
@@ -274,7 +274,7 @@ class Project:
 def open_project(folder: Path, readable: Sequence[str | Path] = ()) -> Iterator[Project]:
     """Open the project in ``folder``, or create it; ``readable`` are further folders and files that may be read.
 
-    Raises UserError if another process has opened it, or if the folder contains something else.
+    Raises UserError if another process has the project open, or if ``folder`` is not empty but holds no project.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--project {folder} is a file; choose a folder")

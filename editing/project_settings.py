@@ -34,8 +34,8 @@ class ProjectSettings:
     def from_json(cls, text: str) -> "ProjectSettings":
         """Parse the result of ``to_json``.
 
-        Raises ValueError, TypeError, KeyError, AttributeError or UserError for any other text, including names of
-        references that lead out of their folder.
+        Raises ValueError, TypeError, KeyError, AttributeError or UserError for any other text, for example if the file
+        name of a reference leads out of the folder.
         """
         content = json.loads(text)
         if not isinstance(content, dict) or content.pop("format", None) != PROJECT_FORMAT:

@@ -1,4 +1,4 @@
-"""Replacement of colors in a whole film: moves the predicted ab of pixels that have one color to another color.
+"""Replacement of colors in a whole film: shifts the predicted ab of all pixels of one color to a different color.
 
 ab is float32 (..., H, W, 2) in Lab units, L is (..., H, W) in [0, 100].
 """
@@ -33,7 +33,7 @@ class RecolorConfig:
 
 
 class ColorChange(NamedTuple):
-    """The replacement of one color by another, each "#rrggbb"."""
+    """The replacement of one color with another, each "#rrggbb"."""
 
     old: str
     new: str
@@ -41,10 +41,10 @@ class ColorChange(NamedTuple):
 
 def replace_colors(ab: np.ndarray, L: np.ndarray, changes: Sequence[ColorChange],
                    config: RecolorConfig | None = None) -> np.ndarray:
-    """Return the ab (H, W, 2) of a frame of lightness L (H, W) after all changes, applied at once (swaps are possible).
+    """Return the ab (H, W, 2) of a frame of lightness L (H, W) after all changes.
 
-    Pixels of the old color move by the difference of new and old color at their lightness, which preserves small
-    variations; pixels on edges move by their mixing ratio. Raises UserError for an invalid color.
+    All changes apply at once, so that colors can be swapped. Each pixel of an old color is shifted by the difference of
+    the two colors at its lightness, times its mixing ratio on edges. Raises UserError for an invalid color.
     """
     config, shift, total = config or RecolorConfig(), np.zeros_like(ab), np.zeros(L.shape, np.float32)
     for change in changes:
@@ -58,10 +58,10 @@ def replace_colors(ab: np.ndarray, L: np.ndarray, changes: Sequence[ColorChange]
 
 
 def _similarity(ab, color, L_difference, config):
-    """Return the similarity, (H, W) in [0, 1], of pixels ab (H, W, 2) to a color at their lightness, ab (H, W, 2).
+    """Return the similarity, (H, W) in [0, 1], of each pixel to ``color``; both are ab (H, W, 2).
 
-    The distance is the CIE94 difference of chroma and hue, plus the part of the lightness difference that exceeds the
-    tolerance.
+    The distance combines the CIE94 differences of chroma and hue with the excess of the lightness difference over
+    ``config.lightness_tolerance``.
     """
     chroma = np.maximum(np.hypot(color[..., 0], color[..., 1]), 1e-6)
     difference = ab - color
@@ -87,7 +87,7 @@ def _mixing_ratio(ab, L, similarity, config):
     lab = np.dstack([LIGHTNESS_WEIGHT * L, ab])
     foreground, background = (lab.reshape(-1, 3)[fill_nearest(number * mask) - 1] for mask in (core, outside))
     darkest = np.minimum(foreground, background)[..., 0]
-    line = lab[..., 0] < darkest  # darker than both sides, so that its lightness is not a mixture of theirs
+    line = lab[..., 0] < darkest  # darker than both sides, so not a mixture
     lab[..., 0] = np.maximum(lab[..., 0], darkest)
     axis = foreground - background
     share = np.clip(((lab - background) * axis).sum(-1) / np.maximum((axis**2).sum(-1), 1), 0, 1)
@@ -99,7 +99,7 @@ def _mixing_ratio(ab, L, similarity, config):
 
 
 class RecoloringPredictor(FilmPredictor):
-    """A predictor that replaces colors in the predictions of another one. Raises UserError for an invalid color."""
+    """Wraps a predictor and replaces colors in its predictions. Raises UserError for an invalid color."""
 
     def __init__(self, predictor: FilmPredictor, changes: Sequence[ColorChange],
                  response: FilmResponse | None = None) -> None:

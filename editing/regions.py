@@ -1,4 +1,4 @@
-"""Segmentation of a grayscale frame into regions that a click fills, bounded by lines and edges.
+"""Segmentation of a grayscale frame into regions bounded by lines and edges, which the user fills by clicks.
 
 L is float32 (H, W) in [0, 100]. Points are (x, y) in pixels; (0, 0) is the center of the top left pixel.
 """
@@ -44,10 +44,10 @@ class RegionsConfig:
 
 
 class Regions:
-    """The regions of one grayscale frame, L float32 (H, W) in [0, 100], found on first use.
+    """The regions of one grayscale frame, L float32 (H, W) in [0, 100], computed on first use.
 
-    Edges and dark lines are barriers. Trapped-ball segmentation (Zhang et al. 2009) finds the regions: a ball that is
-    rolled between the barriers does not pass through the gaps of a line. Slow shading is not an edge.
+    Edges and dark lines are barriers; gradual shading is not. Trapped-ball segmentation (Zhang et al. 2009) finds the
+    regions: a ball that rolls between the barriers does not fit through the gaps of a line.
     """
 
     def __init__(self, L: np.ndarray, config: RegionsConfig | None = None) -> None:
@@ -85,11 +85,11 @@ class Regions:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """Region label of each pixel, int32 (H, W), from 1; a line is divided along its middle between both sides."""
+        """Region label of each pixel, int32 (H, W), from 1. The two halves of a line belong to the adjacent regions."""
         return self._segment(self.edges | self.lines)
 
     def fill(self, clicks: Sequence[Point], cuts: Iterable[Stroke] = ()) -> np.ndarray:
-        """Return a mask of the regions at the clicks, float32 (H, W) in [0, 1], whose edge is anti-aliased.
+        """Return an anti-aliased mask of the regions at the clicks, float32 (H, W) in [0, 1].
 
         Each stroke of ``cuts`` divides the mask, and the pieces that contain a click are kept. Raises UserError for a
         click outside the frame.
@@ -112,8 +112,8 @@ class Regions:
     def _segment(self, barrier):
         """Return the label of each pixel, int32 (h, w), for barriers, bool (h, w).
 
-        Balls are tried from the largest to the smallest. Each connected area that the ball fits into becomes a new
-        region if it contains no label and is wider than its exits; otherwise its labels are extended to it.
+        The ball radius decreases. A connected area that the ball fits into becomes a new region if it contains no label
+        and the next larger ball fits, too (at the end: if it is large enough). Existing labels grow to fill their area.
         """
         clearance = cv2.distanceTransform(np.uint8(~barrier), cv2.DIST_L2, 5)  # radius of the ball that fits at a pixel
         radii = [self.config.max_ball_radius * self.scale]
@@ -187,7 +187,7 @@ def _pixel_of_each(parts, numbers):
 
 
 def _divide_by_watershed(labels, clearance, shared):
-    """Extend labels in place to the unlabeled pixels of ``shared``, bool (h, w); they meet where clearance is least."""
+    """Label the unlabeled pixels of ``shared``, bool (h, w), in place; boundaries run where clearance is smallest."""
     free = (shared & (labels == 0)).astype(np.uint8)
     wanted = (cv2.dilate(free, np.ones((3, 3), np.uint8)) > 0) & shared
     box = _bounding_box(wanted, 0)
@@ -196,7 +196,7 @@ def _divide_by_watershed(labels, clearance, shared):
 
 
 def fill_nearest(labels: np.ndarray) -> np.ndarray:
-    """Replace each 0 of the labels, int32 (h, w), by the nearest label; by 1 if all are 0."""
+    """Return the labels, int32 (h, w), with each 0 replaced with the nearest label, or with 1 if all labels are 0."""
     if not labels.any():
         return np.ones_like(labels)
     _, near = cv2.distanceTransformWithLabels(np.uint8(labels == 0), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)

@@ -1,4 +1,4 @@
-"""The editing session of a project: the state that all pages share, and the jobs that they start."""
+"""The editing session of a project: the state that all open pages share, and the jobs that they start."""
 
 import base64
 import threading
@@ -32,19 +32,19 @@ def thumbnail_uri(rgb: np.ndarray, width: int = 192) -> str:
 
 @lru_cache(maxsize=1)
 def _samples_uri(path, modified):
-    """Return the samples of the training as a data URI, which is cached until ``modified`` changes."""
+    """Return the training samples as a data URI, which is cached until the time ``modified`` changes."""
     return data_uri(encode_jpeg(read_image(path), 1200, 85))
 
 
 def check_integer(name: str, value: Any, minimum: int = 0) -> int:
-    """Return a value from a page. Raises UserError unless it is an integer of at least ``minimum``."""
+    """Return ``value``, which a page has sent. Raises UserError unless it is an integer of at least ``minimum``."""
     if type(value) is not int or value < minimum:
         raise UserError(f"{name} is {value!r}; pass an integer of at least {minimum}")
     return value
 
 
 class EditingSession:
-    """An open project and its background job; the methods may be called from several threads."""
+    """An open project and its background job. All methods are thread-safe."""
 
     def __init__(self, project: Project) -> None:
         self.project, self.jobs, self.predictors = project, JobRunner(), PredictorCache(project)
@@ -92,22 +92,22 @@ class EditingSession:
         self.jobs.cancel()
 
     def train(self, sources: Sequence[Path], minutes: float) -> None:
-        """Start to train on one colored film or on colored pictures; then color the film."""
+        """Start a job that trains on one colored film or on colored pictures, and then colors the project's film."""
         if not sources:
-            raise UserError("there is nothing to learn from; choose a colored film or colored pictures")
+            raise UserError("there is no training material; choose a colored film or colored pictures")
         if len(sources) > 1 and any(path.suffix.lower() not in IMAGE_SUFFIXES for path in sources):
-            raise UserError("choose either one colored film or only pictures to learn from")
+            raise UserError("the training material mixes films or films and pictures; choose one film or only pictures")
 
         def run(job):
             train_project(self.project, list(sources), minutes, job)
             if self.project.film is not None:
-                job.cancel.clear()  # color with the result, also of a training that was stopped early
+                job.cancel.clear()  # color with the result even if the training run was stopped early
                 self._color_next(job)
 
         self.start_job("training", run)
 
     def training_progress(self) -> dict[str, Any]:
-        """Return the validation errors (CIEDE2000) of the training, and its samples as a data URI or None."""
+        """Return the validation errors (CIEDE2000) of the training run, and its samples as a data URI or None."""
         folder = self.project.folder / "training"
         samples = folder / "samples" / "last.png"
         errors = [line["val_ciede2000"] for line in read_log(folder / "log.jsonl") if "val_ciede2000" in line]
@@ -129,7 +129,7 @@ class EditingSession:
                 "checkpoint": project.checkpoint is not None, "outdated": outdated}
 
     def choose_film(self, path: str | Path) -> None:
-        """Set the film and find its shots."""
+        """Set the film; start shot detection or coloring unless a job is running."""
         with self.lock:
             self.project.choose_film(path)
             self.version += 1
@@ -161,13 +161,13 @@ class EditingSession:
             self._color_again()
 
     def change_color(self, old: str, new: str) -> None:
-        """Replace a color in the whole film; equal colors remove the change."""
+        """Replace ``old`` with ``new`` (see ``Project.change_color``) and color the film again."""
         with self.lock:
             self.project.change_color(old, new)
             self._color_again()
 
     def _color_again(self, frame=None):
-        """Color with the changed project; a running coloring is canceled."""
+        """Cancel a running coloring job, and color the changed project unless a different job is running."""
         self.version += 1
         if self.jobs.job.running and self.jobs.job.title == "coloring":
             self.jobs.cancel(CANCEL_TIMEOUT)

@@ -11,7 +11,7 @@ from editing.project_settings import ProjectSettings
 
 @dataclass
 class ShotPreview:
-    """The frame times, the detected cuts and the thumbnails of a film."""
+    """The timestamps, the detected cuts and the thumbnails of a film."""
 
     pts: array  # int64, of all frames
     starts: list[int]  # first frame of each detected shot, beginning with 0
@@ -19,14 +19,14 @@ class ShotPreview:
     stride: int
 
     def shots(self, settings: ProjectSettings) -> list[tuple[int, int]]:
-        """Return (first frame, end) of each shot, with the edited cuts; the end is exclusive."""
+        """Return (start, end) of each shot after applying the edited cuts; the end is exclusive."""
         frames = len(self.pts)
         starts = sorted({0, *self.starts, *settings.cut_at} - set(settings.join_at))
         starts = [start for start in starts if start < frames]
         return list(zip(starts, [*starts[1:], frames], strict=True))
 
     def thumbnail(self, frame: int) -> bytes:
-        """Return the JPEG of the frame nearest to ``frame``."""
+        """Return the JPEG thumbnail of the frame nearest to ``frame``."""
         return self.thumbnails[min(len(self.thumbnails) - 1, round(frame / self.stride))]
 
     def state(self) -> dict[str, Any]:

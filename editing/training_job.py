@@ -20,9 +20,9 @@ INTERPRETER = [sys.executable]  # command that runs a script
 
 
 def train_project(project: Project, sources: Sequence[Path], minutes: float, job: BackgroundJob) -> None:
-    """Train on a colored film or on colored pictures; the best checkpoint becomes that of the project.
+    """Train on a colored film or on colored pictures, and add the best checkpoint to the project.
 
-    A canceled training keeps what it has learned if an epoch is complete. Raises UserError if it fails.
+    A canceled job adds the best checkpoint so far. Raises UserError if training fails or no epoch is complete.
     """
     dataset, folder = project.folder / "dataset", project.folder / "training"
     if sources[0].suffix.lower() in IMAGE_SUFFIXES:
@@ -40,21 +40,21 @@ def train_project(project: Project, sources: Sequence[Path], minutes: float, job
 
     def report_progress():
         epochs = len(read_log(folder / "log.jsonl"))
-        job.message = f"{epochs} epoch{'s' * (epochs > 1)}" if epochs else "preparing the pictures"
+        job.message = f"{epochs} epoch{'s' * (epochs > 1)}" if epochs else "preparing the training frames"
         job.progress = min(0.99, (time.monotonic() - started) / (60 * minutes))
 
     run_script("train.py", ["--data_path", dataset, "--save_path", folder, "--max_minutes", minutes, "--overwrite",
                             "True", "--save_freq", "100000"], project.folder / "training.log", job, report_progress)
     if not (folder / "best.pt").exists():
-        raise UserError("the training was stopped before its first epoch was complete; let it run for some minutes")
+        raise UserError("training stopped before the first epoch was complete; let it run for some minutes")
     project.add_checkpoint(folder / "best.pt", replace=True)
 
 
 def run_script(name: str, flags: Sequence[Any], log: Path, job: BackgroundJob,
                on_poll: Callable[[], None] | None = None) -> None:
-    """Run a script in a subprocess with its output in ``log``, and call ``on_poll`` repeatedly.
+    """Run a script in a subprocess, write its output to the file ``log``, and call ``on_poll`` repeatedly.
 
-    A canceled job sends SIGTERM, and the script saves its state. Raises UserError with the error of the script.
+    If the job is canceled, the script receives SIGTERM and saves its state. Raises UserError if the script fails.
     """
     with open(log, "w", encoding="utf-8") as file:
         process = subprocess.Popen([*INTERPRETER, str(ROOT / name), *map(str, flags)], stdin=subprocess.DEVNULL,

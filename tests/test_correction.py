@@ -128,7 +128,7 @@ def test_documents_with_wrong_entries_are_refused(change):
 
 
 def test_a_correction_of_another_size_is_refused(renderer):
-    with pytest.raises(UserError, match="of a frame of 640x360, and this one is 480x360"):
+    with pytest.raises(UserError, match="to a frame of 640x360, but this one is 480x360"):
         renderer.apply(Correction((360, 640)))
 
 

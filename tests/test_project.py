@@ -95,7 +95,7 @@ def test_other_folders_films_and_checkpoints_are_refused(tmp_path, home):
         with pytest.raises(UserError, match="for the film gray.mkv"):
             project.choose_film(home / "other.mp4")
         project.add_checkpoint(home / "best.pt")
-        with pytest.raises(UserError, match="another checkpoint"):
+        with pytest.raises(UserError, match="a different checkpoint"):
             project.add_checkpoint(home / "last.pt")
         with pytest.raises(UserError, match="not a checkpoint"):
             project.add_checkpoint(home / "gray.mkv", replace=True)

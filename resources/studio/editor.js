@@ -39,7 +39,7 @@
         <input class="radius" type="range" min="1" max="60" value="10" aria-label="Brush radius"></label></div>
       <h3>Palette</h3><div class="swatches"></div>
       <div class="row replace" hidden style="margin-top:6px"><span class="quiet">Replace</span><i class="dot old"></i>
-        <span class="quiet">by</span><i class="dot new"></i><button data-action="replace">Replace everywhere</button></div>
+        <span class="quiet">with</span><i class="dot new"></i><button data-action="replace">Replace everywhere</button></div>
       <h3>Pick from a remembered frame</h3><div class="remembered"></div>
       </div></div>`);
     const empty = createElement('<div class="empty">The film is not colored yet.</div>');
@@ -88,7 +88,7 @@
       const answer = changed && await call(server, "preview_effect", { frame });
       if (answer && shown.frame === frame && shown.edits === edits) $(".effect").textContent = answer.message;
     }
-    // One call after another, so that quick clicks are applied in order.
+    // Make one call at a time, so that quick clicks are applied in order.
     const send = (name, data) => { queue = queue.then(() => call(server, name, data)).then(show); return queue; };
     const edit = (data) => send("edit_frame", { frame: state.frame, ...data });
     function open(force) {
@@ -210,7 +210,7 @@
     $(".remembered").addEventListener("click", (event) => {
       const image = event.target.closest("button")?.querySelector("img");
       if (!image) return;
-      const box = image.getBoundingClientRect();  // a key press has no position: it takes the center
+      const box = image.getBoundingClientRect();  // a key press has no position, so it picks the center
       const [x, y] = event.detail ? [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height] : [0.5, 0.5];
       const copy = document.createElement("canvas");
       [copy.width, copy.height] = [image.naturalWidth, image.naturalHeight];

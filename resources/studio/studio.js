@@ -1,7 +1,7 @@
-// The page of studio.py: state shared by all panels, calls of the server, the status bar and the filmstrip.
+// The page of studio.py: state shared by all panels, calls to the server, the status bar and the filmstrip.
 // Each panel is a function of {element, server, upload}: its element, the Python functions that it may call (see
-// studio.py), and Gradio's upload. Panels notify each other by events: "status", "shots", "moved", "finished",
-// "problem" and "poll" (ask for the status now).
+// studio.py), and Gradio's upload function. Panels notify each other with the events "status", "shots", "moved",
+// "finished" (the current shot is colored), "problem" and "poll" (request the status now).
 window.studio = (() => {
   const events = new EventTarget();
   const state = { shots: [], colored: false, shot: 0, frame: 0, version: 0, finished: [] };
@@ -14,7 +14,7 @@ window.studio = (() => {
     emit("problem");
   }
 
-  // Return the answer of a Python function, or null after an error, which is shown.
+  // Call a Python function and return its answer. If it fails, report the error and return null.
   async function call(server, name, data = {}) {
     let answer;
     try {
@@ -57,7 +57,7 @@ window.studio = (() => {
     emit("moved");
   }
 
-  // Go `by` frames forward, also into another shot.
+  // Go `by` frames forward (backward if negative), possibly into a different shot.
   function step(by) {
     const frame = state.frame + by;
     const shot = state.shots.findIndex(({ start, end }) => frame >= start && frame < end);
@@ -68,7 +68,7 @@ window.studio = (() => {
     buttons.forEach((button) => button.setAttribute("aria-pressed", Boolean(isPressed(button.dataset))));
   }
 
-  // The current job, the last error, and polling of the server.
+  // Show the current job and the last error, and poll the server.
   function status({ element, server }) {
     const root = element.querySelector(".status");
     let latest = null;
@@ -131,7 +131,7 @@ window.studio = (() => {
     emit("moved");
   }
 
-  // The shots in a row of buttons, which arrow keys move through.
+  // Show the shots as a row of buttons; the arrow keys move between them.
   function filmstrip(root) {
     let suggestedFirst = false;
     const bar = createElement(`<div class="row bar"><div class="grow quiet"></div>

@@ -1,4 +1,4 @@
-// The panels that show the film (frames before and after coloring, confidence, clips, color sources) and the training.
+// The panels that show the film (frames before and after coloring, confidence, clips, color sources) and the training run.
 (() => {
   const { call, createElement, currentShot, emit, escape, filmstrip, formatTime, goTo, on, press, state, step } = window.studio;
 
@@ -145,7 +145,7 @@
     on("finished", drawFrame);
     on("status", enableCuts);
     let width = 0;
-    new ResizeObserver(() => {  // load a larger picture if the page has grown
+    new ResizeObserver(() => {  // load a larger picture when the page has grown
       if (sheet.clientWidth > 1.1 * width) { width = sheet.clientWidth; drawFrame(); }
       if (!sheet.clientWidth) width = 0;
     }).observe(root);
@@ -164,7 +164,7 @@
         ? `<h3>Samples: input, result, ground truth and remembered frame</h3>
            <p class="quiet">validation error ${escape(errors.at(-1))}${errors.length > 1 ? `, ${escape(errors[0])} after the first epoch` : ""}
            (CIEDE2000, lower is better)</p>` : "")
-        + (answer.samples ? `<img class="samples" src="${answer.samples}" alt="samples of the training">` : "");
+        + (answer.samples ? `<img class="samples" src="${answer.samples}" alt="training samples">` : "");
       if (html !== shown) root.innerHTML = shown = html;
     });
   };
