@@ -134,7 +134,7 @@ def test_other_files_with_image_suffixes_are_refused(tmp_path):
         for reader in (read_image, load_checkpoint):
             with pytest.raises(UserError, match=name):
                 reader(path)
-        if name != "program":  # FFmpeg detects a video, of which no frame can be decoded
+        if name != "program":  # FFmpeg detects a video without decodable frames
             with pytest.raises(UserError, match=name), video.open_video(path):
                 pass
 

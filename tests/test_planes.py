@@ -103,12 +103,12 @@ def test_large_frames_are_halved_before_resizing():
         y, cb = (cv2.resize(rng.integers(20, 230, (9, 16), np.uint8), (width // part, height // part),
                             interpolation=cv2.INTER_CUBIC) for part in (1, 2))
         picture = Planes(y, cb, cb, ColorEncoding(8, False, 1))
-        looks = picture.luma_uint8(256, 256), picture.downscale(512).y, picture.rgb(512, 512)
+        resized = picture.luma_uint8(256, 256), picture.downscale(512).y, picture.rgb(512, 512)
         plain = resize(y, 256, 256), resize(y, 512, 512), picture.encoding.to_rgb(
             resize(y, 512, 512), *[resize(cb, 512, 512)] * 2)
         plain = (picture._replace(y=plain[0]).luma_uint8(256, 256), *plain[1:])
-        for look, expected, step in zip(looks, plain, (1, 1, 1 / 255), strict=True):
-            far = np.abs(np.subtract(look, expected, dtype=np.float32)) / step
+        for actual, expected, step in zip(resized, plain, (1, 1, 1 / 255), strict=True):
+            far = np.abs(np.subtract(actual, expected, dtype=np.float32)) / step
             if min(height, width) < 1024 or height % 2:
                 assert far.max() == 0  # not halved
             else:

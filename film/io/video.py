@@ -1,4 +1,4 @@
-"""Reading of films: opening and seeking video files, decoding frames with timestamps, and the ``Film`` protocol."""
+"""Reading of video files: opening, seeking and decoding frames with timestamps; and the ``Film`` protocol."""
 
 import itertools
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -20,9 +20,9 @@ from utils import UserError, list_files, return_freed_memory, warn
 VIDEO_SUFFIXES = (  # files with these suffixes count as videos without a check; FFmpeg inspects all other files
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".m2ts", ".mts", ".mxf", ".dv",
     ".flv", ".wmv", ".asf", ".ogv", ".3gp", ".gif", ".nut")
-MAX_FRAME_PIXELS = 8192 * 8192  # videos with larger frames are refused, since a decoder holds many of them in memory
-LARGE_FRAME_PIXELS = 2**22  # for frames of at least this size, fewer are held in memory at a time; 4K has 2^23 pixels
-SEEK_MARGIN = 10  # seconds that decoding starts before the target of a seek, so that all referenced frames are decoded
+MAX_FRAME_PIXELS = 8192 * 8192  # videos with larger frames are refused, since a decoder holds many frames in memory
+LARGE_FRAME_PIXELS = 2**22  # of frames of at least this size, fewer are held in memory at a time; 4K has 2^23 pixels
+SEEK_MARGIN = 10  # seconds between the start of decoding and the target of a seek, so that reference frames are decoded
 _PLAYLIST_HEADERS = b"#EXTM3U", b"ffconcat version"
 _NON_VIDEO_FORMATS = "tty", "bin", "xbin", "adf", "idf", "ico", "fits"  # text and still images that FFmpeg demuxes
 
@@ -31,8 +31,8 @@ _NON_VIDEO_FORMATS = "tty", "bin", "xbin", "adf", "idf", "ico", "fits"  # text a
 def open_video(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """Open a video file and yield (container, first video stream that is not a cover image).
 
-    FFmpeg gets an open file and may use no protocol, so that it opens no other file. Raises UserError if the file is
-    not a video.
+    FFmpeg reads the open file with all protocols disabled, so it cannot open other files. If the frames are large,
+    ``return_freed_memory`` is called. Raises UserError if the file is not a video.
     """
     if not Path(path).is_file():  # reading a pipe might never end
         raise UserError(f"{path} is not a file; pass a video file")
@@ -40,7 +40,7 @@ def open_video(path: str | Path) -> Iterator[tuple[av.container.InputContainer, 
         try:
             file = stack.enter_context(open(path, "rb"))
             if file.read(16).startswith(_PLAYLIST_HEADERS):
-                raise UserError(f"{path} is a playlist, whose files are not opened; pass one of them")
+                raise UserError(f"{path} is a playlist, which is not supported; pass one of the files in it")
             file.seek(0)
             # Not ``options``: PyAV also passes those to the streams and crashes if there are none yet, as in .flv.
             container = stack.enter_context(av.open(file, container_options={"protocol_whitelist": "none"},
@@ -49,7 +49,7 @@ def open_video(path: str | Path) -> Iterator[tuple[av.container.InputContainer, 
             raise UserError(f"cannot read {path} as a video: {error.strerror or error}") from error
         kind = container.format.name
         if kind in _NON_VIDEO_FORMATS or kind.endswith("_pipe") and kind != "yuv4mpegpipe":
-            raise UserError(f"{path} is a still image or a text ({kind}); pass a video, or convert the image to PNG")
+            raise UserError(f"{path} is a still image or text ({kind}); pass a video, or convert the image to PNG")
         video = next((stream for stream in container.streams.video
                       if not stream.disposition & Disposition.attached_pic), None)
         if video is None:
@@ -66,7 +66,7 @@ def open_video(path: str | Path) -> Iterator[tuple[av.container.InputContainer, 
 
 
 def is_video(path: Path) -> bool:
-    """Return whether FFmpeg finds a video in a file; False for still images, music with a cover image, and text."""
+    """Return whether ``open_video`` accepts a file; False for still images, music with a cover image, and text."""
     try:
         with open_video(path):
             return True
@@ -77,8 +77,8 @@ def is_video(path: Path) -> bool:
 def find_videos(folder: Path) -> list[Path]:
     """Return the videos directly in ``folder``, in natural order.
 
-    These are files with one of VIDEO_SUFFIXES, readable or not, and all others in which FFmpeg finds a video, except
-    images. A file that crashes FFmpeg is left out with a warning.
+    A file with one of VIDEO_SUFFIXES counts as a video even if it is unreadable, one with one of IMAGE_SUFFIXES never,
+    and any other if ``is_video`` is True; if it crashes FFmpeg, a warning is printed and it is left out.
     """
     paths = [path for path in list_files(folder) if path.suffix.lower() not in IMAGE_SUFFIXES]
     return [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES or _is_video_isolated(path)]
@@ -99,20 +99,20 @@ def frame_rate(stream: av.VideoStream) -> Fraction:
 
 def demux_packets(film: av.container.InputContainer, streams: Stream | Sequence[Stream],
                   path: str | Path) -> Iterator[av.Packet]:
-    """Yield the packets of ``streams`` as far as the file can be read; a read error ends them with a warning."""
+    """Yield the packets of ``streams``; at a read error, print a warning and stop."""
     try:
         for packet in film.demux(streams):
             if packet.dts is not None or packet.stream.type == "video":  # the last, empty packet flushes the decoder
                 yield packet
     except (av.error.FFmpegError, OSError) as error:
-        warn(f"{path} cannot be read to its end ({error.strerror}); the part before is used")
+        warn(f"{path} cannot be read to its end ({error.strerror}); the part before the error is used")
 
 
 class DamageLog:
-    """Packets that could not be decoded, grouped into gaps: those less than a second apart share one warning."""
+    """A log of damaged packets; those less than a second apart are grouped and reported in one warning."""
 
     def __init__(self) -> None:
-        self.gaps = []  # [first second, last second, packets, reason]
+        self.gaps = []  # [first second, last second, number of packets, reason]
 
     def add(self, seconds: float, reason: str) -> None:
         if self.gaps and seconds - self.gaps[-1][1] < 1:
@@ -128,11 +128,11 @@ class DamageLog:
 
 def read_frames(path: str | Path, begin: int | None = None,
                 damage: DamageLog | None = None) -> Generator[tuple[int, av.VideoFrame], None, None]:
-    """Yield (pts, frame) of a film in display order, pts in the stream's time base and strictly increasing.
+    """Yield (pts, frame) of a video from pts ``begin`` on, in presentation order with strictly increasing pts.
 
-    ``begin`` is the first pts to yield. A frame without a timestamp gets the previous one plus one frame at the stated
-    rate; a frame whose timestamp is not later than the previous one gets that plus one tick. Frames of another size
-    than the first are scaled to it. Frames that cannot be decoded are left out and entered into ``damage``.
+    A frame without a pts gets the previous pts plus the duration of a frame; a frame whose pts is not greater than the
+    previous pts gets that plus 1. Frames of a different size than the first are scaled to it. Packets that cannot be
+    decoded are skipped and added to ``damage``, and so are packets that the decoder repairs.
     """
     with open_video(path) as (film, stream):
         size, last = None, None
@@ -160,42 +160,42 @@ def read_frames(path: str | Path, begin: int | None = None,
 
 
 class FilmInfo(NamedTuple):
-    """The properties of a film that its file states."""
+    """Properties of a film according to the metadata of its file."""
 
     rate: Fraction  # frames per second
     time_base: Fraction  # seconds per unit of pts
     start: float  # start of the earliest track in seconds
-    stated_frames: int  # number of frames; 0 if unknown
+    stated_frames: int  # number of frames, which may be inexact; 0 if unknown
 
 
 class Film(Protocol):
     """A sequence of frames with timestamps: a video file, or numbered images (``image_sequence.ImageSequence``)."""
 
-    path: Path  # of the file, or of the images with * for their number
+    path: Path  # path of the video file, or of the images with * in place of their number
 
     @property
     def info(self) -> FilmInfo:
-        """Properties that the film states."""
+        """Properties according to the metadata of the film."""
 
     def fingerprint(self) -> list[Any]:
         """Return plain values that identify the film and change when it is modified."""
 
     def read(self, begin: int | None = None,
              damage: DamageLog | None = None) -> Generator[tuple[int, int, Planes], None, None]:
-        """Yield (pts, duration, Planes) of the frames from the pts ``begin`` on, pts strictly increasing.
+        """Yield (pts, duration, Planes) of the frames from pts ``begin`` on, with strictly increasing pts.
 
-        Frames that cannot be decoded are left out; with ``damage`` given, they are entered there or warned about.
+        Frames that cannot be decoded are left out. With ``damage``, they are added to it or reported in a warning.
         """
 
     def colored_film(self, output: Path, times: Iterable[int]) -> "Film":
-        """Return the film at ``output`` that holds the colored frames of this one with the pts ``times``."""
+        """Return the colored version of this film that was written to ``output``; ``times`` are its pts."""
 
     def is_overwritten_by(self, output: Path) -> bool:
         """Return whether coloring into ``output`` would overwrite this film."""
 
 
 class VideoFile:
-    """A ``Film`` in a video file, which is opened on first use; UserError is raised then if it is not a video."""
+    """A ``Film`` in a video file. The file is opened on first use, which raises UserError if it is not a video."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -213,7 +213,7 @@ class VideoFile:
 
     def read(self, begin: int | None = None,
              damage: DamageLog | None = None) -> Generator[tuple[int, int, Planes], None, None]:
-        """Yield (pts, duration, Planes) of ``read_frames``."""
+        """Yield (pts, duration, Planes) of the frames of ``read_frames``."""
         with closing(read_frames(self.path, begin, damage)) as frames:
             for pts, frame in frames:
                 yield pts, frame.duration, planes_from_frame(frame)
@@ -226,15 +226,15 @@ class VideoFile:
 
 
 def pts_window(film: Film, config: FilmConfig) -> tuple[int | None, float]:
-    """Return config.start and config.end as pts of a film: (first pts or None, end pts (exclusive) or inf)."""
+    """Convert config.start and config.end to (first pts, end pts) of a film; (None, inf) if they are not set."""
     start, time_base = film.info.start, film.info.time_base
     return round((start + config.start) / time_base) if config.start else None, (start + config.end) / time_base
 
 
 def read_known_frames(film: Film, times: Sequence[int], index: int) -> Generator[tuple[int, Planes], None, None]:
-    """Yield (index, Planes) of the frames from ``index`` on, in a film whose frames had the pts ``times`` before.
+    """Read a film again from frame ``index`` on and yield (index, Planes).
 
-    Raises UserError if the pts differ now.
+    ``times`` are the pts of all its frames from the first reading. Raises UserError if the pts now differ.
     """
     frames: Any = film.read(times[index])
     first = next(frames, None)
@@ -249,14 +249,15 @@ def read_known_frames(film: Film, times: Sequence[int], index: int) -> Generator
         yield index, planes
         index += 1
     if index < len(times):
-        raise UserError(f"{film.path} has other timestamps than when it was first read, from frame {index} on; copy it "
-                        "to a good disk and run again")
+        raise UserError(f"from frame {index} on, the timestamps of {film.path} differ from those of the first reading; "
+                        "copy it to a reliable disk and run again")
 
 
 def frames_at(film: Film, times: Sequence[int], indices: Iterable[int]) -> Generator[tuple[int, Planes], None, None]:
-    """Yield (index, Planes) of the frames ``indices``, each consumed before the next index is requested.
+    """Yield (index, Planes) of the frames ``indices``; the next index is requested after a frame was consumed.
 
-    It seeks backward and over more than SEEK_MARGIN, and decodes otherwise. ``times`` is as in ``read_known_frames``.
+    Seeks to reach an earlier frame or one more than SEEK_MARGIN later, else decodes the frames between. ``times`` is as
+    in ``read_known_frames``.
     """
     with ExitStack() as stack:
         frames, following = None, 0  # index of the next frame to read
