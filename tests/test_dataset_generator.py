@@ -295,25 +295,25 @@ def test_dataset_has_the_expected_files_splits_and_frames(film, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-@pytest.mark.parametrize("name,budget,lie", [("film.mkv", 0, 0), ("film.mp4", 10**9, 0), ("film.mp4", 0, 0),
-                                             ("film.ts", 0, 0), ("film.mp4", 0, 3)])
-def test_images_are_exact_when_frames_are_read_again(tmp_path, monkeypatch, name, budget, lie):
-    """With a small pool, middle frames are found by seeking, even if seeking ends ``lie`` frames off."""
+@pytest.mark.parametrize("name,budget,offset", [("film.mkv", 0, 0), ("film.mp4", 10**9, 0), ("film.mp4", 0, 0),
+                                                ("film.ts", 0, 0), ("film.mp4", 0, 3)])
+def test_images_are_exact_when_frames_are_decoded_again(tmp_path, monkeypatch, name, budget, offset):
+    """With a small pool, middle frames are found by seeking, even if seeking ends ``offset`` frames off."""
     codec = {"codec": "ffv1"} if name == "film.mkv" else {"codec": "libx264", "bf": "3", "g": "250", "crf": "20",
                                                          "pixels": "yuv420p", "x264-params": "open-gop=1:scenecut=0"}
     path = write_clip(tmp_path / name, [(RED, 80), (GREEN, 40), (BLUE, 31)], **codec)
 
-    def lying(self, begin=None, damage=None):
+    def read_with_offset(self, begin=None, damage=None):
         frames = list(read(self, begin, damage))
-        behind = 0 if begin is None else lie
-        for (pts, duration, _), (_, _, planes) in zip(frames, frames[behind:], strict=False):
+        shift = 0 if begin is None else offset
+        for (pts, duration, _), (_, _, planes) in zip(frames, frames[shift:], strict=False):
             yield pts, duration, planes
     read = VideoFile.read
     monkeypatch.setattr(training_frames, "POOL_BYTES", budget)
     again = []
     original = training_frames.reread_frames
     monkeypatch.setattr(training_frames, "reread_frames", lambda *a: (again.append(len(a[2])), original(*a))[1])
-    monkeypatch.setattr(VideoFile, "read", lying)
+    monkeypatch.setattr(VideoFile, "read", read_with_offset)
     run(path, tmp_path / "data", frames_per_shot=5, detector="content")
     monkeypatch.undo()
     assert bool(again) == (budget == 0)
@@ -392,7 +392,7 @@ def test_videos_with_the_same_stem_do_not_collide(tmp_path, capsys):
     assert "total: shots 12, kept 12, dropped 0; frames: train 18, val 4, test 2" in printed
 
 
-def test_same_seed_gives_the_same_dataset_and_another_seed_another_split(film, tmp_path):
+def test_same_seed_gives_the_same_dataset_and_a_different_seed_a_different_split(film, tmp_path):
     for name, seed in (("one", 5), ("two", 5), ("three", 6)):
         run(film, tmp_path / name, seed=seed, frames_per_shot=1)
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
@@ -510,9 +510,9 @@ def test_only_one_run_at_a_time_writes_a_dataset(film, tmp_path):
     assert run(film, tmp_path / "d")
 
 
-@pytest.mark.parametrize("place", ["extract_training_frames", "draw_contact_sheets", "move"])
+@pytest.mark.parametrize("stage", ["extract_training_frames", "draw_contact_sheets", "move"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("disk full")])
-def test_an_interrupted_run_keeps_the_old_dataset(film, tmp_path, monkeypatch, place, error):
+def test_an_interrupted_run_keeps_the_old_dataset(film, tmp_path, monkeypatch, stage, error):
     save = tmp_path / "d"
     run(film, save)
     before = tree(tmp_path)
@@ -520,7 +520,7 @@ def test_an_interrupted_run_keeps_the_old_dataset(film, tmp_path, monkeypatch, p
 
     def fail(*_):
         raise error
-    if place == "move":
+    if stage == "move":
         replace, calls = os.replace, itertools.count()
         limit = 2 + len(before) + 4  # while new files are moved, after the old ones
 
@@ -530,13 +530,13 @@ def test_an_interrupted_run_keeps_the_old_dataset(film, tmp_path, monkeypatch, p
             replace(source, target)
         monkeypatch.setattr(dataset_files.os, "replace", fail_once)
     else:
-        monkeypatch.setattr(generator, place, fail)
+        monkeypatch.setattr(generator, stage, fail)
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else UserError):
         run(other, save, overwrite=True)
     monkeypatch.undo()
     kept = tree(tmp_path)
     assert {name: content for name, content in kept.items() if not name.startswith(".d.parts")} == before
-    assert (kept == before) == (place == "extract_training_frames")  # otherwise the results are kept for the next run
+    assert (kept == before) == (stage == "extract_training_frames")  # otherwise the results are kept for the next run
     run(other, save, overwrite=True)
     assert not list(tmp_path.glob(".*"))
     assert tree(tmp_path) != before
@@ -640,8 +640,8 @@ def test_a_truncated_film_is_used_up_to_its_end(tmp_path, capsys, name):
 def test_too_few_shots_for_every_split_gives_a_warning(tmp_path, capsys):
     path = write_clip(tmp_path / "film.mkv", [(RED, 20)])
     run(path, tmp_path / "d")
-    said = capsys.readouterr().err
-    assert "too few shots (1) for every split: val stays empty" in said and "test stays empty" in said
+    errors = capsys.readouterr().err
+    assert "too few shots (1) for every split: val stays empty" in errors and "test stays empty" in errors
     assert {row["split"] for row in rows(tmp_path / "d")} == {"train"}
 
 

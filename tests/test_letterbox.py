@@ -48,7 +48,7 @@ def framed(pictures, top=0, bottom=0, left=0, right=0, level=0, line=0, noise=0)
         yield np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
 
 
-def boxes_of(*shots):
+def find_shot_boxes(*shots):
     """Find the boxes of shots, which are lists of pictures."""
     shots = [list(shot) for shot in shots]
     margins = [measure_margins([frame_profile(Planes(picture, None, None, FULL)) for picture in shot])
@@ -59,11 +59,12 @@ def boxes_of(*shots):
 PILLARS, LETTER = {"left": 22, "right": 26}, {"top": 14, "bottom": 12}
 
 
-@pytest.mark.parametrize("bars", [PILLARS, LETTER, PILLARS | LETTER, {"left": 21}, {"bottom": 12}, {"top": 8}], ids=str)
-@pytest.mark.parametrize("how", [{}, {"level": 30}, {"noise": 12}, {"line": 1}, {"line": 3, "noise": 8}], ids=str)
-def test_borders_are_found_with_noise_gray_level_and_edge_lines(bars, how):
-    found = boxes_of(*(framed(drawn(seed), **bars, **how) for seed in range(3)))
-    top, left = bars.get("top", 0), bars.get("left", 0)
+@pytest.mark.parametrize("borders", [PILLARS, LETTER, PILLARS | LETTER, {"left": 21}, {"bottom": 12}, {"top": 8}],
+                         ids=str)
+@pytest.mark.parametrize("style", [{}, {"level": 30}, {"noise": 12}, {"line": 1}, {"line": 3, "noise": 8}], ids=str)
+def test_borders_are_found_with_noise_gray_level_and_edge_lines(borders, style):
+    found = find_shot_boxes(*(framed(drawn(seed), **borders, **style) for seed in range(3)))
+    top, left = borders.get("top", 0), borders.get("left", 0)
     assert found == [(top, top + HEIGHT, left + left % 2, left + WIDTH)] * 3  # even, where chroma begins
 
 
@@ -71,14 +72,14 @@ def test_fades_and_dark_shots_get_the_borders_of_the_film():
     night = list(framed(drawn(3, darkness=0.05), **PILLARS))
     fade = [picture // 8 * i for i, picture in enumerate(framed(drawn(4, 8), **PILLARS))]
     shots = [*(framed(drawn(seed), **PILLARS) for seed in range(3)), night, fade, [0 * night[0]]]
-    assert boxes_of(*shots) == [(0, HEIGHT, 22, 22 + WIDTH)] * 6
+    assert find_shot_boxes(*shots) == [(0, HEIGHT, 22, 22 + WIDTH)] * 6
 
 
 def test_a_shot_with_its_own_framing_gets_its_own_box():
     whole = [cv2.resize(picture, (WIDTH + 48, HEIGHT)) for picture in drawn(0, 20)]
     insert, wide = list(framed(drawn(1), **PILLARS)), [cv2.resize(picture, (WIDTH + 48, 72)) for picture in drawn(2)]
     night = [picture // 12 for picture in whole[:4]]
-    assert boxes_of(whole, insert, framed(wide, top=12, bottom=12), night) == [
+    assert find_shot_boxes(whole, insert, framed(wide, top=12, bottom=12), night) == [
         None, (0, HEIGHT, 22, 22 + WIDTH), (12, 84, 0, WIDTH + 48), None]
 
 
@@ -118,7 +119,7 @@ def night_sky(picture):
 ], ids=["bright", "card", "cards", "large letters", "vignette", "hard vignette", "night", "gray", "door", "black",
         "white", "tiny"])
 def test_pictures_without_borders_are_not_cropped(shots):
-    assert not any(boxes_of(*shots))
+    assert not any(find_shot_boxes(*shots))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -149,9 +150,9 @@ def color(source, output, predictor=None, **settings):
 
 
 def test_a_letterboxed_film_is_colored_like_the_film_without_borders(tmp_path):
-    pictures, bars = shots_drawn(), PILLARS | LETTER
+    pictures, borders = shots_drawn(), PILLARS | LETTER
     plain = write_film(tmp_path / "plain.mkv", pictures)
-    barred = write_film(tmp_path / "barred.mkv", list(framed(pictures, **bars, line=2)))
+    barred = write_film(tmp_path / "barred.mkv", list(framed(pictures, **borders, line=2)))
     box, inside = (14, 14 + HEIGHT, 22, 22 + WIDTH), (slice(7, 7 + HEIGHT // 2), slice(11, 11 + WIDTH // 2))
     expected = color(plain, tmp_path / "plain_out.mkv", confidence=True)
     records = color(barred, tmp_path / "out.mkv", confidence=True)
@@ -159,7 +160,7 @@ def test_a_letterboxed_film_is_colored_like_the_film_without_borders(tmp_path):
     for record, other in zip(records, expected, strict=True):
         assert (record.start_frame, record.end_frame) == (other.start_frame, other.end_frame)
         assert np.array_equal(record.embedding, other.embedding)
-        assert record.cdc == pytest.approx(other.cdc, rel=0.1) and record.gray.shape[0] == 222  # with bars
+        assert record.cdc == pytest.approx(other.cdc, rel=0.1) and record.gray.shape[0] == 222  # with borders
     source, result, alone = map(planes_in, (barred, tmp_path / "out.mkv", tmp_path / "plain_out.mkv"))
     outside = np.ones(result[0][1].shape, bool)
     outside[inside] = False
@@ -216,8 +217,8 @@ def test_training_images_have_no_borders(tmp_path, monkeypatch):
     found = pictures("held")
     assert len(found) >= 9 and all(picture.shape == (HEIGHT, WIDTH, 3) for picture in found)
     assert min(picture[:, side].max() for picture in found for side in (0, -1)) > 60
-    monkeypatch.setattr("film.analysis.training_frames.POOL_BYTES", 0)  # most frames are read again
-    assert all(np.array_equal(one, other) for one, other in zip(found, pictures("read again"), strict=True))
+    monkeypatch.setattr("film.analysis.training_frames.POOL_BYTES", 0)  # most frames are decoded again
+    assert all(np.array_equal(one, other) for one, other in zip(found, pictures("decoded again"), strict=True))
 
 
 def test_both_fields_of_a_letterboxed_film_are_colored_inside_the_box():

@@ -46,9 +46,9 @@ def predictor(colorizer):
     return Predictor(colorizer, torch.device("cpu"), "fp32")
 
 
-def records(*ends, truth=None):
+def records(*ends, picture=None):
     """Return shots that end before these frames, all with the same embedding."""
-    return [SimpleNamespace(box=None, end_frame=end, embedding=torch.ones(1280), ground_truth=truth) for end in ends]
+    return [SimpleNamespace(box=None, end_frame=end, embedding=torch.ones(1280), ground_truth=picture) for end in ends]
 
 
 def flat(*color, size=(72, 128)):
@@ -136,12 +136,12 @@ def test_borders_mark_the_recalled_frames_on_a_copy_of_the_mosaic():
 
 
 @pytest.mark.parametrize("size", [(72, 128), (480, 854), (300, 100), (17, 23)])
-@pytest.mark.parametrize("truth", [True, False])
-def test_a_frame_shows_each_picture_in_its_cell(size, truth):
-    layout = Layout(*size, truth)
+@pytest.mark.parametrize("ground_truth", [True, False])
+def test_a_frame_shows_each_picture_in_its_cell(size, ground_truth):
+    layout = Layout(*size, ground_truth)
     mosaic = Mosaic({i: flat(9, 9, 9, size=(32, 32)) for i in range(12)}, *layout.mosaic, size[1] / size[0])
     slots = [flat(1, 100, 1, size=size), flat(1, 110, 1, size=size), flat(1, 120, 1, size=size)]
-    color = (flat(250, 1, 1, size=size), flat(240, 1, 1, size=size)) if truth else None
+    color = (flat(250, 1, 1, size=size), flat(240, 1, 1, size=size)) if ground_truth else None
     sheet = compose_frame(layout, color, flat(77, 77, 77, size=size), slots, mosaic, [4, 5, -1])
     assert sheet.shape == (*layout.frame, 3) and sheet.shape[0] % 2 == sheet.shape[1] % 2 == 0
 
@@ -149,11 +149,11 @@ def test_a_frame_shows_each_picture_in_its_cell(size, truth):
         return np.argwhere((sheet == np.uint8(color)).all(-1)).mean(0)
 
     rows = [[(77, 77, 77)], [(1, 100, 1), (1, 110, 1), (1, 120, 1)]]
-    if truth:
+    if ground_truth:
         rows[0] = [(250, 1, 1), (77, 77, 77), (240, 1, 1)]
     for y, row in enumerate(rows):
         for x, color in enumerate(row):
-            assert middle(color) == pytest.approx(((y + 0.5) * sheet.shape[0] / (3 if truth else 2),
+            assert middle(color) == pytest.approx(((y + 0.5) * sheet.shape[0] / (3 if ground_truth else 2),
                                                    (x + 0.5) * sheet.shape[1] / 3), abs=20)
     for color in SLOT_COLORS:  # around the result, in its label, and around the frame in memory where there is one
         assert count_pixels(sheet, color) > 1000
@@ -178,16 +178,16 @@ def decode(path):
 
 def test_the_memory_video_of_a_film_in_color(colorizer, tmp_path):
     source = draw_color_film(tmp_path / "film.mp4")
-    write_memory_video(predictor(colorizer), VideoFile(source), tmp_path / "memory.mp4", records(8, 10 ** 6, truth=1),
-                batch_size=4)
+    write_memory_video(predictor(colorizer), VideoFile(source), tmp_path / "memory.mp4", records(8, 10 ** 6, picture=1),
+                       batch_size=4)
     frames = decode(tmp_path / "memory.mp4")
     assert times_and_sound(tmp_path / "memory.mp4")[0] == times_and_sound(source)[0]
     assert frames[0].shape == (*Layout(64, 96, True).frame, 3)
     height, width = 284, 426
     cells = [[frames[0][30 + y * (height + 30):][:height, 8 + x * (width + 8):][:, :width] for x in range(3)]
              for y in range(2)]
-    truth = resize(decode(source)[0], height, width)
-    assert np.abs(cells[0][0].astype(int) - truth).mean() < 6
+    ground_truth = resize(decode(source)[0], height, width)
+    assert np.abs(cells[0][0].astype(int) - ground_truth).mean() < 6
     assert np.ptp(cells[0][1].astype(int), axis=-1).mean() < 4  # gray
     results = [cells[0][2], *cells[1]]
     inside = [result[10:-10, 10:-10].astype(int) for result in results]

@@ -16,50 +16,50 @@ from film.render.rendering import color_film
 from film.render.transition_blending import ColoredFrame, TransitionBlender
 
 LENGTH = 12  # frames of a transition
-BEFORE, BEHIND = 40, 44  # frames of the shots, both with it
+FIRST_LENGTH, SECOND_LENGTH = 40, 44  # frames of the two shots, each including the transition
 
 
-def ground(seed, width=256):
+def draw_background(seed, width=256):
     """Draw large shapes of different grays, uint8 (256, width)."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(20, 235, (8, 8 * width // 256)).astype(np.uint8)
     return cv2.resize(coarse, (width, 256), interpolation=cv2.INTER_CUBIC)
 
 
-def shot(seed, count, speed=2):
+def draw_shot(seed, count, speed=2):
     """Draw the frames of a shot with a moving disc."""
-    picture, frames = ground(seed), []
+    picture, frames = draw_background(seed), []
     for i in range(count):
         frames.append(cv2.circle(picture.copy(), (40 + speed * i, 150), 30, 30 + 90 * (seed % 3), -1))
     return frames
 
 
-def pan(speed, count=70):
+def draw_pan(speed, count=70):
     """Draw a pan over a wide picture by ``speed`` pixels per frame."""
-    wide = ground(4, 768)
+    wide = draw_background(4, 768)
     return [wide[:, speed * i:speed * i + 256] for i in range(count)]
 
 
-def share(kind, done):
+def next_shot_weight(kind, done):
     """Return the weight of the next shot for each pixel."""
     y, x = np.mgrid[:256, :256] / 255
     return {"dissolve": np.full((256, 256), done), "wipe": x > 1 - done,
             "iris": np.hypot(x - 0.5, y - 0.5) < 0.71 * done}[kind]
 
 
-def joined(kind, one=None, other=None):
+def join_shots(kind, one=None, other=None):
     """Join two shots; return (frames, start of the transition, end of the transition)."""
-    one, other = one or shot(1, BEFORE), other or shot(2, BEHIND)
-    shares = [share(kind, (i + 1) / (LENGTH + 1)) for i in range(LENGTH)]
+    one, other = one or draw_shot(1, FIRST_LENGTH), other or draw_shot(2, SECOND_LENGTH)
+    shares = [next_shot_weight(kind, (i + 1) / (LENGTH + 1)) for i in range(LENGTH)]
     mixed = [np.rint(a + w * (b.astype(float) - a)).astype(np.uint8)
              for a, b, w in zip(one[-LENGTH:], other, shares, strict=False)]
     return [*one[:-LENGTH], *mixed, *other[LENGTH:]], len(one) - LENGTH, len(one)
 
 
 @pytest.mark.parametrize("kind", ["dissolve", "wipe", "iris"])
-@pytest.mark.parametrize("one, other", [(None, None), (pan(1, 40), None), (None, pan(3, 50))])
+@pytest.mark.parametrize("one, other", [(None, None), (draw_pan(1, 40), None), (None, draw_pan(3, 50))])
 def test_transitions_are_found_with_their_length_and_kind(kind, one, other):
-    frames, start, end = joined(kind, one, other)
+    frames, start, end = join_shots(kind, one, other)
     (boundary,) = find_boundaries(iter(frames))
     near = 1 if kind == "dissolve" else 3  # the first and the last places of an iris are few
     assert abs(boundary.start - start) <= near and abs(boundary.end - end) <= near
@@ -73,14 +73,14 @@ def stroll(seed, speed, count):
 
 
 def test_a_dissolve_of_fast_moving_shots_is_found():
-    frames, start, end = joined("dissolve", stroll(1, 3, BEFORE), stroll(2, -3, BEHIND))
+    frames, start, end = join_shots("dissolve", stroll(1, 3, FIRST_LENGTH), stroll(2, -3, SECOND_LENGTH))
     (boundary,) = find_boundaries(iter(frames))
     assert abs(boundary.start - start) <= 1 and abs(boundary.end - end) <= 1 and not boundary.wipe
 
 
 def test_transitions_and_cuts_are_yielded_in_order_and_within_the_maximum_delay():
-    frames, start, end = joined("dissolve")
-    film = [*frames, *shot(3, 60), *frames, *shot(5, 200)]
+    frames, start, end = join_shots("dissolve")
+    film = [*frames, *draw_shot(3, 60), *frames, *draw_shot(5, 200)]
     count, found = 0, []
 
     def counted():
@@ -105,7 +105,7 @@ def faded(frames, levels, color=0):
 
 
 def flash(level):
-    frames = shot(1, 50)
+    frames = draw_shot(1, 50)
     frames[20:22] = [np.full((256, 256), level, np.uint8)] * 2
     return frames
 
@@ -114,14 +114,14 @@ OUT = np.linspace(1, 0, 24)
 
 
 @pytest.mark.parametrize("frames", [
-    pan(3, 60), pan(7, 60),
-    [cv2.resize(ground(4)[i:256 - i, i:256 - i], (256, 256)) for i in range(60)],  # a zoom
-    [*shot(1, 30), *faded(shot(1, 54)[30:], OUT)],  # to black
-    [*faded(shot(1, 24), OUT[::-1]), *shot(1, 54)[24:]],  # from black
-    [*shot(1, 30), *faded(shot(1, 54)[30:], OUT, 255)],  # to white
-    faded(shot(1, 90), 0.6 + 0.4 * np.sin(np.arange(90) / 9)),  # a light
-    shot(1, 60, speed=12), [ground(1)] * 60,  # fast, and held
-    [*shot(1, 40), *shot(2, 40)],  # a cut
+    draw_pan(3, 60), draw_pan(7, 60),
+    [cv2.resize(draw_background(4)[i:256 - i, i:256 - i], (256, 256)) for i in range(60)],  # a zoom
+    [*draw_shot(1, 30), *faded(draw_shot(1, 54)[30:], OUT)],  # to black
+    [*faded(draw_shot(1, 24), OUT[::-1]), *draw_shot(1, 54)[24:]],  # from black
+    [*draw_shot(1, 30), *faded(draw_shot(1, 54)[30:], OUT, 255)],  # to white
+    faded(draw_shot(1, 90), 0.6 + 0.4 * np.sin(np.arange(90) / 9)),  # a light
+    draw_shot(1, 60, speed=12), [draw_background(1)] * 60,  # fast, and held
+    [*draw_shot(1, 40), *draw_shot(2, 40)],  # a cut
     flash(255), flash(0)])
 def test_motion_fades_and_flashes_are_not_transitions(frames):
     assert all(boundary.start == boundary.end for boundary in find_boundaries(iter(frames)))
@@ -136,33 +136,33 @@ def test_a_flash_is_not_a_cut(level):
 # Colors
 
 RED, BLUE, GREEN, SAND = (200, 40, 40), (50, 70, 210), (60, 140, 70), (220, 200, 150)
-NOTHING = Confidence(*np.full((3, 4, 4), 0.5, np.float32))
+UNCERTAIN = Confidence(*np.full((3, 4, 4), 0.5, np.float32))
 
 
-def thing(color, ground_, x):
-    return cv2.circle(np.full((64, 64, 3), ground_, np.uint8), (x, 32), 14, color, -1)
+def draw_disc(color, background, x):
+    return cv2.circle(np.full((64, 64, 3), background, np.uint8), (x, 32), 14, color, -1)
 
 
-def painted(rgb):
+def colored(rgb):
     lab = cv2.cvtColor(rgb.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
-    return ColoredFrame(lab[..., 0], lab[..., 1:], NOTHING)
+    return ColoredFrame(lab[..., 0], lab[..., 1:], UNCERTAIN)
 
 
 @pytest.mark.parametrize("wipe", [False, True])
 def test_colors_within_a_transition_are_mixed_from_both_shots(wipe):
     """A red disc on green becomes a blue disc on sand."""
-    one, other = thing(RED, GREEN, 18), thing(BLUE, SAND, 46)
-    mixture, right = TransitionBlender(3, wipe, painted(one), painted(other), 64), np.arange(64)[None, :, None] >= 32
+    one, other = draw_disc(RED, GREEN, 18), draw_disc(BLUE, SAND, 46)
+    blender, right = TransitionBlender(3, wipe, colored(one), colored(other), 64), np.arange(64)[None, :, None] >= 32
     for done in (0.25, 0.5, 0.75):
-        place = right * 1.0 if wipe else done
-        truth = painted(np.rint(one + place * (other.astype(float) - one)).astype(np.uint8))
-        ab, confidence = mixture(truth.L)
-        far = np.linalg.norm(ab - truth.ab, axis=-1)
+        weight = right * 1.0 if wipe else done
+        ground_truth = colored(np.rint(one + weight * (other.astype(float) - one)).astype(np.uint8))
+        ab, confidence = blender(ground_truth.L)
+        distance = np.linalg.norm(ab - ground_truth.ab, axis=-1)
         if wipe:
-            far = np.delete(far, range(28, 37), axis=1)  # places of the edge see both
-        assert far.mean() < 2 and np.percentile(far, 95) < 6
+            distance = np.delete(distance, range(28, 37), axis=1)  # pixels near the edge mix both shots
+        assert distance.mean() < 2 and np.percentile(distance, 95) < 6
         assert np.allclose(confidence.probability, 0.5)
-    assert np.linalg.norm(painted(one).ab - painted(other).ab, axis=-1).mean() > 20
+    assert np.linalg.norm(colored(one).ab - colored(other).ab, axis=-1).mean() > 20
 
 
 class Stop(Exception):
@@ -173,7 +173,7 @@ def stop():
     raise Stop
 
 
-def store(path, frames):
+def write_film(path, frames):
     with av.open(str(path), "w") as film:
         stream = film.add_stream("ffv1", rate=24)
         stream.width, stream.height, stream.pix_fmt = 256, 256, "yuv444p"
@@ -185,13 +185,14 @@ def store(path, frames):
 
 @pytest.mark.parametrize("kind", ["dissolve", "wipe"])
 def test_a_film_with_a_transition_is_colored_and_resumed_bitwise(tmp_path, kind):
-    """Palettes are sampled outside of the transition, colors change gradually, and a resumed run gives the same
+    """Palettes are sampled outside the transition, colors change gradually, and a resumed run gives the same
     film."""
-    frames, _, end = joined(kind, [np.minimum(frame, 90) for frame in shot(1, BEFORE)],
-                            [np.maximum(frame, 120) for frame in shot(2, BEHIND)])
-    source, output, settings = store(tmp_path / "in.mkv", frames), tmp_path / "out.mkv", FilmConfig(crf=0, batch_size=4)
+    frames, _, end = join_shots(kind, [np.minimum(frame, 90) for frame in draw_shot(1, FIRST_LENGTH)],
+                                [np.maximum(frame, 120) for frame in draw_shot(2, SECOND_LENGTH)])
+    source, output = write_film(tmp_path / "in.mkv", frames), tmp_path / "out.mkv"
+    settings = FilmConfig(crf=0, batch_size=4)
     records = color_film(StubPredictor(), VideoFile(source), tmp_path / "whole.mkv", settings)
-    assert [abs(record.start_frame - place) <= 2 for record, place in zip(records, (0, end), strict=True)] == [True] * 2
+    assert np.allclose([record.start_frame for record in records], [0, end], rtol=0, atol=2)
     assert LENGTH - 3 <= records[0].transition_frames <= LENGTH + 3 and not records[1].transition_frames
     assert records[0].middle == (records[0].end_frame - records[0].transition_frames) // 2
     result = planes_in(tmp_path / "whole.mkv")
@@ -211,7 +212,7 @@ def test_a_film_with_a_transition_is_colored_and_resumed_bitwise(tmp_path, kind)
 
 
 def test_plan_state_is_restored(tmp_path):
-    source = store(tmp_path / "in.mkv", joined("dissolve")[0])
+    source = write_film(tmp_path / "in.mkv", join_shots("dissolve")[0])
     plan = analyze_film(VideoFile(source), StubPredictor(), FilmConfig())
     restored = Plan.from_state(plan.state())
     one, other = plan.shots[0], restored.shots[0]
