@@ -155,14 +155,14 @@ def _parser_of(kind):
 
 
 def check_at_least(config: Any, minimum: float, *names: str, flag: str = "") -> None:
-    """Raise UserError if a setting in ``names`` is below ``minimum``, NaN or infinite; messages add ``flag`` to it."""
+    """Raise UserError if a setting in ``names`` is below ``minimum``, NaN or infinite; ``flag`` prefixes its name."""
     for name in names:
         if not minimum <= getattr(config, name) < math.inf:
             raise UserError(f"{flag}{name} is {getattr(config, name)}; set it to at least {minimum}")
 
 
 def check_choices(config: Any) -> None:
-    """Raise UserError if a setting is not one of its choices; only needed if ``read_flags`` did not parse it."""
+    """Raise UserError if a setting is not one of its choices; needed for settings that ``read_flags`` did not parse."""
     for f in fields(config):
         choices = f.metadata.get("flag", {}).get("choices")
         if choices and getattr(config, f.name) not in choices:

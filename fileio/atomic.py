@@ -13,7 +13,7 @@ from utils import UserError
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of ``path``; rename that file to ``path`` when the block ends.
+    """Yield a temporary path for the block to write to; rename that file to ``path`` when the block ends.
 
     After an error, the temporary file is removed and ``path`` is unchanged. Missing folders are created. Each OSError,
     also one raised in the block, becomes a UserError.

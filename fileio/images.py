@@ -13,7 +13,7 @@ from fileio.atomic import atomic_write
 from utils import UserError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".dpx", ".exr")
-MAX_PIXELS = 200_000_000  # of an image; larger ones, by their header, are refused before 600 MB of RGB are allocated
+MAX_PIXELS = 200_000_000  # maximum size of an image, checked in its header before 600 MB of RGB are allocated
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, replaced by MAX_PIXELS
 
 LUMINANCE_WEIGHTS = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of linear R, G and B (sRGB primaries)
@@ -67,7 +67,7 @@ def read_image(path: str | Path) -> np.ndarray:
 def read_deep_image(path: str | Path) -> DeepImage:
     """Read an image at the bit depth of its file.
 
-    16-bit images, DPX and OpenEXR lose their transparency. Raises UserError as ``read_image`` does.
+    16-bit, DPX and OpenEXR images lose their transparency. Raises UserError as ``read_image`` does.
     """
     if not Path(path).is_file() or not _is_deep(path):
         return DeepImage(read_image(path), 8)

@@ -91,7 +91,7 @@ def _first_frame(path):
     with closing(read_frames(path)) as frames:
         first = next(frames, None)
         if first is None:
-            raise UserError(f"no frame of {path} can be decoded; pass another video")
+            raise UserError(f"no frame of {path} can be decoded; pass a different video")
         order = field_order(itertools.chain([first[1]], (frame for _, frame in frames)))
         return first[1], order if has_fields(first[1]) else ""
 
@@ -109,7 +109,7 @@ def _choose_encoder(output, config):
 
 
 def _choose_pix_fmt(encoder, planes, order, config):
-    """Return --pix_fmt, or else the smallest usable pixel format, preferably with 10 bits for deep ``planes``."""
+    """Return --pix_fmt if given, else the smallest usable format, with 10 bits if possible for deep ``planes``."""
     formats = [format_.name for format_ in encoder.video_formats or []]
     if config.pix_fmt is not None:
         if not config.pix_fmt.startswith("yuv4") or config.pix_fmt not in formats:
@@ -216,7 +216,7 @@ def write_video(path: Path, film: Film, frames: Iterable[tuple[int, np.ndarray]]
 
 @contextmanager
 def explain_write_errors(output: Path) -> Iterator[None]:
-    """Convert OSErrors, FFmpeg errors and UserErrors due to a full disk into UserErrors that say how to continue."""
+    """Convert OSErrors and FFmpeg errors, and UserErrors that a full disk caused, into UserErrors with advice."""
     try:
         yield
     except (OSError, av.error.FFmpegError, UserError) as error:

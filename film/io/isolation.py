@@ -21,7 +21,7 @@ class ProcessDied(UserError):
 
 
 class _StandardStreams:
-    """Standard output and error of this process; unpickling them in a subprocess redirects its own to these."""
+    """Standard output and error of this process; a subprocess that unpickles them uses them as its own."""
 
     def __getstate__(self) -> list[tuple[int, Any]]:
         return [(number, reduction.DupFd(number)) for number in (1, 2)]

@@ -69,8 +69,8 @@ def segment_packets(segments: Sequence[Path | range], pts: Sequence[int],
     """Yield (packet, frame index) of all segments in decoding order, with new timestamps.
 
     A segment is a file, or a range of frames of the video file ``film``; ``pts`` contains the pts of each frame of all
-    segments. The dts of packet i is the pts of frame i - delay, where delay is the maximum number of positions by which
-    a packet comes later in decoding order than in presentation order.
+    segments. The dts of packet i is the pts of frame i - delay. The delay is the maximum number of positions that a
+    packet comes later in decoding order than in presentation order.
     """
     with ExitStack() as stack:
         times, film_packets = (), iter(())

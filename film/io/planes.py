@@ -1,4 +1,4 @@
-"""Y'CbCr planes of video frames: conversion to RGB and lightness, and of ab colors to Cb and Cr."""
+"""Y'CbCr planes of video frames, their conversion to RGB and lightness, and the conversion of ab to Cb and Cr."""
 
 from functools import cache
 from typing import NamedTuple

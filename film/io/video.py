@@ -21,7 +21,7 @@ VIDEO_SUFFIXES = (  # files with these suffixes count as videos without a check;
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".m2ts", ".mts", ".mxf", ".dv",
     ".flv", ".wmv", ".asf", ".ogv", ".3gp", ".gif", ".nut")
 MAX_FRAME_PIXELS = 8192 * 8192  # videos with larger frames are refused, since a decoder holds many frames in memory
-LARGE_FRAME_PIXELS = 2**22  # of frames of at least this size, fewer are held in memory at a time; 4K has 2^23 pixels
+LARGE_FRAME_PIXELS = 2**22  # frames of at least this size are large: fewer are held in memory; 4K has 2^23 pixels
 SEEK_MARGIN = 10  # seconds between the start of decoding and the target of a seek, so that reference frames are decoded
 _PLAYLIST_HEADERS = b"#EXTM3U", b"ffconcat version"
 _NON_VIDEO_FORMATS = "tty", "bin", "xbin", "adf", "idf", "ico", "fits"  # text and still images that FFmpeg demuxes
@@ -132,7 +132,7 @@ def read_frames(path: str | Path, begin: int | None = None,
 
     A frame without a pts gets the previous pts plus the duration of a frame; a frame whose pts is not greater than the
     previous pts gets that plus 1. Frames of a different size than the first are scaled to it. Packets that cannot be
-    decoded are skipped and added to ``damage``, and so are packets that the decoder repairs.
+    decoded are skipped; they and the frames that the decoder repairs are added to ``damage``.
     """
     with open_video(path) as (film, stream):
         size, last = None, None
