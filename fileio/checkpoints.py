@@ -39,7 +39,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         finite = all(_is_finite(tensor) for tensor in _tensors(content))
     except Exception as error:  # zip, pickle and tensor readers raise exceptions of many types
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} is not a checkpoint of train.py or is incomplete ({reason}); use a valid one") from error
+        raise UserError(f"{path} is not a checkpoint of train.py or incomplete ({reason}); use a valid one") from error
     if content["format"] != CHECKPOINT_FORMAT:
         raise UserError(f"{path} has checkpoint format {content['format']}, but this program reads "
                         f"{CHECKPOINT_FORMAT}; train again or use the program version that wrote it")
