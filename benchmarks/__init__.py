@@ -1,3 +1,3 @@
-"""Benchmarks. Run them from the root of the project: ``python -m benchmarks.NAME``; each documents its output."""
+"""Benchmarks: ``python -m benchmarks.NAME``, run in the root of the project. Each module documents its output."""
 
 import colorizer.threads  # noqa: F401  before torch is imported

@@ -1,9 +1,10 @@
-"""Color a film in three ways that need no training: the baselines of docs/BENCHMARK.md.
+"""Color a film with the three baselines of docs/BENCHMARK.md, which need no training.
 
     python -m benchmarks.baselines FILM --data_path DATASET [--output results/baselines]
 
-Writes to the output folder, encoded as test.py does: gray.mp4; mean.mp4, with the mean ab of the pictures in
-DATASET/train everywhere; and nearest.mp4, where each frame has the ab of the picture with the most similar embedding.
+Writes three films to the output folder, encoded as by test.py: gray.mp4 without color; mean.mp4, in which each pixel
+has the mean ab of the pictures in DATASET/train; and nearest.mp4, in which each frame has the ab of the most similar
+picture by embedding.
 """
 
 from pathlib import Path
@@ -19,7 +20,7 @@ from film.io.video import VideoFile
 from film.render.rendering import color_film
 from utils import ArgumentParser, UserError, list_files, parse_bool, run_cli, select_device
 
-SIDE = 128  # pixels of the pictures that colors are taken from
+SIDE = 128  # pixels; side of the pictures that colors are taken from
 
 
 def main(argv):

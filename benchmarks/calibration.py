@@ -1,13 +1,13 @@
-"""Measure the calibration of the confidence: predicted probabilities of correct colors against observed frequencies.
+"""Measure the calibration of the confidence: predicted probabilities against observed frequencies of correct colors.
 
     python -m benchmarks.calibration CHECKPOINT FRAMES [CHECKPOINT FRAMES ...] [--fit True] [--figure curve.png]
 
-FRAMES, a film or folder of pictures in color, are colored one by one by the CHECKPOINT before them. They should contain
-both shots of the training set and others, but no training frames: for example, a whole film with a training on 70 % of
-its shots (``dataset_generator.py --split 0.7 0 0.3 --seed 1``). All pairs have the same weight. A pixel is correct if
-its CIEDE2000 is at most LARGE_ERROR at network size.
+Each pair is a checkpoint and the film, or folder of pictures, in color that it colors frame by frame. FRAMES should
+contain both shots of the training set and other shots, but no training frames. An example is a whole film, with a
+training run on 70 % of its shots (``dataset_generator.py --split 0.7 0 0.3 --seed 1``). All pairs have the same weight.
+A pixel is correct if its CIEDE2000 is at most LARGE_ERROR at network size.
 
-Prints the reliability table and the expected calibration error, the mean difference of probability and frequency.
+Prints the reliability table and the expected calibration error: the mean difference of probability and frequency.
 ``--fit True`` fits the CalibrationConfig to these frames, prints it, and uses it for the table.
 """
 
@@ -27,11 +27,11 @@ from colorizer.predictor import Predictor
 from dataset import resize, rgb_to_lab
 from utils import ArgumentParser, UserError, parse_bool, parse_positive_int, run_cli
 
-BINS = 10  # of the reliability table, equally wide
+BINS = 10  # number of bins of the reliability table, of equal width
 
 
 def measure_cells(checkpoint, frames, every):
-    """Color every ``every``-th frame. Returns (recalled, agreement, share of correct pixels) of all cells, (3, P).
+    """Color every ``every``-th frame. Returns (3, P): recalled, agreement and share of correct pixels of P cells.
 
     Raises UserError for a checkpoint without spatial memory and for frames without color.
     """
@@ -45,8 +45,8 @@ def measure_cells(checkpoint, frames, every):
             continue
         lab = rgb_to_lab(picture)
         (ab,), confidence = predictor.predict_ab([lab])
-        truth = resize(lab, *ab.shape[:2])
-        wrong = color_differences(np.dstack([truth[..., 0], ab]), truth) > LARGE_ERROR
+        true_lab = resize(lab, *ab.shape[:2])
+        wrong = color_differences(np.dstack([true_lab[..., 0], ab]), true_lab) > LARGE_ERROR
         grid = confidence.recalled.shape[1]
         correct = 1 - resize(wrong.astype(np.float32), grid, grid)
         cells.append(np.stack([confidence.recalled[0], confidence.agreement[0], correct]).reshape(3, -1))
@@ -56,7 +56,7 @@ def measure_cells(checkpoint, frames, every):
 
 
 def fit(recalled, agreement, correct, weight, config):
-    """Fit the constants of a CalibrationConfig to shares of correct pixels, all arrays (P,)."""
+    """Return ``config`` with constants fitted to ``correct``, the share of correct pixels. All arrays are (P,)."""
     logits = confidence_logits(torch.from_numpy(recalled), torch.from_numpy(agreement), config.probability_margin)
     classes = np.repeat([1, 0], len(correct))  # each cell is a weighted pair of a correct and a wrong sample
     model = LogisticRegression(C=np.inf).fit(np.tile(np.stack(logits, 1), (2, 1)), classes,
@@ -67,7 +67,7 @@ def fit(recalled, agreement, correct, weight, config):
 
 
 def reliability(probability, correct, weight):
-    """Return [(mean probability, share of correct pixels, share of all pixels)] of the non-empty bins."""
+    """Return [(mean probability, share of correct pixels, share of all pixels)], one for each non-empty bin."""
     bins = np.minimum((probability * BINS).astype(int), BINS - 1)
     rows = []
     for index in np.unique(bins):

@@ -1,4 +1,4 @@
-"""Code shared by the benchmarks: reading films, predictors without training, timing, processes and tables."""
+"""Code shared by the benchmarks: film input, untrained predictors, timing, subprocesses, and output of tables."""
 
 import json
 import multiprocessing
@@ -34,7 +34,7 @@ EPISODE = Path(__file__).resolve().parents[1] / "resources" / "episode_2.mp4"
 
 
 def frame_readers(path: Path) -> Iterator[Callable[[], np.ndarray]]:
-    """Yield a function for each frame of a film, or picture of a folder, that returns it as RGB uint8 (H, W, 3)."""
+    """Yield a function for each frame of a film or picture of a folder. It returns the frame as RGB uint8 (H, W, 3)."""
     if path.is_dir():
         yield from (partial(read_image, picture) for picture in list_files(path, IMAGE_SUFFIXES))
     else:
@@ -45,7 +45,7 @@ def write_film_frames(film: Path, folder: Path, count: int) -> list[Path]:
     """Write ``count`` evenly spaced frames of a film to ``folder`` as PNG. Returns their paths."""
     frames = sum(1 for _ in VideoFile(film).read())
     if frames < count:
-        raise UserError(f"{film} has {frames} frames, and {count} are needed; name a longer film")
+        raise UserError(f"{film} has {frames} frames, but {count} are needed; pass a longer film")
     selected = set(evenly_spaced(frames, count))
     for index, (_, _, planes) in enumerate(VideoFile(film).read()):
         if index in selected:
@@ -54,13 +54,13 @@ def write_film_frames(film: Path, folder: Path, count: int) -> list[Path]:
 
 
 def existing_film(path: Path) -> Path:
-    """Return the path. Raises UserError if there is no such file."""
+    """Return ``path``. Raises UserError if it is not a file."""
     if not path.is_file():
-        raise UserError(f"there is no film {path}; name another one")
+        raise UserError(f"there is no film {path}; pass another one")
     return path
 
 
-def share_far(errors: np.ndarray) -> float:
+def large_error_share(errors: np.ndarray) -> float:
     """Return the share of pixels whose CIEDE2000 is above LARGE_ERROR."""
     return float((errors > LARGE_ERROR).mean())
 
@@ -70,7 +70,7 @@ def share_far(errors: np.ndarray) -> float:
 
 
 class FunctionPredictor(FilmPredictor):
-    """A FilmPredictor without networks: ``colors`` maps Lab pictures (H, W, 3) of L alone to ab (N, S, S, 2)."""
+    """A FilmPredictor without networks: ``colors`` maps N Lab pictures (H, W, 3) with ab = 0 to ab (N, S, S, 2)."""
 
     side, source, uses_memory, frame_names, grade = 256, "none", False, {}, None
 
@@ -104,7 +104,7 @@ def untrained_predictor(data: Any, config: Any, device: torch.device, precision:
 
 
 def fill_memory(memory: Any) -> None:
-    """Fill all slots of a MemoryNetwork with random keys."""
+    """Fill all slots of a MemoryNetwork with random keys and a uniform color feature."""
     memory.keys.normal_()
     memory.keys /= memory.keys.norm(dim=1, keepdim=True)
     memory.values.fill_(1 / 313)
@@ -117,7 +117,7 @@ def fill_memory(memory: Any) -> None:
 
 
 def time_in_turn(rounds: int, **functions: Callable[[], Any]) -> dict[str, list[float]]:
-    """Call functions in turn for a warm-up and ``rounds`` timed rounds. Returns {name: [seconds]}."""
+    """Call each function once per round: one warm-up round, then ``rounds`` timed ones. Returns {name: [seconds]}."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds + 1):
         for name, function in functions.items():
@@ -128,7 +128,7 @@ def time_in_turn(rounds: int, **functions: Callable[[], Any]) -> dict[str, list[
 
 
 def run_in_process(function: Callable, *arguments: Any) -> Any:
-    """Return the result of a function that runs in a new process."""
+    """Call a function in a new process and return its result."""
     with multiprocessing.get_context("spawn").Pool(1) as process:
         return process.apply(function, arguments)
 
@@ -139,7 +139,7 @@ def peak_memory() -> float:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Return the processor, threads, torch version and GPU."""
+    """Return the names of processor and GPU, the number of threads and the torch version."""
     name, cpu_info = platform.processor(), Path("/proc/cpuinfo")
     if cpu_info.is_file():
         name = next((line.partition(":")[2].strip() for line in cpu_info.read_text().splitlines()

@@ -1,15 +1,16 @@
-"""Measure how well a film is colored after degradations of its grayscale, such as other film stock, grain or fading.
+"""Measure the colors of a film after degradations of its grayscale, such as spectral sensitivity, grain or fading.
 
     python -m benchmarks.degraded_films CHECKPOINT [--film FILM] [--every 16] [--rows faded print] [--folder FOLDER]
     python -m benchmarks.degraded_films --folder FOLDER
 
-FILM is the ground truth in color. Each row of DEGRADATIONS degrades it by FFmpeg filters, stores it without loss, and
-colors it as test.py does. Only colors are measured, of every 16th frame at a width of 192 pixels, with the L of the
-ground truth: mean CIEDE2000, the share of pixels above 10, and the mean chroma relative to the ground truth. The rows
-of TRANSITIONS join pairs of shots by a transition of 1.5 seconds, and compare the frames in its middle third with all.
+FILM is the ground truth in color. For each row of DEGRADATIONS, it is degraded with FFmpeg filters, encoded losslessly,
+and colored as by test.py. Every 16th frame is measured at a width of 192 pixels, with the L of the ground truth: mean
+CIEDE2000, the share of pixels above 10, and the mean chroma relative to the ground truth. For each row of TRANSITIONS,
+pairs of shots are joined by a transition of 1.5 seconds, and the error in the middle third of the transitions is
+compared with the error of all frames.
 
-Without CHECKPOINT, another program is measured: the grayscale films are written to FOLDER/ROW_gray.mkv, and the
-existing files FOLDER/ROW_colored.mkv are measured.
+To measure a different program, omit CHECKPOINT: the grayscale films are written to FOLDER/ROW_gray.mkv, and the files
+FOLDER/ROW_colored.mkv, where they exist, are measured.
 """
 
 import itertools
@@ -25,7 +26,8 @@ import av
 import numpy as np
 from av.filter import Graph
 
-from benchmarks.common import EPISODE, existing_film, first_line, frame_readers, print_header, print_row, share_far
+from benchmarks.common import (
+    EPISODE, existing_film, first_line, frame_readers, large_error_share, print_header, print_row)
 
 from colorizer.metrics import color_differences
 from colorizer.predictor import Predictor
@@ -41,13 +43,13 @@ GRAY = "lutyuv=u=128:v=128"
 
 
 def eq(contrast, brightness, gamma):
-    """Return FFmpeg's filter eq for the luma, by the formula in its documentation; LGPL builds do not have it."""
+    """Return a filter that equals FFmpeg's eq for luma, by its documented formula. LGPL builds of FFmpeg lack eq."""
     y = f"pow(clip({contrast}*((val-16)/219-0.5)+0.5+{brightness},0,1),{1 / gamma})"
     return f"lutyuv=y='16+219*{y}':u=128:v=128"
 
 
 def sensitivity(red, green, blue):
-    """Return a filter to the grayscale of a film with this spectral sensitivity, shares that add up to 1."""
+    """Return filters that convert to the grayscale of a film with a spectral sensitivity: weights that sum to 1."""
     weights = ":".join([f"{red}:{green}:{blue}:0"] * 3)
     return f"format=gbrp,colorchannelmixer={weights},format=yuv420p"
 
@@ -57,7 +59,7 @@ class Degradation:
     """FFmpeg filters that degrade a film in color."""
 
     filters: str
-    picture_width: float = 1.0  # share of the width without the pillarbox
+    picture_width: float = 1.0  # fraction of the frame width inside the pillarbox
 
 
 DEGRADATIONS = {
@@ -73,7 +75,7 @@ DEGRADATIONS = {
     "pillarbox": Degradation(f"{GRAY},pad=w=ceil(iw*0.67)*2:h=ih:x=(ow-iw)/2", picture_width=1 / 1.34),
 }
 TRANSITION_SECONDS = 1.5
-# Share of the next shot at x and y in [0, 1], arrays, for a progress in [0, 1].
+# Weight of the next shot at the positions x, y (arrays in [0, 1]) for a progress in [0, 1].
 TRANSITIONS: dict[str, Callable] = {
     "dissolve": lambda x, y, progress: progress + 0 * x,
     "wipe": lambda x, y, progress: x > 1 - progress,
@@ -84,7 +86,7 @@ TRANSITIONS: dict[str, Callable] = {
 
 
 def split_filters(chain):
-    """Split "name=settings,name=settings" into pairs (name, settings); commas within parentheses do not separate."""
+    """Split "name=settings,name=settings" into pairs (name, settings); commas within parentheses do not split."""
     parts, depth = [""], 0
     for letter in chain:
         depth += {"(": 1, ")": -1}.get(letter, 0)
@@ -111,7 +113,7 @@ def degrade(path: Path, chain: str) -> Iterator[av.VideoFrame]:
 
 
 def read_shots(path: Path) -> Iterator[list[np.ndarray]]:
-    """Yield the frames of each shot, Y, Cb and Cr uint8 (3, H, W)."""
+    """Yield a list of the frames of each shot. A frame is Y, Cb, Cr: uint8 (3, H, W)."""
     with av.open(str(path)) as film:
         lumas = (planes_from_frame(frame).luma_uint8(256, 256) for frame in film.decode(video=0))
         cuts = {*itertools.chain.from_iterable(find_gray_cuts(lumas))}
@@ -126,7 +128,8 @@ def read_shots(path: Path) -> Iterator[list[np.ndarray]]:
 
 
 def join_shots(path: Path, kind: str, middles: list[int]) -> Iterator[av.VideoFrame]:
-    """Yield pairs of shots joined by a transition. The frames of its middle thirds are added to ``middles``."""
+    """Yield the frames of pairs of shots joined by transitions, and append the indices in their middle thirds to
+    ``middles``."""
     count, written, first = round(TRANSITION_SECONDS * VideoFile(path).info.rate), 0, None
     for shot in read_shots(path):
         if len(shot) < count + 6:
@@ -148,7 +151,7 @@ def join_shots(path: Path, kind: str, middles: list[int]) -> Iterator[av.VideoFr
 
 
 def write_lossless(frames: Iterator[av.VideoFrame], path: Path, rate: Fraction) -> None:
-    """Write frames as FFV1."""
+    """Encode frames losslessly as FFV1."""
     first = next(frames)
     with av.open(str(path), "w") as output:
         stream = output.add_stream("ffv1", rate)
@@ -167,25 +170,25 @@ def measure(result: Path, ground_truth: Path, every: int, picture_width: float =
             indices: list[int] | None = None) -> tuple[float, float, float]:
     """Return (CIEDE2000, share above 10, relative chroma) of the colors of every ``every``-th frame.
 
-    ``indices`` restricts the frames to these.
+    If ``indices`` is given, only frames with these indices are measured.
     """
     errors, chroma = [], []
     for index, pair in enumerate(zip(frame_readers(result), frame_readers(ground_truth), strict=True)):
         if index % every == every // 2 and (indices is None or index in indices):
-            ours, truth = (read() for read in pair)
-            width = ours.shape[1]
-            ours = ours[:, round(width * (1 - picture_width) / 2):round(width * (1 + picture_width) / 2)]
-            size = round(WIDTH * truth.shape[0] / truth.shape[1]), WIDTH
-            lab, true_lab = (rgb_to_lab(resize(picture, *size)) for picture in (ours, truth))
+            rgb, true_rgb = (read() for read in pair)
+            width = rgb.shape[1]
+            rgb = rgb[:, round(width * (1 - picture_width) / 2):round(width * (1 + picture_width) / 2)]
+            size = round(WIDTH * true_rgb.shape[0] / true_rgb.shape[1]), WIDTH
+            lab, true_lab = (rgb_to_lab(resize(picture, *size)) for picture in (rgb, true_rgb))
             lab[..., 0] = true_lab[..., 0]
             errors.append(color_differences(lab, true_lab))
             chroma.append([np.linalg.norm(each[..., 1:], axis=-1).mean() for each in (lab, true_lab)])
-    ours, truth = np.mean(chroma, 0)
-    return float(np.mean(errors)), share_far(np.array(errors)), float(ours / truth)
+    mean, true_mean = np.mean(chroma, 0)
+    return float(np.mean(errors)), large_error_share(np.array(errors)), float(mean / true_mean)
 
 
 def color(predictor: Predictor | None, source: Path) -> Path | None:
-    """Color NAME_gray.mkv as NAME_colored.mkv. Without a predictor, return that file if it exists, else None."""
+    """Color NAME_gray.mkv, if there is a predictor. Returns the path NAME_colored.mkv, or None if it does not exist."""
     result = source.with_name(source.name.replace("_gray.", "_colored."))
     if predictor is not None:
         color_film(predictor, VideoFile(source), result, overwrite=True)
@@ -197,7 +200,7 @@ def color(predictor: Predictor | None, source: Path) -> Path | None:
 
 def measure_degradation(predictor: Predictor | None, film: Path, name: str, folder: Path,
                         every: int) -> tuple[float, float, float] | None:
-    """Degrade, color and ``measure`` a film by one of DEGRADATIONS; None if it is not colored yet."""
+    """Degrade a film by one of DEGRADATIONS and color it. Returns the result of ``measure``; None if not colored."""
     source = folder / f"{name.replace(' ', '_')}_gray.mkv"
     write_lossless(degrade(film, DEGRADATIONS[name].filters), source, VideoFile(film).info.rate)
     result = color(predictor, source)
@@ -205,14 +208,14 @@ def measure_degradation(predictor: Predictor | None, film: Path, name: str, fold
 
 
 def measure_transition(predictor: Predictor | None, film: Path, kind: str, folder: Path) -> None:
-    """Print the row of one of TRANSITIONS."""
-    truth, source, middles = folder / f"{kind}.mkv", folder / f"{kind}_gray.mkv", []
+    """Measure one of TRANSITIONS and print its row."""
+    ground_truth, source, middles = folder / f"{kind}.mkv", folder / f"{kind}_gray.mkv", []
     rate = VideoFile(film).info.rate
-    write_lossless(join_shots(film, kind, middles), truth, rate)
-    write_lossless(degrade(truth, GRAY), source, rate)
+    write_lossless(join_shots(film, kind, middles), ground_truth, rate)
+    write_lossless(degrade(ground_truth, GRAY), source, rate)
     result = color(predictor, source)
     if result is not None:
-        whole, middle = (measure(result, truth, 3, indices=indices)[0] for indices in (None, middles))
+        whole, middle = (measure(result, ground_truth, 3, indices=indices)[0] for indices in (None, middles))
         print_row(kind, f"{whole:.2f}", f"{middle:.2f}", f"{middle / whole:.2f}")
 
 
@@ -224,10 +227,10 @@ def main(argv):
     parser.add_argument("--every", type=parse_positive_int, default=16, help="measure every N-th frame")
     parser.add_argument("--rows", nargs="+", choices=[*DEGRADATIONS, *TRANSITIONS],
                         default=[*DEGRADATIONS, *TRANSITIONS], help="the rows to measure")
-    parser.add_argument("--folder", type=Path, help="folder that keeps all films")
+    parser.add_argument("--folder", type=Path, help="folder in which all films are kept")
     args = parser.parse_args(argv)
     if args.checkpoint is None and args.folder is None:
-        raise UserError("name a CHECKPOINT, or pass the folder with the films of another program to --folder")
+        raise UserError("pass a CHECKPOINT, or the folder with the films of another program to --folder")
     film, base = existing_film(args.film), None
     predictor = args.checkpoint and Predictor.load(args.checkpoint)
     with nullcontext(args.folder) if args.folder else tempfile.TemporaryDirectory() as name:

@@ -1,11 +1,11 @@
-"""Measure the effect of work by hand: the error of a film after 0, 1, 2, 5 and 10 frames were colored by a user.
+"""Measure the error of a film after a user has colored 0, 1, 2, 5 and 10 of its frames by hand.
 
     python -m benchmarks.effort CHECKPOINT FILM [--episode 2] [--clicks 40] [--figure effort.png]
 
-FILM is in color and its own ground truth. It is colored as test.py does; then the first k frames of ``suggest_frames``
-are added as references in their true colors, and the film is colored again. They are compared with k frames at equal
-steps. With ``--clicks``, the references are the colored frames after a simulated user corrected them with at most that
-number of clicks, each of which fills the region at the center of the largest wrong area with its true color.
+FILM is in color and its own ground truth. It is colored as by test.py. Then the first k frames of ``suggest_frames``
+are added as references in their true colors, and the film is colored again. For comparison, the same is done with k
+evenly spaced frames. With ``--clicks``, the references are colored frames that a simulated user has corrected with at
+most that number of clicks. Each click fills the region at the center of the largest wrong area with its true color.
 
 Every 12th frame is measured as benchmarks.score does, including the references. Prints a Markdown table; ``--figure``
 draws it.
@@ -36,12 +36,12 @@ from film.render.rendering import color_film
 from film.report.suggestions import suggest_frames
 from utils import ArgumentParser, parse_positive_int, run_cli
 
-COUNTS = (0, 1, 2, 5, 10)  # of references
+COUNTS = (0, 1, 2, 5, 10)  # numbers of references
 STRATEGIES = ("suggested", "equal steps")
 MEASURES = ("ciede2000", "share_above_10", "bodies", "bodies_share_above_10")
-VISIBLE_ERROR = 6.0  # CIEDE2000 above which a pixel counts as wrong; the simulated user tolerates more when it grows
-MIN_AREA = 60  # pixels; smaller wrong areas are left
-MIN_GAIN = 200.0  # sum of CIEDE2000 over the pixels that a click must reduce
+VISIBLE_ERROR = 6.0  # CIEDE2000 above which a pixel counts as wrong; larger: the simulated user is more tolerant
+MIN_AREA = 60  # pixels; smaller wrong areas are not corrected
+MIN_GAIN = 200.0  # minimum decrease of the sum of CIEDE2000 over all pixels; other clicks are undone
 
 
 def equal_steps(frames, count):
@@ -57,7 +57,7 @@ def median_color(picture, point):
 
 
 def correct_by_clicks(result, ground_truth, max_clicks):
-    """Simulate a user who corrects a colored frame, RGB uint8 (H, W, 3). Returns it and the number of clicks."""
+    """Correct a colored frame, RGB uint8 (H, W, 3), as a user would. Returns the result and the number of clicks."""
     lab, true_lab = rgb_to_lab(result), rgb_to_lab(ground_truth)
     L, ab, unfixable = np.ascontiguousarray(true_lab[..., 0]), lab[..., 1:], np.zeros(lab.shape[:2], bool)
     renderer, correction = CorrectionRenderer(Regions(L), ab), Correction(lab.shape[:2])
@@ -92,17 +92,17 @@ def color(checkpoint, film, references, output):
 
 
 def measure_effort(checkpoint, film, every, episode, clicks=None):
-    """Yield (number of references, {strategy: {measure: value}}) for each of COUNTS, up to the suggestions."""
+    """Yield (number of references, {strategy: {measure: value}}) for COUNTS, up to the number of suggestions."""
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "film.mp4"  # colored again where references change it
+        output = Path(folder) / "film.mp4"  # updated when the references change
 
         def score(references):
             records = color(checkpoint, film, references, output)
             values = measure(output, film, every, episode)[0]
             return records, {name: values[name] for name in MEASURES if name in values}
 
-        records, without = score([])
-        yield 0, dict.fromkeys(STRATEGIES, without)
+        records, baseline = score([])
+        yield 0, dict.fromkeys(STRATEGIES, baseline)
         suggested = [suggestion.frame for suggestion in suggest_frames(records, max(COUNTS))]
         print(f"suggested, in this order: frames {', '.join(map(str, suggested))}", file=sys.stderr)
         counts = sorted({min(count, len(suggested)) for count in COUNTS} - {0})
@@ -110,16 +110,16 @@ def measure_effort(checkpoint, film, every, episode, clicks=None):
             STRATEGIES, (suggested[:count], equal_steps(records[-1].end_frame, count)), strict=True)}
         used = {index for frames in chosen.values() for index in frames}
         pictures = {}
-        for index, (ours, truth) in enumerate(zip(frame_readers(output), frame_readers(film), strict=True)):
+        for index, (rgb, true_rgb) in enumerate(zip(frame_readers(output), frame_readers(film), strict=True)):
             if index in used:
-                pictures[index] = correct_by_clicks(ours(), truth(), clicks)[0] if clicks else truth()
+                pictures[index] = correct_by_clicks(rgb(), true_rgb(), clicks)[0] if clicks else true_rgb()
         for count in counts:
             yield count, {name: score([pictures[index] for index in sorted(chosen[count, name])])[1]
                           for name in STRATEGIES}
 
 
 def draw(rows, path):
-    """Draw each measure over the number of references, a line for each strategy."""
+    """Plot each measure against the number of references, with a line for each strategy."""
     names = list(rows[0][1][STRATEGIES[0]])
     figure = Figure(figsize=(3.2 * len(names), 3), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names)), names, strict=True):

@@ -1,12 +1,12 @@
-"""Compare exported networks (ONNX) with the program that they come from.
+"""Compare exported networks (ONNX) with the program that exported them.
 
     python -m benchmarks.exported CHECKPOINT FILM [--every 24]
 
-FILM, in color, is colored by test.py as a film, and every 24th frame is measured. The same frames are colored one by
-one as pictures: by the program; by the program without colors warped along the optical flow; by the exported networks
-with the regions that the program finds; and by color.py as exported, without regions. Prints CIEDE2000, the share of
-pixels above 10 and the median seconds per frame. The last line is the mean difference of color.py from the program
-without warping and regions, which is due to the rounding of ONNX.
+FILM, in color, is colored by test.py as a film, and every 24th frame is measured. The same frames are then colored one
+by one as pictures: by the program; by the program without colors warped along the optical flow; by the exported
+networks with the regions that the program finds; and by the exported color.py, without regions. Prints CIEDE2000, the
+share of pixels above 10 and the median seconds per frame. The last line is the mean difference between color.py and the
+program without warping and regions, which is due to rounding in ONNX.
 """
 
 import statistics
@@ -49,19 +49,19 @@ class WithRegions(Exported):
 
 
 def without_warping():
-    """Return a context in which no colors are warped along the optical flow."""
+    """Return a context manager that disables warping colors along the optical flow."""
     return patch("colorizer.colorizer.warp_colors",
                  lambda memory, nearest, keys, L, picture_of: 0 * L.expand(-1, 3, -1, -1))
 
 
 def without_regions():
-    """Return a context in which each grid cell is a region."""
+    """Return a context manager that makes each grid cell a region of its own."""
     return patch.object(PaletteClassifier, "find_regions", lambda self, lightness: torch.arange(
         lightness[0].numel()).expand(len(lightness), -1))
 
 
 def measure(name, colorize, frames):
-    """Color frames one by one and print a row. Returns the results."""
+    """Color frames one by one and print the row ``name``. Returns the colored frames."""
     results, seconds, scores = [], [], Scores()
     for frame in frames:
         started = time.monotonic()
@@ -89,8 +89,8 @@ def main(argv):
         with redirect_stdout(sys.stderr):
             color(config)
         film, scores, frames = VideoFile(args.film), Scores(), []
-        for _, truth, result in compare_frames(film, VideoFile(output), config, args.every):
-            frames.append(truth.rgb_uint8())
+        for _, true_planes, result in compare_frames(film, VideoFile(output), config, args.every):
+            frames.append(true_planes.rgb_uint8())
             scores.add(result.rgb_uint8(), frames[-1])
         predictor = Predictor.load(args.checkpoint, precision="fp32")
         export(ExportConfig(args.checkpoint, folder))

@@ -1,15 +1,15 @@
-"""Compare methods of colorization on films, and measure what each part of the system contributes.
+"""Compare colorization methods on films, and measure the contribution of each part of the system.
 
     python -m benchmarks.quality FILM [FILM ...] [--minutes 3] [--img_size 128] [--seeds 3]
 
-There are two protocols. *Known shots*: training on the first, middle and last frame of each shot, test on the frames
-at 1/4 and 3/4. *Unseen shots*: 30% of the shots are held out, drawn by the seed; training on the first, middle and last
-frame of the others, test on the frames at 1/4 and 3/4 of those held out. There is no validation set, and the weights
-are those at the end of training (last.pt).
+There are two protocols. *Known shots*: training on the first, middle and last frame of each shot, and test on its
+frames at 1/4 and 3/4. *Unseen shots*: 30% of the shots, selected by the seed, are held out; training on the first,
+middle and last frame of each other shot, and test on the frames at 1/4 and 3/4 of the shots held out. There is no
+validation set; the weights at the end of training (last.pt) are tested.
 
-Each seed and protocol takes three trainings of equal length: a plain GAN; a GAN with memory and feature integrator,
-which is evaluated with three color features; and the full system with the defaults of train.py, whose spatial memory is
-also evaluated alone.
+For each seed and protocol, three training runs of equal length are made: a plain GAN; a GAN with memory and feature
+integrator, which is tested with three sources of the color feature; and the full system with the defaults of train.py,
+whose spatial memory is also tested alone.
 
 Everything is measured at ``img_size``, with the L of the ground truth: mean CIEDE2000, the share of pixels above 10,
 PSNR of ab, SSIM, the difference in colorfulness, LPIPS, and the intersection sum(min(v, v')) of the color features of
@@ -32,7 +32,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import constant_colors, existing_film, first_line, print_header, print_row, share_far, write_json
+from benchmarks.common import (
+    constant_colors, existing_film, first_line, large_error_share, print_header, print_row, write_json)
 from benchmarks.score import LPIPS
 
 from colorizer.backbone import Backbone, extract_features
@@ -92,7 +93,7 @@ def film_frames(film, folder, frames=FRAMES):
 def split_frames(shots, protocol, seed):
     """Return the training frames (first, middle and last) and test frames (every second one) of shots.
 
-    Each shot has an odd number of evenly spaced frames. Raises UserError for unseen shots of a film of one shot.
+    Each shot has an odd number of evenly spaced frames. Raises UserError if the film has no shot to hold out.
     """
     trained = tested = shots
     if protocol == "unseen":
@@ -100,7 +101,7 @@ def split_frames(shots, protocol, seed):
         trained, tested = ([shot for shot, part in zip(shots, parts, strict=True) if part == wanted]
                            for wanted in ("train", "test"))
         if not tested:
-            raise UserError("the film has one shot, and none can be held out; use --protocol known")
+            raise UserError("the film has only one shot, so none can be held out; use --protocol known")
     return ([frame for shot in trained for frame in shot[::len(shot) // 2]],
             [frame for shot in tested for frame in shot[1::2]])
 
@@ -116,7 +117,7 @@ def read_batches(paths):
 
 
 class NearestFrame:
-    """Gives each frame the ab of the training frame with the most similar embedding (cosine)."""
+    """Method that returns the ab of the training frame with the most similar embedding (cosine)."""
 
     def __init__(self, paths, img_size, device):
         self.backbone, self.device = Backbone().to(device), device
@@ -134,9 +135,9 @@ class NearestFrame:
 
 
 def spatial_memory_alone(predictor):
-    """Return the method that uses the attention of the spatial memory as the result, without a generator.
+    """Return the method whose result is the attention to the spatial memory, without a generator.
 
-    The colors in the keys are ignored, since the colors of a query are unknown.
+    The colors in the keys of remembered frames are ignored, since those of a query are unknown.
     """
     spatial, size = copy.deepcopy(predictor.colorizer.spatial), predictor.colorizer.config.img_size
     spatial.keys[:, :, -2:] = 0
@@ -156,7 +157,7 @@ def spatial_memory_alone(predictor):
 
 
 def make_methods(rows, paths, folder, minutes, img_size, seed):
-    """Train on the pictures ``paths`` in ``folder`` what ``rows`` need.
+    """Train the networks that ``rows`` need on the pictures ``paths``, and save them in ``folder``.
 
     Returns {row: method} and {row: seconds of training}.
     """
@@ -192,7 +193,7 @@ def make_methods(rows, paths, folder, minutes, img_size, seed):
 
 
 class RowScores:
-    """The columns of a row, accumulated over pictures."""
+    """The scores of a method, accumulated over pictures."""
 
     def __init__(self, lpips):
         self.scores, self.errors, self.intersections, self.distances = Scores(), [], [], []
@@ -209,10 +210,10 @@ class RowScores:
             self.distances.append(self.lpips(rgb, true_rgb))
 
     def columns(self):
-        """Return the means over the pictures (PSNR of the mean error), all COLUMNS except for the training time."""
+        """Return {column: mean over the pictures}, except for the training time. PSNR is that of the mean error."""
         rows = self.scores.rows
         differences = [abs(row["colorfulness"] - row["colorfulness_ground_truth"]) for row in rows]
-        return {"ciede2000": float(np.mean(self.errors)), "share_above_10": share_far(np.stack(self.errors)),
+        return {"ciede2000": float(np.mean(self.errors)), "share_above_10": large_error_share(np.stack(self.errors)),
                 "psnr_ab": psnr(np.mean([row["mse_ab"] for row in rows]), AB_PEAK),
                 "ssim": float(np.mean([row["ssim"] for row in rows])),
                 "intersection": float(np.mean(self.intersections)), "colorfulness": float(np.mean(differences)),
@@ -221,7 +222,7 @@ class RowScores:
 
 
 def measure(methods, paths, img_size, lpips=None):
-    """Color the pictures ``paths`` by each method. Returns {row: columns}."""
+    """Color the pictures ``paths`` with each method. Returns {row: {column: value}}."""
     scores = {name: RowScores(lpips) for name in methods}
     for number, labs in enumerate(read_batches(paths)):
         for name, method in methods.items():
@@ -231,8 +232,8 @@ def measure(methods, paths, img_size, lpips=None):
             colors = method(labs)
             scores[name].seconds += time.monotonic() - started
             for lab, ab in zip(labs, colors, strict=True):
-                truth, ab = resize(lab, img_size, img_size), resize(ab.astype(np.float32), img_size, img_size)
-                scores[name].add(np.concatenate([truth[..., :1], ab], 2), truth)
+                true_lab, ab = resize(lab, img_size, img_size), resize(ab.astype(np.float32), img_size, img_size)
+                scores[name].add(np.concatenate([true_lab[..., :1], ab], 2), true_lab)
     return {name: row.columns() for name, row in scores.items()}
 
 
@@ -241,7 +242,7 @@ def measure(methods, paths, img_size, lpips=None):
 
 
 def summarize(seeds):
-    """Return the mean, standard deviation ("spread") and values of {row: columns} over the seeds."""
+    """Return {row: {column: {"mean", "spread" (standard deviation), "seeds" (values)}}} of {row: columns} per seed."""
     summary = {}
     for name in seeds[0]:
         summary[name] = {}
@@ -293,7 +294,7 @@ def score_film(film, folder, args, lpips):
 def main(argv):
     parser = ArgumentParser(prog="benchmarks.quality", description=first_line(__doc__))
     parser.add_argument("films", nargs="+", type=Path, metavar="FILM")
-    parser.add_argument("--minutes", type=float, default=3.0, help="length of each training")
+    parser.add_argument("--minutes", type=float, default=3.0, help="length of each training run")
     parser.add_argument("--img_size", type=int, default=128, help="side of the network input in pixels")
     parser.add_argument("--seeds", type=int, default=3, help="number of runs for mean and standard deviation")
     parser.add_argument("--protocol", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS), help="protocols to run")
@@ -306,7 +307,7 @@ def main(argv):
     TrainConfig(img_size=args.img_size).check()
     folders = {args.output / film.stem: existing_film(film) for film in args.films}
     if len(folders) < len(args.films):
-        raise UserError("two of the films have the same name; score them one by one with different --output")
+        raise UserError("two films have the same name; score them one by one with different values of --output")
     refuse_existing([folder / "quality.json" for folder in folders], args.overwrite)
     lpips = LPIPS.load()
     for folder, film in folders.items():

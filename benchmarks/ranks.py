@@ -2,11 +2,11 @@
 
     python -m benchmarks.ranks CHECKPOINT [--shots 40] [--frames 24] [--rounds 3]
 
-Draws a grayscale film of the shots of both episodes and colors it in turn by one process and by 4 ranks on all cores,
-and by 1 and 2 ranks with one thread and one core each, as if they were separate machines.
+Draws a grayscale film of the shots of both episodes. In each round, it is colored by one process and by 4 ranks on all
+cores, and by 1 and 2 ranks with one thread and one core each, as if they were separate machines.
 
-Prints the median seconds from the first frame read to the joined film, of the whole command with start and report, and
-of all cores together. Speedups are medians of those of each round.
+Prints the median seconds for coloring (from the first frame read to the joined film) and for the whole command (with
+start and report), and the CPU seconds of all cores. A speedup is the median over the rounds.
 """
 
 import itertools
@@ -32,13 +32,13 @@ from resources.draw_episodes import FPS, HEIGHT, WIDTH, draw_frame, frame_count,
 
 from utils import ArgumentParser, parse_positive_int, run_cli
 
-MODES = {  # name: (ranks, or 0 for a plain command; whether each has a core of its own)
+MODES = {  # name: (number of ranks, 0 for no torchrun; whether each has a core of its own)
     "1 process": (0, False), "4 ranks": (4, False), "1 rank, 1 core": (1, True), "2 ranks, 1 core each": (2, True)}
 PAIRS = [("1 process", "4 ranks"), ("1 rank, 1 core", "2 ranks, 1 core each")]
 
 
 def draw_film(path, shots, max_frames):
-    """Draw a grayscale film of shots of the episodes, each of at most ``max_frames``. Returns its number of frames."""
+    """Draw a grayscale film of ``shots`` shots of at most ``max_frames`` frames each. Returns its number of frames."""
     ranges = [(episode, start, end) for episode in (1, 2) for start, end in
               itertools.pairwise([0, *shot_starts(episode), frame_count(episode)])]
     written = 0
@@ -55,7 +55,7 @@ def draw_film(path, shots, max_frames):
 
 
 def color(checkpoint, film, output, ranks, pinned):
-    """Color the film by a command. Returns the seconds of coloring, of the command, and of all cores."""
+    """Color a film by a command. Returns the seconds of coloring and of the command, and the CPU seconds."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
     script = ["-m", "benchmarks.ranks"] if pinned else [test.__file__]
     began, before = time.monotonic(), os.times()

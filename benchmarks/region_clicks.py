@@ -1,10 +1,10 @@
-"""Measure the clicks that selecting a region takes: parts of the characters of the drawn episode 2.
+"""Measure how well clicks select regions: parts of the characters of the drawn episode 2.
 
     python -m benchmarks.region_clicks [--every 24]
 
 A target is a part of a body enclosed by lines, such as an arm or a head, in one or two tones (``draw_frame`` with
-``mask_of``). A simulated user clicks into the center of the largest part that is missing, and takes a click back that
-lowers the intersection over union (IoU). Prints the mean IoU after 1, 2 and 3 clicks and the share of targets with an
+``mask_of``). A simulated user clicks into the center of the largest missing part, and undoes a click that does not
+raise the intersection over union (IoU). Prints the mean IoU after 1, 2 and 3 clicks and the share of targets with an
 IoU above 0.9, by their area in pixels of 640 x 360. Outlines and pixels next to the edge of the target are not counted.
 """
 
@@ -19,7 +19,7 @@ from editing.regions import Regions
 from utils import ArgumentParser, parse_positive_int, run_cli
 
 EPISODE, CLICKS = 2, 3
-AREAS = (40, 120, 400, 1500)  # limits of the rows in pixels; smaller parts are not counted
+AREAS = (40, 120, 400, 1500)  # lower limits of the rows, in pixels; smaller targets are not counted
 DISC = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
 
 
@@ -34,14 +34,14 @@ def read_targets(index):
 
 
 def center_of(mask):
-    """Return the point (x, y) of a mask that is farthest from its edge."""
+    """Return the point (x, y) of a mask with the largest distance from its edge."""
     distance = cv2.distanceTransform(np.pad(np.uint8(mask), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
     y, x = np.unravel_index(distance.argmax(), distance.shape)
     return int(x), int(y)
 
 
 def select_by_clicks(regions, target, counted):
-    """Simulate the user. Returns the IoU after each of CLICKS clicks, over the mask ``counted``."""
+    """Simulate the user. Returns the IoU after each of CLICKS clicks; pixels outside of ``counted`` are ignored."""
     clicks, mask, ious, best = [], np.zeros(target.shape, np.float32), [], 0.0
     for _ in range(CLICKS):
         missing = target & (mask < 0.5)

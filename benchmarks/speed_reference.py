@@ -3,7 +3,7 @@
 The color feature searches all 313 bins for each pixel; the first layer of the discriminator convolves 313 constant
 maps; the backbone runs on every picture in every step, with its batch norms; pictures are read and prepared in every
 step; and everything is float32. Functions and shapes are those of the program, and tests/test_speed.py compares the
-results. The losses and the memory, which take little time, are shared with the program.
+results. The losses and the memory, which take little time, come from the program.
 """
 
 import av
@@ -28,7 +28,7 @@ _SEARCH = NearestNeighbors(n_neighbors=NEIGHBORS, algorithm="brute").fit(AB_BINS
 
 
 def color_feature(ab):
-    """Return the color feature (313,) of ab (H, W, 2): the mean of the pixels, each spread over its 10 nearest bins."""
+    """Return the color feature (313,) of ab (H, W, 2): the mean soft encoding in the 10 nearest bins of each pixel."""
     distance, index = _SEARCH.kneighbors(ab.reshape(-1, 2))
     weight = np.exp(-distance**2 / (2 * SIGMA**2))
     dense = np.zeros((len(index), N_BINS), np.float32)
@@ -48,7 +48,7 @@ def read_batch(paths, ids, img_size):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Networks, with the names of the weights in networks.py, so that these can be loaded
+# Networks; their weights have the names of networks.py, so that its state dicts can be loaded
 
 
 def adain(x, scale, shift):
@@ -57,7 +57,7 @@ def adain(x, scale, shift):
 
 
 class Generator(nn.Module):
-    """networks.Generator with ``norm`` adain and without the hints of a spatial memory."""
+    """networks.Generator with ``norm`` adain and without backbone features of cells."""
 
     def __init__(self, width, style_hidden):
         super().__init__()
@@ -69,8 +69,8 @@ class Generator(nn.Module):
         self.output = nn.ConvTranspose2d(2 * width, 2, 4, 2, 1)
         self.style = StyleMLP(down[1:-1] + up, style_hidden)
 
-    def forward(self, L, advice, places=None):
-        styles = iter(self.style(*advice))
+    def forward(self, L, conditioning, cells=None):
+        styles = iter(self.style(*conditioning))
         x = F.leaky_relu(self.downs[0](2 * L - 1), 0.2)
         skips = [x]
         for down in self.downs[1:-1]:
@@ -108,7 +108,7 @@ class Discriminator(nn.Module):
 
 
 class Backbone(nn.Module):
-    """efficientnet_lite0 of its package. Returns embeddings (N, 1280)."""
+    """efficientnet_lite0 as its package builds it. Returns embeddings (N, 1280)."""
 
     def __init__(self):
         super().__init__()
@@ -140,26 +140,26 @@ class Learner:
             "dis": torch.optim.Adam(self.discriminator.parameters(), config.dis_lr, (0.5, 0.999)),
             "mem": torch.optim.Adam(self.memory.parameters(), config.mem_lr)}
 
-    def _descend(self, name, loss):
+    def _optimize(self, name, loss):
         self.optimizers[name].zero_grad()
         loss.backward()
         self.optimizers[name].step()
 
     def step(self, batch):
-        """Make one step on a batch on the device. Returns named losses."""
+        """Take a training step on a batch, which is on the device. Returns named losses."""
         L, ab, color = batch["L"], batch["ab"], batch["color_feature"]
         features = self.backbone(batch["gray"])
         triplet = self.memory.triplet_loss(self.memory.query(features), color)
-        self._descend("mem", triplet)
+        self._optimize("mem", triplet)
         self.memory.update(self.memory.query(features).detach(), color, batch["image_id"])
 
         fake = self.generator(L, (color, torch.ones(len(L)).to(L)))
         l1 = color_loss(fake, ab, self.config.training.chroma_weight)
         loss, parts = generator_loss(self.discriminator(L, fake, color), l1, self.config.lambda_l1)
-        self._descend("gen", loss)
+        self._optimize("gen", loss)
         real = self.discriminator(L, ab, color)
         loss = discriminator_loss(real, self.discriminator(L, fake.detach(), color), self.config.label_smoothing)
-        self._descend("dis", loss)
+        self._optimize("dis", loss)
         return {"mem_triplet": triplet.detach(), **parts, "dis_bce": loss.detach()}
 
 

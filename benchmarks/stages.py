@@ -2,8 +2,9 @@
 
     python -m benchmarks.stages CHECKPOINT [FILM] [--seconds 10]
 
-Colors the first seconds of FILM twice: as test.py does, and with one coloring thread and a synchronizing timer around
-each stage. The time of a stage excludes the stages within it. Prints the milliseconds per frame, including held frames.
+Colors the first seconds of FILM twice: as test.py does, and with one coloring thread and a timer, which synchronizes
+with the GPU, around each stage. The time of a stage excludes nested stages. Prints milliseconds per frame, including
+held frames.
 """
 
 import tempfile
@@ -33,13 +34,13 @@ from film.render import pipeline, rendering
 from networks import Generator
 from utils import ArgumentParser, parse_positive_int, run_cli
 
-STAGES = {  # title: (owner, name of its function)
+STAGES = {  # title: (module or class, name of its function)
     "first pass, remainder": (rendering, "analyze_film"),
     "backbone, frame features": (Backbone, "forward"),
     "backbone, classifier features": (Colorizer, "classifier_maps"),
     "palette classifier": (PaletteClassifier, "forward"),
     "regions (CPU)": (PaletteClassifier, "find_regions"),
-    "choice of keyframes": (InBetweens, "__init__"),
+    "selection of keyframes": (InBetweens, "__init__"),
     "colors of in-between frames": (InBetweens, "propagate_colors"),
     "confidence of in-between frames": (InBetweens, "propagate_confidence"),
     "generator": (Generator, "forward"),
@@ -57,7 +58,7 @@ STAGES = {  # title: (owner, name of its function)
 
 
 class Clock(threading.local):
-    """Accumulates the seconds of stages, each without the stages within it in the same thread."""
+    """Accumulates the seconds of each stage, without stages nested in it in the same thread."""
 
     seconds = defaultdict(float)  # of all threads
 
@@ -85,7 +86,7 @@ class Clock(threading.local):
 
 
 def color(predictor, film, seconds):
-    """Color the first seconds of a film. Returns the elapsed time and the number of frames."""
+    """Color the first ``seconds`` of a film. Returns the elapsed seconds and the number of frames."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         records = rendering.color_film(predictor, VideoFile(film), Path(folder) / "film.mkv", FilmConfig(end=seconds))

@@ -1,9 +1,9 @@
-"""Color a picture with exported networks, using only NumPy, OpenCV and onnxruntime.
+"""Color a picture with exported networks. This example needs only NumPy, OpenCV and onnxruntime.
 
     python color.py GRAY COLORED
 
 ``python -m colorizer.export`` copies this example as color.py into the folder that it writes; README.md there describes
-every tensor. Only the lightness of GRAY is used, and kept.
+every tensor. Only the lightness of GRAY is used, and the result keeps it.
 """
 
 import argparse
@@ -25,24 +25,24 @@ def resize(picture, height, width):
 def upsample_colors(ab, L, window, regularization, max_slope):
     """Upsample ab (h, w, 2) to the size of L (H, W) by a guided filter (He et al. 2013) of side ``window``.
 
-    ``regularization`` is added to the variance of L; slopes are clipped to ``max_slope``.
+    ``regularization`` is added to the variance of L; the slopes of ab over L are clipped to [-max_slope, max_slope].
     """
     def mean(plane):
         return cv2.blur(plane, (window, window))
 
     small = resize(L, *ab.shape[:2])
-    light, planes = mean(small), cv2.split(ab)
-    spread = mean(small * small) - light * light + np.float32(regularization)
-    slope = cv2.merge([(mean(small * color) - light * mean(color)) / spread for color in planes])
+    mean_L, planes = mean(small), cv2.split(ab)
+    variance = mean(small * small) - mean_L * mean_L + np.float32(regularization)
+    slope = cv2.merge([(mean(small * color) - mean_L * mean(color)) / variance for color in planes])
     slope = slope.clip(-max_slope, max_slope)
     return resize(slope, *L.shape) * L[..., None] + resize(ab - slope * small[..., None], *L.shape)
 
 
 class Exported:
-    """Networks and memories of an exported folder. N is the number of pictures of a call, any from 1."""
+    """Networks and memories of an exported folder. A call takes N pictures, N >= 1; S is the side of the result."""
 
     def __init__(self, folder, providers=("CPUExecutionProvider",)):
-        """``providers`` are onnxruntime's, such as CUDAExecutionProvider, in order of preference."""
+        """``providers`` are execution providers of onnxruntime, such as CUDAExecutionProvider, best first."""
         self.manifest = json.loads((folder / "export.json").read_text(encoding="utf-8"))
         self.graphs = {name: onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=providers)
                        for name in self.manifest["graphs"]}
@@ -51,7 +51,7 @@ class Exported:
             self.frame_embeddings = self.memory["frame_embeddings"].astype(np.float64)
 
     def color(self, pictures):
-        """Color pictures of any sizes, RGB uint8 (H, W, 3) each."""
+        """Color a list of pictures of any sizes, each RGB uint8 (H, W, 3). Returns a list of the same kind."""
         labs = [cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2Lab) for picture in pictures]
         for lab, ab in zip(labs, self.predict([lab[..., 0] for lab in labs]), strict=True):
             ab = np.ascontiguousarray(ab.transpose(1, 2, 0)) * self.manifest["ab_scale"]
@@ -59,7 +59,7 @@ class Exported:
         return [cv2.convertScaleAbs(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), alpha=255) for lab in labs]
 
     def predict(self, lightness):
-        """Predict ab / 110 (N, 2, S, S) from L (H, W) in [0, 100] of each picture."""
+        """Predict ab / 110 (N, 2, S, S) from a list with the L (H, W) in [0, 100] of each picture."""
         embedding, cells, query = self.run("backbone", lightness)
         color_feature, score = self.recall(query)
         cells = {"cells": cells} if "spatial" in self.graphs else {}
@@ -80,7 +80,7 @@ class Exported:
         return self.graphs[name].run(None, {"L": L, **inputs})
 
     def recall(self, query):
-        """Return a color feature (N, 313) for each query and its cosine similarity (N,). Pinned slots rank higher."""
+        """Return color features (N, 313) and cosine similarities (N,) for queries. Pinned slots get a ranking bonus."""
         similarity = query @ self.memory["slot_keys"].T
         ranked = similarity + np.float32(self.manifest["pinned_slot_bonus"]) * self.memory["slot_pinned"]
         slots = np.argsort(-ranked, axis=1, kind="stable")[:, :3]
@@ -93,14 +93,14 @@ class Exported:
         return self.graphs["integrator"].run(None, padded)[0], scores[:, 0]
 
     def regions(self, lightness):
-        """Return the regions of each picture, int64 (N, G, G): each cell is its own. With a segmentation into regions
-        of one color, colors are more uniform within them."""
+        """Return the index of the region of each grid cell, int64 (N, G, G). Here each cell is a region of its own; a
+        segmentation into regions of one color gives more uniform colors."""
         side = self.manifest["graphs"]["palette_classifier"]["inputs"]["regions"]["shape"][-1]
         return np.tile(np.arange(side * side).reshape(1, side, side), (len(lightness), 1, 1))
 
     def nearest(self, embedding):
-        """Select remembered frames (N, F) for embeddings (N, D) by maximal marginal relevance (Carbonell and Goldstein
-        1998): similar to the picture, dissimilar to each other. Also returns which are preferred, float32 (N, F)."""
+        """Select F remembered frames for each embedding (N, D) by maximal marginal relevance (Carbonell and Goldstein
+        1998). Returns their indices (N, F), and 1 for preferred references and 0 for others, float32 (N, F)."""
         config, pinned = self.manifest["retrieval"], self.memory["frame_pinned"]
         embedding = embedding.astype(np.float64)
         embedding = np.rint(256 * embedding / np.linalg.norm(embedding, axis=1, keepdims=True)) / 256
@@ -123,7 +123,7 @@ class Exported:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("gray", type=Path, help="a grayscale or color picture")
-    parser.add_argument("colored", type=Path, help="the picture to write")
+    parser.add_argument("colored", type=Path, help="file for the colored picture")
     parser.add_argument("--folder", type=Path, default=Path(__file__).resolve().parent, help="the exported networks")
     args = parser.parse_args()
     if args.colored.exists():

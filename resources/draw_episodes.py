@@ -1,4 +1,4 @@
-"""Draw the sample film: two short episodes of one cartoon show. Each frame is a function of its index.
+"""Draw the two sample films, short episodes of a cartoon series. Each frame is a function of its index.
 
 ``python resources/draw_episodes.py`` writes episode_1.mp4 and episode_2.mp4 to the folder of this file. Positions are
 in world units: x points right, y points down, and a background is 1200 x 540. At zoom 1 the camera shows 640 x 360.
@@ -20,7 +20,7 @@ from fileio.atomic import atomic_write
 
 FPS, WIDTH, HEIGHT = 24, 640, 360
 WORLD = (1200, 540)  # width and height of a background in world units
-SUPERSAMPLING = 2  # frames are drawn at this multiple of their size and averaged down, which gives smoother lines
+SUPERSAMPLING = 2  # frames are drawn at this multiple of their size and averaged; larger: smoother lines, slower
 SAMPLE_RATE = 44100
 
 # Ruby and Tilo have the same CIE lightness (L = 62.1) and opposite hues. In grayscale, only their shapes differ.
@@ -36,8 +36,7 @@ INK, WHITE, CREAM, BLUSH = (52, 38, 52), (255, 255, 252), (255, 240, 219), (246,
 
 @dataclass(frozen=True)
 class Actor:
-    """A character in a shot. Its feet move from ``start`` to ``end`` (x, y); ``facing`` is 1 for right and -1 for left.
-    """
+    """A character in a shot. Its feet move from ``start`` to ``end`` (x, y). ``facing`` is 1 (right) or -1 (left)."""
     name: str
     act: str  # stand, talk, wave, walk, bounce or cheer
     start: tuple
@@ -47,10 +46,10 @@ class Actor:
 
 @dataclass(frozen=True)
 class Shot:
-    """``length`` frames in front of one background. ``camera`` is (x, y, zoom) in the first and in the last frame.
+    """A shot of ``length`` frames. ``camera`` is a pair of (x, y, zoom), for the first and for the last frame.
 
-    ``hold`` is the number of frames that show the same pose. The last ``fade`` frames fade to black. ``flash`` is
-    (first, count): the range of frames of the shot that are white.
+    Each pose is held for ``hold`` frames. The last ``fade`` frames fade to black. ``flash`` is (first, count):
+    the range of frames of the shot that are white.
     """
     length: int
     place: str
@@ -62,7 +61,7 @@ class Shot:
 
 
 def still(x, y, zoom):
-    """Return a camera that does not move."""
+    """Return the ``camera`` of a shot in which it does not move."""
     return (x, y, zoom), (x, y, zoom)
 
 
@@ -158,7 +157,7 @@ def effect_frames(episode):
 
 
 def oval(x, y, rx, ry, tilt=0.0, turns=(0.0, 1.0)):
-    """Return points (n, 2) of an ellipse, or of its arc between two ``turns``; ``tilt`` is in degrees."""
+    """Return points (48, 2) of an ellipse, or of its arc between two angles in ``turns``; ``tilt`` is in degrees."""
     angle = 2 * np.pi * np.linspace(*turns, 48)
     cos, sin = np.cos(np.radians(tilt)), np.sin(np.radians(tilt))
     dx, dy = rx * np.cos(angle), ry * np.sin(angle)
@@ -171,7 +170,7 @@ def box(x0, y0, x1, y1):
 
 
 def fill(picture, points, color):
-    """Fill a polygon (n, 2), in fractional pixels of ``picture``, with anti-aliasing."""
+    """Fill a polygon (n, 2), given in fractional pixels, in ``picture`` with anti-aliasing."""
     cv2.fillPoly(picture, [np.round(np.asarray(points) * 16).astype(np.int32)], color, cv2.LINE_AA, shift=4)
 
 
@@ -212,13 +211,13 @@ class Painting:
         part += mask * (color - part)
 
     def ridge(self, y, swell, step=260.0):
-        """Return the polygon of the ground below a wavy line around ``y``."""
+        """Return the polygon below a wavy line around ``y``, with amplitude ``swell`` and length scale ``step``."""
         x = np.linspace(-20, WORLD[0] + 20, 200)
         waves = sum(np.sin(x / (step / k) + self.rng.uniform(0, 6.3)) / k for k in (1, 2, 3))
         return np.concatenate([np.stack([x, y + swell * waves], 1), [(WORLD[0] + 20, 560), (-20, 560)]])
 
     def scatter(self, count, x, y):
-        """Return ``count`` random (x, y, nearness in [0, 1]) in the ranges ``x`` and ``y``, sorted by y."""
+        """Return ``count`` random (x, y, y scaled to [0, 1]) in the ranges ``x`` and ``y``, sorted by y."""
         ys = np.sort(self.rng.uniform(*y, count))
         return zip(self.rng.uniform(*x, count), ys, (ys - y[0]) / (y[1] - y[0]), strict=True)
 
@@ -528,8 +527,8 @@ BUILD = {
 def pose_of(act, t):
     """Return the pose of a character ``t`` frames into its act.
 
-    It is (lift, squash, step, arms, mouth): height above the ground, vertical scale, phase of the gait in radians or
-    None, angles of both arms in degrees above the horizontal, and how far the mouth is open in [0, 1].
+    A pose is (lift, squash, step, arms, mouth): height above the ground, vertical scale, phase of the gait in radians
+    or None, angles of both arms in degrees above the horizontal, and how far the mouth is open in [0, 1].
     """
     lift, squash, step, arms, mouth = 0.0, 1.0, None, (-62, -62), 0.0
     if act == "walk":
@@ -551,7 +550,7 @@ def pose_of(act, t):
 
 
 def draw_actor(pen, name, act, t):
-    """Draw a character ``t`` frames into its act, from back to front."""
+    """Draw a character ``t`` frames into its act. Parts are drawn from back to front."""
     build, base = BUILD[name], PALETTE[name]
     lift, squash, step, arms, mouth = pose_of(act, t)
     (wide, tall), (head_y, head_x, head_r) = build["belly"], build["head"]
@@ -654,9 +653,9 @@ def draw_head(pen, name, center, rx, ry, mouth, blink):
 
 @cache
 def lighting():
-    """Return what is added to every frame, int16 (360, 640, 1): light from the upper left and smooth paper texture.
+    """Return the int16 offsets (360, 640, 1) of every frame: light from the upper left and smooth paper texture.
 
-    It spreads each flat area over several neighboring values, as in the scan of a cel. Without it, rounding in the
+    They spread each flat area over several neighboring values, as in a scanned cel. Without it, rounding in the
     codec would move thousands of pixels from one value to the next at the same time.
     """
     rng = np.random.default_rng(5)
