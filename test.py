@@ -224,7 +224,7 @@ def write_film_report(predictor: Predictor, config: ColorConfig, records: Record
 
 def coloring_facts(predictor: Predictor, config: ColorConfig) -> dict[str, str]:
     """Return the entries of metrics.json and the report that describe how the input was colored."""
-    grade = {"references": f"{predictor.grade}; graded to match the show"} if predictor.grade else {}
+    grade = {"references": f"{predictor.grade}; graded to match the series"} if predictor.grade else {}
     return {"checkpoint": str(config.checkpoint), "color_feature": predictor.source, **grade}
 
 

@@ -46,7 +46,7 @@ def train_project(project: Project, sources: Sequence[Path], minutes: float, job
     run_script("train.py", ["--data_path", dataset, "--save_path", folder, "--max_minutes", minutes, "--overwrite",
                             "True", "--save_freq", "100000"], project.folder / "training.log", job, report_progress)
     if not (folder / "best.pt").exists():
-        raise UserError("training stopped before the first epoch was complete; let it run for some minutes")
+        raise UserError("the training run was stopped before its first epoch was complete; let it run for some minutes")
     project.add_checkpoint(folder / "best.pt", replace=True)
 
 

@@ -235,7 +235,7 @@ class Responding(StubPredictor):
 
 
 class Awaited(Responding):
-    """A predictor that blocks the first pass at the last shot until a shot is being colored."""
+    """A predictor that blocks the analysis at the last shot until a shot is being colored."""
 
     def __init__(self, response=None):
         super().__init__(response)
@@ -333,7 +333,7 @@ def refuse(group):
     raise UserError("there is no checkpoint")
 
 
-def test_a_file_that_kills_the_subprocess_costs_only_itself(capfd):
+def test_a_file_that_kills_the_subprocess_does_not_stop_the_others(capfd):
     errors = run_isolated(["a", "b", "c"], share_with_a_process_that_dies, "b")
     assert list(errors) == ["b"] and "the process that worked on b ended 2 times" in str(errors["b"])
     assert capfd.readouterr().err.count("while working on b, its process ended with exit code 9") == 2
