@@ -121,7 +121,7 @@ def test_only_shots_with_another_lookup_digest_are_colored_again(home, plain, tm
                         lambda self, number, *rest: (colored.append(number), color_shot(self, number, *rest))[1])
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(rendering, "analyze_film", None)  # the first pass is not repeated
+        patch.setattr(rendering, "analyze_film", None)  # the analysis is not repeated
         color(home, work, references=folder)
     assert colored == expected and f"{len(expected)} of 4 shots are colored again: " in capsys.readouterr().out
     (tmp_path / "all").mkdir()

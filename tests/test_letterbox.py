@@ -186,7 +186,7 @@ def test_an_interrupted_run_keeps_the_box(tmp_path):
     predictor = StubPredictor()
     records = color(source, tmp_path / "out.mkv", predictor)
     assert [record.box for record in records] == [(0, HEIGHT, 22, 22 + WIDTH)] * 3
-    assert predictor.shots == 0  # the first pass did not run again
+    assert predictor.shots == 0  # the analysis did not run again
     for one, other in zip(planes_in(tmp_path / "out.mkv"), planes_in(tmp_path / "whole.mkv"), strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 

@@ -140,7 +140,7 @@ class RenderJob:
             queue.end = len(plan.shots) if is_complete else len(plan.shots) - 1
             rendering = self._rendering(writer, segments, plan)
             if not sum(1 for _ in rendering.color_shots(queue, tqdm(disable=True))):
-                time.sleep(POLL_SECONDS)  # other processes took all shots, or the plan on this machine's disk is not up to date
+                time.sleep(POLL_SECONDS)  # other processes took all shots, or the plan is outdated
 
     def _analyze(self, segments, queue, start_helpers):
         """Analyze the film, save the plan and return it.
