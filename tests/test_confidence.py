@@ -14,7 +14,7 @@ import train
 from benchmarks import calibration
 from benchmarks.common import frame_readers
 
-from colorizer import confidence as certainty
+from colorizer import confidence as confidences
 from colorizer.confidence import CalibrationConfig, Confidence
 from colorizer.palette_classifier import CELL_SIZE
 from colorizer.predictor import Predictor
@@ -41,9 +41,9 @@ def grid(*values):
 
 def test_the_recalled_share_combines_attention_and_warping():
     """Confidence 0.25 of the attention and 0.5 on average of the warped colors: 1 - 0.75 * 0.5."""
-    carried = torch.tensor([[1.0, 0.0], [0.5, 0.5]]).repeat_interleave(2, 0).repeat_interleave(2, 1)[None]
-    assert certainty.recalled_share(torch.tensor([[[0.25]]]), carried, 1).item() == pytest.approx(0.625)
-    assert certainty.recalled_share(torch.tensor([[[0.25]]]), carried, 2)[0].tolist() == [[1.0, 0.25], [0.625, 0.625]]
+    warped = torch.tensor([[1.0, 0.0], [0.5, 0.5]]).repeat_interleave(2, 0).repeat_interleave(2, 1)[None]
+    assert confidences.recalled_share(torch.tensor([[[0.25]]]), warped, 1).item() == pytest.approx(0.625)
+    assert confidences.recalled_share(torch.tensor([[[0.25]]]), warped, 2)[0].tolist() == [[1.0, 0.25], [0.625, 0.625]]
 
 
 def test_agreement_is_the_probability_of_classes_near_the_color():
@@ -52,26 +52,26 @@ def test_agreement_is_the_probability_of_classes_near_the_color():
     palette = torch.tensor([[30.0, 40.0], [37.8, 50.4], [2.0, 61.0]])
     ab = (palette[0] / AB_SCALE).view(1, 2, 1, 1).expand(1, 2, 4, 4)
     near = torch.tensor([1, np.exp(-0.4**2), np.exp(-2.0**2)]).float()
-    for votes in ([1, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.25, 0.25]):
-        votes = torch.tensor(votes).float()
-        agreed = certainty.class_agreement(votes.view(1, 3, 1, 1).expand(1, 3, 2, 2), palette, ab)
-        torch.testing.assert_close(agreed, (votes @ near).expand(1, 2, 2), atol=1e-4, rtol=0)
+    for probabilities in ([1, 0, 0], [0, 1, 0], [0, 0, 1], [0.5, 0.25, 0.25]):
+        probabilities = torch.tensor(probabilities).float()
+        agreement = confidences.class_agreement(probabilities.view(1, 3, 1, 1).expand(1, 3, 2, 2), palette, ab)
+        torch.testing.assert_close(agreement, (probabilities @ near).expand(1, 2, 2), atol=1e-4, rtol=0)
 
 
 def test_the_probability_matches_the_formula():
     """The odds are e^0.5 times those of the recalled share, times the root of those of the agreement; both clipped."""
-    sure = certainty.calibrated_probability(grid(0.5, 0.8, 0.8, 0.0), grid(0.5, 0.5, 0.9, 1.0), CONFIG)
+    probability = confidences.calibrated_probability(grid(0.5, 0.8, 0.8, 0.0), grid(0.5, 0.5, 0.9, 1.0), CONFIG)
     odds = np.exp(0.5) * np.array([1, 4, 4 * 3, 99**-1 * 99**0.5])
-    assert sure.flatten().tolist() == pytest.approx(odds / (1 + odds))
+    assert probability.flatten().tolist() == pytest.approx(odds / (1 + odds))
 
 
 def test_the_probability_rises_with_both_inputs():
     config = CalibrationConfig()
     steps = torch.linspace(0, 1, 21)
-    for sure in (certainty.calibrated_probability(steps, steps * 0, config),
-                 certainty.calibrated_probability(steps * 0, steps, config)):
-        assert (sure.diff() >= 0).all() and sure[0] < 0.1
-    assert certainty.calibrated_probability(grid(1.0), grid(1.0), config) > 0.99
+    for probability in (confidences.calibrated_probability(steps, steps * 0, config),
+                 confidences.calibrated_probability(steps * 0, steps, config)):
+        assert (probability.diff() >= 0).all() and probability[0] < 0.1
+    assert confidences.calibrated_probability(grid(1.0), grid(1.0), config) > 0.99
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -86,9 +86,9 @@ def test_reliability_matches_hand_computed_values():
 
 def test_calibration_recovers_the_constants_of_synthetic_data():
     rng = np.random.default_rng(0)
-    recalled, agreed = rng.uniform(0, 1, (2, 4000)).astype(np.float32)
-    right = certainty.calibrated_probability(torch.from_numpy(recalled), torch.from_numpy(agreed), CONFIG).numpy()
-    found = calibration.fit(recalled, agreed, right, np.full(4000, 1 / 4000),
+    recalled, agreement = rng.uniform(0, 1, (2, 4000)).astype(np.float32)
+    right = confidences.calibrated_probability(torch.from_numpy(recalled), torch.from_numpy(agreement), CONFIG).numpy()
+    found = calibration.fit(recalled, agreement, right, np.full(4000, 1 / 4000),
                             CalibrationConfig(probability_margin=0.01))
     assert (found.bias, found.recalled_weight, found.agreement_weight) == pytest.approx((0.5, 1.0, 0.5), abs=0.01)
 
@@ -112,20 +112,20 @@ def run(home, source, output, **settings):
 
 def test_training_pictures_are_recalled_and_unrelated_ones_are_not(home):
     predictor = Predictor.load(home / "best.pt", precision="fp32")
-    foreign = np.random.default_rng(0).integers(0, 255, (64, 96, 1)).astype(np.uint8).repeat(3, 2)
+    unrelated = np.random.default_rng(0).integers(0, 255, (64, 96, 1)).astype(np.uint8).repeat(3, 2)
     pictures = [read_image(path) for path in sorted((home / "train").glob("*.png"))]
-    _, known = predictor.colorize_with_confidence([*pictures, foreign])
+    _, confidence = predictor.colorize_with_confidence([*pictures, unrelated])
     grid_size = predictor.config.palette_classifier.input_size // CELL_SIZE // 2
-    assert all(x.shape == (len(pictures) + 1, grid_size, grid_size) for x in known)
-    assert known.recalled[:-1].mean() > 0.95 and known.probability[:-1].mean() > 0.9
-    assert known.recalled[-1].mean() < 0.2 and known.probability[-1].mean() < 0.7
+    assert all(x.shape == (len(pictures) + 1, grid_size, grid_size) for x in confidence)
+    assert confidence.recalled[:-1].mean() > 0.95 and confidence.probability[:-1].mean() > 0.9
+    assert confidence.recalled[-1].mean() < 0.2 and confidence.probability[-1].mean() < 0.7
 
 
 def test_without_a_memory_confidence_is_nan(home):
     for predictor in (Predictor.load(home / "gan" / "best.pt"),
                       Predictor.load(home / "best.pt", color_feature="ground_truth")):
-        _, known = predictor.predict_ab([rgb_to_lab(draw_picture(0))])
-        assert all(x.shape == (1, 1, 1) and np.isnan(x).all() for x in known)
+        _, confidence = predictor.predict_ab([rgb_to_lab(draw_picture(0))])
+        assert all(x.shape == (1, 1, 1) and np.isnan(x).all() for x in confidence)
     for settings in ({"checkpoint": home / "gan" / "best.pt"}, {"color_feature": "ground_truth"}):
         with pytest.raises(UserError, match="--confidence needs the spatial memory"):
             test.main(flags(**{"checkpoint": home / "best.pt", "input": home / "test", "output": home / "no",
@@ -151,12 +151,12 @@ def test_the_calibration_table_and_curve(home, tmp_path, capsys):
 
 
 def test_map_colors_are_mixed_by_confidence():
-    known = Confidence(*(np.array([x], np.float32) for x in ([1, 0, 1, 0.5], [0, 0, 0, 0], [1, 1, 0, 0.5])))
+    confidence = Confidence(*(np.array([x], np.float32) for x in ([1, 0, 1, 0.5], [0, 0, 0, 0], [1, 1, 0, 0.5])))
     blue, green, red = (np.array(color) for color in COLORS.values())
-    assert confidence_map(known).tolist() == [[*(color.tolist() for color in (blue, green, red)),
+    assert confidence_map(confidence).tolist() == [[*(color.tolist() for color in (blue, green, red)),
                                         np.rint(blue / 4 + green / 4 + red / 2).astype(int).tolist()]]
     gray = draw_picture(0)[..., 1]
-    picture = tint_grayscale(gray, confidence_map(known))
+    picture = tint_grayscale(gray, confidence_map(confidence))
     assert picture.shape == (64, 96, 3) and np.abs(picture[:, :8] - 0.45 * gray[:, :8, None] - 0.55 * blue).max() <= 1
     assert np.array_equal(tint_grayscale(gray, np.zeros((0, 0, 3), np.uint8)), gray[..., None].repeat(3, 2))
 
@@ -193,9 +193,9 @@ class Doubter(StubPredictor):
 
     def predict(self, L, palette):
         ab, _ = super().predict(L, palette)
-        sure = np.zeros((len(L), 2, 2), np.float32)
-        sure[..., 0] = 1
-        return ab, Confidence(sure, sure, sure)
+        probability = np.zeros((len(L), 2, 2), np.float32)
+        probability[..., 0] = 1
+        return ab, Confidence(probability, probability, probability)
 
 
 def color(source, output, predictor, **settings):

@@ -166,10 +166,10 @@ def predictor():
     predictor = Predictor(Colorizer(config, None).eval(), torch.device("cpu"), "fp32")
     spatial = predictor.colorizer.spatial
     labs = [resize(rgb_to_lab(draw_frame(1, 12 * i)), 256, 256) for i in range(12)]
-    seen = predictor.extract_features([lab[..., 0] for lab in labs])
-    spatial.fit_projection(seen.cells)
+    features = predictor.extract_features([lab[..., 0] for lab in labs])
+    spatial.fit_projection(features.cells)
     planes = torch.from_numpy(np.stack(labs)).permute(0, 3, 1, 2)
-    spatial.write(torch.arange(12), seen, planes[:, :1] / L_SCALE, planes[:, 1:] / AB_SCALE, torch.arange(12))
+    spatial.write(torch.arange(12), features, planes[:, :1] / L_SCALE, planes[:, 1:] / AB_SCALE, torch.arange(12))
     predictor.colorizer.memory.used[:] = True
     predictor.colorizer.memory.keys[:] = torch.eye(2, 512)
     return predictor
@@ -216,18 +216,18 @@ def test_luma_and_luminance_give_no_sensitivity(predictor, gray):
 
 
 def test_remembered_frames_are_rendered_with_the_sensitivity(predictor):
-    """A remembered frame recorded with another sensitivity is recalled like its luma, and worse without a response."""
-    known, response = draw_frame(1, 48), replace(IDENTITY_RESPONSE, sensitivity=ORTHOCHROMATIC)
+    """A remembered frame recorded with another sensitivity is recalled as well as its luma, if there is a response."""
+    remembered, response = draw_frame(1, 48), replace(IDENTITY_RESPONSE, sensitivity=ORTHOCHROMATIC)
     nothing = Palette(torch.ones(1, 313) / 313, [], [], torch.zeros(512))
 
-    def wrong(L, response):
+    def error(L, response):
         adapted = predictor.with_response(response)
         ab = adapted.predict(resize(L, adapted.side, adapted.side)[None], nothing)[0][0]
-        return np.linalg.norm(ab - resize(rgb_to_lab(known), *ab.shape[:2])[..., 1:], axis=2).mean()
+        return np.linalg.norm(ab - resize(rgb_to_lab(remembered), *ab.shape[:2])[..., 1:], axis=2).mean()
 
-    video = wrong(luma_lightness(known), None)
-    assert wrong(spectral_lightness(known, ORTHOCHROMATIC), response) < 1.1 * video
-    assert wrong(spectral_lightness(known, ORTHOCHROMATIC), None) > 1.3 * video
+    video = error(luma_lightness(remembered), None)
+    assert error(spectral_lightness(remembered, ORTHOCHROMATIC), response) < 1.1 * video
+    assert error(spectral_lightness(remembered, ORTHOCHROMATIC), None) > 1.3 * video
 
 
 def test_luma_lightness_matches_hand_computed_values():
@@ -251,8 +251,8 @@ def test_a_response_is_extrapolated_linearly_and_restored_from_its_state():
 
 
 def test_corrections_of_a_faded_film_are_recalled(predictor):
-    """Corrections with the lightness of the film are encoded anew with its response; those with the lightness of the
-    show stay unchanged."""
+    """Corrections with the lightness of the film are encoded again with its response; corrections with the lightness
+    of the series stay unchanged."""
     lab = FRAMES[0].copy()
     lab[..., 1:] = 40, -30  # a color that the user chose
     over = lab.copy()
@@ -269,7 +269,7 @@ def test_corrections_of_a_faded_film_are_recalled(predictor):
             2.55 * picture[..., 0].mean(), abs=2)  # the original memory is unchanged
 
 
-def test_corrections_with_the_lightness_of_the_film_are_told_from_others(predictor):
+def test_corrections_with_the_lightness_of_the_film_are_distinguished_from_others(predictor):
     lab = FRAMES[0]
     over = lab.copy()
     over[..., 0] = spectral_lightness(lab_to_rgb(lab), ORTHOCHROMATIC)
@@ -277,7 +277,7 @@ def test_corrections_with_the_lightness_of_the_film_are_told_from_others(predict
     corrected.colorizer.load_state_dict(predictor.colorizer.state_dict())
     corrected.add_references([lab_to_rgb(over), lab_to_rgb(lab)], match_references=False)
     response = replace(IDENTITY_RESPONSE, sensitivity=ORTHOCHROMATIC)
-    assert corrected.with_response(response).film_references == {12}  # the other has the lightness of the show
+    assert corrected.with_response(response).film_references == {12}  # the other has the lightness of the series
 
 
 def test_plan_state_keeps_response_and_exposure(predictor, tmp_path):
@@ -289,12 +289,12 @@ def test_plan_state_keeps_response_and_exposure(predictor, tmp_path):
 
 
 def test_response_none_fits_no_response(tmp_path):
-    source, asked = draw_shots(tmp_path / "in.mkv", [(60, 14), (200, 14)]), []
+    source, calls = draw_shots(tmp_path / "in.mkv", [(60, 14), (200, 14)]), []
 
-    class Asked(StubPredictor):
+    class RecordingPredictor(StubPredictor):
         def fit_response(self, lightness):
-            asked.append(len(lightness))
+            calls.append(len(lightness))
 
-    analyze_film(VideoFile(source), Asked(), FilmConfig())
-    analyze_film(VideoFile(source), Asked(), FilmConfig(response="none"))
-    assert asked == [12]
+    analyze_film(VideoFile(source), RecordingPredictor(), FilmConfig())
+    analyze_film(VideoFile(source), RecordingPredictor(), FilmConfig(response="none"))
+    assert calls == [12]

@@ -148,7 +148,7 @@ def test_the_example_selects_the_same_frames_as_the_program(colorizer, folder, e
 
 
 def test_the_example_runs_without_torch(folder, example, tmp_path):
-    """It refuses unreadable pictures and existing output files."""
+    """It reports unreadable pictures and existing output files."""
     run = (f"import runpy, sys; sys.modules.update(dict.fromkeys({EXCLUDED})); "
            "runpy.run_path('color.py', None, '__main__')")
 

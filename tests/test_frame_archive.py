@@ -1,4 +1,4 @@
-"""The memory of a whole show: the archive, retrieval from many frames, deduplication, and merged checkpoints."""
+"""The memory of a whole series: the archive, retrieval from many frames, deduplication, and merged checkpoints."""
 
 import copy
 import shutil
@@ -187,9 +187,9 @@ def find_nearest_slowly(net, embeddings):
     similarity, slots = (similarity + config.reference_margin * preferred).sort(dim=1, descending=True, stable=True)
     found = []
     for scores, order in zip(similarity[:, :config.candidate_frames], slots[:, :config.candidate_frames], strict=True):
-        known, chosen = features[order], []
+        candidates, chosen = features[order], []
         for _ in range(min(config.attended_frames, len(features))):
-            penalty = (known @ known[chosen].T).amax(1).clamp(min=0) if chosen else torch.zeros(len(order))
+            penalty = (candidates @ candidates[chosen].T).amax(1).clamp(min=0) if chosen else torch.zeros(len(order))
             score = scores - config.mmr_diversity * penalty
             score[chosen] = -torch.inf
             chosen.append(int(score.argmax()))
@@ -231,8 +231,8 @@ def test_duplicates_are_dropped():
     noisy = picture + np.random.default_rng(0).integers(-3, 4, picture.shape)
     moved, recolored = np.roll(picture, 3, 1), picture.copy()
     recolored[96:, 96:, 1] += 8
-    shown = [picture, picture, noisy.clip(0, 255).astype(np.uint8), moved, recolored, moved]
-    assert [is_new(each) for each in shown] == [True, False, False, True, True, False]
+    sequence = [picture, picture, noisy.clip(0, 255).astype(np.uint8), moved, recolored, moved]
+    assert [is_new(each) for each in sequence] == [True, False, False, True, True, False]
 
 
 def test_a_held_frame_is_trained_on_but_stored_once(tmp_path, monkeypatch):
@@ -247,7 +247,7 @@ def test_a_held_frame_is_trained_on_but_stored_once(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def merged(home, tmp_path_factory):
-    """A checkpoint merged from large/ and other.pt, which has a common picture, two other ones and a reference."""
+    """A checkpoint merged from large/ and other.pt, which shares a picture and adds two and a reference."""
     folder = tmp_path_factory.mktemp("merged")
     other = Predictor.load(make_checkpoint(folder / "other", (0, 50, 51), 10, seed=1))
     other.add_references([draw_picture(60)], match_references=False)
@@ -270,17 +270,17 @@ def test_a_merged_checkpoint_has_the_frames_of_all(home, merged):
     for name, x in first.colorizer.generator.state_dict().items():
         assert torch.equal(x, both.colorizer.generator.state_dict()[name])
     assert torch.equal(spatial.rows("pictures", [6, 8]), other.colorizer.spatial.rows("pictures", [1, 3]))
-    # The converted keys equal those of the first projection, except for what the second projection lost.
+    # The converted keys equal those of the first projection, except for components that the second one does not keep.
     picture = draw_picture(50)
-    seen, L, ab, _ = first.extractor.encode_reference(rgb_to_lab(picture))
-    true, mapped = first.colorizer.spatial.make_keys(seen.cells, L, ab), spatial.rows("keys", [6]).float()
+    features, L, ab, _ = first.extractor.encode_reference(rgb_to_lab(picture))
+    true, mapped = first.colorizer.spatial.make_keys(features.cells, L, ab), spatial.rows("keys", [6]).float()
     assert (true - mapped).square().sum(2).mean() < 0.05 * true.var(1).sum()
 
 
 def test_a_merged_checkpoint_recalls_frames_of_the_second(merged):
     predictor = Predictor.load(merged / "all" / "best.pt")
-    _, known = predictor.colorize_with_confidence([draw_picture(50)])
-    assert known.recalled.mean() > 0.9
+    _, confidence = predictor.colorize_with_confidence([draw_picture(50)])
+    assert confidence.recalled.mean() > 0.9
     assert predictor.colorize([draw_picture(50)])[0].shape == (64, 96, 3)
 
 

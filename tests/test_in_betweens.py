@@ -1,4 +1,4 @@
-"""Choice of keyframes, and propagation of colors to the frames between them."""
+"""Selection of keyframes, and propagation of colors to in-between frames."""
 
 import cv2
 import numpy as np
@@ -48,14 +48,14 @@ def test_a_frame_with_a_large_new_object_becomes_a_keyframe(size, keyframes):
     assert between(L).keyframes == keyframes
 
 
-def test_a_frame_of_another_exposure_becomes_a_keyframe():
+def test_a_frame_of_different_exposure_becomes_a_keyframe():
     L, _ = film(*[0] * 8)
     L[3] *= 0.6
     assert between(L).keyframes == [2, 3, 6]
 
 
 def test_each_pixel_takes_the_color_of_the_keyframe_that_it_matches():
-    """An object disappears in the middle: its pixels match the first keyframe before, and the second one after that."""
+    """An object disappears after frame 3: its pixels match the first keyframe until then, and the second one later."""
     L, _ = film(*[0] * 8)
     L[:4, 120:136, 120:136] = 100
     some = InBetweens(L, InBetweenConfig(max_mismatch=1))
@@ -74,9 +74,9 @@ def test_a_single_frame_is_a_keyframe():
 def test_confidence_and_embeddings_are_propagated():
     L, _ = film(0, 4, 8, 12)
     some = between(L)
-    known = Confidence(*(resize(drawing(8)[1][..., 0], 64, 64)[None] / 100 + 0.5 for _ in range(3)))
-    found, right = some.propagate_confidence(known), resize(drawing(12)[1][..., 0], 64, 64) / 100 + 0.5
-    assert found.probability.shape == (4, 64, 64) and np.array_equal(found.recalled[2], known.recalled[0])
+    confidence = Confidence(*(resize(drawing(8)[1][..., 0], 64, 64)[None] / 100 + 0.5 for _ in range(3)))
+    found, right = some.propagate_confidence(confidence), resize(drawing(12)[1][..., 0], 64, 64) / 100 + 0.5
+    assert found.probability.shape == (4, 64, 64) and np.array_equal(found.recalled[2], confidence.recalled[0])
     assert np.abs(found.probability[3] - right)[6:-6, 6:-6].max() < 0.05
     assert some.propagate_embeddings(np.array([[7, 8]], np.int16)).tolist() == [[7, 8]] * 4
     assert np.isnan(some.propagate_confidence(Confidence.unknown(1)).probability).all()

@@ -1,4 +1,4 @@
-"""Both memories, tested on worked examples and against slow reference implementations."""
+"""Color memory and spatial memory, tested on worked examples and against slow reference implementations."""
 
 import math
 
@@ -74,7 +74,7 @@ def test_triplet_loss_by_hand():
 
 def test_triplet_loss_with_negative_cosines():
     net = fill(memory(alpha=0.5), [-unit(0), -unit(0, 1)], [feature(0), feature(200)])
-    # Positive cosine -1, negative -0.7071; a masked score of 0 in their place would give another loss.
+    # Positive cosine -1, negative -0.7071; a masked score of 0 instead would give a different loss.
     loss = net.triplet_loss(unit(0)[None], feature(0)[None])
     assert loss.item() == pytest.approx(-(0.5**0.5) + 1 + 0.5, abs=1e-5)
 
@@ -82,20 +82,20 @@ def test_triplet_loss_with_negative_cosines():
 def test_a_query_without_positive_or_negative_does_not_count():
     net = fill(memory(), [unit(0)], [feature(0)])
     query = unit(0)[None].clone().requires_grad_()
-    loss = net.triplet_loss(query, feature(0)[None])  # no negative: the empty slots are none
+    loss = net.triplet_loss(query, feature(0)[None])  # no negative: empty slots do not count
     assert loss.item() == 0
     loss.backward()
     assert (query.grad == 0).all()
     assert net.triplet_loss(unit(0)[None], feature(200)[None]).item() == 0  # no positive
 
 
-def test_the_triplet_loss_looks_among_the_top_k_only():
+def test_the_triplet_loss_uses_only_the_top_k_slots():
     net = fill(memory(top_k=1), [unit(0), unit(0, 1)], [feature(200), feature(0)])
     assert net.triplet_loss(unit(0)[None], feature(0)[None]).item() == 0  # its positive is not among the nearest 1
 
 
-def test_recall_other_never_returns_the_frame_itself():
-    """Slots of cosine 1, 0.6 and 0; noise in [0, 1] lets the last one win at times, the frame's own never."""
+def test_sampling_another_frame_never_returns_the_frame_itself():
+    """Slots of cosine 1, 0.6 and 0; noise in [0, 1] lets the last slot win sometimes, but never the frame itself."""
     torch.manual_seed(0)
     net = fill(MemoryNetwork(8, 4, 3, 0.1, 0.5), [unit(0), 0.6 * unit(0) + 0.8 * unit(1), unit(2)],
                [feature(0), feature(100), feature(200)], ids=[7, 8, 9])
@@ -129,11 +129,11 @@ def test_update_rule_two_fills_empty_slots_then_the_oldest():
     torch.testing.assert_close(net.values[2], feature(200))
 
 
-def test_a_batch_writes_into_different_slots_and_spares_those_just_used():
+def test_a_batch_writes_into_different_slots_and_keeps_slots_it_has_just_used():
     net = fill(memory(slots=3), [unit(0)], [feature(0)], ids=[0], ages=[100])
     queries = torch.stack([unit(0), unit(7), unit(8)])
     net.update(queries, torch.stack([feature(0), feature(100), feature(200)]), torch.tensor([1, 2, 3]))
-    assert net.ids.tolist() == [0, 2, 3]  # slot 0 was the oldest, and one query had just been added to it
+    assert net.ids.tolist() == [0, 2, 3]  # slot 0 was the oldest, but a query of the same batch was added to it
     net = memory(slots=2)
     colors = torch.stack([feature(i * 50) for i in range(5)])
     net.update(torch.stack([unit(i) for i in range(5)]), colors, torch.arange(5))
@@ -199,8 +199,8 @@ def spatial_with(frames, colors):
     net.projection.copy_(torch.eye(80)[:, :64])
     ab = torch.stack([colors[torch.as_tensor(frame).long()].permute(2, 0, 1) for frame in frames])
     slots = torch.arange(len(frames))
-    seen, L = Features(torch.eye(4)[slots], cells_of(*frames)), torch.full((len(frames), 1, 32, 32), 0.5)
-    net.write(slots, seen, L, ab, slots)
+    features, L = Features(torch.eye(4)[slots], cells_of(*frames)), torch.full((len(frames), 1, 32, 32), 0.5)
+    net.write(slots, features, L, ab, slots)
     return net
 
 
@@ -210,9 +210,9 @@ GRAY = torch.zeros(1, 2, 32, 32)
 
 def test_attention_recalls_the_color_of_an_object_that_moved():
     """An object that was on the left gets its color on the right, with high confidence."""
-    seen, now = torch.zeros(32, 32), torch.zeros(32, 32)
-    seen[8:16, 4:10], now[12:20, 22:28] = 1, 1
-    net = spatial_with([seen], COLORS)
+    remembered, now = torch.zeros(32, 32), torch.zeros(32, 32)
+    remembered[8:16, 4:10], now[12:20, 22:28] = 1, 1
+    net = spatial_with([remembered], COLORS)
     hint = attend_to_frames(net, nearest(net, torch.eye(4)[:1]),
                     net.make_keys(cells_of(now), torch.full((1, 1, 64, 64), 0.5), GRAY))
     assert hint.shape == (1, 3, 32, 32)
@@ -297,21 +297,21 @@ def drawing(shift):
 
 
 def test_warped_colors_follow_the_motion():
-    """Colors are exact inside the overlap; other features or another lightness lower the confidence."""
+    """Colors are exact inside the overlap; different features or a different lightness lower the confidence."""
     net, cells = spatial_with([torch.zeros(32, 32)], COLORS), cells_of(torch.zeros(32, 32))
     (L, ab), (L_now, ab_now) = drawing(0), drawing(8)
     net.write(torch.arange(1), Features(torch.eye(4)[:1], cells), L, ab, torch.arange(1))
-    carried = warp_colors(net, nearest(net, torch.eye(4)[:1]), net.make_keys(cells, L_now, GRAY), L_now)
-    assert carried.shape == (1, 3, 192, 192) and carried[:, 2].min() >= 0 and carried[:, 2].max() <= 1
-    inside = carried[..., 24:-24, 24:-24], ab_now[..., 24:-24, 24:-24]
+    warped = warp_colors(net, nearest(net, torch.eye(4)[:1]), net.make_keys(cells, L_now, GRAY), L_now)
+    assert warped.shape == (1, 3, 192, 192) and warped[:, 2].min() >= 0 and warped[:, 2].max() <= 1
+    inside = warped[..., 24:-24, 24:-24], ab_now[..., 24:-24, 24:-24]
     assert ((inside[0][:, :2] - inside[1]).abs().amax(1) < 0.02).float().mean() > 0.95
     assert inside[0][:, 2].mean() > 0.8
     half = torch.zeros(32, 32)
     half[:, 16:] = 1
-    keys = net.make_keys(3**0.5 * cells_of(half), L_now, GRAY)  # a place has three maps of unit length
+    keys = net.make_keys(3**0.5 * cells_of(half), L_now, GRAY)  # a cell has features of three maps, each of unit length
     net.write(torch.arange(1), Features(torch.eye(4)[:1], 3**0.5 * cells), L, ab, torch.arange(1))
-    carried = warp_colors(net, nearest(net, torch.eye(4)[:1]), keys, L_now)
-    assert carried[:, 2, 24:-24, 24:84].mean() > 0.8 and carried[:, 2, :, 105:].max() < 0.5
+    warped = warp_colors(net, nearest(net, torch.eye(4)[:1]), keys, L_now)
+    assert warped[:, 2, 24:-24, 24:84].mean() > 0.8 and warped[:, 2, :, 105:].max() < 0.5
     dark = 0.5 * L_now
     assert warp_colors(net, nearest(net, torch.eye(4)[:1]), net.make_keys(cells, dark, GRAY), dark)[:, 2].mean() < 0.2
 
@@ -324,8 +324,8 @@ def test_colors_are_warped_from_the_frame_that_matches():
     L = L.repeat(2, 1, 1, 1)
     net.write(torch.arange(2), Features(torch.eye(4)[:2], cells), L, both, torch.arange(2))
     keys = net.make_keys(cells, L, torch.zeros(2, 2, 192, 192))
-    carried = warp_colors(net, nearest(net, torch.eye(4)[[2, 2]]), keys, L)
-    assert (carried[:, :2] - both).abs().max() < 0.01 and carried[:, 2].min() > 0.9
+    warped = warp_colors(net, nearest(net, torch.eye(4)[[2, 2]]), keys, L)
+    assert (warped[:, :2] - both).abs().max() < 0.01 and warped[:, 2].min() > 0.9
 
 
 @pytest.mark.parametrize("twin", [0, 1])
@@ -359,7 +359,7 @@ def test_a_pinned_slot_is_preferred_to_a_slightly_more_similar_one():
 def test_a_pinned_slot_is_never_evicted():
     net = fill(memory(slots=2), [unit(0), unit(1)], [feature(0), feature(1)])
     net.pin(unit(2)[None], feature(200)[None])
-    for i in range(5):  # three new colors at once, and two slots to give away
+    for i in range(5):  # three new colors at once for two slots that may be replaced
         net.update(torch.stack([unit(10 + 3 * i + j) for j in range(3)]),
                    torch.stack([feature(20 + 3 * i + j) for j in range(3)]), torch.arange(3) + 100)
         assert torch.equal(net.keys[2], unit(2)) and torch.equal(net.values[2], feature(200))
@@ -367,7 +367,7 @@ def test_a_pinned_slot_is_never_evicted():
 
 
 def test_a_reference_overrides_the_same_training_frame():
-    """The memory has a frame in one color, which the generator also predicts; the reference has another color."""
+    """The memory has a frame in one color, which the generator also predicts; the reference has a different color."""
     net = spatial_with([torch.zeros(32, 32)], COLORS)
     net.config.color_weight = SpatialConfig.color_weight
     L, cells = torch.full((1, 1, 32, 32), 0.5), cells_of(torch.zeros(32, 32))
@@ -376,8 +376,8 @@ def test_a_reference_overrides_the_same_training_frame():
     net.pin(Features(torch.eye(4)[:1], cells), L, right, learned)
     hint = attend_to_frames(net, nearest(net, torch.eye(4)[:1]), net.make_keys(cells, L, learned))
     assert (hint[:, :2] - right).abs().max() < 0.01 and hint[:, 2].min() > 0.9
-    carried = warp_colors(net, nearest(net, torch.eye(4)[:1]), net.make_keys(cells, L, learned), L)
-    assert (carried[:, :2] - COLORS[1][:, None, None]).abs().max() < 0.01 and carried[:, 2].min() > 0.9
+    warped = warp_colors(net, nearest(net, torch.eye(4)[:1]), net.make_keys(cells, L, learned), L)
+    assert (warped[:, :2] - COLORS[1][:, None, None]).abs().max() < 0.01 and warped[:, 2].min() > 0.9
 
 
 @pytest.mark.parametrize("cosine, kind", [(0.96, 1), (0.94, 0)])

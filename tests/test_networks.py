@@ -78,10 +78,10 @@ def test_discriminator_returns_logits():
 
 def test_the_color_feature_affects_adain_but_not_batch_norm():
     L = torch.rand(1, 1, 128, 128)
-    for norm, steered in (("adain", True), ("batch", False)):
+    for norm, affected in (("adain", True), ("batch", False)):
         generator = Generator(norm, width=8).eval()
         red, blue = (generator(L, (feature(place)[None], torch.ones(1))) for place in (300, 10))
-        assert torch.equal(red, blue) != steered
+        assert torch.equal(red, blue) != affected
 
 
 def test_generator_has_seven_down_and_six_up_layers_with_the_documented_widths():
@@ -176,15 +176,15 @@ def test_recalled_colors_shift_cell_means_in_proportion_to_confidence(monkeypatc
     detail of the generator."""
     colorizer = Colorizer(ModelConfig(mem_size=4, top_k=4, width=8, spatial_size=1), None).eval()
     L, conditioning = torch.rand(1, 1, 256, 256), Conditioning(torch.rand(1, 313), torch.ones(1))
-    seen = Features(torch.rand(1, 1280), torch.rand(1, 472, 32, 32))
+    features = Features(torch.rand(1, 1280), torch.rand(1, 472, 32, 32))
     hint = torch.tensor([0.9, -0.3, 0.0]).view(1, 3, 1, 1).repeat(1, 1, 32, 32)
     hint[:, 2, :, 10:20], hint[:, 2, :, 20:] = 0.25, 1
     nothing = torch.zeros(1, 3, 192, 192)
     monkeypatch.setattr("colorizer.colorizer.attend_to_frames", lambda memory, nearest, keys, mask: hint)
-    monkeypatch.setattr("colorizer.colorizer.warp_colors", lambda memory, nearest, keys, L, shown: nothing)
-    plain = colorizer.generator(L, conditioning, seen.cells)
-    ab, known = colorizer(L, conditioning, seen)
-    assert torch.allclose(known.recalled, hint[:, 2]) and known.agreement.max() == 0  # there is no palette classifier
+    monkeypatch.setattr("colorizer.colorizer.warp_colors", lambda memory, nearest, keys, L, picture_of: nothing)
+    plain = colorizer.generator(L, conditioning, features.cells)
+    ab, confidence = colorizer(L, conditioning, features)
+    assert torch.allclose(confidence.recalled, hint[:, 2]) and confidence.agreement.max() == 0  # no palette classifier
     torch.testing.assert_close(ab[..., :72], plain[..., :72])
     pooled, means = (F.adaptive_avg_pool2d(x, 32) for x in (ab, plain))
     expected = means + 0.25 * (hint[:, :2] - means)
@@ -192,20 +192,21 @@ def test_recalled_colors_shift_cell_means_in_proportion_to_confidence(monkeypatc
     torch.testing.assert_close(pooled[..., 22:], hint[:, :2, :, 22:], atol=0.05, rtol=0)
 
 
-def test_warped_colors_replace_all_others_in_proportion_to_confidence(monkeypatch):
+def test_warped_colors_replace_other_colors_in_proportion_to_confidence(monkeypatch):
     """The recalled share combines the confidences of attention and warping."""
     colorizer = Colorizer(ModelConfig(img_size=128, mem_size=4, top_k=4, width=8, spatial_size=1), None).eval()
     hint = torch.tensor([0.9, -0.3, 0.5]).view(1, 3, 1, 1).repeat(1, 1, 32, 32)
-    carried = torch.rand(1, 3, 192, 192) - 0.5
-    carried[:, 2] = 0
-    carried[:, 2, :, 96:] = 1
+    warped = torch.rand(1, 3, 192, 192) - 0.5
+    warped[:, 2] = 0
+    warped[:, 2, :, 96:] = 1
     monkeypatch.setattr("colorizer.colorizer.attend_to_frames", lambda memory, nearest, keys, mask: hint)
-    monkeypatch.setattr("colorizer.colorizer.warp_colors", lambda memory, nearest, keys, L, shown: carried)
-    ab, known = colorizer(torch.rand(1, 1, 192, 192), Conditioning(torch.rand(1, 313), torch.ones(1)),
+    monkeypatch.setattr("colorizer.colorizer.warp_colors", lambda memory, nearest, keys, L, picture_of: warped)
+    ab, confidence = colorizer(torch.rand(1, 1, 192, 192), Conditioning(torch.rand(1, 313), torch.ones(1)),
                           Features(torch.rand(1, 1280), torch.rand(1, 472, 32, 32)))
-    torch.testing.assert_close(ab[..., 96:], carried[:, :2, :, 96:])
-    assert (ab[..., :96] - carried[:, :2, :, :96]).abs().mean() > 0.1
-    assert known.recalled[..., :16].unique().tolist() == [0.5] and known.recalled[..., 16:].unique().tolist() == [1]
+    torch.testing.assert_close(ab[..., 96:], warped[:, :2, :, 96:])
+    assert (ab[..., :96] - warped[:, :2, :, :96]).abs().mean() > 0.1
+    left, right = confidence.recalled[..., :16], confidence.recalled[..., 16:]
+    assert left.unique().tolist() == [0.5] and right.unique().tolist() == [1]
 
 
 def test_conditioning_by_rank_and_by_integrator():
@@ -233,9 +234,9 @@ SHIM = """
 @pytest.mark.parametrize("source, printed", [
     # A matching pair stays unchanged.
     ("answer = 'plain'", "plain False 0"),
-    # A torchvision that registers a function for an undefined operator, as one built for CUDA does.
+    # Like a torchvision built for CUDA, this one registers a function for an undefined operator.
     ("import torchvision.ops\nimport torch\ntorch.library.register_fake('torchvision::nms')(lambda d, s, t: d)\n"
-     "torch.library.register_fake('torchvision::qnms')(lambda d, s, t: d)\nanswer = 'mended'", "mended True 1"),
+     "torch.library.register_fake('torchvision::qnms')(lambda d, s, t: d)\nanswer = 'fixed'", "fixed True 1"),
 ])
 def test_torchvision_imports_with_and_without_the_workaround(tmp_path, source, printed):
     package = tmp_path / "torchvision"

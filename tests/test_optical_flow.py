@@ -29,10 +29,10 @@ def test_relighting_corrects_errors_of_the_flow():
     """A texture of yellow highlights and blue shadows, displaced by half a pixel; and a uniform color."""
     L = cv2.GaussianBlur(np.random.default_rng(0).random((64, 65), np.float32), (0, 0), 1)
     color = np.stack([0 * L, 2 * (L - 0.5)], 2)
-    known, ab, now, right = (L[:, :64] + L[:, 1:]) / 2, (color[:, :64] + color[:, 1:]) / 2, L[:, :64], color[:, :64]
-    assert np.abs(relight(ab, known, now) - right).mean() < 0.3 * np.abs(ab - right).mean()
+    warped_L, ab, now, right = (L[:, :64] + L[:, 1:]) / 2, (color[:, :64] + color[:, 1:]) / 2, L[:, :64], color[:, :64]
+    assert np.abs(relight(ab, warped_L, now) - right).mean() < 0.3 * np.abs(ab - right).mean()
     wall = np.full((64, 64, 2), 0.3, np.float32)
-    np.testing.assert_allclose(relight(wall, known, now), wall, atol=1e-5)
+    np.testing.assert_allclose(relight(wall, warped_L, now), wall, atol=1e-5)
 
 
 def test_upsampled_colors_follow_the_lines_of_the_large_picture():
@@ -63,20 +63,20 @@ def test_occluded_pixels_are_not_visible():
         return picture
 
     flow, first, second = OpticalFlow(), scene(20), scene(30)
-    shown = visible_pixels(flow(first, second), flow(second, first))
-    assert shown[5:25].mean() > 0.95 and shown[35:55, 24:46].mean() > 0.95  # the background; the square itself
-    assert shown[35:55, 52:58].mean() < 0.5  # background that the square covers in the second picture
+    visible = visible_pixels(flow(first, second), flow(second, first))
+    assert visible[5:25].mean() > 0.95 and visible[35:55, 24:46].mean() > 0.95  # the background; the square itself
+    assert visible[35:55, 52:58].mean() < 0.5  # background that the square covers in the second picture
 
 
 @pytest.mark.parametrize("moving", [0, 2])
 def test_the_temporal_filter_damps_flicker_of_moving_colors(moving):
     """The colors of a moving object alternate by +-10 in consecutive frames."""
     y, x = np.indices((96, 96))
-    steady, errors, colors = TemporalFilter(TemporalFilterConfig()), [], []
+    temporal_filter, errors, colors = TemporalFilter(TemporalFilterConfig()), [], []
     for i in range(12):
-        truth = np.where((x - 40 - moving * i < 20)[..., None], [40, 10], [-30, 20]).astype(np.float32)
-        ab = steady(drawing(moving * i - 10) / np.float32(2.55), truth + (-1)**i * np.float32(10))
-        inside = np.abs(ab - truth)[16:-16, 36:-16]
+        expected = np.where((x - 40 - moving * i < 20)[..., None], [40, 10], [-30, 20]).astype(np.float32)
+        ab = temporal_filter(drawing(moving * i - 10) / np.float32(2.55), expected + (-1)**i * np.float32(10))
+        inside = np.abs(ab - expected)[16:-16, 36:-16]
         errors.append(np.median(inside))
         colors.append(ab[20, 60])  # above the object
     assert errors[0] == 10  # the first frame of a shot is not filtered
@@ -84,7 +84,7 @@ def test_the_temporal_filter_damps_flicker_of_moving_colors(moving):
     assert np.abs(np.diff(colors[4:], axis=0)).mean() < 6  # 20 without
 
 
-def test_the_temporal_filter_ignores_pixels_of_another_lightness():
-    steady, ab = TemporalFilter(TemporalFilterConfig()), np.zeros((96, 96, 2), np.float32)
-    steady(np.full((96, 96), 20, np.float32), ab + 50)
-    assert np.abs(steady(np.full((96, 96), 80, np.float32), ab)).max() < 1e-3
+def test_the_temporal_filter_ignores_pixels_of_different_lightness():
+    temporal_filter, ab = TemporalFilter(TemporalFilterConfig()), np.zeros((96, 96, 2), np.float32)
+    temporal_filter(np.full((96, 96), 20, np.float32), ab + 50)
+    assert np.abs(temporal_filter(np.full((96, 96), 80, np.float32), ab)).max() < 1e-3

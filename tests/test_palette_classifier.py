@@ -19,7 +19,7 @@ from dataset import AB_SCALE, ColorizationDataset, rgb_to_lab
 from fileio.images import write_image
 from training.preparation import build_model_config, classify_pictures, train_palette_classifier
 
-CHANNELS = (2,)  # of the single map of a backbone; with those of the lightness, cells have 12 features
+CHANNELS = (2,)  # of the only backbone map; cells have 12 features: these and 10 of the lightness
 RED, CREAM, TEAL = (60.0, 45.0), (5.0, 20.0), (-40.0, -8.0)
 
 
@@ -32,8 +32,8 @@ def classifier_with(*colors, **settings):
 
 
 def clouds(count=2000, seed=0):
-    """Return features (P, 12) of cells, their ab (P, 2) and class (P,), for three colors. Two channels separate the
-    classes; the others are noise, one much stronger than all others."""
+    """Return features (T, 12) of cells, their ab (T, 2) and class (T,), for three colors. Two channels separate the
+    classes; the other channels are noise, which is much stronger in one of them."""
     rng = np.random.default_rng(seed)
     kind = rng.integers(0, 3, count)
     features = rng.normal(size=(count, 12)) * [0.1, 0.1, 5, 0.3, 0.1, *[0.2] * 7]
@@ -44,7 +44,7 @@ def clouds(count=2000, seed=0):
     return torch.from_numpy(features).float(), torch.from_numpy(ab).float(), kind
 
 
-def test_the_palette_has_the_colors_of_the_show():
+def test_the_palette_has_the_colors_of_the_series():
     features, ab, _ = clouds()
     classifier = PaletteClassifier(CHANNELS, PaletteClassifierConfig(palette_size=5, discriminant_axes=2))
     classifier.fit(features, ab)
@@ -97,7 +97,7 @@ def test_cell_features_equal_a_direct_computation():
 
 
 def test_logits_of_all_cells_equal_those_of_single_cells(monkeypatch):
-    """Projecting the maps before enlarging them gives the same result. Each cell is a region of its own."""
+    """Projecting the maps before enlarging them gives the same result. Each cell is its own region."""
     torch.manual_seed(0)
     classifier = PaletteClassifier((3, 4), PaletteClassifierConfig(input_size=64, palette_size=5, discriminant_axes=4))
     for weights in (classifier.mean, classifier.projection):
@@ -113,12 +113,12 @@ def test_logits_of_all_cells_equal_those_of_single_cells(monkeypatch):
 
 
 def test_class_probabilities_are_pooled_over_regions():
-    """In a dark disc on a light background, the cells that are clearly red decide for those that could be teal; the
-    background keeps its own color."""
+    """In a dark disc on a light background, clearly red cells determine those that could also be teal; the
+    background keeps its color."""
     y, x = np.indices((32, 32))
     far = torch.from_numpy(np.hypot(y - 16, x - 16))
     region, = classifier_with(RED, CREAM, TEAL).find_regions(torch.where(far < 10, 0.2, 0.9)[None].float())
-    disc, ground = (far < 8).flatten(), (far > 12).flatten()  # the edge may be a region of its own
+    disc, ground = (far < 8).flatten(), (far > 12).flatten()  # the edge may be a third region
     assert [region[part].unique().numel() for part in (disc, ground, disc | ground)] == [1, 1, 2]
     chances = torch.tensor([0.02, 0.96, 0.02]).repeat(1024, 1)
     chances[disc] = torch.tensor([0.9, 0.05, 0.05])
@@ -208,7 +208,7 @@ def predictor():
 
 
 def test_only_keyframes_are_classified(predictor, monkeypatch):
-    """All frames of a held frame get the colors that a single one gets."""
+    """All repetitions of a held frame get the colors of a single frame."""
     L = rgb_to_lab(draw_picture(1, (512, 512)))[..., 0]
     counts, classify = [], FeatureExtractor.classify
     monkeypatch.setattr(FeatureExtractor, "classify", lambda self, lightness: (
@@ -221,7 +221,7 @@ def test_only_keyframes_are_classified(predictor, monkeypatch):
 
 
 def test_the_classifier_is_only_used_with_the_memory(predictor):
-    """A given palette must not be overridden by the colors of the show."""
+    """A given palette must not be overridden by the colors of the series."""
     lab = rgb_to_lab(draw_picture(1, (128, 128)))
     own = Predictor(predictor.colorizer, torch.device("cpu"), "fp32", source="ground_truth")
     palette = predictor.colorizer.palette_classifier.palette.clone()
@@ -232,25 +232,25 @@ def test_the_classifier_is_only_used_with_the_memory(predictor):
     assert np.array_equal(before, after) and np.abs(changed - predictor.predict_ab([lab])[0]).max() > 5
 
 
-def test_a_trained_classifier_recognizes_new_frames_of_its_show(tmp_path):
-    """It is trained on pictures of red discs and blue squares and tested on another one."""
+def test_a_trained_classifier_recognizes_new_frames_of_its_series(tmp_path):
+    """It is trained on pictures of red discs and blue squares and tested on a new one."""
     for number in range(9):
         write_image(tmp_path / f"drawn_{number}.png", draw_picture(number))
     data = ColorizationDataset(sorted(tmp_path.iterdir()), 128)
-    known = ColorizationDataset(sorted(tmp_path.iterdir())[:8], 128)
+    training_data = ColorizationDataset(sorted(tmp_path.iterdir())[:8], 128)
     torch.manual_seed(0)
     classifier = PaletteClassifierConfig(input_size=512, training_views=16, training_steps=150)
     config = TrainConfig(width=4, img_size=128, palette_classifier=classifier)
     colorizer = Colorizer(build_model_config(config, 8), None)
-    train_palette_classifier(known, colorizer, nullcontext, 0, DegradationConfig())
+    train_palette_classifier(training_data, colorizer, nullcontext, 0, DegradationConfig())
     logits = classify_pictures(data, [8], colorizer, nullcontext).float()
     assert logits.shape == (1, 48, 128, 128)
     colors = colorizer.palette_classifier.palette[logits[0].argmax(0)]
-    truth = cv2.resize(rgb_to_lab(draw_picture(8)), (128, 128), interpolation=cv2.INTER_AREA)
-    truth = torch.from_numpy(truth[..., 1:])
-    assert ((colors - truth).norm(dim=2) < 15).float().mean() > 0.9
-    square = truth[..., 1] < -40
-    assert square.sum() > 80 and ((colors - truth).norm(dim=2)[square] < 30).float().mean() > 0.7
+    ground_truth = cv2.resize(rgb_to_lab(draw_picture(8)), (128, 128), interpolation=cv2.INTER_AREA)
+    ground_truth = torch.from_numpy(ground_truth[..., 1:])
+    assert ((colors - ground_truth).norm(dim=2) < 15).float().mean() > 0.9
+    square = ground_truth[..., 1] < -40
+    assert square.sum() > 80 and ((colors - ground_truth).norm(dim=2)[square] < 30).float().mean() > 0.7
 
 
 @pytest.mark.parametrize("settings, message", [

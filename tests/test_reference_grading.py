@@ -1,4 +1,4 @@
-"""Grading of references: another source gets the colors of the show, and corrections of the user keep theirs."""
+"""Grading of references: pictures from a different source are graded, and corrections of the user are not."""
 
 from dataclasses import asdict, dataclass
 
@@ -22,11 +22,11 @@ from fileio.checkpoints import save_checkpoint
 from fileio.images import write_image
 from test import coloring_facts
 
-KNOWN = (8, 76, 216, 330)  # remembered frames of the drawn episode 1, from four shots
+REMEMBERED = (8, 76, 216, 330)  # remembered frames of the drawn episode 1, from four shots
 
 
 def crop(picture):
-    """Crop RGB uint8 (H, W, 3) by 4 % at each side. Returns (360, 480, 3)."""
+    """Crop RGB uint8 (H, W, 3) by 4 % at each side. Return (360, 480, 3)."""
     height, width, _ = picture.shape
     y, x = round(0.04 * height), round(0.04 * width)
     return resize(picture[y:-y, x:-x], 360, 480)
@@ -34,7 +34,7 @@ def crop(picture):
 
 @dataclass
 class Source:
-    """Another source of the show: cropped, with other colors and luma, a logo, and JPEG compression."""
+    """A different source of the series: cropped, with other colors and luma, a logo, and JPEG compression."""
 
     grade: Grade
     gamma: float = 1.0
@@ -53,19 +53,20 @@ FADED = Source(Grade(0.5, 0, (0, 0)), gamma=1.3)
 
 
 @pytest.fixture(scope="module")
-def show(tmp_path_factory):
-    """An untrained checkpoint with the frames KNOWN in its memories."""
-    colorizer = Colorizer(ModelConfig(img_size=128, width=4, mem_size=len(KNOWN), spatial_size=len(KNOWN)), None).eval()
-    labs = [rgb_to_lab(draw_frame(1, frame)) for frame in KNOWN]
-    ids, cpu = torch.arange(len(KNOWN)), torch.device("cpu")
+def checkpoint(tmp_path_factory):
+    """An untrained checkpoint with the frames REMEMBERED in its memories."""
+    count = len(REMEMBERED)
+    colorizer = Colorizer(ModelConfig(img_size=128, width=4, mem_size=count, spatial_size=count), None).eval()
+    labs = [rgb_to_lab(draw_frame(1, frame)) for frame in REMEMBERED]
+    ids, cpu = torch.arange(count), torch.device("cpu")
     with torch.no_grad():
-        seen = extract_features(colorizer.backbone, [lab[..., 0] for lab in labs], cpu, "fp32")
+        features = extract_features(colorizer.backbone, [lab[..., 0] for lab in labs], cpu, "fp32")
         L, ab = map(torch.cat, zip(*(lab_to_tensors(resize(lab, 192, 192)) for lab in labs), strict=True))
-        colorizer.spatial.fit_projection(seen.cells)
-        colorizer.spatial.write(ids, seen, L, ab, ids)
-        features = torch.stack([torch.from_numpy(color_feature(lab[::8, ::8, 1:])) for lab in labs])
-        colorizer.memory.update(colorizer.memory.query(seen.embedding), features, ids)
-    path = tmp_path_factory.mktemp("show") / "best.pt"
+        colorizer.spatial.fit_projection(features.cells)
+        colorizer.spatial.write(ids, features, L, ab, ids)
+        color_features = torch.stack([torch.from_numpy(color_feature(lab[::8, ::8, 1:])) for lab in labs])
+        colorizer.memory.update(colorizer.memory.query(features.embedding), color_features, ids)
+    path = tmp_path_factory.mktemp("series") / "best.pt"
     save_checkpoint(path, {"colorizer": colorizer.state_dict(), "model_config": asdict(colorizer.config),
                            "frames": {frame: str(frame) for frame in ids.tolist()}})
     return path
@@ -73,14 +74,14 @@ def show(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def others():
-    """Another frame of each shot of KNOWN."""
-    return [draw_frame(1, frame + 6) for frame in KNOWN]
+    """Another frame of each shot of REMEMBERED."""
+    return [draw_frame(1, frame + 6) for frame in REMEMBERED]
 
 
 @pytest.fixture(scope="module")
-def find(show):
-    """``fit_grade`` with the memory and backbone of the show."""
-    predictor = Predictor.load(show, precision="fp32")
+def find(checkpoint):
+    """``fit_grade`` with the memory and backbone of the checkpoint."""
+    predictor = Predictor.load(checkpoint, precision="fp32")
 
     @torch.inference_mode()
     def find(pictures):
@@ -107,34 +108,35 @@ def test_a_grade_is_restored_from_its_matrix():
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_the_grade_of_another_source_is_found(find, others, count):
-    """Saturation and hue are fitted from one or two pictures, and the result has the colors of the show."""
+def test_the_grade_of_a_different_source_is_found(find, others, count):
+    """Saturation and hue are fitted from one or two pictures, and the graded pictures have the colors of the series."""
     grade = find([VIVID(picture) for picture in others[:count]])
     assert 1 / grade.gain == pytest.approx(1.3, rel=0.06) and grade.hue_rotation == pytest.approx(-6, abs=2.5)
     assert np.hypot(*grade.shift) < 3
     lab = rgb_to_lab(others[0])
-    own, mended = (distance(change(others[0]), lab) for change in (VIVID.grade, lambda p: grade(VIVID.grade(p))))
-    assert mended < own / 3
+    before, after = (distance(change(others[0]), lab) for change in (VIVID.grade, lambda p: grade(VIVID.grade(p))))
+    assert after < before / 3
 
 
 def distance(picture, lab):
     return color_differences(rgb_to_lab(picture), lab).mean()
 
 
-def test_the_tone_curve_of_another_source_is_found(find, others):
-    """The lightness of a faded source also comes nearer to that of the show."""
+def test_the_tone_curve_of_a_different_source_is_found(find, others):
+    """The lightness of a faded source also gets nearer to that of the series."""
     faded = [FADED(picture) for picture in others[:2]]
     grade = find(faded)
     assert 1 / grade.gain == pytest.approx(0.5, abs=0.08) and "contrast" in str(grade)
-    truth = rgb_to_lab(crop(others[0]))[..., 0]
-    own, mended = (np.abs(rgb_to_lab(picture)[..., 0] - truth).mean() for picture in (faded[0], grade(faded[0])))
-    assert mended < own / 2
+    ground_truth = rgb_to_lab(crop(others[0]))[..., 0]
+    before, after = (np.abs(rgb_to_lab(picture)[..., 0] - ground_truth).mean()
+                     for picture in (faded[0], grade(faded[0])))
+    assert after < before / 2
 
 
 def repainted(monkeypatch, gray=None):
     """Return frames like ``others`` with the red cat in teal, and the lightness mapped by a FilmResponse."""
     monkeypatch.setitem(PALETTE, "ruby", PALETTE["tilo"])
-    labs = [rgb_to_lab(draw_frame(1, frame + 6)) for frame in KNOWN]
+    labs = [rgb_to_lab(draw_frame(1, frame + 6)) for frame in REMEMBERED]
     for lab in labs if gray else []:
         lab[..., 0] = gray(lab[..., 0])
     return [lab_to_rgb(lab) for lab in labs]
@@ -148,27 +150,28 @@ def test_corrections_keep_their_colors(find, monkeypatch, gray):
 
 @pytest.mark.parametrize("change", [
     lambda picture: picture, Grade(0.2, 0, (0, 0)), Grade(1, 120, (0, 0)), lambda picture: data.coffee(),
-], ids=["the show", "nearly gray", "other hues", "a photo"])
-def test_frames_of_the_show_strong_changes_and_unrelated_pictures_get_no_grade(find, others, change):
+], ids=["the series", "nearly gray", "other hues", "a photo"])
+def test_frames_of_the_series_strong_changes_and_unrelated_pictures_get_no_grade(find, others, change):
     assert find([change(picture) for picture in others[:2]]) is None
 
 
-def test_graded_references_are_stored_in_the_memory(show, others, tmp_path, capsys):
+def test_graded_references_are_stored_in_the_memory(checkpoint, others, tmp_path, capsys):
     """One warning is printed, and the checkpoint keeps the graded colors; without matching, the identity differs."""
     vivid = [VIVID(picture) for picture in others[:2]]
     for index, picture in enumerate(vivid):
         write_image(tmp_path / "references" / f"{index}.png", picture)
-    asked = {"references": tmp_path / "references", "precision": "fp32"}
-    plain = Predictor.load(show, match_references=False, **asked)
+    settings = {"references": tmp_path / "references", "precision": "fp32"}
+    plain = Predictor.load(checkpoint, match_references=False, **settings)
     assert plain.grade is None and capsys.readouterr().err == ""
-    matched = Predictor.load(show, save_checkpoint=tmp_path / "kept.pt", **asked)
+    matched = Predictor.load(checkpoint, save_checkpoint=tmp_path / "kept.pt", **settings)
     line, = capsys.readouterr().err.splitlines()
-    assert f"the references differ from the show ({matched.grade})" in line and "pass --match_references False" in line
+    assert f"the references differ from the series ({matched.grade})" in line and "--match_references False" in line
     assert plain.identity != matched.identity
     assert "references" not in coloring_facts(plain, ColorConfig())
     assert coloring_facts(matched, ColorConfig())["references"].startswith(str(matched.grade))
-    kept = Predictor.load(tmp_path / "kept.pt")
-    for predictor, expected in ((plain, vivid[1]), (matched, matched.grade(vivid[1])), (kept, matched.grade(vivid[1]))):
+    restored = Predictor.load(tmp_path / "kept.pt")
+    graded = matched.grade(vivid[1])
+    for predictor, expected in ((plain, vivid[1]), (matched, graded), (restored, graded)):
         codes = predictor.colorizer.spatial.pictures[-1].float().permute(2, 0, 1)[None]
         found = tensors_to_lab(*decode_lab8(codes))[0]
         assert np.abs(found - resize(rgb_to_lab(expected), *found.shape[:2])).mean() < 0.5
