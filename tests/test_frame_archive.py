@@ -109,7 +109,7 @@ def test_saving_references_copies_the_archive(large, tmp_path):
     assert all(map(np.array_equal, again.colorize(PICTURES), predictor.colorize(PICTURES)))
     (tmp_path / "project").mkdir()
     project = Project(tmp_path / "project")
-    project.take_checkpoint(path / "best.pt")
+    project.add_checkpoint(path / "best.pt")
     assert Predictor.load(project.checkpoint).colorizer.spatial.digests()[:3] == again.colorizer.spatial.digests()[:3]
 
 
