@@ -49,9 +49,9 @@ class SpatialConfig:
     """Constants of the spatial memory (``colorizer/memory``), which are saved in each checkpoint."""
 
     # Storage
-    grid: int = 32  # cells along a side of a picture; larger: finer colors, quadratic cost; 32 as in the backbone
+    grid: int = 32  # cells along a side of a picture; larger: finer colors, quadratic cost; the backbone has 32
     key_dim: int = 64  # PCA components of the features in a key; larger: more precise matching, larger files
-    pca_pictures: int = 128  # maximum number of evenly spaced training pictures that the PCA is fitted to
+    pca_pictures: int = 128  # maximum number of training pictures that the PCA is fitted to; larger: slower start
     picture_size: int = 192  # pixels along a side of the stored pictures; larger: sharper warped colors, slower
     max_frames: int = 50_000  # maximum number of remembered frames; a larger training set is sampled evenly
     max_inline_frames: int = 4096  # more frames are stored in an archive next to the checkpoint; 258 kB per frame
@@ -64,9 +64,9 @@ class SpatialConfig:
 
     # Retrieval and attention
     attended_frames: int = 8  # frames whose cells are attended to; larger: more candidate colors, slower
-    candidate_frames: int = 64  # most similar frames that the attended frames are selected from
+    candidate_frames: int = 64  # most similar frames that these are selected from; larger: more diverse, slower
     mmr_diversity: float = 0.5  # penalty for similarity to frames already selected; larger: more diverse
-    reference_margin: float = 0.05  # a reference is preferred if no frame is more similar by more than this (cosine)
+    reference_margin: float = 0.05  # references are preferred to frames more similar by up to this (cosine similarity)
     reference_bias: float = 0.5  # subtracted from squared key distances to preferred references; larger: more weight
     inverse_temperature: float = 30.0  # of the softmax over attended cells; larger: only the nearest cells count
     disagreement_scale: float = 0.02  # variance of ab / 110 that divides the confidence by e; larger: higher confidence
@@ -74,7 +74,7 @@ class SpatialConfig:
     # Warping
     warped_frames: int = 2  # frames whose colors are warped; larger: more candidate colors, slower
     feature_weight: float = 0.27  # of the squared key distance in the matching cost; larger: lower confidence
-    photometric_weight: float = 100.0  # of the squared difference of L (in [0, 1]) in the matching cost; likewise
+    photometric_weight: float = 100.0  # of the squared difference of L (in [0, 1]) in that cost; larger: the same
     cost_inverse_temperature: float = 15.0  # of the softmax over warped frames; larger: only the best frame counts
     cost_clamp: float = 1.3  # maximum contribution of a pixel to the mean cost; larger: outliers reduce confidence more
     skip_attention_above: float = 0.95  # warp confidence above which a cell skips the attention; larger: slower
@@ -98,7 +98,7 @@ class PaletteClassifierConfig:
     temperature: float = 0.4  # of the annealed mean; 0 selects the most probable color, 1 averages by probability
     training_views: int = 256  # minimum number of training views; the maximum is 4 times this
     views_per_picture: int = 16  # maximum number of views of one picture; takes precedence over training_views
-    training_steps: int = 1000  # optimizer steps of the MLP
+    training_steps: int = 1000  # optimizer steps of the MLP; larger: closer fit, slower
     training_cell_step: int = 16  # one in this many cells of a view is a training sample; larger: faster
 
 
@@ -135,7 +135,7 @@ class TrainingConstants:
 
     chroma_weight: float = 2.0  # a pixel of chroma 110 has 1 + chroma_weight times the weight of a gray one in the loss
     ema_decay: float = 0.995  # decay per step of the moving average of the generator; larger: smoother, slower
-    max_zoom: float = 2.0  # maximum zoom of a training view
+    max_zoom: float = 2.0  # maximum zoom factor of a training view; larger: more varied sizes
     fade_probability: float = 0.15  # probability that a view is darkened as in a fade
     min_exposure: float = 0.3  # a darkened view keeps at least min_exposure^3 of its light; larger: weaker fades
     paste_probability: float = 0.5  # probability that a part of another view is pasted into a view

@@ -28,7 +28,7 @@ from training import learner
 from utils import run_cli
 
 EPOCHS = 3
-TIMEOUT = 300  # seconds after which a training is killed
+TIMEOUT = 300  # seconds after which a training run is killed
 SIGNALS = {"kill -9": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}
 CRITICAL_POINTS = {  # {name: (module or class, function, number of the call at which the run is killed)}
     "prepare": (train, "train_palette_classifier", 1),
@@ -53,7 +53,7 @@ def die_at(owner, name, call):
 
 
 def start(data_path, save_path, environment=None, point=None, **settings):
-    """Fork a small training that writes last.pt after each step and resumes if there is one.
+    """Fork a small training run that writes last.pt after each step and resumes if there is one.
 
     It is killed at ``point``, the arguments of ``die_at``. Returns the process id and the read end of a pipe that
     receives a byte per step.
@@ -89,8 +89,7 @@ def start(data_path, save_path, environment=None, point=None, **settings):
 
 
 def finish(process, pipe):
-    """Wait for a training, at most TIMEOUT seconds. Returns its exit code, as subprocess does, and its number of steps.
-    """
+    """Wait at most TIMEOUT seconds for a training run. Returns its exit code, as in subprocess, and number of steps."""
     deadline, steps = time.monotonic() + TIMEOUT, 0
     while not (ended := os.waitpid(process, os.WNOHANG))[0]:
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""Tests of the sample film: the committed files show the drawn frames and have the expected cuts."""
+"""Tests of the sample films: the committed files contain the drawn frames and have the expected cuts."""
 
 from collections import Counter
 from functools import cache

@@ -1,4 +1,4 @@
-"""The effect of work by hand, with a predictor that copies the color of the reference of the same lightness."""
+"""The effort benchmark, with a predictor that copies the color of the reference of the same lightness."""
 
 import av
 import cv2
@@ -99,31 +99,31 @@ def test_an_unsuitable_ground_truth_is_an_error(film, tmp_path):
 
 def draw_discs():
     """Return a frame with desaturated discs, and its ground truth: a red and a green disc with outlines on blue."""
-    truth = np.full((120, 200, 3), (90, 140, 200), np.uint8)
+    ground_truth = np.full((120, 200, 3), (90, 140, 200), np.uint8)
     for x, color in ((55, (210, 60, 60)), (145, (60, 160, 80))):
-        cv2.circle(truth, (x, 60), 30, color, -1)
-        cv2.circle(truth, (x, 60), 30, (20, 20, 20), 3)
-    lab = rgb_to_lab(truth)
+        cv2.circle(ground_truth, (x, 60), 30, color, -1)
+        cv2.circle(ground_truth, (x, 60), 30, (20, 20, 20), 3)
+    lab = rgb_to_lab(ground_truth)
     lab[:, 20:180, 1:] *= 0.1
-    lab[:20, :, 1:], lab[:, :20, 1:] = rgb_to_lab(truth)[:20, :, 1:], rgb_to_lab(truth)[:, :20, 1:]
-    return lab_to_rgb(lab), truth
+    lab[:20, :, 1:], lab[:, :20, 1:] = rgb_to_lab(ground_truth)[:20, :, 1:], rgb_to_lab(ground_truth)[:, :20, 1:]
+    return lab_to_rgb(lab), ground_truth
 
 
 def test_clicks_correct_each_wrong_region():
-    result, truth = draw_discs()
-    picture, clicks = correct_by_clicks(result, truth, 20)
-    interior = np.zeros(truth.shape[:2], np.uint8)
+    result, ground_truth = draw_discs()
+    picture, clicks = correct_by_clicks(result, ground_truth, 20)
+    interior = np.zeros(ground_truth.shape[:2], np.uint8)
     for x in (55, 145):
         cv2.circle(interior, (x, 60), 26, 1, -1)
-    errors = color_differences(rgb_to_lab(picture), rgb_to_lab(truth))
+    errors = color_differences(rgb_to_lab(picture), rgb_to_lab(ground_truth))
     assert 3 <= clicks <= 8 and errors[interior > 0].mean() < 2
     assert (errors > 6).mean() < 0.05  # the outlines
 
 
 def test_a_correct_frame_takes_no_clicks_and_their_number_is_limited():
-    result, truth = draw_discs()
-    assert correct_by_clicks(truth, truth, 20)[1] == 0
-    assert correct_by_clicks(result, truth, 1)[1] == 1
+    result, ground_truth = draw_discs()
+    assert correct_by_clicks(ground_truth, ground_truth, 20)[1] == 0
+    assert correct_by_clicks(result, ground_truth, 1)[1] == 1
 
 
 def test_references_can_be_corrected_by_clicks(film):

@@ -32,9 +32,9 @@ def pooled(maps):
     return np.array(rows)
 
 
-def slow(content, rgb, truth):
+def slow(content, rgb, ground_truth):
     """Compute formula (2) of arXiv 1801.03924 channel by channel."""
-    total, pair = 0.0, [np.float64(x) / 127.5 - 1 for x in (rgb, truth)]
+    total, pair = 0.0, [np.float64(x) / 127.5 - 1 for x in (rgb, ground_truth)]
     pair = [(x - [-0.030, -0.088, -0.188]) / [0.458, 0.448, 0.450] for x in pair]
     for i, (stride, pad) in enumerate(zip(STRIDES, PADS, strict=True)):
         kernel, bias = content["AlexNet_0"][f"Conv_{i}"].values()
@@ -51,10 +51,10 @@ def slow(content, rgb, truth):
 
 def test_lpips_equals_the_published_formula(weights):
     content, path = weights
-    rgb, truth = np.random.default_rng(1).integers(0, 256, (2, 47, 61, 3), np.uint8)
+    rgb, ground_truth = np.random.default_rng(1).integers(0, 256, (2, 47, 61, 3), np.uint8)
     measure = LPIPS(path)
-    assert measure(rgb, truth) == pytest.approx(slow(content, rgb, truth), rel=1e-4)
-    assert measure(rgb, rgb) == 0 and measure(rgb, truth) == pytest.approx(measure(truth, rgb))
+    assert measure(rgb, ground_truth) == pytest.approx(slow(content, rgb, ground_truth), rel=1e-4)
+    assert measure(rgb, rgb) == 0 and measure(rgb, ground_truth) == pytest.approx(measure(ground_truth, rgb))
 
 
 class Evil:

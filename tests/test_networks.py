@@ -1,4 +1,4 @@
-"""Layers, compared with direct formulas, backbones, the Colorizer and the torchvision workaround."""
+"""Tests of layers against direct formulas, of backbones, the Colorizer and the torchvision workaround."""
 
 import subprocess
 import sys

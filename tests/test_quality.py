@@ -1,4 +1,4 @@
-"""The comparison of methods: protocols, rows without training computed by hand, and a run of every row."""
+"""Tests of the quality benchmark: protocols, untrained methods computed by hand, and a run of all methods."""
 
 import csv
 import json
@@ -122,7 +122,7 @@ def test_a_run_of_every_row(film, tmp_path, capsys, small_networks):
     assert values["gray"]["train_seconds"] == 0 != values["gan"]["train_seconds"] != values["full"]["train_seconds"]
     printed = capsys.readouterr().out
     assert all(title in printed for title, _ in ROWS.values()) and "unseen shots" in printed
-    assert "epoch" not in printed  # the output of the trainings is on stderr
+    assert "epoch" not in printed  # the output of the training runs is on stderr
     with pytest.raises(UserError, match="exists already"):
         main(argv)
 

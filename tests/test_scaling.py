@@ -1,4 +1,4 @@
-"""The benchmark of scaling runs, and measures what it documents."""
+"""Tests of the scaling benchmark: each part runs and prints its measurements."""
 
 from functools import partial
 
@@ -53,7 +53,7 @@ def test_a_scaled_film_has_the_requested_size_and_depth(film, tmp_path):
 
 
 def test_remembered_frames_are_measured(film, tmp_path, monkeypatch, capsys):
-    """The frames of the larger memory are in a file."""
+    """The frames of the larger memory are stored in an archive."""
     monkeypatch.setattr(scaling, "PICTURES", 4)
     monkeypatch.setattr(scaling, "TrainConfig", partial(
         TrainConfig, width=4, palette_classifier=PaletteClassifierConfig(input_size=128),

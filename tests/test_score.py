@@ -1,4 +1,4 @@
-"""The scorer of the benchmark with scores computed by hand, the baselines and the degraded films."""
+"""Tests of the scoring benchmark against scores computed by hand, of the baselines and of the degraded films."""
 
 import math
 import shutil
@@ -154,7 +154,7 @@ def test_an_unsuitable_ground_truth_is_an_error(tmp_path):
             main([str(paths[0]), "--ground_truth", str(paths[1])])
     with pytest.raises(UserError, match="at least 1, got .0."):
         main([str(color), "--ground_truth", str(color), "--every", "0"])
-    for size in ((48, 64), (HEIGHT, WIDTH)):  # another size, and another length
+    for size in ((48, 64), (HEIGHT, WIDTH)):  # a different size, and a different length
         folder = write(tmp_path / f"{size[0]}", [flat(RED, size)])
         with pytest.raises(UserError, match="does not have the size and length of episode 2"):
             main([str(folder), "--ground_truth", str(folder), "--episode", "2"])

@@ -1,4 +1,4 @@
-"""The reference of the speed benchmark computes the same functions as the program, and the benchmark runs."""
+"""Tests of the speed benchmark: its reference gives the same results as the program, and the benchmark runs."""
 
 import json
 from collections import defaultdict
@@ -34,7 +34,7 @@ def test_the_embeddings_and_batches_are_equal(tmp_path):
     for i in range(2):
         item = data[i]
         assert set(item) == {*batch, "index"} and item["image_id"] == batch["image_id"][i]
-        for name, tolerance in (("L", 0.003), ("ab", 0.005), ("gray", 0.02)):  # ours are of 8 bits
+        for name, tolerance in (("L", 0.003), ("ab", 0.005), ("gray", 0.02)):  # ours have 8 bits
             torch.testing.assert_close(item[name], batch[name][i], atol=tolerance, rtol=0)
         assert (item["color_feature"] - batch["color_feature"][i]).abs().sum() < 1e-3
     ours = Backbone()(batch["gray"])[0]
@@ -55,7 +55,7 @@ def test_the_training_steps_are_equal(tmp_path):
     plain.memory.load_state_dict(ours.colorizer.memory.state_dict())
 
     paths = sorted(folder.iterdir())
-    for chosen in ([0, 1, 2], [3, 4, 1]):  # only a filled memory has a triplet loss
+    for chosen in ([0, 1, 2], [3, 4, 1]):  # the triplet loss needs a filled memory
         batch = reference.read_batch([paths[i] for i in chosen], chosen, 128)
         features = ours.colorizer.backbone(batch["gray"])[0]
         its = plain.step(batch)
