@@ -73,8 +73,8 @@ class SpatialConfig:
 
     # Warping
     warped_frames: int = 2  # frames whose colors are warped; larger: more candidate colors, slower
-    feature_weight: float = 0.27  # of the squared key distance in the matching cost; larger: lower confidence
-    photometric_weight: float = 100.0  # of the squared difference of L (in [0, 1]) in that cost; larger: the same
+    feature_weight: float = 0.27  # weight of the squared key distance in the matching cost; larger: lower confidence
+    photometric_weight: float = 100.0  # weight of squared L differences (L in [0, 1]) in it; larger: lower confidence
     cost_inverse_temperature: float = 15.0  # of the softmax over warped frames; larger: only the best frame counts
     cost_clamp: float = 1.3  # maximum contribution of a pixel to the mean cost; larger: outliers reduce confidence more
     skip_attention_above: float = 0.95  # warp confidence above which a cell skips the attention; larger: slower
