@@ -1,4 +1,4 @@
-"""Dataclasses with the settings of all scripts and the constants of the method, which are saved in each checkpoint.
+"""Dataclasses with the settings of all scripts and the constants of the algorithm, which are saved in each checkpoint.
 
 Each field with a ``help`` text is a command-line flag of its script. The values of the constants were chosen in trials
 (``benchmarks/trials.md``); ``benchmarks/search.py`` compares other values.
@@ -22,8 +22,11 @@ T = TypeVar("T")
 
 
 def restore(kind: type[T], values: dict[str, Any]) -> T:
-    """Return the dataclass ``kind`` with the result of ``dataclasses.asdict``. Raises TypeError for an unknown field
-    and ValueError for a constant of the method that has a different type than its default, or is out of range."""
+    """Rebuild an instance of the dataclass ``kind`` from the dict that ``dataclasses.asdict`` made of it.
+
+    Raises TypeError for an unknown field, and ValueError for a constant of the algorithm whose type differs from that
+    of its default or which is out of range.
+    """
     values = dict(values)
     for f in fields(kind):  # type: ignore[arg-type]  # a dataclass
         if f.name not in values:
@@ -41,7 +44,7 @@ def _check_constant(f, value):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Constants of the method
+# Constants of the algorithm
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Networks of the method: generator, discriminator, memory and feature integrator.
+"""The trained networks: generator, discriminator, memory and feature integrator.
 
 They follow "Coloring With Limited Data: Few-Shot Colorization via Memory-Augmented Networks" (CVPR 2019, arXiv
 1906.11888). Shapes: N pictures of S x S pixels, S = img_size; m memory slots; k slots that are read; D dimensions of

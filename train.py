@@ -100,8 +100,8 @@ class Training:
         return learner
 
     def _load_progress(self, saved):
-        """Return the progress of a checkpoint, or of a new run. Raises UserError if the run is complete or the
-        number of training pictures has changed."""
+        """Return the progress of a checkpoint, or of a new run. Raises UserError if end_epoch or max_minutes has been
+        reached or, with a spatial memory, if the number of training pictures has changed."""
         config, progress = self.config, Progress()
         if saved:
             progress = Progress.from_checkpoint(saved, self.device)
@@ -118,7 +118,7 @@ class Training:
                             "end_epoch")
         if config.max_minutes and progress.elapsed_seconds >= config.max_minutes * 60:
             raise UserError(f"the run has taken {progress.elapsed_seconds / 60:.1f} minutes and max_minutes is "
-                            f"{config.max_minutes}, which includes earlier processes; raise max_minutes")
+                            f"{config.max_minutes}; the time before resuming counts, so raise max_minutes")
         return progress
 
     def _prepare_colorizer(self, saved):

@@ -101,7 +101,8 @@ class Predictor:
         return FeatureExtractor(self.colorizer, self.device, self.precision, self.response)
 
     def extract_features(self, lightness: Iterable[np.ndarray]) -> Features | None:
-        """Return Features of pictures, L (H, W) each, with class logits if memories are read; None for a plain GAN."""
+        """Return Features of pictures, L (H, W) each, with class logits if this predictor reads the memories; None if
+        the checkpoint was trained without memory."""
         if not self.config.use_memory:
             return None
         lightness = list(lightness)
@@ -339,7 +340,10 @@ def _source(config, model_config):
 
 
 def load_predictor(config: PredictorConfig) -> Predictor:
-    """Load a Predictor. Raises UserError if a file cannot be read or the checkpoint does not support the settings."""
+    """Load a Predictor. Adds the references, and saves the result if ``save_checkpoint`` is set.
+
+    Raises UserError if a file cannot be read or the checkpoint does not support the settings.
+    """
     PredictorConfig.check(config)
     device = select_device(config.device)
     torch.backends.cudnn.deterministic = True  # otherwise two runs on a GPU may differ
@@ -351,7 +355,7 @@ def load_predictor(config: PredictorConfig) -> Predictor:
         predictor.reference = predictor.extractor.color_features([lab])[0].cpu().numpy()
     colors = b"" if predictor.reference is None else predictor.reference.tobytes()
     settings = repr((predictor.source, predictor.rank, config.precision, device.type)).encode()
-    with open(config.checkpoint, "rb") as file:  # includes digests of archived frames
+    with open(config.checkpoint, "rb") as file:  # holds digests of archived frames, so its hash covers them
         parts = iter(partial(file.read, 2**20), b"")
         predictor.identity = predictor.base_identity = _digest(chain(parts, [settings, colors]))
     if config.references:

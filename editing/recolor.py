@@ -75,9 +75,12 @@ def _similarity(ab, color, L_difference, config):
 
 
 def _mixing_ratio(ab, L, similarity, config):
-    """Return the share of the object's color in each pixel, (H, W) in [0, 1], and the lightness of the object, (H, W).
+    """Return how much of the object's color each pixel has, (H, W) in [0, 1], and the lightness to recolor it with.
 
-    On edges the share is the position of the pixel between the nearest background color and the nearest object color.
+    Off edges, these are ``similarity`` and L. At edges, the pixel's color is projected onto the line between the colors
+    of the spatially nearest background and object pixels. The share is its position on that line, lowered if the color
+    is far from the line, but never below ``similarity``. The lightness is that of the object, except on dark lines,
+    which keep L.
     """
     core, size = similarity > 0.9, np.ones((2 * config.edge_width + 1,) * 2, np.uint8)
     outside = (cv2.dilate(core.astype(np.uint8), size) == 0) & (similarity < 0.1)

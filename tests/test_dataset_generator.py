@@ -248,21 +248,21 @@ def test_pool_holds_the_selected_frames_of_a_shot_of_any_length(count, delay, bu
     starts = iter([1, 2, 5, 12, 100, 101, 260, None])  # first frames of the next shots
     cut, begin, pixels = next(starts), 0, 0
     for index, _ in enumerate(pool.collect(iter(frames))):
-        assert pool.bytes == 300 * sum(isinstance(held, Planes) for held in pool.held.values())
+        assert pool.bytes == 300 * sum(isinstance(held, Planes) for held in pool.buffered.values())
         assert pool.bytes <= budget + (delay + 3) * 300
         if cut is not None and index == cut + delay:
             for wanted in {*(begin + i for i in evenly_spaced(cut - begin, count)), (begin + cut - 1) // 2}:
-                held = pool.held[wanted]
+                held = pool.buffered[wanted]
                 if budget == 10**9 or isinstance(held, Planes):
                     pixels += 1
                     assert held is frames[wanted]
                 else:
                     assert held == checksum(frames[wanted])
-            assert isinstance(pool.held[cut - 1], Planes) and isinstance(pool.held[cut], Planes)
+            assert isinstance(pool.buffered[cut - 1], Planes) and isinstance(pool.buffered[cut], Planes)
             pool.start_shot(cut)
-            assert min(pool.held) == cut
+            assert min(pool.buffered) == cut
             begin, cut = cut, next(starts)
-    assert cut is None and pixels >= (7 if budget else 3) and len(pool.held) <= 40
+    assert cut is None and pixels >= (7 if budget else 3) and len(pool.buffered) <= 40
 
 
 def assert_pictures_are_the_films(save_path, path):

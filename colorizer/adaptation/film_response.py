@@ -2,7 +2,7 @@
 
 In a faded, graded or high-contrast film, objects have a different lightness than in the training frames. With an
 orthochromatic film stock or a color filter, different colors get the same lightness. Both effects are estimated from
-matching cells of the film and of remembered frames. L is in [0, 100] throughout; P = G^2 is the number of cells.
+matching cells of the film and of remembered frames. L is in [0, 100] throughout. Shapes: G grid side, P = G^2 grid cells.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -129,7 +129,8 @@ def fit_film_response(embed: EmbedFrames, memory: SpatialMemory, lightness: Sequ
                       config: ResponseConfig) -> FilmResponse | None:
     """Estimate the response of a film from some of its frames, L (H, W) each.
 
-    Return None if all frames in memory are pinned, or if no response brings the film clearly nearer to them.
+    Pinned frames are references of the user, which may be frames of the film itself, so they are ignored. Return None
+    if the memory holds only references, or if no response makes the film match the other frames clearly better.
     """
     if memory.pinned.all():
         return None
@@ -171,7 +172,7 @@ def _select_response(curve_response, matches, config):
     """Return the film response that best explains the matches, or None for the identity.
 
     A sensitivity is used only if it clearly beats luma and luminance, each with a fitted tone curve. A tone curve is
-    used only if it clearly beats no curve. With fewer than ``min_pairs`` matches, return ``curve_response`` unchanged.
+    used only if it fits clearly better than the identity curve. A sensitivity of None is luma. With fewer than ``min_pairs`` matches, return ``curve_response`` unchanged.
     """
     if len(matches.film_L) < config.min_pairs:
         return curve_response
@@ -189,12 +190,12 @@ def _select_response(curve_response, matches, config):
     best = min(map(with_curve, SENSITIVITIES), key=cost)
     baseline_cost = min(cost(with_curve(None)), cost(with_curve(LUMINANCE_WEIGHTS)))
     if cost(best) <= (1 - config.min_sensitivity_reduction) * baseline_cost:
-        straight = min(map(without_curve, SENSITIVITIES), key=cost)
+        best_linear = min(map(without_curve, SENSITIVITIES), key=cost)
     elif curve_response is not None:
-        best, straight = with_curve(None), None
+        best, best_linear = with_curve(None), None
     else:
         return None
-    return best if cost(best) < (1 - config.min_curve_reduction) * cost(straight or IDENTITY_RESPONSE) else straight
+    return best if cost(best) < (1 - config.min_curve_reduction) * cost(best_linear or IDENTITY_RESPONSE) else best_linear
 
 
 def _rendered_memory(embed, memory, lightness, response, config):

@@ -1,4 +1,4 @@
-"""An index of the A frames in an archive, which shortlists the frames most similar to a picture."""
+"""Fast, approximate preselection of candidate frames in a large archive of A frames; ``frame_retrieval`` refines it."""
 
 from typing import Any
 
@@ -47,8 +47,10 @@ class FrameIndex:
         return self
 
     def shortlist(self, embeddings: torch.Tensor, count: int) -> torch.Tensor:
-        """Return the slots of the min(count, A) frames most similar to each of the quantized embeddings (N, D), in
-        ascending order. Similarity is the product of sketches; of equally similar frames, lower slots win."""
+        """Return the slots (N, min(count, A)) of the frames most similar to each of the quantized embeddings (N, D).
+
+        Slots are sorted by number. Similarity is the inner product of the sketches; ties go to the lower slot.
+        """
         sketches = (embeddings.double() / EMBEDDING_SCALE @ self.axes.double() * SKETCH_SCALE).round().float()
         size = len(self.sketches)
         with torch.autocast(embeddings.device.type, enabled=False):

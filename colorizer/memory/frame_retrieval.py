@@ -1,4 +1,4 @@
-"""Retrieval of the remembered frames most similar to a picture."""
+"""Retrieval of the remembered frames that a picture attends to: similar to the picture, but not to each other."""
 
 from typing import NamedTuple
 

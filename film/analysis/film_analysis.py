@@ -1,6 +1,6 @@
 """Analysis of a film before coloring: its shots with palettes, letterbox, exposure and film response.
 
-The analysis decodes the film once. If the film has a letterbox or a film response, a second pass finds the shots and
+One pass over the film suffices unless it has a letterbox or a film response; then a second pass finds the shots and
 palettes again, on the picture inside the letterbox and with a predictor adapted to the response.
 """
 
@@ -68,7 +68,8 @@ class ShotSampler:
         self.sample.add(make)
 
     def end_shot(self, boundary: Boundary) -> tuple[list[SampledFrame], Transition | None]:
-        """Start the next shot. Return the samples of the shot that ends at ``boundary``, and its transition if any."""
+        """End the current shot at ``boundary`` and start the next. Return the samples of the ended shot and the
+        transition after it, if any; frames of the transition are not sampled."""
         while self.recent and self.recent[0][0] < boundary.start:
             self._keep(*self.recent.popleft())
         while self.recent and self.recent[0][0] < boundary.end:

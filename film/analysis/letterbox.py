@@ -1,8 +1,8 @@
 """Detection of letterbox and pillarbox borders: dark, uniform margins that end at a straight edge.
 
-Each shot is measured on some of its frames. An edge is accepted if the shots that show it have a sufficient share of
-the frames of the film. A shot without an accepted edge, such as one with dark margins, gets the most frequent accepted
-edge within its dark margins. Shots with different edges get different boxes.
+Each shot is measured on some of its frames. An edge is accepted if the shots showing it make up enough of the film.
+For other shots, the most frequent accepted edge that lies inside their dark margin is used. Shots with different edges
+get different boxes.
 """
 
 from collections import Counter
@@ -100,8 +100,8 @@ class _ShotSide:
         return edge if filled.mean() >= self.config.min_filled_share else None
 
     def _line_width(self, lines):
-        """Return the width of a bright line at the start of ``lines``: the number of uniform lines before the first
-        line that varies, or 0 if they are not brighter than that line."""
+        """Return the width of a bright stripe at the start of ``lines`` (rows or columns): the number of uniform lines
+        before the first that varies; 0 if they are not brighter than it or no line varies."""
         low, high = np.percentile(lines, (10, 90), axis=2)
         varies = np.median(high - low, 0) > 2 * self.step
         count = int(varies.argmax())

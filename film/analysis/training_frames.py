@@ -104,17 +104,19 @@ class _Extraction:
         return self.result
 
     def _end_shot(self, shot):
-        """Select frames of a shot, write the buffered ones, and record the others for decoding them again."""
+        """End a shot: process its selected frames that are buffered, schedule the others for a second decoding, and
+        measure the margins if no frame is missing. Of shots shorter than ``shots_len_thres``, only the middle frame is
+        selected."""
         if shot.length >= self.config.shots_len_thres:
             shot.images = {shot.start + i: next(self.numbers)
                            for i in evenly_spaced(shot.length, self.config.frames_per_shot)}
         selected = sorted({*shot.images, shot.middle})
         for index in selected:
-            held = self.pool.held[index]
-            if isinstance(held, Planes):
-                self._process(shot, index, held)
+            buffered = self.pool.buffered[index]
+            if isinstance(buffered, Planes):
+                self._process(shot, index, buffered)
             else:
-                self.reread[index], self.checksums[index] = shot, held
+                self.reread[index], self.checksums[index] = shot, buffered
         self.result.shots.append(shot)
         if not any(index in self.reread for index in selected):
             self.margins[shot.number] = measure_margins(self.profiles.pop(shot.number))
@@ -165,20 +167,21 @@ class FramePool:
         self.intervals = max(frames_per_shot - 1, 2)  # at least 2, since the middle frame is the thumbnail
         self.delay, self.budget = delay, budget
         self.start = self.bytes = 0
-        self.held: dict[int, Planes | int] = {}  # frame -> planes or checksum, in order
+        self.buffered: dict[int, Planes | int] = {}  # frame -> planes or checksum, in order
 
     def collect(self, frames: Iterable[Planes]) -> Iterator[Planes]:
         """Yield all ``frames`` and buffer those that may be selected."""
         for index, planes in enumerate(frames):
-            self.held[index] = planes
+            self.buffered[index] = planes
             self.bytes += _size(planes)
             min_length = index - self.delay - self.start  # of the current shot, as judged so far
             self._release(self.start + 1, self.start + (min_length - 1) // self.intervals)
             # The last frame of a shot and the first of the next are always selected, so the newest keep their pixels.
             older = index - self.delay - 2
-            if self.bytes > self.budget and older > self.start and isinstance(held := self.held.get(older), Planes):
-                self.bytes -= _size(held)
-                self.held[older] = checksum(held)
+            frame = self.buffered.get(older)
+            if self.bytes > self.budget and older > self.start and isinstance(frame, Planes):
+                self.bytes -= _size(frame)
+                self.buffered[older] = checksum(frame)
             yield planes
 
     def start_shot(self, start: int) -> None:
@@ -187,10 +190,10 @@ class FramePool:
         self.start = start
 
     def _release(self, start, end):
-        for index in list(itertools.takewhile(lambda index: index < end, self.held)):
+        for index in list(itertools.takewhile(lambda index: index < end, self.buffered)):
             if index >= start:
-                held = self.held.pop(index)
-                self.bytes -= _size(held) if isinstance(held, Planes) else 0
+                frame = self.buffered.pop(index)
+                self.bytes -= _size(frame) if isinstance(frame, Planes) else 0
 
 
 def _size(planes):

@@ -87,7 +87,8 @@ def choose_encoding(path: Path, output: Path, config: FilmConfig) -> EncodingTar
 
 
 def _first_frame(path):
-    """Return (first frame, field order of the film, "" if progressive). Raises UserError if no frame can be decoded."""
+    """Return the first frame and the field order of the film ("" if progressive). Raises UserError if no frame can be
+    decoded."""
     with closing(read_frames(path)) as frames:
         first = next(frames, None)
         if first is None:

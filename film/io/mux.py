@@ -69,8 +69,10 @@ def segment_packets(segments: Sequence[Path | range], pts: Sequence[int],
     """Yield (packet, frame index) of all segments in decoding order, with new timestamps.
 
     A segment is a file, or a range of frames of the video file ``film``; ``pts`` contains the pts of each frame of all
-    segments. The dts of packet i is the pts of frame i - delay. The delay is the maximum number of positions that a
-    packet comes later in decoding order than in presentation order.
+    segments. Ranges must ascend and not overlap.
+
+    The reorder delay is the largest difference between a packet's decoding and presentation positions. The dts of
+    packet i is the pts of frame i - delay, extrapolated for the first packets.
     """
     with ExitStack() as stack:
         times, film_packets = (), iter(())

@@ -27,7 +27,7 @@ class WorkQueue:
 
     def __init__(self, group: WorkerGroup | None = None, key: str = "", name: str = "",
                  first: Sequence[int] = ()) -> None:
-        """Create the queue of the film ``key`` of the group. A helper passes the ``name`` of the owner's queue instead.
+        """Create the queue of the film ``key``. A helper also passes the ``name`` of the owner's queue.
 
         ``first`` holds the indices of shots to hand out before all others.
         """

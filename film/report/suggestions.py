@@ -44,7 +44,8 @@ class Suggestion:
 
 def suggest_frames(records: Sequence[ShotRecord], count: int = 10,
                    config: SuggestionConfig | None = None) -> list[Suggestion]:
-    """Return up to ``count`` frames whose coloring by hand would remove most of the uncertainty, best first.
+    """Return up to ``count`` frames that would reduce the uncertainty the most if colored by hand, best first; fewer if
+    no further frame gains more than ``min_gain``.
 
     The uncertainty of a shot is its number of frames * (1 - confidence). A greedy cover (facility location; Nemhauser,
     Wolsey and Fisher 1978) maximizes the sum over shots of uncertainty * similarity to the most similar chosen frame,
