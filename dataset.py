@@ -98,7 +98,7 @@ def _area_weights(old, new, device):
 
 
 def downsample(maps: torch.Tensor, side: int) -> torch.Tensor:
-    """Area-average square maps (N, C, H, H), float32, to (N, C, side, side), side <= H.
+    """Downsample square maps by area averaging, float32 (N, C, H, H) to (N, C, side, side), side <= H.
 
     Unlike torch's area mode, this is exact for any ratio, as ``resize`` is for arrays.
     """

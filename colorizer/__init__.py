@@ -1,4 +1,4 @@
-"""Color a picture from features of a frozen backbone, colors from a memory, and colors warped along optical flow.
+"""Colorization of a picture from backbone features, remembered colors, and colors warped along optical flow.
 
 This package does not depend on films or training.
 """

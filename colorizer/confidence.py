@@ -1,4 +1,5 @@
-"""Confidence of predicted colors: the share recalled from memory, the class agreement and a calibrated probability.
+"""Confidence of predicted colors: how much of a color comes from memory, how well the classifier agrees with it, and
+the calibrated probability that it is right.
 
 Shapes: N pictures, G cells along a side of the grid, K palette colors, S pixels along a side of the predicted colors.
 """
@@ -55,19 +56,19 @@ def recalled_share(attended: torch.Tensor, warped: torch.Tensor, grid: int) -> t
 
 
 def class_agreement(probabilities: torch.Tensor, palette: torch.Tensor, ab: torch.Tensor) -> torch.Tensor:
-    """Return the probability (N, G, G) of the color classes near the predicted color.
+    """Return the total probability (N, G, G) of the classes near the predicted color, weighted by
+    exp(-(d / LARGE_ERROR)^2), where d is the CIE94 difference of class and prediction, without lightness.
 
     Args: class probabilities (N, K, G, G); ``palette`` (K, 2) in Lab units; predicted ab (N, 2, S, S) in [-1, 1].
-    Classes are weighted by exp(-(d / LARGE_ERROR)^2) with d the CIE94 difference without lightness.
     """
     color = F.adaptive_avg_pool2d(ab.float() * AB_SCALE, probabilities.shape[2])[:, None]  # (N, 1, 2, G, G)
     steps = palette[:, :, None, None] - color  # (N, K, 2, G, G)
     chroma = color.norm(dim=2)
     chroma_step = (steps * color).sum(2) / chroma.clamp(min=1e-6)
     hue_step_squared = (steps.square().sum(2) - chroma_step.square()).clamp(min=0)
-    distance = ((chroma_step / (1 + 0.045 * chroma)).square()
-                + hue_step_squared / (1 + 0.015 * chroma).square())
-    return (probabilities * (-distance / LARGE_ERROR**2).exp()).sum(1)
+    squared_distance = ((chroma_step / (1 + 0.045 * chroma)).square()
+                        + hue_step_squared / (1 + 0.015 * chroma).square())
+    return (probabilities * (-squared_distance / LARGE_ERROR**2).exp()).sum(1)
 
 
 def confidence_logits(recalled: torch.Tensor, agreement: torch.Tensor,

@@ -207,7 +207,8 @@ def memory_of(colorizer: Colorizer) -> dict[str, np.ndarray]:
 
 
 def write_graph(path: Path, graph: Graph) -> dict[str, Any]:
-    """Write a graph as ONNX; return descriptions of its tensors. Raises UserError if torch cannot export the graph."""
+    """Write a graph as ONNX. Return descriptions of its inputs and outputs. Raises UserError if torch cannot export it.
+    """
     for module in graph.network.modules():
         if isinstance(module, nn.ReLU6):
             module.inplace = False  # in-place operations double the time of torch's exporter

@@ -1,4 +1,4 @@
-"""Page access to the shots, frames and clips of a film, and to the remembered frames and their palette."""
+"""Functions that the web page calls to show shots, frames and clips of a film, and remembered frames and colors."""
 
 import tempfile
 import threading

@@ -1,4 +1,4 @@
-"""Page access to the correction of frames: edits, references and the preview of their effect."""
+"""Functions that the web page calls to correct frames: edits, references and the preview of their effect."""
 
 import threading
 from typing import Any

@@ -1,4 +1,4 @@
-"""Segmentation of a grayscale frame into regions bounded by lines and edges, which the user fills by clicks.
+"""Segmentation of a grayscale frame into regions, bounded by lines and edges, that a click fills.
 
 L is float32 (H, W) in [0, 100]. Points are (x, y) in pixels; (0, 0) is the center of the top left pixel.
 """

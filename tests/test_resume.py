@@ -171,7 +171,7 @@ def damage(content, name):
     ("a wrong shape", "generator.output.weight is missing, unexpected or of a different shape"),
     ("not a number", "not finite"), ("missing moments", "incomplete or damaged"),
     ("moments of a wrong shape", "wrong shape"), ("another format", "format 99"),
-    ("absurd sizes", "incomplete or damaged.*another shape"),
+    ("absurd sizes", "incomplete or damaged.*different shape"),
     ("a tensor of more than is stored", "larger than its stored data"),
     ("no settings", "settings in the checkpoint do not fit"), ("a wrong random state", "incomplete or damaged"),
     ("a negative epoch", "epoch is -1"), ("a wrong kind", "incomplete or damaged")])

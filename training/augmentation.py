@@ -48,7 +48,7 @@ class TrainingViews(Dataset):
                 "color_feature": self.data.color_features[index], "image_id": self.data.ids[index]}
 
     def _view(self, index, rng):
-        """Return a random part of a picture at full size, maybe mirrored and darkened: float32 codes of
+        """Return a random crop of a picture, resized to the full side, randomly mirrored and darkened: float32 codes of
         ``encode_lab8``, (3, side, side)."""
         side = self.data.side
         crop = round(side / rng.uniform(1, self.config.max_zoom))
@@ -58,7 +58,7 @@ class TrainingViews(Dataset):
         if rng.random() < 0.5:
             part = part[:, ::-1]
         codes = torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1))).float()
-        if rng.random() < self.config.fade_probability:  # light * s^3 multiplies ab and L + 16 of CIE Lab by s
+        if rng.random() < self.config.fade_probability:  # light * s^3 scales L + 16 and ab by the exposure s
             black = torch.tensor([-0.16 * 255, 128, 128])[:, None, None]
             codes = torch.lerp(black, codes, float(rng.uniform(self.config.min_exposure, 1))).clamp(min=0)
         return codes

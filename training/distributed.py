@@ -98,10 +98,13 @@ class ProcessGroup:
                     dist.broadcast(x, 0)
 
     def check_equal(self, module: nn.Module, name: str) -> None:
-        """Raise RuntimeError in each process whose ``module`` differs from the one in the main process."""
+        """Raise RuntimeError in each process where a parameter or buffer differs from that of the main process."""
         if self.size > 1:
-            for buffer, x in module.state_dict().items():
+            different = []  # errors are raised after all broadcasts, since other processes take part in them
+            for tensor, x in module.state_dict().items():
                 main = x.clone()
                 dist.broadcast(main, 0)
                 if not torch.equal(main, x):
-                    raise RuntimeError(f"{buffer} of the {name} differs between processes 0 and {self.rank}")
+                    different.append(tensor)
+            if different:
+                raise RuntimeError(f"{different[0]} of the {name} differs between processes 0 and {self.rank}")

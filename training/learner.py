@@ -1,4 +1,4 @@
-"""The losses, and the Learner, which holds the networks and optimizers and takes training steps."""
+"""The losses, and the Learner, which holds networks, optimizers and learning-rate schedule and takes training steps."""
 
 import copy
 from collections.abc import Callable

@@ -2,7 +2,8 @@
 
 In a faded, graded or high-contrast film, objects have a different lightness than in the training frames. With an
 orthochromatic film stock or a color filter, different colors get the same lightness. Both effects are estimated from
-matching cells of the film and of remembered frames. L is in [0, 100] throughout. Shapes: G grid side, P = G^2 grid cells.
+matching cells of the film and of remembered frames. L is in [0, 100] throughout. P = G^2 is the number of grid cells,
+with G the grid side.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -171,8 +172,9 @@ def fit_tone_curve(embed: EmbedFrames, memory: SpatialMemory, lightness: Sequenc
 def _select_response(curve_response, matches, config):
     """Return the film response that best explains the matches, or None for the identity.
 
-    A sensitivity is used only if it clearly beats luma and luminance, each with a fitted tone curve. A tone curve is
-    used only if it fits clearly better than the identity curve. A sensitivity of None is luma. With fewer than ``min_pairs`` matches, return ``curve_response`` unchanged.
+    A sensitivity is used only if it fits clearly better than luma (None) and luminance, each with a fitted tone curve.
+    A tone curve is used only if it fits clearly better than the identity curve. With fewer than ``min_pairs`` matches,
+    return ``curve_response`` unchanged.
     """
     if len(matches.film_L) < config.min_pairs:
         return curve_response
@@ -195,7 +197,8 @@ def _select_response(curve_response, matches, config):
         best, best_linear = with_curve(None), None
     else:
         return None
-    return best if cost(best) < (1 - config.min_curve_reduction) * cost(best_linear or IDENTITY_RESPONSE) else best_linear
+    limit = (1 - config.min_curve_reduction) * cost(best_linear or IDENTITY_RESPONSE)
+    return best if cost(best) < limit else best_linear
 
 
 def _rendered_memory(embed, memory, lightness, response, config):

@@ -47,8 +47,8 @@ class SpatialMemory(nn.Module):
 
     def __init__(self, embedding_dim: int, cell_dim: int, size: int, config: SpatialConfig,
                  archived_frames: int = 0) -> None:
-        """Create a memory of ``size`` empty frames. The first ``archived_frames`` are left for ``attach_archive`` to
-        supply from disk."""
+        """Create a memory with ``size`` empty slots. ``attach_archive`` later supplies the first ``archived_frames`` of
+        them from disk."""
         super().__init__()
         self.config = config
         self.register_buffer("mean", torch.zeros(cell_dim))
@@ -57,14 +57,14 @@ class SpatialMemory(nn.Module):
         self.allocate(size, archived_frames)
 
     def allocate(self, size: int, archived_frames: int = 0) -> None:
-        """Replace all frames with ``size`` empty frames, with ``archived_frames`` as in the constructor."""
-        config, inline = self.config, size - archived_frames
+        """Replace all frames with ``size`` empty slots; ``archived_frames`` is as in the constructor."""
+        config, in_memory = self.config, size - archived_frames
         cells, side = config.grid**2, config.picture_size
         with self.embeddings.device:
             self.register_buffer("embeddings", torch.zeros(size, self.embeddings.shape[1], dtype=torch.float16))
-            self.register_buffer("keys", torch.zeros(inline, cells, config.key_dim + 5, dtype=torch.float16))
-            self.register_buffer("ab", torch.zeros(inline, cells, 2, dtype=torch.float16))
-            self.register_buffer("pictures", torch.zeros(inline, side, side, 3, dtype=torch.uint8))
+            self.register_buffer("keys", torch.zeros(in_memory, cells, config.key_dim + 5, dtype=torch.float16))
+            self.register_buffer("ab", torch.zeros(in_memory, cells, 2, dtype=torch.float16))
+            self.register_buffer("pictures", torch.zeros(in_memory, side, side, 3, dtype=torch.uint8))
             self.register_buffer("ids", torch.full((size,), -1, dtype=torch.long))
             self.register_buffer("pinned", torch.zeros(size, dtype=torch.bool))
         self.archived_frames = archived_frames
@@ -87,12 +87,12 @@ class SpatialMemory(nn.Module):
 
     def rows(self, name: str, slots: Sequence[int] | torch.Tensor) -> torch.Tensor:
         """Return the rows (n, ...) in ``slots`` (n,) of the buffer ``name``: "keys", "ab" or "pictures"."""
-        inline, archive, first = getattr(self, name), self.archive, self.archived_frames
+        buffer, archive, first = getattr(self, name), self.archive, self.archived_frames
         if archive is None:
-            return inline[torch.as_tensor(slots, dtype=torch.long, device=inline.device)]
-        rows = inline.new_empty(len(slots), *inline.shape[1:])
+            return buffer[torch.as_tensor(slots, dtype=torch.long, device=buffer.device)]
+        rows = buffer.new_empty(len(slots), *buffer.shape[1:])
         for row, slot in zip(rows, torch.as_tensor(slots).tolist(), strict=True):
-            row.copy_(torch.from_numpy(archive.read(name, slot)) if slot < first else inline[slot - first])
+            row.copy_(torch.from_numpy(archive.read(name, slot)) if slot < first else buffer[slot - first])
         return rows
 
     def picture(self, slot: int) -> np.ndarray:
@@ -105,9 +105,9 @@ class SpatialMemory(nn.Module):
 
     def digests(self) -> list[bytes]:
         """Return a hash for each frame, computed from its keys, colors and picture."""
-        inline = zip(*(getattr(self, name).cpu().numpy() for name in RECORD_FIELDS), strict=True)
+        in_memory = zip(*(getattr(self, name).cpu().numpy() for name in RECORD_FIELDS), strict=True)
         archived = [] if self.archive is None else map(self.archive.digest, range(self.archived_frames))
-        return [*archived, *(record_digest(*row) for row in inline)]
+        return [*archived, *(record_digest(*row) for row in in_memory)]
 
     # Keys
 
@@ -156,12 +156,12 @@ class SpatialMemory(nn.Module):
     @torch.no_grad()
     def store_rows(self, slots: torch.Tensor, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Store N frames, given as {name of a buffer: rows}, in ``slots`` (N,). Return the rows, converted to the
-        dtypes of the buffers. Keys, colors and pictures of archived slots are not stored."""
+        dtypes and device of the buffers. Keys, colors and pictures of archived slots are not stored."""
         rows = {name: x.to(getattr(self, name)) for name, x in rows.items()}
-        inline = slots >= self.archived_frames
+        not_archived = slots >= self.archived_frames
         for name, x in rows.items():
             if name in RECORD_FIELDS:
-                getattr(self, name)[slots[inline] - self.archived_frames] = x[inline]
+                getattr(self, name)[slots[not_archived] - self.archived_frames] = x[not_archived]
             else:
                 getattr(self, name)[slots] = x
         return rows

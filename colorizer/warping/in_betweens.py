@@ -1,4 +1,4 @@
-"""Propagation of colors from keyframes, which the networks color, to the in-between frames of a shot.
+"""Propagation of colors from keyframes (here: frames colored by the networks) to the in-between frames of a shot.
 
 Colors of the keyframes before and after an in-between frame are warped to it along the optical flow. If a frame matches
 neither keyframe (an object appears, moves too fast, or the exposure changes), keyframes are added: the middle frame of

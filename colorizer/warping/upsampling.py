@@ -1,7 +1,8 @@
 """Upsampling of colors, guided by the lightness of a larger picture, with the guided filter (He et al. 2013).
 
 Within a small window, color is modeled as a linear function of lightness. The coefficients are computed at the size of
-the colors and then enlarged, so that thin lines and texture of the large picture get separate colors.
+the colors and then enlarged, so that thin lines and texture keep colors of their own instead of blending with their
+surroundings.
 """
 
 import cv2

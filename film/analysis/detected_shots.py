@@ -1,4 +1,4 @@
-"""Results of shot detection for a dataset: the shots of each film, and a folder of the films finished so far."""
+"""Shot detection for a dataset: the shots of a film, and a folder with the results of films finished so far."""
 
 import hashlib
 import json

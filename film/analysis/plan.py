@@ -1,4 +1,4 @@
-"""The plan of a film (the result of its analysis), and the interface of the predictor that colors it."""
+"""The Plan: the result of a film's analysis, from which it is colored; and the interface of predictors for films."""
 
 from array import array
 from bisect import bisect_left, bisect_right

@@ -2,7 +2,7 @@
 
 In a dissolve, each frame is a mixture of the frame before the dissolve and the frame after it, with one weight for all
 pixels. In a wipe or an iris, each pixel shows one of the two shots. Moving shots are extrapolated along their optical
-flow. If the motion is too large for that, a dissolve is detected from the detail of the frames, lowest in its middle.
+flow. If the motion is too large, a dissolve is detected by the loss of detail, which is greatest in its middle.
 """
 
 from collections import deque
@@ -159,7 +159,8 @@ class TransitionDetector:
         return found + self._settle(self._count)
 
     def _settle(self, middle):
-        """Return [best transition] and reset it if all windows near it are tested, those centered before ``middle``."""
+        """If the best transition so far is centered at or before ``middle``, so that all windows near it have been
+        tested, return it in a list and reset it; otherwise return []."""
         if self._best is None or self._best.middle > middle:
             return []
         boundary, self._best = self._best.boundary, None

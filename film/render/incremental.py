@@ -53,9 +53,8 @@ def shot_digest(predictor: FilmPredictor, plan: Plan, index: int, embeddings: np
 
 def load_all_shots(predictor: FilmPredictor, plan: Plan, segments: SegmentStore,
                    config: FilmConfig) -> Iterator[tuple[dict[str, Any] | None, str | None]]:
-    """Yield the stored state (``SegmentStore.load_shot``) and the current lookup digest of each shot.
-
-    For an unfinished shot, yields (None, None).
+    """Yield, for each shot, its stored state (``SegmentStore.load_shot``) and its ``shot_digest``, recomputed with
+    ``predictor``; (None, None) for an unfinished shot.
     """
     for index in range(len(plan.shots)):
         stored = segments.load_shot(plan, index)

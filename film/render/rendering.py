@@ -6,9 +6,9 @@ Segments are kept in a hidden folder next to the output, so that an interrupted 
 source sample by sample; only Cb and Cr are new. Image sequences are written picture by picture, without segments. If
 several processes render a film that is not an image sequence, the helpers start coloring during the analysis.
 
-Memory grows by about 30 bytes per frame, plus at most 10 kB (palette) and about 50 kB (record) per shot. At most
+RAM use grows by about 30 bytes per frame, plus at most 10 kB (palette) and about 50 kB (record) per shot. At most
 27 + 10 * batch_size frames are held at a time, and half as many if a frame has LARGE_FRAME_PIXELS or more. The analysis
-also holds as many reduced frames as the longest transition has.
+also holds one downscaled copy of each frame of the longest transition.
 """
 
 import itertools
@@ -131,7 +131,7 @@ class RenderJob:
             writer = self._writer()
             segments = open_segment_store(self.predictor, self.film, self.output, writer, self.config)
             deadline = time.monotonic() + FILE_TIMEOUT
-            while (loaded := segments.load_partial_plan()) is None:
+            while (loaded := segments.load_plan_state()) is None:
                 if time.monotonic() > deadline:
                     raise UserError(f"{segments.folder} is not visible on all machines; choose an --output on a shared "
                                     "file system")

@@ -1,7 +1,8 @@
 """Storage of a film that is being colored: its plan, and the segment, record and embeddings of each finished shot.
 
-An interrupted run resumes from these files. When the film and its accompanying files are complete, only the segments
-are removed. From the rest, a later run with different references finds the shots that change (see incremental.py).
+An interrupted rendering run resumes from these files. When the film and its accompanying files are complete, only the
+segments are removed. From the rest, a later run with different references finds the shots that change (see
+incremental.py).
 """
 
 import lzma
@@ -31,10 +32,10 @@ class SegmentStore:
 
     def load_plan(self) -> Plan | None:
         """Return the complete plan that was saved with the same key, or None."""
-        plan, is_complete = self.load_partial_plan() or (None, False)
+        plan, is_complete = self.load_plan_state() or (None, False)
         return plan if is_complete else None
 
-    def load_partial_plan(self) -> tuple[Plan, bool] | None:
+    def load_plan_state(self) -> tuple[Plan, bool] | None:
         """Return the plan that was saved with the same key and whether it is complete, or None."""
         content = _load(self.folder / PLAN)
         if content is None or content["key"] != self.key:
@@ -42,8 +43,8 @@ class SegmentStore:
         return Plan.from_state(content["plan"]), content["is_complete"]
 
     def save_plan(self, plan: Plan, is_complete: bool = True) -> None:
-        """Save a plan. The folder is emptied first, unless it holds a partial plan with the same key."""
-        _, was_complete = self.load_partial_plan() or (None, True)
+        """Save a plan. The folder is emptied first, unless it holds an incomplete plan with the same key."""
+        _, was_complete = self.load_plan_state() or (None, True)
         if self.folder.exists() and was_complete:
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +65,7 @@ class SegmentStore:
         """Store a finished shot; return its packed record.
 
         ``embeddings``, int16 (n, D), are those of the keyframes, and ``digest`` is the ``shot_digest``. The embedding
-        of the record is not stored, since it equals the palette embedding in the plan.
+        of the record is not stored, since it is the embedding stored with the shot's palette in the plan.
         """
         state = Records.pack(record)
         save_checkpoint(self._record_path(record.index), {

@@ -1,8 +1,8 @@
 """Group of processes that divide films among themselves, coordinated through a key-value store.
 
 ``torchrun`` starts the processes, on one or several machines, and restarts those that die. The store runs in torchrun's
-agent, so it survives a restart. Each film has one owner, the process that is responsible for it. A process that finds
-no film without an owner helps another owner with the shots of its film (see work_queue.py).
+agent, so it survives a restart. Each film has one owner, the process that is responsible for it. Once
+every film has an owner, a free process helps an owner with the shots of its film (see work_queue.py).
 
 A process is identified by its rank and its restart count. When a process restarts, its claims become free again, and
 the film that it worked on is retried after all others.
@@ -36,8 +36,8 @@ _joined_groups = itertools.count()  # numbers the groups of a run; all processes
 
 
 @contextmanager
-def _store_errors():
-    """Raise UserError when the store cannot be reached in the block."""
+def _explain_store_errors():
+    """Context manager: turn errors of the store into UserError."""
     try:
         yield
     except dist.DistError as error:
@@ -68,7 +68,7 @@ class WorkerGroup:
         if rank:  # disable progress bars: those of several processes would overwrite each other
             sys.stderr.isatty = lambda: False  # type: ignore[method-assign]
         cv2.setNumThreads(torch.get_num_threads())
-        with _store_errors():
+        with _explain_store_errors():
             store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
                                   wait_for_workers=False)
             return cls(dist.PrefixStore(f"group {next(_joined_groups)}", store), rank, size)
@@ -87,7 +87,7 @@ class WorkerGroup:
         The function is called again when another process has changed the state meanwhile.
         """
         store = store or self.store
-        with _store_errors():
+        with _explain_store_errors():
             while True:
                 before = store.compare_set(key, "", "{}").decode()
                 state = json.loads(before)
@@ -105,7 +105,7 @@ class WorkerGroup:
     def is_alive(self, worker: str) -> bool:
         """Return whether the process with this ``worker_id`` has not been restarted."""
         rank, start = map(int, worker.split("."))
-        with _store_errors():
+        with _explain_store_errors():
             return rank < self.size and self.store.add(f"starts of {rank}", 0) == start
 
     def compute_on_leader(self, key: str, function: Callable[[], T]) -> T:

@@ -83,8 +83,9 @@ def write_confidence_video(film: Film, target: Path, times: Sequence[int], shots
                            origin: int = 0, aspect: Any = None) -> None:
     """Write the confidence maps of ``film`` as an H.264 video of the same size, without sound.
 
-    ``times`` are the pts of the colored frames; ``origin`` is the pts of time 0 in the video. ``shots`` has pairs of a
-    file written by ``save_confidence_maps`` and its Shot. ``aspect``: sample aspect ratio, None for square pixels.
+    ``times`` are the pts of the colored frames; ``origin`` is the film's pts that becomes 0 in the new video. ``shots``
+    has pairs of a file written by ``save_confidence_maps`` and its Shot. ``aspect`` is the sample aspect ratio; None
+    means square pixels.
     """
     maps = itertools.chain.from_iterable(itertools.starmap(_load_maps, shots))
 

@@ -1,4 +1,4 @@
-"""The HTML report of a colored film: its shots by confidence, the suggested frames and the metrics.
+"""The HTML report of a colored film: its shots sorted by confidence, the suggested frames and the metrics.
 
 The page is one file with embedded pictures and styles, and without scripts.
 """

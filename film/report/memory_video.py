@@ -1,8 +1,8 @@
 """The memory video: what the memory recalls for each frame of a film, next to the results.
 
-Each frame shows the grayscale picture, the results from the color features of the three best memory slots, and a mosaic
-of the remembered frames in which the three recalled ones are marked. For a film in color, it also shows the ground
-truth and the result from its color feature.
+Each frame shows the grayscale picture, the picture as colored with each of the three best memory slots, and a mosaic of
+the remembered frames in which these three are marked. For a film in color, it also shows the ground truth and the
+picture colored with the ground truth's own color feature.
 """
 
 import math
