@@ -147,6 +147,7 @@ class CorrectionRenderer:
         return ab.copy()
 
     def _blend(self, ab, area):
+        """Return ab (H, W, 2) after coloring one more area."""
         mask, L = area.mask(self.regions), self.regions.L
         rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
         if not len(rows):

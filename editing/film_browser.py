@@ -27,7 +27,7 @@ MAX_CLIP_FRAMES = 20_000  # longer clips are refused
 
 
 class FilmBrowser:
-    """Page access to the shots and frames of a session's film."""
+    """Shows the shots and frames of a session's film on the page."""
 
     def __init__(self, session: EditingSession) -> None:
         self.session, self.project, self.lock = session, session.project, threading.Lock()
@@ -98,7 +98,7 @@ class FilmBrowser:
         return planes.gray_uint8(*planes.y.shape)
 
     def frame(self, index: int, width: int, kinds: Sequence[str]) -> dict[str, Any]:
-        """Return ``index`` and a data URI, at most ``width`` pixels wide, for each of ``kinds`` that ``planes`` has."""
+        """Return ``index`` and a data URI, at most ``width`` pixels wide, for each of ``kinds`` that exists."""
         index, width = check_integer("the frame", index), min(MAX_WIDTH, check_integer("the width", width, 16))
         pictures: dict[str, Any] = {"index": index}
         for kind in kinds:
@@ -108,7 +108,7 @@ class FilmBrowser:
         return pictures
 
     def clip(self, start: int, end: int) -> dict[str, Any]:
-        """Return {"video": data URI} of frames [start, end), colored if they are."""
+        """Return {"video": data URI} of frames [start, end): in color if they are colored already, else in gray."""
         start, end = check_integer("the first frame", start), check_integer("the end frame", end, 1)
         path = self.project.colored if self.project.settings.film else Path()
         if not path.exists():
@@ -124,7 +124,7 @@ class FilmBrowser:
 
 
 class MemoryBrowser:
-    """Page access to the remembered frames that a session's colors come from, and to their palette."""
+    """Shows the remembered frames that a session's colors come from, and their palette, on the page."""
 
     def __init__(self, session: EditingSession) -> None:
         self.session, self.lock = session, threading.Lock()

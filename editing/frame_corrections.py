@@ -15,11 +15,11 @@ from fileio.images import read_image
 from film.render.incremental import find_changed_shots
 from utils import UserError
 
-MAX_LISTED_SHOTS = 20  # shot numbers that a preview lists
+MAX_LISTED_SHOTS = 20  # maximum number of shots that a preview lists
 
 
 class FrameCorrections:
-    """Page access to the frame editor and the references of a session."""
+    """Lets the page edit frames and manage the references of a session."""
 
     def __init__(self, session: EditingSession, browser: FilmBrowser) -> None:
         self.session, self.project, self.browser = session, session.project, browser

@@ -53,7 +53,7 @@ def lab_to_hex(lab: np.ndarray) -> str:
 
 
 def max_chroma(hue: np.ndarray, L: np.ndarray) -> np.ndarray:
-    """Return the largest chroma within sRGB at each lightness L, float32 of its shape, for ``hue``, a unit vector (2,).
+    """Return the largest chroma within sRGB at lightness L (any shape) for ``hue``, a unit vector (2,): float32.
 
     The chroma is found by bisection at 201 values of L and interpolated between them.
     """

@@ -113,7 +113,8 @@ class Regions:
         """Return the label of each pixel, int32 (h, w), for barriers, bool (h, w).
 
         The ball radius decreases. A connected area that the ball fits into becomes a new region if it contains no label
-        and the next larger ball fits, too (at the end: if it is large enough). Existing labels grow to fill their area.
+        and the next larger ball fits, too. In the last pass, with radius 0, it must instead be large enough. Existing
+        labels grow to fill their area.
         """
         clearance = cv2.distanceTransform(np.uint8(~barrier), cv2.DIST_L2, 5)  # radius of the ball that fits at a pixel
         radii = [self.config.max_ball_radius * self.scale]

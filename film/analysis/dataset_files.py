@@ -114,7 +114,7 @@ def replaceable_files(save_path: Path, overwrite: bool) -> list[Path]:
 
 
 def install(folder: Path, save_path: Path, replaced: Sequence[Path]) -> None:
-    """Move the files in ``folder`` to ``save_path``, and the files ``replaced`` to the subfolder ``replaced``.
+    """Move the files in ``folder`` to ``save_path``, and before that the old files ``replaced`` into a subfolder.
 
     All moves are undone on an error. Raises UserError if a file not in ``replaced`` would be overwritten.
     """

@@ -21,7 +21,7 @@ class ExposureConfig:
     min_change: float = 0.25  # minimum mean change of L; larger ignores slower fades, smaller accumulates errors
     min_std: float = 2.0  # minimum standard deviation of L; larger ignores more pictures of low contrast
     max_median_error: float = 3.0  # of a fit to L; larger takes more motion for a change of exposure
-    max_error_share: float = 0.2  # error of a fit / change: at most 0.13 for exposure, at least 0.28 for dissolves
+    max_error_share: float = 0.2  # error of a fit / change; larger takes dissolves (from 0.28) for fades (up to 0.13)
     max_gain: float = 8.0  # larger brightens dark frames more and amplifies their noise
 
 

@@ -78,9 +78,9 @@ class ChangeDetector:
     "content") and AdaptiveDetector ("adaptive") in a tenth of their time.
 
     The change of a frame is the mean absolute difference of H, S and V from the previous frame. With "content", a
-    cut has a change of at least ``threshold`` (27). With "adaptive", it has a change of at least MIN_CHANGE and
-    ``threshold`` (3) times the mean change of the 2 frames before and the 2 frames after it. Grayscale frames (H, W)
-    are compared directly. A function ``difference`` replaces the mean absolute difference.
+    cut has a change of at least ``threshold`` (27). With "adaptive", it has a change of at least MIN_CHANGE and at
+    least ``threshold`` (3) times the mean change of the 2 frames before and the 2 frames after it. Grayscale frames
+    (H, W) are compared directly. A function ``difference`` replaces the mean absolute difference.
     """
 
     WINDOW = 2

@@ -322,13 +322,14 @@ class WindowModel:
 
 
 def _detail_error(detail, start, end):
-    """Return the deviation of the detail from a dissolve between two frames / its deviation from a linear change."""
+    """Return the deviation of the detail from that of a dissolve, divided by its deviation from a linear change."""
     between = slice(start + 1, end)
     return (_detail_deviation(detail, start, end, 2)[between].sum()
             / max(_detail_deviation(detail, start, end, 1)[between].sum(), 1e-3))
 
 
 def _detail_deviation(detail, start, end, power):
-    """Return each frame's deviation from the first and last detail, mixed by their weights to the ``power``."""
+    """Return the deviation of each frame from (1 - w)^power * first detail + w^power * last detail, where w grows from
+    0 at frame ``start`` to 1 at frame ``end``."""
     weight = np.clip((np.arange(len(detail)) - start) / (end - start), 0, 1)[:, None]
     return np.abs(detail - (1 - weight)**power * detail[0] - weight**power * detail[-1]).sum(1)

@@ -39,8 +39,9 @@ def open_segment_store(predictor: FilmPredictor, film: Film, output: Path, write
 def shot_digest(predictor: FilmPredictor, plan: Plan, index: int, embeddings: np.ndarray, config: FilmConfig) -> str:
     """Return the lookup digest of a shot, a hash of everything that its colors depend on; "" if it stays unchanged.
 
-    ``embeddings``, int16 (n, D), are those of its keyframes. If the shot ends in a transition, the last row belongs to
-    the first frame of the next shot. The palettes of the plan must have been recalled by ``predictor``.
+    ``embeddings``, int16 (n, D), are those of its frames that are neither held nor in a transition. If the shot ends in
+    a transition, the last row belongs to the first frame of the next shot. The palettes of the plan must have been
+    recalled by ``predictor``.
     """
     shot = plan.shots[index]
     if config.keep_color_shots and shot.in_color:

@@ -36,7 +36,7 @@ class FrameTask:
     L: np.ndarray | None = None  # (side, side) network input; None if held or left unchanged, and after coloring
     ab: np.ndarray | None = None  # (S, S, 2) in Lab units, temporally filtered; None for a frame that stays unchanged
     confidence: Confidence | None = None  # None for a frame that stays unchanged
-    embedding: np.ndarray | None = None  # int16 (D,) of a keyframe; of the next shot's start on a transition's first
+    embedding: np.ndarray | None = None  # int16 (D,); at a transition's first frame: of the next shot's start
     in_transition: bool = False  # whether the frame also shows the next shot
     result: Planes | None = None  # in the color encoding of the EncodingTarget
 
@@ -82,7 +82,8 @@ def predict_tasks(tasks: Generator[FrameTask, None, None], predictor: FilmPredic
                   large: bool = False) -> Generator[FrameTask, None, None]:
     """Set ab, confidence and embedding of the tasks; yield the tasks in order.
 
-    COLORING_THREADS batches are predicted in parallel, but only one if frames are ``large``: encoding is slower then.
+    COLORING_THREADS batches are predicted in parallel, but only one if frames are ``large``, since encoding then takes
+    longer than predicting.
     """
     colorer = _BatchColorer(predictor, plan, config)
     threads = 1 if large else COLORING_THREADS
@@ -100,11 +101,11 @@ class _BatchColorer:
     def __init__(self, predictor: FilmPredictor, plan: Plan, config: FilmConfig) -> None:
         self.predictor, self.plan, self.config = predictor, plan, config
         self.filter = TemporalFilter(config.temporal_filter)
-        self.last: Any = None  # ColoredFrame of the last keyframe that is not in a transition
+        self.last: Any = None  # ColoredFrame of the last frame with L that is not in a transition
         self.blender: TransitionBlender | None = None  # for the transition at the end of the current shot
 
     def predict(self, batch):
-        """Return an iterator over (ab, confidence, embedding) of each keyframe in a batch."""
+        """Return an iterator over (ab, confidence, embedding) of the frames in a batch with L, not in transitions."""
         inputs = [task.L for task in batch if task.L is not None and not task.in_transition]
         if not inputs:
             return iter(())

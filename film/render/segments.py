@@ -64,7 +64,7 @@ class SegmentStore:
     def save_shot(self, plan: Plan, record: ShotRecord, embeddings: np.ndarray, digest: str) -> dict[str, Any]:
         """Store a finished shot; return its packed record.
 
-        ``embeddings``, int16 (n, D), are those of the keyframes, and ``digest`` is the ``shot_digest``. The embedding
+        ``embeddings``, int16 (n, D), and ``digest`` are the argument and the result of ``shot_digest``. The embedding
         of the record is not stored, since it is the embedding stored with the shot's palette in the plan.
         """
         state = Records.pack(record)

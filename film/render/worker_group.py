@@ -1,8 +1,8 @@
 """Group of processes that divide films among themselves, coordinated through a key-value store.
 
 ``torchrun`` starts the processes, on one or several machines, and restarts those that die. The store runs in torchrun's
-agent, so it survives a restart. Each film has one owner, the process that is responsible for it. Once
-every film has an owner, a free process helps an owner with the shots of its film (see work_queue.py).
+agent, so it survives a restart. Each film has one owner, the process that is responsible for it. Once every film has an
+owner, a free process helps an owner with the shots of its film (see work_queue.py).
 
 A process is identified by its rank and its restart count. When a process restarts, its claims become free again, and
 the film that it worked on is retried after all others.
