@@ -16,7 +16,7 @@ from utils import UserError
 
 
 class RunFolder:
-    """The files of a run in ``save_path``: checkpoints, frames_*.npy (frames of a memory that is too large for a
+    """The files of a training run in ``save_path``: checkpoints, frames_*.npy (frames of a memory too large for a
     checkpoint), log.jsonl, samples/ and tensorboard/.
 
     A context manager that locks the folder. The operating system releases the lock when the process ends. Raises

@@ -82,8 +82,8 @@ def predict_tasks(tasks: Generator[FrameTask, None, None], predictor: FilmPredic
                   large: bool = False) -> Generator[FrameTask, None, None]:
     """Set ab, confidence and embedding of the tasks; yield the tasks in order.
 
-    COLORING_THREADS batches are predicted in parallel, but only one if frames are ``large``, since encoding then takes
-    longer than predicting.
+    COLORING_THREADS batches are predicted in parallel, but only one if frames are ``large``, since these take longer
+    to encode.
     """
     colorer = _BatchColorer(predictor, plan, config)
     threads = 1 if large else COLORING_THREADS
