@@ -144,10 +144,10 @@ def damage(kind, frames):
 
 
 @pytest.mark.parametrize("kind, message", [
-    ("missing", "keep a checkpoint and its frames_.* in one folder"), ("cut", "its size is wrong"),
+    ("missing", "keep a checkpoint and its frames_.* in the same folder"), ("cut", "its size is wrong"),
     ("grown", "its size is wrong"), ("empty", "does not hold the frames"),
     ("shape", r"it holds \(5,\) records"), ("cells", "it holds"), ("pickle", "does not hold the frames"),
-    ("other", "of another checkpoint, or is damaged")])
+    ("other", "of a different checkpoint, or is damaged")])
 def test_an_archive_that_does_not_belong_to_the_checkpoint_is_an_error(large, kind, message):
     path, frames = large
     damage(kind, frames)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from drawn import StubPredictor, draw_shots, planes_in
-from test_transitions import BEFORE, BEHIND, joined, shot, store
+from test_transitions import FIRST_LENGTH, SECOND_LENGTH, draw_shot, join_shots, write_film
 from test_train import flags
 
 import train
@@ -256,9 +256,9 @@ def test_the_old_film_stays_if_it_cannot_be_replaced(tmp_path, monkeypatch):
 
 
 def test_a_shot_with_a_dissolve_changes_with_the_next_shot(tmp_path):
-    frames = joined("dissolve", [np.minimum(frame, 90) for frame in shot(1, BEFORE)],
-                    [np.maximum(frame, 120) for frame in shot(2, BEHIND)])[0]
-    source, output, whole = store(tmp_path / "in.mkv", frames), tmp_path / "out.mkv", tmp_path / "all.mkv"
+    frames = join_shots("dissolve", [np.minimum(frame, 90) for frame in draw_shot(1, FIRST_LENGTH)],
+                        [np.maximum(frame, 120) for frame in draw_shot(2, SECOND_LENGTH)])[0]
+    source, output, whole = write_film(tmp_path / "in.mkv", frames), tmp_path / "out.mkv", tmp_path / "all.mkv"
     records = color_film(Corrected(), VideoFile(source), output)
     dark, light = sorted(record.embedding[0] for record in records)
     assert records[0].transition_frames and light > dark + 5

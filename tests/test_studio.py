@@ -329,7 +329,7 @@ def test_files_outside_the_given_folders_are_refused(browser, colored, tmp_path)
         page.locator("input[type=file]").first.set_input_files(tmp_path / name)
         page.wait_for_timeout(500)
         page.get_by_role("button", name="Use this film").click()
-        page.get_by_text("choose another --project").wait_for()
+        page.get_by_text("a different --project").wait_for()
         kept = [path.name for path in (session.project.folder / "uploads").iterdir()]
         assert kept and all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in kept)
 

@@ -498,7 +498,7 @@ def test_training_continues_with_the_references(sample, tmp_path):
     ({"references": "bad"}, "cannot read bad/bad.png"),
     ({"references": "good", "color_feature": "ground_truth"}, "use one of them"),
     ({"references": "good", "checkpoint": "gan"}, "is a plain GAN; leave --references out"),
-    ({"save_checkpoint": "new.pt"}, "name their folder by --references"),
+    ({"save_checkpoint": "new.pt"}, "pass their folder to --references"),
     ({"references": "good", "save_checkpoint": "good/good.png"}, "good.png exists already"),
 ])
 def test_bad_references_give_a_message_of_one_line(home, tmp_path, monkeypatch, settings, message):
