@@ -149,8 +149,8 @@ class TrainingConstants:
 
 @dataclass
 class DegradationConfig:
-    """Constants of the degradation augmentations (``training/degradation.py``) of the palette classifier, which are
-    saved in each checkpoint. Larger values give stronger degradations. Chosen on degraded versions of the episodes."""
+    """Constants of the degradation augmentations (``training/degradation.py``), which are saved in each checkpoint.
+    They were chosen on degraded versions of the episodes. Larger values give stronger degradations."""
 
     probability: float = 0.5  # probability of each degradation; that of blur is half as large
     spectral_sensitivity: tuple = (1.2, 2.5, 0.8)  # Dirichlet parameters of the weights of red, green and blue light
@@ -193,8 +193,7 @@ class GeneratorConfig:
     scene_thres: float | None = setting(None, "adaptive, content: detector threshold; a larger value finds fewer cuts; "
                                         "default: 3 for adaptive, 27 for content")
 
-    shots_len_thres: int = setting(12, "minimum number of frames of a shot; shorter shots are dropped",
-                                   group="selection")
+    shots_len_thres: int = setting(12, "minimum length of a shot in frames; others are dropped", group="selection")
     frames_per_shot: int = setting(3, "number of evenly spaced frames to save per shot; 1 is the middle frame")
     split: Sequence[float] = setting((0.7, 0.2, 0.1), "fractions of the shots in train, val and test",
                                      nargs=3, metavar=("TRAIN", "VAL", "TEST"), type=float)
@@ -401,8 +400,8 @@ class StudioConfig:
     checkpoint: Path | None = setting(None, "checkpoint of train.py; default: the checkpoint of the project or the "
                                       "demo; without one, train on the page")
     project: Path = setting(Path("results/studio"), "folder of the project; an existing project is opened")
-    folders: Sequence[Path] = setting((), "folders whose films and pictures can be selected on the page", nargs="+",
-                                      metavar="FOLDER", type=Path)
+    folders: Sequence[Path] = setting((), "folders to select films and pictures from", nargs="+", metavar="FOLDER",
+                                      type=Path)
     host: str = setting("127.0.0.1", "address to listen on; an address that other machines can reach requires a "
                         "password in the environment variable STUDIO_PASSWORD", group="page")
     port: int = setting(7860, "port to listen on")
