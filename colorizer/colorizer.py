@@ -74,7 +74,7 @@ class Colorizer(nn.Module):
 
     def forward(self, L: torch.Tensor, conditioning: Conditioning | None = None, features: Features | None = None,
                 use_memory: bool = True, picture_of: Callable[[int], np.ndarray] | None = None,
-                ) -> tuple[torch.Tensor, Confidence | None]:
+                propagated: torch.Tensor | None = None) -> tuple[torch.Tensor, Confidence | None]:
         """Predict ab (N, 2, S, S) in [-1, 1] and its Confidence from L (N, 1, S, S) in [0, 1].
 
         The generator predicts ab. If ``features`` has class logits, the mean color of each cell is replaced with the
@@ -83,7 +83,9 @@ class Colorizer(nn.Module):
         Before warping, detail finer than a cell comes from the generator.
 
         Without a spatial memory, or if ``use_memory`` is False, no colors are recalled and the Confidence is None.
-        ``picture_of`` is passed to ``warp_colors``. Raises ValueError if required ``features`` are missing.
+        ``picture_of`` is passed to ``warp_colors``. ``propagated`` (N, 3, h, h), ab and confidence, are colors of other
+        frames of the shot; they replace warped colors of lower confidence. Raises ValueError if required ``features``
+        are missing.
         """
         if not self.config.use_spatial_memory:
             return self.generator(L, conditioning), None
@@ -99,6 +101,8 @@ class Colorizer(nn.Module):
         keys = self.spatial.make_keys(features.cells, L, predicted)
         nearest = find_nearest_frames(self.spatial, quantize_embeddings(features.embedding))
         warped = warp_colors(self.spatial, nearest, keys, L, picture_of)  # (N, 3, S, S): ab and confidence
+        if propagated is not None:
+            warped = torch.where(propagated[:, 2:] > warped[:, 2:], propagated, warped)
         warped_share = F.adaptive_avg_pool2d(warped[:, 2], self.config.spatial.grid)
         attended = attend_to_frames(self.spatial, nearest, keys,  # (N, 3, G, G): ab and confidence
                                     warped_share.flatten(1) < self.config.spatial.skip_attention_above)

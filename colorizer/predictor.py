@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from colorizer.adaptation.film_response import IDENTITY_RESPONSE, FilmResponse, ResponseConfig, fit_film_response
 from colorizer.adaptation.reference_grading import Grade, GradeConfig, fit_grade
@@ -27,6 +28,7 @@ from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embed
 from colorizer.references import (
     pin_references, read_reference, read_references, reencode_film_references, rendered_pictures)
 from colorizer.warping.in_betweens import InBetweenConfig, InBetweens
+from colorizer.warping.propagation import Anchor, PropagationConfig, find_anchor_frames
 from colorizer.warping.upsampling import upsample_colors
 from config import ModelConfig, PredictorConfig
 from dataset import AB_SCALE, GRAY_SIZE, REFERENCE_ID, lab_to_rgb, rgb_to_lab
@@ -122,17 +124,19 @@ class Predictor:
         return self.colorizer.conditioning(matches, self.rank if self.source == "memory" else None)
 
     def generate_ab(self, lightness: Iterable[np.ndarray], conditioning: Conditioning | None, features: Features | None,
-                    picture_of: Callable[[int], np.ndarray] | None = None) -> tuple[np.ndarray, Confidence]:
+                    picture_of: Callable[[int], np.ndarray] | None = None,
+                    propagated: np.ndarray | None = None) -> tuple[np.ndarray, Confidence]:
         """Run the colorizer on pictures, L (H, W) each; return ab (N, S, S, 2) and its Confidence, arrays (N, G, G).
 
-        The confidence is ``Confidence.unknown`` if no spatial memory is read. ``picture_of`` is passed to
-        ``warp_colors``.
+        The confidence is ``Confidence.unknown`` if no spatial memory is read. ``picture_of`` and ``propagated`` are
+        passed to the colorizer.
         """
         L = self.extractor.network_input(lightness, self.config.side)
         if features is not None and not self.uses_memory:
             features = features._replace(class_logits=None)
         with autocast(self.device, self.precision):
-            ab, found = self.colorizer(L, conditioning, features, self.uses_memory, picture_of)
+            ab, found = self.colorizer(L, conditioning, features, self.uses_memory, picture_of,
+                                       None if propagated is None else to_device(propagated, self.device))
         confidence = Confidence.unknown(len(ab)) if found is None else Confidence(*(x.cpu().numpy() for x in found))
         return (ab * AB_SCALE).permute(0, 2, 3, 1).contiguous().cpu().numpy(), confidence
 
@@ -188,12 +192,13 @@ class Predictor:
         return self.predict_with_embeddings(lightness, palette)[:2]
 
     @torch.inference_mode()
-    def predict_with_embeddings(self, lightness: np.ndarray,
-                                palette: Palette) -> tuple[np.ndarray, Confidence, np.ndarray]:
+    def predict_with_embeddings(self, lightness: np.ndarray, palette: Palette,
+                                propagated: Callable[[int], np.ndarray] | None = None,
+                                ) -> tuple[np.ndarray, Confidence, np.ndarray]:
         """Return the results of ``predict`` and the quantized frame embeddings (N, D); (N, 0) without a spatial memory.
 
         The networks color keyframes. In-between frames get colors warped from keyframes, and the embedding of the
-        nearest keyframe.
+        nearest keyframe. ``propagated`` maps the index of a frame to its propagated colors, see ``ShotColors``.
         """
         between = InBetweens(lightness, InBetweenConfig())
         keyframes, conditioning = lightness[between.keyframes], None
@@ -201,7 +206,8 @@ class Predictor:
             feature = to_device(palette.color_feature, self.device).expand(len(keyframes), -1)
             conditioning = Conditioning(feature, torch.full((len(keyframes),), palette.score, device=self.device))
         features = self.extract_features(keyframes)
-        ab, confidence = self.generate_ab(keyframes, conditioning, features, self._picture_of)
+        known = np.stack(list(map(propagated, between.keyframes))) if propagated else None
+        ab, confidence = self.generate_ab(keyframes, conditioning, features, self._picture_of, known)
         embeddings = np.zeros((len(keyframes), 0), np.int16)
         if features and self.uses_spatial_memory:
             embeddings = quantize_embeddings(features.embedding).cpu().numpy()
@@ -236,6 +242,25 @@ class Predictor:
     def requery_palette(self, palette: Palette) -> Palette:
         """Return the palette of the same frames, computed from the current content of the memory."""
         return self._recall_palette(palette.embedding) if self.uses_memory else palette
+
+    @torch.inference_mode()
+    def find_anchors(self, signatures: np.ndarray, palette: Palette) -> list[Anchor]:
+        """Find the remembered pictures that show frames of a shot, given the signatures (n, h, h) of its frames.
+
+        Training frames count only if no reference shows the shot, since references correct their colors.
+        """
+        if not self.uses_spatial_memory:
+            return []
+        spatial, config = self.colorizer.spatial, PropagationConfig()
+        similarity = spatial.similarity(F.normalize(palette.embedding[None].to(self.device)))[0]
+        slots = similarity.topk(min(config.candidates, len(similarity))).indices.tolist()
+        for candidates in (set(spatial.pinned.nonzero()[:, 0].tolist()).intersection(slots), slots):
+            pictures = {slot: self._picture_of(slot) for slot in candidates}
+            found = find_anchor_frames(signatures, [picture[..., 0] for picture in pictures.values()], config)
+            if found:
+                used = list(pictures)
+                return [Anchor(frame, pictures[used[number]], self._digests[used[number]]) for frame, number in found]
+        return []
 
     @torch.inference_mode()
     def lookup_digest(self, palette: Palette, embeddings: np.ndarray) -> str:

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from array import array
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -70,10 +70,11 @@ class CancelablePredictor(Predictor):
 
     job: BackgroundJob = field(default_factory=BackgroundJob)
 
-    def predict_with_embeddings(self, lightness: np.ndarray,
-                                palette: Palette) -> tuple[np.ndarray, Confidence, np.ndarray]:
+    def predict_with_embeddings(self, lightness: np.ndarray, palette: Palette,
+                                propagated: Callable[[int], np.ndarray] | None = None,
+                                ) -> tuple[np.ndarray, Confidence, np.ndarray]:
         self.job.check_canceled()
-        return super().predict_with_embeddings(lightness, palette)
+        return super().predict_with_embeddings(lightness, palette, propagated)
 
 
 class CancelableFilm(VideoFile):

@@ -36,7 +36,6 @@ from editing.shot_preview import ShotPreview
 from fileio.atomic import atomic_write, exclusive_lock
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from fileio.images import IMAGE_SUFFIXES, read_image, write_image
-from film.analysis.plan import Plan
 from film.io.mux import OUTPUT_SUFFIXES
 from film.io.video import VideoFile, is_video
 from film.report.records import Records
@@ -224,7 +223,7 @@ class Project:
         def create(content):
             response = content["response"] and FilmResponse.from_state(content["response"])
             pts = array("q", content["pts"].tolist())
-            return Records(Plan(pts, 1, [], False, np.zeros((0, 2), np.float32), response), content["records"])
+            return Records(pts, response, content["records"])
 
         return self._load("records.pt", create) if self.colored.exists() else None
 

@@ -5,7 +5,7 @@ ab is float32 (..., H, W, 2) in Lab units, L is (..., H, W) in [0, 100].
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 from colorizer.adaptation.film_response import FilmResponse
 from colorizer.confidence import Confidence
 from colorizer.predictor import Palette
+from colorizer.warping.propagation import Anchor
 from dataset import resize
 from editing.palette import LIGHTNESS_WEIGHT, hex_to_lab, shade_color
 from editing.regions import fill_nearest
@@ -132,13 +133,17 @@ class RecoloringPredictor(FilmPredictor):
     def predict(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence]:
         return self.predict_with_embeddings(lightness, palette)[:2]
 
-    def predict_with_embeddings(self, lightness: np.ndarray,
-                                palette: Palette) -> tuple[np.ndarray, Confidence, np.ndarray]:
-        ab, confidence, embeddings = self.predictor.predict_with_embeddings(lightness, palette)
+    def predict_with_embeddings(self, lightness: np.ndarray, palette: Palette,
+                                propagated: Callable[[int], np.ndarray] | None = None,
+                                ) -> tuple[np.ndarray, Confidence, np.ndarray]:
+        ab, confidence, embeddings = self.predictor.predict_with_embeddings(lightness, palette, propagated)
         height, width = ab.shape[1:3]
         frames = [L if self.response is None else self.response(L) for L in lightness]
         return np.stack([replace_colors(each, resize(L, height, width), self.changes)
                          for each, L in zip(ab, frames, strict=True)]), confidence, embeddings
+
+    def find_anchors(self, signatures: np.ndarray, palette: Palette) -> list[Anchor]:
+        return self.predictor.find_anchors(signatures, palette)
 
     def requery_palette(self, palette: Palette) -> Palette:
         return self.predictor.requery_palette(palette)

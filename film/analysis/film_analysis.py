@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from colorizer.metrics import shot_has_color
+from colorizer.warping.propagation import signature
 from config import FilmConfig
 from dataset import resize
 from film.analysis.exposure import NEUTRAL, ExposureTracker, normalize_exposure
@@ -24,7 +25,7 @@ from film.analysis.film_scan import FilmScan
 from film.analysis.letterbox import find_boxes, frame_profile, measure_margins
 from film.analysis.plan import FilmPredictor, Plan, Shot, Transition
 from film.analysis.transitions import Boundary, TransitionConfig, find_boundaries
-from film.io.planes import Planes
+from film.io.planes import Planes, gray_lightness
 from film.io.video import Film, pts_window
 from utils import StreamSample
 
@@ -135,7 +136,7 @@ class _AnalysisPass:
         self.sampler = ShotSampler(predictor.side, with_profiles=previous is None)
         self.film_sample: StreamSample[Any] = StreamSample(FILM_SAMPLES)  # (shot index, SampledFrame)
         self.tracker = ExposureTracker()
-        self.shots, self.exposures, self.margins = [], [], []
+        self.shots, self.exposures, self.margins, self.signatures = [], [], [], []
 
     def run(self) -> Plan:
         """Decode the film and return its plan, without the film response."""
@@ -156,7 +157,7 @@ class _AnalysisPass:
 
     def _plan(self):
         return Plan(self.scan.pts, self.scan.last_duration, list(self.shots), any(shot.in_color for shot in self.shots),
-                    np.concatenate(self.exposures))
+                    np.concatenate(self.exposures), np.stack(self.signatures))
 
     def _lumas(self):
         with closing(self.scan.frames()) as frames:
@@ -166,6 +167,8 @@ class _AnalysisPass:
                 self.sampler.add(planes)
                 luma = planes.luma_uint8(256, 256)
                 self.tracker.add(luma)
+                L = gray_lightness(luma / np.float32(255))
+                self.signatures.append(signature(np.rint(L * 2.55).astype(np.uint8)))
                 yield luma
 
     def _end_shot(self, boundary):

@@ -2,7 +2,7 @@
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ import torch
 from colorizer.adaptation.film_response import FilmResponse
 from colorizer.confidence import Confidence
 from colorizer.predictor import Palette
+from colorizer.warping.propagation import Anchor
 from film.io.planes import Box
 
 
@@ -44,10 +45,18 @@ class FilmPredictor(Protocol):
         confidence of the grid cells, arrays (N, G, G) for any G, or ``Confidence.unknown(N)``.
         """
 
-    def predict_with_embeddings(self, lightness: np.ndarray,
-                                palette: Palette) -> tuple[np.ndarray, Confidence, np.ndarray]:
-        """Return the results of ``predict`` and the frame embeddings, int16 (N, D), for ``lookup_digest``."""
+    def predict_with_embeddings(self, lightness: np.ndarray, palette: Palette,
+                                propagated: Callable[[int], np.ndarray] | None = None,
+                                ) -> tuple[np.ndarray, Confidence, np.ndarray]:
+        """Return the results of ``predict`` and the frame embeddings, int16 (N, D), for ``lookup_digest``.
+
+        ``propagated`` maps the index of a frame to colors that were propagated from ``find_anchors``, if there are any.
+        """
         return *self.predict(lightness, palette), np.zeros((len(lightness), 0), np.int16)
+
+    def find_anchors(self, signatures: np.ndarray, palette: Palette) -> list[Anchor]:
+        """Find the pictures of the memory that show frames of a shot, given ``Plan.signatures`` of the shot."""
+        return []
 
     def requery_palette(self, palette: Palette) -> Palette:
         """Return the palette of the same frames, recalled again with the references of this predictor."""
@@ -108,6 +117,7 @@ class Plan:
     shots: list[Shot]
     has_color: bool  # whether any shot is in color, so that ground truth exists
     exposure: np.ndarray  # float32 (n, 2), gain and offset of L for each frame, see film.analysis.exposure
+    signatures: np.ndarray  # uint8 (n, h, h), see colorizer.warping.propagation
     response: FilmResponse | None = None  # film response of the source; None: that of the training frames
 
     def requery_palettes(self, predictor: FilmPredictor) -> "Plan":
@@ -141,11 +151,13 @@ class Plan:
         """Return the plan as plain values and tensors."""
         return {**vars(self), "pts": torch.tensor(self.pts, dtype=torch.int64),
                 "shots": [shot.state() for shot in self.shots], "exposure": torch.from_numpy(self.exposure),
+                "signatures": torch.from_numpy(self.signatures),
                 "response": self.response and self.response.state()}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Plan":
         """Restore a plan from the result of ``state``."""
         return cls(**{**state, "pts": array("q", state["pts"].tolist()), "exposure": state["exposure"].numpy(),
+                      "signatures": state["signatures"].numpy(),
                       "shots": [Shot.from_state(shot) for shot in state["shots"]],
                       "response": state["response"] and FilmResponse.from_state(state["response"])})

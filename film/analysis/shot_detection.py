@@ -3,7 +3,6 @@
 Frames are counted from 0. A cut is the index of the first frame of a shot. Shots are ranges [start, end).
 """
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, MutableSequence
 from dataclasses import dataclass
@@ -80,15 +79,18 @@ class ChangeDetector:
     The change of a frame is the mean absolute difference of H, S and V from the previous frame. With "content", a
     cut has a change of at least ``threshold`` (27). With "adaptive", it has a change of at least MIN_CHANGE and at
     least ``threshold`` (3) times the mean change of the 2 frames before and the 2 frames after it. Grayscale frames
-    (H, W) are compared directly. A function ``difference`` replaces the mean absolute difference.
+    (H, W) are compared directly. A function ``difference`` replaces the mean absolute difference. With ``one_sided``, a
+    cut between fast motion and a calm shot is found as well: its change is at least MOTION_RATIO times the largest one
+    on the moving side, and CALM_RATIO * ``threshold`` times the mean change on the other side.
     """
 
     WINDOW = 2
     MIN_CHANGE = 15.0
+    MOTION_RATIO, CALM_RATIO = 1.2, 3.0
 
     def __init__(self, kind: str, threshold: float | None = None,
-                 difference: Callable[[np.ndarray, np.ndarray], float] | None = None) -> None:
-        self.adaptive, self.difference = kind == "adaptive", difference or mean_difference
+                 difference: Callable[[np.ndarray, np.ndarray], float] | None = None, one_sided: bool = False) -> None:
+        self.one_sided, self.adaptive, self.difference = one_sided, kind == "adaptive", difference or mean_difference
         default, self.label, self.delay = ((3.0, "change / mean change around", self.WINDOW) if self.adaptive else
                                            (27.0, "change in HSV", 0))
         self.threshold = default if threshold is None else threshold
@@ -112,12 +114,16 @@ class ChangeDetector:
         self.changes.append(newest)
         if len(self.changes) <= 2 * self.delay:
             return []
-        *before, change = itertools.islice(self.changes, self.delay + 1)
+        changes = list(self.changes)
+        before, change, after = changes[:self.delay], changes[self.delay], changes[self.delay + 1:]
         if not self.adaptive:
             return [(change, change >= self.threshold)]
-        mean = sum([*before, *itertools.islice(self.changes, self.delay + 1, None)]) / (2 * self.delay)
+        calm, moving = sorted([before, after], key=sum)
+        mean = sum(calm + moving) / (2 * self.delay)
         ratio = min(change / mean, 255.0) if mean >= 1e-5 else 255.0 * (change >= self.MIN_CHANGE)
-        return [(ratio, ratio >= self.threshold and change >= self.MIN_CHANGE)]
+        one_sided = (self.one_sided and change >= self.MOTION_RATIO * max(moving)
+                     and change >= self.CALM_RATIO * self.threshold * sum(calm) / self.delay)
+        return [(ratio, (ratio >= self.threshold or one_sided) and change >= self.MIN_CHANGE)]
 
 
 def detector_input(planes: Planes) -> np.ndarray:
@@ -184,7 +190,8 @@ def find_gray_cuts(lumas: Iterable[np.ndarray], config: GrayCutConfig | None = N
     difference = partial(luma_difference, max_flicker=config.max_flicker)
     previous, was_black = None, False
     pending = []  # (cut, luma of the frame before it) of possible flashes
-    for index, (luma, _, is_cut) in enumerate(judge_frames(lumas, ChangeDetector("adaptive", difference=difference))):
+    detector = ChangeDetector("adaptive", difference=difference, one_sided=True)
+    for index, (luma, _, is_cut) in enumerate(judge_frames(lumas, detector)):
         black, cuts = luma.mean() < config.black_luma, []
         if pending and difference(pending[0][1], luma) < config.same_luma:
             pending.clear()

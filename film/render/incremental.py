@@ -18,10 +18,11 @@ from config import FilmConfig, part_of
 from film.analysis.plan import FilmPredictor, Plan
 from film.io.image_sequence import ImageSequence
 from film.io.video import Film
+from film.render.pipeline import shot_anchors
 from film.render.segments import SegmentStore, read_completion
 from film.render.writers import FilmWriter, Writer
 
-FORMAT = 14  # format version of a SegmentStore; stores with a different version are ignored
+FORMAT = 15  # format version of a SegmentStore; stores with a different version are ignored
 
 
 def open_segment_store(predictor: FilmPredictor, film: Film, output: Path, writer: Writer,
@@ -46,9 +47,10 @@ def shot_digest(predictor: FilmPredictor, plan: Plan, index: int, embeddings: np
     shot = plan.shots[index]
     if config.keep_color_shots and shot.in_color:
         return ""
+    anchors = "".join(f"{anchor.frame} {anchor.digest.hex()} " for anchor in shot_anchors(predictor, plan, index))
     if shot.transition is None:
-        return predictor.lookup_digest(shot.palette, embeddings)
-    return (predictor.lookup_digest(shot.palette, embeddings[:-1])
+        return anchors + predictor.lookup_digest(shot.palette, embeddings)
+    return (anchors + predictor.lookup_digest(shot.palette, embeddings[:-1])
             + predictor.lookup_digest(plan.shots[index + 1].palette, embeddings[-1:]))
 
 

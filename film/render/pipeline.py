@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from colorizer.confidence import Confidence
-from colorizer.warping.optical_flow import TemporalFilter
+from colorizer.warping.optical_flow import TemporalFilter, to_flow_image
+from colorizer.warping.propagation import Anchor, PropagationConfig, ShotColors, propagate
 from config import FilmConfig
 from dataset import resize
 from film.analysis.denoising import denoise_shot
@@ -37,23 +38,46 @@ class FrameTask:
     ab: np.ndarray | None = None  # (S, S, 2) in Lab units, temporally filtered; None for a frame that stays unchanged
     confidence: Confidence | None = None  # None for a frame that stays unchanged
     embedding: np.ndarray | None = None  # int16 (D,); at a transition's first frame: of the next shot's start
+    propagated: ShotColors | None = None  # colors propagated through the shot
     in_transition: bool = False  # whether the frame also shows the next shot
     result: Planes | None = None  # in the color encoding of the EncodingTarget
 
 
-def read_tasks(film: Film, plan: Plan, shots: Iterable[int], side: int,
+def shot_anchors(predictor: FilmPredictor, plan: Plan, number: int) -> list[Anchor]:
+    """Return the anchors of shot ``number``, from which its colors are propagated."""
+    shot = plan.shots[number]
+    return predictor.find_anchors(plan.signatures[shot.start:shot.transition_start], shot.palette)
+
+
+def propagate_shot(film: Film, plan: Plan, number: int, predictor: FilmPredictor) -> ShotColors | None:
+    """Read the frames of shot ``number`` and propagate the colors of its anchors. Return None if it has no anchor."""
+    shot, config = plan.shots[number], PropagationConfig()
+    if not (anchors := shot_anchors(predictor, plan, number)):
+        return None
+    side, pictures = len(anchors[0].picture), {}
+    with closing(frames_at(film, plan.pts, range(shot.start, shot.transition_start, config.frame_step))) as frames:
+        for index, planes in frames:
+            L = normalize_exposure(planes.crop(shot.box).lightness(side), plan.exposure[index])
+            pictures[index - shot.start] = to_flow_image(L, side, side)
+    return propagate(pictures, anchors, config)
+
+
+def read_tasks(film: Film, plan: Plan, shots: Iterable[int], predictor: FilmPredictor,
                keep_color_shots: bool) -> Generator[FrameTask, None, None]:
     """Yield a task for each frame of ``shots``, shot indices that are consumed only as the frames are read.
 
     L is denoised. It is None for held frames and, with ``keep_color_shots``, for shots in color.
     """
+    side = predictor.side
     requests = ((shot, index) for shot in shots for index in range(plan.shots[shot].start, plan.shots[shot].end))
     held_frames, (numbers, indices) = HeldFrameDetector(), itertools.tee(requests)
 
     def tasks(number, frames):
-        shot = plan.shots[number]
+        shot, propagated = plan.shots[number], None
+        if not (keep_color_shots and shot.in_color):
+            propagated = propagate_shot(film, plan, number, predictor)
         for _, (index, planes) in frames:
-            task = FrameTask(number, index, planes, in_transition=index >= shot.transition_start)
+            task = FrameTask(number, index, planes, propagated=propagated, in_transition=index >= shot.transition_start)
             if not (keep_color_shots and shot.in_color) and (
                     task.in_transition or held_frames.is_new(planes, index == shot.start)):
                 task.L = normalize_exposure(planes.crop(shot.box).lightness(side), plan.exposure[index])
@@ -106,11 +130,16 @@ class _BatchColorer:
 
     def predict(self, batch):
         """Return an iterator over (ab, confidence, embedding) of the frames in a batch with L, not in transitions."""
-        inputs = [task.L for task in batch if task.L is not None and not task.in_transition]
+        inputs = [task for task in batch if task.L is not None and not task.in_transition]
         if not inputs:
             return iter(())
+        shot, colors = self.plan.shots[batch[0].shot], inputs[0].propagated
+
+        def propagated(number):
+            return colors(inputs[number].index - shot.start, inputs[number].L)
+
         ab, confidence, embeddings = self.predictor.predict_with_embeddings(
-            np.stack(inputs), self.plan.shots[batch[0].shot].palette)
+            np.stack([task.L for task in inputs]), shot.palette, propagated if colors else None)
         return zip(ab, confidence.per_picture(), embeddings, strict=True)
 
     def fill(self, batch, predictions):

@@ -194,7 +194,8 @@ class FilmRendering:
 
     def __post_init__(self) -> None:
         self.remaining = list(range(len(self.plan.shots)))
-        self.records, self.digests = Records(self.plan, [{} for _ in self.remaining]), ["" for _ in self.remaining]
+        self.records = Records(self.plan.pts, self.plan.response, [{} for _ in self.remaining])
+        self.digests = ["" for _ in self.remaining]
 
     def load_finished_shots(self) -> None:
         """Add the shots that earlier runs have finished and whose colors have not changed since."""
@@ -246,7 +247,7 @@ class FilmRendering:
         """Color shots from the queue until it is empty; yield the index of each finished shot."""
         config, target = self.config, self.writer.target
         large = target.width * target.height >= LARGE_FRAME_PIXELS
-        tasks = prefetch(read_tasks(self.film, self.plan, queue, self.predictor.side, config.keep_color_shots),
+        tasks = prefetch(read_tasks(self.film, self.plan, queue, self.predictor, config.keep_color_shots),
                          1 if large else config.batch_size)
         colored = prefetch(self._with_results(predict_tasks(tasks, self.predictor, self.plan, config, large)),
                            max(1, config.batch_size // 2) if large else config.batch_size)

@@ -1,6 +1,7 @@
 """Records of finished shots, from which the report, the log and the suggestions are made."""
 
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 
-from film.analysis.plan import Plan
+from colorizer.adaptation.film_response import FilmResponse
 from film.io.planes import Box
 
 THUMBNAIL = 320  # width in pixels of the pictures in a ShotRecord, and of the frames for measuring its CDC
@@ -73,8 +74,8 @@ class Records(Sequence[ShotRecord]):
 
     PICTURES = ("gray", "result", "ground_truth")
 
-    def __init__(self, plan: Plan, states: list[dict[str, Any]]) -> None:
-        self.pts, self.response, self.states = plan.pts, plan.response, states
+    def __init__(self, pts: array, response: FilmResponse | None, states: list[dict[str, Any]]) -> None:
+        self.pts, self.response, self.states = pts, response, states
 
     def __len__(self) -> int:
         return len(self.states)
