@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from fileio.images import IMAGE_SUFFIXES, read_image, srgb_decode
+from fileio.images import IMAGE_SUFFIXES, LUMINANCE_WEIGHTS, read_image, srgb_decode
 from fileio.record_cache import load_or_make_records, record_key
 from utils import UserError, image_ids, list_files, warn
 
@@ -51,6 +51,11 @@ def spectral_lightness(rgb: np.ndarray, sensitivity: np.ndarray) -> np.ndarray:
 def luma_lightness(rgb: np.ndarray) -> np.ndarray:
     """Return L float32 (H, W) of the luma (BT.601) of RGB uint8, as in grayscale video."""
     return _L_OF_GRAY[cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)]
+
+
+def hd_luma_lightness(rgb: np.ndarray) -> np.ndarray:
+    """Return L float32 (H, W) of the luma (BT.709) of RGB uint8, as in HD video."""
+    return _L_OF_GRAY[cv2.transform(rgb, LUMINANCE_WEIGHTS[None])]
 
 
 _L_OF_GRAY = spectral_lightness(np.arange(256)[:, None] * [1, 1, 1], np.full(3, 1 / 3))

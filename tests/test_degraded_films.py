@@ -10,12 +10,16 @@ import pytest
 import torch
 from drawn import StubPredictor, draw_shots
 
-from colorizer.adaptation.film_response import IDENTITY_RESPONSE, FilmResponse
+from colorizer.adaptation.film_response import (
+    IDENTITY_RESPONSE, FilmResponse, Matches, ResponseConfig, fit_tone_curve, left_out_cost)
+from colorizer.backbone import Features
 from colorizer.colorizer import Colorizer
+from colorizer.memory.spatial_memory import SpatialMemory
 from colorizer.metrics import shot_has_color
 from colorizer.predictor import Palette, Predictor
-from config import FilmConfig, ModelConfig
-from dataset import AB_SCALE, L_SCALE, lab_to_rgb, luma_lightness, resize, rgb_to_lab, spectral_lightness
+from config import FilmConfig, ModelConfig, SpatialConfig
+from dataset import (
+    AB_SCALE, L_SCALE, hd_luma_lightness, lab_to_rgb, luma_lightness, resize, rgb_to_lab, spectral_lightness)
 from film.analysis.exposure import ExposureTracker, normalize_exposure
 from film.analysis.film_analysis import analyze_film
 from film.analysis.plan import Plan
@@ -210,7 +214,38 @@ def test_the_spectral_sensitivity_of_a_film_is_found(predictor, sensitivity, cur
         assert np.mean(done) < 3
 
 
-@pytest.mark.parametrize("gray", [luma_lightness, lambda rgb: rgb_to_lab(rgb)[..., 0]], ids=["luma", "luminance"])
+def test_left_out_matches_are_tested_with_the_other_parts_of_a_film():
+    """In part 0, memory L equals film L, in part 1 it is 4 higher. Each shift is off by 4 in the other part."""
+    def shift(matches):
+        return FilmResponse(np.array([0, 100]), np.array([0, 100]) + (matches.memory_L - matches.film_L).mean())
+
+    film_L, part = np.array([50.0, 50, 30]), np.array([0, 0, 1])
+    matches = Matches(np.arange(3), film_L, film_L + 4 * part, np.zeros((3, 2)), part, 0)
+    assert left_out_cost(shift, matches, matches) == pytest.approx(math.sqrt(1 + (4 / 3)**2) - 1, abs=0.07)
+    unadapted = matches._replace(memory_L=film_L + 4 * (1 - part))  # predicted by the other part
+    assert left_out_cost(shift, matches, unadapted) == pytest.approx(0, abs=0.02)
+    assert left_out_cost(shift, matches.select(part == 0), matches) == math.inf
+
+
+def test_a_curve_that_explains_only_its_own_matches_is_rejected():
+    """With lightness as the only feature, a dark film matches light frames under each curve that makes it lighter."""
+    def embed(lightness):
+        cells = torch.from_numpy(np.stack([resize(L, 32, 32) for L in lightness])[:, None] / 10)
+        return Features(torch.ones(len(cells), 1), cells)
+
+    random = np.random.default_rng(0)
+    film, remembered = (list(random.uniform(low, high, (4, 32, 32)).astype(np.float32).repeat(8, 1).repeat(8, 2))
+                        for low, high in ((0, 40), (60, 95)))
+    memory = SpatialMemory(1, 1, 4, SpatialConfig(key_dim=1))
+    memory.projection[:] = 1
+    L = torch.from_numpy(np.stack(remembered))[:, None] / L_SCALE
+    memory.write(torch.arange(4), embed(remembered), L, torch.zeros(4, 2, 256, 256), torch.arange(4))
+    assert fit_tone_curve(embed, memory, film, replace(ResponseConfig(), min_left_out_curve_reduction=-10))[0]
+    assert fit_tone_curve(embed, memory, film, ResponseConfig())[0] is None
+
+
+@pytest.mark.parametrize("gray", [luma_lightness, hd_luma_lightness, lambda rgb: rgb_to_lab(rgb)[..., 0]],
+                         ids=["luma", "HD luma", "luminance"])
 def test_luma_and_luminance_give_no_sensitivity(predictor, gray):
     assert predictor.fit_response([gray(lab_to_rgb(lab)) for lab in FRAMES]) is None
 
@@ -235,6 +270,7 @@ def test_luma_lightness_matches_hand_computed_values():
     red, blue, gray = luma_lightness(colors)[0]
     assert red == pytest.approx(gray_lightness(np.float32([0.299]))[0], abs=0.3)
     assert blue == pytest.approx(gray_lightness(np.float32([0.114]))[0], abs=0.3)
+    assert hd_luma_lightness(colors)[0, :2] == pytest.approx(gray_lightness(np.float32([0.2126, 0.0722])), abs=0.3)
     assert gray == pytest.approx(rgb_to_lab(colors)[0, 2, 0], abs=0.3)
 
 

@@ -6,8 +6,10 @@ matching cells of the film and of remembered frames. L is in [0, 100] throughout
 with G the grid side.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +19,8 @@ import torch.nn.functional as F
 from colorizer.backbone import Features
 from colorizer.memory.spatial_memory import SpatialMemory
 from dataset import (
-    AB_SCALE, L_SCALE, decode_lab8, lab_to_rgb, luma_lightness, resize, spectral_lightness, tensors_to_lab)
+    AB_SCALE, L_SCALE, decode_lab8, hd_luma_lightness, lab_to_rgb, luma_lightness, resize, spectral_lightness,
+    tensors_to_lab)
 from fileio.images import LUMINANCE_WEIGHTS
 from utils import evenly_spaced
 
@@ -37,6 +40,7 @@ class Matches(NamedTuple):
     film_L: np.ndarray  # (n,) mean L of the film cells
     memory_L: np.ndarray  # (n,) mean L of the remembered cells
     ab: np.ndarray  # (n, 2) mean ab of the remembered cells, in Lab units
+    part: np.ndarray  # (n,) indices of the parts of the film, for cross-validation
     distance: float  # mean squared key distance of all film cells, paired or not, to the nearest remembered cell
 
     @property
@@ -44,10 +48,15 @@ class Matches(NamedTuple):
         """Colors of the remembered cells, Lab float32 (1, n, 3)."""
         return np.column_stack([self.memory_L, self.ab]).astype(np.float32)[None]
 
+    def select(self, rows: np.ndarray) -> "Matches":
+        """Return the matches at the given rows."""
+        return Matches(self.cells[rows], self.film_L[rows], self.memory_L[rows], self.ab[rows], self.part[rows],
+                       self.distance)
+
 
 @dataclass
 class ResponseConfig:
-    """Constants of the estimation, tuned on degraded versions of the drawn episodes (``benchmarks/trials.md``)."""
+    """Constants of the estimation, tuned on drawn and real films, degraded and unchanged (``benchmarks/trials.md``)."""
 
     matched_frames: int = 4  # remembered frames to match with each frame of the film; larger: slower
     histogram_frames: int = 256  # maximum number of remembered frames for the initial tone curve; larger: slower
@@ -55,7 +64,11 @@ class ResponseConfig:
     min_distance_reduction: float = 0.03  # minimum relative reduction of the key distance; larger: fewer curves
     min_pairs: int = 100  # minimum number of matches; larger: fewer films get a sensitivity
     min_sensitivity_reduction: float = 0.05  # minimum relative reduction of the cost; larger: fewer sensitivities
-    min_curve_reduction: float = 0.4  # the same for the curve that goes with a sensitivity; larger: fewer curves
+    min_curve_reduction: float = 0.4  # the same for the curve; larger: fewer curves
+    parts: int = 4  # parts of the film, each of which is left out once for cross-validation
+    min_left_out_curve_reduction: float = 0.3  # of the cost of left-out unadapted matches; larger: fewer curves
+    min_left_out_sensitivity_reduction: float = 0.03  # of the cost of left-out matches; larger: fewer sensitivities
+    max_sensitivity_cost: float = 1.3  # of left-out matches; above it, the film shows other scenes than the memory
 
 
 @dataclass
@@ -89,6 +102,11 @@ class FilmResponse:
         rgb = lab_to_rgb(lab)
         return luma_lightness(rgb) if self.sensitivity is None else spectral_lightness(rgb, self.sensitivity)
 
+    def with_curve(self, matches: Matches) -> "FilmResponse":
+        """Return the response with the same sensitivity and the tone curve that fits the matches."""
+        curve = FilmResponse.match_histograms(matches.film_L, self.render(matches.lab))
+        return replace(self, film_L=curve.film_L, memory_L=curve.memory_L)
+
     def matching_cost(self, matches: Matches) -> float:
         """Return the mean pseudo-Huber loss of the differences in L between matched cells, in units of HUBER_DELTA."""
         differences = self(matches.film_L) - self.render(matches.lab)[0]
@@ -104,8 +122,7 @@ class FilmResponse:
         return cls(*map(np.array, state))
 
     @classmethod
-    def match_histograms(cls, film: np.ndarray, memory: np.ndarray,
-                         sensitivity: np.ndarray | None = None) -> "FilmResponse":
+    def match_histograms(cls, film: np.ndarray, memory: np.ndarray) -> "FilmResponse":
         """Return the response whose curve maps the distribution of film samples to that of memory samples, L each.
 
         Beyond the outer QUANTILES, the curve is extrapolated linearly.
@@ -114,10 +131,20 @@ class FilmResponse:
         slopes = np.diff(memory)[[0, -1]] / np.diff(film)[[0, -1]]
         ends = memory[[0, -1]] + slopes * (np.array([0, L_SCALE]) - film[[0, -1]])
         inner = (film > 0) & (film < L_SCALE)
-        return cls(np.array([0, *film[inner], L_SCALE]), np.array([ends[0], *memory[inner], ends[1]]), sensitivity)
+        return cls(np.array([0, *film[inner], L_SCALE]), np.array([ends[0], *memory[inner], ends[1]]))
+
+
+class HdLumaResponse(FilmResponse):
+    """The response of HD video: the luma of BT.709, which no sensitivity equals. Used for comparison only."""
+
+    def render(self, lab: np.ndarray) -> np.ndarray:
+        return hd_luma_lightness(lab_to_rgb(lab))
 
 
 IDENTITY_RESPONSE = FilmResponse(np.array([0, L_SCALE]), np.array([0, L_SCALE]))
+VIDEO_RESPONSES = [IDENTITY_RESPONSE, replace(IDENTITY_RESPONSE, sensitivity=LUMINANCE_WEIGHTS),
+                   HdLumaResponse(np.array([0, L_SCALE]), np.array([0, L_SCALE]))]
+FILM_RESPONSES = [replace(IDENTITY_RESPONSE, sensitivity=weights) for weights in SENSITIVITIES]
 
 
 def _strictly_rising(values):
@@ -149,7 +176,8 @@ def fit_tone_curve(embed: EmbedFrames, memory: SpatialMemory, lightness: Sequenc
     """Estimate the tone curve of a film. Return it, or None if it improves the matches too little, and its Matches.
 
     Start from the identity or from matched histograms, whichever gives the smaller key distance. Then refit the curve
-    to matching cells, since the film and the memory may contain different scenes.
+    to matching cells, since the film and the memory may contain different scenes. The curve must also explain matches
+    that were found without it, in parts of the film to which it was not fitted.
     """
     free = (~memory.pinned).nonzero()[:, 0].tolist()
     codes = memory.rows("pictures", [free[i] for i in evenly_spaced(len(free), config.histogram_frames)])
@@ -165,40 +193,62 @@ def fit_tone_curve(embed: EmbedFrames, memory: SpatialMemory, lightness: Sequenc
         if matches.distance >= best.distance:
             break
         response, best = refined, matches
-    limit = (1 - config.min_distance_reduction) * unadapted.distance
-    return (response, best) if best.distance < limit else (None, unadapted)
+    limit = min(response.matching_cost(unadapted) for response in VIDEO_RESPONSES)
+    if (best.distance < (1 - config.min_distance_reduction) * unadapted.distance
+            and left_out_cost(IDENTITY_RESPONSE.with_curve, best, unadapted)
+            < (1 - config.min_left_out_curve_reduction) * limit):
+        return response, best
+    return None, unadapted
+
+
+def left_out_cost(fit: Callable[[Matches], FilmResponse], matches: Matches, tested: Matches) -> float:
+    """Return the mean cost of the ``tested`` matches in each part of a film, under the response that is fitted to the
+    ``matches`` in the other parts. Return infinity if there are no other parts.
+
+    To test a response on matches that were found without it avoids a circular conclusion: frames that are made lighter
+    match lighter frames.
+    """
+    total = 0.0
+    for part in np.unique(tested.part):
+        others, left_out = matches.select(matches.part != part), tested.select(tested.part == part)
+        if len(others.cells) == 0:
+            return math.inf
+        total += fit(others).matching_cost(left_out) * len(left_out.cells)
+    return total / len(tested.cells) if len(tested.cells) else math.inf
 
 
 def _select_response(curve_response, matches, config):
     """Return the film response that best explains the matches, or None for the identity.
 
-    A sensitivity is used only if it fits clearly better than luma (None) and luminance, each with a fitted tone curve.
-    A tone curve is used only if it fits clearly better than the identity curve. With fewer than ``min_pairs`` matches,
-    return ``curve_response`` unchanged.
+    A sensitivity is used only if it fits clearly better than luma and luminance, also to left-out matches, which a tone
+    curve must not fit better. Each is fitted with a tone curve if ``curve_response`` has one, which is used only if it
+    fits clearly better than the identity curve. With fewer than ``min_pairs`` matches, return ``curve_response``.
     """
     if len(matches.film_L) < config.min_pairs:
         return curve_response
+    has_curve = curve_response is not None and not curve_response.is_identity
 
-    def cost(response):
-        return response.matching_cost(matches)
+    def fit_linear(responses, matches):
+        return min(responses, key=lambda response: response.matching_cost(matches))
 
-    def without_curve(sensitivity):
-        return replace(IDENTITY_RESPONSE, sensitivity=sensitivity)
+    def fit(responses, matches):
+        return fit_linear([response.with_curve(matches) if has_curve else response for response in responses], matches)
 
-    def with_curve(sensitivity):
-        rendered = without_curve(sensitivity).render(matches.lab)
-        return FilmResponse.match_histograms(matches.film_L, rendered, sensitivity)
+    def costs(cost):
+        return [cost(partial(fit, responses)) for responses in (FILM_RESPONSES, VIDEO_RESPONSES)]
 
-    best = min(map(with_curve, SENSITIVITIES), key=cost)
-    baseline_cost = min(cost(with_curve(None)), cost(with_curve(LUMINANCE_WEIGHTS)))
-    if cost(best) <= (1 - config.min_sensitivity_reduction) * baseline_cost:
-        best_linear = min(map(without_curve, SENSITIVITIES), key=cost)
-    elif curve_response is not None:
-        best, best_linear = with_curve(None), None
-    else:
-        return None
-    limit = (1 - config.min_curve_reduction) * cost(best_linear or IDENTITY_RESPONSE)
-    return best if cost(best) < limit else best_linear
+    responses = VIDEO_RESPONSES[:1]
+    cost, limit = costs(lambda fit: fit(matches).matching_cost(matches))
+    if cost <= (1 - config.min_sensitivity_reduction) * limit:
+        cost, limit = costs(lambda fit: left_out_cost(fit, matches, matches))
+        limit = min((1 - config.min_left_out_sensitivity_reduction) * limit, config.max_sensitivity_cost,
+                    left_out_cost(IDENTITY_RESPONSE.with_curve, matches, matches))
+        if cost <= limit:
+            responses = FILM_RESPONSES
+    best, best_linear = fit(responses, matches), fit_linear(responses, matches)
+    if best.matching_cost(matches) >= (1 - config.min_curve_reduction) * best_linear.matching_cost(matches):
+        best = best_linear
+    return None if best is IDENTITY_RESPONSE else best
 
 
 def _rendered_memory(embed, memory, lightness, response, config):
@@ -238,7 +288,7 @@ def match_cells(embed: EmbedFrames, memory: SpatialMemory, lightness: Sequence[n
         distances.append(nearest.values + query.square().sum(1))
     cells = np.concatenate(mutual).nonzero()[0]
     return Matches(cells, np.concatenate(film_L)[cells], np.concatenate(memory_L)[cells], np.concatenate(colors)[cells],
-                   float(torch.cat(distances).mean()))
+                   cells // grid**2 * config.parts // len(lightness), float(torch.cat(distances).mean()))
 
 
 def _similar_slots(memory, features, config):
