@@ -26,6 +26,7 @@ from config import TrainConfig, restore
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from fileio.images import write_image
 from training.augmentation import TrainingViews, ViewSampler
+from training.calibration import Calibration
 from training.distributed import ProcessGroup
 from training.learner import Learner, damaged_checkpoint
 from training.merging import merge_checkpoints
@@ -74,9 +75,13 @@ class Training:
         self.data, self.val_data = load_data(config)
         self.learner = self._create_learner(saved)
         self.progress = self._load_progress(saved)
+        self.calibration = Calibration(self.learner.colorizer, self.data, self.autocast)
         self.start = start - self.progress.elapsed_seconds  # as if the run had never been interrupted
         self.embeddings = self._prepare_colorizer(saved)
+        self.val_indices = evenly_spaced(len(self.val_data), config.training.val_pictures)
         self.val_logits = self._classify_val_pictures()
+        if group.is_main:
+            self.calibration.select_pictures(self.embeddings, self.val_data, self.val_indices, self.val_logits)
         self.sampler, self.loader = self._create_loader()
         self.saved_at, self.val_seconds, self.out_of_time = self.start, 0.0, False
         self.bad_steps_in_row = torch.zeros((), device=self.device)
@@ -131,10 +136,13 @@ class Training:
         if colorizer.config.use_memory:
             embeddings = frame_embeddings(self.data, colorizer, self.autocast, computed)
         if colorizer.config.use_palette_classifier and not saved:
-            train_palette_classifier(self.data, colorizer, self.autocast, self.config.seed, self.config.degradation)
+            self.calibration.classifiers = train_palette_classifier(
+                self.data, colorizer, self.autocast, self.config.seed, self.config.degradation,
+                self.calibration.blocks(embeddings) if self.group.is_main else None)
         self.group.broadcast(colorizer)  # results may differ in the last bits between GPUs
         if saved:
             try:
+                self.calibration.load(saved["left_out_classifiers"])
                 torch.set_rng_state(saved["rng_state"])
             except (KeyError, RuntimeError, TypeError) as error:
                 raise damaged_checkpoint(error) from error
@@ -142,11 +150,9 @@ class Training:
 
     def _classify_val_pictures(self):
         """Return the class logits of the validation pictures, or None if validation does not use them."""
-        colorizer = self.learner.colorizer
-        if not (colorizer.config.use_palette_classifier and self.group.is_main) or self.val_data is self.data:
-            return None
-        indices = evenly_spaced(len(self.val_data), self.config.training.val_pictures)
-        return classify_pictures(self.val_data, indices, colorizer, self.autocast)
+        colorizer, has_data = self.learner.colorizer, self.val_data is not self.data
+        use = colorizer.config.use_palette_classifier and self.group.is_main and has_data
+        return classify_pictures(self.val_data, self.val_indices, colorizer, self.autocast) if use else None
 
     def _create_loader(self):
         config, group = self.config, self.group
@@ -185,8 +191,10 @@ class Training:
                                                 self.val_data is not self.data)
                     self.val_seconds = time.monotonic() - start
                     grid = sample_grid(samples, self.val_data, self.data)
+                    if is_last := progress.epoch == config.end_epoch or self.out_of_time:
+                        self.calibration.fit()
                     self._log(losses, metrics, grid)
-                    self._save_epoch(metrics, grid)
+                    self._save_epoch(metrics, grid, is_last)
         if is_main:
             print(f"trained epochs {first_epoch} to {progress.epoch} in {(time.monotonic() - self.start) / 60:.1f} "
                   f"minutes; lowest validation CIEDE2000 {progress.best_ciede2000:.3f}; checkpoints in "
@@ -220,8 +228,9 @@ class Training:
     def _fraction_done(self):
         """Return the larger of the fractions of end_epoch and of max_minutes that have passed; 1 or more at the end."""
         done = (self.progress.epoch + self.progress.epoch_steps_done / self.sampler.batches) / self.config.end_epoch
-        if limit := self.config.max_minutes * 60:  # reserve time for the last validation
-            done = max(done, (time.monotonic() - self.start) / max(limit - self.val_seconds, 1e-9))
+        if limit := self.config.max_minutes * 60:  # reserve time for the last validation and the calibration
+            reserved = self.val_seconds * (1 + len(self.calibration) / len(self.val_indices))
+            done = max(done, (time.monotonic() - self.start) / max(limit - reserved, 1e-9))
         return done
 
     def _count_step(self, losses):
@@ -269,7 +278,7 @@ class Training:
             self.tensorboard.add_scalar(name, value, progress.epoch)
         self.tensorboard.add_image("samples", grid, progress.epoch, dataformats="HWC")
 
-    def _save_epoch(self, metrics, grid):
+    def _save_epoch(self, metrics, grid, is_last):
         """Write the files of an epoch: last.png, and best.pt, epoch_NNNN.pt, epoch_NNNN.png and last.pt when due.
 
         best.pt is also replaced if the error is slightly above the lowest one, since the validation error of a few
@@ -280,7 +289,8 @@ class Training:
         progress.best_ciede2000 = min(progress.best_ciede2000, error)
         if error <= (1 + config.training.best_tolerance) * progress.best_ciede2000:
             self._save("best.pt", full=False)
-        is_last = progress.epoch == config.end_epoch or self.out_of_time
+        elif is_last:
+            self.calibration.copy_to(self.folder.path / "best.pt")
         write_image(self.folder.path / "samples" / "last.png", grid)
         if progress.epoch % config.save_freq == 0 or is_last:
             write_image(self.folder.path / "samples" / f"epoch_{progress.epoch:04d}.png", grid)
@@ -302,7 +312,8 @@ class Training:
     def _save(self, name, full=True):
         """Write a checkpoint. Unless ``full``, leave out the training state, which is two thirds of the size."""
         self.progress.elapsed_seconds = time.monotonic() - self.start
-        state = self.learner.state() if full else {"colorizer": self.learner.colorizer.state_dict()}
+        state = ({**self.learner.state(), "left_out_classifiers": self.calibration.state()} if full else
+                 {"colorizer": self.learner.colorizer.state_dict()})
         if archive := self._archive():
             state["archive"] = archive.state()
         save_checkpoint(self.folder.path / name, {

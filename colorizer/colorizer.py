@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from colorizer.backbone import Backbone, BackboneDims, Features, Weights, backbone_dims
-from colorizer.confidence import CalibrationConfig, Confidence, calibrated_probability, class_agreement, recalled_share
+from colorizer.confidence import (
+    PRIOR, Confidence, calibrated_probability, calibration_inputs, class_agreement, recalled_share)
 from colorizer.memory.attention import attend_to_frames
-from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
+from colorizer.memory.frame_retrieval import find_nearest_frames, nearest_similarity, quantize_embeddings
 from colorizer.memory.frame_warping import warp_colors
 from colorizer.memory.spatial_memory import SpatialMemory
 from colorizer.palette_classifier import PaletteClassifier, shift_cell_means
@@ -26,10 +27,12 @@ from networks import Conditioning, FeatureIntegrator, Generator, MemoryMatches, 
 class Colorizer(nn.Module):
     """All networks and memories. Coloring requires only its ``state_dict`` and ``config``."""
 
+    calibration: torch.Tensor  # (5,) coefficients of ``calibrated_probability``
+
     def __init__(self, config: ModelConfig, backbone_weights: Weights = False) -> None:
         """``backbone_weights`` are the ``weights`` of Backbone. Raises ValueError if ``config`` is inconsistent."""
         super().__init__()
-        self.config, self.calibration = config, CalibrationConfig()
+        self.config = config
         dims = backbone_dims(config.backbone) if config.use_memory else BackboneDims(0, ())
         cell_dim = dims.cell if config.use_spatial_memory else 0
         self.generator = Generator(config.gen_norm, config.width, cell_dim, config.img_size, config.spatial.grid)
@@ -41,6 +44,7 @@ class Colorizer(nn.Module):
         if config.use_spatial_memory:
             self.spatial = SpatialMemory(dims.frame, cell_dim, config.spatial_size, config.spatial,
                                          config.archived_frames)
+            self.register_buffer("calibration", torch.tensor(PRIOR))
         if config.use_palette_classifier:
             if not config.use_spatial_memory:
                 raise ValueError("the palette classifier needs a spatial memory; set use_spatial_memory True")
@@ -67,10 +71,11 @@ class Colorizer(nn.Module):
         """Return the backbone maps of L (N, 1, H, H) in [0, 1], where H is the classifier input size."""
         return self.backbone.maps(backbone_input(L))
 
-    def classify(self, L: torch.Tensor) -> torch.Tensor:
-        """Return the class logits (N, K, g, g) of pictures, with L as in ``classifier_maps``."""
+    def classify(self, L: torch.Tensor, classifier: PaletteClassifier | None = None) -> torch.Tensor:
+        """Return the class logits (N, K, g, g) of pictures, with L as in ``classifier_maps``, by ``classifier`` or, if
+        it is None, by the palette classifier."""
         parts = zip(*(x.split(1) for x in (L, *self.classifier_maps(L))), strict=True)  # each fits into a CPU cache
-        return torch.cat([self.palette_classifier(maps, L) for L, *maps in parts])
+        return torch.cat([(classifier or self.palette_classifier)(maps, L) for L, *maps in parts])
 
     def forward(self, L: torch.Tensor, conditioning: Conditioning | None = None, features: Features | None = None,
                 use_memory: bool = True, picture_of: Callable[[int], np.ndarray] | None = None,
@@ -107,7 +112,8 @@ class Colorizer(nn.Module):
         attended = attend_to_frames(self.spatial, nearest, keys,  # (N, 3, G, G): ab and confidence
                                     warped_share.flatten(1) < self.config.spatial.skip_attention_above)
         ab = shift_cell_means(shift_cell_means(ab, *attended.split([2, 1], 1)), *warped.split([2, 1], 1))
-        return ab, self._confidence(ab, joint, attended[:, 2], warped[:, 2])
+        similarity = nearest_similarity(self.spatial, nearest, features.embedding)
+        return ab, self._confidence(ab, joint, attended[:, 2], warped[:, 2], similarity)
 
     def _join(self, ab, logits):
         """Combine predicted ab with class logits. Return ab and the joint probabilities (N, K, g / 2, g / 2), averaged
@@ -115,14 +121,16 @@ class Colorizer(nn.Module):
         joined = [self.palette_classifier.combine(*part) for part in zip(ab.split(1), logits.split(1), strict=True)]
         return torch.cat([ab for ab, _ in joined]), torch.cat([F.avg_pool2d(joint.float(), 2) for _, joint in joined])
 
-    def _confidence(self, ab, joint, attended, warped):
-        """Return the Confidence of ab (N, 2, S, S), given joint probabilities (N, K, g / 2, g / 2) or None, and the
-        confidences of the attention (N, G, G) and of the warped colors (N, S, S)."""
+    def _confidence(self, ab, joint, attended, warped, similarity):
+        """Return the Confidence of ab (N, 2, S, S), given joint probabilities (N, K, g / 2, g / 2) or None, the
+        confidences of the attention (N, G, G) and of the warped colors (N, S, S), and the similarity (N,) to the
+        nearest remembered frame."""
         with torch.autocast(ab.device.type, enabled=False):
             recalled = recalled_share(attended, warped, (attended if joint is None else joint).shape[-1])
             agreement = (torch.zeros_like(recalled) if joint is None else
                          class_agreement(joint, self.palette_classifier.palette, ab))
-            return Confidence(recalled, agreement, calibrated_probability(recalled, agreement, self.calibration))
+            inputs = calibration_inputs(recalled, agreement, similarity)
+            return Confidence(recalled, agreement, calibrated_probability(inputs, self.calibration))
 
 
 def model_config_of(content: dict[str, Any]) -> ModelConfig:

@@ -6,7 +6,6 @@ Shapes: N pictures, G cells along a side of the grid, K palette colors, S pixels
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,15 +16,7 @@ from colorizer.metrics import LARGE_ERROR
 from dataset import AB_SCALE
 
 
-@dataclass
-class CalibrationConfig:
-    """Coefficients of the calibrated probability, fit by ``benchmarks/calibration.py`` to held-out shots of the drawn
-    episode 1 and of Big Buck Bunny (``benchmarks/trials.md``). They are not saved with checkpoints."""
-
-    probability_margin: float = 0.001  # shares are clamped to [margin, 1 - margin]; larger: less extreme probabilities
-    bias: float = 0.63  # logit of the probability of a color that is half recalled, with an agreement of one half
-    recalled_weight: float = 0.69  # weight of the logit of the recalled share
-    agreement_weight: float = 0.42  # weight of the logit of the class agreement
+PRIOR = (0.3, 0.6, 0.6, 0.4, 0.5)  # coefficients of the calibration where there is nothing to fit them to
 
 
 class Confidence(NamedTuple):
@@ -71,13 +62,25 @@ def class_agreement(probabilities: torch.Tensor, palette: torch.Tensor, ab: torc
     return (probabilities * (-squared_distance / LARGE_ERROR**2).exp()).sum(1)
 
 
-def confidence_logits(recalled: torch.Tensor, agreement: torch.Tensor,
-                      margin: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits of the recalled share and the agreement, each clamped to [margin, 1 - margin]."""
-    return recalled.clamp(margin, 1 - margin).logit(), agreement.clamp(margin, 1 - margin).logit()
+def calibration_inputs(recalled: torch.Tensor, agreement: torch.Tensor, similarity: torch.Tensor) -> torch.Tensor:
+    """Return the inputs (N, G, G, 5) of the logistic model of ``calibrated_probability``.
+
+    They are 1, m logit(recalled), (1 - m) logit(agreement), logit(m) and logit(similarity), where m is the mean of
+    ``recalled`` over a picture, and ``similarity`` (N,) that of the picture to the nearest remembered frame. If little
+    of a picture is recalled, matches are accidental, and the agreement matters instead.
+    """
+    mean = recalled.mean((1, 2), keepdim=True)
+    ones = torch.ones_like(recalled)
+    known, predicted = mean * _logit(recalled, 0.001), (1 - mean) * _logit(agreement, 0.001)
+    picture = [_logit(x, 0.02) * ones for x in (mean, similarity[:, None, None])]
+    return torch.stack([ones, known, predicted, *picture], -1)
 
 
-def calibrated_probability(recalled: torch.Tensor, agreement: torch.Tensor, config: CalibrationConfig) -> torch.Tensor:
-    """Return the probability that a color is right, from a logistic model (Platt 1999) of both inputs in [0, 1]."""
-    memory, classes = confidence_logits(recalled, agreement, config.probability_margin)
-    return (config.bias + config.recalled_weight * memory + config.agreement_weight * classes).sigmoid()
+def _logit(share, margin):
+    return share.clamp(margin, 1 - margin).logit()
+
+
+def calibrated_probability(inputs: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
+    """Return the probability (N, G, G) that colors are right, from a logistic model (Platt 1999) with ``coefficients``
+    (5,) of the ``calibration_inputs`` (N, G, G, 5)."""
+    return (inputs @ coefficients).sigmoid()

@@ -100,11 +100,11 @@ class PaletteClassifier(nn.Module):
         return weight / weight.mean()
 
     @torch.no_grad()
-    def fit(self, features: torch.Tensor, ab: torch.Tensor) -> torch.Tensor:
-        """Fit the palette and the projection to T cells: features (T, V), float16 or float32, and ab (T, 2) in Lab
-        units. Return the projected features, float32 (T, discriminant_axes)."""
+    def fit(self, features: torch.Tensor, ab: torch.Tensor, palette: torch.Tensor | None = None) -> torch.Tensor:
+        """Fit the palette, unless it is given, and the projection to T cells: features (T, V), float16 or float32, and
+        ab (T, 2) in Lab units. Return the projected features, float32 (T, discriminant_axes)."""
         config, weight = self.config, self.sample_weights(ab)
-        self.palette.copy_(_cluster_colors(ab, weight, config.palette_size))
+        self.palette.copy_(_cluster_colors(ab, weight, config.palette_size) if palette is None else palette)
         self.mean.copy_(features.mean(0, dtype=torch.float32))
         dim = len(self.mean)
         scatter, sums = torch.zeros(dim, dim).to(self.mean), torch.zeros(config.palette_size, dim).to(self.mean)

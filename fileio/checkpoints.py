@@ -10,7 +10,7 @@ import torch
 from fileio.atomic import atomic_write
 from utils import UserError
 
-CHECKPOINT_FORMAT = 11  # version of the content; load_checkpoint refuses all other versions
+CHECKPOINT_FORMAT = 12  # version of the content; load_checkpoint refuses all other versions
 
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:

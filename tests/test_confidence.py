@@ -11,24 +11,25 @@ from test_train import flags
 import test
 import train
 
-from benchmarks import calibration
 from benchmarks.common import frame_readers
 
 from colorizer import confidence as confidences
-from colorizer.confidence import CalibrationConfig, Confidence
+from colorizer.confidence import PRIOR, Confidence
+from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
 from colorizer.palette_classifier import CELL_SIZE
 from colorizer.predictor import Predictor
 from config import FilmConfig
 from dataset import AB_SCALE, rgb_to_lab
+from fileio.checkpoints import load_checkpoint
 from fileio.images import read_image, write_image
 from film.io.video import VideoFile
 from film.render.rendering import color_film
 from film.report.confidence_video import COLORS, confidence_map, tint_grayscale
 from test import find_inputs
+from training import calibration
 from utils import UserError
 
 SHOTS = [(60, 20), (200, 15), (110, 22)]
-CONFIG = CalibrationConfig(probability_margin=0.01, bias=0.5, recalled_weight=1.0, agreement_weight=0.5)
 
 
 def grid(*values):
@@ -58,39 +59,45 @@ def test_agreement_is_the_probability_of_classes_near_the_color():
         torch.testing.assert_close(agreement, (probabilities @ near).expand(1, 2, 2), atol=1e-4, rtol=0)
 
 
-def test_the_probability_matches_the_formula():
-    """The odds are e^0.5 times those of the recalled share, times the root of those of the agreement; both clipped."""
-    probability = confidences.calibrated_probability(grid(0.5, 0.8, 0.8, 0.0), grid(0.5, 0.5, 0.9, 1.0), CONFIG)
-    odds = np.exp(0.5) * np.array([1, 4, 4 * 3, 99**-1 * 99**0.5])
-    assert probability.flatten().tolist() == pytest.approx(odds / (1 + odds))
-
-
-def test_the_probability_rises_with_both_inputs():
-    config = CalibrationConfig()
-    steps = torch.linspace(0, 1, 21)
-    for probability in (confidences.calibrated_probability(steps, steps * 0, config),
-                 confidences.calibrated_probability(steps * 0, steps, config)):
-        assert (probability.diff() >= 0).all() and probability[0] < 0.1
-    assert confidences.calibrated_probability(grid(1.0), grid(1.0), config) > 0.99
+def test_the_inputs_of_the_calibration_match_the_formula():
+    """A picture with recalled shares 0.8 and 0.4 (mean 0.6), agreements 0.5 and 1 (clipped to 0.999), similarity 0.75.
+    """
+    inputs = confidences.calibration_inputs(grid(0.8, 0.4), grid(0.5, 1.0), torch.tensor([0.75]))
+    odds = [[np.e, 4**0.6, 1, 1.5, 3], [np.e, (2 / 3)**0.6, 999**0.4, 1.5, 3]]
+    torch.testing.assert_close(inputs, torch.tensor(odds).log().float().view(1, 1, 2, 5), atol=1e-4, rtol=1e-4)
+    probability = confidences.calibrated_probability(inputs, torch.tensor([0, 1, 0, 0, 1.0]))
+    assert probability[0, 0, 0] == pytest.approx(3 * 4**0.6 / (1 + 3 * 4**0.6))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Calibration
 
 
-def test_reliability_matches_hand_computed_values():
-    """Two cells with probability 0.25, one of them right, and one with 1, which is right; the second has weight 3."""
-    rows = calibration.reliability(np.array([0.25, 0.25, 1.0]), np.array([1.0, 1 / 3, 1.0]), np.array([1, 3, 1]))
-    assert np.allclose(rows, [(0.25, 0.5, 0.8), (1, 1, 0.2)])
-
-
-def test_calibration_recovers_the_constants_of_synthetic_data():
+def test_the_fit_recovers_the_coefficients_of_synthetic_data():
     rng = np.random.default_rng(0)
-    recalled, agreement = rng.uniform(0, 1, (2, 4000)).astype(np.float32)
-    right = confidences.calibrated_probability(torch.from_numpy(recalled), torch.from_numpy(agreement), CONFIG).numpy()
-    found = calibration.fit(recalled, agreement, right, np.full(4000, 1 / 4000),
-                            CalibrationConfig(probability_margin=0.01))
-    assert (found.bias, found.recalled_weight, found.agreement_weight) == pytest.approx((0.5, 1.0, 0.5), abs=0.01)
+    inputs, coefficients = rng.normal(size=(40, 100, 3)), np.array([0.5, -1.0, 3.0])
+    inputs[..., 0] = 1
+    right = 1 / (1 + np.exp(-inputs @ coefficients))
+    weights = rng.uniform(1, 3, 40)
+    assert calibration.fit_logistic(inputs, right, weights, np.zeros(3), 0) == pytest.approx(coefficients, abs=1e-5)
+    assert calibration.fit_logistic(inputs, right, weights, np.ones(3), 1e9) == pytest.approx(np.ones(3), abs=1e-5)
+
+
+def test_one_picture_moves_the_prior():
+    """One input, 1; the share is 1; the prior is 0. The optimum satisfies weight * (1 - sigmoid(b)) = 0.5 * b."""
+    b, = calibration.fit_logistic(np.ones((1, 4, 1)), np.ones((1, 4)), np.array([3]), np.zeros(1), 0.5)
+    assert 3 * (1 - 1 / (1 + np.exp(-b))) == pytest.approx(0.5 * b)
+
+
+def test_blocks_end_at_cuts():
+    """Shots of 5, 4 and 3 pictures with orthogonal embeddings; without cuts, blocks have equal sizes."""
+    shots = torch.eye(3).repeat_interleave(torch.tensor([5, 4, 3]), 0)
+    assert calibration.split_into_blocks(shots, 3).tolist() == [0] * 5 + [1] * 4 + [2] * 3
+    assert calibration.split_into_blocks(shots, 1).tolist() == [0] * 12
+    assert calibration.split_into_blocks(torch.eye(12), 2).unique(return_counts=True)[1].min() >= 3
+    for number in (1, 2, 3):
+        blocks = calibration.split_into_blocks(torch.eye(number), 3)
+        assert len(blocks) == number and (blocks.diff() >= 0).all()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -118,7 +125,35 @@ def test_training_pictures_are_recalled_and_unrelated_ones_are_not(home):
     grid_size = predictor.config.palette_classifier.input_size // CELL_SIZE // 2
     assert all(x.shape == (len(pictures) + 1, grid_size, grid_size) for x in confidence)
     assert confidence.recalled[:-1].mean() > 0.95 and confidence.probability[:-1].mean() > 0.9
-    assert confidence.recalled[-1].mean() < 0.2 and confidence.probability[-1].mean() < 0.7
+    assert confidence.recalled[-1].mean() < 0.2 and confidence.probability[-1].mean() < 0.85
+
+
+def test_hidden_frames_are_not_recalled(home):
+    predictor = Predictor.load(home / "best.pt", precision="fp32")
+    colorizer, (own, name) = predictor.colorizer, max(predictor.frame_names.items())
+    spatial, used = colorizer.spatial, colorizer.memory.used
+    embedding = predictor.extract_features([rgb_to_lab(read_image(home / "train" / name))[..., 0]]).embedding
+
+    def nearest_ids():
+        return spatial.ids[find_nearest_frames(spatial, quantize_embeddings(embedding)).slots[0]].tolist()
+
+    assert nearest_ids()[0] == own
+    with calibration.hide_frames(colorizer, [own]):
+        assert own not in nearest_ids() and own not in colorizer.recall(embedding).ids[:, 0]
+    assert nearest_ids()[0] == own
+    assert colorizer.memory.used is used and colorizer.spatial.hidden is None
+    with calibration.hide_frames(colorizer, list(predictor.frame_names)):
+        assert colorizer.recall(embedding).ids[0, 0] >= 0  # an empty memory could not color anything
+
+
+def test_a_checkpoint_has_its_own_calibration(home):
+    coefficients = load_checkpoint(home / "best.pt")["colorizer"]["calibration"]
+    assert coefficients.shape == (len(PRIOR),) and not torch.allclose(coefficients, torch.tensor(PRIOR))
+    last = load_checkpoint(home / "last.pt")
+    assert torch.equal(last["colorizer"]["calibration"], coefficients) and len(last["left_out_classifiers"]) > 1
+    assert "left_out_classifiers" not in load_checkpoint(home / "best.pt")
+    palettes = [state["palette"] for state in last["left_out_classifiers"]]
+    assert all(torch.equal(palette, last["colorizer"]["palette_classifier.palette"]) for palette in palettes)
 
 
 def test_without_a_memory_confidence_is_nan(home):
@@ -130,20 +165,6 @@ def test_without_a_memory_confidence_is_nan(home):
         with pytest.raises(UserError, match="--confidence needs the spatial memory"):
             test.main(flags(**{"checkpoint": home / "best.pt", "input": home / "test", "output": home / "no",
                                "confidence": True, **settings}))
-
-
-def test_the_calibration_table_and_curve(home, tmp_path, capsys):
-    pair = [str(home / "best.pt"), str(home / "test")]
-    calibration.main([*pair, *pair, "--every", "1", "--figure", str(tmp_path / "curve.png"), "--fit", "True"])
-    printed = capsys.readouterr().out
-    assert "bias " in printed and "| predicted | correct | share of pixels |" in printed
-    rows = [line for line in printed.splitlines() if line.startswith("| ") and line.endswith("% |")]
-    assert rows and sum(float(row.split("|")[3].strip(" %")) for row in rows) == pytest.approx(100, abs=1)
-    assert "expected calibration error" in printed and read_image(tmp_path / "curve.png").shape == (400, 400, 3)
-    for arguments, message in ((pair[:1], "there are 1 paths"), ([*pair, "--every", "0"], "at least 1, got .0."),
-                               ([str(home / "gan" / "best.pt"), pair[1]], "no spatial memory")):
-        with pytest.raises(UserError, match=message):
-            calibration.main(arguments)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

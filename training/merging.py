@@ -22,7 +22,8 @@ from networks import grow
 from training.runs import RunFolder
 from utils import UserError
 
-TRAINING_STATE = "generator", "discriminator", "optimizers", "ema_steps", "archive"  # not in a merged checkpoint
+TRAINING_STATE = (  # not in a merged checkpoint
+    "generator", "discriminator", "optimizers", "ema_steps", "archive", "left_out_classifiers")
 KEY_WEIGHTS = "lightness_weight", "position_weight", "color_weight"  # constants that scale the parts of a key
 
 

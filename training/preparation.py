@@ -1,6 +1,7 @@
 """Preparation of a training run: datasets, configuration of the networks, and the parts that are computed before the
 first step (frame embeddings, spatial memory, palette classifier)."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from colorizer.backbone import Features
 from colorizer.colorizer import Colorizer
 from colorizer.memory.deduplication import Deduplicator
 from colorizer.memory.frame_archive import write_archive
-from colorizer.palette_classifier import CELL_SIZE
+from colorizer.palette_classifier import CELL_SIZE, PaletteClassifier
 from config import DegradationConfig, ModelConfig, SpatialConfig, TrainConfig
 from dataset import AB_SCALE, ColorizationDataset, downsample, lab_to_tensors, resize, rgb_to_lab
 from fileio.images import IMAGE_SUFFIXES, read_image
@@ -23,6 +24,7 @@ from utils import UserError, evenly_spaced, list_files, warn
 
 Autocast = Callable[[], torch.autocast]  # returns a new autocast context for the networks
 BATCH = 8  # pictures per forward pass
+LEFT_OUT_STEPS = 5  # a classifier for the calibration is trained in one in this many steps
 FRAME_FIELDS = "spatial_size", "archived_frames"  # fields of ModelConfig that ``fill_spatial_memory`` sets
 
 
@@ -174,36 +176,58 @@ def _load_views(paths: Sequence[Path], seeds: Sequence[int], side: int,
 
 @torch.no_grad()
 def train_palette_classifier(data: ColorizationDataset, colorizer: Colorizer, autocast: Autocast, seed: int,
-                             degradation: DegradationConfig) -> None:
-    """Train the palette classifier on random cells of random views; the first view of each picture is whole."""
+                             degradation: DegradationConfig, blocks: torch.Tensor | None = None,
+                             ) -> list[PaletteClassifier]:
+    """Train the palette classifier on random cells of random views; the first view of each picture is whole.
+
+    Given the block of each picture, int64 (N,), also train a classifier with the same palette for each block, on the
+    pictures of all other blocks, and return these classifiers.
+    """
     classifier, device = colorizer.palette_classifier, next(colorizer.parameters()).device
     config = classifier.config
     count = min(max(config.training_views, min(len(data), 4 * config.training_views)),
                 config.views_per_picture * len(data))
-    paths = [data.paths[index] for index in evenly_spaced(len(data), count)]
-    rng = np.random.default_rng(seed)
-    seeds = [0 if number < len(paths) else int(rng.integers(1, 2**62)) for number in range(count)]
-    paths = [paths[number % len(paths)] for number in range(count)]
+    rng, indices = np.random.default_rng(seed), evenly_spaced(len(data), count)
+    seeds = [0 if number < len(indices) else int(rng.integers(1, 2**62)) for number in range(count)]
+    indices = [indices[number % len(indices)] for number in range(count)]
     features, colors, grid = [], [], config.input_size // CELL_SIZE
-    for L, ab in _load_views(paths, seeds, config.input_size, degradation):
+    for L, ab in _load_views([data.paths[index] for index in indices], seeds, config.input_size, degradation):
         L, ab = L.to(device), ab.to(device)
         with autocast():
             maps = colorizer.classifier_maps(L)
         cells = torch.from_numpy(rng.choice(grid**2, grid**2 // config.training_cell_step, replace=False)).to(device)
-        features.append(classifier.cell_features(maps, L, cells).flatten(0, 1).half())
-        colors.append(AB_SCALE * downsample(ab, grid).flatten(2).transpose(1, 2)[:, cells].flatten(0, 1))
-    color = torch.cat(colors)
-    classifier.train_mlp(classifier.fit(torch.cat(features), color), color, config.training_steps)
+        features.append(classifier.cell_features(maps, L, cells).half())
+        colors.append(AB_SCALE * downsample(ab, grid).flatten(2).transpose(1, 2)[:, cells])
+    feature, color = torch.cat(features), torch.cat(colors)  # (count, cells, ...)
+    del features
+    ab = color.flatten(0, 1)
+    classifier.train_mlp(classifier.fit(feature.flatten(0, 1), ab), ab, config.training_steps)
+    block_of = None if blocks is None else blocks[indices].to(device)
+    return [] if block_of is None else [
+        _train_without(classifier, feature[block_of != block, ::2], color[block_of != block, ::2])
+        for block in range(int(block_of.max()) + 1)]
+
+
+def _train_without(classifier, features, color):
+    """Return a classifier with the palette of ``classifier``, trained on cells with ``features`` (n, c, V) and color
+    (n, c, 2), in fewer steps. The global random state does not change."""
+    with torch.random.fork_rng(devices=[]):
+        other, color = copy.deepcopy(classifier), color.flatten(0, 1)
+        other.mlp.apply(lambda layer: layer.reset_parameters() if isinstance(layer, torch.nn.Linear) else None)
+        projected = other.fit(features.flatten(0, 1), color, classifier.palette)
+        other.train_mlp(projected, color, classifier.config.training_steps // LEFT_OUT_STEPS)
+    return other
 
 
 @torch.no_grad()
-def classify_pictures(data: ColorizationDataset, indices: Sequence[int], colorizer: Colorizer,
-                      autocast: Autocast) -> torch.Tensor:
-    """Return the class logits of the pictures at ``indices``: float16 (N, K, G, G)."""
+def classify_pictures(data: ColorizationDataset, indices: Sequence[int], colorizer: Colorizer, autocast: Autocast,
+                      classifier: PaletteClassifier | None = None) -> torch.Tensor:
+    """Return the class logits of the pictures at ``indices``, float16 (N, K, G, G), by ``classifier`` or, if it is
+    None, by that of the colorizer."""
     device, logits = next(colorizer.parameters()).device, []
     colorizer.eval()
     paths = [data.paths[index] for index in indices]
     for L, _ in _load_views(paths, [0] * len(paths), colorizer.palette_classifier.config.input_size):
         with autocast():
-            logits.append(colorizer.classify(L.to(device)).half())
+            logits.append(colorizer.classify(L.to(device), classifier).half())
     return torch.cat(logits)

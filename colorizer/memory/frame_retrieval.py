@@ -47,10 +47,15 @@ def find_nearest_frames(memory: SpatialMemory, embeddings: torch.Tensor) -> Near
     return NearestFrames(slots.gather(1, best), preferred.gather(1, best))
 
 
+def nearest_similarity(memory: SpatialMemory, nearest: NearestFrames, embeddings: torch.Tensor) -> torch.Tensor:
+    """Return the cosine similarity (N,) of pictures with ``embeddings`` (N, D) to the first of ``nearest``."""
+    return F.cosine_similarity(embeddings.float(), memory.embeddings[nearest.slots[:, 0]].float())
+
+
 def _find_candidates(memory, embeddings):
     """Return slots, similarities (float64) and ``preferred`` (bool) of the ``candidate_frames`` most similar frames,
     (N, c) each, best first. ``reference_margin`` is added to the similarity of preferred frames. The index of an
-    archive first shortlists twice as many of its frames."""
+    archive first shortlists twice as many of its frames. Hidden frames are last, with similarity -inf."""
     config, query, first = memory.config, embeddings.double() / EMBEDDING_SCALE, memory.archived_frames
     chunks = memory.embeddings[first:].split(512)  # products of cache-sized chunks take a third of the time
     similarity = torch.cat([query @ chunk.double().T for chunk in chunks], 1)
@@ -59,6 +64,8 @@ def _find_candidates(memory, embeddings):
         shortlist = memory.index.shortlist(embeddings, 2 * config.candidate_frames)
         products = [memory.embeddings[some].double() @ one for some, one in zip(shortlist, query, strict=True)]
         slots, similarity = torch.cat([shortlist, slots], 1), torch.cat([torch.stack(products), similarity], 1)
+    if memory.hidden is not None:
+        similarity = similarity.masked_fill(memory.hidden[slots], -torch.inf)
     preferred = memory.pinned[slots] & (similarity >= similarity.amax(1, keepdim=True) - config.reference_margin)
     similarity, order = (similarity + config.reference_margin * preferred).sort(dim=1, descending=True, stable=True)
     order = order[:, :config.candidate_frames]

@@ -68,6 +68,7 @@ class SpatialMemory(nn.Module):
             self.register_buffer("ids", torch.full((size,), -1, dtype=torch.long))
             self.register_buffer("pinned", torch.zeros(size, dtype=torch.bool))
         self.archived_frames = archived_frames
+        self.hidden: torch.Tensor | None = None  # (M,) bool, frames that are not retrieved during calibration
         self.archive: FrameArchive | None = None
         self.index: FrameIndex | None = None
 
