@@ -16,7 +16,7 @@ from colorizer.metrics import LARGE_ERROR
 from dataset import AB_SCALE
 
 
-PRIOR = (0.3, 0.6, 0.6, 0.4, 0.5)  # coefficients of the calibration where there is nothing to fit them to
+PRIOR = (0.0, 0.6, 1.0, 0.2, 0.9)  # coefficients of the calibration where there is nothing to fit them to
 
 
 class Confidence(NamedTuple):

@@ -152,7 +152,7 @@ def test_a_checkpoint_has_its_own_calibration(home):
     last = load_checkpoint(home / "last.pt")
     assert torch.equal(last["colorizer"]["calibration"], coefficients) and len(last["left_out_classifiers"]) > 1
     assert "left_out_classifiers" not in load_checkpoint(home / "best.pt")
-    palettes = [state["palette"] for state in last["left_out_classifiers"]]
+    palettes = [state["palette"] for state in last["left_out_classifiers"].values()]
     assert all(torch.equal(palette, last["colorizer"]["palette_classifier.palette"]) for palette in palettes)
 
 

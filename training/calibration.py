@@ -9,9 +9,10 @@ Shapes: N training pictures; P pictures to color; D embedding dimensions; S pixe
 """
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ class CalibrationConfig:
     blocks: int = 3  # number of blocks; larger: more similar frames remain, and one more classifier is trained
     pictures: int = 16  # pictures of left-out blocks, of known shots and for validation; larger: less noise, slower
     known_step: int = 3  # one in this many pictures is left out to color known shots
-    val_weight: float = 3.0  # weight of a validation picture, which the generator has not seen either; others have 1
+    val_weight: float = 2.0  # weight of a validation picture, which no network has seen; the others have weight 1
     prior_weight: float = 0.3  # precision of the prior coefficients
 
 
@@ -48,6 +49,7 @@ class LeftOut(NamedTuple):
     indices: list[int]  # (P,) pictures of ``data`` to color
     hidden_ids: list[int]  # ids of the frames that are left out
     class_logits: torch.Tensor | None  # float16 (P, K, g, g)
+    as_unknown: bool = False  # whether the shots count as unknown, although the generator has seen them
     weight: float = 1.0  # of each picture in the fit
 
 
@@ -96,13 +98,13 @@ class Calibration:
         assert embeddings is not None  # there is a spatial memory
         return split_into_blocks(embeddings.cpu(), self.config.blocks)
 
-    def state(self) -> list[dict[str, torch.Tensor]]:
-        """Return the state of the classifiers for a checkpoint."""
-        return [classifier.state_dict() for classifier in self.classifiers]
+    def state(self) -> dict[int, dict[str, torch.Tensor]]:
+        """Return {block: state of its classifier} for a checkpoint."""
+        return {block: classifier.state_dict() for block, classifier in enumerate(self.classifiers)}
 
-    def load(self, states: Sequence[dict[str, torch.Tensor]]) -> None:
+    def load(self, states: dict[int, dict[str, torch.Tensor]]) -> None:
         """Load the result of ``state``."""
-        for state in states:
+        for state in states.values():
             self.classifiers.append(copy.deepcopy(self.colorizer.palette_classifier).eval())
             self.classifiers[-1].load_state_dict(state)
 
@@ -123,7 +125,7 @@ class Calibration:
         if val_data is not self.data:
             some = evenly_spaced(len(val_indices), config.pictures)
             self.parts.append(LeftOut(val_data, [val_indices[i] for i in some], [],
-                                      None if val_logits is None else val_logits[some], config.val_weight))
+                                      None if val_logits is None else val_logits[some], weight=config.val_weight))
 
     def _add(self, indices, hidden, classifier=None):
         """Add training pictures to color while those at ``hidden`` are left out."""
@@ -131,7 +133,8 @@ class Calibration:
             use_classifier = self.colorizer.config.use_palette_classifier
             logits = (classify_pictures(self.data, indices, self.colorizer, self.autocast, classifier)
                       if use_classifier else None)
-            self.parts.append(LeftOut(self.data, indices, [self.data.ids[i] for i in hidden], logits))
+            self.parts.append(LeftOut(self.data, indices, [self.data.ids[i] for i in hidden], logits,
+                                      as_unknown=classifier is not None))
 
     def __len__(self) -> int:
         """Return the number of pictures to color."""
@@ -144,9 +147,8 @@ class Calibration:
         cells = []
         for part in self.parts:
             with hide_frames(self.colorizer, part.hidden_ids):
-                for number, index in enumerate(part.indices):
-                    logits = None if part.class_logits is None else part.class_logits[number:number + 1].float()
-                    cells.append((*_color(self.colorizer, part.data, index, logits, self.autocast), part.weight))
+                cells += [(*_color(self.colorizer, part, number, self.autocast), part.weight)
+                          for number in range(len(part.indices))]
         if cells:
             inputs, right, weights = (np.stack(column) for column in zip(*cells, strict=True))
             coefficients = fit_logistic(inputs, right, weights, np.array(PRIOR), self.config.prior_weight)
@@ -160,13 +162,21 @@ class Calibration:
             save_checkpoint(checkpoint, content)
 
 
-def _color(colorizer, data, index, logits, autocast):
-    """Color a picture. Return the calibration inputs (C, 5) of its cells, and the shares (C,) of right pixels."""
-    features, L, ab = load_with_features(data, torch.tensor([index]), colorizer, autocast)
+def _color(colorizer, part, number, autocast):
+    """Color a picture of a LeftOut. Return the calibration inputs (C, 5) of its cells, and the shares (C,) of right
+    pixels. If its shot counts as unknown, these are measured without the generator, which colors it too well."""
+    features, L, ab = load_with_features(part.data, torch.tensor(part.indices[number:number + 1]), colorizer, autocast)
     assert features is not None  # there is a spatial memory
+    logits = None if part.class_logits is None else part.class_logits[number:number + 1].float()
+    arguments = (L, colorizer.conditioning(colorizer.recall(features.embedding)),
+                 features._replace(class_logits=logits))
     with autocast():
-        fake, found = colorizer(L, colorizer.conditioning(colorizer.recall(features.embedding)),
-                                features._replace(class_logits=logits))
+        fake, found = colorizer(*arguments)
+        if part.as_unknown:
+            classifier, config = colorizer.palette_classifier, colorizer.palette_classifier.config
+            classifier.config = replace(config, generator_sigma=math.inf)
+            fake, _ = colorizer(*arguments)
+            classifier.config = config
     nearest = find_nearest_frames(colorizer.spatial, quantize_embeddings(features.embedding))
     similarity = nearest_similarity(colorizer.spatial, nearest, features.embedding)
     inputs = calibration_inputs(found.recalled, found.agreement, similarity).flatten(0, 2)
