@@ -41,18 +41,18 @@ def film(frames=31):
 
 @pytest.fixture(scope="module")
 def from_the_middle():
-    return propagate(film(), [Anchor(16, draw(16)[0], b"")], CONFIG)
+    return propagate(film(), [Anchor(15, draw(15)[0], b"")], CONFIG)
 
 
-@pytest.mark.parametrize("frame", [2, 7, 15, 16, 17, 24, 30])
+@pytest.mark.parametrize("frame", [3, 7, 14, 15, 16, 24, 28])
 def test_colors_follow_the_motion_in_both_directions(from_the_middle, frame):
     ball, background = errors(from_the_middle, frame)
-    assert ball < 18 and background < 4, "the two colors differ by 89"
+    assert ball < 20 and background < 4, "the two colors differ by 89"
 
 
 def test_frames_between_processed_frames_get_their_own_colors(from_the_middle):
-    assert 15 not in from_the_middle.frames and 16 in from_the_middle.frames
-    assert max(errors(from_the_middle, 15)) < 6
+    assert 16 not in from_the_middle.frames and 15 in from_the_middle.frames
+    assert max(errors(from_the_middle, 16)) < 6
 
 
 def test_new_objects_have_low_confidence():
@@ -60,7 +60,7 @@ def test_new_objects_have_low_confidence():
     new = pictures[12].copy()
     new[90:120, 10:40] = np.random.default_rng(2).integers(0, 255, (30, 30), np.uint8)
     confidence = propagate({**pictures, 12: new}, [Anchor(0, draw(0)[0], b"")], CONFIG)(12, new / 2.55)[2]
-    assert confidence[95:115, 15:35].mean() < 0.3 < 0.6 < confidence[5:30, 20:100].mean()
+    assert confidence[95:115, 15:35].mean() < 0.5 < 0.8 < confidence[5:30, 20:100].mean()
 
 
 def test_between_two_anchors_each_half_takes_the_colors_of_the_nearer_one():
@@ -71,7 +71,7 @@ def test_between_two_anchors_each_half_takes_the_colors_of_the_nearer_one():
         return 110 * colors(frame, picture[..., 0] / 2.55)[:2, ball].mean(1)
 
     assert np.abs(ball_color(2) - BALL).max() < 20 and np.abs(ball_color(28) - (40, 40)).max() < 20
-    assert set(colors.frames) == set(range(0, 31, 2)), "each frame is propagated once"
+    assert set(colors.frames) == set(range(0, 31, 3)), "each frame is propagated once"
 
 
 def test_an_uncertain_part_of_a_region_gets_the_color_of_its_certain_part():

@@ -17,7 +17,7 @@ from drawn import HOLD_LOCK, StubPredictor, draw_film, draw_shots, planes_in, ti
 from resources.draw_episodes import draw_frame
 
 from config import FilmConfig
-from film.analysis.shot_detection import find_gray_cuts
+from film.analysis.shot_detection import ChangeDetector, find_gray_cuts, judge_frames
 from film.io import video
 from film.io.planes import planes_from_frame
 from film.io.thread_pool import prefetch
@@ -72,6 +72,22 @@ FADE_OUT, FADE_IN = list(range(120, 0, -6)), list(range(0, 180, 6))
 ])
 def test_cuts_are_found_in_grayscale_films(levels, cuts):
     assert [cut for cuts in find_gray_cuts(iter(still(*levels))) for cut in cuts] == cuts
+
+
+@pytest.mark.parametrize("changes, cut", [
+    ([20, 24, 29, 38, 0.4, 0.4, 0.3], 4),  # fast motion, then a calm shot
+    ([0.3, 0.4, 0.4, 38, 29, 24, 20], 4),  # a calm shot, then fast motion
+    ([30, 31, 32, 33, 0.4, 0.4, 0.3], None),  # a fast pan that stops
+    ([20, 24, 29, 38, 5, 5, 5], None),
+])
+def test_cuts_next_to_fast_motion_are_found(changes, cut):
+    frames = [np.full((2, 2), number, np.uint8) for number in range(len(changes) + 1)]
+
+    def cuts(one_sided):
+        detector = ChangeDetector("adaptive", difference=lambda new, _: [0, *changes][new[0, 0]], one_sided=one_sided)
+        return [number for number, (_, _, is_cut) in enumerate(judge_frames(iter(frames), detector)) if is_cut]
+
+    assert cuts(True) == ([] if cut is None else [cut]) and cuts(False) == []
 
 
 def test_each_shot_has_a_palette_a_record_and_a_log_line(tmp_path):

@@ -29,11 +29,12 @@ SIGNATURE = 16  # pixels along a side of the pictures by which frames of the fil
 class PropagationConfig:
     """Constants of the propagation, tuned on real films (``benchmarks/trials.md``)."""
 
-    frame_step: int = 2  # one in this many frames is processed; larger: faster, loses fast motion
+    frame_step: int = 3  # one in this many frames is processed; larger: faster, loses fast motion
     source_distances: tuple[int, ...] = (1, 8)  # processed frames between a frame and its sources
     photometric_weight: float = 100.0  # weight of squared differences of L (in [0, 1]) in the matching cost
     inconsistency_weight: float = 0.3  # weight of the forward-backward difference of the flow
     hop_cost: float = 0.01  # cost of each step from frame to frame; larger: confidence decays faster
+    confidence_power: float = 0.5  # exponent of the confidence; smaller: propagated colors weigh more
     region_scale: float = 60.0  # scale of the segmentation; larger: larger regions
     region_weight: float = 0.7  # confidence of the mean color of a region; larger: more pixels get it
     region_variance: float = 200.0  # variance of ab in a region that divides its confidence by e
@@ -96,7 +97,8 @@ class ShotColors:
             ab, confidence = frame.ab.astype(np.float32), frame.confidence.astype(np.float32) / 255
         else:
             ab, confidence = _match(to_flow_image(lightness, *frame.L.shape), frame, self.config)
-        return np.concatenate([ab.transpose(2, 0, 1) / np.float32(AB_SCALE), confidence[None]])
+        confidence = confidence[None] ** self.config.confidence_power
+        return np.concatenate([ab.transpose(2, 0, 1) / np.float32(AB_SCALE), confidence])
 
 
 def propagate(pictures: dict[int, np.ndarray], anchors: Sequence[Anchor], config: PropagationConfig) -> ShotColors:
