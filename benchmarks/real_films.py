@@ -1,8 +1,9 @@
 """Measure the program on real films: colors of new scenes, of painted shots and of known shots, and their confidence.
 
-    python -m benchmarks.real_films DATA [--films popeye_1 bunny_2 ...] [--minutes 2] [--seeds 1] [--every 6]
+    python -m benchmarks.real_films [--data FOLDER] [--films popeye_1 bunny_2 ...] [--minutes 2] [--seeds 1]
 
-DATA is a folder with the films of FILMS; films that it lacks are named and left out. Each film is colored by a
+The excerpts of Popeye and the drawn show are in resources/; FOLDER holds the other films of FILMS. Missing films are
+named and left out. Each film is colored by a
 checkpoint that was trained with the settings of the README on other minutes of it:
 
 - *next scenes*: without references.
@@ -10,7 +11,8 @@ checkpoint that was trained with the settings of the README on other minutes of 
 - *five frames a shot*: with five evenly spaced frames of each shot.
 - *known shots*: the training frames are the first, middle and last frames of the same shots.
 
-Films are reduced to WIDTH pixels in width. Every 6th frame is measured, except for the references. *Claimed* is the
+Films are reduced to WIDTH pixels in width. Every second pixel of every 6th frame is measured, except for the references
+and with the lightness of the ground truth. *Claimed* is the
 mean confidence of the report, *right* the share of pixels whose CIEDE2000 is at most 10; *calibration* is the mean
 difference of both over the shots, *worst shot* the largest difference between the error of a shot and that of its
 grayscale. Distances are counted in frames to the nearest reference of the same shot.
@@ -77,12 +79,17 @@ FILMS = {
     "bunny_2": Film(BUNNY, (BUNNY,), 300, 320, trained_until=180),
     "bunny_3": Film(BUNNY, (BUNNY,), 420, 440, trained_until=180),
     "bunny_clip": Film(CLIP, (CLIP,), protocols=("known shots",), split=(1, 0, 0)),
-    "drawn": Film(str(RESOURCES / "episode_2.mp4"), (str(RESOURCES / "episode_1.mp4"),), protocols=("next scenes",),
-                  frames_per_shot=9, split=(0.95, 0.05, 0), episode=2),
+    "drawn": Film("episode_2.mp4", ("episode_1.mp4",), protocols=("next scenes",), frames_per_shot=9,
+                  split=(0.95, 0.05, 0), episode=2),
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Films and checkpoints
+
+
+def find_film(data: Path, file: str) -> Path:
+    """Return the path of a film in ``data``, or else in RESOURCES, where it may be missing."""
+    return data / file if (data / file).is_file() else RESOURCES / file
 
 
 def copy_until(source: Path, target: Path, end: float) -> None:
@@ -124,7 +131,7 @@ def trained_checkpoint(film: Film, data: Path, folder: Path, minutes: float, see
         videos = run / "videos"
         videos.mkdir(parents=True, exist_ok=True)
         for name in film.trained_on:
-            copy_until(data / name, videos / Path(name).name, film.trained_until)
+            copy_until(find_film(data, name), videos / name, film.trained_until)
         print(f"training on {', '.join(names)}, seed {seed}: {settings}", file=sys.stderr)
         with redirect_stdout(sys.stderr):
             generate(GeneratorConfig(video_path=videos, save_path=run / "dataset", split=film.split, seed=seed,
@@ -166,7 +173,7 @@ def score_shots(result: Path, truth: Path, shots: list[tuple[int, int]], painted
     for index, rgb, true_rgb in read_pairs(result, truth, every):
         for number, (start, end) in enumerate(shots):
             if start <= index < end and index not in painted[number]:
-                lab, true_lab = rgb_to_lab(rgb), rgb_to_lab(true_rgb)
+                lab, true_lab = (rgb_to_lab(picture)[::2, ::2] for picture in (rgb, true_rgb))
                 lab[..., 0] = true_lab[..., 0]
                 errors = color_differences(lab, true_lab)
                 gray = color_differences(true_lab * np.array([1, 0, 0], np.float32), true_lab)
@@ -210,7 +217,7 @@ def measure_film(name: str, protocol: str, data: Path, folder: Path, args: Any, 
     film, excerpt = FILMS[name], folder / "excerpts" / f"{name}.mp4"
     if not excerpt.exists():
         excerpt.parent.mkdir(parents=True, exist_ok=True)
-        write_excerpt(data / film.file, excerpt, film.start, film.end)
+        write_excerpt(find_film(data, film.file), excerpt, film.start, film.end)
     checkpoint = trained_checkpoint(film, data, folder, args.minutes, seed)
     shots = find_shots(excerpt)
     count = PAINTED[protocol]
@@ -276,7 +283,7 @@ def print_tables(rows: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
 
 def main(argv: list[str]) -> None:
     parser = ArgumentParser(prog="benchmarks.real_films", description=first_line(__doc__))
-    parser.add_argument("data", type=Path, metavar="DATA", help="folder with the films")
+    parser.add_argument("--data", type=Path, default=RESOURCES, help="folder with the films that are not in resources/")
     parser.add_argument("--films", nargs="+", choices=FILMS, default=list(FILMS), help="films to color")
     parser.add_argument("--protocols", nargs="+", choices=PAINTED, default=list(PAINTED), help="protocols to run")
     parser.add_argument("--minutes", type=float, default=2.0, help="length of each training run")
@@ -287,9 +294,9 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if not args.minutes > 0:
         raise UserError(f"--minutes is {args.minutes:g}; set it above 0")
-    missing = {name: FILMS[name].file for name in args.films if not (args.data / FILMS[name].file).is_file()}
-    for name, file in missing.items():
-        print(f"{name} is left out: there is no {args.data / file}", file=sys.stderr)
+    missing = [name for name in args.films if not find_film(args.data, FILMS[name].file).is_file()]
+    for name in missing:
+        print(f"{name} is left out: there is no {args.data / FILMS[name].file}", file=sys.stderr)
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     lpips = LPIPS.load()
     for seed, name in itertools.product(range(args.seeds), [name for name in args.films if name not in missing]):
@@ -300,7 +307,7 @@ def main(argv: list[str]) -> None:
                 write_json(args.output / "real_films.json", {f"{film}, {kind}": reports for (film, kind), reports
                                                              in rows.items()})
     if not rows:
-        raise UserError(f"there is nothing to measure; pass the folder with {', '.join(FILMS)} as DATA")
+        raise UserError("there is nothing to measure; pass the folder with the films to --data")
     print_tables(rows)
 
 
