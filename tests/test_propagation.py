@@ -4,8 +4,14 @@ import cv2
 import numpy as np
 import pytest
 
+from drawn import StubPredictor, draw_shots
+
 from colorizer.warping.propagation import (
     Anchor, PropagationConfig, _fill_regions, find_anchor_frames, propagate, signature)
+from config import FilmConfig
+from dataset import rgb_to_lab
+from film.io.video import VideoFile
+from film.render.rendering import color_film
 
 SIDE, CONFIG = 128, PropagationConfig()
 BACKGROUND, BALL = (30, -20), (-10, 60)  # ab
@@ -96,3 +102,37 @@ def test_anchors_are_the_most_similar_frames():
     few = PropagationConfig(max_anchors=1)
     noisy = cv2.add(pictures[0], 3)
     assert find_anchor_frames(signatures, [noisy, pictures[1]], few) == [(4, 1)], "the best one is kept"
+
+
+class AnchoredPredictor(StubPredictor):
+    """Remembers a picture of the dark shot, all of one color; colors frames with what was propagated, else gray."""
+
+    def __init__(self):
+        super().__init__()
+        self.signatures, self.confidence = [], []
+
+    def find_anchors(self, signatures, palette):
+        self.signatures.append(signatures)
+        if signatures.mean() > 128:
+            return []
+        L = cv2.resize(signatures[5], (48, 48), interpolation=cv2.INTER_CUBIC)
+        return [Anchor(5, np.dstack([L, np.full_like(L, 128 + 30), np.full_like(L, 128 - 20)]), b"")]
+
+    def predict_with_embeddings(self, L, palette, propagated=None):
+        ab, confidence = self.predict(L, palette)
+        if propagated:
+            known = np.stack([propagated(number) for number in range(len(L))])
+            ab = 110 * known[:, :2].transpose(0, 2, 3, 1)
+            self.confidence += known[:, 2].mean((1, 2)).tolist()
+        return np.zeros_like(ab) if propagated is None else ab, confidence, np.zeros((len(L), 0), np.int16)
+
+
+def test_a_remembered_frame_colors_its_whole_shot_of_a_film(tmp_path):
+    film = draw_shots(tmp_path / "film.mkv", [(60, 18), (200, 12)])
+    predictor = AnchoredPredictor()
+    color_film(predictor, VideoFile(film), tmp_path / "out.mkv", FilmConfig(batch_size=4))
+    pictures = [planes.rgb_uint8() for _, _, planes in VideoFile(tmp_path / "out.mkv").read()]
+    ab = [rgb_to_lab(picture)[..., 1:].mean((0, 1)) for picture in pictures]
+    assert len(ab) == 30 and [len(signatures) for signatures in predictor.signatures[:2]] == [18, 12]
+    assert np.abs(np.array(ab[:18]) - (30, -20)).max() < 4 and np.abs(ab[18:]).max() < 2
+    assert min(predictor.confidence) > 0.2, "bars that move by one pixel are matched"
