@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from colorizer.adaptation.film_response import IDENTITY_RESPONSE, FilmResponse, ResponseConfig, fit_film_response
 from colorizer.adaptation.reference_grading import Grade, GradeConfig, fit_grade
@@ -26,9 +25,9 @@ from colorizer.feature_extraction import FeatureExtractor
 from colorizer.memory.frame_archive import open_archive
 from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
 from colorizer.references import (
-    pin_references, read_reference, read_references, reencode_film_references, rendered_pictures)
+    find_anchors, pin_references, read_reference, read_references, reencode_film_references, rendered_pictures)
 from colorizer.warping.in_betweens import InBetweenConfig, InBetweens
-from colorizer.warping.propagation import Anchor, PropagationConfig, find_anchor_frames
+from colorizer.warping.propagation import Anchor
 from colorizer.warping.upsampling import upsample_colors
 from config import ModelConfig, PredictorConfig
 from dataset import AB_SCALE, GRAY_SIZE, REFERENCE_ID, lab_to_rgb, rgb_to_lab
@@ -128,8 +127,7 @@ class Predictor:
                     propagated: np.ndarray | None = None) -> tuple[np.ndarray, Confidence]:
         """Run the colorizer on pictures, L (H, W) each; return ab (N, S, S, 2) and its Confidence, arrays (N, G, G).
 
-        The confidence is ``Confidence.unknown`` if no spatial memory is read. ``picture_of`` and ``propagated`` are
-        passed to the colorizer.
+        It is ``Confidence.unknown`` if no spatial memory is read. The last two arguments are passed to the colorizer.
         """
         L = self.extractor.network_input(lightness, self.config.side)
         if features is not None and not self.uses_memory:
@@ -243,24 +241,10 @@ class Predictor:
         """Return the palette of the same frames, computed from the current content of the memory."""
         return self._recall_palette(palette.embedding) if self.uses_memory else palette
 
-    @torch.inference_mode()
     def find_anchors(self, signatures: np.ndarray, palette: Palette) -> list[Anchor]:
-        """Find the remembered pictures that show frames of a shot, given the signatures (n, h, h) of its frames.
-
-        Training frames count only if no reference shows the shot, since references correct their colors.
-        """
-        if not self.uses_spatial_memory:
-            return []
-        spatial, config = self.colorizer.spatial, PropagationConfig()
-        similarity = spatial.similarity(F.normalize(palette.embedding[None].to(self.device)))[0]
-        slots = similarity.topk(min(config.candidates, len(similarity))).indices.tolist()
-        for candidates in (set(spatial.pinned.nonzero()[:, 0].tolist()).intersection(slots), slots):
-            pictures = {slot: self._picture_of(slot) for slot in candidates}
-            found = find_anchor_frames(signatures, [picture[..., 0] for picture in pictures.values()], config)
-            if found:
-                used = list(pictures)
-                return [Anchor(frame, pictures[used[number]], self._digests[used[number]]) for frame, number in found]
-        return []
+        """Return the result of ``find_anchors`` for a shot, given the signatures (n, h, h) of its frames."""
+        return (find_anchors(self.colorizer.spatial, palette.embedding, signatures, self._picture_of, self._digests)
+                if self.uses_spatial_memory else [])
 
     @torch.inference_mode()
     def lookup_digest(self, palette: Palette, embeddings: np.ndarray) -> str:

@@ -1,4 +1,5 @@
-"""References added by the user, and rendering of stored training frames with the film response of a film."""
+"""References added by the user, rendering of stored frames with the film response of a film, and their recognition in
+shots."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -7,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from colorizer.adaptation.film_response import IDENTITY_RESPONSE, FilmResponse, ResponseConfig, match_cells
 from colorizer.feature_extraction import FeatureExtractor
 from colorizer.memory.spatial_memory import SpatialMemory
 from colorizer.metrics import has_color
+from colorizer.warping.propagation import Anchor, PropagationConfig, find_anchor_frames
 from dataset import L_SCALE, REFERENCE_ID, decode_lab8, rgb_to_lab, tensors_to_lab
 from fileio.images import IMAGE_SUFFIXES, read_image
 from utils import UserError, list_files, warn
@@ -95,3 +98,22 @@ def rendered_pictures(spatial: SpatialMemory, response: FilmResponse,
         return picture
 
     return picture_of
+
+
+@torch.inference_mode()
+def find_anchors(spatial: SpatialMemory, embedding: torch.Tensor, signatures: np.ndarray,
+                 picture_of: Callable[[int], np.ndarray], digests: Sequence[bytes]) -> list[Anchor]:
+    """Find the stored pictures that show frames of a shot, given its mean ``embedding`` (D,) and ``signatures``
+    (n, h, h) of its frames.
+
+    Training frames count only if no reference shows the shot, since references correct their colors. ``digests`` are
+    those of ``SpatialMemory.digests``.
+    """
+    config = PropagationConfig()
+    similarity = spatial.similarity(F.normalize(embedding[None].to(spatial.embeddings.device)))[0]
+    near = similarity.topk(min(config.candidates, len(similarity))).indices.tolist()
+    for slots in ([slot for slot in near if spatial.pinned[slot]], near):
+        pictures = [picture_of(slot) for slot in slots]
+        if found := find_anchor_frames(signatures, [picture[..., 0] for picture in pictures], config):
+            return [Anchor(frame, pictures[number], digests[slots[number]]) for frame, number in found]
+    return []
