@@ -16,7 +16,10 @@ CHECKPOINT_FORMAT = 12  # version of the content; load_checkpoint refuses all ot
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
     """Write ``content``, a dict of tensors and plain values, atomically and flush it to the disk."""
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        torch.save({"format": CHECKPOINT_FORMAT, **content}, file)
+        try:
+            torch.save({"format": CHECKPOINT_FORMAT, **content}, file)
+        except RuntimeError as error:  # torch replaces the error of a full disk
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         file.flush()
         os.fsync(file.fileno())
 

@@ -337,10 +337,11 @@ def test_unwritable_folder_is_refused(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["file", "in.mp4"]
 
 
-@pytest.mark.parametrize("room", [7_000, 40_000])
-def test_full_disk_keeps_finished_shots(tmp_path, room):
-    """A limit on the file size stands in for a full disk, reached by a shot of noise or by the whole film."""
-    source = draw_shots(tmp_path / "in.mkv", [(60, 20), (200, 30)], noise=10 * (room > 10_000), options={"crf": "0"})
+@pytest.mark.parametrize("room, noise, palettes", [(7_000, 0, 2), (25_000, 0, 0), (40_000, 10, 0)])
+def test_full_disk_keeps_finished_shots(tmp_path, room, noise, palettes):
+    """A limit on the file size stands in for a full disk, reached by the plan, by a shot or by the whole film. Only
+    without a plan, palettes are predicted again."""
+    source = draw_shots(tmp_path / "in.mkv", [(60, 20), (200, 30)], noise=noise, options={"crf": "0"})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     output = tmp_path / "out.mkv"
     try:
@@ -352,7 +353,7 @@ def test_full_disk_keeps_finished_shots(tmp_path, room):
     assert "\n" not in str(error.value) and not output.exists()
     predictor, kept = StubPredictor(), len(list((tmp_path / ".out.mkv.segments").glob("*.segment")))
     color(source, output, predictor, crf=0)
-    assert predictor.shots == 0 and predictor.frames == (50, 30, 0)[kept]  # no palette and no color is predicted again
+    assert predictor.shots == palettes and predictor.frames == (50, 30, 0)[kept]  # finished shots are kept
     assert len(planes_in(output)) == 50
 
 

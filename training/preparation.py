@@ -202,8 +202,10 @@ def train_palette_classifier(data: ColorizationDataset, colorizer: Colorizer, au
     del features
     ab = color.flatten(0, 1)
     classifier.train_mlp(classifier.fit(feature.flatten(0, 1), ab), ab, config.training_steps)
-    block_of = None if blocks is None else blocks[indices].to(device)
-    return [] if block_of is None else [
+    if blocks is None or not blocks.any():  # all pictures are in one block
+        return []
+    block_of = blocks[indices].to(device)
+    return [
         _train_without(classifier, feature[block_of != block, ::2], color[block_of != block, ::2])
         for block in range(int(block_of.max()) + 1)]
 

@@ -119,7 +119,7 @@ class ChangeDetector:
         if not self.adaptive:
             return [(change, change >= self.threshold)]
         calm, moving = sorted([before, after], key=sum)
-        mean = sum(calm + moving) / (2 * self.delay)
+        mean = sum(before + after) / (2 * self.delay)
         ratio = min(change / mean, 255.0) if mean >= 1e-5 else 255.0 * (change >= self.MIN_CHANGE)
         one_sided = (self.one_sided and change >= self.MOTION_RATIO * max(moving)
                      and change >= self.CALM_RATIO * self.threshold * sum(calm) / self.delay)
