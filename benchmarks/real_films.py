@@ -3,26 +3,25 @@
     python -m benchmarks.real_films [--data FOLDER] [--films popeye_1 bunny_2 ...] [--minutes 2] [--seeds 1]
 
 The excerpts of Popeye and the drawn show are in resources/; FOLDER holds the other films of FILMS. Missing films are
-named and left out. Each film is colored by a
-checkpoint that was trained with the settings of the README on other minutes of it:
+named and left out. Each film is colored by a checkpoint that was trained on other minutes of it, with the default
+settings:
 
 - *next scenes*: without references.
 - *one frame a shot*: with the middle frame of each shot as a reference in its true colors.
 - *five frames a shot*: with five evenly spaced frames of each shot.
 - *known shots*: the training frames are the first, middle and last frames of the same shots.
 
-Films are reduced to WIDTH pixels in width. Every second pixel of every 6th frame is measured, except for the references
-and with the lightness of the ground truth. *Claimed* is the
-mean confidence of the report, *right* the share of pixels whose CIEDE2000 is at most 10; *calibration* is the mean
-difference of both over the shots, *worst shot* the largest difference between the error of a shot and that of its
-grayscale. Distances are counted in frames to the nearest reference of the same shot.
+Films are reduced to WIDTH pixels in width. Every second row and column of every 6th frame is measured, with the
+lightness of the ground truth. References are not measured. *Claimed* is the mean confidence of the report, *right* the
+share of pixels whose CIEDE2000 is at most 10. *Calibration* is the mean absolute difference of both over the shots;
+*worst shot* is the largest value of a shot's error minus the error of its grayscale. Distances are counted in frames to
+the nearest reference of the same shot.
 
 Checkpoints are kept in --output, so that a second run measures changes of the rendering alone. Prints two Markdown
 tables and writes <output>/real_films.json.
 """
 
 import itertools
-import json
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
@@ -123,8 +122,7 @@ def write_excerpt(source: Path, target: Path, start: float, end: float) -> None:
 
 
 def trained_checkpoint(film: Film, data: Path, folder: Path, minutes: float, seed: int) -> Path:
-    """Return the checkpoint that colors ``film``; train it first unless ``folder`` has one of the same settings."""
-    settings = json.dumps([film.trained_on, film.trained_until, film.frames_per_shot, film.split])
+    """Return the checkpoint that colors ``film``; train it first unless it exists in ``folder``."""
     names = [Path(name).stem for name in film.trained_on]
     run = folder / f"{'_'.join(names)}_{film.frames_per_shot}_{minutes:g}_min_seed_{seed}"
     if not (run / "checkpoints" / "best.pt").exists():
@@ -132,7 +130,7 @@ def trained_checkpoint(film: Film, data: Path, folder: Path, minutes: float, see
         videos.mkdir(parents=True, exist_ok=True)
         for name in film.trained_on:
             copy_until(find_film(data, name), videos / name, film.trained_until)
-        print(f"training on {', '.join(names)}, seed {seed}: {settings}", file=sys.stderr)
+        print(f"training on {', '.join(names)}, seed {seed}", file=sys.stderr)
         with redirect_stdout(sys.stderr):
             generate(GeneratorConfig(video_path=videos, save_path=run / "dataset", split=film.split, seed=seed,
                                      frames_per_shot=film.frames_per_shot, overwrite=True))
@@ -211,18 +209,17 @@ def by_distance(shots: list[ShotScore]) -> list[float | None]:
     return [float(error[rows == row].mean()) if (rows == row).any() else None for row in range(len(DISTANCES))]
 
 
-def measure_film(name: str, protocol: str, data: Path, folder: Path, args: Any, seed: int,
-                 lpips: LPIPS | None) -> dict[str, Any]:
+def measure_film(name: str, protocol: str, args: Any, seed: int, lpips: LPIPS | None) -> dict[str, Any]:
     """Color and measure a film of FILMS under a protocol. Returns its summary, shots and consistency."""
-    film, excerpt = FILMS[name], folder / "excerpts" / f"{name}.mp4"
+    film, folder = FILMS[name], args.output
+    excerpt = folder / "excerpts" / f"{name}.mp4"
     if not excerpt.exists():
         excerpt.parent.mkdir(parents=True, exist_ok=True)
-        write_excerpt(find_film(data, film.file), excerpt, film.start, film.end)
-    checkpoint = trained_checkpoint(film, data, folder, args.minutes, seed)
-    shots = find_shots(excerpt)
-    count = PAINTED[protocol]
-    painted = [[start + index for index in evenly_spaced(end - start, count)] if count != 1 else [(start + end) // 2]
-               for start, end in shots] if count else [[] for _ in shots]
+        write_excerpt(find_film(args.data, film.file), excerpt, film.start, film.end)
+    checkpoint = trained_checkpoint(film, args.data, folder, args.minutes, seed)
+    shots, count = find_shots(excerpt), PAINTED[protocol]
+    painted = [[(start + end) // 2] if count == 1 else [start + i for i in evenly_spaced(end - start, count)]
+               for start, end in shots]
     predictor = Predictor.load(checkpoint)
     if count:
         wanted = set(itertools.chain.from_iterable(painted))
@@ -302,7 +299,7 @@ def main(argv: list[str]) -> None:
     for seed, name in itertools.product(range(args.seeds), [name for name in args.films if name not in missing]):
         for protocol in FILMS[name].protocols:
             if protocol in args.protocols:
-                report = measure_film(name, protocol, args.data, args.output, args, seed, lpips)
+                report = measure_film(name, protocol, args, seed, lpips)
                 rows.setdefault((name, protocol), []).append(report)
                 write_json(args.output / "real_films.json", {f"{film}, {kind}": reports for (film, kind), reports
                                                              in rows.items()})

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from colorizer.metrics import LARGE_ERROR
 from dataset import AB_SCALE
 
-
 PRIOR = (0.0, 0.6, 1.0, 0.2, 0.9)  # coefficients of the calibration where there is nothing to fit them to
 
 
