@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from drawn import draw_dataset, draw_shots, planes_in
+from packaging.requirements import Requirement
 
 from config import ColorConfig, GeneratorConfig, StudioConfig, TrainConfig
 from fileio.images import read_image
@@ -62,6 +63,17 @@ def test_modules_classes_and_functions_are_short(path):
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             assert node.end_lineno - node.lineno < MAX_LINES[type(node)], node.name
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13", "3.14"])
+def test_each_package_is_pinned_once_for_each_python(python):
+    lines = [line.partition("#")[0].strip() for name in ("requirements.txt", "requirements-studio.txt",
+                                                         "requirements-dev.txt")
+             for line in (ROOT / name).read_text(encoding="utf-8").splitlines()]
+    pins = [Requirement(line) for line in lines if line and not line.startswith("-r")]
+    used = [pin.name for pin in pins if pin.marker is None or pin.marker.evaluate({"python_version": python})]
+    assert len(used) == len(set(used)) and set(used) >= {"numpy", "scipy", "scikit-image", "onnxruntime"}
+    assert all(str(pin.specifier).startswith("==") for pin in pins)
 
 
 def test_the_readme_is_short():
