@@ -30,8 +30,32 @@ class UserError(Exception):
     """An error that the user can fix. The message is one sentence: what is wrong and what to do."""
 
 
+_OUT_OF_MEMORY = re.compile(  # messages of PyTorch, CUDA, OpenCV, NumPy and FFmpeg
+    "out of memory|(can.?t|cannot|failed to|unable to) allocate|insufficient memory|ALLOC_FAILED", re.IGNORECASE)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that the memory of the computer or of the GPU is full."""
+    return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+def as_user_error(error: Exception) -> UserError:
+    """Return a UserError as it is, or one with advice for full memory, the message of the system, or the type of an
+    internal error."""
+    if isinstance(error, UserError):
+        return error
+    reason = str(error).partition("\n")[0]
+    if is_out_of_memory(error):
+        return UserError(f"the memory is full ({reason or type(error).__name__}); lower --batch_size, train with a "
+                         "smaller --img_size, or end other programs")
+    if isinstance(error, OSError):
+        return UserError(f"the system reports: {error}")
+    return UserError(f"internal error: {type(error).__name__}: {reason}; report it with the traceback")
+
+
 def run_cli(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> None:
-    """Run ``main(argv)``; print a UserError and exit with code 1, or with code 130 on Ctrl-C or SIGTERM.
+    """Run ``main(argv)``; print a UserError, an OSError or a lack of memory and exit with code 1, or with code 130 on
+    Ctrl-C or SIGTERM.
 
     ``argv`` defaults to the command line. ``--debug`` anywhere in it shows the traceback.
     """
@@ -40,10 +64,12 @@ def run_cli(main: Callable[[list[str]], None], argv: Sequence[str] | None = None
     gc.freeze()  # imported objects need no garbage collection, which would take 0.4 s at exit alone
     try:
         main(argv)
-    except UserError as error:
+    except Exception as error:
+        if not (isinstance(error, (UserError, OSError)) or is_out_of_memory(error)):
+            raise
         if "--debug" in argv:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {as_user_error(error)}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt as interrupt:
         if "--debug" in argv:

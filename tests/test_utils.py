@@ -2,10 +2,12 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -129,6 +131,25 @@ def test_exit_codes(capsys):
     with pytest.raises(SystemExit):
         run_cli(user_error, ["--debug"])
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("allocate", [
+    lambda: torch.empty(2**48),
+    lambda: np.empty(2**48),
+    lambda: cv2.resize(np.zeros((4, 4), np.uint8), (2**30, 2**30)),
+    pytest.param(lambda: torch.empty(2**48, device="cuda"),
+                 marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
+], ids=["torch", "numpy", "opencv", "cuda"])
+def test_a_lack_of_memory_names_the_flags_that_reduce_it(capsys, allocate):
+    with pytest.raises(SystemExit):
+        run_cli(lambda argv: allocate(), [])
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and re.match("error: the memory is full.*--batch_size.*--img_size", printed)
+
+
+def test_internal_errors_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_cli(lambda argv: 1 / 0, [])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -325,8 +325,31 @@ def share_with_a_process_that_dies(group, deadly):
     return group.run_all(["a", "b", "c"], own)
 
 
+def share_with_errors(group):
+    def own(key):
+        if key == "a":
+            raise MemoryError
+        if key == "b":
+            raise UnpicklableError("spam", "eggs")
+
+    return group.run_all(["a", "b", "c"], own)
+
+
+class UnpicklableError(Exception):
+    def __init__(self, message, details):
+        super().__init__(message)
+
+
+def fail(group):
+    raise UnpicklableError("spam", "eggs")
+
+
 def end(group):
     os._exit(7)
+
+
+def kill(group):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def refuse(group):
@@ -341,6 +364,18 @@ def test_a_file_that_kills_the_subprocess_does_not_stop_the_others(capfd):
         run_isolated(["a"], end)
     with pytest.raises(UserError, match="there is no checkpoint"):
         run_isolated(["a"], refuse)
+    with pytest.raises(UserError, match="by the signal 'Killed' .if the memory is full, lower --batch_size"):
+        run_isolated(["a"], kill)
+
+
+def test_an_error_in_the_subprocess_is_reported_as_what_it_is(capfd):
+    """No file is tried again, and an error is not taken for a lack of memory."""
+    errors = run_isolated(["a", "b", "c"], share_with_errors)
+    assert list(errors) == ["a", "b"] and "--batch_size" in str(errors["a"]) and "--img_size" in str(errors["a"])
+    assert str(errors["b"]) == "internal error: UnpicklableError: spam; report it with the traceback"
+    assert capfd.readouterr().err.count("UnpicklableError: spam\n") == 1  # the traceback
+    with pytest.raises(RuntimeError, match="(?s)Traceback.*UnpicklableError: spam"):
+        run_isolated(["a"], fail)
 
 
 def work_long(group, folder):

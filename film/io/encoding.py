@@ -18,7 +18,7 @@ from film.io.interlacing import INTERLACED_ENCODERS, field_flagger, field_order,
 from film.io.mux import OUTPUT_SUFFIXES, can_store, container_format
 from film.io.planes import BT709, ColorEncoding, Planes, has_fields, plane_array, planes_from_frame
 from film.io.video import Film, frame_rate, open_video, read_frames
-from utils import UserError, warn
+from utils import UserError, is_out_of_memory, warn
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Encoder settings
@@ -223,7 +223,7 @@ def explain_write_errors(output: Path) -> Iterator[None]:
     except (OSError, av.error.FFmpegError, UserError) as error:
         cause = error.__cause__ if isinstance(error, UserError) else error
         full = getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if cause is not error and not full:
+        if cause is not error and not full or is_out_of_memory(error):
             raise
         advice = ("free disk space and run the same command again to continue with the first unfinished shot" if full
                   else "check that its folder is writable")

@@ -5,12 +5,13 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from multiprocessing import reduction, resource_tracker
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
-from utils import UserError
+from utils import UserError, as_user_error, is_out_of_memory
 
 EXIT_TIMEOUT = 10  # seconds after which a terminated process is killed
 T = TypeVar("T")
@@ -35,7 +36,8 @@ def run_in_subprocess(function: Callable[..., T], *arguments: object) -> T:
     """Run ``function(*arguments)`` in a subprocess and return its result; all of these are pickled.
 
     The subprocess ends when this call returns or raises, or when this process is killed. Raises UserErrors and OSErrors
-    of the function, or ProcessDied if the subprocess ends without a result.
+    of the function, RuntimeError with the traceback of any other exception, or ProcessDied if the subprocess ends
+    without a result.
     """
     # Forking this process is unsafe, since decoders and torch run threads. The fork server runs none.
     context = multiprocessing.get_context("forkserver")
@@ -54,7 +56,7 @@ def run_in_subprocess(function: Callable[..., T], *arguments: object) -> T:
         result, error = receiver.recv()
     except EOFError as end:
         process.join()
-        raise ProcessDied(f"its process ended with exit code {process.exitcode}") from end
+        raise ProcessDied(f"its process {_describe_exit(process.exitcode)}") from end
     finally:
         process.terminate()
         process.join(EXIT_TIMEOUT)
@@ -64,6 +66,13 @@ def run_in_subprocess(function: Callable[..., T], *arguments: object) -> T:
     return result
 
 
+def _describe_exit(code):
+    if code is None or code >= 0:
+        return f"ended with exit code {code}"
+    advice = " (if the memory is full, lower --batch_size)" if -code == signal.SIGKILL else ""
+    return f"was ended by the signal {signal.strsignal(-code)!r}{advice}"
+
+
 def _serve(_, sender, function, arguments):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # SystemExit, so that context managers clean up
     threading.Thread(target=_exit_with_parent, daemon=True).start()
@@ -71,6 +80,9 @@ def _serve(_, sender, function, arguments):
         result = function(*arguments), None
     except (UserError, OSError) as error:
         result = None, error
+    except Exception as error:
+        # The exception itself may not be picklable.
+        result = None, as_user_error(error) if is_out_of_memory(error) else RuntimeError(traceback.format_exc())
     sender.send(result)
 
 

@@ -10,7 +10,7 @@ from functools import partial
 import torch.distributed as dist
 
 from film.render.worker_group import POLL_SECONDS, WorkerGroup
-from utils import UserError
+from utils import UserError, as_user_error
 
 
 class WorkQueue:
@@ -89,12 +89,12 @@ class WorkQueue:
 
     @contextmanager
     def sharing_errors(self) -> Iterator[None]:
-        """If the block raises UserError, stop all processes that work on the film."""
+        """If the block raises an error, stop all processes that work on the film."""
         try:
             yield
-        except UserError as error:
+        except Exception as error:
             if self.name:
-                message = str(error)
+                message = str(as_user_error(error))
                 self._update(lambda state: state.update(free={}, error=message))
             raise
 

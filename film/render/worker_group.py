@@ -15,6 +15,7 @@ import os
 import pickle
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -27,7 +28,7 @@ import torch
 import torch.distributed as dist
 
 from film.io.isolation import EXIT_TIMEOUT, ProcessDied, run_in_subprocess
-from utils import UserError, rank_and_size, warn
+from utils import UserError, as_user_error, rank_and_size, warn
 
 POLL_SECONDS = 0.1  # interval at which the store is read while waiting for other processes
 MAX_FAILED_ATTEMPTS = 2  # a file fails after its processes have died in this number of attempts
@@ -141,8 +142,9 @@ class WorkerGroup:
         ``help(key, queue_name)`` while the owner of a key offers shots in a WorkQueue of that name.
 
         Returns {key: error} of the failed keys in every process, after all keys are finished; with several keys, each
-        failure is also printed at once. A key whose processes died in MAX_FAILED_ATTEMPTS attempts fails, too.
-        Errors of ``own`` other than UserError and all errors of ``help`` are raised.
+        failure is also printed at once, with the traceback of an internal error. A key whose processes died in
+        MAX_FAILED_ATTEMPTS attempts fails, too. Internal errors of ``own`` with a single key and all errors of ``help``
+        are raised.
         """
         pending, errors = self.pending(keys), {}
         while pending:
@@ -150,8 +152,12 @@ class WorkerGroup:
                 with self._leaving(key):
                     try:
                         own(key)
-                    except UserError as error:
-                        errors[key] = error
+                    except Exception as error:
+                        errors[key] = as_user_error(error)
+                        if not isinstance(error, UserError):
+                            if len(keys) == 1:
+                                raise
+                            traceback.print_exc()
                     self._finish(key, errors.get(key, ""), len(keys) > 1)
             elif joined := help and self._join_queue(pending):
                 with self._leaving(joined[0]):
@@ -200,7 +206,7 @@ class WorkerGroup:
             failed = self.update(key, self._become_owner)
             if failed is not None and failed >= MAX_FAILED_ATTEMPTS:
                 self._finish(key, f"the process that worked on {key} ended {failed} times; leave it out, or start "
-                                  "fewer processes if they ran out of memory", several)
+                                  "fewer processes or lower --batch_size if the memory is full", several)
             elif failed is not None:
                 return key
         return None
