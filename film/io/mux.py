@@ -13,15 +13,17 @@ from pathlib import Path
 
 import av
 from av.bitstream import BitStreamFilterContext
-from av.stream import Stream
+from av.stream import Disposition, Stream
 
 from film.io.video import open_video
 from utils import UserError, warn
 
 _CONTAINER_FORMATS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov", ".webm": "webm"}  # suffix: FFmpeg muxer
 OUTPUT_SUFFIXES = tuple(_CONTAINER_FORMATS)
-_MUXER_TAGS = ("encoder", "major_brand", "minor_version", "compatible_brands", "DURATION", "_STATISTICS", "BPS",
-               "NUMBER_OF")  # prefixes of metadata keys that describe the file itself and are written by its muxer
+_MUXER_TAGS = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration", "_statistics", "bps",
+               "number_of", "alpha_mode", "vendor_id")  # prefixes of metadata keys that a muxer writes itself
+_COVER_TYPES = {"mjpeg": "image/jpeg", "png": "image/png", "bmp": "image/bmp", "gif": "image/gif",
+                "webp": "image/webp", "tiff": "image/tiff"}  # FFmpeg codec: MIME type of a cover in a .mkv
 # Bitstream filters that convert packets to Annex B (start codes) and remove NAL units of an unused type, that is, none.
 # h264_mp4toannexb and hevc_mp4toannexb would also insert parameter sets, which encoders write once per file.
 _START_CODE_FILTERS = {"h264": "filter_units=remove_types=31", "hevc": "filter_units=remove_types=63"}
@@ -123,31 +125,105 @@ def can_store(muxer: str, encoder: str, rate: Fraction) -> bool:
 
 def source_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Return the metadata of a source without the keys that its muxer wrote (_MUXER_TAGS)."""
-    return {key: value for key, value in tags.items() if not key.startswith(_MUXER_TAGS)}
+    return {key: value for key, value in tags.items() if not key.lower().startswith(_MUXER_TAGS)}
+
+
+def is_cover(stream: Stream) -> bool:
+    """Return whether a stream is a cover picture."""
+    return bool(stream.disposition & Disposition.attached_pic)
 
 
 def copyable_streams(film: av.container.InputContainer, video: av.VideoStream, path: Path,
                      output: Path) -> list[Stream]:
     """Return the streams of ``film`` that the container of ``output`` can store; warn about all others.
 
-    ``video`` and the chapter titles of .mp4 files, which are copied separately, are not considered.
+    ``video``, chapter titles and time codes (``timecode_tags``), which are copied separately, are not considered.
     """
     copyable = []
     for stream in film.streams:
-        if stream is video or (stream.type == "data" and film.chapters()):
+        is_chapters = stream.type == "data" and getattr(stream, "name", "") == "bin_data" and film.chapters()
+        if stream is video or is_chapters or stream.type == "data" and "timecode" in stream.metadata:
             continue
-        try:
-            with av.open(io.BytesIO(), "w", format=container_format(output)) as probe:
-                probe.add_stream_from_template(stream, opaque=True)
-                probe.start_encoding()
-        except (ValueError, av.error.FFmpegError, OSError):
-            name = stream.codec_context.codec.canonical_name if stream.codec_context else "unknown"
-            kind = {"audio": "sound track", "subtitle": "subtitles", "video": "second picture"}.get(
-                stream.type, stream.type)
-            language = f", {stream.language}" if stream.language else ""
-            advice = "convert it before" if container_format(output) == "matroska" else "write a .mkv"
-            warn(f"{output} cannot store the {kind} {stream.index} ({name}{language}) of {path}, so it is left "
-                 f"out; {advice} to keep it")
+        if _can_copy(stream, container_format(output)):
+            copyable.append(stream)
             continue
-        copyable.append(stream)
+        language = f", {stream.language}" if stream.language else ""
+        advice = "convert it before" if container_format(output) == "matroska" else "write a .mkv"
+        warn(f"{output} cannot store the {_description(stream)} ({_codec_name(stream)}{language}) of {path}, so it is "
+             f"left out; {advice} to keep it")
     return copyable
+
+
+def _can_copy(stream, muxer):
+    if is_cover(stream) and muxer != "mp4":
+        return muxer == "matroska" and _codec_name(stream) in _COVER_TYPES
+    try:
+        with av.open(io.BytesIO(), "w", format=muxer) as probe:
+            probe.add_stream_from_template(stream, opaque=True)
+            probe.start_encoding()
+    except (ValueError, av.error.FFmpegError, OSError):
+        return False
+    return True
+
+
+def _description(stream):
+    kind = {"audio": "sound track", "subtitle": "subtitles", "data": "data track"}.get(stream.type, stream.type)
+    return f"{'cover picture' if is_cover(stream) else kind} {stream.index}"
+
+
+def _codec_name(stream):
+    if stream.codec_context:
+        return stream.codec_context.codec.canonical_name
+    return getattr(stream, "name", None) or "unknown"
+
+
+def timecode_tags(film: av.container.InputContainer) -> dict[str, str]:
+    """Return the tags of the time code track of a .mov file, which other containers store as tags of the picture."""
+    return {key: stream.metadata[key] for stream in film.streams if stream.type == "data" and
+            "timecode" in stream.metadata for key in ("timecode", "reel_name") if key in stream.metadata}
+
+
+def add_cover(out: av.container.OutputContainer, cover: Stream, path: Path) -> list[av.Packet]:
+    """Add a cover picture of the film ``path`` to ``out``. Return its packets, which must be muxed first.
+
+    Matroska stores covers as attachments, without packets.
+    """
+    with open_video(path) as (film, _):
+        data = next(bytes(packet) for packet in film.demux(film.streams[cover.index]) if packet.size)
+    if out.format.name == "matroska":
+        codec = _codec_name(cover)
+        name = cover.metadata.get("filename", f"cover.{codec.replace('mjpeg', 'jpg')}")
+        out.add_attachment(name, _COVER_TYPES[codec], data)
+        return []
+    stream = out.add_stream_from_template(cover, opaque=True)
+    stream.disposition, stream.time_base = cover.disposition.value, cover.time_base
+    packet = av.Packet(data)
+    packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, 0, 0, True
+    return [packet]
+
+
+def lost_tags(film: av.container.InputContainer, copied: Sequence[Stream],
+              result: av.container.InputContainer) -> list[str]:
+    """Describe the tags, dispositions and chapters of ``film`` and its ``copied`` streams that ``result`` lacks."""
+    missing = _missing(timecode_tags(film), result.streams.video[0].metadata)
+    lost = [f"the tag {key}" for key in [*_missing(film.metadata, result.metadata), *missing]]
+    if len(result.chapters()) < len(film.chapters()):
+        lost.append("the chapters")
+    remaining = list(result.streams)
+    for stream in copied:
+        kind = stream.type, is_cover(stream)
+        other = next((other for other in remaining if (other.type, is_cover(other)) == kind), None)
+        if other is None:
+            lost.append(f"the {_description(stream)}")
+            continue
+        remaining.remove(other)
+        names = [f"the tag {key}" for key in _missing(stream.metadata, other.metadata) if key not in missing]
+        names += [f"the mark {flag.name}" for flag in stream.disposition & ~other.disposition]
+        lost += [f"{name} of the {_description(stream)}" for name in names]
+    return lost
+
+
+def _missing(tags, result):
+    """Return the keys of ``tags`` whose values are not among those of ``result``, without technical ones."""
+    values, technical = {"und", *result.values()}, ("handler_name", "filename", "mimetype")
+    return [key for key, value in source_tags(tags).items() if value not in values and key.lower() not in technical]

@@ -16,7 +16,9 @@ from fileio.atomic import atomic_write
 from film.analysis.plan import Plan
 from film.io.encoding import EncodingTarget, choose_encoding, explain_write_errors, segment_encoder
 from film.io.image_sequence import ImageSequence, write_colored_frame
-from film.io.mux import container_format, copyable_streams, segment_order, segment_packets, source_tags
+from film.io.mux import (
+    add_cover, container_format, copyable_streams, is_cover, lost_tags, segment_order, segment_packets, source_tags,
+    timecode_tags)
 from film.io.planes import Planes
 from film.io.video import demux_packets, open_video
 from film.render.segments import SegmentStore
@@ -91,11 +93,22 @@ class FilmWriter:
               av.open(str(temporary), "w", format=container_format(self.output)) as out):
             out.flags |= av.container.Flags.bitexact.value  # no random numbers: the same film gives the same bytes
             others = copyable_streams(film, video, self.path, self.output)
-            streams = {}
-            for stream in sorted([video, *others], key=lambda stream: stream.index):
+            copied = sorted([video, *others], key=lambda stream: stream.index)
+            streams, covers = {}, []
+            for stream in copied:
+                if is_cover(stream):
+                    covers += add_cover(out, stream, self.path)
+                    others.remove(stream)
+                    continue
                 template = segment.streams.video[0] if stream is video else stream
                 new = out.add_stream_from_template(template, opaque=True)
                 new.metadata.update(source_tags(stream.metadata))
+                if stream is video:
+                    new.metadata.update(timecode_tags(film))
+                    if self.config.start:
+                        new.metadata.pop("timecode", None)  # it belongs to the first frame of the film
+                if out.format.name in ("mp4", "mov") and "title" in new.metadata:
+                    new.metadata["handler_name"] = new.metadata["title"]  # these containers have no other title
                 new.disposition = stream.disposition.value
                 if stream.time_base:
                     new.time_base = stream.time_base
@@ -108,11 +121,12 @@ class FilmWriter:
             packets = [self._video_packets(sources, plan, origin)]
             if others:
                 packets.append(self._copied_packets(film, others, origin))
+            out.mux(covers)
             for _, packet, index in heapq.merge(*packets, key=lambda item: item[0]):
                 packet.stream = streams[video.index if index is None else index]
                 out.mux(packet)
             out.close()
-            self._check_pixel_shape(temporary)
+            self._check(temporary, film, copied)
 
     def _chapters(self, film):
         """Return the chapters of the input, shifted and cut to the colored part."""
@@ -150,11 +164,13 @@ class FilmWriter:
                 packet.pts = packet.pts - offset if packet.pts is not None else None
             yield time - shift, packet, packet.stream_index
 
-    def _check_pixel_shape(self, path):
-        """Warn if the container has not stored the sample aspect ratio."""
+    def _check(self, path, film, copied):
+        """Warn if the container has not stored the sample aspect ratio, or tags of the film and ``copied`` streams."""
         target = self.target
         ratio = target.tags.get("sample_aspect_ratio", 1)
-        with open_video(path) as (_, written):
+        with open_video(path) as (result, written):
+            if lost := lost_tags(film, copied, result):
+                warn(f"{self.output} does not keep {', '.join(lost)} of {self.path}")
             if (written.sample_aspect_ratio or 1) != ratio:
                 warn(f"{self.output} cannot store the pixel aspect ratio ({ratio}) with {target.codec}: set the player "
                      f"to a picture aspect ratio of {float(target.width * ratio / target.height):.3g}, or use --codec "
