@@ -16,7 +16,7 @@ import colorizer.threads  # noqa: F401  before torch is imported
 from colorizer.predictor import Predictor, load_predictor
 from config import ColorConfig, FilmConfig, part_of
 from fileio.images import IMAGE_SUFFIXES
-from fileio.outputs import accompanying_path, refuse_existing
+from fileio.outputs import accompanying_path, check_writable, refuse_existing
 from film.io.image_sequence import ImageSequence, find_sequences
 from film.io.luma_check import check_luma
 from film.io.mux import OUTPUT_SUFFIXES
@@ -117,6 +117,7 @@ def prepare_inputs(config: ColorConfig, largest_films_first: bool) -> Inputs:
     maps = [accompanying_path(target, CONFIDENCE_MAP) for _, target in pictures if config.confidence]
     foreign = [target for film, target in films if is_complete(film, target) and not read_completion(target)]
     refuse_existing([*(target for _, target in pictures), *foreign, *saved, *maps], config.overwrite)
+    check_writable([*(target for _, target in [*pictures, *films]), *saved])
     finished = [(film, target) for film, target in finished
                 if (completion := read_completion(target)) and (config.references or completion.references)]
     if finished or config.save_checkpoint:

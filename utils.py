@@ -96,6 +96,8 @@ class ArgumentParser(argparse.ArgumentParser):
                           help="show the traceback of an error")
 
     def error(self, message: str) -> NoReturn:
+        if message.endswith("expected one argument"):
+            message += "; write --flag=VALUE if the value begins with a dash"
         raise UserError(f"{message} (see --help)")
 
 

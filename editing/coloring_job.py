@@ -23,6 +23,7 @@ from editing.frame_reader import encode_jpeg
 from editing.project import Project
 from editing.recolor import ColorChange, RecoloringPredictor
 from editing.shot_preview import ShotPreview
+from fileio.outputs import accompanying_path
 from film.analysis.film_analysis import find_edited_boundaries
 from film.analysis.plan import FilmPredictor
 from film.io.planes import Planes
@@ -172,7 +173,7 @@ def _report_progress(job, project, film):
 
 def log_path(project: Project) -> Path:
     """Return the path of the log that gets a line for each colored shot."""
-    return project.colored.with_name(f"{project.colored.stem}_shots.jsonl")
+    return accompanying_path(project.colored, "shots.jsonl")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from editing.coloring_job import PredictorCache
 from editing.project import Project
 from fileio.atomic import link_or_copy
+from fileio.outputs import accompanying_path
 from film.report.html_report import Report, write_report
 from film.report.memory_thumbnails import memory_thumbnails
 from utils import UserError
@@ -35,7 +36,7 @@ def export(project: Project, predictors: PredictorCache) -> Path:
         shutil.make_archive(str(references), "zip", references)
     facts = {"references": str(len(project.settings.references))}
     pictures = memory_thumbnails(predictor.colorizer) if predictor.uses_memory else {}
-    write_report(folder / f"{project.colored.stem}_report.html", Report(
+    write_report(accompanying_path(folder / project.colored.name, "report.html"), Report(
         Path(project.settings.film).name, records, names=predictor.frame_names, thumbnails=pictures, facts=facts,
         response=records.response))
     return folder

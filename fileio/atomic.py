@@ -1,5 +1,6 @@
 """Atomic file writing, exclusive locks and hard links."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,18 +9,22 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from utils import UserError
+from fileio.outputs import short_stem
+from utils import UserError, warn
+
+_NO_LOCKS = errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP  # of file systems without locks
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path for the block to write to; rename that file to ``path`` when the block ends.
+    """Yield a temporary, absolute path for the block to write to; rename that file to ``path`` when the block ends.
 
     After an error, the temporary file is removed and ``path`` is unchanged. Missing folders are created. Each OSError,
     also one raised in the block, becomes a UserError.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
+    # Absolute, since FFmpeg takes a relative path such as "a: b.mp4" for a URL
+    temporary = path.with_name(f".{short_stem(path.stem)}.partial{path.suffix}").absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -36,13 +41,17 @@ def exclusive_lock(path: Path, message: str) -> Iterator[None]:
     """Hold the lock file ``path`` during the block; raise UserError(``message``) if another process holds it.
 
     On POSIX systems, the lock file is removed at the end. The operating system releases the lock if the process is
-    killed. Raises OSError if the file cannot be written.
+    killed. On a file system without locks, a warning is printed. Raises OSError if the file cannot be written.
     """
-    lock = FileLock(path, blocking=False)
+    lock = FileLock(path, blocking=False, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout as error:
         raise UserError(message) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warn(f"{path.parent} cannot lock files ({error.strerror}); start only one run at a time that writes there")
     try:
         yield
     finally:

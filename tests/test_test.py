@@ -148,14 +148,15 @@ def test_a_film_in_color_is_evaluated(home, tmp_path):
     assert f"{metrics['result']['ciede2000']:.3f}" in page and "CDC" in page
 
 
-def test_a_film_gets_a_report_suggested_frames_and_a_memory_video(home, tmp_path):
+def test_a_film_gets_a_report_suggested_frames_and_a_memory_video(home, tmp_path, monkeypatch):
     """Suggested frames that were colored by hand are not overwritten."""
-    source = draw_shots(tmp_path / "film.mkv", [(60, 9), (200, 6)])
+    monkeypatch.chdir(tmp_path)
+    source, name = draw_shots(tmp_path / "film.mkv", [(60, 9), (200, 6)]), "new: %d"
     settings = {"overwrite": True, "start": 0.25}
-    color(home, "spatial", tmp_path / "new.mkv", source, memory_video=True, **settings)
-    page, folder = (tmp_path / "new_report.html").read_text(encoding="utf-8"), tmp_path / "new_color_these"
+    color(home, "spatial", Path(f"{name}.mkv"), source, memory_video=True, **settings)
+    page, folder = (tmp_path / f"{name}_report.html").read_text(encoding="utf-8"), tmp_path / f"{name}_color_these"
     assert "raw_image_drawn_" in page and "film.mkv" in page and folder.name in page
-    assert times_and_sound(tmp_path / "new_memory.mp4")[0] == times_and_sound(source)[0][:12]
+    assert times_and_sound(tmp_path / f"{name}_memory.mp4")[0] == times_and_sound(source)[0][:12]
     suggested = sorted(folder.iterdir())
     lumas = [planes[0] for planes in planes_in(source)[3:]]
     for path in suggested:
@@ -163,7 +164,7 @@ def test_a_film_gets_a_report_suggested_frames_and_a_memory_video(home, tmp_path
         luma = lumas[int(path.stem.rpartition("_")[2])]
         assert np.abs(read_image(path) - (luma[..., None] - 16.0) * 255 / 219).max() <= 1
     write_image(suggested[0], draw_picture(0))
-    color(home, "spatial", tmp_path / "new.mkv", source, **settings)
+    color(home, "spatial", Path(f"{name}.mkv"), source, **settings)
     assert np.array_equal(read_image(suggested[0]), draw_picture(0))
     color(home, "spatial", tmp_path / "none.mkv", source, suggest=0)
     assert not (tmp_path / "none_color_these").exists() and not (tmp_path / "none_memory.mp4").exists()
@@ -326,6 +327,8 @@ def bad_checkpoint(home, path, change):
     ({"input": "gray.png", "rank": 4}, "invalid choice"),
     ({"input": "gray.png", "batch_size": 0}, "batch_size is 0"),
     ({"input": "film.mp4", "output": "out.avi"}, "pass a .mp4, .mkv, .mov or .webm"),
+    ({"input": "gray.png", "output": "notes.txt/out.png"}, "cannot write notes.txt/out.png"),
+    ({"input": "film.mp4", "output": "notes.txt/out.mp4"}, "cannot write notes.txt/out.mp4"),
     ({"input": "film.mp4", "suggest": -1}, "suggest is -1"),
     ({"input": "film.mp4", "checkpoint": "gan.pt", "memory_video": True}, "memory, which is not used here"),
     ({"input": "film.mp4", "reference": "color.png", "memory_video": True}, "memory, which is not used here"),

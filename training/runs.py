@@ -11,6 +11,7 @@ import torch
 
 from config import TrainConfig
 from fileio.atomic import atomic_write, exclusive_lock
+from fileio.outputs import check_writable
 from training.learner import damaged_checkpoint
 from utils import UserError
 
@@ -35,6 +36,7 @@ class RunFolder:
     def __enter__(self) -> "RunFolder":
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"save_path {self.path} is a file; pass a folder")
+        check_writable([self.log], "--save_path")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = exclusive_lock(self.path / ".lock", f"another run is writing to {self.path}; wait for it or "

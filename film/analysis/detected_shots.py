@@ -16,6 +16,7 @@ import torch
 from config import GeneratorConfig
 from fileio.atomic import exclusive_lock
 from fileio.checkpoints import load_checkpoint, save_checkpoint
+from fileio.outputs import check_writable, short_stem
 from utils import UserError
 
 SPLITS = ("train", "val", "test")
@@ -55,7 +56,7 @@ class DetectedFilm:
     differences: array = field(default_factory=lambda: array("f"))  # between each frame and the previous one
 
     def image_name(self, number: int) -> str:
-        return f"raw_image_{self.path.stem}_{number}.png"
+        return f"raw_image_{short_stem(self.path.stem)}_{number}.png"
 
     def state(self) -> dict[str, Any]:
         """Return all fields except ``path`` as plain values and tensors."""
@@ -104,6 +105,7 @@ class DetectionResults:
         The folder is removed at the end of the block and on a UserError. After other errors, it is kept unless it is
         empty. Raises UserError if a different run holds the lock.
         """
+        check_writable([self.lock], "--save_path")
         with exclusive_lock(self.lock, f"another run is writing {self.save_path}; wait for it or choose another "
                             "--save_path"):
             yield from self._open()

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from colorizer.metrics import has_color
 from config import FilmConfig, part_of
 from fileio.atomic import exclusive_lock
-from fileio.outputs import accompanying_path, refuse_existing
+from fileio.outputs import accompanying_path, hidden_path, refuse_existing
 from film.analysis.film_analysis import analyze_film
 from film.analysis.plan import FilmPredictor, Plan
 from film.io.encoding import explain_write_errors
@@ -99,7 +99,7 @@ class RenderJob:
                 warn(f"{film.path} is interlaced ({FIELD_ORDER_NAMES[order]}), and {output} will be, too: colors "
                      "are predicted from the mean of both fields and converted for each field")
             output.parent.mkdir(parents=True, exist_ok=True)
-            with exclusive_lock(output.with_name(f".{output.name}.lock"), busy):
+            with exclusive_lock(hidden_path(output, "lock"), busy):
                 segments = open_segment_store(predictor, film, output, writer, config)
                 plan, completion = segments.load_plan(), read_completion(output)
                 if completion is not None and (self.overwrite or completion.predictor == predictor.identity):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from fileio.checkpoints import load_checkpoint, save_checkpoint
+from fileio.outputs import hidden_path
 from film.analysis.plan import FilmPredictor, Plan
 from film.io.image_sequence import ImageSequence
 from film.io.video import Film
@@ -139,7 +140,7 @@ def unpack_embeddings(state: dict[str, Any]) -> np.ndarray:
 
 def segment_folder(output: Path) -> Path:
     """Return the folder of the SegmentStore of ``output``."""
-    return output.with_name(f".{output.name}.segments")
+    return hidden_path(output, "segments")
 
 
 class Completion(NamedTuple):
