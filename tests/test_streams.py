@@ -1,6 +1,7 @@
 """What a file has besides its luma and its sound: all of it is kept, or named in a warning."""
 
 import io
+import re
 from fractions import Fraction
 
 import av
@@ -12,6 +13,7 @@ from drawn import StubPredictor
 
 from config import FilmConfig
 from film.io.video import VideoFile
+from film.io.luma_check import check_luma
 from film.render.rendering import color_film
 
 PNG, JPEG = (cv2.imencode(suffix, np.full((32, 32, 3), 120, np.uint8))[1].tobytes() for suffix in (".png", ".jpg"))
@@ -27,8 +29,8 @@ def ramp(i):
     return (np.linspace(40, 180, 64)[None, :, None].repeat(48, 0).repeat(3, 2) + 3 * i).astype(np.uint8)
 
 
-def add_video(film, codec="libx264", pix_fmt="yuv420p", **settings):
-    stream = film.add_stream(codec, rate=12)
+def add_video(film, codec="libx264", pix_fmt="yuv420p", rate=12, **settings):
+    stream = film.add_stream(codec, rate=rate)
     stream.width, stream.height, stream.pix_fmt = 64, 48, pix_fmt
     for name, value in settings.items():
         setattr(stream.codec_context, name, value)
@@ -167,3 +169,102 @@ def test_a_time_code_is_not_kept_with_another_start(tmp_path, capsys):
     source = with_timecode(tmp_path / "in.mov")
     assert not any("timecode" in key for key in inventory(color(source, tmp_path / "out.mkv", start=0.25)))
     assert "does not keep the tag timecode" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Closed captions, alpha, bit depth
+
+
+def with_captions(path):
+    """An H.264 film with closed captions: in each frame, the CEA-708 packets of the A/53 user data."""
+    def caption(i):
+        triplets = bytes([0xFC, 0x94, 0x20 + i, 0xFD, 0x80, 0x80]) * 5
+        payload = b"\xb5\x00\x31GA94\x03" + bytes([0xC0 | len(triplets) // 3, 0xFF]) + triplets + b"\xff"
+        unit = re.sub(rb"\0\0(?=[\0-\3])", b"\0\0\3", bytes([4, len(payload)]) + payload)  # emulation prevention
+        return b"\0\0\0\1\6" + unit + b"\x80"
+
+    with av.open(str(path), "w") as film:
+        stream = add_video(film, rate=25, max_b_frames=0)
+        frames = [av.VideoFrame.from_ndarray(ramp(i), format="rgb24") for i in range(6)]
+        for i, packet in enumerate(packet for frame in [*frames, None] for packet in stream.encode(frame)):
+            captioned = av.Packet(caption(i) + bytes(packet))
+            captioned.pts, captioned.dts, captioned.time_base = packet.pts, packet.dts, packet.time_base
+            captioned.stream, captioned.is_keyframe = stream, packet.is_keyframe
+            film.mux(captioned)
+    return path
+
+
+def captions_in(path):
+    with av.open(str(path)) as film:
+        return [bytes(frame.side_data.get("A53_CC") or b"") for frame in film.decode(video=0)]
+
+
+@pytest.mark.parametrize("output, settings", [
+    ("out.mp4", {}), ("out.mkv", {"pix_fmt": "yuv420p10le", "start": 0.08}), ("out.mkv", {"codec": "hevc"}),
+    ("out.webm", None)], ids=str)
+def test_closed_captions(tmp_path, capsys, output, settings):
+    source = with_captions(tmp_path / "in.mkv")
+    before, after = captions_in(source), captions_in(color(source, tmp_path / output, **settings or {}))
+    assert len(set(before)) == 6 and len(before[0]) == 30
+    said = capsys.readouterr().err
+    if settings is None:
+        assert said.count("libvpx-vp9 cannot store the closed captions") == 1
+    else:
+        assert after == before[len(before) - len(after):] and len(after) == (4 if "start" in settings else 6)
+        assert "warning" not in said
+
+
+def draw_deep(path, codec, pix_fmt):
+    """A film with all codes of its depth and with alpha, if it has any."""
+    with av.open(str(path), "w") as film:
+        stream = add_video(film, codec, pix_fmt)
+        for i in range(4):
+            rgba = np.linspace(i, 65535 - i, 64 * 48).reshape(48, 64, 1).repeat(4, 2).astype(np.uint16)
+            rgba[..., 3] = rgba[::-1, :, 3]
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(rgba, format="rgba64le").reformat(format=pix_fmt)))
+        film.mux(stream.encode(None))
+    return path
+
+
+def read(path):
+    return [planes for _, _, planes in VideoFile(path).read()]
+
+
+@pytest.mark.parametrize("pix_fmt, stored", [
+    ("yuv420p", "yuv420p"), ("yuv422p9le", "yuv420p9le"), ("yuv420p10le", "yuv420p10le"),
+    ("yuv444p12le", "yuv420p12le"), ("yuv420p14le", "yuv420p14le"), ("yuv420p16le", "yuv420p16le"),
+    ("gray", "yuv420p"), ("gray12le", "yuv420p12le"), ("gray16le", "yuv420p16le"), ("rgb48le", "yuv420p16le"),
+    ("gbrp12le", "yuv420p12le"), ("yuva420p", "yuva420p"), ("yuva444p12le", "yuva422p12le"), ("bgra", "yuva420p"),
+    ("ya8", "yuva420p"), ("gbrap12le", "yuva422p12le")])
+def test_ffv1_loses_neither_depth_nor_alpha(tmp_path, capsys, pix_fmt, stored):
+    source = VideoFile(draw_deep(tmp_path / "in.mkv", "ffv1", pix_fmt))
+    result = VideoFile(color(source.path, tmp_path / "out.mkv", codec="ffv1"))
+    with av.open(str(result.path)) as film:
+        assert film.streams.video[0].codec_context.pix_fmt == stored
+    assert check_luma(source, result, FilmConfig()).startswith("luma identical")
+    for before, after in zip(read(source.path), read(result.path), strict=True):
+        assert before.encoding.depth == after.encoding.depth and (before.alpha is None) == (after.alpha is None)
+        assert before.alpha is None or np.array_equal(before.alpha, after.alpha) and np.ptp(after.alpha) > 200
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, codec, pix_fmt, output, settings", [
+    ("in.mov", "prores_ks", "yuva444p10le", "out.mov", {"codec": "prores"}),
+    ("in.mov", "qtrle", "argb", "out.webm", {}), ("in.webm", "libvpx-vp9", "yuva420p", "out.mkv", {"codec": "ffv1"}),
+    ("in.webm", "libvpx-vp9", "yuva420p", "out.webm", {}), ("in.mov", "qtrle", "argb", "out.mp4", None),
+    ("in.webm", "libvpx-vp9", "yuva420p", "out.mp4", {"codec": "vp9"})])
+def test_alpha_is_kept_or_named(tmp_path, capsys, name, codec, pix_fmt, output, settings):
+    source = draw_deep(tmp_path / name, codec, pix_fmt)
+    before, after = read(source), read(color(source, tmp_path / output, **settings or {}))
+    if output.endswith(".mp4"):
+        assert after[0].alpha is None and capsys.readouterr().err.count("cannot store the transparency") == 1
+        return
+    for one, other in zip(before, after, strict=True):
+        scale = (2**other.encoding.depth - 1) / (2**one.encoding.depth - 1)
+        assert np.abs(one.alpha * scale - other.alpha).mean() < 0.02 * 2**other.encoding.depth and np.ptp(one.alpha)
+
+
+def test_a_lower_depth_is_named(tmp_path, capsys):
+    source = draw_deep(tmp_path / "in.mkv", "ffv1", "yuv420p16le")
+    assert read(color(source, tmp_path / "out.mkv"))[0].encoding.depth == 10
+    assert capsys.readouterr().err.count("libx264 stores only 10 of the 16 bits per sample") == 1

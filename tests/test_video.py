@@ -169,20 +169,24 @@ def test_output_keeps_range_matrix_depth_and_aspect(tmp_path, full, depth, color
     assert np.array_equal(planes_in(color(source, tmp_path / "exact.mkv", codec="ffv1"))[0][0], ramp)
 
 
-def test_rotated_film_is_stored_upright(tmp_path):
+@pytest.mark.parametrize("matrix, upright", [
+    ((0, 1, -1, 0), lambda y: np.rot90(y, -1)),  # players rotate such a film clockwise
+    ((0, -1, 1, 0), np.rot90), ((-1, 0, 0, -1), lambda y: y[::-1, ::-1]), ((-1, 0, 0, 1), np.fliplr),
+    ((1, 0, 0, -1), np.flipud), ((0, 1, 1, 0), np.transpose), ((0, -1, -1, 0), lambda y: np.rot90(y.T, 2))])
+def test_rotated_and_mirrored_films_are_stored_upright(tmp_path, matrix, upright):
     """Films of phones are rotated by a display matrix; the networks must see them upright."""
     source = draw_shots(tmp_path / "in.mp4", [(120, 6)], options={"crf": "0"})
     content = bytearray(source.read_bytes())
     at = content.index(b"tkhd") + 4 + 40  # version, flags, times, id, duration, reserved, layer, group, volume
-    matrix = np.frombuffer(bytes(content[at:at + 36]), ">i4").copy()
-    assert matrix[0] == 1 << 16
-    matrix[:] = [0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30]
-    content[at:at + 36] = matrix.tobytes()
+    stored = np.frombuffer(bytes(content[at:at + 36]), ">i4").copy()
+    assert stored[0] == 1 << 16
+    stored[[0, 1, 3, 4]] = np.array(matrix) << 16
+    content[at:at + 36] = stored.tobytes()
     turned = tmp_path / "turned.mp4"
     turned.write_bytes(content)
     output = color(turned, tmp_path / "out.mp4", crf=0)
     for before, after in zip(planes_in(source), planes_in(output), strict=True):
-        assert np.array_equal(np.rot90(before[0], -1), after[0])  # players rotate such a film clockwise
+        assert np.array_equal(upright(before[0]), after[0])
 
 
 def test_start_and_end_select_a_part_of_the_film(tmp_path):

@@ -3,20 +3,26 @@
 import errno
 import io
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import av
 import numpy as np
 
+from av.sidedata.sidedata import Type
+from av.video.reformatter import VideoReformatter
+
 from config import FilmConfig
 from fileio.atomic import atomic_write
-from film.io.interlacing import INTERLACED_ENCODERS, field_flagger, field_order, interlacing_options
+from film.io.interlacing import INTERLACED_ENCODERS, field_flagger, field_order, frame_filter, interlacing_options
 from film.io.mux import OUTPUT_SUFFIXES, can_store, container_format
-from film.io.planes import BT709, ColorEncoding, Planes, has_fields, plane_array, planes_from_frame
+from film.io.planes import (
+    BT709, SIDE_DATA, ColorEncoding, Planes, has_fields, orientation, plane_array, planes_from_frame)
 from film.io.video import Film, frame_rate, open_video, read_frames
 from utils import UserError, is_out_of_memory, warn
 
@@ -24,11 +30,14 @@ from utils import UserError, is_out_of_memory, warn
 # Encoder settings
 
 _DEFAULTS = {  # encoder: (crf, other options); x264's default preset takes twice the time and saves 5 % of the size
-    "libx264": (16, {"preset": "veryfast"}), "libx265": (18, {"x265-params": "log-level=error"}),
+    "libx264": (16, {"preset": "veryfast"}), "libx265": (18, {"x265-params": "log-level=error", "a53cc": "1"}),
     "libvpx-vp9": (24, {"b": "0", "row-mt": "1", "deadline": "good", "cpu-used": "3"}),
     "libaom-av1": (20, {"b": "0", "row-mt": "1", "cpu-used": "6"}), "libsvtav1": (20, {"svtav1-params": "lookahead=0"}),
     "ffv1": (None, {"level": "3", "g": "1", "slices": "4", "slicecrc": "1"}),  # as archives recommend: intra only
 }  # fmt: skip
+_ALPHA_ENCODERS = ("ffv1", "prores_ks", "libvpx-vp9")  # FFmpeg encoders that write alpha; x265 lists it but does not
+_WRITTEN_SIDE_DATA = {name: {Type.A53_CC} for name in ("libx264", "libx265", "mpeg2video")}
+_DONOR_SIZE = 16  # maximum pixels along a side of the frame that side data are copied from; larger is slower
 
 
 class EncodingTarget(NamedTuple):
@@ -63,11 +72,18 @@ def choose_encoding(path: Path, output: Path, config: FilmConfig) -> EncodingTar
         warn(f"{path} is interlaced, which {encoder.name} cannot mark, so players may show combing; use --codec h264")
         order = ""
     planes = planes_from_frame(frame)
+    if encoder.name == "libvpx-vp9" and container_format(output) not in ("webm", "matroska"):
+        planes = planes._replace(alpha=None)  # only these containers store alpha next to VP9
     height, width = planes.y.shape
     pix_fmt = _choose_pix_fmt(encoder, planes, order, config)
     layout = av.VideoFormat(pix_fmt, width, height)
-    encoding = ColorEncoding(layout.components[0].bits, planes.encoding.full_range, planes.encoding.colorspace)
+    bits = layout.components[0].bits
+    if bits < planes.encoding.depth and config.pix_fmt is None:
+        warn(f"{encoder.name} stores only {bits} of the {planes.encoding.depth} bits per sample of {path}; use --codec "
+             "ffv1 and a .mkv to keep all")
+    encoding = ColorEncoding(bits, planes.encoding.full_range, planes.encoding.colorspace)
     options = {**_choose_options(encoder, config), **interlacing_options(order)}
+    has_alpha = "yuva" in pix_fmt
     with open_video(path) as (_, stream):
         rate = frame_rate(stream)
         if not can_store(container_format(output), encoder.name, rate):
@@ -75,8 +91,8 @@ def choose_encoding(path: Path, output: Path, config: FilmConfig) -> EncodingTar
                             "--output")
         target = EncodingTarget(
             encoder.name, options, pix_fmt, width, height, (layout.chroma_height(), layout.chroma_width()), encoding,
-            rate, stream.time_base, _tags(stream, encoding, frame.rotation),
-            "nut" if can_store("nut", encoder.name, rate) else "mov", order)
+            rate, stream.time_base, _tags(stream, encoding, orientation(frame).transpose),
+            "matroska" if has_alpha else "nut" if can_store("nut", encoder.name, rate) else "mov", order)
     try:
         with segment_encoder(io.BytesIO(), target) as write:
             write(_black(target), 0)
@@ -110,11 +126,12 @@ def _choose_encoder(output, config):
 
 
 def _choose_pix_fmt(encoder, planes, order, config):
-    """Return --pix_fmt if given, else the smallest usable format, with 10 bits if possible for deep ``planes``."""
-    formats = [format_.name for format_ in encoder.video_formats or []]
+    """Return --pix_fmt if given, else the usable format with the least subsampled chroma planes and depth that hold
+    ``planes``, with alpha if they have it."""
+    formats = {format_.name: format_.components[0].bits for format_ in encoder.video_formats or []}
     if config.pix_fmt is not None:
-        if not config.pix_fmt.startswith("yuv4") or config.pix_fmt not in formats:
-            usable = [name for name in formats if name.startswith("yuv4") and not name.endswith("16le")]
+        if not config.pix_fmt.startswith(("yuv4", "yuva4")) or config.pix_fmt not in formats:
+            usable = [name for name in formats if name.startswith(("yuv4", "yuva4"))]
             raise UserError(f"--codec {encoder.name} cannot write --pix_fmt {config.pix_fmt}; choose from "
                             f"{', '.join(usable)}")
         return config.pix_fmt
@@ -122,12 +139,13 @@ def _choose_pix_fmt(encoder, planes, order, config):
     (height, width), strict = planes.y.shape, encoder.name in ("libx264", "libx265")
     odd_size = strict and bool(width % 2 or height % 2)
     odd_fields = strict and bool(order and height % 4)
-    names = ["yuv444p" if odd_size else "yuv422p" if odd_fields else "yuv420p", "yuv422p", "yuv444p"]
-    deep = [name + "10le" for name in names]
-    supported = [name for name in (deep + names if planes.encoding.depth > 8 else names + deep) if name in formats]
+    alpha = "a" if planes.alpha is not None and encoder.name in _ALPHA_ENCODERS else ""
+    names = [f"yuv{alpha}{layout}p" for layout in ("444" if odd_size else "422" if odd_fields else "420", "422", "444")]
+    depth, stem = planes.encoding.depth, partial(re.sub, r"(?<=p)\d+le$", "")
+    supported = [name for name in formats if stem(name) in names]
     if not supported:
         raise UserError(f"--codec {config.codec or encoder.name} does not encode Y'CbCr; try h264, hevc, vp9 or av1")
-    return supported[0]
+    return min(supported, key=lambda name: (formats[name] < depth, abs(formats[name] - depth), names.index(stem(name))))
 
 
 def _choose_options(encoder, config):
@@ -139,18 +157,18 @@ def _choose_options(encoder, config):
     return {**options, "crf": str(config.crf if config.crf is not None else crf)}
 
 
-def _tags(stream, encoding, rotation):
+def _tags(stream, encoding, is_transposed):
     """Return {attribute of the codec context: value} for color range, matrix, primaries, transfer and pixel aspect."""
     context, ratio = stream.codec_context, stream.sample_aspect_ratio
     tags = {"color_range": 2 if encoding.full_range else 1, "colorspace": encoding.colorspace,
             "color_primaries": context.color_primaries, "color_trc": context.color_trc}
     if ratio:
-        tags["sample_aspect_ratio"] = 1 / ratio if rotation % 180 else ratio
+        tags["sample_aspect_ratio"] = 1 / ratio if is_transposed else ratio
     return tags
 
 
 def _black(target):
-    """Return a black frame in the format of ``target``."""
+    """Return a black, opaque frame in the format of ``target``."""
     y = np.full((target.height, target.width), target.encoding.luma_range[0], target.encoding.dtype)
     cb = np.full(target.chroma_size, target.encoding.neutral_chroma, target.encoding.dtype)
     return Planes(y, cb, cb, target.encoding)
@@ -160,8 +178,8 @@ def _black(target):
 def segment_encoder(file: BinaryIO, target: EncodingTarget) -> Iterator[Callable[[Planes, int], None]]:
     """Open an encoder that writes the frames of one shot to ``file``.
 
-    Yields a function write(planes, pts) that encodes the next frame. Planes must have the encoding and sizes of
-    ``target``, and pts its time base. The file is complete when the block ends.
+    Yields a function write(planes, pts) that encodes the next frame with its side data (_WRITTEN_SIDE_DATA). Planes
+    must have the encoding and sizes of ``target``, and pts its time base. The file is complete when the block ends.
     """
     container = av.open(file, "w", format=target.segment_format)
     stream = container.add_stream(target.codec, rate=target.rate, options=target.options)
@@ -170,13 +188,12 @@ def segment_encoder(file: BinaryIO, target: EncodingTarget) -> Iterator[Callable
     stream.codec_context.flags |= av.codec.context.Flags.global_header
     for tag, value in target.tags.items():
         setattr(stream.codec_context, tag, value)
-    size = target.width, target.height, target.pix_fmt
-    flag_fields = field_flagger(target.field_order, *size) if target.field_order else None
+    new_frame, opaque = _frame_factory(target), 2**target.encoding.depth - 1
 
     def write(planes, pts):
-        frame = av.VideoFrame(*size)
-        frame = flag_fields(frame) if flag_fields else frame
-        for index, plane in enumerate(planes[:3]):
+        frame = new_frame(planes.source)
+        alpha = opaque if planes.alpha is None else planes.alpha
+        for index, plane in zip(range(len(frame.planes)), (*planes[:3], alpha), strict=False):
             plane_array(frame, index, target.encoding.dtype)[:] = plane
         frame.pts, frame.time_base = pts, target.time_base
         frame.color_range, frame.colorspace = target.tags["color_range"], target.tags["colorspace"]
@@ -190,6 +207,38 @@ def segment_encoder(file: BinaryIO, target: EncodingTarget) -> Iterator[Callable
         with suppress(OSError, av.error.FFmpegError):  # else it is closed by the garbage collector, after ``file``
             container.close()
         raise
+
+
+def _frame_factory(target):
+    """Return a function that creates an empty frame of ``target``, with the side data of a decoded frame or None.
+
+    Only filters can copy side data in PyAV: the decoded frame is reduced, and padded to the size of the new one.
+    """
+    size, written = (target.width, target.height, target.pix_fmt), _WRITTEN_SIDE_DATA.get(target.codec, set())
+    donor = min(target.width, _DONOR_SIZE), min(target.height, _DONOR_SIZE), target.pix_fmt
+    flag_fields = field_flagger(target.field_order or "prog", *size)
+    pad = frame_filter(*donor, "pad", f"{target.width}:{target.height}") if written else None
+    reformatter = VideoReformatter()
+
+    def create(source):
+        if source is None or pad is None or not any(data.type in written for data in source.side_data):
+            frame = av.VideoFrame(*size)
+            return flag_fields(frame) if target.field_order else frame
+        frame = flag_fields(pad(reformatter.reformat(source, *donor)))
+        frame.pict_type = 0  # chosen by the encoder
+        return frame
+
+    return create
+
+
+def describe_losses(planes: Planes, target: EncodingTarget) -> list[str]:
+    """Describe what ``target`` cannot store of a frame ``planes`` of the film."""
+    written = _WRITTEN_SIDE_DATA.get(target.codec, set())
+    lost = [SIDE_DATA[data.type] for data in (planes.source.side_data if planes.source else ())
+            if data.type in SIDE_DATA and data.type not in written]
+    if planes.alpha is not None and "yuva" not in target.pix_fmt and planes.alpha.min() < 2**planes.encoding.depth - 1:
+        lost.append("transparency (--codec prores with a .mov, ffv1 with a .mkv and vp9 with a .webm keep it)")
+    return lost
 
 
 def write_video(path: Path, film: Film, frames: Iterable[tuple[int, np.ndarray]],

@@ -40,13 +40,19 @@ def _frame_order(frame):
 
 def field_flagger(order: str, width: int, height: int, pix_fmt: str) -> Callable[[av.VideoFrame], av.VideoFrame]:
     """Return a function that marks a frame as interlaced with this field order; the result shares its memory."""
-    graph = _filter_graph(width, height, pix_fmt, "setfield", order)
+    return frame_filter(width, height, pix_fmt, "setfield", order)
 
-    def flag(frame):
+
+def frame_filter(width: int, height: int, pix_fmt: str, name: str,
+                 argument: str) -> Callable[[av.VideoFrame], av.VideoFrame]:
+    """Return an FFmpeg filter as a function of a frame of the given size and format."""
+    graph = _filter_graph(width, height, pix_fmt, name, argument)
+
+    def apply(frame):
         graph.push(frame)
         return graph.pull()
 
-    return flag
+    return apply
 
 
 def _filter_graph(width, height, pix_fmt, name, argument):

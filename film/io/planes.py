@@ -1,11 +1,13 @@
 """Y'CbCr planes of video frames, their conversion to RGB and lightness, and the conversion of ab to Cb and Cr."""
 
+import re
 from functools import cache
 from typing import NamedTuple
 
 import av
 import cv2
 import numpy as np
+from av.sidedata.sidedata import Type
 
 from colorizer.warping.upsampling import guided_filter_coefficients
 from dataset import resize
@@ -112,6 +114,8 @@ class Planes(NamedTuple):
     cr: np.ndarray | None
     encoding: ColorEncoding
     interlaced: bool = False  # even and odd rows of each plane are two fields, captured at different times
+    alpha: np.ndarray | None = None  # opacity (H, W) in full range, at the depth of ``encoding``; None: opaque
+    source: av.VideoFrame | None = None  # the decoded frame if it has any of SIDE_DATA
 
     def _deinterlaced(self):
         """Return the mean of the two fields of an interlaced frame, which has no combing; other frames unchanged."""
@@ -124,7 +128,7 @@ class Planes(NamedTuple):
         """Return the part of the frame inside the box; None means the whole frame."""
         size = self.y.shape
         cb, cr = (plane if plane is None else plane[plane_slices(box, size, plane.shape)] for plane in self[1:3])
-        return self._replace(y=self.y[plane_slices(box, size, size)], cb=cb, cr=cr)
+        return self._replace(y=self.y[plane_slices(box, size, size)], cb=cb, cr=cr, alpha=None)
 
     def rgb(self, height: int, width: int) -> np.ndarray:
         """Return RGB float32 (height, width, 3) in [0, 1]; the fields of an interlaced frame are averaged."""
@@ -201,37 +205,71 @@ def plane_array(frame: av.VideoFrame, index: int, dtype: type[np.unsignedinteger
     return rows[:, :plane.width]
 
 
+SIDE_DATA = {  # what may accompany a frame and is lost if the encoder does not write it
+    Type.A53_CC: "closed captions", Type.AFD: "active format description", Type.STEREO3D: "3D arrangement",
+    Type.SPHERICAL: "spherical projection", Type.S12M_TIMECODE: "time codes of frames", Type.ICC_PROFILE: "ICC profile",
+    Type.MASTERING_DISPLAY_METADATA: "mastering display metadata", Type.CONTENT_LIGHT_LEVEL: "content light level",
+    Type.DYNAMIC_HDR_PLUS: "HDR10+ metadata", Type.DOVI_METADATA: "Dolby Vision metadata"}  # fmt: skip
+
+
+class Orientation(NamedTuple):
+    """How a frame must be turned to be upright: transposed first, then flipped."""
+
+    transpose: bool
+    flip_rows: bool  # upside down
+    flip_columns: bool  # left to right
+
+    def apply(self, plane: np.ndarray) -> np.ndarray:
+        """Return a plane upright."""
+        plane = plane.T if self.transpose else plane
+        return np.ascontiguousarray(plane[::-1 if self.flip_rows else 1, ::-1 if self.flip_columns else 1])
+
+
+UPRIGHT = Orientation(False, False, False)
+
+
+def orientation(frame: av.VideoFrame) -> Orientation:
+    """Return the orientation that the display matrix of a frame states, rounded to quarter turns and mirrors."""
+    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    if matrix is None:
+        return UPRIGHT
+    (a, b), (c, d) = np.frombuffer(bytes(matrix), np.int32).reshape(3, 3)[:2, :2].tolist()
+    if abs(a) + abs(d) < abs(b) + abs(c):  # x moves along y
+        return Orientation(True, b < 0, c < 0)
+    return Orientation(False, d < 0, a < 0)
+
+
 def has_fields(frame: av.VideoFrame) -> bool:
-    """Return whether a frame can be split into two fields: not rotated, with an even height of at least 4."""
-    return not (frame.rotation % 360 or frame.height % 2) and frame.height > 3
+    """Return whether a frame can be split into two fields: upright, with an even height of at least 4."""
+    return orientation(frame) == UPRIGHT and frame.height % 2 == 0 and frame.height > 3
 
 
 def planes_from_frame(frame: av.VideoFrame) -> Planes:
     """Return the planes of a decoded frame, rotated upright.
 
-    Planar little-endian Y'CbCr and grayscale are not converted; all other formats are converted to 4:4:4 with 8 or 10
-    bits. A frame without a matrix tag is assumed to use BT.601 below 720 lines, else BT.709, as in players.
+    Planar little-endian Y'CbCr and grayscale are not converted; all other formats are converted to 4:4:4 with 8, 10, 12
+    or 16 bits. A frame without a matrix tag is assumed to use BT.601 below 720 lines, else BT.709, as in players.
     """
-    name, depth = frame.format.name, frame.format.components[0].bits
-    full = frame.color_range == 2 or name.startswith("yuvj") or (name.startswith("gray") and frame.color_range != 1)
+    source, name, depth = frame, frame.format.name, frame.format.components[0].bits
+    full = frame.color_range == 2 or name.startswith("yuvj") or (name.startswith(("gray", "ya")) and
+                                                                 frame.color_range != 1)
     colorspace = frame.colorspace if frame.colorspace in _LUMA_WEIGHTS else BT709 if frame.height >= 720 else BT601
-    interlaced = frame.interlaced_frame and has_fields(frame)
-    planar = name.startswith(("yuv4", "yuvj4", "yuva4", "gray")) and not name.endswith("be")
-    if not planar:
-        depth = 10 if depth > 8 else 8
+    interlaced, turn = frame.interlaced_frame and has_fields(frame), orientation(frame)
+    has_alpha = frame.format.components[-1].is_alpha and not frame.format.has_palette
+    if not re.fullmatch(r"(yuva?4|yuvj4|gray).*(?<!be)(?<!f16le)(?<!f32le)", name):
+        depth = next((bits for bits in (8, 10, 12) if bits >= depth), 16)
         if frame.format.is_rgb or frame.format.has_palette:
             source_options, full, colorspace = {}, False, BT709
         else:
             source_options = {"src_colorspace": colorspace, "src_color_range": 1 + full}
-        frame = frame.reformat(format="yuv444p10le" if depth > 8 else "yuv444p", **source_options,
+        frame = frame.reformat(format=f"yuv{'a' * has_alpha}444p{f'{depth}le' if depth > 8 else ''}", **source_options,
                                dst_colorspace=colorspace, dst_color_range=1 + full)
     encoding = ColorEncoding(depth, full, colorspace)
-    gray = frame.format.name.startswith("gray")
-    planes = [plane_array(frame, index, encoding.dtype) for index in range(1 if gray else 3)]
-    if frame.rotation % 360:
-        planes = [np.ascontiguousarray(np.rot90(plane, round(frame.rotation / 90))) for plane in planes]
-    cb, cr = (None, None) if gray else planes[1:]
-    return Planes(planes[0], cb, cr, encoding, interlaced)
+    planes = [turn.apply(plane) if turn != UPRIGHT else plane for plane in (
+        plane_array(frame, index, encoding.dtype) for index in range(len(frame.planes)))]
+    cb, cr = (None, None) if len(planes) == 1 else planes[1:3]
+    return Planes(planes[0], cb, cr, encoding, interlaced, planes[3] if has_alpha else None,
+                  source if any(data.type in SIDE_DATA for data in source.side_data) else None)
 
 
 def planes_from_rgb(rgb: np.ndarray, depth: int = 8) -> Planes:
@@ -251,6 +289,13 @@ def change_depth(plane: np.ndarray, old: int, new: int) -> np.ndarray:
     shift = old - new
     rounded = (plane.astype(np.uint32) + (1 << shift - 1)) >> shift
     return np.minimum(rounded, 2**new - 1).astype(np.uint8 if new == 8 else np.uint16)
+
+
+def scale_depth(plane: np.ndarray, old: int, new: int) -> np.ndarray:
+    """Convert a plane from ``old`` to ``new`` bits per sample by scaling, so that the maximum stays the maximum."""
+    if old == new:
+        return plane
+    return np.rint(plane * np.float32((2**new - 1) / (2**old - 1))).astype(np.uint8 if new == 8 else np.uint16)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

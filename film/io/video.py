@@ -140,9 +140,10 @@ def read_frames(path: str | Path, begin: int | None = None,
         if begin is not None:
             with suppress(av.error.FFmpegError):  # without an index, the film is read from its start
                 film.seek(max(begin - round(SEEK_MARGIN / stream.time_base), 0), stream=stream)
+        decoder = _alpha_decoder(stream) or stream.codec_context
         for packet in demux_packets(film, stream, path):
             try:
-                frames = packet.decode()
+                frames = decoder.decode(packet)
             except av.error.FFmpegError as error:
                 if damage is not None:
                     damage.add(float((packet.pts or packet.dts or 0) * stream.time_base), error.strerror)
@@ -157,6 +158,14 @@ def read_frames(path: str | Path, begin: int | None = None,
                     frame = frame.reformat(*size)
                 if begin is None or last >= begin:
                     yield last, frame
+
+
+def _alpha_decoder(stream):
+    """Return a decoder that decodes the alpha of a VP8 or VP9 stream, which FFmpeg's default decoder ignores; None if
+    the stream has none."""
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    is_alpha = "1" in (stream.metadata.get("alpha_mode"), stream.metadata.get("ALPHA_MODE"))
+    return av.CodecContext.create(name, "r") if name and is_alpha else None
 
 
 class FilmInfo(NamedTuple):

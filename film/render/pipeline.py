@@ -19,7 +19,7 @@ from film.analysis.held_frames import HeldFrameDetector
 from film.analysis.plan import FilmPredictor, Plan
 from film.io.encoding import EncodingTarget
 from film.io.interlacing import split_fields, weave_fields
-from film.io.planes import Box, Planes, ab_to_chroma, change_depth, plane_slices
+from film.io.planes import Box, Planes, ab_to_chroma, change_depth, plane_slices, scale_depth
 from film.io.thread_pool import COLORING_THREADS, coloring_threads, map_in_order
 from film.io.video import Film, frames_at
 from film.render.transition_blending import ColoredFrame, TransitionBlender
@@ -174,15 +174,20 @@ def to_planes(task: FrameTask, target: EncodingTarget, color_only: bool, box: Bo
     """Return the planes of a colored frame in the color encoding of ``target``.
 
     Luma is copied from the source, or MIDDLE_GRAY if ``color_only``. Cb and Cr are computed from ab inside the box, and
-    are neutral outside. If ab is None, they are copied, too. Interlaced frames are converted field by field.
+    are neutral outside. If ab is None, they are copied, too. Interlaced frames are converted field by field. Alpha and
+    side data are those of the source.
     """
     if target.field_order:
         (height, width), fields = target.chroma_size, split_fields(task.planes)
         box = box and (box[0] // 2, box[1] // 2, *box[2:])
-        return weave_fields(*(
+        result = weave_fields(*(
             _to_planes(field, task.ab, target.encoding, ((height + 1 - i) // 2, width), color_only, box)
             for i, field in enumerate(fields)))
-    return _to_planes(task.planes, task.ab, target.encoding, target.chroma_size, color_only, box)
+    else:
+        result = _to_planes(task.planes, task.ab, target.encoding, target.chroma_size, color_only, box)
+    alpha, depth = task.planes.alpha, task.planes.encoding.depth
+    return result._replace(source=task.planes.source,
+                           alpha=None if alpha is None else scale_depth(alpha, depth, target.encoding.depth))
 
 
 def _to_planes(planes, ab, encoding, size, color_only, box):

@@ -6,6 +6,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +15,8 @@ import av
 from config import FilmConfig
 from fileio.atomic import atomic_write
 from film.analysis.plan import Plan
-from film.io.encoding import EncodingTarget, choose_encoding, explain_write_errors, segment_encoder
+from film.io.encoding import (
+    EncodingTarget, choose_encoding, describe_losses, explain_write_errors, segment_encoder)
 from film.io.image_sequence import ImageSequence, write_colored_frame
 from film.io.mux import (
     add_cover, container_format, copyable_streams, is_cover, lost_tags, segment_order, segment_packets, source_tags,
@@ -57,18 +59,25 @@ class FilmWriter:
         if output.exists() and output.samefile(path):
             raise UserError(f"the output {output} is the input itself; pass another --output")
         self.path, self.output, self.config = path, output, config
-        self.target = choose_encoding(path, output, config)
+        self.target, self.losses = choose_encoding(path, output, config), set()
 
     @contextmanager
     def write_shot(self, segment: Path, pts: Sequence[int]) -> Iterator[Callable[[Planes, int], None]]:
         with atomic_write(segment) as temporary:
             with open(temporary, "wb") as file:
                 with segment_encoder(file, self.target) as write:
-                    yield write
+                    yield partial(self._write, write)
                 file.flush()
                 os.fsync(file.fileno())
             if not self.has_shot(temporary, pts):
                 raise OSError(errno.EIO, "not all frames were written")
+
+    def _write(self, write, planes, pts):
+        """Write a frame. Warn about losses that no earlier frame had."""
+        write(planes, pts)
+        for loss in set(describe_losses(planes, self.target)) - self.losses:
+            self.losses.add(loss)
+            warn(f"{self.target.codec} cannot store the {loss} of {self.path}")
 
     def has_shot(self, segment: Path, pts: Sequence[int]) -> bool:
         return len(segment_order(segment)) == len(pts)
@@ -104,6 +113,8 @@ class FilmWriter:
                 new = out.add_stream_from_template(template, opaque=True)
                 new.metadata.update(source_tags(stream.metadata))
                 if stream is video:
+                    if "yuva" in target.pix_fmt:
+                        new.metadata["alpha_mode"] = "1"
                     new.metadata.update(timecode_tags(film))
                     if self.config.start:
                         new.metadata.pop("timecode", None)  # it belongs to the first frame of the film
