@@ -46,7 +46,7 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# Read damaged pictures, videos and checkpoints: 500 cases of each of 11 kinds. `make test` runs 25 of each.
+# Read damaged pictures, videos and checkpoints: 500 cases of each of 14 kinds. `make test` runs 25 of each.
 fuzz: .venv/installed-dev
 	FUZZ_CASES=500 $(BIN)/python -m pytest tests/test_fuzz.py
 

@@ -9,10 +9,11 @@ import re
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
-from utils import UserError, check_at_least, check_choices, parse_time, setting
+from utils import UserError, check_at_least, check_choices, parse_rate, parse_time, setting
 
 SIZE_STEP = 128  # pixels; img_size is a multiple of this, since the generator halves the picture 7 times
 BACKBONES = r"efficientnet_lite0|resnet18|timm/[A-Za-z0-9_.]+"  # allowed names; no paths, no names of repositories
@@ -349,11 +350,9 @@ class FilmConfig:
 
     start: float = setting(0.0, "start time, in seconds or hh:mm:ss", type=parse_time, metavar="TIME", group="video")
     end: float = setting(math.inf, "end time", type=parse_time, metavar="TIME")
-    codec: str | None = setting(None, "FFmpeg encoder, such as h264, hevc, vp9 or av1; default: vp9 for .webm, else "
-                                "h264")
+    codec: str | None = setting(None, "FFmpeg encoder: h264, hevc, vp9, av1, ...; default: vp9 for .webm, else h264")
     crf: int | None = setting(None, "quality of the encoder, lower is better; default: 16 for h264")
-    pix_fmt: str | None = setting(None, "FFmpeg pixel format; default: 4:2:0, with 10 bits if the source has more than "
-                                  "8")
+    pix_fmt: str | None = setting(None, "FFmpeg pixel format; default: 4:2:0, 10 bits for sources with more than 8")
     color_only: bool = setting(False, "write only the chroma, with constant luma, for compositing")
     keep_color_shots: bool = setting(False, "copy shots that are already in color without changes")
     cut_at: Sequence[int] = setting((), "zero-based frames at which a shot starts, in addition to the detected cuts",
@@ -363,8 +362,7 @@ class FilmConfig:
     response: str = setting("auto", "auto: compensate for the tone curve and spectral sensitivity of a faded or graded "
                             "film before its frames are matched with the training frames; none: do not",
                             choices=["auto", "none"])
-    confidence: bool = setting(False, "also write a confidence map of each film or picture: recalled, predicted and "
-                               "unknown colors")
+    confidence: bool = setting(False, "also write maps of the confidence: recalled, predicted and unknown colors")
     batch_size: int = setting(8, "frames per forward pass", group="machine")
     temporal_filter: TemporalFilterConfig = field(default_factory=TemporalFilterConfig)
 
@@ -376,8 +374,9 @@ class ColorConfig(FilmConfig, PredictorConfig):
     input: Path = setting(Path("dataset/test"), "picture, video, or folder of either", group="files")
     output: Path = setting(Path("results"), "folder, or for a single input a file (videos: .mp4, .mkv, .mov, .webm)")
     overwrite: bool = setting(False, "replace existing results; otherwise, those in a folder are skipped")
+    fps: Fraction = setting(Fraction(24), "frames per second of numbered frames", type=parse_rate, group="video")
     suggest: int = setting(10, "number of frames to write as grayscale pictures for coloring by hand, chosen to "
-                           "improve the result most; 0 for none", group="video")
+                           "improve the result most; 0 for none")
     memory_video: bool = setting(False, "also write a film with the recalled frames next to the result")
     verify_luma: bool = setting(False, "verify that the luma of the colored film is identical to that of the input")
 

@@ -18,9 +18,9 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from fileio.images import IMAGE_SUFFIXES, LUMINANCE_WEIGHTS, read_image, srgb_decode
+from fileio.images import IMAGE_SUFFIXES, LUMINANCE_WEIGHTS, list_images, read_image, srgb_decode
 from fileio.record_cache import load_or_make_records, record_key
-from utils import UserError, image_ids, list_files, warn
+from utils import UserError, image_ids, warn
 
 GRAY_SIZE = 256  # side of the grayscale input of the backbone, for any img_size
 REFERENCE_ID = -2  # image id of references; those of training frames are >= 0
@@ -242,7 +242,7 @@ class ColorizationDataset(Dataset):
         if isinstance(source, (str, Path)):
             if not Path(source).is_dir():
                 raise UserError(f"there is no folder {source}; create it with dataset_generator.py or pass another one")
-            paths = list_files(source, IMAGE_SUFFIXES)
+            paths = list_images(source)
             self.cache = Path(source) / ".cache"
         else:
             source, paths = "the list of pictures", [Path(path) for path in source]

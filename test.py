@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,8 +50,9 @@ class Inputs(NamedTuple):
 # Inputs and outputs
 
 
-def find_inputs(source: Path, output: Path, confidence: bool = False) -> Inputs:
-    """Find the pictures and films in ``source``, and pair each with its output path.
+def find_inputs(source: Path, output: Path, confidence: bool = False, rate: Fraction = ColorConfig.fps) -> Inputs:
+    """Find the pictures and films in ``source``, and pair each with its output path; ``rate`` is that of numbered
+    frames.
 
     Confidence maps, confidence videos and memory videos of earlier runs are left out. Raises UserError if there is no
     input, or as ``refuse_clashes`` does.
@@ -62,7 +64,7 @@ def find_inputs(source: Path, output: Path, confidence: bool = False) -> Inputs:
     if not source.exists():
         raise UserError(f"{source} does not exist; pass a picture, a video or a folder of either to --input")
     if source.is_dir():
-        sequences, paths = find_sequences(_without_results(list_files(source, IMAGE_SUFFIXES)))
+        sequences, paths = find_sequences(_without_results(list_files(source, IMAGE_SUFFIXES)), rate)
         inputs.pictures.extend((path, output / path.name) for path in paths)
         inputs.films.extend((VideoFile(path), output / output_name(path))
                             for path in _without_results(find_videos(source)))
@@ -107,7 +109,7 @@ def prepare_inputs(config: ColorConfig, largest_films_first: bool) -> Inputs:
     In a folder, finished inputs are skipped, except for films that were colored with different references. Raises
     UserError if an existing file would be overwritten without ``config.overwrite``.
     """
-    pictures, films = find_inputs(config.input, config.output, config.confidence)
+    pictures, films = find_inputs(config.input, config.output, config.confidence, config.fps)
     found, finished = len(pictures) + len(films), []
     if config.input.is_dir() and not config.overwrite:
         pictures = [pair for pair in pictures if not pair[1].exists()]

@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import field, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -130,6 +131,16 @@ def parse_time(text: str) -> float:
     if not 0 <= seconds < math.inf or len(parts) > 3:
         raise argparse.ArgumentTypeError(f"expected seconds, mm:ss or hh:mm:ss, got '{text}'")
     return seconds
+
+
+def parse_rate(text: str) -> Fraction:
+    """Parse frames per second given as a number or a fraction, such as 23.976 or 24000/1001."""
+    try:
+        if 0 < (rate := Fraction(text)) <= 1000:
+            return rate
+    except (ValueError, ZeroDivisionError):
+        pass
+    raise argparse.ArgumentTypeError(f"expected frames per second, such as 25 or 24000/1001, got '{text}'")
 
 
 def setting(default: Any, help: str, *, group: str | None = None, default_text: str | None = None, **flag: Any) -> Any:

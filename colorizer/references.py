@@ -16,8 +16,8 @@ from colorizer.memory.spatial_memory import SpatialMemory
 from colorizer.metrics import has_color
 from colorizer.warping.propagation import Anchor, PropagationConfig, find_anchor_frames
 from dataset import L_SCALE, REFERENCE_ID, decode_lab8, rgb_to_lab, tensors_to_lab
-from fileio.images import IMAGE_SUFFIXES, read_image
-from utils import UserError, list_files, warn
+from fileio.images import IMAGE_SUFFIXES, list_images, read_image
+from utils import UserError, warn
 
 PICTURE_CACHE_SIZE = 256  # number of rendered pictures kept in RAM; larger: faster, more RAM
 
@@ -31,7 +31,7 @@ def read_references(folder: Path) -> list[np.ndarray]:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; pass a folder of color pictures to --references")
     pictures = []
-    for path in list_files(folder, IMAGE_SUFFIXES):
+    for path in list_images(folder):
         picture = read_image(path)
         if has_color(picture):
             pictures.append(picture)

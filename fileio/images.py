@@ -10,9 +10,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fileio.atomic import atomic_write
-from utils import UserError
+from utils import UserError, list_files, warn
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".dpx", ".exr")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".jp2", ".bmp", ".tga", ".tif", ".tiff", ".dpx",
+                  ".exr")
 MAX_PIXELS = 200_000_000  # maximum size of an image, checked in its header before 600 MB of RGB are allocated
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, replaced by MAX_PIXELS
 
@@ -25,6 +26,7 @@ _CODECS = {  # suffix: (FFmpeg encoder, {bits: pixel format}); the demuxer is na
     ".dpx": ("dpx", {8: "rgb24", 10: "gbrp10be", 12: "gbrp12be", 16: "rgb48be"}), ".exr": ("exr", {32: "gbrpf32le"}),
 }  # fmt: skip
 _BITS_PER_SAMPLE = 258  # TIFF tag
+_FORMATS = "PNG", "JPEG", "WEBP", "AVIF", "JPEG2000", "BMP", "TIFF"  # that Pillow reads
 
 
 class DeepImage(NamedTuple):
@@ -33,6 +35,14 @@ class DeepImage(NamedTuple):
     rgb: np.ndarray  # (H, W, 3): uint8, or uint16 with values of ``depth`` bits
     depth: int
     linear: np.ndarray | None = None  # OpenEXR only: unbounded float32 (H, W, 3); rgb is its sRGB version
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """Return the visible images in ``folder`` in natural order; warn about other visible files."""
+    paths = list_files(folder)
+    if others := [path.name for path in paths if path.suffix.lower() not in IMAGE_SUFFIXES]:
+        warn(f"skipped in {folder}, since they are not {', '.join(IMAGE_SUFFIXES)}: {', '.join(others)}")
+    return [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -47,7 +57,9 @@ def read_image(path: str | Path) -> np.ndarray:
         image = read_deep_image(path)
         return (image.rgb >> image.depth - 8).astype(np.uint8)
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP", "TIFF")) as image:
+        # TGA has no signature, so any damaged file might be taken for one.
+        formats = ("TGA",) if Path(path).suffix.lower() == ".tga" else _FORMATS
+        with Image.open(path, formats=formats) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{path} is {image.width}x{image.height}, more than {MAX_PIXELS:,} pixels; shrink it")
             image = ImageOps.exif_transpose(image)

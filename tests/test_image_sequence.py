@@ -2,6 +2,7 @@
 
 import json
 import os
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -68,13 +69,28 @@ MOVING = [bars(i) for i in range(14)]
     ("film_{:03d}.png", MOVING, range(1, 29, 2), ([14], 0)),  # every second number
     ("film_{:03d}.png", MOVING, range(1, 43, 3), ([], 14)),  # too few of the numbers in the range
     ("film_{:03d}.png", MOVING[:11], None, ([], 11)),
-    ("film_{:03d}_x.png", MOVING, None, ([], 14)),  # no number at the end
+    ("film_{:03d}_x.png", MOVING, None, ([14], 0)),  # the number is not at the end
+    ("frame ({}).png", MOVING, None, ([14], 0)),
+    ("2nd_{:03d}_v2.png", MOVING, None, ([14], 0)),
+    ("{0:03d}_{0:03d}.png", MOVING, None, ([], 14)),  # two numbers change
     ("a film\n{:03d}.png", MOVING, None, ([14], 0)),  # names may contain newlines
     ("film_{:03d}.png", [draw_picture(i % 2, (64, 48)) if i % 2 else bars(i) for i in range(14)], None, ([], 14)),
     ("film_{:03d}.png", [bars(i, size=(64 + i, 48)) for i in range(14)], None, ([], 14)),
 ])
 def test_which_images_form_a_sequence(tmp_path, name, frames, numbers, expected):
     assert found(write_frames(tmp_path, frames, name, numbers)) == expected
+
+
+def test_the_last_number_that_forms_a_sequence_counts(tmp_path):
+    """Scenes with numbered frames are not taken for frames with numbered scenes."""
+    for scene in range(12):
+        write_frames(tmp_path, MOVING[:12], f"scene{scene}_{{:03d}}_v1.png")
+    sequences, others = find_sequences(list_files(tmp_path), Fraction(25))
+    assert not others and [sequence.stem for sequence in sequences] == [f"scene{scene}_v1" for scene in range(12)]
+    assert sequences[0].path.name == "scene0_*_v1.png" and sequences[0].info.rate == 25
+    result = sequences[3].colored_film(tmp_path / "out" / "x", [0, 5])
+    assert [path.name for path in result.paths.values()] == ["scene3_001_v1.png", "scene3_006_v1.png"]
+    assert (result.info.rate, result.stem) == (25, "scene3_v1")
 
 
 def test_a_folder_may_hold_sequences_and_other_images(tmp_path):

@@ -1,11 +1,13 @@
 """Metrics with known values, images, checkpoints and the command line."""
 
+import argparse
 import math
 import os
 import re
 import signal
 import subprocess
 import sys
+from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -17,8 +19,8 @@ from colorizer.metrics import Scores, ciede2000, colorfulness, evaluation_size, 
 from fileio import checkpoints
 from fileio.atomic import atomic_write
 from fileio.checkpoints import load_checkpoint, save_checkpoint
-from fileio.images import image_grid, read_image, write_image
-from utils import UserError, parse_bool, run_cli
+from fileio.images import image_grid, list_images, read_image, write_image
+from utils import UserError, parse_bool, parse_rate, run_cli
 
 
 def test_ciede2000_matches_published_pairs():
@@ -105,11 +107,18 @@ def test_unwritable_path_raises_user_error(tmp_path):
         write_image(tmp_path / "file" / "picture.png", np.zeros((4, 4, 3), np.uint8))
 
 
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".jfif", ".webp", ".avif", ".jp2", ".bmp", ".tga"])
 def test_images_round_trip(tmp_path, suffix):
     picture = np.full((20, 30, 3), (10, 200, 90), np.uint8)
     write_image(tmp_path / f"a{suffix}", picture)
     assert np.abs(read_image(tmp_path / f"a{suffix}").astype(int) - picture).max() < 5
+
+
+def test_files_that_are_not_images_are_named(tmp_path, capsys):
+    for name in ("b.TGA", "a.jp2", "c.heic", "d e.psd", ".hidden"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_images(tmp_path)] == ["a.jp2", "b.TGA"]
+    assert capsys.readouterr().err.endswith(": c.heic, d e.psd\n")
 
 
 def test_exit_codes(capsys):
@@ -145,6 +154,17 @@ def test_a_lack_of_memory_names_the_flags_that_reduce_it(capsys, allocate):
         run_cli(lambda argv: allocate(), [])
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1 and re.match("error: the memory is full.*--batch_size.*--img_size", printed)
+
+
+@pytest.mark.parametrize("text, rate", [("25", 25), ("24000/1001", Fraction(24000, 1001)), ("12.5", Fraction(25, 2))])
+def test_parse_rate(text, rate):
+    assert parse_rate(text) == rate
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1/0", "inf", "nan", "24 fps", "1e9"])
+def test_parse_rate_refuses_other_texts(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected frames per second"):
+        parse_rate(text)
 
 
 def test_internal_errors_keep_their_traceback():

@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from config import ColorConfig
 from dataset import resize
 from fileio.images import LUMINANCE_WEIGHTS, read_deep_image, read_image, srgb_decode, write_image
 from film.io.planes import Planes, planes_from_rgb
@@ -19,27 +20,40 @@ from utils import UserError, warn
 MIN_FRAMES = 12  # minimum number of images of a sequence (half a second); fewer are separate pictures
 COMPARED_PAIRS = 8  # number of pairs of successive images to compare; more are more reliable and take longer
 MAX_CHANGE = 8  # maximum median difference (8-bit gray) of successive images; it is 1 at 24 frames/s, 11 at 1 frame/s
-RATE = Fraction(24)  # frames per second of an image sequence
 
 
-def find_sequences(paths: Sequence[Path]) -> tuple[list["ImageSequence"], list[Path]]:
-    """Split the images of a folder into (image sequences, other images).
+def find_sequences(paths: Sequence[Path], rate: Fraction = ColorConfig.fps) -> tuple[list["ImageSequence"], list[Path]]:
+    """Split the images of a folder into (image sequences of ``rate`` frames per second, other images).
 
-    At least MIN_FRAMES images form a sequence if their names differ only in the number at the end, no number occurs
-    twice, more than half of the numbers between the first and the last exist, and ``_are_successive`` holds.
+    At least MIN_FRAMES images form a sequence if their names differ only in one number, no number occurs twice, more
+    than half of the numbers between the first and the last exist, and ``_are_successive`` holds. If names contain
+    several numbers, the last one that forms a sequence counts.
     """
-    groups, sequences = {}, []
+    sequences, position = [], 0
+    while groups := _group_by_number(paths, position):
+        for (before, after, _), numbered in groups.items():
+            frames = dict(sorted(numbered))
+            if (MIN_FRAMES <= len(numbered) == len(frames) > (max(frames) - min(frames)) / 2
+                    and _are_successive(list(frames.values()))):
+                sequences.append(ImageSequence(frames, before, after, rate))
+        taken = {path for sequence in sequences for path in sequence.paths.values()}
+        paths, position = [path for path in paths if path not in taken], position + 1
+    return sequences, list(paths)
+
+
+def _group_by_number(paths, position):
+    """Group images by their names without one number: {(text before, text after, suffix): [(number, path)]}.
+
+    ``position`` of the number is 0 for the last one of a name; images with fewer numbers are left out.
+    """
+    groups = {}
     for path in paths:
-        number = re.findall(r"\d*\Z", path.stem)[0]
-        if number:
-            groups.setdefault((path.stem.removesuffix(number), path.suffix), []).append((int(number), path))
-    for (prefix, _), numbered in groups.items():
-        frames = dict(sorted(numbered))
-        if (MIN_FRAMES <= len(numbered) == len(frames) > (max(frames) - min(frames)) / 2
-                and _are_successive(list(frames.values()))):
-            sequences.append(ImageSequence(frames, prefix))
-    taken = {path for sequence in sequences for path in sequence.paths.values()}
-    return sequences, [path for path in paths if path not in taken]
+        numbers = list(re.finditer("[0-9]+", path.stem))
+        if position < len(numbers):
+            match = numbers[-1 - position]
+            key = path.stem[:match.start()], path.stem[match.end():], path.suffix
+            groups.setdefault(key, []).append((int(match[0]), path))
+    return groups
 
 
 def _are_successive(paths):
@@ -58,24 +72,28 @@ def _are_successive(paths):
 
 
 class ImageSequence:
-    """A ``video.Film`` of numbered images at RATE frames per second; pts = number - first number."""
+    """A ``video.Film`` of numbered images; pts = number - first number."""
 
-    def __init__(self, paths: dict[int, Path], prefix: str = "") -> None:
-        """``paths``: {number: path} in order; ``prefix``: the part of the names before the number."""
+    def __init__(self, paths: dict[int, Path], before: str = "", after: str = "",
+                 rate: Fraction = ColorConfig.fps) -> None:
+        """``paths``: {number: path} in order; ``before``, ``after``: the stems around the number; ``rate``: frames per
+        second."""
         first = min(paths)
         self.paths = {number - first: path for number, path in paths.items()}
         path = self.paths[0]
-        self.prefix, self.path = prefix, path.parent / f"{prefix}*{path.suffix}"
+        self.before, self.after, self.path = before, after, path.parent / f"{before}*{after}{path.suffix}"
         # Stem of the names of the report and the log
-        self.stem = prefix.strip(" ._-").replace(".", "_") or path.parent.resolve().name.replace(".", "_")
-        self.info = FilmInfo(RATE, 1 / RATE, 0.0, len(paths))
+        words = [word for part in (before, after) if (word := part.strip(" ._-()[]"))]
+        self.stem = ("_".join(words) or path.parent.resolve().name).replace(".", "_")
+        self.info = FilmInfo(rate, 1 / rate, 0.0, len(paths))
 
     def fingerprint(self) -> list[Any]:
         stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in self.paths.values()]
         return [hashlib.sha256(repr(stats).encode()).hexdigest()]
 
     def colored_film(self, output: Path, times: Iterable[int]) -> "ImageSequence":
-        return ImageSequence({pts: output.parent / self.paths[pts].name for pts in times}, self.prefix)
+        paths = {pts: output.parent / self.paths[pts].name for pts in times}
+        return ImageSequence(paths, self.before, self.after, self.info.rate)
 
     def is_overwritten_by(self, output: Path) -> bool:
         return self.path.parent.resolve() == output.parent.resolve()
