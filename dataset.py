@@ -221,7 +221,7 @@ def backbone_input(L: torch.Tensor) -> torch.Tensor:
     return (L - mean) / std
 
 
-PREPARATION_VERSION = 2  # increase it if ``prepare`` changes, to invalidate caches
+PREPARATION_VERSION = 3  # increase it if ``prepare`` changes, to invalidate caches
 
 
 class ColorizationDataset(Dataset):

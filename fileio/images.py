@@ -1,5 +1,6 @@
 """Reading and writing of still images (8 to 16 bits, or linear floating point), sRGB conversion and image grids."""
 
+import io
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from fileio.atomic import atomic_write
 from utils import UserError, list_files, warn
@@ -46,7 +47,7 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read an image as RGB uint8 (H, W, 3), rotated according to its EXIF tag and composited on white.
+    """Read an image as sRGB uint8 (H, W, 3), rotated according to its EXIF tag and composited on white.
 
     DPX, OpenEXR and 16-bit TIFF images are not rotated and lose their transparency. Raises UserError if the file is not
     a complete image or has more than MAX_PIXELS pixels.
@@ -54,22 +55,23 @@ def read_image(path: str | Path) -> np.ndarray:
     if not Path(path).is_file():  # a pipe or a device might never end
         raise UserError(f"{path} is not a file; pass an image file")
     if Path(path).suffix.lower() != ".png" and _is_deep(path):
-        image = read_deep_image(path)
-        return (image.rgb >> image.depth - 8).astype(np.uint8)
+        deep = read_deep_image(path)
+        image = Image.fromarray((deep.rgb >> deep.depth - 8).astype(np.uint8))
+        return np.array(_to_srgb(image, _profile_of(path), path))
     try:
         # TGA has no signature, so any damaged file might be taken for one.
         formats = ("TGA",) if Path(path).suffix.lower() == ".tga" else _FORMATS
         with Image.open(path, formats=formats) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{path} is {image.width}x{image.height}, more than {MAX_PIXELS:,} pixels; shrink it")
-            image = ImageOps.exif_transpose(image)
+            profile, image = image.info.get("icc_profile"), ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16-bit grayscale, which Pillow's convert would clip
                 gray = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
                 return np.repeat(gray[:, :, None], 3, axis=2)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.array(image.convert("RGB"))
+            opacity = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+            image = _to_srgb(image, profile, path)
+            return np.array(image if opacity is None else
+                            Image.composite(image, Image.new("RGB", image.size, "white"), opacity))
     except UserError:
         raise
     except Exception as error:  # decoders raise many types of exceptions for damaged files
@@ -79,7 +81,8 @@ def read_image(path: str | Path) -> np.ndarray:
 def read_deep_image(path: str | Path) -> DeepImage:
     """Read an image at the bit depth of its file.
 
-    16-bit, DPX and OpenEXR images lose their transparency. Raises UserError as ``read_image`` does.
+    16-bit, DPX and OpenEXR images lose their transparency and keep the colors of their profile. Raises UserError as
+    ``read_image`` does.
     """
     if not Path(path).is_file() or not _is_deep(path):
         return DeepImage(read_image(path), 8)
@@ -103,6 +106,29 @@ def read_deep_image(path: str | Path) -> DeepImage:
         return DeepImage(pixels, depth)
     displayed = np.clip(srgb_encode(np.nan_to_num(pixels)), 0, 1)
     return DeepImage(np.rint(displayed * 65535).astype(np.uint16), 16, pixels)
+
+
+def _profile_of(path):
+    """Return the ICC profile of a PNG or TIFF file, or None."""
+    if Path(path).suffix.lower() in (".dpx", ".exr"):
+        return None
+    with Image.open(path, formats=("PNG", "TIFF")) as image:
+        return image.info.get("icc_profile")
+
+
+def _to_srgb(image, profile, path):
+    """Convert a Pillow image to RGB, from its ICC ``profile`` (bytes or None) to sRGB. Warns if it is damaged."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile)) if profile else None
+        if source is None or "sRGB" in ImageCms.getProfileDescription(source):
+            return image.convert("RGB")
+        mode = {"GRAY": "L", "CMYK": "CMYK"}.get(source.profile.xcolor_space.strip(), "RGB")
+        converted: Any = ImageCms.profileToProfile(image.convert(mode), source, ImageCms.createProfile("sRGB"),
+                                              outputMode="RGB")
+        return Image.merge("RGB", [converted.getchannel("G")] * 3) if mode == "L" else converted  # exactly gray
+    except (ImageCms.PyCMSError, OSError) as error:
+        warn(f"the color profile of {path} cannot be used ({error}); its colors are read as sRGB")
+        return image.convert("RGB")
 
 
 def _is_deep(path):
