@@ -11,7 +11,7 @@ import numpy as np
 from dataset import resize
 from film.io.encoding import write_video
 from film.io.planes import Planes
-from film.io.video import Film, VideoFile, open_video, read_known_frames
+from film.io.video import Film, FrameIndex, VideoFile, open_video, read_known_frames
 from utils import UserError
 
 CACHE_SIZE = 24  # decoded frames kept per film; larger: more memory, fewer seeks
@@ -49,7 +49,7 @@ class FrameReader:
         if self.frames is None or not self.next <= index <= self.next + MAX_READ_AHEAD:
             if self.frames is not None:
                 self.frames.close()
-            self.frames, self.next = read_known_frames(self.film, self.times, index), index
+            self.frames, self.next = read_known_frames(self.film, FrameIndex(self.times), index), index
         for number, planes in self.frames:
             self.next = number + 1
             if number > index - CACHE_SIZE // 2:
@@ -74,7 +74,7 @@ def write_clip(path: Path, start: int, end: int, target: Path) -> None:
     film, times = VideoFile(path), read_timestamps(path)
 
     def pictures():
-        for index, planes in read_known_frames(film, times[:end], start):
+        for index, planes in read_known_frames(film, FrameIndex(times[:end]), start):
             height, width = planes.y.shape
             scale = min(1, CLIP_WIDTH / width)
             size = (max(2, 2 * round(side * scale / 2)) for side in (height, width))

@@ -4,6 +4,7 @@ import argparse
 import io
 import os
 import resource
+import zlib
 from fractions import Fraction
 
 import av
@@ -12,8 +13,7 @@ import pytest
 from drawn import StubPredictor, draw_film, draw_picture, draw_shots, planes_in, times_and_sound
 
 from config import FilmConfig
-from film.io.planes import planes_from_frame
-from film.io.video import VideoFile, frames_at, read_frames
+from film.io.video import FrameIndex, VideoFile, frames_at
 from film.render.rendering import color_film
 from utils import UserError, parse_time
 
@@ -365,24 +365,17 @@ def test_full_disk_keeps_finished_shots(tmp_path, room, noise, palettes):
 # Reading
 
 
-def test_read_frames_starts_at_any_frame(tmp_path):
-    source = draw_film(tmp_path / "in.mp4", times=range(40))
-    whole = [(pts, planes_from_frame(frame).y.copy()) for pts, frame in read_frames(source)]
-    part = [(pts, planes_from_frame(frame).y.copy()) for pts, frame in read_frames(source, whole[25][0])]
-    assert len(part) == 15
-    assert all(a[0] == b[0] and np.array_equal(a[1], b[1]) for a, b in zip(whole[25:], part, strict=True))
-
-
 def test_frames_at_seeks_only_where_it_is_faster(tmp_path, monkeypatch):
     source = draw_film(tmp_path / "in.mp4", times=range(400))  # 40 seconds
     film = VideoFile(source)
     whole = [(pts, planes.y.copy()) for pts, _, planes in film.read()]
-    goes, read = [], VideoFile.read
-    monkeypatch.setattr(VideoFile, "read", lambda film, begin=None, damage=None: goes.append(begin) or read(
-        film, begin, damage))
+    index = FrameIndex([pts for pts, _ in whole], [zlib.crc32(y[::3, ::4].tobytes()) for _, y in whole])
+    goes, read, read_near = [], VideoFile.read, VideoFile.read_near
+    monkeypatch.setattr(VideoFile, "read", lambda film, begin: goes.append((begin, False)) or read(film, begin))
+    monkeypatch.setattr(VideoFile, "read_near", lambda film, pts: goes.append((pts, True)) or read_near(film, pts))
     wanted = [0, 30, 31, 120, 350]
-    found = [(index, planes.y.copy()) for index, planes in frames_at(film, [pts for pts, _ in whole], wanted)]
-    assert [index for index, _ in found] == wanted and goes == [0, whole[350][0]]
+    found = [(index, planes.y.copy()) for index, planes in frames_at(film, index, wanted)]
+    assert [index for index, _ in found] == wanted and goes == [(0, False), (whole[350][0], True)]
     assert all(np.array_equal(y, whole[index][1]) for index, y in found)
 
 

@@ -157,7 +157,7 @@ class _AnalysisPass:
 
     def _plan(self):
         return Plan(self.scan.pts, self.scan.last_duration, list(self.shots), any(shot.in_color for shot in self.shots),
-                    np.concatenate(self.exposures), np.stack(self.signatures))
+                    np.concatenate(self.exposures), np.stack(self.signatures), checksums=self.scan.checksums)
 
     def _lumas(self):
         with closing(self.scan.frames()) as frames:

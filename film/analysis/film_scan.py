@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from film.io.planes import Planes
 from film.io.thread_pool import prefetch
-from film.io.video import DamageLog, Film
+from film.io.video import DamageLog, Film, FrameIndex, luma_checksum
 from utils import UserError
 
 FRAMES_AHEAD = 8  # frames decoded ahead of the consumer; larger evens out slow frames and takes more memory
@@ -20,10 +20,15 @@ class FilmScan:
 
     def __init__(self, film: Film, begin: int | None = None, end: float = math.inf) -> None:
         self.film, self.begin, self.end = film, begin, end
-        self.pts = array("q")  # timestamps of the frames that were read
+        self.pts, self.checksums = array("q"), array("L")  # of the frames that were read, see ``FrameIndex``
         self.last_duration, self.size = 0, (0, 0)  # duration and (height, width) of the last frame
         self.interlaced = False  # whether any frame is interlaced
         self.damage = DamageLog()
+
+    @property
+    def index(self) -> FrameIndex:
+        """What identifies the frames that were read."""
+        return FrameIndex(self.pts, self.checksums)
 
     def frames(self) -> Generator[Planes, None, None]:
         """Yield the frames in order and record their properties."""
@@ -34,6 +39,7 @@ class FilmScan:
                 if pts >= self.end:
                     return
                 self.pts.append(pts)
+                self.checksums.append(luma_checksum(planes))
                 self.last_duration, self.size = duration, planes.y.shape
                 self.interlaced |= planes.interlaced
                 bar.update()

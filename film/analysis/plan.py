@@ -3,7 +3,7 @@
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from colorizer.confidence import Confidence
 from colorizer.predictor import Palette
 from colorizer.warping.propagation import Anchor
 from film.io.planes import Box
+from film.io.video import FrameIndex
 
 
 class FilmPredictor(Protocol):
@@ -119,6 +120,12 @@ class Plan:
     exposure: np.ndarray  # float32 (n, 2), gain and offset of L for each frame, see film.analysis.exposure
     signatures: np.ndarray  # uint8 (n, h, h), see colorizer.warping.propagation
     response: FilmResponse | None = None  # film response of the source; None: that of the training frames
+    checksums: array = field(default_factory=lambda: array("L"))  # ``luma_checksum`` of each frame
+
+    @property
+    def index(self) -> FrameIndex:
+        """What identifies the frames."""
+        return FrameIndex(self.pts, self.checksums)
 
     def requery_palettes(self, predictor: FilmPredictor) -> "Plan":
         """Return a copy with palettes recalled again by ``predictor``, which may have different references."""
@@ -150,6 +157,7 @@ class Plan:
     def state(self) -> dict[str, Any]:
         """Return the plan as plain values and tensors."""
         return {**vars(self), "pts": torch.tensor(self.pts, dtype=torch.int64),
+                "checksums": torch.tensor(self.checksums, dtype=torch.int64),
                 "shots": [shot.state() for shot in self.shots], "exposure": torch.from_numpy(self.exposure),
                 "signatures": torch.from_numpy(self.signatures),
                 "response": self.response and self.response.state()}
@@ -157,7 +165,8 @@ class Plan:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Plan":
         """Restore a plan from the result of ``state``."""
-        return cls(**{**state, "pts": array("q", state["pts"].tolist()), "exposure": state["exposure"].numpy(),
+        return cls(**{**state, "pts": array("q", state["pts"].tolist()),
+                      "checksums": array("L", state["checksums"].tolist()), "exposure": state["exposure"].numpy(),
                       "signatures": state["signatures"].numpy(),
                       "shots": [Shot.from_state(shot) for shot in state["shots"]],
                       "response": state["response"] and FilmResponse.from_state(state["response"])})

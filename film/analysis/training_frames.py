@@ -1,15 +1,14 @@
 """Extraction of training frames: finds the shots of a film and writes evenly spaced frames of each as PNG files.
 
 Normally the film is decoded once. Until the end of a shot is found, its candidate frames are buffered. If the buffer
-would get too large, only checksums are kept, and the selected frames are decoded again at the end. Letterboxes are
+would get too large, frames are not kept, and the selected frames are decoded again at the end. Letterboxes are
 cropped last, since they are known only after the whole film is decoded.
 """
 
 import itertools
 import os
-import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -23,8 +22,8 @@ from film.analysis.film_scan import FilmScan
 from film.analysis.letterbox import Margin, Profile, find_boxes, frame_profile, measure_margins
 from film.analysis.shot_detection import ChangeDetector, Detector, HistogramDetector, detect_shots, detector_input
 from film.io.planes import Box, Planes
-from film.io.video import Film, VideoFile, read_known_frames
-from utils import UserError, evenly_spaced, warn
+from film.io.video import VideoFile, frames_at
+from utils import evenly_spaced, warn
 
 POOL_BYTES = 512 * 2**20  # maximum size of the buffered frames: 870 frames of 854 x 480, 172 of 1920 x 1080
 MAX_PENDING = 8  # images that wait to be written; larger uses more memory on slow disks
@@ -78,7 +77,6 @@ class _Extraction:
         self.result = DetectedFilm(film.path, float(film.info.rate), self.detector.label, self.detector.threshold)
         self.numbers = itertools.count()
         self.reread: dict[int, DetectedShot] = {}  # frame to decode again -> its shot
-        self.checksums: dict[int, int] = {}  # frame to decode again -> its checksum
         self.profiles: dict[int, list[Profile]] = {}  # number of a shot with missing frames -> profiles
         self.margins: dict[int, list[Margin]] = {}  # number of a shot -> its margins
 
@@ -91,7 +89,7 @@ class _Extraction:
         self.scan.require_frames()
         if self.scan.interlaced:
             warn(f"{self.film.path} is interlaced: the images are the mean of both fields")
-        for index, planes in reread_frames(self.film, self.scan.pts, self.checksums) if self.reread else ():
+        for index, planes in frames_at(self.film, self.scan.index, sorted(self.reread)):
             self._process(self.reread[index], index, planes)
         self._wait()
         self._crop_letterbox()
@@ -116,7 +114,7 @@ class _Extraction:
             if isinstance(buffered, Planes):
                 self._process(shot, index, buffered)
             else:
-                self.reread[index], self.checksums[index] = shot, buffered
+                self.reread[index] = shot
         self.result.shots.append(shot)
         if not any(index in self.reread for index in selected):
             self.margins[shot.number] = measure_margins(self.profiles.pop(shot.number))
@@ -160,14 +158,14 @@ class FramePool:
     from the one that would be selected second if the shot ended now.
 
     For three frames per shot, the buffer holds the second half of the shot. Once the frames take more than ``budget``
-    bytes, only checksums of further frames are kept.
+    bytes, further frames are not kept.
     """
 
     def __init__(self, frames_per_shot: int, delay: int, budget: int) -> None:
         self.intervals = max(frames_per_shot - 1, 2)  # at least 2, since the middle frame is the thumbnail
         self.delay, self.budget = delay, budget
         self.start = self.bytes = 0
-        self.buffered: dict[int, Planes | int] = {}  # frame -> planes or checksum, in order
+        self.buffered: dict[int, Planes | None] = {}  # frame -> planes, None if they are not kept; in order
 
     def collect(self, frames: Iterable[Planes]) -> Iterator[Planes]:
         """Yield all ``frames`` and buffer those that may be selected."""
@@ -179,9 +177,9 @@ class FramePool:
             # The last frame of a shot and the first of the next are always selected, so the newest keep their pixels.
             older = index - self.delay - 2
             frame = self.buffered.get(older)
-            if self.bytes > self.budget and older > self.start and isinstance(frame, Planes):
+            if self.bytes > self.budget and older > self.start and frame is not None:
                 self.bytes -= _size(frame)
-                self.buffered[older] = checksum(frame)
+                self.buffered[older] = None
             yield planes
 
     def start_shot(self, start: int) -> None:
@@ -193,39 +191,8 @@ class FramePool:
         for index in list(itertools.takewhile(lambda index: index < end, self.buffered)):
             if index >= start:
                 frame = self.buffered.pop(index)
-                self.bytes -= _size(frame) if isinstance(frame, Planes) else 0
+                self.bytes -= _size(frame) if frame is not None else 0
 
 
 def _size(planes):
     return sum(plane.nbytes for plane in planes[:3] if plane is not None)
-
-
-def checksum(planes: Planes) -> int:
-    """Return the CRC-32 of the planes of a frame."""
-    crc = 0
-    for plane in planes[:3]:
-        if plane is not None:
-            crc = zlib.crc32(plane.tobytes(), crc)
-    return crc
-
-
-def reread_frames(film: Film, times: Sequence[int], checksums: dict[int, int]) -> Iterator[tuple[int, Planes]]:
-    """Decode frames again and yield (frame number, planes) for each frame in ``checksums``, {frame number: checksum}.
-
-    ``times`` are the timestamps of all frames. Frames are found by seeking, which leads to wrong frames in some films.
-    If a timestamp or a checksum differs, the film is decoded from its start; frames may then be yielded twice.
-    """
-    for index, expected in checksums.items():
-        try:
-            with closing(read_known_frames(film, times, index)) as frames:
-                _, planes = next(frames)
-        except UserError:  # the timestamps differ from those of the first decoding
-            break
-        if checksum(planes) != expected:
-            break
-        yield index, planes
-    else:
-        return
-    for index, (_, _, planes) in enumerate(film.read()):
-        if index in checksums:
-            yield index, planes

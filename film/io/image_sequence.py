@@ -122,6 +122,11 @@ class ImageSequence:
             size = height, width
             yield pts, 1, planes_from_rgb(image.rgb, image.depth)
 
+    def read_near(self, pts: int) -> Generator[tuple[int, Planes], None, None]:
+        for number, _, planes in self.read(pts):
+            yield number, planes
+
+
 
 def write_colored_frame(path: Path, planes: Planes, source: Path) -> None:
     """Write a colored frame at its bit depth, in the format given by the suffix of ``path``.

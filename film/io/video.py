@@ -1,6 +1,6 @@
 """Reading of video files: opening, seeking and decoding frames with timestamps; and the ``Film`` protocol."""
 
-import itertools
+import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from fractions import Fraction
@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import av
+import numpy as np
+from av.filter import Graph
 from av.stream import Disposition, Stream
 
 from config import FilmConfig
 from fileio.images import IMAGE_SUFFIXES
 from film.io.isolation import ProcessDied, run_in_subprocess
 from film.io.planes import Planes, planes_from_frame
+from film.io.timestamps import FrameClock, PacketClock
 from utils import UserError, list_files, return_freed_memory, warn
 
 VIDEO_SUFFIXES = (  # files with these suffixes count as videos without a check; FFmpeg inspects all other files
@@ -109,10 +112,13 @@ def demux_packets(film: av.container.InputContainer, streams: Stream | Sequence[
 
 
 class DamageLog:
-    """A log of damaged packets; those less than a second apart are grouped and reported in one warning."""
+    """A log of damaged packets, timestamps and changes of the frame size. Damage less than a second apart is grouped
+    and reported in one warning."""
 
     def __init__(self) -> None:
         self.gaps = []  # [first second, last second, number of packets, reason]
+        self.sizes: dict[tuple[int, int], float] = {}  # (width, height): second of the first frame
+        self.frames = self.wrong_times = 0  # number of frames; number of wrong or missing timestamps
 
     def add(self, seconds: float, reason: str) -> None:
         if self.gaps and seconds - self.gaps[-1][1] < 1:
@@ -124,40 +130,62 @@ class DamageLog:
         for first, last, count, reason in self.gaps:
             warn(f"{path} is damaged from {first:.2f} to {last:.2f} s ({count} packets, {reason}); frames that cannot "
                  "be decoded are left out, all others keep their timestamps")
+        if self.wrong_times:
+            warn(f"{path} has {self.wrong_times} wrong timestamps in {self.frames} frames (missing, repeated or not in "
+                 "order); these frames follow those before them, so check that sound and picture are in sync")
+        (size, _), *others = self.sizes.items() or [((0, 0), 0.0)]
+        for (width, height), seconds in others:
+            warn(f"the frame size of {path} changes from {size[0]}x{size[1]} to {width}x{height} at {seconds:.2f} s; "
+                 "these frames are scaled to the first size, with borders")
 
 
-def read_frames(path: str | Path, begin: int | None = None,
+def read_frames(path: str | Path, seek_to: int | None = None,
                 damage: DamageLog | None = None) -> Generator[tuple[int, av.VideoFrame], None, None]:
-    """Yield (pts, frame) of a video from pts ``begin`` on, in presentation order with strictly increasing pts.
+    """Yield (pts, frame) of a video in presentation order with strictly increasing pts; see film/io/timestamps.py.
 
-    A frame without a pts gets the previous pts plus the duration of a frame; a frame whose pts is not greater than the
-    previous pts gets that plus 1. Frames of a different size than the first are scaled to it. Packets that cannot be
-    decoded are skipped; they and the frames that the decoder repairs are added to ``damage``.
+    With ``seek_to``, reading starts at a keyframe that may be SEEK_MARGIN before this pts, or anywhere if the file has
+    no index. Unless ``VideoFile.seeks_exactly``, the pts are then unreliable. Frames of a different size than the first
+    are scaled to it, with borders. Packets that cannot be decoded are skipped; they, the frames that the decoder
+    repairs, wrong timestamps and sizes are added to ``damage``.
     """
+    damage = damage or DamageLog()
     with open_video(path) as (film, stream):
-        size, last = None, None
-        step = max(1, round(1 / (frame_rate(stream) * stream.time_base)))
-        if begin is not None:
+        if seek_to is not None:
             with suppress(av.error.FFmpegError):  # without an index, the film is read from its start
-                film.seek(max(begin - round(SEEK_MARGIN / stream.time_base), 0), stream=stream)
+                film.seek(max(seek_to - round(SEEK_MARGIN / stream.time_base), 0), stream=stream)
+        packets = PacketClock(film, stream, frame_rate(stream))
+        times, size = FrameClock(film, stream, frame_rate(stream)), None
         decoder = _alpha_decoder(stream) or stream.codec_context
-        for packet in demux_packets(film, stream, path):
+        for packet in packets.packets(demux_packets(film, stream, path)):
             try:
                 frames = decoder.decode(packet)
             except av.error.FFmpegError as error:
-                if damage is not None:
-                    damage.add(float((packet.pts or packet.dts or 0) * stream.time_base), error.strerror)
+                damage.add(float((packet.pts or packet.dts or 0) * stream.time_base), error.strerror)
                 continue
             for frame in frames:
-                if frame.is_corrupt and damage is not None:
-                    damage.add(frame.time or 0, "repaired by the decoder")
-                pts = frame.pts if frame.pts is not None else 0 if last is None else last + step
-                last = pts if last is None or pts > last else last + 1
+                if seek_to is not None and times.last is None and not frame.key_frame:
+                    continue  # refers to frames before the start
+                pts = times.time(frame)
+                if frame.is_corrupt:
+                    damage.add(float(pts * stream.time_base), "repaired by the decoder")
                 size = size or (frame.width, frame.height)
+                damage.sizes.setdefault((frame.width, frame.height), float(pts * stream.time_base))
+                damage.frames, damage.wrong_times = times.frames, times.wrong
                 if (frame.width, frame.height) != size:
-                    frame = frame.reformat(*size)
-                if begin is None or last >= begin:
-                    yield last, frame
+                    frame = fit_frame(frame, *size)
+                yield pts, frame
+
+
+def fit_frame(frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
+    """Return a frame scaled to fit into the given size, without distortion, on black."""
+    graph = Graph()
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name,
+                              time_base=Fraction(1, 25))
+    scale = f"{width}:{height}:force_original_aspect_ratio=decrease:force_divisible_by=2:in_range=auto"
+    graph.link_nodes(source, graph.add("scale", scale), graph.add("pad", f"{width}:{height}:-1:-1"),
+                     graph.add("buffersink")).configure()
+    graph.push(frame)
+    return graph.pull()
 
 
 def _alpha_decoder(stream):
@@ -177,6 +205,18 @@ class FilmInfo(NamedTuple):
     stated_frames: int  # number of frames, which may be inexact; 0 if unknown
 
 
+class FrameIndex(NamedTuple):
+    """What identifies the frames of a film, in order; recorded when it is decoded for the first time."""
+
+    pts: Sequence[int]  # strictly increasing
+    checksums: Sequence[int] = ()  # ``luma_checksum`` of each frame; empty if it was not recorded
+
+
+def luma_checksum(planes: Planes) -> int:
+    """Return the CRC-32 of every third row and every fourth column of the luma of a frame."""
+    return zlib.crc32(planes.y[::3, ::4].tobytes())
+
+
 class Film(Protocol):
     """A sequence of frames with timestamps: a video file, or numbered images (``image_sequence.ImageSequence``)."""
 
@@ -193,8 +233,12 @@ class Film(Protocol):
              damage: DamageLog | None = None) -> Generator[tuple[int, int, Planes], None, None]:
         """Yield (pts, duration, Planes) of the frames from pts ``begin`` on, with strictly increasing pts.
 
-        Frames that cannot be decoded are left out. With ``damage``, they are added to it or reported in a warning.
+        The frames do not depend on ``begin``. Those that cannot be decoded are left out. With ``damage``, they are
+        added to it or reported in a warning.
         """
+
+    def read_near(self, pts: int) -> Generator[tuple[int, Planes], None, None]:
+        """Yield (pts, Planes) from any frame on, usually one before ``pts``; the pts may be wrong."""
 
     def colored_film(self, output: Path, times: Iterable[int]) -> "Film":
         """Return the colored version of this film that was written to ``output``; ``times`` are its pts."""
@@ -220,12 +264,37 @@ class VideoFile:
         stat = self.path.stat()
         return [str(self.path.resolve()), stat.st_size, stat.st_mtime_ns]
 
+    @cached_property
+    def seeks_exactly(self) -> bool:
+        """Whether the frames after a seek have the same timestamps as without it: the file states all timestamps, they
+        are distinct, and the clock never jumps. Reads the whole file without decoding it."""
+        with open_video(self.path) as (film, stream):
+            clock, times, intra = PacketClock(film, stream, frame_rate(stream)), [], True
+            for packet in clock.packets(demux_packets(film, stream, self.path)):
+                if packet.size:
+                    times.append(packet.pts)
+                    intra &= packet.is_keyframe
+            return (clock.is_continuous and None not in times and len(set(times)) == len(times)
+                    and (intra or film.format.name != "avi"))
+
     def read(self, begin: int | None = None,
              damage: DamageLog | None = None) -> Generator[tuple[int, int, Planes], None, None]:
-        """Yield (pts, duration, Planes) of the frames of ``read_frames``."""
-        with closing(read_frames(self.path, begin, damage)) as frames:
-            for pts, frame in frames:
-                yield pts, frame.duration, planes_from_frame(frame)
+        """Yield (pts, duration, Planes) of the frames of ``read_frames``, found by seeking if that is exact."""
+        is_far = begin is not None and begin * self.info.time_base > self.info.start + SEEK_MARGIN
+        for seek_to in [begin, None] if is_far and self.seeks_exactly else [None]:
+            with closing(read_frames(self.path, seek_to, damage)) as frames:
+                for number, (pts, frame) in enumerate(frames):
+                    if number == 0 and seek_to is not None and pts > seek_to:
+                        break
+                    if begin is None or pts >= begin:
+                        yield pts, frame.duration, planes_from_frame(frame)
+                else:
+                    return
+
+    def read_near(self, pts: int) -> Generator[tuple[int, Planes], None, None]:
+        with closing(read_frames(self.path, pts)) as frames:
+            for found, frame in frames:
+                yield found, planes_from_frame(frame)
 
     def colored_film(self, output: Path, times: Iterable[int]) -> "VideoFile":
         return VideoFile(output)
@@ -240,41 +309,70 @@ def pts_window(film: Film, config: FilmConfig) -> tuple[int | None, float]:
     return round((start + config.start) / time_base) if config.start else None, (start + config.end) / time_base
 
 
-def read_known_frames(film: Film, times: Sequence[int], index: int) -> Generator[tuple[int, Planes], None, None]:
+def read_known_frames(film: Film, known: FrameIndex, index: int) -> Generator[tuple[int, Planes], None, None]:
     """Read a film again from frame ``index`` on and yield (index, Planes).
 
-    ``times`` are the pts of all its frames from the first reading. Raises UserError if the pts now differ.
+    Frames far from the start are found by seeking and recognized by their checksums; if one is not the known one, the
+    film is decoded from its start. Raises UserError if the pts then differ from the known ones.
     """
-    frames: Any = film.read(times[index])
-    first = next(frames, None)
-    if first is None or first[0] != times[index]:  # seeking is inexact, or the film has no timestamps
-        frames.close()
-        frames = itertools.dropwhile(lambda item: item[0] < times[index], film.read())
-        first = next(frames, None)
-    frames = itertools.chain([first] if first else [], frames)
-    for (pts, _, planes), expected in zip(frames, itertools.islice(times, index, None), strict=False):
-        if pts != expected:
-            break
-        yield index, planes
-        index += 1
-    if index < len(times):
-        raise UserError(f"from frame {index} on, the timestamps of {film.path} differ from those of the first reading; "
-                        "copy it to a reliable disk and run again")
+    times = known.pts
+    if known.checksums and (times[index] - times[0]) * film.info.time_base > SEEK_MARGIN:
+        with closing(_seek_known_frames(film, known, index)) as found:
+            for number, planes in found:
+                yield number, planes
+                index = number + 1
+    if index == len(times):
+        return
+    first = 0 if known.checksums else index
+    number = first - 1
+    with closing(film.read(times[first])) as frames:
+        for number, (pts, _, planes) in zip(range(first, len(times)), frames, strict=False):
+            if pts != times[number]:
+                number -= 1
+                break
+            if number >= index:
+                yield number, planes
+    if number + 1 < len(times):
+        raise UserError(f"from frame {number + 1} on, the timestamps of {film.path} differ from those of the first "
+                        "reading; copy it to a reliable disk and run again")
 
 
-def frames_at(film: Film, times: Sequence[int], indices: Iterable[int]) -> Generator[tuple[int, Planes], None, None]:
+def _seek_known_frames(film, known, index):
+    """Yield (index, Planes) from frame ``index`` on, while the frames after a seek are recognized without doubt."""
+    checksums, start = np.asarray(known.checksums), index
+    places = np.zeros(0, int)  # indices of the known frames that the last one may be, given those before it
+    with closing(film.read_near(known.pts[index])) as frames:
+        for pts, planes in frames:
+            checksum = luma_checksum(planes)
+            places = places[places + 1 < len(checksums)] + 1
+            places = places[checksums[places] == checksum]
+            if not len(places):
+                if index > start:
+                    return
+                places = np.flatnonzero(checksums == checksum)
+            if index in places:
+                if len(places) > 1 and pts != known.pts[index]:
+                    return
+                places = np.array([index])
+                yield index, planes
+                index += 1
+            elif len(places) and places.min() > index:
+                return
+
+
+def frames_at(film: Film, known: FrameIndex, indices: Iterable[int]) -> Generator[tuple[int, Planes], None, None]:
     """Yield (index, Planes) of the frames ``indices``; the next index is requested after a frame was consumed.
 
-    Seeks to reach an earlier frame or one more than SEEK_MARGIN later, else decodes the frames between. ``times`` is as
-    in ``read_known_frames``.
+    Seeks to reach an earlier frame or one more than SEEK_MARGIN later, else decodes the frames between.
     """
+    times = known.pts
     with ExitStack() as stack:
         frames, following = None, 0  # index of the next frame to read
         for index in indices:
             if (frames is None or index < following
                     or (times[index] - times[following]) * film.info.time_base > SEEK_MARGIN):
                 stack.close()
-                frames = stack.enter_context(closing(read_known_frames(film, times, index)))
+                frames = stack.enter_context(closing(read_known_frames(film, known, index)))
             following = index + 1
             yield next(frame for frame in frames if frame[0] == index)
 

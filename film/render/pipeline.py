@@ -55,7 +55,7 @@ def propagate_shot(film: Film, plan: Plan, number: int, predictor: FilmPredictor
     if not (anchors := shot_anchors(predictor, plan, number)):
         return None
     side, pictures = len(anchors[0].picture), {}
-    with closing(frames_at(film, plan.pts, range(shot.start, shot.transition_start, config.frame_step))) as frames:
+    with closing(frames_at(film, plan.index, range(shot.start, shot.transition_start, config.frame_step))) as frames:
         for index, planes in frames:
             L = normalize_exposure(planes.crop(shot.box).lightness(side), plan.exposure[index])
             pictures[index - shot.start] = to_flow_image(L, side, side)
@@ -83,7 +83,7 @@ def read_tasks(film: Film, plan: Plan, shots: Iterable[int], predictor: FilmPred
                 task.L = normalize_exposure(planes.crop(shot.box).lightness(side), plan.exposure[index])
             yield task
 
-    with closing(frames_at(film, plan.pts, (index for _, index in indices))) as frames:
+    with closing(frames_at(film, plan.index, (index for _, index in indices))) as frames:
         for number, group in itertools.groupby(zip(numbers, frames, strict=True), key=lambda item: item[0][0]):
             yield from denoise_shot(tasks(number, group))
 

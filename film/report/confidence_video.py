@@ -19,7 +19,7 @@ from film.analysis.plan import Shot
 from film.io.encoding import write_video
 from film.io.planes import Box, plane_slices
 from film.io.thread_pool import prefetch
-from film.io.video import Film, read_known_frames
+from film.io.video import Film, FrameIndex, read_known_frames
 
 # Blue, bluish green and vermillion of the color-blind safe palette of Okabe and Ito.
 COLORS = {"recalled": (0, 114, 178), "predicted": (0, 158, 115), "unknown": (213, 94, 0)}
@@ -90,7 +90,7 @@ def write_confidence_video(film: Film, target: Path, times: Sequence[int], shots
     maps = itertools.chain.from_iterable(itertools.starmap(_load_maps, shots))
 
     def pictures():
-        with closing(read_known_frames(film, times, 0)) as frames:
+        with closing(read_known_frames(film, FrameIndex(times), 0)) as frames:
             for (index, planes), (colors, box) in zip(frames, maps, strict=True):
                 yield times[index] - origin, tint_grayscale(planes.luma_uint8(*planes.y.shape), colors, box)
 

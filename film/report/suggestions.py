@@ -9,7 +9,7 @@ import numpy as np
 
 from fileio.images import write_image
 from film.io.thread_pool import coloring_threads, map_in_order
-from film.io.video import Film, frames_at
+from film.io.video import Film, FrameIndex, frames_at
 from film.report.records import ShotRecord
 
 
@@ -84,6 +84,6 @@ def write_suggested_frames(folder: Path, film: Film, times: Sequence[int], sugge
         planes = planes.crop(missing[index].shot.box)
         write_image(folder / missing[index].file_name, planes.gray_uint8(*planes.y.shape))
 
-    with coloring_threads() as pool, closing(frames_at(film, times, sorted(missing))) as frames:
+    with coloring_threads() as pool, closing(frames_at(film, FrameIndex(times), sorted(missing))) as frames:
         for _ in map_in_order(pool, write, frames):
             pass
