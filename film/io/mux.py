@@ -6,7 +6,8 @@ Nothing is encoded here: packets of segments and of the source are copied.
 import io
 import itertools
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from fractions import Fraction
 from pathlib import Path
@@ -227,3 +228,27 @@ def _missing(tags, result):
     """Return the keys of ``tags`` whose values are not among those of ``result``, without technical ones."""
     values, technical = {"und", *result.values()}, ("handler_name", "filename", "mimetype")
     return [key for key, value in source_tags(tags).items() if value not in values and key.lower() not in technical]
+
+
+def ordered_packets(packets: Iterable[av.Packet], path: Path, output: Path) -> Iterator[av.Packet]:
+    """Yield the packets of other streams than the video that ``output`` can store; the others are named in a warning.
+
+    Left out are packets that an edit list hides, where ``output`` has no edit lists or they follow the visible part,
+    and packets that begin before the one before them (sound: not after it), as where two joined parts overlap.
+    """
+    last, overlapping = {}, Counter()
+    has_edit_lists = container_format(output) in ("mp4", "mov")
+    for packet in packets:
+        time = packet.dts if packet.dts is not None else packet.pts
+        if time is None or not packet.size:
+            continue
+        # A packet next to the visible part is kept, since decoders need it.
+        if packet.is_discard and (time >= 0 or not has_edit_lists and time + 2 * (packet.duration or 0) <= 0):
+            continue
+        if time < last.get(packet.stream_index, time - 1) + (packet.stream.type == "audio"):
+            overlapping[packet.stream_index] += 1
+            continue
+        last[packet.stream_index] = time
+        yield packet
+    for index, count in overlapping.items():
+        warn(f"{count} packets of track {index} of {path} begin before the end of those before them and are left out")

@@ -1,5 +1,6 @@
 """Timestamps of films from archives: clocks that restart, and timestamps that are missing, repeated or wrong."""
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -26,7 +27,7 @@ class PacketClock:
         may_jump = bool(film.format.flags & av.format.Flags.ts_discont.value)
         self.longest_gap = round(LONGEST_GAP / self.base) if may_jump else None
         self.parts: list[tuple[int, int, int]] = []  # in ``base``: shift, first timestamp, last one of the part before
-        self.part_of: dict[int, int] = {}  # number of the part that a stream has reached
+        self.progress: dict[int, tuple[int, Fraction]] = {}  # stream: part and time in ``base`` of its last packet
         self.wrong = 0  # number of video packets with a wrong timestamp
         self.last = self.end = 0  # last decoding timestamp that is not wrong; shifted end of the video so far
         self.delay: int | None = None  # pts - dts of the first packet
@@ -39,23 +40,30 @@ class PacketClock:
     def packets(self, packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
         """Yield the packets, which start at the beginning of the film, in order with continuous timestamps."""
         held: deque[av.Packet] = deque()
-        video: deque[av.Packet] = deque()  # those in ``held`` with timestamps; all but the last are decided
+        undecided: deque[av.Packet] = deque()  # the video packets in ``held`` that are not shifted yet
+        previous = None  # the last one that is
+
+        def decide():
+            nonlocal previous
+            packet, before = undecided.popleft(), previous
+            self._decide(packet, [_time(other) for other in undecided])
+            previous = packet
+            return self._release(held, before) if before else ()
+
         for packet in packets:
             held.append(packet)
             if packet.stream is self.video and _time(packet) is not None:
-                video.append(packet)
-                if len(video) > 1:
-                    self._decide(video[-2], _time(packet))
-                if len(video) > 2:
-                    yield from self._release(held, video.popleft())
-        if video:
-            self._decide(video[-1], None)
+                undecided.append(packet)
+            if len(undecided) > MAX_REORDERING:
+                yield from decide()
+        while undecided:
+            yield from decide()
         yield from self._release(held, None)
 
     def _decide(self, packet, following):
-        """Shift a video packet; ``following`` is the timestamp of the next one. Remove its timestamp if it is wrong."""
+        """Shift a video packet; ``following`` are timestamps of the next ones. Remove its timestamp if it is wrong."""
         time = _time(packet)
-        if self.parts and self._is_wrong(time, following):
+        if self.parts and self._is_wrong(time, following[0] if following else None):
             self.wrong += 1
             packet.pts = packet.dts = None
             return
@@ -68,7 +76,8 @@ class PacketClock:
         if packet.pts is not None and packet.dts is not None:
             delay = packet.pts - packet.dts
             self.delay = delay if self.delay is None else self.delay
-            if abs(delay - self.delay) > self.jump + MAX_REORDERING * self.step:
+            tolerance = self.jump + MAX_REORDERING * self.step
+            if abs(delay - self.delay) > tolerance and not time < packet.pts < max(following, default=time) + tolerance:
                 self.wrong += 1
                 packet.pts = None
         _shift(packet, self.parts[-1][0])
@@ -96,15 +105,15 @@ class PacketClock:
                 return
 
     def _part(self, packet):
-        """Return the part of a packet of another stream: the newest, or the one before, since demuxers return the last
-        packets of a part late."""
-        part = len(self.parts) - 1
+        """Return the part of a packet of another stream: the newest one, or the one before if that has just ended and
+        the stream goes on in it, since video and sound do not end at the same place of the file."""
+        part, time = len(self.parts) - 1, _time(packet) * packet.time_base / self.base
         _, first, previous = self.parts[part]
-        if self.part_of.get(packet.stream_index, 0) < part and (
-                self.last == previous or self.last - first <= self.jump):
-            time = _time(packet) * packet.time_base / self.base
-            part -= abs(time - previous) < abs(time - first)
-        self.part_of[packet.stream_index] = part
+        old_part, old = self.progress.get(packet.stream_index, (0, time if packet.stream.type == "audio" else math.inf))
+        if old_part < part and (self.last == previous or self.last - first <= self.jump):
+            begin = self.parts[part - 1][1]
+            part -= old <= time and begin - self.jump < time < previous + self.jump
+        self.progress[packet.stream_index] = part, time
         return part
 
 
@@ -123,12 +132,14 @@ class FrameClock:
     follows it by half of that. .avi files store no presentation times: their packets are counted in decoding order.
     """
 
-    def __init__(self, film: av.container.InputContainer, video: av.VideoStream, rate: Fraction) -> None:
+    def __init__(self, film: av.container.InputContainer, video: av.VideoStream, rate: Fraction,
+                 delay: int | None = None) -> None:
+        """``delay``: decoding timestamp of a frame minus its time, in .avi files; None: measured at the first frame."""
         self.step = max(1, round(1 / (rate * video.time_base)))
         self.counts_packets = film.format.name == "avi"
         self.start = video.start_time or 0
         self.last: int | None = None
-        self.delay: int | None = None  # decoding timestamp of the first frame minus that of the first packet
+        self.delay = delay
         self.frames = self.missing = self.not_increasing = 0  # numbers of frames
 
     @property

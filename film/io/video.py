@@ -154,7 +154,7 @@ def read_frames(path: str | Path, seek_to: int | None = None,
             with suppress(av.error.FFmpegError):  # without an index, the film is read from its start
                 film.seek(max(seek_to - round(SEEK_MARGIN / stream.time_base), 0), stream=stream)
         packets = PacketClock(film, stream, frame_rate(stream))
-        times, size = FrameClock(film, stream, frame_rate(stream)), None
+        times, size = FrameClock(film, stream, frame_rate(stream), delay=None if seek_to is None else 0), None
         decoder = _alpha_decoder(stream) or stream.codec_context
         for packet in packets.packets(demux_packets(film, stream, path)):
             try:
@@ -269,13 +269,13 @@ class VideoFile:
         """Whether the frames after a seek have the same timestamps as without it: the file states all timestamps, they
         are distinct, and the clock never jumps. Reads the whole file without decoding it."""
         with open_video(self.path) as (film, stream):
-            clock, times, intra = PacketClock(film, stream, frame_rate(stream)), [], True
+            clock, times, is_intra = PacketClock(film, stream, frame_rate(stream)), [], True
             for packet in clock.packets(demux_packets(film, stream, self.path)):
                 if packet.size:
-                    times.append(packet.pts)
-                    intra &= packet.is_keyframe
+                    times.append(packet.pts if packet.pos is not None else None)  # without a position, it is a guess
+                    is_intra &= packet.is_keyframe
             return (clock.is_continuous and None not in times and len(set(times)) == len(times)
-                    and (intra or film.format.name != "avi"))
+                    and (is_intra or film.format.name != "avi"))
 
     def read(self, begin: int | None = None,
              damage: DamageLog | None = None) -> Generator[tuple[int, int, Planes], None, None]:

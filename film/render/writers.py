@@ -19,10 +19,11 @@ from film.io.encoding import (
     EncodingTarget, choose_encoding, describe_losses, explain_write_errors, segment_encoder)
 from film.io.image_sequence import ImageSequence, write_colored_frame
 from film.io.mux import (
-    add_cover, container_format, copyable_streams, is_cover, lost_tags, segment_order, segment_packets, source_tags,
-    timecode_tags)
+    add_cover, container_format, copyable_streams, is_cover, lost_tags, ordered_packets, segment_order, segment_packets,
+    source_tags, timecode_tags)
 from film.io.planes import Planes
-from film.io.video import demux_packets, open_video
+from film.io.timestamps import PacketClock
+from film.io.video import demux_packets, frame_rate, open_video
 from film.render.segments import SegmentStore
 from utils import UserError, warn
 
@@ -131,7 +132,7 @@ class FilmWriter:
             origin = (film.start_time or 0) / 1e6 + self.config.start
             packets = [self._video_packets(sources, plan, origin)]
             if others:
-                packets.append(self._copied_packets(film, others, origin))
+                packets.append(self._copied_packets(film, video, others, origin))
             out.mux(covers)
             for _, packet, index in heapq.merge(*packets, key=lambda item: item[0]):
                 packet.stream = streams[video.index if index is None else index]
@@ -159,13 +160,14 @@ class FilmWriter:
             packet.duration = pts[index + 1] - pts[index] if index + 1 < len(pts) else plan.last_duration
             yield float(packet.dts * base), packet, None
 
-    def _copied_packets(self, film, others, origin):
+    def _copied_packets(self, film, video, others, origin):
         """Yield (dts in seconds, packet, stream index) of the other streams, cut and shifted like the video."""
         config, shift = self.config, origin if self.config.start else 0.0
-        for packet in demux_packets(film, others, self.path):
+        clock = PacketClock(film, video, frame_rate(video))
+        packets = clock.packets(demux_packets(film, [video, *others], self.path))
+        kept = ordered_packets((packet for packet in packets if packet.stream is not video), self.path, self.output)
+        for packet in kept:
             time = packet.dts if packet.dts is not None else packet.pts
-            if time is None or not packet.size:
-                continue
             time = float(time * packet.time_base)
             if config.start and time < origin or time >= origin - config.start + config.end:
                 continue

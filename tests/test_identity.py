@@ -1,0 +1,177 @@
+"""Identity of frames: frame k of the output shows frame k of the source, at the same time, for all k."""
+
+import re
+from contextlib import closing
+
+import av
+import numpy as np
+import pytest
+from drawn import StubPredictor
+from numbered import RATE, contents, write_numbers
+
+from config import FilmConfig
+from film.io import video
+from film.io.video import FrameIndex, VideoFile, frames_at, luma_checksum
+from film.render.rendering import color_film
+
+FRAMES = 60
+B_FRAMES, INTRA = {"bf": "2", "g": "12"}, {"g": "1", "bf": "0"}
+
+
+def with_times(path, change, codec="libx264"):
+    """Write a .mkv whose packet i, in decoding order, has the timestamp change(i, timestamp)."""
+    def changed(packets):
+        for i, packet in enumerate(packets):
+            packet.pts, packet.dts = change(i, packet.pts), i - 10**6  # .mkv stores the first only
+        return packets
+    options = INTRA if codec == "ffv1" else B_FRAMES
+    return write_numbers(path, codec, options=options, change=changed, container={"avoid_negative_ts": "disabled"})
+
+
+def with_packets(path, order, codec="ffv1", options=INTRA):
+    """Write a .mkv with the video packets order(indices), in decoding order."""
+    def changed(packets):
+        copies = []
+        for i, packet in enumerate(packets[i] for i in order(list(range(len(packets))))):
+            copy = av.Packet(bytes(packet))
+            copy.stream, copy.time_base, copy.is_keyframe = packet.stream, packet.time_base, packet.is_keyframe
+            copy.pts, copy.dts = packet.pts, i - 10**6
+            copies.append(copy)
+        return copies
+    return write_numbers(path, codec, options=options, change=changed, container={"avoid_negative_ts": "disabled"})
+
+
+def joined(path, codec, **options):
+    """Write two films, and one that is both joined with ``cat``."""
+    parts = [write_numbers(path.with_stem(f"part{i}"), codec, first=30 * i, times=range(30), **options) for i in (0, 1)]
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+def cut(path, start, codec="libx264"):
+    """Write a film from the keyframe before ``start`` seconds on, which becomes time 0, as FFmpeg's -ss -c copy."""
+    whole = write_numbers(path.with_stem("whole"), codec, options=B_FRAMES)
+    with av.open(str(whole)) as film, av.open(str(path), "w") as part:
+        streams = [part.add_stream_from_template(stream) for stream in film.streams]
+        film.seek(round(start * 1e6))
+        for packet in film.demux():
+            if packet.size:
+                offset = round(start / packet.time_base)
+                packet.pts, packet.dts = packet.pts - offset, (packet.dts or 0) - offset
+                packet.stream = streams[packet.stream_index]
+                part.mux(packet)
+    return path
+
+
+def without_every_fifth_time(path):
+    """Write a .ts and remove the timestamps of a fifth of its frames."""
+    content = bytearray(write_numbers(path, "mpeg2video", options=INTRA).read_bytes())
+    starts = [i for i in range(0, len(content), 188) if content[i + 1] & 0x40 and b"\0\0\1\xe0" in content[i:i + 188]]
+    for start in starts[4::5]:
+        at = content.index(b"\0\0\1\xe0", start)
+        length = content[at + 8]
+        content[at + 7] &= 0x3f  # no timestamps
+        content[at + 9:at + 9 + length] = b"\xff" * length  # stuffing
+    path.write_bytes(content)
+    return path
+
+
+# name of the source: (function that writes it, {number: frames since the first one} if not one by one, number of wrong
+# timestamps)
+GAPS = [*range(20), *range(30, 50), *range(51, 71)]
+LONG_GAP = [*range(30), *range(400, 430)]
+FILMS = {
+    "h264.mp4": (lambda path: write_numbers(path, options=B_FRAMES, sound="aac"), None, 0),
+    "hevc.mp4": (lambda path: write_numbers(path, "libx265", options={"x265-params": "log-level=error"}), None, 0),
+    "prores.mov": (lambda path: write_numbers(path, "prores_ks", pix_fmt="yuv422p10le", sound="aac"), None, 0),
+    "ffv1.mkv": (lambda path: write_numbers(path, "ffv1", sound="pcm_s16le"), None, 0),
+    "open_gop.mkv": (lambda path: write_numbers(path, options=B_FRAMES | {"x264-params": "open-gop=1"}), None, 0),
+    "intra_refresh.mkv": (lambda path: write_numbers(path, options={"x264-params": "intra-refresh=1:keyint=12"}),
+                          None, 0),
+    "mpeg4.mkv": (lambda path: write_numbers(path, "mpeg4", options=B_FRAMES), None, 0),
+    "vp9.webm": (lambda path: write_numbers(path, "libvpx-vp9", options={"g": "12"}, sound="libopus"), None, 0),
+    "h264.avi": (lambda path: write_numbers(path, options=B_FRAMES), None, 0),
+    "h264_without_b_frames.avi": (lambda path: write_numbers(path, options={"bf": "0", "g": "12"}), None, 0),
+    "mpeg4.avi": (lambda path: write_numbers(path, "mpeg4", options=B_FRAMES), None, 0),
+    "mjpeg.avi": (lambda path: write_numbers(path, "mjpeg", pix_fmt="yuvj420p"), None, 0),
+    "gaps.avi": (lambda path: write_numbers(path, "mpeg4", GAPS, options={"bf": "0", "g": "12"}), GAPS, 0),
+    "mpeg2.mxf": (lambda path: write_numbers(path, "mpeg2video", options=B_FRAMES, sound="pcm_s16le"), None, 0),
+    "h264.ts": (lambda path: write_numbers(path, options=B_FRAMES), None, 0),
+    "mpeg2.vob": (lambda path: write_numbers(path, "mpeg2video", options=B_FRAMES), None, 0),
+    "mpeg1.mpg": (lambda path: write_numbers(path, "mpeg1video", options=B_FRAMES), None, 0),
+    "h264.flv": (lambda path: write_numbers(path, options=B_FRAMES, sound="mp3"), None, 0),
+    "mpeg4.nut": (lambda path: write_numbers(path, "mpeg4", options=B_FRAMES), None, 0),
+    "vp8.ogv": (lambda path: write_numbers(path, "libvpx", options={"g": "12"}, sound="libopus"), None, 0),
+    "stream.h264": (lambda path: write_numbers(path, options=B_FRAMES, sound=None, muxer="h264"),
+                    [i * 24 / 25 for i in range(FRAMES)], 0),  # it states no frame rate
+    "gaps.mkv": (lambda path: write_numbers(path, times=GAPS, options=B_FRAMES), GAPS, 0),
+    "long_gap.mkv": (lambda path: write_numbers(path, times=LONG_GAP, options=B_FRAMES), LONG_GAP, 0),
+    "later_picture.mkv": (lambda path: write_numbers(path, options=B_FRAMES, delay=24), None, 0),
+    "later_picture.mp4": (lambda path: write_numbers(path, options=B_FRAMES, delay=24), None, 0),
+    "edit_list.mp4": (lambda path: cut(path, 1.3), None, 0),
+    "cut.mkv": (lambda path: cut(path, 1.3), None, 0),
+    "without_times.ts": (without_every_fifth_time, None, 0),
+    "repeated_times.mkv": (lambda path: with_times(path, lambda i, time: time - (i in (20, 40)), "ffv1"), None, 2),
+    "backward_time.mkv": (lambda path: with_times(path, lambda i, time: time - 6 * (i == 20), "ffv1"), None, 1),
+    "high_time.mkv": (lambda path: with_times(path, lambda i, time: time + 900 * (i == 20)), None, 1),
+    "low_time.mkv": (lambda path: with_times(path, lambda i, time: time * (i != 50)), None, 1),
+    "high_time_without_b_frames.mkv": (lambda path: with_times(path, lambda i, time: time + 900 * (i == 20), "ffv1"),
+                                       None, 1),
+    "dropped_packets.mkv": (lambda path: with_packets(path, lambda i: i[:25] + i[27:]), None, 0),
+    "repeated_packets.mkv": (lambda path: with_packets(path, lambda i: i[:25] + i[24:]), None, 1),
+    "reordered_packets.mkv": (lambda path: with_packets(path, lambda i: [*i[:25], 27, 25, 26, *i[28:]]), None, 3),
+    "joined.ts": (lambda path: joined(path, "libx264", options=B_FRAMES), None, 0),
+    "joined.vob": (lambda path: joined(path, "mpeg2video", options=B_FRAMES), None, 0),
+    "joined.mpg": (lambda path: joined(path, "mpeg1video", options=B_FRAMES), None, 0),
+}
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """Return a function that writes a film of FILMS once."""
+    folder, written = tmp_path_factory.mktemp("films"), {}
+
+    def film(name):
+        if name not in written:
+            written[name] = FILMS[name][0](folder / name)
+        return written[name]
+
+    return film
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_frame_k_of_the_output_shows_frame_k_of_the_source_at_the_same_time(films, tmp_path, capsys, name):
+    source, (_, places, wrong) = films(name), FILMS[name]
+    output = tmp_path / f"{source.stem}{source.suffix if source.suffix in ('.mp4', '.mov', '.webm') else '.mkv'}"
+    color_film(StubPredictor(), VideoFile(source), output, FilmConfig())
+    (stated, shown, sound), (times, colored, copied) = contents(source), contents(output)
+    assert colored == shown
+    assert re.findall(r"has (\d+) wrong timestamps", errors := capsys.readouterr().err) == [str(wrong)] * bool(wrong)
+    assert errors.count("warning") == bool(wrong)
+    expected = [(places[number] if places else number - shown[0]) / RATE for number in shown]
+    errors = [abs(time - times[0] - there) for time, there in zip(times, expected, strict=True)]
+    assert sum(error > 0.0011 for error in errors) <= wrong and max(errors) < 0.125
+    first = 0 if source.suffix == ".avi" else stated[0]  # .avi files state no presentation times
+    assert len(copied) >= (len(sound) * 3 // 5 if sound else 0)
+    for packet, time in copied.items():
+        at, begin = sound[packet], first
+        if name.startswith("joined"):
+            part, _, packets = contents(source.with_stem("part1"))
+            if packet in packets:
+                at, begin = packets[packet] + 1.25, part[0]
+        assert time - times[0] == pytest.approx(at - begin, abs=0.0011)
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_frames_after_seeks_are_those_of_decoding_from_the_beginning(films, monkeypatch, name):
+    monkeypatch.setattr(video, "SEEK_MARGIN", 0.3)
+    film = VideoFile(films(name))
+    whole = [(pts, planes.y.copy()) for pts, _, planes in film.read()]
+    for begin in (len(whole) // 3, len(whole) // 2 + 3, len(whole) - 5):
+        part = [(pts, planes.y.copy()) for pts, _, planes in film.read(whole[begin][0])]
+        assert len(part) == len(whole) - begin
+        assert all(a[0] == b[0] and np.array_equal(a[1], b[1]) for a, b in zip(whole[begin:], part, strict=True))
+    known = FrameIndex([pts for pts, _ in whole], [luma_checksum(planes) for _, _, planes in film.read()])
+    wanted = [index * len(whole) // 60 for index in (50, 51, 3, 40, 41, 20, 59)]
+    with closing(frames_at(film, known, wanted)) as frames:
+        assert [index for index, planes in frames if np.array_equal(planes.y, whole[index][1])] == wanted
