@@ -22,7 +22,7 @@ from film.analysis.film_scan import FilmScan
 from film.analysis.letterbox import Margin, Profile, find_boxes, frame_profile, measure_margins
 from film.analysis.shot_detection import ChangeDetector, Detector, HistogramDetector, detect_shots, detector_input
 from film.io.planes import Box, Planes
-from film.io.video import VideoFile, frames_at
+from film.io.video import VideoFile, frames_at, is_truncated
 from utils import evenly_spaced, warn
 
 POOL_BYTES = 512 * 2**20  # maximum size of the buffered frames: 870 frames of 854 x 480, 172 of 1920 x 1080
@@ -95,7 +95,7 @@ class _Extraction:
         self._crop_letterbox()
         self._wait()
         decoded, stated = len(self.scan.pts), self.film.info.stated_frames
-        if stated - decoded > max(5, stated // 100):
+        if stated - decoded > max(5, stated // 100) and is_truncated(self.film.path):
             warn(f"{self.film.path} ends early: {decoded} of {stated} frames can be decoded and are used")
         else:
             self.scan.damage.report(self.film.path)

@@ -111,6 +111,14 @@ def demux_packets(film: av.container.InputContainer, streams: Stream | Sequence[
         warn(f"{path} cannot be read to its end ({error.strerror}); the part before the error is used")
 
 
+def is_truncated(path: str | Path) -> bool:
+    """Return whether the packets of all streams end more than a second before the end that the file states."""
+    with open_video(path) as (film, _):
+        end = max((float((packet.pts + (packet.duration or 0)) * packet.time_base) for packet in
+                   demux_packets(film, film.streams, path) if packet.pts is not None), default=0.0)
+        return film.duration is not None and end + 1 < ((film.start_time or 0) + film.duration) / 1e6
+
+
 class DamageLog:
     """A log of damaged packets, timestamps and changes of the frame size. Damage less than a second apart is grouped
     and reported in one warning."""
