@@ -1,9 +1,18 @@
 """Small films whose frames show their number, with sound of distinct packets, and faults of their timestamps."""
 
+from contextlib import closing
 from fractions import Fraction
 
 import av
 import numpy as np
+
+from config import FilmConfig
+from film.analysis.film_scan import FilmScan
+from film.analysis.plan import Plan, Shot
+from film.io.video import VideoFile
+from film.render.pipeline import FrameTask, to_planes
+from film.render.segments import SegmentStore
+from film.render.writers import FilmWriter
 
 SIZE, BITS = (64, 48), 8  # (width, height); bits of the number, as black and white columns
 RATE = 24
@@ -32,7 +41,7 @@ def noise(seconds, seed):
 
 
 def write_numbers(path, codec="libx264", times=range(60), sound="mp2", options=None, pix_fmt="yuv420p", delay=0,
-                  muxer=None, first=0, change=None, container=None):
+                  muxer=None, first=0, change=None, container=None, size=SIZE):
     """Write a film and return its path.
 
     Frame i shows the number ``first`` + i at ``times``[i], in frames. The picture begins ``delay`` frames after the
@@ -40,11 +49,11 @@ def write_numbers(path, codec="libx264", times=range(60), sound="mp2", options=N
     """
     with av.open(str(path), "w", format=muxer, options=container or {}) as film:
         video = film.add_stream(codec, rate=RATE, options=options or {})
-        video.width, video.height, video.pix_fmt = *SIZE, pix_fmt
+        video.width, video.height, video.pix_fmt = *size, pix_fmt
         audio = film.add_stream(sound, rate=48000, layout="mono") if sound else None
         packets = []
         for i, time in enumerate(times):
-            frame = draw_number(first + i, pix_fmt=pix_fmt)
+            frame = draw_number(first + i, size, pix_fmt)
             frame.pts, frame.time_base = time + delay, Fraction(1, RATE)
             packets += video.encode(frame)
         packets += video.encode(None)
@@ -60,6 +69,19 @@ def write_numbers(path, codec="libx264", times=range(60), sound="mp2", options=N
     return path
 
 
+def write_packets(path, change, codec="libx264", **options):
+    """Write a .mkv with the video packets change(packets), pairs of a packet and its timestamp."""
+    def changed(packets):
+        copies = []
+        for i, (packet, time) in enumerate(change(packets)):
+            copy = av.Packet(bytes(packet))
+            copy.stream, copy.time_base, copy.is_keyframe = packet.stream, packet.time_base, packet.is_keyframe
+            copy.pts, copy.dts = time, i - 10**6  # the file stores the first only
+            copies.append(copy)
+        return copies
+    return write_numbers(path, codec, change=changed, container={"avoid_negative_ts": "disabled"}, **options)
+
+
 def contents(path):
     """Return (seconds, numbers) of the frames in the order of decoding from the beginning, and {hash of a packet:
     seconds} of the sound."""
@@ -70,3 +92,19 @@ def contents(path):
         sound = {hash(bytes(packet)): float(packet.pts * packet.time_base) for packet in film.demux(audio=0)
                  if packet.size} if film.streams.audio else {}
     return *map(list, zip(*frames, strict=True)), sound
+
+
+def copy_film(source, output):
+    """Copy a film as ``color_film`` does, but as one shot and without new colors; much faster than that."""
+    film, writer = VideoFile(source), FilmWriter(source, output, FilmConfig())
+    scan, segments = FilmScan(film), SegmentStore(output, "")
+    with closing(scan.frames()) as frames:
+        results = [to_planes(FrameTask(0, i, planes), writer.target, False) for i, planes in enumerate(frames)]
+    scan.require_frames()
+    scan.damage.report(source)
+    segments.folder.mkdir(exist_ok=True)
+    with writer.write_shot(segments.segment_path(0), scan.pts) as write:
+        for planes, pts in zip(results, scan.pts, strict=True):
+            write(planes, pts)
+    plan = Plan(scan.pts, scan.last_duration, [Shot(0, len(scan.pts), None, False)], False, None, None)
+    writer.join(segments, plan, [""])

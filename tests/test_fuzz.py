@@ -19,6 +19,7 @@ import torch
 from drawn import StubPredictor, draw_picture
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numbered import contents, copy_film, write_packets
 from PIL import Image
 
 from config import FilmConfig, GeneratorConfig
@@ -219,6 +220,53 @@ def test_truncated_videos(folder, suffix, codec):
     for tenth in range(10):
         path.write_bytes(whole[:len(whole) * tenth // 10])
         check_video(path)
+
+
+@st.composite
+def packet_faults(draw):
+    """Return a function that drops, repeats and swaps packets and sets timestamps at random."""
+    faults = draw(st.lists(st.tuples(st.sampled_from(["drop", "repeat", "swap", "time"]), st.integers(0, 19),
+                                     st.integers(0, 10**draw(st.integers(1, 6)))), min_size=1, max_size=4))
+
+    def change(packets):
+        pairs = [(packet, packet.pts) for packet in packets]
+        for kind, i, time in faults:
+            i %= len(pairs) - 1
+            if kind == "drop":
+                del pairs[i]
+            elif kind == "repeat":
+                pairs.insert(i, pairs[i])
+            elif kind == "swap":
+                pairs[i:i + 2] = pairs[i + 1], pairs[i]
+            else:
+                pairs[i] = pairs[i][0], time
+        return pairs
+    return change
+
+
+@pytest.mark.parametrize("codec, options", [("ffv1", {"g": "1"}), ("libx264", {"bf": "2", "g": "8"})])
+def test_no_frame_moves_silently(folder, capsys, codec, options):
+    """The output has the frames that FFmpeg decodes, at the stated times or with a warning."""
+    path, target = folder / "packets.mkv", folder / "packets_colored.mkv"
+
+    @fuzz
+    @given(packet_faults())
+    def check(change):
+        write_packets(path, change, codec, options=options, times=range(20), sound=None)
+        target.unlink(missing_ok=True)
+        capsys.readouterr()
+        try:
+            copy_film(path, target)
+        except UserError as error:
+            assert "can be decoded" in str(error)
+            return
+        (stated, shown, _), (times, colored, _) = contents(path), contents(target)
+        assert colored == shown
+        if "wrong timestamps" not in capsys.readouterr().err:
+            expected = [time - stated[0] for time in stated]
+            assert [time - times[0] for time in times] == pytest.approx(expected, abs=0.0011)
+
+    check()
 
 
 def test_playlists_are_not_videos(tmp_path):

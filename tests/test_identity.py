@@ -1,5 +1,6 @@
 """Identity of frames: frame k of the output shows frame k of the source, at the same time, for all k."""
 
+import io
 import re
 from contextlib import closing
 
@@ -7,9 +8,10 @@ import av
 import numpy as np
 import pytest
 from drawn import StubPredictor
-from numbered import RATE, contents, write_numbers
+from numbered import RATE, contents, copy_film, read_number, write_numbers, write_packets
 
-from config import FilmConfig
+from config import GeneratorConfig
+from film.analysis.training_frames import extract_training_frames
 from film.io import video
 from film.io.video import FrameIndex, VideoFile, frames_at, luma_checksum
 from film.render.rendering import color_film
@@ -20,30 +22,21 @@ B_FRAMES, INTRA = {"bf": "2", "g": "12"}, {"g": "1", "bf": "0"}
 
 def with_times(path, change, codec="libx264"):
     """Write a .mkv whose packet i, in decoding order, has the timestamp change(i, timestamp)."""
-    def changed(packets):
-        for i, packet in enumerate(packets):
-            packet.pts, packet.dts = change(i, packet.pts), i - 10**6  # .mkv stores the first only
-        return packets
     options = INTRA if codec == "ffv1" else B_FRAMES
-    return write_numbers(path, codec, options=options, change=changed, container={"avoid_negative_ts": "disabled"})
+    return write_packets(path, lambda packets: [(packet, change(i, packet.pts)) for i, packet in enumerate(packets)],
+                         codec, options=options)
 
 
-def with_packets(path, order, codec="ffv1", options=INTRA):
-    """Write a .mkv with the video packets order(indices), in decoding order."""
-    def changed(packets):
-        copies = []
-        for i, packet in enumerate(packets[i] for i in order(list(range(len(packets))))):
-            copy = av.Packet(bytes(packet))
-            copy.stream, copy.time_base, copy.is_keyframe = packet.stream, packet.time_base, packet.is_keyframe
-            copy.pts, copy.dts = packet.pts, i - 10**6
-            copies.append(copy)
-        return copies
-    return write_numbers(path, codec, options=options, change=changed, container={"avoid_negative_ts": "disabled"})
+def with_packets(path, order):
+    """Write a .mkv with the packets order(packets), in decoding order."""
+    return write_packets(path, lambda packets: [(packet, packet.pts) for packet in order(packets)], "ffv1",
+                         options=INTRA)
 
 
 def joined(path, codec, **options):
     """Write two films, and one that is both joined with ``cat``."""
-    parts = [write_numbers(path.with_stem(f"part{i}"), codec, first=30 * i, times=range(30), **options) for i in (0, 1)]
+    parts = [write_numbers(path.with_stem(f"{path.stem}_{i}"), codec, first=30 * i, times=range(30), **options)
+             for i in (0, 1)]
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     return path
 
@@ -119,11 +112,14 @@ FILMS = {
                                        None, 1),
     "dropped_packets.mkv": (lambda path: with_packets(path, lambda i: i[:25] + i[27:]), None, 0),
     "repeated_packets.mkv": (lambda path: with_packets(path, lambda i: i[:25] + i[24:]), None, 1),
-    "reordered_packets.mkv": (lambda path: with_packets(path, lambda i: [*i[:25], 27, 25, 26, *i[28:]]), None, 3),
+    "reordered_packets.mkv": (lambda path: with_packets(path, lambda i: [*i[:25], i[27], *i[25:27], *i[28:]]), None, 3),
     "joined.ts": (lambda path: joined(path, "libx264", options=B_FRAMES), None, 0),
     "joined.vob": (lambda path: joined(path, "mpeg2video", options=B_FRAMES), None, 0),
     "joined.mpg": (lambda path: joined(path, "mpeg1video", options=B_FRAMES), None, 0),
 }
+
+
+COLORED = {"h264.mp4", "h264.avi", "joined.ts"}  # copying the others takes the same path, but less time
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +139,10 @@ def films(tmp_path_factory):
 def test_frame_k_of_the_output_shows_frame_k_of_the_source_at_the_same_time(films, tmp_path, capsys, name):
     source, (_, places, wrong) = films(name), FILMS[name]
     output = tmp_path / f"{source.stem}{source.suffix if source.suffix in ('.mp4', '.mov', '.webm') else '.mkv'}"
-    color_film(StubPredictor(), VideoFile(source), output, FilmConfig())
+    if name in COLORED:
+        color_film(StubPredictor(), VideoFile(source), output)
+    else:
+        copy_film(source, output)
     (stated, shown, sound), (times, colored, copied) = contents(source), contents(output)
     assert colored == shown
     assert re.findall(r"has (\d+) wrong timestamps", errors := capsys.readouterr().err) == [str(wrong)] * bool(wrong)
@@ -156,7 +155,7 @@ def test_frame_k_of_the_output_shows_frame_k_of_the_source_at_the_same_time(film
     for packet, time in copied.items():
         at, begin = sound[packet], first
         if name.startswith("joined"):
-            part, _, packets = contents(source.with_stem("part1"))
+            part, _, packets = contents(source.with_stem(f"{source.stem}_1"))
             if packet in packets:
                 at, begin = packets[packet] + 1.25, part[0]
         assert time - times[0] == pytest.approx(at - begin, abs=0.0011)
@@ -175,3 +174,33 @@ def test_frames_after_seeks_are_those_of_decoding_from_the_beginning(films, monk
     wanted = [index * len(whole) // 60 for index in (50, 51, 3, 40, 41, 20, 59)]
     with closing(frames_at(film, known, wanted)) as frames:
         assert [index for index, planes in frames if np.array_equal(planes.y, whole[index][1])] == wanted
+
+
+def test_frames_of_another_size_keep_their_shape(tmp_path, capsys):
+    """The second part has frames of 96x48, which are scaled to 64x32 and get borders of 8 rows."""
+    for i, size in enumerate([(64, 48), (96, 48)]):
+        write_numbers(tmp_path / f"{i}.ts", "mpeg2video", times=range(30), sound=None, size=size, first=30 * i)
+    source = tmp_path / "in.ts"
+    source.write_bytes((tmp_path / "0.ts").read_bytes() + (tmp_path / "1.ts").read_bytes())
+    copy_film(source, tmp_path / "out.mkv")
+    assert "frame size of" in (errors := capsys.readouterr().err) and "from 64x48 to 96x48 at 1." in errors
+    lumas = [planes.y for _, _, planes in VideoFile(tmp_path / "out.mkv").read()]
+    assert [read_number(luma) for luma in lumas] == contents(source)[1]
+    assert all(luma[[*range(7), *range(41, 48)]].max() < 25 and luma[10:38].min() > 90 for luma in lumas[-30:])
+    assert min(luma.min() for luma in lumas[:29]) > 90
+
+
+def test_subtitles_longer_than_the_picture_do_not_end_a_film_early(tmp_path, capsys):
+    with av.open(str(write_numbers(tmp_path / "in.mkv"))) as film, av.open(str(tmp_path / "long.mkv"), "w") as copy:
+        text = io.BytesIO(b"1\n00:00:01,000 --> 00:00:09,000\nLong\n\n")
+        with av.open(text, format="srt") as titles:
+            for source in (film, titles):
+                for stream in source.streams:
+                    copy.add_stream_from_template(stream, opaque=True)
+            for first, source in ((0, film), (2, titles)):
+                for packet in source.demux():
+                    if packet.size:
+                        packet.stream = copy.streams[first + packet.stream_index]
+                        copy.mux(packet)
+    extract_training_frames(tmp_path / "long.mkv", tmp_path / "pictures", GeneratorConfig())
+    assert VideoFile(tmp_path / "long.mkv").info.stated_frames > 200 and capsys.readouterr().err == ""

@@ -115,7 +115,7 @@ def is_truncated(path: str | Path) -> bool:
     """Return whether the packets of all streams end more than a second before the end that the file states."""
     with open_video(path) as (film, _):
         end = max((float((packet.pts + (packet.duration or 0)) * packet.time_base) for packet in
-                   demux_packets(film, film.streams, path) if packet.pts is not None), default=0.0)
+                   demux_packets(film, list(film.streams), path) if packet.pts is not None), default=0.0)
         return film.duration is not None and end + 1 < ((film.start_time or 0) + film.duration) / 1e6
 
 
@@ -189,7 +189,7 @@ def fit_frame(frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
     graph = Graph()
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name,
                               time_base=Fraction(1, 25))
-    scale = f"{width}:{height}:force_original_aspect_ratio=decrease:force_divisible_by=2:in_range=auto"
+    scale = f"{width}:{height}:force_original_aspect_ratio=decrease:force_divisible_by=2"
     graph.link_nodes(source, graph.add("scale", scale), graph.add("pad", f"{width}:{height}:-1:-1"),
                      graph.add("buffersink")).configure()
     graph.push(frame)
