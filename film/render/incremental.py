@@ -22,7 +22,7 @@ from film.render.pipeline import shot_anchors
 from film.render.segments import SegmentStore, read_completion
 from film.render.writers import FilmWriter, Writer
 
-FORMAT = 15  # format version of a SegmentStore; stores with a different version are ignored
+FORMAT = 16  # format version of a SegmentStore; stores with a different version are ignored
 
 
 def open_segment_store(predictor: FilmPredictor, film: Film, output: Path, writer: Writer,
