@@ -132,6 +132,45 @@ def test_a_flash_is_not_a_cut(level):
     assert not list(find_boundaries(iter(flash(level))))
 
 
+def interrupted(frames, level, lit, unlit, start=15, end=55):
+    """Replace ``unlit`` frames with a gray level after every ``lit`` frames, from ``start`` to ``end``."""
+    return [np.full((256, 256), level, np.uint8) if start <= i < end and (i - start) % (lit + unlit) >= lit else frame
+            for i, frame in enumerate(frames)]
+
+
+@pytest.mark.parametrize("shot", [draw_shot(1, 70), draw_pan(2), draw_pan(7), [draw_background(3)] * 70],
+                         ids=["shot", "pan", "fast pan", "held"])
+@pytest.mark.parametrize("level, lit, unlit", [
+    (0, 2, 2), (0, 1, 1), (0, 3, 3), (0, 2, 1), (0, 1, 2), (255, 2, 2), (255, 1, 1), (255, 3, 3),  # a stroboscope
+    (255, 9, 3), (0, 9, 3), (255, 20, 1), (255, 20, 5), (0, 20, 5),  # flashes
+])
+def test_a_stroboscope_and_flashes_in_a_pan_are_one_shot(shot, level, lit, unlit):
+    assert not list(find_boundaries(iter(interrupted(shot, level, lit, unlit))))
+
+
+def test_a_jump_cut_is_not_the_end_of_a_flash():
+    pan = draw_pan(7)
+    assert [boundary.end for boundary in find_boundaries(iter([*[pan[0]] * 30, *[pan[9]] * 30]))] == [30]
+
+
+def letterboxed(frames):
+    return [cv2.copyMakeBorder(frame[40:216], 40, 40, 0, 0, cv2.BORDER_CONSTANT, value=0) for frame in frames]
+
+
+@pytest.mark.parametrize("change", [list, letterboxed, lambda frames: [frame // 5 + 8 for frame in frames]],
+                         ids=["full", "letterbox", "dark"])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_cut_next_to_an_interruption_is_lost(change, seed):
+    """Different pictures after black frames or a flash, and cuts in a stroboscope."""
+    one, other = change(draw_shot(2 * seed, 30)), change(draw_shot(2 * seed + 1, 30))
+    for level, length in ((0, 3), (0, 5), *[(255, 3)] * (one[0].max() > 60)):
+        blank = [np.full((256, 256), level, np.uint8)] * length
+        for film in ([*one, *blank, *other], [*faded(one, np.linspace(1, 0.02, 30)), *blank, *other]):
+            assert any(30 <= boundary.start <= 30 + length for boundary in find_boundaries(iter(film)))
+    strobe = interrupted([*one, *other], 0, 2, 2)
+    assert any(26 <= boundary.start <= 34 for boundary in find_boundaries(iter(strobe)))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Colors
 

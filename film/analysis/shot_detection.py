@@ -24,6 +24,7 @@ class GrayCutConfig:
     max_flicker: int = 25  # maximum flicker that is compensated; larger tolerates more, misses cuts of flat shots
     black_luma: float = 6.0  # mean luma below which a frame is black; larger finds more cuts after fades to black
     same_luma: float = 15.0  # luma difference below which a flash has ended in the same picture; larger drops more cuts
+    same_correlation: float = 0.7  # minimum correlation of a picture that has moved; larger keeps more flashes in pans
     max_flash: int = 6  # maximum length of a flash in frames; larger drops more short shots
 
 
@@ -178,23 +179,51 @@ def luma_difference(a: np.ndarray, b: np.ndarray, max_flicker: int) -> float:
     return cv2.norm(change, cv2.NORM_L1) / change.size
 
 
+def shows_same(a: np.ndarray, b: np.ndarray, config: GrayCutConfig) -> bool:
+    """Return whether lumas uint8 (H, W) show the same picture, which a pan may have moved by up to a quarter of it."""
+    side, margin = 64, 16  # pixels of the compared pictures, and their maximum shift
+    a, b = (cv2.resize(luma, (side, side), interpolation=cv2.INTER_AREA) for luma in (a, b))
+    center = a[margin:side - margin, margin:side - margin]
+    *_, (x, y) = cv2.minMaxLoc(cv2.matchTemplate(b, center, cv2.TM_CCOEFF_NORMED))
+    for dx, dy in (0, 0), (x - margin, y - margin):  # content at (x, y) of ``a`` is at (x + dx, y + dy) of ``b``
+        one = a[max(0, -dy):side - max(0, dy), max(0, -dx):side - max(0, dx)]
+        other = b[max(0, dy):side + min(0, dy), max(0, dx):side + min(0, dx)]
+        lit = np.maximum(one, other) > 16  # a letterbox alone would make any two pictures correlate
+        if lit.any() and luma_difference(one, other, config.max_flicker) < config.same_luma:
+            one, other = (each[lit] - each[lit].mean() for each in (one, other))
+            if one @ other > config.same_correlation * np.linalg.norm(one) * np.linalg.norm(other):
+                return True
+    return False
+
+
 def find_gray_cuts(lumas: Iterable[np.ndarray], config: GrayCutConfig | None = None) -> Iterator[list[int]]:
     """Find cuts in luma uint8 (256, 256). Yield the list of new cuts for each frame that is judged, and the remaining
     cuts at the end.
 
     Cuts are those of the adaptive ChangeDetector with ``luma_difference``, and the first frame after black frames. If
     the picture before a cut reappears within ``max_flash`` frames, the cut is the start of a flash or of black frames
-    and is dropped. A cut is reported at most ``max_flash`` + 3 frames late, including the detector's delay of 2.
+    and is dropped, and so is a cut at its end. A cut is reported at most ``max_flash`` + 3 frames late, including the
+    detector's delay of 2.
     """
     config = config or GrayCutConfig()
     difference = partial(luma_difference, max_flicker=config.max_flicker)
     previous, was_black = None, False
     pending = []  # (cut, luma of the frame before it) of possible flashes
+    recent = deque(maxlen=config.max_flash + 1)
+
+    def flash_length(luma):
+        """Return for how many frames the picture of ``luma`` was not seen before it; 0 if it was not seen at all."""
+        if shows_same(recent[-1], luma, config):
+            return 0
+        return next((length for length, older in enumerate(reversed(recent)) if shows_same(older, luma, config)), 0)
+
     detector = ChangeDetector("adaptive", difference=difference, one_sided=True)
     for index, (luma, _, is_cut) in enumerate(judge_frames(lumas, detector)):
         black, cuts = luma.mean() < config.black_luma, []
         if pending and difference(pending[0][1], luma) < config.same_luma:
             pending.clear()
+        elif recent and (pending or is_cut or was_black and not black) and (length := flash_length(luma)):
+            pending = [(cut, before) for cut, before in pending if cut < index - length]
         elif was_black and not black and not pending:
             cuts.append(index)
         elif is_cut and previous is not None:
@@ -203,4 +232,5 @@ def find_gray_cuts(lumas: Iterable[np.ndarray], config: GrayCutConfig | None = N
             cuts.append(pending.pop(0)[0])
         yield cuts
         previous, was_black = luma, black
+        recent.append(luma)
     yield [cut for cut, _ in pending]
