@@ -363,7 +363,7 @@ class FilmConfig:
                             "film before its frames are matched with the training frames; none: do not",
                             choices=["auto", "none"])
     confidence: bool = setting(False, "also write maps of the confidence: recalled, predicted and unknown colors")
-    batch_size: int = setting(8, "frames per forward pass", group="machine")
+    batch_size: int = setting(64, "frames to color at the same time; fewer need less memory", group="machine")
     temporal_filter: TemporalFilterConfig = field(default_factory=TemporalFilterConfig)
 
 

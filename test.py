@@ -221,7 +221,7 @@ def write_film_report(predictor: Predictor, config: ColorConfig, records: Record
     if config.memory_video:
         begin = records.pts[0] if config.start else None
         path = accompanying_path(target, "memory.mp4")
-        write_memory_video(predictor.with_response(records.response), film, path, records, begin, config.batch_size)
+        write_memory_video(predictor.with_response(records.response), film, path, records, begin)
         print(f"memory video: {path}")
 
 

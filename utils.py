@@ -11,7 +11,8 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import field, fields
 from fractions import Fraction
 from pathlib import Path
@@ -312,8 +313,22 @@ def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.T
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
-def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
-    """Return the autocast context for a precision: fp32, bf16, or auto (bf16 if the hardware supports it natively)."""
+@contextmanager
+def single_torch_thread() -> Iterator[None]:
+    """Run torch on one thread in the block: on a CPU, its rounding depends on the number of threads. Also a decorator.
+
+    Threads that start within the block use one thread, too.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def resolve_precision(device: torch.device, precision: str = "auto") -> str:
+    """Return "fp32" or "bf16"; for auto, bf16 if the hardware supports it natively."""
     if precision == "auto":
         if device.type == "cuda":
             native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -321,4 +336,9 @@ def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
             cpu = torch.cpu.get_capabilities()
             native = cpu.get("avx512_bf16", False) or cpu.get("amx_bf16", False)
         precision = "bf16" if native else "fp32"
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    return precision
+
+
+def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
+    """Return the autocast context for a precision: fp32, bf16 or auto."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision(device, precision) == "bf16")

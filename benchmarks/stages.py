@@ -30,7 +30,7 @@ from colorizer.warping.in_betweens import InBetweens
 from colorizer.warping.optical_flow import OpticalFlow, TemporalFilter
 from config import FilmConfig
 from film.io.video import VideoFile
-from film.render import pipeline, rendering
+from film.render import rendering
 from networks import Generator
 from utils import ArgumentParser, parse_positive_int, run_cli
 
@@ -85,11 +85,12 @@ class Clock(threading.local):
         return timed
 
 
-def color(predictor, film, seconds):
+def color(predictor, film, seconds, **settings):
     """Color the first ``seconds`` of a film. Returns the elapsed seconds and the number of frames."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        records = rendering.color_film(predictor, VideoFile(film), Path(folder) / "film.mkv", FilmConfig(end=seconds))
+        records = rendering.color_film(predictor, VideoFile(film), Path(folder) / "film.mkv",
+                                       FilmConfig(end=seconds, **settings))
         return time.perf_counter() - started, records[-1].end_frame
 
 
@@ -107,10 +108,9 @@ def main(argv):
     clock = Clock(predictor.device)
     whole, frames = color(predictor, film, args.seconds)
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(pipeline, "COLORING_THREADS", 1))
         for stage, (owner, name) in STAGES.items():
             stack.enter_context(mock.patch.object(owner, name, clock.around(stage, getattr(owner, name))))
-        color(predictor, film, args.seconds)
+        color(predictor, film, args.seconds, batch_size=1)
     print("{cpu}, {threads} threads, GPU: {gpu}, torch {torch}".format(**describe_machine(predictor.device)))
     print(f"{args.precision}; checkpoint loaded in {loaded:.1f} s; {frames} frames of {film.name} colored in "
           f"{whole:.1f} s, {frames / whole:.1f} per second")

@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +32,7 @@ from config import ModelConfig, PredictorConfig
 from dataset import AB_SCALE, GRAY_SIZE, REFERENCE_ID, lab_to_rgb, rgb_to_lab
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from networks import Conditioning, MemoryMatches
-from utils import UserError, autocast, select_device, to_device, warn
+from utils import UserError, autocast, resolve_precision, select_device, single_torch_thread, to_device, warn
 
 
 class Palette(NamedTuple):
@@ -60,8 +59,9 @@ class Predictor:
     source: str = "memory"
     rank: int = 1
     reference: np.ndarray | None = None
-    identity: str = ""  # hash; equal only for predictors that predict the same colors
+    identity: str = ""  # hash of ``provenance``; equal only for predictors that predict the same colors
     base_identity: str = ""  # ``identity`` before references were added
+    provenance: dict[str, Any] = field(default_factory=dict)  # all that colors depend on; hashes stand for files
     frame_names: dict[int, str] = field(default_factory=dict)  # {id of a remembered frame: file name}
     checkpoint: Path | None = None  # file that the predictor was loaded from
     response: FilmResponse | None = None  # applied to the lightness of the input
@@ -213,6 +213,7 @@ class Predictor:
                 between.propagate_embeddings(embeddings))
 
     @torch.no_grad()
+    @single_torch_thread()
     def add_references(self, pictures: Sequence[np.ndarray], match_references: bool = True) -> None:
         """Add color pictures, RGB (H, W, 3) of any sizes, to the memories as pinned frames, without training.
 
@@ -225,7 +226,9 @@ class Predictor:
         if not self.uses_memory:
             raise UserError("--references adds to the memory, which is not read with --color_feature ground_truth or "
                             "--reference; use one of them")
-        self.identity = _digest([self.identity.encode(), bytes([match_references]), *(x.tobytes() for x in pictures)])
+        content = _digest([bytes([match_references]), *(x.tobytes() for x in pictures)])
+        self.provenance = {**self.provenance, "references": [*self.provenance.get("references", []), content]}
+        self.identity = _digest([repr(self.provenance).encode()])
         self.grade = None
         if match_references and self.config.use_spatial_memory:
             self.grade = fit_grade(self.extractor.embed, self.colorizer.spatial, pictures, GradeConfig())
@@ -348,6 +351,7 @@ def _source(config, model_config):
     return source
 
 
+@single_torch_thread()
 def load_predictor(config: PredictorConfig) -> Predictor:
     """Load a Predictor. Adds the references, and saves the result if ``save_checkpoint`` is set.
 
@@ -357,16 +361,19 @@ def load_predictor(config: PredictorConfig) -> Predictor:
     device = select_device(config.device)
     torch.backends.cudnn.deterministic = True  # otherwise two runs on a GPU may differ
     colorizer, content = load_colorizer(config.checkpoint, device)
-    predictor = Predictor(colorizer, device, config.precision, _source(config, colorizer.config), config.rank,
+    precision = resolve_precision(device, config.precision)
+    predictor = Predictor(colorizer, device, precision, _source(config, colorizer.config), config.rank,
                           frame_names={**content["frames"], REFERENCE_ID: "a reference"}, checkpoint=config.checkpoint)
     if config.reference:
         lab = rgb_to_lab(read_reference(config.reference))
         predictor.reference = predictor.extractor.color_features([lab])[0].cpu().numpy()
-    colors = b"" if predictor.reference is None else predictor.reference.tobytes()
-    settings = repr((predictor.source, predictor.rank, config.precision, device.type)).encode()
     with open(config.checkpoint, "rb") as file:  # holds digests of archived frames, so its hash covers them
-        parts = iter(partial(file.read, 2**20), b"")
-        predictor.identity = predictor.base_identity = _digest(chain(parts, [settings, colors]))
+        checkpoint = _digest(iter(partial(file.read, 2**20), b""))
+    predictor.provenance = {
+        "checkpoint": checkpoint, "color_feature": predictor.source, "rank": predictor.rank,
+        "reference": "" if predictor.reference is None else _digest([predictor.reference.tobytes()]),
+        "device": device.type, "precision": precision}
+    predictor.identity = predictor.base_identity = _digest([repr(predictor.provenance).encode()])
     if config.references:
         predictor.add_references(read_references(config.references), config.match_references)
         if config.save_checkpoint:

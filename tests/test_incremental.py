@@ -105,6 +105,19 @@ def contents(folder):
     return files
 
 
+def test_batch_size_and_threads_do_not_change_a_byte(home, tmp_path):
+    """The film has one shot of 16 frames, of which keyframes are selected in windows of 8."""
+    results = []
+    for batch_size, threads in ((3, 1), (64, 2)):
+        torch.set_num_threads(threads)
+        output = tmp_path / f"{batch_size}.mp4"
+        color_film(predictor(home), VideoFile(home / FILM), output,
+                   FilmConfig(batch_size=batch_size, join_at=range(FRAMES, 4 * FRAMES, FRAMES)))
+        results.append(output.read_bytes())
+    torch.set_num_threads(1)
+    assert results[0] == results[1]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Changed shots
 
@@ -234,10 +247,10 @@ def test_an_interrupted_update_continues(tmp_path):
     assert output.read_bytes() == after and is_complete(VideoFile(source), output)
     with pytest.raises(Stop):
         color_shots(source, output, predictor=Corrected(0, fail_at=14, action=stop))
-    assert color_shots(source, output, 20) == 18 and output.read_bytes() == after  # still the complete film
+    assert color_shots(source, output, 20) == 10 and output.read_bytes() == after  # the fourth shot is still joined
     third = tmp_path / "third.mp4"
     with pytest.raises(Stop):
-        color_shots(source, third, predictor=Corrected(0, fail_at=26, action=stop))
+        color_shots(source, third, predictor=Corrected(0, fail_at=21, action=stop))
     assert color_shots(source, third, 20) == 30 and third.read_bytes() == after  # the first shot was finished
 
 

@@ -178,8 +178,7 @@ def decode(path):
 
 def test_the_memory_video_of_a_film_in_color(colorizer, tmp_path):
     source = draw_color_film(tmp_path / "film.mp4")
-    write_memory_video(predictor(colorizer), VideoFile(source), tmp_path / "memory.mp4", records(8, 10 ** 6, picture=1),
-                       batch_size=4)
+    write_memory_video(predictor(colorizer), VideoFile(source), tmp_path / "memory.mp4", records(8, 10 ** 6, picture=1))
     frames = decode(tmp_path / "memory.mp4")
     assert times_and_sound(tmp_path / "memory.mp4")[0] == times_and_sound(source)[0]
     assert frames[0].shape == (*Layout(64, 96, True).frame, 3)
@@ -210,8 +209,7 @@ def test_held_frames_are_rendered_once(colorizer, tmp_path, monkeypatch):
     monkeypatch.setattr(MemoryVideoRenderer, "render", lambda self, pictures, embedding: (
         counts.append(len(pictures)), render(self, pictures, embedding))[1])
     source = draw_shots(tmp_path / "film.mkv", [(90, 12)], hold=3, options={"crf": "0"})
-    write_memory_video(predictor(colorizer), VideoFile(source), tmp_path / "memory.mp4", records(6, 10 ** 6),
-                       batch_size=2)
+    write_memory_video(predictor(colorizer), VideoFile(source), tmp_path / "memory.mp4", records(6, 10 ** 6))
     assert counts == [2, 2]
     frames = decode(tmp_path / "memory.mp4")
     change = [np.abs(a.astype(int) - b).mean() for a, b in zip(frames, frames[1:], strict=False)]

@@ -22,6 +22,7 @@ from dataset import resize
 class InBetweenConfig:
     """Constants of keyframe selection, tuned in ``benchmarks/trials.md``."""
 
+    window: int = 8  # number of frames whose keyframes are selected together; larger: more frames are held
     keyframe_interval: int = 4  # maximum number of frames per initial keyframe; larger: faster, less accurate
     flow_size: int = 128  # pixels along a side of the input of the optical flow; larger: slower
     photometric_weight: float = 150.0  # weight of the squared difference in L in [0, 1]; larger: more keyframes

@@ -29,6 +29,7 @@ from utils import UserError, is_out_of_memory, warn
 # ---------------------------------------------------------------------------------------------------------------------
 # Encoder settings
 
+ENCODER_THREADS = 4  # the output of x264, x265 and libvpx depends on their number, so it must not be that of cores
 _DEFAULTS = {  # encoder: (crf, other options); x264's default preset takes twice the time and saves 5 % of the size
     "libx264": (16, {"preset": "veryfast"}), "libx265": (18, {"x265-params": "log-level=error", "a53cc": "1"}),
     "libvpx-vp9": (24, {"b": "0", "row-mt": "1", "deadline": "good", "cpu-used": "3"}),
@@ -185,6 +186,7 @@ def segment_encoder(file: BinaryIO, target: EncodingTarget) -> Iterator[Callable
     stream = container.add_stream(target.codec, rate=target.rate, options=target.options)
     stream.width, stream.height, stream.pix_fmt = target.width, target.height, target.pix_fmt
     stream.time_base = stream.codec_context.time_base = target.time_base
+    stream.codec_context.thread_count = ENCODER_THREADS
     stream.codec_context.flags |= av.codec.context.Flags.global_header
     for tag, value in target.tags.items():
         setattr(stream.codec_context, tag, value)
@@ -251,6 +253,7 @@ def write_video(path: Path, film: Film, frames: Iterable[tuple[int, np.ndarray]]
         stream = output.add_stream("libx264", rate=film.info.rate, options={"crf": "18", "preset": "veryfast"})
         stream.time_base = stream.codec_context.time_base = film.info.time_base
         stream.codec_context.colorspace = BT709
+        stream.codec_context.thread_count = ENCODER_THREADS
         for number, (pts, rgb) in enumerate(frames):
             if number == 0:
                 stream.height, stream.width = rgb.shape[:2]

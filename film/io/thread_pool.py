@@ -11,32 +11,32 @@ from typing import TypeVar
 import cv2
 import torch
 
-COLORING_THREADS = 2  # number of batches or pictures colored in parallel; more need more memory and slow each down
+from utils import single_torch_thread
+
+CORES = torch.get_num_threads()  # as set by OMP_NUM_THREADS, at import
+PICTURE_THREADS = 2  # number of pictures processed in parallel; more need more memory
 T = TypeVar("T")
 U = TypeVar("U")
 
 
 @contextmanager
-def coloring_threads(threads: int = COLORING_THREADS) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of ``threads`` threads, but no more than torch uses.
+def coloring_threads(threads: int = PICTURE_THREADS) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool of ``threads`` threads, but no more than CORES.
 
-    Within the block, torch's threads are divided among the pool's threads, and OpenCV runs on the calling thread only:
-    parallel batches scale better than threads within small operations.
+    Within the block, torch and OpenCV run on the calling thread only: parallel pictures scale better than threads
+    within small operations, and the results do not depend on the number of cores.
     """
-    torch_threads, cv2_threads = torch.get_num_threads(), cv2.getNumThreads()
-    threads = min(threads, torch_threads)
-    torch.set_num_threads(torch_threads // threads)
+    cv2_threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        with ThreadPoolExecutor(threads) as pool:
+        with single_torch_thread(), ThreadPoolExecutor(min(threads, CORES)) as pool:
             yield pool
     finally:
-        torch.set_num_threads(torch_threads)
         cv2.setNumThreads(cv2_threads)
 
 
 def map_in_order(pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T],
-                 max_pending: int = COLORING_THREADS + 1) -> Iterator[tuple[T, U]]:
+                 max_pending: int = PICTURE_THREADS + 1) -> Iterator[tuple[T, U]]:
     """Yield (item, function(item)) for all items in order; ``function`` runs in ``pool``.
 
     At most ``max_pending`` items are submitted at a time; more hide longer delays and hold more frames in memory.

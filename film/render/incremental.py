@@ -21,6 +21,7 @@ from film.io.video import Film
 from film.render.pipeline import shot_anchors
 from film.render.segments import SegmentStore, read_completion
 from film.render.writers import FilmWriter, Writer
+from utils import single_torch_thread
 
 FORMAT = 16  # format version of a SegmentStore; stores with a different version are ignored
 
@@ -73,6 +74,7 @@ def can_update(predictor: FilmPredictor, film: Film, output: Path, config: FilmC
     return _open(predictor, film, output, part_of(config, FilmConfig)).load_plan() is not None
 
 
+@single_torch_thread()
 def find_changed_shots(predictor: FilmPredictor, film: Film, output: str | Path,
                        config: FilmConfig | None = None) -> list[int] | None:
     """Return the indices of the shots that ``color_film``, called with the same arguments, would color again.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from colorizer.confidence import Confidence
+from colorizer.warping.in_betweens import InBetweenConfig
 from colorizer.warping.optical_flow import TemporalFilter, to_flow_image
 from colorizer.warping.propagation import Anchor, PropagationConfig, ShotColors, propagate
 from config import FilmConfig
@@ -20,10 +21,11 @@ from film.analysis.plan import FilmPredictor, Plan
 from film.io.encoding import EncodingTarget
 from film.io.interlacing import split_fields, weave_fields
 from film.io.planes import Box, Planes, ab_to_chroma, change_depth, plane_slices, scale_depth
-from film.io.thread_pool import COLORING_THREADS, coloring_threads, map_in_order
+from film.io.thread_pool import CORES, coloring_threads, map_in_order
 from film.io.video import Film, frames_at
 from film.render.transition_blending import ColoredFrame, TransitionBlender
 
+WINDOW = InBetweenConfig().window
 MIDDLE_GRAY = 0.4663  # Y' in [0, 1] of the gray with L = 50; luma of all pixels if ``color_only`` is True
 
 
@@ -88,13 +90,13 @@ def read_tasks(film: Film, plan: Plan, shots: Iterable[int], predictor: FilmPred
             yield from denoise_shot(tasks(number, group))
 
 
-def batches(tasks: Generator[FrameTask, None, None], batch_size: int) -> Generator[list[FrameTask], None, None]:
-    """Group consecutive tasks of a shot into lists with at most batch_size network inputs and 2 * batch_size frames."""
+def windows(tasks: Generator[FrameTask, None, None]) -> Generator[list[FrameTask], None, None]:
+    """Group consecutive tasks of a shot into lists with at most WINDOW network inputs and 2 * WINDOW frames."""
     with closing(tasks):
         batch = []
         for task in tasks:
-            if batch and (task.shot != batch[0].shot or sum(other.L is not None for other in batch) == batch_size
-                          or len(batch) == 2 * batch_size):
+            if batch and (task.shot != batch[0].shot or sum(other.L is not None for other in batch) == WINDOW
+                          or len(batch) == 2 * WINDOW):
                 yield batch
                 batch = []
             batch.append(task)
@@ -106,13 +108,15 @@ def predict_tasks(tasks: Generator[FrameTask, None, None], predictor: FilmPredic
                   large: bool = False) -> Generator[FrameTask, None, None]:
     """Set ab, confidence and embedding of the tasks; yield the tasks in order.
 
-    COLORING_THREADS batches are predicted in parallel, but only one if frames are ``large``, since these take longer
-    to encode.
+    Windows are predicted in parallel as far as ``config.batch_size`` allows, but only one if frames are ``large``,
+    since these take longer to encode. Keyframes and network inputs depend on the windows only, so the colors depend
+    neither on ``batch_size`` nor on the number of threads.
     """
     colorer = _BatchColorer(predictor, plan, config)
-    threads = 1 if large else COLORING_THREADS
-    with closing(batches(tasks, config.batch_size)) as pending, coloring_threads(threads) as pool:
-        for batch, predictions in map_in_order(pool, colorer.predict, pending, 1 if large else threads + 1):
+    threads = 1 if large else min(CORES, -(-config.batch_size // WINDOW))
+    max_pending = 1 if large or config.batch_size <= WINDOW else threads + 1
+    with closing(windows(tasks)) as pending, coloring_threads(threads) as pool:
+        for batch, predictions in map_in_order(pool, colorer.predict, pending, max_pending):
             colorer.fill(batch, predictions)
             batch.reverse()
             while batch:  # pop frames so that no reference to a yielded frame is kept

@@ -7,8 +7,9 @@ source sample by sample; only Cb and Cr are new. Image sequences are written pic
 several processes render a film that is not an image sequence, the helpers start coloring during the analysis.
 
 RAM use grows by about 30 bytes per frame, plus at most 10 kB (palette) and about 50 kB (record) per shot. At most
-27 + 10 * batch_size frames are held at a time, and half as many if a frame has LARGE_FRAME_PIXELS or more. The analysis
-also holds one downscaled copy of each frame of the longest transition.
+75 + 16 * threads frames are held at a time, where threads is the number of cores but at most batch_size / 8, and 63 if
+a frame has LARGE_FRAME_PIXELS or more. The analysis also holds one downscaled copy of each frame of the longest
+transition.
 """
 
 import itertools
@@ -36,7 +37,7 @@ from film.io.interlacing import FIELD_ORDER_NAMES
 from film.io.thread_pool import prefetch
 from film.io.video import LARGE_FRAME_PIXELS, Film
 from film.render.incremental import load_all_shots, open_segment_store, shot_digest
-from film.render.pipeline import predict_tasks, read_tasks, to_planes
+from film.render.pipeline import WINDOW, predict_tasks, read_tasks, to_planes
 from film.render.segments import SegmentStore, read_completion
 from film.render.work_queue import WorkQueue
 from film.render.worker_group import POLL_SECONDS
@@ -44,7 +45,7 @@ from film.render.writers import FilmWriter, FrameWriter, Writer
 from film.report.confidence_video import save_confidence_maps, write_confidence_video
 from film.report.consistency import CDC
 from film.report.records import THUMBNAIL, Records, ShotRecord
-from utils import UserError, warn
+from utils import UserError, single_torch_thread, warn
 
 FILE_TIMEOUT = 60  # seconds that a helper waits for the plan; covers the delay of network file systems
 
@@ -89,6 +90,7 @@ class RenderJob:
     config: FilmConfig
     overwrite: bool = False
 
+    @single_torch_thread()
     def run_as_owner(self, queue: WorkQueue, on_complete: Callable[[Records], None] | None = None) -> Records:
         """Color the film as ``color_film`` does, together with all processes that take shots from ``queue``."""
         predictor, film, output, config = self.predictor, self.film, self.output, self.config
@@ -125,6 +127,7 @@ class RenderJob:
                     shutil.rmtree(segments.folder)
                 return rendering.records
 
+    @single_torch_thread()
     def run_as_helper(self, queue: WorkQueue) -> None:
         """Color shots from the owner's ``queue`` until it is empty. Errors are passed on to the owner."""
         with suppress(UserError), queue.sharing_errors(), explain_write_errors(self.output):
@@ -248,9 +251,9 @@ class FilmRendering:
         config, target = self.config, self.writer.target
         large = target.width * target.height >= LARGE_FRAME_PIXELS
         tasks = prefetch(read_tasks(self.film, self.plan, queue, self.predictor, config.keep_color_shots),
-                         1 if large else config.batch_size)
+                         1 if large else WINDOW)
         colored = prefetch(self._with_results(predict_tasks(tasks, self.predictor, self.plan, config, large)),
-                           max(1, config.batch_size // 2) if large else config.batch_size)
+                           WINDOW // 2 if large else WINDOW)
         with closing(colored) as colored:
             for index, shot_tasks in itertools.groupby(colored, key=lambda task: task.shot):
                 self._color_shot(index, shot_tasks, bar)

@@ -31,6 +31,7 @@ SLOT_COLORS = ((66, 133, 255), (60, 190, 90), (240, 70, 70))  # blue, green, red
 BACKGROUND = (24, 24, 27)
 MAX_CELL = (320, 426)  # maximum height and width of a picture
 GAP, LABEL = 8, 22  # pixels between pictures, and for the label above each
+BATCH = 8  # frames rendered at a time; results depend on it by rounding
 MAX_MOSAIC_FRAMES = 4096  # at most this many remembered frames are shown, evenly spaced
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -190,18 +191,18 @@ class MemoryVideoRenderer:
 
 
 def write_memory_video(predictor: Predictor, film: Film, target: Path, records: Sequence[ShotRecord],
-                       begin: int | None = None, batch_size: int = 8) -> None:
+                       begin: int | None = None) -> None:
     """Write the memory video of a colored film as an H.264 video without sound. Held frames are rendered once.
 
     ``records`` are the records of the colored shots; ``begin`` is the pts of the first one, None for the film's start.
     """
-    with closing(prefetch(_render_film(predictor, film, records, begin, batch_size), batch_size)) as frames:
+    with closing(prefetch(_render_film(predictor, film, records, begin), BATCH)) as frames:
         timed = ((pts - (begin or 0), frame) for pts, frame in frames)
         write_video(target, film, tqdm(timed, total=records[-1].end_frame, unit=" frames", desc=target.name,
                                        disable=None))
 
 
-def _render_film(predictor, film, records, begin, batch_size):
+def _render_film(predictor, film, records, begin):
     """Yield (pts, frame of the memory video, RGB uint8) of a film."""
     ground_truth = any(record.ground_truth is not None for record in records)
     renderer, detector, last, shots = None, HeldFrameDetector(), None, iter(records)
@@ -216,7 +217,7 @@ def _render_film(predictor, film, records, begin, batch_size):
             yield pts, last
         pending.clear()
 
-    with closing(prefetch(film.read(begin), 2 * batch_size)) as frames:
+    with closing(prefetch(film.read(begin), 2 * BATCH)) as frames:
         for index, (pts, _, planes) in enumerate(frames):
             if index == shot.end_frame:
                 yield from flush()
@@ -228,6 +229,6 @@ def _render_film(predictor, film, records, begin, batch_size):
             renderer = renderer or MemoryVideoRenderer(predictor, part.y.shape[0], part.y.shape[1], ground_truth)
             pending.append((pts, part.rgb_uint8() if detector.is_new(planes, cut) else None))
             cut = False
-            if len(pending) == 2 * batch_size or sum(picture is not None for _, picture in pending) == batch_size:
+            if len(pending) == 2 * BATCH or sum(picture is not None for _, picture in pending) == BATCH:
                 yield from flush()
     yield from flush()
