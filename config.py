@@ -184,6 +184,7 @@ class GeneratorConfig:
     video_names: Sequence[str] = setting((), "names of the videos to use, with or without suffix; default: all",
                                          nargs="+", metavar="NAME", type=str)
     save_path: Path = setting(Path("dataset"), "output folder for train/, val/, test/, frames.csv and figures/")
+    range: str = setting("auto", "luma range of films; auto: stated or by levels", choices=["auto", "full", "limited"])
     overwrite: bool = setting(False, "replace the files of an earlier run; other files are never changed")
 
     detector: str = setting("adaptive", "histogram compares color distributions; adaptive and content compare pixels "
@@ -330,8 +331,7 @@ class PredictorConfig:
     reference: Path | None = setting(None, "color picture whose palette is used for all inputs")
     references: Path | None = setting(None, "folder of color pictures to add to the memory; similar frames get their "
                                       "colors, without training")
-    match_references: bool = setting(True, "adjust the saturation, hue and contrast of references from another source "
-                                     "to the colors of the series")
+    match_references: bool = setting(True, "adjust colors of references from another source to those of the series")
     save_checkpoint: Path | None = setting(None, "save the checkpoint with the references to this file")
     device: str = setting("auto", "device for the networks", choices=["auto", "cpu", "cuda"], group="machine")
     precision: str = setting("auto", "precision of the networks; auto is bf16 where the hardware is fast at it",
@@ -352,7 +352,7 @@ class FilmConfig:
     end: float = setting(math.inf, "end time", type=parse_time, metavar="TIME")
     codec: str | None = setting(None, "FFmpeg encoder: h264, hevc, vp9, av1, ...; default: vp9 for .webm, else h264")
     crf: int | None = setting(None, "quality of the encoder, lower is better; default: 16 for h264")
-    pix_fmt: str | None = setting(None, "FFmpeg pixel format; default: 4:2:0, 10 bits for sources with more than 8")
+    pix_fmt: str | None = setting(None, "FFmpeg pixel format; default: 4:2:0 with the depth and alpha of the source")
     color_only: bool = setting(False, "write only the chroma, with constant luma, for compositing")
     keep_color_shots: bool = setting(False, "copy shots that are already in color without changes")
     cut_at: Sequence[int] = setting((), "zero-based frames at which a shot starts, in addition to the detected cuts",
@@ -377,6 +377,7 @@ class ColorConfig(FilmConfig, PredictorConfig):
     fps: Fraction = setting(Fraction(24), "frames per second of numbered frames", type=parse_rate, group="video")
     suggest: int = setting(10, "number of frames to write as grayscale pictures for coloring by hand, chosen to "
                            "improve the result most; 0 for none")
+    range: str = setting("auto", "luma range of films; auto: stated or by levels", choices=["auto", "full", "limited"])
     memory_video: bool = setting(False, "also write a film with the recalled frames next to the result")
     verify_luma: bool = setting(False, "verify that the luma of the colored film is identical to that of the input")
 

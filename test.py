@@ -50,9 +50,10 @@ class Inputs(NamedTuple):
 # Inputs and outputs
 
 
-def find_inputs(source: Path, output: Path, confidence: bool = False, rate: Fraction = ColorConfig.fps) -> Inputs:
+def find_inputs(source: Path, output: Path, confidence: bool = False, rate: Fraction = ColorConfig.fps,
+                luma_range: str = "auto") -> Inputs:
     """Find the pictures and films in ``source``, and pair each with its output path; ``rate`` is that of numbered
-    frames.
+    frames, ``luma_range`` that of videos.
 
     Confidence maps, confidence videos and memory videos of earlier runs are left out. Raises UserError if there is no
     input, or as ``refuse_clashes`` does.
@@ -66,7 +67,7 @@ def find_inputs(source: Path, output: Path, confidence: bool = False, rate: Frac
     if source.is_dir():
         sequences, paths = find_sequences(_without_results(list_files(source, IMAGE_SUFFIXES)), rate)
         inputs.pictures.extend((path, output / path.name) for path in paths)
-        inputs.films.extend((VideoFile(path), output / output_name(path))
+        inputs.films.extend((VideoFile(path, luma_range), output / output_name(path))
                             for path in _without_results(find_videos(source)))
         inputs.films.extend((sequence, output / sequence.stem) for sequence in sequences)
         if not inputs.pictures and not inputs.films:
@@ -76,7 +77,7 @@ def find_inputs(source: Path, output: Path, confidence: bool = False, rate: Frac
         inputs.pictures.append((source, output if is_file else output / source.name))
     elif source.suffix.lower() in VIDEO_SUFFIXES or is_video(source):
         is_file = output.suffix.lower() in VIDEO_SUFFIXES
-        inputs.films.append((VideoFile(source), output if is_file else output / output_name(source)))
+        inputs.films.append((VideoFile(source, luma_range), output if is_file else output / output_name(source)))
     else:
         raise UserError(f"{source} is neither a picture ({', '.join(IMAGE_SUFFIXES)}) nor a video that FFmpeg reads")
     refuse_clashes(inputs, output, confidence)
@@ -109,7 +110,7 @@ def prepare_inputs(config: ColorConfig, largest_films_first: bool) -> Inputs:
     In a folder, finished inputs are skipped, except for films that were colored with different references. Raises
     UserError if an existing file would be overwritten without ``config.overwrite``.
     """
-    pictures, films = find_inputs(config.input, config.output, config.confidence, config.fps)
+    pictures, films = find_inputs(config.input, config.output, config.confidence, config.fps, config.range)
     found, finished = len(pictures) + len(films), []
     if config.input.is_dir() and not config.overwrite:
         pictures = [pair for pair in pictures if not pair[1].exists()]

@@ -117,7 +117,8 @@ def scale_film(film, target, lines, depth, seconds):
 
 def transcode(film, output):
     """Decode and encode a film as coloring does. Returns the seconds and the peak memory in GB."""
-    source, writer = VideoFile(film), FilmWriter(film, output, FilmConfig())
+    source = VideoFile(film)
+    writer = FilmWriter(source, output, FilmConfig())
     times = [pts for pts, _, _ in source.read()]
     started = time.perf_counter()
     with writer.write_shot(output.with_suffix(".part"), times) as write, closing(prefetch(source.read(), 8)) as frames:

@@ -40,7 +40,7 @@ def test_lossless_output_has_identical_luma(tmp_path, pix_fmt, depth):
 
 def copy(source, target, change, stop=None):
     """Write a film again with the luma ``change(pts, luma)`` of each frame before frame ``stop``."""
-    wanted = choose_encoding(source, target.with_suffix(".mkv"), FilmConfig(codec="ffv1"))
+    wanted = choose_encoding(VideoFile(source), target.with_suffix(".mkv"), FilmConfig(codec="ffv1"))
     with av.open(str(source)) as film, open(target, "wb") as file, segment_encoder(file, wanted) as write:
         for frame in itertools.islice(film.decode(video=0), stop):
             planes = planes_from_frame(frame)

@@ -14,7 +14,9 @@ from drawn import StubPredictor
 from config import FilmConfig
 from film.io.video import VideoFile
 from film.io.luma_check import check_luma
+from film.io.planes import plane_array
 from film.render.rendering import color_film
+from utils import UserError
 
 PNG, JPEG = (cv2.imencode(suffix, np.full((32, 32, 3), 120, np.uint8))[1].tobytes() for suffix in (".png", ".jpg"))
 
@@ -245,7 +247,8 @@ def test_ffv1_loses_neither_depth_nor_alpha(tmp_path, capsys, pix_fmt, stored):
     for before, after in zip(read(source.path), read(result.path), strict=True):
         assert before.encoding.depth == after.encoding.depth and (before.alpha is None) == (after.alpha is None)
         assert before.alpha is None or np.array_equal(before.alpha, after.alpha) and np.ptp(after.alpha) > 200
-    assert "warning" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "warning" not in said or pix_fmt.startswith(("gray", "ya")) and "does not state its luma range" in said
 
 
 @pytest.mark.parametrize("name, codec, pix_fmt, output, settings", [
@@ -268,3 +271,71 @@ def test_a_lower_depth_is_named(tmp_path, capsys):
     source = draw_deep(tmp_path / "in.mkv", "ffv1", "yuv420p16le")
     assert read(color(source, tmp_path / "out.mkv"))[0].encoding.depth == 10
     assert capsys.readouterr().err.count("libx264 stores only 10 of the 16 bits per sample") == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Colors
+
+
+def draw_levels(path, levels, codec, pix_fmt, **settings):
+    """A film of a ramp of luma between two levels, without a range tag unless ``settings`` have one."""
+    with av.open(str(path), "w") as film:
+        stream = add_video(film, codec, pix_fmt, **settings)
+        stream.options = {"x265-params": "log-level=error:lossless=1"} if codec == "libx265" else {}
+        for _ in range(4):
+            frame = av.VideoFrame(64, 48, pix_fmt)
+            for index in range(len(frame.planes)):
+                plane_array(frame, index, np.uint8)[:] = 128
+            plane_array(frame, 0, np.uint8)[:] = np.linspace(*levels, 64 * 48).reshape(48, 64)
+            film.mux(stream.encode(frame))
+        film.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("codec, pix_fmt, levels, settings, full, is_said", [
+    ("ffv1", "gray", (0, 255), {}, True, True), ("ffv1", "gray", (16, 235), {}, False, True),
+    ("ffv1", "gray", (60, 150), {}, True, True), ("ffv1", "gray", (16, 235), {"color_range": 2}, True, False),
+    ("ffv1", "yuv420p", (0, 255), {}, True, True), ("ffv1", "yuv420p", (16, 235), {}, False, False),
+    ("ffv1", "yuv420p", (16, 255), {}, False, False), ("ffv1", "yuv420p", (0, 255), {"color_range": 1}, False, False),
+    ("libx265", "gray", (0, 255), {}, True, True), ("libx265", "gray", (16, 235), {}, False, False),
+    ("libx264", "yuv420p", (0, 255), {}, True, True)])
+def test_an_unstated_luma_range_is_decided_by_the_levels(tmp_path, capsys, codec, pix_fmt, levels, settings, full,
+                                                         is_said):
+    source = draw_levels(tmp_path / "in.mkv", levels, codec, pix_fmt, **settings)
+    output = color(source, tmp_path / "out.mkv", codec="ffv1")
+    assert capsys.readouterr().err.count("does not state its luma range; its levels, ") == is_said
+    with av.open(str(output)) as film:
+        assert film.streams.video[0].codec_context.color_range == 1 + full
+    for choice in ("full", "limited"):
+        assert next(VideoFile(source, choice).read())[2].encoding.full_range == (choice == "full")
+    assert check_luma(VideoFile(source), VideoFile(output), FilmConfig()).startswith("luma identical")
+    assert "does not state" in capsys.readouterr().err if is_said else True
+
+
+@pytest.mark.parametrize("transfer, name", [(16, "PQ"), (18, "HLG"), (8, "linear light")])
+def test_hdr_is_refused(tmp_path, transfer, name):
+    tags = {"color_primaries": 9, "color_trc": transfer, "colorspace": 9, "color_range": 1}
+    source = draw_levels(tmp_path / "in.mkv", (16, 235), "ffv1", "yuv420p", **tags)
+    with pytest.raises(UserError, match=f"in.mkv has the transfer function {name}, and only SDR video is supported"):
+        color(source, tmp_path / "out.mkv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mkv"]
+    with pytest.raises(UserError, match="only SDR"):
+        next(VideoFile(source).read())
+
+
+def test_wide_gamuts_are_kept(tmp_path):
+    """The colors of a BT.2020 film are those of the BT.709 film with the same luma, in its own primaries."""
+    films = {}
+    for name, (primaries, space) in {"wide": (9, 9), "normal": (1, 1)}.items():
+        tags = {"color_primaries": primaries, "color_trc": 1, "colorspace": space, "color_range": 1}
+        source = draw_levels(tmp_path / f"{name}.mkv", (140, 200), "ffv1", "yuv420p", **tags)
+        films[name] = color(source, tmp_path / f"{name}_out.mkv", codec="ffv1")
+        with av.open(str(films[name])) as film:
+            context = film.streams.video[0].codec_context
+            assert (context.color_primaries, context.colorspace) == (primaries, space)
+    wide, normal = (read(path)[0] for path in films.values())
+    assert wide.encoding.primaries == 9 and np.array_equal(wide.y, normal.y)
+    expected = normal.rgb_uint8().astype(int)
+    right, wrong = (np.abs(planes.rgb_uint8() - expected).mean() for planes in (
+        wide, wide._replace(encoding=wide.encoding._replace(primaries=1))))
+    assert right < 2 and wrong > 3 * right and np.ptp(expected, 2).mean() > 20

@@ -36,7 +36,7 @@ def extract_training_frames(path: Path, folder: Path, config: GeneratorConfig) -
     Returns the shots. Image numbers start at 0. Warns if the film is interlaced or ends early. Raises UserError if the
     film cannot be read.
     """
-    film = VideoFile(path)
+    film = VideoFile(path, config.range)
     folder.mkdir()
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as executor:
         return _Extraction(film, folder, config, executor).run()

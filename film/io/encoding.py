@@ -23,7 +23,7 @@ from film.io.interlacing import INTERLACED_ENCODERS, field_flagger, field_order,
 from film.io.mux import OUTPUT_SUFFIXES, can_store, container_format
 from film.io.planes import (
     BT709, SIDE_DATA, ColorEncoding, Planes, has_fields, orientation, plane_array, planes_from_frame)
-from film.io.video import Film, frame_rate, open_video, read_frames
+from film.io.video import Film, VideoFile, frame_rate, open_video, read_frames
 from utils import UserError, is_out_of_memory, warn
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -58,8 +58,8 @@ class EncodingTarget(NamedTuple):
     field_order: str = ""  # "tff" or "bff" for interlaced film
 
 
-def choose_encoding(path: Path, output: Path, config: FilmConfig) -> EncodingTarget:
-    """Choose the encoding of ``output``, the colored version of the film ``path``, and test it with a black frame.
+def choose_encoding(film: VideoFile, output: Path, config: FilmConfig) -> EncodingTarget:
+    """Choose the encoding of ``output``, the colored version of ``film``, and test it with a black frame.
 
     Warns if the encoder cannot mark interlaced film. Raises UserError if the suffix of ``output`` is not supported, no
     frame of the film can be decoded, or the encoder settings cannot be combined.
@@ -67,12 +67,12 @@ def choose_encoding(path: Path, output: Path, config: FilmConfig) -> EncodingTar
     if output.suffix.lower() not in OUTPUT_SUFFIXES:
         raise UserError(f"cannot write {output}; pass a {', '.join(OUTPUT_SUFFIXES[:-1])} or {OUTPUT_SUFFIXES[-1]} "
                         "file to --output")
-    encoder = _choose_encoder(output, config)
+    encoder, path = _choose_encoder(output, config), film.path
     frame, order = _first_frame(path)
     if order and encoder.name not in INTERLACED_ENCODERS:
         warn(f"{path} is interlaced, which {encoder.name} cannot mark, so players may show combing; use --codec h264")
         order = ""
-    planes = planes_from_frame(frame)
+    planes = planes_from_frame(frame, film.color_tags)
     if encoder.name == "libvpx-vp9" and container_format(output) not in ("webm", "matroska"):
         planes = planes._replace(alpha=None)  # only these containers store alpha next to VP9
     height, width = planes.y.shape
@@ -82,7 +82,7 @@ def choose_encoding(path: Path, output: Path, config: FilmConfig) -> EncodingTar
     if bits < planes.encoding.depth and config.pix_fmt is None:
         warn(f"{encoder.name} stores only {bits} of the {planes.encoding.depth} bits per sample of {path}; use --codec "
              "ffv1 and a .mkv to keep all")
-    encoding = ColorEncoding(bits, planes.encoding.full_range, planes.encoding.colorspace)
+    encoding = planes.encoding._replace(depth=bits)
     options = {**_choose_options(encoder, config), **interlacing_options(order)}
     has_alpha = "yuva" in pix_fmt
     with open_video(path) as (_, stream):

@@ -11,6 +11,7 @@ from av.sidedata.sidedata import Type
 
 from colorizer.warping.upsampling import guided_filter_coefficients
 from dataset import resize
+from fileio.images import srgb_decode, srgb_encode
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Color encoding
@@ -19,14 +20,33 @@ _LUMA_WEIGHTS = {  # colorspace tag: weights of red and blue in Y' (ITU-T H.273,
     1: (0.2126, 0.0722), 4: (0.30, 0.11), 5: (0.299, 0.114), 6: (0.299, 0.114), 7: (0.212, 0.087),
     9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}  # fmt: skip
 BT709, BT601 = 1, 6
+_CHROMATICITIES = {  # color primaries tag: (x, y) of red, green and blue (table 2); the white point is that of sRGB
+    9: ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046)), 12: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))}
+_SRGB_CHROMATICITIES = (0.640, 0.330), (0.300, 0.600), (0.150, 0.060)
+_WHITE = 0.3127, 0.3290
+
+
+def _to_xyz(chromaticities):
+    """Return the matrix (3, 3) from linear RGB to XYZ."""
+    xyz, white = (np.array([(x / y, 1, (1 - x - y) / y) for x, y in points]).T for points in (chromaticities, [_WHITE]))
+    return xyz * np.linalg.solve(xyz, white).T
+
+
+_TO_SRGB = {tag: np.linalg.solve(_to_xyz(_SRGB_CHROMATICITIES), _to_xyz(points))
+            for tag, points in _CHROMATICITIES.items()}  # matrices of linear RGB
+
+
+def _change_primaries(rgb, matrix):
+    return np.clip(srgb_encode(cv2.transform(srgb_decode(rgb), matrix)), 0, 1)
 
 
 class ColorEncoding(NamedTuple):
-    """Bit depth, range and matrix of Y', Cb and Cr planes."""
+    """Bit depth, range, matrix and primaries of Y', Cb and Cr planes. RGB of its methods is sRGB."""
 
     depth: int  # bits
     full_range: bool  # at 8 bits: 0..255 if True, else 16..235 for luma and 16..240 for chroma
     colorspace: int  # matrix, as tagged in files; a key of _LUMA_WEIGHTS
+    primaries: int = BT709  # as tagged in files; those without _CHROMATICITIES are taken for sRGB
 
     @property
     def luma_range(self) -> tuple[int, int]:
@@ -59,17 +79,26 @@ class ColorEncoding(NamedTuple):
         y -= np.float32(blue) * b
         y /= np.float32(1 - red - blue)  # green
         rgb = cv2.merge([r, y, b])
-        return np.clip(rgb, 0, 1, out=rgb)
+        np.clip(rgb, 0, 1, out=rgb)
+        return _change_primaries(rgb, _TO_SRGB[self.primaries]) if self.primaries in _TO_SRGB else rgb
+
+    def _with_primaries(self, rgb):
+        matrix = _TO_SRGB.get(self.primaries)
+        return rgb if matrix is None else _change_primaries(rgb, np.linalg.inv(matrix))
+
+    def _weighted(self, rgb):
+        red, blue = _LUMA_WEIGHTS[self.colorspace]
+        return cv2.transform(rgb, np.array([[red, 1 - red - blue, blue]], np.float32))
 
     def luma_of(self, rgb: np.ndarray) -> np.ndarray:
         """Return Y' (H, W) in [0, 1] of RGB float32 (H, W, 3) in [0, 1]."""
-        red, blue = _LUMA_WEIGHTS[self.colorspace]
-        return cv2.transform(rgb, np.array([[red, 1 - red - blue, blue]], np.float32))
+        return self._weighted(self._with_primaries(rgb))
 
     def to_chroma(self, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Convert RGB float32 (H, W, 3) in [0, 1] to Cb and Cr (H, W); with ``luma_of``, it inverts ``to_rgb``."""
         red, blue = _LUMA_WEIGHTS[self.colorspace]
-        y, span, neutral = self.luma_of(rgb), self.chroma_span, self.neutral_chroma
+        rgb = self._with_primaries(rgb)
+        y, span, neutral = self._weighted(rgb), self.chroma_span, self.neutral_chroma
 
         def quantized(plane, weight):
             plane -= y
@@ -244,7 +273,14 @@ def has_fields(frame: av.VideoFrame) -> bool:
     return orientation(frame) == UPRIGHT and frame.height % 2 == 0 and frame.height > 3
 
 
-def planes_from_frame(frame: av.VideoFrame) -> Planes:
+class ColorTags(NamedTuple):
+    """Tags of a film that PyAV does not attach to its frames."""
+
+    full_range: bool | None = None  # None: as tagged in each frame, else full for grayscale and limited for Y'CbCr
+    primaries: int = BT709
+
+
+def planes_from_frame(frame: av.VideoFrame, tags: ColorTags | None = None) -> Planes:
     """Return the planes of a decoded frame, rotated upright.
 
     Planar little-endian Y'CbCr and grayscale are not converted; all other formats are converted to 4:4:4 with 8, 10, 12
@@ -253,6 +289,8 @@ def planes_from_frame(frame: av.VideoFrame) -> Planes:
     source, name, depth = frame, frame.format.name, frame.format.components[0].bits
     full = frame.color_range == 2 or name.startswith("yuvj") or (name.startswith(("gray", "ya")) and
                                                                  frame.color_range != 1)
+    tags = tags or ColorTags()
+    full = full if tags.full_range is None else tags.full_range
     colorspace = frame.colorspace if frame.colorspace in _LUMA_WEIGHTS else BT709 if frame.height >= 720 else BT601
     interlaced, turn = frame.interlaced_frame and has_fields(frame), orientation(frame)
     has_alpha = frame.format.components[-1].is_alpha and not frame.format.has_palette
@@ -264,7 +302,7 @@ def planes_from_frame(frame: av.VideoFrame) -> Planes:
             source_options = {"src_colorspace": colorspace, "src_color_range": 1 + full}
         frame = frame.reformat(format=f"yuv{'a' * has_alpha}444p{f'{depth}le' if depth > 8 else ''}", **source_options,
                                dst_colorspace=colorspace, dst_color_range=1 + full)
-    encoding = ColorEncoding(depth, full, colorspace)
+    encoding = ColorEncoding(depth, full, colorspace, tags.primaries if tags.primaries in _TO_SRGB else BT709)
     planes = [turn.apply(plane) if turn != UPRIGHT else plane for plane in (
         plane_array(frame, index, encoding.dtype) for index in range(len(frame.planes)))]
     cb, cr = (None, None) if len(planes) == 1 else planes[1:3]

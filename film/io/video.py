@@ -15,8 +15,9 @@ from av.stream import Disposition, Stream
 
 from config import FilmConfig
 from fileio.images import IMAGE_SUFFIXES
+from film.io.color_tags import read_color_tags
 from film.io.isolation import ProcessDied, run_in_subprocess
-from film.io.planes import Planes, planes_from_frame
+from film.io.planes import ColorTags, Planes, planes_from_frame
 from film.io.timestamps import FrameClock, PacketClock
 from utils import UserError, list_files, return_freed_memory, warn
 
@@ -256,10 +257,13 @@ class Film(Protocol):
 
 
 class VideoFile:
-    """A ``Film`` in a video file. The file is opened on first use, which raises UserError if it is not a video."""
+    """A ``Film`` in a video file. The file is opened on first use, which raises UserError if it is not a video.
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    ``range`` is its luma range: "full", "limited" or "auto" (as stated, else by its levels).
+    """
+
+    def __init__(self, path: str | Path, range: str = "auto") -> None:
+        self.path, self.range = Path(path), range
 
     @cached_property
     def info(self) -> FilmInfo:
@@ -267,6 +271,11 @@ class VideoFile:
             rate = frame_rate(stream)
             count = stream.frames or round((film.duration or 0) / 1e6 * rate)
             return FilmInfo(rate, stream.time_base, (film.start_time or 0) / 1e6, count)
+
+    @cached_property
+    def color_tags(self) -> ColorTags:
+        with open_video(self.path) as (film, stream):
+            return read_color_tags(film, stream, self.path, self.range)
 
     def fingerprint(self) -> list[Any]:
         stat = self.path.stat()
@@ -295,14 +304,14 @@ class VideoFile:
                     if number == 0 and seek_to is not None and pts > seek_to:
                         break
                     if begin is None or pts >= begin:
-                        yield pts, frame.duration, planes_from_frame(frame)
+                        yield pts, frame.duration, planes_from_frame(frame, self.color_tags)
                 else:
                     return
 
     def read_near(self, pts: int) -> Generator[tuple[int, Planes], None, None]:
         with closing(read_frames(self.path, pts)) as frames:
             for found, frame in frames:
-                yield found, planes_from_frame(frame)
+                yield found, planes_from_frame(frame, self.color_tags)
 
     def colored_film(self, output: Path, times: Iterable[int]) -> "VideoFile":
         return VideoFile(output)

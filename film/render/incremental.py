@@ -96,4 +96,4 @@ def find_changed_shots(predictor: FilmPredictor, film: Film, output: str | Path,
 
 
 def _open(predictor, film, output, config):
-    return open_segment_store(predictor, film, output, FilmWriter(film.path, output, config), config)
+    return open_segment_store(predictor, film, output, FilmWriter(film, output, config), config)

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from tqdm import tqdm
@@ -35,7 +36,7 @@ from film.io.encoding import explain_write_errors
 from film.io.image_sequence import ImageSequence
 from film.io.interlacing import FIELD_ORDER_NAMES
 from film.io.thread_pool import prefetch
-from film.io.video import LARGE_FRAME_PIXELS, Film
+from film.io.video import LARGE_FRAME_PIXELS, Film, VideoFile
 from film.render.incremental import load_all_shots, open_segment_store, shot_digest
 from film.render.pipeline import WINDOW, predict_tasks, read_tasks, to_planes
 from film.render.segments import SegmentStore, read_completion
@@ -172,7 +173,7 @@ class RenderJob:
     def _writer(self) -> Writer:
         if isinstance(self.film, ImageSequence):
             return FrameWriter(self.film, self.output, self.overwrite)
-        return FilmWriter(self.film.path, self.output, self.config)
+        return FilmWriter(cast(VideoFile, self.film), self.output, self.config)
 
     def _rendering(self, writer, segments, plan):
         predictor = self.predictor.with_response(plan.response)

@@ -23,7 +23,7 @@ from film.io.mux import (
     source_tags, timecode_tags)
 from film.io.planes import Planes
 from film.io.timestamps import PacketClock
-from film.io.video import demux_packets, frame_rate, open_video
+from film.io.video import VideoFile, demux_packets, frame_rate, open_video
 from film.render.segments import SegmentStore
 from utils import UserError, warn
 
@@ -51,16 +51,17 @@ class Writer(Protocol):
 
 
 class FilmWriter:
-    """Writes a video file: one segment per shot, joined at the end with the other streams of the source ``path``."""
+    """Writes a video file: one segment per shot, joined at the end with the other streams of the source."""
 
     single_file = True
 
-    def __init__(self, path: Path, output: Path, config: FilmConfig) -> None:
+    def __init__(self, film: VideoFile, output: Path, config: FilmConfig) -> None:
         """Choose the encoding. Raises UserError if settings are incompatible or the output is the input."""
+        path = film.path
         if output.exists() and output.samefile(path):
             raise UserError(f"the output {output} is the input itself; pass another --output")
         self.path, self.output, self.config = path, output, config
-        self.target, self.losses = choose_encoding(path, output, config), set()
+        self.target, self.losses = choose_encoding(film, output, config), set()
 
     @contextmanager
     def write_shot(self, segment: Path, pts: Sequence[int]) -> Iterator[Callable[[Planes, int], None]]:
