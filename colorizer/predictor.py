@@ -24,7 +24,8 @@ from colorizer.feature_extraction import FeatureExtractor
 from colorizer.memory.frame_archive import open_archive
 from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
 from colorizer.references import (
-    find_anchors, pin_references, read_reference, read_references, reencode_film_references, rendered_pictures)
+    crop_references, find_anchors, pin_references, read_reference, read_references, reencode_film_references,
+    rendered_pictures)
 from colorizer.warping.in_betweens import InBetweenConfig, InBetweens
 from colorizer.warping.propagation import Anchor
 from colorizer.warping.upsampling import upsample_colors
@@ -226,12 +227,12 @@ class Predictor:
         if not self.uses_memory:
             raise UserError("--references adds to the memory, which is not read with --color_feature ground_truth or "
                             "--reference; use one of them")
+        pictures = crop_references(pictures)
         content = _digest([bytes([match_references]), *(x.tobytes() for x in pictures)])
         self.provenance = {**self.provenance, "references": [*self.provenance.get("references", []), content]}
         self.identity = _digest([repr(self.provenance).encode()])
-        self.grade = None
-        if match_references and self.config.use_spatial_memory:
-            self.grade = fit_grade(self.extractor.embed, self.colorizer.spatial, pictures, GradeConfig())
+        self.grade = (fit_grade(self.extractor.embed, self.colorizer.spatial, pictures, GradeConfig())
+                      if match_references and self.config.use_spatial_memory else None)
         if self.grade is not None:
             warn(f"the references differ from the series ({self.grade}) and were graded to match it; to keep their "
                  "colors, pass --match_references False")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from colorizer.adaptation.film_response import IDENTITY_RESPONSE, FilmResponse, ResponseConfig, match_cells
 from colorizer.feature_extraction import FeatureExtractor
+from colorizer.letterbox import crop_borders
 from colorizer.memory.spatial_memory import SpatialMemory
 from colorizer.metrics import has_color
 from colorizer.warping.propagation import Anchor, PropagationConfig, find_anchor_frames
@@ -43,11 +44,19 @@ def read_references(folder: Path) -> list[np.ndarray]:
 
 
 def read_reference(path: Path) -> np.ndarray:
-    """Read one color picture, RGB uint8 (H, W, 3). Raises UserError if it is grayscale."""
-    picture = read_image(path)
+    """Read one color picture, RGB uint8 (H, W, 3), without black borders. Raises UserError if it is grayscale."""
+    picture = crop_borders(read_image(path))
     if not has_color(picture):
         raise UserError(f"the reference {path} is grayscale; pass a color picture")
     return picture
+
+
+def crop_references(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return references, RGB uint8 (H, W, 3), without black borders; warn if any has them."""
+    cropped = [crop_borders(picture) for picture in pictures]
+    if count := sum(one.shape != other.shape for one, other in zip(pictures, cropped, strict=True)):
+        warn(f"{count} of {len(pictures)} references have black borders, which are cropped")
+    return cropped
 
 
 def pin_references(extractor: FeatureExtractor, pictures: Sequence[np.ndarray]) -> None:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from drawn import StubPredictor, planes_in
 
+from colorizer.letterbox import crop_borders, find_boxes, luma_profile, measure_margins
+from colorizer.references import crop_references
 from config import FilmConfig, GeneratorConfig
 from dataset_generator import generate
 from fileio.images import read_image
 from film.analysis.film_analysis import analyze_film
-from film.analysis.letterbox import find_boxes, frame_profile, measure_margins
 from film.analysis.plan import Plan
 from film.io.encoding import EncodingTarget
 from film.io.planes import ColorEncoding, Planes
@@ -51,7 +52,7 @@ def framed(pictures, top=0, bottom=0, left=0, right=0, level=0, line=0, noise=0)
 def find_shot_boxes(*shots):
     """Find the boxes of shots, which are lists of pictures."""
     shots = [list(shot) for shot in shots]
-    margins = [measure_margins([frame_profile(Planes(picture, None, None, FULL)) for picture in shot])
+    margins = [measure_margins([luma_profile(picture, FULL.luma_range) for picture in shot])
                for shot in shots]
     return find_boxes(margins, [len(shot) for shot in shots], shots[0][0].shape)
 
@@ -81,6 +82,13 @@ def test_a_shot_with_its_own_framing_gets_its_own_box():
     night = [picture // 12 for picture in whole[:4]]
     assert find_shot_boxes(whole, insert, framed(wide, top=12, bottom=12), night) == [
         None, (0, HEIGHT, 22, 22 + WIDTH), (12, 84, 0, WIDTH + 48), None]
+
+
+def test_a_rare_framing_needs_borders_on_opposite_sides():
+    shots = [[cv2.copyMakeBorder(picture, 13, 13, 0, 0, cv2.BORDER_REFLECT) for picture in drawn(seed, 12)]
+             for seed in range(1, 9)]
+    assert find_shot_boxes(framed(drawn(20), **LETTER), *shots) == [(14, 14 + HEIGHT, 0, WIDTH), *[None] * 8]
+    assert find_shot_boxes(framed(drawn(20), bottom=26), *shots) == [None] * 9
 
 
 def card(*lines, size=0.6):
@@ -119,7 +127,25 @@ def night_sky(picture):
 ], ids=["bright", "card", "cards", "large letters", "vignette", "hard vignette", "night", "gray", "door", "black",
         "white", "tiny"])
 def test_pictures_without_borders_are_not_cropped(shots):
+    shots = [list(shot) for shot in shots]
     assert not any(find_shot_boxes(*shots))
+    assert all(crop_borders(cv2.cvtColor(shot[0], cv2.COLOR_GRAY2RGB)).shape[:2] == shot[0].shape for shot in shots)
+
+
+@pytest.mark.parametrize("borders", [PILLARS, LETTER, PILLARS | LETTER, {}], ids=str)
+@pytest.mark.parametrize("style", [{}, {"level": 20, "noise": 4}, {"line": 2}], ids=str)
+def test_borders_of_single_pictures_are_cropped(borders, style):
+    for seed in range(6):
+        picture = next(framed(drawn(seed), **borders, **style))
+        cropped = crop_borders(cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB))
+        assert np.abs(np.subtract(cropped.shape[:2], SIZE)).max() <= 1
+
+
+def test_borders_of_references_are_cropped_with_a_warning(capsys):
+    pictures = [cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB)
+                for picture in (next(framed(drawn(1), **LETTER)), next(framed(drawn(2), **PILLARS)), drawn(3)[0])]
+    assert [picture.shape for picture in crop_references(pictures)] == [(*SIZE, 3)] * 3
+    assert "2 of 3 references have black borders" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------------------------------

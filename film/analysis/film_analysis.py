@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from colorizer.letterbox import find_boxes, luma_profile, measure_margins
 from colorizer.metrics import shot_has_color
 from colorizer.warping.propagation import signature
 from config import FilmConfig
 from dataset import resize
 from film.analysis.exposure import NEUTRAL, ExposureTracker, normalize_exposure
 from film.analysis.film_scan import FilmScan
-from film.analysis.letterbox import find_boxes, frame_profile, measure_margins
 from film.analysis.plan import FilmPredictor, Plan, Shot, Transition
 from film.analysis.transitions import Boundary, TransitionConfig, find_boundaries
 from film.io.planes import Planes, gray_lightness
@@ -53,7 +53,7 @@ class ShotSampler:
 
     def add(self, planes: Planes) -> None:
         """Add the next frame of the film."""
-        profile = frame_profile(planes) if self.with_profiles else None
+        profile = luma_profile(planes.y, planes.encoding.luma_range) if self.with_profiles else None
         self.recent.append((self.count, planes.downscale(self.side), profile))
         self.count += 1
         if len(self.recent) > self.delay:

@@ -16,10 +16,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from colorizer.letterbox import Margin, Profile, find_boxes, luma_profile, measure_margins
 from config import GeneratorConfig
 from film.analysis.detected_shots import MAX_THUMBNAILS, DetectedFilm, DetectedShot
 from film.analysis.film_scan import FilmScan
-from film.analysis.letterbox import Margin, Profile, find_boxes, frame_profile, measure_margins
 from film.analysis.shot_detection import ChangeDetector, Detector, HistogramDetector, detect_shots, detector_input
 from film.io.planes import Box, Planes
 from film.io.video import VideoFile, frames_at, is_truncated
@@ -122,7 +122,7 @@ class _Extraction:
 
     def _process(self, shot, index, planes):
         """Write a selected frame, measure its margins, and make a thumbnail of it if it is the middle frame."""
-        self.profiles.setdefault(shot.number, []).append(frame_profile(planes))
+        self.profiles.setdefault(shot.number, []).append(luma_profile(planes.y, planes.encoding.luma_range))
         if index in shot.images:
             self._submit(write_frame, self.folder / self.result.image_name(shot.images[index]), planes)
         if index == shot.middle and shot.number < MAX_THUMBNAILS:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from av.sidedata.sidedata import Type
 
+from colorizer.letterbox import Box
 from colorizer.warping.upsampling import guided_filter_coefficients
 from dataset import resize
 from fileio.images import srgb_decode, srgb_encode
@@ -116,8 +117,6 @@ class ColorEncoding(NamedTuple):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Planes of a frame
-
-Box = tuple[int, int, int, int]  # picture area inside the letterbox: top, bottom, left, right, in pixels
 
 
 def plane_slices(box: Box | None, frame_size: tuple[int, ...], plane_size: tuple[int, ...]) -> tuple[slice, slice]:

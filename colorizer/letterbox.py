@@ -1,6 +1,7 @@
 """Detection of letterbox and pillarbox borders: dark, uniform margins that end at a straight edge.
 
-Each shot is measured on some of its frames. An edge is accepted if the shots showing it make up enough of the film.
+Each shot is measured on some of its frames. An edge is accepted if the shots showing it make up enough of the film, or
+if one of them shows an edge of about the same size on the opposite side.
 For other shots, the most frequent accepted edge that lies inside their dark margin is used. Shots with different edges
 get different boxes.
 """
@@ -10,13 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from dataset import resize
-from film.io.planes import Box, Planes
 
+Box = tuple[int, int, int, int]  # picture area inside the letterbox: top, bottom, left, right, in pixels
 SEGMENTS = 16  # averaged parts of each row and column; more resolve smaller text and are noisier
 SIDES = "top", "bottom", "left", "right"
+MAX_ASYMMETRY = 1.5  # maximum ratio of opposite borders of a rare framing; larger crops more dark scenery
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,21 @@ class Margin(NamedTuple):
     edge: int | None  # size of the border; 0: no border; None: no edge is visible
 
 
-def frame_profile(planes: Planes) -> Profile:
-    """Return the Profile of a frame."""
-    black, white = planes.encoding.luma_range
-    height, width = planes.y.shape
-    rows, columns = resize(planes.y, height, SEGMENTS), resize(planes.y, SEGMENTS, width).T
+def luma_profile(y: np.ndarray, luma_range: tuple[int, int]) -> Profile:
+    """Return the Profile of a frame with luma ``y`` (H, W), given the luma of black and of white."""
+    black, white = luma_range
+    rows, columns = resize(y, y.shape[0], SEGMENTS), resize(y, SEGMENTS, y.shape[1]).T
     return Profile(*((each.astype(np.float32) - black) * np.float32(255 / (white - black)) for each in (rows, columns)))
+
+
+def crop_borders(rgb: np.ndarray) -> np.ndarray:
+    """Return a picture, RGB uint8 (H, W, 3), without dark borders such as those of a screenshot.
+
+    In one picture, dark scenery may look like a border, so both of two opposite sides need one of about the same size.
+    """
+    profile = luma_profile(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), (0, 255))
+    top, bottom, left, right = _paired_edges([margin.edge or 0 for margin in measure_margins([profile])])
+    return rgb[top:len(rgb) - bottom, left:rgb.shape[1] - right]
 
 
 def measure_margins(profiles: Sequence[Profile], config: LetterboxConfig | None = None) -> list[Margin]:
@@ -117,17 +129,27 @@ def find_boxes(margins: Sequence[Sequence[Margin]], lengths: Sequence[int], size
     is the (height, width) of the film. Boxes start and end at even pixels, to align with subsampled chroma.
     """
     config, sides = config or LetterboxConfig(), []
+    paired = [_paired_edges([margin.edge or 0 for margin in shot]) for shot in margins]
     for number in range(len(SIDES)):
         length = size[number // 2]
         edges = _choose_edges([shot[number] for shot in margins], lengths, max(config.line_width, length // 100),
-                              config.min_film_share)
+                              config.min_film_share, {edges[number] for edges in paired} - {0})
         sides.append([edge + (edge + length * (number % 2)) % 2 if edge else 0 for edge in edges])
     return [(top, size[0] - bottom, left, size[1] - right) if top or bottom or left or right else None
             for top, bottom, left, right in zip(*sides, strict=True)]
 
 
-def _choose_edges(margins, lengths, tolerance, min_share):
-    """Return the border size of one side for each shot. Sizes at most ``tolerance`` pixels apart count as equal."""
+def _paired_edges(edges):
+    """Return the border sizes ``edges`` of the four SIDES, with 0 for those without a similar one opposite."""
+    return [edge if max(edge, edges[side ^ 1]) <= MAX_ASYMMETRY * min(edge, edges[side ^ 1]) else 0
+            for side, edge in enumerate(edges)]
+
+
+def _choose_edges(margins, lengths, tolerance, min_share, certain):
+    """Return the border size of one side for each shot. Sizes at most ``tolerance`` pixels apart count as equal.
+
+    Sizes in ``certain`` are accepted whatever their share of the film.
+    """
     counts = Counter()
     for margin, length in zip(margins, lengths, strict=True):
         if margin.edge is not None:
@@ -136,7 +158,7 @@ def _choose_edges(margins, lengths, tolerance, min_share):
     while counts:
         best, _ = max(counts.items(), key=lambda item: (item[1], -item[0]))
         near = [edge for edge in counts if edge == best or best and abs(edge - best) <= tolerance]
-        if sum(counts.pop(edge) for edge in near) >= min_share * sum(lengths):
+        if sum(counts.pop(edge) for edge in near) >= min_share * sum(lengths) or certain & set(near):
             accepted.append(best)
 
     def choose(margin):
