@@ -203,7 +203,7 @@ def captions_in(path):
 
 @pytest.mark.parametrize("output, settings", [
     ("out.mp4", {}), ("out.mkv", {"pix_fmt": "yuv420p10le", "start": 0.08}), ("out.mkv", {"codec": "hevc"}),
-    ("out.webm", None)], ids=str)
+    ("out.mkv", {"codec": "mpeg2video"}), ("out.webm", None)], ids=str)
 def test_closed_captions(tmp_path, capsys, output, settings):
     source = with_captions(tmp_path / "in.mkv")
     before, after = captions_in(source), captions_in(color(source, tmp_path / output, **settings or {}))

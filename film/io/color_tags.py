@@ -57,8 +57,9 @@ def _luma_levels(film, stream):
         with suppress(av.error.FFmpegError):  # reported when the film is read
             if index and film.duration:
                 film.seek((film.start_time or 0) + film.duration * index // SAMPLES)
-            if (frame := next(film.decode(stream), None)) is not None:
-                planes = planes_from_frame(frame)
-                codes = (planes.y >> planes.encoding.depth - 8).ravel()
-                levels = np.bincount(codes, minlength=256) + (levels if len(levels) else 0)
+            if (frame := next(film.decode(stream), None)) is None:
+                break
+            planes = planes_from_frame(frame)
+            codes = (planes.y >> planes.encoding.depth - 8).ravel()
+            levels = np.bincount(codes, minlength=256) + (levels if len(levels) else 0)
     return levels

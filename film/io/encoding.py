@@ -185,19 +185,21 @@ def segment_encoder(file: BinaryIO, target: EncodingTarget) -> Iterator[Callable
     container = av.open(file, "w", format=target.segment_format)
     stream = container.add_stream(target.codec, rate=target.rate, options=target.options)
     stream.width, stream.height, stream.pix_fmt = target.width, target.height, target.pix_fmt
-    stream.time_base = stream.codec_context.time_base = target.time_base
+    # MPEG-2 allows no other time base. The values of timestamps do not matter, see EncodingTarget.segment_format.
+    base = 1 / target.rate if target.codec == "mpeg2video" else target.time_base
+    stream.time_base = stream.codec_context.time_base = base
     stream.codec_context.thread_count = ENCODER_THREADS
     stream.codec_context.flags |= av.codec.context.Flags.global_header
     for tag, value in target.tags.items():
         setattr(stream.codec_context, tag, value)
-    new_frame, opaque = _frame_factory(target), 2**target.encoding.depth - 1
+    new_frame, opaque, numbers = _frame_factory(target), 2**target.encoding.depth - 1, itertools.count()
 
     def write(planes, pts):
         frame = new_frame(planes.source)
         alpha = opaque if planes.alpha is None else planes.alpha
         for index, plane in zip(range(len(frame.planes)), (*planes[:3], alpha), strict=False):
             plane_array(frame, index, target.encoding.dtype)[:] = plane
-        frame.pts, frame.time_base = pts, target.time_base
+        frame.pts, frame.time_base = pts if base == target.time_base else next(numbers), base
         frame.color_range, frame.colorspace = target.tags["color_range"], target.tags["colorspace"]
         container.mux(stream.encode(frame))
 
