@@ -64,7 +64,7 @@ def crop_borders(rgb: np.ndarray) -> np.ndarray:
     In one picture, dark scenery may look like a border, so both of two opposite sides need one of about the same size.
     """
     profile = luma_profile(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), (0, 255))
-    top, bottom, left, right = _paired_edges([margin.edge or 0 for margin in measure_margins([profile])])
+    top, bottom, left, right = paired_edges([margin.edge or 0 for margin in measure_margins([profile])])
     return rgb[top:len(rgb) - bottom, left:rgb.shape[1] - right]
 
 
@@ -129,7 +129,7 @@ def find_boxes(margins: Sequence[Sequence[Margin]], lengths: Sequence[int], size
     is the (height, width) of the film. Boxes start and end at even pixels, to align with subsampled chroma.
     """
     config, sides = config or LetterboxConfig(), []
-    paired = [_paired_edges([margin.edge or 0 for margin in shot]) for shot in margins]
+    paired = [paired_edges([margin.edge or 0 for margin in shot]) for shot in margins]
     for number in range(len(SIDES)):
         length = size[number // 2]
         edges = _choose_edges([shot[number] for shot in margins], lengths, max(config.line_width, length // 100),
@@ -139,7 +139,7 @@ def find_boxes(margins: Sequence[Sequence[Margin]], lengths: Sequence[int], size
             for top, bottom, left, right in zip(*sides, strict=True)]
 
 
-def _paired_edges(edges):
+def paired_edges(edges: Sequence[int]) -> list[int]:
     """Return the border sizes ``edges`` of the four SIDES, with 0 for those without a similar one opposite."""
     return [edge if max(edge, edges[side ^ 1]) <= MAX_ASYMMETRY * min(edge, edges[side ^ 1]) else 0
             for side, edge in enumerate(edges)]

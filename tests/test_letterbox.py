@@ -217,6 +217,29 @@ def test_an_interrupted_run_keeps_the_box(tmp_path):
         assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+def barred(picture, rows=0, columns=0):
+    """Return a picture whose margins are black."""
+    inside = np.zeros_like(picture)
+    inside[rows:HEIGHT - rows, columns:WIDTH - columns] = picture[rows:HEIGHT - rows, columns:WIDTH - columns]
+    return inside
+
+
+@pytest.mark.parametrize("change, borders, box", [
+    (18, {"rows": 14}, (14, 82, 0, 128)), (18, {"columns": 20}, (0, 96, 20, 108)),
+    (-16, {"rows": 14}, (14, 82, 0, 128))])
+def test_borders_that_change_within_a_shot_split_it(tmp_path, change, borders, box):
+    pictures = [barred(picture, **borders) if (i >= change if change > 0 else i < -change) else picture
+                for i, picture in enumerate(drawn(0, 36))]
+    source = write_film(tmp_path / "in.mkv", pictures + drawn(1, 24))
+    plan = analyze_film(VideoFile(source), StubPredictor(), FilmConfig())
+    boxes = [None, box, None] if change > 0 else [box, None, None]
+    assert [(shot.start, shot.box) for shot in plan.shots] == list(zip((0, abs(change), 36), boxes, strict=True))
+    fade = [np.uint8(picture * (1 - i / 20)) if i < 20 else 0 * picture for i, picture in enumerate(drawn(2, 40))]
+    source = write_film(tmp_path / "fade.mkv", [barred(picture, **borders) for picture in drawn(1, 24) + fade])
+    plan = analyze_film(VideoFile(source), StubPredictor(), FilmConfig())
+    assert [shot.start for shot in plan.shots] == [0, 24] and all(shot.box == box for shot in plan.shots)
+
+
 def test_plan_returns_the_box_around_frames(tmp_path):
     whole = [cv2.resize(picture, (WIDTH + 48, HEIGHT)) for picture in drawn(3, 14)]
     plan = analyze_film(VideoFile(write_film(tmp_path / "in.mkv", [*framed(drawn(0, 14), **PILLARS), *whole,

@@ -95,6 +95,10 @@ def analyze_film(film: Film, predictor: FilmPredictor, config: FilmConfig,
         response = predictor.fit_response([_picture_lightness(sample, plan.shots[number].box)
                                            for number, sample in first_pass.film_sample.items()])
     if response and not response.is_identity or any(shot.box for shot in plan.shots):
+        # A cut where only the borders change cannot be found inside of them.
+        cuts = [shot.start for before, shot in itertools.pairwise(plan.shots)
+                if shot.box != before.box and before.transition is None]
+        config = replace(config, cut_at=[*config.cut_at, *cuts])
         plan = _AnalysisPass(film, predictor.with_response(response), config, plan).run()
     plan.response = response
     return plan
