@@ -28,6 +28,7 @@ from film.analysis.film_analysis import find_edited_boundaries
 from film.analysis.plan import FilmPredictor
 from film.io.planes import Planes
 from film.io.thread_pool import prefetch
+from film.io.frame_index import luma_checksum
 from film.io.video import DamageLog, VideoFile
 from film.render.incremental import can_update
 from film.render.rendering import RenderJob
@@ -43,13 +44,14 @@ ANALYSIS_SHARE = 0.2  # part of the progress bar for the analysis of the film; t
 def find_shots(project: Project, job: BackgroundJob) -> None:
     """Detect the shots of the film without coloring it, and save a preview of them."""
     film = project.require_film()
-    pts, thumbnails = array("q"), StreamSample[bytes](THUMBNAILS)
+    pts, checksums, thumbnails = array("q"), array("L"), StreamSample[bytes](THUMBNAILS)
 
     def lumas():
         with closing(prefetch(film.read(), 8)) as frames:
             for time_, _, planes in frames:
                 job.check_canceled()
                 pts.append(time_)
+                checksums.append(luma_checksum(planes))
                 job.progress = min(0.98, len(pts) / max(1, film.info.stated_frames))
                 thumbnails.add(partial(thumbnail, planes))
                 yield planes.luma_uint8(256, 256)
@@ -62,7 +64,7 @@ def find_shots(project: Project, job: BackgroundJob) -> None:
     starts = [0, *(boundary.end for boundary in find_edited_boundaries(lumas(), FilmConfig()))]
     if not pts:
         raise UserError(f"cannot decode any frame of {film.path}; choose another film")
-    project.save_shot_preview(ShotPreview(pts, starts, thumbnails.held, thumbnails.stride))
+    project.save_shot_preview(ShotPreview(pts, starts, thumbnails.held, thumbnails.stride, checksums))
 
 
 @dataclass

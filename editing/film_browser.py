@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from editing.frame_reader import FrameReader, encode_jpeg, read_timestamps, write_clip
+from editing.frame_reader import FrameReader, encode_jpeg, index_frames, write_clip
 from editing.palette import extract_palette
 from editing.session import EditingSession, check_integer, data_uri, thumbnail_uri
 from film.io.planes import Planes
@@ -68,7 +68,7 @@ class FilmBrowser:
         if kind == "colored":
             for shot in self.session.finished_shots():
                 if shot.start <= index < shot.end:
-                    return FrameReader(VideoFile(shot.path), read_timestamps(shot.path)).read(index - shot.start)
+                    return FrameReader(VideoFile(shot.path), index_frames(shot.path)).read(index - shot.start)
         reader = self._reader(kind)
         return reader and reader.read(index)
 
@@ -78,13 +78,13 @@ class FilmBrowser:
             film, preview = project.film, project.shot_preview()
             if film is None or preview is None:
                 return None
-            stamp, create = str(film), lambda: FrameReader(film, preview.pts)
+            stamp, create = str(film), lambda: FrameReader(film, preview.index)
         else:
             path = {"colored": project.colored, "confidence": confidence_video_path(project.colored)}[kind]
             if not project.settings.film or not path.exists():
                 return None
             stat = path.stat()
-            stamp, create = [stat.st_ino, stat.st_mtime_ns], lambda: FrameReader(VideoFile(path), read_timestamps(path))
+            stamp, create = [stat.st_ino, stat.st_mtime_ns], lambda: FrameReader(VideoFile(path), index_frames(path))
         with self.lock:
             if kind not in self.readers or self.readers[kind][0] != stamp:
                 self.readers[kind] = stamp, create()
@@ -111,6 +111,7 @@ class FilmBrowser:
         """Return {"video": data URI} of frames [start, end): in color if they are colored already, else in gray."""
         start, end = check_integer("the first frame", start), check_integer("the end frame", end, 1)
         path = self.project.colored if self.project.settings.film else Path()
+        preview = self.project.shot_preview()
         if not path.exists():
             path = Path(self.project.settings.film)
         for shot in self.session.finished_shots():
@@ -119,7 +120,8 @@ class FilmBrowser:
         if not path.is_file() or not 0 < end - start <= MAX_CLIP_FRAMES:
             raise UserError(f"a clip needs a film and from 1 to {MAX_CLIP_FRAMES:,} frames; choose a different shot")
         with tempfile.TemporaryDirectory() as folder:
-            write_clip(path, start, end, Path(folder, "clip.mp4"))
+            known = preview.index if preview and path == Path(self.project.settings.film) else index_frames(path)
+            write_clip(VideoFile(path), known, start, end, Path(folder, "clip.mp4"))
             return {"video": data_uri(Path(folder, "clip.mp4").read_bytes(), "video/mp4")}
 
 

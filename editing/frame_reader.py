@@ -1,8 +1,9 @@
 """Random access to the frames of a film, JPEG encoding of frames, and short clips for a browser."""
 
+import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,8 @@ import numpy as np
 from dataset import resize
 from film.io.encoding import write_video
 from film.io.planes import Planes
-from film.io.video import Film, FrameIndex, VideoFile, open_video, read_known_frames
+from film.io.frame_index import FrameIndex, read_known_frames
+from film.io.video import Film, open_video
 from utils import UserError
 
 CACHE_SIZE = 24  # decoded frames kept per film; larger: more memory, fewer seeks
@@ -19,17 +21,17 @@ MAX_READ_AHEAD = 48  # frames; a frame at most this far ahead is reached by deco
 CLIP_WIDTH = 960  # pixels; maximum width of a clip
 
 
-def read_timestamps(path: Path) -> list[int]:
-    """Return the pts of all frames of a film written by ``film.io.encoding``, without decoding it."""
+def index_frames(path: Path) -> FrameIndex:
+    """Return the index of a film written by ``film.io.encoding``, without decoding it."""
     with open_video(path) as (film, stream):
-        return sorted(packet.pts for packet in film.demux(stream) if packet.pts is not None)
+        return FrameIndex(sorted(packet.pts for packet in film.demux(stream) if packet.pts is not None))
 
 
 class FrameReader:
-    """Thread-safe access to the frames of a film by number; ``times`` are the pts of all frames."""
+    """Thread-safe access to the frames of a film by number."""
 
-    def __init__(self, film: Film, times: Sequence[int]) -> None:
-        self.film, self.times = film, times
+    def __init__(self, film: Film, known: FrameIndex) -> None:
+        self.film, self.known = film, known
         self.lock = threading.Lock()
         self.cache: OrderedDict[int, Planes] = OrderedDict()
         self.frames: Generator[tuple[int, Planes], None, None] | None = None
@@ -37,8 +39,8 @@ class FrameReader:
 
     def read(self, index: int) -> Planes:
         """Return the planes of a frame. Raises UserError if it does not exist or cannot be decoded."""
-        if not 0 <= index < len(self.times):
-            raise UserError(f"there is no frame {index}; the film has {len(self.times)} frames")
+        if not 0 <= index < len(self.known.pts):
+            raise UserError(f"there is no frame {index}; the film has {len(self.known.pts)} frames")
         with self.lock:
             if index not in self.cache:
                 self._decode(index)
@@ -49,7 +51,7 @@ class FrameReader:
         if self.frames is None or not self.next <= index <= self.next + MAX_READ_AHEAD:
             if self.frames is not None:
                 self.frames.close()
-            self.frames, self.next = read_known_frames(self.film, FrameIndex(self.times), index), index
+            self.frames, self.next = read_known_frames(self.film, self.known, index), index
         for number, planes in self.frames:
             self.next = number + 1
             if number > index - CACHE_SIZE // 2:
@@ -69,15 +71,13 @@ def encode_jpeg(rgb: np.ndarray, width: int, quality: int = 90) -> bytes:
     return cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
-def write_clip(path: Path, start: int, end: int, target: Path) -> None:
-    """Write frames [start, end) of a film written by ``film.io.encoding`` as a reduced video for a browser."""
-    film, times = VideoFile(path), read_timestamps(path)
-
+def write_clip(film: Film, known: FrameIndex, start: int, end: int, target: Path) -> None:
+    """Write frames [start, end) of a film as a reduced video for a browser."""
     def pictures():
-        for index, planes in read_known_frames(film, FrameIndex(times[:end]), start):
+        for index, planes in itertools.islice(read_known_frames(film, known, start), end - start):
             height, width = planes.y.shape
             scale = min(1, CLIP_WIDTH / width)
             size = (max(2, 2 * round(side * scale / 2)) for side in (height, width))
-            yield times[index] - times[start], planes.rgb_uint8(*size)
+            yield known.pts[index] - known.pts[start], planes.rgb_uint8(*size)
 
     write_video(target, film, pictures())

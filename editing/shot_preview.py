@@ -1,12 +1,13 @@
 """The detected shots of a film before it is colored, with thumbnails of its frames."""
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from editing.project_settings import ProjectSettings
+from film.io.frame_index import FrameIndex
 
 
 @dataclass
@@ -17,6 +18,12 @@ class ShotPreview:
     starts: list[int]  # first frame of each detected shot, beginning with 0
     thumbnails: list[bytes]  # JPEG of every ``stride``-th frame
     stride: int
+    checksums: array = field(default_factory=lambda: array("L"))  # ``luma_checksum`` of each frame
+
+    @property
+    def index(self) -> FrameIndex:
+        """What identifies the frames."""
+        return FrameIndex(self.pts, self.checksums)
 
     def shots(self, settings: ProjectSettings) -> list[tuple[int, int]]:
         """Return (start, end) of each shot after applying the edited cuts; the end is exclusive."""
@@ -33,10 +40,11 @@ class ShotPreview:
         """Return the preview as tensors and plain values."""
         thumbnails = [torch.frombuffer(bytearray(jpeg), dtype=torch.uint8) for jpeg in self.thumbnails]
         return {"pts": torch.tensor(self.pts, dtype=torch.int64), "starts": self.starts, "thumbnails": thumbnails,
-                "stride": self.stride}
+                "stride": self.stride, "checksums": torch.tensor(self.checksums, dtype=torch.int64)}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "ShotPreview":
         """Create a preview from the result of ``state``."""
         thumbnails = [jpeg.numpy().tobytes() for jpeg in state["thumbnails"]]
-        return cls(array("q", state["pts"].tolist()), state["starts"], thumbnails, state["stride"])
+        return cls(array("q", state["pts"].tolist()), state["starts"], thumbnails, state["stride"],
+                   array("L", state["checksums"].tolist()))

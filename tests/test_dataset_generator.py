@@ -26,7 +26,7 @@ from film.analysis.dataset_files import split_shots
 from film.analysis.detected_shots import SPLITS
 from film.analysis.shot_detection import ChangeDetector, HistogramDetector, detect_shots, detector_input
 from film.analysis.training_frames import FramePool, make_detector
-from film.io import video
+from film.io import frame_index, video
 from film.io.planes import ColorEncoding, Planes, plane_array
 from film.io.video import VideoFile
 from film.report import shot_figures as figures
@@ -311,7 +311,8 @@ def test_images_are_exact_when_frames_are_decoded_again(tmp_path, monkeypatch, n
             yield pts, planes
     read_near, again = VideoFile.read_near, []
     monkeypatch.setattr(training_frames, "POOL_BYTES", budget)
-    monkeypatch.setattr(video, "SEEK_MARGIN", 0.5)
+    for module in (video, frame_index):
+        monkeypatch.setattr(module, "SEEK_MARGIN", 0.5)
     monkeypatch.setattr(VideoFile, "read_near", read_with_offset)
     run(path, tmp_path / "data", frames_per_shot=5, detector="content")
     monkeypatch.undo()

@@ -12,8 +12,9 @@ from numbered import RATE, contents, copy_film, read_number, write_numbers, writ
 
 from config import GeneratorConfig
 from film.analysis.training_frames import extract_training_frames
-from film.io import video
-from film.io.video import FrameIndex, VideoFile, frames_at, luma_checksum
+from film.io import frame_index, video
+from film.io.frame_index import FrameIndex, frames_at, luma_checksum
+from film.io.video import VideoFile
 from film.render.rendering import color_film
 
 FRAMES = 60
@@ -163,7 +164,8 @@ def test_frame_k_of_the_output_shows_frame_k_of_the_source_at_the_same_time(film
 
 @pytest.mark.parametrize("name", FILMS)
 def test_frames_after_seeks_are_those_of_decoding_from_the_beginning(films, monkeypatch, name):
-    monkeypatch.setattr(video, "SEEK_MARGIN", 0.3)
+    for module in (video, frame_index):
+        monkeypatch.setattr(module, "SEEK_MARGIN", 0.3)
     film = VideoFile(films(name))
     whole = [(pts, planes.y.copy()) for pts, _, planes in film.read()]
     for begin in (len(whole) // 3, len(whole) // 2 + 3, len(whole) - 5):
@@ -171,7 +173,9 @@ def test_frames_after_seeks_are_those_of_decoding_from_the_beginning(films, monk
         assert len(part) == len(whole) - begin
         assert all(a[0] == b[0] and np.array_equal(a[1], b[1]) for a, b in zip(whole[begin:], part, strict=True))
     known = FrameIndex([pts for pts, _ in whole], [luma_checksum(planes) for _, _, planes in film.read()])
-    wanted = [index * len(whole) // 60 for index in (50, 51, 3, 40, 41, 20, 59)]
+    if name in ("h264.avi", "mpeg4.avi", "joined.ts"):
+        monkeypatch.setattr(film, "read", None)  # decoding from the beginning is not necessary
+    wanted = [index * len(whole) // 60 for index in (50, 51, 22, 40, 41, 30, 59)]
     with closing(frames_at(film, known, wanted)) as frames:
         assert [index for index, planes in frames if np.array_equal(planes.y, whole[index][1])] == wanted
 
@@ -204,3 +208,27 @@ def test_subtitles_longer_than_the_picture_do_not_end_a_film_early(tmp_path, cap
                         copy.mux(packet)
     extract_training_frames(tmp_path / "long.mkv", tmp_path / "pictures", GeneratorConfig())
     assert VideoFile(tmp_path / "long.mkv").info.stated_frames > 200 and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("size", [(96, 48), (48, 48)])
+def test_frame_sizes_do_not_depend_on_where_reading_starts(tmp_path, monkeypatch, size):
+    """An intra-only film whose second half has frames of another size."""
+    for module in (video, frame_index):
+        monkeypatch.setattr(module, "SEEK_MARGIN", 0.3)
+    for i, part in enumerate([(64, 48), size]):
+        write_numbers(tmp_path / f"{i}.mkv", "mjpeg", pix_fmt="yuvj420p", times=range(30), sound=None, size=part,
+                      first=30 * i)
+    path = tmp_path / "in.mkv"
+    with av.open(str(path), "w") as joined_film:
+        for i in (0, 1):
+            with av.open(str(tmp_path / f"{i}.mkv")) as part:
+                stream = joined_film.streams[0] if i else joined_film.add_stream_from_template(part.streams.video[0])
+                for packet in part.demux():
+                    if packet.size:
+                        packet.pts, packet.dts, packet.stream = (*[packet.pts + 1250 * i] * 2, stream)
+                        joined_film.mux(packet)
+    film = VideoFile(path)
+    whole = [(pts, planes.y.copy()) for pts, _, planes in film.read()]
+    part = [(pts, planes.y.copy()) for pts, _, planes in film.read(whole[50][0])]
+    assert film.seeks_exactly and len(whole) == 60 and whole[59][1].shape == (48, 64)
+    assert all(a[0] == b[0] and np.array_equal(a[1], b[1]) for a, b in zip(whole[50:], part, strict=True))

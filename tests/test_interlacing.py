@@ -9,8 +9,8 @@ from drawn import StubPredictor, draw_film, planes_in
 
 from config import FilmConfig, GeneratorConfig
 from film.analysis.training_frames import extract_training_frames
-from film.io.interlacing import field_flagger, field_order, interlacing_options, split_fields, weave_fields
-from film.io.planes import planes_from_frame
+from film.io.interlacing import FieldDetector, field_flagger, interlacing_options, split_fields, weave_fields
+from film.io.planes import ColorEncoding, Planes, frame_field_order, planes_from_frame
 from film.io.video import VideoFile
 from film.render.rendering import color_film
 
@@ -43,9 +43,16 @@ def draw_fields(path, order, count=6):
     return path
 
 
-def order_in(path):
+def orders_in(path):
+    """Return the field order of each frame of a film."""
     with av.open(str(path)) as film:
-        return field_order(film.decode(video=0))
+        return [frame_field_order(frame) for frame in film.decode(video=0)]
+
+
+def order_in(path):
+    """Return the field order of all frames of a film."""
+    order, = set(orders_in(path))
+    return order
 
 
 class Predictor(StubPredictor):
@@ -78,12 +85,12 @@ def test_interlaced_film_stays_interlaced_with_colors_per_field(tmp_path, capsys
     assert np.abs(np.diff(predictor.seen, axis=1)).max() < 1  # successive rows are equal
     with av.open(str(target)) as film:
         pictures = [planes_from_frame(frame) for frame in film.decode(video=0)]
-    assert len(pictures) == 6 and all(planes.interlaced for planes in pictures)
+    assert len(pictures) == 6 and all(planes.field_order == order for planes in pictures)
     for before, planes in zip(planes_in(source), pictures, strict=True):
         if "crf" in settings:
             assert np.array_equal(before[0], planes.y)
         assert all(np.median(np.abs(colors_of(half) - Predictor.AB)) < 3 for half in split_fields(planes))
-        assert np.array_equal(weave_fields(*split_fields(planes)).y, planes.y)
+        assert np.array_equal(weave_fields(split_fields(planes), order).y, planes.y)
 
 
 def test_chroma_follows_the_luma_of_its_field(tmp_path):
@@ -111,7 +118,7 @@ def test_heights_that_limit_chroma_subsampling(tmp_path, height, pix_fmt, order)
         film.mux(stream.encode(field_flagger("tff", SIZE, height, "yuv420p")(frame.reformat(format="yuv420p"))))
         film.mux(stream.encode(None))
     color_film(StubPredictor(), VideoFile(tmp_path / "in.mxf"), tmp_path / "out.mkv")
-    assert order_in(tmp_path / "in.mxf") == "tff" and order_in(tmp_path / "out.mkv") == order
+    assert order_in(tmp_path / "in.mxf") == order_in(tmp_path / "out.mkv") == order
     with av.open(str(tmp_path / "out.mkv")) as film:
         assert film.streams.video[0].pix_fmt == pix_fmt and film.streams.video[0].height == height
 
@@ -131,14 +138,68 @@ def test_codecs_that_cannot_store_interlacing_cause_a_warning(tmp_path, capsys):
 
 @pytest.mark.parametrize("flags, order", [([1, 1, 0, 0, 0] * 4, "bff"), ([0] * 20, ""), ([1] * 3 + [0] * 17, "")])
 def test_telecined_film_is_flagged_in_part(flags, order):
-    """Telecine interlaces two of five frames; a few flags at the beginning do not make a film interlaced."""
-    mark = field_flagger("bff", 16, 16, "yuv420p")
-    assert field_order(mark(frame) if flag else frame for flag, frame in
-                           ((flag, av.VideoFrame(16, 16, "yuv420p")) for flag in flags)) == order
+    """Telecine interlaces two of five frames; a few flags at the beginning do not make a shot interlaced."""
+    detector, luma = FieldDetector(), np.full((16, 16), 99, np.uint8)
+    for flag in flags:
+        detector.add(Planes(luma, None, None, ColorEncoding(8, False, 6), "bff" * flag))
+    assert detector.shot_order(0, 20)[0] == order
 
 
-def test_training_frames_have_no_combing(tmp_path, capsys):
-    extract_training_frames(draw_fields(tmp_path / "in.mkv", "tff", 20), tmp_path / "pictures", GeneratorConfig())
+def draw_mixed(path, orders, flagged=True, shots=(0,)):
+    """Write a film whose frame i is progressive ("") or has fields of the times 2 i and 2 i + 1."""
+    with av.open(str(path), "w") as film:
+        stream = film.add_stream("ffv1", rate=25, options={"g": "1"})  # it stores the flags of each frame
+        stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
+        marks = {order: field_flagger(order or "prog", SIZE, SIZE, "yuv420p") for order in {*orders, ""}}
+        for i, order in enumerate(orders):
+            first, second = field_at(2 * i), field_at(2 * i + bool(order))
+            picture = np.empty((SIZE, SIZE), np.uint8)
+            picture[::2], picture[1::2] = (second, first) if order == "bff" else (first, second)
+            picture -= 60 * (sum(i >= shot for shot in shots) % 2)
+            frame = marks[order if flagged else ""](av.VideoFrame.from_ndarray(picture, format="gray").reformat(
+                format="yuv420p", src_color_range=1, dst_color_range=1))
+            frame.pts = i
+            film.mux(stream.encode(frame))
+        film.mux(stream.encode(None))
+    return path
+
+
+LEADER = [""] * 30 + ["tff"] * 30
+
+
+@pytest.mark.parametrize("suffix, settings, expected", [
+    (".mkv", {"crf": 0}, LEADER), (".mp4", {}, LEADER), (".mkv", {"codec": "ffv1"}, LEADER),
+    (".mov", {"codec": "prores_ks"}, ["tff"] * 60)])
+def test_a_progressive_leader_does_not_hide_the_fields_of_the_film(tmp_path, suffix, settings, expected):
+    source, target = draw_mixed(tmp_path / "in.mkv", LEADER, shots=(0, 30)), tmp_path / f"out{suffix}"
+    color_film(StubPredictor(), VideoFile(source), target, FilmConfig(**settings))
+    assert orders_in(target) == expected
+    if suffix == ".mkv":
+        assert all(np.array_equal(a[0], b[0]) for a, b in zip(planes_in(source), planes_in(target), strict=True))
+
+
+@pytest.mark.parametrize("settings", [{}, {"codec": "ffv1"}])
+def test_mixed_film_keeps_the_flags_of_each_frame(tmp_path, settings):
+    orders = ["tff", "tff", "", "", ""] * 6 + [""] * 30 + ["bff"] * 30  # telecine, progressive film, other field order
+    source = draw_mixed(tmp_path / "in.mkv", orders, shots=(0, 30, 60))
+    color_film(StubPredictor(), VideoFile(source), tmp_path / "out.mkv", FilmConfig(cut_at=(30, 60), **settings))
+    assert orders_in(source) == orders_in(tmp_path / "out.mkv") == orders
+
+
+@pytest.mark.parametrize("order", ["tff", "bff", ""])
+def test_combing_shows_the_field_order_of_film_without_flags(tmp_path, capsys, order):
+    source = draw_mixed(tmp_path / "in.mkv", [order] * 40, flagged=False)
+    predictor = Predictor()
+    color_film(predictor, VideoFile(source), tmp_path / "out.mkv")
+    assert order_in(source) == "" and order_in(tmp_path / "out.mkv") == order
+    assert np.abs(np.diff(predictor.seen, axis=1)).max() < 1  # successive rows are equal
+    assert ("is interlaced" in capsys.readouterr().err) == bool(order)
+
+
+@pytest.mark.parametrize("flagged", [True, False])
+def test_training_frames_have_no_combing(tmp_path, capsys, flagged):
+    source = draw_mixed(tmp_path / "in.mkv", ["tff"] * 20, flagged)
+    extract_training_frames(source, tmp_path / "pictures", GeneratorConfig())
     assert "in.mkv is interlaced: the images are the mean of both fields" in capsys.readouterr().err
     written = [cv2.imread(str(path)) for path in (tmp_path / "pictures").glob("*.png")]
     assert written and all(np.abs(np.diff(picture.astype(int), axis=0)).max() <= 1 for picture in written)

@@ -20,7 +20,7 @@ from config import FilmConfig, StudioConfig, TrainConfig
 from editing import training_job
 from editing.background import BackgroundJob, Canceled, JobRunner
 from editing.coloring_job import PredictorCache, color_project, find_shots
-from editing.frame_reader import FrameReader, read_timestamps
+from editing.frame_reader import FrameReader, index_frames
 from editing.project import Project, open_project
 from editing.project_settings import ProjectSettings
 from editing.recolor import ColorChange, RecoloringPredictor
@@ -298,8 +298,8 @@ def test_one_job_runs_at_a_time():
 def test_frames_are_read_by_number(tmp_path):
     film = draw_film(tmp_path / "film.mp4", times=range(60))
     whole = planes_in(film)
-    frames = FrameReader(VideoFile(film), read_timestamps(film))
-    assert len(frames.times) == 60
+    frames = FrameReader(VideoFile(film), index_frames(film))
+    assert len(frames.known.pts) == 60
     for index in (30, 31, 29, 0, 59, 58, 12, 13, 14, 40, 30):
         assert np.array_equal(frames.read(index).y, whole[index][0]), index
     with pytest.raises(UserError, match="no frame 60"):

@@ -13,7 +13,8 @@ import pytest
 from drawn import StubPredictor, draw_film, draw_picture, draw_shots, planes_in, times_and_sound
 
 from config import FilmConfig
-from film.io.video import FrameIndex, VideoFile, frames_at
+from film.io.frame_index import FrameIndex, frames_at
+from film.io.video import VideoFile
 from film.render.rendering import color_film
 from utils import UserError, parse_time
 

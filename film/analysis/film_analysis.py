@@ -187,6 +187,7 @@ class _AnalysisPass:
             self.margins.append(measure_margins([sample.profile for sample in samples]))
         box = None if self.previous is None else self.previous.box(start, boundary.end)
         self.shots.append(Shot(start, boundary.end, self.predictor.palette([sample.lab for sample in samples]),
-                               shot_has_color([sample.rgb for sample in samples]), box, transition))
+                               shot_has_color([sample.rgb for sample in samples]), box, transition,
+                               *self.scan.fields.shot_order(start, boundary.end)))
         if self.on_shot:
             self.on_shot(self._plan())

@@ -7,9 +7,11 @@ from contextlib import closing
 
 from tqdm import tqdm
 
+from film.io.interlacing import FieldDetector
 from film.io.planes import Planes
 from film.io.thread_pool import prefetch
-from film.io.video import DamageLog, Film, FrameIndex, luma_checksum
+from film.io.frame_index import FrameIndex, luma_checksum
+from film.io.video import DamageLog, Film
 from utils import UserError
 
 FRAMES_AHEAD = 8  # frames decoded ahead of the consumer; larger evens out slow frames and takes more memory
@@ -22,7 +24,7 @@ class FilmScan:
         self.film, self.begin, self.end = film, begin, end
         self.pts, self.checksums = array("q"), array("L")  # of the frames that were read, see ``FrameIndex``
         self.last_duration, self.size = 0, (0, 0)  # duration and (height, width) of the last frame
-        self.interlaced = False  # whether any frame is interlaced
+        self.fields = FieldDetector()
         self.damage = DamageLog()
 
     @property
@@ -41,7 +43,7 @@ class FilmScan:
                 self.pts.append(pts)
                 self.checksums.append(luma_checksum(planes))
                 self.last_duration, self.size = duration, planes.y.shape
-                self.interlaced |= planes.interlaced
+                self.fields.add(planes)
                 bar.update()
                 yield planes
 

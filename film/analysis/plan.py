@@ -2,6 +2,7 @@
 
 from array import array
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -13,8 +14,8 @@ from colorizer.adaptation.film_response import FilmResponse
 from colorizer.confidence import Confidence
 from colorizer.predictor import Palette
 from colorizer.warping.propagation import Anchor
-from film.io.planes import Box
-from film.io.video import FrameIndex
+from film.io.planes import Box, Planes
+from film.io.frame_index import FrameIndex
 
 
 class FilmPredictor(Protocol):
@@ -88,6 +89,12 @@ class Shot:
     in_color: bool  # whether the source is already in color
     box: Box | None = None  # the picture inside the letterbox; None: the whole frame
     transition: Transition | None = None  # into the next shot; None: a cut
+    field_order: str = ""  # "tff" or "bff" of an interlaced shot
+    is_flagged: bool = True  # whether its interlaced frames are flagged
+
+    def with_fields(self, planes: Planes) -> Planes:
+        """Return a frame of the shot with its field order if the file does not state it."""
+        return planes if self.is_flagged else planes._replace(field_order=self.field_order)
 
     @property
     def transition_start(self) -> int:
@@ -142,7 +149,16 @@ class Plan:
         shot, response = self.shots[number], self.response and self.response.state()
         following = self.shots[number + 1] if shot.transition else shot
         return [shot.start, shot.transition_start, shot.end, following.transition_start, shot.box, self.has_color,
-                response]
+                response, shot.field_order, shot.is_flagged, self.field_order]
+
+    @property
+    def field_order(self) -> str:
+        """Field order of most frames in interlaced shots; "" if there are none."""
+        frames = Counter()
+        for shot in self.shots:
+            frames[shot.field_order] += shot.end - shot.start
+        del frames[""]
+        return frames.most_common(1)[0][0] if frames else ""
 
     def box(self, start: int, end: int) -> Box | None:
         """Return the smallest box that contains the pictures of frames [start, end); None: the whole frame."""

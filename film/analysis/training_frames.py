@@ -22,7 +22,8 @@ from film.analysis.detected_shots import MAX_THUMBNAILS, DetectedFilm, DetectedS
 from film.analysis.film_scan import FilmScan
 from film.analysis.shot_detection import ChangeDetector, Detector, HistogramDetector, detect_shots, detector_input
 from film.io.planes import Box, Planes
-from film.io.video import VideoFile, frames_at, is_truncated
+from film.io.frame_index import frames_at
+from film.io.video import VideoFile, is_truncated
 from utils import evenly_spaced, warn
 
 POOL_BYTES = 512 * 2**20  # maximum size of the buffered frames: 870 frames of 854 x 480, 172 of 1920 x 1080
@@ -76,6 +77,7 @@ class _Extraction:
         self.pool = FramePool(config.frames_per_shot, self.detector.delay, POOL_BYTES)
         self.result = DetectedFilm(film.path, float(film.info.rate), self.detector.label, self.detector.threshold)
         self.numbers = itertools.count()
+        self.orders: list[tuple[str, bool]] = []  # of each shot: field order, and whether frames are flagged
         self.reread: dict[int, DetectedShot] = {}  # frame to decode again -> its shot
         self.profiles: dict[int, list[Profile]] = {}  # number of a shot with missing frames -> profiles
         self.margins: dict[int, list[Margin]] = {}  # number of a shot -> its margins
@@ -87,7 +89,7 @@ class _Extraction:
             for start, end in detect_shots(pictures, self.detector, self.result.differences):
                 self._end_shot(DetectedShot(len(self.result.shots), start, end))
         self.scan.require_frames()
-        if self.scan.interlaced:
+        if any(order for order, _ in self.orders):
             warn(f"{self.film.path} is interlaced: the images are the mean of both fields")
         for index, planes in frames_at(self.film, self.scan.index, sorted(self.reread)):
             self._process(self.reread[index], index, planes)
@@ -108,6 +110,7 @@ class _Extraction:
         if shot.length >= self.config.shots_len_thres:
             shot.images = {shot.start + i: next(self.numbers)
                            for i in evenly_spaced(shot.length, self.config.frames_per_shot)}
+        self.orders.append(self.scan.fields.shot_order(shot.start, shot.end))
         selected = sorted({*shot.images, shot.middle})
         for index in selected:
             buffered = self.pool.buffered[index]
@@ -122,6 +125,8 @@ class _Extraction:
 
     def _process(self, shot, index, planes):
         """Write a selected frame, measure its margins, and make a thumbnail of it if it is the middle frame."""
+        order, is_flagged = self.orders[shot.number]
+        planes = planes if is_flagged else planes._replace(field_order=order)
         self.profiles.setdefault(shot.number, []).append(luma_profile(planes.y, planes.encoding.luma_range))
         if index in shot.images:
             self._submit(write_frame, self.folder / self.result.image_name(shot.images[index]), planes)

@@ -19,10 +19,11 @@ from av.video.reformatter import VideoReformatter
 
 from config import FilmConfig
 from fileio.atomic import atomic_write
-from film.io.interlacing import INTERLACED_ENCODERS, field_flagger, field_order, frame_filter, interlacing_options
+from film.io.filters import frame_filter
+from film.io.interlacing import INTERLACED_ENCODERS, field_flagger, interlacing_options, mark_progressive
 from film.io.mux import OUTPUT_SUFFIXES, can_store, container_format
 from film.io.planes import (
-    BT709, SIDE_DATA, ColorEncoding, Planes, has_fields, orientation, plane_array, planes_from_frame)
+    BT709, SIDE_DATA, ColorEncoding, Planes, orientation, plane_array, planes_from_frame)
 from film.io.video import Film, VideoFile, frame_rate, open_video, read_frames
 from utils import UserError, is_out_of_memory, warn
 
@@ -58,17 +59,17 @@ class EncodingTarget(NamedTuple):
     field_order: str = ""  # "tff" or "bff" for interlaced film
 
 
-def choose_encoding(film: VideoFile, output: Path, config: FilmConfig) -> EncodingTarget:
+def choose_encoding(film: VideoFile, output: Path, config: FilmConfig, order: str = "") -> EncodingTarget:
     """Choose the encoding of ``output``, the colored version of ``film``, and test it with a black frame.
 
-    Warns if the encoder cannot mark interlaced film. Raises UserError if the suffix of ``output`` is not supported, no
-    frame of the film can be decoded, or the encoder settings cannot be combined.
+    ``order`` is the field order of the film. Warns if the encoder cannot mark it. Raises UserError if the suffix of
+    ``output`` is not supported, no frame of the film can be decoded, or the encoder settings cannot be combined.
     """
     if output.suffix.lower() not in OUTPUT_SUFFIXES:
         raise UserError(f"cannot write {output}; pass a {', '.join(OUTPUT_SUFFIXES[:-1])} or {OUTPUT_SUFFIXES[-1]} "
                         "file to --output")
     encoder, path = _choose_encoder(output, config), film.path
-    frame, order = _first_frame(path)
+    frame = _first_frame(path)
     if order and encoder.name not in INTERLACED_ENCODERS:
         warn(f"{path} is interlaced, which {encoder.name} cannot mark, so players may show combing; use --codec h264")
         order = ""
@@ -83,7 +84,7 @@ def choose_encoding(film: VideoFile, output: Path, config: FilmConfig) -> Encodi
         warn(f"{encoder.name} stores only {bits} of the {planes.encoding.depth} bits per sample of {path}; use --codec "
              "ffv1 and a .mkv to keep all")
     encoding = planes.encoding._replace(depth=bits)
-    options = {**_choose_options(encoder, config), **interlacing_options(order)}
+    options = _choose_options(encoder, config)
     has_alpha = "yuva" in pix_fmt
     with open_video(path) as (_, stream):
         rate = frame_rate(stream)
@@ -104,14 +105,11 @@ def choose_encoding(film: VideoFile, output: Path, config: FilmConfig) -> Encodi
 
 
 def _first_frame(path):
-    """Return the first frame and the field order of the film ("" if progressive). Raises UserError if no frame can be
-    decoded."""
+    """Return the first frame of a film. Raises UserError if no frame can be decoded."""
     with closing(read_frames(path)) as frames:
-        first = next(frames, None)
-        if first is None:
-            raise UserError(f"no frame of {path} can be decoded; pass a different video")
-        order = field_order(itertools.chain([first[1]], (frame for _, frame in frames)))
-        return first[1], order if has_fields(first[1]) else ""
+        for _, frame in frames:
+            return frame
+    raise UserError(f"no frame of {path} can be decoded; pass a different video")
 
 
 def _choose_encoder(output, config):
@@ -183,7 +181,8 @@ def segment_encoder(file: BinaryIO, target: EncodingTarget) -> Iterator[Callable
     must have the encoding and sizes of ``target``, and pts its time base. The file is complete when the block ends.
     """
     container = av.open(file, "w", format=target.segment_format)
-    stream = container.add_stream(target.codec, rate=target.rate, options=target.options)
+    stream = container.add_stream(target.codec, rate=target.rate,
+                                  options={**target.options, **interlacing_options(target.field_order)})
     stream.width, stream.height, stream.pix_fmt = target.width, target.height, target.pix_fmt
     # MPEG-2 allows no other time base. The values of timestamps do not matter, see EncodingTarget.segment_format.
     base = 1 / target.rate if target.codec == "mpeg2video" else target.time_base
@@ -193,19 +192,25 @@ def segment_encoder(file: BinaryIO, target: EncodingTarget) -> Iterator[Callable
     for tag, value in target.tags.items():
         setattr(stream.codec_context, tag, value)
     new_frame, opaque, numbers = _frame_factory(target), 2**target.encoding.depth - 1, itertools.count()
+    progressive: set[int] = set()  # pts of frames in an interlaced H.264 stream
+
+    def mux(packets):
+        container.mux([mark_progressive(packet) if packet.pts in progressive else packet for packet in packets])
 
     def write(planes, pts):
-        frame = new_frame(planes.source)
+        frame = new_frame(planes.source, bool(planes.field_order))
+        if target.field_order and target.codec == "libx264" and not planes.field_order:
+            progressive.add(pts)
         alpha = opaque if planes.alpha is None else planes.alpha
         for index, plane in zip(range(len(frame.planes)), (*planes[:3], alpha), strict=False):
             plane_array(frame, index, target.encoding.dtype)[:] = plane
         frame.pts, frame.time_base = pts if base == target.time_base else next(numbers), base
         frame.color_range, frame.colorspace = target.tags["color_range"], target.tags["colorspace"]
-        container.mux(stream.encode(frame))
+        mux(stream.encode(frame))
 
     try:
         yield write
-        container.mux(stream.encode(None))
+        mux(stream.encode(None))
         container.close()
     except BaseException:
         with suppress(OSError, av.error.FFmpegError):  # else it is closed by the garbage collector, after ``file``
@@ -220,11 +225,14 @@ def _frame_factory(target):
     """
     size, written = (target.width, target.height, target.pix_fmt), _WRITTEN_SIDE_DATA.get(target.codec, set())
     donor = min(target.width, _DONOR_SIZE), min(target.height, _DONOR_SIZE), target.pix_fmt
-    flag_fields = field_flagger(target.field_order or "prog", *size)
-    pad = frame_filter(*donor, "pad", f"{target.width}:{target.height}") if written else None
+    flags = {order: field_flagger(order, *size) for order in {target.field_order or "prog", "prog"}}
+    pad = frame_filter(*donor, ("pad", f"{target.width}:{target.height}")) if written else None
     reformatter = VideoReformatter()
 
-    def create(source):
+    def create(source, is_interlaced):
+        # x264, too, encodes all frames as two fields: see ``mark_progressive``.
+        has_fields = target.field_order and (is_interlaced or target.codec != "ffv1")
+        flag_fields = flags[target.field_order if has_fields else "prog"]
         if source is None or pad is None or not any(data.type in written for data in source.side_data):
             frame = av.VideoFrame(*size)
             return flag_fields(frame) if target.field_order else frame

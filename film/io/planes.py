@@ -13,6 +13,7 @@ from colorizer.letterbox import Box
 from colorizer.warping.upsampling import guided_filter_coefficients
 from dataset import resize
 from fileio.images import srgb_decode, srgb_encode
+from film.io.filters import frame_filter
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Color encoding
@@ -141,13 +142,14 @@ class Planes(NamedTuple):
     cb: np.ndarray | None
     cr: np.ndarray | None
     encoding: ColorEncoding
-    interlaced: bool = False  # even and odd rows of each plane are two fields, captured at different times
+    field_order: str = ""  # "tff" or "bff": even and odd rows are two fields, captured at different times, the top or
+    # bottom one first; "": progressive
     alpha: np.ndarray | None = None  # opacity (H, W) in full range, at the depth of ``encoding``; None: opaque
     source: av.VideoFrame | None = None  # the decoded frame if it has any of SIDE_DATA
 
     def _deinterlaced(self):
         """Return the mean of the two fields of an interlaced frame, which has no combing; other frames unchanged."""
-        if not self.interlaced:
+        if not self.field_order:
             return self
         y, cb, cr = map(_mean_of_fields, self[:3])
         return Planes(y, cb, cr, self.encoding)
@@ -272,6 +274,21 @@ def has_fields(frame: av.VideoFrame) -> bool:
     return orientation(frame) == UPRIGHT and frame.height % 2 == 0 and frame.height > 3
 
 
+def frame_field_order(frame: av.VideoFrame) -> str:
+    """Return the field order of a frame according to its flags, "tff" or "bff"; "" if it is progressive or rotated.
+
+    PyAV does not expose the order: a filter drops frames that are not "tff".
+    """
+    if not (frame.interlaced_frame and has_fields(frame)):
+        return ""
+    is_tff = frame_filter(frame.width, frame.height, frame.format.name, ("select", "eq(interlace_type,TOPFIRST)"))
+    try:
+        is_tff(frame)
+    except av.error.BlockingIOError:  # the frame was dropped
+        return "bff"
+    return "tff"
+
+
 class ColorTags(NamedTuple):
     """Tags of a film that PyAV does not attach to its frames."""
 
@@ -291,7 +308,7 @@ def planes_from_frame(frame: av.VideoFrame, tags: ColorTags | None = None) -> Pl
     tags = tags or ColorTags()
     full = full if tags.full_range is None else tags.full_range
     colorspace = frame.colorspace if frame.colorspace in _LUMA_WEIGHTS else BT709 if frame.height >= 720 else BT601
-    interlaced, turn = frame.interlaced_frame and has_fields(frame), orientation(frame)
+    order, turn = frame_field_order(frame), orientation(frame)
     has_alpha = frame.format.components[-1].is_alpha and not frame.format.has_palette
     if not re.fullmatch(r"(yuva?4|yuvj4|gray).*(?<!be)(?<!f16le)(?<!f32le)", name):
         depth = next((bits for bits in (8, 10, 12) if bits >= depth), 16)
@@ -305,7 +322,7 @@ def planes_from_frame(frame: av.VideoFrame, tags: ColorTags | None = None) -> Pl
     planes = [turn.apply(plane) if turn != UPRIGHT else plane for plane in (
         plane_array(frame, index, encoding.dtype) for index in range(len(frame.planes)))]
     cb, cr = (None, None) if len(planes) == 1 else planes[1:3]
-    return Planes(planes[0], cb, cr, encoding, interlaced, planes[3] if has_alpha else None,
+    return Planes(planes[0], cb, cr, encoding, order, planes[3] if has_alpha else None,
                   source if any(data.type in SIDE_DATA for data in source.side_data) else None)
 
 

@@ -24,8 +24,7 @@ class PacketClock:
         self.video, self.base = video, video.time_base
         self.step = max(1, round(1 / (rate * self.base)))  # duration of a frame in ``base``
         self.jump = max(round(JUMP / self.base), 4 * self.step)
-        may_jump = bool(film.format.flags & av.format.Flags.ts_discont.value)
-        self.longest_gap = round(LONGEST_GAP / self.base) if may_jump else None
+        self.longest_gap = round(LONGEST_GAP / self.base) if clock_may_restart(film) else None
         self.parts: list[tuple[int, int, int]] = []  # in ``base``: shift, first timestamp, last one of the part before
         self.progress: dict[int, tuple[int, Fraction]] = {}  # stream: part and time in ``base`` of its last packet
         self.wrong = 0  # number of video packets with a wrong timestamp
@@ -46,13 +45,13 @@ class PacketClock:
         def decide():
             nonlocal previous
             packet, before = undecided.popleft(), previous
-            self._decide(packet, [_time(other) for other in undecided])
+            self._decide(packet, [time for other in undecided if (time := _time(other)) is not None])
             previous = packet
             return self._release(held, before) if before else ()
 
         for packet in packets:
             held.append(packet)
-            if packet.stream is self.video and _time(packet) is not None:
+            if packet.stream is self.video:
                 undecided.append(packet)
             if len(undecided) > MAX_REORDERING:
                 yield from decide()
@@ -63,6 +62,8 @@ class PacketClock:
     def _decide(self, packet, following):
         """Shift a video packet; ``following`` are timestamps of the next ones. Remove its timestamp if it is wrong."""
         time = _time(packet)
+        if time is None:
+            return
         if self.parts and self._is_wrong(time, following[0] if following else None):
             self.wrong += 1
             packet.pts = packet.dts = None
@@ -115,6 +116,11 @@ class PacketClock:
             part -= old <= time and begin - self.jump < time < previous + self.jump
         self.progress[packet.stream_index] = part, time
         return part
+
+
+def clock_may_restart(film: av.container.InputContainer) -> bool:
+    """Return whether the clock of a film may restart, as in .ts, .vob and .ogv files that were joined with ``cat``."""
+    return bool(film.format.flags & av.format.Flags.ts_discont.value)
 
 
 def _time(packet):

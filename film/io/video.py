@@ -1,6 +1,6 @@
 """Reading of video files: opening, seeking and decoding frames with timestamps; and the ``Film`` protocol."""
 
-import zlib
+import itertools
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from fractions import Fraction
@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import av
-import numpy as np
-from av.filter import Graph
 from av.stream import Disposition, Stream
 
 from config import FilmConfig
 from fileio.images import IMAGE_SUFFIXES
 from film.io.color_tags import read_color_tags
+from film.io.filters import frame_filter
 from film.io.isolation import ProcessDied, run_in_subprocess
 from film.io.planes import ColorTags, Planes, planes_from_frame
-from film.io.timestamps import FrameClock, PacketClock
+from film.io.timestamps import FrameClock, PacketClock, clock_may_restart
 from utils import UserError, list_files, return_freed_memory, warn
 
 VIDEO_SUFFIXES = (  # files with these suffixes count as videos without a check; FFmpeg inspects all other files
@@ -148,22 +147,33 @@ class DamageLog:
                  "these frames are scaled to the first size, with borders")
 
 
-def read_frames(path: str | Path, seek_to: int | None = None,
-                damage: DamageLog | None = None) -> Generator[tuple[int, av.VideoFrame], None, None]:
+class Seek(NamedTuple):
+    """Where ``read_frames`` starts: at a keyframe that may be SEEK_MARGIN before a frame, or anywhere without an index
+    in the file."""
+
+    pts: int  # of the frame
+    size: tuple[int, int]  # (width, height) of the first frame of the film
+    position: int | None = None  # in the file, in bytes, to start there
+
+
+def read_frames(path: str | Path, damage: DamageLog | None = None,
+                seek: Seek | None = None) -> Generator[tuple[int, av.VideoFrame], None, None]:
     """Yield (pts, frame) of a video in presentation order with strictly increasing pts; see film/io/timestamps.py.
 
-    With ``seek_to``, reading starts at a keyframe that may be SEEK_MARGIN before this pts, or anywhere if the file has
-    no index. Unless ``VideoFile.seeks_exactly``, the pts are then unreliable. Frames of a different size than the first
+    After a seek, the pts are unreliable unless ``VideoFile.seeks_exactly``. Frames of a different size than the first
     are scaled to it, with borders. Packets that cannot be decoded are skipped; they, the frames that the decoder
     repairs, wrong timestamps and sizes are added to ``damage``.
     """
     damage = damage or DamageLog()
     with open_video(path) as (film, stream):
-        if seek_to is not None:
+        if seek is not None:
             with suppress(av.error.FFmpegError):  # without an index, the film is read from its start
-                film.seek(max(seek_to - round(SEEK_MARGIN / stream.time_base), 0), stream=stream)
+                if seek.position is not None:
+                    film.seek(seek.position, unsupported_byte_offset=True)
+                else:
+                    film.seek(max(seek.pts - round(SEEK_MARGIN / stream.time_base), 0), stream=stream)
         packets = PacketClock(film, stream, frame_rate(stream))
-        times, size = FrameClock(film, stream, frame_rate(stream), delay=None if seek_to is None else 0), None
+        times, size = FrameClock(film, stream, frame_rate(stream), delay=0 if seek else None), seek and seek.size
         decoder = _alpha_decoder(stream) or stream.codec_context
         for packet in packets.packets(demux_packets(film, stream, path)):
             try:
@@ -172,7 +182,7 @@ def read_frames(path: str | Path, seek_to: int | None = None,
                 damage.add(float((packet.pts or packet.dts or 0) * stream.time_base), error.strerror)
                 continue
             for frame in frames:
-                if seek_to is not None and times.last is None and not frame.key_frame:
+                if seek and times.last is None and not frame.key_frame:
                     continue  # refers to frames before the start
                 pts = times.time(frame)
                 if frame.is_corrupt:
@@ -181,20 +191,15 @@ def read_frames(path: str | Path, seek_to: int | None = None,
                 damage.sizes.setdefault((frame.width, frame.height), float(pts * stream.time_base))
                 damage.frames, damage.wrong_times = times.frames, times.wrong
                 if (frame.width, frame.height) != size:
-                    frame = fit_frame(frame, *size)
+                    frame = _fit_frame(frame, *size)
                 yield pts, frame
 
 
-def fit_frame(frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
+def _fit_frame(frame, width, height):
     """Return a frame scaled to fit into the given size, without distortion, on black."""
-    graph = Graph()
-    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name,
-                              time_base=Fraction(1, 25))
     scale = f"{width}:{height}:force_original_aspect_ratio=decrease:force_divisible_by=2"
-    graph.link_nodes(source, graph.add("scale", scale), graph.add("pad", f"{width}:{height}:-1:-1"),
-                     graph.add("buffersink")).configure()
-    graph.push(frame)
-    return graph.pull()
+    return frame_filter(frame.width, frame.height, frame.format.name, ("scale", scale),
+                        ("pad", f"{width}:{height}:-1:-1"))(frame)
 
 
 def _alpha_decoder(stream):
@@ -212,18 +217,7 @@ class FilmInfo(NamedTuple):
     time_base: Fraction  # seconds per unit of pts
     start: float  # start of the earliest track in seconds
     stated_frames: int  # number of frames, which may be inexact; 0 if unknown
-
-
-class FrameIndex(NamedTuple):
-    """What identifies the frames of a film, in order; recorded when it is decoded for the first time."""
-
-    pts: Sequence[int]  # strictly increasing
-    checksums: Sequence[int] = ()  # ``luma_checksum`` of each frame; empty if it was not recorded
-
-
-def luma_checksum(planes: Planes) -> int:
-    """Return the CRC-32 of every third row and every fourth column of the luma of a frame."""
-    return zlib.crc32(planes.y[::3, ::4].tobytes())
+    may_restart: bool = False  # whether the clock may restart in this format
 
 
 class Film(Protocol):
@@ -270,7 +264,7 @@ class VideoFile:
         with open_video(self.path) as (film, stream):
             rate = frame_rate(stream)
             count = stream.frames or round((film.duration or 0) / 1e6 * rate)
-            return FilmInfo(rate, stream.time_base, (film.start_time or 0) / 1e6, count)
+            return FilmInfo(rate, stream.time_base, (film.start_time or 0) / 1e6, count, clock_may_restart(film))
 
     @cached_property
     def color_tags(self) -> ColorTags:
@@ -281,37 +275,56 @@ class VideoFile:
         stat = self.path.stat()
         return [str(self.path.resolve()), stat.st_size, stat.st_mtime_ns]
 
-    @cached_property
+    @property
     def seeks_exactly(self) -> bool:
         """Whether the frames after a seek have the same timestamps as without it: the file states all timestamps, they
-        are distinct, and the clock never jumps. Reads the whole file without decoding it."""
+        are distinct, and the clock never jumps."""
+        return self._seek_table[0]
+
+    @cached_property
+    def _seek_table(self):
+        """(seeks_exactly, [(pts, position in bytes)] of the keyframes if the clock restarts, since FFmpeg then cannot
+        find a time). Reads the whole file without decoding it."""
         with open_video(self.path) as (film, stream):
-            clock, times, is_intra = PacketClock(film, stream, frame_rate(stream)), [], True
+            clock, times, is_intra, keyframes = PacketClock(film, stream, frame_rate(stream)), [], True, []
             for packet in clock.packets(demux_packets(film, stream, self.path)):
                 if packet.size:
                     times.append(packet.pts if packet.pos is not None else None)  # without a position, it is a guess
                     is_intra &= packet.is_keyframe
-            return (clock.is_continuous and None not in times and len(set(times)) == len(times)
-                    and (is_intra or film.format.name != "avi"))
+                    if packet.is_keyframe and times[-1] is not None:
+                        keyframes.append((packet.pts, packet.pos))
+            is_exact = clock.is_continuous and None not in times and len(set(times)) == len(times)
+            return is_exact and (is_intra or film.format.name != "avi"), keyframes if len(clock.parts) > 1 else []
 
     def read(self, begin: int | None = None,
              damage: DamageLog | None = None) -> Generator[tuple[int, int, Planes], None, None]:
         """Yield (pts, duration, Planes) of the frames of ``read_frames``, found by seeking if that is exact."""
-        is_far = begin is not None and begin * self.info.time_base > self.info.start + SEEK_MARGIN
-        for seek_to in [begin, None] if is_far and self.seeks_exactly else [None]:
-            with closing(read_frames(self.path, seek_to, damage)) as frames:
-                for number, (pts, frame) in enumerate(frames):
-                    if number == 0 and seek_to is not None and pts > seek_to:
-                        break
-                    if begin is None or pts >= begin:
-                        yield pts, frame.duration, planes_from_frame(frame, self.color_tags)
-                else:
+        if (begin is not None and begin * self.info.time_base > self.info.start + SEEK_MARGIN and self.seeks_exactly):
+            with closing(self._planes(damage, Seek(begin, self._size))) as frames:
+                first = next(frames, None)
+                if first is not None and first[0] <= begin:
+                    yield from (frame for frame in itertools.chain([first], frames) if frame[0] >= begin)
                     return
+        with closing(self._planes(damage)) as frames:
+            yield from (frame for frame in frames if begin is None or frame[0] >= begin)
+
+    def _planes(self, damage=None, seek=None):
+        with closing(read_frames(self.path, damage, seek)) as frames:
+            for pts, frame in frames:
+                yield pts, frame.duration, planes_from_frame(frame, self.color_tags)
+
+    @cached_property
+    def _size(self):
+        with closing(read_frames(self.path)) as frames:
+            return next(((frame.width, frame.height) for _, frame in frames), None)
 
     def read_near(self, pts: int) -> Generator[tuple[int, Planes], None, None]:
-        with closing(read_frames(self.path, pts)) as frames:
-            for found, frame in frames:
-                yield found, planes_from_frame(frame, self.color_tags)
+        target = pts - round(SEEK_MARGIN / self.info.time_base)
+        keyframes = self._seek_table[1] if self.info.may_restart else []
+        position = max((position for time, position in keyframes if time <= target), default=None)
+        with closing(self._planes(seek=Seek(pts, self._size, position))) as frames:
+            for found, _, planes in frames:
+                yield found, planes
 
     def colored_film(self, output: Path, times: Iterable[int]) -> "VideoFile":
         return VideoFile(output)
@@ -324,73 +337,3 @@ def pts_window(film: Film, config: FilmConfig) -> tuple[int | None, float]:
     """Convert config.start and config.end to (first pts, end pts) of a film; (None, inf) if they are not set."""
     start, time_base = film.info.start, film.info.time_base
     return round((start + config.start) / time_base) if config.start else None, (start + config.end) / time_base
-
-
-def read_known_frames(film: Film, known: FrameIndex, index: int) -> Generator[tuple[int, Planes], None, None]:
-    """Read a film again from frame ``index`` on and yield (index, Planes).
-
-    Frames far from the start are found by seeking and recognized by their checksums; if one is not the known one, the
-    film is decoded from its start. Raises UserError if the pts then differ from the known ones.
-    """
-    times = known.pts
-    if known.checksums and (times[index] - times[0]) * film.info.time_base > SEEK_MARGIN:
-        with closing(_seek_known_frames(film, known, index)) as found:
-            for number, planes in found:
-                yield number, planes
-                index = number + 1
-    if index == len(times):
-        return
-    first = 0 if known.checksums else index
-    number = first - 1
-    with closing(film.read(times[first])) as frames:
-        for number, (pts, _, planes) in zip(range(first, len(times)), frames, strict=False):
-            if pts != times[number]:
-                number -= 1
-                break
-            if number >= index:
-                yield number, planes
-    if number + 1 < len(times):
-        raise UserError(f"from frame {number + 1} on, the timestamps of {film.path} differ from those of the first "
-                        "reading; copy it to a reliable disk and run again")
-
-
-def _seek_known_frames(film, known, index):
-    """Yield (index, Planes) from frame ``index`` on, while the frames after a seek are recognized without doubt."""
-    checksums, start = np.asarray(known.checksums), index
-    places = np.zeros(0, int)  # indices of the known frames that the last one may be, given those before it
-    with closing(film.read_near(known.pts[index])) as frames:
-        for pts, planes in frames:
-            checksum = luma_checksum(planes)
-            places = places[places + 1 < len(checksums)] + 1
-            places = places[checksums[places] == checksum]
-            if not len(places):
-                if index > start:
-                    return
-                places = np.flatnonzero(checksums == checksum)
-            if index in places:
-                if len(places) > 1 and pts != known.pts[index]:
-                    return
-                places = np.array([index])
-                yield index, planes
-                index += 1
-            elif len(places) and places.min() > index:
-                return
-
-
-def frames_at(film: Film, known: FrameIndex, indices: Iterable[int]) -> Generator[tuple[int, Planes], None, None]:
-    """Yield (index, Planes) of the frames ``indices``; the next index is requested after a frame was consumed.
-
-    Seeks to reach an earlier frame or one more than SEEK_MARGIN later, else decodes the frames between.
-    """
-    times = known.pts
-    with ExitStack() as stack:
-        frames, following = None, 0  # index of the next frame to read
-        for index in indices:
-            if (frames is None or index < following
-                    or (times[index] - times[following]) * film.info.time_base > SEEK_MARGIN):
-                stack.close()
-                frames = stack.enter_context(closing(read_known_frames(film, known, index)))
-            following = index + 1
-            yield next(frame for frame in frames if frame[0] == index)
-
-

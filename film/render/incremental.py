@@ -23,7 +23,7 @@ from film.render.segments import SegmentStore, read_completion
 from film.render.writers import FilmWriter, Writer
 from utils import single_torch_thread
 
-FORMAT = 16  # format version of a SegmentStore; stores with a different version are ignored
+FORMAT = 17  # format version of a SegmentStore; stores with a different version are ignored
 
 
 def open_segment_store(predictor: FilmPredictor, film: Film, output: Path, writer: Writer,

@@ -19,10 +19,11 @@ from film.analysis.exposure import normalize_exposure
 from film.analysis.held_frames import HeldFrameDetector
 from film.analysis.plan import FilmPredictor, Plan
 from film.io.encoding import EncodingTarget
-from film.io.interlacing import split_fields, weave_fields
+from film.io.frame_index import frames_at
+from film.io.interlacing import INTERLACED_ENCODERS, split_fields, weave_fields
 from film.io.planes import Box, Planes, ab_to_chroma, change_depth, plane_slices, scale_depth
 from film.io.thread_pool import CORES, coloring_threads, map_in_order
-from film.io.video import Film, frames_at
+from film.io.video import Film
 from film.render.transition_blending import ColoredFrame, TransitionBlender
 
 WINDOW = InBetweenConfig().window
@@ -59,6 +60,7 @@ def propagate_shot(film: Film, plan: Plan, number: int, predictor: FilmPredictor
     side, pictures = len(anchors[0].picture), {}
     with closing(frames_at(film, plan.index, range(shot.start, shot.transition_start, config.frame_step))) as frames:
         for index, planes in frames:
+            planes = shot.with_fields(planes)
             L = normalize_exposure(planes.crop(shot.box).lightness(side), plan.exposure[index])
             pictures[index - shot.start] = to_flow_image(L, side, side)
     return propagate(pictures, anchors, config)
@@ -79,6 +81,7 @@ def read_tasks(film: Film, plan: Plan, shots: Iterable[int], predictor: FilmPred
         if not (keep_color_shots and shot.in_color):
             propagated = propagate_shot(film, plan, number, predictor)
         for _, (index, planes) in frames:
+            planes = shot.with_fields(planes)
             task = FrameTask(number, index, planes, propagated=propagated, in_transition=index >= shot.transition_start)
             if not (keep_color_shots and shot.in_color) and (
                     task.in_transition or held_frames.is_new(planes, index == shot.start)):
@@ -181,12 +184,13 @@ def to_planes(task: FrameTask, target: EncodingTarget, color_only: bool, box: Bo
     are neutral outside. If ab is None, they are copied, too. Interlaced frames are converted field by field. Alpha and
     side data are those of the source.
     """
-    if target.field_order:
+    order = task.planes.field_order
+    if target.field_order and (order or not INTERLACED_ENCODERS[target.codec]):
         (height, width), fields = target.chroma_size, split_fields(task.planes)
         box = box and (box[0] // 2, box[1] // 2, *box[2:])
-        result = weave_fields(*(
+        result = weave_fields([
             _to_planes(field, task.ab, target.encoding, ((height + 1 - i) // 2, width), color_only, box)
-            for i, field in enumerate(fields)))
+            for i, field in enumerate(fields)], order)
     else:
         result = _to_planes(task.planes, task.ab, target.encoding, target.chroma_size, color_only, box)
     alpha, depth = task.planes.alpha, task.planes.encoding.depth

@@ -98,9 +98,6 @@ class RenderJob:
         busy = f"another run is writing {output}; wait for it or choose another --output"
         with explain_write_errors(output):
             writer = self._writer()
-            if order := writer.target.field_order:
-                warn(f"{film.path} is interlaced ({FIELD_ORDER_NAMES[order]}), and {output} will be, too: colors "
-                     "are predicted from the mean of both fields and converted for each field")
             output.parent.mkdir(parents=True, exist_ok=True)
             with exclusive_lock(hidden_path(output, "lock"), busy):
                 segments = open_segment_store(predictor, film, output, writer, config)
@@ -114,6 +111,11 @@ class RenderJob:
                 if plan is None:
                     plan = self._analyze(segments, queue, writer.single_file)
                 check_ground_truth(predictor, plan.has_color, film.path)
+                if plan.field_order and writer.single_file:
+                    writer = self._writer(plan.field_order)
+                if order := writer.target.field_order:
+                    warn(f"{film.path} is interlaced ({FIELD_ORDER_NAMES[order]}), and {output} will be, too: colors "
+                         "are predicted from the mean of both fields and converted for each field")
                 segments.mark_incomplete()
                 rendering = self._rendering(writer, segments, plan)
                 rendering.load_finished_shots()
@@ -141,6 +143,7 @@ class RenderJob:
                                     "file system")
                 time.sleep(POLL_SECONDS)
             plan, is_complete = loaded
+            writer = self._writer(plan.field_order)
             queue.end = len(plan.shots) if is_complete else len(plan.shots) - 1
             rendering = self._rendering(writer, segments, plan)
             if not sum(1 for _ in rendering.color_shots(queue, tqdm(disable=True))):
@@ -170,10 +173,10 @@ class RenderJob:
         segments.save_plan(plan)
         return plan
 
-    def _writer(self) -> Writer:
+    def _writer(self, order: str = "") -> Writer:
         if isinstance(self.film, ImageSequence):
             return FrameWriter(self.film, self.output, self.overwrite)
-        return FilmWriter(cast(VideoFile, self.film), self.output, self.config)
+        return FilmWriter(cast(VideoFile, self.film), self.output, self.config, order)
 
     def _rendering(self, writer, segments, plan):
         predictor = self.predictor.with_response(plan.response)
@@ -302,7 +305,8 @@ class FilmRendering:
         size = max(1, round(THUMBNAIL * target.height / (target.width * ratio))), THUMBNAIL
         maps = (save_confidence_maps(self.segments.confidence_path(index)) if config.confidence
                 else nullcontext(lambda confidence: None))
-        with self.writer.write_shot(self.segments.segment_path(index), plan.shot_pts(shot)) as write, maps as save_map:
+        with self.writer.write_shot(self.segments.segment_path(index), plan.shot_pts(shot),
+                                    shot.field_order) as write, maps as save_map:
             for task in itertools.islice(tasks, shot.end - shot.start):
                 write(task.result, plan.pts[task.index])
                 save_map(task.confidence)

@@ -34,8 +34,10 @@ class Writer(Protocol):
     target: EncodingTarget
     single_file: bool  # whether the output is one file, which ``join`` replaces and from which it can copy shots
 
-    def write_shot(self, segment: Path, pts: Sequence[int]) -> AbstractContextManager[Callable[[Planes, int], None]]:
-        """Yield ``write(planes, pts)``, which writes one frame; ``pts`` are the timestamps of all frames of the shot.
+    def write_shot(self, segment: Path, pts: Sequence[int],
+                   order: str = "") -> AbstractContextManager[Callable[[Planes, int], None]]:
+        """Yield ``write(planes, pts)``, which writes one frame; ``pts`` are the timestamps of all frames of the shot,
+        ``order`` its field order.
 
         A writer that uses segments creates the file ``segment`` when the block ends without an error.
         """
@@ -55,24 +57,28 @@ class FilmWriter:
 
     single_file = True
 
-    def __init__(self, film: VideoFile, output: Path, config: FilmConfig) -> None:
+    def __init__(self, film: VideoFile, output: Path, config: FilmConfig, order: str = "") -> None:
         """Choose the encoding. Raises UserError if settings are incompatible or the output is the input."""
         path = film.path
         if output.exists() and output.samefile(path):
             raise UserError(f"the output {output} is the input itself; pass another --output")
         self.path, self.output, self.config = path, output, config
-        self.target, self.losses = choose_encoding(film, output, config), set()
+        self.target, self.losses = choose_encoding(film, output, config, order), set()
 
     @contextmanager
-    def write_shot(self, segment: Path, pts: Sequence[int]) -> Iterator[Callable[[Planes, int], None]]:
+    def write_shot(self, segment: Path, pts: Sequence[int],
+                   order: str = "") -> Iterator[Callable[[Planes, int], None]]:
         with atomic_write(segment) as temporary:
             with open(temporary, "wb") as file:
-                with segment_encoder(file, self.target) as write:
+                with segment_encoder(file, self._shot_target(order)) as write:
                     yield partial(self._write, write)
                 file.flush()
                 os.fsync(file.fileno())
             if not self.has_shot(temporary, pts):
                 raise OSError(errno.EIO, "not all frames were written")
+
+    def _shot_target(self, order):
+        return self.target._replace(field_order=order) if order and self.target.field_order else self.target
 
     def _write(self, write, planes, pts):
         """Write a frame. Warn about losses that no earlier frame had."""
@@ -210,7 +216,8 @@ class FrameWriter:
                                      film.info.rate, film.info.time_base, {}, "")
 
     @contextmanager
-    def write_shot(self, segment: Path, pts: Sequence[int]) -> Iterator[Callable[[Planes, int], None]]:
+    def write_shot(self, segment: Path, pts: Sequence[int],
+                   order: str = "") -> Iterator[Callable[[Planes, int], None]]:
         yield self._write
 
     def _write(self, planes, pts):

@@ -19,7 +19,8 @@ from film.analysis.plan import Shot
 from film.io.encoding import write_video
 from film.io.planes import Box, plane_slices
 from film.io.thread_pool import prefetch
-from film.io.video import Film, FrameIndex, read_known_frames
+from film.io.frame_index import FrameIndex, read_known_frames
+from film.io.video import Film
 
 # Blue, bluish green and vermillion of the color-blind safe palette of Okabe and Ito.
 COLORS = {"recalled": (0, 114, 178), "predicted": (0, 158, 115), "unknown": (213, 94, 0)}

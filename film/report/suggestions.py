@@ -9,7 +9,8 @@ import numpy as np
 
 from fileio.images import write_image
 from film.io.thread_pool import coloring_threads, map_in_order
-from film.io.video import Film, FrameIndex, frames_at
+from film.io.frame_index import FrameIndex, frames_at
+from film.io.video import Film
 from film.report.records import ShotRecord
 
 
