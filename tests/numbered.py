@@ -96,8 +96,8 @@ def contents(path):
 
 def copy_film(source, output):
     """Copy a film as ``color_film`` does, but as one shot and without new colors; much faster than that."""
-    film, writer = VideoFile(source), FilmWriter(source, output, FilmConfig())
-    scan, segments = FilmScan(film), SegmentStore(output, "")
+    film = VideoFile(source)
+    writer, scan, segments = FilmWriter(film, output, FilmConfig()), FilmScan(film), SegmentStore(output, "")
     with closing(scan.frames()) as frames:
         results = [to_planes(FrameTask(0, i, planes), writer.target, False) for i, planes in enumerate(frames)]
     scan.require_frames()
