@@ -64,19 +64,22 @@ def relight(ab: np.ndarray, warped_L: np.ndarray, L: np.ndarray) -> np.ndarray:
     return ab + guided_filter_slope(ab, warped_L, WINDOW, REGULARIZATION) * (L - warped_L)[..., None]
 
 
-def visible_pixels(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
-    """Return a mask, bool (H, W), of the pixels of the first picture that are also visible in the second picture.
+def flow_inconsistency(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
+    """Return how far the backward flow misses the start of the forward flow, (H, W), as a multiple of the tolerance:
+    |forward + backward|^2 / (0.01 (|forward|^2 + |backward|^2) + 0.5) (Sundaram et al. 2010)."""
+    backward = warp(backward, forward)
+    length = np.square(forward).sum(-1) + np.square(backward).sum(-1)
+    return np.square(forward + backward).sum(-1) / (0.01 * length + 0.5)
 
-    A pixel is visible if the forward flow stays inside the picture and the backward flow leads back:
-    |forward + backward|^2 < 0.01 (|forward|^2 + |backward|^2) + 0.5 (Sundaram et al. 2010).
-    """
+
+def visible_pixels(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
+    """Return a mask, bool (H, W), of the pixels of the first picture that are also visible in the second picture: the
+    forward flow stays inside the picture, and ``flow_inconsistency`` is below 1."""
     height, width = forward.shape[:2]
     y, x = np.indices((height, width), dtype=np.float32)
     x, y = x + forward[..., 0], y + forward[..., 1]
-    backward = warp(backward, forward)
-    length = (forward**2).sum(-1) + (backward**2).sum(-1)
-    consistent = ((forward + backward)**2).sum(-1) < 0.01 * length + 0.5
-    return consistent & (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    return inside & (flow_inconsistency(forward, backward) < 1)
 
 
 class TemporalFilter:

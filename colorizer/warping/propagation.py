@@ -19,7 +19,7 @@ import numpy as np
 from skimage.segmentation import felzenszwalb
 
 from colorizer.warping.optical_flow import (
-    OpticalFlow, photometric_difference, relight, to_flow_image, warp)
+    OpticalFlow, flow_inconsistency, photometric_difference, relight, to_flow_image, warp)
 from dataset import AB_SCALE, resize
 
 SIGNATURE = 16  # pixels along a side of the pictures by which frames of the film are recognized
@@ -32,7 +32,7 @@ class PropagationConfig:
     frame_step: int = 3  # one in this many frames is processed; larger: faster, loses fast motion
     source_distances: tuple[int, ...] = (1, 8)  # processed frames between a frame and its sources
     photometric_weight: float = 100.0  # weight of squared differences of L (in [0, 1]) in the matching cost
-    inconsistency_weight: float = 0.3  # weight of the forward-backward difference of the flow
+    inconsistency_weight: float = 0.3  # weight of ``flow_inconsistency``
     hop_cost: float = 0.01  # cost of each step from frame to frame; larger: confidence decays faster
     confidence_power: float = 0.5  # exponent of the confidence; smaller: propagated colors weigh more
     region_scale: float = 60.0  # scale of the segmentation; larger: larger regions
@@ -138,8 +138,7 @@ def _match(L, source, config):
     flow = OpticalFlow()
     forward, backward = flow(L, source.L), flow(source.L, L)
     cost = config.photometric_weight * photometric_difference(L, source.L, forward) + config.hop_cost
-    inconsistency = np.square(forward + warp(backward, forward)).sum(-1) / (0.5 + 0.01 * np.square(forward).sum(-1))
-    cost += config.inconsistency_weight * np.minimum(inconsistency, 4)
+    cost += config.inconsistency_weight * np.minimum(flow_inconsistency(forward, backward), 4)
     maps = np.dstack([source.L, source.ab, source.confidence]).astype(np.float32)
     warped = warp(maps, forward)
     ab = relight(warped[..., 1:3], warped[..., 0] / 255, L.astype(np.float32) / 255)
