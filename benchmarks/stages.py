@@ -1,10 +1,11 @@
-"""Measure the time of each stage of coloring a film, on the available device.
+"""Measure the CPU time of each stage of coloring a film, at several sizes.
 
-    python -m benchmarks.stages CHECKPOINT [FILM] [--seconds 10]
+    python -m benchmarks.stages CHECKPOINT [FILM] [--lines 360 1080] [--seconds 5]
 
-Colors the first seconds of FILM twice: as test.py does, and with one coloring thread and a timer, which synchronizes
-with the GPU, around each stage. The time of a stage excludes nested stages. Prints milliseconds per frame, including
-held frames.
+Colors the first seconds of FILM, scaled to each number of lines, as test.py does. Prints milliseconds of a core per
+frame, including held frames, and per keyframe; stages exclude the stages within them. CPU time depends little on other
+programs. The remainder is the first pass, decoding and encoding, whose threads are FFmpeg's. On a GPU, where stages
+wait for each other, elapsed time is measured with one coloring thread.
 """
 
 import tempfile
@@ -26,31 +27,34 @@ from colorizer.colorizer import Colorizer
 from colorizer.memory.spatial_memory import SpatialMemory
 from colorizer.palette_classifier import PaletteClassifier
 from colorizer.predictor import Predictor
+from colorizer.warping import propagation
 from colorizer.warping.in_betweens import InBetweens
 from colorizer.warping.optical_flow import OpticalFlow, TemporalFilter
 from config import FilmConfig
+from film.io.encoding import write_video
 from film.io.video import VideoFile
-from film.render import rendering
+from film.render import pipeline, rendering
 from networks import Generator
 from utils import ArgumentParser, parse_positive_int, run_cli
 
 STAGES = {  # title: (module or class, name of its function)
-    "first pass, remainder": (rendering, "analyze_film"),
     "backbone, frame features": (Backbone, "forward"),
     "backbone, classifier features": (Colorizer, "classifier_maps"),
     "palette classifier": (PaletteClassifier, "forward"),
-    "regions (CPU)": (PaletteClassifier, "find_regions"),
-    "selection of keyframes": (InBetweens, "__init__"),
-    "colors of in-between frames": (InBetweens, "propagate_colors"),
-    "confidence of in-between frames": (InBetweens, "propagate_confidence"),
-    "generator": (Generator, "forward"),
+    "regions": (PaletteClassifier, "find_regions"),
     "combination of classifier and generator": (PaletteClassifier, "combine"),
+    "generator": (Generator, "forward"),
     "keys of the spatial memory": (SpatialMemory, "make_keys"),
     "retrieval of remembered frames": (colorizer.colorizer, "find_nearest_frames"),
-    "optical flow (CPU)": (OpticalFlow, "__call__"),
     "warped colors": (colorizer.colorizer, "warp_colors"),
     "attention to remembered frames": (colorizer.colorizer, "attend_to_frames"),
     "confidence": (Colorizer, "_confidence"),
+    "optical flow": (OpticalFlow, "__call__"),
+    "propagation through the shot": (pipeline, "propagate_shot"),
+    "regions of propagated colors": (propagation, "_fill_regions"),
+    "selection of keyframes": (InBetweens, "__init__"),
+    "colors of in-between frames": (InBetweens, "propagate_colors"),
+    "confidence of in-between frames": (InBetweens, "propagate_confidence"),
     "prediction, remainder": (Predictor, "predict_with_embeddings"),
     "temporal filter": (TemporalFilter, "__call__"),
     "chroma at film size": (rendering, "to_planes"),
@@ -66,8 +70,9 @@ class Clock(threading.local):
         self.device, self.inner = device, []
 
     def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        if self.device.type == "cpu":
+            return time.thread_time()
+        torch.cuda.synchronize()
         return time.perf_counter()
 
     def around(self, stage: str, function: Callable) -> Callable:
@@ -85,38 +90,69 @@ class Clock(threading.local):
         return timed
 
 
-def color(predictor, film, seconds, **settings):
-    """Color the first ``seconds`` of a film. Returns the elapsed seconds and the number of frames."""
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        records = rendering.color_film(predictor, VideoFile(film), Path(folder) / "film.mkv",
-                                       FilmConfig(end=seconds, **settings))
-        return time.perf_counter() - started, records[-1].end_frame
+def scale_film(film: Path, scaled: Path, lines: int, seconds: float) -> None:
+    """Write the first ``seconds`` of a film, scaled to ``lines`` lines, to the video ``scaled``."""
+    source = VideoFile(film)
+    end = round((source.info.start + seconds) / source.info.time_base)
+
+    def frames():
+        for pts, _, planes in source.read():
+            if pts >= end:
+                return
+            height, width = planes.y.shape
+            yield pts, planes.rgb_uint8(lines, 2 * round(width * lines / height / 2))
+
+    write_video(scaled, source, frames())
+
+
+def measure(predictor: Predictor, film: Path, output: Path) -> tuple[dict[str, float], int, int]:
+    """Color a film. Return the seconds of each stage with "remainder" and "all", and the numbers of frames and
+    keyframes."""
+    clock, keyframes, select = Clock(predictor.device), 0, InBetweens.__init__
+    clock.seconds.clear()
+
+    def count_keyframes(between, *args):
+        nonlocal keyframes
+        select(between, *args)
+        keyframes += len(between.keyframes)
+
+    on_cpu = predictor.device.type == "cpu"
+    now = time.process_time if on_cpu else time.perf_counter
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(InBetweens, "__init__", count_keyframes))
+        for stage, (owner, name) in STAGES.items():
+            stack.enter_context(mock.patch.object(owner, name, clock.around(stage, getattr(owner, name))))
+        started = now()
+        records = rendering.color_film(predictor, VideoFile(film), output,
+                                       FilmConfig() if on_cpu else FilmConfig(batch_size=1), overwrite=True)
+        total = now() - started
+    stages = {stage: clock.seconds[stage] for stage in STAGES if clock.seconds[stage]}
+    return {**stages, "remainder": total - sum(stages.values()), "all": total}, records[-1].end_frame, keyframes
 
 
 def main(argv):
     parser = ArgumentParser(prog="benchmarks.stages", description=first_line(__doc__))
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint of train.py")
     parser.add_argument("film", type=Path, nargs="?", default=EPISODE, metavar="FILM", help="the film to color")
-    parser.add_argument("--seconds", type=parse_positive_int, default=10, help="seconds of the film to color")
+    parser.add_argument("--lines", type=parse_positive_int, nargs="+", default=[360], help="even heights of the film")
+    parser.add_argument("--seconds", type=parse_positive_int, default=5, help="seconds of the film to color")
     parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="of the networks")
     args = parser.parse_args(argv)
-    film, started = existing_film(args.film), time.perf_counter()
     predictor = Predictor.load(args.checkpoint, precision=args.precision)
-    loaded = time.perf_counter() - started
-    color(predictor, film, 1)  # warm-up
-    clock = Clock(predictor.device)
-    whole, frames = color(predictor, film, args.seconds)
-    with ExitStack() as stack:
-        for stage, (owner, name) in STAGES.items():
-            stack.enter_context(mock.patch.object(owner, name, clock.around(stage, getattr(owner, name))))
-        color(predictor, film, args.seconds, batch_size=1)
-    print("{cpu}, {threads} threads, GPU: {gpu}, torch {torch}".format(**describe_machine(predictor.device)))
-    print(f"{args.precision}; checkpoint loaded in {loaded:.1f} s; {frames} frames of {film.name} colored in "
-          f"{whole:.1f} s, {frames / whole:.1f} per second")
-    print_header("stage", "ms per frame")
-    for stage in filter(clock.seconds.get, STAGES):
-        print_row(stage, f"{clock.seconds[stage] / frames * 1000:.2f}")
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        film, output = Path(folder) / "film.mkv", Path(folder) / "colored.mkv"
+        for lines in args.lines:
+            scale_film(existing_film(args.film), film, lines, args.seconds)
+            results[lines] = measure(predictor, film, output)
+    print("{cpu}, GPU: {gpu}, torch {torch}".format(**describe_machine(predictor.device)))
+    for lines, (_, frames, keyframes) in results.items():
+        print(f"{lines} lines: {frames} frames, {keyframes / frames:.0%} are keyframes")
+    print_header("stage", *(f"{lines} lines: ms {unit}" for lines in results for unit in ("per frame", "per keyframe")))
+    for stage in [*STAGES, "remainder", "all"]:
+        if any(stage in seconds for seconds, *_ in results.values()):
+            print_row(stage, *(f"{1000 * seconds.get(stage, 0) / max(1, count):.2f}"
+                               for seconds, *counts in results.values() for count in counts))
 
 
 if __name__ == "__main__":
