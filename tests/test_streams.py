@@ -131,7 +131,7 @@ def inventory(path):
             tags = {key.lower(): value for key, value in stream.metadata.items() if value != "und"}
             tags["title"] = tags.get("title", tags.get("handler_name"))
             found |= {f"{name} {key}": tags.get(key) for key in ("language", "title", "timecode", "reel_name")}
-            found[f"{name} marks"] = set(stream.disposition & ~Disposition.default)
+            found[f"{name} marks"] = (stream.disposition & ~Disposition.default).value
             found[name] = stream.type, getattr(stream, "name", ""), stream.type == "attachment" and bytes(stream.data)
             if kind != "video":
                 found[f"{name} packets"] = []

@@ -219,7 +219,7 @@ def lost_tags(film: av.container.InputContainer, copied: Sequence[Stream],
             continue
         remaining.remove(other)
         names = [f"the tag {key}" for key in _missing(stream.metadata, other.metadata) if key not in missing]
-        names += [f"the mark {flag.name}" for flag in stream.disposition & ~other.disposition]
+        names += [f"the mark {flag.name}" for flag in Disposition if flag & stream.disposition & ~other.disposition]
         lost += [f"{name} of the {_description(stream)}" for name in names]
     return lost
 
