@@ -113,10 +113,8 @@ class Predictor:
 
     def pictures_conditioning(self, labs: Sequence[np.ndarray]) -> Conditioning:
         """Return the conditioning from ``reference`` or, if it is None, from the colors of pictures, Lab (H, W, 3)."""
-        if self.reference is None:
-            features = self.extractor.color_features(labs)
-        else:
-            features = torch.from_numpy(self.reference).to(self.device).expand(len(labs), -1)
+        features = (self.extractor.color_features(labs) if self.reference is None else
+                    torch.from_numpy(self.reference).to(self.device).expand(len(labs), -1))
         return Conditioning(features, torch.ones(len(labs), device=self.device))
 
     def memory_conditioning(self, matches: MemoryMatches) -> Conditioning:
@@ -164,16 +162,14 @@ class Predictor:
     def colorize_with_confidence(self, pictures: Sequence[np.ndarray]) -> tuple[list[np.ndarray], Confidence]:
         """Return the results of ``colorize`` and the Confidence of their colors, arrays (N, G, G)."""
         labs = [rgb_to_lab(picture) for picture in pictures]
-        results, (colors, confidence) = [], self.predict_ab(labs)
+        colors, confidence = self.predict_ab(labs)
         for lab, ab in zip(labs, colors, strict=True):
             lab[..., 1:] = upsample_colors(ab, lab[..., 0])
-            results.append(lab_to_rgb(lab))
-        return results, confidence
+        return [lab_to_rgb(lab) for lab in labs], confidence
 
     @torch.inference_mode()
     def palette(self, labs: Sequence[np.ndarray]) -> Palette:
-        """Return the Palette of a shot, given some of its frames, Lab (side, side, 3). The memory is read once, with
-        the mean embedding of these frames."""
+        """Return the Palette of a shot, given some of its frames, Lab (side, side, 3), from their mean embedding."""
         if not self.uses_memory:
             color_feature = (None if self.source == "none" else
                              self.pictures_conditioning(labs).color_feature.mean(0, keepdim=True).cpu())
