@@ -111,22 +111,24 @@ def prepare_inputs(config: ColorConfig, largest_films_first: bool) -> Inputs:
     UserError if an existing file would be overwritten without ``config.overwrite``.
     """
     pictures, films = find_inputs(config.input, config.output, config.confidence, config.fps, config.range)
-    found, finished = len(pictures) + len(films), []
+    kept, finished, found_films = [], [], len(films)
     if config.input.is_dir() and not config.overwrite:
-        pictures = [pair for pair in pictures if not pair[1].exists()]
+        kept = [target for _, target in pictures if target.exists()]
+        pictures = [] if len(kept) == len(pictures) else pictures  # metrics are those of all pictures
         finished = [pair for pair in films if is_complete(*pair)]
         films = [pair for pair in films if pair not in finished]
     saved = [config.save_checkpoint] if config.save_checkpoint else []
-    maps = [accompanying_path(target, CONFIDENCE_MAP) for _, target in pictures if config.confidence]
+    new = [target for _, target in pictures if target not in kept]
+    maps = [accompanying_path(target, CONFIDENCE_MAP) for target in new if config.confidence]
     foreign = [target for film, target in films if is_complete(film, target) and not read_completion(target)]
-    refuse_existing([*(target for _, target in pictures), *foreign, *saved, *maps], config.overwrite)
+    refuse_existing([*new, *foreign, *saved, *maps], config.overwrite)
     check_writable([*(target for _, target in [*pictures, *films]), *saved])
     finished = [(film, target) for film, target in finished
                 if (completion := read_completion(target)) and (config.references or completion.references)]
     if finished or config.save_checkpoint:
         predictor = load(config)  # saves config.save_checkpoint
         films += [(film, target) for film, target in finished if can_update(predictor, film, target, config)]
-    if skipped := found - len(pictures) - len(films):
+    if skipped := len(kept) + found_films - len(films):
         print(f"{skipped} of {config.input} are in {config.output} already and are skipped (pass --overwrite True to "
               "color them again)")
     if largest_films_first:
@@ -159,10 +161,11 @@ def load(config: ColorConfig) -> Predictor:
 def color_all_pictures(predictor: Predictor, config: ColorConfig, pictures: Sequence[tuple[Path, Path]]) -> None:
     """Color ``pictures``, pairs of (input, output), and write one file of metrics for all of them."""
     evaluation, started = Evaluation(), time.monotonic()
-    count = color_pictures(predictor, pictures, evaluation, config.confidence)
+    kept = 0 if config.overwrite else sum(target.exists() for _, target in pictures)
+    count = color_pictures(predictor, pictures, evaluation, config.confidence, config.overwrite)
     seconds = time.monotonic() - started
-    facts = {"input": str(config.input), **coloring_facts(predictor, config), "pictures": count,
-             "seconds": round(seconds, 2)}
+    facts = {"input": str(config.input), **coloring_facts(predictor, config), "pictures": kept + count,
+             **({"colored_by_earlier_runs": kept} if kept else {}), "seconds": round(seconds, 2)}
     target = config.output if config.input.is_dir() else pictures[0][1]
     path_of = target.joinpath if config.input.is_dir() else partial(accompanying_path, target)
     print(f"colored {count} pictures in {seconds:.1f} s: {target}")

@@ -5,7 +5,7 @@ ab is float32 (..., H, W, 2) in Lab units, L is (..., H, W) in [0, 100].
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -113,6 +113,10 @@ class RecoloringPredictor(FilmPredictor):
             hex_to_lab(color)
         self.identity = self._digest(predictor.identity)
         self.base_identity = self._digest(predictor.base_identity) if predictor.base_identity else ""
+
+    @property
+    def provenance(self) -> Mapping[str, object]:
+        return {**self.predictor.provenance, "color_changes": self.changes}
 
     def _digest(self, text):
         return hashlib.sha256(json.dumps([text, self.changes]).encode()).hexdigest()

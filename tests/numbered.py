@@ -11,6 +11,7 @@ from film.analysis.film_scan import FilmScan
 from film.analysis.plan import Plan, Shot
 from film.io.video import VideoFile
 from film.render.pipeline import FrameTask, to_planes
+from film.render.manifest import Manifest
 from film.render.segments import SegmentStore
 from film.render.writers import FilmWriter
 
@@ -96,8 +97,8 @@ def contents(path):
 
 def copy_film(source, output):
     """Copy a film as ``color_film`` does, but as one shot and without new colors; much faster than that."""
-    film = VideoFile(source)
-    writer, scan, segments = FilmWriter(film, output, FilmConfig()), FilmScan(film), SegmentStore(output, "")
+    film, segments = VideoFile(source), SegmentStore(output, Manifest({}, {}))
+    writer, scan = FilmWriter(film, output, FilmConfig()), FilmScan(film)
     with closing(scan.frames()) as frames:
         results = [to_planes(FrameTask(0, i, planes), writer.target, False) for i, planes in enumerate(frames)]
     scan.require_frames()

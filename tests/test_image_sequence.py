@@ -127,7 +127,7 @@ def test_sequence_is_colored_like_a_video_file(tmp_path, shots):
         assert result[0].shape == picture.shape[:2]
     lines = (tmp_path / "out" / "shot_v2_shots.jsonl").read_text().splitlines()
     assert [json.loads(line)["end_frame"] for line in lines] == [16, 28]
-    assert len(os.listdir(tmp_path / "out")) == 28 + 1
+    assert len(os.listdir(tmp_path / "out")) == 28 + 2  # also the log and the folder with the manifest
 
 
 def test_interrupted_run_continues_with_the_first_unfinished_shot(tmp_path, shots):

@@ -21,6 +21,7 @@ from film.io.planes import ColorEncoding, Planes
 from film.io.video import VideoFile
 from film.render.pipeline import FrameTask, to_planes
 from film.render.rendering import color_film
+from film.render.manifest import Manifest
 from film.render.segments import SegmentStore
 from utils import list_files
 
@@ -246,7 +247,7 @@ def test_plan_returns_the_box_around_frames(tmp_path):
                                                            *framed(drawn(1, 14), **PILLARS)])),
                 StubPredictor(), FilmConfig())
     box, ends = (0, HEIGHT, 22, 22 + WIDTH), (14, 28, 42)
-    segments = SegmentStore(tmp_path / "out.mkv", "key")
+    segments = SegmentStore(tmp_path / "out.mkv", Manifest({}, {}))
     segments.save_plan(plan)
     for each in (plan, Plan.from_state(plan.state()), segments.load_plan()):
         assert [(shot.end, shot.box) for shot in each.shots] == list(zip(ends, (box, None, box), strict=True))

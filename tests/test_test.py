@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import av
@@ -209,6 +210,18 @@ def test_finished_films_and_pictures_of_a_folder_are_skipped(home, tmp_path, cap
     with pytest.raises(UserError, match="a.mkv and .*a.mp4 would both be written to .*a_report.html; rename"):
         main(flags(**settings))
     assert before == {name: (output / name).stat().st_mtime_ns for name in before}
+
+
+def test_metrics_are_those_of_all_pictures_of_a_folder(home, tmp_path):
+    """Also after a second run that colors only an added picture."""
+    whole, folder = color(home, "memory", tmp_path / "whole"), tmp_path / "in"
+    folder.mkdir()
+    for path in sorted((home / "test").iterdir()):
+        shutil.copy(path, folder)
+        metrics = color(home, "memory", tmp_path / "out", folder)
+    expected = {**whole, "input": str(folder), "colored_by_earlier_runs": 1}
+    assert {**metrics, "seconds": 0} == {**expected, "seconds": 0}
+    assert (tmp_path / "out" / "comparison.png").read_bytes() == (tmp_path / "whole" / "comparison.png").read_bytes()
 
 
 def test_all_frames_of_a_shot_share_one_palette(home):

@@ -29,6 +29,7 @@ from film.io.planes import Planes, gray_lightness
 from film.io.video import Film, pts_window
 from utils import StreamSample
 
+ANALYSIS_VERSION = 1  # increase it with each change that may give other shots, palettes or exposures
 SHOT_SAMPLES = 8  # frames of a shot from which its palette is recalled
 FILM_SAMPLES, RESPONSE_SIZE = 12, 256  # frames to which the film response is fitted, maximum side in pixels
 

@@ -3,7 +3,7 @@
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -28,6 +28,11 @@ class FilmPredictor(Protocol):
     @property
     def side(self) -> int:
         """Side in pixels of the square input pictures."""
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Plain values that determine ``identity``."""
+        return {}
 
     def fit_response(self, lightness: Sequence[np.ndarray]) -> FilmResponse | None:
         """Return the film response estimated from frames, L float32 (H, W) in [0, 100]; None for the identity."""

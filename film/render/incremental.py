@@ -4,38 +4,28 @@ The colors of a shot depend on what the memories return for its frame embeddings
 lookups can be repeated without decoding the film. If their results are bitwise equal, the colors do not change.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 
 from config import FilmConfig, part_of
 from film.analysis.plan import FilmPredictor, Plan
 from film.io.image_sequence import ImageSequence
 from film.io.video import Film
+from film.render.manifest import film_manifest
 from film.render.pipeline import shot_anchors
 from film.render.segments import SegmentStore, read_completion
 from film.render.writers import FilmWriter, Writer
 from utils import single_torch_thread
 
-FORMAT = 17  # format version of a SegmentStore; stores with a different version are ignored
 
-
-def open_segment_store(predictor: FilmPredictor, film: Film, output: Path, writer: Writer,
-                       config: FilmConfig) -> SegmentStore:
-    """Return the SegmentStore of a film, with a hash of everything that its content depends on as the key.
-
-    If single shots can be updated in the output, references are part of each ``shot_digest`` instead of the key.
-    """
-    identity = predictor.base_identity if writer.single_file and predictor.base_identity else predictor.identity
-    content = [FORMAT, identity, *film.fingerprint(), repr(writer.target), repr(asdict(config)),
-               sorted(av.library_versions.items())]
-    return SegmentStore(output, hashlib.sha256(json.dumps(content).encode()).hexdigest())
+def open_segment_store(predictor: FilmPredictor, film: Film, output: Path, writer: Writer, config: FilmConfig,
+                       overwrite: bool = False) -> SegmentStore:
+    """Return the SegmentStore of a film with its manifest."""
+    updates_shots = writer.single_file and bool(predictor.base_identity)
+    return SegmentStore(output, film_manifest(predictor, film, writer.target, config, updates_shots, overwrite))
 
 
 def shot_digest(predictor: FilmPredictor, plan: Plan, index: int, embeddings: np.ndarray, config: FilmConfig) -> str:

@@ -53,18 +53,32 @@ def color_picture(predictor: Predictor, source: Path, target: Path,
     return picture, result
 
 
+def read_colored_picture(source: Path, target: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return what ``color_picture`` returned when it wrote ``target``; None if a file cannot be read."""
+    try:
+        source_image, target_image = read_deep_image(source), read_deep_image(target)
+    except UserError as error:
+        warn(f"{error}; not measured")
+        return None
+    picture, result = (image.rgb if image.depth == 8 else planes_from_rgb(image.rgb, image.depth).rgb_uint8()
+                       for image in (source_image, target_image))
+    return picture, result
+
+
 def color_pictures(predictor: Predictor, pairs: Sequence[tuple[Path, Path]], evaluation: Evaluation,
-                   with_map: bool) -> int:
+                   with_map: bool, overwrite: bool) -> int:
     """Color and evaluate pictures, given ``pairs`` of (input, output); return the number of colored pictures.
 
-    Unreadable pictures are skipped. Raises UserError if no picture can be read.
+    Existing outputs are evaluated, but replaced only with ``overwrite``. Unreadable pictures are skipped. Raises
+    UserError if no picture can be read.
     """
     count = 0
 
     def color_and_measure(pair):
         source, target = pair
-        pictures = color_picture(predictor, source, target, with_map)
-        return pictures is not None, pictures and evaluation.measure(*pictures)
+        is_kept = target.exists() and not overwrite
+        pictures = read_colored_picture(*pair) if is_kept else color_picture(predictor, source, target, with_map)
+        return pictures is not None and not is_kept, pictures and evaluation.measure(*pictures)
 
     with coloring_threads() as pool:
         results = map_in_order(pool, color_and_measure, pairs)

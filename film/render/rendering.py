@@ -18,7 +18,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -100,16 +100,9 @@ class RenderJob:
             writer = self._writer()
             output.parent.mkdir(parents=True, exist_ok=True)
             with exclusive_lock(hidden_path(output, "lock"), busy):
-                segments = open_segment_store(predictor, film, output, writer, config)
-                plan, completion = segments.load_plan(), read_completion(output)
-                if completion is not None and (self.overwrite or completion.predictor == predictor.identity):
-                    plan = None  # color all shots again, if ``overwrite`` allows it
-                if plan is None or not segments.joined_digests():
-                    refuse_existing([output] if writer.single_file else [], self.overwrite)
-                if config.confidence and plan is None:
-                    refuse_existing([confidence_video_path(output)], self.overwrite)
-                if plan is None:
-                    plan = self._analyze(segments, queue, writer.single_file)
+                segments = open_segment_store(predictor, film, output, writer, config, self.overwrite)
+                plan = self._load_plan(writer, segments) or self._analyze(segments, queue, writer.single_file)
+                segments.save_manifest(plan)
                 check_ground_truth(predictor, plan.has_color, film.path)
                 if plan.field_order and writer.single_file:
                     writer = self._writer(plan.field_order)
@@ -124,30 +117,65 @@ class RenderJob:
                     rendering.write_confidence_video()
                 if on_complete:
                     on_complete(rendering.records)
-                if writer.single_file and predictor.base_identity:
-                    segments.mark_complete(predictor)
-                else:
+                if writer.single_file and not predictor.base_identity:
                     shutil.rmtree(segments.folder)
+                else:
+                    segments.mark_complete(predictor, ("plan.pt", "[0-9]*") if not writer.single_file else
+                                           ("*.segment",) if config.confidence else ("*.segment", "*.confidence"))
                 return rendering.records
+
+    def _load_plan(self, writer, segments):
+        """Return the plan of an earlier run if its finished shots can be kept, else None.
+
+        Warns if finished shots cannot be kept. Raises UserError if files would be overwritten without ``overwrite``, or
+        if numbered frames of different colors would be mixed.
+        """
+        plan, completion, changes = segments.load_plan(), read_completion(self.output), segments.changes()
+        if completion is not None and (self.overwrite or completion.predictor == self.predictor.identity):
+            plan = None  # color all shots again, if ``overwrite`` allows it
+        if plan is None or not segments.joined_digests():
+            refuse_existing([self.output] if writer.single_file else [], self.overwrite)
+        earlier = segments.earlier_operation()
+        if self.config.confidence and not earlier.get("confidence"):
+            refuse_existing([confidence_video_path(self.output)], self.overwrite)
+        for name in ("confidence", "overwrite"):  # files that an interrupted run was allowed to write
+            segments.manifest.operation[name] |= earlier.get(name, False)
+        if isinstance(writer, FrameWriter):
+            writer.overwrite = segments.manifest.operation["overwrite"]
+            if changes and not writer.overwrite and (count := writer.count_existing()):
+                raise UserError(f"{count} frames in {writer.folder} were colored in another way: {changes}; pass "
+                                "--overwrite True or a different --output")
+        elif plan is None and (count := segments.count_segments()):
+            warn(f"the finished shots of {self.output} ({count}) are colored again, because "
+                 f"{changes or 'their plan is damaged'}")
+        return plan
 
     @single_torch_thread()
     def run_as_helper(self, queue: WorkQueue) -> None:
         """Color shots from the owner's ``queue`` until it is empty. Errors are passed on to the owner."""
         with suppress(UserError), queue.sharing_errors(), explain_write_errors(self.output):
             writer = self._writer()
-            segments = open_segment_store(self.predictor, self.film, self.output, writer, self.config)
+            segments = open_segment_store(self.predictor, self.film, self.output, writer, self.config, self.overwrite)
             deadline = time.monotonic() + FILE_TIMEOUT
             while (loaded := segments.load_plan_state()) is None:
                 if time.monotonic() > deadline:
-                    raise UserError(f"{segments.folder} is not visible on all machines; choose an --output on a shared "
-                                    "file system")
+                    raise UserError(self._why_no_help(segments))
                 time.sleep(POLL_SECONDS)
             plan, is_complete = loaded
             writer = self._writer(plan.field_order)
+            if isinstance(writer, FrameWriter):
+                writer.overwrite = segments.earlier_operation()["overwrite"]
             queue.end = len(plan.shots) if is_complete else len(plan.shots) - 1
             rendering = self._rendering(writer, segments, plan)
             if not sum(1 for _ in rendering.color_shots(queue, tqdm(disable=True))):
                 time.sleep(POLL_SECONDS)  # other processes took all shots, or the plan is outdated
+
+    def _why_no_help(self, segments):
+        """Return why a helper cannot read the plan of the owner."""
+        if changes := segments.changes():
+            return (f"not all processes can color {self.output} in the same way, because {changes} in one of them; "
+                    "start them with the same flags, such as --precision, and on the same versions")
+        return f"{segments.folder} is not visible on all machines; choose an --output on a shared file system"
 
     def _analyze(self, segments, queue, start_helpers):
         """Analyze the film, save the plan and return it.
@@ -207,11 +235,15 @@ class FilmRendering:
     def load_finished_shots(self) -> None:
         """Add the shots that earlier runs have finished and whose colors have not changed since."""
         joined: Sequence[str | None] = self.segments.joined_digests() or [None] * len(self.plan.shots)
+        changed = 0
         for index, (stored, digest) in enumerate(load_all_shots(self.predictor, self.plan, self.segments, self.config)):
             self.digests[index] = digest or ""
+            changed += stored is not None and stored["digest"] != digest
             if (stored is not None and stored["digest"] == digest
                     and self._has_files(index, is_joined=joined[index] == digest)):
                 self._add_finished(index, stored)
+        if changed and not self.segments.joined_digests():
+            warn(f"finished shots of {self.output} ({changed}) are colored again, because the references have changed")
 
     def _add_finished(self, index, stored):
         """Add a finished shot to the records, given its stored state."""
@@ -303,10 +335,9 @@ class FilmRendering:
         middle, cdc, cdc_ground_truth = (shot.start + shot.transition_start) // 2, CDC(), CDC()
         ratio = target.tags.get("sample_aspect_ratio") or 1
         size = max(1, round(THUMBNAIL * target.height / (target.width * ratio))), THUMBNAIL
-        maps = (save_confidence_maps(self.segments.confidence_path(index)) if config.confidence
-                else nullcontext(lambda confidence: None))
-        with self.writer.write_shot(self.segments.segment_path(index), plan.shot_pts(shot),
-                                    shot.field_order) as write, maps as save_map:
+        with (self.writer.write_shot(self.segments.segment_path(index), plan.shot_pts(shot),
+                                     shot.field_order) as write,
+              save_confidence_maps(self.segments.confidence_path(index)) as save_map):  # a later run may need them
             for task in itertools.islice(tasks, shot.end - shot.start):
                 write(task.result, plan.pts[task.index])
                 save_map(task.confidence)

@@ -5,9 +5,9 @@ segments are removed. From the rest, a later run with different references finds
 incremental.py).
 """
 
+import itertools
 import lzma
-import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,37 +19,64 @@ from fileio.outputs import hidden_path
 from film.analysis.plan import FilmPredictor, Plan
 from film.io.image_sequence import ImageSequence
 from film.io.video import Film
+from film.render.manifest import Manifest
 from film.report.records import Records, ShotRecord
 from utils import UserError
 
-PLAN, JOINED, COMPLETION = "plan.pt", "joined.pt", "completion.pt"  # files in the folder
+PLAN, JOINED, COMPLETION, MANIFEST = "plan.pt", "joined.pt", "completion.pt", "manifest.json"  # files in the folder
 
 
 class SegmentStore:
-    """The hidden folder next to an output. If the stored plan has a different ``key``, it and its shots are ignored."""
+    """The hidden folder next to an output. A plan and shots that were stored with another manifest are ignored."""
 
-    def __init__(self, output: Path, key: str) -> None:
-        self.output, self.folder, self.key = output, segment_folder(output), key
+    def __init__(self, output: Path, manifest: Manifest) -> None:
+        self.output, self.folder, self.manifest = output, segment_folder(output), manifest
 
     def load_plan(self) -> Plan | None:
-        """Return the complete plan that was saved with the same key, or None."""
+        """Return the complete plan that was saved with the same manifest, or None."""
         plan, is_complete = self.load_plan_state() or (None, False)
         return plan if is_complete else None
 
     def load_plan_state(self) -> tuple[Plan, bool] | None:
-        """Return the plan that was saved with the same key and whether it is complete, or None."""
+        """Return the plan that was saved with the same manifest and whether it is complete, or None."""
         content = _load(self.folder / PLAN)
-        if content is None or content["key"] != self.key:
+        if content is None or content["key"] != self.manifest.key:
             return None
         return Plan.from_state(content["plan"]), content["is_complete"]
 
     def save_plan(self, plan: Plan, is_complete: bool = True) -> None:
-        """Save a plan. The folder is emptied first, unless it holds an incomplete plan with the same key."""
+        """Save a plan. The folder is emptied first, unless it holds an incomplete plan with the same manifest.
+        """
         _, was_complete = self.load_plan_state() or (None, True)
-        if self.folder.exists() and was_complete:
-            shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(self.folder / PLAN, {"key": self.key, "plan": plan.state(), "is_complete": is_complete})
+        self.save_manifest(plan)  # first, since it permits to overwrite files
+        if was_complete:
+            for path in self.folder.iterdir():
+                if path.name != MANIFEST:
+                    path.unlink()
+        save_checkpoint(self.folder / PLAN,
+                        {"key": self.manifest.key, "plan": plan.state(), "is_complete": is_complete})
+
+    def save_manifest(self, plan: Plan) -> None:
+        """Store the manifest, for people and for later runs."""
+        self.manifest.save(self.folder / MANIFEST, plan)
+
+    def earlier_operation(self) -> dict[str, Any]:
+        """Return ``Manifest.operation`` of an earlier run with the same manifest, if it can be continued, else {}."""
+        earlier = Manifest.load(self.folder / MANIFEST)
+        if (self.folder / COMPLETION).exists() and self.load_plan() is None:
+            return {}
+        return {} if earlier is None or earlier.key != self.manifest.key else earlier.operation
+
+    def changes(self) -> str:
+        """Describe what differs from the stored manifest, "" if nothing does or nothing is stored."""
+        if earlier := Manifest.load(self.folder / MANIFEST):
+            return self.manifest.changes(earlier)
+        return "the program is another version" if (self.folder / PLAN).exists() else ""
+
+    def count_segments(self) -> int:
+        """Return the number of shots with encoded frames."""
+        return sum(1 for _ in self.folder.glob("*.segment"))
 
     def segment_path(self, index: int) -> Path:
         """Return the path of the encoded frames of a shot."""
@@ -107,9 +134,10 @@ class SegmentStore:
         for path in self.folder.glob("*.segment"):
             path.unlink()
 
-    def mark_complete(self, predictor: FilmPredictor) -> None:
-        """Record that the film and its accompanying files are written, and remove the segments."""
-        self.remove_segments()
+    def mark_complete(self, predictor: FilmPredictor, unneeded: Iterable[str]) -> None:
+        """Record that the film and its accompanying files are written; remove files with the patterns ``unneeded``."""
+        for path in itertools.chain.from_iterable(map(self.folder.glob, unneeded)):
+            path.unlink()
         completion = Completion(predictor.identity, predictor.identity != predictor.base_identity)
         save_checkpoint(self.folder / COMPLETION, completion._asdict())
 
@@ -153,7 +181,7 @@ class Completion(NamedTuple):
 def read_completion(output: Path) -> Completion | None:
     """Return which predictor colored the film ``output``, or None if that is unknown or files are missing."""
     content = _load(segment_folder(output) / COMPLETION)
-    if content is None or not SegmentStore(output, "").joined_digests():
+    if content is None or not SegmentStore(output, Manifest({}, {})).joined_digests():
         return None
     return Completion(content["predictor"], content["references"])
 
@@ -162,8 +190,9 @@ def is_complete(film: Film, output: Path) -> bool:
     """Return whether ``film`` is colored into ``output`` and its accompanying files are written."""
     if isinstance(film, ImageSequence):
         written = all(path.exists() for path in film.colored_film(output, film.paths).paths.values())
-        return written and not segment_folder(output).exists()
-    return output.exists() and not (SegmentStore(output, "").joined_digests() and read_completion(output) is None)
+        return written and (not segment_folder(output).exists() or (segment_folder(output) / COMPLETION).exists())
+    joined = SegmentStore(output, Manifest({}, {})).joined_digests()
+    return output.exists() and not (joined and read_completion(output) is None)
 
 
 def _identity(path):

@@ -226,6 +226,10 @@ class FrameWriter:
         if self.overwrite or not path.exists():
             write_colored_frame(path, planes, source)
 
+    def count_existing(self) -> int:
+        """Return the number of frames that are already in the folder."""
+        return sum((self.folder / path.name).exists() for path in self.film.paths.values())
+
     def has_shot(self, segment: Path, pts: Sequence[int]) -> bool:
         return all((self.folder / self.film.paths[number].name).exists() for number in pts)
 
