@@ -6,6 +6,7 @@ other ones.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -90,6 +91,7 @@ def film_manifest(predictor: FilmPredictor, film: Film, target: EncodingTarget, 
     References are left out if the output ``updates_shots``, since they are part of each ``shot_digest`` then.
     """
     settings, provenance = asdict(config), dict(predictor.provenance)
+    settings["end"] = None if math.isinf(config.end) else config.end  # JSON has no infinity
     operation = {**{name: settings.pop(name) for name in OPERATIONAL}, "overwrite": overwrite}
     identity = predictor.identity
     if updates_shots:
