@@ -27,14 +27,14 @@ class PacketClock:
         self.longest_gap = round(LONGEST_GAP / self.base) if clock_may_restart(film) else None
         self.parts: list[tuple[int, int, int]] = []  # in ``base``: shift, first timestamp, last one of the part before
         self.progress: dict[int, tuple[int, Fraction]] = {}  # stream: part and time in ``base`` of its last packet
-        self.wrong = 0  # number of video packets with a wrong timestamp
+        self.wrong = self.replaced = 0  # numbers of video packets whose wrong timestamp was removed, replaced
         self.last = self.end = 0  # last decoding timestamp that is not wrong; shifted end of the video so far
         self.delay: int | None = None  # pts - dts of the first packet
 
     @property
     def is_continuous(self) -> bool:
         """Whether the packets so far have no wrong timestamps and the clock has not been restarted."""
-        return len(self.parts) < 2 and not self.wrong
+        return len(self.parts) < 2 and not self.wrong + self.replaced
 
     def packets(self, packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
         """Yield the packets, which start at the beginning of the film, in order with continuous timestamps."""
@@ -69,6 +69,9 @@ class PacketClock:
             packet.pts = packet.dts = None
             return
         if not self.parts:
+            if following and following[0] < time - self.jump:  # the first one is wrong, rather than all others
+                self.replaced = 1
+                time = packet.pts = packet.dts = following[0] - self.step
             self.parts.append((0, time, time))
         elif self._restarts(time):
             first = packet.pts if packet.pts is not None else time

@@ -189,7 +189,7 @@ def read_frames(path: str | Path, damage: DamageLog | None = None,
                     damage.add(float(pts * stream.time_base), "repaired by the decoder")
                 size = size or (frame.width, frame.height)
                 damage.sizes.setdefault((frame.width, frame.height), float(pts * stream.time_base))
-                damage.frames, damage.wrong_times = times.frames, times.wrong
+                damage.frames, damage.wrong_times = times.frames, times.wrong + packets.replaced
                 if (frame.width, frame.height) != size:
                     frame = _fit_frame(frame, *size)
                 yield pts, frame
