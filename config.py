@@ -329,8 +329,7 @@ class PredictorConfig:
                                  choices=["auto", "memory", "integrator", "ground_truth"], group="colors")
     rank: int = setting(1, "rank of the memory slot to use", choices=[1, 2, 3])
     reference: Path | None = setting(None, "color picture whose palette is used for all inputs")
-    references: Path | None = setting(None, "folder of color pictures to add to the memory; similar frames get their "
-                                      "colors, without training")
+    references: Path | None = setting(None, "folder of color pictures to add to the memory, without training")
     match_references: bool = setting(True, "adjust colors of references from another source to those of the series")
     save_checkpoint: Path | None = setting(None, "save the checkpoint with the references to this file")
     device: str = setting("auto", "device for the networks", choices=["auto", "cpu", "cuda"], group="machine")
@@ -355,13 +354,11 @@ class FilmConfig:
     pix_fmt: str | None = setting(None, "FFmpeg pixel format; default: 4:2:0 with the depth and alpha of the source")
     color_only: bool = setting(False, "write only the chroma, with constant luma, for compositing")
     keep_color_shots: bool = setting(False, "copy shots that are already in color without changes")
-    cut_at: Sequence[int] = setting((), "zero-based frames at which a shot starts, in addition to the detected cuts",
-                                    nargs="+", metavar="FRAME", type=int)
-    join_at: Sequence[int] = setting((), "zero-based frames whose detected cuts are ignored", nargs="+",
-                                     metavar="FRAME", type=int)
+    cut_at: Sequence[int] = setting((), "frames, from 0, that also start a shot", nargs="+", metavar="FRAME", type=int)
+    join_at: Sequence[int] = setting((), "frames, from 0, that start no shot", nargs="+", metavar="FRAME", type=int)
+    boundaries: Sequence[tuple[int, int, bool]] | None = None  # (start, end, wipe) of all shots; None: detect them
     response: str = setting("auto", "auto: compensate for the tone curve and spectral sensitivity of a faded or graded "
-                            "film before its frames are matched with the training frames; none: do not",
-                            choices=["auto", "none"])
+                            "film; none: do not", choices=["auto", "none"])
     confidence: bool = setting(False, "also write maps of the confidence: recalled, predicted and unknown colors")
     batch_size: int = setting(64, "frames to color at the same time; fewer need less memory", group="machine")
     temporal_filter: TemporalFilterConfig = field(default_factory=TemporalFilterConfig)
@@ -375,8 +372,9 @@ class ColorConfig(FilmConfig, PredictorConfig):
     output: Path = setting(Path("results"), "folder, or for a single input a file (videos: .mp4, .mkv, .mov, .webm)")
     overwrite: bool = setting(False, "replace existing results; otherwise, those in a folder are skipped")
     fps: Fraction = setting(Fraction(24), "frames per second of numbered frames", type=parse_rate, group="video")
-    suggest: int = setting(10, "number of frames to write as grayscale pictures for coloring by hand, chosen to "
-                           "improve the result most; 0 for none")
+    cuts: Path | None = setting(None, "cut list (.csv, .edl or .otio) with all cuts of the film; default: detect them")
+    write_cuts: Sequence[str] = setting((), "also write cut lists", nargs="+", type=str, metavar="csv|edl|otio")
+    suggest: int = setting(10, "grayscale frames to write for coloring by hand, the most useful ones; 0 for none")
     range: str = setting("auto", "luma range of films; auto: stated or by levels", choices=["auto", "full", "limited"])
     memory_video: bool = setting(False, "also write a film with the recalled frames next to the result")
     verify_luma: bool = setting(False, "verify that the luma of the colored film is identical to that of the input")
@@ -390,6 +388,8 @@ class ColorConfig(FilmConfig, PredictorConfig):
             raise UserError("--verify_luma compares the luma, which --color_only leaves out; use one of them")
         if self.end <= self.start:
             raise UserError(f"--end {self.end:g} s is not after --start {self.start:g} s")
+        if self.cuts and self.start:
+            raise UserError("--cuts counts frames from the beginning of the film; leave --start out")
 
 
 @dataclass

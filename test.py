@@ -18,6 +18,7 @@ from colorizer.predictor import Predictor, load_predictor
 from config import ColorConfig, FilmConfig, part_of
 from fileio.images import IMAGE_SUFFIXES
 from fileio.outputs import accompanying_path, check_writable, refuse_existing
+from film.analysis.cut_lists import cut_list_paths, read_cut_list, write_cut_list
 from film.io.image_sequence import ImageSequence, find_sequences
 from film.io.luma_check import check_luma
 from film.io.mux import OUTPUT_SUFFIXES
@@ -111,6 +112,7 @@ def prepare_inputs(config: ColorConfig, largest_films_first: bool) -> Inputs:
     UserError if an existing file would be overwritten without ``config.overwrite``.
     """
     pictures, films = find_inputs(config.input, config.output, config.confidence, config.fps, config.range)
+    config = with_cut_list(config, films)
     kept, finished, found_films = [], [], len(films)
     if config.input.is_dir() and not config.overwrite:
         kept = [target for _, target in pictures if target.exists()]
@@ -175,6 +177,7 @@ def color_all_pictures(predictor: Predictor, config: ColorConfig, pictures: Sequ
 def color_film_and_report(predictor: Predictor, config: ColorConfig, film: Film, target: Path,
                           queue: WorkQueue | None = None) -> None:
     """Color a film as the owner of ``queue``, and write its metrics, report and other accompanying files."""
+    rate, cut_lists = film.info.rate, cut_list_paths(target, config.write_cuts, film.info.rate)
     resumes = accompanying_path(target, "metrics.json").exists() or segment_folder(target).exists()
     refuse_existing([accompanying_path(target, name) for name in ("report.html", "memory.mp4", "comparison.png")],
                     config.overwrite or resumes)
@@ -186,6 +189,8 @@ def color_film_and_report(predictor: Predictor, config: ColorConfig, film: Film,
         print(f"colored {count} frames of {len(records)} shots in {seconds:.1f} s: {result.path}")
         facts: dict[str, Any] = {"input": str(film.path), **coloring_facts(predictor, config), "pictures": count,
                                  "shots": len(records), "seconds": round(seconds, 2)}
+        for path in cut_lists:
+            write_cut_list(path, result.path, rate, records.boundaries(), count, config.overwrite)
         if config.verify_luma:
             facts["luma"] = check_luma(film, result, config)
             print(facts["luma"])
@@ -200,6 +205,15 @@ def color_film_and_report(predictor: Predictor, config: ColorConfig, film: Film,
                             "files") from error
 
     render_job(predictor, config, film, target).run_as_owner(queue or WorkQueue(), write_accompanying_files)
+
+
+def with_cut_list(config: ColorConfig, films: Sequence[tuple[Film, Path]]) -> ColorConfig:
+    """Return ``config`` with the boundaries listed in ``config.cuts``. Raises UserError unless there is one film."""
+    if config.cuts is None or config.boundaries is not None:
+        return config
+    if len(films) != 1:
+        raise UserError(f"--cuts lists the cuts of one film, but there are {len(films)} in --input; pass a single film")
+    return replace(config, boundaries=read_cut_list(config.cuts, films[0][0].info.rate))
 
 
 def render_job(predictor: Predictor, config: ColorConfig, film: Film, target: Path) -> RenderJob:
@@ -248,6 +262,7 @@ def color(config: ColorConfig) -> None:
     group = WorkerGroup.join()
     inputs = group.compute_on_leader("inputs", partial(prepare_inputs, config, largest_films_first=group.size > 1))
     config = replace(config, save_checkpoint=None)  # prepare_inputs has saved it
+    config = with_cut_list(config, inputs.films) if inputs.films else config
     if group.is_single_process and len(inputs.films) > 1:
         run_isolated(group_keys(inputs), color_inputs, config, inputs)
     elif inputs.pictures or inputs.films:

@@ -171,6 +171,19 @@ def test_a_film_gets_a_report_suggested_frames_and_a_memory_video(home, tmp_path
     assert not (tmp_path / "none_color_these").exists() and not (tmp_path / "none_memory.mp4").exists()
 
 
+def test_written_cut_lists_give_the_same_film(home, tmp_path):
+    source = draw_shots(tmp_path / "film.mkv", [(60, 9), (200, 6), (60, 8)], rate=24)
+    main([*flags(checkpoint=home / "memory" / "best.pt", input=source, output=tmp_path / "one.mkv"),
+          "--write_cuts", "csv", "edl", "otio"])
+    for suffix in ("csv", "edl", "otio"):
+        color(home, "memory", tmp_path / "two.mkv", source, cuts=tmp_path / f"one.{suffix}", overwrite=True)
+        assert (tmp_path / "two.mkv").read_bytes() == (tmp_path / "one.mkv").read_bytes()
+    (tmp_path / "mine.csv").write_text("Start Frame,End Frame\n1,4\n5,23\n")
+    color(home, "memory", tmp_path / "two.mkv", source, cuts=tmp_path / "mine.csv", overwrite=True)
+    lines = [json.loads(line) for line in (tmp_path / "two_shots.jsonl").read_text().splitlines()]
+    assert [line["end_frame"] for line in lines] == [4, 23]
+
+
 def test_a_report_that_cannot_be_written_is_written_by_the_next_run(home, tmp_path):
     source = draw_film(tmp_path / "film.mp4", times=range(3))
     (tmp_path / "out_report.html").mkdir()

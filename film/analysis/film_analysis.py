@@ -27,7 +27,7 @@ from film.analysis.plan import FilmPredictor, Plan, Shot, Transition
 from film.analysis.transitions import Boundary, TransitionConfig, find_boundaries
 from film.io.planes import Planes, gray_lightness
 from film.io.video import Film, pts_window
-from utils import StreamSample
+from utils import StreamSample, warn
 
 ANALYSIS_VERSION = 1  # increase it with each change that may give other shots, palettes or exposures
 SHOT_SAMPLES = 8  # frames of a shot from which its palette is recalled
@@ -116,9 +116,14 @@ def _picture_lightness(sample, box):
 
 
 def find_edited_boundaries(lumas: Iterator[np.ndarray], config: FilmConfig) -> Iterator[Boundary]:
-    """Yield the boundaries found in the frames ``lumas``, edited by the user: without boundaries that end at a frame in
-    ``config.join_at``, and with a cut at each frame in ``config.cut_at``."""
+    """Yield the boundaries found in the frames ``lumas``, or ``config.boundaries``, edited by the user: without
+    boundaries that end at a frame in ``config.join_at``, and with a cut at each frame in ``config.cut_at``."""
     cuts = sorted({cut for cut in config.cut_at if cut > 0})
+    if config.boundaries is not None:
+        listed = {boundary[1]: Boundary(*boundary) for boundary in config.boundaries}
+        listed |= {cut: Boundary(cut, cut) for cut in cuts}
+        yield from _follow_boundaries(lumas, [listed[end] for end in sorted(listed) if end not in config.join_at])
+        return
     for start, cut in zip([0, *cuts], [*cuts, None], strict=True):
         for boundary in find_boundaries(itertools.islice(lumas, None if cut is None else cut - start)):
             if boundary.end + start not in config.join_at:
@@ -128,6 +133,19 @@ def find_edited_boundaries(lumas: Iterator[np.ndarray], config: FilmConfig) -> I
             return
         lumas = itertools.chain([following], lumas)
         yield Boundary(cut, cut)
+
+
+def _follow_boundaries(lumas, boundaries):
+    """Yield each boundary at its end, and warn about those after the last frame. A transition leaves at least one frame
+    of the shot before it."""
+    remaining, index, start = deque(boundaries), -1, 0
+    for index, _ in enumerate(lumas):
+        if remaining and remaining[0].end == index:
+            boundary = remaining.popleft()
+            yield boundary._replace(start=min(max(boundary.start, start + 1), index))
+            start = index
+    if remaining:
+        warn(f"{len(remaining)} listed cuts are after the last frame, {index}, and are ignored")
 
 
 class _AnalysisPass:

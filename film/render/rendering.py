@@ -363,7 +363,8 @@ class FilmRendering:
             list(shot.palette.slot_ids), list(shot.palette.slot_scores), confidence, shot.palette.embedding.numpy(),
             left_unchanged=config.keep_color_shots and shot.in_color, cdc=cdc.value(),
             cdc_ground_truth=math.nan if ground_truth is None else cdc_ground_truth.value(), recalled=recalled,
-            box=shot.box, seconds=time.monotonic() - started, transition_frames=shot.end - shot.transition_start)
+            box=shot.box, seconds=time.monotonic() - started, transition_frames=shot.end - shot.transition_start,
+            wipe=shot.transition is not None and shot.transition.wipe)
         embeddings = np.stack(embeddings) if embeddings else np.zeros((0, 0), np.int16)
         self.digests[index] = shot_digest(self.predictor, plan, index, embeddings, config)
         self.records.states[index] = self.segments.save_shot(plan, record, embeddings, self.digests[index])

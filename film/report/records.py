@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from colorizer.adaptation.film_response import FilmResponse
+from film.analysis.transitions import Boundary
 from film.io.planes import Box
 
 THUMBNAIL = 320  # width in pixels of the pictures in a ShotRecord, and of the frames for measuring its CDC
@@ -39,6 +40,7 @@ class ShotRecord:
     box: Box | None = None  # the colored picture without letterbox; None: the whole frame
     seconds: float = field(default=0.0, compare=False)  # spent on the shot
     transition_frames: int = 0  # number of its last frames that also show the next shot
+    wipe: bool = False  # whether each of their pixels shows only one of both shots
 
     @property
     def frames(self) -> int:
@@ -86,6 +88,11 @@ class Records(Sequence[ShotRecord]):
             if state[name] is not None:
                 state[name] = cv2.imdecode(state[name].numpy(), cv2.IMREAD_COLOR_RGB)
         return ShotRecord(**{**state, "embedding": state["embedding"].numpy()})
+
+    def boundaries(self) -> list[Boundary]:
+        """Return the boundaries of the shots."""
+        return [Boundary(state["end_frame"] - state["transition_frames"], state["end_frame"], state["wipe"])
+                for state in self.states[:-1]]
 
     @classmethod
     def pack(cls, record: ShotRecord) -> dict[str, Any]:
