@@ -120,9 +120,10 @@ def find_edited_boundaries(lumas: Iterator[np.ndarray], config: FilmConfig) -> I
     boundaries that end at a frame in ``config.join_at``, and with a cut at each frame in ``config.cut_at``."""
     cuts = sorted({cut for cut in config.cut_at if cut > 0})
     if config.boundaries is not None:
-        listed = {boundary[1]: Boundary(*boundary) for boundary in config.boundaries}
-        listed |= {cut: Boundary(cut, cut) for cut in cuts}
-        yield from _follow_boundaries(lumas, [listed[end] for end in sorted(listed) if end not in config.join_at])
+        boundaries = [Boundary(*boundary) for boundary in config.boundaries] + [Boundary(cut, cut) for cut in cuts]
+        listed = {boundary.end: boundary for boundary in boundaries
+                  if boundary.end not in config.join_at or boundary.end in cuts}
+        yield from _follow_boundaries(lumas, [listed[end] for end in sorted(listed)])
         return
     for start, cut in zip([0, *cuts], [*cuts, None], strict=True):
         for boundary in find_boundaries(itertools.islice(lumas, None if cut is None else cut - start)):
