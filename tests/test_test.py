@@ -153,7 +153,7 @@ def test_a_film_gets_a_report_suggested_frames_and_a_memory_video(home, tmp_path
     """Suggested frames that were colored by hand are not overwritten."""
     monkeypatch.chdir(tmp_path)
     source, name = draw_shots(tmp_path / "film.mkv", [(60, 9), (200, 6)]), "new: %d"
-    settings = {"overwrite": True, "start": 0.25}
+    settings = {"overwrite": True, "start": 0.25, "response": "none"}  # to estimate the response takes seconds
     color(home, "spatial", Path(f"{name}.mkv"), source, memory_video=True, **settings)
     page, folder = (tmp_path / f"{name}_report.html").read_text(encoding="utf-8"), tmp_path / f"{name}_color_these"
     assert "raw_image_drawn_" in page and "film.mkv" in page and folder.name in page
@@ -167,7 +167,7 @@ def test_a_film_gets_a_report_suggested_frames_and_a_memory_video(home, tmp_path
     write_image(suggested[0], draw_picture(0))
     color(home, "spatial", Path(f"{name}.mkv"), source, **settings)
     assert np.array_equal(read_image(suggested[0]), draw_picture(0))
-    color(home, "spatial", tmp_path / "none.mkv", source, suggest=0)
+    color(home, "spatial", tmp_path / "none.mkv", source, suggest=0, response="none")
     assert not (tmp_path / "none_color_these").exists() and not (tmp_path / "none_memory.mp4").exists()
 
 
