@@ -26,9 +26,9 @@ from editing.shot_preview import ShotPreview
 from fileio.outputs import accompanying_path
 from film.analysis.film_analysis import find_edited_boundaries
 from film.analysis.plan import FilmPredictor
+from film.io.frame_index import luma_checksum
 from film.io.planes import Planes
 from film.io.thread_pool import prefetch
-from film.io.frame_index import luma_checksum
 from film.io.video import DamageLog, VideoFile
 from film.render.incremental import can_update
 from film.render.rendering import RenderJob

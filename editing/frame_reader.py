@@ -11,8 +11,8 @@ import numpy as np
 
 from dataset import resize
 from film.io.encoding import write_video
-from film.io.planes import Planes
 from film.io.frame_index import FrameIndex, read_known_frames
+from film.io.planes import Planes
 from film.io.video import Film, open_video
 from utils import UserError
 

@@ -12,9 +12,9 @@ from av.stream import Disposition
 from drawn import StubPredictor
 
 from config import FilmConfig
-from film.io.video import VideoFile
 from film.io.luma_check import check_luma
 from film.io.planes import plane_array
+from film.io.video import VideoFile
 from film.render.rendering import color_film
 from utils import UserError
 

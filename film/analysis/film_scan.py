@@ -7,10 +7,10 @@ from contextlib import closing
 
 from tqdm import tqdm
 
+from film.io.frame_index import FrameIndex, luma_checksum
 from film.io.interlacing import FieldDetector
 from film.io.planes import Planes
 from film.io.thread_pool import prefetch
-from film.io.frame_index import FrameIndex, luma_checksum
 from film.io.video import DamageLog, Film
 from utils import UserError
 

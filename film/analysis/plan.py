@@ -14,8 +14,9 @@ from colorizer.adaptation.film_response import FilmResponse
 from colorizer.confidence import Confidence
 from colorizer.predictor import Palette
 from colorizer.warping.propagation import Anchor
-from film.io.planes import Box, Planes
 from film.io.frame_index import FrameIndex
+from film.io.interlacing import with_field_order
+from film.io.planes import Box, Planes
 
 
 class FilmPredictor(Protocol):
@@ -99,7 +100,7 @@ class Shot:
 
     def with_fields(self, planes: Planes) -> Planes:
         """Return a frame of the shot with its field order if the file does not state it."""
-        return planes if self.is_flagged else planes._replace(field_order=self.field_order)
+        return with_field_order(planes, self.field_order, self.is_flagged)
 
     @property
     def transition_start(self) -> int:

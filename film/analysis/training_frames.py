@@ -21,8 +21,9 @@ from config import GeneratorConfig
 from film.analysis.detected_shots import MAX_THUMBNAILS, DetectedFilm, DetectedShot
 from film.analysis.film_scan import FilmScan
 from film.analysis.shot_detection import ChangeDetector, Detector, HistogramDetector, detect_shots, detector_input
-from film.io.planes import Box, Planes
 from film.io.frame_index import frames_at
+from film.io.interlacing import with_field_order
+from film.io.planes import Box, Planes
 from film.io.video import VideoFile, is_truncated
 from utils import evenly_spaced, warn
 
@@ -125,8 +126,7 @@ class _Extraction:
 
     def _process(self, shot, index, planes):
         """Write a selected frame, measure its margins, and make a thumbnail of it if it is the middle frame."""
-        order, is_flagged = self.orders[shot.number]
-        planes = planes if is_flagged else planes._replace(field_order=order)
+        planes = with_field_order(planes, *self.orders[shot.number])
         self.profiles.setdefault(shot.number, []).append(luma_profile(planes.y, planes.encoding.luma_range))
         if index in shot.images:
             self._submit(write_frame, self.folder / self.result.image_name(shot.images[index]), planes)

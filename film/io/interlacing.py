@@ -59,6 +59,11 @@ class FieldDetector:
         return order if is_interlaced else "", False
 
 
+def with_field_order(planes: Planes, order: str, is_flagged: bool) -> Planes:
+    """Return a frame of a shot with the field order of the shot if its frames are not flagged; see ``shot_order``."""
+    return planes if is_flagged else planes._replace(field_order=order)
+
+
 def _idet_graph(width, height):
     """Return FFmpeg's idet as (graph, source, {result: sink that gets the frames with this result})."""
     graph, sinks = Graph(), {}

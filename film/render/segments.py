@@ -45,8 +45,7 @@ class SegmentStore:
         return Plan.from_state(content["plan"]), content["is_complete"]
 
     def save_plan(self, plan: Plan, is_complete: bool = True) -> None:
-        """Save a plan. The folder is emptied first, unless it holds an incomplete plan with the same manifest.
-        """
+        """Save a plan. The folder is emptied first, unless it holds an incomplete plan with the same manifest."""
         _, was_complete = self.load_plan_state() or (None, True)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.save_manifest(plan)  # first, since it permits to overwrite files
