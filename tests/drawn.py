@@ -90,6 +90,21 @@ def draw_dataset(folder, train=6, val=2, test=2):
     return folder
 
 
+def mux_sound(film, stream, wave):
+    """Encode and mux a sound track, int16 (1, samples); the channels of a stereo track are interleaved."""
+    frame = av.AudioFrame.from_ndarray(wave, format="s16", layout=stream.layout.name)
+    frame.sample_rate = stream.rate
+    film.mux([*stream.encode(frame), *stream.encode(None)])
+
+
+def mux_copy(film, stream, source):
+    """Mux the packets of the only track of ``source`` as those of ``stream``."""
+    for packet in source.demux():
+        if packet.size:
+            packet.stream = stream
+            film.mux(packet)
+
+
 def draw_film(path, sizes=(64, 48), times=range(20), codec="libx264", sound="aac", rate=10):
     """Write a film with a sound track. Frame i is a gray ramp plus 3 * i, at ``times`` in units of 1 / rate seconds."""
     with av.open(str(path), "w") as film:
@@ -107,10 +122,7 @@ def draw_film(path, sizes=(64, 48), times=range(20), codec="libx264", sound="aac
         if audio:
             samples = int(audio_rate * (max(times) + 1) / rate)
             wave = (np.sin(np.arange(samples) / 20) * 8000).astype(np.int16)[None]
-            frame = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
-            frame.sample_rate = audio_rate
-            film.mux(audio.encode(frame))
-            film.mux(audio.encode(None))
+            mux_sound(film, audio, wave)
     return path
 
 

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
-from drawn import StubPredictor, draw_film, draw_picture
+from drawn import StubPredictor, draw_film, draw_picture, mux_sound
 
 from dataset_generator import list_videos
 from fileio.images import write_image
@@ -40,9 +40,7 @@ def draw_cover(path):
         cover = file.add_stream("png", rate=1)
         cover.width, cover.height, cover.pix_fmt = 16, 16, "rgb24"
         cover.disposition = Disposition.attached_pic.value
-        wave = av.AudioFrame.from_ndarray(np.zeros((1, 4410), np.int16), format="s16", layout="mono")
-        wave.sample_rate = 44100
-        file.mux([*sound.encode(wave), *sound.encode(None)])
+        mux_sound(file, sound, np.zeros((1, 4410), np.int16))
         file.mux(cover.encode(av.VideoFrame(16, 16, "rgb24")))
 
 
@@ -112,10 +110,7 @@ def draw_in(path):
             film.mux(stream.encode(frame))
         film.mux(stream.encode(None))
         if track:
-            silence = np.zeros((1, 2 * int(10 * track.rate / rate)), np.int16)
-            wave = av.AudioFrame.from_ndarray(silence, format="s16", layout="stereo")
-            wave.sample_rate = track.rate
-            film.mux([*track.encode(wave), *track.encode(None)])
+            mux_sound(film, track, np.zeros((1, 2 * int(10 * track.rate / rate)), np.int16))
     return path
 
 

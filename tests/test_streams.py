@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from av.stream import Disposition
-from drawn import StubPredictor
+from drawn import StubPredictor, mux_copy, mux_sound
 
 from config import FilmConfig
 from film.io.luma_check import check_luma
@@ -82,14 +82,8 @@ def with_attachments(path):
         film.add_attachment("cover.jpg", "image/jpeg", JPEG)
         film.add_attachment("font.ttf", "application/x-truetype-font", b"\0\1\0\0" + b"x" * 99)
         encode(film, video)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 22050), np.int16), format="s16", layout="mono")
-        frame.sample_rate = 44100
-        film.mux(sound.encode(frame))
-        film.mux(sound.encode(None))
-        for packet in titles.demux():
-            if packet.size:
-                packet.stream = words
-                film.mux(packet)
+        mux_sound(film, sound, np.zeros((1, 22050), np.int16))
+        mux_copy(film, words, titles)
     return path
 
 

@@ -10,7 +10,8 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
-from drawn import StubPredictor, draw_film, draw_picture, draw_shots, planes_in, times_and_sound
+from drawn import (
+    StubPredictor, draw_film, draw_picture, draw_shots, mux_copy, mux_sound, planes_in, times_and_sound)
 
 from config import FilmConfig
 from film.io.frame_index import FrameIndex, frames_at
@@ -58,14 +59,8 @@ def draw_rich_film(path):
         film.mux(video.encode(None))
         for number, sound in enumerate(sounds):
             wave = (np.sin(np.arange(88200) / (20 + 9 * number)) * 8000).astype(np.int16)[None]
-            frame = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
-            frame.sample_rate = 44100
-            film.mux(sound.encode(frame))
-            film.mux(sound.encode(None))
-        for packet in titles.demux():
-            if packet.size:
-                packet.stream = words
-                film.mux(packet)
+            mux_sound(film, sound, wave)
+        mux_copy(film, words, titles)
     return path
 
 
