@@ -356,7 +356,7 @@ class FilmConfig:
     keep_color_shots: bool = setting(False, "copy shots that are already in color without changes")
     cut_at: Sequence[int] = setting((), "frames, from 0, that also start a shot", nargs="+", metavar="FRAME", type=int)
     join_at: Sequence[int] = setting((), "frames, from 0, that start no shot", nargs="+", metavar="FRAME", type=int)
-    boundaries: Sequence[tuple[int, int, bool]] | None = None  # (start, end, wipe) of all shots; None: detect them
+    boundaries: Sequence[tuple[int, int, bool]] | None = None  # (start, end, wipe) of each shot's end; None: detect
     response: str = setting("auto", "auto: compensate for the tone curve and spectral sensitivity of a faded or graded "
                             "film; none: do not", choices=["auto", "none"])
     confidence: bool = setting(False, "also write maps of the confidence: recalled, predicted and unknown colors")
@@ -388,8 +388,6 @@ class ColorConfig(FilmConfig, PredictorConfig):
             raise UserError("--verify_luma compares the luma, which --color_only leaves out; use one of them")
         if self.end <= self.start:
             raise UserError(f"--end {self.end:g} s is not after --start {self.start:g} s")
-        if self.cuts and self.start:
-            raise UserError("--cuts counts frames from the beginning of the film; leave --start out")
 
 
 @dataclass

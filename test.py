@@ -19,10 +19,11 @@ from config import ColorConfig, FilmConfig, part_of
 from fileio.images import IMAGE_SUFFIXES
 from fileio.outputs import accompanying_path, check_writable, refuse_existing
 from film.analysis.cut_lists import cut_list_paths, read_cut_list, write_cut_list
+from film.analysis.transitions import Boundary
 from film.io.image_sequence import ImageSequence, find_sequences
 from film.io.luma_check import check_luma
 from film.io.mux import OUTPUT_SUFFIXES
-from film.io.video import VIDEO_SUFFIXES, Film, VideoFile, find_videos, is_video
+from film.io.video import VIDEO_SUFFIXES, Film, VideoFile, find_videos, frames_before, is_video
 from film.render.incremental import can_update
 from film.render.pictures import CONFIDENCE_MAP, color_pictures
 from film.render.rendering import RenderJob, confidence_video_path
@@ -45,6 +46,7 @@ class Inputs(NamedTuple):
 
     pictures: list[tuple[Path, Path]]
     films: list[tuple[Film, Path]]
+    boundaries: Sequence[tuple[int, int, bool]] | None = None  # see FilmConfig; from --cuts
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -111,8 +113,8 @@ def prepare_inputs(config: ColorConfig, largest_films_first: bool) -> Inputs:
     In a folder, finished inputs are skipped, except for films that were colored with different references. Raises
     UserError if an existing file would be overwritten without ``config.overwrite``.
     """
-    pictures, films = find_inputs(config.input, config.output, config.confidence, config.fps, config.range)
-    config = with_cut_list(config, films)
+    pictures, films, _ = find_inputs(config.input, config.output, config.confidence, config.fps, config.range)
+    config = replace(config, boundaries=listed_boundaries(config, films))
     kept, finished, found_films = [], [], len(films)
     if config.input.is_dir() and not config.overwrite:
         kept = [target for _, target in pictures if target.exists()]
@@ -135,7 +137,7 @@ def prepare_inputs(config: ColorConfig, largest_films_first: bool) -> Inputs:
               "color them again)")
     if largest_films_first:
         films.sort(key=_size, reverse=True)
-    return Inputs(pictures, films)
+    return Inputs(pictures, films, config.boundaries)
 
 
 def _size(pair):
@@ -177,7 +179,7 @@ def color_all_pictures(predictor: Predictor, config: ColorConfig, pictures: Sequ
 def color_film_and_report(predictor: Predictor, config: ColorConfig, film: Film, target: Path,
                           queue: WorkQueue | None = None) -> None:
     """Color a film as the owner of ``queue``, and write its metrics, report and other accompanying files."""
-    rate, cut_lists = film.info.rate, cut_list_paths(target, config.write_cuts, film.info.rate)
+    cut_lists = cut_list_paths(target, config.write_cuts, film.info.rate)
     resumes = accompanying_path(target, "metrics.json").exists() or segment_folder(target).exists()
     refuse_existing([accompanying_path(target, name) for name in ("report.html", "memory.mp4", "comparison.png")],
                     config.overwrite or resumes)
@@ -189,8 +191,11 @@ def color_film_and_report(predictor: Predictor, config: ColorConfig, film: Film,
         print(f"colored {count} frames of {len(records)} shots in {seconds:.1f} s: {result.path}")
         facts: dict[str, Any] = {"input": str(film.path), **coloring_facts(predictor, config), "pictures": count,
                                  "shots": len(records), "seconds": round(seconds, 2)}
+        if cut_lists:
+            first = frames_before(film, config.start)
+            shots = [Boundary(first, first)] * bool(first) + [shot.shift(first) for shot in records.boundaries()]
         for path in cut_lists:
-            write_cut_list(path, result.path, rate, records.boundaries(), count, config.overwrite)
+            write_cut_list(path, film.path if config.start else result.path, film.info, shots, config.overwrite)
         if config.verify_luma:
             facts["luma"] = check_luma(film, result, config)
             print(facts["luma"])
@@ -207,13 +212,15 @@ def color_film_and_report(predictor: Predictor, config: ColorConfig, film: Film,
     render_job(predictor, config, film, target).run_as_owner(queue or WorkQueue(), write_accompanying_files)
 
 
-def with_cut_list(config: ColorConfig, films: Sequence[tuple[Film, Path]]) -> ColorConfig:
-    """Return ``config`` with the boundaries listed in ``config.cuts``. Raises UserError unless there is one film."""
-    if config.cuts is None or config.boundaries is not None:
-        return config
+def listed_boundaries(config: ColorConfig, films: Sequence[tuple[Film, Path]]) -> tuple[Boundary, ...] | None:
+    """Return the boundaries listed in ``config.cuts``, counted from --start, or None. Raises UserError unless there is
+    one film."""
+    if config.cuts is None:
+        return None
     if len(films) != 1:
         raise UserError(f"--cuts lists the cuts of one film, but there are {len(films)} in --input; pass a single film")
-    return replace(config, boundaries=read_cut_list(config.cuts, films[0][0].info.rate))
+    film, first = films[0][0], frames_before(films[0][0], config.start)
+    return tuple(end.shift(-first) for end in read_cut_list(config.cuts, film.info.rate) if end.end > first)
 
 
 def render_job(predictor: Predictor, config: ColorConfig, film: Film, target: Path) -> RenderJob:
@@ -261,8 +268,7 @@ def color(config: ColorConfig) -> None:
     config.check()
     group = WorkerGroup.join()
     inputs = group.compute_on_leader("inputs", partial(prepare_inputs, config, largest_films_first=group.size > 1))
-    config = replace(config, save_checkpoint=None)  # prepare_inputs has saved it
-    config = with_cut_list(config, inputs.films) if inputs.films else config
+    config = replace(config, save_checkpoint=None, boundaries=inputs.boundaries)  # prepare_inputs has saved it
     if group.is_single_process and len(inputs.films) > 1:
         run_isolated(group_keys(inputs), color_inputs, config, inputs)
     elif inputs.pictures or inputs.films:

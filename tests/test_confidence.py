@@ -201,7 +201,7 @@ def test_maps_are_not_taken_as_inputs(tmp_path):
         write_image(tmp_path / name, draw_picture(0))
     for name in ("film.mp4", "film_confidence.mp4", "film_memory.mp4"):
         (tmp_path / name).write_bytes(b"")
-    pictures, films = find_inputs(tmp_path, tmp_path / "out", True)
+    pictures, films, _ = find_inputs(tmp_path, tmp_path / "out", True)
     assert [path.name for path, _ in pictures] == ["a.png", "b.jpg", "full_confidence.png"]
     assert [film.path.name for film, _ in films] == ["film.mp4"]
     write_image(tmp_path / "a.jpg", draw_picture(0))

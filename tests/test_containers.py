@@ -57,7 +57,7 @@ def test_ffmpeg_decides_which_files_are_videos(tmp_path, capsys):
     films = ["damaged.mxf", "episode", "film.mkv", "Folge 2.bak"]
     assert [path.name for path in list_videos(tmp_path)] == films
     assert [path.name for path in find_videos(tmp_path)] == films
-    pictures, work = find_inputs(tmp_path, tmp_path / "out")
+    pictures, work, _ = find_inputs(tmp_path, tmp_path / "out")
     assert [film.path.name for film, _ in work] == films and [path.name for path, _ in pictures] == ["still.png"]
     assert [target.name for _, target in work] == ["damaged.mkv", "episode.mkv", "film.mkv", "Folge 2.mkv"]
     assert capsys.readouterr().err == ""

@@ -133,7 +133,7 @@ class StillPredictor:
 @pytest.mark.parametrize("suffix, depth", [(".tif", 16), (".dpx", 12), (".exr", 16)])
 def test_colored_images_keep_their_depth(tmp_path, suffix, depth):
     write_image(tmp_path / f"in{suffix}", gray_codes(depth), depth)
-    pairs, _ = find_inputs(tmp_path / f"in{suffix}", tmp_path / f"out{suffix}")
+    pairs, *_ = find_inputs(tmp_path / f"in{suffix}", tmp_path / f"out{suffix}")
     evaluation = Evaluation()
     assert color_pictures(StillPredictor(), pairs, evaluation, False, False) == 1
     before, after = (read_deep_image(tmp_path / f"{name}{suffix}") for name in ("in", "out"))

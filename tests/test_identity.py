@@ -10,7 +10,8 @@ import pytest
 from drawn import StubPredictor
 from numbered import RATE, contents, copy_film, read_number, write_numbers, write_packets
 
-from config import GeneratorConfig
+from config import FilmConfig, GeneratorConfig
+from film.analysis.film_analysis import analyze_film
 from film.analysis.training_frames import extract_training_frames
 from film.io import frame_index, video
 from film.io.frame_index import FrameIndex, frames_at, luma_checksum
@@ -193,6 +194,9 @@ def test_frames_of_another_size_keep_their_shape(tmp_path, capsys):
     assert [read_number(luma) for luma in lumas] == contents(source)[1]
     assert all(luma[[*range(7), *range(41, 48)]].max() < 25 and luma[10:38].min() > 90 for luma in lumas[-30:])
     assert min(luma.min() for luma in lumas[:29]) > 90
+    plan = analyze_film(VideoFile(source), StubPredictor(), FilmConfig())
+    assert plan.shots[-1].box == (8, 40, 0, 64)  # found in a second pass
+    assert capsys.readouterr().err.count("changes from") == 1
 
 
 def test_subtitles_longer_than_the_picture_do_not_end_a_film_early(tmp_path, capsys):

@@ -163,8 +163,11 @@ def test_everything_is_kept_or_named(tmp_path, capsys, draw, name, output, lost)
 
 def test_a_time_code_is_not_kept_with_another_start(tmp_path, capsys):
     source = with_timecode(tmp_path / "in.mov")
-    assert not any("timecode" in key for key in inventory(color(source, tmp_path / "out.mkv", start=0.25)))
-    assert "does not keep the tag timecode" in capsys.readouterr().err
+    for path in (source, color(source, tmp_path / "in.mkv")):  # a track, and a tag in capital letters
+        assert VideoFile(path).info.timecode == "01:00:00:00"
+        part = color(path, tmp_path / f"part{path.suffix}.mkv", start=0.25)
+        assert not any("timecode" in key for key in inventory(part))
+        assert "does not keep the tag timecode" in capsys.readouterr().err.lower()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -24,6 +25,7 @@ from config import ModelConfig, SpatialConfig, TrainConfig, restore
 from dataset import REFERENCE_ID, color_feature, resize, rgb_to_lab
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from fileio.images import read_image, write_image
+from film.analysis.cut_lists import read_cut_list
 from film.report.evaluation import Evaluation
 from test import main
 from utils import UserError
@@ -182,6 +184,20 @@ def test_written_cut_lists_give_the_same_film(home, tmp_path):
     color(home, "memory", tmp_path / "two.mkv", source, cuts=tmp_path / "mine.csv", overwrite=True)
     lines = [json.loads(line) for line in (tmp_path / "two_shots.jsonl").read_text().splitlines()]
     assert [line["end_frame"] for line in lines] == [4, 23]
+
+
+def test_cut_lists_of_a_part_count_the_frames_of_the_film(home, tmp_path):
+    source = draw_shots(tmp_path / "film.ts", [(60, 15), (200, 10), (60, 6), (200, 9)], rate=24)  # starts at 1.4 s
+    part = {"start": 20 / 24, "end": 1.5}
+    main([*flags(checkpoint=home / "memory" / "best.pt", input=source, output=tmp_path / "part.mkv", **part),
+          "--write_cuts", "csv", "edl", "otio"])
+    for suffix in ("csv", "edl", "otio"):
+        ends = [shot.end for shot in read_cut_list(tmp_path / f"part.{suffix}", Fraction(24))]
+        assert ends == [20, 25, 31, 36]
+    for settings, expected in ((part, [5, 11, 16]), ({"start": 26 / 24}, [5, 10, 14])):
+        color(home, "memory", tmp_path / "two.mkv", source, cuts=tmp_path / "part.csv", overwrite=True, **settings)
+        lines = [json.loads(line) for line in (tmp_path / "two_shots.jsonl").read_text().splitlines()]
+        assert [line["end_frame"] for line in lines] == expected
 
 
 def test_a_report_that_cannot_be_written_is_written_by_the_next_run(home, tmp_path):

@@ -1,17 +1,20 @@
 """Cut lists that editing programs exchange: OpenTimelineIO (.otio), CMX 3600 (.edl) and the CSV files of PySceneDetect.
 
-Frames are counted from 0. Only .otio holds transitions; in the other formats, they are cuts at their end.
+Frames are counted from 0, the first frame of the source, also with --start. Only .otio holds transitions; in the other
+formats, they are cuts at their end.
 """
 
 import csv
 import io
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from fileio.atomic import atomic_write
 from film.analysis.transitions import Boundary
+from film.io.video import FilmInfo
 from utils import UserError, warn
 
 RATE_TOLERANCE = 5e-4  # relative; 24 and 24000/1001 frames per second differ by 1e-3
@@ -20,7 +23,7 @@ _CSV_HEADER = ("Scene Number", "Start Frame", "Start Timecode", "Start Time (sec
 
 
 def read_cut_list(path: Path, rate: Fraction) -> tuple[Boundary, ...]:
-    """Read all shot boundaries of a film of ``rate`` frames per second.
+    """Read the end of each shot of a film of ``rate`` frames per second; the last one is the end of the list.
 
     In a timeline, these are the ends of the clips and gaps of the first video track, counted from its beginning.
     Raises UserError if the file is not a cut list or states a different rate.
@@ -48,8 +51,7 @@ def _read_csv(path, rate):
                         "file to --cuts")
     columns = [rows[start].index(name) for name in ("Start Frame", "End Frame")]
     shots = [(int(row[columns[0]]) - 1, int(row[columns[1]])) for row in rows[start + 1:] if row]  # from 1, inclusive
-    last = max((end for _, end in shots), default=0)
-    return [Boundary(frame, frame) for frame in {frame for shot in shots for frame in shot} - {last}]
+    return [Boundary(frame, frame) for frame in {frame for shot in shots for frame in shot}]
 
 
 def _read_timeline(path, rate):
@@ -75,7 +77,7 @@ def _read_timeline(path, rate):
             boundaries[-1:] = [Boundary(end - frames(transition.in_offset), end + frames(transition.out_offset), wipe)]
         end, transition = end + frames(item.duration()), None
         boundaries.append(Boundary(end, end))
-    return boundaries[:-1]
+    return boundaries
 
 
 def cut_list_paths(output: Path, formats: Collection[str], rate: Fraction) -> list[Path]:
@@ -89,19 +91,22 @@ def cut_list_paths(output: Path, formats: Collection[str], rate: Fraction) -> li
     return [output.with_name(f"{output.stem}.{format_}") for format_ in formats]
 
 
-def write_cut_list(path: Path, film: Path, rate: Fraction, boundaries: Sequence[Boundary], frames: int,
+def write_cut_list(path: Path, film: Path, info: FilmInfo, boundaries: Sequence[Boundary],
                    overwrite: bool = False) -> None:
-    """Write the shots of the file ``film`` with ``frames`` frames; the suffix of ``path`` selects the format.
+    """Write the end of each shot of the file ``film``; the suffix of ``path`` selects the format.
 
-    An existing file with different content is kept, with a warning, unless ``overwrite`` is True.
+    Editing programs find the frames by the time code in ``info``. An existing file with different content is kept, with
+    a warning, unless ``overwrite`` is True.
     """
+    cuts = [boundary._replace(start=boundary.end) for boundary in boundaries]
     if path.suffix == ".csv":
-        text = _csv_text(rate, [boundary.end for boundary in boundaries], frames)
+        text = _csv_text(info.rate, [cut.end for cut in cuts])
     elif path.suffix == ".edl":
-        cuts, fps = [boundary._replace(start=boundary.end) for boundary in boundaries], _timecode_rate(rate)
-        text = _opentimelineio().adapters.write_to_string(_timeline(film, fps, cuts, frames), "cmx_3600", rate=fps)
+        rate = _timecode_rate(info.rate)
+        timeline = _timeline(film, rate, cuts, info.timecode)
+        text = _opentimelineio().adapters.write_to_string(timeline, "cmx_3600", rate=rate)
     else:
-        text = _timeline(film, float(rate), boundaries, frames).to_json_string(indent=2)
+        text = _timeline(film, float(info.rate), boundaries, info.timecode).to_json_string(indent=2)
     content = text.encode()
     if path.exists() and not overwrite and path.read_bytes() != content:
         warn(f"{path} exists and is kept; pass --overwrite True to replace it")
@@ -110,7 +115,7 @@ def write_cut_list(path: Path, film: Path, rate: Fraction, boundaries: Sequence[
         temporary.write_bytes(content)
 
 
-def _csv_text(rate, cuts, frames):
+def _csv_text(rate, ends):
     def columns(count, first=0):
         seconds, milliseconds = divmod(round(count / rate * 1000), 1000)
         return [count + first, f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}.{milliseconds:03}",
@@ -119,24 +124,27 @@ def _csv_text(rate, cuts, frames):
     file = io.StringIO()
     table = csv.writer(file, lineterminator="\n")
     table.writerow(_CSV_HEADER)
-    for number, (start, end) in enumerate(zip([0, *cuts], [*cuts, frames], strict=True), 1):
+    for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False), 1):
         table.writerow([number, *columns(start, 1), *columns(end), *columns(end - start)])
     return file.getvalue()
 
 
-def _timeline(film, fps, boundaries, frames):
-    otio = _opentimelineio()
+def _timeline(film, fps, boundaries, timecode):
+    otio, origin = _opentimelineio(), 0
+    time = otio.opentime.RationalTime
+    with suppress(ValueError, UserError):  # not a time code, or not one of this rate
+        origin = round(otio.opentime.from_timecode(timecode, _timecode_rate(fps)).value)
 
     def span(start, end):
-        time = otio.opentime.RationalTime
-        return otio.opentime.TimeRange(time(start, fps), time(end - start, fps))
+        return otio.opentime.TimeRange(time(origin + start, fps), time(end - start, fps))
 
     track = otio.schema.Track("V1", kind=otio.schema.TrackKind.Video)
-    cuts = [boundary.end for boundary in boundaries]
-    for start, end, boundary in zip([0, *cuts], [*cuts, frames], [*boundaries, None], strict=True):
-        media = otio.schema.ExternalReference(film.name, span(0, frames))
-        track.append(otio.schema.Clip(film.name, media, span(start, end), {"cmx_3600": {"reel": "AX"}}))
-        if boundary is not None and boundary.start < boundary.end:
+    start = 0
+    for boundary in boundaries:
+        media = otio.schema.ExternalReference(film.name, span(0, boundaries[-1].end))
+        track.append(otio.schema.Clip(film.name, media, span(start, boundary.end), {"cmx_3600": {"reel": "AX"}}))
+        start = boundary.end
+        if boundary.start < boundary.end:
             types = otio.schema.TransitionTypes
             track.append(otio.schema.Transition(
                 "wipe" if boundary.wipe else "dissolve", types.Custom if boundary.wipe else types.SMPTE_Dissolve,

@@ -92,6 +92,8 @@ def analyze_film(film: Film, predictor: FilmPredictor, config: FilmConfig,
     """
     first_pass = _AnalysisPass(film, predictor, config, on_shot=on_shot)
     plan, response = first_pass.run(), None
+    if config.boundaries:
+        _compare_length(config, len(plan.pts))
     if config.response == "auto":
         response = predictor.fit_response([_picture_lightness(sample, plan.shots[number].box)
                                            for number, sample in first_pass.film_sample.items()])
@@ -128,7 +130,7 @@ def find_edited_boundaries(lumas: Iterator[np.ndarray], config: FilmConfig) -> I
     for start, cut in zip([0, *cuts], [*cuts, None], strict=True):
         for boundary in find_boundaries(itertools.islice(lumas, None if cut is None else cut - start)):
             if boundary.end + start not in config.join_at:
-                yield boundary._replace(start=boundary.start + start, end=boundary.end + start)
+                yield boundary.shift(start)
         following = next(lumas, None)
         if cut is None or following is None:
             return
@@ -137,16 +139,22 @@ def find_edited_boundaries(lumas: Iterator[np.ndarray], config: FilmConfig) -> I
 
 
 def _follow_boundaries(lumas, boundaries):
-    """Yield each boundary at its end, and warn about those after the last frame. A transition leaves at least one frame
-    of the shot before it."""
-    remaining, index, start = deque(boundaries), -1, 0
+    """Yield each boundary at its end. A transition leaves at least one frame of the shot before it."""
+    remaining, start = deque(boundaries), 0
     for index, _ in enumerate(lumas):
         if remaining and remaining[0].end == index:
             boundary = remaining.popleft()
             yield boundary._replace(start=min(max(boundary.start, start + 1), index))
             start = index
-    if remaining:
-        warn(f"{len(remaining)} listed cuts are after the last frame, {index}, and are ignored")
+
+
+def _compare_length(config, frames):
+    """Warn if the last one of ``config.boundaries``, the end of the list, is not the end of the film."""
+    missing = frames - max(end for _, end, _ in config.boundaries)
+    if missing > 0:
+        warn(f"the cut list ends {missing} frames before the film, and these frames are one shot; list all cuts")
+    elif missing and config.end == math.inf:
+        warn(f"the cut list ends {-missing} frames after the film; check that it belongs to this film")
 
 
 class _AnalysisPass:
@@ -170,7 +178,8 @@ class _AnalysisPass:
         self.scan.require_frames("" if whole else " between --start and --end")
         pts, film = self.scan.pts, self.film
         self._end_shot(Boundary(len(pts), len(pts)))
-        self.scan.damage.report(film.path)
+        if self.previous is None:
+            self.scan.damage.report(film.path)
         if not self.scan.last_duration:
             self.scan.last_duration = (pts[-1] - pts[-2] if len(pts) > 1 else
                                        max(1, round(1 / (film.info.rate * film.info.time_base))))

@@ -68,6 +68,10 @@ class Boundary(NamedTuple):
     end: int
     wipe: bool = False  # True: each pixel shows one of both shots; False: a mixture of both
 
+    def shift(self, frames: int) -> "Boundary":
+        """Return the boundary ``frames`` frames later."""
+        return self._replace(start=self.start + frames, end=self.end + frames)
+
 
 def find_boundaries(lumas: Iterable[np.ndarray], config: TransitionConfig | None = None) -> Iterator[Boundary]:
     """Yield the boundaries of all shots of a film in order: transitions, and the cuts outside of transitions.

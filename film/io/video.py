@@ -218,6 +218,7 @@ class FilmInfo(NamedTuple):
     start: float  # start of the earliest track in seconds
     stated_frames: int  # number of frames, which may be inexact; 0 if unknown
     may_restart: bool = False  # whether the clock may restart in this format
+    timecode: str = ""  # time code of the first frame
 
 
 class Film(Protocol):
@@ -264,7 +265,9 @@ class VideoFile:
         with open_video(self.path) as (film, stream):
             rate = frame_rate(stream)
             count = stream.frames or round((film.duration or 0) / 1e6 * rate)
-            return FilmInfo(rate, stream.time_base, (film.start_time or 0) / 1e6, count, clock_may_restart(film))
+            tags = {key.lower(): value for key, value in {**film.metadata, **stream.metadata}.items()}
+            return FilmInfo(rate, stream.time_base, (film.start_time or 0) / 1e6, count, clock_may_restart(film),
+                            tags.get("timecode", ""))
 
     @cached_property
     def color_tags(self) -> ColorTags:
@@ -337,3 +340,12 @@ def pts_window(film: Film, config: FilmConfig) -> tuple[int | None, float]:
     """Convert config.start and config.end to (first pts, end pts) of a film; (None, inf) if they are not set."""
     start, time_base = film.info.start, film.info.time_base
     return round((start + config.start) / time_base) if config.start else None, (start + config.end) / time_base
+
+
+def frames_before(film: Film, start: float) -> int:
+    """Return the number of frames before --start (seconds), decoding them."""
+    begin, _ = pts_window(film, FilmConfig(start=start))
+    if begin is None:
+        return 0
+    with closing(film.read()) as frames:
+        return sum(1 for _ in itertools.takewhile(lambda frame: frame[0] < begin, frames))

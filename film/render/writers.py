@@ -119,13 +119,11 @@ class FilmWriter:
                     continue
                 template = segment.streams.video[0] if stream is video else stream
                 new = out.add_stream_from_template(template, opaque=True)
-                new.metadata.update(source_tags(stream.metadata))
+                new.metadata.update(self._tags(stream.metadata))
                 if stream is video:
                     if "yuva" in target.pix_fmt:
                         new.metadata["alpha_mode"] = "1"
-                    new.metadata.update(timecode_tags(film))
-                    if self.config.start:
-                        new.metadata.pop("timecode", None)  # it belongs to the first frame of the film
+                    new.metadata.update(self._tags(timecode_tags(film)))
                 if out.format.name in ("mp4", "mov") and "title" in new.metadata:
                     new.metadata["handler_name"] = new.metadata["title"]  # these containers have no other title
                 new.disposition = stream.disposition.value
@@ -134,7 +132,7 @@ class FilmWriter:
                 streams[stream.index] = new
             for tag, value in target.tags.items():
                 setattr(streams[video.index].codec_context, tag, value)
-            out.metadata.update(source_tags(film.metadata))
+            out.metadata.update(self._tags(film.metadata))
             out.set_chapters(self._chapters(film))
             origin = (film.start_time or 0) / 1e6 + self.config.start
             packets = [self._video_packets(sources, plan, origin)]
@@ -146,6 +144,11 @@ class FilmWriter:
                 out.mux(packet)
             out.close()
             self._check(temporary, film, copied)
+
+    def _tags(self, metadata):
+        """Return the metadata to copy; the time code belongs to the first frame of the film, not to that of --start."""
+        tags = source_tags(metadata)
+        return {key: tags[key] for key in tags if not (self.config.start and key.lower() == "timecode")}
 
     def _chapters(self, film):
         """Return the chapters of the input, shifted and cut to the colored part."""

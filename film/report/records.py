@@ -90,9 +90,9 @@ class Records(Sequence[ShotRecord]):
         return ShotRecord(**{**state, "embedding": state["embedding"].numpy()})
 
     def boundaries(self) -> list[Boundary]:
-        """Return the boundaries of the shots."""
+        """Return the end of each shot."""
         return [Boundary(state["end_frame"] - state["transition_frames"], state["end_frame"], state["wipe"])
-                for state in self.states[:-1]]
+                for state in self.states]
 
     @classmethod
     def pack(cls, record: ShotRecord) -> dict[str, Any]:
