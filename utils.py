@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import traceback
 import types
 import typing
@@ -41,6 +42,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
 
 
+def is_internal(error: BaseException) -> bool:
+    """Return whether an exception is an error of the program, so that its traceback is needed."""
+    return not (isinstance(error, (UserError, OSError)) or is_out_of_memory(error))
+
+
 def as_user_error(error: Exception) -> UserError:
     """Return a UserError as it is, or one with advice for full memory, the message of the system, or the type of an
     internal error."""
@@ -48,8 +54,9 @@ def as_user_error(error: Exception) -> UserError:
         return error
     reason = str(error).partition("\n")[0]
     if is_out_of_memory(error):
-        return UserError(f"the memory is full ({reason or type(error).__name__}); lower --batch_size, train with a "
-                         "smaller --img_size, or end other programs")
+        reason = textwrap.shorten(reason, 120, placeholder=" ...") or type(error).__name__
+        return UserError(f"the memory is full ({reason}); lower --batch_size, train with a smaller --img_size, or end "
+                         "other programs")
     if isinstance(error, OSError):
         return UserError(f"the system reports: {error}")
     return UserError(f"internal error: {type(error).__name__}: {reason}; report it with the traceback")
@@ -67,7 +74,7 @@ def run_cli(main: Callable[[list[str]], None], argv: Sequence[str] | None = None
     try:
         main(argv)
     except Exception as error:
-        if not (isinstance(error, (UserError, OSError)) or is_out_of_memory(error)):
+        if is_internal(error):
             raise
         if "--debug" in argv:
             traceback.print_exc()

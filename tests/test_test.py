@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from fractions import Fraction
 from pathlib import Path
@@ -21,14 +22,15 @@ from resources.draw_episodes import PALETTE, TWINS, draw_frame
 from colorizer.colorizer import Colorizer
 from colorizer.palette_classifier import CELL_SIZE
 from colorizer.predictor import Predictor
-from config import ModelConfig, SpatialConfig, TrainConfig, restore
+from config import ColorConfig, ModelConfig, SpatialConfig, TrainConfig, restore
 from dataset import REFERENCE_ID, color_feature, resize, rgb_to_lab
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from fileio.images import read_image, write_image
 from film.analysis.cut_lists import read_cut_list
 from film.report.evaluation import Evaluation
-from test import main
-from utils import UserError
+from film.render.worker_group import WorkerGroup
+from test import color_inputs, find_inputs, main
+from utils import UserError, run_cli
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +200,25 @@ def test_cut_lists_of_a_part_count_the_frames_of_the_film(home, tmp_path):
         color(home, "memory", tmp_path / "two.mkv", source, cuts=tmp_path / "part.csv", overwrite=True, **settings)
         lines = [json.loads(line) for line in (tmp_path / "two_shots.jsonl").read_text().splitlines()]
         assert [line["end_frame"] for line in lines] == expected
+
+
+def test_networks_without_memory_name_the_flags_that_reduce_it(home, tmp_path, monkeypatch, capsys):
+    def run_out_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a capacity of 7.79 "
+                                     "GiB of which 1.02 GiB is free. Of the memory, 6 GiB is in use by PyTorch")
+
+    monkeypatch.setattr(Colorizer, "forward", run_out_of_memory)
+    with pytest.raises(SystemExit):
+        run_cli(main, flags(checkpoint=home / "memory" / "best.pt", input=home / "test", output=tmp_path / "out"))
+    *_, printed = capsys.readouterr().err.splitlines()
+    assert re.match("error: the memory is full .*2.00 GiB.*--batch_size.*--img_size", printed) and len(printed) < 260
+    for name in "ab":
+        draw_shots(tmp_path / f"{name}.mkv", [(60, 2)])
+    config = ColorConfig(checkpoint=home / "memory" / "best.pt", output=tmp_path / "out")
+    with pytest.raises(UserError, match="2 of 2 films failed"):
+        color_inputs(WorkerGroup(), config, find_inputs(tmp_path, tmp_path / "out"))
+    printed = capsys.readouterr().err
+    assert printed.count("the memory is full") == 2 and "Traceback" not in printed
 
 
 def test_a_report_that_cannot_be_written_is_written_by_the_next_run(home, tmp_path):

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from fractions import Fraction
 
 import cv2
@@ -142,13 +143,19 @@ def test_exit_codes(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+def raise_error(message):
+    raise RuntimeError(message)
+
+
 @pytest.mark.parametrize("allocate", [
     lambda: torch.empty(2**48),
     lambda: np.empty(2**48),
     lambda: cv2.resize(np.zeros((4, 4), np.uint8), (2**30, 2**30)),
+    partial(raise_error, "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    partial(raise_error, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     pytest.param(lambda: torch.empty(2**48, device="cuda"),
                  marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
-], ids=["torch", "numpy", "opencv", "cuda"])
+], ids=["torch", "numpy", "opencv", "cuda call", "cublas", "cuda"])
 def test_a_lack_of_memory_names_the_flags_that_reduce_it(capsys, allocate):
     with pytest.raises(SystemExit):
         run_cli(lambda argv: allocate(), [])

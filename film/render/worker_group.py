@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 
 from film.io.isolation import EXIT_TIMEOUT, ProcessDied, run_in_subprocess
-from utils import UserError, as_user_error, rank_and_size, warn
+from utils import UserError, as_user_error, is_internal, rank_and_size, warn
 
 POLL_SECONDS = 0.1  # interval at which the store is read while waiting for other processes
 MAX_FAILED_ATTEMPTS = 2  # a file fails after its processes have died in this number of attempts
@@ -154,9 +154,9 @@ class WorkerGroup:
                         own(key)
                     except Exception as error:
                         errors[key] = as_user_error(error)
-                        if not isinstance(error, UserError):
-                            if len(keys) == 1:
-                                raise
+                        if len(keys) == 1 and not isinstance(error, UserError):
+                            raise
+                        if is_internal(error):
                             traceback.print_exc()
                     self._finish(key, errors.get(key, ""), len(keys) > 1)
             elif joined := help and self._join_queue(pending):

@@ -121,6 +121,8 @@ class FilmWriter:
                 new = out.add_stream_from_template(template, opaque=True)
                 new.metadata.update(self._tags(stream.metadata))
                 if stream is video:
+                    if target.codec == "prores_ks":  # the tag tells ProRes 4444 and 422 apart
+                        new.codec_context.codec_tag = template.codec_context.codec_tag
                     if "yuva" in target.pix_fmt:
                         new.metadata["alpha_mode"] = "1"
                     new.metadata.update(self._tags(timecode_tags(film)))
