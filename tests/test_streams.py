@@ -262,8 +262,6 @@ def test_alpha_is_kept_or_named(tmp_path, capsys, name, codec, pix_fmt, output, 
     for one, other in zip(before, after, strict=True):
         scale = (2**other.encoding.depth - 1) / (2**one.encoding.depth - 1)
         assert np.abs(one.alpha * scale - other.alpha).mean() < 0.02 * 2**other.encoding.depth and np.ptp(one.alpha)
-    with av.open(str(tmp_path / output)) as film:
-        assert film.streams.video[0].codec_context.codec_tag == "ap4h" or codec != "prores_ks"  # ProRes 4444
 
 
 def test_a_lower_depth_is_named(tmp_path, capsys):

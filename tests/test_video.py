@@ -229,6 +229,15 @@ def test_output_codecs(tmp_path, settings, codec, pix_fmt):
     assert np.abs((planes_in(source)[3][0].astype(int) << shift) - planes_in(output)[3][0]).mean() < 2 << shift
 
 
+@pytest.mark.parametrize("name, settings, tag", [
+    ("out.mp4", {"codec": "hevc"}, "hvc1"), ("out.mov", {"codec": "prores"}, "apch"),
+    ("out.mov", {"codec": "prores", "pix_fmt": "yuv444p10le"}, "ap4h")])
+def test_codec_tags_that_players_and_editing_programs_need(tmp_path, name, settings, tag):
+    output = color(draw_film(tmp_path / "in.mkv", (128, 96), range(3)), tmp_path / name, **settings)
+    with av.open(str(output)) as film:
+        assert film.streams.video[0].codec_context.codec_tag == tag and len(list(film.decode(video=0))) == 3
+
+
 @pytest.mark.parametrize("name, codec, pix_fmt, far", [
     ("out.mkv", "ffv1", "yuv420p10le", 0), ("out.mov", "prores", "yuv422p10le", 2)])
 def test_master_codecs_keep_10_bits_and_are_intra_only(tmp_path, name, codec, pix_fmt, far):

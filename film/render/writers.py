@@ -123,6 +123,8 @@ class FilmWriter:
                 if stream is video:
                     if target.codec == "prores_ks":  # the tag tells ProRes 4444 and 422 apart
                         new.codec_context.codec_tag = template.codec_context.codec_tag
+                    elif target.codec == "libx265" and out.format.name in ("mp4", "mov"):
+                        new.codec_context.codec_tag = "hvc1"  # Apple's players show no other HEVC
                     if "yuva" in target.pix_fmt:
                         new.metadata["alpha_mode"] = "1"
                     new.metadata.update(self._tags(timecode_tags(film)))
