@@ -197,7 +197,8 @@ class FilmWriter:
         ratio = target.tags.get("sample_aspect_ratio", 1)
         with open_video(path) as (result, written):
             if lost := lost_tags(film, copied, result):
-                warn(f"{self.output} does not keep {', '.join(lost)} of {self.path}")
+                advice = "" if container_format(self.output) == "matroska" else "; a .mkv keeps most"
+                warn(f"{self.output} does not keep {', '.join(lost)} of {self.path}{advice}")
             if (written.sample_aspect_ratio or 1) != ratio:
                 warn(f"{self.output} cannot store the pixel aspect ratio ({ratio}) with {target.codec}: set the player "
                      f"to a picture aspect ratio of {float(target.width * ratio / target.height):.3g}, or use --codec "
