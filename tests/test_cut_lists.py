@@ -44,6 +44,7 @@ def test_cut_lists_round_trip_to_the_frame(tmp_path, suffix, rate):
         write_cut_list(path, tmp_path / "a b.mp4", info(rate), shots, overwrite=True)
         assert read_cut_list(path, rate) == tuple(shots)
     assert path == tmp_path / f"a b.{suffix}"
+    assert not cut_list_paths(tmp_path / f"{'ä' * 125}.mkv", [suffix], rate)[0].exists()  # the name is not too long
 
 
 @pytest.mark.parametrize("suffix", ["csv", "edl", "otio"])

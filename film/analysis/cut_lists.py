@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fileio.atomic import atomic_write
+from fileio.outputs import short_stem
 from film.analysis.transitions import Boundary
 from film.io.video import FilmInfo
 from utils import UserError, warn
@@ -81,14 +82,14 @@ def _read_timeline(path, rate):
 
 
 def cut_list_paths(output: Path, formats: Collection[str], rate: Fraction) -> list[Path]:
-    """Return the paths ``<output stem>.<format>``. Raises UserError if a format is unknown or cannot hold ``rate``."""
+    """Return the paths ``<short_stem of output>.<format>``. Raises UserError if a format is unknown or cannot hold ``rate``."""
     if unknown := {*formats} - {"csv", "edl", "otio"}:
         raise UserError(f"--write_cuts cannot write {', '.join(sorted(unknown))}; choose from csv, edl and otio")
     if "edl" in formats:
         _timecode_rate(rate)
     if {"edl", "otio"} & {*formats}:
         _opentimelineio()
-    return [output.with_name(f"{output.stem}.{format_}") for format_ in formats]
+    return [output.with_name(f"{short_stem(output.stem)}.{format_}") for format_ in formats]
 
 
 def write_cut_list(path: Path, film: Path, info: FilmInfo, boundaries: Sequence[Boundary],
