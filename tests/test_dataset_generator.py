@@ -633,7 +633,7 @@ def test_a_truncated_film_is_used_up_to_its_end(tmp_path, capsys, name):
     [summary] = run(whole, tmp_path / "d", detector="content")
     decoded = len(decode(whole))
     assert 60 < decoded < 170
-    assert f"film.{name[-3:]} ends early: {decoded} of 180 frames" in capsys.readouterr().err
+    assert f"film.{name[-3:]} ends early, at frame {decoded} of 180" in capsys.readouterr().err
     assert int(rows(tmp_path / "d")[-1]["frame"]) == decoded - 1
 
 

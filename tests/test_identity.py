@@ -212,7 +212,17 @@ def test_subtitles_longer_than_the_picture_do_not_end_a_film_early(tmp_path, cap
                         packet.stream = copy.streams[first + packet.stream_index]
                         copy.mux(packet)
     extract_training_frames(tmp_path / "long.mkv", tmp_path / "pictures", GeneratorConfig())
+    analyze_film(VideoFile(tmp_path / "long.mkv"), StubPredictor(), FilmConfig())
     assert VideoFile(tmp_path / "long.mkv").info.stated_frames > 200 and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("settings, warnings", [({}, 1), ({"start": 0.25}, 1), ({"end": 0.5}, 0)])
+def test_a_film_whose_file_is_cut_off_ends_early_with_a_warning(tmp_path, capsys, settings, warnings):
+    data = write_numbers(tmp_path / "in.mkv", "ffv1", range(90), sound=None, options=INTRA).read_bytes()
+    (tmp_path / "in.mkv").write_bytes(data[:len(data) // 2])
+    plan = analyze_film(VideoFile(tmp_path / "in.mkv"), StubPredictor(), FilmConfig(**settings))
+    count = round(settings.get("start", 0) * RATE) + len(plan.pts)
+    assert capsys.readouterr().err.count(f"in.mkv ends early, at frame {count} of 90; copy") == warnings
 
 
 @pytest.mark.parametrize("size", [(96, 48), (48, 48)])

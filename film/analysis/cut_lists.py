@@ -82,7 +82,8 @@ def _read_timeline(path, rate):
 
 
 def cut_list_paths(output: Path, formats: Collection[str], rate: Fraction) -> list[Path]:
-    """Return the paths ``<short_stem of output>.<format>``. Raises UserError if a format is unknown or cannot hold ``rate``."""
+    """Return the paths ``<short stem of output>.<format>``. Raises UserError if a format is unknown or cannot hold
+    ``rate``."""
     if unknown := {*formats} - {"csv", "edl", "otio"}:
         raise UserError(f"--write_cuts cannot write {', '.join(sorted(unknown))}; choose from csv, edl and otio")
     if "edl" in formats:

@@ -179,7 +179,7 @@ class _AnalysisPass:
         pts, film = self.scan.pts, self.film
         self._end_shot(Boundary(len(pts), len(pts)))
         if self.previous is None:
-            self.scan.damage.report(film.path)
+            self.scan.report_damage()
         if not self.scan.last_duration:
             self.scan.last_duration = (pts[-1] - pts[-2] if len(pts) > 1 else
                                        max(1, round(1 / (film.info.rate * film.info.time_base))))

@@ -11,8 +11,8 @@ from film.io.frame_index import FrameIndex, luma_checksum
 from film.io.interlacing import FieldDetector
 from film.io.planes import Planes
 from film.io.thread_pool import prefetch
-from film.io.video import DamageLog, Film
-from utils import UserError
+from film.io.video import DamageLog, Film, VideoFile, is_truncated
+from utils import UserError, warn
 
 FRAMES_AHEAD = 8  # frames decoded ahead of the consumer; larger evens out slow frames and takes more memory
 
@@ -46,6 +46,15 @@ class FilmScan:
                 self.fields.add(planes)
                 bar.update()
                 yield planes
+
+    def report_damage(self) -> None:
+        """Warn about damaged parts of the film, and if its file ends before the end that it states."""
+        film, info = self.film, self.film.info
+        self.damage.report(film.path)
+        count, stated = round((self.pts[-1] * info.time_base - info.start) * info.rate) + 1, info.stated_frames
+        if (isinstance(film, VideoFile) and self.end == math.inf and stated - count > max(5, stated // 100)
+                and is_truncated(film.path)):
+            warn(f"{film.path} ends early, at frame {count} of {stated}; copy or download it again")
 
     def require_frames(self, where: str = "") -> None:
         """Raise UserError if no frame was decoded. ``where`` follows the path in the message."""

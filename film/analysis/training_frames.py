@@ -24,7 +24,7 @@ from film.analysis.shot_detection import ChangeDetector, Detector, HistogramDete
 from film.io.frame_index import frames_at
 from film.io.interlacing import with_field_order
 from film.io.planes import Box, Planes
-from film.io.video import VideoFile, is_truncated
+from film.io.video import VideoFile
 from utils import evenly_spaced, warn
 
 POOL_BYTES = 512 * 2**20  # maximum size of the buffered frames: 870 frames of 854 x 480, 172 of 1920 x 1080
@@ -97,11 +97,7 @@ class _Extraction:
         self._wait()
         self._crop_letterbox()
         self._wait()
-        decoded, stated = len(self.scan.pts), self.film.info.stated_frames
-        if stated - decoded > max(5, stated // 100) and is_truncated(self.film.path):
-            warn(f"{self.film.path} ends early: {decoded} of {stated} frames can be decoded and are used")
-        else:
-            self.scan.damage.report(self.film.path)
+        self.scan.report_damage()
         return self.result
 
     def _end_shot(self, shot):
