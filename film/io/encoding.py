@@ -173,14 +173,8 @@ def _black(target):
     return Planes(y, cb, cb, target.encoding)
 
 
-@contextmanager
-def segment_encoder(file: BinaryIO, target: EncodingTarget) -> Iterator[Callable[[Planes, int], None]]:
-    """Open an encoder that writes the frames of one shot to ``file``.
-
-    Yields a function write(planes, pts) that encodes the next frame with its side data (_WRITTEN_SIDE_DATA). Planes
-    must have the encoding and sizes of ``target``, and pts its time base. The file is complete when the block ends.
-    """
-    container = av.open(file, "w", format=target.segment_format)
+def add_encoder(container: av.container.OutputContainer, target: EncodingTarget) -> av.VideoStream:
+    """Add a stream that encodes frames of ``target``."""
     stream = container.add_stream(target.codec, rate=target.rate,
                                   options={**target.options, **interlacing_options(target.field_order)})
     stream.width, stream.height, stream.pix_fmt = target.width, target.height, target.pix_fmt
@@ -191,6 +185,19 @@ def segment_encoder(file: BinaryIO, target: EncodingTarget) -> Iterator[Callable
     stream.codec_context.flags |= av.codec.context.Flags.global_header
     for tag, value in target.tags.items():
         setattr(stream.codec_context, tag, value)
+    return stream
+
+
+@contextmanager
+def segment_encoder(file: BinaryIO, target: EncodingTarget) -> Iterator[Callable[[Planes, int], None]]:
+    """Open an encoder that writes the frames of one shot to ``file``.
+
+    Yields a function write(planes, pts) that encodes the next frame with its side data (_WRITTEN_SIDE_DATA). Planes
+    must have the encoding and sizes of ``target``, and pts its time base. The file is complete when the block ends.
+    """
+    container = av.open(file, "w", format=target.segment_format)
+    stream = add_encoder(container, target)
+    base = stream.time_base
     new_frame, opaque, numbers = _frame_factory(target), 2**target.encoding.depth - 1, itertools.count()
     progressive: set[int] = set()  # pts of frames in an interlaced H.264 stream
 

@@ -21,8 +21,10 @@ from utils import UserError, warn
 
 _CONTAINER_FORMATS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov", ".webm": "webm"}  # suffix: FFmpeg muxer
 OUTPUT_SUFFIXES = tuple(_CONTAINER_FORMATS)
-_MUXER_TAGS = ("encoder", "major_brand", "minor_version", "compatible_brands", "duration", "_statistics", "bps",
-               "number_of", "alpha_mode", "vendor_id")  # prefixes of metadata keys that a muxer writes itself
+_MUXER_TAGS = (  # prefixes of metadata keys that a muxer writes itself
+    "encoder", "major_brand", "minor_version", "compatible_brands", "duration", "_statistics", "bps", "number_of",
+    "alpha_mode", "vendor_id", "operational_pattern", "uid", "generation_uid", "company_name", "product_",
+    "application_platform", "toolkit_version", "material_package_umid", "file_package_umid")
 _COVER_TYPES = {"mjpeg": "image/jpeg", "png": "image/png", "bmp": "image/bmp", "gif": "image/gif",
                 "webp": "image/webp", "tiff": "image/tiff"}  # FFmpeg codec: MIME type of a cover in a .mkv
 # Bitstream filters that convert packets to Annex B (start codes) and remove NAL units of an unused type, that is, none.
@@ -206,8 +208,9 @@ def add_cover(out: av.container.OutputContainer, cover: Stream, path: Path) -> l
 def lost_tags(film: av.container.InputContainer, copied: Sequence[Stream],
               result: av.container.InputContainer) -> list[str]:
     """Describe the tags, dispositions and chapters of ``film`` and its ``copied`` streams that ``result`` lacks."""
-    missing = _missing(timecode_tags(film), result.streams.video[0].metadata)
-    lost = [f"the tag {key}" for key in [*_missing(film.metadata, result.metadata), *missing]]
+    time_codes = {**timecode_tags(result), **result.streams.video[0].metadata}
+    missing = _missing(timecode_tags(film), time_codes)
+    lost = [f"the tag {key}" for key in [*_missing(film.metadata, result.metadata, time_codes), *missing]]
     if len(result.chapters()) < len(film.chapters()):
         lost.append("the chapters")
     remaining = list(result.streams)
@@ -224,9 +227,10 @@ def lost_tags(film: av.container.InputContainer, copied: Sequence[Stream],
     return lost
 
 
-def _missing(tags, result):
-    """Return the keys of ``tags`` whose values are not among those of ``result``, without technical ones."""
-    values, technical = {"und", *result.values()}, ("handler_name", "filename", "mimetype")
+def _missing(tags, *results):
+    """Return the keys of ``tags`` whose values are not among those of ``results``, without technical ones."""
+    values = {"und"}.union(*(result.values() for result in results))
+    technical = "handler_name", "filename", "mimetype"
     return [key for key, value in source_tags(tags).items() if value not in values and key.lower() not in technical]
 
 

@@ -16,7 +16,7 @@ from config import FilmConfig
 from fileio.atomic import atomic_write
 from film.analysis.plan import Plan
 from film.io.encoding import (
-    EncodingTarget, choose_encoding, describe_losses, explain_write_errors, segment_encoder)
+    EncodingTarget, add_encoder, choose_encoding, describe_losses, explain_write_errors, segment_encoder)
 from film.io.image_sequence import ImageSequence, write_colored_frame
 from film.io.mux import (
     add_cover, container_format, copyable_streams, is_cover, lost_tags, ordered_packets, segment_order, segment_packets,
@@ -117,17 +117,11 @@ class FilmWriter:
                     covers += add_cover(out, stream, self.path)
                     others.remove(stream)
                     continue
-                template = segment.streams.video[0] if stream is video else stream
-                new = out.add_stream_from_template(template, opaque=True)
-                new.metadata.update(self._tags(stream.metadata))
                 if stream is video:
-                    if target.codec == "prores_ks":  # the tag tells ProRes 4444 and 422 apart
-                        new.codec_context.codec_tag = template.codec_context.codec_tag
-                    elif target.codec == "libx265" and out.format.name in ("mp4", "mov"):
-                        new.codec_context.codec_tag = "hvc1"  # Apple's players show no other HEVC
-                    if "yuva" in target.pix_fmt:
-                        new.metadata["alpha_mode"] = "1"
-                    new.metadata.update(self._tags(timecode_tags(film)))
+                    new = self._add_video(out, segment.streams.video[0], film, video)
+                else:
+                    new = out.add_stream_from_template(stream, opaque=True)
+                    new.metadata.update(source_tags(stream.metadata))
                 if out.format.name in ("mp4", "mov") and "title" in new.metadata:
                     new.metadata["handler_name"] = new.metadata["title"]  # these containers have no other title
                 new.disposition = stream.disposition.value
@@ -148,6 +142,24 @@ class FilmWriter:
                 out.mux(packet)
             out.close()
             self._check(temporary, film, copied)
+
+    def _add_video(self, out, template, film, video):
+        """Add a stream for the packets of segments like ``template``, with the tags of the source ``video``."""
+        tags, is_mov = self._tags({**video.metadata, **timecode_tags(film)}), out.format.name in ("mp4", "mov")
+        if is_mov and "timecode" in map(str.lower, {**tags, **self._tags(film.metadata)}):
+            new = add_encoder(out, self.target)  # a time code needs the frame rate, which PyAV sets for encoders only
+            new.codec_context.open()
+            new.codec_context.extradata = template.codec_context.extradata
+        else:
+            new = out.add_stream_from_template(template, opaque=True)
+        if self.target.codec == "prores_ks":  # the tag tells ProRes 4444 and 422 apart
+            new.codec_context.codec_tag = template.codec_context.codec_tag
+        elif self.target.codec == "libx265" and is_mov:
+            new.codec_context.codec_tag = "hvc1"  # Apple's players show no other HEVC
+        new.metadata.update(tags)
+        if "yuva" in self.target.pix_fmt:
+            new.metadata["alpha_mode"] = "1"
+        return new
 
     def _tags(self, metadata):
         """Return the metadata to copy; the time code belongs to the first frame of the film, not to that of --start."""
