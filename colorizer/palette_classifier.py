@@ -22,6 +22,7 @@ from utils import to_device
 
 MAX_INPUT_SIZE = 2048  # pixels; limits how much RAM a checkpoint can request
 CELL_SIZE = 4  # input pixels along a side of a cell
+CHUNK = 512  # cells that are classified at a time
 NEIGHBORHOOD = 3  # cells along a side of the neighborhood whose lightness is used to classify a cell
 
 
@@ -154,12 +155,16 @@ class PaletteClassifier(nn.Module):
         *map_projections, lightness_projection = self.projection.split(self.channels)
         with torch.autocast(L.device.type, enabled=False):
             lightness = _lightness_features(L, grid)
-            projected = lightness.transpose(1, 2) @ lightness_projection - self.mean @ self.projection
-            for m, projection in zip(maps, map_projections, strict=True):  # projecting before enlarging is faster
-                m = (m.permute(0, 2, 3, 1) @ projection).permute(0, 3, 1, 2)
-                m = F.interpolate(m, (grid, grid), mode="bilinear", align_corners=False)
-                projected = projected + m.flatten(2).transpose(1, 2)
-            logits = self.mlp(projected).log_softmax(2)
+            projected = lightness.mT @ lightness_projection - self.mean @ self.projection
+            for m, projection in zip(maps, map_projections, strict=True):
+                if m.shape[2] > grid:  # the order of projecting and resizing does not matter; this is faster
+                    m = F.interpolate(m, (grid, grid), mode="bilinear", align_corners=False)
+                m = (m.flatten(2).mT @ projection).unflatten(1, m.shape[2:]).permute(0, 3, 1, 2)
+                if m.shape[2] < grid:
+                    m = F.interpolate(m, (grid, grid), mode="bilinear", align_corners=False)
+                projected += m.flatten(2).mT
+            chunks = projected.split(CHUNK, 1)  # fit into a CPU cache
+            logits = torch.cat([self.mlp(chunk).log_softmax(2) for chunk in chunks], 1)
             count = grid**2
             if regions is None:
                 regions = self.find_regions(lightness[:, NEIGHBORHOOD**2 // 2].unflatten(1, (grid, grid)))
