@@ -275,7 +275,8 @@ class Backbone(nn.Module):
 
 
 def _runs_on_onnx(gray):
-    """Return whether pictures are passed to ONNX Runtime: on a CPU in full precision, unless torch traces the network."""
+    """Return whether pictures are passed to ONNX Runtime: on a CPU in full precision, unless torch exports the network.
+    """
     return (gray.device.type == "cpu" and gray.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_exporting())
 

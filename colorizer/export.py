@@ -29,7 +29,7 @@ from utils import UserError, read_flags, run_cli, setting
 
 FORMAT, OPSET = 1, 18
 EXAMPLE = Path(__file__).resolve().parents[1] / "resources" / "color_by_onnx.py"
-PACKAGES = "pip install onnx==1.23.2 onnxscript==0.7.2"
+PACKAGES = "pip install onnxscript==0.7.2"
 TENSORS = {  # {name of an input or output: description}
     "L": "lightness of CIE Lab / 100, in [0, 1], of pictures resized to a square of this size",
     "embedding": "frame embedding: backbone features of the whole picture",
@@ -241,8 +241,7 @@ def export(config: ExportConfig) -> None:
     try:
         import onnxscript  # noqa: F401  # required by torch.onnx.export
     except ImportError as error:
-        raise UserError(f"exporting needs the packages onnx and onnxscript ({error}); install them with: "
-                        f"{PACKAGES}") from error
+        raise UserError(f"exporting needs the package onnxscript ({error}); install it with: {PACKAGES}") from error
     output = config.output
     if output.exists():
         raise UserError(f"{output} exists already; pass a new folder to --output")

@@ -5,11 +5,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
 from efficientnet_lite_pytorch import EfficientNet
-from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 OPSET, IR_VERSION = 18, 10  # supported by all pinned versions of ONNX Runtime
@@ -25,8 +22,10 @@ def onnx_model(net: EfficientNet) -> bytes:
     The input INPUT is (N, 3, H, W); the outputs are the last map of each size, from fine to coarse, and the last map of
     the network.
     """
-    nodes: list[onnx.NodeProto] = []
-    weights: list[onnx.TensorProto] = []
+    from onnx import TensorProto, helper, numpy_helper  # imported here since it takes a quarter of a second
+
+    nodes: list[Any] = []
+    weights: list[Any] = []
 
     def constant(value):
         weights.append(numpy_helper.from_array(value, f"weight_{len(weights)}"))
@@ -67,15 +66,22 @@ def run(net: EfficientNet, gray: torch.Tensor) -> list[torch.Tensor]:
     They equal those of torch within 1e-4, for maps with values up to 80. They depend neither on N nor on the number of
     threads.
     """
+    import onnxruntime
+
     threads = torch.get_num_threads()
     with _lock:
         if net not in _sessions:
             _sessions[net] = {}
-            net.register_load_state_dict_post_hook(lambda module, _: _sessions.pop(module, None))
+            net.register_load_state_dict_post_hook(_forget)
         if threads not in _sessions[net]:
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leaves the cores to other threads
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leaves the cores to others
             _sessions[net][threads] = onnxruntime.InferenceSession(onnx_model(net), options, ["CPUExecutionProvider"])
         session = _sessions[net][threads]
     return [torch.from_numpy(output) for output in session.run(None, {INPUT: gray.numpy()})]
+
+
+def _forget(net, _):
+    """Discard the sessions of a network whose weights have changed."""
+    _sessions.pop(net, None)

@@ -200,10 +200,10 @@ def test_a_plain_gan_is_refused(tmp_path):
         export(save(tmp_path / "gan.pt", gan), tmp_path / "exported")
 
 
-def test_without_onnx_the_error_names_the_packages_and_no_files_remain(colorizer, tmp_path, monkeypatch):
+def test_without_onnxscript_the_error_names_the_package_and_no_files_remain(colorizer, tmp_path, monkeypatch):
     checkpoint = save(tmp_path / "best.pt", colorizer)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UserError, match="pip install onnx==.* onnxscript=="):
+    with pytest.raises(UserError, match="pip install onnxscript=="):
         export(checkpoint, tmp_path / "exported")
     assert [path.name for path in tmp_path.iterdir()] == ["best.pt"]
 

@@ -1,5 +1,6 @@
 """Tests of layers against direct formulas, of backbones, the Colorizer and the torchvision workaround."""
 
+import copy
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,7 @@ from colorizer.backbone import Backbone, BackboneUnavailable, Features, fold_bat
 from colorizer.colorizer import Colorizer
 from config import ModelConfig
 from networks import AdaIN, ColorConv, Conditioning, Discriminator, Generator
+from utils import single_torch_thread
 
 torch.manual_seed(0)
 
@@ -117,6 +119,26 @@ def test_the_backbone_has_pretrained_weights():
     backbone = Backbone()
     with torch.no_grad():
         torch.testing.assert_close(net._fc(backbone(gray)[0]), net(gray), rtol=1e-3, atol=1e-3)
+
+
+def test_onnx_runtime_computes_the_features_of_torch_for_any_number_of_threads(monkeypatch):
+    backbone, gray = Backbone(), torch.randn(2, 3, 128, 96)
+    features = backbone(gray)
+    with single_torch_thread():
+        assert all(map(torch.equal, backbone(gray[:1])[:2], (x[:1] for x in features[:2])))
+    monkeypatch.setattr(backbones, "_runs_on_onnx", lambda gray: False)
+    for found, expected in zip(features[:2], backbone(gray)[:2], strict=True):
+        assert not torch.equal(found, expected)  # computed by another engine
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_onnx_runtime_uses_the_weights_that_were_loaded_last():
+    backbone, gray = Backbone(), torch.randn(1, 3, 64, 64)
+    before = backbone.maps(gray)[-1]
+    backbone.load_state_dict({name: 0.9 * value for name, value in backbone.state_dict().items()})
+    after = backbone.maps(gray)[-1]
+    assert not torch.equal(after, before)
+    torch.testing.assert_close(copy.deepcopy(backbone).maps(gray)[-1], after, rtol=0, atol=0)
 
 
 def test_unavailable_weights_raise_an_error_with_alternatives(tmp_path):

@@ -22,13 +22,12 @@ from dataset import resize
 class InBetweenConfig:
     """Constants of keyframe selection, tuned in ``benchmarks/trials.md``."""
 
-    window: int = 8  # number of frames whose keyframes are selected together; larger: more frames are held
-    keyframe_interval: int = 4  # maximum number of frames per initial keyframe; larger: faster, less accurate
+    keyframe_interval: int = 8  # maximum number of frames per initial keyframe; larger: faster, less accurate
     flow_size: int = 128  # pixels along a side of the input of the optical flow; larger: slower
     photometric_weight: float = 150.0  # weight of the squared difference in L in [0, 1]; larger: more keyframes
     grid: int = 16  # cells per side in which mismatch is averaged; larger: smaller objects count
     power: int = 8  # exponent of the power mean over the cells; larger: the worst cells count more
-    max_mismatch: float = 0.55  # maximum power mean, in [0, 1], for a frame to match; larger: fewer keyframes
+    max_mismatch: float = 0.65  # maximum power mean, in [0, 1], for a frame to match; larger: fewer keyframes
 
 
 class KeyframeLink(NamedTuple):

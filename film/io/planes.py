@@ -176,7 +176,7 @@ class Planes(NamedTuple):
         Its ``rgb`` and ``lightness`` at this size equal those of the original frame.
         """
         y, *chroma = self._deinterlaced()[:3]
-        cb, cr = (plane if plane is None else _resized(plane, side, side) for plane in chroma)
+        cb, cr = (plane if plane is None else _resized_chroma(plane, side, side) for plane in chroma)
         return Planes(_resized(y, side, side), cb, cr, self.encoding)
 
     def rgb_uint8(self, height: int | None = None, width: int | None = None) -> np.ndarray:
@@ -218,6 +218,12 @@ def _resized(plane, height, width):
         rows, columns = rows // 2, columns // 2
         plane = resize(plane, rows, columns)
     return resize(plane, height, width)
+
+
+def _resized_chroma(plane, height, width):
+    """Resize Cb or Cr, which are constant in a grayscale film."""
+    low, high, *_ = cv2.minMaxLoc(plane)
+    return np.full((height, width), plane[0, 0]) if low == high else _resized(plane, height, width)
 
 
 def _mean_of_fields(plane):
@@ -361,7 +367,7 @@ _GRAY_L = cv2.cvtColor(np.repeat(_GRAYS[None, :, None], 3, 2), cv2.COLOR_RGB2Lab
 
 def gray_lightness(luma: np.ndarray) -> np.ndarray:
     """Return L in [0, 100] of grays with Y' ``luma`` in [0, 1], float32 of any shape."""
-    return _GRAY_L[(luma * 4095 + 0.5).astype(np.uint16)]
+    return _GRAY_L.take((luma * 4095 + 0.5).astype(np.uint16))
 
 
 @cache
@@ -390,12 +396,13 @@ def ab_to_chroma(planes: Planes, ab: np.ndarray, height: int, width: int,
     """
     L = lightness_of(resize(planes.y, height, width), planes.encoding)
     coefficients = guided_filter_coefficients(ab, resize(L, *ab.shape[:2]))
-    slope, intercept = (resize(plane, height, width) for plane in coefficients)
+    coefficients = resize(np.dstack(coefficients), height, width)  # one array of 4 channels is resized the fastest
     cb, cr = (np.empty((height, width), encoding.dtype) for _ in range(2))
     rows = max(1, CHUNK_PIXELS // width)
     for top in range(0, height, rows):
         part = slice(top, top + rows)
-        lab = cv2.merge([L[part], *cv2.split(slope[part] * L[part][..., None] + intercept[part])])
+        slope_a, slope_b, a, b = cv2.split(coefficients[part])
+        lab = cv2.merge([L[part], a + slope_a * L[part], b + slope_b * L[part]])
         rgb = _clipped(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB))
         lab[..., 0] += L[part] - gray_lightness(encoding.luma_of(rgb))
         cb[part], cr[part] = encoding.to_chroma(_clipped(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB, dst=rgb)))

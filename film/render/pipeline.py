@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from colorizer.confidence import Confidence
-from colorizer.warping.in_betweens import InBetweenConfig
 from colorizer.warping.optical_flow import TemporalFilter, to_flow_image
 from colorizer.warping.propagation import Anchor, PropagationConfig, ShotColors, propagate
 from config import FilmConfig
@@ -26,7 +25,7 @@ from film.io.thread_pool import CORES, coloring_threads, map_in_order
 from film.io.video import Film
 from film.render.transition_blending import ColoredFrame, TransitionBlender
 
-WINDOW = InBetweenConfig().window
+WINDOW = 16  # frames of a shot whose keyframes are selected together; larger: fewer keyframes, more frames in memory
 MIDDLE_GRAY = 0.4663  # Y' in [0, 1] of the gray with L = 50; luma of all pixels if ``color_only`` is True
 
 
@@ -94,12 +93,11 @@ def read_tasks(film: Film, plan: Plan, shots: Iterable[int], predictor: FilmPred
 
 
 def windows(tasks: Generator[FrameTask, None, None]) -> Generator[list[FrameTask], None, None]:
-    """Group consecutive tasks of a shot into lists with at most WINDOW network inputs and 2 * WINDOW frames."""
+    """Group consecutive tasks of a shot into lists of at most WINDOW frames."""
     with closing(tasks):
         batch = []
         for task in tasks:
-            if batch and (task.shot != batch[0].shot or sum(other.L is not None for other in batch) == WINDOW
-                          or len(batch) == 2 * WINDOW):
+            if batch and (task.shot != batch[0].shot or len(batch) == WINDOW):
                 yield batch
                 batch = []
             batch.append(task)

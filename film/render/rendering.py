@@ -7,7 +7,7 @@ source sample by sample; only Cb and Cr are new. Image sequences are written pic
 several processes render a film that is not an image sequence, the helpers start coloring during the analysis.
 
 RAM use grows by about 30 bytes per frame, plus at most 10 kB (palette) and about 50 kB (record) per shot. At most
-75 + 16 * threads frames are held at a time, where threads is the number of cores but at most batch_size / 8, and 63 if
+75 + 16 * threads frames are held at a time, where threads is the number of cores but at most batch_size / 16, and 63 if
 a frame has LARGE_FRAME_PIXELS or more. The analysis also holds one downscaled copy of each frame of the longest
 transition.
 """
@@ -31,6 +31,7 @@ from config import FilmConfig, part_of
 from fileio.atomic import exclusive_lock
 from fileio.outputs import accompanying_path, hidden_path, refuse_existing
 from film.analysis.film_analysis import analyze_film
+from film.analysis.film_scan import FRAMES_AHEAD
 from film.analysis.plan import FilmPredictor, Plan
 from film.io.encoding import explain_write_errors
 from film.io.image_sequence import ImageSequence
@@ -38,7 +39,7 @@ from film.io.interlacing import FIELD_ORDER_NAMES
 from film.io.thread_pool import prefetch
 from film.io.video import LARGE_FRAME_PIXELS, Film, VideoFile
 from film.render.incremental import load_all_shots, open_segment_store, shot_digest
-from film.render.pipeline import WINDOW, predict_tasks, read_tasks, to_planes
+from film.render.pipeline import predict_tasks, read_tasks, to_planes
 from film.render.segments import SegmentStore, read_completion
 from film.render.work_queue import WorkQueue
 from film.render.worker_group import POLL_SECONDS
@@ -287,9 +288,9 @@ class FilmRendering:
         config, target = self.config, self.writer.target
         large = target.width * target.height >= LARGE_FRAME_PIXELS
         tasks = prefetch(read_tasks(self.film, self.plan, queue, self.predictor, config.keep_color_shots),
-                         1 if large else WINDOW)
+                         1 if large else FRAMES_AHEAD)
         colored = prefetch(self._with_results(predict_tasks(tasks, self.predictor, self.plan, config, large)),
-                           WINDOW // 2 if large else WINDOW)
+                           FRAMES_AHEAD // 2 if large else FRAMES_AHEAD)
         with closing(colored) as colored:
             for index, shot_tasks in itertools.groupby(colored, key=lambda task: task.shot):
                 self._color_shot(index, shot_tasks, bar)
