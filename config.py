@@ -67,7 +67,7 @@ class SpatialConfig:
     color_weight: float = 4.0  # weight of ab / 110
 
     # Retrieval and attention
-    attended_frames: int = 8  # frames whose cells are attended to; larger: more candidate colors, slower
+    attended_frames: int = 4  # frames whose cells are attended to; larger: more candidate colors, slower
     candidate_frames: int = 64  # most similar frames that these are selected from; larger: more diverse, slower
     mmr_diversity: float = 0.5  # penalty for similarity to frames already selected; larger: more diverse
     reference_margin: float = 0.05  # references are preferred to frames more similar by up to this (cosine similarity)
