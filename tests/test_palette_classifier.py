@@ -214,10 +214,10 @@ def test_only_keyframes_are_classified(predictor, monkeypatch):
     monkeypatch.setattr(FeatureExtractor, "classify", lambda self, lightness: (
         counts.append(len(lightness)), classify(self, lightness))[1])
     palette = Palette(feature(3)[None], [], [], torch.zeros(0), 1.0)
-    together, _ = predictor.predict(np.stack([L] * 6), palette)
+    together, _ = predictor.predict(np.stack([L] * 12), palette)
     alone, _ = predictor.predict(L[None], palette)
     assert counts == [2, 1]
-    np.testing.assert_allclose(together, np.repeat(alone, 6, 0), atol=0.5)
+    np.testing.assert_allclose(together, np.repeat(alone, 12, 0), atol=0.5)
 
 
 def test_the_classifier_is_only_used_with_the_memory(predictor):
