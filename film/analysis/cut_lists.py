@@ -34,6 +34,8 @@ def read_cut_list(path: Path, rate: Fraction) -> tuple[Boundary, ...]:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path} is not a cut list; pass a {', '.join(readers)} file to --cuts")
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; pass a cut list to --cuts")
     try:
         return tuple(sorted({boundary for boundary in reader(path, rate) if boundary.end > 0}))
     except UserError:

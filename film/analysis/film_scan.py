@@ -59,4 +59,5 @@ class FilmScan:
     def require_frames(self, where: str = "") -> None:
         """Raise UserError if no frame was decoded. ``where`` follows the path in the message."""
         if not self.pts:
-            raise UserError(f"no frame of {self.film.path}{where} can be decoded")
+            raise UserError(f"no frame of {self.film.path}{where} can be decoded; pass another "
+                            f"{'part of it' if where else 'film'}")
