@@ -3,6 +3,7 @@
 import io
 import re
 from contextlib import closing
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -214,6 +215,45 @@ def test_subtitles_longer_than_the_picture_do_not_end_a_film_early(tmp_path, cap
     extract_training_frames(tmp_path / "long.mkv", tmp_path / "pictures", GeneratorConfig())
     analyze_film(VideoFile(tmp_path / "long.mkv"), StubPredictor(), FilmConfig())
     assert VideoFile(tmp_path / "long.mkv").info.stated_frames > 200 and capsys.readouterr().err == ""
+
+
+def test_tracks_without_decoding_times_or_with_equal_times_keep_all_packets(tmp_path, capsys):
+    """.mkv stores no decoding times of B-frames, and milliseconds are too coarse for packets of 0.8 ms (TrueHD)."""
+    source = write_numbers(tmp_path / "in.mkv", sound=None, options=B_FRAMES)
+    with av.open(str(source)) as film, av.open(str(tmp_path / "two.mkv"), "w") as two:
+        copies = [two.add_stream_from_template(film.streams.video[0], opaque=True) for _ in range(2)]
+        sound = two.add_stream("pcm_s16le", rate=48000, layout="mono")
+        packets = [packet for packet in film.demux() if packet.size]
+        for copy in copies:
+            for packet in packets:
+                packet.stream = copy
+                two.mux(packet)
+        for i in range(600):
+            frame = av.AudioFrame.from_ndarray(np.full((1, 40), i, np.int16), layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 48000, 40 * i, Fraction(1, 48000)
+            two.mux(sound.encode(frame))
+    copy_film(tmp_path / "two.mkv", tmp_path / "out.mkv")
+    with av.open(str(tmp_path / "two.mkv")) as film, av.open(str(tmp_path / "out.mkv")) as copy:
+        before, after = (sorted(bytes(packet) for packet in each.demux(each.streams[1], each.streams[2]))
+                         for each in (film, copy))
+    assert before == after and len(before) > 660 and capsys.readouterr().err == ""
+
+
+def test_empty_packets_repeat_a_frame(tmp_path, capsys, monkeypatch):
+    """As in Theora, where they are not damage."""
+    def with_empty_packets(film, streams, path):
+        for packet in demux_packets(film, streams, path):
+            yield packet
+            empty = av.Packet(b"")
+            for name in ("stream", "pts", "dts", "time_base"):
+                setattr(empty, name, getattr(packet, name))
+            yield empty
+
+    source, demux_packets = write_numbers(tmp_path / "in.mkv", sound=None), video.demux_packets
+    frames = contents(source)[1]
+    monkeypatch.setattr(video, "demux_packets", with_empty_packets)
+    assert [read_number(planes.y) for _, _, planes in VideoFile(source).read()] == frames
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("settings, warnings", [({}, 1), ({"start": 0.25}, 1), ({"end": 0.5}, 0)])

@@ -238,10 +238,10 @@ def ordered_packets(packets: Iterable[av.Packet], path: Path, output: Path) -> I
     """Yield the packets of other streams than the video that ``output`` can store; the others are named in a warning.
 
     Left out are packets that an edit list hides, where ``output`` has no edit lists or they follow the visible part,
-    and packets that begin before the one before them (sound: not after it), as where two joined parts overlap.
+    and packets that begin before the one before them, as where two joined parts overlap.
     """
     last, overlapping = {}, Counter()
-    has_edit_lists = container_format(output) in ("mp4", "mov")
+    has_edit_lists = is_strict = container_format(output) in ("mp4", "mov")  # strict: no two packets at the same time
     for packet in packets:
         time = packet.dts if packet.dts is not None else packet.pts
         if time is None or not packet.size:
@@ -249,10 +249,11 @@ def ordered_packets(packets: Iterable[av.Packet], path: Path, output: Path) -> I
         # A packet next to the visible part is kept, since decoders need it.
         if packet.is_discard and (time >= 0 or not has_edit_lists and time + 2 * (packet.duration or 0) <= 0):
             continue
-        if time < last.get(packet.stream_index, time - 1) + (packet.stream.type == "audio"):
-            overlapping[packet.stream_index] += 1
-            continue
-        last[packet.stream_index] = time
+        if packet.dts is not None:
+            if time < last.get(packet.stream_index, time - 1) + (is_strict and packet.stream.type == "audio"):
+                overlapping[packet.stream_index] += 1
+                continue
+            last[packet.stream_index] = time
         yield packet
     for index, count in overlapping.items():
         warn(f"{count} packets of track {index} of {path} begin before the end of those before them and are left out")

@@ -64,7 +64,8 @@ def open_video(path: str | Path) -> Iterator[tuple[av.container.InputContainer, 
             raise UserError(f"the frames of {path} have more than {MAX_FRAME_PIXELS:,} pixels; scale the video down")
         if size.width * size.height >= LARGE_FRAME_PIXELS:
             return_freed_memory()
-        video.thread_type = "AUTO"
+        # With frame threads, the headers of a second part in a file joined with ``cat`` cannot be decoded.
+        video.thread_type = "SLICE" if size.name == "theora" else "AUTO"
         yield container, video
 
 
@@ -176,6 +177,8 @@ def read_frames(path: str | Path, damage: DamageLog | None = None,
         times, size = FrameClock(film, stream, frame_rate(stream), delay=0 if seek else None), seek and seek.size
         decoder = _alpha_decoder(stream) or stream.codec_context
         for packet in packets.packets(demux_packets(film, stream, path)):
+            if not packet.size and packet.pts is not None:
+                continue  # repeats a frame, which is shown for longer
             try:
                 frames = decoder.decode(packet)
             except av.error.FFmpegError as error:
