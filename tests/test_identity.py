@@ -256,6 +256,15 @@ def test_empty_packets_repeat_a_frame(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
+def test_sound_stays_in_sync_with_start(tmp_path):
+    """The times of this .avi file are multiples of 1/24 s (picture) and 0.024 s (sound); the start is at frame 14.4."""
+    source = write_numbers(tmp_path / "in.avi", "mpeg4", options={"g": "1"})
+    color_film(StubPredictor(), VideoFile(source), tmp_path / "out.mkv", FilmConfig(start=0.6, response="none"))
+    (stated, shown, sound), (times, colored, copied) = contents(source), contents(tmp_path / "out.mkv")
+    assert colored == shown[14:] and len(copied) > 70
+    assert all(abs(sound[packet] - stated[14] - (time - times[0])) < 0.0011 for packet, time in copied.items())
+
+
 @pytest.mark.parametrize("settings, warnings", [({}, 1), ({"start": 0.25}, 1), ({"end": 0.5}, 0)])
 def test_a_film_whose_file_is_cut_off_ends_early_with_a_warning(tmp_path, capsys, settings, warnings):
     data = write_numbers(tmp_path / "in.mkv", "ffv1", range(90), sound=None, options=INTRA).read_bytes()

@@ -6,6 +6,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +27,8 @@ from film.io.timestamps import PacketClock
 from film.io.video import VideoFile, demux_packets, frame_rate, open_video
 from film.render.segments import SegmentStore
 from utils import UserError, warn
+
+FINEST_SHIFT = Fraction(1, 48000)  # seconds; time bases of sound that are coarser, as in .avi, are divided for --start
 
 
 class Writer(Protocol):
@@ -132,7 +135,8 @@ class FilmWriter:
                 setattr(streams[video.index].codec_context, tag, value)
             out.metadata.update(self._tags(film.metadata))
             out.set_chapters(self._chapters(film))
-            origin = (film.start_time or 0) / 1e6 + self.config.start
+            # Rounded like the picture, so that the other streams stay in sync
+            origin = round(((film.start_time or 0) / 1e6 + self.config.start) / target.time_base) * target.time_base
             packets = [self._video_packets(sources, plan, origin)]
             if others:
                 packets.append(self._copied_packets(film, video, others, origin))
@@ -198,9 +202,11 @@ class FilmWriter:
             if config.start and time < origin or time >= origin - config.start + config.end:
                 continue
             if shift:
+                scale = max(1, round(packet.time_base / FINEST_SHIFT))
+                packet.time_base, packet.duration = packet.time_base / scale, (packet.duration or 0) * scale
                 offset = round(shift / packet.time_base)
-                packet.dts = packet.dts - offset if packet.dts is not None else None
-                packet.pts = packet.pts - offset if packet.pts is not None else None
+                packet.dts = packet.dts * scale - offset if packet.dts is not None else None
+                packet.pts = packet.pts * scale - offset if packet.pts is not None else None
             yield time - shift, packet, packet.stream_index
 
     def _check(self, path, film, copied):
