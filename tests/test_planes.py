@@ -9,7 +9,7 @@ from drawn import draw_picture
 from dataset import resize
 from fileio.images import srgb_decode
 from film.io import planes as film_planes
-from film.io.planes import ColorEncoding, Planes, ab_to_chroma, change_depth, planes_from_frame
+from film.io.planes import ColorEncoding, Planes, ab_to_chroma, change_depth, plane_array, planes_from_frame
 
 ENCODINGS = [ColorEncoding(depth, full, space) for depth in (8, 10) for full in (False, True) for space in (1, 6)]
 WIDE = ColorEncoding(10, False, 9, 9)  # BT.2020
@@ -123,3 +123,24 @@ def test_large_frames_are_halved_before_resizing():
                 assert far.max() == 0  # not halved
             else:
                 assert 0 < far.mean() < 1 and far.max() <= 8
+
+
+@pytest.mark.parametrize("color_range", [0, 1, 2])
+@pytest.mark.parametrize("pix_fmt, base", [
+    ("gray10be", "gray10le"), ("gray14be", "gray14le"), ("gray16be", "gray16le"), ("ya8", "gray"),
+    ("ya16be", "gray16le"), ("yuv420p10be", "yuv420p10le"), ("p010le", "yuv420p10le"), ("nv12", "yuv420p"),
+    ("uyvy422", "yuv422p")])
+def test_luma_does_not_depend_on_how_a_format_stores_it(pix_fmt, base, color_range):
+    frame = av.VideoFrame(64, 48, base)
+    depth = frame.format.components[0].bits
+    luma = np.random.default_rng(0).integers(0, 2**depth, (48, 64)).astype(np.uint8 if depth == 8 else np.uint16)
+    for index in range(len(frame.planes)):
+        plane_array(frame, index, luma.dtype)[:] = 2**depth // 2
+    plane_array(frame, 0, luma.dtype)[:] = luma
+    frame.color_range = color_range
+    packed = frame.reformat(format=pix_fmt)
+    packed.color_range = color_range
+    planes = planes_from_frame(packed)
+    assert np.array_equal(planes.y, luma) and planes.encoding.depth == depth
+    assert planes.encoding.full_range == (color_range == 2 or "gray" in base and color_range == 0)
+    assert planes.alpha is None if "ya" not in pix_fmt else (planes.alpha == 2**depth - 1).all()

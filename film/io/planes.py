@@ -236,9 +236,10 @@ def _mean_of_fields(plane):
 
 def plane_array(frame: av.VideoFrame, index: int, dtype: type[np.unsignedinteger]) -> np.ndarray:
     """Return plane ``index`` of a frame as an array (h, w) that shares the memory of the frame."""
-    plane = frame.planes[index]
+    interleaved = 2 if frame.format.name.startswith("ya") else 1  # grayscale with alpha
+    plane = frame.planes[index // interleaved]
     rows = np.frombuffer(plane, dtype).reshape(plane.height, -1)
-    return rows[:, :plane.width]
+    return rows[:, index % interleaved:plane.width * interleaved:interleaved]
 
 
 SIDE_DATA = {  # what may accompany a frame and is lost if the encoder does not write it
@@ -305,30 +306,34 @@ class ColorTags(NamedTuple):
 def planes_from_frame(frame: av.VideoFrame, tags: ColorTags | None = None) -> Planes:
     """Return the planes of a decoded frame, rotated upright.
 
-    Planar little-endian Y'CbCr and grayscale are not converted; all other formats are converted to 4:4:4 with 8, 10, 12
-    or 16 bits. A frame without a matrix tag is assumed to use BT.601 below 720 lines, else BT.709, as in players.
+    The samples of planar little-endian Y'CbCr and of grayscale are kept; all other formats are converted to 4:4:4 with
+    8, 10, 12 or 16 bits. A frame without a matrix tag has BT.601 below 720 lines, else BT.709, as in players.
     """
-    source, name, depth = frame, frame.format.name, frame.format.components[0].bits
-    full = frame.color_range == 2 or name.startswith("yuvj") or (name.startswith(("gray", "ya")) and
-                                                                 frame.color_range != 1)
+    source, name, depth, options = frame, frame.format.name, frame.format.components[0].bits, {}
+    is_gray = name.startswith(("gray", "ya", "mono"))
+    full = frame.color_range == 2 or name.startswith("yuvj") or is_gray and frame.color_range != 1
     tags = tags or ColorTags()
     full = full if tags.full_range is None else tags.full_range
     colorspace = frame.colorspace if frame.colorspace in _LUMA_WEIGHTS else BT709 if frame.height >= 720 else BT601
     order, turn = frame_field_order(frame), orientation(frame)
     has_alpha = frame.format.components[-1].is_alpha and not frame.format.has_palette
     if not re.fullmatch(r"(yuva?4|yuvj4|gray).*(?<!be)(?<!f16le)(?<!f32le)", name):
-        depth = next((bits for bits in (8, 10, 12) if bits >= depth), 16)
+        depth = min(max(depth, 8), 16) if is_gray else next((bits for bits in (8, 10, 12) if bits >= depth), 16)
+        bits = f"{depth}le" if depth > 8 else ""
         if frame.format.is_rgb or frame.format.has_palette:
-            source_options, full, colorspace = {}, False, BT709
+            full, colorspace = False, BT709
         else:
-            source_options = {"src_colorspace": colorspace, "src_color_range": 1 + full}
-        frame = frame.reformat(format=f"yuv{'a' * has_alpha}444p{f'{depth}le' if depth > 8 else ''}", **source_options,
-                               dst_colorspace=colorspace, dst_color_range=1 + full)
+            options = {"src_colorspace": colorspace, "src_color_range": 1 + full}
+        if is_gray and "f" not in name:  # not of floats; FFmpeg would change the range in Y'CbCr
+            frame = frame.reformat(format="ya" + (bits or "8") if has_alpha else "gray" + bits)
+        else:
+            frame = frame.reformat(format=f"yuv{'a' * has_alpha}444p{bits}", **options, dst_colorspace=colorspace,
+                                   dst_color_range=1 + full)
     encoding = ColorEncoding(depth, full, colorspace, tags.primaries if tags.primaries in _TO_SRGB else BT709)
     planes = [turn.apply(plane) if turn != UPRIGHT else plane for plane in (
-        plane_array(frame, index, encoding.dtype) for index in range(len(frame.planes)))]
-    cb, cr = (None, None) if len(planes) == 1 else planes[1:3]
-    return Planes(planes[0], cb, cr, encoding, order, planes[3] if has_alpha else None,
+        plane_array(frame, index, encoding.dtype) for index in range(max(len(frame.planes), 1 + has_alpha)))]
+    cb, cr = (None, None) if is_gray else planes[1:3]
+    return Planes(planes[0], cb, cr, encoding, order, planes[-1] if has_alpha else None,
                   source if any(data.type in SIDE_DATA for data in source.side_data) else None)
 
 
