@@ -24,7 +24,7 @@ from config import FilmConfig, SpatialConfig, TrainConfig
 from fileio.images import write_image
 from film.io.image_sequence import find_sequences
 from film.io.video import VideoFile
-from film.render import rendering
+from film.render import pipeline, rendering
 from film.render.incremental import find_changed_shots
 from film.render.rendering import color_film
 from film.render.segments import is_complete, pack_embeddings, read_completion, segment_folder, unpack_embeddings
@@ -105,8 +105,9 @@ def contents(folder):
     return files
 
 
-def test_batch_size_and_threads_do_not_change_a_byte(home, tmp_path):
-    """The film has one shot of 16 frames, of which keyframes are selected in windows of 8."""
+def test_batch_size_and_threads_do_not_change_a_byte(home, tmp_path, monkeypatch):
+    """The film has one shot of 16 frames, of which keyframes are selected in windows of 5."""
+    monkeypatch.setattr(pipeline, "WINDOW", 5)
     results = []
     for batch_size, threads in ((3, 1), (64, 2)):
         torch.set_num_threads(threads)
