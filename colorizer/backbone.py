@@ -202,6 +202,7 @@ class Backbone(nn.Module):
             self.net.prune_intermediate_layers(map_indices(self.net))
         if name == "efficientnet_lite0":
             use_builtin_padding(self.net)
+            self.net.register_load_state_dict_post_hook(onnx_backbone.forget)
         self.requires_grad_(False)
         self.eval()
 

@@ -9,6 +9,7 @@ T sampled cells; K = ``palette_size`` colors; S pixels along a side of the gener
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -152,16 +153,17 @@ class PaletteClassifier(nn.Module):
         holds indices below g^2 as returned by ``find_regions``; if None, they are computed.
         """
         grid = L.shape[2] // CELL_SIZE
+        to_grid = partial(F.interpolate, size=(grid, grid), mode="bilinear", align_corners=False)
         *map_projections, lightness_projection = self.projection.split(self.channels)
         with torch.autocast(L.device.type, enabled=False):
             lightness = _lightness_features(L, grid)
             projected = lightness.mT @ lightness_projection - self.mean @ self.projection
             for m, projection in zip(maps, map_projections, strict=True):
                 if m.shape[2] > grid:  # the order of projecting and resizing does not matter; this is faster
-                    m = F.interpolate(m, (grid, grid), mode="bilinear", align_corners=False)
+                    m = to_grid(m)
                 m = (m.flatten(2).mT @ projection).unflatten(1, m.shape[2:]).permute(0, 3, 1, 2)
                 if m.shape[2] < grid:
-                    m = F.interpolate(m, (grid, grid), mode="bilinear", align_corners=False)
+                    m = to_grid(m)
                 projected += m.flatten(2).mT
             chunks = projected.split(CHUNK, 1)  # fit into a CPU cache
             logits = torch.cat([self.mlp(chunk).log_softmax(2) for chunk in chunks], 1)

@@ -7,8 +7,8 @@ import re
 import signal
 import subprocess
 import sys
-from functools import partial
 from fractions import Fraction
+from functools import partial
 
 import cv2
 import numpy as np
