@@ -6,8 +6,8 @@ G grid side of the confidence, S = ``Predictor.config.side``: side in pixels of 
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,25 +15,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from colorizer.adaptation.film_response import IDENTITY_RESPONSE, FilmResponse, ResponseConfig, fit_film_response
-from colorizer.adaptation.reference_grading import Grade, GradeConfig, fit_grade
-from colorizer.backbone import Features
+from colorizer.adaptation.film_response import FilmResponse, ResponseConfig, fit_film_response
+from colorizer.adaptation.reference_grading import GradeConfig, fit_grade
 from colorizer.colorizer import Colorizer, model_config_of
 from colorizer.confidence import Confidence
-from colorizer.feature_extraction import FeatureExtractor
 from colorizer.memory.frame_archive import open_archive
 from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
+from colorizer.picture_predictor import PicturePredictor
 from colorizer.references import (
-    crop_references, find_anchors, pin_references, read_reference, read_references, reencode_film_references,
-    rendered_pictures)
+    crop_references, find_anchors, pin_references, read_reference, read_references, reencode_film_references)
 from colorizer.warping.in_betweens import InBetweenConfig, InBetweens
 from colorizer.warping.propagation import Anchor
-from colorizer.warping.upsampling import upsample_colors
-from config import ModelConfig, PredictorConfig
-from dataset import AB_SCALE, GRAY_SIZE, REFERENCE_ID, lab_to_rgb, rgb_to_lab
+from config import PredictorConfig
+from dataset import REFERENCE_ID, rgb_to_lab
 from fileio.checkpoints import load_checkpoint, save_checkpoint
-from networks import Conditioning, MemoryMatches
-from utils import UserError, autocast, resolve_precision, select_device, single_torch_thread, to_device, warn
+from networks import Conditioning
+from utils import UserError, resolve_precision, select_device, single_torch_thread, to_device, warn
 
 
 class Palette(NamedTuple):
@@ -47,27 +44,8 @@ class Palette(NamedTuple):
 
 
 @dataclass
-class Predictor:
-    """A trained colorizer and its settings, created by ``Predictor.load("best.pt")``.
-
-    ``source`` states where color features come from: "memory" (slot of ``rank`` 1, 2 or 3), "integrator",
-    "ground_truth" (the input's own colors), "reference" (``reference``, (313,)) or "none" (plain GAN).
-    """
-
-    colorizer: Colorizer
-    device: torch.device
-    precision: str = "auto"
-    source: str = "memory"
-    rank: int = 1
-    reference: np.ndarray | None = None
-    identity: str = ""  # hash of ``provenance``; equal only for predictors that predict the same colors
-    base_identity: str = ""  # ``identity`` before references were added
-    provenance: dict[str, Any] = field(default_factory=dict)  # all that colors depend on; hashes stand for files
-    frame_names: dict[int, str] = field(default_factory=dict)  # {id of a remembered frame: file name}
-    checkpoint: Path | None = None  # file that the predictor was loaded from
-    response: FilmResponse | None = None  # applied to the lightness of the input
-    film_references: frozenset[int] = frozenset()  # spatial memory slots of references with the lightness of the film
-    grade: Grade | None = None  # grade that was applied to the references
+class Predictor(PicturePredictor):
+    """A PicturePredictor that also colors films and takes references, created by ``Predictor.load("best.pt")``."""
 
     @classmethod
     def load(cls, checkpoint: str | Path, **settings: Any) -> "Predictor":
@@ -76,96 +54,6 @@ class Predictor:
         Raises UserError if the checkpoint cannot be read or does not support the settings.
         """
         return load_predictor(PredictorConfig(checkpoint=Path(checkpoint), **settings))
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.colorizer.config
-
-    @property
-    def side(self) -> int:
-        """Side in pixels of the square pictures for ``palette`` and ``predict``: the largest network input."""
-        config = self.config
-        return max(GRAY_SIZE, config.side, config.palette_classifier.input_size if config.use_palette_classifier else 0)
-
-    @property
-    def uses_memory(self) -> bool:
-        """Whether the memories are read. With another source of color features, they are not used."""
-        return self.source in ("memory", "integrator")
-
-    @property
-    def uses_spatial_memory(self) -> bool:
-        """Whether the spatial memory is read."""
-        return self.uses_memory and self.config.use_spatial_memory
-
-    @property
-    def extractor(self) -> FeatureExtractor:
-        """A FeatureExtractor with the colorizer and the film response of this predictor."""
-        return FeatureExtractor(self.colorizer, self.device, self.precision, self.response)
-
-    def extract_features(self, lightness: Iterable[np.ndarray]) -> Features | None:
-        """Return Features of pictures, L (H, W) each, with class logits if this predictor reads the memories; None if
-        the checkpoint was trained without memory."""
-        if not self.config.use_memory:
-            return None
-        lightness = list(lightness)
-        logits = self.extractor.classify(lightness) if self.uses_memory else None
-        return self.extractor.embed(lightness)._replace(class_logits=logits)
-
-    def pictures_conditioning(self, labs: Sequence[np.ndarray]) -> Conditioning:
-        """Return the conditioning from ``reference`` or, if it is None, from the colors of pictures, Lab (H, W, 3)."""
-        features = (self.extractor.color_features(labs) if self.reference is None else
-                    torch.from_numpy(self.reference).to(self.device).expand(len(labs), -1))
-        return Conditioning(features, torch.ones(len(labs), device=self.device))
-
-    def memory_conditioning(self, matches: MemoryMatches) -> Conditioning:
-        """Return the conditioning from memory matches, by ``rank`` or by the integrator."""
-        return self.colorizer.conditioning(matches, self.rank if self.source == "memory" else None)
-
-    def generate_ab(self, lightness: Iterable[np.ndarray], conditioning: Conditioning | None, features: Features | None,
-                    picture_of: Callable[[int], np.ndarray] | None = None,
-                    propagated: np.ndarray | None = None) -> tuple[np.ndarray, Confidence]:
-        """Run the colorizer on pictures, L (H, W) each; return ab (N, S, S, 2) and its Confidence, arrays (N, G, G).
-
-        It is ``Confidence.unknown`` if no spatial memory is read. The last two arguments are passed to the colorizer.
-        """
-        L = self.extractor.network_input(lightness, self.config.side)
-        if features is not None and not self.uses_memory:
-            features = features._replace(class_logits=None)
-        with autocast(self.device, self.precision):
-            ab, found = self.colorizer(L, conditioning, features, self.uses_memory, picture_of,
-                                       None if propagated is None else to_device(propagated, self.device))
-        confidence = Confidence.unknown(len(ab)) if found is None else Confidence(*(x.cpu().numpy() for x in found))
-        return (ab * AB_SCALE).permute(0, 2, 3, 1).contiguous().cpu().numpy(), confidence
-
-    @torch.inference_mode()
-    def predict_ab(self, labs: Sequence[np.ndarray]) -> tuple[np.ndarray, Confidence]:
-        """Predict ab (N, S, S, 2) of unrelated pictures, Lab (H, W, 3) each, and its Confidence, arrays (N, G, G).
-
-        Colors of the pictures are used only if ``source`` is "ground_truth".
-        """
-        lightness = [lab[..., 0] for lab in labs]
-        features, conditioning = self.extract_features(lightness), None
-        if self.uses_memory:
-            matches = self.colorizer.recall(features.embedding)  # type: ignore[union-attr]  # there is a backbone
-            conditioning = self.memory_conditioning(matches)
-        elif self.source != "none":
-            conditioning = self.pictures_conditioning(labs)
-        return self.generate_ab(lightness, conditioning, features, self._picture_of if self.response else None)
-
-    def colorize(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Color pictures, RGB (H, W, 3) of any sizes; return RGB of the same sizes.
-
-        ab is predicted at S x S pixels, upsampled with lightness as guide, and joined to the full-resolution L.
-        """
-        return self.colorize_with_confidence(pictures)[0]
-
-    def colorize_with_confidence(self, pictures: Sequence[np.ndarray]) -> tuple[list[np.ndarray], Confidence]:
-        """Return the results of ``colorize`` and the Confidence of their colors, arrays (N, G, G)."""
-        labs = [rgb_to_lab(picture) for picture in pictures]
-        colors, confidence = self.predict_ab(labs)
-        for lab, ab in zip(labs, colors, strict=True):
-            lab[..., 1:] = upsample_colors(ab, lab[..., 0])
-        return [lab_to_rgb(lab) for lab in labs], confidence
 
     @torch.inference_mode()
     def palette(self, labs: Sequence[np.ndarray]) -> Palette:
@@ -300,13 +188,6 @@ class Predictor:
         predictor.colorizer = copy.deepcopy(self.colorizer)
         predictor.film_references = reencode_film_references(self.extractor, predictor.extractor)
         return predictor
-
-    @cached_property
-    def _picture_of(self):
-        """Function from a slot to its picture with the lightness of the film; None if no spatial memory is read."""
-        if not self.uses_spatial_memory:
-            return None
-        return rendered_pictures(self.colorizer.spatial, self.response or IDENTITY_RESPONSE, self.film_references)
 
 
 def _digest(parts):
