@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from dataset import resize
-from editing.palette import hex_to_lab, shade_color
+from colorizer.series_colors import hex_to_lab, shade_color
 from editing.regions import Point, Regions, Stroke
 from utils import UserError
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from editing.frame_reader import FrameReader, encode_jpeg, index_frames, write_clip
-from editing.palette import extract_palette
+from colorizer.series_colors import extract_palette
 from editing.session import EditingSession, check_integer, data_uri, thumbnail_uri
 from film.io.planes import Planes
 from film.io.video import VideoFile
@@ -149,7 +149,8 @@ class MemoryBrowser:
         frames = self._frames([ids[i] for i in evenly_spaced(len(ids), MAX_MEMORY_FRAMES)])
         with self.lock:
             if self.colors is None or self.colors[0] != predictor.identity:
-                palette = extract_palette(predictor) if predictor.config.use_spatial_memory else []
+                palette = (extract_palette(predictor.colorizer.spatial, predictor.frame_names)
+                           if predictor.config.use_spatial_memory else [])
                 self.colors = predictor.identity, [
                     {"hex": each.color, "name": f"{each.share:.1%}, as in {each.frame}"} for each in palette]
             return {"colors": self.colors[1], "frames": frames}

@@ -30,7 +30,7 @@ from colorizer.adaptation.film_response import FilmResponse
 from colorizer.memory.frame_archive import open_archive
 from colorizer.metrics import has_color
 from editing.allowed_paths import AllowedPaths
-from editing.palette import hex_to_lab
+from colorizer.series_colors import hex_to_lab
 from editing.project_settings import ProjectSettings, Reference
 from editing.shot_preview import ShotPreview
 from fileio.atomic import atomic_write, exclusive_lock

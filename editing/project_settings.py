@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from editing.palette import hex_to_lab
+from colorizer.series_colors import hex_to_lab
 
 PROJECT_FORMAT = 2
 

@@ -17,7 +17,7 @@ from colorizer.confidence import Confidence
 from colorizer.predictor import Palette
 from colorizer.warping.propagation import Anchor
 from dataset import resize
-from editing.palette import LIGHTNESS_WEIGHT, hex_to_lab, shade_color
+from colorizer.series_colors import LIGHTNESS_WEIGHT, hex_to_lab, shade_color
 from editing.regions import fill_nearest
 from film.analysis.plan import FilmPredictor
 

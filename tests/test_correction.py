@@ -10,7 +10,7 @@ from benchmarks.effort import median_color
 
 from dataset import lab_to_rgb, rgb_to_lab
 from editing.correction import Correction, CorrectionRenderer
-from editing.palette import hex_to_lab, lab_to_hex, max_chroma, shade_color
+from colorizer.series_colors import hex_to_lab, lab_to_hex, max_chroma, shade_color
 from editing.regions import Regions
 from utils import UserError
 

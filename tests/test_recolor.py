@@ -1,7 +1,5 @@
 """Tests of color replacement on drawings of known colors and in a film, and of the palette."""
 
-from types import SimpleNamespace
-
 import av
 import cv2
 import numpy as np
@@ -16,7 +14,7 @@ from colorizer.metrics import color_differences
 from colorizer.predictor import Palette
 from config import FilmConfig
 from dataset import lab_to_rgb, rgb_to_lab
-from editing.palette import extract_palette, hex_to_lab
+from colorizer.series_colors import hex_to_lab
 from editing.recolor import ColorChange, RecoloringPredictor, replace_colors
 from film.analysis.plan import FilmPredictor
 from film.io.video import VideoFile
@@ -120,37 +118,3 @@ def test_color_changes_are_part_of_the_identity_of_a_predictor():
     assert RecoloringPredictor(plain, [change]).with_response(None).identity == identities[2]
     with pytest.raises(UserError, match="is not a color"):
         RecoloringPredictor(plain, [ColorChange(RED, "blue")])
-
-
-def predictor_of(pictures):
-    """What is read of a Predictor that remembers pictures, RGB uint8 (S, S, 3)."""
-    codes = np.stack([cv2.cvtColor(picture, cv2.COLOR_RGB2Lab) for picture in pictures])
-    spatial = SimpleNamespace(rows=lambda name, slots: torch.from_numpy(codes[slots]),
-                              ids=torch.arange(7, 7 + len(codes)))
-    return SimpleNamespace(config=SimpleNamespace(use_memory=True, use_spatial_memory=True),
-                           colorizer=SimpleNamespace(spatial=spatial),
-                           frame_names={7 + number: f"{number}.png" for number in range(len(codes))})
-
-
-def test_the_palette_contains_small_vivid_objects():
-    rng, pictures = np.random.default_rng(0), []
-    for number in range(4):
-        picture = np.linspace((120, 170, 220), (200, 220, 240), 96)[:, None].repeat(96, 1)  # a sky
-        picture[60:] = 90, 140, 70
-        picture = picture + rng.normal(0, 2, picture.shape)
-        if number == 2:
-            picture[40:48, 30:42] = 208, 40, 56  # a scarf, 0.3% of all
-        pictures.append(picture.clip(0, 255).astype(np.uint8))
-    predictor = predictor_of(pictures)
-    swatches = extract_palette(predictor)
-    assert sum(swatch.share for swatch in swatches) == pytest.approx(1)
-    assert [swatch.share for swatch in swatches] == sorted((swatch.share for swatch in swatches), reverse=True)
-    for color in ("#d02838", "#5a8c46"):
-        away = [np.linalg.norm(hex_to_lab(swatch.color) - hex_to_lab(color)) for swatch in swatches]
-        assert min(away) < 4
-        if color == "#d02838":
-            scarf = swatches[int(np.argmin(away))]
-            assert scarf.frame == "2.png" and scarf.share < 0.005
-    predictor.config.use_spatial_memory = False
-    with pytest.raises(UserError, match="no spatial memory"):
-        extract_palette(predictor)

@@ -1,17 +1,17 @@
-"""Colors in hexadecimal notation, their shading, and the palette of the frames that a checkpoint remembers.
+"""Colors in hexadecimal notation, their shading, and the distinct colors of frames that a checkpoint remembers.
 
 A color is "#rrggbb", sRGB. Lab is float32 with L in [0, 100] and ab in about [-110, 110].
 """
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from sklearn.cluster import KMeans
 
-from colorizer.predictor import Predictor
+from colorizer.memory.spatial_memory import SpatialMemory
 from dataset import lab_to_rgb, rgb_to_lab
 from utils import UserError, evenly_spaced
 
@@ -82,59 +82,75 @@ def shade_color(color: str, L: np.ndarray, reference_L: float) -> np.ndarray:
     return shaded[..., None] * (ab / chroma)
 
 
-def extract_palette(predictor: Predictor, config: PaletteConfig | None = None) -> list[PaletteColor]:
-    """Return the distinct colors of the frames that a predictor remembers, most frequent first.
+def extract_palette(spatial: SpatialMemory, frame_names: Mapping[int, str],
+                    config: PaletteConfig | None = None) -> list[PaletteColor]:
+    """Return the distinct colors of the frames in a spatial memory, most frequent first. ``frame_names`` are those of
+    the Predictor."""
+    config = config or PaletteConfig()
+    slots = evenly_spaced(len(spatial.ids), config.max_frames)
+    codes = spatial.rows("pictures", slots).cpu().numpy()
+    scale, offset = np.array((1 / 2.55, 1, 1), np.float32), np.array((0, 128, 128), np.float32)
+    return [PaletteColor(lab_to_hex(lab), share, frame_names.get(int(spatial.ids[slots[number]]), ""))
+            for lab, share, number in _distinct_colors(((each * scale - offset, None) for each in codes), config)]
+
+
+def main_colors(pictures: Iterable[np.ndarray], masks: Iterable[np.ndarray],
+                config: PaletteConfig | None = None) -> np.ndarray:
+    """Return the distinct colors, sRGB uint8 (n, 3), of an object in pictures, most frequent first.
+
+    Args: RGB uint8 (H, W, 3) of each picture, and its mask, bool (H, W), of the pixels that show the object.
+    """
+    found = _distinct_colors(((rgb_to_lab(rgb), mask) for rgb, mask in zip(pictures, masks, strict=True)),
+                             config or PaletteConfig())
+    return np.array([list(bytes.fromhex(lab_to_hex(lab)[1:])) for lab, _, _ in found], np.uint8).reshape(-1, 3)
+
+
+def _distinct_colors(pictures, config):
+    """Return [(Lab (3,), share of the pixels, number of the picture with the most of them)], most frequent first, for
+    pictures (Lab (H, W, 3), mask (H, W) or None).
 
     The bins of a Lab histogram are clustered by k-means. Their weights grow with the square root of their counts and
     with chroma, so that small vivid objects get separate colors. Each cluster is represented by its most frequent
-    color. Raises UserError for a checkpoint without spatial memory.
+    color.
     """
-    if not predictor.config.use_spatial_memory:
-        raise UserError("the checkpoint has no spatial memory to take a palette from; train with "
-                        "--use_spatial_memory True")
-    config, spatial = config or PaletteConfig(), predictor.colorizer.spatial
-    slots = evenly_spaced(len(spatial.ids), config.max_frames)
-    bins, counts = _histogram(spatial.rows("pictures", slots).cpu().numpy(), config)
+    from sklearn.cluster import KMeans  # imported here since it takes half a second
+
+    bins, counts = _histogram(pictures, config)
+    if not len(bins):
+        return []
     weights = np.sqrt(counts.sum(0)) * (1 + config.vividness * np.hypot(*bins.T[1:]) / 110)
     scaled = bins * (LIGHTNESS_WEIGHT, 1, 1)
     kmeans = KMeans(min(config.max_colors, len(bins)), n_init=4, random_state=0)
     labels = kmeans.fit(scaled, sample_weight=weights).labels_
     clusters = sorted((np.flatnonzero(labels == label) for label in np.unique(labels)),
                       key=lambda cluster: -counts[:, cluster].sum())
-    palette: list[PaletteColor] = []
-    centers: list[np.ndarray] = []
+    colors: list[list[Any]] = []  # [weighted Lab, Lab, share, picture]
     for cluster in clusters:
         mode = cluster[counts[:, cluster].sum(0).argmax()]
         share = float(counts[:, cluster].sum() / counts.sum())
-        near = [index for index, center in enumerate(centers)
-                if np.linalg.norm(scaled[mode] - center) < config.merge_distance]
+        near = next((each for each in colors if np.linalg.norm(scaled[mode] - each[0]) < config.merge_distance), None)
         if near:
-            first = palette[near[0]]
-            palette[near[0]] = first._replace(share=first.share + share)
-            continue
-        slot = slots[int(counts[:, cluster].sum(1).argmax())]
-        centers.append(scaled[mode])
-        frame = predictor.frame_names.get(int(spatial.ids[slot]), "")
-        palette.append(PaletteColor(lab_to_hex(bins[mode]), share, frame))
-    return sorted(palette, key=lambda color: -color.share)
+            near[2] += share
+        else:
+            colors.append([scaled[mode], bins[mode], share, int(counts[:, cluster].sum(1).argmax())])
+    return sorted(((lab, share, number) for _, lab, share, number in colors), key=lambda color: -color[1])
 
 
 def _histogram(pictures, config):
-    """Compute the Lab histogram of the flat pixels of M remembered frames, 8-bit Lab (M, S, S, 3).
+    """Compute the Lab histogram of the flat pixels of M pictures (Lab (H, W, 3), mask (H, W) or None).
 
-    Returns the mean Lab of each of the B bins with pixels, (B, 3), and their pixel counts in each frame, (M, B).
+    Returns the mean Lab of each of the B bins with pixels, (B, 3), and their pixel counts in each picture, (M, B).
     """
-    scale, offset = np.array((1 / 2.55, 1, 1), np.float32), np.array((0, 128, 128), np.float32)
-    keys, colors, frames = [], [], []
-    for number, codes in enumerate(pictures):
-        lab = codes * scale - offset
-        flat = lab[np.abs(lab - cv2.blur(lab, (3, 3))).max(-1) < config.flat_tolerance]
+    keys, colors, frames, number = [], [], [], -1
+    for number, (lab, mask) in enumerate(pictures):
+        flat = np.abs(lab - cv2.blur(lab, (3, 3))).max(-1) < config.flat_tolerance
+        flat = lab[flat if mask is None else flat & mask]
         colors.append(flat)
-        keys.append(np.floor((flat + offset) / config.bin_size).astype(np.int64) @ (10**6, 10**3, 1))
+        keys.append(np.floor((flat + (0, 128, 128)) / config.bin_size).astype(np.int64) @ (10**6, 10**3, 1))
         frames.append(np.full(len(flat), number))
     lab, frame = np.concatenate(colors), np.concatenate(frames)
     _, bin_of = np.unique(np.concatenate(keys), return_inverse=True)
     total = np.bincount(bin_of)
     mean = np.stack([np.bincount(bin_of, lab[:, channel]) for channel in range(3)], 1) / total[:, None]
-    counts = np.bincount(frame * len(total) + bin_of, minlength=len(pictures) * len(total))
-    return mean, counts.reshape(len(pictures), len(total))
+    counts = np.bincount(frame * len(total) + bin_of, minlength=(number + 1) * len(total))
+    return mean, counts.reshape(number + 1, len(total))
