@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from drawn import draw_picture
 
+from colorizer.warping.upsampling import upsample_colors
 from dataset import resize
 from fileio.images import srgb_decode
-from film.io import planes as film_planes
-from film.io.planes import ColorEncoding, Planes, ab_to_chroma, change_depth, plane_array, planes_from_frame
+from film.io import chroma
+from film.io.chroma import ab_to_chroma
+from film.io.planes import (
+    ColorEncoding, Planes, change_depth, gray_lightness, lightness_of, plane_array, planes_from_frame)
 
 ENCODINGS = [ColorEncoding(depth, full, space) for depth in (8, 10) for full in (False, True) for space in (1, 6)]
 WIDE = ColorEncoding(10, False, 9, 9)  # BT.2020
@@ -78,11 +81,28 @@ def test_ab_to_chroma_restores_the_colors_at_the_given_luma(encoding):
     black, white = encoding.luma_range
     y = np.rint(encoding.luma_of(rgb) * (white - black) + black).astype(encoding.dtype)
     lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab)
-    chroma = ab_to_chroma(Planes(y, None, None, encoding), lab[..., 1:], *y.shape, encoding)
-    result = cv2.cvtColor(encoding.to_rgb(y, *chroma), cv2.COLOR_RGB2Lab)
+    cb_cr = ab_to_chroma(Planes(y, None, None, encoding), lab[..., 1:], *y.shape, encoding)
+    result = cv2.cvtColor(encoding.to_rgb(y, *cb_cr), cv2.COLOR_RGB2Lab)
     assert np.abs(result - lab).mean() < 0.7
     neutral = ab_to_chroma(Planes(y, None, None, encoding), np.zeros((4, 4, 2), np.float32), 6, 8, encoding)
     assert all(np.abs(plane.astype(int) - encoding.neutral_chroma).max() <= 1 for plane in neutral)
+
+
+@pytest.mark.parametrize("encoding", [*ENCODINGS, WIDE])
+def test_ab_to_chroma_matches_a_conversion_without_table(encoding):
+    """Colors inside the gamut; the table is less accurate where colors are clipped."""
+    rng = np.random.default_rng(0)
+    gray, ab = rng.uniform(0.3, 0.8, (64, 64)), rng.uniform(-25, 25, (16, 16, 2)).astype(np.float32)
+    black, white = encoding.luma_range
+    y = np.rint(gray * (white - black) + black).astype(encoding.dtype)
+    L = lightness_of(y, encoding)
+    exact = np.dstack([L, upsample_colors(ab, L)])
+    rgb = cv2.cvtColor(exact, cv2.COLOR_Lab2RGB).clip(0, 1)
+    exact[..., 0] += L - gray_lightness(encoding.luma_of(rgb))
+    expected = encoding.to_chroma(cv2.cvtColor(exact, cv2.COLOR_Lab2RGB).clip(0, 1))
+    found = ab_to_chroma(Planes(y, None, None, encoding), ab, *y.shape, encoding)
+    errors = np.abs(np.float32(found) - np.float32(expected)) / 2**(encoding.depth - 8)  # in units of 8-bit codes
+    assert errors.mean() < 0.15 and np.quantile(errors, 0.99) <= 1 and np.ptp(expected[0]) > 30 << encoding.depth - 8
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS[::3])
@@ -92,7 +112,7 @@ def test_ab_to_chroma_does_not_depend_on_the_chunk_size(encoding, monkeypatch):
     picture, ab = Planes(y, None, None, encoding), rng.normal(0, 30, (24, 24, 2)).astype(np.float32)
     found = []
     for count in (1, 1000, 10**9):
-        monkeypatch.setattr(film_planes, "CHUNK_PIXELS", count)
+        monkeypatch.setattr(chroma, "CHUNK_PIXELS", count)
         found.append(ab_to_chroma(picture, ab, 45, 64, encoding))
     assert all(np.array_equal(*planes) for other in found[1:] for planes in zip(found[0], other, strict=True))
     assert len(np.unique(found[0][0])) > 20

@@ -1,4 +1,4 @@
-"""Y'CbCr planes of video frames, their conversion to RGB and lightness, and the conversion of ab to Cb and Cr."""
+"""Y'CbCr planes of video frames, and their conversion to RGB and lightness."""
 
 import re
 from functools import cache
@@ -10,7 +10,6 @@ import numpy as np
 from av.sidedata.sidedata import Type
 
 from colorizer.letterbox import Box
-from colorizer.warping.upsampling import guided_filter_coefficients
 from dataset import resize
 from fileio.images import srgb_decode, srgb_encode
 from film.io.filters import frame_filter
@@ -387,32 +386,3 @@ def lightness_of(y: np.ndarray, encoding: ColorEncoding) -> np.ndarray:
     """Return L in [0, 100] of grays with luma ``y`` in ``encoding``, float32 of the same shape."""
     table = _gray_tables(encoding)[1]
     return cv2.LUT(y, table) if y.dtype == np.uint8 else table[y]
-
-
-CHUNK_PIXELS = 2**16  # pixels converted at a time, so that intermediate results fit into a core's cache
-
-
-def ab_to_chroma(planes: Planes, ab: np.ndarray, height: int, width: int,
-                 encoding: ColorEncoding) -> tuple[np.ndarray, np.ndarray]:
-    """Convert the colors ab (h, w, 2) of a frame to Cb and Cr (height, width) in ``encoding``.
-
-    ab is upsampled by a guided filter along the lightness of the frame. Combined with the L of a gray, it would change
-    the luma (lower it for blue and red), so one correction step adapts L to the luma of the frame.
-    """
-    L = lightness_of(resize(planes.y, height, width), planes.encoding)
-    coefficients = guided_filter_coefficients(ab, resize(L, *ab.shape[:2]))
-    coefficients = resize(np.dstack(coefficients), height, width)  # one array of 4 channels is resized the fastest
-    cb, cr = (np.empty((height, width), encoding.dtype) for _ in range(2))
-    rows = max(1, CHUNK_PIXELS // width)
-    for top in range(0, height, rows):
-        part = slice(top, top + rows)
-        slope_a, slope_b, a, b = cv2.split(coefficients[part])
-        lab = cv2.merge([L[part], a + slope_a * L[part], b + slope_b * L[part]])
-        rgb = _clipped(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB))
-        lab[..., 0] += L[part] - gray_lightness(encoding.luma_of(rgb))
-        cb[part], cr[part] = encoding.to_chroma(_clipped(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB, dst=rgb)))
-    return cb, cr
-
-
-def _clipped(rgb):
-    return np.clip(rgb, 0, 1, out=rgb)

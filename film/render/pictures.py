@@ -12,7 +12,8 @@ from colorizer.predictor import Predictor
 from fileio.images import read_deep_image, write_image
 from fileio.outputs import accompanying_path
 from film.io.image_sequence import write_colored_frame
-from film.io.planes import ab_to_chroma, planes_from_rgb
+from film.io.chroma import ab_to_chroma
+from film.io.planes import planes_from_rgb
 from film.io.thread_pool import coloring_threads, map_in_order
 from film.render.rendering import check_ground_truth
 from film.report.confidence_video import confidence_map, tint_grayscale

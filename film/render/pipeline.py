@@ -17,10 +17,11 @@ from film.analysis.denoising import denoise_shot
 from film.analysis.exposure import normalize_exposure
 from film.analysis.held_frames import HeldFrameDetector
 from film.analysis.plan import FilmPredictor, Plan
+from film.io.chroma import ab_to_chroma
 from film.io.encoding import EncodingTarget
 from film.io.frame_index import frames_at
 from film.io.interlacing import INTERLACED_ENCODERS, split_fields, weave_fields
-from film.io.planes import Box, Planes, ab_to_chroma, change_depth, plane_slices, scale_depth
+from film.io.planes import Box, Planes, change_depth, plane_slices, scale_depth
 from film.io.thread_pool import CORES, coloring_threads, map_in_order
 from film.io.video import Film
 from film.render.transition_blending import ColoredFrame, TransitionBlender
