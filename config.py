@@ -120,6 +120,8 @@ class ModelConfig:
     mem_size: int = 100  # slots
     spatial_size: int = 80  # frames
     archived_frames: int = 0  # number of frames, the first ones, that are stored in an archive on disk
+    character_colors: int = 0  # number of colors of the character classifier; 0: there is none
+    only_characters: bool = False  # whether the training pictures are character sheets
     top_k: int = 100  # nearest slots that the triplet loss searches
     alpha: float = 0.1  # margin of the triplet loss, in cosine similarity
     color_thres: float = 0.5  # maximum KL divergence, in nats, of equal color features
@@ -330,17 +332,19 @@ class PredictorConfig:
     rank: int = setting(1, "rank of the memory slot to use", choices=[1, 2, 3])
     reference: Path | None = setting(None, "color picture whose palette is used for all inputs")
     references: Path | None = setting(None, "folder of color pictures to add to the memory, without training")
+    characters: Path | None = setting(None, "folder of character sheets, NAME/*.png, to recognize, without training")
     match_references: bool = setting(True, "adjust colors of references from another source to those of the series")
-    save_checkpoint: Path | None = setting(None, "save the checkpoint with the references to this file")
+    save_checkpoint: Path | None = setting(None, "save the checkpoint with references and characters to this file")
     device: str = setting("auto", "device for the networks", choices=["auto", "cpu", "cuda"], group="machine")
     precision: str = setting("auto", "precision of the networks; auto is bf16 where the hardware is fast at it",
                              choices=["auto", "fp32", "bf16"])
 
     def check(self) -> None:
-        """Raise UserError for an invalid choice, or for --save_checkpoint without --references."""
+        """Raise UserError for an invalid choice, or for --save_checkpoint with nothing to save."""
         check_choices(self)
-        if self.save_checkpoint and not self.references:
-            raise UserError("--save_checkpoint saves references; pass their folder to --references")
+        if self.save_checkpoint and not (self.references or self.characters):
+            raise UserError("--save_checkpoint saves references and characters; pass their folder to --references or "
+                            "--characters")
 
 
 @dataclass

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import colorizer.threads  # noqa: F401  before torch is imported
 
+from colorizer.characters import names_of
 from colorizer.predictor import Predictor, load_predictor
 from config import ColorConfig, FilmConfig, part_of
 from fileio.images import IMAGE_SUFFIXES
@@ -127,8 +128,9 @@ def prepare_inputs(config: ColorConfig, largest_films_first: bool) -> Inputs:
     foreign = [target for film, target in films if is_complete(film, target) and not read_completion(target)]
     refuse_existing([*new, *foreign, *saved, *maps], config.overwrite)
     check_writable([*(target for _, target in [*pictures, *films]), *saved])
+    added = config.references or config.characters
     finished = [(film, target) for film, target in finished
-                if (completion := read_completion(target)) and (config.references or completion.references)]
+                if (completion := read_completion(target)) and (added or completion.references)]
     if finished or config.save_checkpoint:
         predictor = load(config)  # saves config.save_checkpoint
         films += [(film, target) for film, target in finished if can_update(predictor, film, target, config)]
@@ -253,7 +255,8 @@ def write_film_report(predictor: Predictor, config: ColorConfig, records: Record
 def coloring_facts(predictor: Predictor, config: ColorConfig) -> dict[str, str]:
     """Return the entries of metrics.json and the report that describe how the input was colored."""
     grade = {"references": f"{predictor.grade}; graded to match the series"} if predictor.grade else {}
-    return {"checkpoint": str(config.checkpoint), "color_feature": predictor.source, **grade}
+    characters = {"characters": ", ".join(names_of(predictor.characters))} if predictor.characters else {}
+    return {"checkpoint": str(config.checkpoint), "color_feature": predictor.source, **characters, **grade}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

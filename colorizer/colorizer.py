@@ -18,7 +18,7 @@ from colorizer.memory.attention import attend_to_frames
 from colorizer.memory.frame_retrieval import find_nearest_frames, nearest_similarity, quantize_embeddings
 from colorizer.memory.frame_warping import warp_colors
 from colorizer.memory.spatial_memory import SpatialMemory
-from colorizer.palette_classifier import PaletteClassifier, shift_cell_means
+from colorizer.palette_classifier import CharacterClassifier, PaletteClassifier, shift_cell_means
 from config import ModelConfig, restore
 from dataset import backbone_input, downsample
 from networks import Conditioning, FeatureIntegrator, Generator, MemoryMatches, MemoryNetwork
@@ -49,6 +49,8 @@ class Colorizer(nn.Module):
             if not config.use_spatial_memory:
                 raise ValueError("the palette classifier needs a spatial memory; set use_spatial_memory True")
             self.palette_classifier = PaletteClassifier(dims.maps, config.palette_classifier)
+            if config.character_colors:
+                self.character_classifier = CharacterClassifier(dims.maps, config)
 
     def recall(self, embedding: torch.Tensor) -> MemoryMatches:
         """Return the best 3 memory slots (fewer if the memory is smaller) for frame embeddings (N, D)."""
@@ -71,11 +73,15 @@ class Colorizer(nn.Module):
         """Return the backbone maps of L (N, 1, H, H) in [0, 1], where H is the classifier input size."""
         return self.backbone.maps(backbone_input(L))
 
-    def classify(self, L: torch.Tensor, classifier: PaletteClassifier | None = None) -> torch.Tensor:
+    def classify(self, L: torch.Tensor, classifier: PaletteClassifier | None = None,
+                 with_characters: bool = True) -> torch.Tensor:
         """Return the class logits (N, K, g, g) of pictures, with L as in ``classifier_maps``, by ``classifier`` or, if
-        it is None, by the palette classifier."""
+        it is None, by the palette classifier. Those of the character classifier follow if there is one and
+        ``with_characters`` is True."""
         parts = zip(*(x.split(1) for x in (L, *self.classifier_maps(L))), strict=True)  # each fits into a CPU cache
-        return torch.cat([(classifier or self.palette_classifier)(maps, L) for L, *maps in parts])
+        classifiers = [classifier or self.palette_classifier]
+        classifiers += [self.character_classifier] if self.config.character_colors and with_characters else []
+        return torch.cat([torch.cat([each(maps, L) for each in classifiers], 1) for L, *maps in parts])
 
     def forward(self, L: torch.Tensor, conditioning: Conditioning | None = None, features: Features | None = None,
                 use_memory: bool = True, picture_of: Callable[[int], np.ndarray] | None = None,
@@ -84,8 +90,9 @@ class Colorizer(nn.Module):
 
         The generator predicts ab. If ``features`` has class logits, the mean color of each cell is replaced with the
         joint estimate of classifier and generator. Then the mean color of each cell moves towards the color recalled by
-        attention, and finally each pixel towards the color warped from remembered frames, in proportion to confidence.
-        Before warping, detail finer than a cell comes from the generator.
+        attention, then towards that of a recognized character if the logits of the character classifier are given, and
+        finally each pixel towards the color warped from remembered frames, in proportion to confidence. Before warping,
+        detail finer than a cell comes from the generator.
 
         Without a spatial memory, or if ``use_memory`` is False, no colors are recalled and the Confidence is None.
         ``picture_of`` is passed to ``warp_colors``. ``propagated`` (N, 3, h, h), ab and confidence, are colors of other
@@ -97,9 +104,10 @@ class Colorizer(nn.Module):
         if features is None:
             raise ValueError("a colorizer with a spatial memory needs the features of the backbone")
         predicted = self.generator(downsample(L, self.config.img_size), conditioning, features.cells)
-        joint = None
+        joint, character_logits = None, features.class_logits
         if features.class_logits is not None:
-            predicted, joint = self._join(predicted, features.class_logits)
+            logits, character_logits = features.class_logits.tensor_split([len(self.palette_classifier.palette)], 1)
+            predicted, joint = self._join(predicted, logits)
         ab = F.interpolate(predicted, L.shape[2:], mode="bilinear", align_corners=False)
         if not use_memory:
             return ab, None
@@ -111,7 +119,10 @@ class Colorizer(nn.Module):
         warped_share = F.adaptive_avg_pool2d(warped[:, 2], self.config.spatial.grid)
         attended = attend_to_frames(self.spatial, nearest, keys,  # (N, 3, G, G): ab and confidence
                                     warped_share.flatten(1) < self.config.spatial.skip_attention_above)
-        ab = shift_cell_means(shift_cell_means(ab, *attended.split([2, 1], 1)), *warped.split([2, 1], 1))
+        ab = shift_cell_means(ab, *attended.split([2, 1], 1))
+        if character_logits is not None and character_logits.shape[1]:
+            ab = shift_cell_means(ab, *self.character_classifier.locate(character_logits))
+        ab = shift_cell_means(ab, *warped.split([2, 1], 1))
         similarity = nearest_similarity(self.spatial, nearest, features.embedding)
         return ab, self._confidence(ab, joint, attended[:, 2], warped[:, 2], similarity)
 

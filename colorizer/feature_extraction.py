@@ -45,13 +45,13 @@ class FeatureExtractor:
         """Return the backbone features of pictures, L (H, W) each, without class logits."""
         return extract_features(self.colorizer.backbone, self.adapt(lightness), self.device, self.precision)
 
-    def classify(self, lightness: Iterable[np.ndarray]) -> torch.Tensor | None:
-        """Return the class logits (N, K, g, g) of pictures, or None if there is no palette classifier."""
+    def classify(self, lightness: Iterable[np.ndarray], with_characters: bool = True) -> torch.Tensor | None:
+        """Return the class logits of pictures by ``Colorizer.classify``, or None if there is no palette classifier."""
         if not self.colorizer.config.use_palette_classifier:
             return None
         L = self.network_input(lightness, self.colorizer.config.palette_classifier.input_size)
         with autocast(self.device, self.precision):
-            return self.colorizer.classify(L)
+            return self.colorizer.classify(L, with_characters=with_characters)
 
     def color_features(self, labs: Sequence[np.ndarray]) -> torch.Tensor:
         """Return the color features (N, 313) of pictures, Lab (H, W, 3) each, resized for the generator."""

@@ -9,6 +9,7 @@ T sampled cells; K = ``palette_size`` colors; S pixels along a side of the gener
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -17,13 +18,15 @@ import torch.nn.functional as F
 from skimage.segmentation import felzenszwalb
 from torch import nn
 
-from config import PaletteClassifierConfig
+from config import ModelConfig, PaletteClassifierConfig
 from dataset import AB_SCALE
 from utils import to_device
 
 MAX_INPUT_SIZE = 2048  # pixels; limits how much RAM a checkpoint can request
 CELL_SIZE = 4  # input pixels along a side of a cell
 CHUNK = 512  # cells that are classified at a time
+NO_CHARACTER = -200.0  # a and b of the class of CharacterClassifier for all that is no character: far from all colors
+CHARACTER_PRIOR = 0.5  # added to the log odds of a character; larger: more characters and more false ones are found
 NEIGHBORHOOD = 3  # cells along a side of the neighborhood whose lightness is used to classify a cell
 
 
@@ -106,7 +109,7 @@ class PaletteClassifier(nn.Module):
         """Fit the palette, unless it is given, and the projection to T cells: features (T, V), float16 or float32, and
         ab (T, 2) in Lab units. Return the projected features, float32 (T, discriminant_axes)."""
         config, weight = self.config, self.sample_weights(ab)
-        self.palette.copy_(_cluster_colors(ab, weight, config.palette_size) if palette is None else palette)
+        self.palette.copy_(cluster_colors(ab, weight, config.palette_size) if palette is None else palette)
         self.mean.copy_(features.mean(0, dtype=torch.float32))
         dim = len(self.mean)
         scatter, sums = torch.zeros(dim, dim).to(self.mean), torch.zeros(config.palette_size, dim).to(self.mean)
@@ -198,6 +201,23 @@ class PaletteClassifier(nn.Module):
         return shift_cell_means(ab, torch.einsum("nkhw,kc->nchw", probabilities, palette)), probabilities
 
 
+class CharacterClassifier(PaletteClassifier):
+    """A palette classifier for the colors of character sheets; its last class is NO_CHARACTER."""
+
+    def __init__(self, channels: Sequence[int], config: ModelConfig) -> None:
+        """``channels`` are as in PaletteClassifier."""
+        super().__init__(channels, replace(config.palette_classifier, palette_size=config.character_colors + 1,
+                                           discriminant_axes=config.character_colors, chroma_weight=0.0))
+
+    def locate(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the colors of characters, ab / 110 (N, 2, g, g), and their weight (N, 1, g, g) in [0, 1], given class
+        logits (N, K + 1, g, g). The weight is 0 where a character has a probability of less than 1/2, and 1 from 3/4."""
+        odds = logits[:, :-1].logsumexp(1, keepdim=True) - logits[:, -1:] + CHARACTER_PRIOR
+        colors = (logits[:, :-1] / self.config.temperature).softmax(1)
+        return (torch.einsum("nkhw,kc->nchw", colors, self.palette[:-1] / AB_SCALE),
+                (4 * odds.sigmoid() - 2).clamp(0, 1))
+
+
 def _lightness_features(L, grid):
     """Return features (N, 10, grid^2) of the cells of L (N, 1, H, H): the lightness of the 3 x 3 neighborhood, with
     replicated borders, and the squared lightness of the cell."""
@@ -224,7 +244,7 @@ def _pool_regions_by_product(logits, regions, count):
     return means.clamp(min=1e-6).log().take_along_dim(regions[:, :, None], 1)
 
 
-def _cluster_colors(ab, weight, count):
+def cluster_colors(ab: torch.Tensor, weight: torch.Tensor, count: int) -> torch.Tensor:
     """Return ``count`` cluster centers (count, 2) of colors (T, 2), sampled in proportion to ``weight`` (T,). If there
     are fewer distinct colors, centers are repeated."""
     from sklearn.cluster import MiniBatchKMeans  # imported here since it takes half a second

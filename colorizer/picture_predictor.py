@@ -16,6 +16,7 @@ import torch
 from colorizer.adaptation.film_response import IDENTITY_RESPONSE, FilmResponse
 from colorizer.adaptation.reference_grading import Grade
 from colorizer.backbone import Features
+from colorizer.characters import Character
 from colorizer.colorizer import Colorizer
 from colorizer.confidence import Confidence
 from colorizer.feature_extraction import FeatureExtractor
@@ -49,6 +50,7 @@ class PicturePredictor:
     response: FilmResponse | None = None  # applied to the lightness of the input
     film_references: frozenset[int] = frozenset()  # spatial memory slots of references with the lightness of the film
     grade: Grade | None = None  # grade that was applied to the references
+    characters: list[Character] = field(default_factory=list)  # pictures that the character classifier is trained on
 
     @property
     def config(self) -> ModelConfig:
@@ -75,13 +77,13 @@ class PicturePredictor:
         """A FeatureExtractor with the colorizer and the film response of this predictor."""
         return FeatureExtractor(self.colorizer, self.device, self.precision, self.response)
 
-    def extract_features(self, lightness: Iterable[np.ndarray]) -> Features | None:
+    def extract_features(self, lightness: Iterable[np.ndarray], with_characters: bool = True) -> Features | None:
         """Return Features of pictures, L (H, W) each, with class logits if this predictor reads the memories; None if
         the checkpoint was trained without memory."""
         if not self.config.use_memory:
             return None
         lightness = list(lightness)
-        logits = self.extractor.classify(lightness) if self.uses_memory else None
+        logits = self.extractor.classify(lightness, with_characters) if self.uses_memory else None
         return self.extractor.embed(lightness)._replace(class_logits=logits)
 
     def pictures_conditioning(self, labs: Sequence[np.ndarray]) -> Conditioning:

@@ -17,6 +17,9 @@ import torch
 
 from colorizer.adaptation.film_response import FilmResponse, ResponseConfig, fit_film_response
 from colorizer.adaptation.reference_grading import GradeConfig, fit_grade
+from colorizer.character_classifier import (
+    character_entries, characters_of, fit_characters, pack_samples, shows_characters)
+from colorizer.characters import Character, read_characters
 from colorizer.colorizer import Colorizer, model_config_of
 from colorizer.confidence import Confidence
 from colorizer.memory.frame_archive import open_archive
@@ -41,6 +44,8 @@ class Palette(NamedTuple):
     slot_scores: list[float]  # their cosine similarities
     embedding: torch.Tensor  # (D,) mean frame embedding of the shot; (0,) if no memory is read
     score: float = 1.0  # cosine similarity of the slot of the color feature; 1 if no memory is read
+    samples: Sequence[torch.Tensor] = ()  # packed samples of the shot, in which characters are searched
+    has_characters: bool = False  # whether they show characters
 
 
 @dataclass
@@ -62,13 +67,16 @@ class Predictor(PicturePredictor):
             color_feature = (None if self.source == "none" else
                              self.pictures_conditioning(labs).color_feature.mean(0, keepdim=True).cpu())
             return Palette(color_feature, [], [], torch.zeros(0))
-        return self._recall_palette(self.extractor.embed([lab[..., 0] for lab in labs]).embedding.mean(0))
+        lightness = [lab[..., 0] for lab in labs]
+        samples = pack_samples(lightness) if self.config.use_palette_classifier else []
+        return self._recall_palette(self.extractor.embed(lightness).embedding.mean(0), samples)
 
-    def _recall_palette(self, embedding):
+    def _recall_palette(self, embedding, samples):
         matches = self.colorizer.recall(embedding[None].to(self.device))
         conditioning, filled = self.memory_conditioning(matches), matches.scores[0].isfinite()
         return Palette(conditioning.color_feature.cpu(), matches.ids[0][filled].tolist(),
-                       matches.scores[0][filled].tolist(), embedding.cpu(), conditioning.score.item())
+                       matches.scores[0][filled].tolist(), embedding.cpu(), conditioning.score.item(), samples,
+                       shows_characters(self.extractor, samples))
 
     def predict(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence]:
         """Predict ab (N, S, S, 2) and its Confidence for consecutive frames of one shot, L (N, side, side)."""
@@ -88,7 +96,7 @@ class Predictor(PicturePredictor):
         if palette.color_feature is not None:
             feature = to_device(palette.color_feature, self.device).expand(len(keyframes), -1)
             conditioning = Conditioning(feature, torch.full((len(keyframes),), palette.score, device=self.device))
-        features = self.extract_features(keyframes)
+        features = self.extract_features(keyframes, palette.has_characters)
         known = np.stack(list(map(propagated, between.keyframes))) if propagated else None
         ab, confidence = self.generate_ab(keyframes, conditioning, features, self._picture_of, known)
         embeddings = np.zeros((len(keyframes), 0), np.int16)
@@ -112,9 +120,7 @@ class Predictor(PicturePredictor):
             raise UserError("--references adds to the memory, which is not read with --color_feature ground_truth or "
                             "--reference; use one of them")
         pictures = crop_references(pictures)
-        content = _digest([bytes([match_references]), *(x.tobytes() for x in pictures)])
-        self.provenance = {**self.provenance, "references": [*self.provenance.get("references", []), content]}
-        self.identity = _digest([repr(self.provenance).encode()])
+        self._record_reference([bytes([match_references]), *(x.tobytes() for x in pictures)])
         self.grade = (fit_grade(self.extractor.embed, self.colorizer.spatial, pictures, GradeConfig())
                       if match_references and self.config.use_spatial_memory else None)
         if self.grade is not None:
@@ -124,10 +130,31 @@ class Predictor(PicturePredictor):
         pin_references(self.extractor, pictures)
         self.__dict__.pop("_digests", None)
 
+    def _record_reference(self, content):
+        """Add the hash of ``content``, an iterable of bytes, to the references that the colors depend on."""
+        references = [*self.provenance.get("references", []), _digest(content)]
+        self.provenance = {**self.provenance, "references": references}
+        self.identity = _digest([repr(self.provenance).encode()])
+
+    @single_torch_thread()
+    def add_characters(self, characters: Sequence[Character]) -> None:
+        """Train the character classifier on ``characters`` and on those that the checkpoint knows.
+
+        Raises UserError if no memory is read or there is no palette classifier.
+        """
+        if not self.uses_memory:
+            raise UserError("--characters needs the memory, which is not used here; leave --color_feature and "
+                            "--reference out, or train with use_memory True")
+        self.characters = [*self.characters, *characters]
+        self._record_reference(part for name, rgb, mask in characters
+                               for part in (name.encode(), rgb.tobytes(), mask.tobytes()))
+        fit_characters(self.extractor, self.characters)
+        self.__dict__.pop("_character_digest", None)
+
     @torch.inference_mode()
     def requery_palette(self, palette: Palette) -> Palette:
         """Return the palette of the same frames, computed from the current content of the memory."""
-        return self._recall_palette(palette.embedding) if self.uses_memory else palette
+        return self._recall_palette(palette.embedding, palette.samples) if self.uses_memory else palette
 
     def find_anchors(self, signatures: np.ndarray, palette: Palette) -> list[Anchor]:
         """Return the result of ``find_anchors`` for a shot, given the signatures (n, h, h) of its frames."""
@@ -141,6 +168,8 @@ class Predictor(PicturePredictor):
         if not self.uses_memory:
             return ""
         digest = hashlib.sha256(repr(palette.score).encode())
+        if palette.has_characters:
+            digest.update(self._character_digest)
         digest.update(palette.color_feature.numpy().tobytes())  # type: ignore[union-attr]  # comes from the memory
         if embeddings.size:
             nearest = find_nearest_frames(self.colorizer.spatial, torch.from_numpy(embeddings).to(self.device))
@@ -152,8 +181,14 @@ class Predictor(PicturePredictor):
     def _digests(self):
         return self.colorizer.spatial.digests()
 
+    @cached_property
+    def _character_digest(self):
+        state = self.colorizer.character_classifier.state_dict()
+        return _digest(x.cpu().numpy().tobytes() for x in state.values()).encode()
+
     def save(self, path: str | Path) -> None:
-        """Write the checkpoint, including added references, to ``path``, and its frame archive to the same folder.
+        """Write the checkpoint, including added references and characters, to ``path``, and its frame archive to the
+        same folder.
 
         Raises ValueError if the Predictor was not loaded from a checkpoint.
         """
@@ -162,7 +197,7 @@ class Predictor(PicturePredictor):
         if self.config.use_spatial_memory and self.colorizer.spatial.archive is not None:
             self.colorizer.spatial.archive.copy_to(Path(path).parent)
         save_checkpoint(path, {**load_checkpoint(self.checkpoint), "colorizer": self.colorizer.state_dict(),
-                               "model_config": asdict(self.config)})
+                               "model_config": asdict(self.config), **character_entries(self.characters)})
 
     @torch.inference_mode()
     def fit_response(self, lightness: Sequence[np.ndarray]) -> FilmResponse | None:
@@ -231,7 +266,7 @@ def _source(config, model_config):
 
 @single_torch_thread()
 def load_predictor(config: PredictorConfig) -> Predictor:
-    """Load a Predictor. Adds the references, and saves the result if ``save_checkpoint`` is set.
+    """Load a Predictor. Adds the references and characters, and saves the result if ``save_checkpoint`` is set.
 
     Raises UserError if a file cannot be read or the checkpoint does not support the settings.
     """
@@ -241,7 +276,8 @@ def load_predictor(config: PredictorConfig) -> Predictor:
     colorizer, content = load_colorizer(config.checkpoint, device)
     precision = resolve_precision(device, config.precision)
     predictor = Predictor(colorizer, device, precision, _source(config, colorizer.config), config.rank,
-                          frame_names={**content["frames"], REFERENCE_ID: "a reference"}, checkpoint=config.checkpoint)
+                          frame_names={**content["frames"], REFERENCE_ID: "a reference"}, checkpoint=config.checkpoint,
+                          characters=characters_of(content))
     if config.reference:
         lab = rgb_to_lab(read_reference(config.reference))
         predictor.reference = predictor.extractor.color_features([lab])[0].cpu().numpy()
@@ -254,6 +290,8 @@ def load_predictor(config: PredictorConfig) -> Predictor:
     predictor.identity = predictor.base_identity = _digest([repr(predictor.provenance).encode()])
     if config.references:
         predictor.add_references(read_references(config.references), config.match_references)
-        if config.save_checkpoint:
-            predictor.save(config.save_checkpoint)
+    if config.characters:
+        predictor.add_characters(read_characters(config.characters))
+    if config.save_checkpoint:
+        predictor.save(config.save_checkpoint)
     return predictor

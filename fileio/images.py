@@ -52,12 +52,17 @@ def read_image(path: str | Path) -> np.ndarray:
     DPX, OpenEXR and 16-bit TIFF images are not rotated and lose their transparency. Raises UserError if the file is not
     a complete image or has more than MAX_PIXELS pixels.
     """
+    return read_image_and_opacity(path)[0]
+
+
+def read_image_and_opacity(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the result of ``read_image`` and the opacity of its pixels, uint8 (H, W); None if all are opaque."""
     if not Path(path).is_file():  # a pipe or a device might never end
         raise UserError(f"{path} is not a file; pass an image file")
     if Path(path).suffix.lower() != ".png" and _is_deep(path):
         deep = read_deep_image(path)
         image = Image.fromarray((deep.rgb >> deep.depth - 8).astype(np.uint8))
-        return np.array(_to_srgb(image, _profile_of(path), path))
+        return np.array(_to_srgb(image, _profile_of(path), path)), None
     try:
         # TGA has no signature, so any damaged file might be taken for one.
         formats = ("TGA",) if Path(path).suffix.lower() == ".tga" else _FORMATS
@@ -67,11 +72,13 @@ def read_image(path: str | Path) -> np.ndarray:
             profile, image = image.info.get("icc_profile"), ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16-bit grayscale, which Pillow's convert would clip
                 gray = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-                return np.repeat(gray[:, :, None], 3, axis=2)
+                return np.repeat(gray[:, :, None], 3, axis=2), None
             opacity = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
             image = _to_srgb(image, profile, path)
-            return np.array(image if opacity is None else
-                            Image.composite(image, Image.new("RGB", image.size, "white"), opacity))
+            if opacity is None or opacity.getextrema() == (255, 255):
+                return np.array(image), None
+            composite = Image.composite(image, Image.new("RGB", image.size, "white"), opacity)
+            return np.array(composite), np.array(opacity)
     except UserError:
         raise
     except Exception as error:  # decoders raise many types of exceptions for damaged files

@@ -1,0 +1,185 @@
+"""Character sheets: cutting out, recognition in scenes, errors, incremental rendering and checkpoints."""
+
+from dataclasses import replace
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_train import flags
+
+import train
+
+from resources.draw_episodes import SUPERSAMPLING, Pen, background, draw_actor, draw_frame
+
+from colorizer.character_classifier import fit_characters
+from colorizer.characters import CutOutConfig, cut_out, read_character, read_characters
+from colorizer.predictor import Predictor
+from config import TrainConfig
+from dataset import rgb_to_lab
+from fileio.checkpoints import load_checkpoint
+from fileio.images import write_image
+from film.io.video import VideoFile
+from film.render.incremental import find_changed_shots
+from test import main
+from utils import UserError
+
+FRAMES = 4  # of a shot
+
+
+def sheet(name="ruby", act="stand"):
+    """Return a drawn character on white, RGB uint8 (360, 360, 3)."""
+    picture = np.full((360 * SUPERSAMPLING, 360 * SUPERSAMPLING, 3), 255, np.uint8)
+    draw_actor(Pen(picture, None, 1, np.array((360.0, 640.0)), 3.0, 1), name, act, 0)
+    return cv2.resize(picture, (360, 360), interpolation=cv2.INTER_AREA)
+
+
+def draw_figure(ground, body=(200, 60, 60), line=(20, 20, 20)):
+    """Return a drawing, RGB uint8 (100, 120, 3), of a body with a thin outline and an arm that encloses a pocket, and
+    the masks of body and pocket."""
+    picture = np.full((100, 120, 3), ground, np.uint8)
+    masks = [np.zeros((100, 120), np.uint8) for _ in range(2)]
+    cv2.ellipse(picture, (45, 50), (25, 40), 0, 0, 360, body, -1, cv2.LINE_AA)
+    cv2.ellipse(picture, (45, 50), (25, 40), 0, 0, 360, line, 2, cv2.LINE_AA)
+    cv2.ellipse(picture, (75, 50), (18, 20), 0, -150, 150, line, 5, cv2.LINE_AA)
+    cv2.ellipse(masks[0], (45, 50), (22, 37), 0, 0, 360, 1, -1)
+    cv2.ellipse(masks[1], (79, 50), (8, 12), 0, 0, 360, 1, -1)
+    return picture, *(mask > 0 for mask in masks)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cutting out
+
+
+@pytest.mark.parametrize("ground, body, suffix", [
+    ((255, 255, 255), (200, 60, 60), ".png"), ((255, 255, 255), (200, 60, 60), ".jpg"),
+    ((30, 160, 60), (200, 60, 60), ".jpg"), ((0, 0, 0), (60, 60, 200), ".webp")])
+def test_the_background_and_pockets_of_it_are_cut_away(tmp_path, ground, body, suffix):
+    picture, inside, pocket = draw_figure(ground, body, (90, 30, 90))
+    path = tmp_path / f"picture{suffix}"
+    Image.fromarray(picture).save(path, quality=90, lossless=False)
+    mask = cut_out(np.array(Image.open(path).convert("RGB")), CutOutConfig(min_pocket=0.02))
+    assert mask[inside].mean() > 0.99 and mask[pocket].mean() < 0.05 and not mask[:5].any() and not mask[:, :15].any()
+
+
+def test_a_character_of_the_background_color_is_kept():
+    picture, inside, _ = draw_figure((255, 255, 255), (255, 255, 255))
+    picture[48:50, 15:24] = 255  # a gap of 2 pixels in the outline
+    assert cut_out(picture, CutOutConfig())[inside].mean() > 0.95
+
+
+def test_transparency_takes_precedence_and_characters_are_cropped(tmp_path):
+    picture, inside, _ = draw_figure((0, 255, 0))
+    (tmp_path / "ruby").mkdir()
+    Image.fromarray(np.dstack([picture, inside * np.uint8(255)])).save(tmp_path / "ruby" / "a.png")
+    (character,) = read_characters(tmp_path)
+    rows, columns = inside.any(1).nonzero()[0], inside.any(0).nonzero()[0]
+    assert character.name == "ruby" and character.mask.shape == (np.ptp(rows) + 1, np.ptp(columns) + 1)
+    assert (np.abs(character.rgb.astype(int) - (200, 60, 60)).max(-1) < 200).all()  # no green around it
+
+
+def gray(picture):
+    return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+@pytest.mark.parametrize("picture, message", [
+    (draw_frame(1, 20), "is a scene, since its border is not flat"),
+    (np.pad(draw_frame(1, 20), ((40, 40), (40, 40), (0, 0))), "is a scene with a flat border"),
+    (gray(sheet()), "is grayscale; color it"), (np.full((50, 50, 3), 255, np.uint8), "is blank")])
+def test_errors_name_the_picture(tmp_path, picture, message):
+    write_image(tmp_path / "a.png", picture)
+    with pytest.raises(UserError, match=f"a.png {message}"):
+        read_character(tmp_path / "a.png")
+
+
+def test_errors_of_folders(tmp_path):
+    with pytest.raises(UserError, match="there is no folder"):
+        read_characters(tmp_path / "none")
+    write_image(tmp_path / "a.png", sheet())
+    with pytest.raises(UserError, match="has no subfolders; put the pictures of each character"):
+        read_characters(tmp_path)
+    (tmp_path / "ruby").mkdir()
+    with pytest.raises(UserError, match="there is no picture in"):
+        read_characters(tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Coloring
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with the checkpoint of a small network, sheets of ruby, and a grayscale film of a scene with ruby and one
+    without."""
+    home = tmp_path_factory.mktemp("home")
+    for number in range(12):
+        picture = cv2.resize(draw_frame(1, 50 * number + 8), (320, 180), interpolation=cv2.INTER_AREA)
+        write_image(home / ("val" if number < 2 else "train") / f"{number}.png", picture)
+    train.train(TrainConfig(data_path=str(home), save_path=str(home / "run"), width=4, batch_size=2, end_epoch=1))
+    for number, act in enumerate(("stand", "wave")):
+        write_image(home / "sheets" / "ruby" / f"{number}.png", sheet(act=act))
+    street = cv2.resize(background("street"), (320, 180), interpolation=cv2.INTER_AREA)
+    ruby = cv2.resize(draw_frame(2, 160), (320, 180), interpolation=cv2.INTER_AREA)
+    with av.open(str(home / "film.mkv"), "w") as film:
+        stream = film.add_stream("libx264", rate=12, options={"crf": "4"})
+        stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
+        for picture in [ruby] * FRAMES + [street] * FRAMES:
+            film.mux(stream.encode(av.VideoFrame.from_ndarray(gray(picture), format="rgb24")))
+        film.mux(stream.encode(None))
+    return home
+
+
+def load(home, **settings):
+    return Predictor.load(home / "run" / "best.pt", **settings)
+
+
+def count_changed(before, after):
+    """Return the number of frames that differ between two films."""
+    pairs = [[planes for _, _, planes in VideoFile(path).read()] for path in (before, after)]
+    return [index for index, (one, other) in enumerate(zip(*pairs, strict=True)) if not np.array_equal(one.cb, other.cb)]
+
+
+def color(home, output, **settings):
+    main(flags(checkpoint=home / "run" / "best.pt", input=home / "film.mkv", output=output, suggest=0, **settings))
+
+
+def test_characters_are_recognized_in_scenes_without_training(home):
+    predictor, rgb, mask = load(home), draw_frame(2, 160), draw_frame(2, 160, mask_of="ruby")
+    before = predictor.colorize([rgb])[0]
+    constants = replace(predictor.config.palette_classifier, training_views=32, training_steps=150)
+    predictor.colorizer.config = replace(predictor.config, palette_classifier=constants)
+    fit_characters(predictor.extractor, read_characters(home / "sheets"))
+    after = predictor.colorize([rgb])[0]
+    error = [np.abs(rgb_to_lab(picture) - rgb_to_lab(rgb))[mask].mean() for picture in (before, after)]
+    assert error[1] < 0.7 * error[0], error
+    far = cv2.dilate(mask.astype(np.uint8), np.ones((121, 121))) == 0
+    assert np.abs(after.astype(int) - before)[far].mean() < 1
+
+
+def test_only_shots_with_characters_are_colored_again(home, tmp_path):
+    """Also when characters are removed, and with a checkpoint that has learned them."""
+    updated, whole = tmp_path / "updated.mkv", tmp_path / "whole.mkv"
+    color(home, updated)
+    plain = updated.read_bytes()
+    sheets = home / "sheets"
+    assert find_changed_shots(load(home, characters=sheets), VideoFile(home / "film.mkv"), updated) == [0]
+    color(home, updated, characters=sheets)
+    color(home, whole, characters=sheets, save_checkpoint=tmp_path / "better.pt")
+    assert updated.read_bytes() == whole.read_bytes()
+    color(home, updated)
+    assert updated.read_bytes() == plain
+    assert count_changed(whole, updated) == list(range(FRAMES))
+    content = load_checkpoint(tmp_path / "better.pt")
+    assert list(content["characters"]) == ["ruby"] and content["characters"]["ruby"].dtype == torch.uint8
+    better, again = Predictor.load(tmp_path / "better.pt"), load(home, characters=sheets)
+    assert [each.name for each in better.characters] == ["ruby", "ruby"]
+    assert np.array_equal(better.colorize([draw_frame(2, 160)])[0], again.colorize([draw_frame(2, 160)])[0])
+
+
+def test_characters_need_a_palette_classifier(home):
+    predictor = load(home)
+    predictor.colorizer.config = replace(predictor.config, use_palette_classifier=False)
+    with pytest.raises(UserError, match="--characters needs a checkpoint with a palette classifier"):
+        predictor.add_characters(read_characters(home / "sheets"))
