@@ -25,7 +25,7 @@ from colorizer.predictor import load_colorizer
 from colorizer.warping import upsampling
 from dataset import AB_BINS, AB_SCALE, GRAY_SIZE, L_SCALE, N_BINS, backbone_input
 from networks import Conditioning, FeatureIntegrator
-from utils import UserError, read_flags, run_cli, setting
+from utils import UserError, read_flags, run_cli, warn, setting
 
 FORMAT, OPSET = 1, 18
 EXAMPLE = Path(__file__).resolve().parents[1] / "resources" / "color_by_onnx.py"
@@ -252,6 +252,8 @@ def export(config: ExportConfig) -> None:
     if colorizer.config.archived_frames:
         raise UserError(f"{config.checkpoint} keeps {colorizer.config.archived_frames:,} frames in an archive, which "
                         f"is not exported; use one with at most {colorizer.config.spatial.max_inline_frames:,} frames")
+    if colorizer.config.character_colors:
+        warn("the classifier of character sheets is not exported")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
