@@ -211,7 +211,7 @@ class CharacterClassifier(PaletteClassifier):
 
     def locate(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the colors of characters, ab / 110 (N, 2, g, g), and their weight (N, 1, g, g) in [0, 1], given class
-        logits (N, K + 1, g, g). The weight is 0 where a character has a probability of less than 1/2, and 1 from 3/4."""
+        logits (N, K + 1, g, g). The weight is 0 where the probability of a character is below 1/2, 1 from 3/4."""
         odds = logits[:, :-1].logsumexp(1, keepdim=True) - logits[:, -1:] + CHARACTER_PRIOR
         colors = (logits[:, :-1] / self.config.temperature).softmax(1)
         return (torch.einsum("nkhw,kc->nchw", colors, self.palette[:-1] / AB_SCALE),

@@ -111,8 +111,8 @@ def test_errors_of_folders(tmp_path):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with the checkpoint of a small network, sheets of ruby, and a grayscale film of a scene with ruby and one
-    without."""
+    """A folder with the checkpoint of a small network, sheets of ruby, and a grayscale film of a scene with ruby and
+    one without."""
     home = tmp_path_factory.mktemp("home")
     for number in range(12):
         picture = cv2.resize(draw_frame(1, 50 * number + 8), (320, 180), interpolation=cv2.INTER_AREA)
@@ -135,10 +135,10 @@ def load(home, **settings):
     return Predictor.load(home / "run" / "best.pt", **settings)
 
 
-def count_changed(before, after):
-    """Return the number of frames that differ between two films."""
-    pairs = [[planes for _, _, planes in VideoFile(path).read()] for path in (before, after)]
-    return [index for index, (one, other) in enumerate(zip(*pairs, strict=True)) if not np.array_equal(one.cb, other.cb)]
+def changed_frames(*films):
+    """Return the indices of the frames that differ between two films."""
+    before, after = ([planes.cb for _, _, planes in VideoFile(path).read()] for path in films)
+    return [index for index in range(len(before)) if not np.array_equal(before[index], after[index])]
 
 
 def color(home, output, **settings):
@@ -170,7 +170,7 @@ def test_only_shots_with_characters_are_colored_again(home, tmp_path):
     assert updated.read_bytes() == whole.read_bytes()
     color(home, updated)
     assert updated.read_bytes() == plain
-    assert count_changed(whole, updated) == list(range(FRAMES))
+    assert changed_frames(whole, updated) == list(range(FRAMES))
     content = load_checkpoint(tmp_path / "better.pt")
     assert list(content["characters"]) == ["ruby"] and content["characters"]["ruby"].dtype == torch.uint8
     better, again = Predictor.load(tmp_path / "better.pt"), load(home, characters=sheets)
