@@ -72,6 +72,7 @@ class SpatialConfig:
     mmr_diversity: float = 0.5  # penalty for similarity to frames already selected; larger: more diverse
     reference_margin: float = 0.05  # references are preferred to frames more similar by up to this (cosine similarity)
     reference_bias: float = 0.5  # subtracted from squared key distances to preferred references; larger: more weight
+    scope_gain: float = 0.5  # increase of both per rank of a scope, relative; larger: narrow scopes win more clearly
     inverse_temperature: float = 30.0  # of the softmax over attended cells; larger: only the nearest cells count
     disagreement_scale: float = 0.02  # variance of ab / 110 that divides the confidence by e; larger: higher confidence
 
@@ -122,6 +123,7 @@ class ModelConfig:
     archived_frames: int = 0  # number of frames, the first ones, that are stored in an archive on disk
     character_colors: int = 0  # number of colors of the character classifier; 0: there is none
     only_characters: bool = False  # whether the training pictures are character sheets
+    reference_scopes: list[str] = field(default_factory=list)  # of the references in order (``colorizer/scopes.py``)
     top_k: int = 100  # nearest slots that the triplet loss searches
     alpha: float = 0.1  # margin of the triplet loss, in cosine similarity
     color_thres: float = 0.5  # maximum KL divergence, in nats, of equal color features

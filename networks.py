@@ -7,7 +7,7 @@ normalized histogram over 313 color bins.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -258,6 +258,15 @@ def grow(module: nn.Module, rows: dict[str, torch.Tensor]) -> None:
         setattr(module, name, torch.cat([buffer, new.to(buffer)]))
 
 
+def slot_ranks(pinned: torch.Tensor, ranks: Sequence[int]) -> torch.Tensor:
+    """Return the rank of each of m slots, int64 (m,): 0 if it is not ``pinned`` (m,) or if ``ranks`` is empty, else
+    that of its reference (``colorizer/scopes.py``)."""
+    result = torch.zeros_like(pinned, dtype=torch.long)
+    if ranks:
+        result[pinned] = torch.tensor(ranks, device=pinned.device)
+    return result
+
+
 def color_distance(value: torch.Tensor, feature: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
     """Return KL(value || feature) in nats over the last dimension, with ``eps`` added to each bin."""
     value, feature = ((x + eps) / (1 + N_BINS * eps) for x in (value, feature))
@@ -306,14 +315,19 @@ class MemoryNetwork(nn.Module):
     def _similarity(self, query):
         return (query @ self.keys.T).masked_fill(~self.used, -torch.inf)  # (N, m)
 
-    def read(self, query: torch.Tensor, k: int) -> MemoryMatches:
-        """Return the k best slots of queries (N, 512). Raises ValueError if the memory is empty."""
+    def read(self, query: torch.Tensor, k: int, ranks: Sequence[int] = ()) -> MemoryMatches:
+        """Return the k best slots of queries (N, 512), given the ``ranks`` of the pinned slots: a negative one counts
+        as empty, a positive one is better than all lower ranks. Raises ValueError if the memory is empty."""
         if not self.used.any():
             raise ValueError("the memory is empty")
-        similarity = self._similarity(query) + self.PREFERENCE * self.pinned
+        rank = slot_ranks(self.pinned, ranks)
+        empty = ~self.used | (rank < 0)
+        similarity = (self._similarity(query) + self.PREFERENCE * self.pinned + 3 * rank).masked_fill(empty, -torch.inf)
         slots = similarity.topk(min(k, len(self.keys)), dim=1).indices
         scores = (query[:, None] * self.keys[slots]).sum(2)  # unlike a matrix product, independent of the other slots
-        return MemoryMatches(self.values[slots], scores.masked_fill(~self.used[slots], -torch.inf), self.ids[slots])
+        empty = empty[slots]
+        return MemoryMatches(self.values[slots], scores.masked_fill(empty, -torch.inf),
+                             self.ids[slots].masked_fill(empty, -1))
 
     @torch.no_grad()
     def pin(self, query: torch.Tensor, color_feature: torch.Tensor) -> None:

@@ -16,6 +16,8 @@ import colorizer.threads  # noqa: F401  before torch is imported
 
 from colorizer.characters import names_of
 from colorizer.predictor import Predictor, load_predictor
+from colorizer.references import list_scopes
+from colorizer.scopes import ONLY_THIS_SHOT, SIMILAR_SHOTS, shot_numbers
 from config import ColorConfig, FilmConfig, part_of
 from fileio.images import IMAGE_SUFFIXES
 from fileio.outputs import accompanying_path, check_writable, refuse_existing
@@ -115,6 +117,7 @@ def prepare_inputs(config: ColorConfig, largest_films_first: bool) -> Inputs:
     UserError if an existing file would be overwritten without ``config.overwrite``.
     """
     pictures, films, _ = find_inputs(config.input, config.output, config.confidence, config.fps, config.range)
+    refuse_shot_numbers(config.references, len(films))
     config = replace(config, boundaries=listed_boundaries(config, films))
     kept, finished, found_films = [], [], len(films)
     if config.input.is_dir() and not config.overwrite:
@@ -223,6 +226,13 @@ def listed_boundaries(config: ColorConfig, films: Sequence[tuple[Film, Path]]) -
         raise UserError(f"--cuts lists the cuts of one film, but there are {len(films)} in --input; pass a single film")
     film, first = films[0][0], frames_before(films[0][0], config.start)
     return tuple(end.shift(-first) for end in read_cut_list(config.cuts, film.info.rate) if end.end > first)
+
+
+def refuse_shot_numbers(references: Path | None, films: int) -> None:
+    """Raise UserError if references are limited to numbers of shots unless there is one film."""
+    if references and films != 1 and (numbered := list(filter(shot_numbers, list_scopes(references)))):
+        raise UserError(f"{references / numbered[0]} has references for shots of one film, but there are {films} in "
+                        f"--input; pass a single film, or move them to {ONLY_THIS_SHOT} or {SIMILAR_SHOTS}")
 
 
 def render_job(predictor: Predictor, config: ColorConfig, film: Film, target: Path) -> RenderJob:

@@ -3,8 +3,8 @@
 Shapes: N pictures; G, g grid sides of the spatial memory and the classifier; K palette colors; S = ``config.side``.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +19,20 @@ from colorizer.memory.frame_retrieval import find_nearest_frames, nearest_simila
 from colorizer.memory.frame_warping import warp_colors
 from colorizer.memory.spatial_memory import SpatialMemory
 from colorizer.palette_classifier import CharacterClassifier, PaletteClassifier, shift_cell_means
+from colorizer.scopes import HIDDEN, RANKS
 from config import ModelConfig, restore
 from dataset import backbone_input, downsample
 from networks import Conditioning, FeatureIntegrator, Generator, MemoryMatches, MemoryNetwork
+
+
+class MemoryLookup(NamedTuple):
+    """How the memories are read for frames of one shot, or for unrelated pictures."""
+
+    picture_of: Callable[[int], np.ndarray] | None = None  # see ``warp_colors``
+    ranks: Sequence[int] = ()  # of the references, see ``Colorizer.recall``
+
+
+UNSCOPED = MemoryLookup()  # without references that have a scope
 
 
 class Colorizer(nn.Module):
@@ -52,9 +63,15 @@ class Colorizer(nn.Module):
             if config.character_colors:
                 self.character_classifier = CharacterClassifier(dims.maps, config)
 
-    def recall(self, embedding: torch.Tensor) -> MemoryMatches:
-        """Return the best 3 memory slots (fewer if the memory is smaller) for frame embeddings (N, D)."""
-        return self.memory.read(self.memory.query(embedding), FeatureIntegrator.TOP)
+    def recall(self, embedding: torch.Tensor, ranks: Sequence[int] = ()) -> MemoryMatches:
+        """Return the best 3 memory slots (fewer if the memory is smaller) for frame embeddings (N, D), given the ranks
+        of the references (``colorizer/scopes.py``); without ``ranks``, references with a scope are not returned."""
+        return self.memory.read(self.memory.query(embedding), FeatureIntegrator.TOP, ranks or self.unscoped_ranks)
+
+    @property
+    def unscoped_ranks(self) -> list[int]:
+        """Ranks of the references outside of all scopes."""
+        return [HIDDEN if scope else 0 for scope in self.config.reference_scopes]
 
     def conditioning(self, matches: MemoryMatches, rank: int | None = None) -> Conditioning:
         """Return the conditioning from memory matches.
@@ -84,7 +101,7 @@ class Colorizer(nn.Module):
         return torch.cat([torch.cat([each(maps, L) for each in classifiers], 1) for L, *maps in parts])
 
     def forward(self, L: torch.Tensor, conditioning: Conditioning | None = None, features: Features | None = None,
-                use_memory: bool = True, picture_of: Callable[[int], np.ndarray] | None = None,
+                lookup: MemoryLookup | None = UNSCOPED,
                 propagated: torch.Tensor | None = None) -> tuple[torch.Tensor, Confidence | None]:
         """Predict ab (N, 2, S, S) in [-1, 1] and its Confidence from L (N, 1, S, S) in [0, 1].
 
@@ -94,10 +111,9 @@ class Colorizer(nn.Module):
         finally each pixel towards the color warped from remembered frames, in proportion to confidence. Before warping,
         detail finer than a cell comes from the generator.
 
-        Without a spatial memory, or if ``use_memory`` is False, no colors are recalled and the Confidence is None.
-        ``picture_of`` is passed to ``warp_colors``. ``propagated`` (N, 3, h, h), ab and confidence, are colors of other
-        frames of the shot; they replace warped colors of lower confidence. Raises ValueError if required ``features``
-        are missing.
+        Without a spatial memory, or if ``lookup`` is None, no colors are recalled and the Confidence is None.
+        ``propagated`` (N, 3, h, h), ab and confidence, are colors of other frames of the shot; they replace warped
+        colors of lower confidence. Raises ValueError if required ``features`` are missing.
         """
         if not self.config.use_spatial_memory:
             return self.generator(L, conditioning), None
@@ -109,11 +125,12 @@ class Colorizer(nn.Module):
             logits, character_logits = features.class_logits.tensor_split([len(self.palette_classifier.palette)], 1)
             predicted, joint = self._join(predicted, logits)
         ab = F.interpolate(predicted, L.shape[2:], mode="bilinear", align_corners=False)
-        if not use_memory:
+        if lookup is None:
             return ab, None
         keys = self.spatial.make_keys(features.cells, L, predicted)
-        nearest = find_nearest_frames(self.spatial, quantize_embeddings(features.embedding))
-        warped = warp_colors(self.spatial, nearest, keys, L, picture_of)  # (N, 3, S, S): ab and confidence
+        nearest = find_nearest_frames(self.spatial, quantize_embeddings(features.embedding),
+                                      lookup.ranks or self.unscoped_ranks)
+        warped = warp_colors(self.spatial, nearest, keys, L, lookup.picture_of)  # (N, 3, S, S): ab and confidence
         if propagated is not None:
             warped = torch.where(propagated[:, 2:] > warped[:, 2:], propagated, warped)
         warped_share = F.adaptive_avg_pool2d(warped[:, 2], self.config.spatial.grid)
@@ -154,6 +171,9 @@ def model_config_of(content: dict[str, Any]) -> ModelConfig:
         config = restore(ModelConfig, content["model_config"])
         with torch.device("meta"):
             needed = Colorizer(config).state_dict()
+        pinned = {int(x.sum()) for name, x in content["colorizer"].items() if name.endswith(".pinned")}
+        if pinned - {len(config.reference_scopes)} or set(config.reference_scopes) - RANKS.keys():
+            raise ValueError("the scopes of its references are missing or unknown")
         found, needed = ({name: (x.shape, x.dtype) for name, x in state.items()}
                          for state in (content["colorizer"], needed))
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:

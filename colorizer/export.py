@@ -24,7 +24,7 @@ from colorizer.palette_classifier import CELL_SIZE, shift_cell_means
 from colorizer.predictor import load_colorizer
 from colorizer.warping import upsampling
 from dataset import AB_BINS, AB_SCALE, GRAY_SIZE, L_SCALE, N_BINS, backbone_input
-from networks import Conditioning, FeatureIntegrator
+from networks import Conditioning, FeatureIntegrator, slot_ranks
 from utils import UserError, read_flags, run_cli, warn, setting
 
 FORMAT, OPSET = 1, 18
@@ -191,14 +191,15 @@ def graphs_of(colorizer: Colorizer) -> dict[str, Graph]:
 
 def memory_of(colorizer: Colorizer) -> dict[str, np.ndarray]:
     """Return the memories of a Colorizer as the arrays of memory.npz."""
-    memory = colorizer.memory
-    used = memory.used
+    memory, ranks = colorizer.memory, colorizer.unscoped_ranks  # references with a scope are left out
+    used = memory.used & (slot_ranks(memory.pinned, ranks) >= 0)
     arrays = {"slot_keys": memory.keys[used], "slot_color_features": memory.values[used],
               "slot_pinned": memory.pinned[used], "ab_bins": torch.from_numpy(AB_BINS)}
     if colorizer.config.use_spatial_memory:
         spatial = colorizer.spatial
-        arrays |= {"frame_embeddings": spatial.embeddings, "frame_pinned": spatial.pinned, "cell_keys": spatial.keys,
-                   "cell_ab": spatial.ab}
+        kept = slot_ranks(spatial.pinned, ranks) >= 0
+        arrays |= {"frame_embeddings": spatial.embeddings[kept], "frame_pinned": spatial.pinned[kept],
+                   "cell_keys": spatial.keys[kept], "cell_ab": spatial.ab[kept]}
     return {name: tensor.numpy() for name, tensor in arrays.items()}
 
 

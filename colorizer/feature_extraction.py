@@ -67,5 +67,5 @@ class FeatureExtractor:
         ab = lab_to_tensors(resize(lab, side, side))[1].to(self.device)
         with autocast(self.device, self.precision):
             conditioning = colorizer.conditioning(colorizer.recall(features.embedding))
-            predicted, _ = colorizer(L, conditioning, features, use_memory=False)
+            predicted, _ = colorizer(L, conditioning, features, lookup=None)
         return EncodedReference(features, L, ab, predicted)

@@ -4,7 +4,7 @@ L is float32 in [0, 100]; ab and Lab are float32 in Lab units; RGB is uint8. Sha
 confidence, S = ``PicturePredictor.config.side``: side in pixels of the predicted ab.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +17,13 @@ from colorizer.adaptation.film_response import IDENTITY_RESPONSE, FilmResponse
 from colorizer.adaptation.reference_grading import Grade
 from colorizer.backbone import Features
 from colorizer.characters import Character
-from colorizer.colorizer import Colorizer
+from colorizer.colorizer import UNSCOPED, Colorizer, MemoryLookup
 from colorizer.confidence import Confidence
 from colorizer.feature_extraction import FeatureExtractor
 from colorizer.references import rendered_pictures
+from colorizer.scopes import ShotView, rank_references
+from colorizer.warping.optical_flow import to_flow_image
+from colorizer.warping.propagation import signature
 from colorizer.warping.upsampling import upsample_colors
 from config import ModelConfig
 from dataset import AB_SCALE, GRAY_SIZE, lab_to_rgb, rgb_to_lab
@@ -51,6 +54,7 @@ class PicturePredictor:
     film_references: frozenset[int] = frozenset()  # spatial memory slots of references with the lightness of the film
     grade: Grade | None = None  # grade that was applied to the references
     characters: list[Character] = field(default_factory=list)  # pictures that the character classifier is trained on
+    reference_names: list[str] = field(default_factory=list)  # of the added references, in order; for messages
 
     @property
     def config(self) -> ModelConfig:
@@ -97,7 +101,7 @@ class PicturePredictor:
         return self.colorizer.conditioning(matches, self.rank if self.source == "memory" else None)
 
     def generate_ab(self, lightness: Iterable[np.ndarray], conditioning: Conditioning | None, features: Features | None,
-                    picture_of: Callable[[int], np.ndarray] | None = None,
+                    lookup: MemoryLookup = UNSCOPED,
                     propagated: np.ndarray | None = None) -> tuple[np.ndarray, Confidence]:
         """Run the colorizer on pictures, L (H, W) each; return ab (N, S, S, 2) and its Confidence, arrays (N, G, G).
 
@@ -107,7 +111,7 @@ class PicturePredictor:
         if features is not None and not self.uses_memory:
             features = features._replace(class_logits=None)
         with autocast(self.device, self.precision):
-            ab, found = self.colorizer(L, conditioning, features, self.uses_memory, picture_of,
+            ab, found = self.colorizer(L, conditioning, features, lookup if self.uses_memory else None,
                                        None if propagated is None else to_device(propagated, self.device))
         confidence = Confidence.unknown(len(ab)) if found is None else Confidence(*(x.cpu().numpy() for x in found))
         return (ab * AB_SCALE).permute(0, 2, 3, 1).contiguous().cpu().numpy(), confidence
@@ -116,16 +120,31 @@ class PicturePredictor:
     def predict_ab(self, labs: Sequence[np.ndarray]) -> tuple[np.ndarray, Confidence]:
         """Predict ab (N, S, S, 2) of unrelated pictures, Lab (H, W, 3) each, and its Confidence, arrays (N, G, G).
 
-        Colors of the pictures are used only if ``source`` is "ground_truth".
+        Colors of the pictures are used only if ``source`` is "ground_truth". References with a scope are used for the
+        pictures that they show (only_this_shot) or resemble (similar_shots), but not those for numbers of shots.
         """
+        if any(self.config.reference_scopes) and len(labs) > 1:
+            ab, confidences = zip(*(self.predict_ab([lab]) for lab in labs), strict=True)
+            return np.concatenate(ab), Confidence(*map(np.concatenate, zip(*confidences, strict=True)))
         lightness = [lab[..., 0] for lab in labs]
-        features, conditioning = self.extract_features(lightness), None
+        features, conditioning, ranks = self.extract_features(lightness), None, list[int]()
         if self.uses_memory:
-            matches = self.colorizer.recall(features.embedding)  # type: ignore[union-attr]  # there is a backbone
-            conditioning = self.memory_conditioning(matches)
+            embedding = features.embedding  # type: ignore[union-attr]  # there is a backbone
+            if any(self.config.reference_scopes):
+                side = self.config.spatial.picture_size
+                signatures = signature(to_flow_image(lightness[0], side, side))[None]
+                ranks, = self.rank_references([ShotView(embedding[0], signatures)], None)
+            conditioning = self.memory_conditioning(self.colorizer.recall(embedding, ranks))
         elif self.source != "none":
             conditioning = self.pictures_conditioning(labs)
-        return self.generate_ab(lightness, conditioning, features, self._picture_of if self.response else None)
+        return self.generate_ab(lightness, conditioning, features,
+                                MemoryLookup(self._picture_of if self.response else None, ranks))
+
+    def rank_references(self, shots: Sequence[ShotView], names: Sequence[str] | None) -> list[list[int]]:
+        """Return the ranks of the references in each shot of a film; ``names`` are as in ``scopes.rank_references``."""
+        if not any(self.config.reference_scopes):
+            return [[] for _ in shots]
+        return rank_references(self.colorizer.spatial, self.config.reference_scopes, shots, self._picture_of, names)
 
     def colorize(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Color pictures, RGB (H, W, 3) of any sizes; return RGB of the same sizes.

@@ -20,13 +20,15 @@ from colorizer.adaptation.reference_grading import GradeConfig, fit_grade
 from colorizer.character_classifier import (
     character_entries, characters_of, fit_characters, pack_samples, shows_characters)
 from colorizer.characters import Character, read_characters
-from colorizer.colorizer import Colorizer, model_config_of
+from colorizer.colorizer import Colorizer, MemoryLookup, model_config_of
 from colorizer.confidence import Confidence
+from colorizer.contradictions import find_contradictions
 from colorizer.memory.frame_archive import open_archive
 from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
 from colorizer.picture_predictor import PicturePredictor
 from colorizer.references import (
-    crop_references, find_anchors, pin_references, read_reference, read_references, reencode_film_references)
+    Reference, crop_references, find_anchors, pin_references, read_reference, read_references, reencode_film_references)
+from colorizer.scopes import ONLY_THIS_SHOT, SIMILAR_SHOTS, ShotView, shared_pairs, shot_numbers
 from colorizer.warping.in_betweens import InBetweenConfig, InBetweens
 from colorizer.warping.propagation import Anchor
 from config import PredictorConfig
@@ -46,6 +48,7 @@ class Palette(NamedTuple):
     score: float = 1.0  # cosine similarity of the slot of the color feature; 1 if no memory is read
     samples: Sequence[torch.Tensor] = ()  # packed samples of the shot, in which characters are searched
     has_characters: bool = False  # whether they show characters
+    ranks: Sequence[int] = ()  # of the references in this shot (colorizer/scopes.py); () outside of all scopes
 
 
 @dataclass
@@ -69,14 +72,14 @@ class Predictor(PicturePredictor):
             return Palette(color_feature, [], [], torch.zeros(0))
         lightness = [lab[..., 0] for lab in labs]
         samples = pack_samples(lightness) if self.config.use_palette_classifier else []
-        return self._recall_palette(self.extractor.embed(lightness).embedding.mean(0), samples)
+        return self._recall_palette(self.extractor.embed(lightness).embedding.mean(0), samples, ())
 
-    def _recall_palette(self, embedding, samples):
-        matches = self.colorizer.recall(embedding[None].to(self.device))
+    def _recall_palette(self, embedding, samples, ranks):
+        matches = self.colorizer.recall(embedding[None].to(self.device), ranks)
         conditioning, filled = self.memory_conditioning(matches), matches.scores[0].isfinite()
         return Palette(conditioning.color_feature.cpu(), matches.ids[0][filled].tolist(),
                        matches.scores[0][filled].tolist(), embedding.cpu(), conditioning.score.item(), samples,
-                       shows_characters(self.extractor, samples))
+                       shows_characters(self.extractor, samples), ranks)
 
     def predict(self, lightness: np.ndarray, palette: Palette) -> tuple[np.ndarray, Confidence]:
         """Predict ab (N, S, S, 2) and its Confidence for consecutive frames of one shot, L (N, side, side)."""
@@ -98,7 +101,8 @@ class Predictor(PicturePredictor):
             conditioning = Conditioning(feature, torch.full((len(keyframes),), palette.score, device=self.device))
         features = self.extract_features(keyframes, palette.has_characters)
         known = np.stack(list(map(propagated, between.keyframes))) if propagated else None
-        ab, confidence = self.generate_ab(keyframes, conditioning, features, self._picture_of, known)
+        lookup = MemoryLookup(self._picture_of, palette.ranks)
+        ab, confidence = self.generate_ab(keyframes, conditioning, features, lookup, known)
         embeddings = np.zeros((len(keyframes), 0), np.int16)
         if features and self.uses_spatial_memory:
             embeddings = quantize_embeddings(features.embedding).cpu().numpy()
@@ -107,28 +111,54 @@ class Predictor(PicturePredictor):
 
     @torch.no_grad()
     @single_torch_thread()
-    def add_references(self, pictures: Sequence[np.ndarray], match_references: bool = True) -> None:
-        """Add color pictures, RGB (H, W, 3) of any sizes, to the memories as pinned frames, without training.
+    def add_references(self, references: Sequence[np.ndarray | Reference], match_references: bool = True) -> None:
+        """Add color pictures, RGB (H, W, 3) of any sizes or Reference, to the memories as pinned frames, without
+        training.
 
-        With ``match_references``, pictures that clearly come from a different source, such as a broadcast, are
-        graded to match the colors of the series, with a warning. Raises UserError if no memory is read.
+        With ``match_references``, pictures for the whole film that clearly come from a different source, such as a
+        broadcast, are graded to match the colors of the series, with a warning. Raises UserError if no memory is read,
+        or for a reference with a scope if there is no spatial memory.
         """
+        self._check_references(references)
+        references = crop_references([each if isinstance(each, Reference) else Reference(each) for each in references])
+        self._record_reference([bytes([match_references]), *(each.picture.tobytes() for each in references),
+                                repr([each.scope for each in references]).encode()])
+        self.grade = None
+        if match_references and self.config.use_spatial_memory:
+            references = self._grade(references)
+        pin_references(self.extractor, references)
+        self.reference_names = [*self.reference_names, *(each.name for each in references)]
+        self.__dict__.pop("_digests", None)
+
+    def _check_references(self, references):
+        """Raise UserError if references cannot be added."""
         if not self.config.use_memory:
             raise UserError("references are stored in the memory, and the checkpoint is a plain GAN; leave "
                             "--references out or train with use_memory True")
         if not self.uses_memory:
             raise UserError("--references adds to the memory, which is not read with --color_feature ground_truth or "
                             "--reference; use one of them")
-        pictures = crop_references(pictures)
-        self._record_reference([bytes([match_references]), *(x.tobytes() for x in pictures)])
-        self.grade = (fit_grade(self.extractor.embed, self.colorizer.spatial, pictures, GradeConfig())
-                      if match_references and self.config.use_spatial_memory else None)
-        if self.grade is not None:
-            warn(f"the references differ from the series ({self.grade}) and were graded to match it; to keep their "
-                 "colors, pass --match_references False")
-            pictures = [self.grade(picture) for picture in pictures]
-        pin_references(self.extractor, pictures)
-        self.__dict__.pop("_digests", None)
+        if not self.config.use_spatial_memory and any(isinstance(each, Reference) and each.scope
+                                                      for each in references):
+            raise UserError("references for single shots need the spatial memory; move them out of their subfolders or "
+                            "train with use_spatial_memory True")
+
+    def _grade(self, references):
+        """Return references, those for the whole film graded to match the series. The colors of the others are those of
+        their shots."""
+        pictures = [each.picture for each in references if not each.scope]
+        if pictures:
+            self.grade = fit_grade(self.extractor.embed, self.colorizer.spatial, pictures, GradeConfig())
+        if self.grade is None:
+            return references
+        warn(f"the references differ from the series ({self.grade}) and were graded to match it; to keep their "
+             "colors, pass --match_references False")
+        return [each if each.scope else each._replace(picture=self.grade(each.picture)) for each in references]
+
+    @property
+    def needs_whole_film(self) -> bool:
+        """Whether the shots that a reference is used in are known only when all shots of the film are known."""
+        return ONLY_THIS_SHOT in self.config.reference_scopes
 
     def _record_reference(self, content):
         """Add the hash of ``content``, an iterable of bytes, to the references that the colors depend on."""
@@ -152,14 +182,36 @@ class Predictor(PicturePredictor):
         self.__dict__.pop("_character_digest", None)
 
     @torch.inference_mode()
-    def requery_palette(self, palette: Palette) -> Palette:
-        """Return the palette of the same frames, computed from the current content of the memory."""
-        return self._recall_palette(palette.embedding, palette.samples) if self.uses_memory else palette
+    def requery_palettes(self, palettes: Sequence[Palette], signatures: Sequence[np.ndarray]) -> list[Palette]:
+        """Return the palettes of all shots of a film, computed from the current content of the memory, given the
+        ``signatures``, uint8 (n, h, h), of the frames of each shot."""
+        if not self.uses_memory:
+            return list(palettes)
+        shots = [ShotView(palette.embedding, of_shot) for palette, of_shot in zip(palettes, signatures, strict=True)]
+        ranks = self.rank_references(shots, self.reference_names)
+        self.warn_of_contradictions(ranks)
+        return [self._recall_palette(palette.embedding, palette.samples, own)
+                for palette, own in zip(palettes, ranks, strict=True)]
+
+    @torch.inference_mode()
+    def warn_of_contradictions(self, shots: Sequence[Sequence[int]] = ((),)) -> None:
+        """Warn if an added reference contradicts another one of the same rank, given the ranks in each of ``shots``."""
+        if not self.reference_names or not self.uses_spatial_memory:
+            return
+        names = ["a reference of the checkpoint"] * len(self.config.reference_scopes)
+        names[len(names) - len(self.reference_names):] = self.reference_names
+        for first, second, *colors in find_contradictions(self.colorizer.spatial, shared_pairs(
+                [ranks or self.colorizer.unscoped_ranks for ranks in shots], len(self.reference_names))):
+            warn(f"{names[first]} and {names[second]} contradict each other: a region is {colors[0]} in one and "
+                 f"{colors[1]} in the other; correct one of them, or move one into a folder for its shots, such as "
+                 f"{ONLY_THIS_SHOT}")
 
     def find_anchors(self, signatures: np.ndarray, palette: Palette) -> list[Anchor]:
         """Return the result of ``find_anchors`` for a shot, given the signatures (n, h, h) of its frames."""
-        return (find_anchors(self.colorizer.spatial, palette.embedding, signatures, self._picture_of, self._digests)
-                if self.uses_spatial_memory else [])
+        if not self.uses_spatial_memory:
+            return []
+        return find_anchors(self.colorizer.spatial, ShotView(palette.embedding, signatures), self._picture_of,
+                            self._digests, palette.ranks or self.colorizer.unscoped_ranks)
 
     @torch.inference_mode()
     def lookup_digest(self, palette: Palette, embeddings: np.ndarray) -> str:
@@ -172,9 +224,10 @@ class Predictor(PicturePredictor):
             digest.update(self._character_digest)
         digest.update(palette.color_feature.numpy().tobytes())  # type: ignore[union-attr]  # comes from the memory
         if embeddings.size:
-            nearest = find_nearest_frames(self.colorizer.spatial, torch.from_numpy(embeddings).to(self.device))
+            nearest = find_nearest_frames(self.colorizer.spatial, torch.from_numpy(embeddings).to(self.device),
+                                          palette.ranks or self.colorizer.unscoped_ranks)
             for slots, preferred in zip(*(x.tolist() for x in nearest), strict=True):
-                digest.update(b"".join(self._digests[slot] for slot in slots) + bytes(preferred))
+                digest.update(b"".join(self._digests[slot] for slot in slots) + repr(preferred).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -190,10 +243,14 @@ class Predictor(PicturePredictor):
         """Write the checkpoint, including added references and characters, to ``path``, and its frame archive to the
         same folder.
 
-        Raises ValueError if the Predictor was not loaded from a checkpoint.
+        Raises ValueError if the Predictor was not loaded from a checkpoint, and UserError for references whose scope
+        has numbers of shots, since these belong to one film.
         """
         if self.checkpoint is None:
             raise ValueError("this Predictor was not loaded from a checkpoint")
+        if numbered := list(filter(shot_numbers, self.config.reference_scopes)):
+            raise UserError(f"{numbered[0]} cannot be saved in a checkpoint, since shot numbers belong to one film; "
+                            f"move its references to {ONLY_THIS_SHOT} or {SIMILAR_SHOTS}")
         if self.config.use_spatial_memory and self.colorizer.spatial.archive is not None:
             self.colorizer.spatial.archive.copy_to(Path(path).parent)
         save_checkpoint(path, {**load_checkpoint(self.checkpoint), "colorizer": self.colorizer.state_dict(),

@@ -1,10 +1,12 @@
 """References added by the user, rendering of stored frames with the film response of a film, and their recognition in
 shots."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,32 +17,55 @@ from colorizer.feature_extraction import FeatureExtractor
 from colorizer.letterbox import crop_borders
 from colorizer.memory.spatial_memory import SpatialMemory
 from colorizer.metrics import has_color
+from colorizer.scopes import WHOLE_FILM, ShotView, shot_numbers
 from colorizer.warping.propagation import Anchor, PropagationConfig, find_anchor_frames
 from dataset import L_SCALE, REFERENCE_ID, decode_lab8, rgb_to_lab, tensors_to_lab
 from fileio.images import IMAGE_SUFFIXES, list_images, read_image
-from utils import UserError, warn
+from networks import slot_ranks
+from utils import UserError, natural_key, warn
 
 PICTURE_CACHE_SIZE = 256  # number of rendered pictures kept in RAM; larger: faster, more RAM
 
 
-def read_references(folder: Path) -> list[np.ndarray]:
-    """Read the color pictures of a folder, RGB uint8 (H, W, 3).
+class Reference(NamedTuple):
+    """A color picture that the user adds to the memory."""
 
-    Grayscale pictures are skipped with a warning, since they have not been colored yet. Raises UserError if the folder
-    does not exist or has no color picture, or if a picture cannot be read.
+    picture: np.ndarray  # RGB uint8 (H, W, 3)
+    scope: str = WHOLE_FILM  # see colorizer/scopes.py
+    name: str = "a reference"  # for messages
+
+
+def list_scopes(folder: Path) -> list[str]:
+    """Return the scopes of references in a folder: "" for the folder itself, and the names of its visible subfolders.
+
+    Raises UserError if the folder does not exist, or if a subfolder has a different name than a scope.
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; pass a folder of color pictures to --references")
-    pictures = []
-    for path in list_images(folder):
-        picture = read_image(path)
-        if has_color(picture):
-            pictures.append(picture)
-        else:
-            warn(f"{path} is grayscale, not colored yet; skipped")
-    if not pictures:
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_dir())
+    scopes = sorted((name for name in names if not re.search(r"(^|/)\.", name)), key=natural_key)
+    for scope in scopes:
+        shot_numbers(scope)
+    return [WHOLE_FILM, *scopes]
+
+
+def read_references(folder: Path) -> list[Reference]:
+    """Read the color pictures of a folder and of its subfolders, which are named after their scope.
+
+    Grayscale pictures are skipped with a warning, since they have not been colored yet. Raises UserError if there is no
+    color picture or if one cannot be read, and as ``list_scopes`` does.
+    """
+    references = []
+    for scope in list_scopes(folder):
+        for path in list_images(folder / scope):
+            picture = read_image(path)
+            if has_color(picture):
+                references.append(Reference(picture, scope, path.relative_to(folder).as_posix()))
+            else:
+                warn(f"{path} is grayscale, not colored yet; skipped")
+    if not references:
         raise UserError(f"there is no color picture in {folder} (expected {', '.join(IMAGE_SUFFIXES)})")
-    return pictures
+    return references
 
 
 def read_reference(path: Path) -> np.ndarray:
@@ -51,24 +76,26 @@ def read_reference(path: Path) -> np.ndarray:
     return picture
 
 
-def crop_references(pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return references, RGB uint8 (H, W, 3), without black borders; warn if any has them."""
-    cropped = [crop_borders(picture) for picture in pictures]
-    if count := sum(one.shape != other.shape for one, other in zip(pictures, cropped, strict=True)):
-        warn(f"{count} of {len(pictures)} references have black borders, which are cropped")
+def crop_references(references: Sequence[Reference]) -> list[Reference]:
+    """Return references without black borders; warn if any has them."""
+    cropped = [each._replace(picture=crop_borders(each.picture)) for each in references]
+    if count := sum(one.picture.shape != other.picture.shape for one, other in zip(references, cropped, strict=True)):
+        warn(f"{count} of {len(references)} references have black borders, which are cropped")
     return cropped
 
 
-def pin_references(extractor: FeatureExtractor, pictures: Sequence[np.ndarray]) -> None:
-    """Append pictures, RGB uint8 (H, W, 3), to the memories of the extractor's colorizer as pinned frames."""
+def pin_references(extractor: FeatureExtractor, references: Sequence[Reference]) -> None:
+    """Append references to the memories of the extractor's colorizer as pinned frames."""
     colorizer, config = extractor.colorizer, extractor.colorizer.config
-    for lab in map(rgb_to_lab, pictures):
+    for picture, scope, _ in references:
+        lab = rgb_to_lab(picture)
         features, L, ab, predicted = extractor.encode_reference(lab)
         if config.use_spatial_memory:
             colorizer.spatial.pin(features, L, ab, predicted)
         colorizer.memory.pin(colorizer.memory.query(features.embedding), extractor.color_features([lab]))
-    colorizer.config = replace(config, mem_size=config.mem_size + len(pictures),
-                               spatial_size=config.spatial_size + config.use_spatial_memory * len(pictures))
+        config = replace(config, mem_size=config.mem_size + 1, reference_scopes=[*config.reference_scopes, scope],
+                         spatial_size=config.spatial_size + config.use_spatial_memory)
+        colorizer.config = config
 
 
 def reencode_film_references(original: FeatureExtractor, adapted: FeatureExtractor) -> frozenset[int]:
@@ -110,19 +137,21 @@ def rendered_pictures(spatial: SpatialMemory, response: FilmResponse,
 
 
 @torch.inference_mode()
-def find_anchors(spatial: SpatialMemory, embedding: torch.Tensor, signatures: np.ndarray,
-                 picture_of: Callable[[int], np.ndarray], digests: Sequence[bytes]) -> list[Anchor]:
-    """Find the stored pictures that show frames of a shot, given its mean ``embedding`` (D,) and ``signatures``
-    (n, h, h) of its frames.
+def find_anchors(spatial: SpatialMemory, shot: ShotView, picture_of: Callable[[int], np.ndarray],
+                 digests: Sequence[bytes], ranks: Sequence[int]) -> list[Anchor]:
+    """Find the stored pictures that show frames of a shot.
 
-    Training frames count only if no reference shows the shot, since references correct their colors. ``digests`` are
-    those of ``SpatialMemory.digests``.
+    Training frames count only if no reference shows the shot, since references correct their colors, and references of
+    a wider scope only if none of a narrower one does, given the ``ranks`` of the references. ``digests`` are those of
+    ``SpatialMemory.digests``.
     """
-    config = PropagationConfig()
-    similarity = spatial.similarity(F.normalize(embedding[None].to(spatial.embeddings.device)))[0]
-    near = similarity.topk(min(config.candidates, len(similarity))).indices.tolist()
-    for slots in ([slot for slot in near if spatial.pinned[slot]], near):
+    config, rank = PropagationConfig(), slot_ranks(spatial.pinned, ranks)
+    similarity = spatial.similarity(F.normalize(shot.embedding[None].to(rank.device)))[0] + 3 * rank
+    near = similarity.masked_fill(rank < 0, -torch.inf).topk(min(config.candidates, int((rank >= 0).sum()))).indices
+    levels = (rank + spatial.pinned)[near].tolist()  # 0 for training frames
+    for level in sorted(set(levels), reverse=True):
+        slots = [slot for slot, own in zip(near.tolist(), levels, strict=True) if own >= level]
         pictures = [picture_of(slot) for slot in slots]
-        if found := find_anchor_frames(signatures, [picture[..., 0] for picture in pictures], config):
+        if found := find_anchor_frames(shot.signatures, [picture[..., 0] for picture in pictures], config):
             return [Anchor(frame, pictures[number], digests[slots[number]]) for frame, number in found]
     return []

@@ -149,8 +149,12 @@ class RecoloringPredictor(FilmPredictor):
     def find_anchors(self, signatures: np.ndarray, palette: Palette) -> list[Anchor]:
         return self.predictor.find_anchors(signatures, palette)
 
-    def requery_palette(self, palette: Palette) -> Palette:
-        return self.predictor.requery_palette(palette)
+    @property
+    def needs_whole_film(self) -> bool:
+        return self.predictor.needs_whole_film
+
+    def requery_palettes(self, palettes: Sequence[Palette], signatures: Sequence[np.ndarray]) -> list[Palette]:
+        return self.predictor.requery_palettes(palettes, signatures)
 
     def lookup_digest(self, palette: Palette, embeddings: np.ndarray) -> str:
         return self.predictor.lookup_digest(palette, embeddings)

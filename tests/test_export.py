@@ -35,7 +35,7 @@ def untrained(**settings):
     colorizer = Colorizer(config, None if config.use_memory else False).eval()
     labs = [rgb_to_lab(draw_picture(seed)) for seed in range(FRAMES)]
     if config.use_memory:
-        memory = colorizer.memory
+        memory, config.reference_scopes = colorizer.memory, [""]
         features = extract_features(colorizer.backbone, [lab[..., 0] for lab in labs], torch.device("cpu"), "fp32")
         memory.keys[:], memory.used[:], memory.pinned[PINNED] = memory.query(features.embedding), True, True
         memory.values[:] = torch.from_numpy(np.stack([color_feature(lab[..., 1:]) for lab in labs]))

@@ -218,7 +218,7 @@ def test_retrieval_with_an_index_equals_the_definition(kind):
     expected, preferred = find_nearest_slowly(net, embeddings)
     nearest = find_nearest_frames(net, embeddings)
     assert nearest.slots.tolist() == expected
-    assert torch.equal(nearest.preferred, preferred.gather(1, nearest.slots))
+    assert torch.equal(nearest.preferred > 0, preferred.gather(1, nearest.slots))
     assert torch.cat([find_nearest_frames(net, one[None]).slots for one in embeddings]).tolist() == expected
 
 

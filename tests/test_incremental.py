@@ -21,6 +21,7 @@ from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embed
 from colorizer.memory.spatial_memory import SpatialMemory
 from colorizer.predictor import Predictor
 from config import FilmConfig, SpatialConfig, TrainConfig
+from dataset import lab_to_rgb, rgb_to_lab
 from fileio.images import write_image
 from film.io.image_sequence import find_sequences
 from film.io.video import VideoFile
@@ -29,7 +30,7 @@ from film.render.incremental import find_changed_shots
 from film.render.rendering import color_film
 from film.render.segments import is_complete, pack_embeddings, read_completion, segment_folder, unpack_embeddings
 from networks import MemoryNetwork
-from test import main
+from test import main, refuse_shot_numbers
 from utils import UserError
 
 SCENES = (5, 70, 170, 215)  # frames of the drawn episode 2: forest, room, beach and street
@@ -39,6 +40,13 @@ FRAMES, FILM = 4, "films/film.mkv"  # of a shot; in home
 def scene(number, moved=0):
     """Return a frame of a scene, RGB uint8 (96, 128, 3)."""
     return cv2.resize(draw_frame(2, SCENES[number] + moved), (128, 96), interpolation=cv2.INTER_AREA)
+
+
+def recolored(number, moved, sign=1):
+    """Return a frame of a scene with its own lightness and other hues."""
+    lab = rgb_to_lab(scene(number, moved))
+    lab[..., 1], lab[..., 2] = sign * lab[..., 2], -sign * lab[..., 1]
+    return lab_to_rgb(lab)
 
 
 @pytest.fixture(scope="module")
@@ -328,3 +336,49 @@ def test_image_sequences_are_not_updated(tmp_path):
     color_film(Corrected(), sequence, output)
     assert sorted(path.name for path in segment_folder(output).iterdir()) == ["completion.pt", "manifest.json"]
     assert find_changed_shots(Corrected(20), sequence, output) is None
+
+
+def test_a_reference_with_a_scope_changes_the_shots_of_its_scope_only(home, plain, tmp_path):
+    """A reference shows the second shot. It also colors the third one if it is put into the folder of both."""
+    changed = {}
+    for scope in ("only_this_shot", "shot_2", "shots_2-3", "shots_4-9"):
+        folder = tmp_path / scope
+        write_image(folder / scope / "a.png", recolored(1, 2))
+        changed[scope] = find_changed_shots(predictor(home, folder), VideoFile(home / FILM), plain / "film.mkv")
+    assert changed == {"only_this_shot": [1], "shot_2": [1], "shots_2-3": [1, 2], "shots_4-9": [3]}
+
+
+def test_two_palettes_of_one_scene_win_in_their_scopes(home, tmp_path):
+    """The film shows a scene twice. Each shot gets the colors that its reference alone gives it."""
+    frames = [cv2.resize(cv2.cvtColor(scene(number, moved), cv2.COLOR_RGB2GRAY), (256, 256))
+              for number in (1, 0, 1) for moved in range(FRAMES)]
+    source, colors = write_film(tmp_path / "in.mkv", frames), {}
+    pictures = {"shot_1": recolored(1, 2), "shot_3": recolored(1, 2, -1)}
+    for names in (["shot_1"], ["shot_3"], ["shot_1", "shot_3"]):
+        folder = tmp_path / "_".join(names)
+        for name in names:
+            write_image(folder / name / "a.png", pictures[name])
+        color_film(predictor(home, folder), VideoFile(source), folder / "out.mkv", FilmConfig(cut_at=[4, 8], crf=0))
+        colors[len(names), names[0]] = [planes.rgb_uint8() for _, _, planes in VideoFile(folder / "out.mkv").read()]
+    first, third, both = colors[1, "shot_1"], colors[1, "shot_3"], colors[2, "shot_1"]
+    assert np.array_equal(both[:FRAMES], first[:FRAMES]) and np.array_equal(both[2 * FRAMES:], third[2 * FRAMES:])
+    assert np.abs(both[2].astype(int) - both[2 * FRAMES + 2]).mean() > 5, "the colors differ"
+
+
+def test_scopes_survive_in_a_checkpoint_except_for_shot_numbers(home, tmp_path):
+    folder = tmp_path / "references"
+    write_image(folder / "only_this_shot" / "a.png", recolored(1, 2))
+    with_scope = predictor(home, folder)
+    with_scope.save(tmp_path / "saved.pt")
+    saved = Predictor.load(tmp_path / "saved.pt")
+    assert saved.config.reference_scopes == ["only_this_shot"]
+    shown, other = scene(1, 2), scene(0)
+    without, *results = (each.colorize([shown, other]) for each in (predictor(home), with_scope, saved))
+    assert np.array_equal(results[0], results[1])
+    assert not np.array_equal(results[0][0], without[0]) and np.array_equal(results[0][1], without[1])
+    (folder / "only_this_shot").rename(folder / "shot_2")
+    with pytest.raises(UserError, match="^shot_2 cannot be saved .* belong to one film"):
+        predictor(home, folder).save(tmp_path / "other.pt")
+    with pytest.raises(UserError, match="for shots of one film, but there are 2 in --input"):
+        refuse_shot_numbers(folder, 2)
+    refuse_shot_numbers(folder, 1)

@@ -10,7 +10,7 @@ import pytest
 from drawn import StubPredictor, planes_in
 
 from colorizer.letterbox import crop_borders, find_boxes, luma_profile, measure_margins
-from colorizer.references import crop_references
+from colorizer.references import Reference, crop_references
 from config import FilmConfig, GeneratorConfig
 from dataset_generator import generate
 from fileio.images import read_image
@@ -145,7 +145,7 @@ def test_borders_of_single_pictures_are_cropped(borders, style):
 def test_borders_of_references_are_cropped_with_a_warning(capsys):
     pictures = [cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB)
                 for picture in (next(framed(drawn(1), **LETTER)), next(framed(drawn(2), **PILLARS)), drawn(3)[0])]
-    assert [picture.shape for picture in crop_references(pictures)] == [(*SIZE, 3)] * 3
+    assert [picture.shape for picture, *_ in crop_references(list(map(Reference, pictures)))] == [(*SIZE, 3)] * 3
     assert "2 of 3 references have black borders" in capsys.readouterr().err
 
 

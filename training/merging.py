@@ -167,7 +167,7 @@ def _store_references(sources, merged, start):
     predictor, config = sources[0].predictor, merged.config
     memory = predictor.colorizer.memory
     for source in sources:
-        for slot in source.reference_slots:
+        for slot, scope in zip(source.reference_slots, source.predictor.config.reference_scopes, strict=True):
             rows = _rows(source, [slot])
             if source is not sources[0]:
                 lab = source.spatial.lab_pictures([slot])[0]
@@ -176,5 +176,7 @@ def _store_references(sources, merged, start):
                 keys = merged.convert_keys(rows["keys"], source.spatial, features.cells)
                 rows["keys"] = torch.cat([keys[..., :-2], config.color_weight * color], -1)
                 memory.pin(memory.query(features.embedding), predictor.extractor.color_features([lab]))
+                scopes = predictor.config.reference_scopes
+                predictor.colorizer.config = replace(predictor.config, reference_scopes=[*scopes, scope])
             merged.store_rows(torch.tensor([start]), {**rows, "pinned": torch.tensor([True])})
             start += 1

@@ -25,8 +25,8 @@ from utils import UserError, evenly_spaced, list_files, warn
 Autocast = Callable[[], torch.autocast]  # returns a new autocast context for the networks
 BATCH = 8  # pictures per forward pass
 LEFT_OUT_STEPS = 5  # a classifier for the calibration is trained in one in this many steps
-FRAME_FIELDS = (  # fields of ModelConfig that are set when memory and character classifier are prepared
-    "spatial_size", "archived_frames", "character_colors", "only_characters")
+FRAME_FIELDS = (  # fields of ModelConfig that depend on frames, references and characters
+    "spatial_size", "archived_frames", "reference_scopes", "character_colors", "only_characters")
 
 
 def load_data(config: TrainConfig) -> tuple[ColorizationDataset, ColorizationDataset]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from colorizer.colorizer import UNSCOPED
 from colorizer.metrics import AB_PEAK, ciede2000, psnr
 from dataset import AB_SCALE, ColorizationDataset, lab_to_rgb, resize, tensors_to_lab
 from fileio.images import image_grid
@@ -49,7 +50,7 @@ def validate(learner: Learner, data: ColorizationDataset, autocast: Autocast, cl
             shared = torch.minimum(conditioning.color_feature, data.color_features[indices].to(L.device))
             intersections += shared.sum(1).tolist()
         with autocast():
-            fake, _ = colorizer(L, conditioning, features, read_spatial)
+            fake, _ = colorizer(L, conditioning, features, UNSCOPED if read_spatial else None)
         squares += ((fake - ab) * AB_SCALE).square().mean((1, 2, 3)).tolist()
         pairs = zip(tensors_to_lab(L, fake), tensors_to_lab(L, ab), strict=True)
         for index, (lab, ground_truth), ids in zip(indices.tolist(), pairs, slot_ids.tolist(), strict=True):

@@ -35,7 +35,7 @@ def warp_colors(memory: SpatialMemory, nearest: NearestFrames, keys: torch.Tenso
     for picture, query, (slots, preferred) in zip(pictures, keys, frames, strict=True):
         colors, costs = [], []
         for slot, bias in zip(slots, preferred, strict=True):
-            if any(preferred) and not bias:
+            if bias < max(preferred):
                 continue  # the color of other frames may be wrong: preferred references correct it
             source = picture_of(slot)
             flow = optical_flow(picture, np.ascontiguousarray(source[..., 0]))

@@ -66,9 +66,15 @@ class FilmPredictor(Protocol):
         """Find the pictures of the memory that show frames of a shot, given ``Plan.signatures`` of the shot."""
         return []
 
-    def requery_palette(self, palette: Palette) -> Palette:
-        """Return the palette of the same frames, recalled again with the references of this predictor."""
-        return palette
+    @property
+    def needs_whole_film(self) -> bool:
+        """Whether shots cannot be colored before all shots of the film are known."""
+        return False
+
+    def requery_palettes(self, palettes: Sequence[Palette], signatures: Sequence[np.ndarray]) -> list[Palette]:
+        """Return the palettes of all shots, given ``Plan.signatures`` of each, recalled again with the references of
+        this predictor."""
+        return list(palettes)
 
     def lookup_digest(self, palette: Palette, embeddings: np.ndarray) -> str:
         """Return a hash of everything that ``predict`` reads from the memories for frames with these embeddings.
@@ -142,8 +148,10 @@ class Plan:
 
     def requery_palettes(self, predictor: FilmPredictor) -> "Plan":
         """Return a copy with palettes recalled again by ``predictor``, which may have different references."""
-        return replace(self, shots=[replace(shot, palette=predictor.requery_palette(shot.palette))
-                                    for shot in self.shots])
+        signatures = [self.signatures[shot.start:shot.transition_start] for shot in self.shots]
+        palettes = predictor.requery_palettes([shot.palette for shot in self.shots], signatures)
+        return replace(self, shots=[replace(shot, palette=palette)
+                                    for shot, palette in zip(self.shots, palettes, strict=True)])
 
     def shot_pts(self, shot: Shot) -> array:
         """Return the timestamps of the frames of a shot."""

@@ -194,7 +194,8 @@ class RenderJob:
                 queue.publish(_lengths(plan, new))
 
         plan = analyze_film(self.film, self.predictor, self.config,
-                            publish if start_helpers and queue.is_shared else None)
+                            publish if start_helpers and queue.is_shared and not self.predictor.needs_whole_film
+                            else None)
         if signatures != [plan.shot_signature(index) for index in range(min(len(signatures), len(plan.shots)))]:
             queue.withdraw()
             for _ in queue.wait_for_helpers():

@@ -60,7 +60,7 @@ class ShotRecord:
     def log_line(self) -> dict[str, Any]:
         """Return the entry of the shot in <output>_shots.jsonl, a dict of plain values."""
         names = ("index", "start_frame", "end_frame", "transition_frames", "slot_ids", "left_unchanged")
-        line = {name: getattr(self, name) for name in names}
+        line = {"shot": self.index + 1, **{name: getattr(self, name) for name in names}}
         line["slot_scores"] = [round(score, 4) for score in self.slot_scores]
         for name, digits in (("confidence", 4), ("recalled", 4), ("cdc", 6), ("cdc_ground_truth", 6)):
             value = getattr(self, name)
