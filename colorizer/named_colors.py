@@ -1,0 +1,179 @@
+"""Named colors of a palette file, applied to predicted colors: locked colors become exact, others are exchanged.
+
+ab is float32 (H, W, 2) in Lab units. L is float32 (H, W) in [0, 100]: the lightness of the gray with the same luma.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from colorizer.series_colors import LIGHTNESS_WEIGHT, hex_to_lab
+from dataset import lab_to_rgb, luma_lightness, rgb_to_lab
+from fileio.palettes import NamedColor
+
+LEVELS = 256  # of L from 0 to 100, in tables
+GAMUT_MARGIN = 25  # levels by which the luma of a color may differ from that in BT.601
+
+
+@dataclass(frozen=True)
+class NamedColorConfig:
+    """Constants, chosen on the drawn episode 2 and *Big Buck Bunny*. A distance combines the CIE94 differences of
+    chroma and hue with the weighted difference in L."""
+
+    lightness_weight: float = 0.2  # weight of a difference in L; larger: fewer shades of a color are recognized
+    full_distance: float = 5.0  # distance up to which a pixel has a color; larger: less similar pixels change
+    zero_distance: float = 9.0  # distance from which a pixel does not have a color; larger: softer selection
+    margin: float = 3.0  # a pixel has a color fully if all others are farther by this; larger: softer boundaries
+    learned_distance: float = 6.0  # a learned color this near to a named one belongs to it; larger: more belong
+    shadow_depth: float = 10.0  # difference in L below a color from where chroma decreases; larger: vivid shadows
+    edge_width: int = 3  # pixels around an object that may mix its color and the background; larger: wider soft edges
+    mixture_tolerance: float = 8.0  # Lab distance (L counts half) from a mixture; larger: more edge pixels change
+
+
+class Shades(NamedTuple):
+    """A color at all levels of L: its own ab, proportionally less in shadows, and limited to sRGB."""
+
+    L: float  # of the color itself
+    direction: np.ndarray  # (2,) unit vector of ab
+    chroma: np.ndarray  # (LEVELS,) at L from 0 to 100
+
+    @classmethod
+    def of(cls, color: str, config: NamedColorConfig) -> "Shades":
+        """Return the shades of "#rrggbb". Raises UserError for any other value."""
+        lab = hex_to_lab(color)
+        chroma, L = np.hypot(*lab[1:]), float(luma_lightness(lab_to_rgb(lab[None, None]))[0, 0])
+        direction = lab[1:] / chroma if chroma else np.array([1, 0], np.float32)
+        levels = np.linspace(0, 100, LEVELS, dtype=np.float32)
+        share = np.minimum(levels / max(L - config.shadow_depth, 1), 1)
+        return cls(L, direction, np.asarray(chroma * np.minimum(share, _gamut_share(lab[1:])), np.float32))
+
+    def ab(self, level: np.ndarray) -> np.ndarray:
+        """Return the ab (..., 2) of the color at the levels of L, indices (...,) of ``chroma``."""
+        return self.direction * self.chroma[level][..., None]
+
+    def squared_distance(self, ab: Sequence[np.ndarray], level: np.ndarray, weight: float) -> np.ndarray:
+        """Return the squared distance (H, W) of pixels, ab (2, H, W) and ``level`` uint8 (H, W), to the color."""
+        levels = np.linspace(0, 100, LEVELS, dtype=np.float32)
+        a, b, (x, y) = *ab, self.direction
+        along = (a * x + b * y - cv2.LUT(level, self.chroma)) * cv2.LUT(level, 1 / (1 + 0.045 * self.chroma))
+        across = (b * x - a * y) * cv2.LUT(level, 1 / (1 + 0.015 * self.chroma))
+        return along * along + across * across + cv2.LUT(level, np.square(np.float32(weight) * (levels - self.L)))
+
+
+def _gamut_share(ab):
+    """Return the largest share, (LEVELS,) in [0, 1], of the chroma of ab (2,) within sRGB at each level of L."""
+    shares, lightness = np.linspace(0, 1, 65, dtype=np.float32), np.linspace(0, 100, 201, dtype=np.float32)
+    lab = np.stack(np.broadcast_arrays(lightness, shares[:, None] * ab[0], shares[:, None] * ab[1]), -1)
+    rgb = lab_to_rgb(lab)
+    is_valid = np.abs(rgb_to_lab(rgb) - lab).max(-1) < 1.5
+    L = luma_lightness(rgb)
+    low, high = (function(1) for function in (np.where(is_valid, L, 101).min, np.where(is_valid, L, -1).max))
+    levels = np.linspace(0, 100, LEVELS, dtype=np.float32)
+    found = (low[:, None] <= levels) & (levels <= high[:, None])
+    # The luma also depends on the matrix of the film, which is not known here.
+    return cv2.dilate((shares[:, None] * found).max(0)[None], np.ones((1, 2 * GAMUT_MARGIN + 1)))[0]
+
+
+class NamedColors:
+    """The colors of a palette file together with the colors that a checkpoint has learned.
+
+    A pixel has the nearest of all these colors, if it is near enough. If that is a locked color, the pixel gets exactly
+    the chroma of this color at its own lightness. A learned color near a named color belongs to the named color.
+    """
+
+    def __init__(self, colors: Sequence[NamedColor], learned: Sequence[str],
+                 config: NamedColorConfig | None = None) -> None:
+        """``colors`` are those of a palette file; ``learned`` are "#rrggbb"."""
+        self.config = config = config or NamedColorConfig()
+        self.colors = list(colors)
+        self.digest = hashlib.sha256(repr([[color[2:] for color in self.colors], config]).encode()).hexdigest()
+        self.locked = [color for color in self.colors if color.locked]
+        self._new = [Shades.of(color.color, config) for color in self.locked]
+        self._old = [[Shades.of(color.replaces or color.color, config)] for color in self.locked]
+        self._others = [Shades.of(color.color, config) for color in self.colors if not color.locked]
+        named = [*(group[0] for group in self._old), *self._others]
+        levels = np.arange(LEVELS)
+        self._targets = np.stack([shades.ab(levels) for shades in self._new] + [np.zeros((LEVELS, 2), np.float32)])
+        for shades in (Shades.of(color, config) for color in learned):
+            level = _levels(np.full((1, 1), shades.L, np.float32))
+            distances = [each.squared_distance(cv2.split(shades.ab(level)), level, config.lightness_weight).item()
+                         for each in named]
+            nearest = int(np.argmin([*distances, config.learned_distance**2]))
+            (self._old[nearest] if nearest < len(self._old) else self._others).append(shades)
+
+    def apply(self, ab: np.ndarray, L: np.ndarray) -> np.ndarray:
+        """Return the ab (H, W, 2) of a frame of lightness L (H, W) with locked and exchanged colors."""
+        if not self.locked:
+            return ab
+        level = _levels(L)
+        label, weight = self._classify(ab, level)
+        result = ab + weight[..., None] * (self._targets[label, level] - ab)
+        for number, color in enumerate(self.locked):
+            if color.replaces:
+                self._exchange_edges(result, ab, L, np.where(label == number, weight, 0), number)
+        return result
+
+    def _classify(self, ab, level):
+        """Return the index of the locked color of each pixel, int (H, W), and how much of it it has, in [0, 1]."""
+        config, far, planes = self.config, np.float32(1e6), cv2.split(ab)
+        nearest, second = np.full(level.shape, far), np.full(level.shape, far)
+        label = np.zeros(level.shape, np.int32)
+        for number, group in enumerate([*self._old, self._others]):
+            distance = np.full(level.shape, far)
+            for shades in group:
+                np.minimum(distance, shades.squared_distance(planes, level, config.lightness_weight), out=distance)
+            label[distance < nearest] = number
+            np.minimum(second, np.maximum(nearest, distance), out=second)
+            np.minimum(nearest, distance, out=nearest)
+        nearest, second = np.sqrt(nearest), np.sqrt(second)
+        weight = (_smoothstep((config.zero_distance - nearest) / (config.zero_distance - config.full_distance))
+                  * _smoothstep((second - nearest) / config.margin))
+        return label, np.where(label < len(self.locked), weight, np.float32(0))
+
+    def _exchange_edges(self, result, ab, L, weight, number):
+        """Change the pixels of ``result`` that mix an exchanged color and the background, given its ``weight`` (H, W).
+
+        The color of such a pixel is projected onto the line between the colors of the spatially nearest background and
+        object pixels. Its share of the object is its position on that line, less if the color is far from the line.
+        """
+        config, size = self.config, np.ones((2 * self.config.edge_width + 1,) * 2, np.uint8)
+        core = weight > 0.9
+        outside = (cv2.dilate(core.astype(np.uint8), size) == 0) & (weight < 0.1)
+        edge = ~(core | outside)
+        if not (core.any() and outside.any() and edge.any()):
+            return
+        lab = np.dstack([LIGHTNESS_WEIGHT * L, ab])
+        foreground, background = (lab.reshape(-1, 3)[_nearest(mask)[edge]] for mask in (core, outside))
+        lab = lab[edge]
+        darkest = np.minimum(foreground, background)[:, 0]
+        line = lab[:, 0] < darkest  # darker than both sides, so not a mixture
+        lab[:, 0] = np.maximum(lab[:, 0], darkest)
+        axis = foreground - background
+        share = np.clip(((lab - background) * axis).sum(-1) / np.maximum((axis**2).sum(-1), 1), 0, 1)
+        residual = np.square(lab - background - share[:, None] * axis).sum(-1)
+        share = np.maximum(share * np.exp(-residual / config.mixture_tolerance**2) - weight[edge], 0)
+        object_L = np.where(line, L[edge], foreground[:, 0] / LIGHTNESS_WEIGHT)
+        level = _levels(object_L)
+        result[edge] += share[:, None] * (self._new[number].ab(level) - self._old[number][0].ab(level))
+
+
+def _levels(L):
+    """Return L in [0, 100] as indices of tables, uint8."""
+    return np.rint(L * np.float32((LEVELS - 1) / 100)).clip(0, LEVELS - 1).astype(np.uint8)
+
+
+def _smoothstep(x):
+    x = np.clip(x, 0, 1)
+    return x * x * (3 - 2 * x)
+
+
+def _nearest(mask):
+    """Return the index, in a flattened array, of the nearest pixel in ``mask``, bool (H, W), for each pixel."""
+    _, near = cv2.distanceTransformWithLabels(np.uint8(~mask), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    table = np.zeros(near.max() + 1, np.intp)
+    table[near[mask]] = np.flatnonzero(mask)
+    return table[near]
