@@ -335,6 +335,8 @@ class PredictorConfig:
     reference: Path | None = setting(None, "color picture whose palette is used for all inputs")
     references: Path | None = setting(None, "folder of color pictures to add to the memory, without training")
     characters: Path | None = setting(None, "folder of character sheets, NAME/*.png, to recognize, without training")
+    palette: Path | None = setting(None, "palette file (.ini, .gpl or .ase) whose locked colors become exact and whose "
+                                   "exchanged colors are replaced")
     match_references: bool = setting(True, "adjust colors of references from another source to those of the series")
     save_checkpoint: Path | None = setting(None, "save the checkpoint with references and characters to this file")
     device: str = setting("auto", "device for the networks", choices=["auto", "cpu", "cuda"], group="machine")
@@ -379,6 +381,8 @@ class ColorConfig(FilmConfig, PredictorConfig):
     overwrite: bool = setting(False, "replace existing results; otherwise, those in a folder are skipped")
     fps: Fraction = setting(Fraction(24), "frames per second of numbered frames", type=parse_rate, group="video")
     cuts: Path | None = setting(None, "cut list (.csv, .edl or .otio) with all cuts of the film; default: detect them")
+    save_palette: Path | None = setting(None, "color nothing, but write the colors that the checkpoint knows to this "
+                                        "file (.ini, .gpl or .ase)")
     write_cuts: Sequence[str] = setting((), "also write cut lists", nargs="+", type=str, metavar="csv|edl|otio")
     suggest: int = setting(10, "grayscale frames to write for coloring by hand, the most useful ones; 0 for none")
     range: str = setting("auto", "luma range of films; auto: stated or by levels", choices=["auto", "full", "limited"])

@@ -18,9 +18,11 @@ from colorizer.characters import names_of
 from colorizer.predictor import Predictor, load_predictor
 from colorizer.references import list_scopes
 from colorizer.scopes import ONLY_THIS_SHOT, SIMILAR_SHOTS, shot_numbers
+from colorizer.series_colors import learned_colors
 from config import ColorConfig, FilmConfig, part_of
 from fileio.images import IMAGE_SUFFIXES
 from fileio.outputs import accompanying_path, check_writable, refuse_existing
+from fileio.palettes import check_palette_suffix, write_palette
 from film.analysis.cut_lists import cut_list_paths, read_cut_list, write_cut_list
 from film.analysis.transitions import Boundary
 from film.io.image_sequence import ImageSequence, find_sequences
@@ -113,8 +115,8 @@ def refuse_clashes(inputs: Inputs, output: Path, confidence: bool) -> None:
 def prepare_inputs(config: ColorConfig, largest_films_first: bool) -> Inputs:
     """Return the inputs to color; also load the predictor to save it, if ``config.save_checkpoint`` is set.
 
-    In a folder, finished inputs are skipped, except for films that were colored with different references. Raises
-    UserError if an existing file would be overwritten without ``config.overwrite``.
+    In a folder, finished inputs are skipped, except for films that were colored with a different palette or different
+    references. Raises UserError if an existing file would be overwritten without ``config.overwrite``.
     """
     pictures, films, _ = find_inputs(config.input, config.output, config.confidence, config.fps, config.range)
     refuse_shot_numbers(config.references, len(films))
@@ -131,7 +133,7 @@ def prepare_inputs(config: ColorConfig, largest_films_first: bool) -> Inputs:
     foreign = [target for film, target in films if is_complete(film, target) and not read_completion(target)]
     refuse_existing([*new, *foreign, *saved, *maps], config.overwrite)
     check_writable([*(target for _, target in [*pictures, *films]), *saved])
-    added = config.references or config.characters
+    added = config.references or config.characters or config.palette
     finished = [(film, target) for film, target in finished
                 if (completion := read_completion(target)) and (added or completion.references)]
     if finished or config.save_checkpoint:
@@ -266,7 +268,8 @@ def coloring_facts(predictor: Predictor, config: ColorConfig) -> dict[str, str]:
     """Return the entries of metrics.json and the report that describe how the input was colored."""
     grade = {"references": f"{predictor.grade}; graded to match the series"} if predictor.grade else {}
     characters = {"characters": ", ".join(names_of(predictor.characters))} if predictor.characters else {}
-    return {"checkpoint": str(config.checkpoint), "color_feature": predictor.source, **characters, **grade}
+    palette = {"palette": str(config.palette)} if config.palette else {}
+    return {"checkpoint": str(config.checkpoint), "color_feature": predictor.source, **characters, **grade, **palette}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -280,12 +283,29 @@ def color(config: ColorConfig) -> None:
     """
     config.check()
     group = WorkerGroup.join()
+    if config.save_palette:
+        group.compute_on_leader("palette", partial(save_palette, config, config.save_palette))
+        return
     inputs = group.compute_on_leader("inputs", partial(prepare_inputs, config, largest_films_first=group.size > 1))
     config = replace(config, save_checkpoint=None, boundaries=inputs.boundaries)  # prepare_inputs has saved it
     if group.is_single_process and len(inputs.films) > 1:
         run_isolated(group_keys(inputs), color_inputs, config, inputs)
     elif inputs.pictures or inputs.films:
         color_inputs(group, config, inputs)
+
+
+def save_palette(config: ColorConfig, path: Path) -> None:
+    """Write the colors that the checkpoint and the references of ``config`` contain to a palette file."""
+    check_palette_suffix(path)
+    refuse_existing([path], config.overwrite, "--save_palette")
+    check_writable([path], "--save_palette")
+    predictor = load(config)
+    colors = learned_colors(predictor.colorizer, predictor.frame_names, predictor.characters)
+    if not colors:
+        raise UserError(f"{config.checkpoint} remembers no frames to take colors from; train with --use_spatial_memory "
+                        "True")
+    write_palette(path, colors)
+    print(f"{len(colors)} colors of {len({color.character for color in colors})} groups: {path}")
 
 
 def group_keys(inputs: Inputs) -> list[str]:

@@ -30,7 +30,7 @@ class NamedColorConfig:
     margin: float = 3.0  # a pixel has a color fully if all others are farther by this; larger: softer boundaries
     learned_distance: float = 6.0  # a learned color this near to a named one belongs to it; larger: more belong
     shadow_depth: float = 10.0  # difference in L below a color from where chroma decreases; larger: vivid shadows
-    edge_width: int = 3  # pixels around an object that may mix its color and the background; larger: wider soft edges
+    edge_width: int = 5  # pixels around an exchanged color that may mix it with the background; larger: wider edges
     mixture_tolerance: float = 8.0  # Lab distance (L counts half) from a mixture; larger: more edge pixels change
 
 
@@ -96,14 +96,27 @@ class NamedColors:
         self._old = [[Shades.of(color.replaces or color.color, config)] for color in self.locked]
         self._others = [Shades.of(color.color, config) for color in self.colors if not color.locked]
         named = [*(group[0] for group in self._old), *self._others]
+        known = [Shades.of(color, config) for color in learned]
         levels = np.arange(LEVELS)
         self._targets = np.stack([shades.ab(levels) for shades in self._new] + [np.zeros((LEVELS, 2), np.float32)])
-        for shades in (Shades.of(color, config) for color in learned):
-            level = _levels(np.full((1, 1), shades.L, np.float32))
-            distances = [each.squared_distance(cv2.split(shades.ab(level)), level, config.lightness_weight).item()
-                         for each in named]
-            nearest = int(np.argmin([*distances, config.learned_distance**2]))
+        for shades in known:
+            nearest = int(np.argmin([*(self._distance(each, shades) for each in named), config.learned_distance]))
             (self._old[nearest] if nearest < len(self._old) else self._others).append(shades)
+        self.unknown = [self._explain(color, learned[int(np.argmin(distances))])
+                        for color, (shades, *_) in zip(self.locked, self._old, strict=True)
+                        if min(distances := [self._distance(shades, other) for other in known], default=0)
+                        > config.zero_distance]
+
+    def _distance(self, shades, other):
+        """Return the distance of the color ``other`` from ``shades``."""
+        level = _levels(np.full((1, 1), other.L, np.float32))
+        return shades.squared_distance(cv2.split(other.ab(level)), level, self.config.lightness_weight).item()**0.5
+
+    def _explain(self, color, nearest):
+        """Return a message that no learned color is near a locked ``color``."""
+        return (f"the checkpoint knows no color near the {color.replaces or color.color} of {color.name!r} of "
+                f"{color.character!r}, so it may color nothing; to give it to the pixels of the nearest known color, "
+                f"write '{color.name} = {color.color} replaces {nearest}'")
 
     def apply(self, ab: np.ndarray, L: np.ndarray) -> np.ndarray:
         """Return the ab (H, W, 2) of a frame of lightness L (H, W) with locked and exchanged colors."""
@@ -137,10 +150,10 @@ class NamedColors:
     def _exchange_edges(self, result, ab, L, weight, number):
         """Change the pixels of ``result`` that mix an exchanged color and the background, given its ``weight`` (H, W).
 
-        The color of such a pixel is projected onto the line between the colors of the spatially nearest background and
-        object pixels. Its share of the object is its position on that line, less if the color is far from the line.
+        The color of such a pixel is a mixture of the colors of the spatially nearest object pixel and the nearest
+        background pixel, or gray.
         """
-        config, size = self.config, np.ones((2 * self.config.edge_width + 1,) * 2, np.uint8)
+        size = np.ones((2 * self.config.edge_width + 1,) * 2, np.uint8)
         core = weight > 0.9
         outside = (cv2.dilate(core.astype(np.uint8), size) == 0) & (weight < 0.1)
         edge = ~(core | outside)
@@ -149,16 +162,20 @@ class NamedColors:
         lab = np.dstack([LIGHTNESS_WEIGHT * L, ab])
         foreground, background = (lab.reshape(-1, 3)[_nearest(mask)[edge]] for mask in (core, outside))
         lab = lab[edge]
-        darkest = np.minimum(foreground, background)[:, 0]
-        line = lab[:, 0] < darkest  # darker than both sides, so not a mixture
-        lab[:, 0] = np.maximum(lab[:, 0], darkest)
-        axis = foreground - background
-        share = np.clip(((lab - background) * axis).sum(-1) / np.maximum((axis**2).sum(-1), 1), 0, 1)
-        residual = np.square(lab - background - share[:, None] * axis).sum(-1)
-        share = np.maximum(share * np.exp(-residual / config.mixture_tolerance**2) - weight[edge], 0)
-        object_L = np.where(line, L[edge], foreground[:, 0] / LIGHTNESS_WEIGHT)
-        level = _levels(object_L)
-        result[edge] += share[:, None] * (self._new[number].ab(level) - self._old[number][0].ab(level))
+        lab[:, 0] = np.maximum(lab[:, 0], np.minimum(foreground, background)[:, 0])  # also the color of lines is mixed
+        gray = lab * (1, 0, 0)
+        share = np.maximum(self._share(lab, foreground, background),
+                           self._share(lab, gray + foreground * (0, 1, 1), gray)) - weight[edge]
+        level = _levels(foreground[:, 0] / LIGHTNESS_WEIGHT)
+        result[edge] += np.maximum(share, 0)[:, None] * (self._new[number].ab(level) - self._old[number][0].ab(level))
+
+    def _share(self, lab, foreground, background):
+        """Return the position (n,) in [0, 1] of colors (n, 3) on the line from ``background`` to ``foreground``, less
+        if they are far from it."""
+        axis, offset = foreground - background, lab - background
+        share = np.clip((offset * axis).sum(-1) / np.maximum((axis**2).sum(-1), 1), 0, 1)
+        residual = np.square(offset - share[:, None] * axis).sum(-1)
+        return share * np.exp(-residual / self.config.mixture_tolerance**2)
 
 
 def _levels(L):

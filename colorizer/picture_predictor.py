@@ -20,13 +20,14 @@ from colorizer.characters import Character
 from colorizer.colorizer import UNSCOPED, Colorizer, MemoryLookup
 from colorizer.confidence import Confidence
 from colorizer.feature_extraction import FeatureExtractor
+from colorizer.named_colors import NamedColors
 from colorizer.references import rendered_pictures
 from colorizer.scopes import ShotView, rank_references
 from colorizer.warping.optical_flow import to_flow_image
 from colorizer.warping.propagation import signature
 from colorizer.warping.upsampling import upsample_colors
 from config import ModelConfig
-from dataset import AB_SCALE, GRAY_SIZE, lab_to_rgb, rgb_to_lab
+from dataset import AB_SCALE, GRAY_SIZE, lab_to_rgb, resize, rgb_to_lab
 from networks import Conditioning, MemoryMatches
 from utils import autocast, to_device
 
@@ -55,6 +56,7 @@ class PicturePredictor:
     grade: Grade | None = None  # grade that was applied to the references
     characters: list[Character] = field(default_factory=list)  # pictures that the character classifier is trained on
     reference_names: list[str] = field(default_factory=list)  # of the added references, in order; for messages
+    named_colors: NamedColors | None = None  # of a palette file with locked colors
 
     @property
     def config(self) -> ModelConfig:
@@ -137,8 +139,15 @@ class PicturePredictor:
             conditioning = self.memory_conditioning(self.colorizer.recall(embedding, ranks))
         elif self.source != "none":
             conditioning = self.pictures_conditioning(labs)
-        return self.generate_ab(lightness, conditioning, features,
-                                MemoryLookup(self._picture_of if self.response else None, ranks))
+        ab, confidence = self.generate_ab(lightness, conditioning, features,
+                                          MemoryLookup(self._picture_of if self.response else None, ranks))
+        return np.stack(list(map(self.lock_colors, ab, lightness))), confidence
+
+    def lock_colors(self, ab: np.ndarray, L: np.ndarray) -> np.ndarray:
+        """Return predicted ab (S, S, 2) of a picture with lightness L (H, W), with the locked colors of the palette."""
+        if self.named_colors is None:
+            return ab
+        return self.named_colors.apply(ab, resize(self.extractor.adapt([L])[0], *ab.shape[:2]))
 
     def rank_references(self, shots: Sequence[ShotView], names: Sequence[str] | None) -> list[list[int]]:
         """Return the ranks of the references in each shot of a film; ``names`` are as in ``scopes.rank_references``."""

@@ -25,15 +25,18 @@ from colorizer.confidence import Confidence
 from colorizer.contradictions import find_contradictions
 from colorizer.memory.frame_archive import open_archive
 from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
+from colorizer.named_colors import NamedColors
 from colorizer.picture_predictor import PicturePredictor
 from colorizer.references import (
     Reference, crop_references, find_anchors, pin_references, read_reference, read_references, reencode_film_references)
 from colorizer.scopes import ONLY_THIS_SHOT, SIMILAR_SHOTS, ShotView, shared_pairs, shot_numbers
+from colorizer.series_colors import learned_colors
 from colorizer.warping.in_betweens import InBetweenConfig, InBetweens
 from colorizer.warping.propagation import Anchor
 from config import PredictorConfig
 from dataset import REFERENCE_ID, rgb_to_lab
 from fileio.checkpoints import load_checkpoint, save_checkpoint
+from fileio.palettes import NamedColor, read_palette
 from networks import Conditioning
 from utils import UserError, resolve_precision, select_device, single_torch_thread, to_device, warn
 
@@ -181,6 +184,18 @@ class Predictor(PicturePredictor):
         fit_characters(self.extractor, self.characters)
         self.__dict__.pop("_character_digest", None)
 
+    def use_palette(self, colors: Sequence[NamedColor]) -> None:
+        """Apply the colors of a palette file to all pictures; warn about locked colors that the series does not have.
+        Call it before ``add_references``, so that references do not change which colors are known."""
+        learned = learned_colors(self.colorizer, self.frame_names, self.characters)
+        named = NamedColors(colors, [color.color for color in learned])
+        self.named_colors = named if named.locked else None
+        for message in named.unknown:
+            warn(message)
+        if self.named_colors:
+            self.provenance = {**self.provenance, "palette": named.digest}
+            self.identity = _digest([repr(self.provenance).encode()])
+
     @torch.inference_mode()
     def requery_palettes(self, palettes: Sequence[Palette], signatures: Sequence[np.ndarray]) -> list[Palette]:
         """Return the palettes of all shots of a film, computed from the current content of the memory, given the
@@ -215,11 +230,13 @@ class Predictor(PicturePredictor):
 
     @torch.inference_mode()
     def lookup_digest(self, palette: Palette, embeddings: np.ndarray) -> str:
-        """Return a hash of all memory content that affects a shot with ``palette`` and frame ``embeddings`` (N, D), or
-        "" if no memory is read. Predictors with equal ``base_identity`` and digest predict equal colors."""
+        """Return a hash of all memory content that affects a shot with ``palette`` and frame ``embeddings`` (N, D), and
+        the palette, or "" if there is nothing of both. Predictors with equal ``base_identity`` and digest predict equal
+        colors."""
+        locked = "" if self.named_colors is None else self.named_colors.digest
         if not self.uses_memory:
-            return ""
-        digest = hashlib.sha256(repr(palette.score).encode())
+            return locked
+        digest = hashlib.sha256((repr(palette.score) + locked).encode())
         if palette.has_characters:
             digest.update(self._character_digest)
         digest.update(palette.color_feature.numpy().tobytes())  # type: ignore[union-attr]  # comes from the memory
@@ -323,7 +340,7 @@ def _source(config, model_config):
 
 @single_torch_thread()
 def load_predictor(config: PredictorConfig) -> Predictor:
-    """Load a Predictor. Adds the references and characters, and saves the result if ``save_checkpoint`` is set.
+    """Load a Predictor. Adds palette, references and characters, and saves the result if ``save_checkpoint`` is set.
 
     Raises UserError if a file cannot be read or the checkpoint does not support the settings.
     """
@@ -345,6 +362,8 @@ def load_predictor(config: PredictorConfig) -> Predictor:
         "reference": "" if predictor.reference is None else _digest([predictor.reference.tobytes()]),
         "device": device.type, "precision": precision}
     predictor.identity = predictor.base_identity = _digest([repr(predictor.provenance).encode()])
+    if config.palette:
+        predictor.use_palette(read_palette(config.palette))
     if config.references:
         predictor.add_references(read_references(config.references), config.match_references)
     if config.characters:

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from colorizer.colorizer import Colorizer
 from colorizer.memory.spatial_memory import SpatialMemory
 from dataset import lab_to_rgb, rgb_to_lab
+from fileio.palettes import SERIES, NamedColor
 from utils import UserError, evenly_spaced
 
 LIGHTNESS_WEIGHT = 0.5  # weight of L in color distances; larger: shades of one color are kept apart
@@ -92,6 +94,27 @@ def extract_palette(spatial: SpatialMemory, frame_names: Mapping[int, str],
     scale, offset = np.array((1 / 2.55, 1, 1), np.float32), np.array((0, 128, 128), np.float32)
     return [PaletteColor(lab_to_hex(lab), share, frame_names.get(int(spatial.ids[slots[number]]), ""))
             for lab, share, number in _distinct_colors(((each * scale - offset, None) for each in codes), config)]
+
+
+def learned_colors(colorizer: Colorizer, frame_names: Mapping[int, str],
+                   characters: Iterable[tuple[str, np.ndarray, np.ndarray]] = ()) -> list[NamedColor]:
+    """Return what a checkpoint knows as a palette: the colors of each character, and those of the remembered frames
+    that no character has. Most frequent colors come first.
+
+    Args: ``characters`` are pictures: name, RGB uint8 (H, W, 3) and mask, bool (H, W).
+    """
+    pictures: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for name, rgb, mask in characters:
+        pictures.setdefault(name, []).append((rgb, mask))
+    colors = [NamedColor(name, f"color {number}", "#" + bytes(rgb).hex()) for name, group in pictures.items()
+              for number, rgb in enumerate(main_colors(*zip(*group, strict=True)).tolist(), 1)]
+    if not colorizer.config.use_spatial_memory:
+        return colors
+    scale, nearest = (LIGHTNESS_WEIGHT, 1, 1), PaletteConfig.merge_distance
+    taken = np.array([hex_to_lab(color.color) for color in colors]).reshape(-1, 3)
+    found = [each.color for each in extract_palette(colorizer.spatial, frame_names)
+             if not (np.linalg.norm((taken - hex_to_lab(each.color)) * scale, axis=1) < nearest).any()]
+    return [*colors, *(NamedColor(SERIES, f"color {number}", color) for number, color in enumerate(found, 1))]
 
 
 def main_colors(pictures: Iterable[np.ndarray], masks: Iterable[np.ndarray],

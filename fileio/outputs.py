@@ -30,11 +30,11 @@ def hidden_path(output: Path, suffix: str) -> Path:
     return output.with_name(f".{short_stem(output.name)}.{suffix}").absolute()
 
 
-def refuse_existing(paths: Iterable[Path], overwrite: bool) -> None:
+def refuse_existing(paths: Iterable[Path], overwrite: bool, flag: str = "--output") -> None:
     """Raise UserError if one of the files exists and ``overwrite`` is False."""
     existing = next((path for path in paths if not overwrite and path.exists()), None)
     if existing is not None:
-        raise UserError(f"{existing} exists already; pass --overwrite True or a different --output")
+        raise UserError(f"{existing} exists already; pass --overwrite True or a different {flag}")
 
 
 def check_writable(paths: Iterable[Path], flag: str = "--output") -> None:

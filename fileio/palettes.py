@@ -195,6 +195,8 @@ def _read_ase(data):
             raise damaged
         kind, length = _ASE_BLOCK.unpack_from(data, position)
         position += _ASE_BLOCK.size + length
+        if position > len(data):
+            raise damaged
         block = data[position - length:position]
         if kind == _ASE_GROUP_END:
             character = SERIES

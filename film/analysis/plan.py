@@ -62,6 +62,10 @@ class FilmPredictor(Protocol):
         """
         return *self.predict(lightness, palette), np.zeros((len(lightness), 0), np.int16)
 
+    def lock_colors(self, ab: np.ndarray, L: np.ndarray) -> np.ndarray:
+        """Return the ab (S, S, 2) of a frame with lightness L (side, side) with the locked colors of a palette."""
+        return ab
+
     def find_anchors(self, signatures: np.ndarray, palette: Palette) -> list[Anchor]:
         """Find the pictures of the memory that show frames of a shot, given ``Plan.signatures`` of the shot."""
         return []

@@ -12,6 +12,7 @@ from film.io.planes import ColorEncoding, Planes, change_depth, gray_lightness, 
 CHUNK_PIXELS = 2**16  # pixels converted at a time, so that intermediate results fit into a core's cache
 AB_STEP = 4  # Lab units between the entries of the table; larger: smaller table, less accurate near the gamut boundary
 AB_ENTRIES = 33  # entries from gray to the most saturated color
+CORRECTIONS = 3  # steps in which L is adapted to the luma; larger: saturated colors are more exact, slower start
 SIDE = 2 * AB_ENTRIES + 1  # entries along a side of the tile of one luma
 TILES = 16  # tiles along a side of the table, 256 in all
 
@@ -49,15 +50,16 @@ def _chroma_table(source, target):
     """Return Cb and Cr, with the 16 bits of ``_fine``, of the luma levels of ``source`` in 8 bits and of colors ab:
     uint16 (TILES * SIDE, TILES * SIDE, 2), a tile for each level with rows for a and columns for b.
 
-    Combined with the L of a gray, ab would change the luma (lower it for blue and red), so one correction step adapts
-    L to the luma.
+    Combined with the L of a gray, ab would change the luma (lower it for blue and red), so L is adapted to the luma in
+    CORRECTIONS steps.
     """
     axis = AB_STEP * np.arange(-AB_ENTRIES, AB_ENTRIES + 1, dtype=np.float32)
     levels = np.arange(TILES**2, dtype=np.uint16) << source.depth - 8
     L = np.repeat(lightness_of(levels.astype(source.dtype), source).ravel(), SIDE)[:, None] + 0 * axis
     lab = cv2.merge([L, np.tile(axis, TILES**2)[:, None] + 0 * axis, axis + np.zeros_like(L)])
-    rgb = cv2.cvtColor(lab, cv2.COLOR_Lab2RGB).clip(0, 1)
-    lab[..., 0] += L - gray_lightness(target.luma_of(rgb))
+    for _ in range(CORRECTIONS):
+        rgb = cv2.cvtColor(lab, cv2.COLOR_Lab2RGB).clip(0, 1)
+        lab[..., 0] += L - gray_lightness(target.luma_of(rgb))
     cb_cr = np.dstack(_fine(target).to_chroma(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB).clip(0, 1)))
     return np.ascontiguousarray(cb_cr.reshape(TILES, TILES, SIDE, SIDE, 2).swapaxes(1, 2).reshape(
         TILES * SIDE, TILES * SIDE, 2))

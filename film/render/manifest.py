@@ -24,7 +24,7 @@ from film.analysis.plan import FilmPredictor, Plan
 from film.io.encoding import EncodingTarget
 from film.io.video import Film
 
-FORMAT = 21  # version of the files of a SegmentStore and of the coloring; files of a different version are not used
+FORMAT = 22  # version of the files of a SegmentStore and of the coloring; files of a different version are not used
 OPERATIONAL = ("batch_size", "confidence")  # fields of FilmConfig
 DERIVED = ("predictor", "encoding")  # entries that change with others, which say more
 MAX_SHOWN = 20  # characters of a value that an explanation shows; longer ones are hashes and lists
@@ -34,7 +34,8 @@ MAX_SHOWN = 20  # characters of a value that an explanation shows; longer ones a
 class Manifest:
     """``content`` is nested plain values that all shots depend on.
 
-    ``operation`` has the settings that do not change the film, and references that change single shots only.
+    ``operation`` has the settings that do not change the film, and references and palette, which are part of the
+    digest of each shot.
     """
 
     content: dict[str, Any]
@@ -88,7 +89,8 @@ def film_manifest(predictor: FilmPredictor, film: Film, target: EncodingTarget, 
                   updates_shots: bool, overwrite: bool) -> Manifest:
     """Return the manifest of ``film`` colored by ``predictor``.
 
-    References are left out if the output ``updates_shots``, since they are part of each ``shot_digest`` then.
+    References and palette are left out if the output ``updates_shots``, since they are part of each ``shot_digest``
+    then.
     """
     settings, provenance = asdict(config), dict(predictor.provenance)
     settings["end"] = None if math.isinf(config.end) else config.end  # JSON has no infinity
@@ -97,6 +99,7 @@ def film_manifest(predictor: FilmPredictor, film: Film, target: EncodingTarget, 
     if updates_shots:
         identity = predictor.base_identity
         operation["references"] = provenance.pop("references", [])
+        operation["palette"] = provenance.pop("palette", "")
     versions = {name: ".".join(map(str, version)) for name, version in sorted(av.library_versions.items())}
     content = {"format": FORMAT, "film": film.fingerprint(), "predictor": identity, **provenance, "settings": settings,
                "encoding": repr(target), "analysis": ANALYSIS_VERSION, "keyframes": asdict(InBetweenConfig()),

@@ -160,7 +160,8 @@ class _BatchColorer:
                 task.ab, task.confidence = self.blender(task.L)
             elif task.L is not None:
                 ab, confidence, task.embedding = next(predictions)
-                self.last = ColoredFrame(task.L, self.filter(task.L, ab), confidence)
+                ab = self.predictor.lock_colors(self.filter(task.L, ab), task.L)
+                self.last = ColoredFrame(task.L, ab, confidence)
             if not (task.in_transition or self.config.keep_color_shots and shot.in_color):
                 # A fade reduces chroma by the same factor as contrast.
                 task.ab, task.confidence = self.last.ab / self.plan.exposure[task.index, 0], self.last.confidence
@@ -171,7 +172,7 @@ class _BatchColorer:
         transition, palette = self.plan.shots[number].transition, self.plan.shots[number + 1].palette
         L = transition.next_lightness.astype(np.float32)
         ab, confidence, embeddings = self.predictor.predict_with_embeddings(L[None], palette)
-        after = ColoredFrame(L, ab[0], next(confidence.per_picture()))
+        after = ColoredFrame(L, self.predictor.lock_colors(ab[0], L), next(confidence.per_picture()))
         side = self.config.temporal_filter.flow_size
         return TransitionBlender(transition.frames, transition.wipe, self.last, after, side), embeddings[0]
 

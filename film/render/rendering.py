@@ -245,7 +245,8 @@ class FilmRendering:
                     and self._has_files(index, is_joined=joined[index] == digest)):
                 self._add_finished(index, stored)
         if changed and not self.segments.joined_digests():
-            warn(f"finished shots of {self.output} ({changed}) are colored again, because the references have changed")
+            warn(f"finished shots of {self.output} ({changed}) are colored again, because the references or the "
+                 "palette have changed")
 
     def _add_finished(self, index, stored):
         """Add a finished shot to the records, given its stored state."""
