@@ -16,7 +16,7 @@ from dataset import lab_to_rgb, luma_lightness, rgb_to_lab
 from fileio.palettes import NamedColor
 
 LEVELS = 256  # of L from 0 to 100, in tables
-GAMUT_MARGIN = 25  # levels by which the luma of a color may differ from that in BT.601
+GAMUT_MARGIN = 25  # levels; tolerance for films in which a color does not have its luma of BT.601
 
 
 @dataclass(frozen=True)

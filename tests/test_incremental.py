@@ -101,8 +101,8 @@ def color(home, folder, **settings):
                match_references=False, **settings))
 
 
-def predictor(home, folder=None):
-    return Predictor.load(home / "run" / "best.pt", references=folder, match_references=False)
+def predictor(home, folder=None, palette=None):
+    return Predictor.load(home / "run" / "best.pt", references=folder, match_references=False, palette=palette)
 
 
 def contents(folder):
@@ -129,6 +129,22 @@ def test_batch_size_and_threads_do_not_change_a_byte(home, tmp_path, monkeypatch
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Changed shots
+
+
+def test_a_changed_palette_updates_the_film(home, plain, work, tmp_path):
+    """Locked colors give the bytes of a film that is colored with them at once; names change nothing."""
+    path, fresh = tmp_path / "colors.ini", tmp_path / "fresh"
+    main(flags(checkpoint=home / "run" / "best.pt", save_palette=path))
+    with pytest.raises(UserError, match="colors.ini exists already; pass --overwrite True or a different --save_pal"):
+        main(flags(checkpoint=home / "run" / "best.pt", save_palette=path))
+    assert find_changed_shots(predictor(home, palette=path), VideoFile(home / FILM), work / "film.mkv") == []
+    path.write_text(path.read_text().replace("\ncolor 1 = ", "\ncolor 1 = #d02838 replaces "))
+    assert predictor(home).base_identity == predictor(home, palette=path).base_identity
+    color(home, work, palette=path)
+    color(home, fresh, palette=path)
+    assert (work / "film.mkv").read_bytes() == (fresh / "film.mkv").read_bytes() != (plain / "film.mkv").read_bytes()
+    color(home, work)
+    assert (work / "film.mkv").read_bytes() == (plain / "film.mkv").read_bytes()
 
 
 def test_only_shots_with_another_lookup_digest_are_colored_again(home, plain, tmp_path, capsys, monkeypatch):
