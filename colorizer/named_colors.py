@@ -127,7 +127,7 @@ class NamedColors:
         result = ab + weight[..., None] * (self._targets[label, level] - ab)
         for number, color in enumerate(self.locked):
             if color.replaces:
-                self._exchange_edges(result, ab, L, np.where(label == number, weight, 0), number)
+                self._exchange_edges(result, ab, L, np.where(label == number, weight, -weight), number)
         return result
 
     def _classify(self, ab, level):
@@ -148,15 +148,15 @@ class NamedColors:
         return label, np.where(label < len(self.locked), weight, np.float32(0))
 
     def _exchange_edges(self, result, ab, L, weight, number):
-        """Change the pixels of ``result`` that mix an exchanged color and the background, given its ``weight`` (H, W).
+        """Change the pixels of ``result`` that mix an exchanged color and the background.
 
         The color of such a pixel is a mixture of the colors of the spatially nearest object pixel and the nearest
-        background pixel, or gray.
+        background pixel, or gray. ``weight`` (H, W) is that of the color, and negative where pixels have another one.
         """
         size = np.ones((2 * self.config.edge_width + 1,) * 2, np.uint8)
         core = weight > 0.9
         outside = (cv2.dilate(core.astype(np.uint8), size) == 0) & (weight < 0.1)
-        edge = ~(core | outside)
+        edge = ~(core | outside) & (weight > -0.9)
         if not (core.any() and outside.any() and edge.any()):
             return
         lab = np.dstack([LIGHTNESS_WEIGHT * L, ab])

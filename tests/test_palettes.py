@@ -178,6 +178,12 @@ def test_an_exchanged_color_leaves_no_fringe():
     assert error[edge].mean() < 12 < np.linalg.norm(ab - rgb_to_lab(before)[..., 1:], axis=-1)[edge].mean()
 
 
+def test_a_locked_color_next_to_an_exchanged_one_stays_exact():
+    L, lab = flat(DARK_RED, RED, WALL)
+    ab = NamedColors([locked(DARK_RED), locked(BLUE, RED)], [WALL]).apply(lab[..., 1:], L)
+    assert np.abs(ab[:, :24] - hex_to_lab(DARK_RED)[1:]).max() < 1e-4 and ab[12, 30, 1] < -30
+
+
 def test_the_boundary_between_two_colors_is_soft():
     """The result is continuous along a line through two locked colors."""
     first, second = hex_to_lab(RED), hex_to_lab("#d06828")
