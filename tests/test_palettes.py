@@ -190,7 +190,7 @@ def test_the_boundary_between_two_colors_is_soft():
     share = np.linspace(-0.5, 1.5, 2000, dtype=np.float32)[None, :, None]
     lab = (first + share * (second - first)).astype(np.float32)
     ab = NamedColors([locked(RED), locked("#d06828")], []).apply(lab[..., 1:], lab[..., 0])
-    assert np.linalg.norm(np.diff(ab, axis=1), axis=-1).max() < 0.2
+    assert np.linalg.norm(np.diff(ab, axis=1), axis=-1).max() < 0.5  # 20 times the steps of the colors; a jump is 16
     assert np.abs(ab[0, 500] - first[1:]).max() < 1e-4 and np.abs(ab[0, 1500] - second[1:]).max() < 0.1
 
 
