@@ -305,7 +305,7 @@ def save_palette(config: ColorConfig, path: Path) -> None:
         raise UserError(f"{config.checkpoint} remembers no frames to take colors from; train with --use_spatial_memory "
                         "True")
     write_palette(path, colors)
-    print(f"{len(colors)} colors of {len({color.character for color in colors})} groups: {path}")
+    print(f"{len(colors)} colors in {', '.join(dict.fromkeys(color.character for color in colors))}: {path}")
 
 
 def group_keys(inputs: Inputs) -> list[str]:
