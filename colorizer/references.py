@@ -35,6 +35,15 @@ class Reference(NamedTuple):
     name: str = "a reference"  # for messages
 
 
+def reference_path(folder: Path, name: str, scope: str = WHOLE_FILM) -> Path:
+    """Return the path of the reference ``name`` in a folder for ``read_references``, in the subfolder of its scope.
+
+    Raises UserError if ``scope`` is not a scope.
+    """
+    shot_numbers(scope)
+    return folder / scope / name
+
+
 def list_scopes(folder: Path) -> list[str]:
     """Return the scopes of references in a folder: "" for the folder itself, and the names of its visible subfolders.
 

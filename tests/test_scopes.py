@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
 from colorizer.memory.spatial_memory import SpatialMemory
-from colorizer.references import find_anchors, list_scopes, read_references
+from colorizer.references import find_anchors, list_scopes, read_references, reference_path
 from colorizer.scopes import HIDDEN, ShotView, rank_references, shot_numbers
 from colorizer.warping.propagation import signature
 from config import SpatialConfig
@@ -60,8 +60,9 @@ def test_other_folders_are_named_with_the_allowed_names(name, tmp_path):
 
 
 def test_references_are_read_with_their_scopes(tmp_path, capsys):
-    for name in ("b.png", "shots_10/a.png", "shots_2-3/a.png", "similar_shots/c.png", ".trash/x/a.png"):
-        write_image(tmp_path / name, RED)
+    for scope, name in (("", "b.png"), ("shots_10", "a.png"), ("shots_2-3", "a.png"), ("similar_shots", "c.png")):
+        write_image(reference_path(tmp_path, name, scope), RED)
+    write_image(tmp_path / ".trash" / "x" / "a.png", RED)
     write_image(tmp_path / "only_this_shot" / "gray.png", np.full_like(RED, 90))
     found = read_references(tmp_path)
     assert [(each.scope, each.name) for each in found] == [
