@@ -41,7 +41,7 @@ from film.report.memory_thumbnails import memory_thumbnails
 from film.report.memory_video import write_memory_video
 from film.report.records import Records
 from film.report.suggestions import suggest_frames, write_suggested_frames
-from utils import UserError, list_files, read_flags, run_cli
+from utils import UserError, list_files, read_flags, run_cli, warn
 
 ALL_PICTURES = "the pictures"  # WorkerGroup key for all pictures together; the key of a film is its path
 
@@ -171,6 +171,10 @@ def load(config: ColorConfig) -> Predictor:
 
 def color_all_pictures(predictor: Predictor, config: ColorConfig, pictures: Sequence[tuple[Path, Path]]) -> None:
     """Color ``pictures``, pairs of (input, output), and write one file of metrics for all of them."""
+    if any(map(shot_numbers, predictor.config.reference_scopes)):
+        warn("references for shot numbers are not used, since single pictures have no shots; move them to "
+             f"{ONLY_THIS_SHOT} or {SIMILAR_SHOTS}")
+    predictor.warn_of_contradictions()
     evaluation, started = Evaluation(), time.monotonic()
     kept = 0 if config.overwrite else sum(target.exists() for _, target in pictures)
     count = color_pictures(predictor, pictures, evaluation, config.confidence, config.overwrite)
@@ -231,8 +235,8 @@ def listed_boundaries(config: ColorConfig, films: Sequence[tuple[Film, Path]]) -
 
 
 def refuse_shot_numbers(references: Path | None, films: int) -> None:
-    """Raise UserError if references are limited to numbers of shots unless there is one film."""
-    if references and films != 1 and (numbered := list(filter(shot_numbers, list_scopes(references)))):
+    """Raise UserError if references are limited to numbers of shots and there are several films."""
+    if references and films > 1 and (numbered := list(filter(shot_numbers, list_scopes(references)))):
         raise UserError(f"{references / numbered[0]} has references for shots of one film, but there are {films} in "
                         f"--input; pass a single film, or move them to {ONLY_THIS_SHOT} or {SIMILAR_SHOTS}")
 

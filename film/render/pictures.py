@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from colorizer.metrics import has_color
 from colorizer.predictor import Predictor
-from colorizer.scopes import ONLY_THIS_SHOT, SIMILAR_SHOTS, shot_numbers
 from fileio.images import read_deep_image, write_image
 from fileio.outputs import accompanying_path
 from film.io.image_sequence import write_colored_frame
@@ -75,10 +74,6 @@ def color_pictures(predictor: Predictor, pairs: Sequence[tuple[Path, Path]], eva
     UserError if no picture can be read.
     """
     count = 0
-    if any(map(shot_numbers, predictor.config.reference_scopes)):
-        warn("references for shot numbers are not used, since single pictures have no shots; move them to "
-             f"{ONLY_THIS_SHOT} or {SIMILAR_SHOTS}")
-    predictor.warn_of_contradictions()
 
     def color_and_measure(pair):
         source, target = pair
