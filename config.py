@@ -367,6 +367,8 @@ class FilmConfig:
     boundaries: Sequence[tuple[int, int, bool]] | None = None  # (start, end, wipe) of each shot's end; None: detect
     response: str = setting("auto", "auto: compensate for the tone curve and spectral sensitivity of a faded or graded "
                             "film; none: do not", choices=["auto", "none"])
+    fallback: Path | None = setting(None, "the input colored by another program, a film, picture or folder: its colors "
+                                    "replace uncertain ones")
     confidence: bool = setting(False, "also write maps of the confidence: recalled, predicted and unknown colors")
     batch_size: int = setting(64, "frames to color at the same time; fewer need less memory", group="machine")
     temporal_filter: TemporalFilterConfig = field(default_factory=TemporalFilterConfig)

@@ -25,6 +25,7 @@ from fileio.outputs import accompanying_path, check_writable, refuse_existing
 from fileio.palettes import check_palette_suffix, write_palette
 from film.analysis.cut_lists import cut_list_paths, read_cut_list, write_cut_list
 from film.analysis.transitions import Boundary
+from film.io.fallback import find_fallback, find_fallback_picture
 from film.io.image_sequence import ImageSequence, find_sequences
 from film.io.luma_check import check_luma
 from film.io.mux import OUTPUT_SUFFIXES
@@ -121,6 +122,7 @@ def prepare_inputs(config: ColorConfig, largest_films_first: bool) -> Inputs:
     pictures, films, _ = find_inputs(config.input, config.output, config.confidence, config.fps, config.range)
     refuse_shot_numbers(config.references, len(films))
     config = replace(config, boundaries=listed_boundaries(config, films))
+    check_fallbacks(config, pictures, films)
     kept, finished, found_films = [], [], len(films)
     if config.input.is_dir() and not config.overwrite:
         kept = [target for _, target in pictures if target.exists()]
@@ -147,6 +149,21 @@ def prepare_inputs(config: ColorConfig, largest_films_first: bool) -> Inputs:
     return Inputs(pictures, films, config.boundaries)
 
 
+def check_fallbacks(config: ColorConfig, pictures: Sequence[tuple[Path, Path]],
+                    films: Sequence[tuple[Film, Path]]) -> None:
+    """Warn about inputs without a version in ``config.fallback``. Raises UserError if none has one."""
+    if config.fallback is None:
+        return
+    missing = [path.name for path, _ in pictures if find_fallback_picture(config.fallback, path) is None]
+    missing += [film.path.name for film, _ in films if find_fallback(config.fallback, film) is None]
+    if len(missing) == len(pictures) + len(films):
+        raise UserError(f"{config.fallback} has no version of {config.input}; pass a file, or a folder of files that "
+                        "are named like the inputs")
+    if missing:
+        warn(f"{config.fallback} has no version of {len(missing)} inputs, which are colored without a fallback: "
+             f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}")
+
+
 def _size(pair):
     film, _ = pair
     paths = film.paths.values() if isinstance(film, ImageSequence) else [film.path]
@@ -159,8 +176,9 @@ def load(config: ColorConfig) -> Predictor:
     if config.memory_video and not predictor.uses_memory:
         raise UserError("--memory_video needs the memory, which is not used here; leave --color_feature and "
                         "--reference out, or train with --use_memory True")
-    if config.confidence and not predictor.uses_spatial_memory:
-        raise UserError("--confidence needs the spatial memory, which is not used here; leave --color_feature and "
+    flag = "--confidence" if config.confidence else "--fallback" if config.fallback else ""
+    if flag and not predictor.uses_spatial_memory:
+        raise UserError(f"{flag} needs the spatial memory, which is not used here; leave --color_feature and "
                         "--reference out, or train with --use_spatial_memory True")
     return predictor
 
@@ -177,10 +195,13 @@ def color_all_pictures(predictor: Predictor, config: ColorConfig, pictures: Sequ
     predictor.warn_of_contradictions()
     evaluation, started = Evaluation(), time.monotonic()
     kept = 0 if config.overwrite else sum(target.exists() for _, target in pictures)
-    count = color_pictures(predictor, pictures, evaluation, config.confidence, config.overwrite)
-    seconds = time.monotonic() - started
+    count, shares = color_pictures(predictor, pictures, evaluation, config.confidence, config.overwrite,
+                                   config.fallback)
+    seconds, used = time.monotonic() - started, [share for share in shares if share is not None]
     facts = {"input": str(config.input), **coloring_facts(predictor, config), "pictures": kept + count,
-             **({"colored_by_earlier_runs": kept} if kept else {}), "seconds": round(seconds, 2)}
+             **({"colored_by_earlier_runs": kept} if kept else {}), "seconds": round(seconds, 2),
+             **({"fallback": {"path": str(config.fallback), "share": round(sum(used) / max(1, len(shares)), 4),
+                              "pictures_without": len(shares) - len(used)}} if config.fallback else {})}
     target = config.output if config.input.is_dir() else pictures[0][1]
     path_of = target.joinpath if config.input.is_dir() else partial(accompanying_path, target)
     print(f"colored {count} pictures in {seconds:.1f} s: {target}")
@@ -202,6 +223,8 @@ def color_film_and_report(predictor: Predictor, config: ColorConfig, film: Film,
         print(f"colored {count} frames of {len(records)} shots in {seconds:.1f} s: {result.path}")
         facts: dict[str, Any] = {"input": str(film.path), **coloring_facts(predictor, config), "pictures": count,
                                  "shots": len(records), "seconds": round(seconds, 2)}
+        if fallback := records.fallback_facts():
+            facts["fallback"] = {"path": str(config.fallback), **fallback}
         if cut_lists:
             first = frames_before(film, config.start)
             shots = [Boundary(first, first)] * bool(first) + [shot.shift(first) for shot in records.boundaries()]
@@ -252,6 +275,8 @@ def write_film_report(predictor: Predictor, config: ColorConfig, records: Record
     thumbnails = memory_thumbnails(predictor.colorizer) if predictor.uses_memory else {}
     facts = {label.replace("color_feature", "palette from"): text
              for label, text in coloring_facts(predictor, config).items()}
+    if fallback := records.fallback_facts():
+        facts["fallback"] = f"{config.fallback}, {fallback['share']:.0%} of the frame area, grade: {fallback['grade']}"
     report = accompanying_path(target, "report.html")
     write_report(report, Report(film.path.name, records, suggestions, folder.name, predictor.frame_names, thumbnails,
                                 summaries, facts, records.response))

@@ -96,15 +96,21 @@ def fit_grade(embed: EmbedFrames, memory: SpatialMemory, pictures: Sequence[np.n
 
 
 def _fit_chroma(embed, memory, pictures, config):
-    """Fit a Grade without tone curve by RANSAC over matching cells. Return None if no grade explains enough of them.
-
-    Frames colored by the user mostly have the colors of the series, so the identity explains them equally well. Scenes
-    that do not occur in the series give matches that no grade explains.
-    """
+    """Fit a Grade without tone curve to matching cells. Return None if no grade explains enough of them."""
     labs, grid = [rgb_to_lab(picture) for picture in pictures], memory.config.grid
     matches = match_cells(embed, memory, [lab[..., 0] for lab in labs], None, ResponseConfig())
     cells = np.concatenate([resize(lab, grid, grid).reshape(-1, 3) for lab in labs])[matches.cells]
-    source, target = _cb_cr(cells), _cb_cr(matches.lab[0])
+    return fit_matched_colors(cells, matches.lab[0], config)
+
+
+def fit_matched_colors(source_lab: np.ndarray, target_lab: np.ndarray, config: GradeConfig) -> Grade | None:
+    """Fit the grade, without tone curve, that maps colors, Lab (n, 3), to those that they should have, by RANSAC.
+
+    Return None if no grade explains clearly more of them than the identity. Frames colored by the user mostly have the
+    colors of the series, so the identity explains them equally well. Scenes that do not occur in the series give
+    matches that no grade explains.
+    """
+    source, target = _cb_cr(source_lab), _cb_cr(target_lab)
     if len(source) < config.min_pairs:
         return None
     matrix, _ = cv2.estimateAffinePartial2D(source, target, method=cv2.RANSAC,

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from colorizer.adaptation.fallback import FallbackFit
 from colorizer.adaptation.film_response import FilmResponse
 from colorizer.confidence import Confidence
 from colorizer.predictor import Palette
@@ -144,6 +145,7 @@ class Plan:
     signatures: np.ndarray  # uint8 (n, h, h), see colorizer.warping.propagation
     response: FilmResponse | None = None  # film response of the source; None: that of the training frames
     checksums: array = field(default_factory=lambda: array("L"))  # ``luma_checksum`` of each frame
+    fallback: FallbackFit | None = None  # of the colors of another program; None: there are none
 
     @property
     def index(self) -> FrameIndex:
@@ -167,7 +169,8 @@ class Plan:
         shot, response = self.shots[number], self.response and self.response.state()
         following = self.shots[number + 1] if shot.transition else shot
         return [shot.start, shot.transition_start, shot.end, following.transition_start, shot.box, self.has_color,
-                response, shot.field_order, shot.is_flagged, self.field_order]
+                response, shot.field_order, shot.is_flagged, self.field_order,
+                self.fallback and self.fallback.state()]
 
     @property
     def field_order(self) -> str:
@@ -194,7 +197,8 @@ class Plan:
                 "checksums": torch.tensor(self.checksums, dtype=torch.int64),
                 "shots": [shot.state() for shot in self.shots], "exposure": torch.from_numpy(self.exposure),
                 "signatures": torch.from_numpy(self.signatures),
-                "response": self.response and self.response.state()}
+                "response": self.response and self.response.state(),
+                "fallback": self.fallback and self.fallback.state()}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Plan":
@@ -203,4 +207,5 @@ class Plan:
                       "checksums": array("L", state["checksums"].tolist()), "exposure": state["exposure"].numpy(),
                       "signatures": state["signatures"].numpy(),
                       "shots": [Shot.from_state(shot) for shot in state["shots"]],
-                      "response": state["response"] and FilmResponse.from_state(state["response"])})
+                      "response": state["response"] and FilmResponse.from_state(state["response"]),
+                      "fallback": state["fallback"] and FallbackFit.from_state(state["fallback"])})

@@ -79,7 +79,7 @@ class ImageSequence:
         """``paths``: {number: path} in order; ``before``, ``after``: the stems around the number; ``rate``: frames per
         second."""
         first = min(paths)
-        self.paths = {number - first: path for number, path in paths.items()}
+        self.first_number, self.paths = first, {number - first: path for number, path in paths.items()}
         path = self.paths[0]
         self.before, self.after, self.path = before, after, path.parent / f"{before}*{after}{path.suffix}"
         # Stem of the names of the report and the log

@@ -23,6 +23,7 @@ from film.analysis.film_analysis import ANALYSIS_VERSION
 from film.analysis.plan import FilmPredictor, Plan
 from film.io.encoding import EncodingTarget
 from film.io.video import Film
+from film.render.fallback import open_fallback
 
 FORMAT = 22  # version of the files of a SegmentStore and of the coloring; files of a different version are not used
 OPERATIONAL = ("batch_size", "confidence")  # fields of FilmConfig
@@ -93,6 +94,8 @@ def film_manifest(predictor: FilmPredictor, film: Film, target: EncodingTarget, 
     then.
     """
     settings, provenance = asdict(config), dict(predictor.provenance)
+    fallback = open_fallback(film, config)
+    settings["fallback"] = fallback and fallback.fingerprint()
     settings["end"] = None if math.isinf(config.end) else config.end  # JSON has no infinity
     operation = {**{name: settings.pop(name) for name in OPERATIONAL}, "overwrite": overwrite}
     identity = predictor.identity

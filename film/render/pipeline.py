@@ -2,12 +2,13 @@
 
 import itertools
 from collections.abc import Generator, Iterable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from colorizer.adaptation.fallback import FallbackBlender
 from colorizer.confidence import Confidence
 from colorizer.warping.optical_flow import TemporalFilter, to_flow_image
 from colorizer.warping.propagation import Anchor, PropagationConfig, ShotColors, propagate
@@ -24,6 +25,7 @@ from film.io.interlacing import INTERLACED_ENCODERS, split_fields, weave_fields
 from film.io.planes import Box, Planes, change_depth, plane_slices, scale_depth
 from film.io.thread_pool import CORES, coloring_threads, map_in_order
 from film.io.video import Film
+from film.render.fallback import FilmFallback
 from film.render.transition_blending import ColoredFrame, TransitionBlender
 
 WINDOW = 16  # frames of a shot whose keyframes are selected together; larger: fewer keyframes, more frames in memory
@@ -43,6 +45,9 @@ class FrameTask:
     embedding: np.ndarray | None = None  # int16 (D,); at a transition's first frame: of the next shot's start
     propagated: ShotColors | None = None  # colors propagated through the shot
     in_transition: bool = False  # whether the frame also shows the next shot
+    fallback: np.ndarray | None = None  # colors of another program (h, w, 2); at a transition: of the next shot's start
+    fallback_share: float = 0.0  # share of the area that comes from there, in [0, 1]
+    lacks_fallback: bool = False  # whether the other program has no frame for this one
     result: Planes | None = None  # in the color encoding of the EncodingTarget
 
 
@@ -66,8 +71,8 @@ def propagate_shot(film: Film, plan: Plan, number: int, predictor: FilmPredictor
     return propagate(pictures, anchors, config)
 
 
-def read_tasks(film: Film, plan: Plan, shots: Iterable[int], predictor: FilmPredictor,
-               keep_color_shots: bool) -> Generator[FrameTask, None, None]:
+def read_tasks(film: Film, plan: Plan, shots: Iterable[int], predictor: FilmPredictor, keep_color_shots: bool,
+               fallback: FilmFallback | None = None) -> Generator[FrameTask, None, None]:
     """Yield a task for each frame of ``shots``, shot indices that are consumed only as the frames are read.
 
     L is denoised. It is None for held frames and, with ``keep_color_shots``, for shots in color.
@@ -86,9 +91,17 @@ def read_tasks(film: Film, plan: Plan, shots: Iterable[int], predictor: FilmPred
             if not (keep_color_shots and shot.in_color) and (
                     task.in_transition or held_frames.is_new(planes, index == shot.start)):
                 task.L = normalize_exposure(planes.crop(shot.box).lightness(side), plan.exposure[index])
+                if fallback and index <= shot.transition_start:
+                    following = plan.shots[number + 1] if task.in_transition else shot
+                    task.fallback = fallback.colors(following.start if task.in_transition else index, following,
+                                                    planes.y.shape)
+                    task.lacks_fallback = task.fallback is None
             yield task
 
-    with closing(frames_at(film, plan.index, (index for _, index in indices))) as frames:
+    with ExitStack() as stack:
+        if fallback:
+            stack.callback(fallback.close)
+        frames = stack.enter_context(closing(frames_at(film, plan.index, (index for _, index in indices))))
         for number, group in itertools.groupby(zip(numbers, frames, strict=True), key=lambda item: item[0][0]):
             yield from denoise_shot(tasks(number, group))
 
@@ -133,6 +146,8 @@ class _BatchColorer:
         self.filter = TemporalFilter(config.temporal_filter)
         self.last: Any = None  # ColoredFrame of the last frame with L that is not in a transition
         self.blender: TransitionBlender | None = None  # for the transition at the end of the current shot
+        self.fallback: FallbackBlender | None = None  # of the current shot
+        self.share, self.lacks_fallback = 0.0, False  # of the last frame with L
 
     def predict(self, batch):
         """Return an iterator over (ab, confidence, embedding) of the frames in a batch with L, not in transitions."""
@@ -153,26 +168,35 @@ class _BatchColorer:
         shot = self.plan.shots[batch[0].shot]
         if batch[0].index == shot.start:
             self.filter, self.blender = TemporalFilter(self.config.temporal_filter), None
+            self.fallback = FallbackBlender(self.plan.fallback) if self.plan.fallback else None
         for task in batch:
             if task.L is not None and task.in_transition:
                 if self.blender is None:
-                    self.blender, task.embedding = self._begin_transition(task.shot)
+                    self.blender, task.embedding = self._begin_transition(task.shot, task.fallback)
                 task.ab, task.confidence = self.blender(task.L)
             elif task.L is not None:
                 ab, confidence, task.embedding = next(predictions)
+                if self.fallback:
+                    ab, self.share = self.fallback(task.L, ab, confidence, task.fallback)
+                    self.lacks_fallback = task.lacks_fallback
                 ab = self.predictor.lock_colors(self.filter(task.L, ab), task.L)
                 self.last = ColoredFrame(task.L, ab, confidence)
             if not (task.in_transition or self.config.keep_color_shots and shot.in_color):
                 # A fade reduces chroma by the same factor as contrast.
                 task.ab, task.confidence = self.last.ab / self.plan.exposure[task.index, 0], self.last.confidence
-            task.L = None
+                task.lacks_fallback = self.lacks_fallback
+            task.fallback_share = self.share if task.ab is not None else 0.0
+            task.L = task.fallback = None
 
-    def _begin_transition(self, number):
+    def _begin_transition(self, number, fallback):
         """Return the blender for the transition at the end of shot ``number``, and the embedding of the next shot."""
         transition, palette = self.plan.shots[number].transition, self.plan.shots[number + 1].palette
         L = transition.next_lightness.astype(np.float32)
         ab, confidence, embeddings = self.predictor.predict_with_embeddings(L[None], palette)
-        after = ColoredFrame(L, self.predictor.lock_colors(ab[0], L), next(confidence.per_picture()))
+        after = ColoredFrame(L, ab[0], next(confidence.per_picture()))
+        if self.plan.fallback:
+            after = after._replace(ab=FallbackBlender(self.plan.fallback)(L, *after[1:], fallback)[0])
+        after = after._replace(ab=self.predictor.lock_colors(after.ab, L))
         side = self.config.temporal_filter.flow_size
         return TransitionBlender(transition.frames, transition.wipe, self.last, after, side), embeddings[0]
 

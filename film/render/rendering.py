@@ -38,6 +38,7 @@ from film.io.image_sequence import ImageSequence
 from film.io.interlacing import FIELD_ORDER_NAMES
 from film.io.thread_pool import prefetch
 from film.io.video import LARGE_FRAME_PIXELS, Film, VideoFile
+from film.render.fallback import FilmFallback, check_fallback, fit_film_fallback, open_fallback
 from film.render.incremental import load_all_shots, open_segment_store, shot_digest
 from film.render.pipeline import predict_tasks, read_tasks, to_planes
 from film.render.segments import SegmentStore, read_completion
@@ -114,6 +115,9 @@ class RenderJob:
                 rendering = self._rendering(writer, segments, plan)
                 rendering.load_finished_shots()
                 rendering.run(queue)
+                if missing := rendering.records.fallback_facts().get("frames_without"):
+                    warn(f"{config.fallback} has no frame at the times of {missing} of {len(plan.pts)} frames; their "
+                         "colors are predicted or follow from the frames before")
                 if config.confidence:
                     rendering.write_confidence_video()
                 if on_complete:
@@ -181,10 +185,12 @@ class RenderJob:
     def _analyze(self, segments, queue, start_helpers):
         """Analyze the film, save the plan and return it.
 
-        With ``start_helpers``, helpers already color shots during the analysis, assuming that there is no letterbox and
-        no film response. If the analysis finds one, these shots are colored again.
+        With ``start_helpers`` and without a fallback, helpers already color shots during the analysis, assuming that
+        there is no letterbox and no film response. If the analysis finds one, these shots are colored again.
         """
-        signatures = []
+        signatures, fallback = [], open_fallback(self.film, self.config)
+        if fallback:
+            check_fallback(fallback, self.film, self.output, self.config)
 
         def publish(plan):
             new = range(len(signatures), len(plan.shots) - 1)  # the last shot may end in a transition
@@ -195,7 +201,10 @@ class RenderJob:
 
         plan = analyze_film(self.film, self.predictor, self.config,
                             publish if start_helpers and queue.is_shared and not self.predictor.needs_whole_film
-                            else None)
+                            and not fallback else None)
+        if fallback:
+            predictor = self.predictor.with_response(plan.response)
+            plan.fallback = fit_film_fallback(fallback, self.film, plan.requery_palettes(predictor), predictor)
         if signatures != [plan.shot_signature(index) for index in range(min(len(signatures), len(plan.shots)))]:
             queue.withdraw()
             for _ in queue.wait_for_helpers():
@@ -231,7 +240,7 @@ class FilmRendering:
 
     def __post_init__(self) -> None:
         self.remaining = list(range(len(self.plan.shots)))
-        self.records = Records(self.plan.pts, self.plan.response, [{} for _ in self.remaining])
+        self.records = Records(self.plan.pts, self.plan.response, [{} for _ in self.remaining], self.plan.fallback)
         self.digests = ["" for _ in self.remaining]
 
     def load_finished_shots(self) -> None:
@@ -289,7 +298,8 @@ class FilmRendering:
         """Color shots from the queue until it is empty; yield the index of each finished shot."""
         config, target = self.config, self.writer.target
         large = target.width * target.height >= LARGE_FRAME_PIXELS
-        tasks = prefetch(read_tasks(self.film, self.plan, queue, self.predictor, config.keep_color_shots),
+        fallback = FilmFallback.open(self.film, self.plan, config)
+        tasks = prefetch(read_tasks(self.film, self.plan, queue, self.predictor, config.keep_color_shots, fallback),
                          1 if large else FRAMES_AHEAD)
         colored = prefetch(self._with_results(predict_tasks(tasks, self.predictor, self.plan, config, large)),
                            FRAMES_AHEAD // 2 if large else FRAMES_AHEAD)
@@ -334,6 +344,7 @@ class FilmRendering:
         """Encode a shot, given its tasks, and store its record and embeddings."""
         plan, config, target = self.plan, self.config, self.writer.target
         shot, started, confidences, embeddings = plan.shots[index], time.monotonic(), [], []
+        shares, lacking = [], 0
         self.segments.discard_shot(index)
         middle, cdc, cdc_ground_truth = (shot.start + shot.transition_start) // 2, CDC(), CDC()
         ratio = target.tags.get("sample_aspect_ratio") or 1
@@ -348,6 +359,8 @@ class FilmRendering:
                     embeddings.append(task.embedding)
                 confidences.append((math.nan, math.nan) if task.confidence is None else
                                    (task.confidence.probability.mean(), task.confidence.recalled.mean()))
+                shares.append(task.fallback_share)
+                lacking += task.lacks_fallback
                 if task.index == middle:
                     source, result = task.planes, task.result
                 if not config.color_only:
@@ -367,7 +380,8 @@ class FilmRendering:
             left_unchanged=config.keep_color_shots and shot.in_color, cdc=cdc.value(),
             cdc_ground_truth=math.nan if ground_truth is None else cdc_ground_truth.value(), recalled=recalled,
             box=shot.box, seconds=time.monotonic() - started, transition_frames=shot.end - shot.transition_start,
-            wipe=shot.transition is not None and shot.transition.wipe)
+            wipe=shot.transition is not None and shot.transition.wipe,
+            fallback=float(np.mean(shares)) if plan.fallback else math.nan, lacking_fallback=lacking)
         embeddings = np.stack(embeddings) if embeddings else np.zeros((0, 0), np.int16)
         self.digests[index] = shot_digest(self.predictor, plan, index, embeddings, config)
         self.records.states[index] = self.segments.save_shot(plan, record, embeddings, self.digests[index])

@@ -64,7 +64,8 @@ def _shot_values(record):
     """Return the values of a shot that the page shows; None where a value is unknown."""
     values = {name: getattr(record, name) for name in ("start_frame", "end_frame", "start_time", "end_time", "frames",
                                                        "left_unchanged", "known_confidence")}
-    measured = {name: _finite(getattr(record, name)) for name in ("confidence", "recalled", "cdc", "cdc_ground_truth")}
+    measured = {name: _finite(getattr(record, name)) for name in ("confidence", "recalled", "cdc", "cdc_ground_truth",
+                                                                 "fallback")}
     return {"number": record.index + 1, "pictures": 2 + (record.ground_truth is not None), **values, **measured}
 
 

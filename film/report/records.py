@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import torch
 
+from colorizer.adaptation.fallback import FallbackFit
 from colorizer.adaptation.film_response import FilmResponse
 from film.analysis.transitions import Boundary
 from film.io.planes import Box
@@ -38,6 +39,8 @@ class ShotRecord:
     cdc_ground_truth: float = math.nan  # nan without ground truth
     recalled: float = math.nan  # mean of Confidence.recalled, in [0, 1]
     box: Box | None = None  # the colored picture without letterbox; None: the whole frame
+    fallback: float = math.nan  # share of the frame area whose colors come from another program; nan if there is none
+    lacking_fallback: int = 0  # number of frames for which that program has no frame
     seconds: float = field(default=0.0, compare=False)  # spent on the shot
     transition_frames: int = 0  # number of its last frames that also show the next shot
     wipe: bool = False  # whether each of their pixels shows only one of both shots
@@ -62,7 +65,8 @@ class ShotRecord:
         names = ("index", "start_frame", "end_frame", "transition_frames", "slot_ids", "left_unchanged")
         line = {"shot": self.index + 1, **{name: getattr(self, name) for name in names}}
         line["slot_scores"] = [round(score, 4) for score in self.slot_scores]
-        for name, digits in (("confidence", 4), ("recalled", 4), ("cdc", 6), ("cdc_ground_truth", 6)):
+        for name, digits in (("confidence", 4), ("recalled", 4), ("cdc", 6), ("cdc_ground_truth", 6),
+                             ("fallback", 4)):
             value = getattr(self, name)
             line[name] = None if math.isnan(value) else round(value, digits)
         return line | {name: round(getattr(self, name), 3) for name in ("start_time", "end_time", "seconds")}
@@ -71,13 +75,15 @@ class ShotRecord:
 class Records(Sequence[ShotRecord]):
     """A sequence of ShotRecords whose pictures stay compressed (WebP) until a record is accessed.
 
-    ``pts`` are the timestamps of all colored frames in the film's time base, and ``response`` is the film response.
+    ``pts`` are the timestamps of all colored frames in the film's time base, ``response`` is the film response, and
+    ``fallback`` describes the colors of another program, if there are any.
     """
 
     PICTURES = ("gray", "result", "ground_truth")
 
-    def __init__(self, pts: array, response: FilmResponse | None, states: list[dict[str, Any]]) -> None:
-        self.pts, self.response, self.states = pts, response, states
+    def __init__(self, pts: array, response: FilmResponse | None, states: list[dict[str, Any]],
+                 fallback: FallbackFit | None = None) -> None:
+        self.pts, self.response, self.states, self.fallback = pts, response, states, fallback
 
     def __len__(self) -> int:
         return len(self.states)
@@ -93,6 +99,17 @@ class Records(Sequence[ShotRecord]):
         """Return the end of each shot."""
         return [Boundary(state["end_frame"] - state["transition_frames"], state["end_frame"], state["wipe"])
                 for state in self.states]
+
+    def fallback_facts(self) -> dict[str, Any]:
+        """Return how much comes from the colors of another program, as plain values; {} if there are none."""
+        if self.fallback is None:
+            return {}
+        frames = [state["end_frame"] - state["start_frame"] for state in self.states]
+        shares = [state["fallback"] for state in self.states]
+        return {"share": round(float(np.average(shares, weights=frames)), 4),
+                "share_of_shots": [round(share, 4) for share in shares],
+                "frames_without": sum(state["lacking_fallback"] for state in self.states),
+                "grade": str(self.fallback.grade or "none"), "estimated_error": round(self.fallback.error, 2)}
 
     @classmethod
     def pack(cls, record: ShotRecord) -> dict[str, Any]:
