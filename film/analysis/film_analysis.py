@@ -23,6 +23,7 @@ from config import FilmConfig
 from dataset import resize
 from film.analysis.exposure import NEUTRAL, ExposureTracker, normalize_exposure
 from film.analysis.film_scan import FilmScan
+from film.analysis.line_art import describe_line_art, is_line_art
 from film.analysis.plan import FilmPredictor, Plan, Shot, Transition
 from film.analysis.transitions import Boundary, TransitionConfig, find_boundaries
 from film.io.planes import Planes, gray_lightness
@@ -90,7 +91,7 @@ def analyze_film(film: Film, predictor: FilmPredictor, config: FilmConfig,
     At the end of each shot in the first pass, ``on_shot`` receives a plan of the shots found so far, without letterbox
     boxes and film response. Raises UserError if no frame between ``config.start`` and ``config.end`` can be decoded.
     """
-    first_pass = _AnalysisPass(film, predictor, config, on_shot=on_shot)
+    first_pass = last_pass = _AnalysisPass(film, predictor, config, on_shot=on_shot)
     plan, response = first_pass.run(), None
     if config.boundaries:
         _compare_length(config, len(plan.pts))
@@ -102,7 +103,10 @@ def analyze_film(film: Film, predictor: FilmPredictor, config: FilmConfig,
         cuts = [shot.start for before, shot in itertools.pairwise(plan.shots)
                 if shot.box != before.box and before.transition is None]
         config = replace(config, cut_at=[*config.cut_at, *cuts])
-        plan = _AnalysisPass(film, predictor.with_response(response), config, plan).run()
+        last_pass = _AnalysisPass(film, predictor.with_response(response), config, plan)
+        plan = last_pass.run()
+    if lines := describe_line_art(last_pass.is_line, [(shot.start, shot.end) for shot in plan.shots]):
+        warn(f"{film.path}: {lines}")
     plan.response = response
     return plan
 
@@ -168,7 +172,7 @@ class _AnalysisPass:
         self.sampler = ShotSampler(predictor.side, with_profiles=previous is None)
         self.film_sample: StreamSample[Any] = StreamSample(FILM_SAMPLES)  # (shot index, SampledFrame)
         self.tracker = ExposureTracker()
-        self.shots, self.exposures, self.margins, self.signatures = [], [], [], []
+        self.shots, self.exposures, self.margins, self.signatures, self.is_line = [], [], [], [], []
 
     def run(self) -> Plan:
         """Decode the film and return its plan, without the film response."""
@@ -200,6 +204,7 @@ class _AnalysisPass:
                 self.sampler.add(planes)
                 luma = planes.luma_uint8(256, 256)
                 self.tracker.add(luma)
+                self.is_line.append(is_line_art(luma))
                 L = gray_lightness(luma / np.float32(255))
                 self.signatures.append(signature(np.rint(L * 2.55).astype(np.uint8)))
                 yield luma
