@@ -14,7 +14,7 @@ from numbered import SIZE, draw_number, read_number, write_numbers
 from colorizer.adaptation.fallback import (
     FallbackBlender, FallbackConfig, FallbackFit, Sample, expected_error, fallback_weight, fit_fallback)
 from colorizer.confidence import Confidence
-from config import ColorConfig, FilmConfig, ModelConfig
+from config import ColorConfig, FilmConfig
 from dataset import lab_to_rgb, rgb_to_lab
 from fileio.images import read_image, write_image
 from film.io.fallback import FallbackReader, find_fallback
@@ -264,7 +264,7 @@ def test_frames_that_the_fallback_lacks_are_counted(films, tmp_path, capsys):
 class PicturePredictor:
     """A predictor of pictures that is sure of the left half. Its colors are a uniform teal."""
 
-    source, config = "memory", None
+    source, side = "memory", 64
 
     def lock_colors(self, ab, L):
         return ab

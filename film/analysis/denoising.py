@@ -1,4 +1,4 @@
-"""Temporal denoising of the network input: removes film grain, which is independent in each frame."""
+"""Denoising of the network input: removes film grain, which is independent in each frame, and screentone."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from colorizer.warping.optical_flow import OpticalFlow, box_blur, scale_flow, to_flow_image, warp
+from film.analysis.screentone import find_screen, smooth_screen
 
 QUARTILE = 0.3186  # quantile 0.25 of the absolute value of a standard normal variable
 
@@ -57,11 +58,16 @@ def estimate_grain(frames: Iterable[np.ndarray]) -> float:
 
 
 def denoise_shot(shot: Iterator[F], config: DenoisingConfig | None = None) -> Iterator[F]:
-    """Yield the frames of a shot; if its first frames show grain, their L is replaced with denoised L. Holds at most
-    2 * radius + 1 frames."""
+    """Yield the frames of a shot; if the first ones show a screen or grain, L of all frames is replaced with denoised L.
+    Holds at most 2 * radius + 1 frames."""
     config = config or DenoisingConfig()
     size = 2 * config.radius + 1
     first = list(islice(shot, size))
+    found = [find_screen(frame.L) for frame in first[::config.radius] if frame.L is not None]
+    screens = [frequency for frequency in found if frequency is not None]
+    if 2 * len(screens) > len(found):
+        shot = _smooth_screens(chain(first, shot), float(np.median(screens)))
+        first = list(islice(shot, size))
     grain = estimate_grain([frame.L for frame in first if frame.L is not None])
     if grain < config.min_grain:
         yield from chain(first, shot)
@@ -76,6 +82,13 @@ def denoise_shot(shot: Iterator[F], config: DenoisingConfig | None = None) -> It
             if noisy is not None:
                 frame.L = denoiser(noisy, [item[1] for item in window if item and item[1] and item is not middle])
             yield frame
+
+
+def _smooth_screens(shot, frequency):
+    for frame in shot:
+        if frame.L is not None:
+            frame.L = smooth_screen(frame.L, frequency)
+        yield frame
 
 
 class TemporalDenoiser:

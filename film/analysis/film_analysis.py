@@ -25,6 +25,7 @@ from film.analysis.exposure import NEUTRAL, ExposureTracker, normalize_exposure
 from film.analysis.film_scan import FilmScan
 from film.analysis.line_art import describe_line_art, is_line_art
 from film.analysis.plan import FilmPredictor, Plan, Shot, Transition
+from film.analysis.screentone import without_screen
 from film.analysis.transitions import Boundary, TransitionConfig, find_boundaries
 from film.io.planes import Planes, gray_lightness
 from film.io.video import Film, pts_window
@@ -65,7 +66,7 @@ class ShotSampler:
         def make():
             rgb = planes.rgb(self.side, self.side)
             lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab)
-            lab[..., 0] = planes.lightness(self.side)
+            lab[..., 0] = without_screen(planes.lightness(self.side))
             return SampledFrame(index, lab, np.rint(rgb * 255).astype(np.uint8), profile)
 
         self.sample.add(make)
@@ -80,7 +81,7 @@ class ShotSampler:
         samples, self.sample = self.sample.items(), StreamSample(SHOT_SAMPLES)
         if boundary.start == boundary.end:
             return samples, None
-        following = self.recent[0][1].lightness(self.side).astype(np.float16)
+        following = without_screen(self.recent[0][1].lightness(self.side)).astype(np.float16)
         return samples, Transition(boundary.end - boundary.start, boundary.wipe, following)
 
 

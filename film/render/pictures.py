@@ -11,9 +11,10 @@ from tqdm import tqdm
 from colorizer.metrics import has_color
 from colorizer.predictor import Predictor
 from colorizer.warping.upsampling import upsample_colors
-from dataset import lab_to_rgb, rgb_to_lab
+from dataset import lab_to_rgb, resize, rgb_to_lab
 from fileio.images import read_deep_image, write_image
 from fileio.outputs import accompanying_path
+from film.analysis.screentone import find_screen, smooth_screen
 from film.io.image_sequence import write_colored_frame
 from film.io.chroma import ab_to_chroma
 from film.io.planes import planes_from_rgb
@@ -51,7 +52,7 @@ def color_picture(predictor: Predictor, source: Path, target: Path, with_map: bo
     check_ground_truth(predictor, has_color(picture), source)
     lab = (rgb_to_lab(picture) if planes is None else
            cv2.cvtColor(planes.rgb(*planes.y.shape), cv2.COLOR_RGB2Lab))
-    (ab,), confidence = predictor.predict_ab([lab])
+    (ab,), confidence = predictor.predict_ab([_network_input(lab, predictor.side)])
     share = None
     if fallback:
         ab, share = fallback.blend(source, lab[..., 0], ab, next(confidence.per_picture()))
@@ -70,6 +71,15 @@ def color_picture(predictor: Predictor, source: Path, target: Path, with_map: bo
         write_image(accompanying_path(target, CONFIDENCE_MAP),
                     tint_grayscale(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), colors))
     return ColoredPicture(picture, result, share)
+
+
+def _network_input(lab, side):
+    """Return a picture, Lab (H, W, 3), or its reduced version without screentone if it has any."""
+    small = resize(lab, side, side)
+    if (frequency := find_screen(small[..., 0])) is None:
+        return lab
+    small[..., 0] = smooth_screen(small[..., 0], frequency)
+    return small
 
 
 def read_colored_picture(source: Path, target: Path) -> ColoredPicture | None:
