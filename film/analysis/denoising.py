@@ -58,8 +58,8 @@ def estimate_grain(frames: Iterable[np.ndarray]) -> float:
 
 
 def denoise_shot(shot: Iterator[F], config: DenoisingConfig | None = None) -> Iterator[F]:
-    """Yield the frames of a shot; if the first ones show a screen or grain, L of all frames is replaced with denoised L.
-    Holds at most 2 * radius + 1 frames."""
+    """Yield the frames of a shot, with denoised L if the first frames show a screen or grain. Holds at most
+    2 * radius + 1 frames."""
     config = config or DenoisingConfig()
     size = 2 * config.radius + 1
     first = list(islice(shot, size))
