@@ -124,7 +124,7 @@ def test_colored_openexr_keeps_its_luminance(tmp_path):
 class StillPredictor:
     """Predicts one color for every image."""
 
-    source = "memory"
+    source, side = "memory", 64
 
     def predict_ab(self, labs):
         return np.full((len(labs), 16, 16, 2), (20, -15), np.float32), Confidence.unknown(len(labs))
@@ -135,7 +135,7 @@ def test_colored_images_keep_their_depth(tmp_path, suffix, depth):
     write_image(tmp_path / f"in{suffix}", gray_codes(depth), depth)
     pairs, *_ = find_inputs(tmp_path / f"in{suffix}", tmp_path / f"out{suffix}")
     evaluation = Evaluation()
-    assert color_pictures(StillPredictor(), pairs, evaluation, False, False) == 1
+    assert color_pictures(StillPredictor(), pairs, evaluation, False, False) == (1, [None])
     before, after = (read_deep_image(tmp_path / f"{name}{suffix}") for name in ("in", "out"))
     assert after.depth == before.depth == depth
     inside = is_inside(after.rgb, depth)
