@@ -398,3 +398,14 @@ def test_scopes_survive_in_a_checkpoint_except_for_shot_numbers(home, tmp_path):
     with pytest.raises(UserError, match="for shots of one film, but there are 2 in --input"):
         refuse_shot_numbers(folder, 2)
     refuse_shot_numbers(folder, 1)
+
+
+def test_contradicting_references_are_named(home, tmp_path, capsys):
+    for name, sign in (("a.png", 1), ("b.png", -1)):
+        write_image(tmp_path / name, recolored(1, 2, sign))
+    both = predictor(home, tmp_path)
+    both.warn_of_contradictions([[3, -1], [-1, 3]])
+    assert not capsys.readouterr().err, "each has its own shot"
+    both.warn_of_contradictions()
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: a.png and b.png contradict each other: a region is ")
