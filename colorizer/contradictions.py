@@ -25,11 +25,14 @@ DARK = {"orange": "brown", "yellow": "olive"}  # names of dark colors
 
 @dataclass(frozen=True)
 class ContradictionConfig:
-    """Constants of the detection, chosen on real films; all larger values give fewer contradictions, except the
-    distances."""
+    """Constants of the detection, chosen on real films; all larger values give fewer contradictions, except the first
+    and the distances."""
 
     compared: int = 8  # most similar references that a reference is compared with; larger: slower
-    similarity: float = 0.7  # minimum cosine similarity of the frames
+    similarity: float = 0.6  # minimum cosine similarity of the frames
+    clear_similarity: float = 0.7  # frames below it must agree elsewhere, since unrelated scenes match by chance
+    agreement: float = 3.0  # minimum number of colored cells that agree, per cell that contradicts
+    same_color: float = 12.0  # maximum distance in ab of cells that agree
     key_distance: float = 1.2  # maximum squared distance of the keys of matching cells
     displacement: int = 2  # maximum difference, in cells, of the motion of neighbors
     neighbors: int = 3  # minimum number of neighbors, of 8, with the same motion
@@ -74,21 +77,27 @@ def find_contradictions(spatial: SpatialMemory, pairs: set[tuple[int, int]],
         others = [second for second in range(first + 1, len(slots))
                   if (first, second) in pairs and similarity[first, second] >= config.similarity]
         for second in sorted(others, key=lambda other: -similarity[first, other])[:config.compared]:
-            if found := compare_references(spatial, (slots[first], slots[second]), config):
+            is_clear = similarity[first, second] >= config.clear_similarity
+            if found := compare_references(spatial, (slots[first], slots[second]), is_clear, config):
                 yield Contradiction(first, second, *map(color_word, found))
 
 
-def compare_references(spatial: SpatialMemory, slots: Sequence[int],
+def compare_references(spatial: SpatialMemory, slots: Sequence[int], is_clear: bool,
                        config: ContradictionConfig) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return both colors, Lab (3,), of the largest region that contradicts in the frames in two ``slots``, if any."""
+    """Return both colors, Lab (3,), of the largest region that contradicts in the frames in two ``slots``, if any.
+
+    Unless it ``is_clear`` that they show the same scene, other regions must agree.
+    """
     (keys, first), (other_keys, second) = (_read_cells(spatial, slot) for slot in slots)
     to, matched = match_cells_by_motion(keys, other_keys, config)
     second = second[to]
     chroma = [np.linalg.norm(lab[:, 1:], axis=1) for lab in (first, second)]
     cosine = (first[:, 1:] * second[:, 1:]).sum(1) / np.maximum(chroma[0] * chroma[1], 1e-6)
-    differs = (matched & (np.minimum(*chroma) >= config.chroma) & (cosine <= np.cos(np.radians(config.hue)))
-               & (np.linalg.norm((first - second)[:, 1:], axis=1) >= config.difference))
-    grid = spatial.config.grid
+    distance, colored = np.linalg.norm((first - second)[:, 1:], axis=1), np.minimum(*chroma) >= config.chroma
+    differs = matched & colored & (cosine <= np.cos(np.radians(config.hue))) & (distance >= config.difference)
+    agrees, grid = matched & colored & (distance <= config.same_color), spatial.config.grid
+    if not is_clear and agrees.sum() < config.agreement * differs.sum():
+        return None
     count, regions, sizes, _ = cv2.connectedComponentsWithStats(differs.reshape(grid, grid).astype(np.uint8))
     if count == 1 or sizes[1:, cv2.CC_STAT_AREA].max() < config.cells:
         return None

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from colorizer.contradictions import color_word, find_contradictions
 from colorizer.memory.spatial_memory import SpatialMemory
@@ -47,10 +46,11 @@ def test_shades_of_one_hue_and_pale_colors_are_no_contradiction(ab):
     assert contradictions((3, RED, (8, 20)), (4, ab, (6, 14))) == []
 
 
-def test_other_scenes_are_not_compared():
-    memory = remember((3, RED, (8, 20)), (3, TEAL, (8, 20)))
-    memory.embeddings[1] = F.normalize(torch.tensor([1., 1.2]), dim=0)
-    assert not list(find_contradictions(memory, {(0, 1)}))
+@pytest.mark.parametrize("similarity, background, count", [(0.5, (8, 20), 0), (0.65, (8, 20), 1), (0.65, (0, 0), 0)])
+def test_other_scenes_are_compared_only_if_they_agree_elsewhere(similarity, background, count):
+    memory = remember((3, RED, (8, 20)), (3, TEAL, background))
+    memory.embeddings[1] = torch.tensor([similarity, (1 - similarity**2)**0.5])
+    assert len(list(find_contradictions(memory, {(0, 1)}))) == count
 
 
 def test_objects_that_do_not_match_are_no_contradiction():
