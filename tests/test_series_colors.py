@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from colorizer.series_colors import extract_palette, hex_to_lab, main_colors
+from colorizer.series_colors import extract_palette, hex_to_lab, learned_colors, main_colors
 
 
 def remember(pictures):
@@ -45,3 +45,17 @@ def test_the_main_colors_of_a_character_are_those_of_its_mask():
     mask[5:35, 5:45] = True
     assert main_colors([picture, picture], [mask, mask]).tolist() == [[208, 40, 56], [48, 96, 192]]
     assert main_colors([picture], [np.zeros_like(mask)]).shape == (0, 3)
+
+
+def test_colors_of_characters_are_groups_of_their_own():
+    """Colors of a character are not repeated among those of the series."""
+    picture = np.full((40, 60, 3), (120, 170, 220), np.uint8)
+    picture[5:35, 5:45] = 208, 40, 56
+    mask = (picture == (208, 40, 56)).all(-1)
+    colorizer = SimpleNamespace(config=SimpleNamespace(use_spatial_memory=True), spatial=remember([picture[:, 10:50]]))
+    colors = learned_colors(colorizer, {}, [("ruby", picture, mask), ("ruby", picture, mask)])
+    assert [color[:2] for color in colors] == [("ruby", "color 1"), ("series", "color 1")]
+    assert colors[0].color == "#d02838" and not any(color.locked for color in colors)
+    assert np.abs(hex_to_lab(colors[1].color) - hex_to_lab("#78aadc")).max() < 3
+    colorizer.config.use_spatial_memory = False
+    assert learned_colors(colorizer, {}, [("ruby", picture, mask)]) == colors[:1]
