@@ -121,6 +121,7 @@ class PicturePredictor:
     @torch.inference_mode()
     def predict_ab(self, labs: Sequence[np.ndarray]) -> tuple[np.ndarray, Confidence]:
         """Predict ab (N, S, S, 2) of unrelated pictures, Lab (H, W, 3) each, and its Confidence, arrays (N, G, G).
+        Colors of the palette are not locked.
 
         Colors of the pictures are used only if ``source`` is "ground_truth". References with a scope are used for the
         pictures that they show (only_this_shot) or resemble (similar_shots), but not those for numbers of shots.
@@ -139,9 +140,8 @@ class PicturePredictor:
             conditioning = self.memory_conditioning(self.colorizer.recall(embedding, ranks))
         elif self.source != "none":
             conditioning = self.pictures_conditioning(labs)
-        ab, confidence = self.generate_ab(lightness, conditioning, features,
-                                          MemoryLookup(self._picture_of if self.response else None, ranks))
-        return np.stack(list(map(self.lock_colors, ab, lightness))), confidence
+        return self.generate_ab(lightness, conditioning, features,
+                                MemoryLookup(self._picture_of if self.response else None, ranks))
 
     def lock_colors(self, ab: np.ndarray, L: np.ndarray) -> np.ndarray:
         """Return predicted ab (S, S, 2) of a picture with lightness L (H, W), with the locked colors of the palette."""
@@ -167,7 +167,7 @@ class PicturePredictor:
         labs = [rgb_to_lab(picture) for picture in pictures]
         colors, confidence = self.predict_ab(labs)
         for lab, ab in zip(labs, colors, strict=True):
-            lab[..., 1:] = upsample_colors(ab, lab[..., 0])
+            lab[..., 1:] = upsample_colors(self.lock_colors(ab, lab[..., 0]), lab[..., 0])
         return [lab_to_rgb(lab) for lab in labs], confidence
 
     @cached_property

@@ -139,7 +139,9 @@ def test_a_changed_palette_updates_the_film(home, plain, work, tmp_path):
         main(flags(checkpoint=home / "run" / "best.pt", save_palette=path))
     assert find_changed_shots(predictor(home, palette=path), VideoFile(home / FILM), work / "film.mkv") == []
     path.write_text(path.read_text().replace("\ncolor 1 = ", "\ncolor 1 = #d02838 replaces "))
-    assert predictor(home).base_identity == predictor(home, palette=path).base_identity
+    plain_one, locked = predictor(home), predictor(home, palette=path)
+    assert plain_one.base_identity == locked.base_identity != locked.identity
+    assert (plain_one.colorize([scene(0)])[0] != locked.colorize([scene(0)])[0]).any()
     color(home, work, palette=path)
     color(home, fresh, palette=path)
     assert (work / "film.mkv").read_bytes() == (fresh / "film.mkv").read_bytes() != (plain / "film.mkv").read_bytes()

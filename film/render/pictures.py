@@ -56,6 +56,7 @@ def color_picture(predictor: Predictor, source: Path, target: Path, with_map: bo
     share = None
     if fallback:
         ab, share = fallback.blend(source, lab[..., 0], ab, next(confidence.per_picture()))
+    ab = predictor.lock_colors(ab, lab[..., 0])
     if planes is None:
         lab[..., 1:] = upsample_colors(ab, lab[..., 0])
         result = lab_to_rgb(lab)
