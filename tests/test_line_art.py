@@ -1,5 +1,7 @@
 """Detection of line art."""
 
+from functools import cache
+
 import av
 import cv2
 import numpy as np
@@ -15,6 +17,7 @@ from film.io.video import VideoFile
 from film.render.rendering import color_film
 
 
+@cache
 def frame(episode, number):
     return cv2.cvtColor(draw_frame(episode, number), cv2.COLOR_RGB2GRAY)
 
@@ -40,7 +43,7 @@ def card(text, size, thickness, framed=False):
     return cv2.rectangle(picture, (30, 30), (610, 450), 20, 3) if framed else picture
 
 
-@pytest.mark.parametrize("number", [5, 70, 170, 215])
+@pytest.mark.parametrize("number", [70, 170])
 def test_lines_of_real_pictures_are_line_art_and_the_pictures_are_not(number):
     gray = frame(2, number)
     assert not is_line_art(reduce(gray))
@@ -63,7 +66,8 @@ def test_the_warning_names_shots_and_frames():
 
 
 def test_a_film_with_line_art_is_colored_with_a_warning(tmp_path, capsys):
-    pictures = [frame(2, 5 + i) for i in range(8)] + [lines(frame(2, 170 + i), 2) for i in range(8)]
+    gray, drawn = frame(2, 5), lines(frame(2, 170), 2)
+    pictures = [np.roll(picture, i, 1) for picture in (gray, drawn) for i in range(8)]
     frames = [(i, av.VideoFrame.from_ndarray(reduce(picture), format="gray")) for i, picture in enumerate(pictures)]
     film = VideoFile(write_film(tmp_path / "in.mkv", frames))
     assert len(color_film(StubPredictor(), film, tmp_path / "out.mkv", FilmConfig(cut_at=(8,)))) == 2

@@ -58,7 +58,7 @@ def test_clean_pictures_stay_unchanged(gray):
     rng = np.random.default_rng(0)
     y, x = np.indices((SIDE, SIDE), dtype=np.float32)
     pictures = [lightness(cv2.cvtColor(draw_frame(episode, number), cv2.COLOR_RGB2GRAY))
-                for episode, number in ((1, 30), (2, 5), (2, 170), (2, 215))]
+                for episode, number in ((1, 30), (2, 170))]
     pictures += [np.float32(50 + 30 * np.sin(x + y)), rng.uniform(0, 100, (SIDE, SIDE)).astype(np.float32),
                  np.zeros((SIDE, SIDE), np.float32), np.zeros((64, 64), np.float32),
                  lightness(255 - cv2.Canny(gray, 40, 100))]
