@@ -333,7 +333,8 @@ class PredictorConfig:
                                  choices=["auto", "memory", "integrator", "ground_truth"], group="colors")
     rank: int = setting(1, "rank of the memory slot to use", choices=[1, 2, 3])
     reference: Path | None = setting(None, "color picture whose palette is used for all inputs")
-    references: Path | None = setting(None, "folder of color pictures to add to the memory, without training")
+    references: Path | None = setting(None, "folder of color pictures to add to the memory, without training; "
+                                      "subfolders, such as only_this_shot, limit them to shots")
     characters: Path | None = setting(None, "folder of character sheets, NAME/*.png, to recognize, without training")
     palette: Path | None = setting(None, "palette file (.ini, .gpl or .ase) whose locked colors become exact and whose "
                                    "exchanged colors are replaced")

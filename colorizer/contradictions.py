@@ -30,7 +30,7 @@ class ContradictionConfig:
 
     compared: int = 8  # most similar references that a reference is compared with; larger: slower
     similarity: float = 0.6  # minimum cosine similarity of the frames
-    clear_similarity: float = 0.7  # frames below it must agree elsewhere, since unrelated scenes match by chance
+    clear_similarity: float = 0.75  # frames below it must agree elsewhere, since unrelated scenes match by chance
     agreement: float = 3.0  # minimum number of colored cells that agree, per cell that contradicts
     same_color: float = 12.0  # maximum distance in ab of cells that agree
     key_distance: float = 1.2  # maximum squared distance of the keys of matching cells
