@@ -147,6 +147,7 @@ class TrainingConstants:
     fade_probability: float = 0.15  # probability that a view is darkened as in a fade
     min_exposure: float = 0.3  # a darkened view keeps at least min_exposure^3 of its light; larger: weaker fades
     paste_probability: float = 0.5  # probability that a part of another view is pasted into a view
+    character_probability: float = 0.3  # probability that a character is pasted into a view, if there are sheets
     max_bad_steps: int = 10  # stop after this many consecutive steps without a finite loss and gradient
     val_pictures: int = 64  # maximum number of evenly spaced validation pictures; larger: less noise, slower
     best_tolerance: float = 0.1  # best.pt is replaced while the error is at most (1 + best_tolerance) times the lowest
@@ -222,6 +223,7 @@ class TrainConfig:
     """Settings of train.py."""
 
     data_path: str = setting("dataset", "folder with pictures in train/ and val/", group="files")
+    characters: str = setting("", "folder of character sheets, NAME/*.png; without pictures in train/, they suffice")
     save_path: str = setting("checkpoints", "folder for checkpoints, log and samples")
     save_freq: int = setting(10, "write epoch_NNNN.pt every save_freq epochs")
     save_seconds: float = setting(120.0, "interval for writing last.pt, which an interrupted run resumes from")
@@ -300,6 +302,9 @@ class TrainConfig:
             raise UserError(f"img_size is {self.img_size}, which is not a multiple of {SIZE_STEP}; set img_size to "
                             f"{max(SIZE_STEP, round(self.img_size / SIZE_STEP) * SIZE_STEP)}")
         self._check_mode()
+        if self.characters and not (self.use_palette_classifier and self.use_spatial_memory and self.use_memory):
+            raise UserError("characters are recognized by a classifier; set use_palette_classifier, use_spatial_memory "
+                            "and use_memory True or leave characters out")
         if not re.fullmatch(BACKBONES, self.backbone):
             raise UserError(f"backbone is {self.backbone!r}; choose from efficientnet_lite0, resnet18 and timm/NAME, "
                             "with a NAME of timm.list_models()")

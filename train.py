@@ -20,7 +20,10 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from colorizer.character_classifier import character_entries, characters_of, fit_characters
+from colorizer.characters import read_characters
 from colorizer.colorizer import model_config_of
+from colorizer.feature_extraction import FeatureExtractor
 from colorizer.memory.frame_archive import open_archive
 from config import TrainConfig, restore
 from fileio.checkpoints import load_checkpoint, save_checkpoint
@@ -31,10 +34,11 @@ from training.distributed import ProcessGroup
 from training.learner import Learner, damaged_checkpoint
 from training.merging import merge_checkpoints
 from training.preparation import (
-    build_model_config, classify_pictures, fill_spatial_memory, frame_embeddings, load_data, train_palette_classifier)
+    build_model_config, classify_pictures, fill_spatial_memory, frame_embeddings, has_pictures, load_data,
+    train_palette_classifier)
 from training.runs import Progress, RunFolder, StopSignals
 from training.validation import sample_grid, validate
-from utils import UserError, autocast, evenly_spaced, read_flags, run_cli, select_device
+from utils import UserError, autocast, evenly_spaced, read_flags, run_cli, select_device, warn
 
 # Settings of networks and memory, which cannot change when a run is resumed.
 FIXED = ("use_memory", "use_feat_integrator", "use_spatial_memory", "use_palette_classifier", "gen_norm", "dis_norm",
@@ -72,7 +76,9 @@ class Training:
         self.config, self.group, self.folder, self.device = config, group, folder, group.device
         self.resumed = saved is not None
         self.autocast = partial(autocast, self.device, config.precision)
-        self.data, self.val_data = load_data(config)
+        self.characters, self.only_characters = self._load_characters(saved)
+        self.character_entries = character_entries(self.characters)
+        self.data, self.val_data = load_data(config, self.characters, self.only_characters)
         self.learner = self._create_learner(saved)
         self.progress = self._load_progress(saved)
         self.calibration = Calibration(self.learner.colorizer, self.data, self.autocast)
@@ -89,11 +95,23 @@ class Training:
     # -----------------------------------------------------------------------------------------------------------------
     # Preparation
 
+    def _load_characters(self, saved):
+        """Return the character sheets, those of the checkpoint if a run is resumed, and whether there is nothing else.
+        """
+        if saved:
+            model_config = saved.get("model_config")
+            return characters_of(saved), isinstance(model_config, dict) and bool(model_config.get("only_characters"))
+        characters = read_characters(Path(self.config.characters)) if self.config.characters else []
+        if only_characters := bool(characters) and not has_pictures(self.config):
+            warn(f"no pictures in {Path(self.config.data_path) / 'train'}; training on the character sheets alone")
+        return characters, only_characters
+
     def _create_learner(self, saved):
         """Return a Learner with new networks or, if ``saved`` is given, with the networks of that checkpoint."""
         if not saved:
-            return Learner(self.config, build_model_config(self.config, len(self.data)), self.device,
-                           self.config.backbone_weights or None, self.group)
+            model_config = build_model_config(self.config, len(self.data))
+            model_config.only_characters = self.only_characters
+            return Learner(self.config, model_config, self.device, self.config.backbone_weights or None, self.group)
         try:
             model_config = model_config_of(saved)
         except ValueError as error:
@@ -137,8 +155,10 @@ class Training:
             embeddings = frame_embeddings(self.data, colorizer, self.autocast, computed)
         if colorizer.config.use_palette_classifier and not saved:
             self.calibration.classifiers = train_palette_classifier(
-                self.data, colorizer, self.autocast, self.config.seed, self.config.degradation,
-                self.calibration.blocks(embeddings) if self.group.is_main else None)
+                self.data, colorizer, self.autocast, self.config,
+                self.calibration.blocks(embeddings) if self.group.is_main else None, self.characters)
+            if self.characters:
+                fit_characters(FeatureExtractor(colorizer, self.device, self.config.precision), self.characters)
         self.group.broadcast(colorizer)  # results may differ in the last bits between GPUs
         if saved:
             try:
@@ -158,7 +178,7 @@ class Training:
         config, group = self.config, self.group
         passes = math.ceil(config.epoch_steps * config.batch_size / len(self.data))
         sampler = ViewSampler(self.data, passes, config.seed, config.batch_size, group.rank, group.size)
-        views = TrainingViews(self.data, config.training, config.conditioning_dropout)
+        views = TrainingViews(self.data, config.training, config.conditioning_dropout, self.characters)
         return sampler, DataLoader(
             views, config.batch_size // group.size, sampler=sampler, num_workers=config.num_workers,
             pin_memory=self.device.type == "cuda", persistent_workers=config.num_workers > 0,
@@ -318,7 +338,7 @@ class Training:
             state["archive"] = archive.state()
         save_checkpoint(self.folder.path / name, {
             **state, "model_config": asdict(self.learner.colorizer.config), "train_config": asdict(self.config),
-            **vars(self.progress), "rng_state": torch.get_rng_state(),
+            **vars(self.progress), "rng_state": torch.get_rng_state(), **self.character_entries,
             "frames": dict(zip(self.data.ids, (path.name for path in self.data.paths), strict=True))})
 
 

@@ -14,7 +14,7 @@ from colorizer.feature_extraction import FeatureExtractor
 from colorizer.palette_classifier import (
     GroupDropout, PaletteClassifier, _pool_regions, _pool_regions_by_product, shift_cell_means)
 from colorizer.predictor import Palette, Predictor
-from config import DegradationConfig, ModelConfig, PaletteClassifierConfig, TrainConfig
+from config import ModelConfig, PaletteClassifierConfig, TrainConfig
 from dataset import AB_SCALE, ColorizationDataset, rgb_to_lab
 from fileio.images import write_image
 from training.preparation import build_model_config, classify_pictures, train_palette_classifier
@@ -242,7 +242,7 @@ def test_a_trained_classifier_recognizes_new_frames_of_its_series(tmp_path):
     classifier = PaletteClassifierConfig(input_size=512, training_views=16, training_steps=150)
     config = TrainConfig(width=4, img_size=128, palette_classifier=classifier)
     colorizer = Colorizer(build_model_config(config, 8), None)
-    train_palette_classifier(training_data, colorizer, nullcontext, 0, DegradationConfig())
+    train_palette_classifier(training_data, colorizer, nullcontext, TrainConfig())
     logits = classify_pictures(data, [8], colorizer, nullcontext).float()
     assert logits.shape == (1, 48, 128, 128)
     colors = colorizer.palette_classifier.palette[logits[0].argmax(0)]

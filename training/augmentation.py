@@ -1,20 +1,23 @@
 """Training data of the generator: random views of the training pictures, and the sampler that selects them."""
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from colorizer.characters import Character, PasteConfig, paste, place_character
 from config import TrainingConstants
 from dataset import (
-    AB_SCALE, GRAY_SIZE, ColorizationDataset, backbone_input, color_feature, decode_lab8, downsample, resize)
+    AB_SCALE, GRAY_SIZE, ColorizationDataset, backbone_input, color_feature, decode_lab8, downsample, encode_lab8,
+    lab_to_tensors, resize, rgb_to_lab)
 
 
 class TrainingViews(Dataset):
     """Random views of the pictures of a dataset. All are zoomed; some are mirrored or darkened as in a fade, or contain
-    a part of another view, so that the generator recognizes characters by their appearance and not by their position.
+    a part of another view or a character, so that the generator recognizes characters by their appearance and not by
+    their position.
 
     An index is a pair (index of the picture, seed). Equal pairs give equal views in all processes. An item contains
     ``L``, ``ab``, ``gray`` and ``view_feature`` (the color feature) of the view, ``color_feature``, ``image_id`` and
@@ -24,8 +27,10 @@ class TrainingViews(Dataset):
 
     PASTE_GRID = 32  # pasted parts consist of whole cells of a grid of PASTE_GRID x PASTE_GRID
 
-    def __init__(self, data: ColorizationDataset, config: TrainingConstants, conditioning_dropout: float = 0.0) -> None:
+    def __init__(self, data: ColorizationDataset, config: TrainingConstants, conditioning_dropout: float = 0.0,
+                 characters: Sequence[Character] = ()) -> None:
         self.data, self.config, self.conditioning_dropout = data, config, conditioning_dropout
+        self.characters = characters
 
     def __len__(self) -> int:
         return len(self.data)
@@ -40,6 +45,8 @@ class TrainingViews(Dataset):
             start = rng.integers(0, grid - size + 1)
             (top, left), (bottom, right) = (edge * self.data.side // grid for edge in (start, start + size))
             codes[:, top:bottom, left:right] = self._view(int(rng.integers(len(self))), rng)[:, top:bottom, left:right]
+        if self.characters and rng.random() < self.config.character_probability:
+            codes = self._with_character(codes, rng)
         L, ab = (part[0] for part in decode_lab8(downsample(codes[None], self.data.img_size)))
         feature = color_feature(ab.permute(1, 2, 0).numpy() * AB_SCALE)
         return {"L": L, "ab": ab, "gray": backbone_input(downsample(codes[None, :1], GRAY_SIZE)[0] / 255),
@@ -62,6 +69,15 @@ class TrainingViews(Dataset):
             black = torch.tensor([-0.16 * 255, 128, 128])[:, None, None]
             codes = torch.lerp(black, codes, float(rng.uniform(self.config.min_exposure, 1))).clamp(min=0)
         return codes
+
+    def _with_character(self, codes, rng):
+        """Paste a random character into a view, codes (3, side, side)."""
+        picture, side, config = codes.permute(1, 2, 0).numpy().copy(), self.data.side, PasteConfig()
+        character = self.characters[int(rng.integers(len(self.characters)))]
+        patch = place_character(character, side, side, config, rng, rng.uniform(*config.aspect))
+        L, ab = lab_to_tensors(rgb_to_lab(patch.rgb))
+        paste(picture, patch, encode_lab8(L, ab)[0].permute(1, 2, 0).numpy())
+        return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
 
 
 class ViewSampler(Sampler):

@@ -142,7 +142,12 @@ class Calibration:
 
     @torch.no_grad()
     def fit(self) -> None:
-        """Color the pictures, and fit the calibration of the colorizer to the share of each cell that is right."""
+        """Color the pictures, and fit the calibration of the colorizer to the share of each cell that is right.
+
+        Pictures of characters on neutral backgrounds are not representative of scenes: the calibration does not change.
+        """
+        if self.colorizer.config.only_characters:
+            return
         self.colorizer.eval()
         cells = []
         for part in self.parts:

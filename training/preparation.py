@@ -12,31 +12,60 @@ import numpy as np
 import torch
 
 from colorizer.backbone import Features
+from colorizer.characters import Character, PasteConfig, neutral_background, paste, place_character
 from colorizer.colorizer import Colorizer
 from colorizer.memory.deduplication import Deduplicator
 from colorizer.memory.frame_archive import write_archive
 from colorizer.palette_classifier import CELL_SIZE, PaletteClassifier
 from config import DegradationConfig, ModelConfig, SpatialConfig, TrainConfig
 from dataset import AB_SCALE, ColorizationDataset, downsample, lab_to_tensors, resize, rgb_to_lab
-from fileio.images import IMAGE_SUFFIXES, read_image
+from fileio.images import IMAGE_SUFFIXES, read_image, write_image
 from training.degradation import degrade
 from utils import UserError, evenly_spaced, list_files, warn
 
 Autocast = Callable[[], torch.autocast]  # returns a new autocast context for the networks
 BATCH = 8  # pictures per forward pass
+SCENES, SCENE_SIZE = {"train": 96, "val": 16}, (360, 640)  # pictures of characters without frames; height, width
+PASTED_SHARE = 0.5  # share of the random views of the palette classifier that get a character, if there are sheets
 LEFT_OUT_STEPS = 5  # a classifier for the calibration is trained in one in this many steps
 FRAME_FIELDS = (  # fields of ModelConfig that depend on frames, references and characters
     "spatial_size", "archived_frames", "reference_scopes", "character_colors", "only_characters")
 
 
-def load_data(config: TrainConfig) -> tuple[ColorizationDataset, ColorizationDataset]:
-    """Return the datasets for training and validation. Without pictures in val/, both are the training set."""
+def load_data(config: TrainConfig, characters: Sequence[Character] = (),
+              only_characters: bool = False) -> tuple[ColorizationDataset, ColorizationDataset]:
+    """Return the datasets for training and validation. Without pictures in val/, both are the training set.
+
+    If ``only_characters`` is True, the pictures are characters on neutral backgrounds, written to a folder in
+    save_path.
+    """
     folder = Path(config.data_path)
+    if only_characters:
+        folder = Path(config.save_path) / "character_scenes"
+        write_scenes(folder, characters)
     data = ColorizationDataset(folder / "train", config.img_size, config.cache_gb)
     if (folder / "val").is_dir() and list_files(folder / "val", IMAGE_SUFFIXES):
         return data, ColorizationDataset(folder / "val", config.img_size, config.cache_gb)
     warn(f"no pictures in {folder / 'val'}; validation uses the training pictures, so its error is too low")
     return data, data
+
+
+def has_pictures(config: TrainConfig) -> bool:
+    """Return whether there are training pictures in data_path."""
+    folder = Path(config.data_path) / "train"
+    return folder.is_dir() and bool(list_files(folder, IMAGE_SUFFIXES))
+
+
+def write_scenes(folder: Path, characters: Sequence[Character]) -> None:
+    """Write pictures of characters on neutral backgrounds to the subfolders of SCENES in ``folder``."""
+    rng = np.random.default_rng(0)
+    for name, count in SCENES.items():
+        for number in range(count):
+            picture = neutral_background(*SCENE_SIZE, rng)
+            for i in range(int(rng.integers(1, 4))):  # the first one is any of the characters in turn
+                character = characters[int(rng.integers(len(characters))) if i else number % len(characters)]
+                paste(picture, place_character(character, *SCENE_SIZE, PasteConfig(), rng))
+            write_image(folder / name / f"{number}.png", picture)
 
 
 def build_model_config(config: TrainConfig, n_pictures: int) -> ModelConfig:
@@ -145,15 +174,18 @@ def fill_spatial_memory(data: ColorizationDataset, colorizer: Colorizer, autocas
 # Palette classifier
 
 
-def _load_view(path, side, seed, degradation):
-    """Return a random view of a picture, degraded and maybe mirrored, or the whole picture for seed 0.
+def _load_view(path, side, seed, degradation, characters=()):
+    """Return a random view of a picture, maybe with a character, degraded and maybe mirrored, or the whole picture for
+    seed 0.
 
     The result is a pair of L (1, 1, side, side) and ab (1, 2, side, side).
     """
-    rgb = read_image(path)
+    rgb, rng = read_image(path), np.random.default_rng(seed)
+    if seed and characters and rng.random() < PASTED_SHARE:
+        character = characters[int(rng.integers(len(characters)))]
+        paste(rgb, place_character(character, rgb.shape[0], rgb.shape[1], PasteConfig(), rng))
     lab = rgb_to_lab(rgb)
     if seed:
-        rng = np.random.default_rng(seed)
         lab[..., 0] = degrade(rgb, rng, degradation)
         zoom = rng.uniform(1, 2)
         height, width = (round(size / zoom) for size in lab.shape[:2])
@@ -164,22 +196,24 @@ def _load_view(path, side, seed, degradation):
     return lab_to_tensors(resize(np.ascontiguousarray(lab), side, side))
 
 
-def _load_views(paths: Sequence[Path], seeds: Sequence[int], side: int,
-                degradation: DegradationConfig | None = None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _load_views(paths: Sequence[Path], seeds: Sequence[int], side: int, degradation: DegradationConfig | None = None,
+                characters: Sequence[Character] = ()) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield batches of views, one for each path and its seed: L (N, 1, side, side) and ab (N, 2, side, side)."""
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(paths), BATCH):
             part = slice(start, start + BATCH)
-            views = pool.map(lambda path, seed: _load_view(path, side, seed, degradation), paths[part], seeds[part])
+            views = pool.map(lambda path, seed: _load_view(path, side, seed, degradation, characters),
+                             paths[part], seeds[part])
             L, ab = zip(*views, strict=True)
             yield torch.cat(L), torch.cat(ab)
 
 
 @torch.no_grad()
-def train_palette_classifier(data: ColorizationDataset, colorizer: Colorizer, autocast: Autocast, seed: int,
-                             degradation: DegradationConfig, blocks: torch.Tensor | None = None,
-                             ) -> list[PaletteClassifier]:
-    """Train the palette classifier on random cells of random views; the first view of each picture is whole.
+def train_palette_classifier(data: ColorizationDataset, colorizer: Colorizer, autocast: Autocast, settings: TrainConfig,
+                             blocks: torch.Tensor | None = None,
+                             characters: Sequence[Character] = ()) -> list[PaletteClassifier]:
+    """Train the palette classifier on random cells of random views, some of them with ``characters``; the first view of
+    each picture is whole.
 
     Given the block of each picture, int64 (N,), also train a classifier with the same palette for each block, on the
     pictures of all other blocks, and return these classifiers.
@@ -188,11 +222,12 @@ def train_palette_classifier(data: ColorizationDataset, colorizer: Colorizer, au
     config = classifier.config
     count = min(max(config.training_views, min(len(data), 4 * config.training_views)),
                 config.views_per_picture * len(data))
-    rng, indices = np.random.default_rng(seed), evenly_spaced(len(data), count)
+    rng, indices = np.random.default_rng(settings.seed), evenly_spaced(len(data), count)
     seeds = [0 if number < len(indices) else int(rng.integers(1, 2**62)) for number in range(count)]
     indices = [indices[number % len(indices)] for number in range(count)]
     features, colors, grid = [], [], config.input_size // CELL_SIZE
-    for L, ab in _load_views([data.paths[index] for index in indices], seeds, config.input_size, degradation):
+    paths = [data.paths[index] for index in indices]
+    for L, ab in _load_views(paths, seeds, config.input_size, settings.degradation, characters):
         L, ab = L.to(device), ab.to(device)
         with autocast():
             maps = colorizer.classifier_maps(L)
