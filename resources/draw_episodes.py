@@ -705,6 +705,14 @@ def draw_frame(episode, index, mask_of=None):
     return np.round(np.clip(picture, 0, 255) * bright).astype(np.uint8)
 
 
+def draw_sheet(name, act, t=0, facing=1):
+    """Return a character sheet: a character on white, ``t`` frames into its act, RGB uint8 (360, 360, 3)."""
+    side = HEIGHT * SUPERSAMPLING
+    picture = np.full((side, side, 3), 255, np.uint8)
+    draw_actor(Pen(picture, None, 1, (side / 2, side * 0.9), SUPERSAMPLING * 1.5, facing), name, act, t)
+    return cv2.resize(picture, (HEIGHT, HEIGHT), interpolation=cv2.INTER_AREA)
+
+
 def draw_shadow(picture, feet, radius):
     """Draw the shadow of a character on the ground."""
     x0, y0 = np.maximum(np.floor(feet - (radius * 1.3, radius * 0.5)).astype(int), 0)

@@ -12,28 +12,22 @@ from test_train import flags
 
 import train
 
-from resources.draw_episodes import SUPERSAMPLING, Pen, background, draw_actor, draw_frame
+from resources.draw_episodes import background, draw_frame, draw_sheet
 
 from colorizer.character_classifier import fit_characters
 from colorizer.characters import CutOutConfig, cut_out, read_character, read_characters
 from colorizer.predictor import Predictor
-from config import TrainConfig
-from dataset import rgb_to_lab
+from config import TrainConfig, TrainingConstants
+from dataset import ColorizationDataset, rgb_to_lab
 from fileio.checkpoints import load_checkpoint
 from fileio.images import write_image
 from film.io.video import VideoFile
 from film.render.incremental import find_changed_shots
 from test import main
+from training.augmentation import TrainingViews
 from utils import UserError
 
 FRAMES = 4  # of a shot
-
-
-def sheet(name="ruby", act="stand"):
-    """Return a drawn character on white, RGB uint8 (360, 360, 3)."""
-    picture = np.full((360 * SUPERSAMPLING, 360 * SUPERSAMPLING, 3), 255, np.uint8)
-    draw_actor(Pen(picture, None, 1, np.array((360.0, 640.0)), 3.0, 1), name, act, 0)
-    return cv2.resize(picture, (360, 360), interpolation=cv2.INTER_AREA)
 
 
 def draw_figure(ground, body=(200, 60, 60), line=(20, 20, 20)):
@@ -87,7 +81,7 @@ def gray(picture):
 @pytest.mark.parametrize("picture, message", [
     (draw_frame(1, 20), "is a scene, since its border is not flat"),
     (np.pad(draw_frame(1, 20), ((40, 40), (40, 40), (0, 0))), "is a scene with a flat border"),
-    (gray(sheet()), "is grayscale; color it"), (np.full((50, 50, 3), 255, np.uint8), "is blank")])
+    (gray(draw_sheet("ruby", "stand")), "is grayscale; color it"), (np.full((50, 50, 3), 255, np.uint8), "is blank")])
 def test_errors_name_the_picture(tmp_path, picture, message):
     write_image(tmp_path / "a.png", picture)
     with pytest.raises(UserError, match=f"a.png {message}"):
@@ -97,7 +91,7 @@ def test_errors_name_the_picture(tmp_path, picture, message):
 def test_errors_of_folders(tmp_path):
     with pytest.raises(UserError, match="there is no folder"):
         read_characters(tmp_path / "none")
-    write_image(tmp_path / "a.png", sheet())
+    write_image(tmp_path / "a.png", draw_sheet("ruby", "stand"))
     with pytest.raises(UserError, match="has no subfolders; put the pictures of each character"):
         read_characters(tmp_path)
     (tmp_path / "ruby").mkdir()
@@ -119,7 +113,7 @@ def home(tmp_path_factory):
         write_image(home / ("val" if number < 2 else "train") / f"{number}.png", picture)
     train.train(TrainConfig(data_path=str(home), save_path=str(home / "run"), width=4, batch_size=2, end_epoch=1))
     for number, act in enumerate(("stand", "wave")):
-        write_image(home / "sheets" / "ruby" / f"{number}.png", sheet(act=act))
+        write_image(home / "sheets" / "ruby" / f"{number}.png", draw_sheet("ruby", act))
     street = cv2.resize(background("street"), (320, 180), interpolation=cv2.INTER_AREA)
     ruby = cv2.resize(draw_frame(2, 160), (320, 180), interpolation=cv2.INTER_AREA)
     with av.open(str(home / "film.mkv"), "w") as film:
@@ -183,3 +177,22 @@ def test_characters_need_a_palette_classifier(home):
     predictor.colorizer.config = replace(predictor.config, use_palette_classifier=False)
     with pytest.raises(UserError, match="--characters needs a checkpoint with a palette classifier"):
         predictor.add_characters(read_characters(home / "sheets"))
+
+
+def test_sheets_are_enough_to_train(home, tmp_path):
+    run = tmp_path / "run"
+    train.main(flags(characters=home / "sheets", data_path=tmp_path / "none", save_path=run, width=4, end_epoch=1))
+    content = load_checkpoint(run / "best.pt")
+    assert content["model_config"]["only_characters"] and list(content["characters"]) == ["ruby"]
+    assert content["model_config"]["spatial_size"] == len(content["frames"]) > 50
+    train.main(flags(save_path=run, resume=True, end_epoch=2))
+    assert [each.name for each in Predictor.load(run / "best.pt").characters] == ["ruby", "ruby"]
+
+
+def test_characters_are_pasted_into_training_views(home):
+    data = ColorizationDataset(home / "train", 128)
+    views = [TrainingViews(data, TrainingConstants(character_probability=1.0), characters=characters)
+             for characters in ([], read_characters(home / "sheets"))]
+    plain, pasted = ([view[0, seed] for seed in range(6)] for view in views)
+    changed = [(one["L"] != other["L"]).float().mean().item() for one, other in zip(plain, pasted, strict=True)]
+    assert all(0.005 < share < 0.9 for share in changed), changed

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from colorizer.backbone import extract_features
+from colorizer.character_classifier import character_entries, fit_characters
 from colorizer.memory.deduplication import Deduplicator
 from colorizer.memory.frame_archive import RECORD_FIELDS, record_dtype, write_archive
 from colorizer.memory.spatial_memory import SpatialMemory
@@ -66,7 +67,8 @@ def merge(paths: Sequence[Path], folder: Path) -> dict[str, Any]:
 
     Duplicates of frames of earlier checkpoints are dropped. If there are too many frames for a checkpoint, they are
     written to an archive in ``folder``. Keys are mapped to the projection of the first checkpoint; keys of references
-    contain the colors that its networks predict. Raises UserError for checkpoints that cannot be merged.
+    contain the colors that its networks predict. The characters of all are recognized. Raises UserError for checkpoints
+    that cannot be merged.
     """
     predictors = [Predictor.load(path, device="cpu") for path in paths]
     first = predictors[0]
@@ -92,11 +94,14 @@ def merge(paths: Sequence[Path], folder: Path) -> dict[str, Any]:
     merged.attach_archive(archive)
     _store_references(sources, merged, count)
     colorizer.spatial = merged
+    characters = [character for predictor in predictors for character in predictor.characters]
+    if len(characters) > len(first.characters):
+        fit_characters(first.extractor, characters)
     model_config = replace(colorizer.config, spatial_size=total, archived_frames=archived,
                            mem_size=len(colorizer.memory.keys))
     content = {name: value for name, value in load_checkpoint(paths[0]).items() if name not in TRAINING_STATE}
-    return {**content, "frames": names, "colorizer": colorizer.state_dict(), "model_config": asdict(model_config),
-            **({"archive": archive.state()} if archive else {})}
+    return {**content, **character_entries(characters), "frames": names, "colorizer": colorizer.state_dict(),
+            "model_config": asdict(model_config), **({"archive": archive.state()} if archive else {})}
 
 
 def _check(predictor, first):
