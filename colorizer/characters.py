@@ -14,6 +14,8 @@ from dataset import resize
 from fileio.images import IMAGE_SUFFIXES, list_images, read_image_and_opacity
 from utils import UserError
 
+MARGIN = 3  # pixels of background around a picture
+
 
 @dataclass(frozen=True)
 class CutOutConfig:
@@ -106,12 +108,12 @@ def cut_out(rgb: np.ndarray, config: CutOutConfig) -> np.ndarray:
         raise ValueError("is a scene, since its border is not flat; pass one character on a flat or transparent "
                          "background, or put it into the folder of --references")
     difference, kernel = _difference(rgb, color), np.ones((3, 3), np.uint8)
-    similar = cv2.copyMakeBorder((difference <= config.tolerance).astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT,
-                                 value=1)
+    # A margin connects parts of the background that the character separates.
+    similar = np.pad(difference <= config.tolerance, MARGIN, constant_values=True).astype(np.uint8)
     # Eroded background does not leak through small gaps of an outline.
     labels = cv2.connectedComponents(cv2.erode(similar, kernel), connectivity=4)[1]
-    outside = cv2.dilate((labels == labels[0, 0]).astype(np.uint8), kernel)[1:-1, 1:-1] & similar[1:-1, 1:-1]
-    filled = outside == 0
+    outside = cv2.dilate((labels == labels[0, 0]).astype(np.uint8), kernel) & similar
+    filled = outside[MARGIN:-MARGIN, MARGIN:-MARGIN] == 0
     mask = filled & ~_find_pockets(filled, difference, config)
     mask = cv2.erode(mask.astype(np.uint8), kernel)  # the outermost pixels are mixed with the background
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask)

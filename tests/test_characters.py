@@ -64,6 +64,13 @@ def test_a_character_of_the_background_color_is_kept():
     assert cut_out(picture, CutOutConfig())[inside].mean() > 0.95
 
 
+def test_a_character_may_touch_the_border_and_separate_the_background():
+    picture = np.full((60, 80, 3), 255, np.uint8)
+    cv2.line(picture, (30, -5), (50, 65), (200, 60, 60), 20, cv2.LINE_AA)
+    mask = cut_out(picture, CutOutConfig())
+    assert mask[30, 32:48].all() and not mask[:, :15].any() and not mask[:, -15:].any()
+
+
 def test_transparency_takes_precedence_and_characters_are_cropped(tmp_path):
     picture, inside, _ = draw_figure((0, 255, 0))
     (tmp_path / "ruby").mkdir()
