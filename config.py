@@ -101,6 +101,7 @@ class PaletteClassifierConfig:
     chroma_weight: float = 4.0  # in training, a cell of chroma 110 has 1 + chroma_weight times the weight of a gray one
     generator_sigma: float = 25.0  # standard deviation, in Lab units, of the generator's color; larger: less influence
     temperature: float = 0.4  # of the annealed mean; 0 selects the most probable color, 1 averages by probability
+    character_threshold: float = 0.88  # minimum probability of a character; larger: fewer false ones, more are missed
     training_views: int = 256  # minimum number of training views; the maximum is 4 times this
     views_per_picture: int = 16  # maximum number of views of one picture; takes precedence over training_views
     training_steps: int = 1000  # optimizer steps of the MLP; larger: closer fit, slower

@@ -125,8 +125,8 @@ MIN_CELLS = 16  # minimum number of cells of a character in a sample for the sho
 
 def pack_samples(lightness: Sequence[np.ndarray]) -> list[torch.Tensor]:
     """Compress samples of a shot, L (H, W) in [0, 100] each, to JPEG files, uint8 (n,) each."""
-    return [torch.from_numpy(cv2.imencode(".jpg", np.rint(resize(L, SAMPLE_SIDE, SAMPLE_SIDE) * (255 / L_SCALE)))[1])
-            for L in lightness]
+    return [torch.from_numpy(cv2.imencode(".jpg", cv2.convertScaleAbs(
+        resize(L, SAMPLE_SIDE, SAMPLE_SIDE), alpha=255 / L_SCALE))[1]) for L in lightness]
 
 
 @torch.inference_mode()

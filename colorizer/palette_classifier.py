@@ -26,7 +26,6 @@ MAX_INPUT_SIZE = 2048  # pixels; limits how much RAM a checkpoint can request
 CELL_SIZE = 4  # input pixels along a side of a cell
 CHUNK = 512  # cells that are classified at a time
 NO_CHARACTER = -200.0  # a and b of the class of CharacterClassifier for all that is no character: far from all colors
-CHARACTER_PRIOR = 0.5  # added to the log odds of a character; larger: more characters and more false ones are found
 NEIGHBORHOOD = 3  # cells along a side of the neighborhood whose lightness is used to classify a cell
 
 
@@ -211,11 +210,13 @@ class CharacterClassifier(PaletteClassifier):
 
     def locate(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the colors of characters, ab / 110 (N, 2, g, g), and their weight (N, 1, g, g) in [0, 1], given class
-        logits (N, K + 1, g, g). The weight is 0 where the probability of a character is below 1/2, 1 from 3/4."""
-        odds = logits[:, :-1].logsumexp(1, keepdim=True) - logits[:, -1:] + CHARACTER_PRIOR
+        logits (N, K + 1, g, g). The weight rises from 0, where the probability of a character is
+        ``character_threshold``."""
+        threshold = self.config.character_threshold
+        probability = 1 - logits.softmax(1)[:, -1:]
         colors = (logits[:, :-1] / self.config.temperature).softmax(1)
         return (torch.einsum("nkhw,kc->nchw", colors, self.palette[:-1] / AB_SCALE),
-                (4 * odds.sigmoid() - 2).clamp(0, 1))
+                (1.6 * (probability - threshold) / (1 - threshold)).clamp(0, 1))
 
 
 def _lightness_features(L, grid):

@@ -25,7 +25,7 @@ from utils import UserError, evenly_spaced, list_files, warn
 
 Autocast = Callable[[], torch.autocast]  # returns a new autocast context for the networks
 BATCH = 8  # pictures per forward pass
-SCENES, SCENE_SIZE = {"train": 96, "val": 16}, (360, 640)  # pictures of characters without frames; height, width
+SCENES, SCENE_SIZE = 96, (360, 640)  # maximum number of pictures of characters without frames, height and width
 PASTED_SHARE = 0.5  # share of the random views of the palette classifier that get a character, if there are sheets
 LEFT_OUT_STEPS = 5  # a classifier for the calibration is trained in one in this many steps
 FRAME_FIELDS = (  # fields of ModelConfig that depend on frames, references and characters
@@ -42,7 +42,7 @@ def load_data(config: TrainConfig, characters: Sequence[Character] = (),
     folder = Path(config.data_path)
     if only_characters:
         folder = Path(config.save_path) / "character_scenes"
-        write_scenes(folder, characters)
+        write_scenes(folder, characters, min(SCENES, config.palette_classifier.training_views))
     data = ColorizationDataset(folder / "train", config.img_size, config.cache_gb)
     if (folder / "val").is_dir() and list_files(folder / "val", IMAGE_SUFFIXES):
         return data, ColorizationDataset(folder / "val", config.img_size, config.cache_gb)
@@ -56,11 +56,11 @@ def has_pictures(config: TrainConfig) -> bool:
     return folder.is_dir() and bool(list_files(folder, IMAGE_SUFFIXES))
 
 
-def write_scenes(folder: Path, characters: Sequence[Character]) -> None:
-    """Write pictures of characters on neutral backgrounds to the subfolders of SCENES in ``folder``."""
+def write_scenes(folder: Path, characters: Sequence[Character], count: int) -> None:
+    """Write ``count`` pictures of characters on neutral backgrounds to the subfolders train/ and val/ of ``folder``."""
     rng = np.random.default_rng(0)
-    for name, count in SCENES.items():
-        for number in range(count):
+    for name, size in (("train", count - count // 6), ("val", count // 6)):
+        for number in range(size):
             picture = neutral_background(*SCENE_SIZE, rng)
             for i in range(int(rng.integers(1, 4))):  # the first one is any of the characters in turn
                 character = characters[int(rng.integers(len(characters))) if i else number % len(characters)]
