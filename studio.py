@@ -87,8 +87,9 @@ def build_page(session: EditingSession) -> Any:
                                          session.join_shot])
             with gr.Tab("Correct", id="correct"):
                 add_panel(gr, "editor", [
-                    corrections.open_frame, corrections.edit_frame, corrections.add_reference,
-                    corrections.download_grayscale, corrections.add_uploaded_reference, corrections.preview_effect,
+                    corrections.open_frame, corrections.edit_frame, corrections.preview_fill,
+                    corrections.preview_effect, corrections.add_reference, corrections.download_grayscale,
+                    corrections.add_uploaded_reference,
                     memory.palette, session.change_color])
                 add_panel(gr, "references", [corrections.list_references, session.remove_reference,
                                              session.change_color])
@@ -107,15 +108,17 @@ def build_setup(gr: Any, session: EditingSession) -> None:
         return films + [str(path) for path in sorted((project.folder / "uploads").glob("*"))
                         if path.suffix.lower() in VIDEO_SUFFIXES]
 
-    def choose_film(path, upload):
-        session.choose_film(project.add_upload(upload) if upload else path or "")
+    def choose_film(path):
+        session.choose_film(path)
 
-    def train(path, uploads, minutes):
-        if uploads:
-            sources = sorted(map(project.add_upload, uploads), key=lambda path: natural_key(path.name))
-        else:
-            sources = [allowed_paths.check(path)] if path else []
-        session.train(sources, minutes)
+    def upload_film(upload):
+        session.choose_film(project.add_upload(upload))
+
+    def train(path, minutes):
+        session.train([allowed_paths.check(path)], minutes)
+
+    def train_on_uploads(uploads, minutes):
+        session.train(sorted(map(project.add_upload, uploads), key=lambda path: natural_key(path.name)), minutes)
 
     with gr.Row(equal_height=False):
         with gr.Column():
@@ -123,19 +126,18 @@ def build_setup(gr: Any, session: EditingSession) -> None:
             film = gr.Dropdown(videos(), value=project.settings.film or None, label="Film in the given folders",
                                allow_custom_value=True)
             upload = gr.File(label="or upload a film", file_count="single", type="filepath", height=120)
-            gr.Button("Use this film", variant="primary").click(
-                button_function(gr, choose_film), [film, upload], None)
+            film.input(button_function(gr, choose_film), film, None)
+            upload.upload(button_function(gr, upload_film), upload, None)
         with gr.Column():
-            gr.Markdown("### 2. Training")
+            gr.Markdown("### 2. Colors: training starts at once")
+            minutes = gr.Slider(2, 60, 10, step=1, label="Minutes of training")
             source = gr.Dropdown(videos(), value=None, label="Colored film in the given folders",
                                  allow_custom_value=True)
             uploads = gr.File(label="or upload a colored film or colored pictures", file_count="multiple",
                               type="filepath", height=120)
-            minutes = gr.Slider(2, 60, 10, step=1, label="Minutes of training")
-            with gr.Row():
-                gr.Button("Train", variant="primary").click(
-                    button_function(gr, train), [source, uploads, minutes], None)
-                gr.Button("Stop and use the result").click(session.cancel, None, None)
+            source.input(button_function(gr, train), [source, minutes], None)
+            uploads.upload(button_function(gr, train_on_uploads), [uploads, minutes], None)
+            gr.Button("Stop and use the result").click(session.cancel, None, None)
     add_panel(gr, "training", [session.training_progress])
 
 

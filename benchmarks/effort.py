@@ -27,9 +27,10 @@ from resources.draw_episodes import EPISODES
 from colorizer.metrics import color_differences
 from colorizer.predictor import Predictor
 from config import FilmConfig
-from dataset import lab_to_rgb, rgb_to_lab
+from dataset import luma_lightness, rgb_to_lab
 from editing.correction import Correction, CorrectionRenderer
 from editing.regions import Regions
+from film.io.planes import planes_from_rgb
 from film.io.video import VideoFile
 from film.render.incremental import can_update
 from film.render.rendering import color_film
@@ -58,29 +59,31 @@ def median_color(picture, point):
 
 def correct_by_clicks(result, ground_truth, max_clicks):
     """Correct a colored frame, RGB uint8 (H, W, 3), as a user would. Returns the result and the number of clicks."""
-    lab, true_lab = rgb_to_lab(result), rgb_to_lab(ground_truth)
-    L, ab, unfixable = np.ascontiguousarray(true_lab[..., 0]), lab[..., 1:], np.zeros(lab.shape[:2], bool)
-    renderer, correction = CorrectionRenderer(Regions(L), ab), Correction(lab.shape[:2])
-    error = color_differences(np.dstack([L, ab]), true_lab)
+    true_lab, encoding = rgb_to_lab(ground_truth), planes_from_rgb(ground_truth).encoding
+    size, unfixable = true_lab.shape[:2], np.zeros(true_lab.shape[:2], bool)
+    renderer = CorrectionRenderer(Regions(luma_lightness(ground_truth)), rgb_to_lab(result)[..., 1:], encoding)
+    correction = Correction(size)
+    picture = renderer.picture(correction)
+    error = color_differences(rgb_to_lab(picture), true_lab)
     for click in range(max_clicks):
         wrong = cv2.morphologyEx(np.uint8((error > VISIBLE_ERROR) & ~unfixable), cv2.MORPH_OPEN,
                                  np.ones((3, 3), np.uint8))
         _, parts, stats, _ = cv2.connectedComponentsWithStats(wrong, connectivity=4)
         part = 1 + stats[1:, cv2.CC_STAT_AREA].argmax() if len(stats) > 1 else 0
         if not part or stats[part, cv2.CC_STAT_AREA] < MIN_AREA:
-            return lab_to_rgb(np.dstack([L, ab])), click
+            return picture, click
         x, y = center_of(parts == part)
         similar = np.linalg.norm(true_lab[..., 1:] - true_lab[y, x, 1:], axis=2) < VISIBLE_ERROR
         point = center_of((parts == part) & similar)  # the center of one color, not between two
         correction.add("fill", [point], median_color(ground_truth, point))
-        corrected = renderer.apply(correction)
-        remaining = color_differences(np.dstack([L, corrected]), true_lab)
+        corrected = renderer.picture(correction)
+        remaining = color_differences(rgb_to_lab(corrected), true_lab)
         if error.sum() - remaining.sum() < MIN_GAIN:
             correction.undo()
             unfixable |= (parts == part) & similar
         else:
-            ab, error = corrected, remaining
-    return lab_to_rgb(np.dstack([L, ab])), max_clicks
+            picture, error = corrected, remaining
+    return picture, max_clicks
 
 
 def color(checkpoint, film, references, output):

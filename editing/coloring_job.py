@@ -41,8 +41,8 @@ THUMBNAIL_WIDTH = 240  # pixels
 ANALYSIS_SHARE = 0.2  # part of the progress bar for the analysis of the film; the rest is for coloring
 
 
-def find_shots(project: Project, job: BackgroundJob) -> None:
-    """Detect the shots of the film without coloring it, and save a preview of them."""
+def find_shots(project: Project, job: BackgroundJob) -> ShotPreview:
+    """Detect the shots of the film without coloring it; save and return a preview of them."""
     film = project.require_film()
     pts, checksums, thumbnails = array("q"), array("L"), StreamSample[bytes](THUMBNAILS)
 
@@ -64,7 +64,9 @@ def find_shots(project: Project, job: BackgroundJob) -> None:
     starts = [0, *(boundary.end for boundary in find_edited_boundaries(lumas(), FilmConfig()))]
     if not pts:
         raise UserError(f"cannot decode any frame of {film.path}; choose another film")
-    project.save_shot_preview(ShotPreview(pts, starts, thumbnails.held, thumbnails.stride, checksums))
+    preview = ShotPreview(pts, starts, thumbnails.held, thumbnails.stride, checksums)
+    project.save_shot_preview(preview)
+    return preview
 
 
 @dataclass

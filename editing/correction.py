@@ -11,15 +11,17 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dataset import resize
 from colorizer.series_colors import hex_to_lab, shade_color
-from editing.regions import Point, Regions, Stroke
+from dataset import lab_to_rgb, resize
+from editing.regions import Point, Regions, Stroke, bounding_box
+from film.io.planes import ColorEncoding, gray_lightness
 from utils import UserError
 
-CORRECTION_FORMAT = 2
+CORRECTION_FORMAT = 3
 MAX_COORDINATE = 2**15  # pixels; larger coordinates and radii are rejected
-MAX_POINTS = 100_000  # points of a document; more are rejected
-KINDS = ("fill", "grow", "cut", "brush", "reset")
+MAX_POINTS = 300_000  # points of a document; more are rejected
+MAX_UNDO_BYTES = 2**28  # memory for undoing without rendering all areas again; larger: more steps
+KINDS = ("fill", "like", "grow", "cut", "brush", "reset")
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,13 @@ class ColoredArea:
     clicks: tuple[Point, ...] = ()
     cuts: tuple[Stroke, ...] = ()
     brush: Stroke | None = None
+    parts: bool = False  # the clicks fill parts (``Regions.parts``) instead of regions
 
     def mask(self, regions: Regions) -> np.ndarray:
         """Return the opacity of the area, float32 (H, W) in [0, 1]."""
         if self.brush is not None:
             return draw_stroke(self.brush, regions.L.shape)
-        return regions.fill(self.clicks, self.cuts)
+        return regions.fill_parts(self.clicks) if self.parts else regions.fill(self.clicks, self.cuts)
 
 
 @dataclass
@@ -53,9 +56,9 @@ class Correction:
     def add(self, kind: str, points: Sequence[Point] = (), color: str | None = None, radius: float = 1.0) -> None:
         """Add an edit.
 
-        "fill" colors the region at the first point, "grow" adds the region at the first point to the last fill, "cut"
-        divides the last fill by a stroke along the points, "brush" colors a stroke along the points, and "reset"
-        removes all colors. The color None restores the predicted colors.
+        "fill" colors the region at the first point, "like" colors the parts at all points, "grow" adds the region at
+        the first point to the last fill, "cut" divides the last fill by a stroke along the points, "brush" colors a
+        stroke along the points, and "reset" removes all colors. The color None restores the predicted colors.
         """
         points = [[float(value) for value in point] for point in points]
         edit = {"kind": kind, "points": points, "color": color, "radius": radius}
@@ -84,10 +87,12 @@ class Correction:
                     areas = []
                 case "fill":
                     areas.append(ColoredArea(color, points[:1]))
+                case "like":
+                    areas.append(ColoredArea(color, points, parts=True))
                 case "brush":
                     areas.append(ColoredArea(color, brush=stroke))
                 case kind:
-                    last = max(index for index, area in enumerate(areas) if area.clicks)
+                    last = max(index for index, area in enumerate(areas) if area.clicks and not area.parts)
                     area = areas[last]
                     areas[last] = (replace(area, clicks=area.clicks + points[:1]) if kind == "grow" else
                                    replace(area, cuts=(*area.cuts, stroke)))
@@ -116,16 +121,29 @@ class Correction:
         return cls((size[0], size[1]), edits, undone)
 
 
+def film_lightness(L: np.ndarray, ab: np.ndarray, encoding: ColorEncoding) -> np.ndarray:
+    """Return the L (H, W) that colors ab (H, W, 2) need to have the luma of grays of lightness L (H, W).
+
+    Blue and red have a lower luma than grays of equal L.
+    """
+    adapted = L
+    for _ in range(3):
+        rgb = cv2.cvtColor(np.dstack([adapted, ab]).astype(np.float32), cv2.COLOR_Lab2RGB)
+        adapted = adapted + L - gray_lightness(encoding.luma_of(np.clip(rgb, 0, 1)))
+    return np.clip(adapted, 0, 100)
+
+
 class CorrectionRenderer:
     """Computes the colors of a corrected frame from its regions and its predicted ab, float32 (h, w, 2) of any size.
 
-    The result without the topmost area is cached, so that a click renders only one area.
+    ``encoding`` is that of the film, whose luma the colors keep. A click renders only one area, and an undo none.
     """
 
-    def __init__(self, regions: Regions, ab: np.ndarray) -> None:
-        self.regions = regions
+    def __init__(self, regions: Regions, ab: np.ndarray, encoding: ColorEncoding) -> None:
+        self.regions, self.encoding = regions, encoding
         self.predicted_ab = resize(np.ascontiguousarray(ab, np.float32), *regions.L.shape)
-        self._cache: tuple[list[ColoredArea], np.ndarray] = [], self.predicted_ab
+        self._ab, self._areas = self.predicted_ab.copy(), []  # type: np.ndarray, list[ColoredArea]
+        self._replaced: list[tuple[tuple[slice, slice], np.ndarray]] = []  # box and earlier ab of the topmost areas
 
     def apply(self, correction: Correction) -> np.ndarray:
         """Return the ab of the corrected frame, float32 (H, W, 2) in Lab units.
@@ -137,28 +155,41 @@ class CorrectionRenderer:
             raise UserError(f"the correction belongs to a frame of {width}x{height}, but this one is {own_width}x"
                             f"{own_height}; correct this frame again")
         areas = correction.areas()
-        cached, ab = self._cache
-        if cached != areas[:len(cached)]:
-            cached, ab = [], self.predicted_ab
-        for index in range(len(cached), len(areas)):
-            if index == len(areas) - 1:
-                self._cache = areas[:-1], ab
-            ab = self._blend(ab, areas[index])
-        return ab.copy()
+        while self._areas != areas[:len(self._areas)]:
+            if not self._replaced:
+                self._areas, self._ab = [], self.predicted_ab.copy()
+                break
+            self._areas.pop()
+            box, ab = self._replaced.pop()
+            self._ab[box] = ab
+        for area in areas[len(self._areas):]:
+            self._areas.append(area)
+            self._replaced.append(self._color(area))
+            while sum(ab.nbytes for _, ab in self._replaced) > MAX_UNDO_BYTES:
+                self._replaced.pop(0)
+        return self._ab.copy()
 
-    def _blend(self, ab, area):
-        """Return ab (H, W, 2) after coloring one more area."""
-        mask, L = area.mask(self.regions), self.regions.L
-        rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-        if not len(rows):
-            return ab
-        box = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
-        mask, L, ab = mask[box], L[box], ab.copy()
-        opaque = mask >= min(0.9, float(mask.max()))
-        color = (self.predicted_ab[box] if area.color is None else
-                 shade_color(area.color, L, float(np.median(L[opaque]))))
-        ab[box] += mask[..., None] * (color - ab[box])
-        return ab
+    def picture(self, correction: Correction) -> np.ndarray:
+        """Return the corrected frame, RGB uint8 (H, W, 3), with the luma of the film, clipped to sRGB."""
+        ab = self.apply(correction)
+        return lab_to_rgb(np.dstack([film_lightness(self.regions.L, ab, self.encoding), ab]))
+
+    def _color(self, area):
+        """Color an area, and return the box that contains it and the earlier ab of this box."""
+        mask = area.mask(self.regions)
+        box = bounding_box(mask > 0, 0)
+        mask, L, ab = mask[box], self.regions.L[box], self._ab[box].copy()
+        if area.color is None:
+            color = self.predicted_ab[box]
+        else:
+            opaque = mask >= min(0.9, float(mask.max()))
+            if area.parts:  # the color is that of the part that was clicked
+                opaque = (self.regions.parts == self.regions.parts[self.regions.pixel(area.clicks[0])])[box]
+            color = shade_color(area.color, L, float(np.median(L[opaque])))
+            L = film_lightness(L, color, self.encoding)  # which limits the chroma
+            color = shade_color(area.color, L, float(np.median(L[opaque])))
+        self._ab[box] += mask[..., None] * (color - ab)
+        return box, ab
 
 
 def draw_stroke(stroke: Stroke, size: tuple[int, ...]) -> np.ndarray:
@@ -199,7 +230,7 @@ def _check(edits, size):
             count += 1
             if not (isinstance(point, list) and len(point) == 2 and all(map(_is_number, point))):
                 raise _damaged(f"a point is not a pair of numbers up to {MAX_COORDINATE}")
-            if kind in ("fill", "grow") and not all(
+            if kind in ("fill", "like", "grow") and not all(
                     -0.5 <= value < side - 0.5 for value, side in zip(point, reversed(size), strict=True)):
                 raise UserError(f"the point ({point[0]:g}, {point[1]:g}) is outside the frame, which is {size[1]}x"
                                 f"{size[0]}; click into the frame")

@@ -1,6 +1,7 @@
 """Functions that the web page calls to correct frames: edits, references and the preview of their effect."""
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -8,13 +9,15 @@ import cv2
 from editing.allowed_paths import AllowedPaths
 from editing.coloring_job import film_settings
 from editing.film_browser import MAX_WIDTH, FilmBrowser
-from editing.frame_editor import FrameEditor
+from editing.frame_editor import FrameEditor, mask_png
 from editing.frame_reader import encode_jpeg
+from editing.regions import Point
 from editing.session import EditingSession, check_integer, data_uri, thumbnail_uri
 from fileio.images import read_image
 from film.render.incremental import find_changed_shots
 from utils import UserError
 
+PREVIEW_WIDTH = 960  # maximum width in pixels of the preview of a fill
 MAX_LISTED_SHOTS = 20  # maximum number of shots that a preview lists
 
 
@@ -31,11 +34,13 @@ class FrameCorrections:
         key = check_integer("the frame", frame), colored.stat().st_mtime_ns if colored.exists() else 0
         with self.session.lock:
             if self.editor is None or self.editor[0] != key:
-                predicted = self.browser.planes("colored", frame)
-                if predicted is None:
+                predicted, gray = (self.browser.planes(kind, frame) for kind in ("colored", "gray"))
+                if predicted is None or gray is None:
                     raise UserError("the film is not colored yet; wait until it is, then correct the frame")
                 path = self.project.folder / "corrections" / f"frame_{frame:06d}.json"
-                editor = FrameEditor(path, self.browser.grayscale_frame(frame), predicted.rgb_uint8())
+                response = records.response if (records := self.project.records()) else None
+                extractor = replace(self.session.predictors.without_references().extractor, response=response)
+                editor = FrameEditor(path, gray, predicted, extractor)
                 self.editor = key, editor
                 threading.Thread(target=editor.prepare, daemon=True).start()
             return self.editor[1]
@@ -54,6 +59,11 @@ class FrameCorrections:
         with self.session.lock:
             editor.edit(**edit)
             return self.open_frame(frame)
+
+    def preview_fill(self, frame: int, tool: str, point: Point, tolerance: float) -> dict[str, Any]:
+        """Return a mask of what "fill" or "like" fills at a point, as a data URI, and proposed colors, best first."""
+        mask, colors = self._editor_of(frame).preview(tool, tuple(point), float(tolerance))
+        return {"mask": data_uri(mask_png(mask, PREVIEW_WIDTH), "image/png"), "colors": colors}
 
     def preview_effect(self, frame: int) -> dict[str, Any]:
         """Return a message that lists the shots that change if the corrected frame becomes a reference."""

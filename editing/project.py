@@ -9,6 +9,7 @@
     records.pt      the records of the colored shots; shots.pt: the shots that were detected before coloring
     uploads/        files that were sent to the page
     dataset/, training/   dataset and checkpoints of a training run started on the page
+    preview/        checkpoint of a short training run, and the shot that it colored
 
 All files are written atomically. A lock prevents two processes from opening the same project.
 """
@@ -17,6 +18,7 @@ import filecmp
 import json
 import os
 import shutil
+import unicodedata
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -42,6 +44,7 @@ from film.report.records import Records
 from utils import UserError, list_files, natural_key
 
 T = TypeVar("T")
+MAX_NAME = 56  # characters of the name of an uploaded file, each of at most 4 bytes; file systems allow 255 bytes
 
 
 def reference_name(frame: int) -> str:
@@ -254,10 +257,11 @@ class Project:
         return self.loaded[path.name][1]
 
     def add_upload(self, path: str | Path) -> Path:
-        """Copy an uploaded file into uploads/ and return the new path. In the file name, characters other than ASCII
-        letters, digits, "." and "-" are replaced with "_"."""
+        """Copy an uploaded file into uploads/ and return the new path. In the file name, characters other than letters
+        and digits of any script, "." and "-" are replaced with "_"."""
         path = Path(path)
-        name = "".join(c if c.isascii() and c.isalnum() or c in ".-_" else "_" for c in path.name).lstrip(".")[-100:]
+        name = unicodedata.normalize("NFC", path.name)
+        name = "".join(c if c.isalnum() or c in ".-_" else "_" for c in name).lstrip(".")[-MAX_NAME:]
         target, number = self.folder / "uploads" / (name or "file"), 1
         while target.exists():
             if filecmp.cmp(path, target, shallow=False):

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from skimage.segmentation import watershed
+from skimage.segmentation import felzenszwalb, watershed
 
+from dataset import resize
 from utils import UserError
 
 Point = tuple[float, float]
@@ -41,6 +42,8 @@ class RegionsConfig:
     ball_shrink_factor: float = 0.6  # ratio of successive ball radii; larger: more passes, finer gap detection
     min_region_area: float = 10.0  # square pixels; larger: small regions merge into their neighbors
     min_edge_contrast: float = 6.0  # difference in L of two sides; larger: fewer mask edges follow the lightness
+    part_scale: float = 30.0  # scale of the segmentation into parts; larger: larger parts
+    min_part_area: int = 40  # square pixels; larger: fewer parts in texture
 
 
 class Regions:
@@ -88,20 +91,39 @@ class Regions:
         """Region label of each pixel, int32 (H, W), from 1. The two halves of a line belong to the adjacent regions."""
         return self._segment(self.edges | self.lines)
 
+    @cached_property
+    def parts(self) -> np.ndarray:
+        """Part number of each pixel, int32 (H, W), from 0. Parts are pieces of regions with nearly uniform lightness
+        (Felzenszwalb and Huttenlocher 2004), so that regions without clear borders, such as leaves, are divided."""
+        height, width = (round(side / self.scale) for side in self.L.shape)
+        pieces = felzenszwalb(resize(self.L, height, width) / 100, self.config.part_scale, 0.8,
+                              self.config.min_part_area)
+        pieces = cv2.resize(pieces.astype(np.int32), self.L.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        pairs = self.labels.astype(np.int64) * (pieces.max() + 1) + pieces
+        return np.unique(pairs, return_inverse=True)[1].reshape(pairs.shape).astype(np.int32)
+
+    def points_of_parts(self, numbers: np.ndarray) -> list[Point]:
+        """Return one pixel (x, y) of each of the parts ``numbers``."""
+        return [(float(x), float(y)) for y, x in _pixel_of_each(self.parts, numbers)]
+
+    def fill_parts(self, clicks: Sequence[Point]) -> np.ndarray:
+        """Return the result of ``fill`` for the parts, instead of the regions, at the clicks."""
+        return self._soften(np.isin(self.parts, [self.parts[self.pixel(click)] for click in clicks]))
+
     def fill(self, clicks: Sequence[Point], cuts: Iterable[Stroke] = ()) -> np.ndarray:
         """Return an anti-aliased mask of the regions at the clicks, float32 (H, W) in [0, 1].
 
         Each stroke of ``cuts`` divides the mask, and the pieces that contain a click are kept. Raises UserError for a
         click outside the frame.
         """
-        pixels = [self._pixel(click) for click in clicks]
+        pixels = [self.pixel(click) for click in clicks]
         mask = np.isin(self.labels, [self.labels[pixel] for pixel in pixels])
         for stroke in cuts:
             mask = self._cut(mask, stroke, pixels)
         return self._soften(mask)
 
-    def _pixel(self, point):
-        """Return (row, column) of the pixel at a point."""
+    def pixel(self, point: Point) -> tuple[int, int]:
+        """Return (row, column) of the pixel at a point. Raises UserError for a point outside the frame."""
         x, y = (int(np.floor(value + 0.5)) for value in point)
         height, width = self.L.shape
         if not (0 <= x < width and 0 <= y < height):
@@ -146,7 +168,7 @@ class Regions:
         drawn = np.zeros(mask.shape, np.uint8)
         points = np.round(np.array(stroke.points)).astype(np.int32)
         cv2.polylines(drawn, [points], False, 1, max(1, round(2 * stroke.radius)))
-        box = _bounding_box(mask, 1)
+        box = bounding_box(mask, 1)
         barrier = (self.edges | self.lines | ~mask | (drawn > 0))[box]
         pieces = np.where(mask[box], self._segment(barrier), 0)
         inside = [(y - box[0].start, x - box[1].start) for y, x in pixels if mask[y, x]]
@@ -161,7 +183,7 @@ class Regions:
         edge is blurred.
         """
         soft, reach = mask.astype(np.float32), int(np.ceil(2 * self.scale))
-        box = _bounding_box(mask, 3 * reach)
+        box = bounding_box(mask, 3 * reach)
         own, L = np.uint8(mask[box]), self.L[box]
         blurred = cv2.GaussianBlur(soft[box], (0, 0), 0.6 * self.scale**0.5)
         disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1,) * 2)
@@ -191,7 +213,7 @@ def _divide_by_watershed(labels, clearance, shared):
     """Label the unlabeled pixels of ``shared``, bool (h, w), in place; boundaries run where clearance is smallest."""
     free = (shared & (labels == 0)).astype(np.uint8)
     wanted = (cv2.dilate(free, np.ones((3, 3), np.uint8)) > 0) & shared
-    box = _bounding_box(wanted, 0)
+    box = bounding_box(wanted, 0)
     found = watershed(-clearance[box], np.where(wanted, labels, 0)[box], mask=wanted[box])
     labels[box] = np.where(free[box] > 0, found, labels[box])
 
@@ -206,11 +228,11 @@ def fill_nearest(labels: np.ndarray) -> np.ndarray:
     return table[near]
 
 
-def _bounding_box(mask, margin):
+def bounding_box(mask: np.ndarray, margin: int) -> tuple[slice, slice]:
     """Return the slices of rows and columns that contain a mask, bool (H, W), with a margin; all if it is empty."""
     slices = []
     for axis in (1, 0):
         found = np.flatnonzero(mask.any(axis))
         first, last = (found[0], found[-1]) if len(found) else (0, mask.shape[1 - axis] - 1)
         slices.append(slice(max(0, first - margin), min(mask.shape[1 - axis], last + margin + 1)))
-    return tuple(slices)
+    return slices[0], slices[1]

@@ -13,7 +13,7 @@ from editing.background import BackgroundJob, JobRunner
 from editing.coloring_job import FinishedShot, PredictorCache, color_project, find_shots, finished_shots, read_log
 from editing.frame_reader import encode_jpeg
 from editing.project import Project
-from editing.training_job import train_project
+from editing.training_job import preview_path, train_project
 from fileio.images import IMAGE_SUFFIXES, read_image
 from utils import UserError
 
@@ -104,15 +104,20 @@ class EditingSession:
                 job.cancel.clear()  # color with the result even if the training run was stopped early
                 self._color_next(job)
 
+        if self.jobs.job.running and self.jobs.job.title == "finding shots":  # the training job finds them
+            self.jobs.cancel(CANCEL_TIMEOUT)
         self.start_job("training", run)
 
     def training_progress(self) -> dict[str, Any]:
-        """Return the validation errors (CIEDE2000) of the training run, and its samples as a data URI or None."""
+        """Return the validation errors (CIEDE2000) of the training run, and as data URIs or None its samples and the
+        shot that is colored during training."""
         folder = self.project.folder / "training"
         samples = folder / "samples" / "last.png"
         errors = [line["val_ciede2000"] for line in read_log(folder / "log.jsonl") if "val_ciede2000" in line]
         uri = _samples_uri(samples, samples.stat().st_mtime) if samples.exists() else None
-        return {"samples": uri, "errors": errors}
+        preview = preview_path(self.project)
+        return {"samples": uri, "errors": errors, "preview":
+                data_uri(preview.read_bytes(), "video/mp4") if preview.exists() else None}
 
     def finished_shots(self) -> list[FinishedShot]:
         """Return the shots that the current job has already colored."""

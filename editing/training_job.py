@@ -4,19 +4,27 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from editing.background import BackgroundJob
-from editing.coloring_job import read_log
+from colorizer.predictor import load_predictor
+from config import FilmConfig, PredictorConfig
+from editing.background import BackgroundJob, Canceled
+from editing.coloring_job import CancelableFilm, find_shots, read_log
+from editing.frame_reader import write_clip
 from editing.project import Project
 from fileio.images import IMAGE_SUFFIXES
+from film.render.rendering import color_film
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 INTERPRETER = [sys.executable]  # command that runs a script
+FIRST_STEPS = 3  # steps of the short training run for the preview; larger: better colors, later
+PREVIEW_FRAMES = 48  # maximum length of the preview; larger: later
 
 
 def train_project(project: Project, sources: Sequence[Path], minutes: float, job: BackgroundJob) -> None:
@@ -25,6 +33,7 @@ def train_project(project: Project, sources: Sequence[Path], minutes: float, job
     A canceled job adds the best checkpoint so far. Raises UserError if training fails or no epoch is complete.
     """
     dataset, folder = project.folder / "dataset", project.folder / "training"
+    preview_path(project).unlink(missing_ok=True)
     if sources[0].suffix.lower() in IMAGE_SUFFIXES:
         if dataset.exists():
             shutil.rmtree(dataset)
@@ -36,6 +45,13 @@ def train_project(project: Project, sources: Sequence[Path], minutes: float, job
         run_script("dataset_generator.py", [
             "--video_path", sources[0], "--save_path", dataset, "--frames_per_shot", "9", "--split", "0.95", "0.05",
             "0", "--overwrite", "True"], project.folder / "dataset.log", job)
+    if project.film is not None:
+        job.message, preview = "learning the first colors", preview_path(project).parent
+        run_script("train.py", ["--data_path", dataset, "--save_path", preview, "--end_epoch", 1, "--epoch_steps",
+                                FIRST_STEPS, "--overwrite", "True"], project.folder / "training.log", job)
+        for path in [*preview.glob("epoch_*.pt"), *preview.glob("last.pt")]:  # large
+            path.unlink()
+        threading.Thread(target=color_preview, args=(project, job), daemon=True).start()
     started = time.monotonic()
 
     def report_progress():
@@ -48,6 +64,25 @@ def train_project(project: Project, sources: Sequence[Path], minutes: float, job
     if not (folder / "best.pt").exists():
         raise UserError("the training run was stopped before its first epoch was complete; let it run for some minutes")
     project.add_checkpoint(folder / "best.pt", replace=True)
+
+
+def preview_path(project: Project) -> Path:
+    """Return the path of the shot that is colored during training."""
+    return project.folder / "preview" / "shot.mp4"
+
+
+def color_preview(project: Project, job: BackgroundJob) -> None:
+    """Color the beginning of the longest shot with the preview's checkpoint, and write it to ``preview_path``."""
+    side = BackgroundJob(cancel=job.cancel)  # has a progress of its own
+    with suppress(Canceled):
+        film = project.require_film()
+        if (known := project.shot_preview()) is None:
+            known = find_shots(project, side)
+        start, end = max(known.shots(project.settings), key=lambda shot: shot[1] - shot[0])
+        gray = preview_path(project).with_name("gray.mp4")
+        write_clip(film, known.index, start, min(end, start + PREVIEW_FRAMES), gray)
+        predictor = load_predictor(PredictorConfig(checkpoint=gray.with_name("best.pt")))
+        color_film(predictor, CancelableFilm(gray, side), preview_path(project), FilmConfig(), overwrite=True)
 
 
 def run_script(name: str, flags: Sequence[Any], log: Path, job: BackgroundJob,

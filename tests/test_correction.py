@@ -8,13 +8,16 @@ from test_regions import SIZE, disc, lightness
 
 from benchmarks.effort import median_color
 
-from dataset import lab_to_rgb, rgb_to_lab
+from dataset import luma_lightness, rgb_to_lab
+from editing import correction as correction_module
 from editing.correction import Correction, CorrectionRenderer
 from colorizer.series_colors import hex_to_lab, lab_to_hex, max_chroma, shade_color
 from editing.regions import Regions
+from film.io.planes import planes_from_rgb
 from utils import UserError
 
 RED = "#c03030"
+ENCODING = planes_from_rgb(np.zeros((1, 1, 3), np.uint8)).encoding
 
 
 @pytest.fixture
@@ -22,7 +25,7 @@ def renderer():
     """A renderer of two discs on a background that are lit from the right; the predicted color is one green."""
     light = 90 + 60 * disc((200, 180), 60) + 90 * disc((330, 180), 40)
     L = lightness(light * np.linspace(0.9, 1.1, SIZE[1]))
-    return CorrectionRenderer(Regions(L), np.full((16, 16, 2), (-20, 10), np.float32))
+    return CorrectionRenderer(Regions(L), np.full((16, 16, 2), (-20, 10), np.float32), ENCODING)
 
 
 def chroma_and_hue(ab):
@@ -37,12 +40,35 @@ def test_a_fill_has_its_color_and_keeps_the_shading(renderer):
     assert chroma[180, 200] == pytest.approx(wanted[0], rel=0.01)
     inside = disc((200, 180), 55) == 1
     assert np.abs(hue[inside] - wanted[1]).max() < 0.1
-    assert chroma[180, 150] < chroma[180, 200] < chroma[180, 250]
+    assert chroma[180, 150] < chroma[180, 200] and chroma[180, 250] < 1.1 * chroma[180, 200]
     outside = disc((200, 180), 64) == 0
     assert (ab[outside] == renderer.predicted_ab[outside]).all()
-    L = renderer.regions.L
-    again = rgb_to_lab(lab_to_rgb(np.dstack([L, ab])))
-    assert np.abs(again - np.dstack([L, ab]))[inside].max() < 1.2  # within sRGB, up to 8-bit rounding
+    picture = renderer.picture(correction)
+    assert np.abs(luma_lightness(picture) - renderer.regions.L)[inside].max() < 0.6, "the luma is that of the film"
+    again = rgb_to_lab(picture)[..., 1:]
+    assert np.abs(again - ab)[inside].max() < 1.5, "within sRGB, up to 8-bit rounding"
+
+
+def test_saturated_colors_are_not_limited_by_the_lightness_of_their_gray():
+    blue = np.full((40, 40, 3), (20, 160, 240), np.uint8)  # out of sRGB at the lightness of its gray
+    renderer = CorrectionRenderer(Regions(luma_lightness(blue)), np.zeros((4, 4, 2), np.float32), ENCODING)
+    correction = Correction((40, 40))
+    correction.add("fill", [(20, 20)], "#14a0f0")
+    assert np.abs(renderer.picture(correction).astype(int) - blue).max() <= 4
+
+
+def test_like_parts_are_filled_in_the_color_of_the_first(renderer):
+    correction, bright, dark, brown = Correction(SIZE), (330, 180), (200, 180), "#907068"
+    correction.add("like", [bright, dark], brown)
+    ab = renderer.apply(correction)
+    chroma, wanted = chroma_and_hue(ab)[0], np.hypot(*hex_to_lab(brown)[1:])
+    assert chroma[180, 330] == pytest.approx(wanted, rel=0.03)
+    assert 0.6 * wanted < chroma[180, 200] < 0.95 * wanted and (ab[20, 20] == (-20, 10)).all()
+    assert Correction.from_state(json.loads(json.dumps(correction.state()))) == correction
+    with pytest.raises(UserError, match="no fill to grow"):
+        correction.add("grow", [dark])
+    correction.undo()
+    assert (renderer.apply(correction) == renderer.predicted_ab).all()
 
 
 def test_grow_cut_and_brush_color_their_areas(renderer):
@@ -62,7 +88,9 @@ def test_grow_cut_and_brush_color_their_areas(renderer):
     assert renderer.apply(correction)[180, 330].tolist() == [-20, 10]
 
 
-def test_undo_redo_and_reset_restore_the_same_colors(renderer):
+@pytest.mark.parametrize("memory", [correction_module.MAX_UNDO_BYTES, 0], ids=["restored", "rendered again"])
+def test_undo_redo_and_reset_restore_the_same_colors(renderer, monkeypatch, memory):
+    monkeypatch.setattr(correction_module, "MAX_UNDO_BYTES", memory)
     correction, states = Correction(SIZE), []
     correction.add("fill", [(200, 180)], RED)
     states.append(renderer.apply(correction))
@@ -121,7 +149,7 @@ def test_damaged_edits_are_refused(step, where):
         Correction.from_state({**state, where: [step]})
 
 
-@pytest.mark.parametrize("change", [{"format": 1}, {"size": [0, 3]}, {"size": "ab"}, {"edits": None}, {"more": 1}])
+@pytest.mark.parametrize("change", [{"format": 2}, {"size": [0, 3]}, {"size": "ab"}, {"edits": None}, {"more": 1}])
 def test_documents_with_wrong_entries_are_refused(change):
     with pytest.raises(UserError):
         Correction.from_state({**Correction(SIZE).state(), **change})

@@ -90,6 +90,23 @@ def test_clicks_grow_a_mask_and_strokes_cut_it():
     assert iou(both, first) > 0.97
 
 
+def test_parts_divide_regions_by_lightness():
+    gray = 100 + np.linspace(0, 60, SIZE[1])[None].repeat(SIZE[0], 0)  # no edge
+    regions = Regions(lightness(gray))
+    assert regions.labels.max() == 1
+    spread = [np.ptp(regions.L[regions.parts == part]) for part in range(regions.parts.max() + 1)]
+    assert 1 < len(spread) < 200 and max(spread) < np.ptp(regions.L) / 2
+    points = regions.points_of_parts(np.arange(len(spread)))
+    assert [regions.parts[regions.pixel(point)] for point in points] == list(range(len(spread)))
+    assert (regions.fill_parts(points) == 1).all()
+    left = regions.fill_parts([(5, 180)])
+    assert left[180, 5] == 1 and left[180, -5] == 0
+    outlined_regions = Regions(outlined())
+    outside = outlined_regions.labels != outlined_regions.labels[180, 200]
+    parts = outlined_regions.parts
+    assert not set(parts[outside]) & set(parts[~outside]), "a part lies in one region"
+
+
 def test_a_click_outside_the_frame_is_refused():
     with pytest.raises(UserError, match="outside the frame, which is 480x360"):
         Regions(outlined()).fill([(480, 20)])

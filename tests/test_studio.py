@@ -31,6 +31,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
 
+FILM = "B\u00e4renh\u00f6hle \u304f\u307e.mkv"
 SCENES = [(5, 14), (70, 12), (170, 16)]  # first frame in the episode and number of frames: forest, room, beach
 QUICK = f"""
 import sys
@@ -51,7 +52,7 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     for number in range(6):
         write_image(home / "train" / f"frame_{number}.png", scene(1, 8 + 80 * number))
-    with av.open(str(home / "gray.mkv"), "w") as film:
+    with av.open(str(home / FILM), "w") as film:
         stream = film.add_stream("libx264", rate=12, options={"crf": "4"})
         stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
         for first, count in SCENES:
@@ -126,17 +127,15 @@ def colored(browser, home, tmp_path_factory):
         patch.setattr(Predictor, "fit_response", lambda *_: None)  # slow
         with open_page(browser, address) as page:
             box = page.get_by_label("Film in the given folders", exact=True)
-            box.fill(str(home / "gray.mkv"))
+            box.fill(str(home / FILM))
             box.press("Enter")
-            page.get_by_role("button", name="Use this film").click()
             page.wait_for_function("() => window.studio.state.shots.length === 3")
             assert wait_for_job(session) == "" and not session.project.colored.exists()
             pictures = sorted((home / "train").glob("*.png"))
             page.locator("input[type=file]").nth(1).set_input_files(pictures)
-            page.get_by_text(pictures[-1].stem).first.wait_for()
-            page.get_by_role("button", name="Train", exact=True).click()
             page.wait_for_function("() => window.studio.state.colored", timeout=90_000)
             assert wait_for_job(session) == "" and page.locator("img.samples").count() == 1
+            page.wait_for_function("() => document.querySelector('video.samples')?.duration > 0.5")
         yield session, address
 
 
@@ -152,7 +151,7 @@ def test_a_film_is_trained_colored_and_exported(browser, home, colored):
     trained_on = sorted((session.project.folder / "dataset" / "train").glob("*.png"))
     uploaded = sorted((home / "train").iterdir())
     assert [path.read_bytes() for path in trained_on] == [path.read_bytes() for path in uploaded]
-    assert [len(x) for x in map(planes_in, (session.project.colored, home / "gray.mkv"))] == [42, 42]
+    assert [len(x) for x in map(planes_in, (session.project.colored, home / FILM))] == [42, 42]
     with open_page(browser, address) as page:
         page.get_by_role("tab", name="Export").click()
         page.get_by_role("button", name="Export").click()
@@ -161,8 +160,9 @@ def test_a_film_is_trained_colored_and_exported(browser, home, colored):
             page.locator("a[download]").filter(has_text="MB").or_(page.locator("a[download]")).first.click()
         assert download.value.path().stat().st_size > 0
     exported = session.project.folder / "export"
-    assert (exported / "gray.mkv").read_bytes() == session.project.colored.read_bytes()
-    assert {path.name for path in exported.iterdir()} >= {"better.pt", "references", "gray_report.html"}
+    assert (exported / FILM).read_bytes() == session.project.colored.read_bytes()
+    report = FILM.replace(".mkv", "_report.html")
+    assert {path.name for path in exported.iterdir()} >= {"better.pt", "references", report}
 
 
 def test_the_viewer_works_with_mouse_and_keyboard(browser, colored):
@@ -202,8 +202,14 @@ def test_the_viewer_works_with_mouse_and_keyboard(browser, colored):
         page.get_by_role("button", name="Join with previous shot").click()
         page.wait_for_function("() => window.studio.state.shots.length === 3 && window.studio.state.colored")
         assert session.project.settings.cut_at == [] and session.project.is_current()
-        page.get_by_role("button", name="Play the shot").click()
-        page.wait_for_function("() => document.querySelector('.studio video')?.duration > 0.5")
+        page.keyboard.press(" ")  # play, with the part left of the divider in grayscale
+        page.wait_for_function("() => document.querySelector('.studio.viewer video')?.duration > 0.5")
+        assert page.evaluate("document.querySelector('.studio.viewer .gray.over').style.width") == "10%"
+        page.keyboard.press("?")
+        page.get_by_text("previous and next shot").wait_for()
+        page.keyboard.press("Escape")
+        page.keyboard.press("Alt+1")
+        page.get_by_text("Grayscale film").wait_for()
 
 
 def same_shots(one, other):
@@ -321,14 +327,11 @@ def test_files_outside_the_given_folders_are_refused(browser, colored, tmp_path)
         box = page.get_by_label("Film in the given folders", exact=True)
         box.fill("/etc/passwd")
         box.press("Enter")
-        page.get_by_role("button", name="Use this film").click()
         page.get_by_text("is outside the folders").wait_for()
         name = "<img src=x onerror=alert(1)>$(touch y).mkv"
         shutil.copyfile(session.project.settings.film, tmp_path / name)
         page.on("dialog", lambda dialog: pytest.fail("a file name was executed"))
         page.locator("input[type=file]").first.set_input_files(tmp_path / name)
-        page.wait_for_timeout(500)
-        page.get_by_role("button", name="Use this film").click()
         page.get_by_text("a different --project").wait_for()
         kept = [path.name for path in (session.project.folder / "uploads").iterdir()]
         assert kept and all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in kept)
@@ -376,3 +379,62 @@ def test_a_port_in_use_is_reported(colored):
     session, address = colored
     with pytest.raises(UserError, match="--port"):
         studio.serve(session, StudioConfig(port=int(address.rpartition(":")[2])), wait=False)
+
+
+def preview_at(page, x, y):
+    """Let the pointer rest at a point of the frame until the preview is shown."""
+    box = page.locator(".studio.editor canvas").bounding_box()
+    page.evaluate("document.querySelector('.studio.editor').dataset.previewed = ''")
+    page.mouse.move(box["x"] + x, box["y"] + y - 5)
+    page.mouse.move(box["x"] + x, box["y"] + y)
+    page.wait_for_function("() => document.querySelector('.studio.editor').dataset.previewed")
+
+
+def test_proposed_colors_fill_like_parts_and_undo_is_immediate(browser, colored):
+    session, address = colored
+    with open_page(browser, address) as page:
+        wait_for_frame(page, 7)
+        page.get_by_role("tab", name="Correct").click()
+        page.wait_for_selector('.studio.editor[data-shown="7"]')
+        edits = int(page.get_attribute(".studio.editor", "data-edits"))
+        shown = "document.querySelector('.studio.editor canvas').toDataURL()"
+        before = page.evaluate(shown)
+        page.keyboard.press("a")
+        preview_at(page, 60, 60)
+        chips = page.locator(".studio .proposals button")
+        count = chips.count()
+        assert 0 < count <= 9 and not page.locator(".studio .preview").is_hidden()
+        color = chips.nth(count - 1).get_attribute("title")[:7]
+        page.keyboard.press(str(count))
+        page.wait_for_selector(f'.studio.editor[data-edits="{edits + 1}"]')
+        after = page.evaluate(shown)
+        assert page.get_by_label("Hexadecimal color").input_value() == color and after != before
+        with session.lock:  # the server cannot answer
+            page.keyboard.press("Control+z")
+            page.wait_for_selector(f'.studio.editor[data-edits="{edits}"]')
+            assert page.evaluate(shown) == before
+            page.keyboard.press("Control+y")
+            page.wait_for_selector(f'.studio.editor[data-edits="{edits + 1}"]')
+        page.keyboard.press("Control+z")
+        page.wait_for_selector(f'.studio.editor[data-edits="{edits}"]')
+        preview_at(page, 60, 60)
+        chips.first.click()
+        page.wait_for_selector(f'.studio.editor[data-edits="{edits + 1}"]')
+        page.keyboard.press("Control+z")
+        page.wait_for_selector(f'.studio.editor[data-edits="{edits}"]')
+
+
+@pytest.mark.parametrize("size", [(1280, 720), (1920, 1080)])
+def test_frame_and_tools_fit_on_the_screen(browser, colored, size):
+    with open_page(browser, colored[1]) as page:
+        page.set_viewport_size({"width": size[0], "height": size[1]})
+        wait_for_frame(page, 7)
+        for selector in (".viewer .sheet", ".viewer .time", ".viewer [data-action=join]"):
+            box = page.locator(f".studio{selector}").bounding_box()
+            assert box["y"] + box["height"] <= size[1], selector
+        page.get_by_role("tab", name="Correct").click()
+        page.wait_for_selector('.studio.editor[data-shown="7"]')
+        for selector in ("canvas", "[role=toolbar]", ".time", "[data-action=add]", ".swatches button:last-child"):
+            box = page.locator(f".studio.editor {selector}").bounding_box()
+            assert box["y"] + box["height"] <= size[1] and box["x"] + box["width"] <= size[0], selector
+        assert page.locator(".studio.editor canvas").bounding_box()["height"] > size[1] / 2

@@ -8,10 +8,14 @@
     .map((value) => value.toString(16).padStart(2, "0")).join("");
 
   const TOOLS = [["fill", "Fill", "f", "Color the region that you click"],
+    ["like", "All like this", "a", "Color all parts of the frame that look like the one that you click"],
     ["grow", "Grow", "g", "Add the region that you click to the last fill"],
     ["cut", "Cut", "x", "Divide the last fill by a line"], ["brush", "Brush", "b", "Color along a stroke"],
     ["erase", "Erase", "e", "Restore the predicted colors along a stroke"], ["pick", "Pick", "i", "Take the color of a pixel"]];
   const STROKES = ["cut", "brush", "erase"];  // tools that follow the pointer
+  const FILLS = ["fill", "like"];  // tools that are previewed where the pointer rests
+  const REST = 120, IDLE = 1500;  // milliseconds without movement before a preview, and without edits before the effect
+  const MAX_HISTORY = 40;  // pictures kept for undoing without delay
 
   window.studio.editor = ({ element, server, upload }) => {
     const root = element.querySelector(".editor");
@@ -24,19 +28,22 @@
         <button data-edit="undo" title="Undo (Ctrl+Z)">Undo</button><button data-edit="redo" title="Redo (Ctrl+Y)">Redo</button>
         <button data-edit="reset">Reset</button></div>
       <div class="stage"><div class="sheet"><canvas tabindex="0" aria-label="The frame; arrow keys move the cursor, Enter clicks"></canvas>
+        <img class="over preview" alt="" hidden><div class="proposals" role="group" aria-label="Proposed colors" hidden></div>
         <svg class="over cursor" hidden><g stroke-width="1.5"><path stroke="#fff" d="M-9 0H9M0 -9V9"/></g></svg></div></div>
       <div class="row"><button data-step="-1" aria-label="Previous frame">&#9664;</button>
         <div class="grow"><input class="time" type="range" aria-label="Frame of the shot"></div>
         <button data-step="1" aria-label="Next frame">&#9654;</button><output class="quiet" style="min-width:11em"></output></div>
       <div class="row"><button class="primary" data-action="add" title="Add as reference (Ctrl+Enter)">Add as reference</button>
-        <span class="quiet effect grow" aria-live="polite"></span></div>
+        <span class="quiet effect grow" aria-live="polite"></span>
       <details><summary class="quiet">Use another program</summary><div class="row">
         <button data-action="download">Download the grayscale frame</button>
-        <label class="quiet">and upload it in color: <input class="upload" type="file" accept="image/*"></label></div></details>
+        <label class="quiet">and upload it in color: <input class="upload" type="file" accept="image/*"></label></div></details></div>
       </div><div class="colors">
       <div class="row"><input type="color" value="#c83c32" aria-label="Color"><input class="hex" type="text" value="#c83c32"
-        size="8" maxlength="7" aria-label="Hexadecimal color"><label class="quiet size">brush
-        <input class="radius" type="range" min="1" max="60" value="10" aria-label="Brush radius"></label></div>
+        size="8" maxlength="7" aria-label="Hexadecimal color"><label class="quiet size brush" hidden>brush
+        <input class="radius" type="range" min="1" max="60" value="10" aria-label="Brush radius"></label><label
+        class="quiet size like" hidden>likeness (&minus; +)
+        <input class="tolerance" type="range" min="0.1" max="0.9" step="0.05" value="0.4" aria-label="Tolerance"></label></div>
       <h3>Palette</h3><div class="swatches"></div>
       <div class="row replace" hidden style="margin-top:6px"><span class="quiet">Replace</span><i class="dot old"></i>
         <span class="quiet">with</span><i class="dot new"></i><button data-action="replace">Replace everywhere</button></div>
@@ -45,11 +52,13 @@
     const empty = createElement('<div class="empty">The film is not colored yet.</div>');
     root.append(strip, body, empty);
     const $ = (selector) => body.querySelector(selector);
-    const [canvas, cursor, hex, picker, radius, time, addButton] =
-      ["canvas", ".cursor", ".hex", 'input[type="color"]', ".radius", ".time", '[data-action="add"]'].map($);
+    const [canvas, cursor, hex, picker, radius, tolerance, preview, proposals, time, addButton] = ["canvas", ".cursor",
+      ".hex", 'input[type="color"]', ".radius", ".tolerance", ".preview", ".proposals", ".time", '[data-action="add"]'].map($);
     const context = canvas.getContext("2d", { willReadFrequently: true });
     let tool = "fill", stroke = null, cursorAt = { x: 0, y: 0 }, openKey = "", size = [1, 1], shown = {};
-    let selected = "", queue = Promise.resolve(), paletteKey = "", swatches = "";
+    let selected = "", queue = Promise.resolve(), pending = 0, paletteKey = "", swatches = "";
+    let past = [], future = [];  // answers of the server before and after the shown one, for undo and redo
+    let at = null, proposed = Promise.resolve([]), restTimer = 0, effectTimer = 0;  // at: point of the preview
 
     const setColor = (value) => {
       hex.value = picker.value = value.toLowerCase();
@@ -62,14 +71,50 @@
       tool = name;
       press(body.querySelectorAll("[data-tool]"), (data) => data.tool === name);
       canvas.style.cursor = name === "pick" ? "copy" : "crosshair";
+      $(".brush").hidden = !["brush", "erase"].includes(name);
+      $(".like").hidden = name !== "like";
+      if (at) showPreview(at);
     };
+    function hidePreview() {
+      clearTimeout(restTimer);
+      at = null;
+      preview.hidden = proposals.hidden = true;
+      proposed = Promise.resolve([]);
+    }
+    // Show what a click at a point would fill, and beside it the colors that are proposed for it.
+    function showPreview(point) {
+      hidePreview();
+      if (!FILLS.includes(tool) || shown.frame !== state.frame) return;
+      at = point;
+      proposed = call(server, "preview_fill", { frame: state.frame, tool, point, tolerance: Number(tolerance.value) }).then((answer) => {
+        if (!answer || at !== point) return [];
+        preview.src = answer.mask;
+        proposals.innerHTML = answer.colors.map((color, index) => `<button data-proposal="${index}" style="background:${color}"
+          title="${color} (${index + 1})" aria-label="Proposed color ${index + 1}: ${color}"><b>${index + 1}</b></button>`).join("");
+        preview.hidden = proposals.hidden = false;
+        const box = canvas.getBoundingClientRect();
+        const place = (share, side, own) => Math.max(0, share * side + 16 + own > side ? share * side - 16 - own : share * side + 16);
+        proposals.style.left = `${place(point[0] / size[0], box.width, proposals.offsetWidth)}px`;
+        proposals.style.top = `${place(point[1] / size[1], box.height, proposals.offsetHeight)}px`;
+        root.dataset.previewed = point.map(Math.round).join();
+        return answer.colors;
+      });
+    }
+    // Fill at the point of the preview with a proposed color.
+    async function accept(index) {
+      const point = at, color = (await proposed)[index];
+      if (!color || at !== point) return;
+      selected = "";
+      setColor(color);
+      apply([point]);
+    }
     async function show(answer) {
-      if (!answer) return;
       shown = answer;
       size = [answer.width, answer.height];
       const image = new Image();
       image.src = answer.picture;
       await image.decode();
+      if (shown !== answer) return;
       if (canvas.width !== image.width || canvas.height !== image.height) {
         [canvas.width, canvas.height] = [image.width, image.height];
         root.style.setProperty("--aspect", image.width / image.height);
@@ -80,7 +125,9 @@
       addButton.disabled = !answer.changed;
       root.dataset.shown = `${answer.frame}`;
       root.dataset.edits = `${answer.edits}`;
-      showEffect();
+      $(".effect").textContent = "";
+      clearTimeout(effectTimer);
+      effectTimer = setTimeout(showEffect, IDLE);
     }
     async function showEffect() {
       const { changed, frame, edits } = shown;
@@ -88,9 +135,32 @@
       const answer = changed && await call(server, "preview_effect", { frame });
       if (answer && shown.frame === frame && shown.edits === edits) $(".effect").textContent = answer.message;
     }
-    // Make one call at a time, so that quick clicks are applied in order.
-    const send = (name, data) => { queue = queue.then(() => call(server, name, data)).then(show); return queue; };
-    const edit = (data) => send("edit_frame", { frame: state.frame, ...data });
+    // Make one call at a time, so that quick clicks are applied in order, and show the last answer.
+    function send(name, data, onAnswer) {
+      pending += 1;
+      queue = queue.then(() => call(server, name, data)).then((answer) => {
+        pending -= 1;
+        if (!answer) return null;
+        onAnswer?.();
+        shown = answer;
+        return pending ? null : show(answer);
+      });
+      return queue;
+    }
+    // Undo and redo show the picture of that state at once if it is known.
+    function edit(data) {
+      hidePreview();
+      const [from, to] = { undo: [past, future], redo: [future, past] }[data.tool] || [];
+      if (!from) send("edit_frame", { frame: state.frame, ...data }, () => {
+        past = [...past, shown].slice(-MAX_HISTORY);
+        future = [];
+      });
+      else if (pending || shown[data.tool]) {
+        const known = !pending && from.pop();
+        if (known) { to.push(shown); show(known); }
+        send("edit_frame", { frame: state.frame, ...data }, known ? null : () => { past = []; future = []; });
+      }
+    }
     function open(force) {
       const shot = currentShot(), ready = shot && state.colored, key = `${state.frame}/${state.version}`;
       body.hidden = !ready;
@@ -100,6 +170,8 @@
       $("output").textContent = `shot ${state.shot + 1}, frame ${state.frame}`;
       if (!force && openKey === key) return;
       openKey = key;
+      [past, future] = [[], []];
+      hidePreview();
       send("open_frame", { frame: state.frame });
     }
     const pointOf = (event) => {
@@ -111,14 +183,17 @@
         const [x, y] = points[0];
         setColor(pixelColor(context, Math.round(x / size[0] * canvas.width), Math.round(y / size[1] * canvas.height)));
         setTool("fill");
-      } else if (isColor(hex.value)) edit({ tool, points, color: hex.value, radius: Number(radius.value) });
+      } else if (isColor(hex.value)) edit({ tool, points, color: hex.value, radius: Number(radius.value), tolerance: Number(tolerance.value) });
       else report("the color is not # and six hexadecimal digits, such as #c83c32");
     }
     canvas.addEventListener("pointerdown", (event) => {
+      clearTimeout(restTimer);
       canvas.setPointerCapture(event.pointerId);
       stroke = [pointOf(event)];
     });
     canvas.addEventListener("pointermove", (event) => {
+      clearTimeout(restTimer);
+      if (!stroke && event.pointerType === "mouse") restTimer = setTimeout(() => showPreview(pointOf(event)), REST);
       if (!stroke || !STROKES.includes(tool)) return;
       const to = pointOf(event), from = stroke.at(-1), scale = canvas.width / size[0];
       context.strokeStyle = tool === "brush" ? hex.value : "#fff";
@@ -137,6 +212,9 @@
       apply(points);
     });
     canvas.addEventListener("pointercancel", () => { stroke = null; open(true); });
+    canvas.addEventListener("pointerleave", () => clearTimeout(restTimer));
+    $(".stage").addEventListener("pointerleave", hidePreview);
+    tolerance.addEventListener("input", () => at && showPreview(at));
     canvas.addEventListener("keydown", (event) => {
       const by = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
       if (by) {
@@ -147,6 +225,8 @@
         cursor.removeAttribute("hidden");
         const box = cursor.getBoundingClientRect();
         cursor.firstElementChild.setAttribute("transform", `translate(${x / size[0] * box.width} ${y / size[1] * box.height})`);
+        clearTimeout(restTimer);
+        restTimer = setTimeout(() => showPreview([x, y]), REST);
         event.preventDefault();
       } else if (event.key === "Enter" && !event.ctrlKey) { apply([[cursorAt.x, cursorAt.y]]); event.preventDefault(); }
     });
@@ -171,6 +251,7 @@
       const data = event.target.closest("button")?.dataset;
       if (!data) return;
       if (data.tool) setTool(data.tool);
+      if (data.proposal) accept(Number(data.proposal));
       if (data.color) { selected = data.color; setColor(selected); }
       if (data.step) step(Number(data.step));
       if (data.edit) edit({ tool: data.edit });
@@ -192,6 +273,13 @@
       const key = event.key.toLowerCase(), control = event.ctrlKey || event.metaKey;
       const shortcut = !control && !event.altKey && TOOLS.find(([, , letter]) => letter === key);
       if (shortcut) setTool(shortcut[0]);
+      else if (!control && /^[1-9]$/.test(key)) accept(Number(key) - 1);
+      else if (!control && "-+".includes(key)) {
+        const slider = tool === "like" ? tolerance : radius;
+        slider.value = Number(slider.value) + (key === "+" ? 1 : -1) * Number(slider.step || 1);
+        if (at) showPreview(at);
+      } else if (!control && key === "h") hex.select();
+      else if (key === "escape") hidePreview();
       else if (control && key === "z") edit({ tool: event.shiftKey ? "redo" : "undo" });
       else if (control && key === "y") edit({ tool: "redo" });
       else if (control && key === "enter") actions.add();

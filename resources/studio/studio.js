@@ -68,9 +68,38 @@ window.studio = (() => {
     buttons.forEach((button) => button.setAttribute("aria-pressed", Boolean(isPressed(button.dataset))));
   }
 
+  const KEYS = [["Alt+1 \u2026 Alt+4", "Setup, View, Correct, Export"], [", .", "previous and next frame"],
+    ["[ ]", "previous and next shot"], ["Tab, Enter", "next control, use it"], ["?", "this list"],
+    ["Space c s j", "View: play the shot, confidence, split, join"], ["f a g x b e i", "Correct: the tools"],
+    ["Arrows, Enter", "move the cross on the frame (Shift: faster), click"], ["1 \u2026 9", "accept a proposed color"],
+    ["+ \u2212", "likeness or size of the brush"], ["h", "enter a hexadecimal color"], ["Esc", "hide the preview"],
+    ["Ctrl+Z, Ctrl+Y", "undo, redo"], ["Ctrl+Enter", "add as reference"]];
+
+  // Handle the keys of all tabs.
+  function handleKey(event, dialog) {
+    if (/TEXTAREA|SELECT/.test(event.target.tagName) || /text|number/.test(event.target.type) || event.ctrlKey || event.metaKey) return;
+    const tab = event.altKey && document.querySelectorAll('[role="tablist"] [role="tab"]')[Number(event.key) - 1];
+    const by = { ".": 1, ",": -1 }[event.key], shots = { "]": 1, "[": -1 }[event.key];
+    if (tab) tab.click();
+    else if (event.altKey) return;
+    else if (by) step(by);
+    else if (shots) goTo(state.shot + shots);
+    else if (event.key === "?") dialog.open ? dialog.close() : dialog.showModal();
+    else return;
+    event.preventDefault();
+  }
+
   // Show the current job and the last error, and poll the server.
   function status({ element, server }) {
     const root = element.querySelector(".status");
+    const dialog = createElement(`<dialog><table>${KEYS.map(([keys, meaning]) =>
+      `<tr><td><kbd>${keys}</kbd></td><td>${meaning}</td></tr>`).join("")}</table></dialog>`);
+    const panel = createElement('<div class="grow"></div>');
+    const bar = createElement('<div class="row"></div>');
+    bar.append(panel, createElement('<button class="keys" title="Keyboard (?)">Keys</button>'));
+    root.append(bar, dialog);
+    bar.lastElementChild.addEventListener("click", () => dialog.showModal());
+    document.addEventListener("keydown", (event) => handleKey(event, dialog));
     let latest = null;
     const draw = (now) => {
       const percent = Math.round(now.progress * 100);
@@ -86,7 +115,7 @@ window.studio = (() => {
            ${now.outdated ? '<button class="primary" data-call="color">Color the film</button>' : ""}`;
       const error = now.error || problem;
       const html = `<div class="row">${row}</div>` + (error ? `<div class="problem" role="alert">${escape(error)}</div>` : "");
-      if (root.dataset.html !== html) root.innerHTML = root.dataset.html = html;
+      if (panel.dataset.html !== html) panel.innerHTML = panel.dataset.html = html;
     };
     async function poll() {
       const now = await call(server, "status");
@@ -103,7 +132,7 @@ window.studio = (() => {
         await loadShots(server);
       }
     }
-    root.addEventListener("click", (event) => {
+    panel.addEventListener("click", (event) => {
       const name = event.target.dataset.call;
       if (name) { problem = ""; call(server, name).then(poll); }
     });
@@ -134,15 +163,17 @@ window.studio = (() => {
   // Show the shots as a row of buttons; the arrow keys move between them.
   function filmstrip(root) {
     let suggestedFirst = false;
-    const bar = createElement(`<div class="row bar"><div class="grow quiet"></div>
+    const bar = createElement(`<div class="bar"><div class="quiet"></div>
       <button data-order="time" aria-pressed="true">By time</button>
       <button data-order="rank" aria-pressed="false">Suggested first</button></div>`);
     const row = createElement('<div class="strip" role="listbox" aria-label="Shots of the film"></div>');
-    root.append(bar, row);
+    const film = createElement('<div class="film"></div>');
+    film.append(row, bar);
+    root.append(film);
     const draw = () => {
       const doubtful = state.shots.filter((shot) => shot.doubtful).length;
       bar.firstElementChild.textContent = state.shots.length
-        ? `${state.shots.length} shots` + (state.colored ? `, ${doubtful} with low confidence` : ", not colored yet") : "";
+        ? `${state.shots.length} shots, ` + (state.colored ? `${doubtful} doubtful` : "not colored") : "";
       press(bar.querySelectorAll("button"), ({ order }) => (order === "rank") === suggestedFirst);
       bar.querySelector('[data-order="rank"]').disabled = !state.colored;
       const order = state.shots.map((_, index) => index);

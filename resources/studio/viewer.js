@@ -20,7 +20,7 @@
       <div class="row" style="margin-top:8px">
         <button data-view="colored" aria-pressed="true">Before | after</button>
         <button data-view="confidence" aria-pressed="false">Confidence</button>
-        <button data-action="play">Play the shot</button>
+        <button data-action="play" title="Play the shot before and after (Space)">Play the shot</button>
         <span class="grow"></span>
         <button data-action="split" title="Start a shot at this frame">Split here</button>
         <button data-action="join" title="Remove the cut before this shot">Join with previous shot</button>
@@ -40,6 +40,8 @@
     const moveDivider = () => {
       const divided = view === "colored" && state.colored;
       colored.style.clipPath = view === "confidence" ? "none" : `inset(0 0 0 ${Number(divider.value)}%)`;
+      const playing = sheet.querySelector(".gray.over");
+      if (playing) playing.style.width = `${Number(divider.value)}%`;
       knob.style.left = `${Number(divider.value)}%`;
       knob.hidden = divider.disabled = !divided;
       body.querySelectorAll(".tag").forEach((tag) => { tag.hidden = !divided; });
@@ -74,7 +76,7 @@
         `<figure>${picture ? `<img src="${picture}" alt="">` : ""}<figcaption title="${escape(name)}">${escape(name)}</figcaption>
          <span class="quiet">similarity ${score.toFixed(2)}</span></figure>`).join("") || "&ndash;";
     }
-    const stopPlaying = () => { sheet.querySelector("video")?.remove(); };
+    const stopPlaying = () => sheet.querySelectorAll("video, .gray.over").forEach((each) => each.remove());
     function enableCuts() {
       const shot = currentShot();
       if (!shot) return;
@@ -103,9 +105,10 @@
       const answer = await call(server, "clip", { start, end });
       button.disabled = false;
       if (!answer) return;
-      const video = createElement('<video class="over" autoplay loop muted playsinline controls></video>');
+      const video = createElement('<video class="over" autoplay loop muted playsinline></video>');
       video.src = answer.video;
-      sheet.append(video);
+      colored.after(video, createElement('<div class="gray over"></div>'));  // left of the divider without color
+      moveDivider();
     }
     body.addEventListener("click", async (event) => {
       const { step: by, view: name, action } = event.target.dataset;
@@ -123,7 +126,7 @@
     time.addEventListener("input", () => goTo(state.shot, Number(time.value)));
     divider.addEventListener("input", moveDivider);
     const drag = (event) => {
-      if (event.type === "pointermove" && !event.buttons || view !== "colored" || event.target.tagName === "VIDEO") return;
+      if (event.type === "pointermove" && !event.buttons || view !== "colored") return;
       const box = sheet.getBoundingClientRect();
       divider.value = 100 * Math.max(0, Math.min(1, (event.clientX - box.left) / box.width));
       moveDivider();
@@ -133,11 +136,10 @@
     document.addEventListener("keydown", (event) => {
       if (/INPUT|TEXTAREA|SELECT|VIDEO/.test(event.target.tagName) || event.ctrlKey || event.metaKey || event.altKey) return;
       if (!root.offsetParent) return;
-      if (event.key === ".") step(1);
-      else if (event.key === ",") step(-1);
-      else if (event.key === "]") goTo(state.shot + 1);
-      else if (event.key === "[") goTo(state.shot - 1);
-      else return;
+      const selector = { " ": '[data-action="play"]', c: `[data-view="${view === "colored" ? "confidence" : "colored"}"]`,
+        s: '[data-action="split"]', j: '[data-action="join"]' }[event.key];
+      if (event.target.tagName === "BUTTON" && event.key === " " || !selector) return;
+      $(selector).click();
       event.preventDefault();
     });
     on("shots", () => { sourcesKey = ""; });
@@ -160,7 +162,8 @@
       const answer = await call(server, "training_progress");
       if (!answer) return;
       const errors = answer.errors.map((error) => error.toFixed(1));
-      const html = (errors.length
+      const html = (answer.preview ? `<h3>First colored shot; training goes on</h3>
+        <video class="samples" src="${answer.preview}" autoplay loop muted playsinline></video>` : "") + (errors.length
         ? `<h3>Samples: input, result, ground truth and remembered frame</h3>
            <p class="quiet">validation error ${escape(errors.at(-1))}${errors.length > 1 ? `, ${escape(errors[0])} after the first epoch` : ""}
            (CIEDE2000, lower is better)</p>` : "")
