@@ -51,6 +51,7 @@ class Person:
         self.page, self.truth, self.true_lab = page, truth, rgb_to_lab(truth)
         self.clicks, self.waited, self.tool, self.color = 0, 0.0, "fill", ""
         self.given_up = np.zeros(truth.shape[:2], bool)
+        self.colors = np.int32(np.round(self.true_lab[..., 1:] / (2 * SAME_COLOR))) @ np.int32((100, 1))
 
     def act(self, function, *args, clicks=1):
         """Do what counts as ``clicks``."""
@@ -82,15 +83,16 @@ class Person:
         return int(self.page.get_attribute(".studio.editor", "data-edits"))
 
     def look_for_work(self, error):
-        """Return the center (x, y) of the largest wrong area of one color and its size; None if there is none."""
-        wrong = cv2.morphologyEx(np.uint8((error > VISIBLE_ERROR) & ~self.given_up), cv2.MORPH_OPEN, np.ones((3, 3)))
-        _, areas, stats, _ = cv2.connectedComponentsWithStats(wrong, connectivity=4)
-        if len(stats) < 2 or stats[1:, cv2.CC_STAT_AREA].max() < MIN_AREA:
-            return None
-        area = areas == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
-        x, y = center_of(area)
-        area &= self.has_color_of(x, y)
-        return center_of(area), area
+        """Return the center (x, y) of the wrong area of one color with the largest sum of errors, and its mask; None if
+        there is none."""
+        wrong, best = (error > VISIBLE_ERROR) & ~self.given_up, (0.0, None)
+        for color in np.unique(self.colors[wrong]):
+            _, areas, stats, _ = cv2.connectedComponentsWithStats(np.uint8(wrong & (self.colors == color)))
+            sums = np.bincount(areas.ravel(), error.ravel())
+            sums[(stats[:, cv2.CC_STAT_AREA] < MIN_AREA) | (np.arange(len(sums)) == 0)] = 0
+            if sums.max() > best[0]:
+                best = sums.max(), areas == sums.argmax()
+        return None if best[1] is None else (center_of(best[1]), best[1])
 
     def has_color_of(self, x, y):
         return np.linalg.norm(self.true_lab[..., 1:] - self.true_lab[y, x, 1:], axis=2) < SAME_COLOR
