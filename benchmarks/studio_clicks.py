@@ -51,7 +51,8 @@ class Person:
         self.page, self.truth, self.true_lab = page, truth, rgb_to_lab(truth)
         self.clicks, self.waited, self.tool, self.color = 0, 0.0, "fill", ""
         self.given_up = np.zeros(truth.shape[:2], bool)
-        self.colors = np.int32(np.round(self.true_lab[..., 1:] / (2 * SAME_COLOR))) @ np.int32((100, 1))
+        codes = np.round(self.true_lab[..., 1:] / (2 * SAME_COLOR))
+        self.colors = 100 * codes[..., 0] + codes[..., 1]  # equal for similar colors
 
     def act(self, function, *args, clicks=1):
         """Do what counts as ``clicks``."""
