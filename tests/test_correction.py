@@ -58,15 +58,16 @@ def test_saturated_colors_are_not_limited_by_the_lightness_of_their_gray():
 
 
 def test_like_parts_are_filled_in_the_color_of_the_first(renderer):
-    correction, bright, dark, brown = Correction(SIZE), (330, 180), (200, 180), "#907068"
-    correction.add("like", [bright, dark], brown)
+    correction, regions, brown = Correction(SIZE), renderer.regions, "#907068"
+    discs = disc((330, 180), 36) + disc((200, 180), 56) > 0.5
+    correction.add("like", [(330, 180), *regions.points_of_parts(np.unique(regions.parts[discs]))], brown)
     ab = renderer.apply(correction)
     chroma, wanted = chroma_and_hue(ab)[0], np.hypot(*hex_to_lab(brown)[1:])
     assert chroma[180, 330] == pytest.approx(wanted, rel=0.03)
-    assert 0.6 * wanted < chroma[180, 200] < 0.95 * wanted and (ab[20, 20] == (-20, 10)).all()
+    assert 0.75 * wanted < chroma[180, 200] < 0.9 * wanted and (ab[20, 20] == (-20, 10)).all()
     assert Correction.from_state(json.loads(json.dumps(correction.state()))) == correction
     with pytest.raises(UserError, match="no fill to grow"):
-        correction.add("grow", [dark])
+        correction.add("grow", [(200, 180)])
     correction.undo()
     assert (renderer.apply(correction) == renderer.predicted_ab).all()
 
