@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from array import array
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -17,6 +17,7 @@ import numpy as np
 
 from colorizer.confidence import Confidence
 from colorizer.predictor import Palette, Predictor, load_predictor
+from colorizer.references import Reference
 from config import FilmConfig, PredictorConfig
 from editing.background import BackgroundJob
 from editing.frame_reader import encode_jpeg
@@ -118,19 +119,19 @@ class PredictorCache:
                 self.base = stamp, load_predictor(PredictorConfig(checkpoint=path))
             return self.base[1]
 
-    def with_references(self, extra: Mapping[int, np.ndarray] | None = None) -> Predictor:
-        """Return the predictor with the references of the project and ``extra``, {frame: RGB uint8 (H, W, 3)}.
+    def with_references(self, extra: Reference | None = None) -> Predictor:
+        """Return the predictor with the references of the project and ``extra``, whose name is its file.
 
         The last result is cached, since users preview the effect of a frame before they add it as a reference.
         """
-        base, pictures = self.without_references(), self.project.reference_pictures(extra)
-        if not pictures:
+        base, frames = self.without_references(), self.project.painted_frames(extra)
+        if not frames:
             return base
-        key = base.identity, *(hashlib.sha256(picture.tobytes()).digest() for picture in pictures)
+        key = base.identity, *((hashlib.sha256(frame.picture.tobytes()).digest(), frame.name) for frame in frames)
         with self.lock:
             if self.referenced is None or self.referenced[0] != key:
                 predictor = replace(base, colorizer=copy.deepcopy(base.colorizer))
-                predictor.add_references(pictures)
+                predictor.add_references(frames)
                 self.referenced = key, predictor
             return self.referenced[1]
 

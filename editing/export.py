@@ -28,9 +28,10 @@ def export(project: Project, predictors: PredictorCache) -> Path:
     film.unlink(missing_ok=True)
     link_or_copy(project.colored, film)
     predictor.save(folder / "better.pt")
-    for path in [*references.glob("frame_*.png"), folder / "references.zip"]:  # of an earlier export
+    for path in [*references.rglob("frame_*.png"), folder / "references.zip"]:  # of an earlier export
         path.unlink(missing_ok=True)
     for each in project.settings.references:
+        (references / each.file).parent.mkdir(exist_ok=True)
         shutil.copyfile(project.references / each.file, references / each.file)
     if project.settings.references:
         shutil.make_archive(str(references), "zip", references)

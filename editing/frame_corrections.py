@@ -6,11 +6,14 @@ from typing import Any
 
 import cv2
 
+from colorizer.references import Reference
+from colorizer.scopes import WHOLE_FILM
 from editing.allowed_paths import AllowedPaths
 from editing.coloring_job import film_settings
 from editing.film_browser import MAX_WIDTH, FilmBrowser
 from editing.frame_editor import FrameEditor, mask_png
 from editing.frame_reader import encode_jpeg
+from editing.project import reference_file
 from editing.regions import Point
 from editing.session import EditingSession, check_integer, data_uri, thumbnail_uri
 from fileio.images import read_image
@@ -65,12 +68,13 @@ class FrameCorrections:
         mask, colors = self._editor_of(frame).preview(tool, tuple(point), float(tolerance))
         return {"mask": data_uri(mask_png(mask, PREVIEW_WIDTH), "image/png"), "colors": colors}
 
-    def preview_effect(self, frame: int) -> dict[str, Any]:
+    def preview_effect(self, frame: int, scope: str = WHOLE_FILM) -> dict[str, Any]:
         """Return a message that lists the shots that change if the corrected frame becomes a reference."""
         session, project, rgb = self.session, self.project, self._editor_of(frame).picture()
+        reference = Reference(rgb, scope, reference_file(frame, scope))
         if session.jobs.job.running or not project.is_current() or project.film is None:
             return {"message": "The affected shots are shown once the film is colored with all changes."}
-        predictor, config = film_settings(project, session.predictors.with_references({frame: rgb}))
+        predictor, config = film_settings(project, session.predictors.with_references(reference))
         shots = find_changed_shots(predictor, project.film, project.colored, config)
         if shots is None:
             return {"message": "This colors the whole film again."}
@@ -80,21 +84,21 @@ class FrameCorrections:
         end = ", \u2026" if len(shots) > MAX_LISTED_SHOTS else "."
         return {"message": f"This colors {len(shots)} of {len(project.records() or [])} shots again: {numbers}{end}"}
 
-    def add_reference(self, frame: int) -> None:
+    def add_reference(self, frame: int, scope: str = WHOLE_FILM) -> None:
         """Add the corrected frame to the references."""
-        self._add(frame, self._editor_of(frame).picture())
+        self._add(frame, self._editor_of(frame).picture(), scope)
 
-    def add_uploaded_reference(self, frame: int, path: str) -> None:
+    def add_uploaded_reference(self, frame: int, path: str, scope: str = WHOLE_FILM) -> None:
         """Add an uploaded picture to the references, as the colored version of a frame."""
         self._add(check_integer("the frame", frame),
-                  read_image(AllowedPaths([self.project.folder / "page"]).check(path)))
+                  read_image(AllowedPaths([self.project.folder / "page"]).check(path)), scope)
 
-    def _add(self, frame, rgb):
+    def _add(self, frame, rgb, scope):
         height, width = self.browser.grayscale_frame(frame).shape[:2]
         if abs(rgb.shape[1] / rgb.shape[0] - width / height) > 0.02 * width / height:
             raise UserError(f"the picture is {rgb.shape[1]}x{rgb.shape[0]}, but the film is {width}x{height}; paint "
                             "over the downloaded grayscale frame")
-        self.session.add_reference(frame, rgb)
+        self.session.add_reference(frame, rgb, scope)
 
     def download_grayscale(self, frame: int) -> dict[str, Any]:
         """Return {"picture": data URI} of a frame of the grayscale film, as a PNG."""

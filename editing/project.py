@@ -20,7 +20,7 @@ import os
 import shutil
 import unicodedata
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,8 +32,11 @@ from colorizer.adaptation.film_response import FilmResponse
 from colorizer.memory.frame_archive import open_archive
 from colorizer.metrics import has_color
 from editing.allowed_paths import AllowedPaths
+from colorizer.references import Reference as PaintedFrame
+from colorizer.references import list_scopes
+from colorizer.scopes import WHOLE_FILM, shot_numbers
 from colorizer.series_colors import hex_to_lab
-from editing.project_settings import ProjectSettings, Reference
+from editing.project_settings import ProjectSettings, Reference, reference_path
 from editing.shot_preview import ShotPreview
 from fileio.atomic import atomic_write, exclusive_lock
 from fileio.checkpoints import load_checkpoint, save_checkpoint
@@ -47,9 +50,10 @@ T = TypeVar("T")
 MAX_NAME = 56  # characters of the name of an uploaded file, each of at most 4 bytes; file systems allow 255 bytes
 
 
-def reference_name(frame: int) -> str:
-    """Return the file name of the reference for a frame."""
-    return f"frame_{frame:06d}.png"
+def reference_file(frame: int, scope: str) -> str:
+    """Return the path in references/ of the reference for a frame. Raises UserError for an invalid scope."""
+    shot_numbers(scope)  # checks it
+    return reference_path(scope, f"frame_{frame:06d}.png")
 
 
 class Project:
@@ -150,16 +154,17 @@ class Project:
     def references(self) -> Path:
         return self.folder / "references"
 
-    def add_reference(self, frame: int, rgb: np.ndarray) -> Reference:
+    def add_reference(self, frame: int, rgb: np.ndarray, scope: str = WHOLE_FILM) -> Reference:
         """Store a colored frame, RGB uint8 (H, W, 3), as the reference for ``frame``, and return the reference.
 
-        An earlier reference for the frame is moved to removed/. Raises UserError if the colored frame has no color.
+        An earlier reference for the frame is moved to removed/. Raises UserError if the colored frame has no color, or
+        for an invalid scope.
         """
         if not has_color(rgb):
             raise UserError("the frame has no color; color it first")
         for earlier in [each for each in self.settings.references if each.frame == frame]:
             self.remove_reference(earlier.file)
-        reference = Reference(reference_name(frame), frame)
+        reference = Reference(reference_file(frame, scope), frame)
         write_image(self.references / reference.file, rgb)
         self.settings.references.append(reference)
         self.save()
@@ -191,22 +196,24 @@ class Project:
             self.settings.color_changes.append([old, new])
         self.save()
 
-    def reference_pictures(self, extra: Mapping[int, np.ndarray] | None = None) -> list[np.ndarray]:
-        """Return the references, RGB uint8, in the order of ``colorizer.references.read_references``.
+    def painted_frames(self, extra: PaintedFrame | None = None) -> list[PaintedFrame]:
+        """Return the references in the order of ``colorizer.references.read_references``.
 
-        ``extra``, {frame: RGB uint8}, are additional references. Pictures without color are left out.
+        ``extra`` is an additional one, which replaces that for the same frame. Pictures without color are left out.
         """
-        paths = list_files(self.references, IMAGE_SUFFIXES) if self.references.is_dir() else []
-        named: dict[str, Any] = {path.name: path for path in paths} | {
-            reference_name(frame): rgb for frame, rgb in (extra or {}).items()}
-        pictures = [read_image(item) if isinstance(item, Path) else item
-                    for _, item in sorted(named.items(), key=lambda pair: natural_key(pair[0]))]
-        return [picture for picture in pictures if has_color(picture)]
+        folder, frames, replaced = self.references, [], Path(extra.name).name if extra else None
+        for scope in list_scopes(folder) if folder.is_dir() else ():
+            frames += [PaintedFrame(read_image(path), scope, reference_path(scope, path.name))
+                       for path in list_files(folder / scope, IMAGE_SUFFIXES) if path.name != replaced]
+        frames += [extra] if extra else []
+        return sorted((each for each in frames if has_color(each.picture)),
+                      key=lambda each: (natural_key(each.scope), natural_key(each.name)))
 
     def coloring_key(self) -> str:
         """Return a text that identifies the cuts, the checkpoint, the references and the color changes."""
         files = [self.checkpoint, *(self.references / each.file for each in self.settings.references)]
-        stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files if path and path.exists()]
+        stamps = [[str(path.relative_to(self.folder)), path.stat().st_size, path.stat().st_mtime_ns]
+                  for path in files if path and path.exists()]
         return json.dumps([self.settings.cut_at, self.settings.join_at, self.settings.color_changes, sorted(stamps)])
 
     def is_current(self) -> bool:

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from colorizer.scopes import shot_numbers
 from colorizer.series_colors import hex_to_lab
 
 PROJECT_FORMAT = 2
@@ -13,8 +14,13 @@ PROJECT_FORMAT = 2
 class Reference:
     """A frame that the user colored, stored in references/."""
 
-    file: str  # name in references/
+    file: str  # path in references/; the folder is the scope, see colorizer/scopes.py
     frame: int  # number in the film
+
+
+def reference_path(scope: str, name: str) -> str:
+    """Return the path in references/ of a file with a scope; the scope "" is the folder itself."""
+    return f"{scope}/{name}" if scope else name
 
 
 @dataclass
@@ -46,9 +52,11 @@ class ProjectSettings:
         frames = [*content["cut_at"], *content["join_at"], *(each.frame for each in references)]
         if not isinstance(content["film"], str) or any(type(frame) is not int or frame < 0 for frame in frames):
             raise ValueError("a value has a wrong type")
-        names = [each.file for each in references]
-        if any(not isinstance(name, str) or Path(name).name != name or name.startswith(".") for name in names):
-            raise ValueError("a reference is not a file name")
+        for each in references:
+            scope, _, name = each.file.rpartition("/")
+            shot_numbers(scope)  # checks it
+            if Path(name).name != name or name.startswith(".") or reference_path(scope, name) != each.file:
+                raise ValueError("a reference is not a file name")
         if any(not isinstance(change, list) or len(change) != 2 for change in content["color_changes"]):
             raise ValueError("a color change is not a pair of colors")
         for color in (color for change in content["color_changes"] for color in change):

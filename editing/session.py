@@ -153,10 +153,10 @@ class EditingSession:
             self.project.join_shot(check_integer("the frame", frame))
         self.version += 1
 
-    def add_reference(self, frame: int, rgb: np.ndarray) -> None:
+    def add_reference(self, frame: int, rgb: np.ndarray, scope: str) -> None:
         """Add a colored frame, RGB uint8 (H, W, 3), to the references and color the film again, its shot first."""
         with self.lock:
-            self.project.add_reference(frame, rgb)
+            self.project.add_reference(frame, rgb, scope)
             self._color_again(frame)
 
     def remove_reference(self, file: str) -> None:

@@ -16,6 +16,7 @@ import studio
 import test
 import train
 from colorizer.predictor import Predictor
+from colorizer.references import Reference, read_references
 from config import FilmConfig, StudioConfig, TrainConfig
 from editing import training_job
 from editing.background import BackgroundJob, Canceled, JobRunner
@@ -111,6 +112,7 @@ VALID = {"format": 2, "film": "", "cut_at": [], "join_at": [], "references": [],
         {"more": 1}, {"references": [{"file": "../../x.png", "frame": 1}]},
         {"references": [{"file": "x.png", "frame": 1, "y": 2}]},
         {"references": [{"file": "x.png", "frame": "1"}]}, {"references": ["x"]},
+        {"references": [{"file": "/x.png", "frame": 1}]}, {"references": [{"file": "shots_2/../x.png", "frame": 1}]},
         {"color_changes": [["#123456", "red"]]}, {"color_changes": [["#123456"]]}, {"color_changes": "ab"}))])
 def test_a_damaged_project_file_is_refused(tmp_path, text):
     (tmp_path / "project.json").write_text(text)
@@ -167,7 +169,7 @@ def test_a_reference_is_replaced_and_removed(project):
     assert [each.frame for each in project.settings.references] == [12], "a frame has one reference"
     assert np.array_equal(read_image(project.references / "frame_000012.png"), second)
     project.remove_reference("frame_000012.png")
-    assert not project.settings.references and not project.reference_pictures()
+    assert not project.settings.references and not project.painted_frames()
     kept = sorted((project.folder / "removed").iterdir())
     assert [bool(np.array_equal(read_image(path), picture)) for path, picture in zip(kept, (first, second), strict=True)
             ] == [True, True], "removed references are kept"
@@ -342,12 +344,28 @@ def test_color_changes_are_part_of_the_base_identity_of_a_predictor():
     assert base_identity(red) == base_identity(red)
 
 
-def test_reference_pictures_are_sorted_and_have_color(project):
-    more = project.reference_pictures({4: draw_picture(2), 3: draw_picture(1)})
-    assert [bool(np.array_equal(a, draw_picture(b))) for a, b in zip(more, (1, 2), strict=True)] == [True, True]
-    write_image(project.references / "b.png", draw_picture(1))
-    write_image(project.references / "a.png", np.full((9, 9, 3), 90, np.uint8))
-    assert len(project.reference_pictures()) == 1, "a grayscale reference is ignored"
+def test_painted_frames_have_the_order_and_scopes_of_the_command_line(project):
+    project.add_reference(4, draw_picture(2))
+    project.add_reference(20, draw_picture(1), "only_this_shot")
+    project.add_reference(3, draw_picture(3), "shots_2-3")
+    write_image(project.references / "a.png", np.full((9, 9, 3), 90, np.uint8))  # grayscale
+    write_image(project.references / "b.png", draw_picture(5))
+    frames, line = project.painted_frames(), read_references(project.references)
+    assert [each[1:] for each in frames] == [each[1:] for each in line] == [
+        ("", "b.png"), ("", "frame_000004.png"), ("only_this_shot", "only_this_shot/frame_000020.png"),
+        ("shots_2-3", "shots_2-3/frame_000003.png")]
+    assert all(np.array_equal(a.picture, b.picture) for a, b in zip(frames, line, strict=True))
+    again = Reference(draw_picture(6), "similar_shots", "similar_shots/frame_000020.png")
+    named = {each.name: each.picture for each in project.painted_frames(again)}
+    assert again.name in named and "only_this_shot/frame_000020.png" not in named and len(named) == 4
+    key = project.coloring_key()
+    project.add_reference(20, draw_picture(6), "similar_shots")
+    assert project.coloring_key() != key and not (project.references / "only_this_shot" / "frame_000020.png").exists()
+    assert Project(project.folder).settings == project.settings
+    project.remove_reference("similar_shots/frame_000020.png")
+    assert [each.frame for each in project.settings.references] == [4, 3]
+    with pytest.raises(UserError, match="is not the scope of a reference"):
+        project.add_reference(1, draw_picture(1), "../..")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -34,6 +34,8 @@
         <div class="grow"><input class="time" type="range" aria-label="Frame of the shot"></div>
         <button data-step="1" aria-label="Next frame">&#9654;</button><output class="quiet" style="min-width:11em"></output></div>
       <div class="row"><button class="primary" data-action="add" title="Add as reference (Ctrl+Enter)">Add as reference</button>
+        <select class="scope" aria-label="Shots that the reference is for"><option value="">for the whole film</option>
+        <option value="similar_shots">for similar shots</option><option value="only_this_shot">only for this shot</option></select>
         <span class="quiet effect grow" aria-live="polite"></span>
       <details><summary class="quiet">Use another program</summary><div class="row">
         <button data-action="download">Download the grayscale frame</button>
@@ -132,7 +134,7 @@
     async function showEffect() {
       const { changed, frame, edits } = shown;
       $(".effect").textContent = changed ? "Finding the affected shots\u2026" : "";
-      const answer = changed && await call(server, "preview_effect", { frame });
+      const answer = changed && await call(server, "preview_effect", { frame, scope: $(".scope").value });
       if (answer && shown.frame === frame && shown.edits === edits) $(".effect").textContent = answer.message;
     }
     // Make one call at a time, so that quick clicks are applied in order, and show the last answer.
@@ -234,7 +236,7 @@
       async add() {
         if (!shown.changed) return;
         addButton.disabled = true;
-        if (await call(server, "add_reference", { frame: shown.frame })) emit("poll");
+        if (await call(server, "add_reference", { frame: shown.frame, scope: $(".scope").value })) emit("poll");
       },
       async download() {
         const frame = state.frame, answer = await call(server, "download_grayscale", { frame });
@@ -263,8 +265,9 @@
       const uploaded = await upload(file).catch(() => null);
       event.target.value = "";
       if (!uploaded) report("the upload failed; the picture may be too large");
-      else if (await call(server, "add_uploaded_reference", { frame, path: uploaded.path })) emit("poll");
+      else if (await call(server, "add_uploaded_reference", { frame, path: uploaded.path, scope: $(".scope").value })) emit("poll");
     });
+    $(".scope").addEventListener("change", showEffect);
     time.addEventListener("input", () => goTo(state.shot, Number(time.value)));
     picker.addEventListener("input", () => setColor(picker.value));
     hex.addEventListener("change", () => { if (isColor(hex.value)) setColor(hex.value); });
@@ -326,7 +329,7 @@
       root.innerHTML = "<h3>References</h3>" + (answer.references.length
         ? `<div class="references">` + answer.references.map(({ file, frame, picture }) =>
           `<figure><img src="${picture}" alt="frame ${frame} in color"><div class="row">
-           <span class="grow quiet">frame ${frame}</span><button data-file="${escape(file)}">Remove</button></div></figure>`).join("") + "</div>"
+           <span class="grow quiet"><span>frame ${frame}</span> ${file.includes("/") ? escape(file.split("/")[0].replaceAll("_", " ")) : ""}</span><button data-file="${escape(file)}">Remove</button></div></figure>`).join("") + "</div>"
         : `<p class="quiet">No references yet.</p>`)
         + (answer.color_changes.length ? "<h3>Replaced colors</h3>" + answer.color_changes.map(([old, color]) =>
           `<div class="row change"><i class="dot" style="background:${escape(old)}"></i><span>${escape(old)} &rarr;</span>
