@@ -42,6 +42,7 @@ class RegionsConfig:
     ball_shrink_factor: float = 0.6  # ratio of successive ball radii; larger: more passes, finer gap detection
     min_region_area: float = 10.0  # square pixels; larger: small regions merge into their neighbors
     min_edge_contrast: float = 6.0  # difference in L of two sides; larger: fewer mask edges follow the lightness
+    uniform_deviation: float = 5.0  # standard deviation of L in a region that is one part; larger: fewer are divided
     part_scale: float = 30.0  # scale of the segmentation into parts; larger: larger parts
     min_part_area: int = 40  # square pixels; larger: fewer parts in texture
 
@@ -93,13 +94,18 @@ class Regions:
 
     @cached_property
     def parts(self) -> np.ndarray:
-        """Part number of each pixel, int32 (H, W), from 0. Parts are pieces of regions with nearly uniform lightness
-        (Felzenszwalb and Huttenlocher 2004), so that regions without clear borders, such as leaves, are divided."""
+        """Part number of each pixel, int32 (H, W), from 0. A region of nearly uniform lightness is one part; others,
+        such as leaves, are divided into pieces of similar lightness (Felzenszwalb and Huttenlocher 2004)."""
         height, width = (round(side / self.scale) for side in self.L.shape)
         pieces = felzenszwalb(resize(self.L, height, width) / 100, self.config.part_scale, 0.8,
                               self.config.min_part_area)
         pieces = cv2.resize(pieces.astype(np.int32), self.L.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-        pairs = self.labels.astype(np.int64) * (pieces.max() + 1) + pieces
+        reach = 2 * int(2 * self.scale) + 1
+        inner = cv2.dilate(np.uint8(self.edges | self.lines), np.ones((reach, reach), np.uint8)) == 0
+        count, sums, squares = (np.bincount(self.labels[inner], weights, self.labels.max() + 1)
+                                for weights in (None, self.L[inner], self.L[inner]**2))
+        varied = squares * count - sums**2 > (self.config.uniform_deviation * count)**2
+        pairs = self.labels.astype(np.int64) * (pieces.max() + 1) + pieces * varied[self.labels]
         return np.unique(pairs, return_inverse=True)[1].reshape(pairs.shape).astype(np.int32)
 
     def points_of_parts(self, numbers: np.ndarray) -> list[Point]:
