@@ -100,7 +100,7 @@ def test_parts_divide_regions_by_lightness():
     assert [regions.parts[regions.pixel(point)] for point in points] == list(range(len(spread)))
     assert (regions.fill_parts(points) == 1).all()
     left = regions.fill_parts([(5, 180)])
-    assert left[180, 5] == 1 and left[180, -5] == 0
+    assert left[180, 5] > 0.5 and left[180, -5] == 0
     uniform = Regions(outlined())
     assert uniform.labels.max() == uniform.parts.max() + 1 == 2, "regions of uniform lightness are not divided"
 
