@@ -30,7 +30,8 @@ PREVIEW_FRAMES = 48  # maximum length of the preview; larger: later
 def train_project(project: Project, sources: Sequence[Path], minutes: float, job: BackgroundJob) -> None:
     """Train on a colored film or on colored pictures, and add the best checkpoint to the project.
 
-    A canceled job adds the best checkpoint so far. Raises UserError if training fails or no epoch is complete.
+    A canceled job adds the best checkpoint so far, or that of the preview. Raises UserError if training fails or there
+    is no checkpoint yet.
     """
     dataset, folder = project.folder / "dataset", project.folder / "training"
     preview_path(project).unlink(missing_ok=True)
@@ -61,9 +62,10 @@ def train_project(project: Project, sources: Sequence[Path], minutes: float, job
 
     run_script("train.py", ["--data_path", dataset, "--save_path", folder, "--max_minutes", minutes, "--overwrite",
                             "True", "--save_freq", "100000"], project.folder / "training.log", job, report_progress)
-    if not (folder / "best.pt").exists():
+    found = [path for path in (folder / "best.pt", preview_path(project).with_name("best.pt")) if path.exists()]
+    if not found:
         raise UserError("the training run was stopped before its first epoch was complete; let it run for some minutes")
-    project.add_checkpoint(folder / "best.pt", replace=True)
+    project.add_checkpoint(found[0], replace=True)
 
 
 def preview_path(project: Project) -> Path:
