@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from editing.frame_reader import write_clip
 from editing.project import Project
 from fileio.images import IMAGE_SUFFIXES
 from film.render.rendering import color_film
-from utils import UserError
+from utils import UserError, warn
 
 ROOT = Path(__file__).resolve().parents[1]
 INTERPRETER = [sys.executable]  # command that runs a script
@@ -52,7 +51,8 @@ def train_project(project: Project, sources: Sequence[Path], minutes: float, job
                                 FIRST_STEPS, "--overwrite", "True"], project.folder / "training.log", job)
         for path in [*preview.glob("epoch_*.pt"), *preview.glob("last.pt")]:  # large
             path.unlink()
-        threading.Thread(target=color_preview, args=(project, job), daemon=True).start()
+        if not job.cancel.is_set():
+            threading.Thread(target=color_preview, args=(project, job), daemon=True).start()
     started = time.monotonic()
 
     def report_progress():
@@ -76,7 +76,7 @@ def preview_path(project: Project) -> Path:
 def color_preview(project: Project, job: BackgroundJob) -> None:
     """Color the beginning of the longest shot with the preview's checkpoint, and write it to ``preview_path``."""
     side = BackgroundJob(cancel=job.cancel)  # has a progress of its own
-    with suppress(Canceled):
+    try:
         film = project.require_film()
         if (known := project.shot_preview()) is None:
             known = find_shots(project, side)
@@ -85,6 +85,10 @@ def color_preview(project: Project, job: BackgroundJob) -> None:
         write_clip(film, known.index, start, min(end, start + PREVIEW_FRAMES), gray)
         predictor = load_predictor(PredictorConfig(checkpoint=gray.with_name("best.pt")))
         color_film(predictor, CancelableFilm(gray, side), preview_path(project), FilmConfig(), overwrite=True)
+    except Canceled:
+        pass
+    except UserError as error:
+        warn(f"there is no preview of a shot: {error}")
 
 
 def run_script(name: str, flags: Sequence[Any], log: Path, job: BackgroundJob,

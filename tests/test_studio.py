@@ -4,6 +4,7 @@ import re
 import shutil
 import socket
 import sys
+import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ from config import SpatialConfig, TrainConfig
 from utils import read_flags, run_cli
 be_quick()
 few = dict(width=4, batch_size=4, end_epoch=1, mem_size=8, spatial=SpatialConfig(attended_frames=2))
-run_cli(lambda argv: train.train(TrainConfig(**read_flags(TrainConfig, argv, ""), **few)), sys.argv[2:])
+run_cli(lambda argv: train.train(TrainConfig(**read_flags(TrainConfig, argv, "") | few)), sys.argv[2:])
 """  # shots attend to few remembered frames, so that a reference does not change all shots
 
 
@@ -118,6 +119,15 @@ def open_page(browser, address):
     assert not wrong
 
 
+def wait_for_preview(session):
+    """Wait for the shot that is colored during training."""
+    deadline = time.monotonic() + 60
+    while not training_job.preview_path(session.project).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert len(planes_in(training_job.preview_path(session.project))) == 16, "the longest shot"
+
+
 @pytest.fixture(scope="module")
 def colored(browser, home, tmp_path_factory):
     """A studio with a film that was colored after training on uploaded pictures: (session, address)."""
@@ -135,7 +145,7 @@ def colored(browser, home, tmp_path_factory):
             page.locator("input[type=file]").nth(1).set_input_files(pictures)
             page.wait_for_function("() => window.studio.state.colored", timeout=90_000)
             assert wait_for_job(session) == "" and page.locator("img.samples").count() == 1
-            page.wait_for_function("() => document.querySelector('video.samples')?.duration > 0.5")
+            wait_for_preview(session)
         yield session, address
 
 
