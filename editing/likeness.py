@@ -35,7 +35,7 @@ class PartClasses:
     def probabilities(self) -> np.ndarray:
         """Mean class probabilities of each part, float32 (P, K)."""
         with torch.inference_mode():
-            logits = self.extractor.classify([self.regions.L])
+            logits = self.extractor.classify([self.regions.L], with_characters=False)
         if logits is None:
             return np.ones((len(self.lightness), 1), np.float32)
         cells = logits[0].float().softmax(0).permute(1, 2, 0).cpu().numpy()  # (g, g, K)

@@ -23,7 +23,8 @@ class Extractor:
         self.colorizer = SimpleNamespace(config=SimpleNamespace(use_palette_classifier=has_classifier),
                                          palette_classifier=SimpleNamespace(palette=PALETTE))
 
-    def classify(self, lightness):
+    def classify(self, lightness, with_characters):
+        assert not with_characters, "their classes are no colors"
         if not self.colorizer.config.use_palette_classifier:
             return None
         probabilities = torch.full((4, 120, 120), 0.03)
