@@ -109,13 +109,15 @@ def build_setup(gr: Any, session: EditingSession) -> None:
                         if path.suffix.lower() in VIDEO_SUFFIXES]
 
     def choose_film(path):
-        session.choose_film(path)
+        if path:
+            session.choose_film(path)
 
     def upload_film(upload):
         session.choose_film(project.add_upload(upload))
 
     def train(path, minutes):
-        session.train([allowed_paths.check(path)], minutes)
+        if path:
+            session.train([allowed_paths.check(path)], minutes)
 
     def train_on_uploads(uploads, minutes):
         session.train(sorted(map(project.add_upload, uploads), key=lambda path: natural_key(path.name)), minutes)
@@ -126,7 +128,7 @@ def build_setup(gr: Any, session: EditingSession) -> None:
             film = gr.Dropdown(videos(), value=project.settings.film or None, label="Film in the given folders",
                                allow_custom_value=True)
             upload = gr.File(label="or upload a film", file_count="single", type="filepath", height=120)
-            film.input(button_function(gr, choose_film), film, None)
+            film.change(button_function(gr, choose_film), film, None)
             upload.upload(button_function(gr, upload_film), upload, None)
         with gr.Column():
             gr.Markdown("### 2. Colors: training starts at once")
@@ -135,7 +137,7 @@ def build_setup(gr: Any, session: EditingSession) -> None:
                                  allow_custom_value=True)
             uploads = gr.File(label="or upload a colored film or colored pictures", file_count="multiple",
                               type="filepath", height=120)
-            source.input(button_function(gr, train), [source, minutes], None)
+            source.change(button_function(gr, train), [source, minutes], None)
             uploads.upload(button_function(gr, train_on_uploads), [uploads, minutes], None)
             gr.Button("Stop and use the result").click(session.cancel, None, None)
     add_panel(gr, "training", [session.training_progress])

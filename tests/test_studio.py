@@ -212,6 +212,7 @@ def test_the_viewer_works_with_mouse_and_keyboard(browser, colored):
         page.get_by_role("button", name="Join with previous shot").click()
         page.wait_for_function("() => window.studio.state.shots.length === 3 && window.studio.state.colored")
         assert session.project.settings.cut_at == [] and session.project.is_current()
+        page.evaluate("document.activeElement.blur()")
         page.keyboard.press(" ")  # play, with the part left of the divider in grayscale
         page.wait_for_function("() => document.querySelector('.studio.viewer video')?.duration > 0.5")
         assert page.evaluate("document.querySelector('.studio.viewer .gray.over').style.width") == "10%"

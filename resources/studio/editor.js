@@ -58,7 +58,7 @@
       ".hex", 'input[type="color"]', ".radius", ".tolerance", ".preview", ".proposals", ".time", '[data-action="add"]'].map($);
     const context = canvas.getContext("2d", { willReadFrequently: true });
     let tool = "fill", stroke = null, cursorAt = { x: 0, y: 0 }, openKey = "", size = [1, 1], shown = {};
-    let selected = "", queue = Promise.resolve(), pending = 0, paletteKey = "", swatches = "";
+    let selected = "", queue = Promise.resolve(), pending = 0, unknown = 0, paletteKey = "", swatches = "";
     let past = [], future = [];  // answers of the server before and after the shown one, for undo and redo
     let at = null, proposed = Promise.resolve([]), restTimer = 0, effectTimer = 0;  // at: point of the preview
 
@@ -138,11 +138,15 @@
       if (answer && shown.frame === frame && shown.edits === edits) $(".effect").textContent = answer.message;
     }
     // Make one call at a time, so that quick clicks are applied in order, and show the last answer.
-    function send(name, data, onAnswer) {
+    // `isShown`: the page has shown the expected answer already.
+    function send(name, data, onAnswer, isShown) {
       pending += 1;
+      unknown += isShown ? 0 : 1;
       queue = queue.then(() => call(server, name, data)).then((answer) => {
         pending -= 1;
-        if (!answer) return null;
+        unknown -= isShown ? 0 : 1;
+        if (!answer) return isShown ? open(true) : null;
+        if (isShown && pending) return null;
         onAnswer?.();
         shown = answer;
         return pending ? null : show(answer);
@@ -152,15 +156,15 @@
     // Undo and redo show the picture of that state at once if it is known.
     function edit(data) {
       hidePreview();
-      const [from, to] = { undo: [past, future], redo: [future, past] }[data.tool] || [];
+      const [from, to, opposite] = { undo: [past, future, "redo"], redo: [future, past, "undo"] }[data.tool] || [];
       if (!from) send("edit_frame", { frame: state.frame, ...data }, () => {
         past = [...past, shown].slice(-MAX_HISTORY);
         future = [];
       });
-      else if (pending || shown[data.tool]) {
-        const known = !pending && from.pop();
-        if (known) { to.push(shown); show(known); }
-        send("edit_frame", { frame: state.frame, ...data }, known ? null : () => { past = []; future = []; });
+      else if (unknown || shown[data.tool]) {
+        const known = !unknown && from.pop();
+        if (known) { to.push(shown); show({ ...known, [opposite]: true }); }
+        send("edit_frame", { frame: state.frame, ...data }, known ? null : () => { [past, future] = [[], []]; }, known);
       }
     }
     function open(force) {
