@@ -280,6 +280,7 @@ def test_a_color_is_replaced_everywhere_and_restored(browser, colored):
     session, address = colored
     before, planes = session.project.colored.read_bytes(), planes_in(session.project.colored)
     with open_page(browser, address) as page:
+        wait_for_frame(page, 7)  # the page has selected its first tab
         page.get_by_role("tab", name="Correct").click()
         swatch = page.locator(".studio.editor .swatches button").first
         old = swatch.get_attribute("data-color")
