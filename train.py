@@ -20,8 +20,7 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from colorizer.character_classifier import character_entries, characters_of, fit_characters
-from colorizer.characters import read_characters
+from colorizer.character_classifier import character_entries, fit_characters
 from colorizer.colorizer import model_config_of
 from colorizer.feature_extraction import FeatureExtractor
 from colorizer.memory.frame_archive import open_archive
@@ -34,11 +33,11 @@ from training.distributed import ProcessGroup
 from training.learner import Learner, damaged_checkpoint
 from training.merging import merge_checkpoints
 from training.preparation import (
-    build_model_config, classify_pictures, fill_spatial_memory, frame_embeddings, has_pictures, load_data,
+    build_model_config, classify_pictures, fill_spatial_memory, frame_embeddings, load_characters, load_data,
     train_palette_classifier)
 from training.runs import Progress, RunFolder, StopSignals
 from training.validation import sample_grid, validate
-from utils import UserError, autocast, evenly_spaced, read_flags, run_cli, select_device, warn
+from utils import UserError, autocast, evenly_spaced, read_flags, run_cli, select_device
 
 # Settings of networks and memory, which cannot change when a run is resumed.
 FIXED = ("use_memory", "use_feat_integrator", "use_spatial_memory", "use_palette_classifier", "gen_norm", "dis_norm",
@@ -76,7 +75,7 @@ class Training:
         self.config, self.group, self.folder, self.device = config, group, folder, group.device
         self.resumed = saved is not None
         self.autocast = partial(autocast, self.device, config.precision)
-        self.characters, self.only_characters = self._load_characters(saved)
+        self.characters, self.only_characters = load_characters(config, saved)
         self.character_entries = character_entries(self.characters)
         self.data, self.val_data = load_data(config, self.characters, self.only_characters)
         self.learner = self._create_learner(saved)
@@ -85,7 +84,9 @@ class Training:
         self.start = start - self.progress.elapsed_seconds  # as if the run had never been interrupted
         self.embeddings = self._prepare_colorizer(saved)
         self.val_indices = evenly_spaced(len(self.val_data), config.training.val_pictures)
-        self.val_logits = self._classify_val_pictures()
+        classify_val = self.learner.colorizer.config.use_palette_classifier and self.val_data is not self.data
+        self.val_logits = (classify_pictures(self.val_data, self.val_indices, self.learner.colorizer, self.autocast)
+                           if classify_val and group.is_main else None)
         if group.is_main:
             self.calibration.select_pictures(self.embeddings, self.val_data, self.val_indices, self.val_logits)
         self.sampler, self.loader = self._create_loader()
@@ -95,23 +96,11 @@ class Training:
     # -----------------------------------------------------------------------------------------------------------------
     # Preparation
 
-    def _load_characters(self, saved):
-        """Return the character sheets, those of the checkpoint if a run is resumed, and whether there is nothing else.
-        """
-        if saved:
-            model_config = saved.get("model_config")
-            return characters_of(saved), isinstance(model_config, dict) and bool(model_config.get("only_characters"))
-        characters = read_characters(Path(self.config.characters)) if self.config.characters else []
-        if only_characters := bool(characters) and not has_pictures(self.config):
-            warn(f"no pictures in {Path(self.config.data_path) / 'train'}; training on the character sheets alone")
-        return characters, only_characters
-
     def _create_learner(self, saved):
         """Return a Learner with new networks or, if ``saved`` is given, with the networks of that checkpoint."""
         if not saved:
-            model_config = build_model_config(self.config, len(self.data))
-            model_config.only_characters = self.only_characters
-            return Learner(self.config, model_config, self.device, self.config.backbone_weights or None, self.group)
+            return Learner(self.config, build_model_config(self.config, len(self.data), self.only_characters),
+                           self.device, self.config.backbone_weights or None, self.group)
         try:
             model_config = model_config_of(saved)
         except ValueError as error:
@@ -167,12 +156,6 @@ class Training:
             except (KeyError, RuntimeError, TypeError) as error:
                 raise damaged_checkpoint(error) from error
         return embeddings
-
-    def _classify_val_pictures(self):
-        """Return the class logits of the validation pictures, or None if validation does not use them."""
-        colorizer, has_data = self.learner.colorizer, self.val_data is not self.data
-        use = colorizer.config.use_palette_classifier and self.group.is_main and has_data
-        return classify_pictures(self.val_data, self.val_indices, colorizer, self.autocast) if use else None
 
     def _create_loader(self):
         config, group = self.config, self.group

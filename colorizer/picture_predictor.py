@@ -57,6 +57,7 @@ class PicturePredictor:
     characters: list[Character] = field(default_factory=list)  # pictures that the character classifier is trained on
     reference_names: list[str] = field(default_factory=list)  # of the added references, in order; for messages
     named_colors: NamedColors | None = None  # of a palette file with locked colors
+    warnings: set[str] = field(default_factory=set)  # given already
 
     @property
     def config(self) -> ModelConfig:

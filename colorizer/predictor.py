@@ -210,16 +210,20 @@ class Predictor(PicturePredictor):
 
     @torch.inference_mode()
     def warn_of_contradictions(self, shots: Sequence[Sequence[int]] = ((),)) -> None:
-        """Warn if an added reference contradicts another one of the same rank, given the ranks in each of ``shots``."""
+        """Warn, once, if an added reference contradicts another one of the same rank, given the ranks in each of
+        ``shots``."""
         if not self.reference_names or not self.uses_spatial_memory:
             return
         names = ["a reference of the checkpoint"] * len(self.config.reference_scopes)
         names[len(names) - len(self.reference_names):] = self.reference_names
         for first, second, *colors in find_contradictions(self.colorizer.spatial, shared_pairs(
                 [ranks or self.colorizer.unscoped_ranks for ranks in shots], len(self.reference_names))):
-            warn(f"{names[first]} and {names[second]} contradict each other: a region is {colors[0]} in one and "
-                 f"{colors[1]} in the other; correct one of them, or move one into a folder for its shots, such as "
-                 f"{ONLY_THIS_SHOT}")
+            message = (f"{names[first]} and {names[second]} contradict each other: a region is {colors[0]} in one and "
+                       f"{colors[1]} in the other; correct one of them, or move one into a folder for its shots, such "
+                       f"as {ONLY_THIS_SHOT}")
+            if message not in self.warnings:
+                self.warnings.add(message)
+                warn(message)
 
     def find_anchors(self, signatures: np.ndarray, palette: Palette) -> list[Anchor]:
         """Return the result of ``find_anchors`` for a shot, given the signatures (n, h, h) of its frames."""

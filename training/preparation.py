@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from colorizer.backbone import Features
-from colorizer.characters import Character, PasteConfig, neutral_background, paste, place_character
+from colorizer.character_classifier import characters_of
+from colorizer.characters import (
+    Character, PasteConfig, neutral_background, paste, place_character, read_characters)
 from colorizer.colorizer import Colorizer
 from colorizer.memory.deduplication import Deduplicator
 from colorizer.memory.frame_archive import write_archive
@@ -50,10 +53,17 @@ def load_data(config: TrainConfig, characters: Sequence[Character] = (),
     return data, data
 
 
-def has_pictures(config: TrainConfig) -> bool:
-    """Return whether there are training pictures in data_path."""
-    folder = Path(config.data_path) / "train"
-    return folder.is_dir() and bool(list_files(folder, IMAGE_SUFFIXES))
+def load_characters(config: TrainConfig, saved: dict[str, Any] | None) -> tuple[list[Character], bool]:
+    """Return the character sheets, those of the checkpoint ``saved`` if a run is resumed, and whether there is nothing
+    else to train on. Raises UserError for invalid sheets."""
+    if saved:
+        model_config = saved.get("model_config")
+        return characters_of(saved), isinstance(model_config, dict) and bool(model_config.get("only_characters"))
+    characters, folder = read_characters(Path(config.characters)) if config.characters else [], Path(config.data_path)
+    has_pictures = (folder / "train").is_dir() and bool(list_files(folder / "train", IMAGE_SUFFIXES))
+    if characters and not has_pictures:
+        warn(f"no pictures in {folder / 'train'}; training on the character sheets alone")
+    return characters, bool(characters) and not has_pictures
 
 
 def write_scenes(folder: Path, characters: Sequence[Character], count: int) -> None:
@@ -68,8 +78,9 @@ def write_scenes(folder: Path, characters: Sequence[Character], count: int) -> N
             write_image(folder / name / f"{number}.png", picture)
 
 
-def build_model_config(config: TrainConfig, n_pictures: int) -> ModelConfig:
-    """Return the ModelConfig for a training set of ``n_pictures``, with an empty spatial memory.
+def build_model_config(config: TrainConfig, n_pictures: int, only_characters: bool = False) -> ModelConfig:
+    """Return the ModelConfig for a training set of ``n_pictures``, with an empty spatial memory. ``only_characters``
+    states whether the pictures are character sheets.
 
     Raises UserError if top_k is larger than the number of slots of the memory.
     """
@@ -81,7 +92,7 @@ def build_model_config(config: TrainConfig, n_pictures: int) -> ModelConfig:
         raise UserError(f"top_k is {config.top_k} and the memory has {shared['mem_size']} slots; set top_k to at most "
                         f"{shared['mem_size']} or raise mem_size")
     shared["top_k"] = config.top_k or min(256, shared["mem_size"])
-    return ModelConfig(**shared, spatial_size=0)
+    return ModelConfig(**shared, spatial_size=0, only_characters=only_characters)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
