@@ -72,7 +72,7 @@ def large_error_share(errors: np.ndarray) -> float:
 class FunctionPredictor(FilmPredictor):
     """A FilmPredictor without networks: ``colors`` maps N Lab pictures (H, W, 3) with ab = 0 to ab (N, S, S, 2)."""
 
-    side, source, uses_memory, frame_names, grade = 256, "none", False, {}, None
+    side, source, uses_memory, frame_names, grade, characters = 256, "none", False, {}, None, ()
 
     def __init__(self, identity: str, colors: Callable[[list[np.ndarray]], np.ndarray]) -> None:
         self.identity, self.colors = identity, colors

@@ -211,8 +211,8 @@ def test_only_keyframes_are_classified(predictor, monkeypatch):
     """All repetitions of a held frame get the colors of a single frame."""
     L = rgb_to_lab(draw_picture(1, (512, 512)))[..., 0]
     counts, classify = [], FeatureExtractor.classify
-    monkeypatch.setattr(FeatureExtractor, "classify", lambda self, lightness: (
-        counts.append(len(lightness)), classify(self, lightness))[1])
+    monkeypatch.setattr(FeatureExtractor, "classify", lambda self, lightness, *args: (
+        counts.append(len(lightness)), classify(self, lightness, *args))[1])
     palette = Palette(feature(3)[None], [], [], torch.zeros(0), 1.0)
     together, _ = predictor.predict(np.stack([L] * 12), palette)
     alone, _ = predictor.predict(L[None], palette)

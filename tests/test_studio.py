@@ -335,6 +335,7 @@ def test_files_outside_the_given_folders_are_refused(browser, colored, tmp_path)
             urllib.request.urlopen(f"{address}/gradio_api/file={path}")
         assert refused.value.code in (403, 404), path
     with open_page(browser, address) as page:
+        wait_for_frame(page, 7)  # the page has selected its first tab
         page.get_by_role("tab", name="Setup").click()
         box = page.get_by_label("Film in the given folders", exact=True)
         box.fill("/etc/passwd")
