@@ -14,7 +14,8 @@ import numpy as np
 from colorizer.series_colors import hex_to_lab, shade_color
 from dataset import lab_to_rgb, resize
 from editing.regions import Point, Regions, Stroke, bounding_box
-from film.io.planes import ColorEncoding, gray_lightness
+from film.io.chroma import lightness_with_luma
+from film.io.planes import ColorEncoding
 from utils import UserError
 
 CORRECTION_FORMAT = 3
@@ -122,15 +123,8 @@ class Correction:
 
 
 def film_lightness(L: np.ndarray, ab: np.ndarray, encoding: ColorEncoding) -> np.ndarray:
-    """Return the L (H, W) that colors ab (H, W, 2) need to have the luma of grays of lightness L (H, W).
-
-    Blue and red have a lower luma than grays of equal L.
-    """
-    adapted = L
-    for _ in range(3):
-        rgb = cv2.cvtColor(np.dstack([adapted, ab]).astype(np.float32), cv2.COLOR_Lab2RGB)
-        adapted = adapted + L - gray_lightness(encoding.luma_of(np.clip(rgb, 0, 1)))
-    return np.clip(adapted, 0, 100)
+    """Return the result of ``lightness_with_luma``, clipped to [0, 100]."""
+    return np.clip(lightness_with_luma(L, ab, encoding), 0, 100)
 
 
 class CorrectionRenderer:

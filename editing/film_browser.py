@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from editing.frame_reader import FrameReader, encode_jpeg, index_frames, write_clip
 from colorizer.series_colors import extract_palette
+from editing.frame_reader import FrameReader, encode_jpeg, index_frames, write_clip
 from editing.session import EditingSession, check_integer, data_uri, thumbnail_uri
 from film.io.planes import Planes
 from film.io.video import VideoFile

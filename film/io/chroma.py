@@ -45,21 +45,30 @@ def ab_to_chroma(planes: Planes, ab: np.ndarray, height: int, width: int,
     return cb, cr
 
 
+def lightness_with_luma(L: np.ndarray, ab: np.ndarray, encoding: ColorEncoding) -> np.ndarray:
+    """Return the L (H, W), not clipped, that colors ab (H, W, 2) need to have the luma of grays of lightness L (H, W).
+
+    Combined with the L of a gray, ab would change the luma: lower it for blue and red.
+    """
+    adapted = L
+    for _ in range(CORRECTIONS):
+        rgb = cv2.cvtColor(np.dstack([adapted, ab]).astype(np.float32), cv2.COLOR_Lab2RGB).clip(0, 1)
+        adapted = adapted + (L - gray_lightness(encoding.luma_of(rgb)))
+    return adapted
+
+
 @cache
 def _chroma_table(source, target):
     """Return Cb and Cr, with the 16 bits of ``_fine``, of the luma levels of ``source`` in 8 bits and of colors ab:
     uint16 (TILES * SIDE, TILES * SIDE, 2), a tile for each level with rows for a and columns for b.
 
-    Combined with the L of a gray, ab would change the luma (lower it for blue and red), so L is adapted to the luma in
-    CORRECTIONS steps.
+    L is adapted by ``lightness_with_luma``.
     """
     axis = AB_STEP * np.arange(-AB_ENTRIES, AB_ENTRIES + 1, dtype=np.float32)
     levels = np.arange(TILES**2, dtype=np.uint16) << source.depth - 8
     L = np.repeat(lightness_of(levels.astype(source.dtype), source).ravel(), SIDE)[:, None] + 0 * axis
-    lab = cv2.merge([L, np.tile(axis, TILES**2)[:, None] + 0 * axis, axis + np.zeros_like(L)])
-    for _ in range(CORRECTIONS):
-        rgb = cv2.cvtColor(lab, cv2.COLOR_Lab2RGB).clip(0, 1)
-        lab[..., 0] += L - gray_lightness(target.luma_of(rgb))
+    ab = cv2.merge([np.tile(axis, TILES**2)[:, None] + 0 * axis, axis + np.zeros_like(L)])
+    lab = np.dstack([lightness_with_luma(L, ab, target), ab])
     cb_cr = np.dstack(_fine(target).to_chroma(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB).clip(0, 1)))
     return np.ascontiguousarray(cb_cr.reshape(TILES, TILES, SIDE, SIDE, 2).swapaxes(1, 2).reshape(
         TILES * SIDE, TILES * SIDE, 2))

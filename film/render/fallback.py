@@ -128,7 +128,7 @@ class PictureFallback:
 
         Raises UserError if a picture is its own fallback, or if all fallbacks are grayscale.
         """
-        self.path, self.predictor, self.fit, samples = path, predictor, FallbackFit(), []
+        self.path, self.fit, samples = path, FallbackFit(), []
         found = [source for source in sources if find_fallback_picture(path, source)]
         for number in evenly_spaced(len(found), FallbackConfig.sampled_frames):
             picture, other = found[number], self.read(found[number])
@@ -166,5 +166,4 @@ class PictureFallback:
         if other is None:
             return ab, None
         size = FallbackConfig.size
-        ab, share = FallbackBlender(self.fit)(L, ab, confidence, self.fit.colors(resize(other, size, size)))
-        return self.predictor.lock_colors(ab, L), share
+        return FallbackBlender(self.fit)(L, ab, confidence, self.fit.colors(resize(other, size, size)))

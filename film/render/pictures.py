@@ -14,9 +14,9 @@ from colorizer.warping.upsampling import upsample_colors
 from dataset import lab_to_rgb, resize, rgb_to_lab
 from fileio.images import read_deep_image, write_image
 from fileio.outputs import accompanying_path
-from film.analysis.screentone import find_screen, smooth_screen
-from film.io.image_sequence import write_colored_frame
+from film.analysis.screentone import without_screen
 from film.io.chroma import ab_to_chroma
+from film.io.image_sequence import write_colored_frame
 from film.io.planes import planes_from_rgb
 from film.io.thread_pool import coloring_threads, map_in_order
 from film.render.fallback import PictureFallback
@@ -77,9 +77,10 @@ def color_picture(predictor: Predictor, source: Path, target: Path, with_map: bo
 def _network_input(lab, side):
     """Return a picture, Lab (H, W, 3), or its reduced version without screentone if it has any."""
     small = resize(lab, side, side)
-    if (frequency := find_screen(small[..., 0])) is None:
+    L = small[..., 0]
+    if (smoothed := without_screen(L)) is L:
         return lab
-    small[..., 0] = smooth_screen(small[..., 0], frequency)
+    small[..., 0] = smoothed
     return small
 
 
