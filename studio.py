@@ -79,7 +79,7 @@ def build_page(session: EditingSession) -> Any:
     corrections = FrameCorrections(session, browser)
     with gr.Blocks(title="Studio", analytics_enabled=False) as page:
         add_panel(gr, "status", [session.status, session.cancel, session.color, browser.shots])
-        with gr.Tabs() as tabs:
+        with gr.Tabs():
             with gr.Tab("Setup", id="setup"):
                 build_setup(gr, session)
             with gr.Tab("View", id="view"):
@@ -95,7 +95,6 @@ def build_page(session: EditingSession) -> Any:
                                              session.change_color])
             with gr.Tab("Export", id="export"):
                 build_export(gr, session)
-        page.load(lambda: gr.Tabs(selected="view" if session.project.settings.film else "setup"), None, tabs)
     return page
 
 

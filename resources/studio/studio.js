@@ -75,10 +75,12 @@ window.studio = (() => {
     ["+ \u2212", "likeness or size of the brush"], ["h", "enter a hexadecimal color"], ["Esc", "hide the preview"],
     ["Ctrl+Z, Ctrl+Y", "undo, redo"], ["Ctrl+Enter", "add as reference"]];
 
+  const tabs = () => document.querySelectorAll('[role="tablist"] [role="tab"]');
+
   // Handle the keys of all tabs.
   function handleKey(event, dialog) {
     if (/TEXTAREA|SELECT/.test(event.target.tagName) || /text|number/.test(event.target.type) || event.ctrlKey || event.metaKey) return;
-    const tab = event.altKey && document.querySelectorAll('[role="tablist"] [role="tab"]')[Number(event.key) - 1];
+    const tab = event.altKey && tabs()[Number(event.key) - 1];
     const by = { ".": 1, ",": -1 }[event.key], shots = { "]": 1, "[": -1 }[event.key];
     if (tab) tab.click();
     else if (event.altKey) return;
@@ -120,6 +122,8 @@ window.studio = (() => {
     async function poll() {
       const now = await call(server, "status");
       if (!now) return;
+      // A page of a project with a film opens with View, unless another tab was chosen in the meantime.
+      if (!latest && now.film && tabs()[0]?.ariaSelected === "true") tabs()[1].click();
       latest = now;
       const start = currentShot()?.start;
       const newlyFinished = now.finished.includes(start) && !state.finished.includes(start);
