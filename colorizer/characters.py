@@ -1,6 +1,7 @@
 """Character sheets: pictures of single characters on a flat or transparent background, read from
 FOLDER/NAME/*.png, cut out, and pasted into other pictures."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,11 @@ class Character(NamedTuple):
     name: str
     rgb: np.ndarray  # uint8 (h, w, 3); pixels outside the mask have the color of the nearest part of the character
     mask: np.ndarray  # bool (h, w)
+
+    @property
+    def digest(self) -> bytes:
+        """Hash of the name and the picture."""
+        return hashlib.sha256(b"\0".join([self.name.encode(), self.rgb.tobytes(), self.mask.tobytes()])).digest()
 
 
 class Patch(NamedTuple):

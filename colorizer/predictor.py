@@ -171,24 +171,30 @@ class Predictor(PicturePredictor):
 
     @single_torch_thread()
     def add_characters(self, characters: Sequence[Character]) -> None:
-        """Train the character classifier on ``characters`` and on those that the checkpoint knows.
+        """Train the character classifier on ``characters`` and on those that the checkpoint knows. Pictures that it
+        knows already are left out.
 
         Raises UserError if no memory is read or there is no palette classifier.
         """
         if not self.uses_memory:
             raise UserError("--characters needs the memory, which is not used here; leave --color_feature and "
                             "--reference out, or train with use_memory True")
+        known = {each.digest for each in self.characters}
+        characters = [each for each in characters if each.digest not in known]
+        if not characters:
+            return
         self.characters = [*self.characters, *characters]
-        self._record_reference(part for name, rgb, mask in characters
-                               for part in (name.encode(), rgb.tobytes(), mask.tobytes()))
+        self._record_reference(each.digest for each in characters)
         fit_characters(self.extractor, self.characters)
         self.__dict__.pop("_character_digest", None)
 
     def use_palette(self, colors: Sequence[NamedColor]) -> None:
         """Apply the colors of a palette file to all pictures; warn about locked colors that the series does not have.
-        Call it before ``add_references``, so that references do not change which colors are known."""
+        Call it after ``add_characters``, whose colors are known, and before ``add_references``, so that references do
+        not change which colors are known."""
         learned = learned_colors(self.colorizer, self.frame_names, self.characters)
         named = NamedColors(colors, [color.color for color in learned])
+        named.digest = _digest([named.digest.encode(), *(each.digest for each in self.characters)])
         self.named_colors = named if named.locked else None
         for message in named.unknown:
             warn(message)
@@ -344,7 +350,7 @@ def _source(config, model_config):
 
 @single_torch_thread()
 def load_predictor(config: PredictorConfig) -> Predictor:
-    """Load a Predictor. Adds palette, references and characters, and saves the result if ``save_checkpoint`` is set.
+    """Load a Predictor. Adds characters, palette and references, and saves the result if ``save_checkpoint`` is set.
 
     Raises UserError if a file cannot be read or the checkpoint does not support the settings.
     """
@@ -366,12 +372,12 @@ def load_predictor(config: PredictorConfig) -> Predictor:
         "reference": "" if predictor.reference is None else _digest([predictor.reference.tobytes()]),
         "device": device.type, "precision": precision}
     predictor.identity = predictor.base_identity = _digest([repr(predictor.provenance).encode()])
+    if config.characters:  # before references, so that these do not change how characters are recognized
+        predictor.add_characters(read_characters(config.characters))
     if config.palette:
         predictor.use_palette(read_palette(config.palette))
     if config.references:
         predictor.add_references(read_references(config.references), config.match_references)
-    if config.characters:
-        predictor.add_characters(read_characters(config.characters))
     if config.save_checkpoint:
         predictor.save(config.save_checkpoint)
     return predictor

@@ -17,10 +17,12 @@ from resources.draw_episodes import background, draw_frame, draw_sheet
 from colorizer.character_classifier import fit_characters
 from colorizer.characters import CutOutConfig, cut_out, read_character, read_characters
 from colorizer.predictor import Predictor
+from colorizer.series_colors import learned_colors
 from config import PaletteClassifierConfig, TrainConfig, TrainingConstants
 from dataset import ColorizationDataset, rgb_to_lab
 from fileio.checkpoints import load_checkpoint
 from fileio.images import write_image
+from fileio.palettes import write_palette
 from film.io.video import VideoFile
 from film.render.incremental import find_changed_shots
 from test import main
@@ -180,6 +182,23 @@ def test_only_shots_with_characters_are_colored_again(home, tmp_path):
     better, again = Predictor.load(tmp_path / "better.pt"), load(home, characters=sheets)
     assert [each.name for each in better.characters] == ["ruby", "ruby"]
     assert np.array_equal(better.colorize([draw_frame(2, 160)])[0], again.colorize([draw_frame(2, 160)])[0])
+    known = Predictor.load(tmp_path / "better.pt", characters=sheets)
+    assert len(known.characters) == 2 and known.identity == better.identity, "known pictures are left out"
+
+
+def test_sheets_come_before_palette_and_references(home, tmp_path, capsys):
+    """Their colors are known to the palette, and references do not change how they are recognized."""
+    predictor = load(home, characters=home / "sheets")
+    color, *_ = learned_colors(predictor.colorizer, {}, predictor.characters)
+    write_palette(tmp_path / "show.ini", [color._replace(locked=True)])
+    write_image(tmp_path / "references" / "a.png", draw_frame(2, 160))
+    everything = load(home, characters=home / "sheets", palette=tmp_path / "show.ini",
+                      references=tmp_path / "references")
+    assert "knows no color" not in capsys.readouterr().err
+    for one, other in zip(predictor.colorizer.character_classifier.state_dict().values(),
+                          everything.colorizer.character_classifier.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    assert load(home, palette=tmp_path / "show.ini").named_colors.digest != everything.named_colors.digest
 
 
 def test_characters_need_a_palette_classifier(home):
