@@ -94,7 +94,11 @@ class NamedColors:
         self.locked = [color for color in self.colors if color.locked]
         self._new = [Shades.of(color.color, config) for color in self.locked]
         self._old = [[Shades.of(color.replaces or color.color, config)] for color in self.locked]
-        self._others = [Shades.of(color.color, config) for color in self.colors if not color.locked]
+        self._others: list[Shades] = []
+        for shades in (Shades.of(color.color, config) for color in self.colors if not color.locked):
+            # Pixels cannot fully have a locked color if an unlocked one, such as that of another character, is as near.
+            near = [group for group in self._old if self._distance(group[0], shades) < config.margin]
+            (near[0] if near else self._others).append(shades)
         named = [*(group[0] for group in self._old), *self._others]
         known = [Shades.of(color, config) for color in learned]
         levels = np.arange(LEVELS)

@@ -165,6 +165,13 @@ def test_names_alone_change_nothing():
     assert (colors.apply(lab[..., 1:], L) == lab[..., 1:]).all()
 
 
+def test_a_lock_also_holds_for_the_same_color_of_another_character():
+    L, lab = flat("#c83848", GREEN)
+    colors = [locked(RED, "#c83848"), NamedColor("bo", "cap", "#c83848"), NamedColor("bo", "nose", "#c83a4a")]
+    ab = NamedColors(colors, ["#c83848", GREEN]).apply(lab[..., 1:], L)
+    assert np.abs(ab[:, :24] - hex_to_lab(RED)[1:]).max() < 1e-4
+
+
 def test_an_exchanged_color_leaves_no_fringe():
     """The edges are anti-aliased; the wall keeps its color."""
     mask = cv2.resize(cv2.circle(np.zeros((768, 768), np.uint8), (384, 384), 250, 255, -1), (96, 96),
