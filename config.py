@@ -343,7 +343,7 @@ class PredictorConfig:
                                       "subfolders, such as only_this_shot, limit them to shots")
     characters: Path | None = setting(None, "folder of character sheets, NAME/*.png, to recognize, without training")
     palette: Path | None = setting(None, "palette file (.ini, .gpl or .ase) whose locked colors become exact and whose "
-                                   "exchanged colors are replaced")
+                                   "exchanged colors are replaced, or a folder of them; subfolders limit them to shots")
     match_references: bool = setting(True, "adjust colors of references from another source to those of the series")
     save_checkpoint: Path | None = setting(None, "save the checkpoint with references and characters to this file")
     device: str = setting("auto", "device for the networks", choices=["auto", "cpu", "cuda"], group="machine")

@@ -16,8 +16,7 @@ import colorizer.threads  # noqa: F401  before torch is imported
 
 from colorizer.characters import names_of
 from colorizer.predictor import Predictor, load_predictor
-from colorizer.references import list_scopes
-from colorizer.scopes import ONLY_THIS_SHOT, SIMILAR_SHOTS, shot_numbers
+from colorizer.scopes import ONLY_THIS_SHOT, SIMILAR_SHOTS, list_scopes, shot_numbers
 from colorizer.series_colors import learned_colors
 from config import ColorConfig, FilmConfig, part_of
 from fileio.images import IMAGE_SUFFIXES
@@ -121,6 +120,7 @@ def prepare_inputs(config: ColorConfig, largest_films_first: bool) -> Inputs:
     """
     pictures, films, _ = find_inputs(config.input, config.output, config.confidence, config.fps, config.range)
     refuse_shot_numbers(config.references, len(films))
+    refuse_shot_numbers(config.palette, len(films))
     config = replace(config, boundaries=listed_boundaries(config, films))
     check_fallbacks(config, pictures, films)
     kept, finished, found_films = [], [], len(films)
@@ -189,8 +189,9 @@ def load(config: ColorConfig) -> Predictor:
 
 def color_all_pictures(predictor: Predictor, config: ColorConfig, pictures: Sequence[tuple[Path, Path]]) -> None:
     """Color ``pictures``, pairs of (input, output), and write one file of metrics for all of them."""
-    if any(map(shot_numbers, predictor.config.reference_scopes)):
-        warn("references for shot numbers are not used, since single pictures have no shots; move them to "
+    palettes = predictor.named_colors.scopes if predictor.named_colors else []
+    if any(map(shot_numbers, [*predictor.config.reference_scopes, *palettes])):
+        warn("references and palettes for shot numbers are not used, since single pictures have no shots; move them to "
              f"{ONLY_THIS_SHOT} or {SIMILAR_SHOTS}")
     predictor.warn_of_contradictions()
     evaluation, started = Evaluation(), time.monotonic()
@@ -257,11 +258,11 @@ def listed_boundaries(config: ColorConfig, films: Sequence[tuple[Film, Path]]) -
     return tuple(end.shift(-first) for end in read_cut_list(config.cuts, film.info.rate) if end.end > first)
 
 
-def refuse_shot_numbers(references: Path | None, films: int) -> None:
-    """Raise UserError if references are limited to numbers of shots and there are several films."""
-    if references and films > 1 and (numbered := list(filter(shot_numbers, list_scopes(references)))):
-        raise UserError(f"{references / numbered[0]} has references for shots of one film, but there are {films} in "
-                        f"--input; pass a single film, or move them to {ONLY_THIS_SHOT} or {SIMILAR_SHOTS}")
+def refuse_shot_numbers(folder: Path | None, films: int) -> None:
+    """Raise UserError if references or palettes are limited to numbers of shots and there are several films."""
+    if folder and films > 1 and (numbered := list(filter(shot_numbers, list_scopes(folder)))):
+        raise UserError(f"{folder / numbered[0]} is for shots of one film, but there are {films} in --input; pass a "
+                        f"single film, or move its files to {ONLY_THIS_SHOT} or {SIMILAR_SHOTS}")
 
 
 def render_job(predictor: Predictor, config: ColorConfig, film: Film, target: Path) -> RenderJob:

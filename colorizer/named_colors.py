@@ -6,6 +6,7 @@ ab is float32 (H, W, 2) in Lab units. L is float32 (H, W) in [0, 100]: the light
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import cv2
@@ -42,6 +43,7 @@ class Shades(NamedTuple):
     chroma: np.ndarray  # (LEVELS,) at L from 0 to 100
 
     @classmethod
+    @cache
     def of(cls, color: str, config: NamedColorConfig) -> "Shades":
         """Return the shades of "#rrggbb". Raises UserError for any other value."""
         lab = hex_to_lab(color)
@@ -62,6 +64,19 @@ class Shades(NamedTuple):
         along = (a * x + b * y - cv2.LUT(level, self.chroma)) * cv2.LUT(level, 1 / (1 + 0.045 * self.chroma))
         across = (b * x - a * y) * cv2.LUT(level, 1 / (1 + 0.015 * self.chroma))
         return along * along + across * across + cv2.LUT(level, np.square(np.float32(weight) * (levels - self.L)))
+
+
+    def distance(self, other: "Shades", weight: float) -> float:
+        """Return the distance of the color ``other`` from this one."""
+        level = _levels(np.full((1, 1), other.L, np.float32))
+        return self.squared_distance(cv2.split(other.ab(level)), level, weight).item() ** 0.5
+
+
+def is_same_color(color: NamedColor, other: NamedColor, config: NamedColorConfig = NamedColorConfig()) -> bool:
+    """Return whether two entries of palette files are about the same color: those that they lock or replace are closer
+    than ``margin``."""
+    first, second = (Shades.of(each.replaces or each.color, config) for each in (color, other))
+    return first.distance(second, config.lightness_weight) < config.margin
 
 
 def _gamut_share(ab):
@@ -90,31 +105,27 @@ class NamedColors:
         """``colors`` are those of a palette file; ``learned`` are "#rrggbb"."""
         self.config = config = config or NamedColorConfig()
         self.colors = list(colors)
-        self.digest = hashlib.sha256(repr([[color[2:] for color in self.colors], config]).encode()).hexdigest()
         self.locked = [color for color in self.colors if color.locked]
+        content = [[color[2:] for color in self.colors], list(learned), config]
+        self.digest = hashlib.sha256(repr(content).encode()).hexdigest() if self.locked else ""
         self._new = [Shades.of(color.color, config) for color in self.locked]
         self._old = [[Shades.of(color.replaces or color.color, config)] for color in self.locked]
-        self._others: list[Shades] = []
+        self._others, weight = list[Shades](), config.lightness_weight
         for shades in (Shades.of(color.color, config) for color in self.colors if not color.locked):
             # Pixels cannot fully have a locked color if an unlocked one, such as that of another character, is as near.
-            near = [group for group in self._old if self._distance(group[0], shades) < config.margin]
+            near = [group for group in self._old if group[0].distance(shades, weight) < config.margin]
             (near[0] if near else self._others).append(shades)
         named = [*(group[0] for group in self._old), *self._others]
         known = [Shades.of(color, config) for color in learned]
         levels = np.arange(LEVELS)
         self._targets = np.stack([shades.ab(levels) for shades in self._new] + [np.zeros((LEVELS, 2), np.float32)])
         for shades in known:
-            nearest = int(np.argmin([*(self._distance(each, shades) for each in named), config.learned_distance]))
+            nearest = int(np.argmin([*(each.distance(shades, weight) for each in named), config.learned_distance]))
             (self._old[nearest] if nearest < len(self._old) else self._others).append(shades)
         self.unknown = [self._explain(color, learned[int(np.argmin(distances))])
                         for color, (shades, *_) in zip(self.locked, self._old, strict=True)
-                        if min(distances := [self._distance(shades, other) for other in known], default=0)
+                        if min(distances := [shades.distance(other, weight) for other in known], default=0)
                         > config.zero_distance]
-
-    def _distance(self, shades, other):
-        """Return the distance of the color ``other`` from ``shades``."""
-        level = _levels(np.full((1, 1), other.L, np.float32))
-        return shades.squared_distance(cv2.split(other.ab(level)), level, self.config.lightness_weight).item()**0.5
 
     def _explain(self, color, nearest):
         """Return a message that no learned color is near a locked ``color``."""

@@ -20,7 +20,7 @@ from colorizer.characters import Character
 from colorizer.colorizer import UNSCOPED, Colorizer, MemoryLookup
 from colorizer.confidence import Confidence
 from colorizer.feature_extraction import FeatureExtractor
-from colorizer.named_colors import NamedColors
+from colorizer.palette_scopes import ScopedColors
 from colorizer.references import rendered_pictures
 from colorizer.scopes import ShotView, rank_references
 from colorizer.warping.optical_flow import to_flow_image
@@ -29,7 +29,7 @@ from colorizer.warping.upsampling import upsample_colors
 from config import ModelConfig
 from dataset import AB_SCALE, GRAY_SIZE, lab_to_rgb, resize, rgb_to_lab
 from networks import Conditioning, MemoryMatches
-from utils import autocast, to_device
+from utils import autocast, to_device, warn
 
 
 @dataclass
@@ -56,7 +56,7 @@ class PicturePredictor:
     grade: Grade | None = None  # grade that was applied to the references
     characters: list[Character] = field(default_factory=list)  # pictures that the character classifier is trained on
     reference_names: list[str] = field(default_factory=list)  # of the added references, in order; for messages
-    named_colors: NamedColors | None = None  # of a palette file with locked colors
+    named_colors: ScopedColors | None = None  # of palette files with locked colors
     warnings: set[str] = field(default_factory=set)  # given already
 
     @property
@@ -144,11 +144,40 @@ class PicturePredictor:
         return self.generate_ab(lightness, conditioning, features,
                                 MemoryLookup(self._picture_of if self.response else None, ranks))
 
-    def lock_colors(self, ab: np.ndarray, L: np.ndarray) -> np.ndarray:
-        """Return predicted ab (S, S, 2) of a picture with lightness L (H, W), with the locked colors of the palette."""
+    def lock_colors(self, ab: np.ndarray, L: np.ndarray, active: Sequence[int] | None = None) -> np.ndarray:
+        """Return predicted ab (S, S, 2) of a frame with lightness L (H, W), with the locked colors of the palettes.
+
+        ``active`` is as in ScopedColors. If it is None, the frame is a single picture, to which palettes for numbers of
+        shots do not apply.
+        """
         if self.named_colors is None:
             return ab
-        return self.named_colors.apply(ab, resize(self.extractor.adapt([L])[0], *ab.shape[:2]))
+        if active is None:
+            active, = self.find_palettes([self.view(L)], has_numbers=False)
+        colors = self.named_colors.in_shot(active)
+        return colors.apply(ab, resize(self.extractor.adapt([L])[0], *ab.shape[:2])) if colors.locked else ab
+
+    def find_palettes(self, shots: Sequence[ShotView], has_numbers: bool = True) -> list[list[int]]:
+        """Return the palettes with a scope that hold in each shot, see ``ScopedColors.find_active``. Warn, once, about
+        those that no shot of a film uses. Raises UserError if palettes contradict each other in a shot."""
+        colors = self.named_colors
+        if colors is None:
+            return [[] for _ in shots]
+        active = colors.find_active(shots, self.view, has_numbers)
+        for message in colors.unused(active) if has_numbers else ():
+            if message not in self.warnings:
+                self.warnings.add(message)
+                warn(message)
+        for of_shot in active:
+            colors.in_shot(of_shot)
+        return active
+
+    @torch.inference_mode()
+    def view(self, L: np.ndarray) -> ShotView:
+        """Return the view of a picture, L (H, W)."""
+        side = self.config.spatial.picture_size
+        embedding = self.extractor.embed([L]).embedding[0] if self.uses_memory else torch.zeros(0)
+        return ShotView(embedding, signature(to_flow_image(L, side, side))[None])
 
     def rank_references(self, shots: Sequence[ShotView], names: Sequence[str] | None) -> list[list[int]]:
         """Return the ranks of the references in each shot of a film; ``names`` are as in ``scopes.rank_references``."""

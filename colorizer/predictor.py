@@ -25,7 +25,7 @@ from colorizer.confidence import Confidence
 from colorizer.contradictions import find_contradictions
 from colorizer.memory.frame_archive import open_archive
 from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
-from colorizer.named_colors import NamedColors
+from colorizer.palette_scopes import ScopedColors, ScopedPalette, read_palettes
 from colorizer.picture_predictor import PicturePredictor
 from colorizer.references import (
     Reference, crop_references, find_anchors, pin_references, read_reference, read_references, reencode_film_references)
@@ -36,7 +36,6 @@ from colorizer.warping.propagation import Anchor
 from config import PredictorConfig
 from dataset import REFERENCE_ID, rgb_to_lab
 from fileio.checkpoints import load_checkpoint, save_checkpoint
-from fileio.palettes import NamedColor, read_palette
 from networks import Conditioning
 from utils import UserError, resolve_precision, select_device, single_torch_thread, to_device, warn
 
@@ -52,6 +51,7 @@ class Palette(NamedTuple):
     samples: Sequence[torch.Tensor] = ()  # packed samples of the shot, in which characters are searched
     has_characters: bool = False  # whether they show characters
     ranks: Sequence[int] = ()  # of the references in this shot (colorizer/scopes.py); () outside of all scopes
+    named_colors: Sequence[int] = ()  # palette files with a scope that hold in the shot, see ScopedColors
 
 
 @dataclass
@@ -160,8 +160,9 @@ class Predictor(PicturePredictor):
 
     @property
     def needs_whole_film(self) -> bool:
-        """Whether the shots that a reference is used in are known only when all shots of the film are known."""
-        return ONLY_THIS_SHOT in self.config.reference_scopes
+        """Whether the shots of a reference or a palette are known only when all shots of the film are known."""
+        palettes = self.named_colors.scopes if self.named_colors else []
+        return ONLY_THIS_SHOT in [*self.config.reference_scopes, *palettes]
 
     def _record_reference(self, content):
         """Add the hash of ``content``, an iterable of bytes, to the references that the colors depend on."""
@@ -188,31 +189,40 @@ class Predictor(PicturePredictor):
         fit_characters(self.extractor, self.characters)
         self.__dict__.pop("_character_digest", None)
 
-    def use_palette(self, colors: Sequence[NamedColor]) -> None:
-        """Apply the colors of a palette file to all pictures; warn about locked colors that the series does not have.
+    def use_palettes(self, palettes: Sequence[ScopedPalette]) -> None:
+        """Apply palette files to all pictures; warn about locked colors that the series does not have.
+
         Call it after ``add_characters``, whose colors are known, and before ``add_references``, so that references do
-        not change which colors are known."""
+        not change which colors are known. Raises UserError if palettes contradict each other, or for similar_shots if
+        no memory is read.
+        """
+        if not self.uses_memory and any(each.scope == SIMILAR_SHOTS for each in palettes):
+            raise UserError(f"palettes for {SIMILAR_SHOTS} need the memory, which is not used here; move them to "
+                            f"{ONLY_THIS_SHOT} or shot numbers")
         learned = learned_colors(self.colorizer, self.frame_names, self.characters)
-        named = NamedColors(colors, [color.color for color in learned])
-        named.digest = _digest([named.digest.encode(), *(each.digest for each in self.characters)])
-        self.named_colors = named if named.locked else None
-        for message in named.unknown:
+        colors = ScopedColors(palettes, [color.color for color in learned])
+        self.named_colors = colors if colors.has_locked else None
+        for message in colors.unknown():
             warn(message)
         if self.named_colors:
-            self.provenance = {**self.provenance, "palette": named.digest}
+            self.provenance = {**self.provenance, "palette": colors.digest}
             self.identity = _digest([repr(self.provenance).encode()])
 
     @torch.inference_mode()
     def requery_palettes(self, palettes: Sequence[Palette], signatures: Sequence[np.ndarray]) -> list[Palette]:
-        """Return the palettes of all shots of a film, computed from the current content of the memory, given the
-        ``signatures``, uint8 (n, h, h), of the frames of each shot."""
-        if not self.uses_memory:
-            return list(palettes)
+        """Return the palettes of all shots of a film, computed from the current content of the memory and with the
+        palette files of their scopes, given the ``signatures``, uint8 (n, h, h), of the frames of each shot.
+
+        Raises UserError if two palette files contradict each other in a shot.
+        """
         shots = [ShotView(palette.embedding, of_shot) for palette, of_shot in zip(palettes, signatures, strict=True)]
-        ranks = self.rank_references(shots, self.reference_names)
-        self.warn_of_contradictions(ranks)
-        return [self._recall_palette(palette.embedding, palette.samples, own)
-                for palette, own in zip(palettes, ranks, strict=True)]
+        if self.uses_memory:
+            ranks = self.rank_references(shots, self.reference_names)
+            self.warn_of_contradictions(ranks)
+            palettes = [self._recall_palette(palette.embedding, palette.samples, own)
+                        for palette, own in zip(palettes, ranks, strict=True)]
+        named = self.find_palettes(shots)
+        return [palette._replace(named_colors=own) for palette, own in zip(palettes, named, strict=True)]
 
     @torch.inference_mode()
     def warn_of_contradictions(self, shots: Sequence[Sequence[int]] = ((),)) -> None:
@@ -243,7 +253,7 @@ class Predictor(PicturePredictor):
         """Return a hash of all memory content that affects a shot with ``palette`` and frame ``embeddings`` (N, D), and
         the palette, or "" if there is nothing of both. Predictors with equal ``base_identity`` and digest predict equal
         colors."""
-        locked = "" if self.named_colors is None else self.named_colors.digest
+        locked = self.named_colors.in_shot(palette.named_colors).digest if self.named_colors else ""
         if not self.uses_memory:
             return locked
         digest = hashlib.sha256((repr(palette.score) + locked).encode())
@@ -375,7 +385,7 @@ def load_predictor(config: PredictorConfig) -> Predictor:
     if config.characters:  # before references, so that these do not change how characters are recognized
         predictor.add_characters(read_characters(config.characters))
     if config.palette:
-        predictor.use_palette(read_palette(config.palette))
+        predictor.use_palettes(read_palettes(config.palette))
     if config.references:
         predictor.add_references(read_references(config.references), config.match_references)
     if config.save_checkpoint:

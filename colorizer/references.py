@@ -1,7 +1,6 @@
 """References added by the user, rendering of stored frames with the film response of a film, and their recognition in
 shots."""
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -17,12 +16,12 @@ from colorizer.feature_extraction import FeatureExtractor
 from colorizer.letterbox import crop_borders
 from colorizer.memory.spatial_memory import SpatialMemory
 from colorizer.metrics import has_color
-from colorizer.scopes import WHOLE_FILM, ShotView, shot_numbers
+from colorizer.scopes import WHOLE_FILM, ShotView, list_scopes, shot_numbers
 from colorizer.warping.propagation import Anchor, PropagationConfig, find_anchor_frames
 from dataset import L_SCALE, REFERENCE_ID, decode_lab8, rgb_to_lab, tensors_to_lab
 from fileio.images import IMAGE_SUFFIXES, list_images, read_image
 from networks import slot_ranks
-from utils import UserError, natural_key, warn
+from utils import UserError, warn
 
 PICTURE_CACHE_SIZE = 256  # number of rendered pictures kept in RAM; larger: faster, more RAM
 
@@ -44,26 +43,14 @@ def reference_path(folder: Path, name: str, scope: str = WHOLE_FILM) -> Path:
     return folder / scope / name
 
 
-def list_scopes(folder: Path) -> list[str]:
-    """Return the scopes of references in a folder: "" for the folder itself, and the names of its visible subfolders.
-
-    Raises UserError if the folder does not exist, or if a subfolder has a different name than a scope.
-    """
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; pass a folder of color pictures to --references")
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_dir())
-    scopes = sorted((name for name in names if not re.search(r"(^|/)\.", name)), key=natural_key)
-    for scope in scopes:
-        shot_numbers(scope)
-    return [WHOLE_FILM, *scopes]
-
-
 def read_references(folder: Path) -> list[Reference]:
     """Read the color pictures of a folder and of its subfolders, which are named after their scope.
 
     Grayscale pictures are skipped with a warning, since they have not been colored yet. Raises UserError if there is no
     color picture or if one cannot be read, and as ``list_scopes`` does.
     """
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; pass a folder of color pictures to --references")
     references = []
     for scope in list_scopes(folder):
         for path in list_images(folder / scope):

@@ -33,8 +33,7 @@ from colorizer.memory.frame_archive import open_archive
 from colorizer.metrics import has_color
 from editing.allowed_paths import AllowedPaths
 from colorizer.references import Reference as PaintedFrame
-from colorizer.references import list_scopes
-from colorizer.scopes import WHOLE_FILM, shot_numbers
+from colorizer.scopes import WHOLE_FILM, list_scopes, shot_numbers
 from colorizer.series_colors import hex_to_lab
 from editing.project_settings import ProjectSettings, Reference, reference_path
 from editing.shot_preview import ShotPreview

@@ -146,8 +146,8 @@ class RecoloringPredictor(FilmPredictor):
         return np.stack([replace_colors(each, resize(L, height, width), self.changes)
                          for each, L in zip(ab, frames, strict=True)]), confidence, embeddings
 
-    def lock_colors(self, ab: np.ndarray, L: np.ndarray) -> np.ndarray:
-        return self.predictor.lock_colors(ab, L)
+    def lock_colors(self, ab: np.ndarray, L: np.ndarray, active: Sequence[int]) -> np.ndarray:
+        return self.predictor.lock_colors(ab, L, active)
 
     def find_anchors(self, signatures: np.ndarray, palette: Palette) -> list[Anchor]:
         return self.predictor.find_anchors(signatures, palette)

@@ -245,3 +245,4 @@ def _ase_text(text):
 
 
 _FORMATS = {".ini": (_read_ini, _write_ini), ".gpl": (_read_gpl, _write_gpl), ".ase": (_read_ase, _write_ase)}
+PALETTE_SUFFIXES = tuple(_FORMATS)

@@ -149,6 +149,29 @@ def test_a_changed_palette_updates_the_film(home, plain, work, tmp_path):
     assert (work / "film.mkv").read_bytes() == (plain / "film.mkv").read_bytes()
 
 
+def test_a_palette_with_a_scope_changes_the_shots_of_its_scope_only(home, plain, work, tmp_path):
+    """The scope is a folder; its frame shows the second shot. These shots get the colors of the palette alone."""
+    shown = tmp_path / "colors.ini"
+    main(flags(checkpoint=home / "run" / "best.pt", save_palette=shown))
+    shown.write_text(shown.read_text().replace(" = #", " = #d02838 replaces #"))
+    changed = {}
+    for scope in ("only_this_shot", "shot_2", "shots_2-3", "shots_4-9"):
+        (tmp_path / scope / scope).mkdir(parents=True)
+        shutil.copy(shown, tmp_path / scope / scope)
+        write_image(tmp_path / scope / "only_this_shot" / "colors.png", scene(1, 2))
+        changed[scope] = find_changed_shots(predictor(home, palette=tmp_path / scope), VideoFile(home / FILM),
+                                            plain / "film.mkv")
+    assert changed == {"only_this_shot": [1], "shot_2": [1], "shots_2-3": [1, 2], "shots_4-9": [3]}
+    color(home, work, palette=tmp_path / "shots_2-3")
+    color(home, tmp_path / "all", palette=shown)
+    result, before, everywhere = (np.stack([planes.rgb_uint8() for _, _, planes in VideoFile(path / "film.mkv").read()])
+                                  for path in (work, plain, tmp_path / "all"))
+    inside = np.zeros(len(result), bool)
+    inside[FRAMES:3 * FRAMES] = True
+    assert np.array_equal(result[~inside], before[~inside]) and np.array_equal(result[inside], everywhere[inside])
+    assert (before != everywhere).reshape(len(before), -1).any(1).all()
+
+
 def test_only_shots_with_another_lookup_digest_are_colored_again(home, plain, tmp_path, capsys, monkeypatch):
     """The result is bitwise that of coloring all shots, also after the references are removed again."""
     work, colored = tmp_path / "work", []
@@ -397,7 +420,7 @@ def test_scopes_survive_in_a_checkpoint_except_for_shot_numbers(home, tmp_path):
     (folder / "only_this_shot").rename(folder / "shot_2")
     with pytest.raises(UserError, match="^shot_2 cannot be saved .* belong to one film"):
         predictor(home, folder).save(tmp_path / "other.pt")
-    with pytest.raises(UserError, match="for shots of one film, but there are 2 in --input"):
+    with pytest.raises(UserError, match="is for shots of one film, but there are 2 in --input"):
         refuse_shot_numbers(folder, 2)
     refuse_shot_numbers(folder, 1)
 

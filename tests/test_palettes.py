@@ -239,7 +239,7 @@ class TwoColors(FilmPredictor):
         ab[:, :, :16], ab[:, :, 16:] = hex_to_lab("#c83848")[1:], hex_to_lab(GREEN)[1:]
         return ab, Confidence.unknown(len(L))
 
-    def lock_colors(self, ab, L):
+    def lock_colors(self, ab, L, active):
         return self.named_colors.apply(ab, cv2.resize(L, ab.shape[:2]))
 
 

@@ -364,7 +364,7 @@ def test_painted_frames_have_the_order_and_scopes_of_the_command_line(project):
     assert Project(project.folder).settings == project.settings
     project.remove_reference("similar_shots/frame_000020.png")
     assert [each.frame for each in project.settings.references] == [4, 3]
-    with pytest.raises(UserError, match="is not the scope of a reference"):
+    with pytest.raises(UserError, match="is not a scope"):
         project.add_reference(1, draw_picture(1), "../..")
 
 

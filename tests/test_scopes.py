@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
 from colorizer.memory.spatial_memory import SpatialMemory
-from colorizer.references import find_anchors, list_scopes, read_references, reference_path
-from colorizer.scopes import HIDDEN, ShotView, rank_references, shot_numbers
+from colorizer.references import find_anchors, read_references, reference_path
+from colorizer.scopes import HIDDEN, ShotView, list_scopes, rank_references, shot_numbers
 from colorizer.warping.propagation import signature
 from config import SpatialConfig
 from fileio.images import write_image
@@ -55,7 +55,7 @@ def test_a_folder_name_is_a_scope(name, numbers):
 @pytest.mark.parametrize("name", ["shots", "shot_0", "shots_5-3", "night", "shot_7/night", "shots_1-2-3", "Shot_1"])
 def test_other_folders_are_named_with_the_allowed_names(name, tmp_path):
     write_image(tmp_path / name / "a.png", RED)
-    with pytest.raises(UserError, match=f"^{name} is not the scope .* similar_shots, only_this_shot.*shot_7 and "):
+    with pytest.raises(UserError, match=f"^{name} is not a scope; .* similar_shots, only_this_shot.*shot_7 and "):
         list_scopes(tmp_path)
 
 

@@ -63,8 +63,9 @@ class FilmPredictor(Protocol):
         """
         return *self.predict(lightness, palette), np.zeros((len(lightness), 0), np.int16)
 
-    def lock_colors(self, ab: np.ndarray, L: np.ndarray) -> np.ndarray:
-        """Return the ab (S, S, 2) of a frame with lightness L (side, side) with the locked colors of a palette."""
+    def lock_colors(self, ab: np.ndarray, L: np.ndarray, active: Sequence[int]) -> np.ndarray:
+        """Return the ab (S, S, 2) of a frame with lightness L (side, side) with the locked colors of palette files,
+        given the ``named_colors`` of the palette of its shot."""
         return ab
 
     def find_anchors(self, signatures: np.ndarray, palette: Palette) -> list[Anchor]:

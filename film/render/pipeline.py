@@ -179,7 +179,7 @@ class _BatchColorer:
                 if self.fallback:
                     ab, self.share = self.fallback(task.L, ab, confidence, task.fallback)
                     self.lacks_fallback = task.lacks_fallback
-                ab = self.predictor.lock_colors(self.filter(task.L, ab), task.L)
+                ab = self.predictor.lock_colors(self.filter(task.L, ab), task.L, shot.palette.named_colors)
                 self.last = ColoredFrame(task.L, ab, confidence)
             if not (task.in_transition or self.config.keep_color_shots and shot.in_color):
                 # A fade reduces chroma by the same factor as contrast.
@@ -196,7 +196,7 @@ class _BatchColorer:
         after = ColoredFrame(L, ab[0], next(confidence.per_picture()))
         if self.plan.fallback:
             after = after._replace(ab=FallbackBlender(self.plan.fallback)(L, *after[1:], fallback)[0])
-        after = after._replace(ab=self.predictor.lock_colors(after.ab, L))
+        after = after._replace(ab=self.predictor.lock_colors(after.ab, L, palette.named_colors))
         side = self.config.temporal_filter.flow_size
         return TransitionBlender(transition.frames, transition.wipe, self.last, after, side), embeddings[0]
 
