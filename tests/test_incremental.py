@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import av
 import cv2
@@ -19,7 +20,9 @@ from resources.draw_episodes import draw_frame
 
 from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embeddings
 from colorizer.memory.spatial_memory import SpatialMemory
+from colorizer.palette_scopes import read_palettes
 from colorizer.predictor import Predictor
+from colorizer.series_colors import learned_colors
 from config import FilmConfig, SpatialConfig, TrainConfig
 from dataset import lab_to_rgb, rgb_to_lab
 from fileio.images import write_image
@@ -149,27 +152,20 @@ def test_a_changed_palette_updates_the_film(home, plain, work, tmp_path):
     assert (work / "film.mkv").read_bytes() == (plain / "film.mkv").read_bytes()
 
 
-def test_a_palette_with_a_scope_changes_the_shots_of_its_scope_only(home, plain, work, tmp_path):
-    """The scope is a folder; its frame shows the second shot. These shots get the colors of the palette alone."""
-    shown = tmp_path / "colors.ini"
-    main(flags(checkpoint=home / "run" / "best.pt", save_palette=shown))
-    shown.write_text(shown.read_text().replace(" = #", " = #d02838 replaces #"))
-    changed = {}
-    for scope in ("only_this_shot", "shot_2", "shots_2-3", "shots_4-9"):
-        (tmp_path / scope / scope).mkdir(parents=True)
-        shutil.copy(shown, tmp_path / scope / scope)
+def test_a_palette_with_a_scope_changes_the_shots_of_its_scope_only(home, plain, tmp_path):
+    """The scope is a folder; its frame shows the second shot."""
+    changed, base = {}, predictor(home)
+    lines = [f"color {number} = #d02838 replaces {color.color}\n"
+             for number, color in enumerate(learned_colors(base.colorizer, base.frame_names))]
+    for scope in ("only_this_shot", "shots_2-3", "shot_8"):
         write_image(tmp_path / scope / "only_this_shot" / "colors.png", scene(1, 2))
-        changed[scope] = find_changed_shots(predictor(home, palette=tmp_path / scope), VideoFile(home / FILM),
-                                            plain / "film.mkv")
-    assert changed == {"only_this_shot": [1], "shot_2": [1], "shots_2-3": [1, 2], "shots_4-9": [3]}
-    color(home, work, palette=tmp_path / "shots_2-3")
-    color(home, tmp_path / "all", palette=shown)
-    result, before, everywhere = (np.stack([planes.rgb_uint8() for _, _, planes in VideoFile(path / "film.mkv").read()])
-                                  for path in (work, plain, tmp_path / "all"))
-    inside = np.zeros(len(result), bool)
-    inside[FRAMES:3 * FRAMES] = True
-    assert np.array_equal(result[~inside], before[~inside]) and np.array_equal(result[inside], everywhere[inside])
-    assert (before != everywhere).reshape(len(before), -1).any(1).all()
+        (tmp_path / scope / scope).mkdir(exist_ok=True)
+        (tmp_path / scope / scope / "colors.ini").write_text("".join(["[series]\n", *lines]))
+        scoped = replace(base, warnings=set())
+        scoped.use_palettes(read_palettes(tmp_path / scope))
+        assert scoped.needs_whole_film == (scope == "only_this_shot") and scoped.identity != base.identity
+        changed[scope] = find_changed_shots(scoped, VideoFile(home / FILM), plain / "film.mkv")
+    assert changed == {"only_this_shot": [1], "shots_2-3": [1, 2], "shot_8": []}
 
 
 def test_only_shots_with_another_lookup_digest_are_colored_again(home, plain, tmp_path, capsys, monkeypatch):

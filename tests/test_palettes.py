@@ -12,16 +12,20 @@ from drawn import planes_in
 from colorizer.confidence import Confidence
 from colorizer.metrics import color_differences
 from colorizer.named_colors import NamedColors
+from colorizer.palette_scopes import ScopedColors, ScopedPalette
 from colorizer.predictor import Palette
 from colorizer.series_colors import hex_to_lab
 from config import FilmConfig
 from dataset import lab_to_rgb, luma_lightness, rgb_to_lab
+from fileio.images import read_image, write_image
 from fileio.palettes import NamedColor, read_palette, write_palette
 from film.analysis.plan import FilmPredictor
 from film.io.chroma import ab_to_chroma
 from film.io.planes import BT601, BT709, ColorEncoding, Planes
 from film.io.video import VideoFile, read_frames
+from film.render.pictures import color_pictures
 from film.render.rendering import color_film
+from film.report.evaluation import Evaluation
 from utils import UserError
 
 COLORS = [NamedColor("ルビー", "fur", "#ee6c80", True), NamedColor("ルビー", "Nose, dark: 2", "#603040"),
@@ -224,12 +228,14 @@ def test_chroma_of_a_film_is_exact(color, matrix):
 
 
 class TwoColors(FilmPredictor):
-    """Predicts a red that is not quite right in the left half and green in the right half."""
+    """Predicts a red that is not quite right in the left half and green in the right half, with low confidence."""
 
     side, source, identity = 64, "memory", "two colors"
 
-    def __init__(self, *colors):
-        self.named_colors = NamedColors(colors, ["#c83848", GREEN])
+    def __init__(self, *colors, second=()):
+        """``second`` are the colors of a palette for the second shot."""
+        palettes = [ScopedPalette(colors), ScopedPalette(second, "shot_2")]
+        self.named_colors = ScopedColors(palettes, ["#c83848", GREEN])
 
     def palette(self, labs):
         return Palette(torch.ones(1, 313) / 313, [], [], torch.zeros(3))
@@ -237,28 +243,69 @@ class TwoColors(FilmPredictor):
     def predict(self, L, palette):
         ab = np.empty((len(L), 32, 32, 2), np.float32)
         ab[:, :, :16], ab[:, :, 16:] = hex_to_lab("#c83848")[1:], hex_to_lab(GREEN)[1:]
-        return ab, Confidence.unknown(len(L))
+        return ab, Confidence(*np.full((3, len(L), 8, 8), 0.3, np.float32))
 
-    def lock_colors(self, ab, L, active):
-        return self.named_colors.apply(ab, cv2.resize(L, ab.shape[:2]))
+    def requery_palettes(self, palettes, signatures):
+        return [palette._replace(named_colors=[1] * (number == 1)) for number, palette in enumerate(palettes)]
+
+    def predict_ab(self, labs):
+        return self.predict(labs, None)
+
+    def lock_colors(self, ab, L, active=()):
+        return self.named_colors.in_shot(active).apply(ab, cv2.resize(L, ab.shape[:2]))
 
 
-def test_locked_colors_are_exact_in_a_film(tmp_path):
-    """The luma stays the same, and areas of the color differ by CIEDE2000 of at most 1 from it."""
+def write_film(path, rgb):
+    """Write a film of 10 equal frames; return its path."""
+    path.parent.mkdir(exist_ok=True)
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("ffv1", rate=12)
+        stream.width, stream.height, stream.pix_fmt = rgb.shape[1], rgb.shape[0], "yuv420p"
+        for _ in range(10):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        output.mux(stream.encode(None))
+    return path
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    """A grayscale film with the luma of red and green halves."""
     _, lab = flat(RED, GREEN, size=64)
     gray = np.repeat(cv2.cvtColor(lab_to_rgb(lab), cv2.COLOR_RGB2GRAY)[..., None], 3, 2)
-    with av.open(str(tmp_path / "gray.mkv"), "w") as film:
-        stream = film.add_stream("ffv1", rate=12)
-        stream.width, stream.height, stream.pix_fmt = 128, 64, "yuv420p"
-        for _ in range(5):
-            film.mux(stream.encode(av.VideoFrame.from_ndarray(gray, format="rgb24")))
-        film.mux(stream.encode(None))
-    color_film(TwoColors(locked(RED)), VideoFile(tmp_path / "gray.mkv"), tmp_path / "colored.mkv",
-               FilmConfig(codec="ffv1"))
-    for (y, *_), (source_y, *_) in zip(planes_in(tmp_path / "colored.mkv"), planes_in(tmp_path / "gray.mkv"),
-                                       strict=True):
+    return write_film(tmp_path_factory.mktemp("films") / "gray.mkv", gray)
+
+
+def test_locked_colors_are_exact_in_a_film(film, tmp_path):
+    """The luma stays the same, and areas of the color differ by CIEDE2000 of at most 1 from it. In the second shot, its
+    own palette wins."""
+    color_film(TwoColors(locked(RED), second=[locked(BLUE, RED)]), VideoFile(film), tmp_path / "colored.mkv",
+               FilmConfig(codec="ffv1", cut_at=[5]))
+    for (y, *_), (source_y, *_) in zip(planes_in(tmp_path / "colored.mkv"), planes_in(film), strict=True):
         assert (y == source_y).all()
-    for _, frame in read_frames(tmp_path / "colored.mkv"):
+    _, lab = flat(RED, GREEN, size=64)
+    for number, (_, frame) in enumerate(read_frames(tmp_path / "colored.mkv")):
         result = rgb_to_lab(frame.to_ndarray(format="rgb24"))
         difference = color_differences(result, lab)
-        assert difference[:, :60].max() <= 1 and difference[:, 68:].max() <= 1
+        assert difference[:, 68:].max() <= 1
+        assert difference[:, :60].max() <= 1 if number < 5 else result[:, :60, 2].max() < -25
+
+
+@pytest.mark.parametrize("has_fallback", [False, True])
+def test_chained_exchanges_are_applied_once_each(film, tmp_path, has_fallback):
+    """Red becomes green, and green becomes blue, in a film and in a picture."""
+    predictor, fallback = TwoColors(locked(GREEN, RED), locked(BLUE, GREEN)), None
+    picture = lab_to_rgb(flat(RED, GREEN, size=64)[1])
+    write_image(tmp_path / "picture.png", cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)[..., None].repeat(3, 2))
+    if has_fallback:
+        write_film(tmp_path / "other" / "gray.mkv", picture)
+        write_image(tmp_path / "other" / "picture.png", picture)
+        fallback = tmp_path / "other"
+    color_film(predictor, VideoFile(film), tmp_path / "film.mkv", FilmConfig(codec="ffv1", fallback=fallback))
+    _, shares = color_pictures(predictor, [(tmp_path / "picture.png", tmp_path / "result.png")], Evaluation(), False,
+                               False, fallback)
+    assert shares == [pytest.approx(1.0, abs=0.01) if has_fallback else None]
+    for result in (next(read_frames(tmp_path / "film.mkv"))[1].to_ndarray(format="rgb24"),
+                   read_image(tmp_path / "result.png")):
+        left, right = (rgb_to_lab(result)[:, part, 1:].mean((0, 1)) for part in (slice(8, 56), slice(72, 120)))
+        assert left[0] < -15 and left[1] > 10, "green"
+        assert right[1] < -25, "blue"
