@@ -190,11 +190,9 @@ class Predictor(PicturePredictor):
         self.__dict__.pop("_character_digest", None)
 
     def use_palettes(self, palettes: Sequence[ScopedPalette]) -> None:
-        """Apply palette files to all pictures; warn about locked colors that the series does not have.
-
-        Call it after ``add_characters``, whose colors are known, and before ``add_references``, so that references do
-        not change which colors are known. Raises UserError if palettes contradict each other, or for similar_shots if
-        no memory is read.
+        """Apply palette files to all pictures; warn about locked colors that the series does not have. Call it after
+        ``add_characters``, whose colors are known, and before ``add_references``, so that references do not change
+        which colors are known. Raises UserError if palettes contradict each other, or for similar_shots without memory.
         """
         if not self.uses_memory and any(each.scope == SIMILAR_SHOTS for each in palettes):
             raise UserError(f"palettes for {SIMILAR_SHOTS} need the memory, which is not used here; move them to "
