@@ -17,6 +17,8 @@ from dataset import lab_to_rgb, luma_lightness, rgb_to_lab
 from fileio.palettes import NamedColor
 
 LEVELS = 256  # of L from 0 to 100, in tables
+L_OF_LEVEL = np.linspace(0, 100, LEVELS, dtype=np.float32)
+MAX_LEFT = 0.8  # share of pixels below which the others are left out of the arrays; larger: more copies
 GAMUT_MARGIN = 25  # levels; tolerance for films in which a color does not have its luma of BT.601
 
 
@@ -49,8 +51,7 @@ class Shades(NamedTuple):
         lab = hex_to_lab(color)
         chroma, L = np.hypot(*lab[1:]), float(luma_lightness(lab_to_rgb(lab[None, None]))[0, 0])
         direction = lab[1:] / chroma if chroma else np.array([1, 0], np.float32)
-        levels = np.linspace(0, 100, LEVELS, dtype=np.float32)
-        share = np.minimum(levels / max(L - config.shadow_depth, 1), 1)
+        share = np.minimum(L_OF_LEVEL / max(L - config.shadow_depth, 1), 1)
         return cls(L, direction, np.asarray(chroma * np.minimum(share, _gamut_share(lab[1:])), np.float32))
 
     def ab(self, level: np.ndarray) -> np.ndarray:
@@ -58,13 +59,11 @@ class Shades(NamedTuple):
         return self.direction * self.chroma[level][..., None]
 
     def squared_distance(self, ab: Sequence[np.ndarray], level: np.ndarray, weight: float) -> np.ndarray:
-        """Return the squared distance (H, W) of pixels, ab (2, H, W) and ``level`` uint8 (H, W), to the color."""
-        levels = np.linspace(0, 100, LEVELS, dtype=np.float32)
+        """Return the squared distance (H, W) of pixels, a and b (H, W) and ``level`` uint8 (H, W), to the color."""
         a, b, (x, y) = *ab, self.direction
         along = (a * x + b * y - cv2.LUT(level, self.chroma)) * cv2.LUT(level, 1 / (1 + 0.045 * self.chroma))
         across = (b * x - a * y) * cv2.LUT(level, 1 / (1 + 0.015 * self.chroma))
-        return along * along + across * across + cv2.LUT(level, np.square(np.float32(weight) * (levels - self.L)))
-
+        return along * along + across * across + cv2.LUT(level, np.square(np.float32(weight) * (L_OF_LEVEL - self.L)))
 
     def distance(self, other: "Shades", weight: float) -> float:
         """Return the distance of the color ``other`` from this one."""
@@ -87,8 +86,7 @@ def _gamut_share(ab):
     is_valid = np.abs(rgb_to_lab(rgb) - lab).max(-1) < 1.5
     L = luma_lightness(rgb)
     low, high = (function(1) for function in (np.where(is_valid, L, 101).min, np.where(is_valid, L, -1).max))
-    levels = np.linspace(0, 100, LEVELS, dtype=np.float32)
-    found = (low[:, None] <= levels) & (levels <= high[:, None])
+    found = (low[:, None] <= L_OF_LEVEL) & (high[:, None] >= L_OF_LEVEL)
     # The luma also depends on the matrix of the film, which is not known here.
     return cv2.dilate((shares[:, None] * found).max(0)[None], np.ones((1, 2 * GAMUT_MARGIN + 1)))[0]
 
@@ -117,11 +115,13 @@ class NamedColors:
             (near[0] if near else self._others).append(shades)
         named = [*(group[0] for group in self._old), *self._others]
         known = [Shades.of(color, config) for color in learned]
-        levels = np.arange(LEVELS)
-        self._targets = np.stack([shades.ab(levels) for shades in self._new] + [np.zeros((LEVELS, 2), np.float32)])
+        self._targets = np.array([shades.ab(np.arange(LEVELS)) for shades in self._new])
         for shades in known:
             nearest = int(np.argmin([*(each.distance(shades, weight) for each in named), config.learned_distance]))
-            (self._old[nearest] if nearest < len(self._old) else self._others).append(shades)
+            if not any(shades is each for each in named):
+                (self._old[nearest] if nearest < len(self._old) else self._others).append(shades)
+        if self.locked:  # those that rule out most pixels first
+            self._others.sort(key=lambda shades: min(group[0].distance(shades, weight) for group in self._old))
         self.unknown = [self._explain(color, learned[int(np.argmin(distances))])
                         for color, (shades, *_) in zip(self.locked, self._old, strict=True)
                         if min(distances := [shades.distance(other, weight) for other in known], default=0)
@@ -138,29 +138,44 @@ class NamedColors:
         if not self.locked:
             return ab
         level = _levels(L)
-        label, weight = self._classify(ab, level)
-        result = ab + weight[..., None] * (self._targets[label, level] - ab)
+        pixels, found, share = self._classify(ab.reshape(-1, 2), level.reshape(-1, 1))
+        label, weight, result = np.zeros(L.size, np.intp), np.zeros(L.size, np.float32), ab.copy()
+        label[pixels], weight[pixels] = found, share
+        flat = result.reshape(-1, 2)
+        flat[pixels] += share[:, None] * (self._targets[found, level.ravel()[pixels]] - flat[pixels])
+        label, weight = label.reshape(L.shape), weight.reshape(L.shape)
         for number, color in enumerate(self.locked):
             if color.replaces:
                 self._exchange_edges(result, ab, L, np.where(label == number, weight, -weight), number)
         return result
 
     def _classify(self, ab, level):
-        """Return the index of the locked color of each pixel, int (H, W), and how much of it it has, in [0, 1]."""
-        config, far, planes = self.config, np.float32(1e6), cv2.split(ab)
+        """Return the indices (m,) of the pixels that have a locked color, given ab (n, 2) and ``level`` (n, 1) of all,
+        the index (m,) of that color, and how much of it they have, (m,) in [0, 1]."""
+        config, (a, b), far = self.config, np.ascontiguousarray(ab.T)[..., None], np.float32(1e6)
         nearest, second = np.full(level.shape, far), np.full(level.shape, far)
-        label = np.zeros(level.shape, np.int32)
-        for number, group in enumerate([*self._old, self._others]):
-            distance = np.full(level.shape, far)
-            for shades in group:
-                np.minimum(distance, shades.squared_distance(planes, level, config.lightness_weight), out=distance)
+        label = np.zeros(level.shape, np.intp)
+        for number, group in enumerate(self._old):
+            distance = np.minimum.reduce([each.squared_distance((a, b), level, config.lightness_weight)
+                                          for each in group])
             label[distance < nearest] = number
             np.minimum(second, np.maximum(nearest, distance), out=second)
             np.minimum(nearest, distance, out=nearest)
+        pixels = np.flatnonzero(nearest < config.zero_distance**2)
+        a, b, level, label, nearest, second = (each[pixels] for each in (a, b, level, label, nearest, second))
+        for shades in self._others:
+            if not pixels.size:
+                break
+            distance = shades.squared_distance((a, b), level, config.lightness_weight)
+            np.minimum(second, distance, out=second)
+            left = np.flatnonzero(distance > nearest)  # the others have no locked color
+            if len(left) < MAX_LEFT * len(pixels):
+                pixels, a, b, level, label, nearest, second = (
+                    each[left] for each in (pixels, a, b, level, label, nearest, second))
         nearest, second = np.sqrt(nearest), np.sqrt(second)
         weight = (_smoothstep((config.zero_distance - nearest) / (config.zero_distance - config.full_distance))
                   * _smoothstep((second - nearest) / config.margin))
-        return label, np.where(label < len(self.locked), weight, np.float32(0))
+        return pixels, label[:, 0], weight[:, 0]
 
     def _exchange_edges(self, result, ab, L, weight, number):
         """Change the pixels of ``result`` that mix an exchanged color and the background.

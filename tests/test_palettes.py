@@ -11,7 +11,7 @@ from drawn import planes_in
 
 from colorizer.confidence import Confidence
 from colorizer.metrics import color_differences
-from colorizer.named_colors import NamedColors
+from colorizer.named_colors import NamedColorConfig, NamedColors, Shades
 from colorizer.palette_scopes import ScopedColors, ScopedPalette
 from colorizer.predictor import Palette
 from colorizer.series_colors import hex_to_lab
@@ -174,6 +174,29 @@ def test_a_lock_also_holds_for_the_same_color_of_another_character():
     colors = [locked(RED, "#c83848"), NamedColor("bo", "cap", "#c83848"), NamedColor("bo", "nose", "#c83a4a")]
     ab = NamedColors(colors, ["#c83848", GREEN]).apply(lab[..., 1:], L)
     assert np.abs(ab[:, :24] - hex_to_lab(RED)[1:]).max() < 1e-4
+
+
+def test_pixels_that_are_left_out_have_no_locked_color():
+    """The result is that of a plain implementation, which computes the distances of all pixels to all colors."""
+    rng, colors, shades = np.random.default_rng(0), [], []
+    for color in map("#{:06x}".format, rng.integers(0, 1 << 24, 60)):
+        new = Shades.of(color, NamedColorConfig())
+        if all(min(new.distance(each, 0.2), each.distance(new, 0.2)) > 6 for each in shades):
+            colors.append(color)
+            shades.append(new)
+    rgb = rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    rgb[:32] = np.uint8([list(bytes.fromhex(color[1:])) for color in colors])[rng.integers(0, 9, (32, 64))]
+    L, ab = luma_lightness(rgb), rgb_to_lab(rgb)[..., 1:] + np.float32(rng.normal(0, 3, (64, 64, 2)))
+    level = np.rint(L * np.float32(2.55)).astype(np.uint8)
+    distances = np.sqrt([each.squared_distance(cv2.split(ab), level, 0.2) for each in shades])
+    first, second, *_ = np.sort([*distances[:3], distances[3:].min(0)], 0)
+    weight = [x * x * (3 - 2 * x) for x in (((9 - first) / 4).clip(0, 1), ((second - first) / 3).clip(0, 1))]
+    expected, nearest = ab.copy(), distances.argmin(0)
+    for number, each in enumerate(shades[:3]):
+        expected += np.where(nearest == number, weight[0] * weight[1], 0)[..., None] * (each.ab(level) - ab)
+    result = NamedColors([locked(color) for color in colors[:3]], colors).apply(ab, L)
+    assert len(colors) > 20 and np.abs(result - expected).max() < 1e-4
+    assert 0.1 < (result != ab).any(-1).mean() < 0.4
 
 
 def test_an_exchanged_color_leaves_no_fringe():
