@@ -5,6 +5,7 @@ The page edits one project, a folder with all data of a film (``editing/project.
 
 import hmac
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import Any
 
 import colorizer.threads  # noqa: F401  before torch is imported
 from config import StudioConfig
+from editing.character_sheets import find_sheets
 from editing.export import command_line, export
 from editing.film_browser import FilmBrowser, MemoryBrowser
 from editing.frame_corrections import FrameCorrections
+from editing.palette_editor import PaletteEditor
 from editing.project import Project, open_project
 from editing.session import CANCEL_TIMEOUT, EditingSession
+from fileio.images import IMAGE_SUFFIXES
 from film.io.video import VIDEO_SUFFIXES
 from utils import UserError, list_files, natural_key, read_flags, run_cli
 
@@ -76,7 +80,7 @@ def build_page(session: EditingSession) -> Any:
     """Return the page, a gradio.Blocks."""
     gr = import_gradio()
     browser, memory = FilmBrowser(session), MemoryBrowser(session)
-    corrections = FrameCorrections(session, browser)
+    corrections, palette = FrameCorrections(session, browser), PaletteEditor(session, browser)
     with gr.Blocks(title="Studio", analytics_enabled=False) as page:
         add_panel(gr, "status", [session.status, session.cancel, session.color, browser.shots])
         with gr.Tabs():
@@ -89,10 +93,13 @@ def build_page(session: EditingSession) -> Any:
                 add_panel(gr, "editor", [
                     corrections.open_frame, corrections.edit_frame, corrections.preview_fill,
                     corrections.preview_effect, corrections.add_reference, corrections.download_grayscale,
-                    corrections.add_uploaded_reference,
-                    memory.palette, session.change_color])
-                add_panel(gr, "references", [corrections.list_references, session.remove_reference,
-                                             session.change_color])
+                    corrections.add_uploaded_reference, palette.show_palette, memory.remembered])
+                add_panel(gr, "references", [corrections.list_references, session.remove_reference])
+            with gr.Tab("Palette", id="palette"):
+                add_panel(gr, "palette", [
+                    browser.frame, palette.show_palette, palette.edit_color, palette.rename_character,
+                    palette.undo_palette, palette.import_palette, palette.export_palette, palette.preview_color,
+                    palette.find_color])
             with gr.Tab("Export", id="export"):
                 build_export(gr, session)
     return page
@@ -121,6 +128,9 @@ def build_setup(gr: Any, session: EditingSession) -> None:
     def train_on_uploads(uploads, minutes):
         session.train(sorted(map(project.add_upload, uploads), key=lambda path: natural_key(path.name)), minutes)
 
+    def train_on_sheets(minutes):
+        session.train([], minutes)
+
     with gr.Row(equal_height=False):
         with gr.Column():
             gr.Markdown("### 1. Grayscale film")
@@ -130,7 +140,9 @@ def build_setup(gr: Any, session: EditingSession) -> None:
             film.change(button_function(gr, choose_film), film, None)
             upload.upload(button_function(gr, upload_film), upload, None)
         with gr.Column():
-            gr.Markdown("### 2. Colors: training starts at once")
+            build_sheets(gr, session)
+        with gr.Column():
+            gr.Markdown("### 3. Colors: training starts at once")
             minutes = gr.Slider(2, 60, 10, step=1, label="Minutes of training")
             source = gr.Dropdown(videos(), value=None, label="Colored film in the given folders",
                                  allow_custom_value=True)
@@ -138,19 +150,49 @@ def build_setup(gr: Any, session: EditingSession) -> None:
                               type="filepath", height=120)
             source.change(button_function(gr, train), [source, minutes], None)
             uploads.upload(button_function(gr, train_on_uploads), [uploads, minutes], None)
-            gr.Button("Stop and use the result").click(session.cancel, None, None)
+            with gr.Row():
+                gr.Button("Train on sheets alone", size="sm", min_width=100).click(
+                    button_function(gr, train_on_sheets), minutes, None)
+                gr.Button("Stop and use the result", size="sm", min_width=100).click(session.cancel, None, None)
     add_panel(gr, "training", [session.training_progress])
+
+
+def build_sheets(gr: Any, session: EditingSession) -> None:
+    """Build the column that takes character sheets."""
+    allowed_paths, project = session.project.allowed_paths, session.project
+
+    def sheet_folders():
+        own = [path.parent for path in allowed_paths.files(IMAGE_SUFFIXES) if not path.is_relative_to(project.folder)]
+        return sorted(map(str, {*own, *(path.parent for path in own if path not in allowed_paths.roots)}))
+
+    def add_folder(name, path):
+        if path:
+            session.add_characters(find_sheets(name, allowed_paths.check_folder(path)))
+        return "", None  # ready for the next character
+
+    def add_sheets(name, uploads):
+        paths = [Path(path) for path in uploads]
+        session.add_characters({name or re.sub(r"[\W\d_]+$", "", os.path.commonprefix([path.stem for path in paths])):
+                                paths})
+        return "", None
+
+    gr.Markdown("### 2. Character sheets, if there are any")
+    name = gr.Textbox(label="Name of the character", placeholder="by default that of the folder or file")
+    folder = gr.Dropdown(sheet_folders(), value=None, label="Folder with its pictures", allow_custom_value=True)
+    sheets = gr.File(label="or upload pictures of one character", file_count="multiple", type="filepath",
+                     height=120)
+    folder.change(button_function(gr, add_folder), [name, folder], [name, folder])
+    sheets.upload(button_function(gr, add_sheets), [name, sheets], [name, sheets])
+    add_panel(gr, "sheets", [session.list_characters, session.remove_character])
 
 
 def build_export(gr: Any, session: EditingSession) -> None:
     """Build the tab that exports the film, the checkpoint and the references."""
     def run_export():
         folder = export(session.project, session.predictors)
-        message = (f"All files are in `{folder}`. This command colors the same film:\n\n"
-                   f"```\n{command_line(session.project)}\n```")
-        if session.project.settings.color_changes:
-            message += "\n\nThe command does not apply the color replacements; only the studio does."
-        return [str(path) for path in list_files(folder)], message
+        return [str(path) for path in list_files(folder)], (
+            f"All files are in `{folder}`. This command colors the same film:\n\n"
+            f"```\n{command_line(session.project)}\n```")
 
     gr.Markdown("The colored film with its sound, the checkpoint with all references, the references and the report.")
     button = gr.Button("Export", variant="primary")
@@ -176,7 +218,8 @@ def serve(session: EditingSession, config: StudioConfig, wait: bool = True) -> A
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     folder = ROOT / "resources" / "studio"
     page = build_page(session)
-    script = "".join((folder / name).read_text(encoding="utf-8") for name in ("studio.js", "viewer.js", "editor.js"))
+    scripts = (folder / f"{name}.js" for name in ("studio", "viewer", "editor", "palette"))
+    script = "".join(path.read_text(encoding="utf-8") for path in scripts)
     check = (lambda _, given: hmac.compare_digest(given.encode(), password.encode())) if password else None
     try:
         page.queue().launch(

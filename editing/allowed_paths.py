@@ -17,6 +17,19 @@ class AllowedPaths:
 
     def check(self, path: str | Path) -> Path:
         """Return the resolved path of a file that may be read. Raises UserError for any other path."""
+        resolved = self._resolve(path)
+        if not resolved.is_file():
+            raise UserError(f"there is no file {path}; choose an existing file")
+        return resolved
+
+    def check_folder(self, path: str | Path) -> Path:
+        """Return the resolved path of a folder that may be read. Raises UserError for any other path."""
+        resolved = self._resolve(path)
+        if not resolved.is_dir():
+            raise UserError(f"there is no folder {path}; choose an existing folder")
+        return resolved
+
+    def _resolve(self, path):
         try:
             resolved = Path(path).resolve()
             allowed = any(resolved.is_relative_to(root) for root in self.roots)
@@ -25,8 +38,6 @@ class AllowedPaths:
         if not allowed:
             raise UserError(f"{path} is outside the folders that the studio may read; pass its folder to --folders or "
                             "upload the file")
-        if not resolved.is_file():
-            raise UserError(f"there is no file {path}; choose an existing file")
         return resolved
 
     def files(self, suffixes: Sequence[str]) -> list[Path]:

@@ -15,18 +15,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from colorizer.characters import read_characters
 from colorizer.confidence import Confidence
 from colorizer.predictor import Palette, Predictor, load_predictor
 from colorizer.references import Reference
+from colorizer.series_colors import learned_colors
 from config import FilmConfig, PredictorConfig
 from editing.background import BackgroundJob
 from editing.frame_reader import encode_jpeg
 from editing.project import Project
-from editing.recolor import ColorChange, RecoloringPredictor
 from editing.shot_preview import ShotPreview
 from fileio.outputs import accompanying_path
+from fileio.palettes import NamedColor
 from film.analysis.film_analysis import find_edited_boundaries
-from film.analysis.plan import FilmPredictor
 from film.io.frame_index import luma_checksum
 from film.io.planes import Planes
 from film.io.thread_pool import prefetch
@@ -100,66 +101,97 @@ class CancelableFilm(VideoFile):
 
 
 class PredictorCache:
-    """Caches the predictor of a project without references, and the last one with references."""
+    """Caches the predictor of a project, without and with its character sheets, palette and references."""
 
     def __init__(self, project: Project) -> None:
-        self.project, self.lock = project, threading.Lock()
-        self.base: tuple[Any, Predictor] | None = None
-        self.referenced: tuple[Any, Predictor] | None = None
+        self.project, self.loading, self.lock = project, threading.Lock(), threading.RLock()
+        self.stages: dict[str, tuple[Any, Predictor]] = {}  # name -> (key, the last predictor)
+
+    def _stage(self, name, key, create):
+        if self.stages.get(name, (None,))[0] != key:
+            self.stages[name] = key, create()
+        return self.stages[name][1]
 
     def without_references(self) -> Predictor:
         """Return the predictor of the checkpoint. Raises UserError without a checkpoint."""
         path = self.project.checkpoint
         if path is None:
             raise UserError("there is no checkpoint yet; train one, or start the studio with --checkpoint")
-        stat = path.stat()
-        stamp = stat.st_ino, stat.st_size, stat.st_mtime_ns
+        with self.loading:
+            return self._stage("checkpoint", _stamp(path), lambda: load_predictor(PredictorConfig(checkpoint=path)))
+
+    def with_palette(self) -> Predictor:
+        """Return the predictor with the character sheets and the palette of the project."""
+        base, project = self.without_references(), self.project
+
+        def add_characters():
+            spatial = base.colorizer.spatial  # shared, since it is large and stays the same
+            predictor = replace(base, colorizer=copy.deepcopy(base.colorizer, {id(spatial): spatial}))
+            predictor.add_characters(read_characters(project.sheets.folder))
+            return predictor
+
+        def use_palette():
+            predictor = replace(known)
+            predictor.use_palettes(palettes)
+            return predictor
+
         with self.lock:
-            if self.base is None or self.base[0] != stamp:
-                self.base = stamp, load_predictor(PredictorConfig(checkpoint=path))
-            return self.base[1]
+            files, palettes = project.sheets.files(), project.palette.palettes()
+            known = self._stage("characters", (base.identity, *map(_stamp, files)), add_characters) if files else base
+            key = known.identity, json.dumps(project.palette.key())
+            return self._stage("palette", key, use_palette) if palettes else known
 
     def with_references(self, extra: Reference | None = None) -> Predictor:
-        """Return the predictor with the references of the project and ``extra``, whose name is its file.
+        """Return the predictor with all of the project, and with the reference ``extra``, whose name is its file.
 
         The last result is cached, since users preview the effect of a frame before they add it as a reference.
         """
-        base, frames = self.without_references(), self.project.painted_frames(extra)
-        if not frames:
-            return base
-        key = base.identity, *((hashlib.sha256(frame.picture.tobytes()).digest(), frame.name) for frame in frames)
+        base, frames = self.with_palette(), self.project.painted_frames(extra)
+
+        def add_references():
+            predictor = replace(base, colorizer=copy.deepcopy(base.colorizer))
+            predictor.add_references(frames)
+            return predictor
+
         with self.lock:
-            if self.referenced is None or self.referenced[0] != key:
-                predictor = replace(base, colorizer=copy.deepcopy(base.colorizer))
-                predictor.add_references(frames)
-                self.referenced = key, predictor
-            return self.referenced[1]
+            key = base.identity, *((hashlib.sha256(frame.picture.tobytes()).digest(), frame.name) for frame in frames)
+            return self._stage("references", key, add_references) if frames else base
+
+    def learned_colors(self) -> list[NamedColor]:
+        """Return the colors that the checkpoint knows, and those of the character sheets, which it may not know yet."""
+        base, sheets = self.without_references(), self.project.sheets
+        characters = {each.digest: each for each in [*base.characters, *(
+            each for name in sheets.names() for each in sheets.read(name))]}
+        return learned_colors(base.colorizer, base.frame_names, characters.values())
 
 
-def film_settings(project: Project, predictor: Predictor) -> tuple[FilmPredictor, FilmConfig]:
-    """Return ``predictor`` with the project's color changes, and a default FilmConfig with the project's cuts."""
-    settings = project.settings
-    changes = [ColorChange(*change) for change in settings.color_changes]
-    config = FilmConfig(confidence=predictor.uses_spatial_memory, cut_at=tuple(settings.cut_at),
-                        join_at=tuple(settings.join_at))
-    return RecoloringPredictor(predictor, changes) if changes else predictor, config
+def _stamp(path):
+    """Return what changes with a file."""
+    stat = path.stat()
+    return path.name, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def film_settings(project: Project, predictor: Predictor) -> FilmConfig:
+    """Return a default FilmConfig with the cuts of a project."""
+    return FilmConfig(confidence=predictor.uses_spatial_memory, cut_at=tuple(project.settings.cut_at),
+                      join_at=tuple(project.settings.join_at))
 
 
 def color_project(project: Project, predictors: PredictorCache, job: BackgroundJob, frame: int | None = None) -> None:
     """Color the film of a project; if ``frame`` is not None, the shot that contains it comes first."""
     film = CancelableFilm(project.require_film().path, job)
-    job.message = "loading the checkpoint"
+    job.message = "learning the characters" if project.sheets.files() else "loading the checkpoint"
     key = project.coloring_key()
     predictor = predictors.with_references()
     cancelable = CancelablePredictor(**{f.name: getattr(predictor, f.name) for f in fields(Predictor)}, job=job)
     log_path(project).unlink(missing_ok=True)
     threading.Thread(target=_report_progress, args=(job, project, film), daemon=True).start()
-    film_predictor, config = film_settings(project, cancelable)
+    config = film_settings(project, cancelable)
     records = None if frame is None else project.records()
     first = [index for index, state in enumerate(records.states if records else ())
              if frame in range(state["start_frame"], state["end_frame"])]
-    overwrite = not can_update(film_predictor, film, project.colored, config)
-    RenderJob(film_predictor, film, project.colored, config, overwrite).run_as_owner(
+    overwrite = not can_update(cancelable, film, project.colored, config)
+    RenderJob(cancelable, film, project.colored, config, overwrite).run_as_owner(
         WorkQueue(first=first), lambda records: project.save_records(records, key))
 
 

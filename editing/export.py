@@ -33,6 +33,12 @@ def export(project: Project, predictors: PredictorCache) -> Path:
     for each in project.settings.references:
         (references / each.file).parent.mkdir(exist_ok=True)
         shutil.copyfile(project.references / each.file, references / each.file)
+    for source in (project.palette.folder, project.sheets.folder):
+        target = folder / source.name
+        if target.exists():  # of an earlier export
+            shutil.rmtree(target)
+        if source.is_dir():
+            shutil.copytree(source, target)
     if project.settings.references:
         shutil.make_archive(str(references), "zip", references)
     facts = {"references": str(len(project.settings.references))}
@@ -47,8 +53,10 @@ def command_line(project: Project) -> str:
     """Return the command that colors the same film with test.py."""
     words = ["python", "test.py", "--checkpoint", str(project.checkpoint), "--input", project.settings.film, "--output",
              project.colored.name]
-    if project.settings.references:
-        words += ["--references", str(project.references)]
+    for flag, folder in (("--references", project.references), ("--characters", project.sheets.folder),
+                         ("--palette", project.palette.folder)):
+        if folder.is_dir() and any(folder.iterdir()):
+            words += [flag, str(folder)]
     for name in ("cut_at", "join_at"):
         if frames := getattr(project.settings, name):
             words += [f"--{name}", *map(str, frames)]

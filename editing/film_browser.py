@@ -1,4 +1,4 @@
-"""Functions that the web page calls to show shots, frames and clips of a film, and remembered frames and colors."""
+"""Functions that the web page calls to show shots, frames and clips of a film, and remembered frames."""
 
 import tempfile
 import threading
@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from colorizer.series_colors import extract_palette
 from editing.frame_reader import FrameReader, encode_jpeg, index_frames, write_clip
 from editing.session import EditingSession, check_integer, data_uri, thumbnail_uri
 from film.io.planes import Planes
@@ -126,12 +125,11 @@ class FilmBrowser:
 
 
 class MemoryBrowser:
-    """Shows the remembered frames that a session's colors come from, and their palette, on the page."""
+    """Shows the remembered frames that a session's colors come from on the page."""
 
     def __init__(self, session: EditingSession) -> None:
-        self.session, self.lock = session, threading.Lock()
+        self.session = session
         self.pictures: tuple[Any, Mapping[int, np.ndarray], dict[int, str]] | None = None  # key, RGB and URI by id
-        self.colors: tuple[str, list[dict[str, str]]] | None = None  # identity of the predictor, palette
 
     def sources(self, shot: int) -> dict[str, Any]:
         """Return the remembered frames that the color feature of a shot was recalled from, best first."""
@@ -142,18 +140,10 @@ class MemoryBrowser:
         return {"sources": [frame | {"score": round(score, 3)} for frame, score in
                             zip(self._frames(record.slot_ids), record.slot_scores, strict=True)]}
 
-    def palette(self) -> dict[str, Any]:
-        """Return the palette of the series, and remembered frames to pick colors from."""
-        predictor = self.session.predictors.without_references()
-        ids = list(self._pictures(predictor)[0])
-        frames = self._frames([ids[i] for i in evenly_spaced(len(ids), MAX_MEMORY_FRAMES)])
-        with self.lock:
-            if self.colors is None or self.colors[0] != predictor.identity:
-                palette = (extract_palette(predictor.colorizer.spatial, predictor.frame_names)
-                           if predictor.config.use_spatial_memory else [])
-                self.colors = predictor.identity, [
-                    {"hex": each.color, "name": f"{each.share:.1%}, as in {each.frame}"} for each in palette]
-            return {"colors": self.colors[1], "frames": frames}
+    def remembered(self) -> dict[str, Any]:
+        """Return remembered frames to pick colors from."""
+        ids = list(self._pictures(self.session.predictors.without_references())[0])
+        return {"frames": self._frames([ids[i] for i in evenly_spaced(len(ids), MAX_MEMORY_FRAMES)])}
 
     def _frames(self, ids):
         """Return the name and thumbnail of each remembered frame; the thumbnail is "" if the memory has no picture."""

@@ -74,8 +74,8 @@ class FrameCorrections:
         reference = Reference(rgb, scope, reference_file(frame, scope))
         if session.jobs.job.running or not project.is_current() or project.film is None:
             return {"message": "The affected shots are shown once the film is colored with all changes."}
-        predictor, config = film_settings(project, session.predictors.with_references(reference))
-        shots = find_changed_shots(predictor, project.film, project.colored, config)
+        predictor = session.predictors.with_references(reference)
+        shots = find_changed_shots(predictor, project.film, project.colored, film_settings(project, predictor))
         if shots is None:
             return {"message": "This colors the whole film again."}
         if not shots:
@@ -106,8 +106,8 @@ class FrameCorrections:
         return {"picture": data_uri(cv2.imencode(".png", gray)[1].tobytes(), "image/png")}  # for gray, RGB equals BGR
 
     def list_references(self) -> dict[str, Any]:
-        """Return the references, newest first, and the color changes."""
+        """Return the references, newest first."""
         settings, folder = self.project.settings, self.project.references
         references = [{"file": each.file, "frame": each.frame, "picture": thumbnail_uri(read_image(folder / each.file))
                        if (folder / each.file).exists() else ""} for each in reversed(settings.references)]
-        return {"references": references, "color_changes": settings.color_changes}
+        return {"references": references}

@@ -1,9 +1,11 @@
 """A project: a folder with all data of one film that is colored and corrected.
 
-    project.json    film, edited cuts, references and color changes (``editing/project_settings.py``)
+    project.json    film, edited cuts and references (``editing/project_settings.py``)
     checkpoint.pt   the networks
     references/     frames colored by the user, as read by ``test.py --references``
-    removed/        references that were removed
+    characters/     character sheets, as read by ``--characters`` of ``train.py`` and ``test.py``
+    palette/        the palette, as read by ``test.py --palette``; earlier_palettes/: its earlier versions
+    removed/        references and character sheets that were removed
     corrections/    edits of single frames
     colored/        the colored film and its accompanying files
     records.pt      the records of the colored shots; shots.pt: the shots that were detected before coloring
@@ -18,7 +20,6 @@ import filecmp
 import json
 import os
 import shutil
-import unicodedata
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -32,9 +33,10 @@ from colorizer.adaptation.film_response import FilmResponse
 from colorizer.memory.frame_archive import open_archive
 from colorizer.metrics import has_color
 from editing.allowed_paths import AllowedPaths
+from editing.character_sheets import CharacterSheets, copy_into
+from editing.palette_store import PaletteStore
 from colorizer.references import Reference as PaintedFrame
 from colorizer.scopes import WHOLE_FILM, list_scopes, shot_numbers
-from colorizer.series_colors import hex_to_lab
 from editing.project_settings import ProjectSettings, Reference, reference_path
 from editing.shot_preview import ShotPreview
 from fileio.atomic import atomic_write, exclusive_lock
@@ -46,7 +48,6 @@ from film.report.records import Records
 from utils import UserError, list_files, natural_key
 
 T = TypeVar("T")
-MAX_NAME = 56  # characters of the name of an uploaded file, each of at most 4 bytes; file systems allow 255 bytes
 
 
 def reference_file(frame: int, scope: str) -> str:
@@ -70,6 +71,7 @@ class Project:
                 raise UserError(f"{path} is not a project of this version ({error}); repair it or choose another "
                                 "--project") from error
         self.allowed_paths = AllowedPaths([self.folder, *readable])
+        self.palette, self.sheets = PaletteStore(self.folder), CharacterSheets(self.folder)
 
     def save(self) -> None:
         with atomic_write(self.folder / "project.json") as temporary:
@@ -184,17 +186,6 @@ class Project:
         self.settings.references.remove(reference)
         self.save()
 
-    def change_color(self, old: str, new: str) -> None:
-        """Replace ``old`` with ``new``, both "#rrggbb", in the whole film; stop replacing ``old`` if both are equal.
-
-        Raises UserError for an invalid color.
-        """
-        hex_to_lab(old), hex_to_lab(new)
-        self.settings.color_changes = [change for change in self.settings.color_changes if change[0] != old]
-        if old != new:
-            self.settings.color_changes.append([old, new])
-        self.save()
-
     def painted_frames(self, extra: PaintedFrame | None = None) -> list[PaintedFrame]:
         """Return the references in the order of ``colorizer.references.read_references``.
 
@@ -209,11 +200,13 @@ class Project:
                       key=lambda each: (natural_key(each.scope), natural_key(each.name)))
 
     def coloring_key(self) -> str:
-        """Return a text that identifies the cuts, the checkpoint, the references and the color changes."""
-        files = [self.checkpoint, *(self.references / each.file for each in self.settings.references)]
+        """Return a text that identifies the cuts, the checkpoint, the references, the character sheets and the palette
+        without its names."""
+        files = [self.checkpoint, *(self.references / each.file for each in self.settings.references),
+                 *self.sheets.files()]
         stamps = [[str(path.relative_to(self.folder)), path.stat().st_size, path.stat().st_mtime_ns]
                   for path in files if path and path.exists()]
-        return json.dumps([self.settings.cut_at, self.settings.join_at, self.settings.color_changes, sorted(stamps)])
+        return json.dumps([self.settings.cut_at, self.settings.join_at, self.palette.key(), sorted(stamps)])
 
     def is_current(self) -> bool:
         """Return whether the film was colored with the current ``coloring_key``."""
@@ -263,20 +256,8 @@ class Project:
         return self.loaded[path.name][1]
 
     def add_upload(self, path: str | Path) -> Path:
-        """Copy an uploaded file into uploads/ and return the new path. In the file name, characters other than letters
-        and digits of any script, "." and "-" are replaced with "_"."""
-        path = Path(path)
-        name = unicodedata.normalize("NFC", path.name)
-        name = "".join(c if c.isalnum() or c in ".-_" else "_" for c in name).lstrip(".")[-MAX_NAME:]
-        target, number = self.folder / "uploads" / (name or "file"), 1
-        while target.exists():
-            if filecmp.cmp(path, target, shallow=False):
-                return target
-            number += 1
-            target = target.with_name(f"{number}_{name or 'file'}")
-        with atomic_write(target) as temporary:
-            shutil.copyfile(path, temporary)
-        return target
+        """Copy an uploaded file into uploads/ and return the new path, see ``copy_into``."""
+        return copy_into(self.folder / "uploads", Path(path))
 
 
 @contextmanager

@@ -1,13 +1,12 @@
-"""The settings of a project: its film, edited cuts, references and color changes, and their file format."""
+"""The settings of a project: its film, edited cuts and references, and their file format."""
 
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from colorizer.scopes import shot_numbers
-from colorizer.series_colors import hex_to_lab
 
-PROJECT_FORMAT = 2
+PROJECT_FORMAT = 3
 
 
 @dataclass
@@ -31,7 +30,6 @@ class ProjectSettings:
     cut_at: list[int] = field(default_factory=list)  # frames that start a shot in addition to the detected ones
     join_at: list[int] = field(default_factory=list)  # detected cuts that are ignored
     references: list[Reference] = field(default_factory=list)  # oldest first
-    color_changes: list[list[str]] = field(default_factory=list)  # [old, new] colors, each "#rrggbb"
 
     def to_json(self) -> str:
         return json.dumps({"format": PROJECT_FORMAT, **asdict(self)}, indent=2) + "\n"
@@ -57,8 +55,4 @@ class ProjectSettings:
             shot_numbers(scope)  # checks it
             if Path(name).name != name or name.startswith(".") or reference_path(scope, name) != each.file:
                 raise ValueError("a reference is not a file name")
-        if any(not isinstance(change, list) or len(change) != 2 for change in content["color_changes"]):
-            raise ValueError("a color change is not a pair of colors")
-        for color in (color for change in content["color_changes"] for color in change):
-            hex_to_lab(color)
         return cls(**{**content, "references": references})

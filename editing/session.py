@@ -2,16 +2,18 @@
 
 import base64
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from colorizer.characters import Character
 from editing.background import BackgroundJob, JobRunner
 from editing.coloring_job import FinishedShot, PredictorCache, color_project, find_shots, finished_shots, read_log
 from editing.frame_reader import encode_jpeg
+from editing.palette_store import PaletteStore
 from editing.project import Project
 from editing.training_job import preview_path, train_project
 from fileio.images import IMAGE_SUFFIXES, read_image
@@ -28,6 +30,15 @@ def data_uri(data: bytes, media_type: str = "image/jpeg") -> str:
 def thumbnail_uri(rgb: np.ndarray, width: int = 192) -> str:
     """Return RGB uint8 (H, W, 3) as the data URI of a JPEG, reduced to ``width`` pixels."""
     return data_uri(encode_jpeg(rgb, width, 80))
+
+
+def character_uri(character: Character, side: int = 64) -> str:
+    """Return a picture of a character on a neutral background as a data URI."""
+    height, width = character.mask.shape
+    rgb = np.full((max(height, width),) * 2 + (3,), 128, np.uint8)
+    top, left = (len(rgb) - height) // 2, (len(rgb) - width) // 2
+    rgb[top:top + height, left:left + width][character.mask] = character.rgb[character.mask]
+    return thumbnail_uri(rgb, side)
 
 
 @lru_cache(maxsize=1)
@@ -92,9 +103,10 @@ class EditingSession:
         self.jobs.cancel()
 
     def train(self, sources: Sequence[Path], minutes: float) -> None:
-        """Start a job that trains on one colored film or on colored pictures, and then colors the project's film."""
-        if not sources:
-            raise UserError("there is no training material; choose a colored film or colored pictures")
+        """Start a job that trains on one colored film or on colored pictures, and on the character sheets, and then
+        colors the project's film."""
+        if not sources and not self.project.sheets.files():
+            raise UserError("there is no training material; choose a colored film, pictures or character sheets")
         if len(sources) > 1 and any(path.suffix.lower() not in IMAGE_SUFFIXES for path in sources):
             raise UserError("the training material mixes films or films and pictures; choose one film or only pictures")
 
@@ -165,15 +177,37 @@ class EditingSession:
             self.project.remove_reference(str(file))
             self._color_again()
 
-    def change_color(self, old: str, new: str) -> None:
-        """Replace ``old`` with ``new`` (see ``Project.change_color``) and color the film again."""
+    def edit_palette(self, edit: Callable[[PaletteStore], None], frame: int | None = None) -> None:
+        """Call ``edit`` with the palette of the project, and color the film again if it changes colors: the shot of
+        ``frame``, if it is not None, first."""
         with self.lock:
-            self.project.change_color(old, new)
+            key = self.project.coloring_key()
+            edit(self.project.palette)
+            self._color_again(frame, self.project.coloring_key() != key)
+
+    def add_characters(self, sheets: Mapping[str, Sequence[Path]]) -> None:
+        """Add pictures of characters, see ``CharacterSheets.add``; a trained checkpoint then recognizes them."""
+        with self.lock:
+            self.project.sheets.add(sheets)
             self._color_again()
 
-    def _color_again(self, frame=None):
+    def remove_character(self, name: str) -> None:
+        """Remove the pictures of a character. A checkpoint that was trained with them keeps it."""
+        with self.lock:
+            self.project.sheets.remove(str(name))
+            self._color_again()
+
+    def list_characters(self) -> dict[str, Any]:
+        """Return the names and thumbnails of the characters with sheets."""
+        sheets = self.project.sheets
+        return {"characters": [{"name": name, "count": len(sheets.files(name)), "picture": character_uri(
+            sheets.read(name)[0])} for name in sheets.names() if sheets.files(name)]}
+
+    def _color_again(self, frame=None, has_changed=True):
         """Cancel a running coloring job, and color the changed project unless a different job is running."""
         self.version += 1
+        if not has_changed:
+            return
         if self.jobs.job.running and self.jobs.job.title == "coloring":
             self.jobs.cancel(CANCEL_TIMEOUT)
         if self.project.checkpoint and not self.jobs.job.running:

@@ -27,14 +27,18 @@ PREVIEW_FRAMES = 48  # maximum length of the preview; larger: later
 
 
 def train_project(project: Project, sources: Sequence[Path], minutes: float, job: BackgroundJob) -> None:
-    """Train on a colored film or on colored pictures, and add the best checkpoint to the project.
+    """Train on a colored film or on colored pictures, or on the character sheets alone if there are no ``sources``, and
+    add the best checkpoint to the project. Character sheets are always used.
 
     A canceled job adds the best checkpoint so far, or that of the preview. Raises UserError if training fails or there
     is no checkpoint yet.
     """
     dataset, folder = project.folder / "dataset", project.folder / "training"
     preview_path(project).unlink(missing_ok=True)
-    if sources[0].suffix.lower() in IMAGE_SUFFIXES:
+    flags: list[Any] = ["--data_path", dataset, "--overwrite", "True"]
+    if project.sheets.files():
+        flags += ["--characters", project.sheets.folder]
+    if not sources or sources[0].suffix.lower() in IMAGE_SUFFIXES:
         if dataset.exists():
             shutil.rmtree(dataset)
         (dataset / "train").mkdir(parents=True)
@@ -47,8 +51,8 @@ def train_project(project: Project, sources: Sequence[Path], minutes: float, job
             "0", "--overwrite", "True"], project.folder / "dataset.log", job)
     if project.film is not None:
         job.message, preview = "learning the first colors", preview_path(project).parent
-        run_script("train.py", ["--data_path", dataset, "--save_path", preview, "--end_epoch", 1, "--epoch_steps",
-                                FIRST_STEPS, "--overwrite", "True"], project.folder / "training.log", job)
+        run_script("train.py", [*flags, "--save_path", preview, "--end_epoch", 1, "--epoch_steps", FIRST_STEPS],
+                   project.folder / "training.log", job)
         for path in [*preview.glob("epoch_*.pt"), *preview.glob("last.pt")]:  # large
             path.unlink()
         if not job.cancel.is_set():
@@ -60,8 +64,8 @@ def train_project(project: Project, sources: Sequence[Path], minutes: float, job
         job.message = f"{epochs} epoch{'s' * (epochs > 1)}" if epochs else "preparing the training frames"
         job.progress = min(0.99, (time.monotonic() - started) / (60 * minutes))
 
-    run_script("train.py", ["--data_path", dataset, "--save_path", folder, "--max_minutes", minutes, "--overwrite",
-                            "True", "--save_freq", "100000"], project.folder / "training.log", job, report_progress)
+    run_script("train.py", [*flags, "--save_path", folder, "--max_minutes", minutes, "--save_freq", "100000"],
+               project.folder / "training.log", job, report_progress)
     found = [path for path in (folder / "best.pt", preview_path(project).with_name("best.pt")) if path.exists()]
     if not found:
         raise UserError("the training run was stopped before its first epoch was complete; let it run for some minutes")

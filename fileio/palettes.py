@@ -64,13 +64,14 @@ def read_palette(path: Path) -> list[NamedColor]:
 def write_palette(path: Path, colors: Sequence[NamedColor]) -> None:
     """Write a palette file atomically, in the format given by its suffix. Locks are written to .ini only.
 
-    Raises UserError for a name that the format cannot store.
+    Raises UserError for a name that the format cannot store, and for colors that contradict each other.
     """
     read, write = _format(path)
     groups = list(dict.fromkeys(color.character for color in colors))
     colors = sorted(colors, key=lambda color: groups.index(color.character))
     data = write(colors)
     try:
+        _refuse_contradictions(colors)
         stored = {color[:3] for color in read(data)}
     except _Problem as error:
         raise UserError(f"cannot write {path}: {error}") from error

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -15,21 +16,26 @@ from drawn import HOLD_LOCK, StubPredictor, draw_dataset, draw_film, draw_pictur
 import studio
 import test
 import train
+
+from resources.draw_episodes import draw_sheet
+
+from colorizer.characters import read_characters
 from colorizer.predictor import Predictor
 from colorizer.references import Reference, read_references
 from config import FilmConfig, StudioConfig, TrainConfig
 from editing import training_job
 from editing.background import BackgroundJob, Canceled, JobRunner
 from editing.coloring_job import PredictorCache, color_project, find_shots
+from editing.character_sheets import find_sheets
+from editing.export import command_line
 from editing.frame_reader import FrameReader, index_frames
 from editing.project import Project, open_project
 from editing.project_settings import ProjectSettings
-from editing.recolor import ColorChange, RecoloringPredictor
 from editing.shot_preview import ShotPreview
 from fileio.images import read_image, write_image
 from film.io.video import VideoFile
 from film.render.rendering import color_film
-from utils import UserError
+from utils import UserError, read_flags
 
 SHOTS = [(60, 14), (200, 12), (110, 16)]
 
@@ -40,6 +46,7 @@ def home(tmp_path_factory):
     home = draw_dataset(tmp_path_factory.mktemp("home"))
     train.train(TrainConfig(data_path=str(home), save_path=str(home), width=4, batch_size=4, end_epoch=1))
     draw_shots(home / "gray.mkv", SHOTS, hold=4)
+    write_image(home / "ruby.png", draw_sheet("ruby", "stand"))
     return home
 
 
@@ -189,6 +196,54 @@ def test_a_reference_whose_file_was_deleted_can_be_removed(project):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Character sheets
+
+
+def test_character_sheets_are_added_and_removed(project, home, tmp_path):
+    key = project.coloring_key()
+    (tmp_path / "B\u00e4r 1").mkdir()
+    (tmp_path / "B\u00e4r 1" / "a.png").write_bytes((home / "ruby.png").read_bytes())
+    project.sheets.add(find_sheets("", tmp_path))
+    project.sheets.add(find_sheets(" ../ruby", tmp_path / "B\u00e4r 1"))
+    project.sheets.add({"B\u00e4r 1": [home / "ruby.png", tmp_path / "B\u00e4r 1" / "a.png"]})
+    assert [path.relative_to(project.sheets.folder).as_posix() for path in project.sheets.files()] == [
+        "B\u00e4r 1/a.png", "B\u00e4r 1/ruby.png", "_ruby/a.png"]
+    assert [each.name for each in read_characters(project.sheets.folder)] == ["B\u00e4r 1", "B\u00e4r 1", "_ruby"]
+    assert project.coloring_key() != key
+    for sheets, message in (({"": [home / "ruby.png"]}, "is not the name"), ({"ruby": []}, "no pictures of ruby"),
+                            ({"series": [home / "ruby.png"]}, "is not the name"),
+                            ({"ruby": [home / "ruby.png"], "tilo": sorted((home / "train").glob("*.png"))}, "scene")):
+        with pytest.raises(UserError, match=message):
+            project.sheets.add(sheets)
+    project.sheets.remove("B\u00e4r 1")
+    project.sheets.remove("_ruby")
+    with pytest.raises(UserError, match="no character ../references"):
+        project.sheets.remove("../references")
+    assert project.sheets.names() == [] and project.coloring_key() == key
+    assert len(list((project.folder / "removed").rglob("*.png"))) == 3
+
+
+def test_character_sheets_are_used_in_training(project, home, monkeypatch):
+    commands = []
+    monkeypatch.setattr(training_job, "run_script", lambda name, flags, *_: commands.append([name, *map(str, flags)]))
+    project.sheets.add({"ruby": [home / "ruby.png"]})
+    for sources in ([], sorted((home / "train").glob("*.png"))):
+        with pytest.raises(UserError, match="stopped before"):  # nothing is trained
+            training_job.train_project(project, sources, 1, BackgroundJob(cancel=canceled()))
+        assert len(list((project.folder / "dataset" / "train").iterdir())) == len(sources)
+        assert all(str(project.sheets.folder) in command for command in commands) and len(commands) == 2
+        for command in commands:
+            TrainConfig(**read_flags(TrainConfig, command[1:], "")).check()
+        commands.clear()
+
+
+def canceled():
+    event = threading.Event()
+    event.set()
+    return event
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Cuts
 
 
@@ -244,12 +299,15 @@ def test_the_film_equals_that_of_the_command_line(project, home, tmp_path, monke
         predictors.without_references()
     project.add_checkpoint(home / "best.pt")
     project.add_reference(5, draw_picture(1, (128, 96)))
+    project.sheets.add({"ruby": [home / "ruby.png"]})
+    color = next(each for each in predictors.learned_colors() if each.character == "ruby")
+    project.palette.save([color._replace(color="#30ff30", locked=True, replaces=color.color)])
     assert not project.is_current()
     job = BackgroundJob()
     color_project(project, predictors, job)
     assert project.is_current() and len(project.records()) == 3
     test.main(["--checkpoint", str(project.checkpoint), "--input", str(home / "gray.mkv"), "--output",
-               str(tmp_path / "line.mkv"), "--references", str(project.references), "--suggest", "0"])
+               str(tmp_path / "line.mkv"), "--suggest", "0", *shlex.split(command_line(project))[8:]])
     ours, line = planes_in(project.colored), planes_in(tmp_path / "line.mkv")
     assert len(ours) == len(line) == 42
     assert all(np.array_equal(a, b) for x, y in zip(ours, line, strict=True) for a, b in zip(x, y, strict=True))
@@ -316,32 +374,6 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
         with pytest.raises(UserError, match=f"--project {folder}"), open_project(folder):
             pass
     assert os.listdir(tmp_path) == ["file"]
-
-
-def test_a_color_change_is_saved_replaced_and_removed(project, home):
-    project.add_checkpoint(home / "best.pt")
-    key = project.coloring_key()
-    project.change_color("#ee6c80", "#2255cc")
-    project.change_color("#ee6c80", "#22cc55")
-    assert Project(project.folder).settings.color_changes == [["#ee6c80", "#22cc55"]]
-    assert project.coloring_key() != key
-    with pytest.raises(UserError, match="is not a color"):
-        project.change_color("#ee6c80", "blue; rm")
-    project.change_color("#ee6c80", "#ee6c80")
-    assert project.settings.color_changes == [] and project.coloring_key() == key
-
-
-def test_color_changes_are_part_of_the_base_identity_of_a_predictor():
-    predictor, red, green = StubPredictor(), ("#ee6c80", "#2255cc"), ("#ee6c80", "#22cc55")
-
-    def base_identity(*changes):
-        return RecoloringPredictor(predictor, [ColorChange(*change) for change in changes]).base_identity
-
-    assert base_identity(red) == "", "without a base identity there is none with color changes, either"
-    predictor.base_identity = "a checkpoint"
-    identities = {base_identity(red), base_identity(green), base_identity(red, green)}
-    assert len(identities) == 3 and predictor.base_identity not in identities
-    assert base_identity(red) == base_identity(red)
 
 
 def test_painted_frames_have_the_order_and_scopes_of_the_command_line(project):

@@ -16,15 +16,18 @@ import pytest
 from drawn import draw_picture, planes_in
 
 import studio
+import train
 
-from resources.draw_episodes import draw_frame
+from resources.draw_episodes import draw_frame, draw_sheet
 
 from colorizer.predictor import Predictor
-from config import StudioConfig
+from config import SpatialConfig, StudioConfig, TrainConfig
 from editing import training_job
 from editing.film_browser import FilmBrowser, MemoryBrowser
+from editing.palette_editor import PaletteEditor
 from editing.project import open_project
 from fileio.images import read_image, write_image
+from fileio.palettes import read_palette
 from utils import UserError
 
 pytest.importorskip("gradio", reason="the studio needs requirements-studio.txt")
@@ -34,25 +37,26 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-g
 
 FILM = "B\u00e4renh\u00f6hle \u304f\u307e.mkv"
 SCENES = [(5, 14), (70, 12), (170, 16)]  # first frame in the episode and number of frames: forest, room, beach
-QUICK = f"""
-import sys
-sys.path[:0] = [{str(studio.ROOT)!r}, {str(studio.ROOT / "tests")!r}]
-from drawn import be_quick
-import train
-from config import SpatialConfig, TrainConfig
-from utils import read_flags, run_cli
-be_quick()
-few = dict(width=4, batch_size=4, end_epoch=1, mem_size=8, spatial=SpatialConfig(attended_frames=2))
-run_cli(lambda argv: train.train(TrainConfig(**read_flags(TrainConfig, argv, "") | few)), sys.argv[2:])
-"""  # shots attend to few remembered frames, so that a reference does not change all shots
+TRAINED = """
+import shutil, sys, time
+from pathlib import Path
+run, script, *flags = sys.argv[1:]
+time.sleep(2)
+shutil.copytree(run, Path(flags[flags.index("--save_path") + 1]), dirs_exist_ok=True)
+"""  # a script that copies a finished run; it sleeps so that the page shows the job
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with train/, colored frames of a drawn episode, and gray.mkv, three scenes of the next one."""
+    """A folder with train/ (frames of a drawn episode), sheets/ (a character sheet), run/ (the result of a training
+    run with both), and FILM, three scenes of the next episode in grayscale."""
     home = tmp_path_factory.mktemp("home")
     for number in range(6):
         write_image(home / "train" / f"frame_{number}.png", scene(1, 8 + 80 * number))
+    write_image(home / "sheets" / "ruby" / "ruby_1.png", draw_sheet("ruby", "stand"))
+    # Shots attend to few remembered frames, so that a reference does not change all shots.
+    train.train(TrainConfig(data_path=str(home), save_path=str(home / "run"), characters=str(home / "sheets"), width=4,
+                            batch_size=4, end_epoch=1, mem_size=8, spatial=SpatialConfig(attended_frames=2)))
     with av.open(str(home / FILM), "w") as film:
         stream = film.add_stream("libx264", rate=12, options={"crf": "4"})
         stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
@@ -130,10 +134,11 @@ def wait_for_preview(session):
 
 @pytest.fixture(scope="module")
 def colored(browser, home, tmp_path_factory):
-    """A studio with a film that was colored after training on uploaded pictures: (session, address)."""
+    """A studio with a film that was colored after training on an uploaded character sheet and uploaded pictures:
+    (session, address)."""
     folder = tmp_path_factory.mktemp("studio") / "project"
     with pytest.MonkeyPatch.context() as patch, serve_project(folder, [home]) as (session, address):
-        patch.setattr(training_job, "INTERPRETER", [sys.executable, "-c", QUICK])
+        patch.setattr(training_job, "INTERPRETER", [sys.executable, "-c", TRAINED, str(home / "run")])
         patch.setattr(Predictor, "fit_response", lambda *_: None)  # slow
         with open_page(browser, address) as page:
             box = page.get_by_label("Film in the given folders", exact=True)
@@ -141,9 +146,11 @@ def colored(browser, home, tmp_path_factory):
             box.press("Enter")
             page.wait_for_function("() => window.studio.state.shots.length === 3")
             assert wait_for_job(session) == "" and not session.project.colored.exists()
+            page.locator("input[type=file]").nth(1).set_input_files(home / "sheets" / "ruby" / "ruby_1.png")
+            page.get_by_text("1 picture", exact=True).wait_for()
             pictures = sorted((home / "train").glob("*.png"))
-            page.locator("input[type=file]").nth(1).set_input_files(pictures)
-            page.wait_for_function("() => window.studio.state.colored", timeout=90_000)
+            page.locator("input[type=file]").nth(2).set_input_files(pictures)
+            page.wait_for_function("() => window.studio.state.colored", timeout=180_000)
             assert wait_for_job(session) == "" and page.locator("img.samples").count() == 1
             wait_for_preview(session)
         yield session, address
@@ -159,7 +166,7 @@ def wait_for_frame(page, frame):
 def test_a_film_is_trained_colored_and_exported(browser, home, colored):
     session, address = colored
     trained_on = sorted((session.project.folder / "dataset" / "train").glob("*.png"))
-    uploaded = sorted((home / "train").iterdir())
+    uploaded = sorted((home / "train").glob("*.png"))
     assert [path.read_bytes() for path in trained_on] == [path.read_bytes() for path in uploaded]
     assert [len(x) for x in map(planes_in, (session.project.colored, home / FILM))] == [42, 42]
     with open_page(browser, address) as page:
@@ -172,7 +179,8 @@ def test_a_film_is_trained_colored_and_exported(browser, home, colored):
     exported = session.project.folder / "export"
     assert (exported / FILM).read_bytes() == session.project.colored.read_bytes()
     report = FILM.replace(".mkv", "_report.html")
-    assert {path.name for path in exported.iterdir()} >= {"better.pt", "references", report}
+    assert {path.name for path in exported.iterdir()} >= {"better.pt", "references", "characters", report}
+    assert [each.name for each in Predictor.load(session.project.checkpoint).characters] == ["ruby"]
 
 
 def test_the_viewer_works_with_mouse_and_keyboard(browser, colored):
@@ -276,26 +284,53 @@ def test_a_corrected_frame_becomes_a_reference_and_is_removed(browser, colored):
         assert wait_for_job(session) == "" and session.project.colored.read_bytes() == before
 
 
-def test_a_color_is_replaced_everywhere_and_restored(browser, colored):
+def test_a_color_is_renamed_exchanged_everywhere_and_restored(browser, colored, tmp_path):
     session, address = colored
     before, planes = session.project.colored.read_bytes(), planes_in(session.project.colored)
+    version = "() => document.querySelector('.studio.palette').dataset.version === String(window.studio.state.version)"
     with open_page(browser, address) as page:
-        wait_for_frame(page, 7)  # the page has selected its first tab
-        page.get_by_role("tab", name="Correct").click()
-        swatch = page.locator(".studio.editor .swatches button").first
-        old = swatch.get_attribute("data-color")
-        swatch.click()
-        page.get_by_label("Hexadecimal color").fill("#30ff30")
+        page.wait_for_selector(".studio.viewer .shot")
+        page.get_by_role("tab", name="Palette").click()
+        page.locator(".studio.palette .group").get_by_label("Name of the character ruby").wait_for()
+        box = page.locator(".studio.palette .frame").bounding_box()
+        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.wait_for_selector(".studio.palette .chosen:enabled")
+        page.get_by_label("Name", exact=True).fill("wood")
         page.keyboard.press("Tab")
-        page.get_by_role("button", name="Replace everywhere").click()
-        page.locator(".studio .references, .studio .change").get_by_text("#30ff30").wait_for()
-        assert wait_for_job(session) == "" and session.project.settings.color_changes == [[old, "#30ff30"]]
+        page.get_by_label("wood of", exact=False).wait_for()
+        page.get_by_label("Character", exact=True).fill("forest")
+        page.keyboard.press("Tab")
+        page.get_by_label("wood of forest").wait_for()
+        assert not session.jobs.job.running and session.project.is_current(), "names change no colors"
+        old = page.get_by_label("Hexadecimal replacement").input_value()
+        shown = page.get_attribute(".studio.palette .frame", "src")
+        page.get_by_label("Hexadecimal replacement").fill("#30ff30")
+        page.keyboard.press("Tab")
+        page.wait_for_selector(".studio.palette[data-shown$='wood/#30ff30']")
+        assert page.get_attribute(".studio.palette .frame", "src") != shown
+        page.get_by_role("button", name="Exchange everywhere").click()
+        page.wait_for_function("() => window.studio.state.running")
+        assert wait_for_job(session) == ""
+        color = session.project.palette.colors()[-1]
+        assert color == ("forest", "wood", "#30ff30", True, old)
         now = planes_in(session.project.colored)
         moved = [max(cv2.absdiff(a[i], b[i]).max() for a, b in zip(planes, now, strict=True)) for i in range(3)]
         assert moved[0] < 20 < max(moved[1:])  # luma as the encoder leaves it
-        page.locator(".studio .change").get_by_role("button", name="Remove").click()
-        page.get_by_text("Replaced colors").wait_for(state="detached")
-        assert wait_for_job(session) == "" and session.project.colored.read_bytes() == before
+        page.wait_for_function(version)
+        with page.expect_download() as download:
+            page.get_by_label("Export the palette").select_option(".ini")
+        assert color in read_palette(download.value.path().rename(tmp_path / "show.ini"))
+        (tmp_path / "show.ini").write_text(f"[forest]\nwood = {old} locked\n")
+        page.locator(".studio.palette .file").set_input_files(tmp_path / "show.ini")
+        page.get_by_text("1 colors imported, 1 of them locked").wait_for()
+        for left in (3, 2, 1, 0):  # the import, the exchange and both names
+            page.get_by_role("button", name="Undo").locator("visible=true").click()
+            while len(list(session.project.palette.earlier.iterdir())) > left:
+                page.wait_for_timeout(50)
+            page.wait_for_function(version)
+        assert wait_for_job(session) == "" and session.project.palette.colors() == []
+        page.wait_for_function("() => window.studio.state.colored && !window.studio.state.running")
+        assert session.project.is_current() and session.project.colored.read_bytes() == before
 
 
 def test_two_pages_show_the_same_state_also_after_a_reload(browser, colored, tmp_path):
@@ -357,15 +392,22 @@ def test_files_outside_the_given_folders_are_refused(browser, colored, tmp_path)
     ("frame", {"index": 1, "width": 300, "kinds": ["../x"]}), ("frame", {}),
     ("clip", {"start": 5, "end": 5}), ("clip", {"start": 0, "end": 10**7}), ("sources", {"shot": True}),
     ("split_shot", {"frame": -4}), ("join_shot", {"frame": None}),
-    ("remove_reference", {"file": "../../project.json"})])
+    ("remove_reference", {"file": "../../project.json"}), ("remove_character", {"name": "../corrections"}),
+    ("edit_color", {"character": "ruby", "name": "color 1", "edited": {"character": 1}, "frame": 0}),
+    ("edit_color", {"character": "ruby", "name": 7, "edited": {}, "frame": 0}),
+    ("rename_character", {"character": "ruby", "name": "a]\n[b"}), ("export_palette", {"suffix": "/../x.ini"}),
+    ("import_palette", {"path": "/etc/passwd", "frame": 0}), ("find_color", {"frame": 1, "point": "a"}),
+    ("preview_color", {"frame": 1, "character": "ruby", "name": "color 1", "color": None})])
 def test_invalid_requests_are_answered_with_an_error_message(colored, function, data):
     session, _ = colored
     settings = session.project.settings
     before = settings.cut_at[:], settings.join_at[:]
-    owner = next(each for each in (session, FilmBrowser(session), MemoryBrowser(session)) if hasattr(each, function))
+    browser = FilmBrowser(session)
+    owner = next(each for each in (session, browser, MemoryBrowser(session), PaletteEditor(session, browser))
+                 if hasattr(each, function))
     answer = studio.page_function(getattr(owner, function))(data)
     assert set(answer) <= {"error", "sources"} and (answer.get("error") or answer["sources"] == [])
-    assert (settings.cut_at, settings.join_at) == before
+    assert (settings.cut_at, settings.join_at) == before and not session.project.palette.can_undo()
 
 
 def test_access_from_other_machines_needs_a_password(colored, home, tmp_path, monkeypatch):

@@ -47,8 +47,6 @@
         class="quiet size like" hidden>likeness (&minus; +)
         <input class="tolerance" type="range" min="0.1" max="0.9" step="0.05" value="0.4" aria-label="Tolerance"></label></div>
       <h3>Palette</h3><div class="swatches"></div>
-      <div class="row replace" hidden style="margin-top:6px"><span class="quiet">Replace</span><i class="dot old"></i>
-        <span class="quiet">with</span><i class="dot new"></i><button data-action="replace">Replace everywhere</button></div>
       <h3>Pick from a remembered frame</h3><div class="remembered"></div>
       </div></div>`);
     const empty = createElement('<div class="empty">The film is not colored yet.</div>');
@@ -58,15 +56,12 @@
       ".hex", 'input[type="color"]', ".radius", ".tolerance", ".preview", ".proposals", ".time", '[data-action="add"]'].map($);
     const context = canvas.getContext("2d", { willReadFrequently: true });
     let tool = "fill", stroke = null, cursorAt = { x: 0, y: 0 }, openKey = "", size = [1, 1], shown = {};
-    let selected = "", queue = Promise.resolve(), pending = 0, unknown = 0, paletteKey = "", swatches = "";
+    let queue = Promise.resolve(), pending = 0, unknown = 0, paletteKey = "", swatches = "";
     let past = [], future = [];  // answers of the server before and after the shown one, for undo and redo
     let at = null, proposed = Promise.resolve([]), restTimer = 0, effectTimer = 0;  // at: point of the preview
 
     const setColor = (value) => {
       hex.value = picker.value = value.toLowerCase();
-      $(".replace").hidden = !selected || selected === hex.value;
-      $(".dot.old").style.background = selected;
-      $(".dot.new").style.background = hex.value;
       press(body.querySelectorAll(".swatches button"), (data) => data.color === hex.value);
     };
     const setTool = (name) => {
@@ -106,7 +101,6 @@
     async function accept(index) {
       const point = at, color = (await proposed)[index];
       if (!color || at !== point) return;
-      selected = "";
       setColor(color);
       apply([point]);
     }
@@ -249,16 +243,13 @@
         [link.href, link.download] = [answer.picture, `frame_${String(frame).padStart(6, "0")}.png`];
         link.click();
       },
-      async replace() {
-        if (await call(server, "change_color", { old: selected, new: hex.value })) emit("poll");
-      },
     };
     body.addEventListener("click", (event) => {
       const data = event.target.closest("button")?.dataset;
       if (!data) return;
       if (data.tool) setTool(data.tool);
       if (data.proposal) accept(Number(data.proposal));
-      if (data.color) { selected = data.color; setColor(selected); }
+      if (data.color) setColor(data.color);
       if (data.step) step(Number(data.step));
       if (data.edit) edit({ tool: data.edit });
       if (data.action) actions[data.action]();
@@ -294,12 +285,13 @@
       event.preventDefault();
     });
     async function showPalette() {
-      const answer = await call(server, "palette");
-      if (!answer) return;
-      const html = answer.colors.map(({ hex: value, name }) =>
-        `<button data-color="${value}" style="background:${value}" aria-label="${value}" aria-pressed="false" title="${value} ${escape(name)}"></button>`).join("");
+      const palette = await call(server, "show_palette"), frames = await call(server, "remembered");
+      if (!palette || !frames) return;
+      const html = palette.characters.map(({ name, colors }) => (palette.characters.length > 1 ? `<span class="quiet">${escape(name)}</span>` : "")
+        + colors.map((each) => `<button data-color="${each.color}" style="background:${each.color}" aria-pressed="false"
+          aria-label="${each.color}" title="${each.color} ${escape(name)}: ${escape(each.name)}"></button>`).join("")).join("");
       if (html !== swatches) $(".swatches").innerHTML = swatches = html;
-      $(".remembered").innerHTML = answer.frames.map(({ name, picture }) =>
+      $(".remembered").innerHTML = frames.frames.map(({ name, picture }) =>
         `<button class="source" title="${escape(name)}" aria-label="Pick from ${escape(name)}"><img src="${picture}" alt=""></button>`).join("");
     }
     $(".remembered").addEventListener("click", (event) => {
@@ -334,17 +326,13 @@
         ? `<div class="references">` + answer.references.map(({ file, frame, picture }) =>
           `<figure><img src="${picture}" alt="frame ${frame} in color"><div class="row">
            <span class="grow quiet"><span>frame ${frame}</span> ${file.includes("/") ? escape(file.split("/")[0].replaceAll("_", " ")) : ""}</span><button data-file="${escape(file)}">Remove</button></div></figure>`).join("") + "</div>"
-        : `<p class="quiet">No references yet.</p>`)
-        + (answer.color_changes.length ? "<h3>Replaced colors</h3>" + answer.color_changes.map(([old, color]) =>
-          `<div class="row change"><i class="dot" style="background:${escape(old)}"></i><span>${escape(old)} &rarr;</span>
-           <i class="dot" style="background:${escape(color)}"></i><span class="grow">${escape(color)}</span>
-           <button data-old="${escape(old)}">Remove</button></div>`).join("") : "");
+        : `<p class="quiet">No references yet.</p>`);
     }
     root.addEventListener("click", async (event) => {
-      const { file, old } = event.target.dataset;
-      if (!file && !old) return;
+      const { file } = event.target.dataset;
+      if (!file) return;
       event.target.disabled = true;
-      await (file ? call(server, "remove_reference", { file }) : call(server, "change_color", { old, new: old }));
+      await call(server, "remove_reference", { file });
       emit("poll");
       draw();
     });

@@ -68,12 +68,12 @@ window.studio = (() => {
     buttons.forEach((button) => button.setAttribute("aria-pressed", Boolean(isPressed(button.dataset))));
   }
 
-  const KEYS = [["Alt+1 \u2026 Alt+4", "Setup, View, Correct, Export"], [", .", "previous and next frame"],
+  const KEYS = [["Alt+1 \u2026 Alt+5", "Setup, View, Correct, Palette, Export"], [", .", "previous and next frame"],
     ["[ ]", "previous and next shot"], ["Tab, Enter", "next control, use it"], ["?", "this list"],
     ["Space c s j", "View: play the shot, confidence, split, join"], ["f a g x b e i", "Correct: the tools"],
     ["Arrows, Enter", "move the cross on the frame (Shift: faster), click"], ["1 \u2026 9", "accept a proposed color"],
     ["+ \u2212", "likeness or size of the brush"], ["h", "enter a hexadecimal color"], ["Esc", "hide the preview"],
-    ["Ctrl+Z, Ctrl+Y", "undo, redo"], ["Ctrl+Enter", "add as reference"]];
+    ["Ctrl+Z, Ctrl+Y", "undo, redo"], ["Ctrl+Enter", "add as reference"], ["l h", "Palette: lock the color, enter its replacement"]];
 
   const tabs = () => document.querySelectorAll('[role="tablist"] [role="tab"]');
 

@@ -1,0 +1,73 @@
+"""Tests of the palette of a project: edits, undo, and colors that the checkpoint knows in addition."""
+
+import pytest
+
+from editing.palette_store import PaletteStore, add_learned, edit_color, find_color, rename_character
+from editing.project import open_project
+from fileio.palettes import NamedColor
+from utils import UserError
+
+FUR, EYES, SKY = (NamedColor("ruby", "fur", "#ee6c80"), NamedColor("ruby", "eyes", "#30a040"),
+                  NamedColor("series", "color 1", "#aad0f0"))
+
+
+def test_edits_are_saved_and_undone(tmp_path):
+    store = PaletteStore(tmp_path)
+    assert store.colors() == [] and not store.can_undo()
+    versions = [[FUR, EYES], edit_color([FUR, EYES], 0, "ruby", "fur", "#2255CC", False)]
+    assert versions[1][0] == NamedColor("ruby", "fur", "#2255cc", True, "#ee6c80")
+    for colors in (*versions, versions[1]):  # the last one changes nothing
+        store.save(colors)
+    store = PaletteStore(tmp_path)  # the studio is started again
+    assert store.colors() == versions[1]
+    with pytest.raises(UserError, match="two different colors"):
+        store.save([*versions[1], NamedColor("tilo", "nose", "#ee6c80", True)])
+    with pytest.raises(UserError, match="cannot write"):
+        store.save([FUR._replace(name="a = b")])
+    assert store.colors() == versions[1], "nothing is stored that cannot be read"
+    store.undo()
+    assert store.colors() == versions[0]
+    store.undo()
+    assert not store.path.exists() and not store.can_undo()
+    with pytest.raises(UserError, match="nothing to undo"):
+        store.undo()
+
+
+def test_colors_are_renamed_locked_exchanged_and_restored():
+    colors = [FUR, EYES, SKY]
+    colors = edit_color(colors, find_color(colors, "ruby", "fur"), "ruby", " nose ", "#ee6c80", True)
+    assert colors[0] == NamedColor("ruby", "nose", "#ee6c80", True)
+    exchanged = edit_color(colors, 0, "ruby", "nose", "#102030", True)
+    assert exchanged[0] == NamedColor("ruby", "nose", "#102030", True, "#ee6c80")
+    assert edit_color(exchanged, 0, "ruby", "nose", "#304050", True)[0].replaces == "#ee6c80"
+    assert edit_color(exchanged, 0, "ruby", "fur", "#ee6c80", False) == [FUR, EYES, SKY]
+    moved = edit_color(colors, 2, "ruby", "sky", "#aad0f0", False)
+    assert [each.character for each in rename_character(moved, "ruby", "Ruby R.")] == ["Ruby R."] * 3
+    for function, arguments, message in (
+            (edit_color, (0, "ruby", "eyes", "#ee6c80", False), "has a color 'eyes' already"),
+            (edit_color, (0, "ruby", " ", "#ee6c80", False), "is empty"),
+            (edit_color, (0, "ruby", "fur", "red", False), "is not a color"),
+            (rename_character, ("ruby", "series"), "a character 'series' already"),
+            (rename_character, ("ruby", ""), "is empty"), (find_color, ("tilo", "fur"), "has no color 'fur'")):
+        with pytest.raises(UserError, match=message):
+            function(colors, *arguments)
+
+
+def test_learned_colors_are_added_unless_they_are_named_already():
+    saved = [FUR._replace(color="#102030", locked=True, replaces="#ee6c80"), SKY._replace(color="#fefefe")]
+    learned = [NamedColor("ruby", "color 1", "#ec6c82"), NamedColor("series", "color 1", "#205020"), SKY]
+    assert add_learned(saved, learned) == [*saved, NamedColor("series", "color 2", "#205020"),
+                                           NamedColor("series", "color 3", "#aad0f0")]
+
+
+def test_names_do_not_change_the_colors_of_the_film(tmp_path):
+    with open_project(tmp_path / "project") as project:
+        key = project.coloring_key()
+        project.palette.save([FUR, EYES])
+        assert project.coloring_key() == key
+        project.palette.save([FUR._replace(locked=True), EYES])
+        locked = project.coloring_key()
+        project.palette.save([FUR._replace(locked=True, name="hair"), EYES])
+        assert project.coloring_key() == locked != key
+        project.palette.save([FUR._replace(locked=True, color="#102030", replaces=FUR.color), EYES])
+        assert project.coloring_key() not in (locked, key)
