@@ -115,7 +115,7 @@ def open_page(browser, address):
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("request", lambda request: None if request.url.startswith((address, "data:", "blob:", "ws://127.0.0.1"))
             else wrong.append(request.url))
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     page.goto(address)
     page.wait_for_selector(".studio.status .row")
     yield page
