@@ -1,9 +1,12 @@
 """Tests of the palette of a project: edits, undo, and colors that the checkpoint knows in addition."""
 
+import numpy as np
 import pytest
 
-from editing.palette_store import PaletteStore, add_learned, edit_color, find_color, rename_character
+from editing.palette_store import (
+    PaletteStore, add_learned, edit_color, find_color, own_colors, rename_character, with_scope)
 from editing.project import open_project
+from fileio.images import read_image
 from fileio.palettes import NamedColor
 from utils import UserError
 
@@ -28,9 +31,34 @@ def test_edits_are_saved_and_undone(tmp_path):
     store.undo()
     assert store.colors() == versions[0]
     store.undo()
-    assert not store.path.exists() and not store.can_undo()
+    assert not store.path().exists() and not store.can_undo()
     with pytest.raises(UserError, match="nothing to undo"):
         store.undo()
+
+
+def test_a_palette_for_a_shot_is_saved_with_its_frame_and_undone(tmp_path):
+    store, gray = PaletteStore(tmp_path), np.full((40, 60, 3), 90, np.uint8)
+    store.save([FUR, EYES, SKY])
+    path = store.path("only_this_shot", range(20, 31))
+    night = FUR._replace(color="#402050", locked=True, replaces=FUR.color)
+    shown = with_scope(store.colors(), [night._replace(character="ruby r.", name="old name")])
+    assert shown == [night, EYES, SKY] and own_colors(store.colors(), shown) == [night]
+    store.save([night], path, gray)
+    assert path.name == "frame_000025.ini" and store.path("only_this_shot", range(24, 28)) == path
+    assert store.path("similar_shots", range(20, 31)) != path != store.path("only_this_shot", range(31, 40))
+    film, shot = store.palettes()
+    assert (film.scope, shot.scope, list(shot.colors), shot.frame.shape) == ("", "only_this_shot", [night], (40, 60))
+    key = store.key()
+    assert len(key) == 2 and "fur" not in str(key)
+    store.save([], path, gray)  # equal to the film again
+    assert [each.scope for each in store.palettes()] == [""] and store.key() == []
+    store.undo()
+    assert store.key() == key and read_image(path.with_suffix(".png")).shape == (40, 60, 3)
+    store.undo()
+    assert [each.scope for each in store.palettes()] == [""] and not list(path.parent.iterdir())
+    for scope in ("../..", "shot_7", "only_this_shot"):
+        with pytest.raises(UserError, match="is not a scope of a shot"):
+            store.path(scope)
 
 
 def test_colors_are_renamed_locked_exchanged_and_restored():

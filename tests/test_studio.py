@@ -308,7 +308,7 @@ def test_a_color_is_renamed_exchanged_everywhere_and_restored(browser, colored, 
         page.keyboard.press("Tab")
         page.wait_for_selector(".studio.palette[data-shown$='wood/#30ff30']")
         assert page.get_attribute(".studio.palette .frame", "src") != shown
-        page.get_by_role("button", name="Exchange everywhere").click()
+        page.get_by_role("button", name="Exchange").click()
         page.wait_for_function("() => window.studio.state.running")
         assert wait_for_job(session) == ""
         color = session.project.palette.colors()[-1]
@@ -393,11 +393,14 @@ def test_files_outside_the_given_folders_are_refused(browser, colored, tmp_path)
     ("clip", {"start": 5, "end": 5}), ("clip", {"start": 0, "end": 10**7}), ("sources", {"shot": True}),
     ("split_shot", {"frame": -4}), ("join_shot", {"frame": None}),
     ("remove_reference", {"file": "../../project.json"}), ("remove_character", {"name": "../corrections"}),
-    ("edit_color", {"character": "ruby", "name": "color 1", "edited": {"character": 1}, "frame": 0}),
-    ("edit_color", {"character": "ruby", "name": 7, "edited": {}, "frame": 0}),
-    ("rename_character", {"character": "ruby", "name": "a]\n[b"}), ("export_palette", {"suffix": "/../x.ini"}),
-    ("import_palette", {"path": "/etc/passwd", "frame": 0}), ("find_color", {"frame": 1, "point": "a"}),
-    ("preview_color", {"frame": 1, "character": "ruby", "name": "color 1", "color": None})])
+    ("edit_color", {"character": "ruby", "name": "color 1", "edited": {"character": 1}, "frame": 0, "scope": ""}),
+    ("edit_color", {"character": "ruby", "name": 7, "edited": {}, "frame": 0, "scope": ""}),
+    ("rename_character", {"character": "ruby", "name": "a]\n[b"}),
+    ("export_palette", {"suffix": "/../x.ini", "frame": 0, "scope": ""}),
+    ("import_palette", {"path": "/etc/passwd", "frame": 0, "scope": ""}),
+    ("find_color", {"frame": 1, "point": "a", "scope": ""}),
+    ("show_palette", {"frame": 1, "scope": "../.."}), ("show_palette", {"frame": "x", "scope": "only_this_shot"}),
+    ("preview_color", {"frame": 1, "character": "ruby", "name": "color 1", "color": None, "scope": ""})])
 def test_invalid_requests_are_answered_with_an_error_message(colored, function, data):
     session, _ = colored
     settings = session.project.settings

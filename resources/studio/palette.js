@@ -14,8 +14,10 @@
         <div class="grow"><input class="time" type="range" aria-label="Frame of the shot"></div>
         <button data-step="1" aria-label="Next frame">&#9654;</button><output class="quiet" style="min-width:11em"></output></div>
       </div><div>
-      <div class="row"><button data-action="undo" title="Undo the last change of the palette (Ctrl+Z)">Undo</button>
-        <span class="grow"></span><button data-action="import">Import</button>
+      <div class="row"><select class="scope" aria-label="Shots that the palette is for"><option value="">for the whole film</option>
+        <option value="similar_shots">for similar shots</option><option value="only_this_shot">only for this shot</option></select>
+        <span class="grow"></span><button data-action="undo" title="Undo the last change of the palette (Ctrl+Z)">Undo</button>
+        <button data-action="import">Import</button>
         <select class="export" aria-label="Export the palette"><option value="">Export</option><option>.ini</option>
           <option>.gpl</option><option>.ase</option></select>
         <input class="file" type="file" accept=".ini,.gpl,.ase" hidden></div>
@@ -26,7 +28,7 @@
         <datalist id="characters"></datalist></div>
       <div class="row"><button data-action="lock" aria-pressed="false" title="Give all pixels of this color exactly this color (l)">Lock</button>
         <input type="color" aria-label="Replacement"><input class="hex" type="text" size="8" maxlength="7"
-          aria-label="Hexadecimal replacement"><button data-action="exchange" disabled>Exchange everywhere</button>
+          aria-label="Hexadecimal replacement"><button data-action="exchange" disabled>Exchange</button>
         <button data-action="restore">Restore</button></div></fieldset>
       <div class="groups"></div></div></div>`);
     const empty = createElement('<div class="empty">The palette is shown once there is a checkpoint.</div>');
@@ -34,6 +36,7 @@
     const $ = (selector) => body.querySelector(selector);
     const [image, chosen, name, owner, hex, picker, file, time] = [".frame", ".chosen", ".name", ".owner", ".hex",
       'input[type="color"]', ".file", ".time"].map($);
+    const shots = () => ({ frame: state.frame, scope: $(".scope").value });
     let palette = { characters: [], undo: false }, selected = null, key = "", drawn = "", timer = 0;
 
     const find = (ids) => ids && palette.characters.find((each) => each.name === ids.character)?.colors.find((each) => each.name === ids.name);
@@ -44,6 +47,7 @@
       chosen.disabled = !color;
       name.value = selected?.name ?? "";
       owner.value = selected?.character ?? "";
+      name.disabled = owner.disabled = Boolean($(".scope").value);
       $(".dot").style.background = color ? swatch(color) : "";
       $('[data-action="lock"]').setAttribute("aria-pressed", Boolean(color?.locked));
       $('[data-action="lock"]').disabled = !color || color.color !== color.old;
@@ -65,10 +69,10 @@
       if (!root.offsetParent || !state.shots.length) return;
       const frame = state.frame, color = hex.value, now = selected;
       const isNew = now && state.colored && color !== find(now)?.color;
-      const wanted = `${frame}/${state.version}/${isNew ? `${now.character}/${now.name}/${color}` : ""}`;
+      const wanted = `${frame}/${state.version}/${$(".scope").value}/${isNew ? `${now.character}/${now.name}/${color}` : ""}`;
       if (wanted === drawn) return;
       drawn = wanted;
-      const answer = isNew ? await call(server, "preview_color", { frame, ...now, color })
+      const answer = isNew ? await call(server, "preview_color", { ...shots(), ...now, color })
         : await call(server, "frame", { index: frame, width: 960, kinds: [state.colored ? "colored" : "gray"] });
       if (!answer || drawn !== wanted) return;
       image.src = answer.picture ?? answer.colored ?? answer.gray;
@@ -77,7 +81,7 @@
       root.dataset.shown = wanted;
     }
     async function showPalette() {
-      const answer = await call(server, "show_palette");
+      const answer = await call(server, "show_palette", shots());
       if (!answer) return;
       palette = answer;
       body.hidden = !palette.characters.length;
@@ -107,7 +111,7 @@
       const color = find(selected);
       if (!color) return;
       const edited = { ...selected, color: color.color, locked: color.locked, ...changes };
-      await change("edit_color", { ...selected, edited, frame: state.frame }, { character: edited.character.trim(), name: edited.name.trim() });
+      await change("edit_color", { ...selected, edited, ...shots() }, { character: edited.character.trim(), name: edited.name.trim() });
     }
     const actions = {
       undo: () => change("undo_palette", { frame: state.frame }),
@@ -128,10 +132,11 @@
       const { target } = event;
       if (target === name) edit({ name: name.value });
       if (target === owner) edit({ character: owner.value });
+      if (target.className === "scope") update();
       if (target.className === "title") change("rename_character", { character: target.dataset.character, name: target.value });
       if (target === hex) { if (isColor(hex.value)) setColor(hex.value); else select(selected); }
       if (target.className === "export" && target.value) {
-        const answer = await call(server, "export_palette", { suffix: target.value });
+        const answer = await call(server, "export_palette", { suffix: target.value, ...shots() });
         target.value = "";
         if (!answer) return;
         const link = document.createElement("a");
@@ -142,14 +147,14 @@
     file.addEventListener("change", async () => {
       const uploaded = await upload(file.files[0]).catch(() => null);
       file.value = "";
-      if (uploaded) change("import_palette", { path: uploaded.path, frame: state.frame });
+      if (uploaded) change("import_palette", { path: uploaded.path, ...shots() });
       else report("the upload failed; choose a palette file");
     });
     image.addEventListener("click", async (event) => {
       if (!state.colored) return;
       const box = image.getBoundingClientRect();
       const point = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
-      const answer = await call(server, "find_color", { frame: state.frame, point });
+      const answer = await call(server, "find_color", { ...shots(), point });
       if (answer) select(answer);
     });
     picker.addEventListener("input", () => setColor(picker.value));
@@ -170,7 +175,8 @@
         Object.assign(time, { min: shot.start, max: shot.end - 1, value: state.frame });
         $("output").textContent = `shot ${state.shot + 1}, frame ${state.frame}`;
       }
-      if (key !== `${state.version}`) { key = `${state.version}`; showPalette(); }
+      const scope = $(".scope").value, now = `${state.version}/${scope}/${scope && state.shot}`;
+      if (key !== now) { key = now; showPalette(); }
       showFrame();
     };
     on("moved", update);
