@@ -18,7 +18,7 @@ from editing.palette_store import (
     add_learned, edit_color, find_color, original, own_colors, rename_character, with_scope)
 from editing.regions import Point
 from editing.session import EditingSession, character_uri, check_integer, data_uri
-from fileio.palettes import NamedColor, read_palette, write_palette
+from fileio.palettes import PALETTE_SUFFIXES, NamedColor, read_palette, write_palette
 from utils import UserError
 
 PREVIEW_WIDTH = 800  # maximum width in pixels of the preview of a color; larger: finer, slower
@@ -107,6 +107,8 @@ class PaletteEditor:
 
     def export_palette(self, suffix: str, frame: int, scope: str) -> dict[str, Any]:
         """Return the palette of a scope as a file of a format: its name, and its content as a data URI."""
+        if suffix not in PALETTE_SUFFIXES:
+            raise UserError(f"{suffix!r:.40} is not a palette format; choose one of {', '.join(PALETTE_SUFFIXES)}")
         path = self.project.folder / "export" / f"palette{suffix}"
         write_palette(path, self.shown_colors(frame, scope)[1])
         return {"name": path.name, "file": data_uri(path.read_bytes(), "application/octet-stream")}
