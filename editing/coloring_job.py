@@ -138,7 +138,7 @@ class PredictorCache:
         with self.lock:
             files, palettes = project.sheets.files(), project.palette.palettes()
             known = self._stage("characters", (base.identity, *map(_stamp, files)), add_characters) if files else base
-            key = known.identity, json.dumps(project.palette.key())
+            key = known.identity, json.dumps(project.palette.key(palettes))
             return self._stage("palette", key, use_palette) if palettes else known
 
     def with_references(self, extra: Reference | None = None) -> Predictor:

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ class PaletteStore:
 
     def __init__(self, project: Path) -> None:
         self.folder, self.earlier = project / "palette", project / "earlier_palettes"
+        self._lock = threading.Lock()  # held while files are read or changed
         self._cache: tuple[Any, list[ScopedPalette]] = None, []  # stamps of the files, palettes
 
     def path(self, scope: str = WHOLE_FILM, shot: Sequence[int] = ()) -> Path:
@@ -45,20 +47,22 @@ class PaletteStore:
         """Return the colors of a palette, by default of that for the whole film; [] if it does not exist. Raises
         UserError for a file that cannot be read."""
         path = path or self.path()
-        return read_palette(path) if path.exists() else []
+        with self._lock:
+            return read_palette(path) if path.exists() else []
 
     def palettes(self) -> list[ScopedPalette]:
         """Return all palettes; [] without one. Raises UserError for a file that cannot be read."""
-        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        stamps = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
-        if self._cache[0] != stamps:
-            is_used = any(path.suffix.lower() in PALETTE_SUFFIXES for path in files)
-            self._cache = stamps, read_palettes(self.folder) if is_used else []
-        return self._cache[1]
+        with self._lock:
+            files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+            stamps = [(path, path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+            if self._cache[0] != stamps:
+                is_used = any(path.suffix.lower() in PALETTE_SUFFIXES for path in files)
+                self._cache = stamps, read_palettes(self.folder) if is_used else []
+            return self._cache[1]
 
-    def key(self) -> list[Any]:
+    @staticmethod
+    def key(palettes: Sequence[ScopedPalette]) -> list[Any]:
         """Return what colors depend on, as plain values: all except names; [] if no color is locked."""
-        palettes = self.palettes()
         return [[each.scope, [color[2:] for color in each.colors],
                  None if each.frame is None else hashlib.sha256(each.frame.tobytes()).hexdigest()]
                 for each in palettes] if any(color.locked for each in palettes for color in each.colors) else []
@@ -76,17 +80,21 @@ class PaletteStore:
         for each, content in zip(files, earlier, strict=True):
             with atomic_write(version / each.relative_to(self.folder)) as temporary:
                 temporary.write_bytes(content)
-        try:
-            if not colors:
-                for each in files:
-                    each.unlink(missing_ok=True)
-                return
-            if gray is not None and not files[1].exists():
-                write_image(files[1], gray)
-            write_palette(path, colors)
-        finally:
-            if earlier[0] == (path.read_bytes() if path.exists() else b""):  # also after an error
-                self._restore(version)
+        with self._lock:
+            try:
+                self._write(colors, files, gray)
+            finally:
+                if earlier[0] == (path.read_bytes() if path.exists() else b""):  # also after an error
+                    self._restore(version)
+
+    def _write(self, colors, files, gray):
+        if not colors:
+            for path in files:
+                path.unlink(missing_ok=True)
+            return
+        if gray is not None and not files[1].exists():
+            write_image(files[1], gray)
+        write_palette(files[0], colors)
 
     def can_undo(self) -> bool:
         """Return whether there is an earlier version."""
@@ -97,7 +105,8 @@ class PaletteStore:
         versions = self._versions()
         if not versions:
             raise UserError("there is nothing to undo; change a color first")
-        self._restore(versions[-1])
+        with self._lock:
+            self._restore(versions[-1])
 
     def _restore(self, version):
         """Replace files with those of a version, and remove the version."""

@@ -206,7 +206,8 @@ class Project:
                  *self.sheets.files()]
         stamps = [[str(path.relative_to(self.folder)), path.stat().st_size, path.stat().st_mtime_ns]
                   for path in files if path and path.exists()]
-        return json.dumps([self.settings.cut_at, self.settings.join_at, self.palette.key(), sorted(stamps)])
+        palette = self.palette.key(self.palette.palettes())
+        return json.dumps([self.settings.cut_at, self.settings.join_at, palette, sorted(stamps)])
 
     def is_current(self) -> bool:
         """Return whether the film was colored with the current ``coloring_key``."""

@@ -48,12 +48,12 @@ def test_a_palette_for_a_shot_is_saved_with_its_frame_and_undone(tmp_path):
     assert store.path("similar_shots", range(20, 31)) != path != store.path("only_this_shot", range(31, 40))
     film, shot = store.palettes()
     assert (film.scope, shot.scope, list(shot.colors), shot.frame.shape) == ("", "only_this_shot", [night], (40, 60))
-    key = store.key()
+    key = store.key(store.palettes())
     assert len(key) == 2 and "fur" not in str(key)
     store.save([], path, gray)  # equal to the film again
-    assert [each.scope for each in store.palettes()] == [""] and store.key() == []
+    assert [each.scope for each in store.palettes()] == [""] and store.key(store.palettes()) == []
     store.undo()
-    assert store.key() == key and read_image(path.with_suffix(".png")).shape == (40, 60, 3)
+    assert store.key(store.palettes()) == key and read_image(path.with_suffix(".png")).shape == (40, 60, 3)
     store.undo()
     assert [each.scope for each in store.palettes()] == [""] and not list(path.parent.iterdir())
     for scope in ("../..", "shot_7", "only_this_shot"):

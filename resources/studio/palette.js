@@ -37,16 +37,16 @@
     const [image, chosen, name, owner, hex, picker, file, time] = [".frame", ".chosen", ".name", ".owner", ".hex",
       'input[type="color"]', ".file", ".time"].map($);
     const shots = () => ({ frame: state.frame, scope: $(".scope").value });
-    let palette = { characters: [], undo: false }, selected = null, key = "", drawn = "", timer = 0;
+    let palette = { characters: [], undo: false }, selected = null, key = "", drawn = "", groups = "", timer = 0;
 
     const find = (ids) => ids && palette.characters.find((each) => each.name === ids.character)?.colors.find((each) => each.name === ids.name);
     const swatch = ({ color, old }) => color === old ? color : `linear-gradient(135deg, ${old} 50%, ${color} 50%)`;
-    function select(ids) {
+    function select(ids, replacement) {
       selected = find(ids) ? ids : null;
       const color = find(selected);
       chosen.disabled = !color;
-      name.value = selected?.name ?? "";
-      owner.value = selected?.character ?? "";
+      if (document.activeElement !== name) name.value = selected?.name ?? "";
+      if (document.activeElement !== owner) owner.value = selected?.character ?? "";
       name.disabled = owner.disabled = Boolean($(".scope").value);
       $(".dot").style.background = color ? swatch(color) : "";
       $('[data-action="lock"]').setAttribute("aria-pressed", Boolean(color?.locked));
@@ -55,12 +55,13 @@
       $(".groups").querySelectorAll("[data-name]").forEach((button) => {
         button.setAttribute("aria-pressed", button.dataset.name === selected?.name && button.dataset.character === selected?.character);
       });
-      setColor(color?.color ?? "#808080");
+      setColor(replacement ?? color?.color ?? "#808080");
     }
     // Show a color as the replacement of the selected one, and the frame with it.
     function setColor(value) {
-      hex.value = picker.value = value.toLowerCase();
-      const isNew = selected && hex.value !== find(selected).color;
+      hex.value = value.toLowerCase();
+      if (isColor(value)) picker.value = hex.value;
+      const isNew = isColor(value) && selected && hex.value !== find(selected).color;
       $('[data-action="exchange"]').disabled = !isNew;
       clearTimeout(timer);
       timer = setTimeout(showFrame, isNew ? REST : 0);
@@ -68,7 +69,7 @@
     async function showFrame() {
       if (!root.offsetParent || !state.shots.length) return;
       const frame = state.frame, color = hex.value, now = selected;
-      const isNew = now && state.colored && color !== find(now)?.color;
+      const isNew = now && state.colored && isColor(color) && color !== find(now)?.color;
       const wanted = `${frame}/${state.version}/${$(".scope").value}/${isNew ? `${now.character}/${now.name}/${color}` : ""}`;
       if (wanted === drawn) return;
       drawn = wanted;
@@ -83,25 +84,27 @@
     async function showPalette() {
       const answer = await call(server, "show_palette", shots());
       if (!answer) return;
+      const before = find(selected)?.color, replacement = hex.value;
       palette = answer;
       body.hidden = !palette.characters.length;
       empty.hidden = !body.hidden;
       $('[data-action="undo"]').disabled = !palette.undo;
       $("datalist").innerHTML = palette.characters.map((each) => `<option value="${escape(each.name)}">`).join("");
-      $(".groups").innerHTML = palette.characters.map((each) => `<div class="group"><div class="row">
+      const html = palette.characters.map((each) => `<div class="group"><div class="row">
         ${each.picture ? `<img src="${each.picture}" alt="">` : ""}
         <input class="title" type="text" maxlength="56" value="${escape(each.name)}" data-character="${escape(each.name)}"
           aria-label="Name of the character ${escape(each.name)}"></div><div class="swatches">${each.colors.map((color) =>
         `<button data-character="${escape(each.name)}" data-name="${escape(color.name)}" style="background:${swatch(color)}" aria-pressed="false"
           title="${escape(color.name)} ${color.old}${color.color === color.old ? color.locked ? ", locked" : "" : ` \u2192 ${color.color}`}"
           aria-label="${escape(color.name)} of ${escape(each.name)}">${color.locked ? LOCK : ""}</button>`).join("")}</div></div>`).join("");
+      if (html !== groups) $(".groups").innerHTML = groups = html;
       root.dataset.version = `${state.version}`;
-      select(selected);
+      select(selected, find(selected)?.color === before ? replacement : undefined);  // do not disturb the user
     }
     // Call a function that changes the palette, and show the result.
     async function change(called, data, then = selected) {
       const answer = await call(server, called, data);
-      if (!answer) { select(selected); return; }
+      if (!answer) { groups = ""; await showPalette(); return; }
       selected = then;
       $(".message").textContent = answer.message ?? "";
       emit("poll");
