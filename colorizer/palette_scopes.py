@@ -35,6 +35,8 @@ def read_palettes(path: Path) -> list[ScopedPalette]:
     files are skipped with a warning. Raises UserError if there is no palette, if a file cannot be read, if a frame is
     missing, and as ``list_scopes`` does.
     """
+    if not path.exists():
+        raise UserError(f"there is no palette {path}; pass a palette file or a folder of palette files to --palette")
     if not path.is_dir():
         return [ScopedPalette(read_palette(path), name=path.name)]
     palettes = []

@@ -46,6 +46,8 @@ def test_an_invalid_folder_is_explained(tmp_path, name, message):
     write(tmp_path / name, "fur = red" if "shot_3" in name else "fur = #a01020 locked")
     with pytest.raises(UserError, match=message):
         read_palettes(tmp_path)
+    with pytest.raises(UserError, match="there is no palette .*none; pass a palette file or a folder"):
+        read_palettes(tmp_path / "none")
 
 
 def scoped(scope, *colors, frame=None):
