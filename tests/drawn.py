@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from functools import partial
 
 import av
 import cv2
@@ -10,12 +11,15 @@ import torch
 import torch.nn.functional as F
 
 import train
+from colorizer import predictor
+from colorizer.adaptation.film_response import fit_film_response
 from colorizer.confidence import Confidence
 from colorizer.predictor import Palette
 from config import TrainConfig
 from fileio.images import write_image
 from film.analysis.plan import FilmPredictor
 from film.io.planes import planes_from_frame
+from training import calibration
 
 # A program that holds the lock of a file until it reads a line.
 HOLD_LOCK = """
@@ -51,10 +55,10 @@ def fill(net, keys, values, ids=None, ages=None):
 
 
 def be_quick():
-    """Make trainings of this process and its forks quick.
+    """Make trainings and the coloring of films quick in this process and its forks.
 
-    Epochs are short unless epoch_steps is set, palette classifiers are trained on few small views in few steps, and
-    nothing waits for the disk.
+    Epochs are short unless epoch_steps is set, palette classifiers are trained on few small views in few steps, the
+    calibration colors few pictures, only a rough tone curve is fitted to films, and nothing waits for the disk.
     """
     original = train.Training.__init__
 
@@ -64,6 +68,9 @@ def be_quick():
         original(self, replace(config, epoch_steps=steps, palette_classifier=classifier), *args)
 
     train.Training.__init__ = quick_init
+    calibration.CalibrationConfig = partial(calibration.CalibrationConfig, pictures=3)
+    predictor.fit_film_response = lambda embed, memory, lightness, config: fit_film_response(
+        embed, memory, lightness[:2], replace(config, max_rounds=0, min_pairs=2**62))
     os.fsync = lambda file: None  # only needed for power failures
 
 

@@ -79,24 +79,22 @@ def test_color_features_differ_between_the_sources(home, tmp_path, monkeypatch):
     monkeypatch.setattr(Colorizer, "forward",
                         lambda self, L, v, *rest: (seen.append(v and v[0]), forward(self, L, v, *rest))[1])
     picture = next((home / "test").iterdir())
+    other = home / "train" / "raw_image_drawn_1.png"
     for name, way, settings in (("best", "memory", {}), ("second", "memory", {"rank": 2}), ("gan", "gan", {}),
-                                ("ground_truth", "memory", {"color_feature": "ground_truth"})):
+                                ("ground_truth", "memory", {"color_feature": "ground_truth"}),
+                                ("itself", "memory", {"reference": picture}),
+                                ("other", "memory", {"reference": other})):
         color(home, way, tmp_path / name / "out.png", picture, **settings)
-    best, second, gan, truth = seen
-    features = [best, second, truth]
+    best, second, gan, truth, itself, reference = seen
+    features = [best, second, truth, reference]
     assert gan is None
     assert all(not torch.equal(a, b) for i, a in enumerate(features) for b in features[i + 1:])
     assert all(v.sum().item() == pytest.approx(1, abs=1e-4) for v in features)
-
-
-def test_ground_truth_is_the_same_as_the_picture_itself_as_reference(home, tmp_path):
-    picture = next((home / "test").iterdir())
-    color(home, "memory", tmp_path / "truth.png", picture, color_feature="ground_truth")
-    color(home, "memory", tmp_path / "reference.png", picture, reference=picture)
-    assert np.array_equal(read_image(tmp_path / "truth.png"), read_image(tmp_path / "reference.png"))
-    other = home / "train" / "raw_image_drawn_1.png"
-    color(home, "memory", tmp_path / "other.png", picture, reference=other)
-    assert not np.array_equal(read_image(tmp_path / "truth.png"), read_image(tmp_path / "other.png"))
+    small = resize(rgb_to_lab(read_image(other)), 128, 128)
+    assert torch.allclose(reference[0], torch.from_numpy(color_feature(small[..., 1:])))
+    results = {name: read_image(tmp_path / name / "out.png") for name in ("ground_truth", "itself", "other")}
+    assert torch.equal(truth, itself) and np.array_equal(results["ground_truth"], results["itself"])
+    assert not np.array_equal(results["ground_truth"], results["other"])
 
 
 def test_only_the_lightness_of_the_input_is_used(home, tmp_path):
@@ -115,18 +113,20 @@ def test_only_the_lightness_of_the_input_is_used(home, tmp_path):
     assert np.abs(results[0] - results[1]).mean() < 2
 
 
-@pytest.mark.parametrize("size", [(300, 200), (131, 77), (40, 500), (16, 16)])
-def test_grayscale_input_keeps_its_lightness_at_full_resolution(home, tmp_path, size):
-    rng = np.random.default_rng(0)
-    gray = np.repeat(resize(rng.random((6, 8)).astype(np.float32) * 255, size[1], size[0])[..., None], 3, 2)
-    write_image(tmp_path / "gray.png", gray.astype(np.uint8))
-    for way, settings in (("gan", {}), ("memory", {}), ("integrator", {}), ("spatial", {})):
-        metrics = color(home, way, tmp_path / way / "out.png", tmp_path / "gray.png", **settings)
-        assert "result" not in metrics  # no ground truth
-        assert not (tmp_path / way / "out_comparison.png").exists()
-        result = read_image(tmp_path / way / "out.png")
-        assert result.shape == (size[1], size[0], 3)
-        lightness = [rgb2lab(picture)[..., 0] for picture in (result, gray.astype(np.uint8))]
+@pytest.mark.parametrize("way", MODES)
+def test_grayscale_input_keeps_its_lightness_at_full_resolution(home, tmp_path, way):
+    coarse = np.random.default_rng(0).random((6, 8)).astype(np.float32) * 255
+    for width, height in ((300, 200), (131, 77), (40, 500), (16, 16)):
+        gray = np.repeat(resize(coarse, height, width)[..., None], 3, 2)
+        write_image(tmp_path / "in" / f"{width}.png", gray.astype(np.uint8))
+    (tmp_path / "out").mkdir()
+    metrics = color(home, way, tmp_path / "out", tmp_path / "in")
+    assert "result" not in metrics  # no ground truth
+    assert not (tmp_path / "out" / "comparison.png").exists()
+    for path in (tmp_path / "in").iterdir():
+        gray, result = read_image(path), read_image(tmp_path / "out" / path.name)
+        assert result.shape == gray.shape
+        lightness = [rgb2lab(picture)[..., 0] for picture in (result, gray)]
         assert np.abs(lightness[0] - lightness[1]).mean() <= 1
 
 
@@ -157,7 +157,7 @@ def test_a_film_gets_a_report_suggested_frames_and_a_memory_video(home, tmp_path
     """Suggested frames that were colored by hand are not overwritten."""
     monkeypatch.chdir(tmp_path)
     source, name = draw_shots(tmp_path / "film.mkv", [(60, 9), (200, 6)]), "new: %d"
-    settings = {"overwrite": True, "start": 0.25, "response": "none"}  # to estimate the response takes seconds
+    settings = {"overwrite": True, "start": 0.25}
     color(home, "spatial", Path(f"{name}.mkv"), source, memory_video=True, **settings)
     page, folder = (tmp_path / f"{name}_report.html").read_text(encoding="utf-8"), tmp_path / f"{name}_color_these"
     assert "raw_image_drawn_" in page and "film.mkv" in page and folder.name in page
@@ -171,7 +171,7 @@ def test_a_film_gets_a_report_suggested_frames_and_a_memory_video(home, tmp_path
     write_image(suggested[0], draw_picture(0))
     color(home, "spatial", Path(f"{name}.mkv"), source, **settings)
     assert np.array_equal(read_image(suggested[0]), draw_picture(0))
-    color(home, "spatial", tmp_path / "none.mkv", source, suggest=0, response="none")
+    color(home, "spatial", tmp_path / "none.mkv", source, suggest=0)
     assert not (tmp_path / "none_color_these").exists() and not (tmp_path / "none_memory.mp4").exists()
 
 
@@ -179,9 +179,11 @@ def test_written_cut_lists_give_the_same_film(home, tmp_path):
     source = draw_shots(tmp_path / "film.mkv", [(60, 9), (200, 6), (60, 8)], rate=24)
     main([*flags(checkpoint=home / "memory" / "best.pt", input=source, output=tmp_path / "one.mkv"),
           "--write_cuts", "csv", "edl", "otio"])
-    for suffix in ("csv", "edl", "otio"):
-        color(home, "memory", tmp_path / "two.mkv", source, cuts=tmp_path / f"one.{suffix}", overwrite=True)
-        assert (tmp_path / "two.mkv").read_bytes() == (tmp_path / "one.mkv").read_bytes()
+    ends = [[shot.end for shot in read_cut_list(tmp_path / f"one.{suffix}", Fraction(24))]
+            for suffix in ("csv", "edl", "otio")]
+    assert ends == [[9, 15, 23]] * 3
+    color(home, "memory", tmp_path / "two.mkv", source, cuts=tmp_path / "one.edl", overwrite=True)
+    assert (tmp_path / "two.mkv").read_bytes() == (tmp_path / "one.mkv").read_bytes()
     (tmp_path / "mine.csv").write_text("Start Frame,End Frame\n1,4\n5,23\n")
     color(home, "memory", tmp_path / "two.mkv", source, cuts=tmp_path / "mine.csv", overwrite=True)
     lines = [json.loads(line) for line in (tmp_path / "two_shots.jsonl").read_text().splitlines()]
@@ -245,7 +247,7 @@ def test_finished_films_and_pictures_of_a_folder_are_skipped(home, tmp_path, cap
     draw_film(folder / "b.avi", times=range(3), sound=None)
     write_image(folder / "c.png", draw_picture(0))
     (folder / "bad.mkv").write_text("not a film")
-    settings = {"checkpoint": home / "spatial" / "best.pt", "input": folder, "output": output}
+    settings = {"checkpoint": home / "memory" / "best.pt", "input": folder, "output": output}
     with pytest.raises(UserError, match="1 of 3 films failed"):
         main(flags(**settings))
     assert "bad.mkv as a video" in capfd.readouterr().err
@@ -368,6 +370,25 @@ def bad_checkpoint(home, path, change):
     save_checkpoint(path, content)
 
 
+@pytest.fixture(scope="module")
+def bad_input(home, tmp_path_factory):
+    """A folder with input and checkpoints that cannot be used, and some that can. Nothing else may be written to it."""
+    folder = tmp_path_factory.mktemp("bad_input")
+    (folder / "empty").mkdir()
+    (folder / "notes.txt").write_text("notes")
+    (folder / "text.mp4").write_text("not a film")
+    (folder / "bad.png").write_bytes(b"")
+    write_image(folder / "gray.png", np.full((32, 32, 3), 99, np.uint8))
+    write_image(folder / "color.png", draw_picture(1))
+    draw_film(folder / "film.mp4", times=range(3))
+    (folder / "gan.pt").write_bytes((home / "gan" / "best.pt").read_bytes())
+    bad_checkpoint(home, folder / "part.pt", lambda content: content["colorizer"].popitem())
+    bad_checkpoint(home, folder / "shape.pt", lambda content: content["model_config"].update(width=8))
+    bad_checkpoint(home, folder / "names.pt", lambda content: content.pop("frames"))
+    bad_checkpoint(home, folder / "config.pt", lambda content: content["model_config"].update(new_setting=1))
+    return folder
+
+
 @pytest.mark.parametrize("settings, message", [
     ({"input": "missing"}, "missing does not exist"),
     ({"input": "empty"}, "empty contains neither a picture"),
@@ -396,25 +417,13 @@ def bad_checkpoint(home, path, change):
     ({"input": "film.mp4", "checkpoint": "gan.pt", "memory_video": True}, "memory, which is not used here"),
     ({"input": "film.mp4", "reference": "color.png", "memory_video": True}, "memory, which is not used here"),
 ])
-def test_bad_input_gives_a_message_of_one_line(home, tmp_path, monkeypatch, settings, message):
-    monkeypatch.chdir(tmp_path)
-    Path("empty").mkdir()
-    Path("notes.txt").write_text("notes")
-    Path("text.mp4").write_text("not a film")
-    Path("bad.png").write_bytes(b"")
-    write_image(Path("gray.png"), np.full((32, 32, 3), 99, np.uint8))
-    write_image(Path("color.png"), draw_picture(1))
-    draw_film(Path("film.mp4"), times=range(3))
-    Path("gan.pt").write_bytes((home / "gan" / "best.pt").read_bytes())
-    bad_checkpoint(home, Path("part.pt"), lambda content: content["colorizer"].popitem())
-    bad_checkpoint(home, Path("shape.pt"), lambda content: content["model_config"].update(width=8))
-    bad_checkpoint(home, Path("names.pt"), lambda content: content.pop("frames"))
-    bad_checkpoint(home, Path("config.pt"), lambda content: content["model_config"].update(new_setting=1))
+def test_bad_input_gives_a_message_of_one_line(home, bad_input, tmp_path, monkeypatch, settings, message):
+    monkeypatch.chdir(bad_input)
     before = sorted(Path().rglob("*"))
     with pytest.raises(UserError, match=message) as error:
-        main(flags(**{"checkpoint": home / "memory" / "best.pt", "output": "out", **settings}))
+        main(flags(**{"checkpoint": home / "memory" / "best.pt", "output": tmp_path / "out", **settings}))
     assert "\n" not in str(error.value)
-    assert sorted(path for path in Path().rglob("*") if path.name != "out") == before
+    assert sorted(Path().rglob("*")) == before
 
 
 def test_a_loaded_colorizer_colors_exactly_like_the_saved_one(home):
@@ -449,17 +458,6 @@ def test_the_configuration_is_that_of_the_checkpoint(home, tmp_path):
         torch.save(content, tmp_path / "bad.pt")
         with pytest.raises(UserError, match="bad.pt does not hold a complete colorizer"):
             Predictor.load(tmp_path / "bad.pt")
-
-
-def test_the_generator_gets_the_color_feature_of_the_reference(home, tmp_path, monkeypatch):
-    seen = []
-    forward = Colorizer.forward
-    monkeypatch.setattr(Colorizer, "forward",
-                        lambda self, L, v, *rest: (seen.append(v[0]), forward(self, L, v, *rest))[1])
-    reference = home / "train" / "raw_image_drawn_1.png"
-    color(home, "memory", tmp_path / "out.png", next((home / "test").iterdir()), reference=reference)
-    small = resize(rgb_to_lab(read_image(reference)), 128, 128)
-    assert torch.allclose(seen[0][0], torch.from_numpy(color_feature(small[..., 1:])))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

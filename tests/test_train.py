@@ -109,7 +109,7 @@ def test_settings_from_python_are_checked_against_the_choices(config):
 def test_training_ends_when_the_validation_exceeds_the_time_limit(data_path, tmp_path, monkeypatch):
     validate = train.validate
     monkeypatch.setattr(train, "validate", lambda *args: (time.sleep(1.5), validate(*args))[1])
-    assert len(run(data_path, tmp_path, end_epoch=50, max_minutes=0.02)) <= 2
+    assert len(run(data_path, tmp_path, end_epoch=50, max_minutes=0.02, **MODES["gan"])) <= 2
 
 
 def test_the_memory_may_have_fewer_slots_than_the_integrator_reads(tmp_path):
@@ -359,28 +359,28 @@ def test_the_best_checkpoint_is_the_last_within_tolerance(data_path, tmp_path, m
     assert content["epoch"] == best and content["best_ciede2000"] == min(errors[:best])
 
 
-@pytest.mark.parametrize("mode", ["gan", "integrator", "spatial"])
-def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(data_path, tmp_path, mode):
-    whole = run(data_path, tmp_path / "whole", end_epoch=4, save_freq=1, **MODES[mode])
-    # The files that are left when the run is killed after epoch 2.
+@pytest.mark.parametrize("settings", [MODES["gan"], {"use_feat_integrator": True}], ids=["gan", "all networks"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(data_path, tmp_path, settings):
+    whole = run(data_path, tmp_path / "whole", end_epoch=3, save_freq=1, **settings)
+    # The files that are left when the run is killed after epoch 1.
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    for name in ("epoch_0003.pt", "epoch_0004.pt", "last.pt"):
+    for name in ("epoch_0002.pt", "epoch_0003.pt", "last.pt"):
         (tmp_path / "cut" / name).unlink()
-    (tmp_path / "cut" / "last.pt").write_bytes((tmp_path / "cut" / "epoch_0002.pt").read_bytes())
-    resumed = run(data_path, tmp_path / "cut", end_epoch=4, save_freq=1, resume=True, **MODES[mode])
+    (tmp_path / "cut" / "last.pt").write_bytes((tmp_path / "cut" / "epoch_0001.pt").read_bytes())
+    resumed = run(data_path, tmp_path / "cut", end_epoch=3, save_freq=1, resume=True, **settings)
     timeless = [[{k: v for k, v in r.items() if "second" not in k} for r in log] for log in (whole, resumed)]
     assert timeless[0] == timeless[1]
     one, other = state_of(tmp_path / "whole" / "last.pt"), state_of(tmp_path / "cut" / "last.pt")
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
-    records = run(data_path, tmp_path / "cut", end_epoch=4, save_freq=1, start_epoch=3, **MODES[mode])
-    assert [r["epoch"] for r in records] == [1, 2, 3, 4]  # epoch 4 once, from the state of epoch 3
+    records = run(data_path, tmp_path / "cut", end_epoch=3, save_freq=1, start_epoch=2, **settings)
+    assert [r["epoch"] for r in records] == [1, 2, 3]  # epoch 3 once, from the state of epoch 2
     other = state_of(tmp_path / "cut" / "last.pt")
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_max_minutes_limits_training_and_schedule(data_path, tmp_path, monkeypatch):
-    records = run(data_path, tmp_path, end_epoch=10_000, max_minutes=0.05)
+    records = run(data_path, tmp_path, end_epoch=10_000, max_minutes=0.05, **MODES["gan"])
     assert 0 < records[-1]["epoch"] < 10_000
     content = load_checkpoint(tmp_path / "last.pt")
     assert content["epoch"] == records[-1]["epoch"]
@@ -389,13 +389,14 @@ def test_max_minutes_limits_training_and_schedule(data_path, tmp_path, monkeypat
 
 
 def test_another_run_is_only_overwritten_on_request(data_path, tmp_path):
-    run(data_path, tmp_path, end_epoch=1)
+    settings = {"end_epoch": 1, **MODES["gan"]}
+    run(data_path, tmp_path, **settings)
     (tmp_path / "mine.txt").write_text("of the user")
     before = (tmp_path / "last.pt").read_bytes()
     with pytest.raises(UserError, match="contains another run"):
-        run(data_path, tmp_path, end_epoch=1)
+        run(data_path, tmp_path, **settings)
     assert (tmp_path / "last.pt").read_bytes() == before
-    records = run(data_path, tmp_path, end_epoch=1, overwrite=True, seed=1)
+    records = run(data_path, tmp_path, overwrite=True, seed=1, **settings)
     assert len(records) == 1 and (tmp_path / "mine.txt").exists()
     assert (tmp_path / "last.pt").read_bytes() != before
 
@@ -446,5 +447,5 @@ def test_tensorboard_receives_scalars_and_samples(data_path, tmp_path, monkeypat
     scalars, images = [], []
     monkeypatch.setattr(SummaryWriter, "add_scalar", lambda self, name, value, epoch: scalars.append((name, epoch)))
     monkeypatch.setattr(SummaryWriter, "add_image", lambda self, name, image, epoch, dataformats: images.append(epoch))
-    run(data_path, tmp_path)
+    run(data_path, tmp_path, **MODES["gan"])
     assert images == [1, 2] and {("gen_l1", 1), ("val_ciede2000", 2)} <= set(scalars)
