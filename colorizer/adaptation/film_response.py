@@ -279,13 +279,14 @@ def match_cells(embed: EmbedFrames, memory: SpatialMemory, lightness: Sequence[n
     for L, query, slots in zip(lightness, queries, _similar_slots(memory, features, config), strict=True):
         keys, ab = (memory.rows(name, slots).flatten(0, 1).float() for name in ("keys", "ab"))
         keys, key_L = keys[:, :dim], keys[:, dim + 2] / memory.config.lightness_weight * L_SCALE
-        distance = keys.square().sum(1) - 2 * query @ keys.T  # (P, frames * P), without the constant |query|^2
-        nearest, back = distance.min(1), (distance + query.square().sum(1)[:, None]).T.contiguous().argmin(1)
-        mutual.append((back[nearest.indices] == torch.arange(len(query), device=query.device)).cpu().numpy())
+        own = query.square().sum(1)
+        nearest = torch.addmm(keys.square().sum(1), query, keys.T, alpha=-2).min(1)  # squared distances without ``own``
+        back = torch.addmm(own, keys[nearest.indices], query.T, alpha=-2).argmin(1)  # nearest query of these keys
+        mutual.append((back == torch.arange(len(query), device=query.device)).cpu().numpy())
         film_L.append(resize(L, grid, grid).flatten())
         memory_L.append(key_L[nearest.indices].cpu().numpy())
         colors.append(ab[nearest.indices].cpu().numpy() * AB_SCALE)
-        distances.append(nearest.values + query.square().sum(1))
+        distances.append(nearest.values + own)
     cells = np.concatenate(mutual).nonzero()[0]
     return Matches(cells, np.concatenate(film_L)[cells], np.concatenate(memory_L)[cells], np.concatenate(colors)[cells],
                    cells // grid**2 * config.parts // len(lightness), float(torch.cat(distances).mean()))

@@ -52,7 +52,7 @@ class ShotSampler:
         self.side, self.with_profiles, self.count = side, with_profiles, 0
         self.delay = TransitionConfig().max_delay
         self.recent = deque()  # (index, reduced planes, Profile) of frames that may be in a transition or later
-        self.sample: StreamSample[SampledFrame] = StreamSample(SHOT_SAMPLES)
+        self.sample: StreamSample[Any] = StreamSample(SHOT_SAMPLES)  # items as those of ``recent``
 
     def add(self, planes: Planes) -> None:
         """Add the next frame of the film."""
@@ -63,13 +63,13 @@ class ShotSampler:
             self._keep(*self.recent.popleft())
 
     def _keep(self, index, planes, profile):
-        def make():
-            rgb = planes.rgb(self.side, self.side)
-            lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab)
-            lab[..., 0] = without_screen(planes.lightness(self.side))
-            return SampledFrame(index, lab, np.rint(rgb * 255).astype(np.uint8), profile)
+        self.sample.add(lambda: (index, planes, profile))
 
-        self.sample.add(make)
+    def _convert(self, index, planes, profile):
+        rgb = planes.rgb(self.side, self.side)
+        lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab)
+        lab[..., 0] = without_screen(planes.lightness(self.side))
+        return SampledFrame(index, lab, np.rint(rgb * 255).astype(np.uint8), profile)
 
     def end_shot(self, boundary: Boundary) -> tuple[list[SampledFrame], Transition | None]:
         """End the current shot at ``boundary`` and start the next. Return the samples of the ended shot and the
@@ -78,7 +78,8 @@ class ShotSampler:
             self._keep(*self.recent.popleft())
         while self.recent and self.recent[0][0] < boundary.end:
             self.recent.popleft()
-        samples, self.sample = self.sample.items(), StreamSample(SHOT_SAMPLES)
+        samples = [self._convert(*frame) for frame in self.sample.items()]
+        self.sample = StreamSample(SHOT_SAMPLES)
         if boundary.start == boundary.end:
             return samples, None
         following = without_screen(self.recent[0][1].lightness(self.side)).astype(np.float16)
