@@ -500,3 +500,9 @@ def test_frame_and_tools_fit_on_the_screen(browser, colored, size):
             box = page.locator(f".studio.editor {selector}").bounding_box()
             assert box["y"] + box["height"] <= size[1] and box["x"] + box["width"] <= size[0], selector
         assert page.locator(".studio.editor canvas").bounding_box()["height"] > size[1] / 2
+        page.get_by_role("tab", name="Palette").click()
+        page.wait_for_selector(".studio.palette[data-shown]")
+        for selector in (".frame", ".time", "[data-action=import]", "[data-action=restore]", ".groups"):
+            box = page.locator(f".studio.palette {selector}").bounding_box()
+            assert box["y"] + box["height"] <= size[1] and box["x"] + box["width"] <= size[0], selector
+        assert page.locator(".studio.palette .frame").bounding_box()["height"] > size[1] / 2

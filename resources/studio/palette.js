@@ -99,7 +99,7 @@
           aria-label="${escape(color.name)} of ${escape(each.name)}">${color.locked ? LOCK : ""}</button>`).join("")}</div></div>`).join("");
       if (html !== groups) $(".groups").innerHTML = groups = html;
       root.dataset.version = `${state.version}`;
-      select(selected, find(selected)?.color === before ? replacement : undefined);  // do not disturb the user
+      select(selected, before && find(selected)?.color === before ? replacement : undefined);  // do not disturb the user
     }
     // Call a function that changes the palette, and show the result.
     async function change(called, data, then = selected) {
