@@ -40,6 +40,7 @@ class NamedColorConfig:
 class Shades(NamedTuple):
     """A color at all levels of L: its own ab, proportionally less in shadows, and limited to sRGB."""
 
+    color: str  # "#rrggbb"
     L: float  # of the color itself
     direction: np.ndarray  # (2,) unit vector of ab
     chroma: np.ndarray  # (LEVELS,) at L from 0 to 100
@@ -52,7 +53,7 @@ class Shades(NamedTuple):
         chroma, L = np.hypot(*lab[1:]), float(luma_lightness(lab_to_rgb(lab[None, None]))[0, 0])
         direction = lab[1:] / chroma if chroma else np.array([1, 0], np.float32)
         share = np.minimum(L_OF_LEVEL / max(L - config.shadow_depth, 1), 1)
-        return cls(L, direction, np.asarray(chroma * np.minimum(share, _gamut_share(lab[1:])), np.float32))
+        return cls(color, L, direction, np.asarray(chroma * np.minimum(share, _gamut_share(lab[1:])), np.float32))
 
     def ab(self, level: np.ndarray) -> np.ndarray:
         """Return the ab (..., 2) of the color at the levels of L, indices (...,) of ``chroma``."""
@@ -103,16 +104,19 @@ class NamedColors:
         """``colors`` are those of a palette file; ``learned`` are "#rrggbb"."""
         self.config = config = config or NamedColorConfig()
         self.colors = list(colors)
-        self.locked = [color for color in self.colors if color.locked]
-        content = [[color[2:] for color in self.colors], list(learned), config]
-        self.digest = hashlib.sha256(repr(content).encode()).hexdigest() if self.locked else ""
+        locked = {color.replaces or color.color: color for color in self.colors if color.locked}
+        self.locked = [locked[color] for color in sorted(locked)]
         self._new = [Shades.of(color.color, config) for color in self.locked]
         self._old = [[Shades.of(color.replaces or color.color, config)] for color in self.locked]
         self._others, weight = list[Shades](), config.lightness_weight
+        self._same: list[list[int]] = []  # numbers of nearly equal locked colors, which have a hard boundary
+        for number, (shades,) in enumerate(self._old):
+            near = [same for same in self._same if self._old[same[0]][0].distance(shades, weight) < config.margin]
+            (near[0].append(number) if near else self._same.append([number]))
         for shades in (Shades.of(color.color, config) for color in self.colors if not color.locked):
             # Pixels cannot fully have a locked color if an unlocked one, such as that of another character, is as near.
-            near = [group for group in self._old if group[0].distance(shades, weight) < config.margin]
-            (near[0] if near else self._others).append(shades)
+            groups = [group for group in self._old if group[0].distance(shades, weight) < config.margin]
+            (groups[0] if groups else self._others).append(shades)
         named = [*(group[0] for group in self._old), *self._others]
         known = [Shades.of(color, config) for color in learned]
         self._targets = np.array([shades.ab(np.arange(LEVELS)) for shades in self._new])
@@ -122,6 +126,10 @@ class NamedColors:
                 (self._old[nearest] if nearest < len(self._old) else self._others).append(shades)
         if self.locked:  # those that rule out most pixels first
             self._others.sort(key=lambda shades: min(group[0].distance(shades, weight) for group in self._old))
+        content = [[color[2:], sorted(shades.color for shades in group)]
+                   for color, group in zip(self.locked, self._old, strict=True)]
+        content = [content, sorted(shades.color for shades in self._others), config]
+        self.digest = hashlib.sha256(repr(content).encode()).hexdigest() if self.locked else ""
         self.unknown = [self._explain(color, learned[int(np.argmin(distances))])
                         for color, (shades, *_) in zip(self.locked, self._old, strict=True)
                         if min(distances := [shades.distance(other, weight) for other in known], default=0)
@@ -155,10 +163,12 @@ class NamedColors:
         config, (a, b), far = self.config, np.ascontiguousarray(ab.T)[..., None], np.float32(1e6)
         nearest, second = np.full(level.shape, far), np.full(level.shape, far)
         label = np.zeros(level.shape, np.intp)
-        for number, group in enumerate(self._old):
-            distance = np.minimum.reduce([each.squared_distance((a, b), level, config.lightness_weight)
-                                          for each in group])
-            label[distance < nearest] = number
+        for numbers in self._same:
+            distances = [np.minimum.reduce([each.squared_distance((a, b), level, config.lightness_weight)
+                                            for each in self._old[number]]) for number in numbers]
+            distance = np.minimum.reduce(distances)
+            for number, own in zip(numbers, distances, strict=True):
+                label[(own == distance) & (distance < nearest)] = number
             np.minimum(second, np.maximum(nearest, distance), out=second)
             np.minimum(nearest, distance, out=nearest)
         pixels = np.flatnonzero(nearest < config.zero_distance**2)

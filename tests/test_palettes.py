@@ -199,6 +199,25 @@ def test_pixels_that_are_left_out_have_no_locked_color():
     assert 0.1 < (result != ab).any(-1).mean() < 0.4
 
 
+@pytest.mark.parametrize("other", [RED, "#d12a3a"])
+def test_the_same_color_of_two_characters_can_be_locked(other):
+    L, lab = flat("#cd2a3a", GREEN)
+    ab = NamedColors([locked(RED), locked(other)._replace(character="bo")], [GREEN]).apply(lab[..., 1:], L)
+    assert min(np.abs(ab[:, :24] - hex_to_lab(color)[1:]).max() for color in (RED, other)) < 1e-4
+
+
+def test_the_digest_changes_only_with_the_result():
+    """It neither depends on names, nor on the order of entries, nor on names of colors that are known anyway."""
+    colors, learned = [locked(BLUE, RED), locked(GREEN), NamedColor("ruby", "fur", "#e0c020")], [RED, GREEN, WALL]
+    digests = [NamedColors(each, learned).digest for each in (
+        colors, colors[::-1], [color._replace(name="a", character="b") for color in colors],
+        [*colors, NamedColor("room", "wall", WALL)])]
+    assert len(set(digests)) == 1
+    assert len({*digests, *(NamedColors(each, known).digest for each, known in (
+        (colors[:2], learned), (colors[1:], learned), ([locked(WALL, RED), *colors[1:]], learned),
+        (colors, learned[:2])))}) == 5
+
+
 def test_an_exchanged_color_leaves_no_fringe():
     """The edges are anti-aliased; the wall keeps its color."""
     mask = cv2.resize(cv2.circle(np.zeros((768, 768), np.uint8), (384, 384), 250, 255, -1), (96, 96),
