@@ -62,8 +62,8 @@ class PaletteStore:
 
     @staticmethod
     def key(palettes: Sequence[ScopedPalette]) -> list[Any]:
-        """Return what colors depend on, as plain values: all except names; [] if no color is locked."""
-        return [[each.scope, [color[2:] for color in each.colors],
+        """Return what colors depend on, as plain values: all except names and order; [] if no color is locked."""
+        return [[each.scope, sorted((color[2:] for color in each.colors), key=str),
                  None if each.frame is None else hashlib.sha256(each.frame.tobytes()).hexdigest()]
                 for each in palettes] if any(color.locked for each in palettes for color in each.colors) else []
 

@@ -95,7 +95,7 @@ def test_names_do_not_change_the_colors_of_the_film(tmp_path):
         assert project.coloring_key() == key
         project.palette.save([FUR._replace(locked=True), EYES])
         locked = project.coloring_key()
-        project.palette.save([FUR._replace(locked=True, name="hair"), EYES])
+        project.palette.save([EYES, FUR._replace(locked=True, name="hair", character="hero")])
         assert project.coloring_key() == locked != key
         project.palette.save([FUR._replace(locked=True, color="#102030", replaces=FUR.color), EYES])
         assert project.coloring_key() not in (locked, key)
