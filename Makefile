@@ -1,12 +1,12 @@
 # make demo    train on the bundled episode and color the next one
 # make studio  correct a film by hand on a local web page
-# make test    run lint and all tests
+# make test    run lint and the tests, except for the slow ones
 # make bench   measure the speed
 # Each target first creates .venv. Packages that only the studio, or tests and benchmarks, need are added on demand.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo studio test bench lint fuzz clean
+.PHONY: demo studio test bench lint fuzz exhaustive clean
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -49,6 +49,10 @@ lint: .venv/installed-dev
 # Read damaged pictures, videos and checkpoints: 500 cases of each of 14 kinds. `make test` runs 25 of each.
 fuzz: .venv/installed-dev
 	FUZZ_CASES=500 $(BIN)/python -m pytest tests/test_fuzz.py
+
+# Tests that take minutes: training runs that are killed at each critical point, torchrun on two machines, ...
+exhaustive: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m slow
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache

@@ -1,8 +1,8 @@
 """Fault injection for training: ``python tests/faults.py`` prints a table. test_resume.py runs it with few
 interruptions.
 
-An uninterrupted run is compared with one that is killed at each of CRITICAL_POINTS and resumed, and with runs that are
-interrupted repeatedly at random times. All runs are forked from this process, which has already imported torch.
+An uninterrupted run is compared with one that is killed at some of CRITICAL_POINTS and resumed, and with runs that are
+interrupted repeatedly at random times. All runs are forked from this process, which has already imported all packages.
 """
 
 import argparse
@@ -18,8 +18,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import onnx  # noqa: F401  this and the next four are imported by each training run, which takes seconds
+import onnxruntime  # noqa: F401
+import sklearn.cluster  # noqa: F401
+import sklearn.decomposition  # noqa: F401
 import torch
-import torch._dynamo  # noqa: F401  imported by each optimizer, which takes seconds; here once for all runs
+import torch._dynamo  # noqa: F401
 from drawn import be_quick, draw_dataset
 
 import train
@@ -119,18 +123,18 @@ def results(save_path):
     return kept, [{name: value for name, value in line.items() if "second" not in name} for line in lines]
 
 
-def kill_at_critical_points(data_path, save_path, whole):
-    """Kill a run at each of CRITICAL_POINTS and resume it. Returns how often it was killed, and 1 if its results differ
-    from ``whole``, those of the uninterrupted run, else 0."""
-    died = sum(finish(*start(data_path, save_path, point=point))[0] == -signal.SIGKILL
-               for point in CRITICAL_POINTS.values())
+def kill_at_critical_points(data_path, save_path, whole, points):
+    """Kill a run at each of ``points``, names in CRITICAL_POINTS, and resume it. Returns how often it was killed, and 1
+    if its results differ from ``whole``, those of the uninterrupted run, else 0."""
+    died = sum(finish(*start(data_path, save_path, point=CRITICAL_POINTS[name]))[0] == -signal.SIGKILL
+               for name in points)
     code, _ = finish(*start(data_path, save_path))
     assert code == 0, save_path.with_suffix(".txt").read_text()
     return died, int(results(save_path) != whole)
 
 
-def interrupt(folder, counts, seed=0):
-    """Kill a run at each of CRITICAL_POINTS, and interrupt other runs at random: ``counts`` is {signal name: times}.
+def interrupt(folder, points, counts, seed=0):
+    """Kill a run at each of ``points``, and interrupt other runs at random: ``counts`` is {signal name: times}.
 
     Returns the lines of a table, the number of runs with other results than the uninterrupted run, and the number of
     interruptions with an unexpected exit code.
@@ -142,7 +146,7 @@ def interrupt(folder, counts, seed=0):
     duration = time.monotonic() - began
     assert code == 0, (folder / "whole.txt").read_text()
     whole = results(folder / "whole")
-    survived, wrong_runs = kill_at_critical_points(data_path, folder / "points", whole)
+    survived, wrong_runs = kill_at_critical_points(data_path, folder / "points", whole, points)
 
     left = [name for name, count in counts.items() for _ in range(count)]
     rng.shuffle(left)
@@ -180,13 +184,15 @@ def interrupt(folder, counts, seed=0):
         wrong_runs += not same
         print(f"run {round_number}: {interruptions} interruptions, {steps_taken - whole_steps} of {whole_steps} steps "
               f"repeated, results {'equal' if same else 'DIFFER'}", file=sys.stderr)
-    lines = [f"| kill -9 at each critical point | {len(CRITICAL_POINTS)} | {survived} |",
+    lines = [f"| kill -9 at each critical point | {len(points)} | {survived} |",
              *(f"| {name} | {tried[name]} | {tried[name] - wrong_codes[name]} |" for name in counts)]
-    return lines, wrong_runs, sum(wrong_codes.values()) + len(CRITICAL_POINTS) - survived
+    return lines, wrong_runs, sum(wrong_codes.values()) + len(points) - survived
 
 
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--points", nargs="*", choices=CRITICAL_POINTS, default=list(CRITICAL_POINTS), metavar="NAME",
+                        help="critical points at which a run is killed")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--stops", type=int, default=20, help="number of interruptions by Ctrl-C, and by SIGTERM")
     parser.add_argument("--seed", type=int, default=0)
@@ -195,7 +201,7 @@ def main(argv):
     counts = {"kill -9": args.kills, "Ctrl-C": args.stops, "SIGTERM": args.stops}
     memory = Path("/dev/shm")  # a checkpoint is written after each step
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        lines, wrong_runs, wrong_codes = interrupt(Path(folder), counts, args.seed)
+        lines, wrong_runs, wrong_codes = interrupt(Path(folder), args.points, counts, args.seed)
     print("\n".join(["| fault | tried | survived |", "|---|---|---|", *lines]))
     print(f"runs with other results than the uninterrupted one: {wrong_runs}")
     sys.exit(bool(wrong_runs or wrong_codes))

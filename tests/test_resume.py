@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from drawn import draw_dataset
-from faults import results
+from faults import CRITICAL_POINTS, results
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fileio.checkpoints import load_checkpoint, save_checkpoint
@@ -46,13 +46,18 @@ def trained(data_path, tmp_path_factory):
 # Interruptions
 
 
-def test_runs_that_are_killed_and_resumed_equal_an_uninterrupted_one():
+@pytest.mark.parametrize("points, times", [
+    (["write last.pt after best.pt"], 0), pytest.param(list(CRITICAL_POINTS), 1, marks=pytest.mark.slow)],
+    ids=["few", "all"])
+def test_runs_that_are_killed_and_resumed_equal_an_uninterrupted_one(points, times):
     """Run faults.py, which compares results bitwise, with few interruptions."""
-    done = subprocess.run([sys.executable, HERE / "faults.py", "--kills", "1", "--stops", "1"], capture_output=True,
-                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600)
+    done = subprocess.run([sys.executable, HERE / "faults.py", "--points", *points, "--kills", str(times), "--stops",
+                           str(times)], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                          timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    for line in ("| kill -9 at each critical point | 8 | 8 |", "| kill -9 | 1 | 1 |", "| Ctrl-C | 1 | 1 |",
-                 "| SIGTERM | 1 | 1 |", "uninterrupted one: 0"):
+    for line in (f"| kill -9 at each critical point | {len(points)} | {len(points)} |",
+                 *(f"| {name} | {times} | {times} |" for name in ("kill -9", "Ctrl-C", "SIGTERM")),
+                 "uninterrupted one: 0"):
         assert line in done.stdout
 
 
@@ -244,10 +249,9 @@ def test_gradient_norms_are_clipped(data_path, tmp_path, monkeypatch):
 
 
 def test_equal_seeds_give_equal_runs_with_any_number_of_workers(data_path, tmp_path):
-    for name, settings in (("one", {}), ("same", {}), ("workers", {"num_workers": 2}), ("other", {"seed": 1})):
-        main(flags(data_path, tmp_path / name, **settings))
     kept = {}
-    for name in ("one", "same", "workers", "other"):
+    for name, settings in (("one", {}), ("same", {}), ("workers", {"num_workers": 2}), ("other", {"seed": 1})):
+        main(flags(data_path, tmp_path / name, end_epoch=1, **settings))
         checkpoints, log = results(tmp_path / name)
         kept[name] = {key: value for key, value in checkpoints.items() if not key.endswith("num_workers")}, log
     assert kept["one"] == kept["same"] == kept["workers"] != kept["other"]

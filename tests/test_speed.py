@@ -84,6 +84,7 @@ def test_the_colors_of_a_film_of_one_picture_are_equal(tmp_path):
     assert pictures[0].std() > 5 and np.abs(pictures[0] - pictures[1]).mean() < 3
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs(tmp_path, monkeypatch, capsys):
     for name, value in {"WIDTH": 4, "BATCH": 2, "SIZES": (128,), "STYLE_HIDDEN": 32, "PICTURES": 4,
                         "SET_SIZES": (8, 16), "CLIP_SECONDS": 1, "REFERENCE_FRAMES": 2,

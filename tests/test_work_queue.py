@@ -14,10 +14,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import isolated
 import numpy as np
 import pytest
 import torch.distributed as dist
 from drawn import StubPredictor, draw_dataset, draw_film, draw_picture, draw_shots
+from isolated import TIMEOUT
 from test_train import MODES, flags
 
 import dataset_generator as generator
@@ -33,7 +35,6 @@ from film.render.work_queue import WorkQueue
 from film.render.worker_group import WorkerGroup, run_isolated
 from utils import UserError, run_cli
 
-TIMEOUT = 120  # seconds, for slow operations
 SHOTS = [(60, 7), (200, 5), (110, 9), (220, 6), (30, 5), (160, 8)]
 
 
@@ -171,12 +172,12 @@ def test_a_film_gets_a_new_owner_only_after_its_last_helper_has_left():
     assert one._claim(["film"], False) == "film"
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_idle_processes_help_with_one_film(tmp_path, size):
+def test_idle_processes_help_with_one_film(tmp_path):
     """The error of a helper is the error of the film."""
+    size = 3
     source, store = draw_shots(tmp_path / "in.mkv", SHOTS), dist.HashStore()
     expected = color_film(StubPredictor(), VideoFile(source), tmp_path / "one.mkv")
-    helpers, records = [], {}
+    helped, records = threading.Event(), {}
 
     def process(rank, name, predictor, errors):
         group = WorkerGroup(store, rank, size)
@@ -186,7 +187,7 @@ def test_idle_processes_help_with_one_film(tmp_path, size):
             records[key] = work.run_as_owner(WorkQueue(group, key))
 
         def help(key, queue):
-            helpers.append(rank)
+            helped.set()
             work.run_as_helper(WorkQueue(group, key, queue))
 
         errors[rank] = group.run_all([name], own, help)
@@ -204,17 +205,18 @@ def test_idle_processes_help_with_one_film(tmp_path, size):
     def broken():
         raise UserError("a predictor is broken")
 
-    class Slow(StubPredictor):
+    class Helped(StubPredictor):
         def predict(self, *args):
-            time.sleep(0.2)  # leaves shots for the helpers
+            assert helped.wait(TIMEOUT)
             return super().predict(*args)
 
-    assert run("all.mkv", [Slow() for _ in range(size)]) == [{}] * size and helpers
+    assert run("all.mkv", [Helped() for _ in range(size)]) == [{}] * size
     assert (tmp_path / "all.mkv").read_bytes() == (tmp_path / "one.mkv").read_bytes()
     assert without_seconds(tmp_path / "all_shots.jsonl") == without_seconds(tmp_path / "one_shots.jsonl")
     assert [r.log_line() | {"seconds": 0} for r in records["all.mkv"]] == [
         r.log_line() | {"seconds": 0} for r in expected]
-    failed = run("bad.mkv", [Slow(0, broken) for _ in range(size)])
+    helped.clear()
+    failed = run("bad.mkv", [Helped(0, broken) for _ in range(size)])
     assert failed == [{"bad.mkv": "a predictor is broken"}] * size and not (tmp_path / "bad.mkv").exists()
 
 
@@ -317,75 +319,26 @@ def test_a_single_process_keeps_a_computed_value_out_of_the_store():
 # Subprocess isolation
 
 
-def share_with_a_process_that_dies(group, deadly):
-    def own(key):
-        if key == deadly:
-            os._exit(9)
-
-    return group.run_all(["a", "b", "c"], own)
-
-
-def share_with_errors(group):
-    def own(key):
-        if key == "a":
-            raise MemoryError
-        if key == "b":
-            raise UnpicklableError("spam", "eggs")
-
-    return group.run_all(["a", "b", "c"], own)
-
-
-class UnpicklableError(Exception):
-    def __init__(self, message, details):
-        super().__init__(message)
-
-
-def fail(group):
-    raise UnpicklableError("spam", "eggs")
-
-
-def end(group):
-    os._exit(7)
-
-
-def kill(group):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def refuse(group):
-    raise UserError("there is no checkpoint")
-
-
 def test_a_file_that_kills_the_subprocess_does_not_stop_the_others(capfd):
-    errors = run_isolated(["a", "b", "c"], share_with_a_process_that_dies, "b")
+    errors = run_isolated(["a", "b", "c"], isolated.share_with_a_process_that_dies, "b")
     assert list(errors) == ["b"] and "the process that worked on b ended 2 times" in str(errors["b"])
     assert capfd.readouterr().err.count("while working on b, its process ended with exit code 9") == 2
     with pytest.raises(UserError, match="cannot be started: its process ended with exit code 7"):
-        run_isolated(["a"], end)
+        run_isolated(["a"], isolated.end)
     with pytest.raises(UserError, match="there is no checkpoint"):
-        run_isolated(["a"], refuse)
+        run_isolated(["a"], isolated.refuse)
     with pytest.raises(UserError, match="by the signal 'Killed' .if the memory is full, lower --batch_size"):
-        run_isolated(["a"], kill)
+        run_isolated(["a"], isolated.kill)
 
 
 def test_an_error_in_the_subprocess_is_reported_as_what_it_is(capfd):
     """No file is tried again, and an error is not taken for a lack of memory."""
-    errors = run_isolated(["a", "b", "c"], share_with_errors)
+    errors = run_isolated(["a", "b", "c"], isolated.share_with_errors)
     assert list(errors) == ["a", "b"] and "--batch_size" in str(errors["a"]) and "--img_size" in str(errors["a"])
     assert str(errors["b"]) == "internal error: UnpicklableError: spam; report it with the traceback"
     assert (printed := capfd.readouterr().err).count("UnpicklableError: spam\n") == 1 == printed.count("Traceback")
     with pytest.raises(RuntimeError, match="(?s)Traceback.*UnpicklableError: spam"):
-        run_isolated(["a"], fail)
-
-
-def work_long(group, folder):
-    """Write the process id into a file named after the key, then sleep."""
-    def own(key):
-        (folder / f".{key}").write_text(str(os.getpid()))
-        os.replace(folder / f".{key}", folder / key)
-        time.sleep(TIMEOUT)  # longer than the test waits for the process to end
-
-    group.run_all(["a", "b"], own)
+        run_isolated(["a"], isolated.fail)
 
 
 def alive(process):
@@ -411,7 +364,7 @@ def test_the_subprocess_ends_with_its_parent(tmp_path):
     for way in ways:
         (tmp_path / way).mkdir()
         with open(tmp_path / f"{way}.txt", "w") as printed:
-            runs[way] = start([sys.executable, __file__, "apart", tmp_path / way], printed)
+            runs[way] = start([sys.executable, isolated.__file__, tmp_path / way], printed)
     try:
         for way, process in runs.items():
             wait_until((tmp_path / way / "a").exists)
@@ -494,6 +447,7 @@ def starts(folder):
     return [tuple(line.split()[:2]) for line in (folder / "starts.txt").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_two_machines_with_two_processes_each_give_the_output_of_one_process(home, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -518,11 +472,8 @@ def test_a_killed_process_is_restarted_and_nothing_is_lost(home, tmp_path):
     assert len(started) <= len(set(started)) + 2  # the shots that were in progress
 
 
-def main(way, *folders):
-    if way == "apart":
-        run_isolated(["a", "b"], work_long, Path(folders[0]))
-        return
-    home, folder = map(Path, folders)
+def main(way, home, folder):
+    home, folder = Path(home), Path(folder)
     color_shot = rendering.FilmRendering._color_shot
 
     def watched(work, number, *rest):
@@ -538,5 +489,4 @@ def main(way, *folders):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores SIGINT in background processes
     run_cli(lambda argv: main(*argv))
