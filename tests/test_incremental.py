@@ -250,7 +250,7 @@ class Corrected(StubPredictor):
         return f"{self._change(palette)} for {len(embeddings)} frames"
 
 
-SHOTS = [(60, 12), (200, 10), (110, 12), (190, 8)]
+SHOTS = [(60, 7), (200, 6), (110, 7), (190, 5)]
 
 
 def color_shots(source, output, change=0, predictor=None, **settings):
@@ -262,13 +262,13 @@ def color_shots(source, output, change=0, predictor=None, **settings):
 @pytest.mark.parametrize("suffix, codec", [(".mp4", None), (".mkv", None), (".webm", None), (".mkv", "hevc")])
 def test_unchanged_shots_are_copied_from_all_containers_and_codecs(tmp_path, suffix, codec):
     source, output, whole = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / f"out{suffix}", tmp_path / f"all{suffix}"
-    assert color_shots(source, output, codec=codec) == 42
+    assert color_shots(source, output, codec=codec) == 25
     before = output.read_bytes()
-    assert color_shots(source, output, 20, codec=codec) == 18  # the second and the fourth
+    assert color_shots(source, output, 20, codec=codec) == 11  # the second and the fourth
     color_shots(source, whole, 20, codec=codec)
     assert output.read_bytes() == whole.read_bytes() != before
-    assert len(planes_in(output)) == 42
-    assert color_shots(source, output, codec=codec) == 18
+    assert len(planes_in(output)) == 25
+    assert color_shots(source, output, codec=codec) == 11
     assert output.read_bytes() == before
     assert not list(segment_folder(output).glob("*.segment"))  # the frames are stored once
 
@@ -287,17 +287,17 @@ def test_an_interrupted_update_continues(tmp_path):
     color_shots(source, other, 20)
     before, after = output.read_bytes(), other.read_bytes()
     with pytest.raises(Stop):
-        color_shots(source, output, predictor=Corrected(20, fail_at=14, action=stop))
+        color_shots(source, output, predictor=Corrected(20, fail_at=9, action=stop))
     assert output.read_bytes() == before and not is_complete(VideoFile(source), output)
-    assert color_shots(source, output, 20) == 8  # the second shot was finished
+    assert color_shots(source, output, 20) == 5  # the second shot was finished
     assert output.read_bytes() == after and is_complete(VideoFile(source), output)
     with pytest.raises(Stop):
-        color_shots(source, output, predictor=Corrected(0, fail_at=14, action=stop))
-    assert color_shots(source, output, 20) == 10 and output.read_bytes() == after  # the fourth shot is still joined
+        color_shots(source, output, predictor=Corrected(0, fail_at=9, action=stop))
+    assert color_shots(source, output, 20) == 6 and output.read_bytes() == after  # the fourth shot is still joined
     third = tmp_path / "third.mp4"
     with pytest.raises(Stop):
-        color_shots(source, third, predictor=Corrected(0, fail_at=21, action=stop))
-    assert color_shots(source, third, 20) == 30 and third.read_bytes() == after  # the first shot was finished
+        color_shots(source, third, predictor=Corrected(0, fail_at=12, action=stop))
+    assert color_shots(source, third, 20) == 18 and third.read_bytes() == after  # the first shot was finished
 
 
 def test_the_old_film_stays_if_it_cannot_be_replaced(tmp_path, monkeypatch):

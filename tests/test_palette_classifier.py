@@ -239,18 +239,18 @@ def test_a_trained_classifier_recognizes_new_frames_of_its_series(tmp_path):
     data = ColorizationDataset(sorted(tmp_path.iterdir()), 128)
     training_data = ColorizationDataset(sorted(tmp_path.iterdir())[:8], 128)
     torch.manual_seed(0)
-    classifier = PaletteClassifierConfig(input_size=512, training_views=16, training_steps=150)
+    classifier = PaletteClassifierConfig(input_size=256, training_views=16, training_steps=150)
     config = TrainConfig(width=4, img_size=128, palette_classifier=classifier)
     colorizer = Colorizer(build_model_config(config, 8), None)
     train_palette_classifier(training_data, colorizer, nullcontext, TrainConfig())
     logits = classify_pictures(data, [8], colorizer, nullcontext).float()
-    assert logits.shape == (1, 48, 128, 128)
+    assert logits.shape == (1, 48, 64, 64)
     colors = colorizer.palette_classifier.palette[logits[0].argmax(0)]
-    ground_truth = cv2.resize(rgb_to_lab(draw_picture(8)), (128, 128), interpolation=cv2.INTER_AREA)
+    ground_truth = cv2.resize(rgb_to_lab(draw_picture(8)), (64, 64), interpolation=cv2.INTER_AREA)
     ground_truth = torch.from_numpy(ground_truth[..., 1:])
     assert ((colors - ground_truth).norm(dim=2) < 15).float().mean() > 0.9
     square = ground_truth[..., 1] < -40
-    assert square.sum() > 80 and ((colors - ground_truth).norm(dim=2)[square] < 30).float().mean() > 0.7
+    assert square.sum() > 20 and ((colors - ground_truth).norm(dim=2)[square] < 30).float().mean() > 0.7
 
 
 @pytest.mark.parametrize("settings, message", [

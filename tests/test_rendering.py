@@ -336,7 +336,7 @@ def test_the_number_of_frames_in_memory_is_bounded(tmp_path, monkeypatch):
                 self.peak = max(self.peak, len(self.alive))
                 yield pts, duration, planes
 
-    source, returned = draw_shots(tmp_path / "in.mkv", [(60, 100), (200, 120)]), []
+    source, returned = draw_shots(tmp_path / "in.mkv", [(60, 60), (200, 70)]), []
     monkeypatch.setattr(video, "return_freed_memory", lambda: returned.append(True))
     for name, large, bound in (("small", rendering.LARGE_FRAME_PIXELS, 20 + 6 * 4), ("large", 1, 12 + 5 * 4)):
         film = Watched(source)

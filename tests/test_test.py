@@ -468,6 +468,11 @@ RUBY_WALKS, BO_WALKS, TWINS_TALK = 28, 172, 216  # frames of different shots of 
 GUESSED = SpatialConfig(color_weight=0.1)  # for a generator that is almost untrained and predicts gray
 
 
+def half_frame(frame, **settings):
+    """Return a frame of the sample film, or a mask of it, at half its width and height."""
+    return np.ascontiguousarray(draw_frame(1, frame, **settings)[::2, ::2])
+
+
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
     """A folder with run/, a network trained for two steps on frames of the sample film, and corrected/.
@@ -477,19 +482,19 @@ def sample(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("sample")
     for frame in (8, RUBY_WALKS, 48, 160, 190, 290):
-        write_image(folder / "data" / "train" / f"frame_{frame}.png", draw_frame(1, frame))
+        write_image(folder / "data" / "train" / f"frame_{frame}.png", half_frame(frame))
     with pytest.MonkeyPatch.context() as patch:
         train.train(TrainConfig(data_path=str(folder / "data"), save_path=str(folder / "run"), width=4, end_epoch=1,
                                 spatial=GUESSED))
         patch.setitem(PALETTE, "ruby", PALETTE["tilo"])
-        write_image(folder / "corrected" / "ruby_is_teal.png", draw_frame(1, RUBY_WALKS))
+        write_image(folder / "corrected" / "ruby_is_teal.png", half_frame(RUBY_WALKS))
         write_image(folder / "corrected" / "waits.png", np.full((32, 32, 3), 99, np.uint8))
     return folder
 
 
 def share_of_teal(path, frame):
     """Return the share of the red character that is nearer to teal than to red in a colored frame."""
-    ab = rgb_to_lab(read_image(path))[draw_frame(1, frame, mask_of="ruby")][:, 1:]
+    ab = rgb_to_lab(read_image(path))[half_frame(frame, mask_of="ruby")][:, 1:]
     red, teal = (np.linalg.norm(ab - rgb_to_lab(np.uint8([[PALETTE[name]]]))[0, 0, 1:], axis=1)
                  for name in ("ruby", "tilo"))
     return (teal < red).mean()
@@ -499,7 +504,7 @@ def test_a_reference_changes_similar_frames_without_training(sample, tmp_path, c
     """The corrected frame and a later frame of its shot follow the reference, another shot stays the same, and the
     saved checkpoint gives the same colors."""
     for frame in (RUBY_WALKS, RUBY_WALKS + 4, BO_WALKS):
-        write_image(tmp_path / "in" / f"{frame}.png", draw_frame(1, frame))
+        write_image(tmp_path / "in" / f"{frame}.png", half_frame(frame))
     asked = {"input": tmp_path / "in", "precision": "fp32"}
     main(flags(checkpoint=sample / "run" / "last.pt", output=tmp_path / "before", **asked))
     main(flags(checkpoint=sample / "run" / "last.pt", output=tmp_path / "after", references=sample / "corrected",
@@ -522,9 +527,9 @@ def right_hue(path, frame):
     """Return the share of the twins' pixels that have the hue of the right twin in a colored frame."""
     ab, right = rgb_to_lab(read_image(path))[..., 1:], []
     hues = {name: rgb_to_lab(np.uint8([[PALETTE[name]]]))[0, 0, 1:] for name in TWINS}
-    truth = rgb_to_lab(draw_frame(1, frame))[..., 1:]
+    truth = rgb_to_lab(half_frame(frame))[..., 1:]
     for name, other in (TWINS, TWINS[::-1]):
-        body = draw_frame(1, frame, mask_of=name) & (np.linalg.norm(truth - hues[name], axis=-1) < 10)
+        body = half_frame(frame, mask_of=name) & (np.linalg.norm(truth - hues[name], axis=-1) < 10)
         right.append(np.linalg.norm(ab[body] - hues[name], axis=1) < np.linalg.norm(ab[body] - hues[other], axis=1))
     return np.concatenate(right).mean()
 
@@ -532,8 +537,8 @@ def right_hue(path, frame):
 def test_the_memory_distinguishes_the_twins(sample, tmp_path):
     """Two characters have the same lightness. With one frame of their shot in memory, both get the right hue in another
     frame; a plain GAN with the same training does not distinguish them."""
-    write_image(tmp_path / "known" / "twins.png", draw_frame(1, TWINS_TALK))
-    write_image(tmp_path / "in.png", draw_frame(1, TWINS_TALK + 8))
+    write_image(tmp_path / "known" / "twins.png", half_frame(TWINS_TALK))
+    write_image(tmp_path / "in.png", half_frame(TWINS_TALK + 8))
     asked = {"input": tmp_path / "in.png", "precision": "fp32"}
     main(flags(checkpoint=sample / "run" / "last.pt", output=tmp_path / "memory.png", references=tmp_path / "known",
                **asked))
