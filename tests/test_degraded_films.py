@@ -208,9 +208,8 @@ def test_a_film_like_the_remembered_frames_has_no_response(predictor):
 ORTHOCHROMATIC = np.array([0.05, 0.5, 0.45])
 
 
-@pytest.mark.parametrize("curve", [None, CURVES["faded"]], ids=["plain", "faded"])
-@pytest.mark.parametrize("sensitivity", [ORTHOCHROMATIC, np.array([0.7, 0.2, 0.1])],
-                         ids=["orthochromatic", "red filter"])
+@pytest.mark.parametrize("sensitivity, curve", [(np.array([0.7, 0.2, 0.1]), None), (ORTHOCHROMATIC, CURVES["faded"])],
+                         ids=["red filter", "faded orthochromatic"])
 def test_the_spectral_sensitivity_of_a_film_is_found(predictor, sensitivity, curve):
     film = [spectral_lightness(lab_to_rgb(lab), sensitivity) for lab in FRAMES]
     response = predictor.fit_response(film if curve is None else [apply_curve(L[..., None], curve) for L in film])
