@@ -50,7 +50,7 @@ lint: .venv/installed-dev
 fuzz: .venv/installed-dev
 	FUZZ_CASES=500 $(BIN)/python -m pytest tests/test_fuzz.py
 
-# Tests that take minutes: training runs that are killed at each critical point, torchrun on two machines, ...
+# Slow tests: training runs that are killed at each critical point, torchrun on two machines, whole benchmarks.
 exhaustive: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 -m slow
 

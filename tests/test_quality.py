@@ -155,6 +155,7 @@ def test_values_have_the_type_of_the_default():
     assert search.parse("use_memory=True,False") == ("use_memory", [True, False])
 
 
+@pytest.mark.slow
 def test_the_search_scores_each_value_on_other_test_frames(film, capsys, monkeypatch, small_networks):
     """Constants of the spatial memory and of the combination have an effect and are restored afterwards."""
     tested, default = [], SpatialConfig().feature_weight

@@ -52,6 +52,7 @@ def test_a_scaled_film_has_the_requested_size_and_depth(film, tmp_path):
     assert len(frames) == 12 and frames[0].y.shape == (144, 192) and frames[0].encoding.depth == 10
 
 
+@pytest.mark.slow
 def test_remembered_frames_are_measured(film, tmp_path, monkeypatch, capsys):
     """The frames of the larger memory are stored in an archive."""
     monkeypatch.setattr(scaling, "PICTURES", 4)
