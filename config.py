@@ -102,6 +102,8 @@ class PaletteClassifierConfig:
     generator_sigma: float = 25.0  # standard deviation, in Lab units, of the generator's color; larger: less influence
     temperature: float = 0.4  # of the annealed mean; 0 selects the most probable color, 1 averages by probability
     character_threshold: float = 0.88  # minimum probability of a character; larger: fewer false ones, more are missed
+    object_certainty: float = 32.0  # how much of an object gets the colors of its most probable character; larger: more
+    object_radius: float = 0.05  # of parts that may differ from the object, in widths; larger: less of close characters
     training_views: int = 256  # minimum number of training views; the maximum is 4 times this
     views_per_picture: int = 16  # maximum number of views of one picture; takes precedence over training_views
     training_steps: int = 1000  # optimizer steps of the MLP; larger: closer fit, slower

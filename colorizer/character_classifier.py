@@ -48,12 +48,15 @@ def fit_characters(extractor: FeatureExtractor, characters: Sequence[Character])
     if not colorizer.config.use_palette_classifier:
         raise UserError("--characters needs a checkpoint with a palette classifier; train with use_palette_classifier "
                         "True or leave --characters out")
-    colorizer.config = replace(colorizer.config, character_colors=config.colors)
+    count = max(config.colors, len(names_of(characters)))
+    colorizer.config = replace(colorizer.config, character_colors=count)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         classifier = CharacterClassifier(colorizer.palette_classifier.channels[:-1], colorizer.config)
         classifier.to(extractor.device)
-        palette = _character_palette(characters, config).to(extractor.device)
+        centers, owners = _character_palette(characters, count)
+        palette = torch.cat([centers, torch.full((1, 2), NO_CHARACTER)]).to(extractor.device)
+        classifier.owners[:len(owners)] = owners.to(extractor.device)
         features, colors, rng = [], [], np.random.default_rng(0)
         for number in range(min(config.views, classifier.config.training_views)):
             lab, mask = _make_view(colorizer, characters, number, config, rng)
@@ -72,15 +75,19 @@ def fit_characters(extractor: FeatureExtractor, characters: Sequence[Character])
     colorizer.character_classifier = classifier.eval()
 
 
-def _character_palette(characters, config):
-    """Return the palette (K + 1, 2) of the classifier; the last entry stands for no character."""
-    pixels = []
+def _character_palette(characters, count):
+    """Return ``count`` colors of the characters, ab (count, 2), and for each of C characters the probability (C, count)
+    that a color belongs to it."""
+    pixels: dict[str, list[np.ndarray]] = {}
     for character in characters:
         small, mask = resize(character.rgb, 64, 64), resize(character.mask.astype(np.float32), 64, 64)
-        pixels.append(rgb_to_lab(small)[mask > 0.9, 1:])
-    ab = torch.from_numpy(np.concatenate(pixels))
-    centers = cluster_colors(ab, 1 + ab.norm(dim=1) / AB_SCALE, config.colors)
-    return torch.cat([centers, torch.full((1, 2), NO_CHARACTER)])
+        pixels.setdefault(character.name, []).append(rgb_to_lab(small)[mask > 0.9, 1:])
+    groups = [torch.from_numpy(np.concatenate(group)) for group in pixels.values()]
+    ab = torch.cat(groups)
+    centers = cluster_colors(ab, 1 + ab.norm(dim=1) / AB_SCALE, count)
+    counts = torch.stack([torch.cdist(group, centers).argmin(1).bincount(minlength=count) for group in groups])
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    return centers, shares / shares.sum(0).clamp(min=1e-6)
 
 
 def _make_view(colorizer, characters, number, config, rng):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ MAX_INPUT_SIZE = 2048  # pixels; limits how much RAM a checkpoint can request
 CELL_SIZE = 4  # input pixels along a side of a cell
 CHUNK = 512  # cells that are classified at a time
 NO_CHARACTER = -200.0  # a and b of the class of CharacterClassifier for all that is no character: far from all colors
+UNCERTAINTY = 0.05  # added to the probability of each character in a cell
 NEIGHBORHOOD = 3  # cells along a side of the neighborhood whose lightness is used to classify a cell
 
 
@@ -201,12 +203,17 @@ class PaletteClassifier(nn.Module):
 
 
 class CharacterClassifier(PaletteClassifier):
-    """A palette classifier for the colors of character sheets; its last class is NO_CHARACTER."""
+    """A palette classifier for the colors of character sheets; its last class is NO_CHARACTER. A cell may look like
+    several characters, but an object is one of them."""
+
+    owners: torch.Tensor  # row c: the probability that a color belongs to character c; rows after the last one are 0
 
     def __init__(self, channels: Sequence[int], config: ModelConfig) -> None:
         """``channels`` are as in PaletteClassifier."""
-        super().__init__(channels, replace(config.palette_classifier, palette_size=config.character_colors + 1,
-                                           discriminant_axes=config.character_colors, chroma_weight=0.0))
+        count = config.character_colors
+        super().__init__(channels, replace(config.palette_classifier, palette_size=count + 1, discriminant_axes=count,
+                                           chroma_weight=0.0))
+        self.register_buffer("owners", torch.zeros(count, count))
 
     def locate(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the colors of characters, ab / 110 (N, 2, g, g), and their weight (N, 1, g, g) in [0, 1], given class
@@ -214,9 +221,35 @@ class CharacterClassifier(PaletteClassifier):
         ``character_threshold``."""
         threshold = self.config.character_threshold
         probability = 1 - logits.softmax(1)[:, -1:]
-        colors = (logits[:, :-1] / self.config.temperature).softmax(1)
-        return (torch.einsum("nkhw,kc->nchw", colors, self.palette[:-1] / AB_SCALE),
-                (1.6 * (probability - threshold) / (1 - threshold)).clamp(0, 1))
+        weight = (1.6 * (probability - threshold) / (1 - threshold)).clamp(0, 1)
+        owned = torch.einsum("nkhw,ck->nchw", logits[:, :-1].softmax(1), self.owners[self.owners.any(1)])
+        shares = np.stack([identify_objects(*each, self.config) for each in zip(
+            owned.float().cpu().numpy(), weight[:, 0].float().cpu().numpy(), strict=True)])
+        colors = (logits[:, :-1] / self.config.temperature).softmax(1) * torch.einsum(
+            "nchw,ck->nkhw", torch.from_numpy(shares).to(logits), self.owners[self.owners.any(1)])
+        colors = colors / colors.sum(1, keepdim=True).clamp(min=1e-9)
+        return torch.einsum("nkhw,kc->nchw", colors, self.palette[:-1] / AB_SCALE), weight
+
+
+def identify_objects(probability: np.ndarray, weight: np.ndarray, config: PaletteClassifierConfig) -> np.ndarray:
+    """Return the probability of each character in each cell, float32 (C, g, g), given that of the cell alone,
+    ``probability`` (C, g, g), and the weight (g, g) of all characters.
+
+    Log-probabilities are averaged over connected cells and, since several characters may be connected, around each
+    cell. Their sum is weighted by ``object_certainty``. Certain cells are limited by UNCERTAINTY, so that a few do not
+    outvote the rest of an object.
+    """
+    def blur(plane):
+        return cv2.GaussianBlur(plane, (0, 0), config.object_radius * len(weight))
+
+    evidence = np.log(probability + np.float32(UNCERTAINTY))
+    around = np.stack([blur(plane * weight) for plane in evidence]) / (blur(weight) + np.float32(1e-6))
+    count, labels = cv2.connectedComponents((weight > 0.5).astype(np.uint8))
+    size = np.bincount(labels.ravel(), minlength=count)
+    means = np.stack([np.bincount(labels.ravel(), plane.ravel(), count) for plane in evidence]) / size
+    total = config.object_certainty * (around + np.where(labels > 0, means[:, labels], evidence))
+    shares = np.exp(total - total.max(0))
+    return (shares / shares.sum(0)).astype(np.float32)
 
 
 def _lightness_features(L, grid):

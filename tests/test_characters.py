@@ -16,6 +16,7 @@ from resources.draw_episodes import background, draw_frame, draw_sheet
 
 from colorizer.character_classifier import fit_characters
 from colorizer.characters import CutOutConfig, cut_out, read_character, read_characters
+from colorizer.palette_classifier import identify_objects
 from colorizer.predictor import Predictor
 from colorizer.series_colors import learned_colors
 from config import PaletteClassifierConfig, TrainConfig, TrainingConstants
@@ -198,7 +199,8 @@ def test_sheets_come_before_palette_and_references(home, tmp_path, capsys):
     for one, other in zip(predictor.colorizer.character_classifier.state_dict().values(),
                           everything.colorizer.character_classifier.state_dict().values(), strict=True):
         assert torch.equal(one, other)
-    assert load(home, palette=tmp_path / "show.ini").named_colors.digest != everything.named_colors.digest
+    without = load(home, palette=tmp_path / "show.ini")
+    assert color.color in everything.named_colors.learned and color.color not in without.named_colors.learned
 
 
 def test_characters_need_a_palette_classifier(home):
@@ -225,3 +227,18 @@ def test_characters_are_pasted_into_training_views(home):
     plain, pasted = ([view[0, seed] for seed in range(6)] for view in views)
     changed = [(one["L"] != other["L"]).float().mean().item() for one, other in zip(plain, pasted, strict=True)]
     assert all(0.005 < share < 0.9 for share in changed), changed
+
+
+def test_an_object_is_one_character():
+    """Cells that look like both characters get the character of their object; objects do not influence each other, and
+    a certain part of an object keeps its own."""
+    probability, weight = np.full((2, 64, 64), 0.5, np.float32), np.zeros((64, 64), np.float32)
+    weight[4:20, 4:20] = weight[30:60, 4:60] = 1
+    probability[:, 4:8, 4:20] = [[[0.7]], [[0.3]]]  # the upper quarter of the first object
+    probability[:, 30:60, 4:50] = [[[0.4]], [[0.6]]]
+    probability[:, 30:60, 50:60] = [[[0.99]], [[0.01]]]  # another character next to the second object
+    share = identify_objects(probability, weight, PaletteClassifierConfig())
+    np.testing.assert_allclose(share.sum(0), 1, atol=1e-5)
+    assert share[0, 4:20, 4:20].min() > 0.7
+    assert share[1, 30:60, 4:40].min() > 0.9
+    assert share[0, 30:60, 56:60].min() > 0.9
