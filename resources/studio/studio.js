@@ -119,11 +119,18 @@ window.studio = (() => {
       const html = `<div class="row">${row}</div>` + (error ? `<div class="problem" role="alert">${escape(error)}</div>` : "");
       if (panel.dataset.html !== html) panel.innerHTML = panel.dataset.html = html;
     };
+    let opening = true;
+    // Open View for a project with a film, as soon as the tabs exist, unless another tab was chosen in the meantime.
+    function openFirstTab(now) {
+      const [setup, view] = tabs();
+      if (!opening || !view) return;
+      if (now.film && setup.ariaSelected === "true") view.click();
+      setTimeout(() => { opening = opening && now.film && setup.ariaSelected === "true"; }, 200);
+    }
     async function poll() {
       const now = await call(server, "status");
       if (!now) return;
-      // A page of a project with a film opens with View, unless another tab was chosen in the meantime.
-      if (!latest && now.film && tabs()[0]?.ariaSelected === "true") tabs()[1].click();
+      openFirstTab(now);
       latest = now;
       const start = currentShot()?.start;
       const newlyFinished = now.finished.includes(start) && !state.finished.includes(start);
