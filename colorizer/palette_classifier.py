@@ -222,11 +222,12 @@ class CharacterClassifier(PaletteClassifier):
         threshold = self.config.character_threshold
         probability = 1 - logits.softmax(1)[:, -1:]
         weight = (1.6 * (probability - threshold) / (1 - threshold)).clamp(0, 1)
-        owned = torch.einsum("nkhw,ck->nchw", logits[:, :-1].softmax(1), self.owners[self.owners.any(1)])
+        owners = self.owners[self.owners.any(1)]
+        owned = torch.einsum("nkhw,ck->nchw", logits[:, :-1].softmax(1), owners)
         shares = np.stack([identify_objects(*each, self.config) for each in zip(
             owned.float().cpu().numpy(), weight[:, 0].float().cpu().numpy(), strict=True)])
         colors = (logits[:, :-1] / self.config.temperature).softmax(1) * torch.einsum(
-            "nchw,ck->nkhw", torch.from_numpy(shares).to(logits), self.owners[self.owners.any(1)])
+            "nchw,ck->nkhw", torch.from_numpy(shares).to(logits), owners)
         colors = colors / colors.sum(1, keepdim=True).clamp(min=1e-9)
         return torch.einsum("nkhw,kc->nchw", colors, self.palette[:-1] / AB_SCALE), weight
 
