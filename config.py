@@ -153,6 +153,7 @@ class TrainingConstants:
     character_probability: float = 0.3  # probability that a character is pasted into a view, if there are sheets
     max_bad_steps: int = 10  # stop after this many consecutive steps without a finite loss and gradient
     val_pictures: int = 64  # maximum number of evenly spaced validation pictures; larger: less noise, slower
+    min_improvement: float = 0.01  # minimum relative decrease of the validation error; larger: training ends earlier
     best_tolerance: float = 0.1  # best.pt is replaced while the error is at most (1 + best_tolerance) times the lowest
 
 
@@ -249,6 +250,7 @@ class TrainConfig:
     end_epoch: int = setting(100, "train up to this epoch")
     epoch_steps: int = setting(50, "minimum number of steps in an epoch; a small training set is repeated within it")
     max_minutes: float = setting(0.0, "maximum duration; learning rates decay within it; 0 for no limit")
+    patience: int = setting(4, "stop after this many epochs without a lower validation error; 0 to train to the end")
     resume: bool = setting(False, "resume from last.pt in save_path")
 
     img_size: int = setting(128, f"side of the square input of the networks, a multiple of {SIZE_STEP}",
@@ -295,9 +297,9 @@ class TrainConfig:
         """Raise UserError for settings that are out of range or contradict each other."""
         check_choices(self)
         check_at_least(self, 1, "end_epoch", "epoch_steps", "save_freq", "batch_size", "img_size", "width", "dis_every")
-        check_at_least(self, 0, "start_epoch", "max_minutes", "mem_size", "top_k", "color_thres", "alpha", "gen_lr",
-                       "dis_lr", "mem_lr", "int_lr", "lambda_l1", "clip_grad", "num_workers", "cache_gb", "seed",
-                       "save_seconds")
+        check_at_least(self, 0, "start_epoch", "max_minutes", "patience", "mem_size", "top_k", "color_thres", "alpha",
+                       "gen_lr", "dis_lr", "mem_lr", "int_lr", "lambda_l1", "clip_grad", "num_workers", "cache_gb",
+                       "seed", "save_seconds")
         for name in ("lr_decay_start", "label_smoothing", "conditioning_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; set it between 0 and 1")

@@ -4,7 +4,6 @@ The settings are the fields of ``config.TrainConfig``. Change the defaults there
 ``python train.py --use_feat_integrator True``.
 """
 
-import math
 import os
 import time
 from contextlib import nullcontext
@@ -16,7 +15,6 @@ from typing import Any
 import colorizer.threads  # noqa: F401  before torch is imported
 
 import torch
-from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -27,16 +25,16 @@ from colorizer.memory.frame_archive import open_archive
 from config import TrainConfig, restore
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from fileio.images import write_image
-from training.augmentation import TrainingViews, ViewSampler
+from training.augmentation import create_loader
 from training.calibration import Calibration
 from training.distributed import ProcessGroup
 from training.learner import Learner, damaged_checkpoint
 from training.merging import merge_checkpoints
 from training.preparation import (
-    build_model_config, classify_pictures, fill_spatial_memory, frame_embeddings, load_characters, load_data,
-    train_palette_classifier)
+    CellSamples, build_model_config, classify_pictures, fill_spatial_memory, frame_embeddings, load_characters,
+    load_data, train_left_out, train_palette_classifier)
 from training.runs import Progress, RunFolder, StopSignals
-from training.validation import sample_grid, validate
+from training.validation import preview, sample_grid, validate
 from utils import UserError, autocast, evenly_spaced, read_flags, run_cli, select_device
 
 # Settings of networks and memory, which cannot change when a run is resumed.
@@ -82,14 +80,13 @@ class Training:
         self.progress = self._load_progress(saved)
         self.calibration = Calibration(self.learner.colorizer, self.data, self.autocast)
         self.start = start - self.progress.elapsed_seconds  # as if the run had never been interrupted
+        self.cell_samples: CellSamples | None = None
         self.embeddings = self._prepare_colorizer(saved)
         self.val_indices = evenly_spaced(len(self.val_data), config.training.val_pictures)
         classify_val = self.learner.colorizer.config.use_palette_classifier and self.val_data is not self.data
         self.val_logits = (classify_pictures(self.val_data, self.val_indices, self.learner.colorizer, self.autocast)
                            if classify_val and group.is_main else None)
-        if group.is_main:
-            self.calibration.select_pictures(self.embeddings, self.val_data, self.val_indices, self.val_logits)
-        self.sampler, self.loader = self._create_loader()
+        self.sampler, self.loader = create_loader(config, self.data, self.characters, group)
         self.saved_at, self.val_seconds, self.out_of_time = self.start, 0.0, False
         self.bad_steps_in_row = torch.zeros((), device=self.device)
 
@@ -112,8 +109,8 @@ class Training:
         return learner
 
     def _load_progress(self, saved):
-        """Return the progress of a checkpoint, or of a new run. Raises UserError if end_epoch or max_minutes has been
-        reached or, with a spatial memory, if the number of training pictures has changed."""
+        """Return the progress of a checkpoint, or of a new run. Raises UserError if the run has ended or, with a
+        spatial memory, if the number of training pictures has changed."""
         config, progress = self.config, Progress()
         if saved:
             progress = Progress.from_checkpoint(saved, self.device)
@@ -125,12 +122,7 @@ class Training:
                 if len(self.data) != trained:
                     raise UserError(f"the run was trained on {trained} pictures, but data_path has {len(self.data)}; "
                                     "restore the pictures or train again with another save_path")
-        if progress.epoch >= config.end_epoch:
-            raise UserError(f"the checkpoint is from epoch {progress.epoch} and end_epoch is {config.end_epoch}; raise "
-                            "end_epoch")
-        if config.max_minutes and progress.elapsed_seconds >= config.max_minutes * 60:
-            raise UserError(f"the run has taken {progress.elapsed_seconds / 60:.1f} minutes and max_minutes is "
-                            f"{config.max_minutes}; the time before resuming counts, so raise max_minutes")
+        progress.check_remaining(config)
         return progress
 
     def _prepare_colorizer(self, saved):
@@ -143,9 +135,8 @@ class Training:
         if colorizer.config.use_memory:
             embeddings = frame_embeddings(self.data, colorizer, self.autocast, computed)
         if colorizer.config.use_palette_classifier and not saved:
-            self.calibration.classifiers = train_palette_classifier(
-                self.data, colorizer, self.autocast, self.config,
-                self.calibration.blocks(embeddings) if self.group.is_main else None, self.characters)
+            self.cell_samples = train_palette_classifier(self.data, colorizer, self.autocast, self.config,
+                                                         self.characters)
             if self.characters:
                 fit_characters(FeatureExtractor(colorizer, self.device, self.config.precision), self.characters)
         self.group.broadcast(colorizer)  # results may differ in the last bits between GPUs
@@ -157,15 +148,16 @@ class Training:
                 raise damaged_checkpoint(error) from error
         return embeddings
 
-    def _create_loader(self):
-        config, group = self.config, self.group
-        passes = math.ceil(config.epoch_steps * config.batch_size / len(self.data))
-        sampler = ViewSampler(self.data, passes, config.seed, config.batch_size, group.rank, group.size)
-        views = TrainingViews(self.data, config.training, config.conditioning_dropout, self.characters)
-        return sampler, DataLoader(
-            views, config.batch_size // group.size, sampler=sampler, num_workers=config.num_workers,
-            pin_memory=self.device.type == "cuda", persistent_workers=config.num_workers > 0,
-            worker_init_fn=StopSignals.ignore, generator=torch.Generator())  # the global generator must not advance
+    def _prepare_calibration(self):
+        """Prepare the calibration, after a first look at samples without the generator."""
+        colorizer, calibration = self.learner.colorizer, self.calibration
+        if self.cell_samples is not None:
+            write_image(self.folder.path / "samples" / "last.png",
+                        preview(colorizer, self.val_data, self.data, self.autocast))
+            calibration.classifiers = train_left_out(colorizer.palette_classifier, self.cell_samples,
+                                                     calibration.blocks(self.embeddings))
+            self.cell_samples = None  # up to 1 GB
+        calibration.select_pictures(self.embeddings, self.val_data, self.val_indices, self.val_logits)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Loop
@@ -173,7 +165,7 @@ class Training:
     def run(self) -> None:
         """Train the remaining epochs, or as many as fit in max_minutes. Raises KeyboardInterrupt after Ctrl-C or
         SIGTERM."""
-        config, progress, is_main = self.config, self.progress, self.group.is_main
+        config, progress, group, is_main = self.config, self.progress, self.group, self.group.is_main
         first_epoch = progress.epoch + 1
         self.tensorboard: Any = nullcontext()
         if is_main:
@@ -181,27 +173,38 @@ class Training:
             self.folder.prepare(progress.epoch if self.resumed else None, archive and archive.path)
             self.tensorboard = SummaryWriter(self.folder.path / "tensorboard",
                                              purge_step=first_epoch if self.resumed else None)
+            self._prepare_calibration()
         self.bar = tqdm(total=(config.end_epoch - progress.epoch) * self.sampler.batches,
                         initial=progress.epoch_steps_done, unit="step", disable=None if is_main else True)
         with StopSignals() as self.signals, self.tensorboard, self.bar:
             self._save_last()  # a run that is killed from here on can resume
-            while progress.epoch < config.end_epoch and not self.out_of_time:
+            is_last = False
+            while not is_last:
                 self._run_steps()
                 losses = self._finish_epoch()
                 if is_main:
-                    start = time.monotonic()
-                    metrics, samples = validate(self.learner, self.val_data, self.autocast, self.val_logits,
-                                                self.val_data is not self.data)
-                    self.val_seconds = time.monotonic() - start
-                    grid = sample_grid(samples, self.val_data, self.data)
-                    if is_last := progress.epoch == config.end_epoch or self.out_of_time:
-                        self.calibration.fit()
-                    self._log(losses, metrics, grid)
-                    self._save_epoch(metrics, grid, is_last)
+                    self._validate(losses)
+                is_last = bool(group.max(self._is_last())[0])  # only the main process knows the validation error
         if is_main:
-            print(f"trained epochs {first_epoch} to {progress.epoch} in {(time.monotonic() - self.start) / 60:.1f} "
-                  f"minutes; lowest validation CIEDE2000 {progress.best_ciede2000:.3f}; checkpoints in "
-                  f"{self.folder.path}")
+            print(progress.summary(first_epoch, (time.monotonic() - self.start) / 60, config))
+
+    def _is_last(self):
+        """Return whether training ends after the current epoch."""
+        return (self.progress.epoch == self.config.end_epoch or self.out_of_time
+                or self.progress.is_stalled(self.config.patience))
+
+    def _validate(self, losses):
+        """Color validation pictures, fit the calibration after the last epoch, and write the results of the epoch."""
+        start = time.monotonic()
+        metrics, samples = validate(self.learner, self.val_data, self.autocast, self.val_logits,
+                                    self.val_data is not self.data)
+        self.val_seconds = time.monotonic() - start
+        self.progress.add_error(metrics["val_ciede2000"], self.config.training.min_improvement)
+        grid, is_last = sample_grid(samples, self.val_data, self.data), self._is_last()
+        if is_last:
+            self.calibration.fit()
+        self._log(losses, metrics, grid)
+        self._save_epoch(metrics, grid, is_last)
 
     def _run_steps(self):
         """Take the remaining steps of an epoch, or as many as fit in max_minutes."""
@@ -237,18 +240,12 @@ class Training:
         return done
 
     def _count_step(self, losses):
-        """Count a step and add up its losses. Raises UserError after max_bad_steps or more skipped steps in a row."""
-        progress, skipped = self.progress, losses["skipped_steps"]
-        progress.step += 1
-        progress.epoch_steps_done += 1
-        for name, loss in losses.items():
-            counted = torch.stack([loss, torch.ones_like(loss)])
-            if name != "skipped_steps":
-                counted = counted.masked_fill(skipped > 0, 0)
-            progress.loss_sums[name] = progress.loss_sums.get(name, 0) + counted
+        """Count a step. Raises UserError after max_bad_steps or more skipped steps in a row."""
+        skipped, limit = losses["skipped_steps"], self.config.training.max_bad_steps
+        self.progress.count_step(losses)
         self.bad_steps_in_row = (self.bad_steps_in_row + skipped) * skipped
-        limit = self.config.training.max_bad_steps
-        if progress.step % limit == 0 and self.bad_steps_in_row >= limit:  # checked rarely, since it waits for the GPU
+        # Checked rarely, since it waits for the GPU.
+        if self.progress.step % limit == 0 and self.bad_steps_in_row >= limit:
             raise UserError(f"{limit} steps in a row had no finite loss or gradient; lower gen_lr or set clip_grad 1 "
                             "and resume from last.pt with --resume True")
 
@@ -288,9 +285,7 @@ class Training:
         pictures is noisy and later epochs have trained longer.
         """
         progress, config = self.progress, self.config
-        error = metrics["val_ciede2000"]
-        progress.best_ciede2000 = min(progress.best_ciede2000, error)
-        if error <= (1 + config.training.best_tolerance) * progress.best_ciede2000:
+        if metrics["val_ciede2000"] <= (1 + config.training.best_tolerance) * progress.best_ciede2000:
             self._save("best.pt", full=False)
         elif is_last:
             self.calibration.copy_to(self.folder.path / "best.pt")

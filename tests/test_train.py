@@ -344,9 +344,8 @@ def test_validation_runs_in_eval_mode(data_path, tmp_path, monkeypatch):
     assert modes and not any(modes)  # the colorizer is only used in validation
 
 
-@pytest.mark.parametrize("errors, best", [((5.0, 3.0, 4.0), 2), ((5.0, 3.0, 3.2), 3), ((3.0, 3.2, 3.4), 2),
-                                          ((3.2, 3.0, 2.8), 3)])
-def test_the_best_checkpoint_is_the_last_within_tolerance(data_path, tmp_path, monkeypatch, errors, best):
+def script_errors(monkeypatch, errors):
+    """Make the validation return these errors, CIEDE2000, one after the other."""
     scripted_errors, validate = iter(errors), train.validate
 
     def scripted(*args):
@@ -354,9 +353,50 @@ def test_the_best_checkpoint_is_the_last_within_tolerance(data_path, tmp_path, m
         return {**metrics, "val_ciede2000": next(scripted_errors)}, samples
 
     monkeypatch.setattr(train, "validate", scripted)
+
+
+@pytest.mark.parametrize("errors, best", [((5.0, 3.0, 4.0), 2), ((5.0, 3.0, 3.2), 3), ((3.0, 3.2, 3.4), 2),
+                                          ((3.2, 3.0, 2.8), 3)])
+def test_the_best_checkpoint_is_the_last_within_tolerance(data_path, tmp_path, monkeypatch, errors, best):
+    script_errors(monkeypatch, errors)
     run(data_path, tmp_path, end_epoch=3, **MODES["gan"])
     content = load_checkpoint(tmp_path / "best.pt")
     assert content["epoch"] == best and content["best_ciede2000"] == min(errors[:best])
+
+
+@pytest.mark.parametrize("errors, patience, epochs", [
+    ((5.0, 4.0, 3.0, 2.0), 1, 4), ((5.0, 5.0, 3.0, 2.0), 1, 2), ((5.0, 4.0, 3.98, 3.97), 2, 4),
+    ((5.0, 4.0, 3.98, 3.95), 2, 4), ((5.0, 4.97, 4.94, 4.91), 3, 4), ((5.0, 6.0, 6.0, 2.0), 2, 3),
+    ((5.0, 6.0, 6.0, 6.0), 0, 4)])
+def test_training_ends_without_improvement(data_path, tmp_path, monkeypatch, capsys, errors, patience, epochs):
+    """An improvement is a decrease by at least 1 % in all, also over several epochs."""
+    script_errors(monkeypatch, errors)
+    log = run(data_path, tmp_path, end_epoch=4, patience=patience, **MODES["gan"])
+    assert len(log) == epochs == load_checkpoint(tmp_path / "last.pt")["epoch"]
+    stalled = load_checkpoint(tmp_path / "last.pt")["stalled_epochs"]
+    assert ("had not decreased for" in capsys.readouterr().out) == (0 < patience <= stalled)
+
+
+def test_a_run_that_ended_without_improvement_resumes_with_more_patience(data_path, tmp_path, monkeypatch):
+    script_errors(monkeypatch, (5.0, 5.0, 5.0))
+    run(data_path, tmp_path, end_epoch=3, patience=1, **MODES["gan"])
+    with pytest.raises(UserError, match="not decreased for 1 epochs and patience is 1; raise patience"):
+        train.main(flags(save_path=tmp_path, resume=True))
+    train.main(flags(save_path=tmp_path, resume=True, patience=2))
+    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 3
+
+
+def test_samples_are_colored_before_the_first_step(data_path, tmp_path, monkeypatch):
+    """The classifier colors them without the generator, which is not trained."""
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Learner, "step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(data_path, tmp_path)
+    grid = read_image(tmp_path / "samples" / "last.png")
+    colored = grid[:, 128:256].astype(int)  # the second column
+    assert np.ptp(colored, 2).mean() > 5
 
 
 @pytest.mark.parametrize("settings", [MODES["gan"], {"use_feat_integrator": True}], ids=["gan", "all networks"])

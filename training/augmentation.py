@@ -1,17 +1,20 @@
 """Training data of the generator: random views of the training pictures, and the sampler that selects them."""
 
+import math
 from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from colorizer.characters import Character, PasteConfig, paste, place_character
-from config import TrainingConstants
+from config import TrainConfig, TrainingConstants
 from dataset import (
     AB_SCALE, GRAY_SIZE, ColorizationDataset, backbone_input, color_feature, decode_lab8, downsample, encode_lab8,
     lab_to_tensors, resize, rgb_to_lab)
+from training.distributed import ProcessGroup
+from training.runs import StopSignals
 
 
 class TrainingViews(Dataset):
@@ -103,3 +106,15 @@ class ViewSampler(Sampler):
         views = np.stack([order, rng.integers(0, 2**62, length)], 1)
         share = views.reshape(self.batches, self.size, -1, 2)[self.skip:, self.rank].reshape(-1, 2)
         return iter([tuple(view) for view in share.tolist()])
+
+
+def create_loader(config: TrainConfig, data: ColorizationDataset, characters: Sequence[Character],
+                  group: ProcessGroup) -> tuple[ViewSampler, DataLoader]:
+    """Return a loader of batches of views, the share of this process, and its sampler, which determines the epoch."""
+    passes = math.ceil(config.epoch_steps * config.batch_size / len(data))
+    sampler = ViewSampler(data, passes, config.seed, config.batch_size, group.rank, group.size)
+    views = TrainingViews(data, config.training, config.conditioning_dropout, characters)
+    return sampler, DataLoader(
+        views, config.batch_size // group.size, sampler=sampler, num_workers=config.num_workers,
+        pin_memory=group.device.type == "cuda", persistent_workers=config.num_workers > 0,
+        worker_init_fn=StopSignals.ignore, generator=torch.Generator())  # the global generator must not advance

@@ -9,10 +9,9 @@ Shapes: N training pictures; P pictures to color; D embedding dimensions; S pixe
 """
 
 import copy
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +27,7 @@ from colorizer.palette_classifier import PaletteClassifier
 from dataset import ColorizationDataset, resize, tensors_to_lab
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from training.preparation import Autocast, classify_pictures, load_with_features
+from training.validation import without_generator
 from utils import evenly_spaced
 
 
@@ -178,10 +178,8 @@ def _color(colorizer, part, number, autocast):
     with autocast():
         fake, found = colorizer(*arguments)
         if part.as_unknown:
-            classifier, config = colorizer.palette_classifier, colorizer.palette_classifier.config
-            classifier.config = replace(config, generator_sigma=math.inf)
-            fake, _ = colorizer(*arguments)
-            classifier.config = config
+            with without_generator(colorizer):
+                fake, _ = colorizer(*arguments)
     nearest = find_nearest_frames(colorizer.spatial, quantize_embeddings(features.embedding))
     similarity = nearest_similarity(colorizer.spatial, nearest, features.embedding)
     inputs = calibration_inputs(found.recalled, found.agreement, similarity).flatten(0, 2)

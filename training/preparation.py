@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -219,16 +219,19 @@ def _load_views(paths: Sequence[Path], seeds: Sequence[int], side: int, degradat
             yield torch.cat(L), torch.cat(ab)
 
 
+class CellSamples(NamedTuple):
+    """Random cells of random views of training pictures: c cells of each of n views."""
+
+    features: torch.Tensor  # float16 (n, c, V), see ``PaletteClassifier.cell_features``
+    ab: torch.Tensor  # (n, c, 2) in Lab units
+    pictures: list[int]  # (n,) index of the picture of each view
+
+
 @torch.no_grad()
 def train_palette_classifier(data: ColorizationDataset, colorizer: Colorizer, autocast: Autocast, settings: TrainConfig,
-                             blocks: torch.Tensor | None = None,
-                             characters: Sequence[Character] = ()) -> list[PaletteClassifier]:
+                             characters: Sequence[Character] = ()) -> CellSamples:
     """Train the palette classifier on random cells of random views, some of them with ``characters``; the first view of
-    each picture is whole.
-
-    Given the block of each picture, int64 (N,), also train a classifier with the same palette for each block, on the
-    pictures of all other blocks, and return these classifiers.
-    """
+    each picture is whole. Return the cells."""
     classifier, device = colorizer.palette_classifier, next(colorizer.parameters()).device
     config = classifier.config
     count = min(max(config.training_views, min(len(data), 4 * config.training_views)),
@@ -245,27 +248,27 @@ def train_palette_classifier(data: ColorizationDataset, colorizer: Colorizer, au
         cells = torch.from_numpy(rng.choice(grid**2, grid**2 // config.training_cell_step, replace=False)).to(device)
         features.append(classifier.cell_features(maps, L, cells).half())
         colors.append(AB_SCALE * downsample(ab, grid).flatten(2).transpose(1, 2)[:, cells])
-    feature, color = torch.cat(features), torch.cat(colors)  # (count, cells, ...)
+    samples = CellSamples(torch.cat(features), torch.cat(colors), indices)
     del features
-    ab = color.flatten(0, 1)
-    classifier.train_mlp(classifier.fit(feature.flatten(0, 1), ab), ab, config.training_steps)
-    if blocks is None or not blocks.any():  # all pictures are in one block
-        return []
-    block_of = blocks[indices].to(device)
-    return [
-        _train_without(classifier, feature[block_of != block, ::2], color[block_of != block, ::2])
-        for block in range(int(block_of.max()) + 1)]
+    ab = samples.ab.flatten(0, 1)
+    classifier.train_mlp(classifier.fit(samples.features.flatten(0, 1), ab), ab, config.training_steps)
+    return samples
 
 
-def _train_without(classifier, features, color):
-    """Return a classifier with the palette of ``classifier``, trained on cells with ``features`` (n, c, V) and color
-    (n, c, 2), in fewer steps. The global random state does not change."""
-    with torch.random.fork_rng(devices=[]):
-        other, color = copy.deepcopy(classifier), color.flatten(0, 1)
-        other.mlp.apply(lambda layer: layer.reset_parameters() if isinstance(layer, torch.nn.Linear) else None)
-        projected = other.fit(features.flatten(0, 1), color, classifier.palette)
-        other.train_mlp(projected, color, classifier.config.training_steps // LEFT_OUT_STEPS)
-    return other
+def train_left_out(classifier: PaletteClassifier, samples: CellSamples,
+                   blocks: torch.Tensor) -> list[PaletteClassifier]:
+    """Train a classifier with the palette of ``classifier`` for each block, on the pictures of all other blocks, in
+    fewer steps, given the block of each picture, int64 (N,). Return the classifiers; none if all pictures are in one
+    block. The global random state does not change."""
+    block_of, classifiers = blocks[samples.pictures].to(samples.ab.device), []
+    for block in range(int(block_of.max()) + 1) if block_of.any() else ():
+        with torch.random.fork_rng(devices=[]):
+            other, ab = copy.deepcopy(classifier), samples.ab[block_of != block, ::2].flatten(0, 1)
+            other.mlp.apply(lambda layer: layer.reset_parameters() if isinstance(layer, torch.nn.Linear) else None)
+            projected = other.fit(samples.features[block_of != block, ::2].flatten(0, 1), ab, classifier.palette)
+            other.train_mlp(projected, ab, classifier.config.training_steps // LEFT_OUT_STEPS)
+        classifiers.append(other)
+    return classifiers
 
 
 @torch.no_grad()

@@ -87,6 +87,8 @@ class Progress:
     train_seconds: float = 0.0  # duration of the steps of completed epochs
     elapsed_seconds: float = 0.0  # duration of the run, including preparation, validation and earlier processes
     best_ciede2000: float = math.inf  # lowest validation error
+    reference_ciede2000: float = math.inf  # validation error of the last epoch that improved on the ones before
+    stalled_epochs: int = 0  # epochs since then
     loss_sums: dict = field(default_factory=dict)  # of the current epoch: {name: tensor (sum, number of steps)}
 
     @classmethod
@@ -101,6 +103,47 @@ class Progress:
         except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise damaged_checkpoint(error) from error
         return progress
+
+    def count_step(self, losses: dict[str, torch.Tensor]) -> None:
+        """Count a step of the current epoch and add up its scalar ``losses``, except for those of skipped steps."""
+        self.step += 1
+        self.epoch_steps_done += 1
+        for name, loss in losses.items():
+            counted = torch.stack([loss, torch.ones_like(loss)])
+            if name != "skipped_steps":
+                counted = counted.masked_fill(losses["skipped_steps"] > 0, 0)
+            self.loss_sums[name] = self.loss_sums.get(name, 0) + counted
+
+    def check_remaining(self, config: TrainConfig) -> None:
+        """Raise UserError if the run has ended: end_epoch, max_minutes or patience has been reached."""
+        if self.epoch >= config.end_epoch:
+            raise UserError(f"the checkpoint is from epoch {self.epoch} and end_epoch is {config.end_epoch}; raise "
+                            "end_epoch")
+        if config.max_minutes and self.elapsed_seconds >= config.max_minutes * 60:
+            raise UserError(f"the run has taken {self.elapsed_seconds / 60:.1f} minutes and max_minutes is "
+                            f"{config.max_minutes}; the time before resuming counts, so raise max_minutes")
+        if self.is_stalled(config.patience):
+            raise UserError(f"the validation error has not decreased for {self.stalled_epochs} epochs and patience is "
+                            f"{config.patience}; raise patience")
+
+    def add_error(self, ciede2000: float, min_improvement: float) -> None:
+        """Record the validation error of an epoch. It is an improvement if it is lower than that of the last improved
+        epoch by at least the fraction ``min_improvement``."""
+        self.best_ciede2000 = min(self.best_ciede2000, ciede2000)
+        self.stalled_epochs += 1
+        if ciede2000 <= (1 - min_improvement) * self.reference_ciede2000:
+            self.reference_ciede2000, self.stalled_epochs = ciede2000, 0
+
+    def is_stalled(self, patience: int) -> bool:
+        """Return whether ``patience`` epochs have passed without an improvement; never if it is 0."""
+        return 0 < patience <= self.stalled_epochs
+
+    def summary(self, first_epoch: int, minutes: float, config: TrainConfig) -> str:
+        """Describe a run that has ended after ``minutes``."""
+        reason = (f" and stopped, since the validation error had not decreased for {self.stalled_epochs} epochs"
+                  if self.is_stalled(config.patience) else "")
+        return (f"trained epochs {first_epoch} to {self.epoch} in {minutes:.1f} minutes{reason}; lowest validation "
+                f"CIEDE2000 {self.best_ciede2000:.3f}; checkpoints in {config.save_path}")
 
 
 class StopSignals:

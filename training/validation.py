@@ -1,18 +1,21 @@
 """Validation: metrics on held-out pictures, and the grid of sample pictures."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from colorizer.colorizer import UNSCOPED
+from colorizer.colorizer import UNSCOPED, Colorizer
 from colorizer.metrics import AB_PEAK, ciede2000, psnr
 from dataset import AB_SCALE, ColorizationDataset, lab_to_rgb, resize, tensors_to_lab
 from fileio.images import image_grid
 from training.learner import Learner
-from training.preparation import Autocast, load_with_features
+from networks import Conditioning
+from training.preparation import Autocast, classify_pictures, load_with_features
 from utils import evenly_spaced
 
 SAMPLE_ROWS = 4  # rows of the sample grid
@@ -62,6 +65,37 @@ def validate(learner: Learner, data: ColorizationDataset, autocast: Autocast, cl
     if intersections:
         metrics["val_feature_intersection"] = sum(intersections) / len(intersections)
     return metrics, samples
+
+
+@contextmanager
+def without_generator(colorizer: Colorizer) -> Iterator[None]:
+    """Context in which the palette classifier ignores the generator."""
+    classifier, config = colorizer.palette_classifier, colorizer.palette_classifier.config
+    classifier.config = replace(config, generator_sigma=math.inf)
+    try:
+        yield
+    finally:
+        classifier.config = config
+
+
+@torch.no_grad()
+def preview(colorizer: Colorizer, val: ColorizationDataset, train: ColorizationDataset,
+            autocast: Autocast) -> np.ndarray:
+    """Return the sample grid before the first step: the colors of the palette classifier and of the spatial memory, or
+    of the classifier alone if ``val`` is the training set."""
+    colorizer.eval()
+    indices = evenly_spaced(len(val), SAMPLE_ROWS)
+    features, L, _ = load_with_features(val, torch.tensor(indices), colorizer, autocast)
+    assert features is not None  # there is a spatial memory
+    features = features._replace(class_logits=classify_pictures(val, indices, colorizer, autocast).float())
+    blank = Conditioning(torch.zeros(len(L), val.color_features.shape[1], device=L.device),
+                         torch.zeros(len(L), device=L.device))  # only the generator sees it
+    with autocast(), without_generator(colorizer):
+        fake, _ = colorizer(L, blank, features, None if val is train else UNSCOPED)
+    colorizer.train()
+    size = val.img_size
+    return sample_grid([Sample(index, resize(lab, size, size), [])
+                        for index, lab in zip(indices, tensors_to_lab(L, fake), strict=True)], val, train)
 
 
 def sample_grid(samples: Iterable[Sample], val: ColorizationDataset, train: ColorizationDataset) -> np.ndarray:

@@ -31,8 +31,10 @@ from utils import UserError, is_out_of_memory, warn
 # Encoder settings
 
 ENCODER_THREADS = 4  # the output of x264, x265 and libvpx depends on their number, so it must not be that of cores
-_DEFAULTS = {  # encoder: (crf, other options); x264's default preset takes twice the time and saves 5 % of the size
-    "libx264": (16, {"preset": "veryfast"}), "libx265": (18, {"x265-params": "log-level=error", "a53cc": "1"}),
+# x264: veryfast takes 1.3 times the time for the same size and quality, medium 2.5 times (benchmarks/trials.md)
+_DEFAULTS = {  # encoder: (crf, other options)
+    "libx264": (16, {"preset": "superfast", "mbtree": "1", "rc-lookahead": "10", "subq": "2"}),
+    "libx265": (18, {"x265-params": "log-level=error", "a53cc": "1"}),
     "libvpx-vp9": (24, {"b": "0", "row-mt": "1", "deadline": "good", "cpu-used": "3"}),
     "libaom-av1": (20, {"b": "0", "row-mt": "1", "cpu-used": "6"}), "libsvtav1": (20, {"svtav1-params": "lookahead=0"}),
     "ffv1": (None, {"level": "3", "g": "1", "slices": "4", "slicecrc": "1"}),  # as archives recommend: intra only
