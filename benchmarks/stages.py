@@ -3,9 +3,9 @@
     python -m benchmarks.stages CHECKPOINT [FILM] [--lines 360 1080] [--seconds 5]
 
 Colors the first seconds of FILM, scaled to each number of lines, as test.py does. Prints milliseconds of a core per
-frame, including held frames, and per keyframe; stages exclude the stages within them. CPU time depends little on other
-programs. The remainder is the first pass, decoding and encoding, whose threads are FFmpeg's. On a GPU, where stages
-wait for each other, elapsed time is measured with one coloring thread.
+frame, including held frames, and per keyframe; stages exclude the stages within them. Decoding, in both passes, and
+encoding run in threads of FFmpeg and are measured alone. CPU time depends little on other programs. On a GPU, where
+stages wait for each other, elapsed time is measured with one coloring thread.
 """
 
 import tempfile
@@ -34,10 +34,13 @@ from config import FilmConfig
 from film.io.encoding import write_video
 from film.io.video import VideoFile
 from film.render import pipeline, rendering
+from film.render.writers import FilmWriter
 from networks import Generator
 from utils import ArgumentParser, parse_positive_int, run_cli
 
 STAGES = {  # title: (module or class, name of its function)
+    "first pass": (rendering, "analyze_film"),
+    "film response": (Predictor, "fit_response"),
     "backbone, frame features": (Backbone, "forward"),
     "backbone, classifier features": (Colorizer, "classifier_maps"),
     "palette classifier": (PaletteClassifier, "forward"),
@@ -105,6 +108,17 @@ def scale_film(film: Path, scaled: Path, lines: int, seconds: float) -> None:
     write_video(scaled, source, frames())
 
 
+def measure_codecs(film: Path, output: Path, now: Callable[[], float]) -> dict[str, float]:
+    """Return the seconds of decoding a film twice and of encoding it as coloring does."""
+    source, started = VideoFile(film), now()
+    times = [pts for pts, _, _ in source.read()]
+    decoding, started = now() - started, now()
+    with FilmWriter(source, output, FilmConfig()).write_shot(output.with_suffix(".part"), times) as write:
+        for pts, _, planes in source.read():
+            write(planes, pts)
+    return {"decoding, twice": 2 * decoding, "encoding": now() - started - decoding}
+
+
 def measure(predictor: Predictor, film: Path, output: Path) -> tuple[dict[str, float], int, int]:
     """Color a film. Return the seconds of each stage with "remainder" and "all", and the numbers of frames and
     keyframes."""
@@ -118,6 +132,7 @@ def measure(predictor: Predictor, film: Path, output: Path) -> tuple[dict[str, f
 
     on_cpu = predictor.device.type == "cpu"
     now = time.process_time if on_cpu else time.perf_counter
+    codecs = measure_codecs(film, output, now)
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(InBetweens, "__init__", count_keyframes))
         for stage, (owner, name) in STAGES.items():
@@ -126,7 +141,7 @@ def measure(predictor: Predictor, film: Path, output: Path) -> tuple[dict[str, f
         records = rendering.color_film(predictor, VideoFile(film), output,
                                        FilmConfig() if on_cpu else FilmConfig(batch_size=1), overwrite=True)
         total = now() - started
-    stages = {stage: clock.seconds[stage] for stage in STAGES if clock.seconds[stage]}
+    stages = {stage: clock.seconds[stage] for stage in STAGES if clock.seconds[stage]} | codecs
     return {**stages, "remainder": total - sum(stages.values()), "all": total}, records[-1].end_frame, keyframes
 
 
@@ -149,10 +164,9 @@ def main(argv):
     for lines, (_, frames, keyframes) in results.items():
         print(f"{lines} lines: {frames} frames, {keyframes / frames:.0%} are keyframes")
     print_header("stage", *(f"{lines} lines: ms {unit}" for lines in results for unit in ("per frame", "per keyframe")))
-    for stage in [*STAGES, "remainder", "all"]:
-        if any(stage in seconds for seconds, *_ in results.values()):
-            print_row(stage, *(f"{1000 * seconds.get(stage, 0) / max(1, count):.2f}"
-                               for seconds, *counts in results.values() for count in counts))
+    for stage in dict.fromkeys(stage for seconds, *_ in results.values() for stage in seconds):
+        print_row(stage, *(f"{1000 * seconds.get(stage, 0) / max(1, count):.2f}"
+                           for seconds, *counts in results.values() for count in counts))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from drawn import draw_shots
 
+from benchmarks import training_time
 from benchmarks.real_films import (
     FILMS, RESOURCES, ShotScore, by_distance, copy_until, find_film, mean_report, score_shots, summarize, write_excerpt)
+from fileio.images import read_image
 from film.io.video import VideoFile
 
 
@@ -45,3 +48,20 @@ def test_summaries_weight_shots_by_frames_and_compare_each_with_its_grayscale():
     assert by_distance(shots) == [2.0, 4.0, None, 6.0, None, 9.0]
     mean = mean_report([{**summary, "distances": [1.0, None]}, {**summary, "ours": 3.25, "distances": [3.0, None]}])
     assert mean["ours"] == pytest.approx(4.25) and mean["distances"] == [2.0, None]
+
+
+def test_training_time_lists_the_error_of_each_length(tmp_path, monkeypatch, capsys):
+    def checkpoint(film, data, folder, minutes, seed):
+        torch.save({"elapsed_seconds": 60 * min(minutes, 3), "step": int(100 * minutes)}, tmp_path / "last.pt")
+        return tmp_path / "best.pt"
+
+    monkeypatch.setattr(training_time, "trained_checkpoint", checkpoint)
+    monkeypatch.setattr(training_time, "load_checkpoint", torch.load)
+    monkeypatch.setattr(training_time, "measure_film", lambda name, protocol, args, seed, lpips: {
+        "ours": 9 - args.minutes, "share_above_10": 0.25})
+    training_time.main(["--films", "drawn", "bunny_1", "--minutes", "1", "6", "--data", str(tmp_path),
+                        "--figure", str(tmp_path / "curve.png")])
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[2:] == ["| drawn | 1 | 1.0 | 100 | 8.00 | 25.0% |",
+                                            "| drawn | 6 | 3.0 | 600 | 3.00 | 25.0% |"]
+    assert "bunny_1 is left out" in printed.err and read_image(tmp_path / "curve.png").ndim == 3
