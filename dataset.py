@@ -90,9 +90,23 @@ def decode_lab8(codes: Array) -> tuple[Array, Array]:
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize (h, w) or (h, w, C) to (height, width, ...) by area average if smaller, else bilinearly."""
-    shrink = height <= image.shape[0] and width <= image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+    """Resize (h, w) or (h, w, C) to (height, width, ...) by area average if smaller, else bilinearly.
+
+    Strong reductions average blocks of whole pixels first: OpenCV takes 5 times as long for fractional ratios.
+    """
+    old_height, old_width = image.shape[:2]
+    if height > old_height or width > old_width:
+        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    rows, columns = _block_size(old_height, height), _block_size(old_width, width)
+    if rows * columns > 1:
+        image = cv2.resize(image, (old_width // columns, old_height // rows), interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+@lru_cache(maxsize=256)
+def _block_size(old, new):
+    """Return the size of blocks that divide ``old`` pixels evenly and leave at least 2 for each of ``new`` pixels."""
+    return next(size for size in range(max(1, old // (2 * new)), 0, -1) if old % size == 0)
 
 
 @lru_cache(maxsize=8)

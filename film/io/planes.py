@@ -162,11 +162,11 @@ class Planes(NamedTuple):
     def rgb(self, height: int, width: int) -> np.ndarray:
         """Return RGB float32 (height, width, 3) in [0, 1]; the fields of an interlaced frame are averaged."""
         y, cb, cr, *_ = self._deinterlaced()
-        y = _resized(y, height, width)
+        y = resize(y, height, width)
         if cb is None or cr is None:
             cb = cr = np.full((height, width), self.encoding.neutral_chroma, self.encoding.dtype)
         else:
-            cb, cr = _resized(cb, height, width), _resized(cr, height, width)
+            cb, cr = resize(cb, height, width), resize(cr, height, width)
         return self.encoding.to_rgb(y, cb, cr)
 
     def downscale(self, side: int) -> "Planes":
@@ -176,7 +176,7 @@ class Planes(NamedTuple):
         """
         y, *chroma = self._deinterlaced()[:3]
         cb, cr = (plane if plane is None else _resized_chroma(plane, side, side) for plane in chroma)
-        return Planes(_resized(y, side, side), cb, cr, self.encoding)
+        return Planes(resize(y, side, side), cb, cr, self.encoding)
 
     def rgb_uint8(self, height: int | None = None, width: int | None = None) -> np.ndarray:
         """Return RGB uint8 (height, width, 3); None means the size of the frame."""
@@ -192,37 +192,24 @@ class Planes(NamedTuple):
 
     def gray_uint8(self, height: int, width: int) -> np.ndarray:
         """Return the frame in grayscale as RGB uint8 (height, width, 3)."""
-        y = _resized(self._deinterlaced().y, height, width)
+        y = resize(self._deinterlaced().y, height, width)
         return cv2.cvtColor(_gray_tables(self.encoding)[0][y], cv2.COLOR_GRAY2RGB)
 
     def lightness(self, side: int) -> np.ndarray:
         """Return L float32 (side, side) in [0, 100] of the frame in grayscale; chroma is ignored."""
-        return lightness_of(_resized(self._deinterlaced().y, side, side), self.encoding)
+        return lightness_of(resize(self._deinterlaced().y, side, side), self.encoding)
 
     def luma_uint8(self, height: int, width: int) -> np.ndarray:
         """Return Y' as uint8 (height, width) in full range; fields are not averaged."""
         black, white = self.encoding.luma_range
-        y = np.maximum(_resized(self.y, height, width), black)
+        y = np.maximum(resize(self.y, height, width), black)
         return cv2.convertScaleAbs(y, None, 255 / (white - black), -255 * black / (white - black))
-
-
-MIN_HALVED_SIDE = 512  # pixels; large planes are halved repeatedly while both sides stay at least this long
-
-
-def _resized(plane, height, width):
-    """Resize a plane. Large planes are halved repeatedly first, which is 10 times faster but rounds each time."""
-    rows, columns = plane.shape
-    min_rows, min_columns = max(MIN_HALVED_SIDE, height), max(MIN_HALVED_SIDE, width)
-    while not (rows % 2 or columns % 2) and rows // 2 >= min_rows and columns // 2 >= min_columns:
-        rows, columns = rows // 2, columns // 2
-        plane = resize(plane, rows, columns)
-    return resize(plane, height, width)
 
 
 def _resized_chroma(plane, height, width):
     """Resize Cb or Cr, which are constant in a grayscale film."""
     low, high, *_ = cv2.minMaxLoc(plane)
-    return np.full((height, width), plane[0, 0]) if low == high else _resized(plane, height, width)
+    return np.full((height, width), plane[0, 0]) if low == high else resize(plane, height, width)
 
 
 def _mean_of_fields(plane):
