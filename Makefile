@@ -26,7 +26,7 @@ demo: .venv/installed
 	$(BIN)/python dataset_generator.py --save_path results/demo/dataset --frames_per_shot 9 --split 0.95 0.05 0 \
 		--overwrite True
 	$(BIN)/python train.py --data_path results/demo/dataset --save_path results/demo/checkpoints --img_size 128 \
-		--max_minutes 6 --overwrite True
+		--max_minutes 3 --overwrite True
 	$(BIN)/python test.py --checkpoint results/demo/checkpoints/best.pt --input resources/episode_2.mp4 \
 		--output results/demo/episode_2.mp4 --overwrite True
 

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -104,6 +105,21 @@ def test_resizing_keeps_both_edges():
     small = resize(picture, 128, 128)
     assert small.shape == (128, 128, 3)
     assert (small[:, :10] == 1).all() and (small[:, -10:] == 2).all()
+
+
+@pytest.mark.parametrize("size, to", [
+    ((1080, 1922), (192, 192)), ((2160, 3840), (256, 256)), ((1074, 1440), (16, 1440)), ((997, 1021), (192, 192)),
+    ((720, 1280), (360, 640)), ((96, 64), (96, 64))])
+def test_strong_reductions_average_areas(size, to):
+    """Sizes with and without divisors; the exact average is that of OpenCV in one step."""
+    noise = np.random.default_rng(0).random((*size, 2), np.float32)
+    picture = cv2.GaussianBlur(noise, (0, 0), 12)
+    picture = 255 * (picture - picture.min()) / np.ptp(picture)
+    exact = cv2.resize(picture, to[::-1], interpolation=cv2.INTER_AREA)
+    reduced = resize(picture, *to)
+    assert reduced.shape == exact.shape and reduced.dtype == np.float32
+    assert np.abs(reduced - exact).mean() < 0.03 * np.abs(exact - exact.mean()).mean()
+    assert np.abs(resize(picture.astype(np.uint8), *to) - exact).mean() < 1
 
 
 @pytest.mark.parametrize("side", [32, 64, 72, 96, 100])
