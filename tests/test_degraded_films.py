@@ -23,6 +23,7 @@ from dataset import (
     AB_SCALE, L_SCALE, hd_luma_lightness, lab_to_rgb, luma_lightness, resize, rgb_to_lab, spectral_lightness)
 from film.analysis.exposure import ExposureTracker, normalize_exposure
 from film.analysis.film_analysis import analyze_film
+from film.analysis.film_scan import FilmScan
 from film.analysis.plan import Plan
 from film.io.planes import gray_lightness
 from film.io.video import VideoFile
@@ -320,6 +321,33 @@ def test_corrections_with_the_lightness_of_the_film_are_distinguished_from_other
     corrected.add_references([lab_to_rgb(over), lab_to_rgb(lab)], match_references=False)
     response = replace(IDENTITY_RESPONSE, sensitivity=ORTHOCHROMATIC)
     assert corrected.with_response(response).film_references == {12}  # the other has the lightness of the series
+
+
+def test_a_film_response_needs_no_second_pass(tmp_path, monkeypatch):
+    """The palettes are recalled again from the frames that were sampled in the first pass."""
+    passes, labs = [], {True: [], False: []}
+
+    class Responding(StubPredictor):
+        is_adapted = False
+
+        def fit_response(self, lightness):
+            return FilmResponse.match_histograms(np.arange(50), np.arange(100))
+
+        def with_response(self, response):
+            adapted = Responding()
+            adapted.is_adapted = True
+            return adapted
+
+        def palette(self, of_shot):
+            labs[self.is_adapted].append([lab[..., 0] for lab in of_shot])
+            return super().palette(of_shot)._replace(slot_ids=[int(self.is_adapted)])
+
+    frames = FilmScan.frames
+    monkeypatch.setattr(FilmScan, "frames", lambda scan: (passes.append(scan), frames(scan))[1])
+    source = draw_shots(tmp_path / "in.mkv", [(lambda i: 60 * 0.95**i, 14), (200, 30)])  # the first shot fades
+    plan = analyze_film(VideoFile(source), Responding(), FilmConfig())
+    assert len(passes) == 1 and plan.response and [shot.palette.slot_ids for shot in plan.shots] == [[1], [1]]
+    assert len(labs[True]) == 2 and all(np.array_equal(*pair) for pair in zip(labs[True], labs[False], strict=True))
 
 
 def test_plan_state_keeps_response_and_exposure(predictor, tmp_path):

@@ -1,7 +1,8 @@
 """Analysis of a film before coloring: its shots with palettes, letterbox, exposure and film response.
 
-One pass over the film suffices unless it has a letterbox or a film response; then a second pass finds the shots and
-palettes again, on the picture inside the letterbox and with a predictor adapted to the response.
+One pass over the film suffices unless it has a letterbox or a film response. With a letterbox, a second pass finds the
+shots and palettes again, on the picture inside and with a predictor adapted to the response. With a response alone, the
+frames that the palettes were recalled from are read again.
 """
 
 import itertools
@@ -27,11 +28,12 @@ from film.analysis.line_art import describe_line_art, is_line_art
 from film.analysis.plan import FilmPredictor, Plan, Shot, Transition
 from film.analysis.screentone import without_screen
 from film.analysis.transitions import Boundary, TransitionConfig, find_boundaries
+from film.io.frame_index import frames_at
 from film.io.planes import Planes, gray_lightness
 from film.io.video import Film, pts_window
 from utils import StreamSample, warn
 
-ANALYSIS_VERSION = 1  # increase it with each change that may give other shots, palettes or exposures
+ANALYSIS_VERSION = 2  # increase it with each change that may give other shots, palettes or exposures
 SHOT_SAMPLES = 8  # frames of a shot from which its palette is recalled
 FILM_SAMPLES, RESPONSE_SIZE = 12, 256  # frames to which the film response is fitted, maximum side in pixels
 
@@ -68,7 +70,7 @@ class ShotSampler:
     def _convert(self, index, planes, profile):
         rgb = planes.rgb(self.side, self.side)
         lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab)
-        lab[..., 0] = without_screen(planes.lightness(self.side))
+        lab[..., 0] = _input_lightness(planes, self.side)
         return SampledFrame(index, lab, np.rint(rgb * 255).astype(np.uint8), profile)
 
     def end_shot(self, boundary: Boundary) -> tuple[list[SampledFrame], Transition | None]:
@@ -82,7 +84,7 @@ class ShotSampler:
         self.sample = StreamSample(SHOT_SAMPLES)
         if boundary.start == boundary.end:
             return samples, None
-        following = without_screen(self.recent[0][1].lightness(self.side)).astype(np.float16)
+        following = _input_lightness(self.recent[0][1], self.side).astype(np.float16)
         return samples, Transition(boundary.end - boundary.start, boundary.wipe, following)
 
 
@@ -100,17 +102,38 @@ def analyze_film(film: Film, predictor: FilmPredictor, config: FilmConfig,
     if config.response == "auto":
         response = predictor.fit_response([_picture_lightness(sample, plan.shots[number].box)
                                            for number, sample in first_pass.film_sample.items()])
-    if response and not response.is_identity or any(shot.box for shot in plan.shots):
+    if any(shot.box for shot in plan.shots):
         # A cut where only the borders change cannot be found inside of them.
         cuts = [shot.start for before, shot in itertools.pairwise(plan.shots)
                 if shot.box != before.box and before.transition is None]
         config = replace(config, cut_at=[*config.cut_at, *cuts])
         last_pass = _AnalysisPass(film, predictor.with_response(response), config, plan)
         plan = last_pass.run()
+    elif response and not response.is_identity:
+        palettes = _recall_palettes(film, plan, first_pass.sampled, predictor.with_response(response))
+        plan.shots = [replace(shot, palette=palette) for shot, palette in zip(plan.shots, palettes, strict=True)]
     if lines := describe_line_art(last_pass.is_line, [(shot.start, shot.end) for shot in plan.shots]):
         warn(f"{film.path}: {lines}")
     plan.response = response
     return plan
+
+
+def _recall_palettes(film, plan, sampled, predictor):
+    """Yield the palette of each shot, given the frame numbers ``sampled`` of the shots."""
+    numbers = itertools.chain.from_iterable(sampled)
+    with closing(frames_at(film, plan.index, numbers)) as frames:
+        for of_shot in sampled:
+            labs = []
+            for number, planes in itertools.islice(frames, len(of_shot)):
+                lab = np.zeros((predictor.side, predictor.side, 3), np.float32)
+                lab[..., 0] = normalize_exposure(_input_lightness(planes, predictor.side), plan.exposure[number])
+                labs.append(lab)
+            yield predictor.palette(labs)
+
+
+def _input_lightness(planes, side):
+    """Return L (side, side) of a frame, without screentone."""
+    return without_screen(planes.lightness(side))
 
 
 def _picture_lightness(sample, box):
@@ -175,6 +198,7 @@ class _AnalysisPass:
         self.film_sample: StreamSample[Any] = StreamSample(FILM_SAMPLES)  # (shot index, SampledFrame)
         self.tracker = ExposureTracker()
         self.shots, self.exposures, self.margins, self.signatures, self.is_line = [], [], [], [], []
+        self.sampled: list[list[int]] = []  # numbers of the sampled frames of each shot
 
     def run(self) -> Plan:
         """Decode the film and return its plan, without the film response."""
@@ -219,6 +243,7 @@ class _AnalysisPass:
         for sample in samples:
             sample.lab[..., 0] = normalize_exposure(sample.lab[..., 0], exposure[sample.number - start])
             self.film_sample.add(partial(tuple, (len(self.shots), sample)))
+        self.sampled.append([sample.number for sample in samples])
         if self.previous is None:
             self.margins.append(measure_margins([sample.profile for sample in samples]))
         box = None if self.previous is None else self.previous.box(start, boundary.end)
