@@ -135,8 +135,8 @@ class Training:
         if colorizer.config.use_memory:
             embeddings = frame_embeddings(self.data, colorizer, self.autocast, computed)
         if colorizer.config.use_palette_classifier and not saved:
-            self.cell_samples = train_palette_classifier(self.data, colorizer, self.autocast, self.config,
-                                                         self.characters)
+            samples = train_palette_classifier(self.data, colorizer, self.autocast, self.config, self.characters)
+            self.cell_samples = samples if self.group.is_main else None
             if self.characters:
                 fit_characters(FeatureExtractor(colorizer, self.device, self.config.precision), self.characters)
         self.group.broadcast(colorizer)  # results may differ in the last bits between GPUs
@@ -163,8 +163,8 @@ class Training:
     # Loop
 
     def run(self) -> None:
-        """Train the remaining epochs, or as many as fit in max_minutes. Raises KeyboardInterrupt after Ctrl-C or
-        SIGTERM."""
+        """Train the remaining epochs, or until ``max_minutes`` or ``patience`` is reached. Raises KeyboardInterrupt
+        after Ctrl-C or SIGTERM."""
         config, progress, group, is_main = self.config, self.progress, self.group, self.group.is_main
         first_epoch = progress.epoch + 1
         self.tensorboard: Any = nullcontext()
