@@ -32,6 +32,7 @@ from colorizer.warping.in_betweens import InBetweens
 from colorizer.warping.optical_flow import OpticalFlow, TemporalFilter
 from config import FilmConfig
 from film.io.encoding import write_video
+from film.io.thread_pool import CORES
 from film.io.video import VideoFile
 from film.render import pipeline, rendering
 from film.render.writers import FilmWriter
@@ -119,9 +120,9 @@ def measure_codecs(film: Path, output: Path, now: Callable[[], float]) -> dict[s
     return {"decoding, twice": 2 * decoding, "encoding": now() - started - decoding}
 
 
-def measure(predictor: Predictor, film: Path, output: Path) -> tuple[dict[str, float], int, int]:
-    """Color a film. Return the seconds of each stage with "remainder" and "all", and the numbers of frames and
-    keyframes."""
+def measure(predictor: Predictor, film: Path, output: Path) -> tuple[dict[str, float], int, int, float]:
+    """Color a film. Return the seconds of each stage with "remainder" and "all", the numbers of frames and keyframes,
+    and the share of the time of all cores that was used."""
     clock, keyframes, select = Clock(predictor.device), 0, InBetweens.__init__
     clock.seconds.clear()
 
@@ -137,12 +138,14 @@ def measure(predictor: Predictor, film: Path, output: Path) -> tuple[dict[str, f
         stack.enter_context(mock.patch.object(InBetweens, "__init__", count_keyframes))
         for stage, (owner, name) in STAGES.items():
             stack.enter_context(mock.patch.object(owner, name, clock.around(stage, getattr(owner, name))))
-        started = now()
+        started, wall, busy = now(), time.perf_counter(), time.process_time()
         records = rendering.color_film(predictor, VideoFile(film), output,
                                        FilmConfig() if on_cpu else FilmConfig(batch_size=1), overwrite=True)
         total = now() - started
+        occupancy = (time.process_time() - busy) / (time.perf_counter() - wall) / CORES
     stages = {stage: clock.seconds[stage] for stage in STAGES if clock.seconds[stage]} | codecs
-    return {**stages, "remainder": total - sum(stages.values()), "all": total}, records[-1].end_frame, keyframes
+    seconds = {**stages, "remainder": total - sum(stages.values()), "all": total}
+    return seconds, records[-1].end_frame, keyframes, occupancy
 
 
 def main(argv):
@@ -161,12 +164,13 @@ def main(argv):
             scale_film(existing_film(args.film), film, lines, args.seconds)
             results[lines] = measure(predictor, film, output)
     print("{cpu}, GPU: {gpu}, torch {torch}".format(**describe_machine(predictor.device)))
-    for lines, (_, frames, keyframes) in results.items():
-        print(f"{lines} lines: {frames} frames, {keyframes / frames:.0%} are keyframes")
+    for lines, (_, frames, keyframes, occupancy) in results.items():
+        print(f"{lines} lines: {frames} frames, {keyframes / frames:.0%} are keyframes; {CORES} cores are busy for "
+              f"{occupancy:.0%} of the time")
     print_header("stage", *(f"{lines} lines: ms {unit}" for lines in results for unit in ("per frame", "per keyframe")))
     for stage in dict.fromkeys(stage for seconds, *_ in results.values() for stage in seconds):
         print_row(stage, *(f"{1000 * seconds.get(stage, 0) / max(1, count):.2f}"
-                           for seconds, *counts in results.values() for count in counts))
+                           for seconds, *counts, _ in results.values() for count in counts))
 
 
 if __name__ == "__main__":
