@@ -143,7 +143,7 @@ def build_setup(gr: Any, session: EditingSession) -> None:
             build_sheets(gr, session)
         with gr.Column():
             gr.Markdown("### 3. Colors: training starts at once")
-            minutes = gr.Slider(2, 60, 10, step=1, label="Minutes of training")
+            minutes = gr.Slider(2, 60, 10, step=1, label="Maximum minutes of training")
             source = gr.Dropdown(videos(), value=None, label="Colored film in the given folders",
                                  allow_custom_value=True)
             uploads = gr.File(label="or upload a colored film or colored pictures", file_count="multiple",
