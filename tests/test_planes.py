@@ -7,7 +7,6 @@ import pytest
 from drawn import draw_picture
 
 from colorizer.warping.upsampling import upsample_colors
-from dataset import resize
 from fileio.images import srgb_decode
 from film.io import chroma
 from film.io.chroma import ab_to_chroma
@@ -125,24 +124,6 @@ def test_gray_uint8_ignores_chroma(encoding):
     expected = picture._replace(cb=None, cr=None).rgb_uint8()
     # With 10 bits and limited range, one value lies between two grays and may be rounded either way.
     assert (picture.gray_uint8(*y.shape) != expected).sum() <= 1
-
-
-def test_large_frames_are_halved_before_resizing():
-    rng = np.random.default_rng(0)
-    for height, width in ((360, 640), (720, 1280), (1080, 1920), (2160, 3840), (1079, 1919)):
-        y, cb = (cv2.resize(rng.integers(20, 230, (9, 16), np.uint8), (width // part, height // part),
-                            interpolation=cv2.INTER_CUBIC) for part in (1, 2))
-        picture = Planes(y, cb, cb, ColorEncoding(8, False, 1))
-        resized = picture.luma_uint8(256, 256), picture.downscale(512).y, picture.rgb(512, 512)
-        plain = resize(y, 256, 256), resize(y, 512, 512), picture.encoding.to_rgb(
-            resize(y, 512, 512), *[resize(cb, 512, 512)] * 2)
-        plain = (picture._replace(y=plain[0]).luma_uint8(256, 256), *plain[1:])
-        for actual, expected, step in zip(resized, plain, (1, 1, 1 / 255), strict=True):
-            far = np.abs(np.subtract(actual, expected, dtype=np.float32)) / step
-            if min(height, width) < 1024 or height % 2:
-                assert far.max() == 0  # not halved
-            else:
-                assert 0 < far.mean() < 1 and far.max() <= 8
 
 
 @pytest.mark.parametrize("color_range", [0, 1, 2])

@@ -221,7 +221,7 @@ def test_a_step_with_a_nonfinite_loss_is_skipped_and_counted(data_path, tmp_path
 def test_ten_consecutive_nonfinite_steps_end_the_training(data_path, tmp_path, bad_steps, monkeypatch):
     bad_steps.update(range(5, 100))
     with pytest.raises(UserError, match="10 steps in a row.*last.pt"):
-        main(flags(data_path, tmp_path, end_epoch=20))
+        main(flags(data_path, tmp_path, end_epoch=20, patience=0))
     before = load_checkpoint(tmp_path / "last.pt")
     assert before["step"] <= 4
     bad_steps.clear()

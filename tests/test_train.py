@@ -420,7 +420,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bitwise(data_path, tmp_path, 
 
 
 def test_max_minutes_limits_training_and_schedule(data_path, tmp_path, monkeypatch):
-    records = run(data_path, tmp_path, end_epoch=10_000, max_minutes=0.05, **MODES["gan"])
+    records = run(data_path, tmp_path, end_epoch=10_000, max_minutes=0.05, patience=0, **MODES["gan"])
     assert 0 < records[-1]["epoch"] < 10_000
     content = load_checkpoint(tmp_path / "last.pt")
     assert content["epoch"] == records[-1]["epoch"]

@@ -31,9 +31,9 @@ from utils import UserError, is_out_of_memory, warn
 # Encoder settings
 
 ENCODER_THREADS = 4  # the output of x264, x265 and libvpx depends on their number, so it must not be that of cores
-# x264: veryfast takes 1.3 times the time for the same size and quality, medium 2.5 times (benchmarks/trials.md)
+# x264: all partitions take 1.35 times the time for the same size and quality, medium 3 times (benchmarks/trials.md)
 _DEFAULTS = {  # encoder: (crf, other options)
-    "libx264": (16, {"preset": "superfast", "mbtree": "1", "rc-lookahead": "10", "subq": "2"}),
+    "libx264": (16, {"preset": "veryfast", "partitions": "i4x4,i8x8"}),
     "libx265": (18, {"x265-params": "log-level=error", "a53cc": "1"}),
     "libvpx-vp9": (24, {"b": "0", "row-mt": "1", "deadline": "good", "cpu-used": "3"}),
     "libaom-av1": (20, {"b": "0", "row-mt": "1", "cpu-used": "6"}), "libsvtav1": (20, {"svtav1-params": "lookahead=0"}),
