@@ -23,6 +23,7 @@ from fileio.record_cache import load_or_make_records, record_key
 from utils import UserError, image_ids, warn
 
 GRAY_SIZE = 256  # side of the grayscale input of the backbone, for any img_size
+MIN_REDUCED_SIDE = 512  # pixels that the first step of a strong reduction leaves; larger: more exact, slower
 REFERENCE_ID = -2  # image id of references; those of training frames are >= 0
 L_SCALE, AB_SCALE = 100.0, 110.0  # networks take L / L_SCALE in [0, 1] and ab / AB_SCALE in about [-1, 1]
 
@@ -105,8 +106,10 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def _block_size(old, new):
-    """Return the size of blocks that divide ``old`` pixels evenly and leave at least 2 for each of ``new`` pixels."""
-    return next(size for size in range(max(1, old // (2 * new)), 0, -1) if old % size == 0)
+    """Return the size of blocks that divide ``old`` pixels evenly and leave 2 for each of ``new`` pixels, or
+    MIN_REDUCED_SIDE in all."""
+    left = max(new, min(2 * new, MIN_REDUCED_SIDE))
+    return next(size for size in range(max(1, old // left), 0, -1) if old % size == 0)
 
 
 @lru_cache(maxsize=8)
