@@ -91,6 +91,15 @@ def find_film(data: Path, file: str) -> Path:
     return data / file if (data / file).is_file() else RESOURCES / file
 
 
+def existing_films(names: list[str], data: Path) -> list[str]:
+    """Return those of ``names``, keys of FILMS, whose file exists; name the others on stderr."""
+    found = [name for name in names if find_film(data, FILMS[name].file).is_file()]
+    for name in names:
+        if name not in found:
+            print(f"{name} is left out: there is no {data / FILMS[name].file}", file=sys.stderr)
+    return found
+
+
 def copy_until(source: Path, target: Path, end: float) -> None:
     """Copy the video packets of a film that start before ``end`` seconds to ``target``, without decoding."""
     with atomic_write(target) as temporary, av.open(str(source)) as film, av.open(str(temporary), "w") as copy:
@@ -291,12 +300,9 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if not args.minutes > 0:
         raise UserError(f"--minutes is {args.minutes:g}; set it above 0")
-    missing = [name for name in args.films if not find_film(args.data, FILMS[name].file).is_file()]
-    for name in missing:
-        print(f"{name} is left out: there is no {args.data / FILMS[name].file}", file=sys.stderr)
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     lpips = LPIPS.load()
-    for seed, name in itertools.product(range(args.seeds), [name for name in args.films if name not in missing]):
+    for seed, name in itertools.product(range(args.seeds), existing_films(args.films, args.data)):
         for protocol in FILMS[name].protocols:
             if protocol in args.protocols:
                 report = measure_film(name, protocol, args, seed, lpips)

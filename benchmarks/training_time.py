@@ -7,13 +7,14 @@ run ended by itself or by ``max_minutes``. Prints a Markdown table; ``--figure``
 time, since the number of training steps depends on the speed of the machine.
 """
 
-import sys
+import itertools
+from argparse import Namespace
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from benchmarks.common import first_line, print_header, print_row, save_figure
-from benchmarks.real_films import FILMS, RESOURCES, find_film, measure_film, trained_checkpoint
+from benchmarks.real_films import FILMS, RESOURCES, existing_films, measure_film, trained_checkpoint
 
 from fileio.checkpoints import load_checkpoint
 from utils import ArgumentParser, UserError, parse_positive_int, run_cli
@@ -26,7 +27,7 @@ def draw(errors: dict[str, list[float]], minutes: list[float], path: Path) -> No
     figure = Figure(figsize=(5, 3), layout="constrained")
     axes = figure.subplots()
     for name, values in errors.items():
-        axes.plot(minutes[:len(values)], values, marker=".", label=name)
+        axes.plot(minutes, values, marker=".", label=name)
     axes.set_xscale("log")
     axes.set_xticks(minutes, [f"{each:g}" for each in minutes])
     axes.set_xlabel("max_minutes")
@@ -49,22 +50,18 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if not min(args.minutes) > 0:
         raise UserError(f"--minutes is {min(args.minutes):g}; set it above 0")
-    lengths, errors = args.minutes, {}
+    errors: dict[str, list[float]] = {}
     print_header("film", "max_minutes", "trained, minutes", "steps", "CIEDE2000", "> 10")
-    for name in args.films:
-        if not find_film(args.data, FILMS[name].file).is_file():
-            print(f"{name} is left out: there is no {args.data / FILMS[name].file}", file=sys.stderr)
-            continue
-        for args.minutes in lengths:
-            last = load_checkpoint(trained_checkpoint(FILMS[name], args.data, args.output, args.minutes,
-                                                      args.seed).with_name("last.pt"))
-            args.consistency = False
-            report = measure_film(name, PROTOCOL, args, args.seed, None)
-            errors.setdefault(name, []).append(report["ours"])
-            print_row(name, f"{args.minutes:g}", f"{last['elapsed_seconds'] / 60:.1f}", last["step"],
-                      f"{report['ours']:.2f}", f"{report['share_above_10']:.1%}")
+    for name, minutes in itertools.product(existing_films(args.films, args.data), args.minutes):
+        settings = Namespace(**{**vars(args), "minutes": minutes, "consistency": False})
+        report = measure_film(name, PROTOCOL, settings, args.seed, None)
+        checkpoint = trained_checkpoint(FILMS[name], args.data, args.output, minutes, args.seed)
+        last = load_checkpoint(checkpoint.with_name("last.pt"))
+        errors.setdefault(name, []).append(report["ours"])
+        print_row(name, f"{minutes:g}", f"{last['elapsed_seconds'] / 60:.1f}", last["step"], f"{report['ours']:.2f}",
+                  f"{report['share_above_10']:.1%}")
     if args.figure:
-        draw(errors, lengths, args.figure)
+        draw(errors, args.minutes, args.figure)
 
 
 if __name__ == "__main__":

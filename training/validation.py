@@ -13,8 +13,8 @@ from colorizer.colorizer import UNSCOPED, Colorizer
 from colorizer.metrics import AB_PEAK, ciede2000, psnr
 from dataset import AB_SCALE, ColorizationDataset, lab_to_rgb, resize, tensors_to_lab
 from fileio.images import image_grid
-from training.learner import Learner
 from networks import Conditioning
+from training.learner import Learner
 from training.preparation import Autocast, classify_pictures, load_with_features
 from utils import evenly_spaced
 

@@ -90,7 +90,7 @@ class ShotSampler:
 
 def analyze_film(film: Film, predictor: FilmPredictor, config: FilmConfig,
                  on_shot: Callable[[Plan], None] | None = None) -> Plan:
-    """Return the plan of a film, from one analysis pass or, if it has a letterbox or a film response, from two.
+    """Return the plan of a film, from one analysis pass or, if it has a letterbox, from two.
 
     At the end of each shot in the first pass, ``on_shot`` receives a plan of the shots found so far, without letterbox
     boxes and film response. Raises UserError if no frame between ``config.start`` and ``config.end`` can be decoded.

@@ -1,7 +1,7 @@
 """Rendering of a film: each shot is colored into its own segment, and the segments are joined.
 
 There are two stages. The analysis (film/analysis/film_analysis.py) finds the shots and their palettes, in one pass
-over the film, or two if it finds a letterbox or a film response. The coloring stage then decodes the film once more.
+over the film, or two if it finds a letterbox. The coloring stage then decodes the film once more.
 Segments are kept in a hidden folder next to the output, so that an interrupted run can resume. Luma is copied from the
 source sample by sample; only Cb and Cr are new. Image sequences are written picture by picture, without segments. If
 several processes render a film that is not an image sequence, the helpers start coloring during the analysis.
