@@ -9,6 +9,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from colorizer.letterbox import find_boxes, luma_profile, measure_margins
+from colorizer.letterbox import Profile, find_boxes, luma_profile, measure_margins
 from colorizer.metrics import shot_has_color
 from colorizer.warping.propagation import signature
 from config import FilmConfig
@@ -30,6 +31,7 @@ from film.analysis.screentone import without_screen
 from film.analysis.transitions import Boundary, TransitionConfig, find_boundaries
 from film.io.frame_index import frames_at
 from film.io.planes import Planes, gray_lightness
+from film.io.thread_pool import coloring_threads, map_in_order
 from film.io.video import Film, pts_window
 from utils import StreamSample, warn
 
@@ -38,54 +40,56 @@ SHOT_SAMPLES = 8  # frames of a shot from which its palette is recalled
 FILM_SAMPLES, RESPONSE_SIZE = 12, 256  # frames to which the film response is fitted, maximum side in pixels
 
 
+class ReducedFrame(NamedTuple):
+    """What the analysis needs of a frame."""
+
+    index: int  # in the film
+    planes: Planes  # downscaled to side x side pixels
+    profile: Profile | None  # for letterbox detection; None in the second pass
+    luma: np.ndarray  # uint8 (256, 256) in full range
+    is_line: bool  # whether it is line art
+    signature: np.ndarray  # of its lightness
+
+
 class SampledFrame(NamedTuple):
     """A frame that represents its shot."""
 
-    number: int  # frame number in the film
     lab: np.ndarray  # float32 (side, side, 3), L computed from the luma only
     rgb: np.ndarray  # uint8 (side, side, 3)
-    profile: Any  # Profile for letterbox detection; None in the second pass
+    profile: Profile | None
 
 
 class ShotSampler:
     """Samples up to SHOT_SAMPLES evenly spaced frames of each shot, without those of transitions."""
 
-    def __init__(self, side: int, with_profiles: bool) -> None:
-        self.side, self.with_profiles, self.count = side, with_profiles, 0
+    def __init__(self) -> None:
         self.delay = TransitionConfig().max_delay
-        self.recent = deque()  # (index, reduced planes, Profile) of frames that may be in a transition or later
-        self.sample: StreamSample[Any] = StreamSample(SHOT_SAMPLES)  # items as those of ``recent``
+        self.recent: deque[ReducedFrame] = deque()  # frames that may be in a transition or later
+        self.sample: StreamSample[ReducedFrame] = StreamSample(SHOT_SAMPLES)
 
-    def add(self, planes: Planes) -> None:
+    def add(self, frame: ReducedFrame) -> None:
         """Add the next frame of the film."""
-        profile = luma_profile(planes.y, planes.encoding.luma_range) if self.with_profiles else None
-        self.recent.append((self.count, planes.downscale(self.side), profile))
-        self.count += 1
+        self.recent.append(frame)
         if len(self.recent) > self.delay:
-            self._keep(*self.recent.popleft())
+            self._keep(self.recent.popleft())
 
-    def _keep(self, index, planes, profile):
-        self.sample.add(lambda: (index, planes, profile))
+    def _keep(self, frame):
+        self.sample.add(lambda: frame)
 
-    def _convert(self, index, planes, profile):
-        rgb = planes.rgb(self.side, self.side)
-        lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab)
-        lab[..., 0] = _input_lightness(planes, self.side)
-        return SampledFrame(index, lab, np.rint(rgb * 255).astype(np.uint8), profile)
-
-    def end_shot(self, boundary: Boundary) -> tuple[list[SampledFrame], Transition | None]:
+    def end_shot(self, boundary: Boundary) -> tuple[list[ReducedFrame], Transition | None]:
         """End the current shot at ``boundary`` and start the next. Return the samples of the ended shot and the
         transition after it, if any; frames of the transition are not sampled."""
-        while self.recent and self.recent[0][0] < boundary.start:
-            self._keep(*self.recent.popleft())
-        while self.recent and self.recent[0][0] < boundary.end:
+        while self.recent and self.recent[0].index < boundary.start:
+            self._keep(self.recent.popleft())
+        while self.recent and self.recent[0].index < boundary.end:
             self.recent.popleft()
-        samples = [self._convert(*frame) for frame in self.sample.items()]
+        samples = self.sample.items()
         self.sample = StreamSample(SHOT_SAMPLES)
         if boundary.start == boundary.end:
             return samples, None
-        following = _input_lightness(self.recent[0][1], self.side).astype(np.float16)
-        return samples, Transition(boundary.end - boundary.start, boundary.wipe, following)
+        following = self.recent[0].planes
+        L = _input_lightness(following, len(following.y)).astype(np.float16)
+        return samples, Transition(boundary.end - boundary.start, boundary.wipe, L)
 
 
 def analyze_film(film: Film, predictor: FilmPredictor, config: FilmConfig,
@@ -194,20 +198,24 @@ class _AnalysisPass:
                  on_shot: Callable[[Plan], None] | None = None) -> None:
         self.film, self.predictor, self.config, self.previous, self.on_shot = film, predictor, config, previous, on_shot
         self.scan = FilmScan(film, *pts_window(film, config))
-        self.sampler = ShotSampler(predictor.side, with_profiles=previous is None)
+        self.sampler = ShotSampler()
         self.film_sample: StreamSample[Any] = StreamSample(FILM_SAMPLES)  # (shot index, SampledFrame)
         self.tracker = ExposureTracker()
         self.shots, self.exposures, self.margins, self.signatures, self.is_line = [], [], [], [], []
         self.sampled: list[list[int]] = []  # numbers of the sampled frames of each shot
+        self.start = 0  # of the current shot
+        self.described: deque[Future[Any]] = deque()  # samples and Shot of ended shots that are not in ``shots`` yet
 
     def run(self) -> Plan:
         """Decode the film and return its plan, without the film response."""
-        for boundary in find_edited_boundaries(self._lumas(), self.config):
-            self._end_shot(boundary)
-        whole = (self.config.start, self.config.end) == (0, math.inf)
-        self.scan.require_frames("" if whole else " between --start and --end")
         pts, film = self.scan.pts, self.film
-        self._end_shot(Boundary(len(pts), len(pts)))
+        with coloring_threads() as self.pool:
+            for boundary in find_edited_boundaries(self._lumas(), self.config):
+                self._end_shot(boundary)
+            whole = (self.config.start, self.config.end) == (0, math.inf)
+            self.scan.require_frames("" if whole else " between --start and --end")
+            self._end_shot(Boundary(len(pts), len(pts)))
+            self._add_shots()
         if self.previous is None:
             self.scan.report_damage()
         if not self.scan.last_duration:
@@ -223,32 +231,60 @@ class _AnalysisPass:
                     np.concatenate(self.exposures), np.stack(self.signatures), checksums=self.scan.checksums)
 
     def _lumas(self):
+        """Yield the luma of each frame, uint8 (256, 256), after it was added to the results of the pass."""
         with closing(self.scan.frames()) as frames:
-            for index, planes in enumerate(frames):
-                if self.previous is not None:
-                    planes = planes.crop(self.previous.box(index, index + 1))
-                self.sampler.add(planes)
-                luma = planes.luma_uint8(256, 256)
-                self.tracker.add(luma)
-                self.is_line.append(is_line_art(luma))
-                L = gray_lightness(luma / np.float32(255))
-                self.signatures.append(signature(np.rint(L * 2.55).astype(np.uint8)))
-                yield luma
+            for _, reduced in map_in_order(self.pool, self._reduce, enumerate(frames)):
+                self.sampler.add(reduced)
+                self.tracker.add(reduced.luma)
+                self.is_line.append(reduced.is_line)
+                self.signatures.append(reduced.signature)
+                yield reduced.luma
+
+    def _reduce(self, frame):
+        """Return the ReducedFrame of a frame (index, planes)."""
+        index, planes = frame
+        if self.previous is not None:
+            planes = planes.crop(self.previous.box(index, index + 1))
+        luma = planes.luma_uint8(256, 256)
+        L = gray_lightness(luma / np.float32(255))
+        return ReducedFrame(
+            index, planes.downscale(self.predictor.side),
+            luma_profile(planes.y, planes.encoding.luma_range) if self.previous is None else None,
+            luma, is_line_art(luma), signature(np.rint(L * 2.55).astype(np.uint8)))
 
     def _end_shot(self, boundary):
-        start = self.shots[-1].end if self.shots else 0
-        samples, transition = self.sampler.end_shot(boundary)
+        """Let the pool describe the shot that ends at ``boundary``, and add the shots that ended before it."""
+        start, self.start = self.start, boundary.end
+        frames, transition = self.sampler.end_shot(boundary)
         exposure = self.tracker.shot_exposure(start, boundary.start)
         self.exposures += [exposure, np.tile(np.array(NEUTRAL, np.float32), (boundary.end - boundary.start, 1))]
-        for sample in samples:
-            sample.lab[..., 0] = normalize_exposure(sample.lab[..., 0], exposure[sample.number - start])
-            self.film_sample.add(partial(tuple, (len(self.shots), sample)))
-        self.sampled.append([sample.number for sample in samples])
-        if self.previous is None:
-            self.margins.append(measure_margins([sample.profile for sample in samples]))
+        self.sampled.append([frame.index for frame in frames])
         box = None if self.previous is None else self.previous.box(start, boundary.end)
-        self.shots.append(Shot(start, boundary.end, self.predictor.palette([sample.lab for sample in samples]),
-                               shot_has_color([sample.rgb for sample in samples]), box, transition,
-                               *self.scan.fields.shot_order(start, boundary.end)))
-        if self.on_shot:
-            self.on_shot(self._plan())
+        fields = self.scan.fields.shot_order(start, boundary.end)
+
+        def describe():
+            samples = [self._sample(frame, exposure[frame.index - start]) for frame in frames]
+            palette = self.predictor.palette([sample.lab for sample in samples])
+            in_color = shot_has_color([sample.rgb for sample in samples])
+            return samples, Shot(start, boundary.end, palette, in_color, box, transition, *fields)
+
+        self._add_shots(keep=1)
+        self.described.append(self.pool.submit(describe))
+
+    def _sample(self, frame, exposure):
+        rgb = frame.planes.rgb(self.predictor.side, self.predictor.side)
+        lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2Lab)
+        lab[..., 0] = normalize_exposure(_input_lightness(frame.planes, self.predictor.side), exposure)
+        return SampledFrame(lab, np.rint(rgb * 255).astype(np.uint8), frame.profile)
+
+    def _add_shots(self, keep=0):
+        """Add described shots in order, except for the last ``keep``."""
+        while len(self.described) > keep:
+            samples, shot = self.described.popleft().result()
+            for sample in samples:
+                self.film_sample.add(partial(tuple, (len(self.shots), sample)))
+            if self.previous is None:
+                self.margins.append(measure_margins([sample.profile for sample in samples]))
+            self.shots.append(shot)
+            if self.on_shot:
+                self.on_shot(self._plan())

@@ -178,6 +178,12 @@ class Planes(NamedTuple):
         cb, cr = (plane if plane is None else _resized_chroma(plane, side, side) for plane in chroma)
         return Planes(resize(y, side, side), cb, cr, self.encoding)
 
+    def subsample(self, height: int, width: int) -> "Planes":
+        """Return the samples of a regular grid of height x width pixels of the frame, without averaging."""
+        y, cb, cr = (plane if plane is None else cv2.resize(plane, (width, height), interpolation=cv2.INTER_NEAREST)
+                     for plane in self[:3])
+        return Planes(y, cb, cr, self.encoding)
+
     def rgb_uint8(self, height: int | None = None, width: int | None = None) -> np.ndarray:
         """Return RGB uint8 (height, width, 3); None means the size of the frame."""
         rgb = self.rgb(height or self.y.shape[0], width or self.y.shape[1])

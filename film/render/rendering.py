@@ -364,9 +364,9 @@ class FilmRendering:
                 if task.index == middle:
                     source, result = task.planes, task.result
                 if not config.color_only:
-                    cdc.add(task.result.crop(shot.box).rgb_uint8(*size))
+                    cdc.add(task.result.crop(shot.box).subsample(*size).rgb_uint8())
                 if plan.has_color:
-                    cdc_ground_truth.add(task.planes.crop(shot.box).rgb_uint8(*size))
+                    cdc_ground_truth.add(task.planes.crop(shot.box).subsample(*size).rgb_uint8())
                 bar.update()
         ground_truth = source.rgb_uint8(*size)
         if not (plan.has_color and has_color(ground_truth)):
