@@ -35,7 +35,7 @@ from film.render.rendering import RenderJob, confidence_video_path
 from film.render.segments import is_complete, read_completion, segment_folder
 from film.render.work_queue import WorkQueue
 from film.render.worker_group import WorkerGroup, run_isolated
-from film.report.evaluation import Evaluation, measure_film
+from film.report.evaluation import Evaluation
 from film.report.html_report import Report, write_report
 from film.report.memory_thumbnails import memory_thumbnails
 from film.report.memory_video import write_memory_video
@@ -235,8 +235,7 @@ def color_film_and_report(predictor: Predictor, config: ColorConfig, film: Film,
             facts["luma"] = check_luma(film, result, config)
             print(facts["luma"])
         try:
-            if not config.color_only and any(record.ground_truth is not None for record in records):
-                measure_film(records, film, result, config, evaluation)
+            evaluation.add_film(records)
             evaluation.write(accompanying_path(target, "metrics.json"), accompanying_path(target, "comparison.png"),
                              facts, overwrite=True)
             write_film_report(predictor, config, records, film, target, evaluation.summaries())

@@ -118,6 +118,17 @@ def test_ab_to_chroma_does_not_depend_on_the_chunk_size(encoding, monkeypatch):
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
+def test_subsample_takes_every_nth_sample(encoding):
+    rng = np.random.default_rng(2)
+    y, cb, cr = (rng.integers(0, 2**encoding.depth, size).astype(encoding.dtype)
+                 for size in ((36, 48), (18, 24), (18, 24)))
+    found = Planes(y, cb, cr, encoding).crop((12, 36, 0, 48)).subsample(6, 8)
+    assert np.array_equal(found.y, y[12::4, ::6])
+    assert np.array_equal(found.cb, cb[6::2, ::3]) and np.array_equal(found.cr, cr[6::2, ::3])
+    assert Planes(y, None, None, encoding).subsample(6, 8).cb is None
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_gray_uint8_ignores_chroma(encoding):
     y = np.arange(2**encoding.depth, dtype=encoding.dtype).reshape(16, -1)
     picture = Planes(y, y, y, encoding)

@@ -17,8 +17,10 @@ from drawn import HOLD_LOCK, StubPredictor, draw_film, draw_shots, planes_in, ti
 from resources.draw_episodes import draw_frame
 
 from config import FilmConfig
+from dataset import resize
 from film.analysis.shot_detection import ChangeDetector, find_gray_cuts, judge_frames
 from film.io import video
+from film.io.encoding import write_video
 from film.io.planes import planes_from_frame
 from film.io.thread_pool import prefetch
 from film.io.video import VideoFile
@@ -26,6 +28,7 @@ from film.render import pipeline, rendering
 from film.render.rendering import color_film
 from film.render.segments import is_complete
 from film.report.consistency import CDC
+from film.report.evaluation import score_frame, scoring_step
 from utils import UserError
 
 LOSSLESS = {"crf": "0"}  # of libx264
@@ -158,8 +161,12 @@ def cdc(path, record):
     with av.open(str(path)) as film:
         for index, frame in enumerate(film.decode(video=0)):
             if record.start_frame <= index < record.end_frame:
-                measure.add(planes_from_frame(frame).rgb_uint8(240, 320))
+                measure.add(planes_from_frame(frame).subsample(240, 320).rgb_uint8())
     return measure.value()
+
+
+def decoded(path):
+    return [planes for _, _, planes in VideoFile(path).read()]
 
 
 def test_shots_in_color_can_be_kept(tmp_path):
@@ -185,6 +192,28 @@ def test_shots_in_color_can_be_kept(tmp_path):
     assert records[1].cdc_ground_truth == pytest.approx(cdc(source, records[1]))
     assert json.loads((tmp_path / "all_shots.jsonl").open().readline())["cdc"] is not None
     assert not np.array_equal(before[20][1], planes_in(tmp_path / "all.mkv")[20][1])
+
+
+def test_one_frame_a_second_is_scored_as_it_is_in_the_output(tmp_path):
+    """With a lossless codec, the scores of the planes before encoding are those of the file."""
+    source = tmp_path / "in.mkv"
+    frames = ((100 * i, resize(draw_frame(1, i), 48, 64)) for i in range(35))
+    write_video(source, VideoFile(draw_film(tmp_path / "rate.mkv")), frames)
+    records = color(source, tmp_path / "out.mkv", crf=0)
+    step = scoring_step(35, 35 / 10)
+    truths, results = decoded(source), decoded(tmp_path / "out.mkv")
+    assert step == 10 and len(truths) == 35
+    expected = [score_frame(truths[i], results[i]) for i in (5, 15, 25)]
+    assert [scores for record in records for scores in record.scores] == expected
+    assert expected[0]["result"]["ciede2000"] > 1 and expected[0]["gray"] != expected[1]["gray"]
+    assert not any(record.scores for record in color(source, tmp_path / "chroma.mkv", color_only=True))
+
+
+@pytest.mark.parametrize("frames, seconds, step", [
+    (24 * 60, 60, 24), (15, 3, 5), (24 * 1320, 1320, 159), (7, 7, 1), (1, 0.04, 1), (10, 0.4, 10), (3, 30, 1)])
+def test_at_most_one_frame_a_second_and_200_frames_of_a_film_are_scored(frames, seconds, step):
+    assert scoring_step(frames, seconds) == step
+    assert len(range(step // 2, frames, step)) <= 200
 
 
 def test_color_only_gives_the_chroma_of_the_result_on_middle_gray(tmp_path):

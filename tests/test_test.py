@@ -27,8 +27,9 @@ from dataset import REFERENCE_ID, color_feature, resize, rgb_to_lab
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from fileio.images import read_image, write_image
 from film.analysis.cut_lists import read_cut_list
-from film.report.evaluation import Evaluation
 from film.render.worker_group import WorkerGroup
+from film.report.evaluation import Evaluation
+from film.report.records import ShotRecord
 from test import color_inputs, find_inputs, main
 from utils import UserError, run_cli
 
@@ -335,6 +336,20 @@ def test_the_comparison_has_few_rows_that_are_evenly_spaced():
         evaluation.add(evaluation.measure(picture, picture))
     shown = [int(row[2][0, 0, 0]) for row in evaluation.rows]
     assert len(shown) < 2 * evaluation.ROWS and shown == list(range(0, 100, evaluation.stride))
+
+
+def test_the_comparison_of_a_film_shows_evenly_spaced_shots():
+    def shot(index, scores, truth=True):
+        pictures = [np.full((8, 16, 3), index, np.uint8)] * 3
+        return ShotRecord(index, index, index + 1, index, index + 1, *pictures[:2], pictures[2] if truth else None, [],
+                          [], math.nan, np.zeros(0, np.float32), scores=scores)
+
+    scores = [{"gray": {"ciede2000": 9.0}, "result": {"ciede2000": error}} for error in (1.0, 2.0)]
+    records = [shot(index, scores[index % 2:][:1], truth=index != 4) for index in range(12)] + [shot(12, [])]
+    evaluation = Evaluation()
+    evaluation.add_film(records)
+    assert [row[0][0, 0, 0] for row in evaluation.rows] == [0, 2, 5, 7, 9, 11]  # of the 11 that are shown
+    assert evaluation.count == 12 and evaluation.scores["result"].rows == [each["result"] for each in scores] * 6
 
 
 def test_nothing_is_overwritten(home, tmp_path):

@@ -43,7 +43,7 @@ FILM_SAMPLES, RESPONSE_SIZE = 12, 256  # frames to which the film response is fi
 class ReducedFrame(NamedTuple):
     """What the analysis needs of a frame."""
 
-    index: int  # in the film
+    number: int  # in the film
     planes: Planes  # downscaled to side x side pixels
     profile: Profile | None  # for letterbox detection; None in the second pass
     luma: np.ndarray  # uint8 (256, 256) in full range
@@ -79,9 +79,9 @@ class ShotSampler:
     def end_shot(self, boundary: Boundary) -> tuple[list[ReducedFrame], Transition | None]:
         """End the current shot at ``boundary`` and start the next. Return the samples of the ended shot and the
         transition after it, if any; frames of the transition are not sampled."""
-        while self.recent and self.recent[0].index < boundary.start:
+        while self.recent and self.recent[0].number < boundary.start:
             self._keep(self.recent.popleft())
-        while self.recent and self.recent[0].index < boundary.end:
+        while self.recent and self.recent[0].number < boundary.end:
             self.recent.popleft()
         samples = self.sample.items()
         self.sample = StreamSample(SHOT_SAMPLES)
@@ -241,14 +241,14 @@ class _AnalysisPass:
                 yield reduced.luma
 
     def _reduce(self, frame):
-        """Return the ReducedFrame of a frame (index, planes)."""
-        index, planes = frame
+        """Return the ReducedFrame of a frame (number, planes)."""
+        number, planes = frame
         if self.previous is not None:
-            planes = planes.crop(self.previous.box(index, index + 1))
+            planes = planes.crop(self.previous.box(number, number + 1))
         luma = planes.luma_uint8(256, 256)
         L = gray_lightness(luma / np.float32(255))
         return ReducedFrame(
-            index, planes.downscale(self.predictor.side),
+            number, planes.downscale(self.predictor.side),
             luma_profile(planes.y, planes.encoding.luma_range) if self.previous is None else None,
             luma, is_line_art(luma), signature(np.rint(L * 2.55).astype(np.uint8)))
 
@@ -258,12 +258,12 @@ class _AnalysisPass:
         frames, transition = self.sampler.end_shot(boundary)
         exposure = self.tracker.shot_exposure(start, boundary.start)
         self.exposures += [exposure, np.tile(np.array(NEUTRAL, np.float32), (boundary.end - boundary.start, 1))]
-        self.sampled.append([frame.index for frame in frames])
+        self.sampled.append([frame.number for frame in frames])
         box = None if self.previous is None else self.previous.box(start, boundary.end)
         fields = self.scan.fields.shot_order(start, boundary.end)
 
         def describe():
-            samples = [self._sample(frame, exposure[frame.index - start]) for frame in frames]
+            samples = [self._sample(frame, exposure[frame.number - start]) for frame in frames]
             palette = self.predictor.palette([sample.lab for sample in samples])
             in_color = shot_has_color([sample.rgb for sample in samples])
             return samples, Shot(start, boundary.end, palette, in_color, box, transition, *fields)

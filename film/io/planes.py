@@ -180,9 +180,10 @@ class Planes(NamedTuple):
 
     def subsample(self, height: int, width: int) -> "Planes":
         """Return the samples of a regular grid of height x width pixels of the frame, without averaging."""
-        y, cb, cr = (plane if plane is None else cv2.resize(plane, (width, height), interpolation=cv2.INTER_NEAREST)
-                     for plane in self[:3])
-        return Planes(y, cb, cr, self.encoding)
+        def sample(plane):
+            return plane if plane is None else cv2.resize(plane, (width, height), interpolation=cv2.INTER_NEAREST)
+
+        return Planes(sample(self.y), sample(self.cb), sample(self.cr), self.encoding)
 
     def rgb_uint8(self, height: int | None = None, width: int | None = None) -> np.ndarray:
         """Return RGB uint8 (height, width, 3); None means the size of the frame."""

@@ -14,10 +14,10 @@ transition.
 
 import itertools
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,6 @@ from typing import cast
 import numpy as np
 from tqdm import tqdm
 
-from colorizer.metrics import has_color
 from config import FilmConfig, part_of
 from fileio.atomic import exclusive_lock
 from fileio.outputs import accompanying_path, hidden_path, refuse_existing
@@ -42,12 +41,12 @@ from film.render.fallback import FilmFallback, check_fallback, fit_film_fallback
 from film.render.incremental import load_all_shots, open_segment_store, shot_digest
 from film.render.pipeline import predict_tasks, read_tasks, to_planes
 from film.render.segments import SegmentStore, read_completion
+from film.render.shot_recorder import ShotRecorder
 from film.render.work_queue import WorkQueue
 from film.render.worker_group import POLL_SECONDS
 from film.render.writers import FilmWriter, FrameWriter, Writer
 from film.report.confidence_video import save_confidence_maps, write_confidence_video
-from film.report.consistency import CDC
-from film.report.records import THUMBNAIL, Records, ShotRecord
+from film.report.records import Records
 from utils import UserError, single_torch_thread, warn
 
 FILE_TIMEOUT = 60  # seconds that a helper waits for the plan; covers the delay of network file systems
@@ -303,7 +302,7 @@ class FilmRendering:
                          1 if large else FRAMES_AHEAD)
         colored = prefetch(self._with_results(predict_tasks(tasks, self.predictor, self.plan, config, large)),
                            FRAMES_AHEAD // 2 if large else FRAMES_AHEAD)
-        with closing(colored) as colored:
+        with closing(colored) as colored, ThreadPoolExecutor(1) as self.scorer:
             for index, shot_tasks in itertools.groupby(colored, key=lambda task: task.shot):
                 self._color_shot(index, shot_tasks, bar)
                 self.remaining.remove(index)
@@ -342,49 +341,19 @@ class FilmRendering:
 
     def _color_shot(self, index, tasks, bar):
         """Encode a shot, given its tasks, and store its record and embeddings."""
-        plan, config, target = self.plan, self.config, self.writer.target
-        shot, started, confidences, embeddings = plan.shots[index], time.monotonic(), [], []
-        shares, lacking = [], 0
-        self.segments.discard_shot(index)
-        middle, cdc, cdc_ground_truth = (shot.start + shot.transition_start) // 2, CDC(), CDC()
-        ratio = target.tags.get("sample_aspect_ratio") or 1
-        size = max(1, round(THUMBNAIL * target.height / (target.width * ratio))), THUMBNAIL
-        with (self.writer.write_shot(self.segments.segment_path(index), plan.shot_pts(shot),
-                                     shot.field_order) as write,
-              save_confidence_maps(self.segments.confidence_path(index)) as save_map):  # a later run may need them
+        plan, shot, segments = self.plan, self.plan.shots[index], self.segments
+        recorder = ShotRecorder(plan, index, self.writer.target, self.config, self.scorer)
+        segments.discard_shot(index)
+        with (self.writer.write_shot(segments.segment_path(index), plan.shot_pts(shot), shot.field_order) as write,
+              save_confidence_maps(segments.confidence_path(index)) as save_map):  # a later run may need them
             for task in itertools.islice(tasks, shot.end - shot.start):
                 write(task.result, plan.pts[task.index])
                 save_map(task.confidence)
-                if task.embedding is not None:
-                    embeddings.append(task.embedding)
-                confidences.append((math.nan, math.nan) if task.confidence is None else
-                                   (task.confidence.probability.mean(), task.confidence.recalled.mean()))
-                shares.append(task.fallback_share)
-                lacking += task.lacks_fallback
-                if task.index == middle:
-                    source, result = task.planes, task.result
-                if not config.color_only:
-                    cdc.add(task.result.crop(shot.box).subsample(*size).rgb_uint8())
-                if plan.has_color:
-                    cdc_ground_truth.add(task.planes.crop(shot.box).subsample(*size).rgb_uint8())
+                recorder.add(task)
                 bar.update()
-        ground_truth = source.rgb_uint8(*size)
-        if not (plan.has_color and has_color(ground_truth)):
-            ground_truth = None
-        confidence, recalled = np.mean(confidences, 0).tolist()
-        end_pts = plan.pts[shot.end] if shot.end < len(plan.pts) else plan.pts[-1] + plan.last_duration
-        record = ShotRecord(
-            index, shot.start, shot.end, float(plan.pts[shot.start] * target.time_base),
-            float(end_pts * target.time_base), source.gray_uint8(*size), result.rgb_uint8(*size), ground_truth,
-            list(shot.palette.slot_ids), list(shot.palette.slot_scores), confidence, shot.palette.embedding.numpy(),
-            left_unchanged=config.keep_color_shots and shot.in_color, cdc=cdc.value(),
-            cdc_ground_truth=math.nan if ground_truth is None else cdc_ground_truth.value(), recalled=recalled,
-            box=shot.box, seconds=time.monotonic() - started, transition_frames=shot.end - shot.transition_start,
-            wipe=shot.transition is not None and shot.transition.wipe,
-            fallback=float(np.mean(shares)) if plan.fallback else math.nan, lacking_fallback=lacking)
-        embeddings = np.stack(embeddings) if embeddings else np.zeros((0, 0), np.int16)
-        self.digests[index] = shot_digest(self.predictor, plan, index, embeddings, config)
-        self.records.states[index] = self.segments.save_shot(plan, record, embeddings, self.digests[index])
+        embeddings = np.stack(recorder.embeddings) if recorder.embeddings else np.zeros((0, 0), np.int16)
+        self.digests[index] = shot_digest(self.predictor, plan, index, embeddings, self.config)
+        self.records.states[index] = segments.save_shot(plan, recorder.record(), embeddings, self.digests[index])
 
 
 def _lengths(plan: Plan, indices: Iterable[int]) -> dict[int, int]:

@@ -2,23 +2,20 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from colorizer.metrics import Scores, evaluation_size, has_color, metrics_table
-from config import FilmConfig
 from dataset import lab_to_rgb, resize, rgb_to_lab
 from fileio.atomic import atomic_write
 from fileio.images import image_grid, write_image
 from fileio.outputs import refuse_existing
 from film.io.planes import Planes
-from film.io.thread_pool import coloring_threads, map_in_order, prefetch
-from film.io.video import Film, pts_window
 from film.report.records import ShotRecord
+from utils import evenly_spaced
 
 MAX_MEASURED_FRAMES = 200  # evenly spaced frames of a film; larger is more exact and takes longer
 
@@ -29,6 +26,9 @@ class PictureScores(NamedTuple):
     gray: dict[str, float]  # of the grayscale picture, see ``Scores.measure``
     result: dict[str, float]  # of the colored picture
     thumbnails: list[np.ndarray]  # grayscale, result and ground truth, for the comparison picture
+
+
+FrameScores = dict[str, dict[str, float]]  # {"gray": ..., "result": ...}, as in PictureScores
 
 
 class Evaluation:
@@ -64,13 +64,29 @@ class Evaluation:
         """Add the scores of a picture; None is ignored."""
         if measured is None:
             return
-        self.scores["gray"].rows.append(measured.gray)
-        self.scores["result"].rows.append(measured.result)
         if self.count % self.stride == 0:
             self.rows.append(measured.thumbnails)
             if len(self.rows) == 2 * self.ROWS:  # bounds the memory and keeps the rows evenly spaced
                 self.rows, self.stride = self.rows[::2], 2 * self.stride
+        self._add_scores(measured.gray, measured.result)
+
+    def _add_scores(self, gray, result):
+        self.scores["gray"].rows.append(gray)
+        self.scores["result"].rows.append(result)
         self.count += 1
+
+    def add_film(self, records: Sequence[ShotRecord]) -> None:
+        """Add the scores of a film and, for the comparison picture, the middle frames of evenly spaced shots."""
+        shown = []
+        for index, record in enumerate(records):
+            for scores in record.scores:
+                self._add_scores(scores["gray"], scores["result"])
+            if record.scores and record.ground_truth is not None:
+                shown.append(index)
+        for i in evenly_spaced(len(shown), self.ROWS):
+            record = records[shown[i]]
+            assert record.ground_truth is not None
+            self.rows.append([record.gray, record.result, record.ground_truth])
 
     def summaries(self) -> dict[str, dict[str, float]]:
         """Return {row name: ``Scores.summary()``}, {} if nothing was measured."""
@@ -79,13 +95,14 @@ class Evaluation:
     def write(self, metrics: Path, comparison: Path, facts: dict[str, Any], overwrite: bool) -> None:
         """Print the table of scores and write the files ``metrics`` (JSON, with ``facts``) and ``comparison`` (PNG).
 
-        Without scores, only ``metrics`` is written. Raises UserError if ``comparison`` exists, ``overwrite`` is False
-        and no earlier run has written it together with ``metrics``.
+        Without pictures in color, only ``metrics`` is written. Raises UserError if ``comparison`` exists, ``overwrite``
+        is False and no earlier run has written it together with ``metrics``.
         """
         if self.count:
             rows = self.summaries()
             facts = {**facts, "measured_pictures": self.count, **rows}
             print(f"{metrics_table(rows)}\nmeasured on {self.count} pictures")
+        if self.rows:
             refuse_existing([comparison], overwrite or metrics.exists())
             height = max(row[0].shape[0] for row in self.rows)
             write_image(comparison, image_grid([[resize(picture, height, self.WIDTH) for picture in row]
@@ -95,33 +112,14 @@ class Evaluation:
             temporary.write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def measure_film(records: Sequence[ShotRecord], film: Film, result: Film, config: FilmConfig,
-                 evaluation: Evaluation) -> None:
-    """Score one frame per second of a colored film, at most MAX_MEASURED_FRAMES, and add the scores to ``evaluation``.
-
-    Shots that were left unchanged and letterboxes are not measured.
-    """
-    shots = [(range(record.start_frame, record.end_frame), record.box) for record in records
-             if not record.left_unchanged]
-    frames = records[-1].end_frame
-    rate = frames / (records[-1].end_time - records[0].start_time)
-    step = min(frames, max(1, round(rate), math.ceil(frames / MAX_MEASURED_FRAMES)))
-    pairs = ((ground_truth.crop(box), colored.crop(box))
-             for index, ground_truth, colored in compare_frames(film, result, config, step)
-             for shot, box in shots if index in shot)
-
-    def measure(pair):
-        return evaluation.measure(*(planes.rgb_uint8(*evaluation_size(*planes.y.shape)) for planes in pair))
-
-    with coloring_threads() as pool:
-        for _, measured in map_in_order(pool, measure, pairs):
-            evaluation.add(measured)
+def scoring_step(frames: int, seconds: float) -> int:
+    """Return the distance of the scored frames of a film: one per second, at most MAX_MEASURED_FRAMES. A frame is
+    scored if its index, modulo this distance, is half of it."""
+    return min(frames, max(1, round(frames / seconds), math.ceil(frames / MAX_MEASURED_FRAMES)))
 
 
-def compare_frames(film: Film, result: Film, config: FilmConfig, step: int) -> Iterator[tuple[int, Planes, Planes]]:
-    """Yield (index, ground truth, result) of every ``step``-th frame of a film and its colored version."""
-    begin, _ = pts_window(film, config)
-    with closing(prefetch(film.read(begin), 2)) as ground_truths, closing(prefetch(result.read(), 2)) as results:
-        for index, ((_, _, ground_truth), (_, _, colored)) in enumerate(zip(ground_truths, results, strict=False)):
-            if index % step == step // 2:
-                yield index, ground_truth, colored
+def score_frame(ground_truth: Planes, result: Planes) -> FrameScores | None:
+    """Return the scores of a frame of a film. Returns None if the ground truth has no color."""
+    size = evaluation_size(*ground_truth.y.shape)
+    measured = Evaluation.measure(ground_truth.rgb_uint8(*size), result.rgb_uint8(*size))
+    return None if measured is None else {"gray": measured.gray, "result": measured.result}

@@ -44,6 +44,7 @@ class ShotRecord:
     seconds: float = field(default=0.0, compare=False)  # spent on the shot
     transition_frames: int = 0  # number of its last frames that also show the next shot
     wipe: bool = False  # whether each of their pixels shows only one of both shots
+    scores: list[dict[str, dict[str, float]]] = field(default_factory=list)  # ``FrameScores`` of its scored frames
 
     @property
     def frames(self) -> int:
