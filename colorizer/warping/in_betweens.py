@@ -6,7 +6,7 @@ each run of unmatched frames, until every frame matches.
 """
 
 from bisect import bisect
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -91,18 +91,18 @@ class InBetweens:
 
     def propagate_colors(self, ab: np.ndarray) -> np.ndarray:
         """Return the colors of all frames (N, S, S, 2), given the colors of the keyframes (n, S, S, 2)."""
-        side = ab.shape[1]
+        side, results = ab.shape[1], []
         light = [resize(L, side, side) / 100 for L in self.lightness]
-
-        def warp_colors(number, link, ab):
-            warped = link.warp(np.dstack([light[link.keyframe], ab]))
-            return relight(warped[..., 1:], warped[..., 0], light[number])
-
-        return self._propagate(ab, warp_colors)
+        pictures = [cv2.merge([light[number], *cv2.split(colors)])
+                    for number, colors in zip(self.keyframes, ab, strict=True)]
+        for L, picture in zip(light, self._propagate(pictures), strict=True):
+            warped_L, *colors = cv2.split(picture)
+            results.append(relight(cv2.merge(colors), warped_L, L))
+        return np.stack(results)
 
     def propagate_confidence(self, confidence: Confidence) -> Confidence:
         """Return the confidence of all frames, given the confidence of the keyframes."""
-        maps = self._propagate(np.stack(confidence, 3), lambda number, link, maps: link.warp(maps))
+        maps = np.stack(self._propagate(np.stack(confidence, 3)))
         return Confidence(*np.moveaxis(maps, 3, 0))
 
     def propagate_embeddings(self, embeddings: np.ndarray) -> np.ndarray:
@@ -110,20 +110,20 @@ class InBetweens:
         distances = np.abs(np.subtract.outer(np.arange(len(self.lightness)), self.keyframes))
         return embeddings[distances.argmin(1)]
 
-    def _propagate(self, maps: np.ndarray,
-                   warp_map: Callable[[int, KeyframeLink, np.ndarray], np.ndarray]) -> np.ndarray:
-        """Return maps of all frames, given the maps of the keyframes (n, h, h, C). In-between frames get the weighted
+    def _propagate(self, maps: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return maps of all frames, given the n maps of the keyframes (h, h, C). In-between frames get the weighted
         mean of the maps warped from adjacent keyframes; the weight of a pixel is match / temporal distance."""
         of_keyframe, results = dict(zip(self.keyframes, maps, strict=True)), []
-        size = maps.shape[1]
+        _, size, channels = maps[0].shape
         for number in range(len(self.lightness)):
             if number in of_keyframe:
                 results.append(of_keyframe[number])
                 continue
             links = self._links_of(number)
-            weights = np.stack([(resize(link.match, size, size) + np.float32(1e-3)) / abs(number - link.keyframe)
-                                for link in links])
-            weights /= weights.sum(0)
-            results.append(sum(weight[..., None] * warp_map(number, link, of_keyframe[link.keyframe])
+            weights = [(resize(link.match, size, size) + np.float32(1e-3)) / abs(number - link.keyframe)
+                       for link in links]
+            total = sum(weights)
+            # NumPy's broadcasting over the last axis takes 3 times as long as a merged array.
+            results.append(sum(link.warp(of_keyframe[link.keyframe]) * cv2.merge([weight / total] * channels)
                                for weight, link in zip(weights, links, strict=True)))
-        return np.stack(results)
+        return results

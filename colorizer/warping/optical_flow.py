@@ -61,7 +61,8 @@ def relight(ab: np.ndarray, warped_L: np.ndarray, L: np.ndarray) -> np.ndarray:
     ``warped_L`` (H, W) is the lightness warped along the same flow. The correction is the guided-filter slope times the
     difference in lightness, which compensates for subpixel errors of the flow.
     """
-    return ab + guided_filter_slope(ab, warped_L, WINDOW, REGULARIZATION) * (L - warped_L)[..., None]
+    change = L - warped_L
+    return ab + guided_filter_slope(ab, warped_L, WINDOW, REGULARIZATION) * cv2.merge([change, change])
 
 
 def flow_inconsistency(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
