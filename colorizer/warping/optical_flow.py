@@ -68,9 +68,13 @@ def relight(ab: np.ndarray, warped_L: np.ndarray, L: np.ndarray) -> np.ndarray:
 def flow_inconsistency(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
     """Return how far the backward flow misses the start of the forward flow, (H, W), as a multiple of the tolerance:
     |forward + backward|^2 / (0.01 (|forward|^2 + |backward|^2) + 0.5) (Sundaram et al. 2010)."""
+    def squared_length(flow):
+        x, y = cv2.split(flow)
+        return x * x + y * y
+
     backward = warp(backward, forward)
-    length = np.square(forward).sum(-1) + np.square(backward).sum(-1)
-    return np.square(forward + backward).sum(-1) / (0.01 * length + 0.5)
+    tolerance = 0.01 * (squared_length(forward) + squared_length(backward)) + 0.5
+    return squared_length(forward + backward) / tolerance
 
 
 def visible_pixels(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
@@ -107,7 +111,7 @@ class TemporalFilter:
             flow = self._flow(*(resize(p, size, size) for p in (picture, self._picture)))
             flow = scale_flow(flow, side)
             difference = photometric_difference(picture, self._picture, flow)
-            weight = config.previous_weight * np.exp(-config.photometric_weight * difference)[..., None]
-            ab = ab + weight * cv2.blur(warp(self._ab, flow) - ab, (3, 3))
+            weight = config.previous_weight * np.exp(-config.photometric_weight * difference)
+            ab = ab + cv2.merge([weight, weight]) * cv2.blur(warp(self._ab, flow) - ab, (3, 3))
         self._picture, self._ab = picture, ab
         return ab

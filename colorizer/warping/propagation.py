@@ -139,10 +139,10 @@ def _match(L, source, config):
     forward, backward = flow(L, source.L), flow(source.L, L)
     cost = config.photometric_weight * photometric_difference(L, source.L, forward) + config.hop_cost
     cost += config.inconsistency_weight * np.minimum(flow_inconsistency(forward, backward), 4)
-    maps = np.dstack([source.L, source.ab, source.confidence]).astype(np.float32)
-    warped = warp(maps, forward)
-    ab = relight(warped[..., 1:3], warped[..., 0] / 255, L.astype(np.float32) / 255)
-    return ab, warped[..., 3] / 255 * np.exp(-cost)
+    maps = cv2.merge([plane.astype(np.float32) for plane in (source.L, *cv2.split(source.ab), source.confidence)])
+    warped_L, a, b, confidence = cv2.split(warp(maps, forward))
+    ab = relight(cv2.merge([a, b]), warped_L / 255, L.astype(np.float32) / 255)
+    return ab, confidence / 255 * np.exp(-cost)
 
 
 def _fill_regions(L, ab, confidence, config):
@@ -165,7 +165,7 @@ def _fill_regions(L, ab, confidence, config):
     regions = cv2.resize(regions.astype(np.uint16), L.shape[::-1], interpolation=cv2.INTER_NEAREST)
     certain, colors = certain[regions].astype(np.float32), colors[regions].astype(np.float32)
     share = certain / (certain + confidence + 1e-6) * np.clip((certain - confidence) / 0.2 + 0.5, 0, 1)
-    return ab + share[..., None] * (colors - ab), np.maximum(confidence, certain)
+    return ab + cv2.merge([share, share]) * (colors - ab), np.maximum(confidence, certain)
 
 
 def _blend(found):

@@ -26,14 +26,15 @@ def guided_filter_slope(ab: np.ndarray, L: np.ndarray, window: int, regularizati
     return cv2.merge([(mean(L * channel) - mean_L * mean(channel)) / variance for channel in cv2.split(ab)])
 
 
-def guided_filter_coefficients(ab: np.ndarray, L: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return slope and intercept, float32 (h, w, 2) each, such that ab = slope * L + intercept, for colors ab
-    (h, w, 2) and lightness L (h, w) in [0, 100]."""
-    slope = guided_filter_slope(ab, L, WINDOW, REGULARIZATION).clip(-MAX_SLOPE, MAX_SLOPE)
-    return slope, ab - slope * L[..., None]
+def guided_filter_coefficients(ab: np.ndarray, L: np.ndarray) -> np.ndarray:
+    """Return the slopes of a and b and their intercepts, float32 (h, w, 4), such that color = slope * L + intercept,
+    for colors ab (h, w, 2) and lightness L (h, w) in [0, 100]."""
+    slopes = cv2.split(guided_filter_slope(ab, L, WINDOW, REGULARIZATION).clip(-MAX_SLOPE, MAX_SLOPE))
+    return cv2.merge([*slopes, *(color - slope * L for color, slope in zip(cv2.split(ab), slopes, strict=True))])
 
 
 def upsample_colors(ab: np.ndarray, L: np.ndarray) -> np.ndarray:
     """Enlarge colors ab (h, w, 2) to the size of L (H, W) in [0, 100], which guides them. Return float32 (H, W, 2)."""
-    slope, intercept = (resize(plane, *L.shape) for plane in guided_filter_coefficients(ab, resize(L, *ab.shape[:2])))
-    return slope * L[..., None] + intercept
+    coefficients = resize(guided_filter_coefficients(ab, resize(L, *ab.shape[:2])), *L.shape)
+    *slopes, a, b = cv2.split(coefficients)
+    return cv2.merge([slope * L + intercept for slope, intercept in zip(slopes, (a, b), strict=True)])

@@ -26,8 +26,7 @@ def ab_to_chroma(planes: Planes, ab: np.ndarray, height: int, width: int,
     y, table = resize(planes.y, height, width), _chroma_table(planes.encoding, encoding)
     L, level = lightness_of(y, planes.encoding), change_depth(y, planes.encoding.depth, 8)
     coefficients = guided_filter_coefficients(ab, resize(L, *ab.shape[:2]))
-    # In units of table entries. One array of 4 channels is resized the fastest.
-    coefficients = resize(np.dstack(coefficients) / np.float32(AB_STEP), height, width)
+    coefficients = resize(coefficients / np.float32(AB_STEP), height, width)  # in units of table entries
     centers = np.arange(TILES, dtype=np.float32) * SIDE + AB_ENTRIES
     centers = np.repeat(centers, TILES), np.tile(centers, TILES)
     cb, cr = (np.empty((height, width), encoding.dtype) for _ in range(2))
@@ -39,7 +38,8 @@ def ab_to_chroma(planes: Planes, ab: np.ndarray, height: int, width: int,
         for slope, offset, center in zip(slopes, (a, b), centers, strict=True):
             slope *= L[part]
             slope += offset
-            place.append(np.clip(slope, -AB_ENTRIES, AB_ENTRIES, out=slope) + cv2.LUT(level[part], center))
+            place.append(np.clip(slope, -AB_ENTRIES, AB_ENTRIES, out=slope))
+            slope += cv2.LUT(level[part], center)
         found = cv2.remap(table, place[1], place[0], cv2.INTER_LINEAR)
         cb[part], cr[part] = (_rounded(plane, encoding) for plane in cv2.split(found))
     return cb, cr
