@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 from drawn import draw_picture
+from skimage.color import deltaE_ciede2000
 
 import train
 
@@ -16,7 +17,7 @@ from benchmarks import quality, search
 from benchmarks.quality import (
     COLUMNS, ROWS, film_frames, main, make_methods, measure, print_table, split_frames, summarize)
 
-from colorizer.metrics import ciede2000
+from colorizer.metrics import ciede2000, color_differences
 from config import SpatialConfig
 from dataset import rgb_to_lab
 from fileio.images import read_image, write_image
@@ -41,6 +42,13 @@ def film(tmp_path_factory):
 def small_networks(monkeypatch):
     for module in (quality, search):
         monkeypatch.setattr(module, "train", lambda config: train.train(replace(config, width=4)))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (1, 1, 3), (70, 60, 3), (40000, 3)])
+def test_color_differences_in_parts_equal_those_of_the_whole(shape):
+    lab, truth = (np.random.default_rng(seed).uniform((0, -80, -80), (100, 80, 80), shape).astype(np.float32)
+                  for seed in (1, 2))
+    np.testing.assert_array_equal(color_differences(lab, truth), deltaE_ciede2000(truth, lab, channel_axis=-1))
 
 
 def test_the_frames_of_each_shot_are_evenly_spaced(film, tmp_path):

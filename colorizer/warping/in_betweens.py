@@ -102,7 +102,7 @@ class InBetweens:
 
     def propagate_confidence(self, confidence: Confidence) -> Confidence:
         """Return the confidence of all frames, given the confidence of the keyframes."""
-        maps = np.stack(self._propagate(np.stack(confidence, 3)))
+        maps = np.stack(self._propagate(list(np.stack(confidence, 3))))
         return Confidence(*np.moveaxis(maps, 3, 0))
 
     def propagate_embeddings(self, embeddings: np.ndarray) -> np.ndarray:
