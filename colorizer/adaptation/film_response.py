@@ -42,6 +42,7 @@ class Matches(NamedTuple):
     ab: np.ndarray  # (n, 2) mean ab of the remembered cells, in Lab units
     part: np.ndarray  # (n,) indices of the parts of the film, for cross-validation
     distance: float  # mean squared key distance of all film cells, paired or not, to the nearest remembered cell
+    rendered: np.ndarray | None = None  # (R, n) L of the remembered cells, rendered by each of RESPONSES; None: not yet
 
     @property
     def lab(self) -> np.ndarray:
@@ -51,7 +52,7 @@ class Matches(NamedTuple):
     def select(self, rows: np.ndarray) -> "Matches":
         """Return the matches at the given rows."""
         return Matches(self.cells[rows], self.film_L[rows], self.memory_L[rows], self.ab[rows], self.part[rows],
-                       self.distance)
+                       self.distance, None if self.rendered is None else self.rendered[:, rows])
 
 
 @dataclass
@@ -104,12 +105,22 @@ class FilmResponse:
 
     def with_curve(self, matches: Matches) -> "FilmResponse":
         """Return the response with the same sensitivity and the tone curve that fits the matches."""
-        curve = FilmResponse.match_histograms(matches.film_L, self.render(matches.lab))
-        return replace(self, film_L=curve.film_L, memory_L=curve.memory_L)
+        return self.with_quantiles(*(np.quantile(L, QUANTILES) for L in (matches.film_L, self.render(matches.lab))))
 
-    def matching_cost(self, matches: Matches) -> float:
-        """Return the mean pseudo-Huber loss of the differences in L between matched cells, in units of HUBER_DELTA."""
-        differences = self(matches.film_L) - self.render(matches.lab)[0]
+    def with_quantiles(self, film: np.ndarray, memory: np.ndarray) -> "FilmResponse":
+        """Return the response with the same sensitivity and the curve that maps QUANTILES of the film's L to those of
+        the memory's. Beyond the outer ones, the curve is extrapolated linearly."""
+        film, memory = map(_strictly_rising, (film, memory))
+        slopes = np.diff(memory)[[0, -1]] / np.diff(film)[[0, -1]]
+        ends = memory[[0, -1]] + slopes * (np.array([0, L_SCALE]) - film[[0, -1]])
+        inner = (film > 0) & (film < L_SCALE)
+        return replace(self, film_L=np.array([0, *film[inner], L_SCALE]),
+                       memory_L=np.array([ends[0], *memory[inner], ends[1]]))
+
+    def matching_cost(self, matches: Matches, rendered: np.ndarray | None = None) -> float:
+        """Return the mean pseudo-Huber loss of the differences in L between matched cells, in units of HUBER_DELTA.
+        ``rendered`` (n,) is the L of the remembered cells if it is known already."""
+        differences = self(matches.film_L) - (self.render(matches.lab)[0] if rendered is None else rendered)
         return float(np.sqrt(1 + np.square(differences / HUBER_DELTA)).mean() - 1)
 
     def state(self) -> list[list[float]]:
@@ -123,15 +134,8 @@ class FilmResponse:
 
     @classmethod
     def match_histograms(cls, film: np.ndarray, memory: np.ndarray) -> "FilmResponse":
-        """Return the response whose curve maps the distribution of film samples to that of memory samples, L each.
-
-        Beyond the outer QUANTILES, the curve is extrapolated linearly.
-        """
-        film, memory = (_strictly_rising(np.quantile(L, QUANTILES)) for L in (film, memory))
-        slopes = np.diff(memory)[[0, -1]] / np.diff(film)[[0, -1]]
-        ends = memory[[0, -1]] + slopes * (np.array([0, L_SCALE]) - film[[0, -1]])
-        inner = (film > 0) & (film < L_SCALE)
-        return cls(np.array([0, *film[inner], L_SCALE]), np.array([ends[0], *memory[inner], ends[1]]))
+        """Return the response whose curve maps the distribution of film samples to that of memory samples, L each."""
+        return IDENTITY_RESPONSE.with_quantiles(np.quantile(film, QUANTILES), np.quantile(memory, QUANTILES))
 
 
 class HdLumaResponse(FilmResponse):
@@ -144,7 +148,8 @@ class HdLumaResponse(FilmResponse):
 IDENTITY_RESPONSE = FilmResponse(np.array([0, L_SCALE]), np.array([0, L_SCALE]))
 VIDEO_RESPONSES = [IDENTITY_RESPONSE, replace(IDENTITY_RESPONSE, sensitivity=LUMINANCE_WEIGHTS),
                    HdLumaResponse(np.array([0, L_SCALE]), np.array([0, L_SCALE]))]
-FILM_RESPONSES = [replace(IDENTITY_RESPONSE, sensitivity=weights) for weights in SENSITIVITIES]
+RESPONSES = [*VIDEO_RESPONSES, *(replace(IDENTITY_RESPONSE, sensitivity=weights) for weights in SENSITIVITIES)]
+IDENTITY, VIDEO, FILM = slice(1), slice(len(VIDEO_RESPONSES)), slice(len(VIDEO_RESPONSES), None)  # parts of RESPONSES
 
 
 def _strictly_rising(values):
@@ -226,29 +231,43 @@ def _select_response(curve_response, matches, config):
     """
     if len(matches.film_L) < config.min_pairs:
         return curve_response
-    has_curve = curve_response is not None and not curve_response.is_identity
-
-    def fit_linear(responses, matches):
-        return min(responses, key=lambda response: response.matching_cost(matches))
-
-    def fit(responses, matches):
-        return fit_linear([response.with_curve(matches) if has_curve else response for response in responses], matches)
+    matches = matches._replace(rendered=np.stack([response.render(matches.lab)[0] for response in RESPONSES]))
+    fit = _fit_curve if curve_response is not None and not curve_response.is_identity else _fit_linear
 
     def costs(cost):
-        return [cost(partial(fit, responses)) for responses in (FILM_RESPONSES, VIDEO_RESPONSES)]
+        return [cost(partial(fit, kind)) for kind in (FILM, VIDEO)]
 
-    responses = VIDEO_RESPONSES[:1]
+    kind = IDENTITY
     cost, limit = costs(lambda fit: fit(matches).matching_cost(matches))
     if cost <= (1 - config.min_sensitivity_reduction) * limit:
         cost, limit = costs(lambda fit: left_out_cost(fit, matches, matches))
         limit = min((1 - config.min_left_out_sensitivity_reduction) * limit, config.max_sensitivity_cost,
                     left_out_cost(IDENTITY_RESPONSE.with_curve, matches, matches))
         if cost <= limit:
-            responses = FILM_RESPONSES
-    best, best_linear = fit(responses, matches), fit_linear(responses, matches)
+            kind = FILM
+    best, best_linear = fit(kind, matches), _fit_linear(kind, matches)
     if best.matching_cost(matches) >= (1 - config.min_curve_reduction) * best_linear.matching_cost(matches):
         best = best_linear
     return None if best is IDENTITY_RESPONSE else best
+
+
+def _fit_linear(kind, matches):
+    """Return the one of ``RESPONSES[kind]`` that fits the matches best."""
+    return _best(RESPONSES[kind], kind, matches)
+
+
+def _fit_curve(kind, matches):
+    """Return the one of ``RESPONSES[kind]`` that fits the matches best, each with the tone curve that fits them."""
+    film, memory = np.quantile(matches.film_L, QUANTILES), np.quantile(matches.rendered[kind], QUANTILES, axis=1)
+    curved = [response.with_quantiles(film, own) for response, own in zip(RESPONSES[kind], memory.T, strict=True)]
+    return _best(curved, kind, matches)
+
+
+def _best(responses, kind, matches):
+    """Return the one of ``responses`` with the smallest cost, given that they render as ``RESPONSES[kind]``."""
+    costs = [response.matching_cost(matches, rendered)
+             for response, rendered in zip(responses, matches.rendered[kind], strict=True)]
+    return responses[int(np.argmin(costs))]
 
 
 def _rendered_memory(embed, memory, lightness, response, config):
