@@ -8,6 +8,7 @@ with G the grid side.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -28,6 +29,7 @@ EmbedFrames = Callable[[Iterable[np.ndarray]], Features]  # returns the backbone
 
 QUANTILES = (0.01, 0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95, 0.99)  # of the film's L: knots of the tone curve
 HUBER_DELTA = 3.0  # difference in L beyond which the matching cost grows linearly instead of quadratically
+THREADS, FRAMES_AT_A_TIME = 2, 3  # for matching; the results do not depend on the number of threads
 STEPS = 20  # grid search steps per weight of the spectral sensitivity
 SENSITIVITIES = np.array([(red, green, STEPS - red - green)
                           for red in range(STEPS + 1) for green in range(STEPS + 1 - red)]) / STEPS
@@ -291,24 +293,32 @@ def match_cells(embed: EmbedFrames, memory: SpatialMemory, lightness: Sequence[n
 
     Pinned frames are ignored, since they may be frames of the film itself.
     """
-    grid, dim = memory.config.grid, memory.config.key_dim
+    parts = [lightness[first:first + FRAMES_AT_A_TIME] for first in range(0, len(lightness), FRAMES_AT_A_TIME)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        matched = pool.map(lambda part: _match_part(embed, memory, part, response, config), parts)
+        mutual, film_L, memory_L, ab, distances = map(np.concatenate, zip(*matched, strict=True))
+    cells = mutual.nonzero()[0]
+    return Matches(cells, film_L[cells], memory_L[cells], ab[cells],
+                   cells // memory.config.grid**2 * config.parts // len(lightness), float(distances.mean()))
+
+
+@torch.inference_mode()
+def _match_part(embed, memory, lightness, response, config):
+    """Return of each cell of some frames: whether it and its nearest remembered cell are mutual nearest neighbors, its
+    L, the L and ab of that cell, and their squared distance."""
+    grid, dim, found = memory.config.grid, memory.config.key_dim, []
     features = embed([L if response is None else response(L) for L in lightness])
     queries = (features.cells.flatten(2).transpose(1, 2).float() - memory.mean) @ memory.projection  # (N, P, dim)
-    mutual, film_L, memory_L, colors, distances = [], [], [], [], []
     for L, query, slots in zip(lightness, queries, _similar_slots(memory, features, config), strict=True):
         keys, ab = (memory.rows(name, slots).flatten(0, 1).float() for name in ("keys", "ab"))
         keys, key_L = keys[:, :dim], keys[:, dim + 2] / memory.config.lightness_weight * L_SCALE
         own = query.square().sum(1)
         nearest = torch.addmm(keys.square().sum(1), query, keys.T, alpha=-2).min(1)  # squared distances without ``own``
         back = torch.addmm(own, keys[nearest.indices], query.T, alpha=-2).argmin(1)  # nearest query of these keys
-        mutual.append((back == torch.arange(len(query), device=query.device)).cpu().numpy())
-        film_L.append(resize(L, grid, grid).flatten())
-        memory_L.append(key_L[nearest.indices].cpu().numpy())
-        colors.append(ab[nearest.indices].cpu().numpy() * AB_SCALE)
-        distances.append(nearest.values + own)
-    cells = np.concatenate(mutual).nonzero()[0]
-    return Matches(cells, np.concatenate(film_L)[cells], np.concatenate(memory_L)[cells], np.concatenate(colors)[cells],
-                   cells // grid**2 * config.parts // len(lightness), float(torch.cat(distances).mean()))
+        mutual = back == torch.arange(len(query), device=query.device)
+        found.append((mutual.cpu().numpy(), resize(L, grid, grid).flatten(), key_L[nearest.indices].cpu().numpy(),
+                      ab[nearest.indices].cpu().numpy() * AB_SCALE, (nearest.values + own).cpu().numpy()))
+    return tuple(map(np.concatenate, zip(*found, strict=True)))
 
 
 def _similar_slots(memory, features, config):
