@@ -22,6 +22,7 @@ import torch
 from benchmarks.common import EPISODE, describe_machine, existing_film, first_line, print_header, print_row
 
 import colorizer.colorizer
+from colorizer.adaptation import film_response
 from colorizer.backbone import Backbone
 from colorizer.colorizer import Colorizer
 from colorizer.memory.spatial_memory import SpatialMemory
@@ -31,17 +32,22 @@ from colorizer.warping import propagation
 from colorizer.warping.in_betweens import InBetweens
 from colorizer.warping.optical_flow import OpticalFlow, TemporalFilter
 from config import FilmConfig
+from film.analysis.film_analysis import _AnalysisPass
 from film.io.encoding import write_video
 from film.io.thread_pool import CORES
 from film.io.video import VideoFile
-from film.render import pipeline, rendering
+from film.render import pipeline, rendering, shot_recorder
+from film.render.shot_recorder import ShotRecorder
 from film.render.writers import FilmWriter
 from networks import Generator
 from utils import ArgumentParser, parse_positive_int, run_cli
 
 STAGES = {  # title: (module or class, name of its function)
     "first pass": (rendering, "analyze_film"),
+    "first pass, reduction of frames": (_AnalysisPass, "_reduce"),
+    "first pass, palettes": (Predictor, "palette"),
     "film response": (Predictor, "fit_response"),
+    "film response, matching": (film_response, "_match_part"),
     "backbone, frame features": (Backbone, "forward"),
     "backbone, classifier features": (Colorizer, "classifier_maps"),
     "palette classifier": (PaletteClassifier, "forward"),
@@ -62,6 +68,8 @@ STAGES = {  # title: (module or class, name of its function)
     "prediction, remainder": (Predictor, "predict_with_embeddings"),
     "temporal filter": (TemporalFilter, "__call__"),
     "chroma at film size": (rendering, "to_planes"),
+    "color consistency, for the report": (ShotRecorder, "add"),
+    "scores, if the film is in color": (shot_recorder, "score_frame"),
 }
 
 
