@@ -1,6 +1,7 @@
 """Tests of the code structure (modules, layers, sizes) and of the documents (links, commands, the API example)."""
 
 import ast
+import ctypes
 import os
 import re
 import shutil
@@ -143,3 +144,30 @@ import {script}
     process = subprocess.run([sys.executable, "-uc", code], cwd=ROOT, env=environment, capture_output=True, text=True,
                              timeout=120)
     assert process.stdout.strip() == str(own or {"GOMP_SPINCOUNT": "1000"})
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "malloc_stats"),
+                    reason="other C libraries have no arenas")
+@pytest.mark.parametrize("own, arenas", [({}, 2), ({"MALLOC_ARENA_MAX": "4"}, 4)])
+def test_threads_share_two_arenas_of_memory(own, arenas):
+    """Without the limit, 8 threads that allocate memory have 9 arenas."""
+    code = """
+import ctypes, threading
+import colorizer.threads
+library, barrier = ctypes.CDLL(None), threading.Barrier(8)
+def allocate():
+    barrier.wait()
+    for _ in range(1000):
+        library.malloc(1000)
+    barrier.wait()
+threads = [threading.Thread(target=allocate) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+library.malloc_stats()
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"} | own
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True,
+                             timeout=120)
+    assert process.returncode == 0 and process.stderr.count("Arena ") == arenas

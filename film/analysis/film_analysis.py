@@ -209,12 +209,12 @@ class _AnalysisPass:
     def run(self) -> Plan:
         """Decode the film and return its plan, without the film response."""
         pts, film = self.scan.pts, self.film
-        with coloring_threads() as self.pool:
-            for boundary in find_edited_boundaries(self._lumas(), self.config):
-                self._end_shot(boundary)
+        with coloring_threads() as pool:
+            for boundary in find_edited_boundaries(self._lumas(pool), self.config):
+                self._end_shot(boundary, pool)
             whole = (self.config.start, self.config.end) == (0, math.inf)
             self.scan.require_frames("" if whole else " between --start and --end")
-            self._end_shot(Boundary(len(pts), len(pts)))
+            self._end_shot(Boundary(len(pts), len(pts)), pool)
             self._add_shots()
         if self.previous is None:
             self.scan.report_damage()
@@ -230,10 +230,10 @@ class _AnalysisPass:
         return Plan(self.scan.pts, self.scan.last_duration, list(self.shots), any(shot.in_color for shot in self.shots),
                     np.concatenate(self.exposures), np.stack(self.signatures), checksums=self.scan.checksums)
 
-    def _lumas(self):
+    def _lumas(self, pool):
         """Yield the luma of each frame, uint8 (256, 256), after it was added to the results of the pass."""
         with closing(self.scan.frames()) as frames:
-            for _, reduced in map_in_order(self.pool, self._reduce, enumerate(frames)):
+            for _, reduced in map_in_order(pool, self._reduce, enumerate(frames)):
                 self.sampler.add(reduced)
                 self.tracker.add(reduced.luma)
                 self.is_line.append(reduced.is_line)
@@ -252,7 +252,7 @@ class _AnalysisPass:
             luma_profile(planes.y, planes.encoding.luma_range) if self.previous is None else None,
             luma, is_line_art(luma), signature(np.rint(L * 2.55).astype(np.uint8)))
 
-    def _end_shot(self, boundary):
+    def _end_shot(self, boundary, pool):
         """Let the pool describe the shot that ends at ``boundary``, and add the shots that ended before it."""
         start, self.start = self.start, boundary.end
         frames, transition = self.sampler.end_shot(boundary)
@@ -269,7 +269,7 @@ class _AnalysisPass:
             return samples, Shot(start, boundary.end, palette, in_color, box, transition, *fields)
 
         self._add_shots(keep=1)
-        self.described.append(self.pool.submit(describe))
+        self.described.append(pool.submit(describe))
 
     def _sample(self, frame, exposure):
         rgb = frame.planes.rgb(self.predictor.side, self.predictor.side)

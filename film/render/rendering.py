@@ -7,7 +7,7 @@ source sample by sample; only Cb and Cr are new. Image sequences are written pic
 several processes render a film that is not an image sequence, the helpers start coloring during the analysis.
 
 RAM use grows by about 30 bytes per frame, plus at most 10 kB (palette) and about 50 kB (record) per shot. At most
-75 + 16 * threads frames are held at a time, where threads is the number of cores but at most batch_size / 16, and 63 if
+76 + 16 * threads frames are held at a time, where threads is the number of cores but at most batch_size / 16, and 64 if
 a frame has LARGE_FRAME_PIXELS or more. The analysis also holds one downscaled copy of each frame of the longest
 transition.
 """
@@ -302,9 +302,9 @@ class FilmRendering:
                          1 if large else FRAMES_AHEAD)
         colored = prefetch(self._with_results(predict_tasks(tasks, self.predictor, self.plan, config, large)),
                            FRAMES_AHEAD // 2 if large else FRAMES_AHEAD)
-        with closing(colored) as colored, ThreadPoolExecutor(1) as self.scorer:
+        with closing(colored) as colored, ThreadPoolExecutor(1) as scorer:
             for index, shot_tasks in itertools.groupby(colored, key=lambda task: task.shot):
-                self._color_shot(index, shot_tasks, bar)
+                self._color_shot(index, shot_tasks, bar, scorer)
                 self.remaining.remove(index)
                 queue.mark_done(index)
                 yield index
@@ -339,10 +339,11 @@ class FilmRendering:
                                origin=plan.pts[0] if self.config.start else 0,
                                aspect=self.writer.target.tags.get("sample_aspect_ratio"))
 
-    def _color_shot(self, index, tasks, bar):
-        """Encode a shot, given its tasks, and store its record and embeddings."""
+    def _color_shot(self, index, tasks, bar, scorer):
+        """Encode a shot, given its tasks, and store its record and embeddings. Frames are scored in the pool
+        ``scorer``."""
         plan, shot, segments = self.plan, self.plan.shots[index], self.segments
-        recorder = ShotRecorder(plan, index, self.writer.target, self.config, self.scorer)
+        recorder = ShotRecorder(plan, index, self.writer.target, self.config, scorer)
         segments.discard_shot(index)
         with (self.writer.write_shot(segments.segment_path(index), plan.shot_pts(shot), shot.field_order) as write,
               save_confidence_maps(segments.confidence_path(index)) as save_map):  # a later run may need them

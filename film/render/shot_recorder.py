@@ -19,7 +19,8 @@ from film.report.records import THUMBNAIL, ShotRecord
 class ShotRecorder:
     """Collects what the record of shot ``index`` holds, from its colored frames in order.
 
-    If the film is in color, one frame per second is scored in ``pool``, before it is encoded.
+    If the film is in color, one frame per second is scored in ``pool``, before it is encoded and without letterbox.
+    Shots that are left unchanged are not scored.
     """
 
     def __init__(self, plan: Plan, index: int, target: EncodingTarget, config: FilmConfig, pool: Executor) -> None:
