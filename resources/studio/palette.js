@@ -38,6 +38,7 @@
       'input[type="color"]', ".file", ".time"].map($);
     const shots = () => ({ frame: state.frame, scope: $(".scope").value });
     let palette = { characters: [], undo: false }, selected = null, key = "", drawn = "", groups = "", timer = 0;
+    let changing = 0, requests = 0;  // changes in progress, after which the palette is requested again
 
     const find = (ids) => ids && palette.characters.find((each) => each.name === ids.character)?.colors.find((each) => each.name === ids.name);
     const swatch = ({ color, old }) => color === old ? color : `linear-gradient(135deg, ${old} 50%, ${color} 50%)`;
@@ -82,8 +83,8 @@
       root.dataset.shown = wanted;
     }
     async function showPalette() {
-      const answer = await call(server, "show_palette", shots());
-      if (!answer) return;
+      const request = ++requests, answer = await call(server, "show_palette", shots());
+      if (!answer || changing || request !== requests) return;  // it may not have the selected color yet, or not any more
       const before = find(selected)?.color, replacement = hex.value;
       palette = answer;
       body.hidden = !palette.characters.length;
@@ -103,7 +104,8 @@
     }
     // Call a function that changes the palette, and show the result.
     async function change(called, data, then = selected) {
-      const answer = await call(server, called, data);
+      changing++;
+      const answer = await call(server, called, data).finally(() => changing--);
       if (!answer) { groups = ""; await showPalette(); return; }
       selected = then;
       $(".message").textContent = answer.message ?? "";
