@@ -38,7 +38,8 @@ def psnr(mean_squared_error: float, peak: float) -> float:
 
 
 def colorfulness(rgb: np.ndarray) -> float:
-    """Return the colorfulness of RGB (H, W, 3) in [0, 255] by Hasler and Suesstrunk (2003): 33 moderate, 82 high."""
+    """Return the colorfulness of RGB (H, W, 3) in [0, 255] by Hasler and Suesstrunk (2003): 0 gray, 33 moderate, 82
+    high."""
     red, green, blue = np.moveaxis(rgb.astype(np.float32), -1, 0)
     rg, yb = red - green, (red + green) / 2 - blue
     return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))

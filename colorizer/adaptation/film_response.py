@@ -304,8 +304,8 @@ def match_cells(embed: EmbedFrames, memory: SpatialMemory, lightness: Sequence[n
 
 @torch.inference_mode()
 def _match_part(embed, memory, lightness, response, config):
-    """Return of each cell of some frames: whether it and its nearest remembered cell are mutual nearest neighbors, its
-    L, the L and ab of that cell, and their squared distance."""
+    """Return arrays with a row for each cell of the frames: whether it and the nearest remembered cell are mutual
+    nearest neighbors, its L, the L and ab of the remembered cell, and the squared distance of their keys."""
     grid, dim, found = memory.config.grid, memory.config.key_dim, []
     features = embed([L if response is None else response(L) for L in lightness])
     queries = (features.cells.flatten(2).transpose(1, 2).float() - memory.mean) @ memory.projection  # (N, P, dim)

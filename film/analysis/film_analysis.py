@@ -253,7 +253,7 @@ class _AnalysisPass:
             luma, is_line_art(luma), signature(np.rint(L * 2.55).astype(np.uint8)))
 
     def _end_shot(self, boundary, pool):
-        """Let the pool describe the shot that ends at ``boundary``, and add the shots that ended before it."""
+        """Submit the shot that ends at ``boundary`` to the pool, which recalls its palette; add those before it."""
         start, self.start = self.start, boundary.end
         frames, transition = self.sampler.end_shot(boundary)
         exposure = self.tracker.shot_exposure(start, boundary.start)
@@ -278,7 +278,7 @@ class _AnalysisPass:
         return SampledFrame(lab, np.rint(rgb * 255).astype(np.uint8), frame.profile)
 
     def _add_shots(self, keep=0):
-        """Add described shots in order, except for the last ``keep``."""
+        """Wait for the shots that the pool describes and add them in order, except for the last ``keep``."""
         while len(self.described) > keep:
             samples, shot = self.described.popleft().result()
             for sample in samples:

@@ -34,13 +34,12 @@ def ab_to_chroma(planes: Planes, ab: np.ndarray, height: int, width: int,
     for top in range(0, height, rows):
         part = slice(top, top + rows)
         *slopes, a, b = cv2.split(coefficients[part])
-        place = []
-        for slope, offset, center in zip(slopes, (a, b), centers, strict=True):
+        for slope, offset, center in zip(slopes, (a, b), centers, strict=True):  # in place: the result is in ``slopes``
             slope *= L[part]
             slope += offset
-            place.append(np.clip(slope, -AB_ENTRIES, AB_ENTRIES, out=slope))
+            np.clip(slope, -AB_ENTRIES, AB_ENTRIES, out=slope)
             slope += cv2.LUT(level[part], center)
-        found = cv2.remap(table, place[1], place[0], cv2.INTER_LINEAR)
+        found = cv2.remap(table, slopes[1], slopes[0], cv2.INTER_LINEAR)
         cb[part], cr[part] = (_rounded(plane, encoding) for plane in cv2.split(found))
     return cb, cr
 
