@@ -19,11 +19,12 @@ from colorizer.memory.frame_retrieval import find_nearest_frames, quantize_embed
 from colorizer.palette_classifier import CELL_SIZE
 from colorizer.predictor import Predictor
 from config import FilmConfig
-from dataset import AB_SCALE, rgb_to_lab
+from dataset import AB_SCALE, resize, rgb_to_lab
 from fileio.checkpoints import load_checkpoint
 from fileio.images import read_image, write_image
 from film.io.video import VideoFile
 from film.render.rendering import color_film
+from film.report import confidence_video
 from film.report.confidence_video import COLORS, confidence_map, tint_grayscale
 from test import find_inputs
 from training import calibration
@@ -179,7 +180,6 @@ def test_map_colors_are_mixed_by_confidence():
     gray = draw_picture(0)[..., 1]
     picture = tint_grayscale(gray, confidence_map(confidence))
     assert picture.shape == (64, 96, 3) and np.abs(picture[:, :8] - 0.45 * gray[:, :8, None] - 0.55 * blue).max() <= 1
-    assert np.array_equal(tint_grayscale(gray, np.zeros((0, 0, 3), np.uint8)), gray[..., None].repeat(3, 2))
 
 
 def test_pictures_get_maps_and_keep_their_colors(home, tmp_path):
@@ -272,7 +272,7 @@ def test_maps_of_a_film_of_odd_size_and_of_one_without_confidence(tmp_path):
     """The map of the second one is grayscale."""
     source = draw_shots(tmp_path / "in.mkv", [(60, 12)], size=(131, 97), pix_fmt="yuv444p")
     color(source, tmp_path / "out.mkv", StubPredictor())
-    assert times_and_sound(tmp_path / "out_confidence.mp4")[2] == (131, 97)
+    assert times_and_sound(tmp_path / "out_confidence.mp4")[2] == (132, 96)
 
     class Blind(StubPredictor):
         def predict(self, L, palette):
@@ -280,6 +280,19 @@ def test_maps_of_a_film_of_odd_size_and_of_one_without_confidence(tmp_path):
 
     assert np.isnan(color(source, tmp_path / "blind.mkv", Blind())[0].confidence)
     assert all(np.ptp(read(), 2).max() < 8 for read in frame_readers(tmp_path / "blind_confidence.mp4"))
+
+
+def test_maps_of_large_films_are_smaller(tmp_path, monkeypatch):
+    """Lines and pixel aspect ratio are those of the film, divided by a whole number."""
+    monkeypatch.setattr(confidence_video, "MAX_HEIGHT", 90)
+    source = draw_shots(tmp_path / "in.mkv", [(60, 12)], size=(256, 192))
+    color(source, tmp_path / "out.mkv", Doubter())
+    assert times_and_sound(tmp_path / "out_confidence.mp4")[2] == (86, 64)
+    (picture, *_), (gray, *_) = ([read() for read in frame_readers(path)] for path in
+                                 (tmp_path / "out_confidence.mp4", source))
+    expected = 0.45 * resize(gray, 64, 86) + 0.55 * np.where(np.arange(86)[:, None] < 43, *(
+        np.array(COLORS[name]) for name in ("recalled", "unknown")))
+    assert np.abs(picture - expected)[:, np.r_[:20, 66:86]].mean() < 3
 
 
 def test_image_sequences_get_a_video_as_map(home, tmp_path):

@@ -273,6 +273,27 @@ def test_unchanged_shots_are_copied_from_all_containers_and_codecs(tmp_path, suf
     assert not list(segment_folder(output).glob("*.segment"))  # the frames are stored once
 
 
+def test_only_changed_shots_of_the_confidence_video_are_encoded(tmp_path):
+    """Without confidence in between, all of its parts are encoded again."""
+    source, output, whole = draw_shots(tmp_path / "in.mkv", SHOTS), tmp_path / "out.mkv", tmp_path / "all.mkv"
+
+    def parts():
+        return {path.stem: path.stat().st_mtime_ns for path in segment_folder(output).glob("*.confidence")}
+
+    color_shots(source, output, confidence=True)
+    before = parts()
+    assert color_shots(source, output, 20, confidence=True) == 11
+    assert {int(stem) for stem, _ in set(parts().items()) - set(before.items())} == {1, 3}
+    color_shots(source, whole, 20, confidence=True)
+    videos = [path.with_name(f"{path.stem}_confidence.mp4").read_bytes() for path in (output, whole)]
+    assert videos[0] == videos[1] and output.read_bytes() == whole.read_bytes()
+    with pytest.raises(Stop):
+        color_shots(source, output, predictor=Corrected(0, fail_at=9, action=stop))
+    assert set(parts()) == {"000000", "000002", "000003"}  # that of the second shot showed other colors
+    assert color_shots(source, output, 0) == 5 and not parts()
+    assert color_shots(source, output, 20, confidence=True) == 25 and len(parts()) == 4
+
+
 class Stop(Exception):
     pass
 

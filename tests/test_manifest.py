@@ -78,15 +78,23 @@ def interrupt(film, output, **settings):
 
 def test_settings_that_do_not_change_the_film_keep_finished_shots(source, whole, tmp_path, capsys):
     output = tmp_path / "out.mkv"
-    interrupt(VideoFile(source), output, batch_size=1)
+    interrupt(VideoFile(source), output, batch_size=1, confidence=True)
     manifest = json.loads((segment_folder(output) / "manifest.json").read_text())
     assert manifest["checkpoint"] == "a" * 64 and manifest["precision"] == "fp32"
     assert manifest["settings"]["crf"] is None and manifest["settings"]["response"] == "auto"
     assert manifest["shots"] == [[0, 13], [14, 25], [26, 39]]
-    assert manifest["operation"] == {"batch_size": 1, "confidence": False, "overwrite": False}
+    assert manifest["operation"] == {"batch_size": 1, "confidence": True, "overwrite": False}
     predictor = Painter()
     color_film(predictor, VideoFile(source), output, FilmConfig(confidence=True))
     assert predictor.frames == 26 and "warning" not in capsys.readouterr().err
+    assert (output.read_bytes(), output.with_name("out_confidence.mp4").read_bytes()) == whole
+
+
+def test_shots_without_confidence_are_colored_again_if_it_is_requested_later(source, whole, tmp_path):
+    output, predictor = tmp_path / "out.mkv", Painter()
+    interrupt(VideoFile(source), output)
+    color_film(predictor, VideoFile(source), output, FilmConfig(confidence=True))
+    assert predictor.frames == 40
     assert (output.read_bytes(), output.with_name("out_confidence.mp4").read_bytes()) == whole
 
 

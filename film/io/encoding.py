@@ -3,6 +3,7 @@
 import errno
 import io
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -21,7 +22,7 @@ from config import FilmConfig
 from fileio.atomic import atomic_write
 from film.io.filters import frame_filter
 from film.io.interlacing import INTERLACED_ENCODERS, field_flagger, interlacing_options, mark_progressive
-from film.io.mux import OUTPUT_SUFFIXES, can_store, container_format
+from film.io.mux import OUTPUT_SUFFIXES, can_store, container_format, segment_order
 from film.io.planes import (
     BT709, SIDE_DATA, ColorEncoding, Planes, orientation, plane_array, planes_from_frame)
 from film.io.video import Film, VideoFile, frame_rate, open_video, read_frames
@@ -96,7 +97,7 @@ def choose_encoding(film: VideoFile, output: Path, config: FilmConfig, order: st
         target = EncodingTarget(
             encoder.name, options, pix_fmt, width, height, (layout.chroma_height(), layout.chroma_width()), encoding,
             rate, stream.time_base, _tags(stream, encoding, orientation(frame).transpose),
-            "matroska" if has_alpha else "nut" if can_store("nut", encoder.name, rate) else "mov", order)
+            "matroska" if has_alpha else _segment_format(encoder.name, rate), order)
     try:
         with segment_encoder(io.BytesIO(), target) as write:
             write(_black(target), 0)
@@ -104,6 +105,23 @@ def choose_encoding(film: VideoFile, output: Path, config: FilmConfig, order: st
         raise UserError(f"--codec {encoder.name} does not support --crf {options.get('crf', 'none')} and --pix_fmt "
                         f"{pix_fmt} at {width}x{height} ({error}); change one of them") from error
     return target
+
+
+def choose_small_encoding(film: EncodingTarget, max_height: int) -> EncodingTarget:
+    """Choose the encoding of a video that accompanies a ``film``: H.264 with 4:2:0, at the size of the film divided by
+    the smallest whole number for which the height is at most ``max_height``, rounded to even sides."""
+    divisor = 2 * -(-film.height // max_height)
+    height, width = (max(1, round(side / divisor)) for side in (film.height, film.width))
+    crf, options = _DEFAULTS["libx264"]
+    tags = {"color_range": 1, "colorspace": BT709, "color_primaries": BT709, "color_trc": BT709}
+    tags |= {name: ratio for name, ratio in film.tags.items() if name == "sample_aspect_ratio"}
+    return EncodingTarget("libx264", {**options, "crf": str(crf)}, "yuv420p", 2 * width, 2 * height, (height, width),
+                          ColorEncoding(8, False, BT709), film.rate, film.time_base, tags,
+                          _segment_format("libx264", film.rate))
+
+
+def _segment_format(encoder, rate):
+    return "nut" if can_store("nut", encoder, rate) else "mov"
 
 
 def _first_frame(path):
@@ -225,6 +243,22 @@ def segment_encoder(file: BinaryIO, target: EncodingTarget) -> Iterator[Callable
         with suppress(OSError, av.error.FFmpegError):  # else it is closed by the garbage collector, after ``file``
             container.close()
         raise
+
+
+@contextmanager
+def write_segment(path: Path, target: EncodingTarget, count: int) -> Iterator[Callable[[Planes, int], None]]:
+    """Yield the function of ``segment_encoder``. Create the file ``path`` when the block ends without an error.
+
+    Raises OSError if the file does not have ``count`` frames.
+    """
+    with atomic_write(path) as temporary:
+        with open(temporary, "wb") as file:
+            with segment_encoder(file, target) as write:
+                yield write
+            file.flush()
+            os.fsync(file.fileno())
+        if len(segment_order(temporary)) != count:
+            raise OSError(errno.EIO, "not all frames were written")
 
 
 def _frame_factory(target):

@@ -69,12 +69,12 @@ def _video_packets(path):
         yield packets
 
 
-def segment_packets(segments: Sequence[Path | range], pts: Sequence[int],
-                    film: Path | None = None) -> Iterator[tuple[av.Packet, int]]:
-    """Yield (packet, frame index) of all segments in decoding order, with new timestamps.
+def segment_packets(segments: Sequence[Path | range], pts: Sequence[int], last_duration: int, time_base: Fraction,
+                    film: Path | None = None) -> Iterator[av.Packet]:
+    """Yield the packets of all segments in decoding order, with new timestamps and durations.
 
     A segment is a file, or a range of frames of the video file ``film``; ``pts`` contains the pts of each frame of all
-    segments. Ranges must ascend and not overlap.
+    segments, in units of ``time_base``, as is ``last_duration``. Ranges must ascend and not overlap.
 
     The reorder delay is the largest difference between a packet's decoding and presentation positions. The dts of
     packet i is the pts of frame i - delay, extrapolated for the first packets.
@@ -101,9 +101,11 @@ def segment_packets(segments: Sequence[Path | range], pts: Sequence[int],
                 opened = _video_packets(segment)
             with opened as packets:
                 for i, (index, packet) in enumerate(zip(indices, packets, strict=True), count - delay):
-                    packet.pts = pts[count + index]
+                    number = count + index
+                    end = pts[number + 1] if number + 1 < len(pts) else pts[number] + last_duration
+                    packet.time_base, packet.pts, packet.duration = time_base, pts[number], end - pts[number]
                     packet.dts = pts[i] if i >= 0 else pts[0] + i * step
-                    yield packet, count + index
+                    yield packet
             count += len(indices)
 
 

@@ -49,6 +49,7 @@ class FrameTask:
     fallback_share: float = 0.0  # share of the area that comes from there, in [0, 1]
     lacks_fallback: bool = False  # whether the other program has no frame for this one
     result: Planes | None = None  # in the color encoding of the EncodingTarget
+    tinted: Planes | None = None  # frame of the confidence video
 
 
 def shot_anchors(predictor: FilmPredictor, plan: Plan, number: int) -> list[Anchor]:

@@ -18,8 +18,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -32,20 +32,21 @@ from fileio.outputs import accompanying_path, hidden_path, refuse_existing
 from film.analysis.film_analysis import analyze_film
 from film.analysis.film_scan import FRAMES_AHEAD
 from film.analysis.plan import FilmPredictor, Plan
-from film.io.encoding import explain_write_errors
+from film.io.encoding import EncodingTarget, explain_write_errors, write_segment
 from film.io.image_sequence import ImageSequence
 from film.io.interlacing import FIELD_ORDER_NAMES
+from film.io.mux import segment_order
 from film.io.thread_pool import prefetch
 from film.io.video import LARGE_FRAME_PIXELS, Film, VideoFile
 from film.render.fallback import FilmFallback, check_fallback, fit_film_fallback, open_fallback
 from film.render.incremental import load_all_shots, open_segment_store, shot_digest
-from film.render.pipeline import predict_tasks, read_tasks, to_planes
+from film.render.pipeline import FrameTask, predict_tasks, read_tasks, to_planes
 from film.render.segments import SegmentStore, read_completion
 from film.render.shot_recorder import ShotRecorder
 from film.render.work_queue import WorkQueue
 from film.render.worker_group import POLL_SECONDS
 from film.render.writers import FilmWriter, FrameWriter, Writer
-from film.report.confidence_video import save_confidence_maps, write_confidence_video
+from film.report.confidence_video import confidence_encoding, join_confidence_video, tint_frame
 from film.report.records import Records
 from utils import UserError, single_torch_thread, warn
 
@@ -117,8 +118,7 @@ class RenderJob:
                 if missing := rendering.records.fallback_facts().get("frames_without"):
                     warn(f"{config.fallback} has no frame at the times of {missing} of {len(plan.pts)} frames; their "
                          "colors are predicted or follow from the frames before")
-                if config.confidence:
-                    rendering.write_confidence_video()
+                rendering.write_confidence_video()
                 if on_complete:
                     on_complete(rendering.records)
                 if writer.single_file and not predictor.base_identity:
@@ -167,8 +167,10 @@ class RenderJob:
                 time.sleep(POLL_SECONDS)
             plan, is_complete = loaded
             writer = self._writer(plan.field_order)
+            operation = segments.earlier_operation()  # of the owner
+            self.config = replace(self.config, confidence=operation["confidence"])
             if isinstance(writer, FrameWriter):
-                writer.overwrite = segments.earlier_operation()["overwrite"]
+                writer.overwrite = operation["overwrite"]
             queue.end = len(plan.shots) if is_complete else len(plan.shots) - 1
             rendering = self._rendering(writer, segments, plan)
             if not sum(1 for _ in rendering.color_shots(queue, tqdm(disable=True))):
@@ -236,8 +238,10 @@ class FilmRendering:
     records: Records = field(init=False)  # of the finished shots; the others have an empty dict
     remaining: list[int] = field(init=False)  # indices of the shots that are not finished
     digests: list[str] = field(init=False)  # ``shot_digest`` of each shot
+    confidence_target: EncodingTarget | None = field(init=False)  # encoding of the confidence video, if there is one
 
     def __post_init__(self) -> None:
+        self.confidence_target = confidence_encoding(self.writer.target) if self.config.confidence else None
         self.remaining = list(range(len(self.plan.shots)))
         self.records = Records(self.plan.pts, self.plan.response, [{} for _ in self.remaining], self.plan.fallback)
         self.digests = ["" for _ in self.remaining]
@@ -265,10 +269,12 @@ class FilmRendering:
         self.remaining.remove(index)
 
     def _has_files(self, index, is_joined):
-        """Return whether a shot's frames (in the output if ``is_joined``, else on disk) and confidence maps exist."""
-        segment, pts = self.segments.segment_path(index), self.plan.shot_pts(self.plan.shots[index])
-        has_maps = not self.config.confidence or self.segments.confidence_path(index).exists()
-        return has_maps and (is_joined or self.writer.has_shot(segment, pts))
+        """Return whether a shot's frames (in the output if ``is_joined``, else on disk) and those of the confidence
+        video exist."""
+        segments, pts = self.segments, self.plan.shot_pts(self.plan.shots[index])
+        if self.confidence_target and len(segment_order(segments.confidence_path(index))) != len(pts):
+            return False
+        return is_joined or self.writer.has_shot(segments.segment_path(index), pts)
 
     def run(self, queue: WorkQueue) -> None:
         """Color the remaining shots together with all helpers, and join all shots."""
@@ -310,11 +316,13 @@ class FilmRendering:
                 yield index
 
     def _with_results(self, tasks):
-        """Set the result of each task. Runs in a different thread than the encoder."""
+        """Set the output frames of each task. Runs in a different thread than the encoder."""
         with closing(tasks):
             for task in tasks:
                 box = self.plan.shots[task.shot].box
                 task.result = to_planes(task, self.writer.target, self.config.color_only, box)
+                if self.confidence_target:
+                    task.tinted = tint_frame(task.planes, task.confidence, box, self.confidence_target)
                 yield task
 
     def _add_finished_by_helpers(self, queue, bar):
@@ -332,12 +340,12 @@ class FilmRendering:
         file.flush()
 
     def write_confidence_video(self) -> None:
-        """Write the confidence video from the stored confidence maps of all shots."""
-        plan = self.plan
-        shots = [(self.segments.confidence_path(index), shot) for index, shot in enumerate(plan.shots)]
-        write_confidence_video(self.film, confidence_video_path(self.output), plan.pts, shots,
-                               origin=plan.pts[0] if self.config.start else 0,
-                               aspect=self.writer.target.tags.get("sample_aspect_ratio"))
+        """Write the confidence video, if it is requested, from the segments of all shots."""
+        if self.confidence_target:
+            plan, origin = self.plan, self.plan.pts[0] if self.config.start else 0
+            join_confidence_video(
+                confidence_video_path(self.output), list(map(self.segments.confidence_path, range(len(plan.shots)))),
+                [pts - origin for pts in plan.pts], plan.last_duration, self.confidence_target)
 
     def _color_shot(self, index, tasks, bar, scorer):
         """Encode a shot, given its tasks, and store its record and embeddings. Frames are scored in the pool
@@ -345,16 +353,34 @@ class FilmRendering:
         plan, shot, segments = self.plan, self.plan.shots[index], self.segments
         recorder = ShotRecorder(plan, index, self.writer.target, self.config, scorer)
         segments.discard_shot(index)
-        with (self.writer.write_shot(segments.segment_path(index), plan.shot_pts(shot), shot.field_order) as write,
-              save_confidence_maps(segments.confidence_path(index)) as save_map):  # a later run may need them
+        with self._write_shot(index) as write:
             for task in itertools.islice(tasks, shot.end - shot.start):
-                write(task.result, plan.pts[task.index])
-                save_map(task.confidence)
+                write(task)
                 recorder.add(task)
                 bar.update()
         embeddings = np.stack(recorder.embeddings) if recorder.embeddings else np.zeros((0, 0), np.int16)
         self.digests[index] = shot_digest(self.predictor, plan, index, embeddings, self.config)
         self.records.states[index] = segments.save_shot(plan, recorder.record(), embeddings, self.digests[index])
+
+
+    @contextmanager
+    def _write_shot(self, index: int) -> Iterator[Callable[[FrameTask], None]]:
+        """Yield a function that encodes the next frame of a shot and that of its confidence video."""
+        shot, tint = self.plan.shots[index], None
+        pts = self.plan.shot_pts(shot)
+        with ExitStack() as stack:
+            write = stack.enter_context(
+                self.writer.write_shot(self.segments.segment_path(index), pts, shot.field_order))
+            if self.confidence_target:
+                tint = stack.enter_context(
+                    write_segment(self.segments.confidence_path(index), self.confidence_target, len(pts)))
+
+            def write_frame(task):
+                write(task.result, self.plan.pts[task.index])
+                if tint:
+                    tint(task.tinted, self.plan.pts[task.index])
+
+            yield write_frame
 
 
 def _lengths(plan: Plan, indices: Iterable[int]) -> dict[int, int]:

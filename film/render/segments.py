@@ -82,7 +82,7 @@ class SegmentStore:
         return self.folder / f"{index:06d}.segment"
 
     def confidence_path(self, index: int) -> Path:
-        """Return the path of the confidence maps of a shot."""
+        """Return the path of the part of the confidence video that shows a shot."""
         return self.folder / f"{index:06d}.confidence"
 
     def _record_path(self, index):
@@ -108,8 +108,9 @@ class SegmentStore:
         return {**content, "embeddings": unpack_embeddings(content["embeddings"])}
 
     def discard_shot(self, index: int) -> None:
-        """Remove the record of a shot, which marks it as not finished."""
-        self._record_path(index).unlink(missing_ok=True)
+        """Remove the record of a shot, which marks it as not finished, and its part of the confidence video."""
+        for path in (self._record_path(index), self.confidence_path(index)):
+            path.unlink(missing_ok=True)
 
     def joined_digests(self) -> list[str]:
         """Return the digest of each shot in the output file; [] if it is missing or was written by another program."""

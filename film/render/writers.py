@@ -1,8 +1,6 @@
 """Writers of colored films: into a video file, or frame by frame into a folder of pictures."""
 
-import errno
 import heapq
-import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -17,7 +15,7 @@ from config import FilmConfig
 from fileio.atomic import atomic_write
 from film.analysis.plan import Plan
 from film.io.encoding import (
-    EncodingTarget, add_encoder, choose_encoding, describe_losses, explain_write_errors, segment_encoder)
+    EncodingTarget, add_encoder, choose_encoding, describe_losses, explain_write_errors, write_segment)
 from film.io.image_sequence import ImageSequence, write_colored_frame
 from film.io.mux import (
     add_cover, container_format, copyable_streams, is_cover, lost_tags, ordered_packets, segment_order, segment_packets,
@@ -71,14 +69,8 @@ class FilmWriter:
     @contextmanager
     def write_shot(self, segment: Path, pts: Sequence[int],
                    order: str = "") -> Iterator[Callable[[Planes, int], None]]:
-        with atomic_write(segment) as temporary:
-            with open(temporary, "wb") as file:
-                with segment_encoder(file, self._shot_target(order)) as write:
-                    yield partial(self._write, write)
-                file.flush()
-                os.fsync(file.fileno())
-            if not self.has_shot(temporary, pts):
-                raise OSError(errno.EIO, "not all frames were written")
+        with write_segment(segment, self._shot_target(order), len(pts)) as write:
+            yield partial(self._write, write)
 
     def _shot_target(self, order):
         return self.target._replace(field_order=order) if order and self.target.field_order else self.target
@@ -185,9 +177,7 @@ class FilmWriter:
         base = self.target.time_base
         offset = round(origin / base) if self.config.start else 0
         pts = array("q", (time - offset for time in plan.pts)) if offset else plan.pts
-        for packet, index in segment_packets(sources, pts, self.output):
-            packet.time_base = base
-            packet.duration = pts[index + 1] - pts[index] if index + 1 < len(pts) else plan.last_duration
+        for packet in segment_packets(sources, pts, plan.last_duration, base, self.output):
             yield float(packet.dts * base), packet, None
 
     def _copied_packets(self, film, video, others, origin):

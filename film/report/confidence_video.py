@@ -1,30 +1,27 @@
-"""Confidence maps of pictures and films: recalled, predicted and unknown colors, tinted over the grayscale."""
+"""Confidence maps of pictures and films: recalled, predicted and unknown colors, tinted over the grayscale.
 
-import gzip
-import itertools
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+The confidence video of a film is encoded while the film is colored, in a segment for each shot. When the film is
+complete, the segments are joined.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import av
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from colorizer.confidence import Confidence
 from dataset import resize
 from fileio.atomic import atomic_write
-from film.analysis.plan import Shot
-from film.io.encoding import write_video
-from film.io.planes import Box, plane_slices
-from film.io.thread_pool import prefetch
-from film.io.frame_index import FrameIndex, read_known_frames
-from film.io.video import Film
+from film.io.encoding import EncodingTarget, choose_small_encoding
+from film.io.mux import segment_packets
+from film.io.planes import Box, Planes
 
 # Blue, bluish green and vermillion of the color-blind safe palette of Okabe and Ito.
 COLORS = {"recalled": (0, 114, 178), "predicted": (0, 158, 115), "unknown": (213, 94, 0)}
 OPACITY = 0.55  # of these colors over the grayscale picture
+MAX_HEIGHT = 720  # pixels of the confidence video; larger: slower
 
 
 def confidence_map(confidence: Confidence) -> np.ndarray:
@@ -37,64 +34,55 @@ def confidence_map(confidence: Confidence) -> np.ndarray:
     return np.rint(shares @ np.array(list(COLORS.values()), np.float32)).astype(np.uint8)
 
 
-def tint_grayscale(gray: np.ndarray, colors: np.ndarray, box: Box | None = None) -> np.ndarray:
-    """Tint a grayscale picture, uint8 (H, W), inside ``box`` with a ``confidence_map``, unless the map is empty.
-
-    Returns RGB uint8 (H, W, 3).
-    """
+def tint_grayscale(gray: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """Tint a grayscale picture, uint8 (H, W), with a ``confidence_map``. Return RGB uint8 (H, W, 3)."""
     picture = cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB)
-    if colors.size:
-        region = plane_slices(box, gray.shape, gray.shape)
-        part = picture[region]
-        picture[region] = cv2.addWeighted(part, 1 - OPACITY, resize(colors, *part.shape[:2]), OPACITY, 0)
-    return picture
+    return cv2.addWeighted(picture, 1 - OPACITY, resize(colors, *gray.shape), OPACITY, 0)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Films: the maps are saved shot by shot during coloring, and the video is written when the film is complete
+def confidence_encoding(film: EncodingTarget) -> EncodingTarget:
+    """Return the encoding of the confidence video of a ``film``."""
+    return choose_small_encoding(film, MAX_HEIGHT)
 
 
-@contextmanager
-def save_confidence_maps(path: Path) -> Iterator[Callable[[Confidence | None], None]]:
-    """Yield a function that saves the confidence of each frame of a shot, in order, to the file ``path``.
+def tint_frame(planes: Planes, confidence: Confidence | None, box: Box | None, target: EncodingTarget) -> Planes:
+    """Return a frame of the confidence video, encoded for ``target``: the luma of ``planes``, tinted inside ``box``.
 
-    None, or a confidence with NaN, is saved as an empty map. The file takes a few kB per frame and appears
-    at ``path`` when the block ends without an error.
+    The frame is gray if its confidence is None or NaN.
     """
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1, mtime=0) as packed:
-            def write(confidence):
-                empty = confidence is None or np.isnan(confidence.probability).any()
-                colors = np.zeros((0, 0, 3), np.uint8) if empty else confidence_map(confidence)
-                np.lib.format.write_array(packed, colors, allow_pickle=False)
-
-            yield write
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _load_maps(path, shot):
-    """Yield the saved ``confidence_map`` of each frame of a Shot, with the box of the shot."""
-    with gzip.open(path) as packed:
-        for _ in range(shot.start, shot.end):
-            yield np.lib.format.read_array(packed, allow_pickle=False), shot.box
+    size, encoding = (target.height, target.width), target.encoding
+    black, white = encoding.luma_range
+    y = cv2.convertScaleAbs(planes.luma_uint8(*size), None, (white - black) / 255, black)
+    cb, cr = (np.full(target.chroma_size, encoding.neutral_chroma, np.uint8) for _ in range(2))
+    if confidence is not None and not np.isnan(confidence.probability).any():
+        rgb = confidence_map(confidence) / np.float32(255)
+        luma = np.rint(black + (white - black) * encoding.luma_of(rgb)).astype(np.uint8)
+        for plane, colors in zip((y, cb, cr), (luma, *encoding.to_chroma(rgb)), strict=True):
+            part = plane[_inside(box, planes.y.shape, plane.shape)]
+            part[:] = cv2.addWeighted(part, 1 - OPACITY, resize(colors, *part.shape), OPACITY, 0)
+    return Planes(y, cb, cr, encoding)
 
 
-def write_confidence_video(film: Film, target: Path, times: Sequence[int], shots: Iterable[tuple[Path, Shot]], *,
-                           origin: int = 0, aspect: Any = None) -> None:
-    """Write the confidence maps of ``film`` as an H.264 video of the same size, without sound.
+def _inside(box, frame_size, size):
+    """Return the slices of rows and columns of a picture of ``size``, reduced from ``frame_size``, inside ``box``."""
+    if box is None:
+        return slice(None), slice(None)
+    return tuple(slice(-(-first * reduced // side), end * reduced // side) for first, end, side, reduced in
+                 zip(box[::2], box[1::2], frame_size, size, strict=True))
 
-    ``times`` are the pts of the colored frames; ``origin`` is the film's pts that becomes 0 in the new video. ``shots``
-    has pairs of a file written by ``save_confidence_maps`` and its Shot. ``aspect`` is the sample aspect ratio; None
-    means square pixels.
+
+def join_confidence_video(path: Path, segments: Sequence[Path], times: Sequence[int], last_duration: int,
+                          target: EncodingTarget) -> None:
+    """Write the confidence video from its ``segments``, one for each shot, encoded for ``target``.
+
+    ``times`` are the timestamps of all frames in the time base of ``target``, as is the duration of the last frame.
     """
-    maps = itertools.chain.from_iterable(itertools.starmap(_load_maps, shots))
-
-    def pictures():
-        with closing(read_known_frames(film, FrameIndex(times), 0)) as frames:
-            for (index, planes), (colors, box) in zip(frames, maps, strict=True):
-                yield times[index] - origin, tint_grayscale(planes.luma_uint8(*planes.y.shape), colors, box)
-
-    with closing(prefetch(pictures(), 8)) as tinted:
-        progress = tqdm(tinted, total=len(times), unit=" frames", desc=target.name, disable=None)
-        write_video(target, film, progress, aspect)
+    with (av.open(str(segments[0])) as first, atomic_write(path) as temporary,
+          av.open(str(temporary), "w") as video):
+        stream = video.add_stream_from_template(first.streams.video[0], opaque=True)
+        stream.time_base = target.time_base
+        for tag, value in target.tags.items():
+            setattr(stream.codec_context, tag, value)
+        for packet in segment_packets(segments, times, last_duration, target.time_base):
+            packet.stream = stream
+            video.mux(packet)
