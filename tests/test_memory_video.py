@@ -216,6 +216,17 @@ def test_held_frames_are_rendered_once(colorizer, tmp_path, monkeypatch):
     assert len(frames) == 12 and max(change[i] for i in (0, 1, 3, 4)) < min(change[i] for i in (2, 5, 8))
 
 
+def test_only_keyframes_are_predicted(colorizer, monkeypatch):
+    """The others get their colors along the optical flow."""
+    predicted, generate = [], Predictor.generate_ab
+    monkeypatch.setattr(Predictor, "generate_ab", lambda self, lightness, *args: (
+        predicted.append(len(lightness)), generate(self, lightness, *args))[1])
+    renderer = MemoryVideoRenderer(predictor(colorizer), 64, 96, False)
+    frames = renderer.render([draw_picture(0)] * 12, colorizer.memory.encoder.weight[0].detach())
+    assert predicted == [2, 2, 2] and len(frames) == 12
+    assert all(np.abs(frame.astype(int) - frames[0]).max() <= 2 for frame in frames)
+
+
 def test_the_memory_is_read_once_for_a_shot(colorizer, monkeypatch):
     """The embedding of the shot chooses the slots, regardless of its single frames."""
     recalled = []

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from colorizer.predictor import Predictor
+from colorizer.warping.in_betweens import InBetweenConfig, InBetweens
 from dataset import REFERENCE_ID, lab_to_rgb, resize, rgb_to_lab
 from film.analysis.held_frames import HeldFrameDetector
 from film.io.encoding import write_video
@@ -31,7 +32,7 @@ SLOT_COLORS = ((66, 133, 255), (60, 190, 90), (240, 70, 70))  # blue, green, red
 BACKGROUND = (24, 24, 27)
 MAX_CELL = (320, 426)  # maximum height and width of a picture
 GAP, LABEL = 8, 22  # pixels between pictures, and for the label above each
-BATCH = 8  # frames rendered at a time; results depend on it by rounding
+WINDOW = 16  # frames of a shot whose keyframes are selected together
 MAX_MOSAIC_FRAMES = 4096  # at most this many remembered frames are shown, evenly spaced
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -147,8 +148,9 @@ def draw_border(picture: np.ndarray, color: tuple[int, int, int], thickness: int
 class MemoryVideoRenderer:
     """Renders the frames of the memory video with a predictor that has a memory.
 
-    Results are predicted at the displayed size, each from a different color feature. Those of the memory slots also use
-    the colors retrieved from the spatial memory, if there is one, as in the colored film.
+    Results are predicted for keyframes, each from a different color feature, and propagated to the frames in between.
+    Those of the memory slots also use the colors retrieved from the spatial memory, if there is one, as in the colored
+    film.
     """
 
     def __init__(self, predictor: Predictor, height: int, width: int, ground_truth: bool) -> None:
@@ -162,32 +164,35 @@ class MemoryVideoRenderer:
 
     @torch.inference_mode()
     def render(self, pictures: Sequence[np.ndarray], embedding: np.ndarray) -> list[np.ndarray]:
-        """Return the frames of the memory video for ``pictures``, frames of one shot, RGB uint8 (H, W, 3).
+        """Return the frames of the memory video for ``pictures``, consecutive frames of a shot, RGB uint8 (H, W, 3).
 
         The memory is queried once for all frames, with the ``embedding`` (D,) of the shot.
         """
         pictures = [resize(picture, *fitted_size(picture, *self.layout.cell)) for picture in pictures]
         labs = [rgb_to_lab(picture) for picture in pictures]
-        lightness = [lab[..., 0] for lab in labs]
+        side = self.predictor.config.side
+        between = InBetweens(np.stack([resize(lab[..., 0], side, side) for lab in labs]), InBetweenConfig())
+        keyframes = [labs[number] for number in between.keyframes]
+        lightness = [lab[..., 0] for lab in keyframes]
         features = self.predictor.extract_features(lightness)
         query = torch.as_tensor(embedding).to(features.embedding)  # type: ignore[union-attr]  # there is a memory
-        recall = self.predictor.colorizer.recall(query.expand(len(labs), -1))
+        recall = self.predictor.colorizer.recall(query.expand(len(keyframes), -1))
 
         def results(predictor, conditioning):
             ab, _ = predictor.generate_ab(lightness, conditioning, features)
-            return [lab_to_rgb(np.dstack([L, resize(colors, *L.shape)]))
-                    for L, colors in zip(lightness, ab, strict=True)]
+            return [lab_to_rgb(np.dstack([lab[..., 0], resize(colors, *lab.shape[:2])]))
+                    for lab, colors in zip(labs, between.propagate_colors(ab), strict=True)]
 
         by_rank = [replace(self.predictor, source="memory", rank=rank) for rank in (1, 2, 3)]
         slot_results = [results(predictor, predictor.memory_conditioning(recall)) for predictor in by_rank]
         color = [None] * len(labs)
         if self.ground_truth:
             predictor = replace(self.predictor, source="ground_truth")
-            color = list(zip(pictures, results(predictor, predictor.pictures_conditioning(labs)), strict=True))
+            color = list(zip(pictures, results(predictor, predictor.pictures_conditioning(keyframes)), strict=True))
         gray = [fit_into(lab_to_rgb(lab * np.array([1, 0, 0], np.float32)), *self.layout.cell) for lab in labs]
-        ids = [(slot_ids + [-1, -1])[:3] for slot_ids in recall.ids.tolist()]
-        return [compose_frame(self.layout, pair, L, slots, self.mosaic, slot_ids) for pair, L, slots, slot_ids in
-                zip(color, gray, zip(*slot_results, strict=True), ids, strict=True)]
+        slot_ids = (recall.ids[0].tolist() + [-1, -1])[:3]
+        return [compose_frame(self.layout, pair, L, slots, self.mosaic, slot_ids) for pair, L, slots in
+                zip(color, gray, zip(*slot_results, strict=True), strict=True)]
 
 
 def write_memory_video(predictor: Predictor, film: Film, target: Path, records: Sequence[ShotRecord],
@@ -196,7 +201,7 @@ def write_memory_video(predictor: Predictor, film: Film, target: Path, records: 
 
     ``records`` are the records of the colored shots; ``begin`` is the pts of the first one, None for the film's start.
     """
-    with closing(prefetch(_render_film(predictor, film, records, begin), BATCH)) as frames:
+    with closing(prefetch(_render_film(predictor, film, records, begin), WINDOW)) as frames:
         timed = ((pts - (begin or 0), frame) for pts, frame in frames)
         write_video(target, film, tqdm(timed, total=records[-1].end_frame, unit=" frames", desc=target.name,
                                        disable=None))
@@ -217,7 +222,7 @@ def _render_film(predictor, film, records, begin):
             yield pts, last
         pending.clear()
 
-    with closing(prefetch(film.read(begin), 2 * BATCH)) as frames:
+    with closing(prefetch(film.read(begin), WINDOW)) as frames:
         for index, (pts, _, planes) in enumerate(frames):
             if index == shot.end_frame:
                 yield from flush()
@@ -229,6 +234,6 @@ def _render_film(predictor, film, records, begin):
             renderer = renderer or MemoryVideoRenderer(predictor, part.y.shape[0], part.y.shape[1], ground_truth)
             pending.append((pts, part.rgb_uint8() if detector.is_new(planes, cut) else None))
             cut = False
-            if len(pending) == 2 * BATCH or sum(picture is not None for _, picture in pending) == BATCH:
+            if len(pending) == WINDOW:
                 yield from flush()
     yield from flush()
