@@ -362,7 +362,6 @@ class FilmRendering:
         self.digests[index] = shot_digest(self.predictor, plan, index, embeddings, self.config)
         self.records.states[index] = segments.save_shot(plan, recorder.record(), embeddings, self.digests[index])
 
-
     @contextmanager
     def _write_shot(self, index: int) -> Iterator[Callable[[FrameTask], None]]:
         """Yield a function that encodes the next frame of a shot and that of its confidence video."""
