@@ -255,7 +255,7 @@ class TrainConfig:
 
     img_size: int = setting(128, f"side of the square input of the networks, a multiple of {SIZE_STEP}",
                             group="networks")
-    width: int = setting(32, "channels of the first layers; inner layers have up to 8 times as many")
+    width: int = setting(16, "channels of the first layers; inner layers have up to 8 times as many")
     backbone: str = setting("efficientnet_lite0", "network that extracts features: efficientnet_lite0, resnet18, or "
                             "timm/NAME for a model of the timm package")
     backbone_weights: str = setting("", "file with the state dict of the backbone; default: weights of its package or "
@@ -381,7 +381,7 @@ class FilmConfig:
     fallback: Path | None = setting(None, "the input colored by another program, a film, picture or folder: its colors "
                                     "replace uncertain ones")
     confidence: bool = setting(False, "also write maps of the confidence: recalled, predicted and unknown colors")
-    batch_size: int = setting(64, "frames to color at the same time; fewer need less memory", group="machine")
+    batch_size: int = setting(128, "frames to color at the same time; fewer need less memory", group="machine")
     temporal_filter: TemporalFilterConfig = field(default_factory=TemporalFilterConfig)
 
 

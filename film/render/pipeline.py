@@ -28,7 +28,8 @@ from film.io.video import Film
 from film.render.fallback import FilmFallback
 from film.render.transition_blending import ColoredFrame, TransitionBlender
 
-WINDOW = 16  # frames of a shot whose keyframes are selected together; larger: fewer keyframes, more frames in memory
+WINDOW = 32  # frames of a shot whose keyframes are selected together; larger: fewer keyframes, more frames in memory
+LARGE_FRAME_WINDOW = 16  # the same if frames are large
 MIDDLE_GRAY = 0.4663  # Y' in [0, 1] of the gray with L = 50; luma of all pixels if ``color_only`` is True
 
 
@@ -107,12 +108,12 @@ def read_tasks(film: Film, plan: Plan, shots: Iterable[int], predictor: FilmPred
             yield from denoise_shot(tasks(number, group))
 
 
-def windows(tasks: Generator[FrameTask, None, None]) -> Generator[list[FrameTask], None, None]:
-    """Group consecutive tasks of a shot into lists of at most WINDOW frames."""
+def windows(tasks: Generator[FrameTask, None, None], size: int) -> Generator[list[FrameTask], None, None]:
+    """Group consecutive tasks of a shot into lists of at most ``size`` frames."""
     with closing(tasks):
         batch = []
         for task in tasks:
-            if batch and (task.shot != batch[0].shot or len(batch) == WINDOW):
+            if batch and (task.shot != batch[0].shot or len(batch) == size):
                 yield batch
                 batch = []
             batch.append(task)
@@ -125,13 +126,14 @@ def predict_tasks(tasks: Generator[FrameTask, None, None], predictor: FilmPredic
     """Set ab, confidence and embedding of the tasks; yield the tasks in order.
 
     Windows are predicted in parallel as far as ``config.batch_size`` allows, but only one if frames are ``large``,
-    since these take longer to encode. Keyframes and network inputs depend on the windows only, so the colors depend
+    since these take longer to encode and more memory. Keyframes and network inputs depend on the windows only, so the colors depend
     neither on ``batch_size`` nor on the number of threads.
     """
     colorer = _BatchColorer(predictor, plan, config)
-    threads = 1 if large else min(CORES, -(-config.batch_size // WINDOW))
-    max_pending = 1 if large or config.batch_size <= WINDOW else threads + 1
-    with closing(windows(tasks)) as pending, coloring_threads(threads) as pool:
+    size = LARGE_FRAME_WINDOW if large else WINDOW
+    threads = 1 if large else min(CORES, -(-config.batch_size // size))
+    max_pending = 1 if large or config.batch_size <= size else threads + 1
+    with closing(windows(tasks, size)) as pending, coloring_threads(threads) as pool:
         for batch, predictions in map_in_order(pool, colorer.predict, pending, max_pending):
             colorer.fill(batch, predictions)
             batch.reverse()

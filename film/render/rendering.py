@@ -7,8 +7,8 @@ source sample by sample; only Cb and Cr are new. Image sequences are written pic
 several processes render a film that is not an image sequence, the helpers start coloring during the analysis.
 
 RAM use grows by about 30 bytes per frame, plus at most 10 kB (palette) and about 50 kB (record) per shot. At most
-76 + 16 * threads frames are held at a time, where threads is the number of cores but at most batch_size / 16, and 64 if
-a frame has LARGE_FRAME_PIXELS or more. The analysis also holds one downscaled copy of each frame of the longest
+124 + 32 * threads frames are held at a time, where threads is the number of cores but at most batch_size / 32, and 64
+if a frame has LARGE_FRAME_PIXELS or more. The analysis also holds one downscaled copy of each frame of the longest
 transition.
 """
 
