@@ -98,7 +98,7 @@ def test_each_shot_has_a_palette_a_record_and_a_log_line(tmp_path):
     predictor = StubPredictor()
     records = color(source, tmp_path / "out.mkv", predictor, batch_size=4)
     assert [(r.start_frame, r.end_frame) for r in records] == [(0, 20), (20, 35), (35, 57)]
-    assert predictor.shots == 3 and sorted(predictor.batches) == [4, 6, 15, 16, 16]  # windows of 16 frames
+    assert predictor.shots == 3 and sorted(predictor.batches) == [15, 20, 22]  # each shot fits into a window
     assert [round(r.start_time * 12) for r in records] == [0, 20, 35] and round(records[-1].end_time * 12) == 57
     for number, (record, (gray, _)) in enumerate(zip(records, SHOTS, strict=True)):
         assert (record.index, record.slot_ids, record.slot_scores) == (number, [number + 1, 7], [0.9, 0.5])
@@ -367,7 +367,7 @@ def test_the_number_of_frames_in_memory_is_bounded(tmp_path, monkeypatch):
 
     source, returned = draw_shots(tmp_path / "in.mkv", [(60, 60), (200, 70)]), []
     monkeypatch.setattr(video, "return_freed_memory", lambda: returned.append(True))
-    for name, large, bound in (("small", rendering.LARGE_FRAME_PIXELS, 20 + 6 * 4), ("large", 1, 12 + 5 * 4)):
+    for name, large, bound in (("small", rendering.LARGE_FRAME_PIXELS, 2 * pipeline.WINDOW + 12), ("large", 1, 12 + 5 * 4)):
         film = Watched(source)
         for module in (rendering, video):
             monkeypatch.setattr(module, "LARGE_FRAME_PIXELS", large)
