@@ -34,7 +34,7 @@ from colorizer.series_colors import learned_colors
 from colorizer.warping.in_betweens import InBetweenConfig, InBetweens
 from colorizer.warping.propagation import Anchor
 from config import PredictorConfig
-from dataset import AB_SCALE, REFERENCE_ID, rgb_to_lab
+from dataset import REFERENCE_ID, rgb_to_lab
 from fileio.checkpoints import load_checkpoint, save_checkpoint
 from networks import Conditioning
 from utils import UserError, resolve_precision, select_device, single_torch_thread, to_device, warn
@@ -95,8 +95,7 @@ class Predictor(PicturePredictor):
         """Return the results of ``predict`` and the quantized frame embeddings (N, D); (N, 0) without a spatial memory.
 
         The networks color keyframes. In-between frames get colors warped from keyframes, and the embedding of the
-        nearest keyframe. ``propagated`` maps the index of a frame to its propagated colors, see ``ShotColors``; the
-        colors of in-between frames move towards them in proportion to their confidence, as those of keyframes do.
+        nearest keyframe. ``propagated`` maps the index of a frame to its propagated colors, see ``ShotColors``.
         """
         between = InBetweens(lightness, InBetweenConfig())
         keyframes, conditioning = lightness[between.keyframes], None
@@ -110,12 +109,8 @@ class Predictor(PicturePredictor):
         embeddings = np.zeros((len(keyframes), 0), np.int16)
         if features and self.uses_spatial_memory:
             embeddings = quantize_embeddings(features.embedding).cpu().numpy()
-        colors = between.propagate_colors(ab)
-        if propagated:
-            for number in set(range(len(colors))).difference(between.keyframes):
-                own = propagated(number).transpose(1, 2, 0)
-                colors[number] += own[..., 2:] * (own[..., :2] * np.float32(AB_SCALE) - colors[number])
-        return colors, between.propagate_confidence(confidence), between.propagate_embeddings(embeddings)
+        return (between.propagate_colors(ab, propagated), between.propagate_confidence(confidence),
+                between.propagate_embeddings(embeddings))
 
     @torch.no_grad()
     @single_torch_thread()

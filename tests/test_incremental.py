@@ -130,6 +130,24 @@ def test_batch_size_and_threads_do_not_change_a_byte(home, tmp_path, monkeypatch
     assert results[0] == results[1]
 
 
+def test_propagated_colors_color_in_between_frames_too(home):
+    """Each frame gets its own ones, in proportion to their confidence."""
+    with_memory = predictor(home)
+    lab = cv2.resize(rgb_to_lab(scene(0)), (with_memory.side, with_memory.side))
+    lightness, side = np.stack([lab[..., 0]] * 6), with_memory.config.side
+
+    def known(confidence):
+        return lambda number: np.stack([np.full((side, side), value, np.float32)
+                                        for value in (number / 11, -number / 22, confidence)])
+
+    palette = with_memory.palette([lab])
+    alone, sure, unsure = (with_memory.predict_with_embeddings(lightness, palette, each)[0]
+                           for each in (None, known(1), known(0)))
+    for number in range(6):
+        assert np.allclose(sure[number], (10 * number, -5 * number), atol=1)
+    assert np.allclose(unsure, alone, atol=1e-3) and not np.allclose(alone, sure, atol=2)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Changed shots
 

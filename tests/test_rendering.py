@@ -367,7 +367,8 @@ def test_the_number_of_frames_in_memory_is_bounded(tmp_path, monkeypatch):
 
     source, returned = draw_shots(tmp_path / "in.mkv", [(60, 60), (200, 70)]), []
     monkeypatch.setattr(video, "return_freed_memory", lambda: returned.append(True))
-    for name, large, bound in (("small", rendering.LARGE_FRAME_PIXELS, 2 * pipeline.WINDOW + 12), ("large", 1, 12 + 5 * 4)):
+    bounds = ("small", rendering.LARGE_FRAME_PIXELS, 2 * pipeline.WINDOW + 12), ("large", 1, 12 + 5 * 4)
+    for name, large, bound in bounds:
         film = Watched(source)
         for module in (rendering, video):
             monkeypatch.setattr(module, "LARGE_FRAME_PIXELS", large)

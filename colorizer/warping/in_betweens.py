@@ -6,7 +6,7 @@ each run of unmatched frames, until every frame matches.
 """
 
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from colorizer.confidence import Confidence
 from colorizer.warping.optical_flow import OpticalFlow, photometric_difference, relight, scale_flow, to_flow_image, warp
-from dataset import resize
+from dataset import AB_SCALE, resize
 
 
 @dataclass
@@ -89,8 +89,12 @@ class InBetweens:
             self._links[number, keyframe] = KeyframeLink(keyframe, flow, match)
         return self._links[number, keyframe]
 
-    def propagate_colors(self, ab: np.ndarray) -> np.ndarray:
-        """Return the colors of all frames (N, S, S, 2), given the colors of the keyframes (n, S, S, 2)."""
+    def propagate_colors(self, ab: np.ndarray, known: Callable[[int], np.ndarray] | None = None) -> np.ndarray:
+        """Return the colors of all frames (N, S, S, 2), given the colors of the keyframes (n, S, S, 2).
+
+        ``known`` maps the index of a frame to colors that are known from elsewhere in the shot, ab / 110 and the
+        confidence in [0, 1], (3, S, S). Colors of in-between frames move towards them in proportion to the confidence.
+        """
         side, results = ab.shape[1], []
         light = [resize(L, side, side) / 100 for L in self.lightness]
         pictures = [cv2.merge([light[number], *cv2.split(colors)])
@@ -98,6 +102,11 @@ class InBetweens:
         for L, picture in zip(light, self._propagate(pictures), strict=True):
             warped_L, *colors = cv2.split(picture)
             results.append(relight(cv2.merge(colors), warped_L, L))
+        if known:
+            for number in set(range(len(results))).difference(self.keyframes):
+                *colors, confidence = known(number)
+                target = cv2.merge(colors) * np.float32(AB_SCALE)
+                results[number] = results[number] + cv2.merge([confidence] * 2) * (target - results[number])
         return np.stack(results)
 
     def propagate_confidence(self, confidence: Confidence) -> Confidence:
