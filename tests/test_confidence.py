@@ -283,7 +283,7 @@ def test_maps_of_a_film_of_odd_size_and_of_one_without_confidence(tmp_path):
 
 
 def test_maps_of_large_films_are_smaller(tmp_path, monkeypatch):
-    """Lines and pixel aspect ratio are those of the film, divided by a whole number."""
+    """Height and width are those of the film, divided by the same whole number."""
     monkeypatch.setattr(confidence_video, "MAX_HEIGHT", 90)
     source = draw_shots(tmp_path / "in.mkv", [(60, 12)], size=(256, 192))
     color(source, tmp_path / "out.mkv", Doubter())

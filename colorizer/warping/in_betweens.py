@@ -99,14 +99,13 @@ class InBetweens:
         light = [resize(L, side, side) / 100 for L in self.lightness]
         pictures = [cv2.merge([light[number], *cv2.split(colors)])
                     for number, colors in zip(self.keyframes, ab, strict=True)]
-        for L, picture in zip(light, self._propagate(pictures), strict=True):
+        for number, (L, picture) in enumerate(zip(light, self._propagate(pictures), strict=True)):
             warped_L, *colors = cv2.split(picture)
-            results.append(relight(cv2.merge(colors), warped_L, L))
-        if known:
-            for number in set(range(len(results))).difference(self.keyframes):
+            result = relight(cv2.merge(colors), warped_L, L)
+            if known and number not in self.keyframes:
                 *colors, confidence = known(number)
-                target = cv2.merge(colors) * np.float32(AB_SCALE)
-                results[number] = results[number] + cv2.merge([confidence] * 2) * (target - results[number])
+                result = result + cv2.merge([confidence] * 2) * (cv2.merge(colors) * np.float32(AB_SCALE) - result)
+            results.append(result)
         return np.stack(results)
 
     def propagate_confidence(self, confidence: Confidence) -> Confidence:

@@ -126,8 +126,8 @@ def predict_tasks(tasks: Generator[FrameTask, None, None], predictor: FilmPredic
     """Set ab, confidence and embedding of the tasks; yield the tasks in order.
 
     Windows are predicted in parallel as far as ``config.batch_size`` allows, but only one if frames are ``large``,
-    since these take longer to encode and more memory. Keyframes and network inputs depend on the windows only, so the
-    colors depend neither on ``batch_size`` nor on the number of threads.
+    since these take longer to encode and need more memory. Keyframes and network inputs depend on the windows only, so
+    the colors depend neither on ``batch_size`` nor on the number of threads.
     """
     colorer = _BatchColorer(predictor, plan, config)
     size = LARGE_FRAME_WINDOW if large else WINDOW
