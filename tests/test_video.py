@@ -229,6 +229,15 @@ def test_output_codecs(tmp_path, settings, codec, pix_fmt):
     assert np.abs((planes_in(source)[3][0].astype(int) << shift) - planes_in(output)[3][0]).mean() < 2 << shift
 
 
+@pytest.mark.parametrize("lines, options", [
+    (576, [b"chroma_qp_offset=-2", b"trellis=1", b"analyse=0x3:0x13"]),  # 0x10: motion of parts of a block
+    (578, [b"chroma_qp_offset=-2", b"trellis=0", b"analyse=0x3:0x3"])])
+def test_x264_encodes_small_frames_more_thoroughly(tmp_path, lines, options):
+    output = color(draw_film(tmp_path / "in.mkv", (32, lines), range(2)), tmp_path / "out.mkv")
+    written = output.read_bytes()  # x264 states its options
+    assert [option in written for option in options] == [True] * 3
+
+
 @pytest.mark.parametrize("name, settings, tag", [
     ("out.mp4", {"codec": "hevc"}, "hvc1"), ("out.mov", {"codec": "prores"}, "apch"),
     ("out.mov", {"codec": "prores", "pix_fmt": "yuv444p10le"}, "ap4h")])

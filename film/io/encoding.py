@@ -32,14 +32,16 @@ from utils import UserError, is_out_of_memory, warn
 # Encoder settings
 
 ENCODER_THREADS = 4  # the output of x264, x265 and libvpx depends on their number, so it must not be that of cores
-# x264: all partitions take 1.35 times the time for the same size and quality, medium 3 times (benchmarks/trials.md)
+# Options of x264 were chosen by the error of colors, size and time: see "x264" in benchmarks/trials.md.
 _DEFAULTS = {  # encoder: (crf, other options)
-    "libx264": (16, {"preset": "veryfast", "partitions": "i4x4,i8x8"}),
+    "libx264": (16, {"preset": "veryfast", "partitions": "p8x8,i4x4,i8x8", "trellis": "1", "chromaoffset": "-2"}),
     "libx265": (18, {"x265-params": "log-level=error", "a53cc": "1"}),
     "libvpx-vp9": (24, {"b": "0", "row-mt": "1", "deadline": "good", "cpu-used": "3"}),
     "libaom-av1": (20, {"b": "0", "row-mt": "1", "cpu-used": "6"}), "libsvtav1": (20, {"svtav1-params": "lookahead=0"}),
     "ffv1": (None, {"level": "3", "g": "1", "slices": "4", "slicecrc": "1"}),  # as archives recommend: intra only
 }  # fmt: skip
+_LARGE_FRAME = 577  # lines, more than standard definition: time matters, and motion within a block is rarely worth it
+_LARGE_DEFAULTS = {"libx264": {"partitions": "i4x4,i8x8", "trellis": "0"}}  # replace those of _DEFAULTS
 _ALPHA_ENCODERS = ("ffv1", "prores_ks", "libvpx-vp9")  # FFmpeg encoders that write alpha; x265 lists it but does not
 _WRITTEN_SIDE_DATA = {name: {Type.A53_CC} for name in ("libx264", "libx265", "mpeg2video")}
 _DONOR_SIZE = 16  # maximum pixels along a side of the frame that side data are copied from; larger is slower
@@ -87,7 +89,7 @@ def choose_encoding(film: VideoFile, output: Path, config: FilmConfig, order: st
         warn(f"{encoder.name} stores only {bits} of the {planes.encoding.depth} bits per sample of {path}; use --codec "
              "ffv1 and a .mkv to keep all")
     encoding = planes.encoding._replace(depth=bits)
-    options = _choose_options(encoder, config)
+    options = _choose_options(encoder, config, height)
     has_alpha = "yuva" in pix_fmt
     with open_video(path) as (_, stream):
         rate = frame_rate(stream)
@@ -112,7 +114,7 @@ def choose_small_encoding(film: EncodingTarget, max_height: int) -> EncodingTarg
     the smallest whole number for which the height is at most ``max_height``, rounded to even sides."""
     divisor = 2 * -(-film.height // max_height)
     height, width = (max(1, round(side / divisor)) for side in (film.height, film.width))
-    crf, options = _DEFAULTS["libx264"]
+    crf, options = _default_options("libx264", 2 * height)
     tags = {"color_range": 1, "colorspace": BT709, "color_primaries": BT709, "color_trc": BT709}
     tags |= {name: ratio for name, ratio in film.tags.items() if name == "sample_aspect_ratio"}
     return EncodingTarget("libx264", {**options, "crf": str(crf)}, "yuv420p", 2 * width, 2 * height, (height, width),
@@ -167,8 +169,14 @@ def _choose_pix_fmt(encoder, planes, order, config):
     return min(supported, key=lambda name: (formats[name] < depth, abs(formats[name] - depth), names.index(stem(name))))
 
 
-def _choose_options(encoder, config):
-    crf, options = _DEFAULTS.get(encoder.name, (None, {}))
+def _default_options(name, height):
+    """Return the default CRF, or None, and the other options of an encoder for frames of ``height`` lines."""
+    crf, options = _DEFAULTS.get(name, (None, {}))
+    return crf, {**options, **(_LARGE_DEFAULTS.get(name, {}) if height >= _LARGE_FRAME else {})}
+
+
+def _choose_options(encoder, config, height):
+    crf, options = _default_options(encoder.name, height)
     if crf is None:
         if config.crf is not None:
             raise UserError(f"--codec {encoder.name} has no --crf; leave it out or use h264, hevc, vp9 or av1")

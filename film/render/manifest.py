@@ -25,7 +25,7 @@ from film.io.encoding import EncodingTarget
 from film.io.video import Film
 from film.render.fallback import open_fallback
 
-FORMAT = 28  # version of the files of a SegmentStore and of the coloring; files of a different version are not used
+FORMAT = 29  # version of the files of a SegmentStore and of the coloring; files of a different version are not used
 OPERATIONAL = ("batch_size", "confidence")  # fields of FilmConfig
 DERIVED = ("predictor", "encoding")  # entries that change with others, which say more
 MAX_SHOWN = 20  # characters of a value that an explanation shows; longer ones are hashes and lists
