@@ -119,6 +119,11 @@ class Shot:
         """First frame that also shows the next shot; ``end`` if a cut follows."""
         return self.end - (self.transition.frames if self.transition else 0)
 
+    @property
+    def middle(self) -> int:
+        """The middle one of the frames that show only this shot."""
+        return (self.start + self.transition_start) // 2
+
     def state(self) -> dict[str, Any]:
         """Return the shot as plain values and tensors."""
         transition = self.transition and {**vars(self.transition),

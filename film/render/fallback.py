@@ -105,7 +105,7 @@ def _scale_box(box: Box | None, size: tuple[int, ...], planes: Planes) -> Box | 
 def fit_film_fallback(fallback: Film, film: Film, plan: Plan, predictor: FilmPredictor) -> FallbackFit:
     """Estimate the grade and the error of a fallback from the middle frames of some shots of the film."""
     config, samples = FallbackConfig(), []
-    middles = [(shot.start + shot.transition_start) // 2 for shot in plan.shots]
+    middles = [shot.middle for shot in plan.shots]
     chosen = evenly_spaced(len(middles), config.sampled_frames)
     with (closing(FilmFallback(fallback, film, plan, FallbackFit())) as colors,
           closing(frames_at(film, plan.index, (middles[number] for number in chosen))) as frames):

@@ -54,7 +54,7 @@ class ShotRecorder:
                                 (task.confidence.probability.mean(), task.confidence.recalled.mean()))
         self.shares.append(task.fallback_share)
         self.lacking_fallback += task.lacks_fallback
-        if task.index == (self.shot.start + self.shot.transition_start) // 2:
+        if task.index == self.shot.middle:
             self.middle = task.planes, task.result
 
     def record(self) -> ShotRecord:
