@@ -230,12 +230,12 @@ def test_output_codecs(tmp_path, settings, codec, pix_fmt):
 
 
 @pytest.mark.parametrize("lines, options", [
-    (576, [b"chroma_qp_offset=-2", b"trellis=1", b"analyse=0x3:0x13"]),  # 0x10: motion of parts of a block
-    (578, [b"chroma_qp_offset=-2", b"trellis=0", b"analyse=0x3:0x3"])])
+    (576, [b"chroma_qp_offset=-2", b"trellis=1", b"analyse=0x3:0x13 "]),  # 0x10: motion of parts of a block
+    (578, [b"chroma_qp_offset=-2", b"trellis=0", b"analyse=0x3:0x3 "])])
 def test_x264_encodes_small_frames_more_thoroughly(tmp_path, lines, options):
     output = color(draw_film(tmp_path / "in.mkv", (32, lines), range(2)), tmp_path / "out.mkv")
     written = output.read_bytes()  # x264 states its options
-    assert [option in written for option in options] == [True] * 3
+    assert [option for option in options if option not in written] == []
 
 
 @pytest.mark.parametrize("name, settings, tag", [

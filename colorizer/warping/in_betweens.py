@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 
 from colorizer.confidence import Confidence
-from colorizer.warping.optical_flow import OpticalFlow, photometric_difference, relight, scale_flow, to_flow_image, warp
+from colorizer.warping.optical_flow import (
+    OpticalFlow, add_scaled, photometric_difference, relight, scale_flow, to_flow_image, warp)
 from dataset import AB_SCALE, resize
 
 
@@ -104,7 +105,7 @@ class InBetweens:
             result = relight(cv2.merge(colors), warped_L, L)
             if known and number not in self.keyframes:
                 *colors, confidence = known(number)
-                result = result + cv2.merge([confidence] * 2) * (cv2.merge(colors) * np.float32(AB_SCALE) - result)
+                result = add_scaled(result, cv2.merge(colors) * np.float32(AB_SCALE) - result, confidence)
             results.append(result)
         return np.stack(results)
 

@@ -55,14 +55,18 @@ def photometric_difference(first: np.ndarray, second: np.ndarray, flow: np.ndarr
     return box_blur(np.square((warp(second.astype(np.float32), flow) - first) / 255))
 
 
+def add_scaled(ab: np.ndarray, change: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return ab + scale * change, for ab and ``change`` (H, W, 2) and ``scale`` (H, W)."""
+    return ab + change * cv2.merge([scale, scale])  # NumPy's broadcasting over the last axis takes 3 times as long
+
+
 def relight(ab: np.ndarray, warped_L: np.ndarray, L: np.ndarray) -> np.ndarray:
     """Adapt warped colors ab (H, W, 2) to the lightness L (H, W) in [0, 1] of the picture they were warped to.
 
     ``warped_L`` (H, W) is the lightness warped along the same flow. The correction is the guided-filter slope times the
     difference in lightness, which compensates for subpixel errors of the flow.
     """
-    change = L - warped_L
-    return ab + guided_filter_slope(ab, warped_L, WINDOW, REGULARIZATION) * cv2.merge([change, change])
+    return add_scaled(ab, guided_filter_slope(ab, warped_L, WINDOW, REGULARIZATION), L - warped_L)
 
 
 def flow_inconsistency(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
@@ -112,6 +116,6 @@ class TemporalFilter:
             flow = scale_flow(flow, side)
             difference = photometric_difference(picture, self._picture, flow)
             weight = config.previous_weight * np.exp(-config.photometric_weight * difference)
-            ab = ab + cv2.merge([weight, weight]) * cv2.blur(warp(self._ab, flow) - ab, (3, 3))
+            ab = add_scaled(ab, cv2.blur(warp(self._ab, flow) - ab, (3, 3)), weight)
         self._picture, self._ab = picture, ab
         return ab

@@ -19,7 +19,7 @@ import numpy as np
 from skimage.segmentation import felzenszwalb
 
 from colorizer.warping.optical_flow import (
-    OpticalFlow, flow_inconsistency, photometric_difference, relight, to_flow_image, warp)
+    OpticalFlow, add_scaled, flow_inconsistency, photometric_difference, relight, to_flow_image, warp)
 from dataset import AB_SCALE, resize
 
 SIGNATURE = 16  # pixels along a side of the pictures by which frames of the film are recognized
@@ -165,7 +165,7 @@ def _fill_regions(L, ab, confidence, config):
     regions = cv2.resize(regions.astype(np.uint16), L.shape[::-1], interpolation=cv2.INTER_NEAREST)
     certain, colors = certain[regions].astype(np.float32), colors[regions].astype(np.float32)
     share = certain / (certain + confidence + 1e-6) * np.clip((certain - confidence) / 0.2 + 0.5, 0, 1)
-    return ab + cv2.merge([share, share]) * (colors - ab), np.maximum(confidence, certain)
+    return add_scaled(ab, colors - ab, share), np.maximum(confidence, certain)
 
 
 def _blend(found):

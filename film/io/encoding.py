@@ -32,7 +32,7 @@ from utils import UserError, is_out_of_memory, warn
 # Encoder settings
 
 ENCODER_THREADS = 4  # the output of x264, x265 and libvpx depends on their number, so it must not be that of cores
-# Options of x264 were chosen by the error of colors, size and time: see "x264" in benchmarks/trials.md.
+# Options of x264 were chosen by the error of colors, the file size and the time: see "x264" in benchmarks/trials.md.
 _DEFAULTS = {  # encoder: (crf, other options)
     "libx264": (16, {"preset": "veryfast", "partitions": "p8x8,i4x4,i8x8", "trellis": "1", "chromaoffset": "-2"}),
     "libx265": (18, {"x265-params": "log-level=error", "a53cc": "1"}),
@@ -40,8 +40,8 @@ _DEFAULTS = {  # encoder: (crf, other options)
     "libaom-av1": (20, {"b": "0", "row-mt": "1", "cpu-used": "6"}), "libsvtav1": (20, {"svtav1-params": "lookahead=0"}),
     "ffv1": (None, {"level": "3", "g": "1", "slices": "4", "slicecrc": "1"}),  # as archives recommend: intra only
 }  # fmt: skip
-_LARGE_FRAME = 577  # lines, more than standard definition: from here on, _LARGE_OPTIONS replace those of _DEFAULTS
-_LARGE_OPTIONS = {"libx264": {"partitions": "i4x4,i8x8", "trellis": "0"}}  # faster, of about the same quality and size
+_SD_LINES = 576  # maximum height of a frame in standard definition
+_HD_OPTIONS = {"libx264": {"partitions": "i4x4,i8x8", "trellis": "0"}}  # replace those of _DEFAULTS in higher frames
 _ALPHA_ENCODERS = ("ffv1", "prores_ks", "libvpx-vp9")  # FFmpeg encoders that write alpha; x265 lists it but does not
 _WRITTEN_SIDE_DATA = {name: {Type.A53_CC} for name in ("libx264", "libx265", "mpeg2video")}
 _DONOR_SIZE = 16  # maximum pixels along a side of the frame that side data are copied from; larger is slower
@@ -172,7 +172,7 @@ def _choose_pix_fmt(encoder, planes, order, config):
 def _default_options(name, height):
     """Return the default CRF, or None, and the other options of an encoder for frames of ``height`` lines."""
     crf, options = _DEFAULTS.get(name, (None, {}))
-    return crf, {**options, **(_LARGE_OPTIONS.get(name, {}) if height >= _LARGE_FRAME else {})}
+    return crf, {**options, **(_HD_OPTIONS.get(name, {}) if height > _SD_LINES else {})}
 
 
 def _choose_options(encoder, config, height):
